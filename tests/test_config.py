@@ -1,0 +1,462 @@
+"""Recipes: what is written comes back typed, and every mistake is told in one line with its full key."""
+
+import dataclasses
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tok1d import config as config_module
+from tok1d.config import (
+    MODEL_CONFIGS,
+    CardConfig,
+    DataConfig,
+    EvaluateConfig,
+    Recipe,
+    TrainConfig,
+    build_config,
+    build_model_config,
+    field_rows,
+    load_card,
+    load_recipe,
+    option,
+    recipe_names,
+    to_mapping,
+    to_yaml,
+)
+from tok1d.config_fields import nearest
+from tok1d.errors import ConfigError
+
+
+@dataclass
+class Encoder:
+    depth: int = option(2, "blocks", ge=1)
+    width: int = option(64, "width", ge=1)
+    heads: int = option(4, "heads", ge=1)
+    dropout: float = option(0.0, "dropout", ge=0, lt=1)
+
+    def check(self) -> None:
+        if self.width % self.heads:
+            raise ConfigError(f"heads: {self.heads} does not divide width {self.width}")
+
+
+@dataclass
+class Plain:
+    name: str = option("plain")
+
+
+@dataclass
+class Quantised:
+    name: str = option("vq")
+    codes: int = option(512, ge=2)
+
+
+@dataclass
+class Model:
+    name: str = option("toy")
+    encoder: Encoder = option(Encoder(depth=5))
+    decoder: Encoder | None = option(None)
+    bottleneck: Plain | Quantised = option(Plain())
+    range: tuple[float, float] = option((-1.0, 1.0))
+    rates: dict[str, float] = option({})
+    mode: Literal["fast", "exact", 3] = option("fast")
+    patch: int | list[int] = option(4, ge=1)
+    sizes: list[int] | None = option(None)
+
+
+@dataclass
+class Other:
+    name: str = option("other")
+    size: int = option(3, help="a required neighbour's neighbour")
+
+
+MINIMAL = """
+kind: tokenizer
+model: {name: toy}
+train: {steps: 100, batch_size: 8, lr: 1e-3}
+"""
+
+
+@pytest.fixture(autouse=True)
+def toy_models(monkeypatch):
+    monkeypatch.setitem(MODEL_CONFIGS, "toy", (__name__, "Model"))
+    monkeypatch.setitem(MODEL_CONFIGS, "other", (__name__, "Other"))
+
+
+@pytest.fixture
+def package(monkeypatch, tmp_path):
+    """A package folder of two recipes instead of the real one."""
+    folder = tmp_path / "recipes"
+    (folder / "digits").mkdir(parents=True)
+    (folder / "digits" / "tiny.yaml").write_text(MINIMAL + "card: {about: a tiny one}\n")
+    (folder / "digits" / "large.yaml").write_text("base: digits/tiny\nmodel: {encoder: {depth: 9}}\n")
+    monkeypatch.setattr(config_module, "RECIPES", folder)
+    return folder
+
+
+@pytest.fixture
+def minimal(tmp_path):
+    return write(tmp_path / "minimal.yaml", MINIMAL)
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def error_of(call, *args) -> str:
+    with pytest.raises(ConfigError) as caught:
+        call(*args)
+    message = str(caught.value)
+    assert message and message.isprintable(), "one line"
+    return message
+
+
+def test_defaults_types_and_derived_out(minimal):
+    recipe = load_recipe(minimal)
+    assert recipe.train == TrainConfig(steps=100, batch_size=8, lr=1e-3)
+    assert recipe.data == DataConfig() and recipe.evaluate == EvaluateConfig()
+    assert recipe.model == Model()
+    assert recipe.model.encoder.depth == 5, "the enclosing class's default, not the field's own"
+    assert recipe.out == "runs/minimal" and recipe.cache is None
+
+
+def test_partial_section_keeps_the_enclosing_default(minimal):
+    assert load_recipe(minimal, ["model.encoder.heads=2"]).model.encoder == Encoder(depth=5, heads=2)
+
+
+def test_configs_do_not_share_mutable_defaults(minimal):
+    first, second = load_recipe(minimal), load_recipe(minimal)
+    first.evaluate.keep.append(1)
+    first.model.encoder.depth = 7
+    assert second.evaluate.keep == [] and EvaluateConfig().keep == []
+    assert second.model.encoder.depth == 5 and Model().encoder.depth == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("train.lr=1e-4", "train.lr", 1e-4),
+        ("train.lr=1", "train.lr", 1.0),
+        ("evaluate.keep=[1,2,4]", "evaluate.keep", [1, 2, 4]),
+        ("data.root=/some/dir", "data.root", "/some/dir"),
+        ("data.root=a=b", "data.root", "a=b"),
+        ("data.limit=null", "data.limit", None),
+        ("data.flip=true", "data.flip", True),
+        ("data.channels=3", "data.channels", 3),
+        ('data.root="12"', "data.root", "12"),
+        ("model.range=[0,1]", "model.range", (0.0, 1.0)),
+        ("model.rates.head=2", "model.rates", {"head": 2.0}),
+        ("model.mode=3", "model.mode", 3),
+        ("model.patch=[2, 4]", "model.patch", [2, 4]),
+        ("model.decoder={depth: 3}", "model.decoder", Encoder(depth=3)),
+        ("model.bottleneck.name=vq", "model.bottleneck", Quantised()),
+        ("model.bottleneck={name: vq, codes: 8}", "model.bottleneck", Quantised(codes=8)),
+        ("data.image_size=${train.batch_size}", "data.image_size", 8),
+    ],
+)
+def test_override(minimal, override, key, value):
+    found: Any = load_recipe(minimal, [override])
+    for name in key.split("."):
+        found = getattr(found, name)
+    assert found == value and type(found) is type(value)
+
+
+def test_later_overrides_win(minimal):
+    assert load_recipe(minimal, ["seed=1", "seed=2"]).seed == 2
+
+
+def test_inheritance_and_naming(package, tmp_path):
+    assert recipe_names() == ["digits/large", "digits/tiny"]
+    assert load_recipe("digits/large").model.encoder == Encoder(depth=9)
+    assert load_recipe("digits/large").out == "runs/digits/large"
+    run = write(tmp_path / "run.yaml", to_yaml(load_recipe("digits/tiny")))
+    child = write(tmp_path / "child.yaml", "base: run.yaml\nseed: 4\n")
+    assert load_recipe(run).out == "runs/digits/tiny"
+    assert load_recipe(child).out == "runs/child", "two recipes never share a run folder by inheritance"
+    assert load_recipe(child).seed == 4
+
+
+def test_another_model_starts_afresh_but_other_sections_merge(minimal, tmp_path):
+    child = write(tmp_path / "child.yaml", "base: minimal.yaml\nmodel: {encoder: {depth: 3}}\n")
+    assert load_recipe(child, ["model.name=other", "model.size=8"]).model == Other(size=8)
+    folder = load_recipe(child, ["data.image_size=9", "data.name=folder", "data.root=x"])
+    assert (folder.data.name, folder.data.image_size) == ("folder", 9)
+    vq = write(tmp_path / "vq.yaml", "base: child.yaml\nmodel: {bottleneck: {name: vq, codes: 9}}\n")
+    assert load_recipe(vq, ["model.bottleneck.name=plain"]).model.bottleneck == Plain()
+
+
+def test_generator_gets_a_cache_below_out(minimal):
+    recipe = load_recipe(minimal, ["kind=generator", "tokenizer=runs/t/model", "out=elsewhere"])
+    assert recipe.cache == "elsewhere/cache"
+
+
+def test_load_card_needs_no_model(tmp_path):
+    path = write(tmp_path / "card.yaml", "model: {name: not_made_yet}\ncard: {about: x, cost: 1 min}\n")
+    assert load_card(path) == CardConfig(about="x", cost="1 min")
+
+
+texts = st.text(st.characters(codec="utf-8"), max_size=12)
+tricky = st.sampled_from(["${x}", "\\${seed}", "a\\\\${", "1e-4", "null", "", " x ", "a: b", "#", "~", "yes", "12:30"])
+recipes = st.builds(
+    Recipe,
+    kind=st.just("tokenizer"),
+    seed=st.integers(0, 2**32 - 1),
+    out=(texts | tricky).filter(lambda text: text not in ("", "???")),
+    card=st.builds(CardConfig, about=(texts | tricky).filter(lambda text: text != "???")),
+    data=st.builds(DataConfig, limit=st.none() | st.integers(1, 9), flip=st.booleans()),
+    train=st.builds(
+        TrainConfig,
+        steps=st.integers(100, 10**6),
+        batch_size=st.just(1),
+        lr=st.floats(1e-300, 1e300),
+        beta1=st.floats(0, 1, exclude_max=True),
+        schedule=st.sampled_from(["cosine", "linear"]),
+    ),
+    evaluate=st.builds(EvaluateConfig, keep=st.lists(st.integers(0, 64), max_size=3)),
+    model=st.builds(
+        Model,
+        decoder=st.none() | st.builds(Encoder, depth=st.integers(1, 9)),
+        bottleneck=st.builds(Plain) | st.builds(Quantised, codes=st.integers(2, 9)),
+        range=st.tuples(st.floats(-9, 9), st.floats(-9, 9)),
+        rates=st.dictionaries(st.sampled_from(["a", "b"]), st.floats(-9, 9)),
+    ),
+)
+shared_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80, deadline=None)
+
+
+@shared_folder
+@given(recipe=recipes)
+def test_yaml_round_trip(tmp_path, recipe):
+    path = write(tmp_path / "written.yaml", to_yaml(recipe))
+    assert load_recipe(path) == recipe
+
+
+@shared_folder
+@given(recipe=recipes)
+def test_field_rows_are_overrides(tmp_path, recipe):
+    path = write(tmp_path / "minimal.yaml", MINIMAL)
+    rows = field_rows(recipe)
+    assert all(row.value.isprintable() for row in rows)
+    assert load_recipe(path, [f"{row.key}={row.value}" for row in rows]) == recipe
+
+
+@given(recipe=recipes)
+@settings(max_examples=30, deadline=None)
+def test_mapping_round_trip(recipe):
+    assert build_config(Recipe, to_mapping(recipe)) == recipe
+    assert build_model_config(to_mapping(recipe.model)) == recipe.model
+
+
+def test_field_rows(minimal):
+    rows = {row.key: row for row in field_rows(load_recipe(minimal, ["train.lr=0.5"]))}
+    assert dataclasses.astuple(rows["train.lr"])[1:4] == ("float > 0", "required", "0.5")
+    assert dataclasses.astuple(rows["data.limit"])[1:4] == ("int >= 1 or null", "null", "null")
+    assert rows["data.crop"].type == "center or random"
+    assert rows["evaluate.keep"].type == "list of int >= 0"
+    assert rows["model.encoder.depth"].default == "5"
+    assert rows["model.encoder.dropout"].type == "float >= 0 and < 1"
+    leaves = [row for row in rows.values() if not row.key.startswith(("model", "card"))]
+    assert all(row.help for row in leaves)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.encoder.dpeth=3", "model.encoder.dpeth: unknown key; did you mean model.encoder.depth? (tok1d config"),
+        ("trian.lr=1", "trian: unknown key; did you mean train?"),
+        ("lr=1", "lr: unknown key; did you mean train.lr?"),
+        ("model.dropout=0", "did you mean model.encoder.dropout or model.decoder.dropout?"),
+        ("model.bottleneck.codes=3", "model.bottleneck.codes: unknown key; expected one of name"),
+        ("data.sharpness=1", "data.sharpness: unknown key; expected one of name, root, image_size"),
+        ("train.steps=1.0", "train.steps: expected int, received 1.0"),
+        ("train.steps=true", "train.steps: expected int, received true"),
+        ("train.steps='7'", "train.steps: expected int, received '7'"),
+        ("train.steps=", "train.steps: expected int, received null"),
+        ("train.lr=fast", "train.lr: expected float, received 'fast'"),
+        ("train.lr=.nan", "train.lr: expected float, received nan"),
+        ("train.lr=true", "train.lr: expected float, received true"),
+        ("train=3", "train: expected mapping of keys, received 3"),
+        ("model=toy", "model: expected a mapping with a name, received 'toy'"),
+        ("data.flip=1", "data.flip: expected true or false, received 1"),
+        ("data.root=12", "data.root: expected str or null, received 12; quote it"),
+        ("data.root={a: 1}", "data.root: expected str or null, received {'a': 1}"),
+        ("model.sizes=3", "model.sizes: expected list of int or null, received 3"),
+        ("model.sizes=[x]", "model.sizes[0]: expected int, received 'x'"),
+        ("data.limit=x", "data.limit: expected int or null, received 'x'"),
+        ("data.crop=centre", "data.crop: expected center or random, received 'centre'; did you mean center?"),
+        ("data.channels=2", "data.channels: expected 1 or 3, received 2"),
+        ("data.channels=true", "data.channels: expected 1 or 3, received true"),
+        ("evaluate.keep=4", "evaluate.keep: expected list of int, received 4"),
+        ("evaluate.keep=[1,x]", "evaluate.keep[1]: expected int, received 'x'"),
+        ("evaluate.keep=[1,-1]", "evaluate.keep[1]: expected int >= 0, received -1"),
+        ("model.range=[0]", "model.range: expected [float, float], received [0]"),
+        ("model.rates.a=x", "model.rates.a: expected float, received 'x'"),
+        ("model.patch=x", "model.patch: expected int or list of int, received 'x'"),
+        ("model.patch=0", "model.patch: expected int >= 1 or list of int >= 1, received 0"),
+        ("model.decoder.depth=0", "model.decoder.depth: expected int >= 1, received 0"),
+        ("model.bottleneck.name=vqq", "model.bottleneck.name: expected plain or vq, received 'vqq'; did you mean vq?"),
+        ("train.lr=-1", "train.lr: expected float > 0, received -1.0"),
+        ("train.ema=1", "train.ema: expected float >= 0 and < 1, received 1.0"),
+        ("data.limit=0", "data.limit: expected int >= 1 or null, received 0"),
+        ("train.steps=???", "train.steps: required; expected int >= 1, set it with train.steps=VALUE"),
+        ("model.name=toi", "received 'toi'; did you mean toy?"),
+        ("model.name=null", "model.name: expected cnn or"),
+        ("seed=${train.step}", "seed: expected ${KEY} of a key written"),
+        ("seed=${", "seed: expected ${KEY} of a key written"),
+    ],
+)
+def test_mistake_in_override_and_in_yaml_is_told_the_same(minimal, tmp_path, override, words):
+    message = error_of(load_recipe, minimal, [override])
+    assert words in message
+    key, _, value = override.partition("=")
+    *sections, last = key.split(".")
+    lines = [f"{2 * depth * ' '}{name}:" for depth, name in enumerate(sections)]
+    lines.append(f"{2 * len(sections) * ' '}{last}: {value}")
+    child = write(tmp_path / "child.yaml", "\n".join(["base: minimal.yaml", *lines]))
+    assert error_of(load_recipe, child) == message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.encoder.heads=5"], "model.encoder.heads: 5 does not divide width 64"),
+        (["model.decoder={heads: 5}"], "model.decoder.heads: 5 does not divide"),
+        (["train.warmup=101"], "train.warmup: expected at most steps=100, received 101"),
+        (["train.lr_min=1"], "train.lr_min: expected at most lr=0.001, received 1.0"),
+        (["kind=generator"], "tokenizer: a generator needs"),
+        (["tokenizer=x"], "tokenizer: only generators read it"),
+        (["num_tokens=3"], "num_tokens: only generators read it"),
+        (["data.name=folder"], "data.root: name=folder needs"),
+        (["kind=generater"], "kind: expected tokenizer or generator or classifier"),
+        (["train.lr"], "override 'train.lr': expected key=value"),
+        (["=3"], "override '=3': expected key=value"),
+        (["train..lr=3"], "expected key=value"),
+        (["evaluate.keep[0]=3"], "expected a whole list"),
+        (["evaluate.keep=[1"], "override 'evaluate.keep=[1': the value is not valid YAML"),
+        (['"a\nb"=3'], "unknown key"),
+    ],
+)
+def test_contradictions_and_malformed_overrides(minimal, overrides, words):
+    assert words in error_of(load_recipe, minimal, overrides)
+
+
+def test_model_must_fit_kind_and_data(minimal, monkeypatch):
+    cnn = ["model.name=cnn", "kind=classifier"]
+    assert load_recipe(minimal, cnn).model.name == "cnn"
+    assert "model.name: cnn is a classifier, but" in error_of(load_recipe, minimal, cnn[:1])
+    message = error_of(load_recipe, minimal, [*cnn, "data.image_size=32"])
+    assert message == "model.image_size: expected data.image_size=32, received 28"
+    linked = [*cnn, "data.image_size=32", "model.image_size=${data.image_size}"]
+    assert load_recipe(minimal, linked).model.image_size == 32
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("kind: tokenizer\ntrain: [1\n", "line 3: not valid YAML"),
+        ("seed: 1\nseed: 2\n", "line 2: not valid YAML, found duplicate key seed"),
+        ("seed: 1\n\x01", "line 2: not valid YAML"),
+        ("a: !!python/object:os.system x", "line 1: not valid YAML"),
+        ("a: !!set {x}", "not a supported"),
+        ("- 1\n", "expected a mapping of keys"),
+        ("3", "expected a mapping of keys"),
+        ("null: 3", "key type"),
+        ("base: 3", "base: expected a recipe's name or file, received 3"),
+        ("base: me.yaml", "inherit in a circle"),
+        ("base: other.yaml", "recipe 'other.yaml': no such file"),
+        ('"see\\nd": 1', "unknown key; "),
+        ("", "model.name"),
+        ("model: {name: toy}\nkind: tokenizer", "train.steps: required; expected int >= 1"),
+    ],
+)
+def test_bad_files(tmp_path, text, words):
+    message = error_of(load_recipe, write(tmp_path / "me.yaml", text))
+    assert words in message or (not text and "kind: required" in message)
+
+
+def test_undecodable_file(tmp_path):
+    (tmp_path / "bytes.yaml").write_bytes(b"seed: \xff\n")
+    assert "not UTF-8" in error_of(load_recipe, str(tmp_path / "bytes.yaml"))
+
+
+def test_circle_through_two_files(tmp_path):
+    a = write(tmp_path / "a.yaml", "base: b.yaml\n")
+    write(tmp_path / "b.yaml", "base: a.yaml\n")
+    assert "a.yaml -> " in error_of(load_recipe, a)
+
+
+@pytest.mark.parametrize("name", ["digits/tinny", "tiny", "tinny", "digits/tiny.yaml"])
+def test_unknown_recipe_names_the_nearest(package, name):
+    assert "did you mean digits/tiny?" in error_of(load_recipe, name)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "nothing/like/it", "no.yaml", "\0", ""])
+def test_unknown_recipe_without_a_neighbour(package, name):
+    assert "tok1d recipes lists" in error_of(load_recipe, name) or not name
+
+
+def test_build_config_checks_and_does_not_interpolate():
+    assert build_config(Plain, {"name": "${oc.env:HOME}"}).name == "${oc.env:HOME}"
+    assert build_config(Encoder, {"dropout": 0}) == Encoder(dropout=0.0)
+    assert error_of(build_config, Encoder, {"widht": 3}).startswith("widht: unknown key; did you mean width?")
+    assert error_of(build_config, Encoder, [3]).startswith("recipe: expected mapping of keys")
+    assert "model.name: expected cnn or" in error_of(build_model_config, {})
+
+
+def keys_of(cls: type, prefix: str = "") -> list[str]:
+    return [f"{prefix}{field.name}" for field in dataclasses.fields(cls)]
+
+
+all_keys = [
+    *keys_of(Recipe),
+    *keys_of(DataConfig, "data."),
+    *keys_of(TrainConfig, "train."),
+    *keys_of(EvaluateConfig, "evaluate."),
+    *keys_of(Model, "model."),
+    *keys_of(Encoder, "model.encoder."),
+]
+
+
+@st.composite
+def misspelt(draw):
+    """A key with one slip in its last name, and the right key."""
+    key = draw(st.sampled_from(all_keys))
+    parent, _, name = key.rpartition(".")
+    i = draw(st.integers(0, len(name) - 1))
+    letter = draw(st.characters(codec="ascii", categories=["L", "N"]) | st.just("_"))
+    slips = [name[:i] + letter + name[i:], name[:i] + letter + name[i + 1 :], name[:i] + name[i + 1 :]]
+    slips += [name[:i] + name[i + 1 : i + 2] + name[i : i + 1] + name[i + 2 :], name.upper()]
+    wrong = draw(st.sampled_from(slips))
+    wrong_key = f"{parent}.{wrong}" if parent else wrong
+    return wrong_key, key
+
+
+@shared_folder
+@given(slip=misspelt())
+def test_any_single_slip_names_the_right_key(tmp_path, slip):
+    wrong, right = slip
+    if wrong in [*all_keys, "base"]:
+        return
+    path = write(tmp_path / "minimal.yaml", MINIMAL)
+    message = error_of(load_recipe, path, [f"{wrong}=1"])
+    assert message.startswith(f"{wrong}: unknown key; did you mean ")
+    suggested = message.partition("did you mean ")[2].partition("?")[0].split(" or ")
+    assert right in suggested
+
+
+def test_nearest_is_symmetric_in_slips_and_silent_when_far():
+    assert nearest("beta3", ["beta1", "beta2", "lr"]) == ["beta1", "beta2"]
+    assert nearest("betas", ["clip"]) == []
+    assert nearest("lr", []) == []
+
+
+def test_importing_and_listing_needs_neither_torch_nor_omegaconf():
+    code = "import sys, tok1d.config as c; c.recipe_names(); print({'torch', 'omegaconf'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

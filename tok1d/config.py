@@ -1,0 +1,356 @@
+"""Recipes: YAML files and `key=value` overrides, merged by OmegaConf and checked into typed dataclasses."""
+
+import dataclasses
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from tok1d import config_fields
+from tok1d.config_fields import FieldRow, option
+from tok1d.errors import ConfigError
+
+T = TypeVar("T")
+
+RECIPES = Path(__file__).parent / "recipes"
+
+# Model name -> where its configuration class is, imported only when a recipe names it: those modules need torch.
+MODEL_CONFIGS: dict[str, tuple[str, str]] = {
+    "semanticist": ("tok1d.tokenizers.semanticist", "SemanticistConfig"),
+    "epsilon_llamagen": ("tok1d.generators.autoregressive", "EpsilonLlamaGenConfig"),
+    "cnn": ("tok1d.evaluate.networks", "CNNConfig"),
+}
+_KIND_OF_PACKAGE = {"tokenizers": "tokenizer", "generators": "generator", "evaluate": "classifier"}
+
+
+@dataclass
+class CardConfig:
+    """What `tok1d recipes` says of a recipe."""
+
+    about: str = option("", "one line: what it trains, on what")
+    reproduces: str = option("", "the paper's experiment it follows, if any")
+    paper: str = option("", "the paper's number, with its protocol")
+    ours: str = option("", "our measured number, with its protocol")
+    cost: str = option("", "time and machine")
+
+
+@dataclass
+class DataConfig:
+    """Which images, and how they become squares."""
+
+    name: Literal["fashion_mnist", "folder"] = option("fashion_mnist", "data set")
+    root: str | None = option(None, "folder of the data; for fashion_mnist null looks in the usual places")
+    image_size: int = option(28, "side of the square images, in pixels", ge=1)
+    channels: Literal[1, 3] = option(1, "1 for grey, 3 for colour")
+    crop: Literal["center", "random"] = option("center", "where training images are cut square")
+    flip: bool = option(False, "mirror training images left to right at random")
+    on_broken: Literal["stop", "skip"] = option("stop", "what an unreadable image does")
+    limit: int | None = option(None, "training images used; null is all", ge=1)
+    limit_test: int | None = option(None, "test images used; null is all", ge=1)
+
+    def check(self) -> None:
+        """Raise ConfigError on a folder data set without its folder."""
+        if self.name == "folder" and not self.root:
+            raise ConfigError("root: name=folder needs the folder that holds one folder a class, received null")
+
+
+@dataclass
+class OptimConfig:
+    """AdamW, its schedule and the averaging of weights; steps are optimizer steps."""
+
+    steps: int = option(help="optimizer steps of the run", ge=1)
+    batch_size: int = option(help="images of one forward pass, over all processes", ge=1)
+    accumulate: int = option(1, "forward passes whose gradients make one step", ge=1)
+    lr: float = option(help="highest learning rate", gt=0)
+    schedule: Literal["cosine", "constant", "linear"] = option("cosine", "learning rate after the warm-up")
+    warmup: int = option(0, "steps of linear warm-up from 0", ge=0)
+    lr_min: float = option(0.0, "learning rate at the end of cosine and linear", ge=0)
+    beta1: float = option(0.9, "AdamW decay of the mean gradient", ge=0, lt=1)
+    beta2: float = option(0.95, "AdamW decay of the mean squared gradient", ge=0, lt=1)
+    weight_decay: float = option(0.0, "AdamW weight decay of parameters with two or more dimensions", ge=0)
+    clip: float = option(1.0, "largest global gradient norm; 0 is off", ge=0)
+    ema: float = option(0.999, "decay of the averaged weights per step; 0 is off", ge=0, lt=1)
+
+    def check(self) -> None:
+        """Raise ConfigError on a warm-up longer than the run or a last learning rate above the highest."""
+        if self.warmup > self.steps:
+            raise ConfigError(f"warmup: expected at most steps={self.steps}, received {self.warmup}")
+        if self.lr_min > self.lr:
+            raise ConfigError(f"lr_min: expected at most lr={self.lr}, received {self.lr_min}")
+
+
+@dataclass
+class TrainConfig(OptimConfig):
+    """One training run: the optimizer's settings and what happens every so many steps."""
+
+    precision: Literal["fp32", "bf16"] = option("fp32", "arithmetic of the forward pass; bf16 is for GPUs")
+    log_every: int = option(50, "steps between lines of the log", ge=1)
+    save_every: int = option(0, "steps between checkpoints; 0 is only at the end", ge=0)
+    preview_every: int = option(0, "steps between preview pictures; 0 is only at the end", ge=0)
+    evaluate_every: int = option(0, "steps between evaluations; 0 is only at the end", ge=0)
+
+
+@dataclass
+class EvaluateConfig:
+    """What the evaluation of a run measures."""
+
+    num_images: int = option(1000, "first test images that are reconstructed", ge=1)
+    num_samples: int = option(1000, "images a generator draws", ge=1)
+    keep: list[int] = option([], "numbers of leading tokens to decode from; empty is 1, 2, 4, ... all", ge=0)
+    steps: int = option(25, "steps of a diffusion decoder", ge=1)
+    guidance: float = option(1.0, "guidance scale; 1 is none", ge=0)
+    temperature: float = option(1.0, "sampling temperature of a generator", ge=0)
+    batch_size: int = option(100, "images at a time", ge=1)
+
+
+def _build_model(value: Any, key: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key}: expected a mapping with a name, received {config_fields.show(value)}")
+    cls = model_config_class(value.get("name"), f"{key}.name")
+    return config_fields.build(cls, value, key)
+
+
+@dataclass
+class Recipe:
+    """Everything that decides a run; read one with `load_recipe`."""
+
+    kind: Literal["tokenizer", "generator", "classifier"] = option(help="what is trained")
+    seed: int = option(0, "seed of all randomness", ge=0, le=2**32 - 1)
+    out: str = option("", "run folder; left out, runs/RECIPE")
+    card: CardConfig = option(CardConfig)
+    data: DataConfig = option(DataConfig)
+    tokenizer: str | None = option(None, "generators: model folder or bundled name whose tokens are learnt")
+    cache: str | None = option(None, "generators: token cache folder; left out, OUT/cache")
+    num_tokens: int | None = option(None, "generators: train on the first tokens only; null is all", ge=1)
+    model: Any = dataclasses.field(
+        kw_only=True, metadata={"help": "the model, a section whose name picks the rest", "build": _build_model}
+    )
+    train: TrainConfig = option(help="the training run")
+    evaluate: EvaluateConfig = option(EvaluateConfig)
+
+    def check(self) -> None:
+        """Raise ConfigError where the sections contradict each other."""
+        name = getattr(self.model, "name", None)
+        package = MODEL_CONFIGS[name][0].removeprefix("tok1d.").split(".")[0] if name in MODEL_CONFIGS else ""
+        kind = _KIND_OF_PACKAGE.get(package, self.kind)
+        if kind != self.kind:
+            raise ConfigError(f"model.name: {name} is a {kind}, but the recipe's kind is {self.kind}")
+        if self.kind == "generator" and not self.tokenizer:
+            raise ConfigError("tokenizer: a generator needs a model folder or a bundled name, received null")
+        for key in ("tokenizer", "cache", "num_tokens"):
+            if self.kind != "generator" and getattr(self, key) is not None:
+                raise ConfigError(
+                    f"{key}: only generators read it, expected null for kind={self.kind}, "
+                    f"received {config_fields.show(getattr(self, key))}"
+                )
+        for key in ("image_size", "channels"):
+            expected = getattr(self.data, key)
+            received = getattr(self.model, key, expected)
+            if self.kind != "generator" and received != expected:
+                raise ConfigError(f"model.{key}: expected data.{key}={expected}, received {received}")
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes in the package, such as "fashion_mnist/demo_tokenizer", sorted."""
+    return sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of that name or YAML file after `key=value` overrides, with `out` (and `cache`) filled in.
+
+    A recipe may inherit: `base: NAME_OR_PATH` reads that one first (without its `out`), a path being relative to
+    the file. `${data.image_size}` stands for the value of another key that is written in the recipe or its bases.
+    Raises ConfigError, in one line with the full key, for whatever is not a valid recipe.
+    """
+    tree = _merge(_read(name_or_path), _parse_overrides(overrides))
+    tree = _resolve(tree)
+    if tree.get("out") in (None, ""):
+        label = name_or_path if name_or_path in recipe_names() else Path(name_or_path).stem
+        tree["out"] = f"runs/{label}"
+    if tree.get("kind") == "generator" and tree.get("cache") is None:
+        tree["cache"] = f"{tree['out']}/cache"
+    return config_fields.build(Recipe, tree)
+
+
+def load_card(name_or_path: str) -> CardConfig:
+    """Only the card of a recipe: neither imports its model nor checks the rest."""
+    return config_fields.build(CardConfig, _resolve(_read(name_or_path)).get("card", {}), "card")
+
+
+def build_config(cls: type[T], mapping: Mapping[str, Any]) -> T:
+    """Dataclass `cls` from a plain mapping, as a config.json holds it; raises ConfigError as `load_recipe` does.
+
+    Nothing is interpolated: text stays text, whoever wrote the file.
+    """
+    return config_fields.build(cls, mapping)
+
+
+def build_model_config(mapping: Mapping[str, Any]) -> Any:
+    """The model configuration whose class the mapping's `name` picks; raises ConfigError as `load_recipe` does."""
+    return _build_model(mapping, "model")
+
+
+def model_config_class(name: Any, key: str = "model.name") -> Any:
+    """The configuration dataclass of a model; raises ConfigError naming the nearest if there is no such model."""
+    module, attribute = MODEL_CONFIGS[config_fields.known_name(name, MODEL_CONFIGS, key)]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """A configuration dataclass as plain dicts, lists and scalars, as `build_config` reads them."""
+    return {name: _plain(value) for name, value in dataclasses.asdict(config).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The whole recipe as YAML, nothing inherited or interpolated; `load_recipe` of it gives an equal recipe."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(config_fields.escape(to_mapping(recipe))))
+
+
+def field_rows(recipe: Recipe) -> list[FieldRow]:
+    """Every field of a recipe in order, with type and range, default, value and help as text."""
+    return list(config_fields.rows(recipe))
+
+
+def _locate(name: str, folder: Path) -> Path:
+    """The file of a packaged recipe, or a path relative to `folder`."""
+    names, path = recipe_names(), folder / name
+    if name in names:
+        return RECIPES / f"{name}.yaml"
+    if os.path.isfile(path):  # unlike Path.is_file, says no to names no file can have
+        return path
+    tail = name.removesuffix(".yaml").split("/")[-1]
+    near = config_fields.nearest(name.removesuffix(".yaml"), names)
+    near = near or [known for known in names if config_fields.nearest(tail, [known.split("/")[-1]])]
+    advice = f"; did you mean {' or '.join(near)}?" if near else ""
+    shown = config_fields.show(name)
+    if os.path.isdir(path):
+        raise ConfigError(f"recipe {shown}: expected a YAML file or a recipe's name, found a folder{advice}")
+    if path.suffix in (".yaml", ".yml"):
+        raise ConfigError(f"recipe {shown}: no such file{advice or '; tok1d recipes lists the named ones'}")
+    raise ConfigError(f"recipe {shown}: unknown name and no such file{advice or '; tok1d recipes lists them'}")
+
+
+def _read(name: str, folder: Path = Path(), above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe's own keys over those of its bases, unresolved; `above` are the files that inherit from it."""
+    path = _locate(name, folder)
+    chain = (*above, path.resolve())
+    if chain[-1] in above:
+        cycle = chain[chain.index(chain[-1]) :]
+        raise ConfigError(f"base: recipes inherit in a circle, {' -> '.join(map(str, cycle))}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"{path}: cannot read the recipe, {reason}") from None
+    tree = _parse(text, str(path))
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise ConfigError(f"base: expected a recipe's name or file, received {config_fields.show(base)}")
+    inherited = _read(base, path.parent, chain)
+    inherited.pop("out", None)  # else two recipes would train into one folder
+    return _merge(inherited, tree)
+
+
+def _parse(text: str, source: str) -> dict[str, Any]:
+    """YAML text with OmegaConf's reading of it (1e-4 is a number, keys do not repeat), unresolved."""
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+
+    tree: Any = None
+    try:
+        tree = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark is not None else text.count("\n", 0, getattr(error, "position", 0)) + 1
+        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise ConfigError(f"{source}, line {line}: not valid YAML, {problem}") from None
+    except GrammarParseError as error:
+        raise _interpolation_error(error.full_key, error) from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{source}: {_first_line(error)}") from None
+    except AssertionError:  # how OmegaConf meets a lone number
+        pass
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source}: expected a mapping of keys, received {config_fields.show(tree or text)}")
+    return tree
+
+
+def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        shown, key = config_fields.show(override), key.strip()
+        if not equals or not all(key.split(".")):
+            raise ConfigError(f"override {shown}: expected key=value, such as train.lr=1e-4")
+        if "[" in key:
+            raise ConfigError(f"override {shown}: expected a whole list, such as evaluate.keep=[1,2,4]")
+        branch: Any = _parse_value(value, key, shown)
+        for name in reversed(key.split(".")):
+            branch = {name: branch}
+        tree = _merge(tree, branch)
+    return tree
+
+
+def _parse_value(value: str, key: str, shown: str) -> Any:
+    """The right side of an override as OmegaConf's dotlist reads it."""
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)["value"]  # type: ignore
+    except GrammarParseError as error:
+        raise _interpolation_error(key, error) from None
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        problem = getattr(error, "problem", None) or _first_line(error)
+        raise ConfigError(f"override {shown}: the value is not valid YAML, {problem}; quote it?") from None
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any], in_model: bool = False) -> dict[str, Any]:
+    """`above` over `below`: mappings merge, all else replaces.
+
+    Inside `model`, a section given another `name` starts afresh: the keys of one model mean nothing to another.
+    """
+    merged = dict(below)
+    for name, value in above.items():
+        old = merged.get(name)
+        inside = in_model or name == "model"
+        if isinstance(old, dict) and isinstance(value, dict):
+            renamed = inside and "name" in old and value.get("name", old["name"]) != old["name"]
+            merged[name] = value if renamed else _merge(old, value, inside)
+        else:
+            merged[name] = value
+    return merged
+
+
+def _resolve(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with every `${key}` replaced by that key's value."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_container(OmegaConf.create(tree), resolve=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise _interpolation_error(getattr(error, "full_key", None), error) from None
+
+
+def _interpolation_error(key: str | None, error: Exception) -> ConfigError:
+    expected = "expected ${KEY} of a key written in the recipe or its bases, or \\${ for plain text"
+    return ConfigError(f"{key or 'recipe'}: {expected} ({_first_line(error)})")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,210 @@
+"""Sets of images that answer whole batches, and the one way to open them by name."""
+
+import hashlib
+import threading
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Literal, Protocol, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tok1d.data import fashion_mnist
+from tok1d.data.folder import FolderImages, OnBroken, classes_of, list_images
+from tok1d.data.order import uniforms
+from tok1d.data.transforms import Transform
+from tok1d.errors import DataError
+
+__all__ = ["ArrayImages", "FolderImages", "ImageSet", "open_images", "prefetch"]
+
+T = TypeVar("T")
+Split = Literal["train", "test"]
+TEST_PERCENT = 5
+
+
+class ImageSet(Protocol):
+    """Images with labels, read in batches; augmentation is a pure function of (seed, epoch, index)."""
+
+    class_names: list[str]
+
+    def __len__(self) -> int: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    def batch(self, indices: Sequence[int] | np.ndarray, *, seed: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor]:
+        """Return images, float (B, C, H, W) in [0, 1], and labels, int64 (B,)."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a stable hash of what the images are and of how they are transformed."""
+        ...
+
+
+class ArrayImages:
+    """Images held in memory: uint8 (N, H, W) or (N, H, W, C), labels (N,) in range(len(class_names)).
+
+    Batches are gathered, flipped and converted as whole arrays where the crop has nothing to do. Raises DataError
+    where the arrays do not fit together.
+    """
+
+    def __init__(
+        self, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], transform: Transform
+    ) -> None:
+        if images.dtype != np.uint8 or images.ndim not in (3, 4):
+            raise DataError(f"images: expected uint8 (N, H, W) or (N, H, W, C), found {images.dtype} {images.shape}")
+        if labels.shape != (len(images),) or not len(images):
+            raise DataError(f"labels: expected one for each of {len(images)} images (at least 1), found {labels.shape}")
+        if labels.min() < 0 or labels.max() >= len(class_names):
+            raise DataError(f"labels: expected 0 to {len(class_names) - 1}, found {labels.min()} to {labels.max()}")
+        self.images = images[..., 0] if images.ndim == 4 and images.shape[3] == 1 else images
+        self.labels = labels.astype(np.int64)
+        self.class_names = list(class_names)
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def batch(self, indices: Sequence[int] | np.ndarray, *, seed: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor]:
+        """Return images (B, C, H, W) in [0, 1] and labels (B,) int64; the same arguments give the same pixels."""
+        indices = np.asarray(indices, dtype=np.int64)
+        pixels = self._whole(indices, seed, epoch) if self._crop_is_noop else self._by_pil(indices, seed, epoch)
+        images = pixels.float().div_(255)
+        if images.shape[1] < self.transform.channels:
+            images = images.repeat(1, self.transform.channels, 1, 1)
+        return images.contiguous(), torch.from_numpy(self.labels[indices])
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits of the pixels, the labels and the transform."""
+        return hashlib.sha256(f"{self._contents} {self.transform.fingerprint()}".encode()).hexdigest()[:16]
+
+    @cached_property
+    def _contents(self) -> str:
+        digest = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(self.labels.data)
+        return digest.hexdigest()
+
+    @property
+    def _crop_is_noop(self) -> bool:
+        channels = self.images.shape[3] if self.images.ndim == 4 else 1
+        size = self.transform.size
+        return self.images.shape[1:3] == (size, size) and channels in (1, self.transform.channels)
+
+    def _whole(self, indices: np.ndarray, seed: int, epoch: int) -> Tensor:
+        pixels = self.images[indices]
+        if self.transform.flip:
+            flipped = uniforms(3, seed=seed, epoch=epoch, indices=indices)[:, 2] < 0.5
+            pixels[flipped] = pixels[flipped, :, ::-1]
+        batch = torch.from_numpy(pixels)
+        return batch.unsqueeze(1) if batch.ndim == 3 else batch.permute(0, 3, 1, 2)
+
+    def _by_pil(self, indices: np.ndarray, seed: int, epoch: int) -> Tensor:
+        draws = uniforms(3, seed=seed, epoch=epoch, indices=indices)
+        images = (Image.fromarray(self.images[index]) for index in indices)
+        return torch.stack([self.transform.apply(image, draw) for image, draw in zip(images, draws, strict=True)])
+
+
+def open_images(
+    name: Literal["fashion_mnist", "folder"],
+    split: Split,
+    *,
+    root: str | Path | None = None,
+    image_size: int,
+    channels: int,
+    crop: Literal["center", "random"] = "center",
+    flip: bool = False,
+    on_broken: OnBroken = "stop",
+    limit: int | None = None,
+) -> ImageSet:
+    """Open one split of a data set: "fashion_mnist" (`root` optional) or "folder" (`root` required).
+
+    A folder with train/ and test/ (or val/) subfolders is split by them; any other by a hash of the relative path,
+    5 % to test, so that a file stays in its split when others come or go. `limit` keeps the first that many of
+    Fashion-MNIST; of a folder, whose files are sorted by class, that many spread evenly. Raises DataError.
+    """
+    if split not in ("train", "test"):
+        raise DataError(f"split: expected train or test, found {split!r}")
+    if limit is not None and limit < 1:
+        raise DataError(f"limit: expected at least 1 image, found {limit}")
+    transform = Transform(image_size, channels, crop, flip)
+    if name == "fashion_mnist":
+        images, labels = fashion_mnist.load(split, root)
+        return ArrayImages(images[:limit], labels[:limit], fashion_mnist.CLASS_NAMES, transform)
+    if name != "folder":
+        raise DataError(f"data set: expected fashion_mnist or folder, found {name!r}")
+    if root is None:
+        raise DataError("data set folder: expected the path of a folder of images, found none")
+    place, files, class_names = _folder_split(Path(root), split)
+    return FolderImages(place, transform, on_broken, files=files, class_names=class_names, limit=limit)
+
+
+def _folder_split(root: Path, split: Split) -> tuple[Path, list[str], list[str]]:
+    """Return a split's folder, its files relative to it, and the class names of all splits together."""
+    files = list_images(root)
+    parts = {file.split("/")[0] for file in files}
+    test = next((part for part in ("test", "val") if part in parts), None)
+    if test is not None and "train" in parts:
+        inside = {
+            part: [file[len(part) + 1 :] for file in files if file.startswith(f"{part}/")] for part in ("train", test)
+        }
+        names = sorted({name for part, within in inside.items() for name in classes_of(root / part, within)})
+        flat = [part for part, within in inside.items() if "/" not in within[0]]
+        if len(flat) == 1:
+            raise DataError(f"{root}: {flat[0]}/ has no class folders but its sibling has: give both or neither")
+        part = "train" if split == "train" else test
+        return root / part, inside[part], [root.resolve().name] if flat else names
+    if parts == {"train"}:  # not a class of that name: a set whose test part has yet to be chosen
+        root, files = root / "train", [file.removeprefix("train/") for file in files]
+    chosen = [file for file in files if _is_test(file) == (split == "test")]
+    if not chosen:
+        raise DataError(f"{root}: {split} split of {len(files)} images is empty: make train/ and test/ folders in it")
+    return root, chosen, classes_of(root, files)
+
+
+def _is_test(file: str) -> bool:
+    digest = hashlib.sha256(file.encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") % 100 < TEST_PERCENT
+
+
+def prefetch(iterator: Iterator[T], depth: int = 2) -> Iterator[T]:
+    """Run an iterator in a background thread, up to `depth` items ahead; its exceptions are raised here.
+
+    Abandoning or closing the returned generator ends the thread after the item it is making.
+    """
+    ready: SimpleQueue[tuple[str, T | BaseException | None]] = SimpleQueue()
+    room = threading.Semaphore(depth)
+    stopped = threading.Event()
+
+    def work() -> None:
+        try:
+            while room.acquire() and not stopped.is_set():
+                ready.put(("item", next(iterator)))
+        except StopIteration:
+            ready.put(("end", None))
+        except BaseException as error:
+            ready.put(("error", error))
+
+    thread = threading.Thread(target=work, name="tok1d-prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = ready.get()
+            if kind == "end":
+                return
+            if isinstance(value, BaseException) and kind == "error":
+                raise value
+            room.release()
+            yield value  # type: ignore[misc]  # an "item" is a T
+    finally:
+        stopped.set()
+        room.release()
+        thread.join(timeout=10)

@@ -1,0 +1,183 @@
+"""The only crop, resize and decode code of the project: PIL images in, PIL images or tensors out."""
+
+import io
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from tok1d.errors import ConfigError, DataError
+
+# Larger images are refused: a PNG of 50 kB can unpack to gigabytes. PIL itself warns above this and raises above twice.
+MAX_PIXELS = 100_000_000
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+
+# What PIL's format plugins raise on damaged files, besides OSError (which holds UnidentifiedImageError).
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+WHITE = (255, 255, 255)
+VIEW_SCALES = (1.05, 1.10)
+
+
+def decode_image(
+    source: str | Path | bytes, channels: int = 3, background: tuple[int, int, int] = WHITE
+) -> Image.Image:
+    """Read an image file or its bytes as mode "RGB" (`channels=3`) or "L" (`channels=1`), 8 bits a channel.
+
+    EXIF rotation is applied and alpha is composited over `background`. Raises DataError naming the file.
+    """
+    name = "image bytes" if isinstance(source, bytes) else str(source)
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(
+                    f"{name}: {image.width}x{image.height} pixels, at most {MAX_PIXELS} are read: shrink it"
+                )
+            image.load()
+            return flatten(ImageOps.exif_transpose(image), channels, background)
+    except DECODE_ERRORS as error:
+        raise DataError(f"{name}: not a readable image: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Tell a decoding error in a few words on one line."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "unknown or damaged image format"
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return " ".join(text.split())
+
+
+def flatten(image: Image.Image, channels: int, background: tuple[int, int, int] = WHITE) -> Image.Image:
+    """Convert any PIL mode (palette, alpha, CMYK, 1, 8 or 16 bits) to "RGB" (`channels=3`) or "L" (`channels=1`).
+
+    Raises ValueError for floating-point or 32-bit images, whose range is unknown.
+    """
+    mode = {1: "L", 3: "RGB"}[channels]
+    if image.mode.startswith("I;16") or image.mode == "I":
+        # PIL clips instead of scaling when it converts these; 65535 / 257 = 255 exactly.
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"grey values outside 16 bits ({values.min()} to {values.max()})")
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point pixels, whose range is unknown")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        # The premultiplied modes convert to their straight siblings only.
+        straight = {"RGBa": "RGBA", "La": "LA"}.get(image.mode)
+        rgba = (image.convert(straight) if straight else image).convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), rgba).convert("RGB")
+    return image if image.mode == mode else image.convert(mode)
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """Crop the centre square as ADM does (Dhariwal and Nichol 2021), returning `size` x `size` pixels.
+
+    Box halving while the short side is at least 2 * `size`, one bicubic resize of the short side, floor crop.
+    """
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    if min(image.size) != size:
+        scale = size / min(image.size)
+        image = _resize(image, round(image.width * scale), round(image.height * scale))
+    return _crop(image, (image.width - size) // 2, (image.height - size) // 2, size)
+
+
+def ten_crop(image: Image.Image, size: int) -> list[Image.Image]:
+    """Return ten `size` x `size` crops: four corners (row by row) and the centre, then those of its mirror image."""
+    right, bottom = image.width - size, image.height - size
+    if right < 0 or bottom < 0:
+        raise ValueError(f"ten-crop of {size} from an image of {image.width}x{image.height}")
+    corners = ((0, 0), (right, 0), (0, bottom), (right, bottom), (round(right / 2), round(bottom / 2)))
+    return [_crop(view, left, top, size) for view in (image, ImageOps.mirror(image)) for left, top in corners]
+
+
+def tencrop_views(image: Image.Image, size: int) -> list[Image.Image]:
+    """Return the 20 training views of Semanticist's token cache: ten-crops of two slightly larger centre crops."""
+    return [view for scale in VIEW_SCALES for view in ten_crop(center_crop(image, int(size * scale)), size)]
+
+
+def centercrop_views(image: Image.Image, size: int) -> list[Image.Image]:
+    """Return the centre crop and its mirror image."""
+    crop = center_crop(image, size)
+    return [crop, ImageOps.mirror(crop)]
+
+
+def random_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
+    """Resize the short side to `size` (bicubic, antialiased) and crop a random square."""
+    return _crop_at(image, size, *rng.random(2))
+
+
+def to_tensor(image: Image.Image | np.ndarray) -> Tensor:
+    """Convert a PIL image or uint8 array (H, W) or (H, W, C) to a float tensor (C, H, W) in [0, 1]."""
+    return _to_uint8(image).float().div_(255)
+
+
+def _to_uint8(image: Image.Image | np.ndarray) -> Tensor:
+    pixels = np.array(image, dtype=np.uint8)
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()
+
+
+def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
+    if width * height > MAX_PIXELS:  # a very long strip of pixels, whose short side is to be enlarged
+        raise ValueError(f"a shape of {image.width}x{image.height} is too long: crop it first")
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _crop(image: Image.Image, left: int, top: int, size: int) -> Image.Image:
+    return image.crop((left, top, left + size, top + size))
+
+
+def _crop_at(image: Image.Image, size: int, across: float, down: float) -> Image.Image:
+    """Resize the short side to `size`, then crop where two draws in [0, 1) say."""
+    short, width, height = min(image.size), image.width, image.height
+    if short != size:
+        width, height = (size if side == short else int(size * side / short) for side in image.size)
+        image = _resize(image, width, height)
+    return _crop(image, int(across * (width - size + 1)), int(down * (height - size + 1)), size)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """From a PIL image to a square tensor: centre or random crop to `size` pixels, `channels` 1 or 3, optional flip.
+
+    Raises ConfigError for values out of range.
+    """
+
+    size: int
+    channels: int = 3
+    crop: Literal["center", "random"] = "center"
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ConfigError(f"image size: expected a positive number of pixels, found {self.size}")
+        if self.channels not in (1, 3):
+            raise ConfigError(f"channels: expected 1 (grey) or 3 (RGB), found {self.channels}")
+        if self.crop not in ("center", "random"):
+            raise ConfigError(f"crop: expected center or random, found {self.crop!r}")
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> Tensor:
+        """Return uint8 (C, size, size); `rng` may be left out when nothing is random."""
+        if rng is None and (self.flip or self.crop == "random"):
+            raise ValueError("a random transform needs a generator")
+        return self.apply(image, rng.random(3) if rng is not None else (0.0, 0.0, 1.0))
+
+    def apply(self, image: Image.Image, draws: Sequence[float] | np.ndarray) -> Tensor:
+        """Return uint8 (C, size, size) for three draws in [0, 1): crop across, crop down, and flip (below 0.5)."""
+        image = flatten(image, self.channels)
+        if self.crop == "center":
+            image = center_crop(image, self.size)
+        else:
+            image = _crop_at(image, self.size, draws[0], draws[1])
+        return _to_uint8(ImageOps.mirror(image) if self.flip and draws[2] < 0.5 else image)
+
+    def fingerprint(self) -> str:
+        """Return a string that is equal for equal transforms, across runs and machines."""
+        kind = {"center": "adm-center", "random": "short-side-random"}[self.crop]
+        return f"{kind}-crop/{self.size}px/{self.channels}ch/{'flip' if self.flip else 'noflip'}"

@@ -1,0 +1,77 @@
+"""Classifier-free guidance: combine a conditional and an unconditional prediction.
+
+A scale of 1 is the conditional prediction, 0 the unconditional one, above 1 extrapolates
+(arXiv 2207.12598, with scale = 1 + w).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from tok1d.diffusion.solver import Field
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How strongly, when and against what to guide.
+
+    Args:
+        scale: the guidance scale.
+        interval: times (0 = noise, 1 = data) at which it acts; outside, the conditional prediction stands
+            alone and costs no second call (arXiv 2404.07724).
+        schedule: over the positions of an autoregressive sequence: "constant", or "linear", growing to
+            `scale` at the last position.
+        weak_model: a weaker model to guide away from instead of the unconditional one (arXiv 2406.02507).
+    """
+
+    scale: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    schedule: Literal["constant", "linear"] = "constant"
+    weak_model: Any = None
+
+    def token_scales(self, length: int) -> Tensor:
+        """(length,) float64: the scale of every generated position; linear is 1 + (scale - 1)(i + 1) / length."""
+        if self.schedule == "constant":
+            return torch.full((length,), self.scale, dtype=torch.float64)
+        return 1 + (self.scale - 1) * torch.arange(1, length + 1, dtype=torch.float64) / length
+
+
+def as_guidance(guidance: float | Guidance, schedule: Literal["constant", "linear"] = "constant") -> Guidance:
+    """A plain number becomes a Guidance with the caller's default schedule."""
+    return guidance if isinstance(guidance, Guidance) else Guidance(float(guidance), schedule=schedule)
+
+
+def combine(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> Tensor:
+    """unconditional + scale * (conditional - unconditional)."""
+    return unconditional + scale * (conditional - unconditional)
+
+
+def guided(
+    both: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    conditional: Field,
+    guidance: Guidance,
+    data_time: Callable[[Tensor], Tensor] = lambda t: t,
+) -> Field:
+    """A guided field f(x, t).
+
+    Args:
+        both: gives the conditional and the unconditional prediction at (x, t), usually in one batched call.
+        conditional: the conditional prediction alone, used where guidance is off.
+        data_time: turns the solver's time into one from 0 (noise) to 1 (data), for the interval.
+    """
+    if guidance.scale == 1:
+        return conditional
+    low, high = guidance.interval
+    everywhere = low <= 0 and high >= 1
+
+    def field(x: Tensor, t: Tensor) -> Tensor:
+        if everywhere or low <= float(data_time(t).flatten()[0]) <= high:
+            return combine(*both(x, t), guidance.scale)
+        return conditional(x, t)
+
+    return field

@@ -1,0 +1,70 @@
+"""What a continuous-time denoiser is trained on: times, a noised input, a target, a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tok1d.diffusion.path import Path, Prediction, expand
+
+
+@dataclass(frozen=True)
+class Times:
+    """The distribution training times are drawn from, on (0, 1) with 1 = data.
+
+    Args:
+        kind: "uniform", or "logit_normal": the sigmoid of a normal with this mean and std. A negative mean
+            favours noisy times (Stable Diffusion 3, arXiv 2403.03206, section 3.1).
+    """
+
+    kind: str = "uniform"
+    mean: float = 0.0
+    std: float = 1.0
+
+    def draw(self, num: int, device: torch.device | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """(num,) float32 times."""
+        if self.kind == "uniform":
+            return torch.rand(num, device=device, generator=generator)
+        return torch.sigmoid(torch.randn(num, device=device, generator=generator) * self.std + self.mean)
+
+
+@dataclass(frozen=True)
+class FlowObjective:
+    """Denoising regression on a continuous path.
+
+    Args:
+        path: linear or cosine.
+        prediction: what the network outputs: the clean data, the noise or the velocity.
+        weight_power: the squared error of the prediction is multiplied by sigma(t)^-weight_power (with
+            sigma >= 0.05). For a data prediction on the linear path 2 is the velocity loss, 0 the plain error.
+    """
+
+    path: Path
+    prediction: Prediction = "velocity"
+    weight_power: float = 0.0
+
+    def target(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network should output, (B, ...)."""
+        if self.prediction == "data":
+            return data
+        return noise if self.prediction == "noise" else self.path.velocity(data, noise, t)
+
+    def loss(self, network: Callable[[Tensor, Tensor], Tensor], data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Per-sample weighted mean squared error (B,) of network(x_t, t)."""
+        error = network(self.path.interpolate(data, noise, t), t) - self.target(data, noise, t)
+        loss = error.square().flatten(1).mean(1)
+        if self.weight_power == 0:
+            return loss
+        _, sigma, _, _ = self.path.coefficients(t)
+        return loss * sigma.clamp(min=0.05) ** -self.weight_power
+
+    def velocity_field(self, network: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        """The network as a velocity f(x, t) for the solvers; t is a (B,) or (1,) tensor."""
+
+        def field(x: Tensor, t: Tensor) -> Tensor:
+            return self.path.to_velocity(network(x, t), self.prediction, x, expand(t, x))
+
+        return field

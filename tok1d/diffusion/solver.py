@@ -1,0 +1,107 @@
+"""Solvers of continuous flows, plain functions of a velocity f(x, t).
+
+x is (B, ...); f is called with a time tensor of shape (1,), which broadcasts over the batch (a time-only
+embedding is then computed once a step, not once a row). Times run from 0 (noise) to 1 (data).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+Field = Callable[[Tensor, Tensor], Tensor]
+Randn = Callable[[Tensor], Tensor]
+
+
+def time_grid(steps: int, *, shift: float = 1.0, end: float = 1.0, device: torch.device | None = None) -> Tensor:
+    """steps + 1 times from 0 to `end`.
+
+    `shift` > 1 spends more steps near the noise: in s = 1 - t, s -> shift s / (1 + (shift - 1) s)
+    (Stable Diffusion 3, arXiv 2403.03206, eq. 23).
+    """
+    if steps < 1:
+        raise ValueError(f"a sampler needs at least 1 step, got {steps}")
+    s = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    s = shift * s / (1 + (shift - 1) * s)
+    return ((1 - s) * end).to(dtype=torch.float32, device=device)
+
+
+def randn_from(generator: torch.Generator | None) -> Randn:
+    """A source of standard normal draws shaped like its argument, from a generator on any device."""
+
+    def randn(x: Tensor) -> Tensor:
+        device = generator.device if generator is not None else x.device
+        return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
+
+    return randn
+
+
+def euler(f: Field, x: Tensor, times: Tensor) -> Tensor:
+    """Explicit Euler over the grid `times` (n + 1,): n evaluations of f."""
+    for t, dt in zip(times[:-1], times.diff()):
+        x = x + dt * f(x, t[None])
+    return x
+
+
+def heun(f: Field, x: Tensor, times: Tensor) -> Tensor:
+    """Heun's second-order method; the last step is Euler where it ends at t = 1 (2n - 1 evaluations).
+
+    At t = 1 a data prediction has no finite velocity, and the velocity there is not needed.
+    """
+    for t, t_next in pairwise(times):
+        d = f(x, t[None])
+        trial = x + (t_next - t) * d
+        x = trial if t_next >= 1 else x + (t_next - t) * (d + f(trial, t_next[None])) / 2
+    return x
+
+
+def euler_maruyama(
+    drift: Field,
+    x: Tensor,
+    times: Tensor,
+    randn: Randn,
+    diffusion: Callable[[Tensor], Tensor],
+    temperature: float = 1.0,
+) -> Tensor:
+    """Euler-Maruyama for dx = drift dt + sqrt(2 diffusion(t)) dW: n evaluations over `times` (n + 1,).
+
+    Args:
+        randn: source of the increments, called once a step.
+        diffusion: w(t), scalar tensor to scalar tensor.
+        temperature: multiplies the increments.
+    """
+    for t, dt in zip(times[:-1], times.diff()):
+        noise = randn(x)
+        x = x + dt * drift(x, t[None]) + (2 * diffusion(t) * dt).sqrt() * temperature * noise
+    return x
+
+
+def interpolant_sde(
+    velocity: Field,
+    x: Tensor,
+    steps: int,
+    randn: Randn,
+    *,
+    last_step: float = 0.04,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Sampling the linear interpolant as an SDE with w(t) = sigma(t) = 1 - t and a final drift-only step.
+
+    With score = (t v - x) / (1 - t) the drift v + (1 - t) score is (1 + t) v - x: one network call a step and
+    nothing singular at t = 0 (SiT, arXiv 2401.08740, section 2.4, in closed form).
+
+    Args:
+        steps: network calls: steps - 1 stochastic ones up to t = 1 - last_step, then the drift over last_step.
+    """
+    if steps < 2:
+        raise ValueError(f"the SDE sampler needs at least 2 steps, got {steps}")
+
+    def drift(x: Tensor, t: Tensor) -> Tensor:
+        return (1 + t) * velocity(x, t) - x
+
+    times = torch.linspace(0, 1 - last_step, steps, device=x.device)
+    x = euler_maruyama(drift, x, times, randn, lambda t: 1 - t, temperature)
+    return x + last_step * drift(x, times[-1:])

@@ -1,0 +1,31 @@
+"""How often a classifier is right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tok1d.data.images import ImageSet
+from tok1d.evaluate.metrics import accuracy
+from tok1d.evaluate.report import Record
+
+
+@torch.no_grad()
+def evaluate_classifier(
+    model: Any, images: ImageSet, *, batch_size: int = 500, protocol: dict[str, Any] | None = None
+) -> list[Record]:
+    """One record, "accuracy", over all images."""
+    device, right = next(model.parameters()).device, 0.0
+    for start in range(0, len(images), batch_size):
+        x, labels = images.batch(range(start, min(start + batch_size, len(images))))
+        right += float(accuracy(model(x.to(device)), labels.to(device))) * len(labels)
+    return [
+        Record(
+            name="accuracy",
+            value=right / len(images),
+            num_images=len(images),
+            reference=images.fingerprint(),
+            **(protocol or {}),
+        )
+    ]

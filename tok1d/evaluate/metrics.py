@@ -1,0 +1,118 @@
+"""Distances between images and between sets of features."""
+
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from tok1d.errors import DataError
+
+
+def mse_per_image(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared difference of each pair of images `(B, ...)`, clamped to [0, 1]; `(B,)`, float32 or wider."""
+    if a.shape != b.shape:
+        raise DataError(
+            f"two image batches of the same shape are compared, found {tuple(a.shape)} and "
+            f"{tuple(b.shape)}; resize one of them"
+        )
+    # Half precision has no room for squares of small differences; float64 stays float64.
+    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    difference = a.to(dtype).clamp(0, 1) - b.to(dtype).clamp(0, 1)
+    return difference.square().flatten(1).mean(dim=1)
+
+
+def psnr_per_image(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB `(B,)` of image pairs `(B, C, H, W)`, data range 1; inf where equal."""
+    return -10 * torch.log10(mse_per_image(a, b))
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of the rows of `(B, classes)` whose largest logit is at the label `(B,)`; a scalar in [0, 1]."""
+    return (logits.argmax(dim=-1) == labels).float().mean()
+
+
+class Moments:
+    """Count, mean and covariance of feature vectors that arrive in batches, in float64.
+
+    Batches are combined by the pairwise update of Chan, Golub and LeVeque (1979), which does not cancel as sums of
+    squares do when the mean is large beside the spread.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+        self.count = 0
+        self._mean = torch.zeros(dim, dtype=torch.float64)
+        self._scatter = torch.zeros(dim, dim, dtype=torch.float64)
+
+    def update(self, features: Tensor) -> Self:
+        """Add features `(B, dim)` of any float type and device; raises DataError on other shapes, NaN or inf."""
+        if features.ndim != 2 or features.shape[1] != self.dim:
+            raise DataError(
+                f"features of shape (B, {self.dim}) are expected, found {tuple(features.shape)}; use the "
+                "network that the moments were started with"
+            )
+        x = features.detach().to("cpu", torch.float64)
+        if not torch.isfinite(x).all():
+            raise DataError("finite features are expected, found NaN or inf; check the images they come from")
+        if len(x):
+            mean = x.mean(dim=0)
+            centred = x - mean
+            self._combine(len(x), mean, centred.T @ centred)
+        return self
+
+    def merge(self, other: "Moments") -> Self:
+        """Add everything that `other` has seen, as if both had been one pass."""
+        if other.dim != self.dim:
+            raise DataError(
+                f"moments of dimension {self.dim} are expected, found {other.dim}; merge moments of one network"
+            )
+        if other.count:
+            self._combine(other.count, other._mean, other._scatter)
+        return self
+
+    def _combine(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        total = self.count + count
+        shift = mean - self._mean
+        self._scatter = self._scatter + scatter + torch.outer(shift, shift) * (self.count * count / total)
+        self._mean = self._mean + shift * (count / total)
+        self.count = total
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean `(dim,)` in float64; raises DataError before the first feature."""
+        self._require(1)
+        return self._mean
+
+    @property
+    def covariance(self) -> Tensor:
+        """Unbiased covariance `(dim, dim)` (divided by count - 1) in float64; raises DataError below two features."""
+        self._require(2)
+        return self._scatter / (self.count - 1)
+
+    def _require(self, count: int) -> None:
+        if self.count < count:
+            raise DataError(f"at least {count} feature vectors are expected, found {self.count}; evaluate more images")
+
+
+def _root(matrix: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def frechet_distance(m1: Moments, m2: Moments) -> float:
+    """Squared Frechet (2-Wasserstein) distance of the Gaussians with these moments, >= 0.
+
+    `|mu1 - mu2|^2 + tr(C1) + tr(C2) - 2 tr((C1 C2)^(1/2))` (Dowson and Landau, 1982; Heusel et al., 2017, eq. 6).
+    The last trace is the sum of the singular values of `C1^(1/2) C2^(1/2)`: real and non-negative by construction,
+    and accurate for singular covariances, where the square root of the product itself breaks down.
+    """
+    if m1.dim != m2.dim:
+        raise DataError(
+            f"moments of one network are compared, found dimensions {m1.dim} and {m2.dim}; measure both sets "
+            "with the same network"
+        )
+    c1, c2 = m1.covariance, m2.covariance
+    overlap = torch.linalg.svdvals(_root(c1) @ _root(c2)).sum()
+    distance = (m1.mean - m2.mean).square().sum() + c1.trace() + c2.trace() - 2 * overlap
+    # Rounding can leave a tiny negative number where the two sets are equal.
+    return max(float(distance), 0.0)

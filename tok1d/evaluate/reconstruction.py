@@ -1,0 +1,131 @@
+"""How well a tokenizer gives images back, from all of its tokens and from prefixes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tok1d.data.images import ImageSet
+from tok1d.evaluate.metrics import Moments, accuracy, frechet_distance, mse_per_image, psnr_per_image
+from tok1d.evaluate.networks import CNN
+from tok1d.evaluate.report import Record
+
+
+def prefix_lengths(length: int) -> list[int]:
+    """1, 2, 4, ... and the whole length."""
+    lengths = [2**i for i in range(length.bit_length()) if 2**i < length]
+    return [*lengths, length]
+
+
+class Judged:
+    """Features of a judge network, gathered over batches: Fréchet moments and label agreement."""
+
+    def __init__(self, judge: CNN) -> None:
+        self.judge = judge
+        self.moments: Moments | None = None
+        self.right = 0.0
+        self.count = 0
+
+    @torch.no_grad()
+    def update(self, images: Tensor, labels: Tensor | None) -> None:
+        """Images (B, C, H, W) in [0, 1]; labels (B,) the classes they should show."""
+        features = self.judge.features(images)
+        if self.moments is None:
+            self.moments = Moments(features.shape[1])
+        self.moments.update(features)
+        if labels is not None:
+            self.right += float(accuracy(self.judge(images), labels)) * images.shape[0]
+        self.count += images.shape[0]
+
+    @property
+    def agreement(self) -> float:
+        """Share of images that the judge puts into their class."""
+        return self.right / max(self.count, 1)
+
+    def distance(self, other: Judged) -> float:
+        """Fréchet distance between two sets of images in the judge's features."""
+        assert self.moments is not None and other.moments is not None
+        return frechet_distance(self.moments, other.moments)
+
+
+@torch.no_grad()
+def evaluate_reconstruction(
+    tokenizer: Any,
+    images: ImageSet,
+    *,
+    keep: Sequence[int] = (),
+    steps: int | None = None,
+    guidance: float = 1.0,
+    batch_size: int = 100,
+    seed: int = 0,
+    judge: CNN | None = None,
+    protocol: dict[str, Any] | None = None,
+) -> list[Record]:
+    """PSNR and squared error per prefix length, and, with a judge, its accuracy and the Fréchet distance.
+
+    PSNR is the mean over images of the per-image value in dB, output clamped to [0, 1]. All prefix lengths of a
+    batch start from the same noise.
+
+    Args:
+        keep: prefix lengths (default 1, 2, 4, ..., all).
+        protocol: what every record states besides (network, reference, weights, weights_hash, ...).
+    """
+    device = next(tokenizer.parameters()).device
+    lengths = list(keep) or prefix_lengths(tokenizer.spec.length)
+    psnr, mse = dict.fromkeys(lengths, 0.0), dict.fromkeys(lengths, 0.0)
+    judged = {k: Judged(judge) for k in lengths} if judge is not None else {}
+    real = Judged(judge) if judge is not None else None
+    for start in range(0, len(images), batch_size):
+        x, labels = images.batch(range(start, min(start + batch_size, len(images))))
+        x, labels = x.to(device), labels.to(device)
+        tokens = tokenizer.encode(x)
+        if real is not None:
+            real.update(x, labels)
+        for k in lengths:
+            generator = torch.Generator(device).manual_seed(seed * 1_000_003 + start)
+            y = tokenizer.decode(tokens, keep=k, steps=steps, guidance=guidance, generator=generator)
+            psnr[k] += float(psnr_per_image(y, x).sum())
+            mse[k] += float(mse_per_image(y, x).sum())
+            if judge is not None:
+                judged[k].update(y, labels)
+    count = len(images)
+    common = dict(
+        num_images=count,
+        reference=images.fingerprint(),
+        steps=steps or tokenizer.config.steps,
+        guidance=guidance,
+        seed=seed,
+        **(protocol or {}),
+    )
+    records = []
+    for k in lengths:
+        records.append(Record(name="psnr", value=psnr[k] / count, unit="dB", keep=k, **common))
+        records.append(Record(name="mse", value=mse[k] / count, keep=k, **common))
+        if real is not None:
+            records.append(Record(name="judge_accuracy", value=judged[k].agreement, keep=k, **_judge(common, judge)))
+            distance = judged[k].distance(real)
+            records.append(Record(name=_fd(judge), value=distance, keep=k, **_judge(common, judge)))
+    if real is not None:
+        record = Record(
+            name="judge_accuracy", value=real.agreement, note="the test images themselves", **_judge(common, judge)
+        )
+        records.append(record)
+    return records
+
+
+def judge_name(judge: Any) -> str:
+    """name@hash of a judge network, for records."""
+    from tok1d.zoo.store import fingerprint
+
+    return f"{getattr(judge, 'label', 'fashion-mnist-cnn')}@{fingerprint(judge)}"
+
+
+def _fd(judge: Any) -> str:
+    return f"fd@{judge_name(judge).split('@')[0]}"
+
+
+def _judge(common: dict[str, Any], judge: Any) -> dict[str, Any]:
+    return {**common, "network": judge_name(judge)}

@@ -1,0 +1,216 @@
+"""Causal generators. epsilon-LlamaGen (Semanticist, arXiv 2503.08685, section 3.4): a LLaMA-style stack over
+[class, token 0, ..., token K-1] whose states condition a diffusion head for the next token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tok1d.config import option
+from tok1d.diffusion.guidance import Guidance, as_guidance
+from tok1d.diffusion.solver import randn_from
+from tok1d.errors import ConfigError, InputError
+from tok1d.generators.head import DiffusionHead, HeadConfig
+from tok1d.nn.attention import Attend, Attention, KVCache, causal
+from tok1d.nn.block import Block, SwiGLU, swiglu_hidden
+from tok1d.nn.embed import LabelEmbed
+from tok1d.nn.norm import RMSNorm
+
+
+@dataclass
+class EpsilonLlamaGenConfig:
+    """An epsilon-LlamaGen. Sizes (depth/heads/dim): B 12/12/768, L 24/16/1024, XL 36/20/1280, XXL 48/24/1536."""
+
+    name: str = option("epsilon_llamagen", "which model this is")
+    num_tokens: int = option(32, "tokens K of a sequence", ge=1)
+    token_dim: int = option(16, "numbers D of a token", ge=1)
+    num_classes: int = option(1000, "classes; 0 makes it unconditional", ge=0)
+    dim: int = option(1024, "width", ge=1)
+    depth: int = option(24, "number of blocks", ge=1)
+    heads: int = option(16, "attention heads", ge=1)
+    class_tokens: int = option(1, "copies of the class vector before the tokens", ge=1)
+    class_dropout: float = option(0.1, "probability of training with the null class", ge=0, lt=1)
+    dropout: float = option(0.1, "dropout after attention and feed-forward", ge=0, lt=1)
+    drop_path: float = option(0.0, "stochastic depth of the last block, growing linearly from 0", ge=0, lt=1)
+    head: HeadConfig = option(HeadConfig())
+
+    def check(self) -> None:
+        """Contradictions between the fields."""
+        if self.dim % self.heads:
+            raise ConfigError(f"heads: {self.heads} does not divide dim {self.dim}")
+
+
+class EpsilonLlamaGen(nn.Module):
+    """Tokens (B, K, D) float given classes (B,) int64; see the module's text."""
+
+    def __init__(self, config: EpsilonLlamaGenConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, length = config.dim, config.num_tokens
+        self.label_embed = LabelEmbed(config.num_classes, dim, config.class_dropout)
+        self.token_embed = nn.Linear(config.token_dim, dim)
+        self.positions = nn.Parameter(torch.randn(1, config.class_tokens + length, dim) * 0.02)
+        self.embed_norm = RMSNorm(dim)
+        self.blocks = nn.ModuleList(
+            Block(
+                Attention(dim, config.heads, bias=False),
+                SwiGLU(dim, swiglu_hidden(dim)),
+                (RMSNorm(dim), RMSNorm(dim)),
+                dropout=(config.dropout, config.dropout),
+                drop_path=config.drop_path * i / max(config.depth - 1, 1),
+            )
+            for i in range(config.depth)
+        )
+        self.norm = RMSNorm(dim)
+        self.head_positions = nn.Parameter(torch.randn(1, length, dim) * 0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        # Made after the initialisation pass: the head keeps its own.
+        self.head = DiffusionHead(config.head, config.token_dim, dim)
+
+    def labels(self, cond: Tensor | None, batch: int) -> Tensor:
+        """Checked class ids (B,); None is the null class.
+
+        Raises:
+            InputError: an id out of range, or no null class to stand for None.
+        """
+        table = self.label_embed
+        if cond is None:
+            if not table.has_null:
+                raise InputError("this model was trained without class dropout: it needs class ids")
+            return torch.full((batch,), table.null, device=self.positions.device)
+        if table.num_classes == 0:
+            raise InputError("this model is unconditional: it takes no class ids")
+        highest = table.num_classes - 1 + int(table.has_null)
+        if int(cond.min()) < 0 or int(cond.max()) > highest:
+            raise InputError(f"class ids lie in 0..{table.num_classes - 1}, got {int(cond.min())}..{int(cond.max())}")
+        return cond.to(self.positions.device)
+
+    def _run(self, x: Tensor, start: int, attends: list[Attend]) -> Tensor:
+        """Embedded inputs (B, L, dim) at positions start.. -> final states (B, L, dim)."""
+        x = self.embed_norm(x + self.positions[:, start : start + x.shape[1]])
+        for block, attend in zip(self.blocks, attends):
+            x = block(x, attend)
+        return self.norm(x)
+
+    def hidden(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        """The head's conditions (B, k, dim) of tokens (B, k, D), k <= K; row i sees the class and tokens < i."""
+        length, first = tokens.shape[1], self.config.class_tokens
+        prefix = self.label_embed(labels)[:, None].expand(-1, first, -1)
+        # The state of the last token conditions nothing, so it is not computed.
+        x = torch.cat([prefix, self.token_embed(tokens[:, : length - 1])], dim=1)
+        states = self._run(x, 0, [causal] * len(self.blocks))
+        return states[:, first - 1 :] + self.head_positions[:, :length]
+
+    def losses(self, batch: tuple[Tensor, Tensor | None], progress: float) -> dict[str, Tensor]:
+        """The head's mean loss on (tokens (B, k, D), classes (B,) or None)."""
+        tokens, cond = batch
+        labels = self.label_embed.drop(self.labels(cond, tokens.shape[0]))
+        hidden = self.hidden(tokens, labels)
+        return {"loss": self.head.loss_rows(tokens.flatten(0, 1), hidden.flatten(0, 1)).mean()}
+
+    @torch.no_grad()
+    def sample(
+        self,
+        cond: Tensor | None = None,
+        *,
+        num: int | None = None,
+        length: int | None = None,
+        guidance: float | Guidance = 1.0,
+        steps: int | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        sampler: str | None = None,
+    ) -> Tensor:
+        """Tokens (B, length, D), one after the other with a KV cache.
+
+        Args:
+            cond: (B,) class ids, or None with `num` for the unconditional model.
+            length: how many tokens, 1..K (default K).
+            guidance: a plain scale follows the paper's linear schedule over the tokens; guidance acts inside the
+                head, on its outputs.
+            steps: the head's network evaluations a token; default `config.head.steps`.
+            temperature: multiplies the head's sampling noise.
+            generator: source of all noise; default: one seeded with 0.
+            sampler: the head's sampler, see `DiffusionHead.sample`.
+
+        Raises:
+            InputError: class ids, lengths or guidance this model cannot serve.
+        """
+        if cond is None and num is None:
+            raise InputError("sample needs class ids, or num for how many sequences to draw")
+        labels = self.labels(cond, num or 0)
+        length = self.config.num_tokens if length is None else length
+        if not 1 <= length <= self.config.num_tokens:
+            raise InputError(f"length must lie in 1..{self.config.num_tokens}, got {length}")
+        scales = as_guidance(guidance, "linear").token_scales(length).tolist()
+        if generator is None:
+            generator = torch.Generator(labels.device).manual_seed(0)
+        randn = randn_from(generator)
+        decoder = CachedDecoder(self, labels, length, with_null=any(scale != 1 for scale in scales))
+        tokens = self.positions.new_zeros(labels.shape[0], length, self.config.token_dim)
+        for i, scale in enumerate(scales):
+            hidden, null_hidden = decoder.step(tokens[:, i - 1] if i else None)
+            tokens[:, i] = self.head.sample(
+                hidden,
+                randn(tokens[:, i]),
+                randn,
+                uncond=null_hidden,
+                scale=scale,
+                steps=steps,
+                sampler=sampler,
+                temperature=temperature,
+            )
+        return tokens
+
+
+class CachedDecoder:
+    """Token-by-token states of the stack; guided and unguided streams share one batch and one cache.
+
+    Args:
+        labels: (B,) class ids.
+        with_null: also run the null class, rows B..2B-1.
+    """
+
+    def __init__(self, model: EpsilonLlamaGen, labels: Tensor, length: int, *, with_null: bool) -> None:
+        self.model = model
+        self.rows = labels.shape[0]
+        if with_null:
+            labels = torch.cat([labels, model.labels(None, self.rows)])
+        self.labels = labels
+        config = model.config
+        positions = -(-(config.class_tokens + length) // 8) * 8
+        weight = model.positions
+        self.caches = [
+            KVCache(
+                labels.shape[0],
+                config.heads,
+                positions,
+                config.dim // config.heads,
+                dtype=weight.dtype,
+                device=weight.device,
+            )
+            for _ in model.blocks
+        ]
+
+    def step(self, token: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Feed the token (B, D) just generated (None at first) and get the next head conditions (B, dim)."""
+        hidden = self.step_rows(token if token is None or len(self.labels) == self.rows else token.repeat(2, 1))
+        return hidden[: self.rows], hidden[self.rows :] if len(self.labels) > self.rows else None
+
+    def step_rows(self, tokens: Tensor | None) -> Tensor:
+        """As `step`, with one token for every row of the batch."""
+        model, first = self.model, self.model.config.class_tokens
+        start = self.caches[0].filled
+        if tokens is None:
+            x = model.label_embed(self.labels)[:, None].expand(-1, first, -1)
+        else:
+            x = model.token_embed(tokens)[:, None]
+        states = model._run(x, start, [cache.attend for cache in self.caches])
+        index = start + x.shape[1] - first
+        return states[:, -1] + model.head_positions[:, index]

@@ -1,0 +1,32 @@
+"""What every generator offers."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from tok1d.diffusion.guidance import Guidance
+
+
+class Generator(Protocol):
+    """A model of token sequences (B, K, D) or ids (B, K), given a class (B,) or nothing."""
+
+    def losses(self, batch: Any, progress: float) -> dict[str, Tensor]:
+        """Scalars of one training step on (tokens, cond); entries named "loss..." are summed and minimised."""
+        ...
+
+    def sample(
+        self,
+        cond: Tensor | None = None,
+        *,
+        num: int | None = None,
+        length: int | None = None,
+        guidance: float | Guidance = 1.0,
+        steps: int | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Raw tokens that the tokenizer can decode; `num` for unconditional models."""
+        ...

@@ -1,0 +1,109 @@
+"""Multi-head self-attention on PyTorch's scaled_dot_product_attention.
+
+What a query may see is a function `attend(q, k, v)` handed to the layer, so one layer serves every model:
+full, causal, masked, tokens over a prefix that is blind to them, and cached decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def full(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Every query sees every key. q, k, v: (B, heads, L, head_dim)."""
+    return scaled_dot_product_attention(q, k, v)
+
+
+def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Query i sees keys 0..i. q, k, v: (B, heads, L, head_dim)."""
+    return scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def masked(mask: Tensor) -> Attend:
+    """Attention under a boolean mask, broadcastable to (B, heads, L, L); True means "may attend"."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    return attend
+
+
+def prefix_causal_mask(prefix: int, num_tokens: int, device: torch.device | None = None) -> Tensor:
+    """Boolean (prefix + T, prefix + T) mask: the prefix sees only itself; token i sees prefix and tokens 0..i."""
+    length = prefix + num_tokens
+    mask = torch.ones(length, length, dtype=torch.bool, device=device).tril_()
+    mask[:prefix, :prefix] = True
+    return mask
+
+
+def prefix_causal(prefix: int) -> Attend:
+    """The first `prefix` positions attend to each other only; later ones to the prefix and causally to themselves.
+
+    Equal to `masked(prefix_causal_mask(...))`, but the prefix runs without a mask (so fused kernels apply) and
+    the score work of the prefix over the later tokens is not done at all.
+    """
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        num_tokens = q.shape[2] - prefix
+        head = scaled_dot_product_attention(q[:, :, :prefix], k[:, :, :prefix], v[:, :, :prefix])
+        if num_tokens == 0:
+            return head
+        rows = prefix_causal_mask(prefix, num_tokens, q.device)[prefix:]
+        tail = scaled_dot_product_attention(q[:, :, prefix:], k, v, attn_mask=rows)
+        return torch.cat([head, tail], dim=2)
+
+    return attend
+
+
+class KVCache:
+    """Keys and values of one layer at a fixed length, filled from the left during causal decoding.
+
+    Args:
+        batch, heads, length, head_dim: the buffers are (batch, heads, length, head_dim), zero at first.
+    """
+
+    def __init__(
+        self, batch: int, heads: int, length: int, head_dim: int, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.k = torch.zeros(batch, heads, length, head_dim, dtype=dtype, device=device)
+        self.v = torch.zeros_like(self.k)
+        self.filled = 0
+        self._rows = torch.ones(length, length, dtype=torch.bool, device=device).tril_()
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store the new keys and values after the old ones and attend causally over all of them."""
+        start, end = self.filled, self.filled + k.shape[2]
+        assert end <= self.k.shape[2], f"cache of {self.k.shape[2]} positions is full"
+        self.k[:, :, start:end] = k
+        self.v[:, :, start:end] = v
+        self.filled = end
+        return scaled_dot_product_attention(q, self.k, self.v, attn_mask=self._rows[start:end])
+
+
+class Attention(nn.Module):
+    """Self-attention with one fused query-key-value projection (rows ordered q, k, v; head-major inside each).
+
+    Args:
+        dim: width of the sequence, a multiple of `heads`.
+        bias: whether both projections carry a bias.
+    """
+
+    def __init__(self, dim: int, heads: int, *, bias: bool = True) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"attention width {dim} is not a multiple of its {heads} heads")
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+        self.proj = nn.Linear(dim, dim, bias=bias)
+
+    def forward(self, x: Tensor, attend: Attend = full) -> Tensor:
+        """(B, L, dim) -> (B, L, dim)."""
+        batch, length, dim = x.shape
+        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        return self.proj(attend(q, k, v).transpose(1, 2).reshape(batch, length, dim))

@@ -1,0 +1,105 @@
+"""The pre-norm transformer block, plain or with adaptive LayerNorm, and its feed-forward parts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tok1d.nn.attention import Attend, Attention, full
+from tok1d.nn.norm import Modulation, modulate
+
+
+class Mlp(nn.Module):
+    """Linear, GELU (exact or tanh form), Linear."""
+
+    def __init__(self, dim: int, hidden: int, *, tanh: bool = False) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+        self.approximate = "tanh" if tanh else "none"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)), without biases (LLaMA)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(dim, hidden, bias=False)
+        self.up = nn.Linear(dim, hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+def swiglu_hidden(dim: int, multiple: int = 256) -> int:
+    """LLaMA's hidden width: two thirds of 4 * dim, rounded up to a multiple (768 -> 2048, 1024 -> 2816)."""
+    return -(-(8 * dim // 3) // multiple) * multiple
+
+
+class DropPath(nn.Module):
+    """Stochastic depth per sample: in training drop the branch with probability `rate`, else divide by 1 - rate."""
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rate == 0.0 or not self.training:
+            return x
+        keep = torch.rand(x.shape[0], *[1] * (x.dim() - 1), device=x.device) >= self.rate
+        return x * keep / (1 - self.rate)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed-forward(norm(x)).
+
+    Args:
+        norms: the two normalisation layers.
+        mlp: the feed-forward part.
+        dropout: applied to the output of both branches.
+        drop_path: stochastic depth of both branches.
+    """
+
+    def __init__(
+        self,
+        attn: Attention,
+        mlp: nn.Module,
+        norms: tuple[nn.Module, nn.Module],
+        *,
+        dropout: tuple[float, float] = (0.0, 0.0),
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = norms
+        self.attn = attn
+        self.mlp = mlp
+        self.drop1 = nn.Sequential(nn.Dropout(dropout[0]), DropPath(drop_path))
+        self.drop2 = nn.Sequential(nn.Dropout(dropout[1]), DropPath(drop_path))
+
+    def forward(self, x: Tensor, attend: Attend = full) -> Tensor:
+        """(B, L, dim) -> (B, L, dim)."""
+        x = x + self.drop1(self.attn(self.norm1(x), attend))
+        return x + self.drop2(self.mlp(self.norm2(x)))
+
+
+class AdaLNBlock(nn.Module):
+    """A block whose two LayerNorms are shifted, scaled and gated by a condition (DiT, section 3.2, adaLN-Zero)."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.attn = Attention(dim, heads)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), tanh=True)
+        self.modulation = Modulation(dim, 6)
+
+    def forward(self, x: Tensor, c: Tensor, attend: Attend = full) -> Tensor:
+        """x (B, L, dim), c (B, 1, dim) or (B, L, dim) -> (B, L, dim)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)
+        x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1), attend)
+        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))

@@ -1,0 +1,93 @@
+"""From pixels, times and labels to vectors, and from tokens back to pixels."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches through one convolution. (B, C, H, W) -> (B, H/p * W/p, dim), row-major."""
+
+    def __init__(self, patch: int, channels: int, dim: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.proj = nn.Conv2d(channels, dim, kernel_size=patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] % self.patch or x.shape[-2] % self.patch:
+            raise ValueError(f"image of {tuple(x.shape[-2:])} pixels does not divide into patches of {self.patch}")
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+def unpatchify(tokens: Tensor, patch: int, height: int, width: int) -> Tensor:
+    """(B, h * w, p * p * C) with (patch row, patch column, channel) inside a token -> (B, C, h * p, w * p)."""
+    batch, _, size = tokens.shape
+    channels = size // patch**2
+    grid = tokens.view(batch, height, width, patch, patch, channels)
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, height * patch, width * patch)
+
+
+class TimeEmbed(nn.Module):
+    """Sinusoids of a time (cosines first), Linear, SiLU, Linear. (B,) -> (B, dim).
+
+    Args:
+        frequencies: number of sinusoids (256: 128 cosines and 128 sines).
+        scale: the time is multiplied by it before the sinusoids; 1000 gives times in [0, 1] the range of
+            discrete steps. The released diffusion head uses 1.
+    """
+
+    def __init__(self, dim: int, *, frequencies: int = 256, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+        self.fc1 = nn.Linear(frequencies, dim)
+        self.fc2 = nn.Linear(dim, dim)
+        half = frequencies // 2
+        rates = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32) / half)
+        self.register_buffer("rates", rates, persistent=False)
+        self.rates: Tensor
+
+    def init_weights(self) -> None:
+        """Normal with std 0.02, zero biases (DiT)."""
+        for layer in (self.fc1, self.fc2):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, t: Tensor) -> Tensor:
+        angles = t.float()[:, None] * self.scale * self.rates
+        waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.fc1.weight.dtype)
+        return self.fc2(nn.functional.silu(self.fc1(waves)))
+
+
+class LabelEmbed(nn.Module):
+    """A table of class vectors; with `dropout` > 0 it has one more row, the null class, for guidance.
+
+    Args:
+        num_classes: 0 makes an unconditional table of one (null) row.
+        dropout: probability of replacing a label by the null class in training.
+    """
+
+    def __init__(self, num_classes: int, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.dropout = dropout
+        self.has_null = dropout > 0 or num_classes == 0
+        self.table = nn.Embedding(num_classes + int(self.has_null), dim)
+
+    @property
+    def null(self) -> int:
+        """Index of the null class."""
+        return self.num_classes
+
+    def drop(self, labels: Tensor, draws: Tensor | None = None) -> Tensor:
+        """Replace each label by the null class where a uniform draw in [0, 1) is below `dropout`. (B,) -> (B,)."""
+        if self.dropout == 0 or self.num_classes == 0:
+            return labels
+        draws = torch.rand(labels.shape, device=labels.device) if draws is None else draws
+        return torch.where(draws < self.dropout, self.null, labels)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """(B,) int64 -> (B, dim)."""
+        return self.table(labels)

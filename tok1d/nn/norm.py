@@ -1,0 +1,42 @@
+"""Normalisation and adaptive modulation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis; the statistic is taken in float32 (LLaMA's form)."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
+        return y.type_as(x) * self.weight
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x * (1 + scale) + shift, the adaptive half of AdaLN (DiT, arXiv 2212.09748, section 3.2)."""
+    return x * (1 + scale) + shift
+
+
+class Modulation(nn.Module):
+    """SiLU + Linear from a condition vector to `parts` modulation vectors; zero at initialisation (adaLN-Zero)."""
+
+    def __init__(self, dim: int, parts: int) -> None:
+        super().__init__()
+        self.parts = parts
+        self.linear = nn.Linear(dim, parts * dim)
+
+    def zero_init(self) -> None:
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, c: Tensor) -> tuple[Tensor, ...]:
+        """(..., dim) -> `parts` tensors (..., dim)."""
+        return self.linear(nn.functional.silu(c)).chunk(self.parts, dim=-1)

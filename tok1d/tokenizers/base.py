@@ -1,0 +1,57 @@
+"""What every tokenizer offers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from tok1d.diffusion.guidance import Guidance
+
+
+@dataclass(frozen=True)
+class TokenSpec:
+    """What a tokenizer's tokens are.
+
+    Args:
+        length: number K of tokens.
+        dim: numbers D a token has (None for ids).
+        vocab_size: size of the vocabulary (None for continuous tokens).
+        ordered: whether the first k tokens alone can be decoded.
+        needs_label: whether encoding and decoding want the class.
+    """
+
+    length: int
+    dim: int | None
+    vocab_size: int | None = None
+    ordered: bool = False
+    needs_label: bool = False
+
+
+class Tokenizer(Protocol):
+    """Images (B, C, H, W) in [0, 1] to tokens (B, K, D) or ids (B, K), and back."""
+
+    spec: TokenSpec
+
+    def encode(self, images: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Tokens of images."""
+        ...
+
+    def decode(
+        self,
+        tokens: Tensor,
+        cond: Tensor | None = None,
+        *,
+        keep: int | Tensor | None = None,
+        steps: int | None = None,
+        guidance: float | Guidance = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Images of (the first `keep`) tokens."""
+        ...
+
+    def losses(self, batch: Any, progress: float) -> dict[str, Tensor]:
+        """Scalars of one training step; the entries named "loss..." are summed and minimised, others logged."""
+        ...

@@ -1,0 +1,120 @@
+"""Semanticist's decoder: a diffusion transformer whose condition tokens are appended to the image tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tok1d.config import option
+from tok1d.nn.block import AdaLNBlock
+from tok1d.nn.embed import PatchEmbed, TimeEmbed, unpatchify
+from tok1d.nn.norm import Modulation, modulate
+from tok1d.nn.position import sincos_2d
+
+
+@dataclass
+class DecoderConfig:
+    """A DiT; S 12/384/6, B 12/768/12, L 24/1024/16, XL 28/1152/16 (depth/width/heads)."""
+
+    patch: int = option(2, "side of a square patch of the latent", ge=1)
+    dim: int = option(1024, "width, a multiple of 4", ge=4)
+    depth: int = option(24, "number of blocks", ge=1)
+    heads: int = option(16, "attention heads", ge=1)
+    mlp_ratio: float = option(4.0, "hidden width of the MLP over the width", gt=0)
+    align_depth: int = option(0, "block (from 1) whose states are aligned with a teacher; 0: no alignment", ge=0)
+    align_hidden: int = option(2048, "hidden width of the alignment projector", ge=1)
+    align_dim: int = option(768, "width of the teacher's features", ge=1)
+
+
+def projector(dim: int, hidden: int, out: int) -> nn.Sequential:
+    """REPA's three-layer projector (arXiv 2410.06940)."""
+    return nn.Sequential(
+        nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, out)
+    )
+
+
+class TokenDiT(nn.Module):
+    """Denoises latents given a time and K condition tokens (Semanticist, section 3.1; DiT, arXiv 2212.09748).
+
+    Condition tokens carry no position: after null replacement only a null token tells where it stands, so the
+    output does not depend on the order of the kept tokens.
+
+    Args:
+        channels, size: latents are (B, channels, size, size).
+        num_tokens, token_dim: condition tokens are (B, K, D).
+        out_channels: channels of the output (2 * channels where the variance is learned).
+        time_scale: times are multiplied by it before the sinusoids.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        channels: int,
+        size: int,
+        num_tokens: int,
+        token_dim: int,
+        out_channels: int,
+        time_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        dim, patch = config.dim, config.patch
+        self.patch, self.grid, self.align_depth = patch, size // patch, config.align_depth
+        self.patch_embed = PatchEmbed(patch, channels, dim)
+        self.register_buffer("positions", sincos_2d(dim, self.grid, self.grid)[None], persistent=False)
+        self.positions: Tensor
+        self.time_embed = TimeEmbed(dim, scale=time_scale)
+        self.blocks = nn.ModuleList(AdaLNBlock(dim, config.heads, config.mlp_ratio) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.modulation = Modulation(dim, 2)
+        self.out = nn.Linear(dim, patch**2 * out_channels)
+        self._init_weights()
+        # Made after the initialisation pass: these keep PyTorch's own, as the released models do.
+        self.token_embed = nn.Linear(token_dim, dim)
+        self.null_tokens = nn.Parameter(torch.randn(1, num_tokens, token_dim) * 0.02)
+        self.projector = projector(dim, config.align_hidden, config.align_dim) if config.align_depth else None
+
+    def _init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.flatten(1))
+        assert self.patch_embed.proj.bias is not None
+        nn.init.zeros_(self.patch_embed.proj.bias)
+        self.time_embed.init_weights()
+        for module in self.modules():
+            if isinstance(module, Modulation):
+                module.zero_init()
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def fill(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Tokens with the null token of their position where the mask (B, K) is False. (B, K, D) -> (B, K, D)."""
+        if mask is None:
+            return tokens
+        return torch.where(mask[..., None], tokens, self.null_tokens.to(tokens.dtype))
+
+    def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        """Latents (B, C, S, S), times (B,) or (1,), filled tokens (B, K, D) -> (B, out_channels, S, S)."""
+        return self._run(x, t, tokens, align=False)[0]
+
+    def forward_aligned(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The output and the projected image-token states after block `align_depth`, (B, T, align_dim)."""
+        out, aligned = self._run(x, t, tokens, align=True)
+        assert aligned is not None, "this decoder has no alignment projector (align_depth is 0)"
+        return out, aligned
+
+    def _run(self, x: Tensor, t: Tensor, tokens: Tensor, *, align: bool) -> tuple[Tensor, Tensor | None]:
+        sequence = torch.cat([self.patch_embed(x) + self.positions, self.token_embed(tokens)], dim=1)
+        c = self.time_embed(t)[:, None]
+        num_patches, aligned = self.grid**2, None
+        for depth, block in enumerate(self.blocks, start=1):
+            sequence = block(sequence, c)
+            if align and depth == self.align_depth and self.projector is not None:
+                aligned = self.projector(sequence[:, :num_patches])
+        shift, scale = self.modulation(c)
+        out = self.out(modulate(self.norm(sequence[:, :num_patches]), shift, scale))
+        return unpatchify(out, self.patch, self.grid, self.grid), aligned

@@ -1,0 +1,43 @@
+"""Exponential moving average of weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """An average of a model's trainable parameters: average += (1 - decay) * (parameter - average).
+
+    Args:
+        decay: in [0, 1). With `ramp` the decay of update n is at most (1 + n) / (10 + n), so that early averages
+            forget the random start (a fixed 0.9999 needs some 100 000 steps to do so).
+    """
+
+    def __init__(self, model: nn.Module, decay: float, *, ramp: bool = True) -> None:
+        self.decay, self.ramp = decay, ramp
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.averages = {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """One update after optimizer step `step` (0-based)."""
+        decay = min(self.decay, (1 + step) / (10 + step)) if self.ramp else self.decay
+        torch._foreach_lerp_(list(self.averages.values()), [p.data for p in self.parameters.values()], 1 - decay)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.averages
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name, average in self.averages.items():
+            average.copy_(state[name])
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the model's parameters with the averages; call it again to undo."""
+        for name, average in self.averages.items():
+            parameter = self.parameters[name].data
+            kept = parameter.clone()
+            parameter.copy_(average)
+            average.copy_(kept)

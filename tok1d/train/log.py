@@ -1,0 +1,35 @@
+"""The log of a run: one JSON object a line, cut back to the resumed step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class JsonLog:
+    """Appends to log.jsonl; on resume drops lines past `step` (they will be written again)."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        lines = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:
+                    break  # a line cut off by a crash: what follows was never acknowledged
+                if entry.get("step", 0) <= step:
+                    lines.append(line)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(line + "\n" for line in lines))
+        temporary.replace(path)
+
+    def write(self, entry: dict[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """All entries of a log.jsonl."""
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,235 @@
+"""A run from its recipe to a finished folder: train, evaluate, save the model with its card."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tok1d.config import Recipe, load_recipe, to_mapping, to_yaml
+from tok1d.errors import ConfigError, Tok1dError
+from tok1d.evaluate.report import Record, write_records
+from tok1d.train.loop import Result, Task, fit
+from tok1d.train.tasks import build_task, open_split
+from tok1d.zoo import store
+from tok1d.zoo.card import Card
+
+# What may change between sittings of one run: it decides what is written when, not what is computed.
+FREE_KEYS = {"out", "card", "train.log_every", "train.save_every", "train.preview_every", "train.evaluate_every"}
+
+
+def is_finished(out: Path) -> bool:
+    """Whether a run folder holds a finished run."""
+    return (out / "report.json").exists() and (out / "model" / "config.json").exists()
+
+
+def prepare(recipe: Recipe, *, overwrite: bool = False) -> Path:
+    """The run folder with its config.yaml, new or continued.
+
+    Raises:
+        ConfigError: a finished run is there (and not `overwrite`), an unfinished one of another recipe, a folder
+            that is no run, or one that cannot be written.
+    """
+    out = Path(recipe.out)
+    config = out / "config.yaml"
+    if overwrite and config.exists():
+        shutil.rmtree(out)
+    if is_finished(out):
+        raise ConfigError(f"{out}: holds a finished run; pass --overwrite to train it again, or out=FOLDER for another")
+    if config.exists():
+        _check_same(load_recipe(str(config)), recipe, out)
+        return out
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out}: not empty and not a run folder; choose another with out=FOLDER")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        temporary = out / ".config.yaml.tmp"
+        temporary.write_text(to_yaml(recipe))
+        os.replace(temporary, config)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot write the run folder ({error.strerror}); try out=FOLDER") from None
+    return out
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {key: value}
+    return {k: v for name, item in value.items() for k, v in _flat(item, f"{key}.{name}" if key else name).items()}
+
+
+def _check_same(old: Recipe, new: Recipe, out: Path) -> None:
+    before, now = _flat(to_mapping(old)), _flat(to_mapping(new))
+    for key in sorted(before.keys() | now.keys()):
+        if any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS) or key.startswith("evaluate."):
+            continue
+        if before.get(key) != now.get(key):
+            raise ConfigError(
+                f"{out}: its unfinished run has {key}={before.get(key)}, this recipe has {now.get(key)}; "
+                "pass --overwrite to start anew, or out=FOLDER for another folder"
+            )
+
+
+def code_version() -> str:
+    """The commit of the code in use, with "+" where files differ from it; the package version outside a checkout."""
+    from tok1d import __version__
+
+    folder = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=folder, capture_output=True, text=True)
+        dirty = subprocess.run(["git", "status", "--porcelain", "."], cwd=folder.parent, capture_output=True, text=True)
+    except OSError:
+        return f"v{__version__}"
+    if head.returncode:
+        return f"v{__version__}"
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def train(
+    recipe: Recipe,
+    *,
+    overwrite: bool = False,
+    quiet: bool = False,
+    name: str = "",
+    seconds: float | None = None,
+    device: str | None = None,
+) -> Path:
+    """Train a recipe to the end, from where its folder stands; returns the run folder.
+
+    The folder then holds config.yaml, log.jsonl, model/ (averaged weights and card), samples/ and report.json.
+
+    Args:
+        seconds: end this sitting, with a checkpoint, after so much training time.
+    """
+    out = prepare(recipe, overwrite=overwrite)
+    task = build_task(recipe)
+    result = fit(recipe, task, out, seconds=seconds, quiet=quiet)
+    if result.finished and int(os.environ.get("RANK", "0")) == 0:
+        finish(recipe, task, result, out, name=name)
+    return out
+
+
+def finish(recipe: Recipe, task: Task, result: Result, out: Path, *, name: str = "") -> list[Record]:
+    """Evaluate the trained model, then write model/, a picture and report.json (last: it marks the run finished)."""
+    model = task.model
+    if task.preview is not None:
+        with torch.no_grad():
+            task.preview(model, out / "samples" / f"step-{result.steps:08d}.png")
+    card = make_card(recipe, model, result, name)
+    records = evaluate(recipe, model)
+    card.records = records
+    store.save_model(model, out / "model", card)
+    write_records(out / "report.json", records)
+    return records
+
+
+def make_card(recipe: Recipe, model: torch.nn.Module, result: Result, name: str = "") -> Card:
+    """The record of freshly trained weights."""
+    tokenizer = store.load(recipe.tokenizer) if recipe.tokenizer else None
+    return Card(
+        recipe=to_yaml(recipe),
+        recipe_name=name,
+        seed=recipe.seed,
+        commit=code_version(),
+        data=recipe.data.name,
+        data_fingerprint=open_split(recipe, "train").fingerprint(),
+        trained={
+            "steps": result.steps,
+            "seconds": round(result.seconds, 1),
+            "device": result.device,
+            "precision": recipe.train.precision,
+        },
+        weights="ema" if recipe.train.ema > 0 else "raw",
+        fingerprint=store.fingerprint(model),
+        tokenizer=_portable(recipe.tokenizer) if recipe.tokenizer else "",
+        tokenizer_fingerprint=store.fingerprint(tokenizer) if tokenizer is not None else "",
+    )
+
+
+def _portable(name: str) -> str:
+    """Bundled and hub names stay; a folder becomes an absolute path, so that the run can be used from anywhere."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
+
+
+def find_judge(recipe: Recipe) -> Any:
+    """The bundled judge for the recipe's data, or None where there is none."""
+    if recipe.data.name != "fashion_mnist" or "fashion-mnist-cnn" not in store.bundled_names():
+        return None
+    return store.load("fashion-mnist-cnn")
+
+
+def evaluate(recipe: Recipe, model: Any) -> list[Record]:
+    """The measurements that end a run, as `recipe.evaluate` says."""
+    from tok1d.evaluate.classification import evaluate_classifier
+    from tok1d.evaluate.generation import evaluate_generation
+    from tok1d.evaluate.reconstruction import evaluate_reconstruction
+
+    config = recipe.evaluate
+    protocol = {
+        "weights": "ema" if recipe.train.ema > 0 else "raw",
+        "precision": "fp32",
+        "weights_hash": store.fingerprint(model),
+        "crop": f"center {recipe.data.image_size}",
+    }
+    device = next(model.parameters()).device
+    test = open_split(recipe, "test")
+    if recipe.kind == "classifier":
+        return evaluate_classifier(model, test, protocol=protocol)
+    judge = find_judge(recipe)
+    if judge is not None:
+        judge = judge.to(device)
+    if recipe.kind == "tokenizer":
+        return evaluate_reconstruction(
+            model,
+            _First(test, config.num_images),
+            keep=config.keep,
+            steps=config.steps,
+            guidance=config.guidance,
+            batch_size=config.batch_size,
+            seed=recipe.seed,
+            judge=judge,
+            protocol=protocol,
+        )
+    if judge is None or not recipe.model.num_classes:
+        reason = "no judge network is bundled for this data set" if judge is None else "the model is unconditional"
+        return [Record(name="label_agreement", value=None, num_images=0, note=reason, **protocol)]
+    assert recipe.tokenizer is not None
+    return evaluate_generation(
+        model,
+        store.load(recipe.tokenizer, device=device),
+        test,
+        judge,
+        num=config.num_samples,
+        keep=config.keep,
+        guidance=config.guidance,
+        temperature=config.temperature,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        seed=recipe.seed,
+        protocol=protocol,
+    )
+
+
+class _First:
+    """The first `num` images of a set."""
+
+    def __init__(self, images: Any, num: int) -> None:
+        self.images, self.num = images, min(num, len(images))
+        self.num_classes, self.class_names = images.num_classes, images.class_names
+
+    def __len__(self) -> int:
+        return self.num
+
+    def batch(self, indices: Any, *, seed: int = 0, epoch: int = 0) -> Any:
+        return self.images.batch(indices, seed=seed, epoch=epoch)
+
+    def fingerprint(self) -> str:
+        return f"first {self.num} of {self.images.fingerprint()}"
+
+
+def report_error(error: Tok1dError) -> str:
+    """A user's mistake as one line."""
+    return " ".join(str(error).split())

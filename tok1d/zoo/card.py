@@ -1,0 +1,66 @@
+"""The record that travels with weights: where they come from and what was measured on them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from tok1d.evaluate.report import Record
+
+
+@dataclass
+class Card:
+    """What is known of a model's weights.
+
+    Args:
+        recipe: the resolved recipe (YAML text) they were trained by.
+        tokenizer, tokenizer_fingerprint: for a generator, whose tokens it makes.
+        data: which data, with a fingerprint.
+        trained: steps, seconds, device and precision of the training.
+        commit: version of the code.
+        weights: "ema" or "raw", and the stored precision.
+        records: measured numbers with their protocol.
+    """
+
+    recipe: str = ""
+    recipe_name: str = ""
+    seed: int | None = None
+    commit: str = ""
+    data: str = ""
+    data_fingerprint: str = ""
+    trained: dict[str, Any] = field(default_factory=dict)
+    weights: str = ""
+    fingerprint: str = ""
+    tokenizer: str = ""
+    tokenizer_fingerprint: str = ""
+    licence: str = "Apache-2.0"
+    records: list[Record] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        content = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "records"}
+        return {**content, "records": [record.to_json() for record in self.records]}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Card:
+        return cls(**{**content, "records": [Record.from_json(record) for record in content.get("records", [])]})
+
+    def to_markdown(self, model: str) -> str:
+        """The README.md of a model folder."""
+        facts = {k: v for k, v in asdict(self).items() if k not in ("recipe", "records") and v not in ("", None, {})}
+        lines = [f"# {model}", "", "| | |", "|---|---|"]
+        lines += [f"| {key.replace('_', ' ')} | {value} |" for key, value in facts.items()]
+        if self.records:
+            lines += ["", "## Measured", ""]
+            lines += ["| name | value | images | tokens kept | protocol |", "|---|---|---|---|---|"]
+            for r in self.records:
+                value = "unavailable" if r.value is None else f"{r.value:.4g} {r.unit}".strip()
+                protocol = ", ".join(
+                    f"{key} {getattr(r, key)}"
+                    for key in ("network", "sampler", "steps", "guidance", "seed")
+                    if getattr(r, key) is not None
+                )
+                keep = "" if r.keep is None else r.keep
+                lines.append(f"| {r.name} | {value} | {r.num_images} | {keep} | {protocol} |")
+        if self.recipe:
+            lines += ["", "## Recipe", "", "```yaml", self.recipe.rstrip(), "```"]
+        return "\n".join(lines) + "\n"

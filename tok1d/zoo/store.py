@@ -1,0 +1,193 @@
+"""Models on disk: a folder with config.json, model.safetensors and a README.md card, and names for them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tok1d.config import MODEL_CONFIGS, build_model_config, to_mapping
+from tok1d.errors import ConfigError, WeightsError
+from tok1d.zoo.card import Card
+
+BUNDLED = Path(__file__).parent / "bundled"
+FORMAT = 1
+
+# Configuration name -> the class in the configuration's own module.
+CLASSES = {"semanticist": "Semanticist", "epsilon_llamagen": "EpsilonLlamaGen", "cnn": "CNN"}
+
+
+def build_model(config: Any) -> nn.Module:
+    """The model that a configuration (`SemanticistConfig`, ...) describes, freshly initialised."""
+    module, _ = MODEL_CONFIGS[config.name]
+    return getattr(importlib.import_module(module), CLASSES[config.name])(config)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """12 hex digits of SHA-256 over all weights and buffers as float32: the identity of a model's weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def save_model(model: nn.Module, folder: Path, card: Card, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write a model folder, whole or not at all; an existing folder is replaced.
+
+    Args:
+        dtype: floating-point weights are stored so; loading gives float32 again.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    config = getattr(model, "config")  # noqa: B009 (mypy knows nn.Module attributes only as tensors or modules)
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    content = {"format": FORMAT, "model": to_mapping(config), "card": card.to_json()}
+    try:
+        temporary.mkdir(parents=True)
+        save_file(state, temporary / "model.safetensors")
+        (temporary / "config.json").write_text(json.dumps(content, indent=1) + "\n")
+        (temporary / "README.md").write_text(card.to_markdown(config.name))
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise WeightsError(f"cannot write the model folder {folder}: {error.strerror or error}") from None
+
+
+def bundled_names() -> list[str]:
+    """Names of the models inside the package."""
+    return sorted(path.parent.relative_to(BUNDLED).as_posix() for path in BUNDLED.rglob("config.json"))
+
+
+def resolve(name: str | Path, base: Path | None = None) -> Path:
+    """The folder of a model: a path, a bundled name, or a hub name "owner/model" (downloaded).
+
+    Args:
+        base: relative paths are also looked for from here (how a generator names the tokenizer beside it).
+
+    Raises:
+        WeightsError: nothing of that name; the message lists the bundled ones.
+    """
+    text = str(name)
+    for folder in ([base / text] if base else []) + [Path(text), BUNDLED / text]:
+        if (folder / "config.json").is_file():
+            return folder.resolve()
+    if Path(text).suffix in (".pt", ".pth", ".pkl", ".ckpt", ".safetensors", ".bin"):
+        raise WeightsError(f"{text}: expected a model folder; published weight files go through 'tok1d convert' first")
+    if Path(text).exists():
+        raise WeightsError(f"{text}: expected a model folder with config.json and model.safetensors, found none there")
+    if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).parent.exists():
+        return _download(text)
+    raise WeightsError(f"no model {text!r}: expected a model folder or one of {', '.join(bundled_names())}")
+
+
+def _download(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "README.md"]))
+    except Exception as error:
+        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"no model folder {name!r}, and the hub has none to give ({reason}); bundled: {', '.join(bundled_names())}"
+        ) from None
+
+
+def read_config(folder: Path) -> tuple[Any, Card]:
+    """The model's configuration and its card from a model folder."""
+    path = Path(folder) / "config.json"
+    try:
+        content = json.loads(path.read_text())
+        if content["format"] != FORMAT:
+            raise WeightsError(f"{path}: written in format {content['format']}, this tok1d reads format {FORMAT}")
+        return build_model_config(content["model"]), Card.from_json(content["card"])
+    except ConfigError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path}: not a tok1d model's config.json ({type(error).__name__}: {error})") from None
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A safetensors file; anything else, a pickle or a truncated file, is a one-line error."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file; a model folder holds config.json and model.safetensors")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        with path.open("rb") as file:
+            head = file.read(4)
+        what = "a pickle, not safetensors" if head[:2] in (b"PK", b"\x80\x02", b"\x80\x04") else "truncated or corrupt"
+        raise WeightsError(
+            f"{path}: {what} ({str(error).splitlines()[0]}); fetch it again or go through 'tok1d convert'"
+        ) from None
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Strict loading that names what is missing, unexpected or of another shape."""
+    own = model.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    unexpected = sorted(state.keys() - own.keys())
+    shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+    for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(shapes))):
+        if keys:
+            shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+            raise WeightsError(f"{source}: {len(keys)} weights {kind} for this model: {shown}")
+    model.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()})
+
+
+def load(name: str | Path, *, device: str | torch.device = "cpu", base: Path | None = None) -> Any:
+    """A model ready to use (eval mode, float32) from a folder, a bundled name or a hub name.
+
+    The model has `.card` (its record) and `.folder` beside its own methods.
+
+    Raises:
+        WeightsError: missing, truncated, unsafe or unfitting weights, in one line.
+    """
+    folder = resolve(name, base)
+    config, card = read_config(folder)
+    model = build_model(config)
+    load_state(model, read_weights(folder / "model.safetensors"), str(folder))
+    model.card = card  # type: ignore[assignment]
+    model.folder = folder  # type: ignore[assignment]
+    return model.to(device).eval()
+
+
+def load_pair(name: str | Path, *, device: str | torch.device = "cpu") -> tuple[Any, Any]:
+    """A generator and the tokenizer whose tokens it makes.
+
+    `name` is a generator, or a tokenizer with a generator/ folder inside (as the bundled ones have).
+
+    Raises:
+        WeightsError: no generator there, or the tokenizer found is not the one it was trained on.
+    """
+    folder = resolve(name)
+    if (folder / "generator" / "config.json").is_file():
+        folder = folder / "generator"
+    generator = load(folder, device=device)
+    if not hasattr(generator, "sample"):
+        raise WeightsError(f"{name}: this is a {generator.config.name}; generate needs a generator's model folder")
+    card = generator.card
+    tokenizer = load(card.tokenizer, device=device, base=folder)
+    found = fingerprint(tokenizer)
+    if found != card.tokenizer_fingerprint:
+        raise WeightsError(
+            f"{name}: trained on tokenizer {card.tokenizer_fingerprint}, but {card.tokenizer} is {found}; "
+            "point it at the right one (config.json, card.tokenizer)"
+        )
+    return generator, tokenizer
