@@ -1,9 +1,9 @@
 """tok1d: structured 1D image tokenizers and the generators trained on their tokens.
 
-    import tok1d
-    model = tok1d.load("fashion-mnist-semanticist")
-    tokens = model.encode(images)            # images (B, 1, 28, 28) in [0, 1] -> (B, K, D)
-    model.decode(tokens, keep=4)             # images again, from the first four tokens
+import tok1d
+model = tok1d.load("fashion-mnist-semanticist")
+tokens = model.encode(images)            # images (B, 1, 28, 28) in [0, 1] -> (B, K, D)
+model.decode(tokens, keep=4)             # images again, from the first four tokens
 """
 
 from __future__ import annotations

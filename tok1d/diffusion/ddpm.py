@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tok1d.diffusion.path import expand
 from tok1d.diffusion.solver import Field, Randn
+from tok1d.errors import InputError
 
 
 def linear_betas(steps: int = 1000) -> np.ndarray:
@@ -42,7 +43,7 @@ def respaced_steps(num_steps: int, spec: str | int | Sequence[int]) -> list[int]
             integer stride from 0 that gives exactly N steps; "a,b,c": that many from equal sections.
 
     Raises:
-        ValueError: more steps than exist, or no stride that gives N.
+        InputError: more steps than exist, or no stride that gives N.
     """
     text = ",".join(map(str, spec)) if isinstance(spec, list | tuple) else str(spec).strip()
     if text in ("", "0"):
@@ -52,19 +53,19 @@ def respaced_steps(num_steps: int, spec: str | int | Sequence[int]) -> list[int]
         for stride in range(1, num_steps + 1):
             if len(range(0, num_steps, stride)) == wanted:
                 return list(range(0, num_steps, stride))
-        raise ValueError(f"no integer stride over {num_steps} steps gives exactly {wanted}; use '{wanted}' instead")
+        raise InputError(f"no integer stride over {num_steps} steps gives exactly {wanted}; use '{wanted}' instead")
     counts = [int(part) for part in text.split(",")]
     kept: list[int] = []
     start = 0
     for i, count in enumerate(counts):
         size = num_steps // len(counts) + (1 if i < num_steps % len(counts) else 0)
         if not 1 <= count <= size:
-            raise ValueError(f"cannot take {count} steps from a section of {size} (of {num_steps} in all)")
-        stride = (size - 1) / (count - 1) if count > 1 else 1.0
+            raise InputError(f"cannot take {count} steps from a section of {size} (of {num_steps} in all)")
+        spacing = (size - 1) / (count - 1) if count > 1 else 1.0
         position = 0.0
         for _ in range(count):
             kept.append(start + round(position))
-            position += stride
+            position += spacing
         start += size
     return kept
 

@@ -12,6 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from tok1d.errors import InputError
+
 Field = Callable[[Tensor, Tensor], Tensor]
 Randn = Callable[[Tensor], Tensor]
 
@@ -23,10 +25,11 @@ def time_grid(steps: int, *, shift: float = 1.0, end: float = 1.0, device: torch
     (Stable Diffusion 3, arXiv 2403.03206, eq. 23).
     """
     if steps < 1:
-        raise ValueError(f"a sampler needs at least 1 step, got {steps}")
+        raise InputError(f"a sampler needs at least 1 step, got {steps}")
     s = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    s = shift * s / (1 + (shift - 1) * s)
-    return ((1 - s) * end).to(dtype=torch.float32, device=device)
+    # 1 - shift s / (1 + (shift - 1) s), written so that both ends are exact: a start of -2e-16 is outside an interval.
+    times = (1 - s) / (1 + (shift - 1) * s)
+    return (times * end).to(dtype=torch.float32, device=device)
 
 
 def randn_from(generator: torch.Generator | None) -> Randn:
@@ -97,7 +100,7 @@ def interpolant_sde(
         steps: network calls: steps - 1 stochastic ones up to t = 1 - last_step, then the drift over last_step.
     """
     if steps < 2:
-        raise ValueError(f"the SDE sampler needs at least 2 steps, got {steps}")
+        raise InputError(f"the SDE sampler needs at least 2 steps, got {steps}")
 
     def drift(x: Tensor, t: Tensor) -> Tensor:
         return (1 + t) * velocity(x, t) - x

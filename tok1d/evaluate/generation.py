@@ -50,9 +50,7 @@ def evaluate_generation(
     for start in range(0, num, batch_size):
         batch = labels[start : start + batch_size]
         source = torch.Generator(device).manual_seed(seed * 1_000_003 + start)
-        tokens = generator.sample(
-            batch, guidance=guidance, steps=head_steps, temperature=temperature, generator=source
-        )
+        tokens = generator.sample(batch, guidance=guidance, steps=head_steps, temperature=temperature, generator=source)
         for k in lengths:
             decoder_source = torch.Generator(device).manual_seed(seed * 1_000_003 + start + 1)
             judged[k].update(tokenizer.decode(tokens, keep=k, steps=steps, generator=decoder_source), batch)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tok1d.config import option
 from tok1d.diffusion.guidance import Guidance, as_guidance
-from tok1d.diffusion.solver import randn_from
+from tok1d.diffusion.solver import Randn, randn_from
 from tok1d.errors import ConfigError, InputError
 from tok1d.generators.head import DiffusionHead, HeadConfig
 from tok1d.nn.attention import Attend, Attention, KVCache, causal
@@ -77,7 +77,7 @@ class EpsilonLlamaGen(nn.Module):
         """Checked class ids (B,); None is the null class.
 
         Raises:
-            InputError: an id out of range, or no null class to stand for None.
+            InputError: not (B,) integers, an id out of range, or no null class to stand for None.
         """
         table = self.label_embed
         if cond is None:
@@ -86,8 +86,9 @@ class EpsilonLlamaGen(nn.Module):
             return torch.full((batch,), table.null, device=self.positions.device)
         if table.num_classes == 0:
             raise InputError("this model is unconditional: it takes no class ids")
-        highest = table.num_classes - 1 + int(table.has_null)
-        if int(cond.min()) < 0 or int(cond.max()) > highest:
+        if cond.dim() != 1 or cond.is_floating_point():
+            raise InputError(f"expected class ids (B,) of integers, got {cond.dtype} of shape {tuple(cond.shape)}")
+        if len(cond) and (int(cond.min()) < 0 or int(cond.max()) >= table.num_classes):
             raise InputError(f"class ids lie in 0..{table.num_classes - 1}, got {int(cond.min())}..{int(cond.max())}")
         return cond.to(self.positions.device)
 
@@ -126,6 +127,7 @@ class EpsilonLlamaGen(nn.Module):
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
         sampler: str | None = None,
+        randn: Randn | None = None,
     ) -> Tensor:
         """Tokens (B, length, D), one after the other with a KV cache.
 
@@ -138,20 +140,24 @@ class EpsilonLlamaGen(nn.Module):
             temperature: multiplies the head's sampling noise.
             generator: source of all noise; default: one seeded with 0.
             sampler: the head's sampler, see `DiffusionHead.sample`.
+            randn: source of all noise instead of `generator` (recorded draws): for every token the starting noise
+                (B, D), then what the sampler draws.
 
         Raises:
             InputError: class ids, lengths or guidance this model cannot serve.
         """
-        if cond is None and num is None:
-            raise InputError("sample needs class ids, or num for how many sequences to draw")
+        if cond is None and (num is None or num < 1):
+            raise InputError(f"sample needs class ids, or num for how many sequences to draw, got num {num}")
         labels = self.labels(cond, num or 0)
         length = self.config.num_tokens if length is None else length
         if not 1 <= length <= self.config.num_tokens:
             raise InputError(f"length must lie in 1..{self.config.num_tokens}, got {length}")
-        scales = as_guidance(guidance, "linear").token_scales(length).tolist()
-        if generator is None:
-            generator = torch.Generator(labels.device).manual_seed(0)
-        randn = randn_from(generator)
+        guidance = as_guidance(guidance, "linear")
+        if guidance.weak_model is not None or guidance.interval != (0.0, 1.0):
+            raise InputError("guidance of the diffusion head has a scale and a schedule, no interval and no weak_model")
+        scales = guidance.token_scales(length).tolist()
+        if randn is None:
+            randn = randn_from(generator or torch.Generator(labels.device).manual_seed(0))
         decoder = CachedDecoder(self, labels, length, with_null=any(scale != 1 for scale in scales))
         tokens = self.positions.new_zeros(labels.shape[0], length, self.config.token_dim)
         for i, scale in enumerate(scales):

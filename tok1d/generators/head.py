@@ -7,7 +7,7 @@ or as DDPM, and conditioned through AdaLN ("adaln", MAR) or by concatenation ("c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from tok1d.diffusion.ddpm import Chain, ancestral
 from tok1d.diffusion.guidance import combine
 from tok1d.diffusion.objective import FlowObjective
 from tok1d.diffusion.path import Path
-from tok1d.diffusion.solver import Randn, euler, heun, interpolant_sde, time_grid
+from tok1d.diffusion.solver import Field, Randn, euler, heun, interpolant_sde, time_grid
 from tok1d.errors import InputError
 from tok1d.nn.embed import TimeEmbed
 from tok1d.nn.norm import Modulation, modulate
@@ -35,6 +35,7 @@ class HeadConfig:
     batch_mul: int = option(4, "noisy copies of every token in a training step", ge=1)
     sampler: Literal["sde", "euler", "heun"] = option("sde", "default sampler of the interpolant")
     steps: int = option(250, "default network evaluations a token", ge=2)
+    last_step: float = option(0.04, "length in time of the SDE sampler's last step, without noise", gt=0, lt=1)
 
 
 class ResidualBlock(nn.Module):
@@ -96,7 +97,7 @@ class HeadNetwork(nn.Module):
         c = self.cond_embed(cond)
         if not self.concat:
             return [c]
-        linears = [*(block.fc1 for block in self.blocks), self.out]
+        linears: list[Any] = [*(block.fc1 for block in self.blocks), self.out]
         return [F.linear(c, linear.weight[:, -c.shape[-1] :], linear.bias) for linear in linears]
 
     def evaluate(self, x: Tensor, t: Tensor, prepared: list[Tensor]) -> Tensor:
@@ -173,9 +174,33 @@ class DiffusionHead(nn.Module):
             cond: (R, C) conditions; `uncond` (R, C) the unconditional ones, needed where scale != 1.
             steps: network evaluations. sampler: "sde", "euler" or "heun" (interpolant); DDPM is ancestral.
             temperature: multiplies the sampler's noise (no effect on the ODE samplers).
+
+        Raises:
+            InputError: a sampler the objective does not have, or too few steps for it.
         """
         steps = self.config.steps if steps is None else steps
+        if self.config.objective == "ddpm" and sampler not in (None, "ancestral"):
+            raise InputError(f"a DDPM head samples with 'ancestral', got {sampler!r}")
+        if (
+            self.config.objective == "ddpm" and steps < 2
+        ):  # a chain of one step keeps the cleanest: noise would come out
+            raise InputError(f"a DDPM head needs at least 2 steps, got {steps}")
         sampler = self.config.sampler if sampler is None else sampler
+        field = self.field(cond, uncond, scale)
+        if self.config.objective == "ddpm":
+            return ancestral(field, start, self.chain.respace(steps), randn, temperature=temperature)
+        if sampler == "sde":
+            return interpolant_sde(field, start, steps, randn, last_step=self.config.last_step, temperature=temperature)
+        if sampler not in ("euler", "heun"):
+            raise InputError(f"the head samples with 'sde', 'euler' or 'heun', got {sampler!r}")
+        times = time_grid(steps, device=start.device)
+        return (heun if sampler == "heun" else euler)(field, start, times)
+
+    def field(self, cond: Tensor, uncond: Tensor | None = None, scale: float = 1.0) -> Field:
+        """What the samplers follow for these conditions: guided velocity, or guided noise and its variance.
+
+        The share of the network that depends on the conditions alone is computed here, once.
+        """
         is_guided = scale != 1
         if is_guided:
             assert uncond is not None, "guidance needs the unconditional condition"
@@ -191,11 +216,4 @@ class DiffusionHead(nn.Module):
             # A learned variance stays the conditional one.
             return torch.cat([combine(yes[:, :dim], no[:, :dim], scale), yes[:, dim:]], dim=1)
 
-        if self.config.objective == "ddpm":
-            return ancestral(field, start, self.chain.respace(steps), randn, temperature=temperature)
-        if sampler == "sde":
-            return interpolant_sde(field, start, steps, randn, temperature=temperature)
-        if sampler not in ("euler", "heun"):
-            raise InputError(f"the head samples with 'sde', 'euler' or 'heun', got {sampler!r}")
-        times = time_grid(steps, device=start.device)
-        return (heun if sampler == "heun" else euler)(field, start, times)
+        return field

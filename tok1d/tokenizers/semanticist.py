@@ -9,7 +9,7 @@ or along a continuous flow (few steps).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -121,7 +121,16 @@ class Semanticist(nn.Module):
         self.times = Times(flow.times, flow.times_mean, flow.times_std)
 
     def encode(self, images: Tensor, cond: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) in [0, 1] -> standardised tokens (B, K, D). `cond` is not used."""
+        """(B, C, H, W) in [0, 1] -> standardised tokens (B, K, D). `cond` is not used.
+
+        Raises:
+            InputError: images of another size or number of channels than the model's.
+        """
+        expected = (self.config.channels, self.config.image_size, self.config.image_size)
+        if images.dim() != 4 or tuple(images.shape[1:]) != expected:
+            raise InputError(
+                f"expected images of shape (B, {', '.join(map(str, expected))}), got {tuple(images.shape)}"
+            )
         return self.bottleneck(self.encoder(images))
 
     def losses(self, batch: tuple[Tensor, Tensor], progress: float) -> dict[str, Tensor]:
@@ -181,6 +190,21 @@ class Semanticist(nn.Module):
         t = self.times.draw(latents.shape[0], latents.device) if t is None else t
         return {"loss_flow": self.objective.loss(network, latents, noise, t)}
 
+    def prediction_error(
+        self, latents: Tensor, tokens: Tensor, mask: Tensor | None = None, *, t: Tensor, noise: Tensor
+    ) -> Tensor:
+        """Unweighted mean squared error (B,) of what the network predicts, at times t (B,) as `denoising_rows` has."""
+        if self.config.objective == "ddpm":
+            return self.denoising_rows(latents, tokens, mask, t=t, noise=noise)["loss_mse"]
+        filled = self.decoder.fill(tokens, mask)
+        plain = replace(self.objective, weight_power=0.0)
+        return plain.loss(lambda x, t: self.decoder(x, t, filled), latents, noise, t)
+
+    def uniform_times(self, num: int) -> Tensor:
+        """(num,) midpoints of equal parts of the decoder's time: step indices (DDPM) or within [0, 1] (flow)."""
+        times = (torch.arange(num) + 0.5) / num
+        return (times * len(self.chain)).long() if self.config.objective == "ddpm" else times
+
     def decode(
         self,
         tokens: Tensor,
@@ -203,7 +227,8 @@ class Semanticist(nn.Module):
             solver: "euler" or "heun" (flow), "ancestral" or "ddim" (DDPM).
 
         Raises:
-            InputError: a count out of range or a solver the objective does not have.
+            InputError: tokens of another shape, a count out of range, a solver the objective does not have, or too
+                few steps for it.
         """
         if generator is None:
             generator = torch.Generator(tokens.device).manual_seed(0)
@@ -230,6 +255,8 @@ class Semanticist(nn.Module):
         steps = self.config.steps if steps is None else steps
         field = self.field(tokens, keep, guidance or Guidance())
         if self.config.objective == "ddpm":
+            if isinstance(steps, int) and steps < 2:  # a chain of one step keeps the cleanest: noise would come out
+                raise InputError(f"a DDPM decoder needs at least 2 steps, got {steps}")
             chain = self.chain.respace(steps)
             if solver in (None, "ancestral"):
                 return ancestral(field, start, chain, randn)
@@ -239,6 +266,8 @@ class Semanticist(nn.Module):
         times = time_grid(int(steps), shift=self.config.flow.shift, device=start.device)
         if solver not in (None, "euler", "heun"):
             raise InputError(f"a flow decoder samples with 'euler' or 'heun', got {solver!r}")
+        if self.config.flow.prediction == "noise":  # it implies no velocity at t = 0, where alpha is 0
+            times[0] = times[1].clamp(max=0.02) / 2
         return (heun if solver == "heun" else euler)(field, start, times)
 
     def field(self, tokens: Tensor, keep: int | Tensor | None, guidance: Guidance) -> Field:
@@ -246,10 +275,12 @@ class Semanticist(nn.Module):
 
         Guidance acts on the noise and leaves the variance conditional, or on the velocity.
         """
+        length, dim = self.spec.length, self.spec.dim
+        if tokens.dim() != 3 or tokens.shape[1] > length or tokens.shape[2] != dim:
+            raise InputError(f"expected tokens of shape (B, at most {length}, {dim}), got {tuple(tokens.shape)}")
+        if guidance.weak_model is not None:
+            raise InputError("a Semanticist decoder guides against its null tokens, not against a weak_model")
         batch, given, _ = tokens.shape
-        length = self.spec.length
-        if given > length:
-            raise InputError(f"expected at most {length} tokens an image, got {given}")
         counts = resolve_keep(keep, batch, given, tokens.device)
         padded = torch.nn.functional.pad(tokens, (0, 0, 0, length - given))
         filled = self.decoder.fill(padded, prefix_mask(counts, length))

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from tok1d.config import Recipe, load_recipe, to_mapping, to_yaml
-from tok1d.errors import ConfigError, Tok1dError
+from tok1d.data.images import ImageSet
+from tok1d.errors import ConfigError
 from tok1d.evaluate.report import Record, write_records
 from tok1d.train.loop import Result, Task, fit
 from tok1d.train.tasks import build_task, open_split
@@ -154,11 +155,19 @@ def _portable(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
-def find_judge(recipe: Recipe) -> Any:
-    """The bundled judge for the recipe's data, or None where there is none."""
-    if recipe.data.name != "fashion_mnist" or "fashion-mnist-cnn" not in store.bundled_names():
+def judge_for(data: str, model: Any) -> Any:
+    """The bundled judge for a data set, on the model's device, or None where there is none."""
+    if data != "fashion_mnist" or "fashion-mnist-cnn" not in store.bundled_names():
         return None
-    return store.load("fashion-mnist-cnn")
+    return store.load("fashion-mnist-cnn", device=next(model.parameters()).device)
+
+
+def protocol_of(model: Any) -> dict[str, Any]:
+    """What every record on a model states: which weights, in which precision, which crop."""
+    weights = getattr(model, "card", Card()).weights.split(",")[0] or None
+    size = getattr(model.config, "image_size", None)
+    crop = None if size is None else f"center {size}"
+    return {"weights": weights, "precision": "fp32", "weights_hash": store.fingerprint(model), "crop": crop}
 
 
 def evaluate(recipe: Recipe, model: Any) -> list[Record]:
@@ -168,23 +177,15 @@ def evaluate(recipe: Recipe, model: Any) -> list[Record]:
     from tok1d.evaluate.reconstruction import evaluate_reconstruction
 
     config = recipe.evaluate
-    protocol = {
-        "weights": "ema" if recipe.train.ema > 0 else "raw",
-        "precision": "fp32",
-        "weights_hash": store.fingerprint(model),
-        "crop": f"center {recipe.data.image_size}",
-    }
-    device = next(model.parameters()).device
+    protocol = {**protocol_of(model), "weights": "ema" if recipe.train.ema > 0 else "raw"}
     test = open_split(recipe, "test")
     if recipe.kind == "classifier":
         return evaluate_classifier(model, test, protocol=protocol)
-    judge = find_judge(recipe)
-    if judge is not None:
-        judge = judge.to(device)
+    judge = judge_for(recipe.data.name, model)
     if recipe.kind == "tokenizer":
         return evaluate_reconstruction(
             model,
-            _First(test, config.num_images),
+            first(test, config.num_images),
             keep=config.keep,
             steps=config.steps,
             guidance=config.guidance,
@@ -199,7 +200,7 @@ def evaluate(recipe: Recipe, model: Any) -> list[Record]:
     assert recipe.tokenizer is not None
     return evaluate_generation(
         model,
-        store.load(recipe.tokenizer, device=device),
+        store.load(recipe.tokenizer, device=next(model.parameters()).device),
         test,
         judge,
         num=config.num_samples,
@@ -217,7 +218,7 @@ class _First:
     """The first `num` images of a set."""
 
     def __init__(self, images: Any, num: int) -> None:
-        self.images, self.num = images, min(num, len(images))
+        self.images, self.num = images, num
         self.num_classes, self.class_names = images.num_classes, images.class_names
 
     def __len__(self) -> int:
@@ -230,6 +231,6 @@ class _First:
         return f"first {self.num} of {self.images.fingerprint()}"
 
 
-def report_error(error: Tok1dError) -> str:
-    """A user's mistake as one line."""
-    return " ".join(str(error).split())
+def first(images: ImageSet, num: int | None) -> ImageSet:
+    """The first `num` images of a set, or the set itself where it has no more."""
+    return images if num is None or num >= len(images) else _First(images, num)

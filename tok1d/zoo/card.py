@@ -15,6 +15,7 @@ class Card:
     Args:
         recipe: the resolved recipe (YAML text) they were trained by.
         tokenizer, tokenizer_fingerprint: for a generator, whose tokens it makes.
+        generator: for a tokenizer, a generator made for it.
         data: which data, with a fingerprint.
         trained: steps, seconds, device and precision of the training.
         commit: version of the code.
@@ -33,6 +34,7 @@ class Card:
     fingerprint: str = ""
     tokenizer: str = ""
     tokenizer_fingerprint: str = ""
+    generator: str = ""
     licence: str = "Apache-2.0"
     records: list[Record] = field(default_factory=list)
 

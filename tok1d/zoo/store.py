@@ -171,14 +171,15 @@ def load(name: str | Path, *, device: str | torch.device = "cpu", base: Path | N
 def load_pair(name: str | Path, *, device: str | torch.device = "cpu") -> tuple[Any, Any]:
     """A generator and the tokenizer whose tokens it makes.
 
-    `name` is a generator, or a tokenizer with a generator/ folder inside (as the bundled ones have).
+    `name` is a generator, or a tokenizer whose card names the generator made for it (as the bundled one's does).
 
     Raises:
         WeightsError: no generator there, or the tokenizer found is not the one it was trained on.
     """
     folder = resolve(name)
-    if (folder / "generator" / "config.json").is_file():
-        folder = folder / "generator"
+    made_for_it = read_config(folder)[1].generator
+    if made_for_it:
+        folder = resolve(made_for_it, folder)
     generator = load(folder, device=device)
     if not hasattr(generator, "sample"):
         raise WeightsError(f"{name}: this is a {generator.config.name}; generate needs a generator's model folder")

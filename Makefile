@@ -1,0 +1,45 @@
+# Two commands need nothing else: `make demo` and `make test`. Both set up .venv first, once.
+.PHONY: demo test lint types pytest format clean
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+# Threads that wait by spinning make two jobs on one machine many times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+demo: .venv/.demo
+	$(BIN)/tok1d demo
+
+test: lint types pytest
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.dev
+	$(BIN)/mypy
+
+pytest: .venv/.dev
+	-$(BIN)/python -m tok1d.data.fashion_mnist
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+format: .venv/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(BIN)/uv:
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed, found none; on Debian/Ubuntu: apt install python3 python3-venv" >&2; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: this Python has no venv module; on Debian/Ubuntu: apt install python3-venv" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+.venv/.demo: $(BIN)/uv pyproject.toml
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e .
+	@touch $@
+
+.venv/.dev: $(BIN)/uv pyproject.toml
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev]'
+	@touch $@ .venv/.demo
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

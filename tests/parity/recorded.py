@@ -1,0 +1,106 @@
+"""Recorded cases on disk: finding them, their tensors, and comparison within their own tolerance."""
+
+import filecmp
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+
+class Case:
+    """One case folder. `kind` says what it records, `family` which system, `config` with what settings."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        content = json.loads((folder / "case.json").read_text())
+        self.kind: str = content["case"]
+        self.family: str = content.get("system") or self.folder.parent.name
+        self.name = f"{self.family}/{self.folder.name}"
+        self.config: dict[str, Any] = content.get("config") or {}
+        self.tolerance: dict[str, float] = content.get("tolerance", content)
+        self.unchecked = set(content.get("outputs", {}))
+        self._io: dict[str, Tensor] | None = None
+
+    @property
+    def io(self) -> dict[str, Tensor]:
+        """Inputs, draws and expected outputs."""
+        if self._io is None:
+            self._io = load_file(self.folder / "io.safetensors")
+        return self._io
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "weights.safetensors"
+
+    def check(self, name: str, actual: Any, rows: Any = ...) -> None:
+        """Compare a result with the recorded output `name`, or with its part `rows` where the rest is never used."""
+        actual = torch.as_tensor(actual).detach()
+        torch.testing.assert_close(
+            actual,
+            self.io[name][rows],
+            atol=self.tolerance["atol"],
+            rtol=self.tolerance["rtol"],
+            check_dtype=False,
+            msg=lambda text: f"{self.name}: {name}: {text}",
+        )
+        self.unchecked.discard(name)
+
+    def same_as(self, other: "Case") -> bool:
+        """Whether both folders hold the same recording."""
+        files = [path.name for path in self.folder.iterdir()]
+        equal, _, _ = filecmp.cmpfiles(self.folder, other.folder, files, shallow=False)
+        return len(equal) == len(files)
+
+
+def find_cases(roots: Sequence[Path]) -> list[Case]:
+    """All cases below the roots, by name; a recording found twice is listed once.
+
+    Raises:
+        pytest.UsageError: a root without any case.
+    """
+    cases: dict[str, list[Case]] = {}
+    for root in roots:
+        found = [Case(path.parent) for path in sorted(root.rglob("case.json"))]
+        if not found:
+            raise pytest.UsageError(f"--parity-root {root}: expected folders with a case.json, found none")
+        for case in found:
+            twins = cases.setdefault(case.name, [])
+            if not any(case.same_as(twin) for twin in twins):
+                twins.append(case)
+    return [case for name in sorted(cases) for case in cases[name]]
+
+
+def draws(*recorded: Tensor) -> Callable[[Tensor], Tensor]:
+    """A noise source that replays recorded draws in order; of a draw with more rows than asked, the first ones."""
+    remaining = iter(recorded)
+
+    def randn(like: Tensor) -> Tensor:
+        draw = next(remaining)[: like.shape[0]]
+        assert draw.shape == like.shape, f"recorded draw {tuple(draw.shape)}, asked for {tuple(like.shape)}"
+        return draw
+
+    return randn
+
+
+@contextmanager
+def inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """The first argument of every call of a module."""
+    seen: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    yield seen
+    handle.remove()
+
+
+@contextmanager
+def outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """The result of every call of a module."""
+    seen: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _, args, result: seen.append(result.detach()))
+    yield seen
+    handle.remove()

@@ -1,0 +1,40 @@
+"""Recorded cases of released systems: same weights, same draws, same outputs.
+
+    pytest tests/parity --parity-root DIR --parity-family semanticist
+
+One test per case folder, named family/folder. A case goes through the public classes and the adapter that
+`tok1d convert` uses, configured by its case.json and the shapes of its tensors alone.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from . import semanticist_cases
+from .recorded import Case, find_cases
+
+RUNNERS = {"semanticist": semanticist_cases.RUNNERS}
+
+HERE = Path(__file__).parent
+DEFAULT_ROOTS = [HERE / "cases", HERE.parents[2] / "shared" / "parity"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    given = metafunc.config.getoption("--parity-root")
+    roots = [Path(root) for root in given] if given else [root for root in DEFAULT_ROOTS if root.is_dir()]
+    cases = find_cases(roots)
+    absent = set(metafunc.config.getoption("--parity-family")) - {case.family for case in cases}
+    if absent:
+        found = ", ".join(sorted({case.family for case in cases}))
+        raise pytest.UsageError(f"--parity-family: no recorded case of {', '.join(sorted(absent))}; found: {found}")
+    metafunc.parametrize("case", cases, ids=lambda case: case.name)
+
+
+def test_recorded_case(case: Case, request: pytest.FixtureRequest) -> None:
+    run = RUNNERS.get(case.family, {}).get(case.kind)
+    if run is None:
+        if case.family in request.config.getoption("--parity-family"):
+            pytest.fail(f"no adapter: {case.family}/{case.kind}", pytrace=False)
+        pytest.skip(f"no adapter yet: {case.family}/{case.kind}")
+    run(case)
+    assert not case.unchecked, f"outputs that were not compared: {', '.join(sorted(case.unchecked))}"

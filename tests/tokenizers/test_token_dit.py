@@ -1,0 +1,145 @@
+"""The diffusion decoder: conditions without order, its initial zero, its layout and the published sizes."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tok1d.nn.embed import unpatchify
+from tok1d.nn.position import sincos_2d
+from tok1d.tokenizers.token_dit import DecoderConfig, TokenDiT
+
+
+def decoder(*, moved: bool = True, align_depth: int = 0, out_channels: int = 2) -> TokenDiT:
+    torch.manual_seed(0)
+    config = DecoderConfig(patch=2, dim=12, depth=2, heads=2, align_depth=align_depth, align_hidden=8, align_dim=6)
+    model = TokenDiT(config, channels=1, size=6, num_tokens=4, token_dim=3, out_channels=out_channels).double()
+    if moved:  # away from the zeros of adaLN-Zero
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.fixture
+def inputs() -> tuple[Tensor, Tensor, Tensor]:
+    source = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 1, 6, 6, dtype=torch.float64, generator=source)
+    tokens = torch.randn(2, 4, 3, dtype=torch.float64, generator=source)
+    return x, torch.tensor([3.0, 700.0]), tokens
+
+
+def test_starts_as_zero(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    out = decoder(moved=False)(*inputs)
+    assert out.shape == (2, 2, 6, 6) and not out.any()
+
+
+def test_output_depends_on_every_input(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    model = decoder()
+    leaves = [inputs[0].clone().requires_grad_(), inputs[2].clone().requires_grad_()]
+    weight = torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    (model(leaves[0], inputs[1], leaves[1]) * weight).sum().backward()
+    for leaf in leaves:
+        assert leaf.grad is not None and (leaf.grad.abs() > 0).all()
+    assert not torch.allclose(model(*inputs), model(inputs[0], inputs[1].flip(0), inputs[2]))
+
+
+def test_the_order_of_condition_tokens_does_not_matter(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    model, (x, t, tokens) = decoder(), inputs
+    torch.testing.assert_close(model(x, t, tokens[:, [2, 0, 3, 1]]), model(x, t, tokens))
+    kept = model.fill(tokens, torch.tensor([[True, True, False, False]]).expand(2, -1))
+    swapped = kept[:, [1, 0, 2, 3]]
+    torch.testing.assert_close(model(x, t, swapped), model(x, t, kept))
+
+
+def test_null_tokens_are_told_apart_by_their_position(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    model, (x, t, tokens) = decoder(), inputs
+    first = model.fill(tokens, torch.tensor([[True, False, False, False]]).expand(2, -1))
+    elsewhere = model.fill(tokens[:, [1, 0, 2, 3]], torch.tensor([[False, True, False, False]]).expand(2, -1))
+    assert not torch.allclose(model(x, t, first), model(x, t, elsewhere))
+
+
+def test_fill_by_hand() -> None:
+    model = decoder()
+    tokens = torch.arange(24.0, dtype=torch.float64).view(2, 4, 3)
+    mask = torch.tensor([[True, False, True, False], [False] * 4])
+    filled = model.fill(tokens, mask)
+    for row in range(2):
+        for position in range(4):
+            expected = tokens[row, position] if mask[row, position] else model.null_tokens[0, position]
+            assert torch.equal(filled[row, position], expected)
+    assert model.fill(tokens, None) is tokens
+
+
+def test_one_time_serves_the_batch(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    model, (x, _, tokens) = decoder(), inputs
+    torch.testing.assert_close(model(x, torch.tensor([5.0]), tokens), model(x, torch.tensor([5.0, 5.0]), tokens))
+
+
+def test_rows_of_a_batch_are_independent(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    model, (x, t, tokens) = decoder(), inputs
+    torch.testing.assert_close(model(x, t, tokens)[1:], model(x[1:], t[1:], tokens[1:]))
+
+
+def test_forward_written_out(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    model, (x, t, tokens) = decoder(), inputs
+    c = model.time_embed(t)[:, None]
+    image = model.patch_embed(x) + sincos_2d(12, 3, 3).double()
+    sequence = torch.cat([image, model.token_embed(tokens)], dim=1)
+    for block in model.blocks:
+        sequence = block(sequence, c)
+    shift, scale = model.modulation.linear(c * c.sigmoid()).split(12, dim=-1)
+    out = model.out(model.norm(sequence[:, :9]) * (1 + scale) + shift)
+    torch.testing.assert_close(model(x, t, tokens), unpatchify(out, 2, 3, 3))
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_alignment_reads_the_image_tokens_after_its_block(inputs: tuple[Tensor, Tensor, Tensor], depth: int) -> None:
+    model = decoder(align_depth=depth)
+    kept: list[Tensor] = []
+    model.blocks[depth - 1].register_forward_hook(lambda module, inputs, output: kept.append(output))
+    out, aligned = model.forward_aligned(*inputs)
+    assert model.projector is not None
+    torch.testing.assert_close(aligned, model.projector(kept[0][:, :9]))
+    torch.testing.assert_close(out, model(*inputs))
+
+
+def test_initialisation() -> None:
+    model = decoder(moved=False)
+    assert abs(model.null_tokens.std().item() - 0.02) < 0.01
+    bound = (6 / (12 + 4)) ** 0.5  # Xavier-uniform of the patch convolution seen as a 12 x 4 matrix
+    largest = model.patch_embed.proj.weight.abs().max().item()
+    assert 0.8 * bound < largest <= bound
+    assert model.token_embed.bias.any(), "made after the pass, so with PyTorch's own bias"
+
+
+SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
+
+
+@pytest.mark.parametrize(
+    ("size", "num_tokens", "published", "projector"),
+    [
+        ("S", 256, 32_571_264, 6_558_464),
+        ("B", 256, 129_724_032, 7_344_896),
+        ("L", 256, 457_050_240, 7_869_184),
+        ("XL", 256, 673_944_960, 8_131_328),
+        ("B", 16, 129_908_352, 7_344_896),
+        ("L", 16, 457_296_000, 7_869_184),
+        ("XL", 16, 674_221_440, 8_131_328),
+    ],
+)
+def test_published_sizes(size: str, num_tokens: int, published: int, projector: int) -> None:
+    dim, depth, heads = SIZES[size]
+    with torch.device("meta"):
+        model = TokenDiT(
+            DecoderConfig(dim=dim, depth=depth, heads=heads, align_depth=8),
+            channels=16,
+            size=16,
+            num_tokens=num_tokens,
+            token_dim=4096 // num_tokens,
+            out_channels=32,
+        )
+    assert model.projector is not None
+    ours_projector = sum(p.numel() for p in model.projector.parameters())
+    table = model.positions.numel()  # published as a frozen parameter, here a buffer that is not stored
+    assert ours_projector == projector
+    assert sum(p.numel() for p in model.parameters()) - projector == published - table
+    assert "positions" not in model.state_dict()

@@ -1,0 +1,432 @@
+"""The command line: every command a thin call; nothing heavy is imported until a command runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+# Threads that wait by spinning make two jobs on one machine many times slower; set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+app = typer.Typer(
+    name="tok1d",
+    help="Structured 1D image tokenizers and the generators trained on their tokens.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+evaluate_app = typer.Typer(help="Measure a model with numbers that state their protocol.", no_args_is_help=True)
+analyze_app = typer.Typer(help="Look inside a tokenizer's code.", no_args_is_help=True)
+app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(analyze_app, name="analyze")
+
+Model = Annotated[str, typer.Argument(help="a model folder, a bundled name or a hub name", show_default=False)]
+Data = Annotated[str, typer.Argument(help="fashion_mnist, or a folder of images", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, as many as wanted", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is there")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU where there is one")]
+Seed = Annotated[int, typer.Option(min=0, help="seed of all noise")]
+DataRoot = Annotated[str | None, typer.Option(help="folder of Fashion-MNIST's files; default: found or fetched")]
+Steps = Annotated[int | None, typer.Option(min=1, help="decoding steps; default: the model's own")]
+OnBroken = Annotated[str, typer.Option(help="what an unreadable image does: stop, or skip it and count")]
+
+
+@app.command(short_help="Train small models from scratch; a report with pictures.")
+def demo(
+    out: Annotated[Path, typer.Option(help="folder of the demo's runs and report")] = Path("runs/demo"),
+    data_root: DataRoot = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Real images, a tokenizer, a generator, a report with pictures: about ten minutes on two CPU cores.
+
+    Shows the bundled models first, then trains small ones from scratch. Interrupted, the same command goes on.
+    """
+    from tok1d import demo as module
+
+    module.run(out, overwrite=overwrite, data_root=data_root)
+
+
+@app.command(short_help="List the recipes, their numbers and cost.")
+def recipes() -> None:
+    """List the recipes: what each trains, the paper's number, ours, the cost."""
+    from textwrap import fill
+
+    from tok1d.config import load_card, recipe_names
+
+    for name in recipe_names():
+        card = load_card(name)
+        print(name)
+        for label in ("about", "reproduces", "paper", "ours", "cost"):
+            if text := getattr(card, label):
+                print(fill(text, 100, initial_indent=f"  {label:11s}", subsequent_indent=" " * 13))
+    print("\ntok1d config RECIPE shows one whole; tok1d train RECIPE [key=value ...] runs it")
+
+
+@app.command(short_help="Print a recipe as it would run.")
+def config(
+    recipe: Annotated[str, typer.Argument(help="a recipe's name or YAML file")],
+    overrides: Overrides = None,
+    fields: Annotated[bool, typer.Option("--fields", help="list every field with type, default and help")] = False,
+) -> None:
+    """Print a recipe as it would run, after key=value overrides."""
+    from tok1d.config import field_rows, load_recipe, to_yaml
+
+    resolved = load_recipe(recipe, overrides or ())
+    if not fields:
+        print(to_yaml(resolved), end="")
+        return
+    for row in field_rows(resolved):
+        print(f"{row.key}={row.value}\n    {row.help} ({row.type}; default {row.default})")
+
+
+@app.command(short_help="Train a recipe; the same command resumes.")
+def train(
+    recipe: Annotated[str, typer.Argument(help="a recipe's name or YAML file")],
+    overrides: Overrides = None,
+    overwrite: Overwrite = False,
+    minutes: Annotated[float | None, typer.Option(min=0, help="stop, resumably, after so much training time")] = None,
+) -> None:
+    """Train a tokenizer, a generator or a classifier. The same command resumes."""
+    from tok1d.config import load_recipe
+    from tok1d.evaluate.report import read_records
+    from tok1d.train import run
+
+    out = run.train(
+        load_recipe(recipe, overrides or ()),
+        overwrite=overwrite,
+        name=recipe,
+        seconds=None if minutes is None else minutes * 60,
+    )
+    if run.is_finished(out):
+        _print_records(read_records(out / "report.json"))
+        print(f"model: {out / 'model'}\nreport: {out / 'report.json'}")
+    else:
+        print(f"stopped; the same command goes on from the checkpoint in {out / 'checkpoints'}")
+
+
+@app.command(short_help="Write a data set's tokens into a cache.")
+def encode(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="folder of the token cache")],
+    split: Annotated[str, typer.Option(help="train or test")] = "train",
+    num_tokens: Annotated[int | None, typer.Option(min=1, help="keep the first tokens only; default: all")] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or float16 (continuous tokens)")] = "float32",
+    on_broken: OnBroken = "stop",
+    data_root: DataRoot = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write the tokens of a data set into a cache that generators train on. Interrupted, it resumes."""
+    from tok1d import apply
+    from tok1d.train.tasks import encode_images
+
+    _one_of("--split", split, ("train", "test"))
+    _one_of("--dtype", dtype, ("float32", "float16"))
+    tokenizer = _tokenizer(model, device)
+    images = apply.open_data(data, tokenizer, split=split, data_root=data_root, on_broken=on_broken)
+    cache = encode_images(tokenizer, images, out, num_tokens=num_tokens, dtype=dtype, overwrite=overwrite)
+    _print_broken(images)
+    print(f"{len(cache)} rows of {cache.num_tokens} tokens in {out}")
+
+
+@app.command(short_help="Decode images from their first tokens.")
+def reconstruct(
+    model: Model,
+    images: Annotated[str, typer.Argument(help="fashion_mnist, a folder of images, or one image file")],
+    out: Annotated[Path, typer.Option(help="folder for the pictures")],
+    keep: Annotated[str, typer.Option(help="numbers of leading tokens, such as 1,4,8; default: 1,2,4,...,all")] = "",
+    num: Annotated[int, typer.Option(min=1, help="how many of the images")] = 8,
+    steps: Steps = None,
+    guidance: Annotated[float, typer.Option(min=0, help="decoder guidance; 1 is off")] = 1.0,
+    seed: Seed = 0,
+    on_broken: OnBroken = "stop",
+    data_root: DataRoot = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Encode images and decode them from their first tokens; writes overview.png and one PNG each."""
+    from tok1d import apply
+    from tok1d.evaluate.reconstruction import prefix_lengths
+
+    tokenizer = _tokenizer(model, device)
+    length = tokenizer.spec.length
+    counts = apply.parse_counts(keep, "--keep", 0, length) if keep else prefix_lengths(length)
+    folder = apply.new_folder(out, overwrite=overwrite)
+    source = apply.open_own(images, tokenizer, data_root=data_root, on_broken=on_broken)
+    psnr = apply.reconstruct(tokenizer, source, folder, keep=counts, num=num, steps=steps, guidance=guidance, seed=seed)
+    _print_broken(source)
+    for k, value in psnr.items():
+        print(f"keep {k:4d} of {length}: PSNR {value:.2f} dB (mean of {min(num, len(source))} images)")
+    print(f"pictures: {folder / 'overview.png'}")
+
+
+@app.command(short_help="Draw images of classes.")
+def generate(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="folder for the pictures")],
+    classes: Annotated[str, typer.Option(help="class ids, such as 3,7; default: all")] = "",
+    num: Annotated[int, typer.Option(min=1, help="images of every class")] = 8,
+    keep: Annotated[int | None, typer.Option(min=1, help="generate only the first tokens; default: all")] = None,
+    guidance: Annotated[float, typer.Option(min=0, help="guidance over the tokens; 1 is off")] = 2.0,
+    temperature: Annotated[float, typer.Option(min=0, help="of the head's sampling noise (SDE)")] = 1.0,
+    head_steps: Annotated[int | None, typer.Option(min=2, help="head evaluations a token")] = None,
+    steps: Steps = None,
+    seed: Seed = 0,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw images of classes: tokens from the generator, pixels from its tokenizer."""
+    from tok1d import apply
+    from tok1d.errors import InputError
+    from tok1d.zoo import store
+
+    generator, tokenizer = store.load_pair(model, device=apply.pick_device(device))
+    highest = generator.config.num_classes - 1
+    wanted = apply.parse_counts(classes, "--classes", 0, highest) if classes else None
+    if keep is not None and keep > generator.config.num_tokens:
+        raise InputError(f"--keep: expected 1..{generator.config.num_tokens}, received {keep}")
+    folder = apply.new_folder(out, overwrite=overwrite)
+    overview = apply.generate(
+        generator,
+        tokenizer,
+        folder,
+        classes=wanted,
+        num=num,
+        keep=keep,
+        guidance=guidance,
+        temperature=temperature,
+        head_steps=head_steps,
+        steps=steps,
+        seed=seed,
+    )
+    print(f"pictures: {overview}")
+
+
+@evaluate_app.command("reconstruction")
+def evaluate_reconstruction(
+    model: Model,
+    data: Data,
+    keep: Annotated[str, typer.Option(help="numbers of leading tokens; default: 1,2,4,...,all")] = "",
+    num: Annotated[int | None, typer.Option(min=1, help="first images only; default: all")] = None,
+    steps: Steps = None,
+    guidance: Annotated[float, typer.Option(min=0, help="decoder guidance; 1 is off")] = 1.0,
+    out: Annotated[Path | None, typer.Option(help="write the records to this JSON file")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="images at a time")] = 250,
+    seed: Seed = 0,
+    data_root: DataRoot = None,
+    device: Device = None,
+) -> None:
+    """PSNR and squared error from prefixes; with a judge for the data, its accuracy and Fréchet distance."""
+    from tok1d import apply
+    from tok1d.evaluate.reconstruction import evaluate_reconstruction as measure
+    from tok1d.train import run
+
+    tokenizer = _tokenizer(model, device)
+    counts = apply.parse_counts(keep, "--keep", 0, tokenizer.spec.length) if keep else []
+    images = run.first(apply.open_data(data, tokenizer, data_root=data_root), num)
+    records = measure(
+        tokenizer,
+        images,
+        keep=counts,
+        steps=steps,
+        guidance=guidance,
+        batch_size=batch_size,
+        seed=seed,
+        judge=run.judge_for(data, tokenizer),
+        protocol=run.protocol_of(tokenizer),
+    )
+    _write_records(records, out)
+
+
+@evaluate_app.command("generation")
+def evaluate_generation(
+    model: Model,
+    data: Data,
+    num: Annotated[int, typer.Option(min=1, help="samples, spread evenly over the classes")] = 1000,
+    keep: Annotated[str, typer.Option(help="numbers of leading tokens to decode; default: all generated")] = "",
+    guidance: Annotated[float, typer.Option(min=0, help="guidance over the tokens; 1 is off")] = 2.0,
+    temperature: Annotated[float, typer.Option(min=0, help="of the head's sampling noise (SDE)")] = 1.0,
+    head_steps: Annotated[int | None, typer.Option(min=2, help="head evaluations a token")] = None,
+    steps: Steps = None,
+    out: Annotated[Path | None, typer.Option(help="write the records to this JSON file")] = None,
+    seed: Seed = 0,
+    data_root: DataRoot = None,
+    device: Device = None,
+) -> None:
+    """Label agreement and Fréchet distance of samples, by the judge for the data."""
+    from tok1d import apply
+    from tok1d.errors import InputError
+    from tok1d.evaluate.generation import evaluate_generation as measure
+    from tok1d.train import run
+    from tok1d.zoo import store
+
+    generator, tokenizer = store.load_pair(model, device=apply.pick_device(device))
+    judge = run.judge_for(data, tokenizer)
+    if judge is None:
+        raise InputError(f"{data}: no judge network is bundled for this data set; expected fashion_mnist")
+    length = generator.config.num_tokens
+    records = measure(
+        generator,
+        tokenizer,
+        apply.open_data(data, tokenizer, data_root=data_root),
+        judge,
+        num=num,
+        keep=apply.parse_counts(keep, "--keep", 1, length) if keep else [],
+        guidance=guidance,
+        temperature=temperature,
+        head_steps=head_steps,
+        steps=steps,
+        seed=seed,
+        protocol=run.protocol_of(generator),
+    )
+    _write_records(records, out)
+
+
+@analyze_app.command("prefix")
+def analyze_prefix(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="folder for curve.json and curve.png")],
+    num: Annotated[int, typer.Option(min=1, help="held-out images")] = 500,
+    seed: Seed = 0,
+    data_root: DataRoot = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """The PCA-like curve: the share of the denoising-loss reduction that the first k tokens bring."""
+    import json
+    from dataclasses import asdict
+
+    from tok1d import apply
+    from tok1d.analyze.prefix import explained_curve, plot_curve
+    from tok1d.pictures import save_png
+
+    tokenizer = _tokenizer(model, device)
+    folder = apply.new_folder(out, overwrite=overwrite)
+    images = apply.open_data(data, tokenizer, data_root=data_root)
+    points = explained_curve(tokenizer, images, num_images=num, seed=seed)
+    save_png(plot_curve({model: points}), folder / "curve.png")
+    (folder / "curve.json").write_text(json.dumps([asdict(point) for point in points], indent=1) + "\n")
+    for point in points:
+        print(f"keep {point.keep:4d}: loss {point.loss:.5f}, share {point.share:7.1%}")
+    print(f"picture: {folder / 'curve.png'}")
+
+
+@app.command(short_help="Weights of a finished run, to give away.")
+def export(
+    run: Annotated[Path, typer.Argument(help="the run's folder")],
+    out: Annotated[Path, typer.Option(help="model folder to write")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="evaluate.KEY=VALUE, as many as wanted")] = None,
+    dtype: Annotated[str, typer.Option(help="how weights are stored: float16 or float32")] = "float16",
+    generator: Annotated[str, typer.Option(help="for a tokenizer: name of a generator made for it")] = "",
+    overwrite: Overwrite = False,
+) -> None:
+    """Cast the weights of a finished run, measure them after the cast, and write them with their card."""
+    from tok1d import apply
+    from tok1d.zoo import export as module
+
+    _one_of("--dtype", dtype, ("float16", "float32"))
+    folder = apply.new_folder(out, overwrite=overwrite)
+    _print_records(module.export(run, folder, dtype=dtype, generator=generator, overrides=overrides or ()))
+    print(f"model: {folder}")
+
+
+@app.command(short_help="Published weights to a model folder.")
+def convert(
+    format: Annotated[str, typer.Argument(help="semanticist-tokenizer or semanticist-ar")],
+    path: Annotated[Path, typer.Argument(help="published weights: .safetensors, .pt or .pkl")],
+    out: Annotated[Path, typer.Option(help="model folder to write")],
+    options: Annotated[list[str] | None, typer.Argument(help="key=value, what the file alone cannot tell")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn published weights into a tok1d model folder."""
+    from tok1d import apply
+    from tok1d.zoo import convert as module
+
+    folder = apply.new_folder(out, overwrite=overwrite)
+    print(f"model: {module.convert(format, path, folder, options or [])}")
+
+
+def _tokenizer(model: str, device: str | None) -> Any:
+    from tok1d import apply
+    from tok1d.errors import InputError
+    from tok1d.zoo import store
+
+    loaded = store.load(model, device=apply.pick_device(device))
+    if not hasattr(loaded, "spec"):
+        raise InputError(f"{model}: expected a tokenizer, found a {loaded.config.name}")
+    return loaded
+
+
+def _one_of(what: str, value: str, choices: tuple[str, ...]) -> None:
+    from tok1d.errors import InputError
+
+    if value not in choices:
+        raise InputError(f"{what}: expected {' or '.join(choices)}, received {value!r}")
+
+
+def _print_broken(images: Any) -> None:
+    broken = getattr(images, "broken", [])
+    for path, reason in broken:
+        print(f"skipped {path}: {reason}", file=sys.stderr)
+    if broken:
+        print(f"skipped {len(broken)} broken images of {len(broken) + len(images)}", file=sys.stderr)
+
+
+def _print_records(records: Any) -> None:
+    from rich.console import Console
+
+    from tok1d.evaluate.report import table
+
+    Console().print(table(records))
+
+
+def _write_records(records: Any, out: Path | None) -> None:
+    from tok1d.evaluate.report import write_records
+
+    _print_records(records)
+    if out is not None:
+        write_records(out, records)
+        print(f"records: {out}")
+
+
+def _fail(message: str, code: int = 2) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run a command line and return its exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    from tok1d.errors import Tok1dError
+
+    try:
+        code = app(args=arguments, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on where it stopped", 130)
+    except Tok1dError as error:
+        return _fail(str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}")
+    except Exception as error:
+        if hasattr(error, "format_message"):  # what typer raises for wrong arguments
+            return _fail(f"{error.format_message()} (tok1d --help, tok1d COMMAND --help)")
+        if type(error).__name__ == "Abort":
+            return _fail("interrupted; the same command goes on where it stopped", 130)
+        raise
+
+
+def main() -> None:
+    """Entry point of the `tok1d` command."""
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Published weight files: reading them, cleaning their names, and renaming by a declarative map."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from tok1d.errors import WeightsError
+from tok1d.zoo.store import load_state, read_weights
+
+State = dict[str, Tensor]
+
+# What a pattern's placeholders stand for: block numbers, and the two parameters of a linear or a norm.
+_PLACEHOLDERS = {"i": r"\d+", "j": r"\d+", "p": "weight|bias"}
+# Path components that wrappers add: torch.compile and (distributed) data parallelism.
+_WRAPPERS = ("_orig_mod", "module")
+# A release's step directory: the averaged weights, which it evaluates, before the raw ones.
+_DIRECTORY_FILES = ("custom_checkpoint_1.pkl", "model.safetensors")
+
+
+class KeyMap:
+    """Names of weights in two layouts, as pairs of patterns such as ("blocks.{i}.fc.{p}", "layers.{i}.out.{p}").
+
+    `{i}` and `{j}` are numbers, `{p}` is weight or bias; both patterns of a pair hold the same placeholders.
+    """
+
+    def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
+        self.pairs = list(pairs)
+        self._there = [(_compile(published), ours) for published, ours in self.pairs]
+        self._back = [(_compile(ours), published) for published, ours in self.pairs]
+
+    def ours(self, name: str) -> str | None:
+        """Our name of a published one; None where there is none."""
+        return _rename(name, self._there)
+
+    def published(self, name: str) -> str | None:
+        """The published name of one of ours; None where there is none."""
+        return _rename(name, self._back)
+
+
+def below(pairs: Iterable[tuple[str, str]], published: str, ours: str) -> list[tuple[str, str]]:
+    """The pairs of a part, with a prefix on either side."""
+    return [(published + there, ours + here) for there, here in pairs]
+
+
+def same(*patterns: str) -> list[tuple[str, str]]:
+    """Pairs of names that both layouts share."""
+    return [(pattern, pattern) for pattern in patterns]
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    parts = re.split(r"\{(\w)\}", pattern)
+    text = "".join(f"(?P<{p}>{_PLACEHOLDERS[p]})" if i % 2 else re.escape(p) for i, p in enumerate(parts))
+    return re.compile(text)
+
+
+def _rename(name: str, rules: list[tuple[re.Pattern[str], str]]) -> str | None:
+    for pattern, target in rules:
+        match = pattern.fullmatch(name)
+        if match:
+            return target.format(**match.groupdict())
+    return None
+
+
+def listing(names: Iterable[str]) -> str:
+    """The count and the first few of many names, for one line."""
+    names = sorted(names)
+    return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+
+
+def clean(state: Mapping[str, Tensor], source: str = "state") -> State:
+    """Names without the components that torch.compile and data parallelism add, anywhere in them.
+
+    Raises:
+        WeightsError: two entries have the same name then.
+    """
+    cleaned = {".".join(part for part in name.split(".") if part not in _WRAPPERS): v for name, v in state.items()}
+    if len(cleaned) != len(state):
+        raise WeightsError(
+            f"{source}: {len(state) - len(cleaned)} weights appear twice, with and without a wrapper's prefix; "
+            "keep one copy of each"
+        )
+    return cleaned
+
+
+def read_published(path: str | Path) -> State:
+    """Cleaned weights of a published file (.safetensors, or a torch.save archive) or of a step directory.
+
+    A directory gives its averaged weights where it holds them, else the raw ones. An outer "state_dict" is opened.
+
+    Raises:
+        WeightsError: nothing there, a damaged file, or a pickle that holds more than tensors.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = [path / name for name in _DIRECTORY_FILES if (path / name).is_file()]
+        if not found:
+            raise WeightsError(f"{path}: expected a weight file or a folder with {' or '.join(_DIRECTORY_FILES)}")
+        path = found[0]
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file; expected published weights (.safetensors, .pkl, .pt or .pth)")
+    content = read_weights(path) if path.suffix == ".safetensors" else _read_archive(path)
+    if isinstance(content.get("state_dict"), Mapping):
+        content = dict(content["state_dict"])
+    strange = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if strange or not content:
+        raise WeightsError(f"{path}: expected names and tensors, found {listing(strange)} entries of another kind")
+    return clean(content, str(path))
+
+
+def _read_archive(path: Path) -> dict:
+    import torch
+
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise WeightsError(f"{path}: not a torch archive of plain tensors ({reason}); fetch it again") from None
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path}: expected a dictionary of weights, found a {type(content).__name__}")
+    return dict(content)
+
+
+def fill_model(model: nn.Module, state: State, names: Mapping[str, str], source: str) -> None:
+    """Load weights in our layout, strictly; `names` gives the published name of ours, for messages.
+
+    Raises:
+        WeightsError: weights missing, left over or of another shape.
+    """
+    wanted = model.state_dict().keys()
+    for kind, keys in (("missing", wanted - state.keys()), ("not part of this model", state.keys() - wanted)):
+        if keys:
+            shown = listing(names.get(key, key) for key in keys)
+            raise WeightsError(f"{source}: weights {kind}: {shown}; is this the right file and format?")
+    load_state(model, state, source)

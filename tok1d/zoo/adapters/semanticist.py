@@ -1,0 +1,361 @@
+"""Semanticist's published weights: the tokenizer, the autoregressive model, and parts of either.
+
+One map of names serves whole files and parts: a file that holds, say, the decoder alone is read with
+`prefix="dit."`, the place the decoder has in a whole file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from torch import Size, Tensor, nn
+
+from tok1d.errors import WeightsError
+from tok1d.generators.autoregressive import EpsilonLlamaGen, EpsilonLlamaGenConfig
+from tok1d.generators.head import HeadConfig
+from tok1d.nn.position import sincos_2d
+from tok1d.tokenizers.query_encoder import EncoderConfig
+from tok1d.tokenizers.semanticist import Semanticist, SemanticistConfig
+from tok1d.tokenizers.token_dit import DecoderConfig
+from tok1d.zoo.adapters.keymap import KeyMap, State, below, fill_model, listing, read_published, same
+
+ENCODER = [
+    ("slot_embed", "queries"),
+    ("pos_embed", "positions"),
+    *same("cls_token", "patch_embed.proj.{p}", "norm.{p}"),
+    *same("blocks.{i}.norm{j}.{p}", "blocks.{i}.attn.qkv.{p}", "blocks.{i}.attn.proj.{p}", "blocks.{i}.mlp.fc{j}.{p}"),
+]
+
+DECODER = [
+    ("null_cond", "null_tokens"),
+    ("x_embedder.proj.{p}", "patch_embed.proj.{p}"),
+    ("t_embedder.mlp.0.{p}", "time_embed.fc1.{p}"),
+    ("t_embedder.mlp.2.{p}", "time_embed.fc2.{p}"),
+    ("autoenc_cond_embedder.{p}", "token_embed.{p}"),
+    *same("blocks.{i}.attn.qkv.{p}", "blocks.{i}.attn.proj.{p}", "blocks.{i}.mlp.fc{j}.{p}", "projector.{i}.{p}"),
+    ("blocks.{i}.adaLN_modulation.1.{p}", "blocks.{i}.modulation.linear.{p}"),
+    ("final_layer.adaLN_modulation.1.{p}", "modulation.linear.{p}"),
+    ("final_layer.linear.{p}", "out.{p}"),
+]
+
+HEAD = [
+    ("time_embed.mlp.0.{p}", "time_embed.fc1.{p}"),
+    ("time_embed.mlp.2.{p}", "time_embed.fc2.{p}"),
+    ("cond_embed.{p}", "cond_embed.{p}"),
+    ("input_proj.{p}", "input.{p}"),
+    ("res_blocks.{i}.in_ln.{p}", "blocks.{i}.norm.{p}"),
+    ("res_blocks.{i}.adaLN_modulation.1.{p}", "blocks.{i}.modulation.linear.{p}"),
+    ("res_blocks.{i}.mlp.0.{p}", "blocks.{i}.fc1.{p}"),
+    ("res_blocks.{i}.mlp.2.{p}", "blocks.{i}.fc2.{p}"),
+    ("final_layer.adaLN_modulation.1.{p}", "modulation.linear.{p}"),
+    ("final_layer.linear.{p}", "out.{p}"),
+]
+
+AUTOREGRESSIVE = [
+    ("cls_embedding.embedding_table.weight", "label_embed.table.weight"),
+    ("z_proj.{p}", "token_embed.{p}"),
+    ("z_proj_ln.weight", "embed_norm.weight"),
+    ("norm.weight", "norm.weight"),
+    ("pos_embed_learned", "positions"),
+    ("diffusion_pos_embed_learned", "head_positions"),
+    ("layers.{i}.attention.wqkv.weight", "blocks.{i}.attn.qkv.weight"),
+    ("layers.{i}.attention.wo.weight", "blocks.{i}.attn.proj.weight"),
+    ("layers.{i}.feed_forward.w1.weight", "blocks.{i}.mlp.gate.weight"),
+    ("layers.{i}.feed_forward.w3.weight", "blocks.{i}.mlp.up.weight"),
+    ("layers.{i}.feed_forward.w2.weight", "blocks.{i}.mlp.down.weight"),
+    ("layers.{i}.attention_norm.weight", "blocks.{i}.norm1.weight"),
+    ("layers.{i}.ffn_norm.weight", "blocks.{i}.norm2.weight"),
+]
+
+KEYS = KeyMap(
+    [
+        *below(ENCODER, "encoder.", "encoder."),
+        ("encoder2slot.{p}", "bottleneck.proj.{p}"),
+        *below(DECODER, "dit.", "decoder."),
+        *AUTOREGRESSIVE,
+        *below(HEAD, "diffloss.net.", "head.net."),
+    ]
+)
+
+# Where a part sits in a whole file: the published prefix and ours.
+PARTS = {"": "", "encoder.": "encoder.", "dit.": "decoder.", "diffloss.": "head.", "diffloss.net.": "head.net."}
+
+# Frozen networks that are fetched on their own, and buffers that are computed.
+IGNORED_PREFIXES = ("vae.", "repa_encoder.")
+IGNORED_NAMES = ("nested_sampler.arange",)
+POSITION_TABLE = "dit.pos_embed"
+
+# Width -> attention heads, which no file tells; of the ViT encoders, the DiT decoders and the language models.
+VIT_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+DIT_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
+GPT_HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 2560: 40, 3200: 32, 4096: 32}
+
+
+def from_published(state: Mapping[str, Tensor], prefix: str = "", source: str = "published weights") -> State:
+    """Published names (cleaned) -> ours; what a model computes or fetches elsewhere is left out.
+
+    Args:
+        prefix: where a part alone sits in a whole file, a key of `PARTS`; the result is our part alone.
+
+    Raises:
+        WeightsError: names that do not belong here, or a position table that is not the computed one.
+    """
+    renamed, unexpected = {}, []
+    for name, value in state.items():
+        full = prefix + name
+        if full == POSITION_TABLE:
+            check_positions(value, source)
+        elif not _ignored(full):
+            ours = KEYS.ours(full)
+            if ours is None:
+                unexpected.append(name)
+            else:
+                renamed[ours.removeprefix(PARTS[prefix])] = value
+    if unexpected:
+        raise WeightsError(
+            f"{source}: names that no Semanticist model has: {listing(unexpected)}; is this the right file and format?"
+        )
+    return renamed
+
+
+def to_published(state: Mapping[str, Tensor], prefix: str = "") -> State:
+    """Our names -> published ones, for a whole model or the part at `prefix`.
+
+    The position table and other computed entries are not made: the released code computes them too.
+    """
+    renamed = {}
+    for name, value in state.items():
+        published = KEYS.published(PARTS[prefix] + name)
+        assert published is not None, f"no published name for {name}"
+        renamed[published.removeprefix(prefix)] = value
+    return renamed
+
+
+def load_part(model: nn.Module, state: State, prefix: str = "", source: str = "published weights") -> None:
+    """Load renamed weights into a model or the part at `prefix`; missing ones are told by their published names."""
+    names = {name: next(iter(to_published({name: value}, prefix))) for name, value in model.state_dict().items()}
+    fill_model(model, state, names, source)
+
+
+def part(state: State, name: str) -> State:
+    """The entries below `name` ("encoder."), without it."""
+    return {key.removeprefix(name): value for key, value in state.items() if key.startswith(name)}
+
+
+def check_positions(table: Tensor, source: str) -> None:
+    """Compare a stored position table (1, T, H) with the computed one.
+
+    Raises:
+        WeightsError: a difference above 1e-4.
+    """
+    side = math.isqrt(table.shape[-2])
+    if side**2 == table.shape[-2] and table.shape[-1] % 4 == 0:
+        difference = float((table.float().cpu() - sincos_2d(table.shape[-1], side, side)).abs().max())
+        if difference <= 1e-4:
+            return
+    else:
+        difference = math.inf
+    raise WeightsError(
+        f"{source}: {POSITION_TABLE} {tuple(table.shape)} is not the sine-cosine table of a square grid (differs by "
+        f"{difference:.2g}); weights trained with other positions cannot be converted"
+    )
+
+
+def _ignored(name: str) -> bool:
+    return name.startswith(IGNORED_PREFIXES) or name in IGNORED_NAMES or ".kv_cache." in name
+
+
+def _shape(state: State, name: str) -> Size:
+    if name not in state:
+        published = KEYS.published(name) or name
+        raise WeightsError(f"published weights: {published} is missing; is this the right file and format?")
+    return state[name].shape
+
+
+def _depth(state: State, prefix: str = "") -> int:
+    """Number of blocks, from the highest index below `prefix`."""
+    indices = [int(name.removeprefix(prefix).split(".")[1]) for name in state if name.startswith(f"{prefix}blocks.")]
+    if not indices:
+        raise WeightsError(f"published weights: no {prefix}blocks found; is this the right file and format?")
+    return 1 + max(indices)
+
+
+def _heads(given: int | None, width: int, known: Mapping[int, int], option: str) -> int:
+    heads = known.get(width) if given is None else given
+    if heads is None:
+        raise WeightsError(f"published weights do not tell the attention heads of width {width}: give {option}")
+    return heads
+
+
+def _ratio(hidden: int, width: int) -> float:
+    """The ratio r with int(width * r) == hidden."""
+    return hidden / width if int(width * (hidden / width)) == hidden else (hidden + 0.5) / width
+
+
+def encoder_config(
+    state: State, *, heads: int | None = None, causal: bool = True, prefix: str = ""
+) -> tuple[EncoderConfig, dict[str, int]]:
+    """An encoder from its renamed weights: its configuration, and image_size, channels, num_tokens."""
+    dim, channels, patch, _ = _shape(state, f"{prefix}patch_embed.proj.weight")
+    num_tokens = _shape(state, f"{prefix}queries")[1]
+    num_patches = _shape(state, f"{prefix}positions")[1] - 1 - num_tokens
+    config = EncoderConfig(
+        patch=patch,
+        dim=dim,
+        depth=_depth(state, prefix),
+        heads=_heads(heads, dim, VIT_HEADS, "encoder_heads"),
+        mlp_ratio=_ratio(_shape(state, f"{prefix}blocks.0.mlp.fc1.weight")[0], dim),
+        causal=causal,
+    )
+    return config, {"image_size": math.isqrt(num_patches) * patch, "channels": channels, "num_tokens": num_tokens}
+
+
+def decoder_config(
+    state: State, *, heads: int | None = None, align_depth: int = 8, prefix: str = ""
+) -> tuple[DecoderConfig, dict[str, int]]:
+    """A decoder from its renamed weights: its configuration, and channels, num_tokens, token_dim, out_channels.
+
+    Args:
+        align_depth: the block that is aligned with a teacher, where the file holds a projector.
+    """
+    dim, channels, patch, _ = _shape(state, f"{prefix}patch_embed.proj.weight")
+    _, num_tokens, token_dim = _shape(state, f"{prefix}null_tokens")
+    config = DecoderConfig(
+        patch=patch,
+        dim=dim,
+        depth=_depth(state, prefix),
+        heads=_heads(heads, dim, DIT_HEADS, "decoder_heads"),
+        mlp_ratio=_ratio(_shape(state, f"{prefix}blocks.0.mlp.fc1.weight")[0], dim),
+    )
+    if f"{prefix}projector.0.weight" in state:
+        config.align_depth = align_depth
+        config.align_hidden = _shape(state, f"{prefix}projector.0.weight")[0]
+        config.align_dim = _shape(state, f"{prefix}projector.4.weight")[0]
+    out_channels = _shape(state, f"{prefix}out.weight")[0] // patch**2
+    sizes = {"channels": channels, "num_tokens": num_tokens, "token_dim": token_dim, "out_channels": out_channels}
+    return config, sizes
+
+
+def head_config(state: State, *, prefix: str = "") -> tuple[HeadConfig, dict[str, int]]:
+    """A diffusion head from the renamed weights of its network: its configuration, and token_dim, cond_dim."""
+    width, cond_dim = _shape(state, f"{prefix}cond_embed.weight")
+    token_dim = _shape(state, f"{prefix}input.weight")[1]
+    out, inner = _shape(state, f"{prefix}out.weight")
+    condition: Literal["concat", "adaln"] = "concat" if inner == 2 * width else "adaln"
+    objective: Literal["interpolant", "ddpm"] = "ddpm" if out == 2 * token_dim else "interpolant"
+    config = HeadConfig(width=width, depth=_depth(state, prefix), condition=condition, objective=objective)
+    return config, {"token_dim": token_dim, "cond_dim": cond_dim}
+
+
+def tokenizer_config(
+    state: State,
+    *,
+    encoder_heads: int | None = None,
+    decoder_heads: int | None = None,
+    causal: bool = True,
+    normalise: bool = True,
+    align_depth: int = 8,
+) -> SemanticistConfig:
+    """The configuration of a whole tokenizer from its renamed weights.
+
+    Args:
+        encoder_heads, decoder_heads: attention heads; default: those of the published widths.
+        causal, normalise, align_depth: what the release's configuration says and its weights do not.
+
+    Raises:
+        WeightsError: missing weights, unknown heads, or a decoder that does not denoise pixels.
+    """
+    encoder, image = encoder_config(state, heads=encoder_heads, causal=causal, prefix="encoder.")
+    decoder, latent = decoder_config(state, heads=decoder_heads, align_depth=align_depth, prefix="decoder.")
+    if latent["channels"] != image["channels"]:
+        raise WeightsError(
+            f"this decoder denoises latents of {latent['channels']} channels, made by an autoencoder that is not in "
+            f"the file; only tokenizers that decode to pixels ({image['channels']} channels) can be converted yet"
+        )
+    if latent["out_channels"] != 2 * latent["channels"]:
+        raise WeightsError(
+            f"expected a decoder with learned variance ({2 * latent['channels']} output channels), "
+            f"found {latent['out_channels']}"
+        )
+    config = SemanticistConfig(
+        image_size=image["image_size"],
+        channels=image["channels"],
+        num_tokens=image["num_tokens"],
+        token_dim=latent["token_dim"],
+        normalise=normalise,
+        encoder=encoder,
+        decoder=decoder,
+    )
+    config.check()
+    return config
+
+
+def ar_config(state: State, *, heads: int | None = None, class_dropout: float = 0.1) -> EpsilonLlamaGenConfig:
+    """The configuration of an autoregressive model from its renamed weights.
+
+    Args:
+        heads: attention heads; default: those of the published widths.
+        class_dropout: as trained; above 0 the last row of the class table is the null class.
+
+    Raises:
+        WeightsError: missing weights or unknown heads.
+    """
+    rows, dim = _shape(state, "label_embed.table.weight")
+    num_tokens = _shape(state, "head_positions")[1]
+    head, sizes = head_config(state, prefix="head.net.")
+    config = EpsilonLlamaGenConfig(
+        num_tokens=num_tokens,
+        token_dim=sizes["token_dim"],
+        num_classes=rows - int(class_dropout > 0),
+        dim=dim,
+        depth=_depth(state),
+        heads=_heads(heads, dim, GPT_HEADS, "heads"),
+        class_tokens=_shape(state, "positions")[1] - num_tokens,
+        class_dropout=class_dropout,
+        head=head,
+    )
+    config.check()
+    return config
+
+
+def convert_tokenizer(
+    path: str | Path,
+    *,
+    encoder_heads: int | None = None,
+    decoder_heads: int | None = None,
+    causal: bool = True,
+    normalise: bool = True,
+    align_depth: int = 8,
+) -> Semanticist:
+    """A published tokenizer file, or step directory, as our model in eval mode; see `tokenizer_config`.
+
+    Raises:
+        WeightsError: a damaged or wrong file, or one that this version cannot hold.
+    """
+    state = from_published(read_published(path), source=str(path))
+    config = tokenizer_config(
+        state,
+        encoder_heads=encoder_heads,
+        decoder_heads=decoder_heads,
+        causal=causal,
+        normalise=normalise,
+        align_depth=align_depth,
+    )
+    model = Semanticist(config)
+    load_part(model, state, source=str(path))
+    return model.eval()
+
+
+def convert_ar(path: str | Path, *, heads: int | None = None, class_dropout: float = 0.1) -> EpsilonLlamaGen:
+    """A published autoregressive model's file, or step directory, as our model in eval mode; see `ar_config`.
+
+    Raises:
+        WeightsError: a damaged or wrong file.
+    """
+    state = from_published(read_published(path), source=str(path))
+    model = EpsilonLlamaGen(ar_config(state, heads=heads, class_dropout=class_dropout))
+    load_part(model, state, source=str(path))
+    return model.eval()

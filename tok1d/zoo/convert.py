@@ -1,0 +1,63 @@
+"""Published weights to model folders, by format name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tok1d.errors import InputError
+from tok1d.zoo import store
+from tok1d.zoo.adapters import semanticist
+from tok1d.zoo.card import Card
+
+FORMATS: dict[str, Callable[..., nn.Module]] = {
+    "semanticist-tokenizer": semanticist.convert_tokenizer,
+    "semanticist-ar": semanticist.convert_ar,
+}
+
+
+def parse_options(function: Callable[..., nn.Module], options: Sequence[str]) -> dict[str, Any]:
+    """key=value texts as the keyword arguments of a conversion.
+
+    Raises:
+        InputError: no such option, or a value that cannot be read.
+    """
+    from omegaconf import OmegaConf
+
+    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    given: dict[str, Any] = {}
+    for option in options:
+        key, equals, _ = option.partition("=")
+        if not equals or key not in known:
+            raise InputError(f"option {option!r}: expected key=value with a key of {', '.join(known)}")
+        try:
+            given[key] = OmegaConf.from_dotlist([option])[key]
+        except Exception:
+            raise InputError(f"option {option!r}: the value cannot be read; quote it?") from None
+    return given
+
+
+def convert(format: str, path: Path, out: Path, options: Sequence[str] = ()) -> Path:
+    """Read published weights and write our model folder.
+
+    Args:
+        format: a key of `FORMATS`.
+        options: key=value, what the file alone cannot tell (heads, say).
+
+    Raises:
+        InputError: an unknown format or option. WeightsError: files that do not fit it.
+    """
+    if format not in FORMATS:
+        raise InputError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
+    model = FORMATS[format](path, **parse_options(FORMATS[format], options))
+    card = Card(
+        recipe_name=f"converted from {Path(path).name} ({format})",
+        fingerprint=store.fingerprint(model),
+        licence="that of the published weights",
+    )
+    store.save_model(model, out, card)
+    return out
