@@ -1,4 +1,7 @@
-"""Options of the tests (pytest reads them only from a conftest it meets at the start)."""
+"""Options of the tests (pytest reads them only from a conftest it meets at the start), tiny data and recipes."""
+
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -19,3 +22,66 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[],
         help="family whose cases fail, instead of being skipped, where no adapter exists yet (repeatable)",
     )
+
+
+@pytest.fixture
+def fashion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 images of noise a split, of all ten classes, in Fashion-MNIST's place."""
+    import numpy as np
+
+    def load(split: str = "train", root: object = None) -> tuple[np.ndarray, np.ndarray]:
+        pixels = np.random.default_rng(len(split)).integers(0, 256, (64, 28, 28), np.uint8)
+        return pixels, np.arange(64, dtype=np.int64) % 10
+
+    monkeypatch.setattr("tok1d.data.fashion_mnist.load", load)
+
+
+TINY_TOKENIZER = """
+kind: tokenizer
+model:
+  name: semanticist
+  image_size: 28
+  channels: 1
+  num_tokens: 4
+  token_dim: 4
+  objective: flow
+  steps: 2
+  encoder: {patch: 14, dim: 16, depth: 1, heads: 2}
+  decoder: {patch: 14, dim: 16, depth: 1, heads: 2}
+  nested: {after: 0.3, drop_after: 0.05}
+train: {steps: 6, batch_size: 8, lr: 1e-3, warmup: 2, ema: 0.9, log_every: 2}
+evaluate: {num_images: 8, steps: 2, batch_size: 8}
+"""
+TINY_GENERATOR = """
+kind: generator
+model:
+  name: epsilon_llamagen
+  num_tokens: 3
+  token_dim: 4
+  num_classes: 10
+  dim: 16
+  depth: 1
+  heads: 2
+  head: {width: 16, depth: 1, steps: 2, sampler: euler}
+num_tokens: 3
+train: {steps: 6, batch_size: 8, lr: 1e-3, warmup: 2, ema: 0.9, log_every: 2}
+evaluate: {num_samples: 20, steps: 2}
+"""
+TINY_CLASSIFIER = """
+kind: classifier
+model: {name: cnn, width: 4, features: 8, dropout: 0.0}
+train: {steps: 6, batch_size: 8, lr: 1e-3, ema: 0, log_every: 2}
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[..., str]:
+    """tiny(kind, **keys): the path of a recipe small enough to train in a second, with more top-level keys."""
+    texts = {"tokenizer": TINY_TOKENIZER, "generator": TINY_GENERATOR, "classifier": TINY_CLASSIFIER}
+
+    def write(kind: str, **keys: object) -> str:
+        path = tmp_path / f"{kind}.yaml"
+        path.write_text(texts[kind] + "".join(f"{key}: {value}\n" for key, value in keys.items()))
+        return str(path)
+
+    return write

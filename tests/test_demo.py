@@ -143,6 +143,7 @@ def test_run_folders_that_do_not_fit_are_refused_before_training(world: tuple[py
     out = world[1] / "refused"
     recipes = demo._recipes(out, None, [*TOKENIZER, "seed=1"], GENERATOR)
     assert not demo._open_folders(recipes, out / "report.html", overwrite=False)
+    (out / "tokenizer" / "log.jsonl").touch()  # as a training that began leaves it
     with pytest.raises(ConfigError, match="seed=1"):
         run(out)
     (out / "generator" / "model").mkdir()
@@ -199,11 +200,13 @@ def test_the_demo_ends_with_a_page_and_then_rests(
 
 
 def _bundle(out: Path, target: Path) -> None:
-    """The run's models as the package would hold them."""
-    pair = target / demo.BUNDLED
-    shutil.copytree(out / "tokenizer" / "model", pair)
-    shutil.copytree(out / "generator" / "model", pair / "generator")
-    config = pair / "generator" / "config.json"
-    content = json.loads(config.read_text())
-    content["card"]["tokenizer"] = ".."
-    config.write_text(json.dumps(content))
+    """The run's models as the package would hold them: each card names the other one."""
+    for kind, name, key, other in (
+        ("tokenizer", demo.BUNDLED, "generator", "toy-generator"),
+        ("generator", "toy-generator", "tokenizer", demo.BUNDLED),
+    ):
+        shutil.copytree(out / kind / "model", target / name)
+        config = target / name / "config.json"
+        content = json.loads(config.read_text())
+        content["card"][key] = other
+        config.write_text(json.dumps(content))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,10 @@ def pick_device(name: str | None) -> str:
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"device {name!r} is not usable here ({str(error).splitlines()[0]}); try --device cpu"
-        ) from None
+        torch.zeros(1, device=name).item()
+    except Exception as error:  # every backend has its own way to be missing
+        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+        raise InputError(f"device {name!r} is not usable here ({reason}); try --device cpu") from None
     return name
 
 
@@ -65,6 +66,17 @@ def new_folder(out: Path, *, overwrite: bool) -> Path:
     if out.exists() and any(out.iterdir()) and not overwrite:
         raise ConfigError(f"{out}: not empty; pass --overwrite to write into it, or choose another --out")
     return out
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):  # already renamed, or never made
+            temporary.unlink()
 
 
 def parse_counts(text: str, what: str, low: int, high: int) -> list[int]:
@@ -147,6 +159,8 @@ def generate(
             raise InputError("classes: this generator is unconditional, leave --classes away")
         names = [f"image{i:03d}.png" for i in range(num)]
         cond = {"num": num}
+    if guidance != 1 and not generator.label_embed.has_null:
+        raise InputError("--guidance: this generator was trained without class dropout and cannot be guided; pass 1")
     tokens = generator.sample(
         **cond, guidance=guidance, temperature=temperature, steps=head_steps, length=keep, generator=source
     )

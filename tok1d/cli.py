@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
     name="tok1d",
-    help="Structured 1D image tokenizers and the generators trained on their tokens.",
+    help="Structured 1D image tokenizers and the generators trained on their tokens. Start with tok1d demo.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -25,15 +25,21 @@ analyze_app = typer.Typer(help="Look inside a tokenizer's code.", no_args_is_hel
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(analyze_app, name="analyze")
 
-Model = Annotated[str, typer.Argument(help="a model folder, a bundled name or a hub name", show_default=False)]
+MODEL_HELP = (
+    "a model folder (of a run: RUN/model), a bundled name such as fashion-mnist-semanticist, or OWNER/NAME on the hub"
+)
+OVERRIDES_HELP = "key=value, such as train.lr=1e-3; tok1d config RECIPE --fields lists the keys"
+
+Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
 Data = Annotated[str, typer.Argument(help="fashion_mnist, or a folder of images", show_default=False)]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, as many as wanted", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(help=OVERRIDES_HELP, show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is there")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU where there is one")]
 Seed = Annotated[int, typer.Option(min=0, help="seed of all noise")]
 DataRoot = Annotated[str | None, typer.Option(help="folder of Fashion-MNIST's files; default: found or fetched")]
 Steps = Annotated[int | None, typer.Option(min=1, help="decoding steps; default: the model's own")]
-OnBroken = Annotated[str, typer.Option(help="what an unreadable image does: stop, or skip it and count")]
+HeadSteps = Annotated[int | None, typer.Option(min=2, help="head evaluations a token; default: the model's own")]
+OnBroken = Annotated[str, typer.Option(help="what an unreadable image does: stop, or skip (it is counted)")]
 
 
 @app.command(short_help="Train small models from scratch; a report with pictures.")
@@ -69,7 +75,7 @@ def recipes() -> None:
 
 @app.command(short_help="Print a recipe as it would run.")
 def config(
-    recipe: Annotated[str, typer.Argument(help="a recipe's name or YAML file")],
+    recipe: Annotated[str, typer.Argument(help="a name that tok1d recipes lists, or a YAML file")],
     overrides: Overrides = None,
     fields: Annotated[bool, typer.Option("--fields", help="list every field with type, default and help")] = False,
 ) -> None:
@@ -86,10 +92,10 @@ def config(
 
 @app.command(short_help="Train a recipe; the same command resumes.")
 def train(
-    recipe: Annotated[str, typer.Argument(help="a recipe's name or YAML file")],
+    recipe: Annotated[str, typer.Argument(help="a name that tok1d recipes lists, or a YAML file")],
     overrides: Overrides = None,
     overwrite: Overwrite = False,
-    minutes: Annotated[float | None, typer.Option(min=0, help="stop, resumably, after so much training time")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0, help="stop after so much training; go on later")] = None,
 ) -> None:
     """Train a tokenizer, a generator or a classifier. The same command resumes."""
     from tok1d.config import load_recipe
@@ -128,6 +134,7 @@ def encode(
 
     _one_of("--split", split, ("train", "test"))
     _one_of("--dtype", dtype, ("float32", "float16"))
+    _one_of("--on-broken", on_broken, ("stop", "skip"))
     tokenizer = _tokenizer(model, device)
     images = apply.open_data(data, tokenizer, split=split, data_root=data_root, on_broken=on_broken)
     cache = encode_images(tokenizer, images, out, num_tokens=num_tokens, dtype=dtype, overwrite=overwrite)
@@ -154,6 +161,7 @@ def reconstruct(
     from tok1d import apply
     from tok1d.evaluate.reconstruction import prefix_lengths
 
+    _one_of("--on-broken", on_broken, ("stop", "skip"))
     tokenizer = _tokenizer(model, device)
     length = tokenizer.spec.length
     counts = apply.parse_counts(keep, "--keep", 0, length) if keep else prefix_lengths(length)
@@ -175,7 +183,7 @@ def generate(
     keep: Annotated[int | None, typer.Option(min=1, help="generate only the first tokens; default: all")] = None,
     guidance: Annotated[float, typer.Option(min=0, help="guidance over the tokens; 1 is off")] = 2.0,
     temperature: Annotated[float, typer.Option(min=0, help="of the head's sampling noise (SDE)")] = 1.0,
-    head_steps: Annotated[int | None, typer.Option(min=2, help="head evaluations a token")] = None,
+    head_steps: HeadSteps = None,
     steps: Steps = None,
     seed: Seed = 0,
     device: Device = None,
@@ -187,8 +195,10 @@ def generate(
     from tok1d.zoo import store
 
     generator, tokenizer = store.load_pair(model, device=apply.pick_device(device))
-    highest = generator.config.num_classes - 1
-    wanted = apply.parse_counts(classes, "--classes", 0, highest) if classes else None
+    num_classes = generator.config.num_classes
+    if classes and not num_classes:
+        raise InputError("--classes: this generator knows no classes; leave it away")
+    wanted = apply.parse_counts(classes, "--classes", 0, num_classes - 1) if classes else None
     if keep is not None and keep > generator.config.num_tokens:
         raise InputError(f"--keep: expected 1..{generator.config.num_tokens}, received {keep}")
     folder = apply.new_folder(out, overwrite=overwrite)
@@ -252,7 +262,7 @@ def evaluate_generation(
     keep: Annotated[str, typer.Option(help="numbers of leading tokens to decode; default: all generated")] = "",
     guidance: Annotated[float, typer.Option(min=0, help="guidance over the tokens; 1 is off")] = 2.0,
     temperature: Annotated[float, typer.Option(min=0, help="of the head's sampling noise (SDE)")] = 1.0,
-    head_steps: Annotated[int | None, typer.Option(min=2, help="head evaluations a token")] = None,
+    head_steps: HeadSteps = None,
     steps: Steps = None,
     out: Annotated[Path | None, typer.Option(help="write the records to this JSON file")] = None,
     seed: Seed = 0,
@@ -312,9 +322,10 @@ def analyze_prefix(
     images = apply.open_data(data, tokenizer, data_root=data_root)
     points = explained_curve(tokenizer, images, num_images=num, seed=seed)
     save_png(plot_curve({model: points}), folder / "curve.png")
-    (folder / "curve.json").write_text(json.dumps([asdict(point) for point in points], indent=1) + "\n")
+    apply.write_text(folder / "curve.json", json.dumps([asdict(point) for point in points], indent=1) + "\n")
     for point in points:
-        print(f"keep {point.keep:4d}: loss {point.loss:.5f}, share {point.share:7.1%}")
+        share = "unavailable (the tokens bring no gain)" if point.share is None else f"{point.share:7.1%}"
+        print(f"keep {point.keep:4d}: loss {point.loss:.5f}, share {share}")
     print(f"picture: {folder / 'curve.png'}")
 
 
@@ -405,22 +416,35 @@ def run(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
     from tok1d.errors import Tok1dError
 
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        code = app(args=arguments, standalone_mode=False)
+        code = app(args=arguments, prog_name="tok1d", standalone_mode=False)
+        if code == 130:  # how typer tells of Ctrl-C
+            return _interrupted(arguments)
         return code if isinstance(code, int) else 0
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on where it stopped", 130)
+        return _interrupted(arguments)
     except Tok1dError as error:
         return _fail(str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}")
     except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message(), file=sys.stderr)  # type: ignore[attr-defined]
+            return 2
         if hasattr(error, "format_message"):  # what typer raises for wrong arguments
-            return _fail(f"{error.format_message()} (tok1d --help, tok1d COMMAND --help)")
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context is not None else "tok1d"
+            return _fail(f"{error.format_message().rstrip('.')}; see {command} --help")
         if type(error).__name__ == "Abort":
-            return _fail("interrupted; the same command goes on where it stopped", 130)
+            return _interrupted(arguments)
         raise
+
+
+def _interrupted(arguments: list[str]) -> int:
+    resumes = arguments[:1] in (["demo"], ["train"], ["encode"])
+    return _fail("interrupted; " + ("the same command goes on" if resumes else "run the command again"), 130)
 
 
 def main() -> None:

@@ -103,7 +103,7 @@ def _headline(number: str, text: str) -> None:
 def _bundled() -> tuple[Any, Any] | None:
     from tok1d.zoo import store
 
-    return store.load_pair(BUNDLED) if {BUNDLED, f"{BUNDLED}/generator"} <= set(store.bundled_names()) else None
+    return store.load_pair(BUNDLED) if BUNDLED in store.bundled_names() else None
 
 
 def _show_bundled(folder: Path, test: ImageSet) -> None:

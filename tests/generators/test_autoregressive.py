@@ -269,7 +269,7 @@ def test_bad_input_is_told_in_one_line(call: Call, message: str) -> None:
 
 
 def test_heads_must_divide_the_width() -> None:
-    with pytest.raises(ConfigError, match="^heads: "):
+    with pytest.raises(ConfigError, match=r"^heads: "):
         config(heads=3).check()
 
 

@@ -6,9 +6,11 @@ One test per case folder, named family/folder. A case goes through the public cl
 `tok1d convert` uses, configured by its case.json and the shapes of its tensors alone.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from . import semanticist_cases
 from .recorded import Case, find_cases
@@ -28,6 +30,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         found = ", ".join(sorted({case.family for case in cases}))
         raise pytest.UsageError(f"--parity-family: no recorded case of {', '.join(sorted(absent))}; found: {found}")
     metafunc.parametrize("case", cases, ids=lambda case: case.name)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the cases were recorded; for tensors this small, more threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_recorded_case(case: Case, request: pytest.FixtureRequest) -> None:

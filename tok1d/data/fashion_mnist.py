@@ -69,6 +69,11 @@ def load(split: str = "train", root: str | Path | None = None) -> tuple[np.ndarr
     return images, labels.astype(np.int64)
 
 
+def cache_home() -> Path:
+    """The folder that fetched data are kept in: $TOK1D_CACHE or ~/.cache/tok1d."""
+    return Path(os.environ.get("TOK1D_CACHE") or Path.home() / ".cache" / "tok1d")
+
+
 def find(root: str | Path | None = None, cache: Path | None = None) -> Path:
     """Return the folder of the four files: `root`, or else the cache, filled on first use.
 
@@ -83,7 +88,7 @@ def find(root: str | Path | None = None, cache: Path | None = None) -> Path:
         raise DataError(
             f"{root}: no Fashion-MNIST there: expected {', '.join(_FILES)} (plain or .gz), missing {', '.join(missing)}"
         )
-    home = cache or Path(os.environ.get("TOK1D_CACHE") or Path.home() / ".cache" / "tok1d")
+    home = cache or cache_home()
     if found := _locate(home / "fashion-mnist"):
         return found
     failures = []

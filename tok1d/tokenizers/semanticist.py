@@ -41,6 +41,7 @@ class FlowConfig:
     times_std: float = option(1.0, "its standard deviation", gt=0)
     weight_power: float = option(1.0, "loss weight sigma(t)^-power; 2 with data prediction is the velocity loss", ge=0)
     shift: float = option(1.0, "sampling grid; above 1 spends more steps near the noise", gt=0)
+    temperature: float = option(1.0, "scale of the starting noise in decoding; 0 is nearest to an average", ge=0)
 
 
 @dataclass
@@ -234,6 +235,8 @@ class Semanticist(nn.Module):
             generator = torch.Generator(tokens.device).manual_seed(0)
         randn = randn_from(generator)
         start = randn(tokens.new_empty(tokens.shape[0], *self.latent_shape))
+        if self.config.objective == "flow":
+            start = start * self.config.flow.temperature
         latents = self.decode_latents(
             tokens, start, randn, keep=keep, steps=steps, guidance=as_guidance(guidance), solver=solver
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,29 @@ import torch
 from tok1d.errors import WeightsError
 
 
-def save(folder: Path, step: int, state: dict[str, Any], *, keep: int = 2) -> Path:
-    """Write step-XXXXXXXX.pt beside a temporary name, rename it, and drop all but the newest `keep` files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{step:08d}.pt"
-    temporary = path.with_suffix(".tmp")
+def write(path: Path, content: dict[str, Any]) -> Path:
+    """Write `content` to a temporary name beside `path` and rename it.
+
+    Raises:
+        WeightsError: no room, or no right to write there; nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        torch.save({"step": step, **state}, temporary)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(content, temporary)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise WeightsError(f"cannot write the checkpoint {path}: {error} (disk full or not writable?)") from None
+    except (OSError, RuntimeError) as error:  # torch tells a full disk as a RuntimeError
+        reason = getattr(error, "strerror", None) or _first_line(error)
+        raise WeightsError(f"cannot write {path}: {reason} (disk full or not writable?); then run again") from None
+    finally:
+        with suppress(OSError):  # already renamed, or never made
+            temporary.unlink()
+    return path
+
+
+def save(folder: Path, step: int, state: dict[str, Any], *, keep: int = 2) -> Path:
+    """Write step-XXXXXXXX.pt whole and drop all but the newest `keep` files."""
+    path = write(folder / f"step-{step:08d}.pt", {"step": step, **state})
     for old in sorted(folder.glob("step-*.pt"))[:-keep]:
         old.unlink()
     return path
@@ -37,9 +50,16 @@ def load_latest(folder: Path, device: torch.device) -> dict[str, Any] | None:
     if not paths:
         return None
     try:
-        return torch.load(paths[-1], map_location=device, weights_only=True)
+        state = torch.load(paths[-1], map_location=device, weights_only=True)
+        missing = {"step", "model", "optimizer", "ema", "seconds"} - state.keys()
+        reason = f"without {', '.join(sorted(missing))}" if missing else ""
     except Exception as error:
-        reason = str(error).splitlines()[0][:120]
-        raise WeightsError(
-            f"cannot read the checkpoint {paths[-1]} ({reason}); delete it to resume from the one before"
-        ) from None
+        reason = _first_line(error)
+    if reason:
+        before = "resume from the one before" if len(paths) > 1 else "start anew"
+        raise WeightsError(f"cannot read the checkpoint {paths[-1]} ({reason}); delete it to {before}")
+    return state
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:120]

@@ -6,11 +6,12 @@ random numbers are seeded from it. So a resumed run equals an unbroken one, and 
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,13 +21,15 @@ from torch import Tensor, nn
 
 from tok1d.config import Recipe
 from tok1d.data.images import prefetch
-from tok1d.errors import ConfigError, Tok1dError
+from tok1d.errors import ConfigError, Tok1dError, WeightsError
 from tok1d.train import checkpoint
 from tok1d.train.ema import EMA
 from tok1d.train.log import JsonLog
 from tok1d.train.optim import build_optimizer, learning_rate
+from tok1d.zoo.store import load_state
 
 Batch = tuple[Tensor, Tensor]
+AGREE_EVERY = 10  # after so many steps several processes ask each other whether one of them has to stop
 
 
 class NonFiniteError(Tok1dError):
@@ -107,12 +110,13 @@ def fit(recipe: Recipe, task: Task, out: Path, *, seconds: float | None = None, 
             replay lies in `out`.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the step is done and the checkpoint written.
     """
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
 
     config = recipe.train
-    accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")
-    if config.precision == "bf16" and accelerator.device.type == "cpu":
+    # Asked before Accelerator, which keeps its precision for the life of the process.
+    if config.precision == "bf16" and PartialState().device.type == "cpu":
         raise ConfigError("train.precision: bf16 is for GPUs (on a CPU it is slower than fp32), expected fp32")
+    accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")
     world = accelerator.num_processes
     if config.batch_size % world:
         raise ConfigError(f"train.batch_size: expected a multiple of {world} processes, received {config.batch_size}")
@@ -122,13 +126,15 @@ def fit(recipe: Recipe, task: Task, out: Path, *, seconds: float | None = None, 
     state = checkpoint.load_latest(out / "checkpoints", accelerator.device)
     step, spent = 0, 0.0
     if state is not None:
-        task.model.load_state_dict(state["model"])
+        load_state(task.model, state["model"], str(out / "checkpoints"))
         optimizer.load_state_dict(state["optimizer"])
         if ema is not None:
             ema.load_state_dict(state["ema"])
         step, spent = state["step"], state["seconds"]
     losses, prepared = accelerator.prepare(_Losses(task.model), optimizer)
     run = _Run(recipe, task, out, accelerator, losses, prepared, optimizer, ema, step, spent)
+    if state is not None:
+        run.sums, run.since = state.get("sums", {}), state.get("since", step)
     with _StopSignal() as stop:
         run.loop(stop, seconds, quiet=quiet or not accelerator.is_main_process)
     if stop.received is not None and run.step < config.steps:
@@ -137,6 +143,35 @@ def fit(recipe: Recipe, task: Task, out: Path, *, seconds: float | None = None, 
         ema.swap()
     task.model.eval()
     return Result(run.step, run.spent, str(accelerator.device), run.step >= config.steps)
+
+
+def seed_of(seed: int, micro_step: int, rank: int = 0) -> int:
+    """The seed of one forward pass's random numbers.
+
+    Hashed, because torch's CPU generator takes only the low 32 bits of a seed: all three must reach them.
+    """
+    digest = hashlib.sha256(f"{seed} {micro_step} {rank}".encode()).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def replay(recipe: Recipe, task: Task, dump: Path, *, rank: int = 0, world: int = 1) -> dict[str, float]:
+    """The losses of a step that was not finite, from its dump: same weights, batch and random numbers (on its device).
+
+    `task.model` is left with the dump's weights and the step's gradients, to look into.
+    """
+    state = torch.load(dump, map_location="cpu", weights_only=True)
+    load_state(task.model, state["model"], str(dump))
+    task.model.train().zero_grad()
+    device = next(task.model.parameters()).device
+    losses: dict[str, float] = {}
+    for micro_step in range(state["step"] * recipe.train.accumulate, (state["step"] + 1) * recipe.train.accumulate):
+        torch.manual_seed(seed_of(recipe.seed, micro_step, rank))
+        batch = tuple(part.to(device) for part in task.batch(micro_step, rank, world))
+        terms = task.model.losses(batch, state["step"] / recipe.train.steps)  # type: ignore[operator]
+        torch.stack([v for k, v in terms.items() if k.startswith("loss")]).sum().backward()
+        for name, value in terms.items():
+            losses[name] = losses.get(name, 0.0) + float(value.detach()) / recipe.train.accumulate
+    return losses
 
 
 @dataclass
@@ -153,6 +188,8 @@ class _Run:
     ema: EMA | None
     step: int
     spent: float
+    sums: dict[str, Tensor] = field(default_factory=dict)  # of what is logged, over the steps after `since`
+    since: int = 0
 
     def loop(self, stop: _StopSignal, seconds: float | None, *, quiet: bool) -> None:
         from tqdm import tqdm
@@ -161,31 +198,42 @@ class _Run:
         main = self.accelerator.is_main_process
         log = JsonLog(self.out / "log.jsonl", self.step) if main else None
         self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)
-        sums: dict[str, Tensor] = {}
-        since, before, mark = self.step, self.spent, time.perf_counter()
+        before, mark = self.spent, time.perf_counter()
+        ahead = closing(prefetch(self._batches()))
         bar = tqdm(total=config.steps, initial=self.step, disable=quiet, unit="step", smoothing=0.05)
-        for batches in prefetch(self._batches()):
-            for name, value in self.train_step(batches).items():
-                sums[name] = sums.get(name, 0) + value
-            self.step += 1
-            bar.update()
-            self.spent = before + time.perf_counter() - mark
-            done = self.step >= config.steps
-            ending = done or stop.received is not None or (seconds is not None and self.spent - before >= seconds)
-            if ending or self.step % config.log_every == 0:
-                self._check_finite()
-                entry = self._log_entry(sums, since)
-                bar.set_postfix_str(" ".join(f"{k} {v:.4g}" for k, v in entry.items() if k.startswith("loss")))
-                if log is not None:
-                    log.write(entry)
-                sums, since = {}, self.step
-            if ending or (config.save_every and self.step % config.save_every == 0):
-                self.save()
-            if config.preview_every and self.step % config.preview_every == 0 and not done:
-                self.preview()
-            if ending:
-                break
-        bar.close()
+        with ahead as steps, bar:  # whatever happens, the bar ends its line and the reading thread its work
+            for batches in steps:
+                for name, value in self.train_step(batches).items():
+                    self.sums[name] = self.sums.get(name, 0) + value
+                self.step += 1
+                bar.update()
+                self.spent = before + time.perf_counter() - mark
+                done = self.step >= config.steps
+                wanted = stop.received is not None or (seconds is not None and self.spent - before >= seconds)
+                ending = done or self._agreed(wanted)
+                if done or self.step % config.log_every == 0:
+                    self._check_finite()
+                    entry = self._log_entry()
+                    bar.set_postfix_str(" ".join(f"{k} {v:.4g}" for k, v in entry.items() if k.startswith("loss")))
+                    if log is not None:
+                        log.write(entry)
+                    self.sums, self.since = {}, self.step
+                if ending or (config.save_every and self.step % config.save_every == 0):
+                    self.save()
+                if config.preview_every and self.step % config.preview_every == 0 and not done:
+                    self.preview()
+                if ending:
+                    break
+
+    def _agreed(self, wanted: bool) -> bool:
+        """Whether to stop here. Several processes stop at the same step or wait for each other forever; as asking
+        waits for the device, they ask only now and then."""
+        if self.accelerator.num_processes == 1:
+            return wanted
+        if self.step % AGREE_EVERY:
+            return False
+        votes = torch.tensor(float(wanted), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(votes, "sum") > 0)
 
     def _batches(self) -> Iterator[list[Batch]]:
         """The batches of one optimizer step after the other, read ahead in a thread."""
@@ -204,7 +252,7 @@ class _Run:
         total = torch.zeros((), device=device)
         for i, batch in enumerate(batches):
             micro_step = self.step * config.accumulate + i
-            torch.manual_seed((self.recipe.seed << 48) + (self.accelerator.process_index << 36) + micro_step)
+            torch.manual_seed(seed_of(self.recipe.seed, micro_step, self.accelerator.process_index))
             moved = tuple(part.to(device, non_blocking=True) for part in batch)
             last = i == len(batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.losses):
@@ -236,18 +284,21 @@ class _Run:
         if bad < 0:
             return
         path = self.out / f"nonfinite-step-{bad:08d}.pt"
+        left = f"left {path} (weights before the step; tok1d.train.loop.replay repeats it)"
         if self.accelerator.is_main_process:
             state = {"step": bad, "model": self.task.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-            torch.save(state, path)
+            try:
+                checkpoint.write(path, state)
+            except WeightsError as error:
+                left = str(error)
         raise NonFiniteError(
-            f"step {bad}: loss or gradient is not finite; the run stopped before using it and left {path} "
-            "(weights before the step; the batch follows from the recipe's seed and the step). "
+            f"step {bad}: loss or gradient is not finite; the run stopped before using it and {left}. "
             "Try a lower train.lr, train.clip, or train.precision=fp32"
         )
 
-    def _log_entry(self, sums: dict[str, Tensor], since: int) -> dict[str, Any]:
-        count = max(self.step - since, 1)
-        values = {name: float(value) / count for name, value in sums.items()}
+    def _log_entry(self) -> dict[str, Any]:
+        count = max(self.step - self.since, 1)
+        values = {name: float(value) / count for name, value in self.sums.items()}
         return {
             "step": self.step,
             **{name: round(value, 6) for name, value in values.items()},
@@ -264,6 +315,8 @@ class _Run:
                 "optimizer": self.optimizer.state_dict(),
                 "ema": self.ema.state_dict() if self.ema is not None else {},
                 "seconds": self.spent,
+                "sums": self.sums,
+                "since": self.since,
             }
             checkpoint.save(self.out / "checkpoints", self.step, state)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from tok1d.zoo.card import Card
 
 # What may change between sittings of one run: it decides what is written when, not what is computed.
 FREE_KEYS = {"out", "card", "train.log_every", "train.save_every", "train.preview_every", "train.evaluate_every"}
+# report.json first: interrupted after it, the folder holds no finished run any more.
+RUN_FILES = ("report.json", "log.jsonl", "model", "checkpoints", "samples", "cache")
 
 
 def is_finished(out: Path) -> bool:
@@ -36,24 +40,35 @@ def prepare(recipe: Recipe, *, overwrite: bool = False) -> Path:
             that is no run, or one that cannot be written.
     """
     out = Path(recipe.out)
-    config = out / "config.yaml"
-    if overwrite and config.exists():
-        shutil.rmtree(out)
-    if is_finished(out):
-        raise ConfigError(f"{out}: holds a finished run; pass --overwrite to train it again, or out=FOLDER for another")
-    if config.exists():
-        _check_same(load_recipe(str(config)), recipe, out)
-        return out
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out}: not empty and not a run folder; choose another with out=FOLDER")
+    config, temporary = out / "config.yaml", out / ".config.yaml.tmp"
     try:
+        if overwrite and (config.exists() or is_finished(out)):
+            _clear(out)
+        elif is_finished(out):
+            raise ConfigError(f"{out}: holds a finished run; pass --overwrite to train anew, or out=FOLDER for another")
+        elif (out / "log.jsonl").exists() and config.exists():
+            _check_same(load_recipe(str(config)), recipe, out)
+            return out
+        elif not config.exists() and out.exists() and any(out.iterdir()):
+            raise ConfigError(f"{out}: not empty and not a run folder; choose another with out=FOLDER")
+        # Also where a config.yaml is but no log: that run never began (no data, say), so its recipe may change.
         out.mkdir(parents=True, exist_ok=True)
-        temporary = out / ".config.yaml.tmp"
         temporary.write_text(to_yaml(recipe))
         os.replace(temporary, config)
     except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
         raise ConfigError(f"{out}: cannot write the run folder ({error.strerror}); try out=FOLDER") from None
     return out
+
+
+def _clear(out: Path) -> None:
+    """Remove what a run writes; whatever else lies in the folder stays."""
+    for path in (*(out / name for name in RUN_FILES), *out.glob("nonfinite-step-*.pt"), out / "config.yaml"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:
@@ -80,11 +95,12 @@ def code_version() -> str:
 
     folder = Path(__file__).parent
     try:
+        ours = subprocess.run(["git", "ls-files", "--error-unmatch", __file__], cwd=folder, capture_output=True)
         head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=folder, capture_output=True, text=True)
         dirty = subprocess.run(["git", "status", "--porcelain", "."], cwd=folder.parent, capture_output=True, text=True)
     except OSError:
         return f"v{__version__}"
-    if head.returncode:
+    if ours.returncode or head.returncode:  # an installed copy may lie inside somebody else's checkout
         return f"v{__version__}"
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
 
@@ -96,7 +112,6 @@ def train(
     quiet: bool = False,
     name: str = "",
     seconds: float | None = None,
-    device: str | None = None,
 ) -> Path:
     """Train a recipe to the end, from where its folder stands; returns the run folder.
 
@@ -105,21 +120,45 @@ def train(
     Args:
         seconds: end this sitting, with a checkpoint, after so much training time.
     """
-    out = prepare(recipe, overwrite=overwrite)
-    task = build_task(recipe)
+    with _first_process_first() as first_process:
+        out = prepare(recipe, overwrite=overwrite and first_process)
+        commit = code_version()  # as the run begins: a long run outlives edits of the checkout
+        task = build_task(recipe)
+    _check_keep(recipe, task.model)
     result = fit(recipe, task, out, seconds=seconds, quiet=quiet)
-    if result.finished and int(os.environ.get("RANK", "0")) == 0:
-        finish(recipe, task, result, out, name=name)
+    if result.finished and first_process:
+        finish(recipe, task, result, out, name=name, commit=commit)
     return out
 
 
-def finish(recipe: Recipe, task: Task, result: Result, out: Path, *, name: str = "") -> list[Record]:
+@contextmanager
+def _first_process_first() -> Iterator[bool]:
+    """Let the first of several processes (torchrun) make folders and caches before the others look; is it this one?"""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield True
+        return
+    from accelerate import PartialState
+
+    state = PartialState()
+    with state.main_process_first():
+        yield state.is_main_process
+
+
+def _check_keep(recipe: Recipe, model: Any) -> None:
+    """Before the training, not after it: the evaluation decodes no more tokens than there are."""
+    length = model.spec.length if recipe.kind == "tokenizer" else getattr(model.config, "num_tokens", None)
+    for k in recipe.evaluate.keep:
+        if length is not None and k > length:
+            raise ConfigError(f"evaluate.keep: expected numbers up to {length}, the model's tokens, received {k}")
+
+
+def finish(recipe: Recipe, task: Task, result: Result, out: Path, *, name: str = "", commit: str = "") -> list[Record]:
     """Evaluate the trained model, then write model/, a picture and report.json (last: it marks the run finished)."""
     model = task.model
     if task.preview is not None:
         with torch.no_grad():
             task.preview(model, out / "samples" / f"step-{result.steps:08d}.png")
-    card = make_card(recipe, model, result, name)
+    card = make_card(recipe, model, result, name=name, commit=commit)
     records = evaluate(recipe, model)
     card.records = records
     store.save_model(model, out / "model", card)
@@ -127,14 +166,14 @@ def finish(recipe: Recipe, task: Task, result: Result, out: Path, *, name: str =
     return records
 
 
-def make_card(recipe: Recipe, model: torch.nn.Module, result: Result, name: str = "") -> Card:
+def make_card(recipe: Recipe, model: torch.nn.Module, result: Result, *, name: str, commit: str) -> Card:
     """The record of freshly trained weights."""
     tokenizer = store.load(recipe.tokenizer) if recipe.tokenizer else None
     return Card(
         recipe=to_yaml(recipe),
         recipe_name=name,
         seed=recipe.seed,
-        commit=code_version(),
+        commit=commit,
         data=recipe.data.name,
         data_fingerprint=open_split(recipe, "train").fingerprint(),
         trained={

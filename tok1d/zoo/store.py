@@ -40,31 +40,50 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def save_model(model: nn.Module, folder: Path, card: Card, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write a model folder, whole or not at all; an existing folder is replaced.
+    """Write a model folder, whole or not at all; an existing model folder is replaced.
 
     Args:
         dtype: floating-point weights are stored so; loading gives float32 again.
+
+    Raises:
+        WeightsError: it cannot be written (what was there stays), or something else than a model lies there.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    folder = Path(folder).resolve()
+    if folder.exists() and not (folder / "config.json").is_file() and not (folder.is_dir() and _is_empty(folder)):
+        raise WeightsError(f"{folder}: holds something else than a model, so it is not replaced; choose another folder")
+    temporary, old = (folder.with_name(f".{folder.name}.{end}") for end in ("tmp", "old"))
     config = getattr(model, "config")  # noqa: B009 (mypy knows nn.Module attributes only as tensors or modules)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     content = {"format": FORMAT, "model": to_mapping(config), "card": card.to_json()}
     try:
+        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_file(state, temporary / "model.safetensors")
         (temporary / "config.json").write_text(json.dumps(content, indent=1) + "\n")
         (temporary / "README.md").write_text(card.to_markdown(config.name))
         if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    except OSError as error:
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(folder, old)
+        try:
+            os.replace(temporary, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise WeightsError(f"cannot write the model folder {folder}: {reason}") from None
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise WeightsError(f"cannot write the model folder {folder}: {error.strerror or error}") from None
+
+
+def _is_empty(folder: Path) -> bool:
+    return next(folder.iterdir(), None) is None
 
 
 def bundled_names() -> list[str]:
@@ -91,7 +110,8 @@ def resolve(name: str | Path, base: Path | None = None) -> Path:
         raise WeightsError(f"{text}: expected a model folder with config.json and model.safetensors, found none there")
     if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).parent.exists():
         return _download(text)
-    raise WeightsError(f"no model {text!r}: expected a model folder or one of {', '.join(bundled_names())}")
+    bundled = ", ".join(bundled_names()) or "none bundled"
+    raise WeightsError(f"no model {text!r}: expected a model folder (a finished run's RUN/model) or one of {bundled}")
 
 
 def _download(name: str) -> Path:
@@ -116,7 +136,7 @@ def read_config(folder: Path) -> tuple[Any, Card]:
         return build_model_config(content["model"]), Card.from_json(content["card"])
     except ConfigError as error:
         raise WeightsError(f"{path}: {error}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path}: not a tok1d model's config.json ({type(error).__name__}: {error})") from None
 
 
@@ -131,8 +151,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         with path.open("rb") as file:
-            head = file.read(4)
-        what = "a pickle, not safetensors" if head[:2] in (b"PK", b"\x80\x02", b"\x80\x04") else "truncated or corrupt"
+            head = file.read(2)
+        # A zip (torch.save) or the first opcode of a pickle with its protocol.
+        is_pickle = head == b"PK" or (head[:1] == b"\x80" and head[1:] <= b"\x05")
+        what = "a pickle, not safetensors" if is_pickle else "truncated or corrupt"
         raise WeightsError(
             f"{path}: {what} ({str(error).splitlines()[0]}); fetch it again or go through 'tok1d convert'"
         ) from None
@@ -184,9 +206,11 @@ def load_pair(name: str | Path, *, device: str | torch.device = "cpu") -> tuple[
     if not hasattr(generator, "sample"):
         raise WeightsError(f"{name}: this is a {generator.config.name}; generate needs a generator's model folder")
     card = generator.card
+    if not card.tokenizer:
+        raise WeightsError(f"{folder}: names no tokenizer for its tokens; set card.tokenizer in its config.json")
     tokenizer = load(card.tokenizer, device=device, base=folder)
     found = fingerprint(tokenizer)
-    if found != card.tokenizer_fingerprint:
+    if card.tokenizer_fingerprint and found != card.tokenizer_fingerprint:
         raise WeightsError(
             f"{name}: trained on tokenizer {card.tokenizer_fingerprint}, but {card.tokenizer} is {found}; "
             "point it at the right one (config.json, card.tokenizer)"

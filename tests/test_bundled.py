@@ -1,0 +1,78 @@
+"""The models inside the package: what they say of themselves, and a spot check on real images where there are some."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import tok1d
+from tok1d.data import fashion_mnist
+from tok1d.data.images import ImageSet, open_images
+from tok1d.evaluate.metrics import accuracy, psnr_per_image
+from tok1d.zoo import store
+
+NAMES = ["fashion-mnist-cnn", "fashion-mnist-epsilon-llamagen", "fashion-mnist-semanticist"]
+
+
+@pytest.fixture(scope="module")
+def images() -> Iterator[ImageSet]:
+    """Fashion-MNIST's test images where they lie on this machine already; never fetched here."""
+    cache = fashion_mnist.cache_home() / "fashion-mnist"
+    try:
+        fashion_mnist.load("test", cache)
+    except Exception:
+        pytest.skip("needs Fashion-MNIST: run `python -m tok1d.data.fashion_mnist` (make test does)")
+    yield open_images("fashion_mnist", "test", root=cache, image_size=28, channels=1)
+
+
+def test_names() -> None:
+    assert store.bundled_names() == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_card_and_storage(name: str) -> None:
+    model = tok1d.load(name)
+    card = model.card
+    assert card.fingerprint == store.fingerprint(model)
+    assert card.recipe and card.commit and card.trained["steps"] > 0 and card.seed is not None
+    assert card.weights == "ema, stored as float16"
+    assert card.records and all(r.weights_hash == card.fingerprint and r.value is not None for r in card.records)
+    with safe_open(Path(model.folder) / "model.safetensors", "pt") as file:
+        assert {str(file.get_tensor(key).dtype) for key in file.keys()} == {"torch.float16"}  # noqa: SIM118
+
+
+def test_sizes() -> None:
+    def size(name: str) -> int:
+        return (store.BUNDLED / name / "model.safetensors").stat().st_size
+
+    assert size("fashion-mnist-semanticist") + size("fashion-mnist-epsilon-llamagen") <= 4_000_000
+    assert size("fashion-mnist-cnn") < 1_000_000
+
+
+def test_pair_belongs_together() -> None:
+    for name in NAMES[1:]:
+        generator, tokenizer = tok1d.load_pair(name)
+        assert generator.card.tokenizer_fingerprint == store.fingerprint(tokenizer)
+
+
+def test_first_words(images: ImageSet) -> None:
+    """The README's first lines, on real images: sharper with more tokens, and far above a mean image."""
+    model = tok1d.load("fashion-mnist-semanticist")
+    x, _ = images.batch(range(100))
+    with torch.no_grad():
+        tokens = model.encode(x)
+        psnr = [float(psnr_per_image(model.decode(tokens, keep=k), x).mean()) for k in (1, 4, model.spec.length)]
+    assert psnr == sorted(psnr) and psnr[0] > 14 and psnr[-1] > 18, psnr
+
+
+def test_judge_and_samples(images: ImageSet) -> None:
+    judge = tok1d.load("fashion-mnist-cnn")
+    x, labels = images.batch(range(1000))
+    with torch.no_grad():
+        assert float(accuracy(judge(x), labels)) > 0.9
+        generator, tokenizer = tok1d.load_pair("fashion-mnist-semanticist")
+        classes = torch.arange(50) % 10
+        drawn = tokenizer.decode(generator.sample(classes, guidance=2.0))
+        assert float(accuracy(judge(drawn), classes)) > 0.7

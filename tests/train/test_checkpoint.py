@@ -1,0 +1,104 @@
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tok1d.errors import DataError, WeightsError
+from tok1d.train import checkpoint
+from tok1d.train.log import JsonLog, read_log
+
+CPU = torch.device("cpu")
+STATE = {"model": {"w": torch.arange(5.0)}, "optimizer": {}, "ema": {}, "seconds": 1.5}
+
+
+def test_the_newest_comes_back_and_only_the_last_two_stay(tmp_path: Path) -> None:
+    assert checkpoint.load_latest(tmp_path / "none", CPU) is None
+    for step in (1, 20, 3, 100):
+        checkpoint.save(tmp_path, step, {**STATE, "seconds": float(step)})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000020.pt", "step-00000100.pt"]
+    state = checkpoint.load_latest(tmp_path, CPU)
+    assert state is not None and (state["step"], state["seconds"]) == (100, 100.0)
+    assert torch.equal(state["model"]["w"], STATE["model"]["w"])
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def half_written(content: object, path: Path) -> None:
+    Path(path).write_bytes(b"half")
+    full_disk()
+
+
+def half_written_as_torch_says(content: object, path: Path) -> None:
+    Path(path).write_bytes(b"half")
+    raise RuntimeError("[enforce fail at inline_container.cc:603] . unexpected pos 64 vs 0\nframe #0: ...")
+
+
+@pytest.mark.parametrize(
+    ("where", "failure"),
+    [("torch.save", half_written), ("torch.save", half_written_as_torch_says), ("os.replace", full_disk)],
+)
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path, monkeypatch, where, failure) -> None:
+    checkpoint.save(tmp_path, 1, STATE)
+    monkeypatch.setattr(where, failure)
+    with pytest.raises(WeightsError, match=r"step-00000002\.pt") as caught:
+        checkpoint.save(tmp_path, 2, STATE)
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == ["step-00000001.pt"]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WeightsError, match="Not a directory"):
+        checkpoint.save(tmp_path / "file" / "checkpoints", 1, STATE)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_truncated_checkpoint_is_named(tmp_path: Path, before: bool) -> None:
+    if before:
+        checkpoint.save(tmp_path, 1, STATE)
+    path = checkpoint.save(tmp_path, 2, STATE)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(WeightsError, match=r"step-00000002\.pt") as caught:
+        checkpoint.load_latest(tmp_path, CPU)
+    assert "\n" not in str(caught.value)
+    assert ("the one before" in str(caught.value)) == before
+    path.unlink()
+    state = checkpoint.load_latest(tmp_path, CPU)
+    assert (state is not None and state["step"] == 1) if before else state is None
+
+
+@pytest.mark.parametrize("content", [{"step": 3}, [1, 2], {"model": {}}])
+def test_a_file_of_something_else_is_named(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "step-00000003.pt")
+    with pytest.raises(WeightsError, match=r"step-00000003\.pt"):
+        checkpoint.load_latest(tmp_path, CPU)
+
+
+def test_a_resumed_log_forgets_what_comes_again_and_what_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    log = JsonLog(path, 0)
+    for step in (2, 4, 6):
+        log.write({"step": step, "loss": step / 2})
+    with path.open("a") as file:
+        file.write('{"step": 3, "lo')
+    JsonLog(path, 4).write({"step": 5})
+    assert read_log(path) == [{"step": 2, "loss": 1.0}, {"step": 4, "loss": 2.0}, {"step": 5}]
+    JsonLog(path, 0)
+    assert read_log(path) == [] and os.listdir(tmp_path) == ["log.jsonl"]
+
+
+def test_a_log_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = JsonLog(tmp_path / "log.jsonl", 0)
+    log.write({"step": 1})
+    monkeypatch.setattr(json, "dumps", full_disk)
+    with pytest.raises(DataError, match=r"log\.jsonl: No space left"):
+        log.write({"step": 2})
+    monkeypatch.setattr(Path, "replace", full_disk)
+    with pytest.raises(DataError, match=r"log\.jsonl: No space left"):
+        JsonLog(tmp_path / "log.jsonl", 0)
+    assert os.listdir(tmp_path) == ["log.jsonl"] and read_log(tmp_path / "log.jsonl") == [{"step": 1}]

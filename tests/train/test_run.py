@@ -1,0 +1,232 @@
+"""A run's folder: begun, continued, refused, replaced; and runs of two processes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tok1d.config import Recipe, load_recipe
+from tok1d.errors import ConfigError, DataError, WeightsError
+from tok1d.train import run
+from tok1d.train.tasks import build_task, encode_images, open_split
+from tok1d.zoo import store
+from tok1d.zoo.card import Card
+
+Tiny = Callable[..., str]
+
+
+def recipe(tiny: Tiny, out: Path, *overrides: str, kind: str = "tokenizer") -> Recipe:
+    return load_recipe(tiny(kind), [f"out={out}", *overrides])
+
+
+def begin(out: Path) -> None:
+    """What the first training step leaves."""
+    (out / "log.jsonl").write_text('{"step": 1}\n')
+
+
+def finish(out: Path) -> None:
+    begin(out)
+    (out / "model").mkdir()
+    (out / "model" / "config.json").write_text("{}")
+    (out / "report.json").write_text("[]")
+
+
+def test_a_new_run_holds_its_whole_recipe(tiny: Tiny, tmp_path: Path) -> None:
+    wanted = recipe(tiny, tmp_path / "deep" / "run", "seed=5")
+    out = run.prepare(wanted)
+    assert os.listdir(out) == ["config.yaml"] and load_recipe(str(out / "config.yaml")) == wanted
+
+
+def test_the_same_recipe_goes_on_and_what_is_free_may_change(tiny: Tiny, tmp_path: Path) -> None:
+    out = run.prepare(recipe(tiny, tmp_path / "run"))
+    begin(out)
+    assert run.prepare(recipe(tiny, out, "train.log_every=7", "train.save_every=3", "evaluate.num_images=3")) == out
+    assert (out / "log.jsonl").exists()
+
+
+@pytest.mark.parametrize("change", ["train.lr=0.5", "seed=3", "model.encoder.depth=2", "data.flip=true"])
+def test_another_recipe_is_refused_by_its_key(tiny: Tiny, tmp_path: Path, change: str) -> None:
+    out = run.prepare(recipe(tiny, tmp_path / "run"))
+    begin(out)
+    with pytest.raises(ConfigError, match="--overwrite") as caught:
+        run.prepare(recipe(tiny, out, change))
+    key, value = change.split("=")
+    assert f" {key}=" in str(caught.value) and f"has {value.capitalize()};" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_that_never_began_may_get_another_recipe(tiny: Tiny, tmp_path: Path) -> None:
+    out = run.prepare(recipe(tiny, tmp_path / "run", "data.root=mistyped"))
+    corrected = recipe(tiny, out, "data.root=right")
+    assert run.prepare(corrected) == out and load_recipe(str(out / "config.yaml")) == corrected
+
+
+def test_a_finished_run_is_only_replaced_when_asked(tiny: Tiny, tmp_path: Path) -> None:
+    out = run.prepare(recipe(tiny, tmp_path / "run"))
+    finish(out)
+    with pytest.raises(ConfigError, match="finished run; pass --overwrite"):
+        run.prepare(recipe(tiny, out))
+    assert run.is_finished(out)
+    (out / "notes.txt").write_text("mine")
+    (out / "nonfinite-step-00000003.pt").write_text("")
+    (out / "cache").mkdir()
+    run.prepare(recipe(tiny, out, "seed=9"), overwrite=True)
+    assert sorted(os.listdir(out)) == ["config.yaml", "notes.txt"]
+    assert load_recipe(str(out / "config.yaml")).seed == 9
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_other_things_is_left_alone(tiny: Tiny, tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "home" / "model").mkdir(parents=True)
+    (tmp_path / "home" / "model" / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="not a run folder"):
+        run.prepare(recipe(tiny, tmp_path / "home"), overwrite=overwrite)
+    assert (tmp_path / "home" / "model" / "thesis.txt").read_text() == "mine"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot write the run folder"):
+        run.prepare(recipe(tiny, tmp_path / "file"), overwrite=overwrite)
+
+
+@pytest.mark.parametrize(("function", "reason"), [("mkdir", "Permission denied"), ("write_text", "No space left")])
+def test_a_folder_that_cannot_be_written_is_one_line(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, reason: str
+) -> None:
+    wanted = recipe(tiny, tmp_path / "run")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(13 if function == "mkdir" else 28, reason)
+
+    monkeypatch.setattr(Path, function, refuse)
+    with pytest.raises(ConfigError, match=rf"run: cannot write the run folder \({reason}\)"):
+        run.prepare(wanted)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_keep_above_the_length_is_told_before_the_training(tiny: Tiny, tmp_path: Path, fashion: None) -> None:
+    wanted = recipe(tiny, tmp_path / "run", "evaluate.keep=[1,5]")
+    with pytest.raises(ConfigError, match=r"^evaluate\.keep: expected numbers up to 4, .* received 5$"):
+        run.train(wanted, quiet=True)
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_a_generator_takes_only_its_tokenizer_s_tokens(tiny: Tiny, tmp_path: Path, fashion: None) -> None:
+    tokenizer = store.build_model(load_recipe(tiny("tokenizer")).model)
+    store.save_model(tokenizer, tmp_path / "model", Card())
+    settings = [f"tokenizer={tmp_path / 'model'}", f"out={tmp_path / 'run'}"]
+
+    def build(*overrides: str) -> None:
+        build_task(load_recipe(tiny("generator"), [*settings, *overrides]))
+
+    with pytest.raises(ConfigError, match=r"^model\.num_tokens: expected 4 as the tokenizer makes them, received 3"):
+        build("num_tokens=null")
+    with pytest.raises(ConfigError, match=r"^model\.token_dim: expected 4 .* received 5"):
+        build("model.token_dim=5")
+    with pytest.raises(ConfigError, match=r"^num_tokens: expected 1\.\.4 .* received 6"):
+        build("num_tokens=6", "model.num_tokens=6")
+    build()  # writes the cache of three tokens
+    with pytest.raises(ConfigError, match=r"^model\.num_classes: the data have 10 classes, received 7"):
+        build("model.num_classes=7")
+    with pytest.raises(DataError, match="holds 3 tokens an image, 4 are needed"):
+        build("num_tokens=4", "model.num_tokens=4")
+    with torch.no_grad():
+        next(tokenizer.parameters()).add_(1)
+    store.save_model(tokenizer, tmp_path / "model", Card())
+    with pytest.raises(DataError, match="made by tokenizer"):
+        build()
+    store.save_model(store.build_model(load_recipe(tiny("classifier")).model), tmp_path / "cnn", Card())
+    with pytest.raises(ConfigError, match="expected a tokenizer's model folder"):
+        build(f"tokenizer={tmp_path / 'cnn'}")
+    with pytest.raises(WeightsError, match="no model"):
+        build(f"tokenizer={tmp_path / 'none'}")
+
+
+def test_the_cache_holds_what_the_tokenizer_says(tiny: Tiny, tmp_path: Path, fashion: None) -> None:
+    settings = load_recipe(tiny("tokenizer"))
+    tokenizer, images = store.build_model(settings.model).eval(), open_split(settings, "train")
+    cache = encode_images(tokenizer, images, tmp_path / "cache", num_tokens=2, batch_size=24, quiet=True)
+    with torch.no_grad():
+        expected = tokenizer.encode(images.batch(range(64))[0])[:, :2]
+    tokens, labels = cache.batch(range(64))
+    torch.testing.assert_close(tokens, expected)
+    assert torch.equal(labels, images.batch(range(64))[1]) and cache.meta["num_classes"] == 10
+    cache.check(tokenizer_fingerprint=store.fingerprint(tokenizer), data_fingerprint=images.fingerprint())
+
+
+def test_an_installed_copy_inside_another_checkout_names_its_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    (tmp_path / "run.py").write_text("")
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    monkeypatch.setattr(run, "__file__", str(tmp_path / "run.py"))
+    assert run.code_version() == "v0.1.0"
+    subprocess.run([*git, "add", "run.py"], check=True)
+    assert run.code_version().endswith("+")
+
+
+WORKER = """
+import os, sys
+import torch
+from tok1d.config import load_recipe
+from tok1d.train import loop, run
+
+loop.AGREE_EVERY = 2
+rank, fit = int(os.environ["RANK"]), run.fit
+
+
+def spy(recipe, task, out, **options):
+    result = fit(recipe, task, out, **options)
+    torch.save((result.steps, task.model.state_dict()), f"{out}-rank{rank}-{result.steps}.pt")
+    return result
+
+
+run.fit = spy
+recipe = load_recipe(sys.argv[1], [f"out={sys.argv[2]}"])
+# One process of the two runs out of time: both stop, at the same step.
+run.train(recipe, quiet=True, seconds=0.0 if rank == 1 else None, overwrite=True)
+run.train(recipe, quiet=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_go_on_and_end_like_one(tiny: Tiny, tmp_path: Path) -> None:
+    for i in range(24):
+        path = tmp_path / "data" / ("train" if i < 16 else "test") / f"class{i % 10}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (28, 28), np.uint8)).save(path)
+    file = tiny("classifier", data={"name": "folder", "root": str(tmp_path / "data")})
+    (tmp_path / "worker.py").write_text(WORKER)
+    out = tmp_path / "two"
+    run.prepare(load_recipe(file, [f"out={out}", "seed=1"]))  # something to replace, once
+    done = subprocess.run(
+        [*(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"),
+         *(str(tmp_path / "worker.py"), file, str(out))],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert run.is_finished(out) and json.loads((out / "report.json").read_text())
+    for steps in (2, 6):
+        ends = [torch.load(f"{out}-rank{rank}-{steps}.pt") for rank in range(2)]
+        assert [end[0] for end in ends] == [steps, steps]
+        for name, value in ends[0][1].items():
+            assert torch.equal(value, ends[1][1][name]), name
+
+    alone = load_recipe(file, [f"out={tmp_path / 'one'}"])
+    task = build_task(alone)
+    start = {name: value.clone() for name, value in task.model.state_dict().items()}
+    run.fit(alone, task, run.prepare(alone), quiet=True)
+    moved = max((value - start[name]).abs().max() for name, value in task.model.state_dict().items())
+    assert moved > 1e-3
+    for name, value in task.model.state_dict().items():
+        torch.testing.assert_close(ends[0][1][name], value, atol=2e-5, rtol=1e-4)
