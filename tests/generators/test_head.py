@@ -142,16 +142,21 @@ def test_samplers_follow_the_network(rows: tuple[Tensor, ...]) -> None:
             torch.testing.assert_close(sample(model, x, cond, sampler=name), expected, atol=1e-5, rtol=1e-4)
             torch.testing.assert_close(sample(head(sampler=name), x, cond), expected, atol=1e-5, rtol=1e-4)
 
-        source, y = torch.Generator().manual_seed(3), x  # the SDE: three noisy steps to 0.96, then 0.04 of drift
-        for i in range(3):
-            t = torch.tensor([0.32 * i])
-            y = (
-                y
-                + 0.32 * ((1 + t) * field(y, t) - y)
-                + (2 * (1 - t) * 0.32).sqrt() * torch.randn(ROWS, DIM, generator=source)
-            )
-        t = torch.tensor([0.96])
-        y = y + 0.04 * ((1 + t) * field(y, t) - y)
+
+@pytest.mark.parametrize(("step", "options"), [(0.32, {}), (0.3, {"last_step": 0.1})])
+def test_the_sde_ends_in_a_step_without_noise(rows: tuple[Tensor, ...], step: float, options: dict[str, float]) -> None:
+    model, (x, _, cond) = head(**options), rows
+
+    def drift(y: Tensor, t: Tensor) -> Tensor:
+        return (1 + t) * naive(model, y, t.expand(ROWS), cond) - y
+
+    source, y, t = torch.Generator().manual_seed(3), x, torch.zeros(1)
+    with torch.no_grad():
+        for _ in range(3):
+            noise = torch.randn(ROWS, DIM, generator=source)
+            y = y + step * drift(y, t) + (2 * (1 - t) * step).sqrt() * noise
+            t = t + step
+        y = y + (1 - t) * drift(y, t)
     torch.testing.assert_close(sample(model, x, cond), y, atol=1e-5, rtol=1e-4)
 
 

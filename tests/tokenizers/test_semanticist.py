@@ -174,10 +174,10 @@ def test_guidance_by_hand_at_one_point(model: Semanticist, tokens: Tensor) -> No
 def test_guidance_acts_in_its_interval_of_data_time(model: Semanticist, tokens: Tensor) -> None:
     sizes = count_calls(model)
     latents(model, tokens, guidance=Guidance(2.0, interval=(0.0, 0.4)))
-    assert sizes == [6, 6, 3] if model.config.objective == "flow" else [6, 3, 3]
+    assert sizes == ([6, 6, 3] if model.config.objective == "flow" else [6, 3, 3])
     sizes.clear()
     latents(model, tokens, guidance=Guidance(2.0, interval=(0.9, 1.0)))
-    assert sizes == [3, 3, 3] if model.config.objective == "flow" else [3, 3, 6]
+    assert sizes == ([3, 3, 3] if model.config.objective == "flow" else [3, 3, 6])
 
 
 @pytest.mark.parametrize("path", ["linear", "cosine"])
@@ -201,6 +201,15 @@ def test_a_decoder_that_knows_the_image_paints_it(images: Tensor, tokens: Tensor
     model.decoder.forward = perfect  # type: ignore[method-assign]
     for solver in ("euler", "heun"):
         torch.testing.assert_close(model.decode(tokens, steps=5, solver=solver), images, atol=0.02, rtol=0)
+
+
+def test_temperature_scales_the_start_of_a_flow(tokens: Tensor) -> None:
+    cold = tokenizer(flow=FlowConfig(temperature=0.3))
+    start = torch.randn(3, *cold.latent_shape, generator=seeded())
+    expected = ((cold.decode_latents(tokens, 0.3 * start, torch.randn_like) + 1) / 2).clamp(0, 1)
+    torch.testing.assert_close(cold.decode(tokens, generator=seeded()), expected)
+    still = tokenizer(flow=FlowConfig(temperature=0.0))
+    assert torch.equal(*(still.decode(tokens, generator=seeded(seed)) for seed in (1, 2)))
 
 
 def moved_gradients(model: Semanticist, loss: Tensor) -> dict[str, bool]:

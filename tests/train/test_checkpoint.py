@@ -10,7 +10,7 @@ from tok1d.errors import DataError, WeightsError
 from tok1d.train import checkpoint
 from tok1d.train.log import JsonLog, read_log
 
-CPU = torch.device("cpu")
+CPU = torch.device("cpu:0")  # as accelerate names it in runs of several processes
 STATE = {"model": {"w": torch.arange(5.0)}, "optimizer": {}, "ema": {}, "seconds": 1.5}
 
 

@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -166,13 +169,17 @@ def test_an_installed_copy_inside_another_checkout_names_its_version(
     if shutil.which("git") is None:
         pytest.skip("needs git")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@example.org"]
-    (tmp_path / "run.py").write_text("")
+    file = tmp_path / "site" / "tok1d" / "run.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("")
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
-    monkeypatch.setattr(run, "__file__", str(tmp_path / "run.py"))
+    monkeypatch.setattr(run, "__file__", str(file))
     assert run.code_version() == "v0.1.0"
-    subprocess.run([*git, "add", "run.py"], check=True)
-    assert run.code_version().endswith("+")
+    subprocess.run([*git, "add", str(file)], check=True)
+    assert re.fullmatch("[0-9a-f]{12}[+]", run.code_version())  # ours, and not committed yet
+    subprocess.run([*git, "commit", "-q", "-m", "y"], check=True)
+    assert re.fullmatch("[0-9a-f]{12}", run.code_version())
 
 
 WORKER = """
@@ -209,12 +216,20 @@ def test_two_processes_stop_together_go_on_and_end_like_one(tiny: Tiny, tmp_path
     (tmp_path / "worker.py").write_text(WORKER)
     out = tmp_path / "two"
     run.prepare(load_recipe(file, [f"out={out}", "seed=1"]))  # something to replace, once
-    done = subprocess.run(
-        [*(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"),
-         *(str(tmp_path / "worker.py"), file, str(out))],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with (tmp_path / "output.txt").open("w+") as output:
+        both = subprocess.Popen(
+            [*command, str(tmp_path / "worker.py"), file, str(out)],
+            env=environment, stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
+        try:
+            code = both.wait(timeout=500)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(both.pid, signal.SIGKILL)
+        output.seek(0)
+        assert code == 0, output.read()[-4000:]
     assert run.is_finished(out) and json.loads((out / "report.json").read_text())
     for steps in (2, 6):
         ends = [torch.load(f"{out}-rank{rank}-{steps}.pt") for rank in range(2)]

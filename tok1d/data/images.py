@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
@@ -175,7 +175,7 @@ def _is_test(file: str) -> bool:
     return int.from_bytes(digest[:8], "big") % 100 < TEST_PERCENT
 
 
-def prefetch(iterator: Iterator[T], depth: int = 2) -> Iterator[T]:
+def prefetch(iterator: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
     """Run an iterator in a background thread, up to `depth` items ahead; its exceptions are raised here.
 
     Abandoning or closing the returned generator ends the thread after the item it is making.

@@ -90,6 +90,15 @@ class Chain:
         self.posterior_log_variance = np.log(np.append(first, self.posterior_variance[1:]))
         self.posterior_mean_data = betas * np.sqrt(previous) / (1 - self.alpha_bar)
         self.posterior_mean_x = (1 - previous) * np.sqrt(1 - betas) / (1 - self.alpha_bar)
+        self._constants = {
+            "signal": np.sqrt(self.alpha_bar),
+            "sigma": np.sqrt(1 - self.alpha_bar),
+            "log_beta": np.log(betas),
+            "posterior_log_variance": self.posterior_log_variance,
+            "posterior_mean_data": self.posterior_mean_data,
+            "posterior_mean_x": self.posterior_mean_x,
+        }
+        self._tables: dict[tuple[str, torch.device], Tensor] = {}
 
     @classmethod
     def named(cls, schedule: str, steps: int = 1000) -> Chain:
@@ -105,31 +114,32 @@ class Chain:
         levels = self.alpha_bar[kept]
         return Chain(1 - levels / np.append(1.0, levels[:-1]), [self.step_map[i] for i in kept])
 
-    def _at(self, table: np.ndarray, t: Tensor, like: Tensor) -> Tensor:
-        values = torch.from_numpy(table).to(like.device)[t].to(torch.float32)
-        return expand(values, like)
+    def _at(self, name: str, t: Tensor, like: Tensor) -> Tensor:
+        """Entries t of a table, in float32; every table goes to a device once."""
+        key = (name, like.device)
+        if key not in self._tables:
+            self._tables[key] = torch.from_numpy(self._constants[name]).to(torch.float32).to(like.device)
+        return expand(self._tables[key][t], like)
 
     def noised(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """q(x_t | x_0): sqrt(alpha_bar) data + sqrt(1 - alpha_bar) noise, t (B,) int64."""
-        return (
-            self._at(np.sqrt(self.alpha_bar), t, data) * data + self._at(np.sqrt(1 - self.alpha_bar), t, data) * noise
-        )
+        return self._at("signal", t, data) * data + self._at("sigma", t, data) * noise
 
     def data_from_noise(self, x_t: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_0 that a noise prediction implies."""
-        return (x_t - self._at(np.sqrt(1 - self.alpha_bar), t, x_t) * noise) / self._at(np.sqrt(self.alpha_bar), t, x_t)
+        return (x_t - self._at("sigma", t, x_t) * noise) / self._at("signal", t, x_t)
 
     def posterior_mean(self, data: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Mean of q(x_{t-1} | x_t, x_0)."""
-        return self._at(self.posterior_mean_data, t, x_t) * data + self._at(self.posterior_mean_x, t, x_t) * x_t
+        return self._at("posterior_mean_data", t, x_t) * data + self._at("posterior_mean_x", t, x_t) * x_t
 
     def log_variance(self, raw: Tensor | None, t: Tensor, like: Tensor) -> Tensor:
         """Learned: raw in [-1, 1] interpolates log posterior variance .. log beta. None: the posterior's own."""
-        low = self._at(self.posterior_log_variance, t, like)
+        low = self._at("posterior_log_variance", t, like)
         if raw is None:
             return low.expand_as(like)
         fraction = (raw + 1) / 2
-        return fraction * self._at(np.log(self.betas), t, like) + (1 - fraction) * low
+        return fraction * self._at("log_beta", t, like) + (1 - fraction) * low
 
     def losses(
         self, network: Field, data: Tensor, noise: Tensor, t: Tensor, *, learned_variance: bool = True

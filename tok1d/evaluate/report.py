@@ -167,13 +167,23 @@ def _grid(records: Sequence[Record]) -> dict[str, list[str]]:
 
 
 def table(records: Sequence[Record]) -> "Table":
-    """A rich table for terminals, one record a row; versions are left to the file and the HTML table."""
+    """A rich table for terminals, one record a row; what all records share stands once, below.
+
+    Versions are left to the file and the HTML table.
+    """
     from rich.table import Table
     from rich.text import Text
 
     grid = _grid(records)
     grid.pop("versions", None)
-    result = Table()
+    shared = {
+        name: max(cells)
+        for name, cells in grid.items()
+        if name not in ("metric", "value", "keep", "note") and len(records) > 1 and len({*cells} - {""}) == 1
+    }
+    grid = {name: cells for name, cells in grid.items() if name not in shared}
+    caption = "; ".join(f"{name} {cell}" for name, cell in shared.items() if cell)
+    result = Table(caption=Text(caption) if caption else None, caption_justify="left")
     for name in grid:
         result.add_column(name, justify="right" if name in _NUMBERS else "left")
     for row in zip(*grid.values()):

@@ -111,7 +111,11 @@ class EpsilonLlamaGen(nn.Module):
     def losses(self, batch: tuple[Tensor, Tensor | None], progress: float) -> dict[str, Tensor]:
         """The head's mean loss on (tokens (B, k, D), classes (B,) or None)."""
         tokens, cond = batch
-        labels = self.label_embed.drop(self.labels(cond, tokens.shape[0]))
+        if cond is None or self.config.num_classes == 0:
+            cond = self.labels(None, tokens.shape[0])
+        elif cond.device.type == "cpu":  # elsewhere a look at the ids would make the step wait for the device
+            cond = self.labels(cond, tokens.shape[0])
+        labels = self.label_embed.drop(cond)
         hidden = self.hidden(tokens, labels)
         return {"loss": self.head.loss_rows(tokens.flatten(0, 1), hidden.flatten(0, 1)).mean()}
 

@@ -181,9 +181,8 @@ class DiffusionHead(nn.Module):
         steps = self.config.steps if steps is None else steps
         if self.config.objective == "ddpm" and sampler not in (None, "ancestral"):
             raise InputError(f"a DDPM head samples with 'ancestral', got {sampler!r}")
-        if (
-            self.config.objective == "ddpm" and steps < 2
-        ):  # a chain of one step keeps the cleanest: noise would come out
+        # A chain of one step keeps the cleanest: noise would come out.
+        if self.config.objective == "ddpm" and steps < 2:
             raise InputError(f"a DDPM head needs at least 2 steps, got {steps}")
         sampler = self.config.sampler if sampler is None else sampler
         field = self.field(cond, uncond, scale)

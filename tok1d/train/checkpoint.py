@@ -49,8 +49,9 @@ def load_latest(folder: Path, device: torch.device) -> dict[str, Any] | None:
     paths = sorted(folder.glob("step-*.pt"))
     if not paths:
         return None
+    place = "cpu" if device.type == "cpu" else device  # accelerate's "cpu:0" is a place that torch.load does not know
     try:
-        state = torch.load(paths[-1], map_location=device, weights_only=True)
+        state = torch.load(paths[-1], map_location=place, weights_only=True)
         missing = {"step", "model", "optimizer", "ema", "seconds"} - state.keys()
         reason = f"without {', '.join(sorted(missing))}" if missing else ""
     except Exception as error:

@@ -7,6 +7,7 @@ random numbers are seeded from it. So a resumed run equals an unbroken one, and 
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -96,6 +97,18 @@ class _StopSignal:
         self.received = number
 
 
+def _gloo() -> bool:
+    """Several processes without a GPU; accelerate takes them for strangers unless it is told."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
+
+
+def processes() -> Any:
+    """accelerate's `PartialState`: which of how many processes (torchrun) this is, and its device."""
+    from accelerate import PartialState
+
+    return PartialState(cpu=_gloo())
+
+
 def fit(recipe: Recipe, task: Task, out: Path, *, seconds: float | None = None, quiet: bool = False) -> Result:
     """Train `task` as `recipe.train` says, from the newest checkpoint in `out` if there is one.
 
@@ -110,13 +123,13 @@ def fit(recipe: Recipe, task: Task, out: Path, *, seconds: float | None = None, 
             replay lies in `out`.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the step is done and the checkpoint written.
     """
-    from accelerate import Accelerator, PartialState
+    from accelerate import Accelerator
 
     config = recipe.train
     # Asked before Accelerator, which keeps its precision for the life of the process.
-    if config.precision == "bf16" and PartialState().device.type == "cpu":
+    if config.precision == "bf16" and processes().device.type == "cpu":
         raise ConfigError("train.precision: bf16 is for GPUs (on a CPU it is slower than fp32), expected fp32")
-    accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")
+    accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=_gloo())
     world = accelerator.num_processes
     if config.batch_size % world:
         raise ConfigError(f"train.batch_size: expected a multiple of {world} processes, received {config.batch_size}")

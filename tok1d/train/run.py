@@ -16,7 +16,7 @@ from tok1d.config import Recipe, load_recipe, to_mapping, to_yaml
 from tok1d.data.images import ImageSet
 from tok1d.errors import ConfigError
 from tok1d.evaluate.report import Record, write_records
-from tok1d.train.loop import Result, Task, fit
+from tok1d.train.loop import Result, Task, fit, processes
 from tok1d.train.tasks import build_task, open_split
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
@@ -137,9 +137,7 @@ def _first_process_first() -> Iterator[bool]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield True
         return
-    from accelerate import PartialState
-
-    state = PartialState()
+    state = processes()
     with state.main_process_first():
         yield state.is_main_process
 
