@@ -1,7 +1,6 @@
 """Options of the tests (pytest reads them only from a conftest it meets at the start), tiny data and recipes."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -75,12 +74,13 @@ train: {steps: 6, batch_size: 8, lr: 1e-3, ema: 0, log_every: 2}
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> Callable[..., str]:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """tiny(kind, **keys): the path of a recipe small enough to train in a second, with more top-level keys."""
+    folder = tmp_path_factory.mktemp("recipes")
     texts = {"tokenizer": TINY_TOKENIZER, "generator": TINY_GENERATOR, "classifier": TINY_CLASSIFIER}
 
     def write(kind: str, **keys: object) -> str:
-        path = tmp_path / f"{kind}.yaml"
+        path = folder / f"{kind}.yaml"
         path.write_text(texts[kind] + "".join(f"{key}: {value}\n" for key, value in keys.items()))
         return str(path)
 

@@ -54,7 +54,7 @@ def open_own(path: str, model: Any, *, data_root: str | None = None, on_broken: 
     transform = Transform(model.config.image_size, model.config.channels)
     where = Path(path)
     if where.is_file():
-        return FolderImages(where.parent, transform, "stop", files=[where.name], class_names=["image"])
+        return FolderImages(where.parent, transform, "stop", files=[where.name])
     return FolderImages(where, transform, on_broken)  # type: ignore[arg-type]
 
 

@@ -371,7 +371,7 @@ def _tokenizer(model: str, device: str | None) -> Any:
 
     loaded = store.load(model, device=apply.pick_device(device))
     if not hasattr(loaded, "spec"):
-        raise InputError(f"{model}: expected a tokenizer, found a {loaded.config.name}")
+        raise InputError(f"{model}: expected a tokenizer, this is the model {loaded.config.name}")
     return loaded
 
 

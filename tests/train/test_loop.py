@@ -198,15 +198,18 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path: Path) -> None:
 
 
 def test_two_half_batches_make_the_step_of_a_whole_one(tmp_path: Path) -> None:
-    ends = []
+    ends, norms = [], []
     for size, accumulate in ((8, 1), (4, 2), (2, 4)):
         (tmp_path / str(size)).mkdir()
         model = Line()
         fit(recipe(batch_size=size, accumulate=accumulate), task(model, size), tmp_path / str(size), quiet=True)
         ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        # AdamW forgets the gradient's scale, the log does not.
+        norms.append([entry["grad_norm"] for entry in read_log(tmp_path / str(size) / "log.jsonl")])
     assert (ends[0] - torch.cat([p.detach().flatten() for p in Line().parameters()])).abs().min() > 0.1
     torch.testing.assert_close(ends[1], ends[0])
     torch.testing.assert_close(ends[2], ends[0])
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4) and norms[2] == pytest.approx(norms[0], rel=1e-4)
 
 
 def test_clipping_bounds_the_gradient_but_not_what_is_logged(tmp_path: Path) -> None:

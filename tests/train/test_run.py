@@ -19,6 +19,7 @@ from PIL import Image
 from tok1d.config import Recipe, load_recipe
 from tok1d.errors import ConfigError, DataError, WeightsError
 from tok1d.train import run
+from tok1d.train.log import read_log
 from tok1d.train.tasks import build_task, encode_images, open_split
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
@@ -245,3 +246,5 @@ def test_two_processes_stop_together_go_on_and_end_like_one(tiny: Tiny, tmp_path
     assert moved > 1e-3
     for name, value in task.model.state_dict().items():
         torch.testing.assert_close(ends[0][1][name], value, atol=2e-5, rtol=1e-4)
+    norms = [[entry["grad_norm"] for entry in read_log(Path(folder) / "log.jsonl")] for folder in (out, alone.out)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)  # AdamW forgets the gradient's scale, the log does not
