@@ -126,7 +126,7 @@ def probes(tokenizers: dict[str, Any], train: ImageSet, test: ImageSet) -> tuple
         length = tokenizer.spec.length
         found.append(probe(whose, "first token", tokens[:, :1], tokens_test[:, :1]))
         found.append(probe(whose, f"all {length} tokens", tokens, tokens_test))
-    found.append(probe("nobody's", "raw pixels", x, x_test))
+    found.append(probe("baseline", "raw pixels", x, x_test))
     words = (
         f"Logistic regression on standardised features of the first {num_train:,} training images; "
         f"accuracy on the first {num_test:,} test images; chance is {1 / test.num_classes:.0%}."
