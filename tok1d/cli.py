@@ -5,9 +5,26 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from tok1d.cli_measure import analyze_app, evaluate_app
+from tok1d.cli_options import (
+    Data,
+    DataRoot,
+    Device,
+    HeadSteps,
+    Model,
+    OnBroken,
+    Overrides,
+    Overwrite,
+    Seed,
+    Steps,
+    load_tokenizer,
+    one_of,
+    print_records,
+)
 
 # Threads that wait by spinning make two jobs on one machine many times slower; set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -20,26 +37,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-evaluate_app = typer.Typer(help="Measure a model with numbers that state their protocol.", no_args_is_help=True)
-analyze_app = typer.Typer(help="Look inside a tokenizer's code.", no_args_is_help=True)
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(analyze_app, name="analyze")
-
-MODEL_HELP = (
-    "a model folder (of a run: RUN/model), a bundled name such as fashion-mnist-semanticist, or OWNER/NAME on the hub"
-)
-OVERRIDES_HELP = "key=value, such as train.lr=1e-3; tok1d config RECIPE --fields lists the keys"
-
-Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
-Data = Annotated[str, typer.Argument(help="fashion_mnist, or a folder of images", show_default=False)]
-Overrides = Annotated[list[str] | None, typer.Argument(help=OVERRIDES_HELP, show_default=False)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is there")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU where there is one")]
-Seed = Annotated[int, typer.Option(min=0, help="seed of all noise")]
-DataRoot = Annotated[str | None, typer.Option(help="folder of Fashion-MNIST's files; default: found or fetched")]
-Steps = Annotated[int | None, typer.Option(min=1, help="decoding steps; default: the model's own")]
-HeadSteps = Annotated[int | None, typer.Option(min=2, help="head evaluations a token; default: the model's own")]
-OnBroken = Annotated[str, typer.Option(help="what an unreadable image does: stop, or skip (it is counted)")]
 
 
 @app.command(short_help="Train small models from scratch; a report with pictures.")
@@ -109,7 +108,7 @@ def train(
         seconds=None if minutes is None else minutes * 60,
     )
     if run.is_finished(out):
-        _print_records(read_records(out / "report.json"))
+        print_records(read_records(out / "report.json"))
         print(f"model: {out / 'model'}\nreport: {out / 'report.json'}")
     else:
         print(f"stopped; the same command goes on from the checkpoint in {out / 'checkpoints'}")
@@ -132,13 +131,12 @@ def encode(
     from tok1d import apply
     from tok1d.train.tasks import encode_images
 
-    _one_of("--split", split, ("train", "test"))
-    _one_of("--dtype", dtype, ("float32", "float16"))
-    _one_of("--on-broken", on_broken, ("stop", "skip"))
-    tokenizer = _tokenizer(model, device)
+    one_of("--split", split, ("train", "test"))
+    one_of("--dtype", dtype, ("float32", "float16"))
+    one_of("--on-broken", on_broken, ("stop", "skip"))
+    tokenizer = load_tokenizer(model, device)
     images = apply.open_data(data, tokenizer, split=split, data_root=data_root, on_broken=on_broken)
     cache = encode_images(tokenizer, images, out, num_tokens=num_tokens, dtype=dtype, overwrite=overwrite)
-    _print_broken(images)
     print(f"{len(cache)} rows of {cache.num_tokens} tokens in {out}")
 
 
@@ -159,16 +157,17 @@ def reconstruct(
 ) -> None:
     """Encode images and decode them from their first tokens; writes overview.png and one PNG each."""
     from tok1d import apply
+    from tok1d.data.folder import tell_broken
     from tok1d.evaluate.reconstruction import prefix_lengths
 
-    _one_of("--on-broken", on_broken, ("stop", "skip"))
-    tokenizer = _tokenizer(model, device)
+    one_of("--on-broken", on_broken, ("stop", "skip"))
+    tokenizer = load_tokenizer(model, device)
     length = tokenizer.spec.length
     counts = apply.parse_counts(keep, "--keep", 0, length) if keep else prefix_lengths(length)
     folder = apply.new_folder(out, overwrite=overwrite)
     source = apply.open_own(images, tokenizer, data_root=data_root, on_broken=on_broken)
     psnr = apply.reconstruct(tokenizer, source, folder, keep=counts, num=num, steps=steps, guidance=guidance, seed=seed)
-    _print_broken(source)
+    tell_broken(source)
     for k, value in psnr.items():
         print(f"keep {k:4d} of {length}: PSNR {value:.2f} dB (mean of {min(num, len(source))} images)")
     print(f"pictures: {folder / 'overview.png'}")
@@ -218,117 +217,6 @@ def generate(
     print(f"pictures: {overview}")
 
 
-@evaluate_app.command("reconstruction")
-def evaluate_reconstruction(
-    model: Model,
-    data: Data,
-    keep: Annotated[str, typer.Option(help="numbers of leading tokens; default: 1,2,4,...,all")] = "",
-    num: Annotated[int | None, typer.Option(min=1, help="first images only; default: all")] = None,
-    steps: Steps = None,
-    guidance: Annotated[float, typer.Option(min=0, help="decoder guidance; 1 is off")] = 1.0,
-    out: Annotated[Path | None, typer.Option(help="write the records to this JSON file")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="images at a time")] = 250,
-    seed: Seed = 0,
-    data_root: DataRoot = None,
-    device: Device = None,
-) -> None:
-    """PSNR and squared error from prefixes; with a judge for the data, its accuracy and Fréchet distance."""
-    from tok1d import apply
-    from tok1d.evaluate.reconstruction import evaluate_reconstruction as measure
-    from tok1d.train import run
-
-    tokenizer = _tokenizer(model, device)
-    counts = apply.parse_counts(keep, "--keep", 0, tokenizer.spec.length) if keep else []
-    images = run.first(apply.open_data(data, tokenizer, data_root=data_root), num)
-    records = measure(
-        tokenizer,
-        images,
-        keep=counts,
-        steps=steps,
-        guidance=guidance,
-        batch_size=batch_size,
-        seed=seed,
-        judge=run.judge_for(data, tokenizer),
-        protocol=run.protocol_of(tokenizer),
-    )
-    _write_records(records, out)
-
-
-@evaluate_app.command("generation")
-def evaluate_generation(
-    model: Model,
-    data: Data,
-    num: Annotated[int, typer.Option(min=1, help="samples, spread evenly over the classes")] = 1000,
-    keep: Annotated[str, typer.Option(help="numbers of leading tokens to decode; default: all generated")] = "",
-    guidance: Annotated[float, typer.Option(min=0, help="guidance over the tokens; 1 is off")] = 2.0,
-    temperature: Annotated[float, typer.Option(min=0, help="of the head's sampling noise (SDE)")] = 1.0,
-    head_steps: HeadSteps = None,
-    steps: Steps = None,
-    out: Annotated[Path | None, typer.Option(help="write the records to this JSON file")] = None,
-    seed: Seed = 0,
-    data_root: DataRoot = None,
-    device: Device = None,
-) -> None:
-    """Label agreement and Fréchet distance of samples, by the judge for the data."""
-    from tok1d import apply
-    from tok1d.errors import InputError
-    from tok1d.evaluate.generation import evaluate_generation as measure
-    from tok1d.train import run
-    from tok1d.zoo import store
-
-    generator, tokenizer = store.load_pair(model, device=apply.pick_device(device))
-    judge = run.judge_for(data, tokenizer)
-    if judge is None:
-        raise InputError(f"{data}: no judge network is bundled for this data set; expected fashion_mnist")
-    length = generator.config.num_tokens
-    records = measure(
-        generator,
-        tokenizer,
-        apply.open_data(data, tokenizer, data_root=data_root),
-        judge,
-        num=num,
-        keep=apply.parse_counts(keep, "--keep", 1, length) if keep else [],
-        guidance=guidance,
-        temperature=temperature,
-        head_steps=head_steps,
-        steps=steps,
-        seed=seed,
-        protocol=run.protocol_of(generator),
-    )
-    _write_records(records, out)
-
-
-@analyze_app.command("prefix")
-def analyze_prefix(
-    model: Model,
-    data: Data,
-    out: Annotated[Path, typer.Option(help="folder for curve.json and curve.png")],
-    num: Annotated[int, typer.Option(min=1, help="held-out images")] = 500,
-    seed: Seed = 0,
-    data_root: DataRoot = None,
-    device: Device = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """The PCA-like curve: the share of the denoising-loss reduction that the first k tokens bring."""
-    import json
-    from dataclasses import asdict
-
-    from tok1d import apply
-    from tok1d.analyze.prefix import explained_curve, plot_curve
-    from tok1d.pictures import save_png
-
-    tokenizer = _tokenizer(model, device)
-    folder = apply.new_folder(out, overwrite=overwrite)
-    images = apply.open_data(data, tokenizer, data_root=data_root)
-    points = explained_curve(tokenizer, images, num_images=num, seed=seed)
-    save_png(plot_curve({model: points}), folder / "curve.png")
-    apply.write_text(folder / "curve.json", json.dumps([asdict(point) for point in points], indent=1) + "\n")
-    for point in points:
-        share = "unavailable (the tokens bring no gain)" if point.share is None else f"{point.share:7.1%}"
-        print(f"keep {point.keep:4d}: loss {point.loss:.5f}, share {share}")
-    print(f"picture: {folder / 'curve.png'}")
-
-
 @app.command(short_help="Weights of a finished run, to give away.")
 def export(
     run: Annotated[Path, typer.Argument(help="the run's folder")],
@@ -342,9 +230,9 @@ def export(
     from tok1d import apply
     from tok1d.zoo import export as module
 
-    _one_of("--dtype", dtype, ("float16", "float32"))
+    one_of("--dtype", dtype, ("float16", "float32"))
     folder = apply.new_folder(out, overwrite=overwrite)
-    _print_records(module.export(run, folder, dtype=dtype, generator=generator, overrides=overrides or ()))
+    print_records(module.export(run, folder, dtype=dtype, generator=generator, overrides=overrides or ()))
     print(f"model: {folder}")
 
 
@@ -362,49 +250,6 @@ def convert(
 
     folder = apply.new_folder(out, overwrite=overwrite)
     print(f"model: {module.convert(format, path, folder, options or [])}")
-
-
-def _tokenizer(model: str, device: str | None) -> Any:
-    from tok1d import apply
-    from tok1d.errors import InputError
-    from tok1d.zoo import store
-
-    loaded = store.load(model, device=apply.pick_device(device))
-    if not hasattr(loaded, "spec"):
-        raise InputError(f"{model}: expected a tokenizer, this is the model {loaded.config.name}")
-    return loaded
-
-
-def _one_of(what: str, value: str, choices: tuple[str, ...]) -> None:
-    from tok1d.errors import InputError
-
-    if value not in choices:
-        raise InputError(f"{what}: expected {' or '.join(choices)}, received {value!r}")
-
-
-def _print_broken(images: Any) -> None:
-    broken = getattr(images, "broken", [])
-    for path, reason in broken:
-        print(f"skipped {path}: {reason}", file=sys.stderr)
-    if broken:
-        print(f"skipped {len(broken)} broken images of {len(broken) + len(images)}", file=sys.stderr)
-
-
-def _print_records(records: Any) -> None:
-    from rich.console import Console
-
-    from tok1d.evaluate.report import table
-
-    Console().print(table(records))
-
-
-def _write_records(records: Any, out: Path | None) -> None:
-    from tok1d.evaluate.report import write_records
-
-    _print_records(records)
-    if out is not None:
-        write_records(out, records)
-        print(f"records: {out}")
 
 
 def _fail(message: str, code: int = 2) -> int:

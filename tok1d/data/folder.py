@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -175,3 +176,12 @@ class FolderImages:
             except (DataError, ValueError) as error:
                 self._report(str(path), str(error).removeprefix(f"{path}: "))
         raise DataError(f"{self.root}: no image there can be decoded")
+
+
+def tell_broken(images: object) -> None:
+    """Name on stderr the images of a set that could not be read and were skipped, and count them."""
+    broken = getattr(images, "broken", [])
+    for path, why in broken:
+        print(f"skipped {path}: {why}", file=sys.stderr)
+    if broken:
+        print(f"skipped {len(broken)} broken images of {len(broken) + len(images)}", file=sys.stderr)  # type: ignore[arg-type]

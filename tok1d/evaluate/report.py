@@ -166,27 +166,36 @@ def _grid(records: Sequence[Record]) -> dict[str, list[str]]:
     return {name: column for name, column in cells.items() if any(column) or name in ("metric", "value")}
 
 
-def table(records: Sequence[Record]) -> "Table":
-    """A rich table for terminals, one record a row; what all records share stands once, below.
+def _shared(grid: dict[str, list[str]]) -> dict[str, str]:
+    """Columns in which every record that says anything says the same."""
+    own = ("metric", "value", "keep", "note")
+    return {
+        name: max(cells)
+        for name, cells in grid.items()
+        if name not in own and len(cells) > 1 and len({*cells} - {""}) == 1
+    }
 
-    Versions are left to the file and the HTML table.
-    """
+
+def shared_protocol(records: Sequence[Record]) -> str:
+    """What all records have in common, as one line of text; `table` leaves it out."""
+    grid = _grid(records)
+    grid.pop("versions", None)
+    return "; ".join(f"{name} {cell}" for name, cell in _shared(grid).items())
+
+
+def table(records: Sequence[Record]) -> "Table":
+    """A rich table for terminals, one record a row, without what they share (`shared_protocol`) and versions."""
     from rich.table import Table
     from rich.text import Text
 
     grid = _grid(records)
     grid.pop("versions", None)
-    shared = {
-        name: max(cells)
-        for name, cells in grid.items()
-        if name not in ("metric", "value", "keep", "note") and len(records) > 1 and len({*cells} - {""}) == 1
-    }
-    grid = {name: cells for name, cells in grid.items() if name not in shared}
-    caption = "; ".join(f"{name} {cell}" for name, cell in shared.items() if cell)
-    result = Table(caption=Text(caption) if caption else None, caption_justify="left")
-    for name in grid:
+    shared = _shared(grid)
+    result = Table()
+    columns = {name: cells for name, cells in grid.items() if name not in shared}
+    for name in columns:
         result.add_column(name, justify="right" if name in _NUMBERS else "left")
-    for row in zip(*grid.values()):
+    for row in zip(*columns.values()):
         # Text, not str: a name such as "[red]" is shown, not read as markup.
         result.add_row(*(Text(cell) for cell in row))
     return result

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tok1d.config import Recipe
+from tok1d.data.folder import tell_broken
 from tok1d.data.images import ImageSet, open_images
 from tok1d.data.order import batch_indices
 from tok1d.data.tokens import TokenCache, TokenWriter
@@ -41,6 +42,7 @@ def build_task(recipe: Recipe) -> Task:
         return _generator_task(recipe)
     model = store.build_model(recipe.model)
     images = open_split(recipe, "train", augment=True)
+    tell_broken(images)
     size, seed = recipe.train.batch_size, recipe.seed
 
     def batch(micro_step: int, rank: int, world: int) -> Batch:
@@ -108,6 +110,7 @@ def encode_images(
             tokens = tokenizer.encode(x.to(device), labels.to(device) if spec.needs_label else None)
             writer.write(tokens[:, :length].cpu(), labels)
             bar.update(len(labels))
+    tell_broken(images)
     return TokenCache(folder)
 
 

@@ -1,0 +1,65 @@
+"""What the commands share: the types of their options, and small helpers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+MODEL_HELP = (
+    "a model folder (of a run: RUN/model), a bundled name such as fashion-mnist-semanticist, or OWNER/NAME on the hub"
+)
+OVERRIDES_HELP = "key=value, such as train.lr=1e-3; tok1d config RECIPE --fields lists the keys"
+
+Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
+Data = Annotated[str, typer.Argument(help="fashion_mnist, or a folder of images", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(help=OVERRIDES_HELP, show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is there")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU where there is one")]
+Seed = Annotated[int, typer.Option(min=0, help="seed of all noise")]
+DataRoot = Annotated[str | None, typer.Option(help="folder of Fashion-MNIST's files; default: found or fetched")]
+Steps = Annotated[int | None, typer.Option(min=1, help="decoding steps; default: the model's own")]
+HeadSteps = Annotated[int | None, typer.Option(min=2, help="head evaluations a token; default: the model's own")]
+OnBroken = Annotated[str, typer.Option(help="what an unreadable image does: stop, or skip (it is counted)")]
+
+
+def load_tokenizer(model: str, device: str | None) -> Any:
+    """The tokenizer of that name on a device; any other model is a one-line error."""
+    from tok1d import apply
+    from tok1d.errors import InputError
+    from tok1d.zoo import store
+
+    loaded = store.load(model, device=apply.pick_device(device))
+    if not hasattr(loaded, "spec"):
+        raise InputError(f"{model}: expected a tokenizer, this is the model {loaded.config.name}")
+    return loaded
+
+
+def one_of(what: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is none of the choices."""
+    from tok1d.errors import InputError
+
+    if value not in choices:
+        raise InputError(f"{what}: expected {' or '.join(choices)}, received {value!r}")
+
+
+def print_records(records: Any) -> None:
+    """Show metric records as a table."""
+    from rich.console import Console
+
+    from tok1d.evaluate.report import shared_protocol, table
+
+    Console().print(table(records))
+    if shared := shared_protocol(records):
+        Console().print(shared, markup=False, highlight=False)
+
+
+def write_records(records: Any, out: Path | None) -> None:
+    """Show metric records and, with `out`, keep them as JSON."""
+    from tok1d.evaluate import report
+
+    print_records(records)
+    if out is not None:
+        report.write_records(out, records)
+        print(f"records: {out}")
