@@ -201,6 +201,15 @@ class Semanticist(nn.Module):
         plain = replace(self.objective, weight_power=0.0)
         return plain.loss(lambda x, t: self.decoder(x, t, filled), latents, noise, t)
 
+    def predictions(
+        self, latents: Tensor, tokens: Tensor, mask: Tensor | None = None, *, t: Tensor, noise: Tensor
+    ) -> Tensor:
+        """What the network outputs (B, C, S, S) for noisy latents: noise (DDPM), or what the flow predicts."""
+        filled = self.decoder.fill(tokens, mask)
+        if self.config.objective == "ddpm":
+            return self.decoder(self.chain.noised(latents, noise, t), t, filled)[:, : latents.shape[1]]
+        return self.decoder(self.objective.path.interpolate(latents, noise, t), t, filled)
+
     def uniform_times(self, num: int) -> Tensor:
         """(num,) midpoints of equal parts of the decoder's time: step indices (DDPM) or within [0, 1] (flow)."""
         times = (torch.arange(num) + 0.5) / num

@@ -1,0 +1,325 @@
+"""The experiments of docs/semanticist.md on Fashion-MNIST: one JSON record a row, only missing rows are run.
+
+    python benchmarks/semanticist_table.py                # the missing rows, in order; stop and go on as you like
+    python benchmarks/semanticist_table.py --only nested-0 plain-0
+    python benchmarks/semanticist_table.py --list
+    python benchmarks/semanticist_table.py --write        # put the tables into docs/semanticist.md
+
+Trainings go to RUNS/NAME and resume from their checkpoints; records go to benchmarks/results/semanticist_table/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
+
+RESULTS = Path(__file__).parent / "results" / "semanticist_table"
+STEPS, NUM_IMAGES, KEEP = 2400, 2000, (1, 2, 4, 8)
+SEEDS = (0, 1, 2)
+
+# Everything but these keys is fashion_mnist/demo_tokenizer; nested and plain differ in one key.
+COMMON = [f"train.steps={STEPS}", "train.save_every=200", "evaluate.num_images=500", "evaluate.keep=[8]"]
+NESTED = ["model.nested.after=0.125", "model.nested.drop_before=0.1", "model.nested.drop_after=0.05"]
+TOKENIZERS = {
+    "nested": NESTED,
+    "plain": [*NESTED, "model.nested.enabled=false"],
+    "nested-ddpm": [*NESTED, "model.objective=ddpm", "evaluate.steps=25"],
+    "nested-nonull": [*NESTED, "model.nested.drop_after=0"],
+}
+
+
+def train_tokenizer(kind: str, seed: int, runs: Path) -> Any:
+    """The trained tokenizer of a row, trained now where its run folder is not finished."""
+    return _train("fashion_mnist/demo_tokenizer", [*COMMON, *TOKENIZERS[kind], f"seed={seed}"], runs / f"{kind}-{seed}")
+
+
+def train_generator(num_tokens: int, runs: Path) -> Any:
+    """epsilon-LlamaGen on the first tokens of nested-0."""
+    train_tokenizer("nested", 0, runs)
+    tokenizer = runs / "nested-0" / "model"
+    overrides = [
+        f"tokenizer={tokenizer}",
+        f"num_tokens={num_tokens}",
+        f"model.num_tokens={num_tokens}",
+        "train.save_every=200",
+        f"evaluate.keep=[{num_tokens}]",
+        "evaluate.num_samples=100",
+    ]
+    return _train("fashion_mnist/demo_generator", overrides, runs / f"generator-{num_tokens}")
+
+
+def _train(recipe: str, overrides: list[str], out: Path) -> Any:
+    from tok1d.config import load_recipe
+    from tok1d.train import run
+    from tok1d.zoo import store
+
+    if not run.is_finished(out):
+        run.train(load_recipe(recipe, [*overrides, f"out={out}"]), name=recipe)
+    return store.load(out / "model")
+
+
+def trained(out: Path) -> dict[str, Any]:
+    """Steps, seconds and whether the loss had flattened: its last tenth against the tenth before."""
+    from tok1d.train.log import read_log
+    from tok1d.zoo import store
+
+    entries = read_log(out / "log.jsonl")
+    losses = [sum(v for k, v in entry.items() if k.startswith("loss")) for entry in entries]
+    tenth = max(len(losses) // 10, 1)
+    before, last = (sum(part) / tenth for part in (losses[-2 * tenth : -tenth], losses[-tenth:]))
+    model = store.load(out / "model")
+    return {
+        "steps": model.card.trained["steps"],
+        "seconds": model.card.trained["seconds"],
+        "seed": model.card.seed,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "loss": last,
+        "loss_change": (last - before) / abs(before),
+        "flattened": abs(last - before) < 0.01 * abs(before),
+        "commit": model.card.commit,
+        "fingerprint": model.card.fingerprint,
+    }
+
+
+def test_images(num: int) -> Any:
+    """The first test images."""
+    from tok1d.data.images import open_images
+
+    return open_images("fashion_mnist", "test", image_size=28, channels=1, limit=num)
+
+
+def judge() -> Any:
+    from tok1d.zoo import store
+
+    return store.load("fashion-mnist-cnn")
+
+
+def reconstruct(
+    tokenizer: Any, *, keep: int, num: int = NUM_IMAGES, batch_size: int = 250, seed: int = 0, **decoding: Any
+) -> dict[str, Any]:
+    """Error, Fréchet distance and accuracy of decoded prefixes, with the decoder's calls counted as they happen."""
+    import torch
+
+    from tok1d.evaluate.metrics import mse_per_image, psnr_per_image
+    from tok1d.evaluate.reconstruction import Judged
+
+    images, network = test_images(num), judge()
+    real, fake = Judged(network), Judged(network)
+    sums, rows = {"psnr": 0.0, "mse": 0.0}, [0]
+    hook = tokenizer.decoder.register_forward_pre_hook(
+        lambda _, args: rows.__setitem__(0, rows[0] + args[0].shape[0])  # guided calls hold every image twice
+    )
+    began = time.perf_counter()
+    with torch.no_grad():
+        for start in range(0, num, batch_size):
+            x, labels = images.batch(range(start, min(start + batch_size, num)))
+            source = torch.Generator().manual_seed(seed * 1_000_003 + start)
+            y = tokenizer.decode(tokenizer.encode(x), keep=keep, generator=source, **decoding)
+            sums["psnr"] += float(psnr_per_image(y, x).sum())
+            sums["mse"] += float(mse_per_image(y, x).sum())
+            real.update(x, labels)
+            fake.update(y, labels)
+    hook.remove()
+    return {
+        "keep": keep,
+        "num_images": num,
+        **decoding,
+        "psnr": sums["psnr"] / num,
+        "mse": sums["mse"] / num,
+        "fd@fashion-mnist-cnn": fake.distance(real),
+        "judge_accuracy": fake.agreement,
+        "calls_per_image": rows[0] / num,
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def tokenizer_row(kind: str, seed: int) -> Callable[[Path], dict[str, Any]]:
+    """One trained tokenizer: reconstruction per prefix and the share of the loss reduction each prefix brings."""
+
+    def row(runs: Path) -> dict[str, Any]:
+        from tok1d.analyze.prefix import explained_curve
+
+        tokenizer = train_tokenizer(kind, seed, runs)
+        decoding = {"steps": 25 if kind.endswith("ddpm") else 10}
+        curve = explained_curve(tokenizer, test_images(500), num_images=500, num_times=10, seed=0)
+        return {
+            **trained(runs / f"{kind}-{seed}"),
+            "prefixes": [reconstruct(tokenizer, keep=k, **decoding) for k in KEEP],
+            "curve": [{"keep": point.keep, "loss": point.loss, "share": point.share} for point in curve],
+        }
+
+    return row
+
+
+def sampler_row(kind: str, solver: str, steps: int, num: int = NUM_IMAGES) -> Callable[[Path], dict[str, Any]]:
+    """All tokens of seed 0, decoded with one sampler."""
+    return lambda runs: reconstruct(train_tokenizer(kind, 0, runs), keep=8, num=num, solver=solver, steps=steps)
+
+
+def guidance_row(kind: str, scale: float) -> Callable[[Path], dict[str, Any]]:
+    """Decoder guidance at one scale, by tokens kept."""
+
+    def row(runs: Path) -> dict[str, Any]:
+        tokenizer = train_tokenizer(kind, 0, runs)
+        return {"prefixes": [reconstruct(tokenizer, keep=k, steps=10, guidance=scale) for k in KEEP]}
+
+    return row
+
+
+def increments_row(kind: str, seed: int) -> Callable[[Path], dict[str, Any]]:
+    """Appendix A: cosines between the prediction increments of successive tokens, and their energies."""
+
+    def row(runs: Path) -> dict[str, Any]:
+        from tok1d.analyze.increments import increments
+        from tok1d.zoo import store
+
+        bundled = kind == "bundled"
+        tokenizer = store.load("fashion-mnist-semanticist") if bundled else train_tokenizer(kind, seed, runs)
+        found = increments(tokenizer, test_images(500), num_images=500, num_times=10, seed=0)
+        return {
+            "fingerprint": store.fingerprint(tokenizer),
+            "cosine": found.cosine.tolist(),
+            "absolute": found.absolute.tolist(),
+            "energy": found.energy.tolist(),
+            "off_diagonal": found.off_diagonal,
+            "neighbours": found.neighbours,
+            "falling": found.falling,
+        }
+
+    return row
+
+
+def generate(num_tokens: int, runs: Path, *, num: int = NUM_IMAGES, guidance: float = 2.0, **head: Any) -> dict:
+    """Label agreement and Fréchet distance of class-balanced samples, decoded in 10 steps."""
+    import torch
+
+    from tok1d.evaluate.generation import balanced_labels
+    from tok1d.evaluate.reconstruction import Judged
+
+    generator, tokenizer = train_generator(num_tokens, runs), train_tokenizer("nested", 0, runs)
+    network, images = judge(), test_images(10_000)
+    real, fake, labels = Judged(network), Judged(network), balanced_labels(num, 10)
+    began = time.perf_counter()
+    with torch.no_grad():
+        for start in range(0, num, 250):
+            source = torch.Generator().manual_seed(start)
+            tokens = generator.sample(labels[start : start + 250], guidance=guidance, generator=source, **head)
+            fake.update(tokenizer.decode(tokens, steps=10, generator=source), labels[start : start + 250])
+        for start in range(0, len(images), 500):
+            real.update(*images.batch(range(start, start + 500)))
+    return {
+        "num_tokens": num_tokens,
+        "num_images": num,
+        "guidance": guidance,
+        **head,
+        "label_agreement": fake.agreement,
+        "fd@fashion-mnist-cnn": fake.distance(real),
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def generator_row(num_tokens: int) -> Callable[[Path], dict[str, Any]]:
+    """A generator on the first tokens only, without guidance and with."""
+
+    def row(runs: Path) -> dict[str, Any]:
+        samples = [generate(num_tokens, runs, guidance=g) for g in (1.0, 2.0)]
+        return {**trained(runs / f"generator-{num_tokens}"), "samples": samples}
+
+    return row
+
+
+def head_row(sampler: str, steps: int, num: int = NUM_IMAGES) -> Callable[[Path], dict[str, Any]]:
+    """The generator of all tokens with one sampler of its head."""
+    return lambda runs: generate(8, runs, num=num, sampler=sampler, steps=steps)
+
+
+def rows() -> dict[str, Callable[[Path], dict[str, Any]]]:
+    """Every row by name, in the order they are run."""
+    table: dict[str, Callable[[Path], dict[str, Any]]] = {}
+    table["nested-0"], table["plain-0"] = tokenizer_row("nested", 0), tokenizer_row("plain", 0)
+    table["nested-ddpm-0"] = tokenizer_row("nested-ddpm", 0)
+    for n in (1, 2, 4, 8):
+        table[f"generator-{n}"] = generator_row(n)
+    for solver, steps in [("euler", 2), ("euler", 5), ("euler", 10), ("euler", 25), ("euler", 50), ("heun", 5)]:
+        table[f"sampler-flow-{solver}-{steps}"] = sampler_row("nested", solver, steps)
+    for solver in ("ancestral", "ddim"):
+        for steps in (5, 10, 25, 50):
+            table[f"sampler-ddpm-{solver}-{steps}"] = sampler_row("nested-ddpm", solver, steps)
+    # Fréchet distances depend on the number of images: rows on 500 are compared with rows on 500.
+    table["sampler-ddpm-ancestral-250-on-500"] = sampler_row("nested-ddpm", "ancestral", 250, 500)
+    for steps in (5, 10, 25):
+        table[f"sampler-flow-euler-{steps}-on-500"] = sampler_row("nested", "euler", steps, 500)
+    for scale in (0.5, 1.0, 1.5, 2.0, 3.0):
+        table[f"guidance-{scale:g}"] = guidance_row("nested", scale)
+    for seed in SEEDS[1:]:
+        for kind in ("nested", "plain"):
+            table[f"{kind}-{seed}"] = tokenizer_row(kind, seed)
+    for seed in SEEDS:
+        for kind in ("nested", "plain"):
+            table[f"increments-{kind}-{seed}"] = increments_row(kind, seed)
+    table["increments-bundled"] = increments_row("bundled", 0)
+    for sampler, steps in [("sde", 10), ("sde", 25), ("sde", 50), ("euler", 5), ("euler", 10), ("euler", 25)]:
+        table[f"head-{sampler}-{steps}"] = head_row(sampler, steps)
+    table["head-sde-250-on-500"] = head_row("sde", 250, 500)
+    for sampler, steps in [("sde", 25), ("euler", 10), ("euler", 25)]:
+        table[f"head-{sampler}-{steps}-on-500"] = head_row(sampler, steps, 500)
+    table["nested-nonull-0"] = tokenizer_row("nested-nonull", 0)
+    for scale in (1.5, 3.0):
+        table[f"guidance-nonull-{scale:g}"] = guidance_row("nested-nonull", scale)
+    return table
+
+
+def write_row(name: str, content: dict[str, Any]) -> None:
+    """The record of a row, whole or not at all."""
+    import platform
+
+    import torch
+
+    from tok1d.train.run import code_version
+
+    about = {
+        "row": name,
+        "command": f"python benchmarks/semanticist_table.py --only {name}",
+        "measured_at": code_version(),
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    temporary = RESULTS / f".{name}.tmp"
+    temporary.write_text(json.dumps({**about, **content}, indent=1) + "\n")
+    os.replace(temporary, RESULTS / f"{name}.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="these rows, also if they are there")
+    parser.add_argument("--runs", type=Path, default=Path("runs/semanticist_table"), help="folder of the trainings")
+    parser.add_argument("--list", action="store_true", help="list the rows and which are there")
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/semanticist.md")
+    arguments = parser.parse_args()
+    table = rows()
+    if unknown := set(arguments.only) - table.keys():
+        parser.error(f"no row {', '.join(sorted(unknown))}; --list shows them")
+    if arguments.write:
+        import semanticist_pages
+
+        semanticist_pages.write(RESULTS)
+        return
+    for name, row in table.items():
+        there = (RESULTS / f"{name}.json").exists()
+        if arguments.list:
+            print(f"{'done   ' if there else 'missing'} {name}")
+        elif name in arguments.only or (not arguments.only and not there):
+            print(f"row {name}", flush=True)
+            write_row(name, row(arguments.runs.resolve()))
+
+
+if __name__ == "__main__":
+    main()
