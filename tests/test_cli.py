@@ -145,7 +145,7 @@ def test_a_command_that_lacks_its_second_word_shows_the_help(arguments: list[str
         ("generate x --out y --num some", "--num.*see tok1d generate --help"),
         ("generate x --out y --colour red", "No such option: --colour.*see tok1d generate --help"),
         ("encode x y --out z --split val", "--split: expected train or test, received 'val'"),
-        ("encode x y --out z --dtype int8", "--dtype: expected float32 or float16, received 'int8'"),
+        ("encode x y --out z --dtype int8", "--dtype: expected float32 or float16 or bfloat16, received 'int8'"),
         ("encode x y --out z --on-broken ignore", "--on-broken: expected stop or skip, received 'ignore'"),
         ("reconstruct x y --out z --on-broken ignore", "--on-broken: expected stop or skip, received 'ignore'"),
         ("export x --out z --dtype bf16", "--dtype: expected float16 or float32, received 'bf16'"),

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -46,6 +46,18 @@ class Encoder:
 
 
 @dataclass
+class Sized:
+    SIZES: ClassVar[dict[str, dict[str, int]]] = {
+        "S": {"dim": 8, "depth": 2, "heads": 2},
+        "L": {"dim": 32, "depth": 4, "heads": 8},
+    }
+    dim: int = option(16, "width", ge=1)
+    depth: int = option(3, "blocks", ge=1)
+    heads: int = option(4, "heads", ge=1)
+    patch: int = option(2, "patch", ge=1)
+
+
+@dataclass
 class Plain:
     name: str = option("plain")
 
@@ -67,6 +79,7 @@ class Model:
     mode: Literal["fast", "exact", 3] = option("fast")
     patch: int | list[int] = option(4, ge=1)
     sizes: list[int] | None = option(None)
+    vit: Sized = option(Sized())
 
 
 @dataclass
@@ -191,6 +204,30 @@ def test_another_model_starts_afresh_but_other_sections_merge(minimal, tmp_path)
     assert load_recipe(vq, ["model.bottleneck.name=plain"]).model.bottleneck == Plain()
 
 
+@pytest.mark.parametrize(
+    ("base", "child", "overrides", "expected"),
+    [
+        ("{size: S}", "{}", [], Sized(8, 2, 2)),
+        ("{size: S, patch: 7}", "{size: L}", [], Sized(32, 4, 8, 7)),
+        ("{depth: 9, size: S}", "{}", [], Sized(8, 9, 2)),
+        ("{size: S, depth: 9}", "{}", ["model.vit.size=L"], Sized(32, 4, 8)),
+        ("{dim: 64, depth: 9, heads: 1, patch: 7}", "{size: S}", [], Sized(8, 2, 2, 7)),
+        ("{size: S}", "{depth: 9}", [], Sized(8, 9, 2)),
+        ("{size: S}", "{size: L, heads: 16}", ["model.vit.depth=1"], Sized(32, 1, 16)),
+        ("{}", "{}", ["model.vit.depth=9", "model.vit.size=L"], Sized(32, 9, 8)),
+        ("{}", "{}", ["model.vit={size: L, depth: 9}"], Sized(32, 9, 8)),
+    ],
+)
+def test_a_later_size_replaces_and_numbers_beside_it_win(tmp_path, base, child, overrides, expected):
+    write(tmp_path / "base.yaml", MINIMAL.replace("{name: toy}", f"{{name: toy, vit: {base}}}"))
+    recipe = load_recipe(write(tmp_path / "child.yaml", f"base: base.yaml\nmodel: {{vit: {child}}}\n"), overrides)
+    assert recipe.model.vit == expected
+    resolved = write(tmp_path / "resolved.yaml", to_yaml(recipe))
+    assert "size: " not in to_yaml(recipe).partition("vit:")[2].partition("train:")[0], "numbers, not the size"
+    assert load_recipe(resolved).model.vit == expected
+    assert load_recipe(resolved, ["model.vit.size=S"]).model.vit == Sized(8, 2, 2, expected.patch)
+
+
 def test_generator_gets_a_cache_below_out(minimal):
     recipe = load_recipe(minimal, ["kind=generator", "tokenizer=runs/t/model", "out=elsewhere"])
     assert recipe.cache == "elsewhere/cache"
@@ -301,6 +338,10 @@ def test_field_rows(minimal):
         ("model.patch=0", "model.patch: expected int >= 1 or list of int >= 1, received 0"),
         ("model.decoder.depth=0", "model.decoder.depth: expected int >= 1, received 0"),
         ("model.bottleneck.name=vqq", "model.bottleneck.name: expected plain or vq, received 'vqq'; did you mean vq?"),
+        ("model.vit.size=M", "model.vit.size: expected L or S, received 'M'; did you mean"),
+        ("model.vit.size=4", "model.vit.size: expected L or S, received 4"),
+        ("model.vit.szie=L", "model.vit.szie: unknown key; did you mean model.vit.size?"),
+        ("model.encoder.size=L", "model.encoder.size: unknown key; "),
         ("train.lr=-1", "train.lr: expected float > 0, received -1.0"),
         ("train.ema=1", "train.ema: expected float >= 0 and < 1, received 1.0"),
         ("data.limit=0", "data.limit: expected int >= 1 or null, received 0"),
@@ -329,6 +370,8 @@ def test_mistake_in_override_and_in_yaml_is_told_the_same(minimal, tmp_path, ove
         (["model.decoder={heads: 5}"], "model.decoder.heads: 5 does not divide"),
         (["train.warmup=101"], "train.warmup: expected at most steps=100, received 101"),
         (["train.lr_min=1"], "train.lr_min: expected at most lr=0.001, received 1.0"),
+        (["train.warmup_init=1"], "train.warmup_init: expected at most lr=0.001, received 1.0"),
+        (["train.schedule=constant", "train.decay_steps=9"], "train.decay_steps: schedule=constant does not decay"),
         (["kind=generator"], "tokenizer: a generator needs"),
         (["tokenizer=x"], "tokenizer: only generators read it"),
         (["num_tokens=3"], "num_tokens: only generators read it"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor
 
 from tok1d.data.images import ImageSet, open_images
+from tok1d.diffusion.guidance import Guidance, as_guidance
 from tok1d.errors import ConfigError, InputError
 from tok1d.evaluate.metrics import psnr_per_image
+from tok1d.evaluate.sampling import solver_options
 from tok1d.pictures import grid, save_png, to_pil
 
 
@@ -30,28 +33,36 @@ def pick_device(name: str | None) -> str:
 
 
 def open_data(
-    name: str, model: Any, *, split: str = "test", data_root: str | None = None, on_broken: str = "stop"
+    name: str,
+    model: Any,
+    *,
+    split: str = "test",
+    data_root: str | None = None,
+    on_broken: str = "stop",
+    size: int | None = None,
 ) -> ImageSet:
-    """ "fashion_mnist", or a folder of images, at the size and channels of a model; nothing is augmented."""
+    """ "fashion_mnist", or a folder of images, at a model's channels and size (or another); nothing is augmented."""
     config = model.config
     return open_images(
         "fashion_mnist" if name == "fashion_mnist" else "folder",
         split,  # type: ignore[arg-type]
         root=data_root if name == "fashion_mnist" else name,
-        image_size=config.image_size,
+        image_size=size or config.image_size,
         channels=config.channels,
         on_broken=on_broken,  # type: ignore[arg-type]
     )
 
 
-def open_own(path: str, model: Any, *, data_root: str | None = None, on_broken: str = "stop") -> ImageSet:
+def open_own(
+    path: str, model: Any, *, data_root: str | None = None, on_broken: str = "stop", size: int | None = None
+) -> ImageSet:
     """The images to reconstruct: "fashion_mnist" (its test split), every image of a folder, or one image file."""
     from tok1d.data.folder import FolderImages
     from tok1d.data.transforms import Transform
 
     if path == "fashion_mnist":
-        return open_data(path, model, data_root=data_root)
-    transform = Transform(model.config.image_size, model.config.channels)
+        return open_data(path, model, data_root=data_root, size=size)
+    transform = Transform(size or model.config.image_size, model.config.channels)
     where = Path(path)
     if where.is_file():
         return FolderImages(where.parent, transform, "stop", files=[where.name])
@@ -93,6 +104,19 @@ def parse_counts(text: str, what: str, low: int, high: int) -> list[int]:
     return values
 
 
+def parse_interval(text: str, what: str) -> tuple[float, float]:
+    """ "0.2,0.8" as two times, 0 <= low < high <= 1; "" is the whole range; a one-line error for anything else."""
+    if not text:
+        return 0.0, 1.0
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{what}: expected two times such as 0.2,0.8, received {text!r}") from None
+    if not 0 <= low < high <= 1:
+        raise InputError(f"{what}: expected two growing times in 0..1, such as 0.2,0.8, received {text!r}")
+    return low, high
+
+
 @torch.no_grad()
 def reconstruct(
     tokenizer: Any,
@@ -102,20 +126,35 @@ def reconstruct(
     keep: Sequence[int],
     num: int = 8,
     steps: int | None = None,
-    guidance: float = 1.0,
+    guidance: float | Guidance = 1.0,
+    solver: str | None = None,
     seed: int = 0,
 ) -> dict[int, float]:
-    """Write overview.png (originals above their reconstructions, one row a prefix) and a PNG each; PSNR per keep."""
+    """Write overview.png (originals above their reconstructions, one row a prefix) and a PNG each; PSNR per keep.
+
+    Images of another size than the training's are painted at their own.
+    """
     device = next(tokenizer.parameters()).device
     x, labels = images.batch(range(min(num, len(images))))
     x = x.to(device)
     cond = labels.to(device) if tokenizer.spec.needs_label else None
     tokens = tokenizer.encode(x, cond)
+    options: dict[str, Any] = dict(solver_options(tokenizer, solver))
+    if x.shape[-2:] != (tokenizer.config.image_size,) * 2:
+        options["size"] = (x.shape[-2], x.shape[-1])
     rows: list[Tensor] = [x]
     psnr = {}
     for k in keep:
         generator = torch.Generator(device).manual_seed(seed)
-        y = tokenizer.decode(tokens, cond, keep=k, steps=steps, guidance=guidance, generator=generator)
+        y = tokenizer.decode(
+            tokens,
+            cond,
+            keep=k,
+            steps=steps,
+            guidance=guidance,
+            generator=generator,
+            **options,
+        )
         rows.append(y)
         psnr[k] = float(psnr_per_image(y, x).mean())
         for i, image in enumerate(y):
@@ -131,6 +170,13 @@ def zoom_for(images: Tensor) -> int:
     return max(1, round(84 / images.shape[-1]))
 
 
+def noise_of(device: torch.device, *key: int) -> torch.Generator:
+    """A source of noise that belongs to a key: a seed, a class and the number of an image in it, say."""
+    # Hashed, because torch's CPU generator takes only the low 32 bits of a seed.
+    digest = hashlib.sha256(" ".join(map(str, key)).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big"))
+
+
 @torch.no_grad()
 def generate(
     generator: Any,
@@ -140,31 +186,59 @@ def generate(
     classes: Sequence[int] | None,
     num: int = 16,
     keep: int | None = None,
-    guidance: float = 1.0,
+    guidance: float | Guidance = 1.0,
     temperature: float = 1.0,
     head_steps: int | None = None,
+    head_sampler: str | None = None,
     steps: int | None = None,
+    solver: str | None = None,
+    decoder_guidance: float = 1.0,
+    prefixes: Sequence[int] = (),
+    batch_size: int = 100,
     seed: int = 0,
 ) -> Path:
-    """Draw `num` images of every class (or `num` images of an unconditional model); a PNG each and overview.png."""
+    """Draw `num` images of every class (or `num` images of an unconditional model); a PNG each and overview.png.
+
+    Noise belongs to (seed, class, number of the image): neither the other images nor `batch_size` change a picture.
+
+    Args:
+        keep: generate only the first tokens. prefixes: also paint the same samples from that many of their tokens,
+            into progressive.png, a row a number.
+        guidance: of the generator; a plain scale grows linearly over the tokens.
+    """
     device = next(generator.parameters()).device
-    source = torch.Generator(device).manual_seed(seed)
-    if generator.config.num_classes:
-        wanted = list(classes) if classes is not None else list(range(generator.config.num_classes))
-        labels = torch.tensor(wanted, device=device).repeat_interleave(num)
-        names = [f"class{int(label):03d}_{i % num:03d}.png" for i, label in enumerate(labels)]
-        cond: dict[str, Any] = {"cond": labels}
-    else:
-        if classes is not None:
-            raise InputError("classes: this generator is unconditional, leave --classes away")
-        names = [f"image{i:03d}.png" for i in range(num)]
-        cond = {"num": num}
-    if guidance != 1 and not generator.label_embed.has_null:
+    guided = as_guidance(guidance, "linear").scale != 1
+    if guided and not generator.label_embed.has_null:
         raise InputError("--guidance: this generator was trained without class dropout and cannot be guided; pass 1")
-    tokens = generator.sample(
-        **cond, guidance=guidance, temperature=temperature, steps=head_steps, length=keep, generator=source
-    )
-    images = tokenizer.decode(tokens, steps=steps, generator=source)
-    for name, image in zip(names, images):
+    num_classes = generator.config.num_classes
+    if classes is not None and not num_classes:
+        raise InputError("classes: this generator is unconditional, leave --classes away")
+    wanted = (range(num_classes) if classes is None else classes) if num_classes else [0]
+    keys = [(label, copy) for label in wanted for copy in range(num)]
+    options = solver_options(tokenizer, solver)
+    images: list[Tensor] = []
+    progress: dict[int, list[Tensor]] = {k: [] for k in prefixes}
+    for start in range(0, len(keys), batch_size):
+        part = keys[start : start + batch_size]
+        labels = torch.tensor([label for label, _ in part], device=device)
+        tokens = generator.sample(
+            **({"cond": labels} if num_classes else {"num": len(part)}),
+            guidance=guidance,
+            temperature=temperature,
+            steps=head_steps,
+            sampler=head_sampler,
+            length=keep,
+            generator=[noise_of(device, seed, 0, *key) for key in part],
+        )
+        for k, painted in ((None, images), *progress.items()):
+            sources = [noise_of(device, seed, 1, *key) for key in part]
+            y = tokenizer.decode(tokens, keep=k, steps=steps, guidance=decoder_guidance, generator=sources, **options)
+            painted.append(y.cpu())
+    drawn = torch.cat(images)
+    for (label, copy), image in zip(keys, drawn):
+        name = f"class{label:03d}_{copy:03d}.png" if num_classes else f"image{copy:03d}.png"
         save_png(to_pil(image), out / name)
-    return save_png(grid(images, num, zoom=zoom_for(images)), out / "overview.png")
+    if progress:
+        rows = torch.cat([image for painted in progress.values() for image in painted])
+        save_png(grid(rows, len(keys), zoom=zoom_for(rows)), out / "progressive.png")
+    return save_png(grid(drawn, num, zoom=zoom_for(drawn)), out / "overview.png")

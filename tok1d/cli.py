@@ -11,15 +11,22 @@ import typer
 
 from tok1d.cli_measure import analyze_app, evaluate_app
 from tok1d.cli_options import (
+    SHARD_HELP,
+    VIEWS_HELP,
     Data,
     DataRoot,
+    DecoderGuidance,
     Device,
+    HeadSampler,
     HeadSteps,
+    Interval,
     Model,
     OnBroken,
     Overrides,
     Overwrite,
+    Schedule,
     Seed,
+    Solver,
     Steps,
     load_tokenizer,
     one_of,
@@ -95,9 +102,21 @@ def train(
     overrides: Overrides = None,
     overwrite: Overwrite = False,
     minutes: Annotated[float | None, typer.Option(min=0, help="stop after so much training; go on later")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell parameters, steps, memory, FLOPs")] = False,
 ) -> None:
-    """Train a tokenizer, a generator or a classifier. The same command resumes."""
+    """Train a tokenizer, a generator or a classifier. The same command resumes.
+
+    With --dry-run neither data nor weights are looked at and nothing is written.
+    """
     from tok1d.config import load_recipe
+
+    if dry_run:
+        from rich.console import Console
+
+        from tok1d.train.forecast import forecast, table
+
+        Console().print(table(forecast(load_recipe(recipe, overrides or ()))))
+        return
     from tok1d.evaluate.report import read_records
     from tok1d.train import run
 
@@ -120,24 +139,59 @@ def encode(
     data: Data,
     out: Annotated[Path, typer.Option(help="folder of the token cache")],
     split: Annotated[str, typer.Option(help="train or test")] = "train",
+    views: Annotated[str, typer.Option(help=VIEWS_HELP)] = "center",
     num_tokens: Annotated[int | None, typer.Option(min=1, help="keep the first tokens only; default: all")] = None,
-    dtype: Annotated[str, typer.Option(help="float32 or float16 (continuous tokens)")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16 (continuous tokens)")] = "float32",
+    shard: Annotated[str, typer.Option(help=SHARD_HELP)] = "",
+    rows_per_shard: Annotated[int, typer.Option(min=1, help="rows of a file, the least one process writes")] = 65536,
+    seed: Annotated[int, typer.Option(min=0, help="seed of --views random")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell rows, size and free space")] = False,
     on_broken: OnBroken = "stop",
     data_root: DataRoot = None,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the tokens of a data set into a cache that generators train on. Interrupted, it resumes."""
+    """Write the tokens of a data set into a cache that generators train on. Interrupted, it resumes.
+
+    ImageNet, 1,281,167 images in 20 views, 32 tokens of 16 bfloat16 numbers: 26.2 GB on disk, at 256 tokens 210 GB.
+    The published code: 52.5 and 419.8 GB (float32, in shared memory).
+
+    Several processes may share the work: torchrun, or jobs that see the same folder, each with --shard I/N. Any may
+    die and run again; the last one finishes the cache.
+    """
     from tok1d import apply
-    from tok1d.train.tasks import encode_images
+    from tok1d.train import cache
 
     one_of("--split", split, ("train", "test"))
-    one_of("--dtype", dtype, ("float32", "float16"))
+    one_of("--views", views, ("center", "center+flip", "random", "tencrop"))
+    one_of("--dtype", dtype, ("float32", "float16", "bfloat16"))
     one_of("--on-broken", on_broken, ("stop", "skip"))
-    tokenizer = load_tokenizer(model, device)
-    images = apply.open_data(data, tokenizer, split=split, data_root=data_root, on_broken=on_broken)
-    cache = encode_images(tokenizer, images, out, num_tokens=num_tokens, dtype=dtype, overwrite=overwrite)
-    print(f"{len(cache)} rows of {cache.num_tokens} tokens in {out}")
+    part = cache.parse_part(shard) if shard else cache.process_part()
+    tokenizer = load_tokenizer(model, device or cache.process_device())
+    images = cache.with_views(
+        apply.open_data(data, tokenizer, split=split, data_root=data_root, on_broken=on_broken),
+        views,  # type: ignore[arg-type]
+    )
+    if dry_run:
+        sizes = {"num_tokens": num_tokens, "dtype": dtype, "rows_per_shard": rows_per_shard}
+        count = images.transform.num_views
+        print(cache.forecast(cache.cache_layout(tokenizer.spec, count, **sizes), len(images), count, out))  # type: ignore
+        return
+    made = cache.encode_images(
+        tokenizer,
+        images,
+        out,
+        num_tokens=num_tokens,
+        dtype=dtype,
+        part=part,
+        seed=seed,
+        rows_per_shard=rows_per_shard,
+        overwrite=overwrite,
+    )
+    if made is None:
+        print(f"shard {part[0]}/{part[1]} is written; {out} is finished when the others are")
+    else:
+        print(f"{len(made)} rows of {made.num_tokens} tokens in {out}")
 
 
 @app.command(short_help="Decode images from their first tokens.")
@@ -148,7 +202,12 @@ def reconstruct(
     keep: Annotated[str, typer.Option(help="numbers of leading tokens, such as 1,4,8; default: 1,2,4,...,all")] = "",
     num: Annotated[int, typer.Option(min=1, help="how many of the images")] = 8,
     steps: Steps = None,
-    guidance: Annotated[float, typer.Option(min=0, help="decoder guidance; 1 is off")] = 1.0,
+    solver: Solver = "",
+    guidance: DecoderGuidance = 1.0,
+    guidance_interval: Interval = "",
+    size: Annotated[
+        int | None, typer.Option(min=1, help="side of the images read and painted, in pixels; default: the model's own")
+    ] = None,
     seed: Seed = 0,
     on_broken: OnBroken = "stop",
     data_root: DataRoot = None,
@@ -158,15 +217,27 @@ def reconstruct(
     """Encode images and decode them from their first tokens; writes overview.png and one PNG each."""
     from tok1d import apply
     from tok1d.data.folder import tell_broken
+    from tok1d.diffusion.guidance import Guidance
     from tok1d.evaluate.reconstruction import prefix_lengths
 
     one_of("--on-broken", on_broken, ("stop", "skip"))
     tokenizer = load_tokenizer(model, device)
     length = tokenizer.spec.length
     counts = apply.parse_counts(keep, "--keep", 0, length) if keep else prefix_lengths(length)
+    guided = Guidance(guidance, interval=apply.parse_interval(guidance_interval, "--guidance-interval"))
     folder = apply.new_folder(out, overwrite=overwrite)
-    source = apply.open_own(images, tokenizer, data_root=data_root, on_broken=on_broken)
-    psnr = apply.reconstruct(tokenizer, source, folder, keep=counts, num=num, steps=steps, guidance=guidance, seed=seed)
+    source = apply.open_own(images, tokenizer, data_root=data_root, on_broken=on_broken, size=size)
+    psnr = apply.reconstruct(
+        tokenizer,
+        source,
+        folder,
+        keep=counts,
+        num=num,
+        steps=steps,
+        guidance=guided,
+        solver=solver or None,
+        seed=seed,
+    )
     tell_broken(source)
     for k, value in psnr.items():
         print(f"keep {k:4d} of {length}: PSNR {value:.2f} dB (mean of {min(num, len(source))} images)")
@@ -180,9 +251,20 @@ def generate(
     classes: Annotated[str, typer.Option(help="class ids, such as 3,7; default: all")] = "",
     num: Annotated[int, typer.Option(min=1, help="images of every class")] = 8,
     keep: Annotated[int | None, typer.Option(min=1, help="generate only the first tokens; default: all")] = None,
+    decode_keep: Annotated[
+        str,
+        typer.Option(
+            help="also paint the same samples from so many first tokens, such as 1,2,4, or every; "
+            "writes progressive.png, a row a number"
+        ),
+    ] = "",
     guidance: Annotated[float, typer.Option(min=0, help="guidance over the tokens; 1 is off")] = 2.0,
-    temperature: Annotated[float, typer.Option(min=0, help="of the head's sampling noise (SDE)")] = 1.0,
+    guidance_schedule: Schedule = "linear",
+    temperature: Annotated[float, typer.Option(min=0, help="of the head's sampling noise (sde, ancestral)")] = 1.0,
+    head_sampler: HeadSampler = "",
     head_steps: HeadSteps = None,
+    decoder_guidance: DecoderGuidance = 1.0,
+    solver: Solver = "",
     steps: Steps = None,
     seed: Seed = 0,
     device: Device = None,
@@ -190,9 +272,11 @@ def generate(
 ) -> None:
     """Draw images of classes: tokens from the generator, pixels from its tokenizer."""
     from tok1d import apply
+    from tok1d.diffusion.guidance import Guidance
     from tok1d.errors import InputError
     from tok1d.zoo import store
 
+    one_of("--guidance-schedule", guidance_schedule, ("linear", "constant"))
     generator, tokenizer = store.load_pair(model, device=apply.pick_device(device))
     num_classes = generator.config.num_classes
     if classes and not num_classes:
@@ -200,6 +284,9 @@ def generate(
     wanted = apply.parse_counts(classes, "--classes", 0, num_classes - 1) if classes else None
     if keep is not None and keep > generator.config.num_tokens:
         raise InputError(f"--keep: expected 1..{generator.config.num_tokens}, received {keep}")
+    length = keep or generator.config.num_tokens
+    every = list(range(1, length + 1)) if decode_keep == "every" else []
+    prefixes = apply.parse_counts(decode_keep, "--decode-keep", 0, length) if decode_keep and not every else every
     folder = apply.new_folder(out, overwrite=overwrite)
     overview = apply.generate(
         generator,
@@ -208,13 +295,17 @@ def generate(
         classes=wanted,
         num=num,
         keep=keep,
-        guidance=guidance,
+        guidance=Guidance(guidance, schedule=guidance_schedule),  # type: ignore[arg-type]
         temperature=temperature,
         head_steps=head_steps,
+        head_sampler=head_sampler or None,
         steps=steps,
+        solver=solver or None,
+        decoder_guidance=decoder_guidance,
+        prefixes=prefixes,
         seed=seed,
     )
-    print(f"pictures: {overview}")
+    print(f"pictures: {overview}" + (f", {folder / 'progressive.png'}" if prefixes else ""))
 
 
 @app.command(short_help="Weights of a finished run, to give away.")

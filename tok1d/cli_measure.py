@@ -10,13 +10,19 @@ import typer
 from tok1d.cli_options import (
     Data,
     DataRoot,
+    DecoderGuidance,
     Device,
+    HeadSampler,
     HeadSteps,
+    Interval,
     Model,
     Overwrite,
+    Schedule,
     Seed,
+    Solver,
     Steps,
     load_tokenizer,
+    one_of,
     write_records,
 )
 
@@ -31,7 +37,9 @@ def evaluate_reconstruction(
     keep: Annotated[str, typer.Option(help="numbers of leading tokens; default: 1,2,4,...,all")] = "",
     num: Annotated[int | None, typer.Option(min=1, help="first images only; default: all")] = None,
     steps: Steps = None,
-    guidance: Annotated[float, typer.Option(min=0, help="decoder guidance; 1 is off")] = 1.0,
+    solver: Solver = "",
+    guidance: DecoderGuidance = 1.0,
+    guidance_interval: Interval = "",
     out: Annotated[Path | None, typer.Option(help="write the records to this JSON file")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="images at a time")] = 250,
     seed: Seed = 0,
@@ -40,18 +48,21 @@ def evaluate_reconstruction(
 ) -> None:
     """PSNR and squared error from prefixes; with a judge for the data, its accuracy and Fréchet distance."""
     from tok1d import apply
+    from tok1d.diffusion.guidance import Guidance
     from tok1d.evaluate.reconstruction import evaluate_reconstruction as measure
     from tok1d.train import run
 
     tokenizer = load_tokenizer(model, device)
     counts = apply.parse_counts(keep, "--keep", 0, tokenizer.spec.length) if keep else []
+    interval = apply.parse_interval(guidance_interval, "--guidance-interval")
     images = run.first(apply.open_data(data, tokenizer, data_root=data_root), num)
     records = measure(
         tokenizer,
         images,
         keep=counts,
         steps=steps,
-        guidance=guidance,
+        guidance=Guidance(guidance, interval=interval),
+        solver=solver or None,
         batch_size=batch_size,
         seed=seed,
         judge=run.judge_for(data, tokenizer),
@@ -67,8 +78,12 @@ def evaluate_generation(
     num: Annotated[int, typer.Option(min=1, help="samples, spread evenly over the classes")] = 1000,
     keep: Annotated[str, typer.Option(help="numbers of leading tokens to decode; default: all generated")] = "",
     guidance: Annotated[float, typer.Option(min=0, help="guidance over the tokens; 1 is off")] = 2.0,
-    temperature: Annotated[float, typer.Option(min=0, help="of the head's sampling noise (SDE)")] = 1.0,
+    guidance_schedule: Schedule = "linear",
+    temperature: Annotated[float, typer.Option(min=0, help="of the head's sampling noise (sde, ancestral)")] = 1.0,
+    head_sampler: HeadSampler = "",
     head_steps: HeadSteps = None,
+    decoder_guidance: DecoderGuidance = 1.0,
+    solver: Solver = "",
     steps: Steps = None,
     out: Annotated[Path | None, typer.Option(help="write the records to this JSON file")] = None,
     seed: Seed = 0,
@@ -77,11 +92,13 @@ def evaluate_generation(
 ) -> None:
     """Label agreement and Fréchet distance of samples, by the judge for the data."""
     from tok1d import apply
+    from tok1d.diffusion.guidance import Guidance
     from tok1d.errors import InputError
     from tok1d.evaluate.generation import evaluate_generation as measure
     from tok1d.train import run
     from tok1d.zoo import store
 
+    one_of("--guidance-schedule", guidance_schedule, ("linear", "constant"))
     generator, tokenizer = store.load_pair(model, device=apply.pick_device(device))
     judge = run.judge_for(data, tokenizer)
     if judge is None:
@@ -94,10 +111,13 @@ def evaluate_generation(
         judge,
         num=num,
         keep=apply.parse_counts(keep, "--keep", 1, length) if keep else [],
-        guidance=guidance,
+        guidance=Guidance(guidance, schedule=guidance_schedule),  # type: ignore[arg-type]
         temperature=temperature,
         head_steps=head_steps,
+        head_sampler=head_sampler or None,
         steps=steps,
+        solver=solver or None,
+        decoder_guidance=decoder_guidance,
         seed=seed,
         protocol=run.protocol_of(generator),
     )
@@ -133,3 +153,33 @@ def analyze_prefix(
         share = "unavailable (the tokens bring no gain)" if point.share is None else f"{point.share:7.1%}"
         print(f"keep {point.keep:4d}: loss {point.loss:.5f}, share {share}")
     print(f"picture: {folder / 'curve.png'}")
+
+
+@analyze_app.command("increments")
+def analyze_increments(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="folder for increments.json")],
+    num: Annotated[int, typer.Option(min=1, help="held-out images")] = 500,
+    seed: Seed = 0,
+    data_root: DataRoot = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Are tokens like principal components? Cosines and energies of what each token adds to the prediction."""
+    import json
+
+    from tok1d import apply
+    from tok1d.analyze.increments import increments
+
+    tokenizer = load_tokenizer(model, device)
+    folder = apply.new_folder(out, overwrite=overwrite)
+    found = increments(tokenizer, apply.open_data(data, tokenizer, data_root=data_root), num_images=num, seed=seed)
+    content = {name: getattr(found, name).tolist() for name in ("cosine", "absolute", "energy")}
+    apply.write_text(folder / "increments.json", json.dumps(content, indent=1) + "\n")
+    total = float(found.energy.sum())
+    for k, energy in enumerate(found.energy.tolist(), start=1):
+        print(f"token {k:4d}: {energy / total:6.1%} of the energy of all increments")
+    print(f"mean |cosine| of different tokens {found.off_diagonal:.3f} (0 is orthogonal)")
+    print(f"mean cosine of successive tokens {found.neighbours:+.3f}")
+    print(f"matrix: {folder / 'increments.json'}")

@@ -11,6 +11,11 @@ MODEL_HELP = (
     "a model folder (of a run: RUN/model), a bundled name such as fashion-mnist-semanticist, or OWNER/NAME on the hub"
 )
 OVERRIDES_HELP = "key=value, such as train.lr=1e-3; tok1d config RECIPE --fields lists the keys"
+VIEWS_HELP = "of an image: center (1), center+flip (2), random (1, crop and flip), tencrop (20)"
+SHARD_HELP = (
+    "I/N, write the I-th (from 0) of N parts, such as $SLURM_ARRAY_TASK_ID/64; "
+    "default: all, or this process's part under torchrun"
+)
 
 Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
 Data = Annotated[str, typer.Argument(help="fashion_mnist, or a folder of images", show_default=False)]
@@ -20,6 +25,18 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU
 Seed = Annotated[int, typer.Option(min=0, help="seed of all noise")]
 DataRoot = Annotated[str | None, typer.Option(help="folder of Fashion-MNIST's files; default: found or fetched")]
 Steps = Annotated[int | None, typer.Option(min=1, help="decoding steps; default: the model's own")]
+Solver = Annotated[
+    str, typer.Option(help="of the decoder: euler or heun (flow), ancestral or ddim (DDPM); default: the model's own")
+]
+DecoderGuidance = Annotated[float, typer.Option(min=0, help="guidance of the decoder by the tokens; 1 is off")]
+Interval = Annotated[
+    str,
+    typer.Option(help="when the decoder is guided, from 0 (noise) to 1 (image), such as 0.2,0.8; default: always"),
+]
+Schedule = Annotated[str, typer.Option(help="guidance over the tokens: linear, growing to its scale, or constant")]
+HeadSampler = Annotated[
+    str, typer.Option(help="of the head: sde, euler or heun (interpolant), ancestral (DDPM); default: the model's own")
+]
 HeadSteps = Annotated[int | None, typer.Option(min=2, help="head evaluations a token; default: the model's own")]
 OnBroken = Annotated[str, typer.Option(help="what an unreadable image does: stop, or skip (it is counted)")]
 

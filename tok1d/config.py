@@ -20,8 +20,15 @@ RECIPES = Path(__file__).parent / "recipes"
 MODEL_CONFIGS: dict[str, tuple[str, str]] = {
     "semanticist": ("tok1d.tokenizers.semanticist", "SemanticistConfig"),
     "epsilon_llamagen": ("tok1d.generators.autoregressive", "EpsilonLlamaGenConfig"),
+    "maetok": ("tok1d.tokenizers.maetok", "MAETokConfig"),
+    "sit": ("tok1d.generators.sit", "SiTConfig"),
+    "dit": ("tok1d.generators.sit", "DiTConfig"),
+    "lightningdit": ("tok1d.generators.lightningdit", "LightningDiTConfig"),
+    "usit": ("tok1d.generators.usit", "USiTConfig"),
     "cnn": ("tok1d.evaluate.networks", "CNNConfig"),
 }
+SIZED = ("dim", "depth", "heads")  # what a named size stands for
+NO_CACHE = "none"  # for `cache`: tokens are encoded as training needs them
 _KIND_OF_PACKAGE = {"tokenizers": "tokenizer", "generators": "generator", "evaluate": "classifier"}
 
 
@@ -49,6 +56,7 @@ class DataConfig:
     on_broken: Literal["stop", "skip"] = option("stop", "what an unreadable image does")
     limit: int | None = option(None, "training images used; null is all", ge=1)
     limit_test: int | None = option(None, "test images used; null is all", ge=1)
+    num_images: int | None = option(None, "training images there are, for forecasts made without the data", ge=1)
 
     def check(self) -> None:
         """Raise ConfigError on a folder data set without its folder."""
@@ -66,10 +74,15 @@ class OptimConfig:
     lr: float = option(help="highest learning rate", gt=0)
     schedule: Literal["cosine", "constant", "linear"] = option("cosine", "learning rate after the warm-up")
     warmup: int = option(0, "steps of linear warm-up from 0", ge=0)
+    warmup_init: float | None = option(None, "learning rate of the very first step; null is one step above 0", ge=0)
     lr_min: float = option(0.0, "learning rate at the end of cosine and linear", ge=0)
+    decay_steps: int | None = option(None, "steps from the warm-up's end to lr_min; null ends with the run", ge=1)
     beta1: float = option(0.9, "AdamW decay of the mean gradient", ge=0, lt=1)
     beta2: float = option(0.95, "AdamW decay of the mean squared gradient", ge=0, lt=1)
-    weight_decay: float = option(0.0, "AdamW weight decay of parameters with two or more dimensions", ge=0)
+    weight_decay: float = option(0.0, "AdamW weight decay of the parameters that `decay` names", ge=0)
+    decay: Literal["weights", "tables_too"] = option(
+        "weights", "weights of linear and convolution layers, or also positions, queries and embeddings (the releases)"
+    )
     clip: float = option(1.0, "largest global gradient norm; 0 is off", ge=0)
     ema: float = option(0.999, "decay of the averaged weights per step; 0 is off", ge=0, lt=1)
 
@@ -77,8 +90,11 @@ class OptimConfig:
         """Raise ConfigError on a warm-up longer than the run or a last learning rate above the highest."""
         if self.warmup > self.steps:
             raise ConfigError(f"warmup: expected at most steps={self.steps}, received {self.warmup}")
-        if self.lr_min > self.lr:
-            raise ConfigError(f"lr_min: expected at most lr={self.lr}, received {self.lr_min}")
+        for key in ("lr_min", "warmup_init"):
+            if (getattr(self, key) or 0.0) > self.lr:
+                raise ConfigError(f"{key}: expected at most lr={self.lr}, received {getattr(self, key)}")
+        if self.decay_steps is not None and self.schedule == "constant":
+            raise ConfigError(f"decay_steps: schedule=constant does not decay, expected null, got {self.decay_steps}")
 
 
 @dataclass
@@ -122,7 +138,16 @@ class Recipe:
     card: CardConfig = option(CardConfig)
     data: DataConfig = option(DataConfig)
     tokenizer: str | None = option(None, "generators: model folder or bundled name whose tokens are learnt")
-    cache: str | None = option(None, "generators: token cache folder; left out, OUT/cache")
+    cache: str | None = option(None, "generators: token cache folder; left out, OUT/cache; none encodes every batch")
+    cache_views: Literal["center", "center+flip", "random", "tencrop"] = option(
+        "center", "generators: views of an image in the cache (1, 2, 1, 20)"
+    )
+    cache_dtype: Literal["float32", "float16", "bfloat16"] = option(
+        "float32", "generators: how a cache made by this run holds continuous tokens"
+    )
+    draws: Literal["every_image", "released"] = option(
+        "every_image", "generators: each image once an epoch in a random view, or released: rows with replacement"
+    )
     num_tokens: int | None = option(None, "generators: train on the first tokens only; null is all", ge=1)
     model: Any = dataclasses.field(
         kw_only=True, metadata={"help": "the model, a section whose name picks the rest", "build": _build_model}
@@ -145,6 +170,12 @@ class Recipe:
                     f"{key}: only generators read it, expected null for kind={self.kind}, "
                     f"received {config_fields.show(getattr(self, key))}"
                 )
+        for key, default in (("cache_views", "center"), ("cache_dtype", "float32"), ("draws", "every_image")):
+            if (self.kind != "generator" or self.cache == NO_CACHE) and getattr(self, key) != default:
+                raise ConfigError(
+                    f"{key}: only generators that train from a cache read it, expected {default}, "
+                    f"received {getattr(self, key)}"
+                )
         for key in ("image_size", "channels"):
             expected = getattr(self.data, key)
             received = getattr(self.model, key, expected)
@@ -162,6 +193,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
     A recipe may inherit: `base: NAME_OR_PATH` reads that one first (without its `out`), a path being relative to
     the file. `${data.image_size}` stands for the value of another key that is written in the recipe or its bases.
+    `size: base` in a section whose class has `SIZES` stands for dim, depth and heads; these win where written beside
+    it, and a size written later (in the inheriting recipe, in an override) replaces them all.
     Raises ConfigError, in one line with the full key, for whatever is not a valid recipe.
     """
     tree = _merge(_read(name_or_path), _parse_overrides(overrides))
@@ -290,7 +323,8 @@ def _parse(text: str, source: str) -> dict[str, Any]:
 
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
-    for override in overrides:
+    # Sizes first: a width or depth given on the same line wins over its size, in whichever order.
+    for override in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith(".size")):
         key, equals, value = override.partition("=")
         shown, key = config_fields.show(override), key.strip()
         if not equals or not all(key.split(".")):
@@ -323,8 +357,10 @@ def _merge(below: dict[str, Any], above: dict[str, Any], in_model: bool = False)
     """`above` over `below`: mappings merge, all else replaces.
 
     Inside `model`, a section given another `name` starts afresh: the keys of one model mean nothing to another.
+    A section given a `size` forgets the numbers below that a size stands for.
     """
-    merged = dict(below)
+    resized = in_model and isinstance(above.get("size"), str)
+    merged = {name: value for name, value in below.items() if not (resized and name in SIZED)}
     for name, value in above.items():
         old = merged.get(name)
         inside = in_model or name == "model"

@@ -54,6 +54,7 @@ def build(cls: type[T], mapping: Any, key: str = "", default: T | None = None) -
     """
     if not isinstance(mapping, Mapping):
         raise _mismatch(cls, mapping, key)
+    mapping = _sized(cls, mapping, key)
     known = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     for name in mapping:
         if name not in known:
@@ -75,6 +76,20 @@ def build(cls: type[T], mapping: Any, key: str = "", default: T | None = None) -
         values[name] = convert(value, full) if convert else _convert(hints[name], value, full, fallback)
         _check_bounds(hints[name], values[name], full, _bounds(field))
     return _checked(cls, values, key)
+
+
+def named_sizes(cls: Any) -> dict[str, dict[str, int]]:
+    """The sizes a configuration class declares, `SIZES = {"base": {"dim": 768, ...}, ...}`; empty without any."""
+    return getattr(cls, "SIZES", {})
+
+
+def _sized(cls: Any, mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The mapping with the fields its `size` stands for; fields written beside the size win."""
+    sizes = named_sizes(cls)
+    if not sizes or "size" not in mapping:
+        return mapping
+    size = known_name(mapping["size"], sizes, join(key, "size"))
+    return {**sizes[size], **{name: value for name, value in mapping.items() if name != "size"}}
 
 
 def _checked(cls: type[T], values: dict[str, Any], key: str) -> T:
@@ -235,6 +250,7 @@ def _mismatch(hint: Any, value: Any, key: str) -> ConfigError:
 
 def _unknown_key(cls: Any, name: Any, key: str) -> ConfigError:
     names = [field.name for field in dataclasses.fields(cls) if field.init]
+    names += ["size"] if named_sizes(cls) else []
     # A right name in the wrong place (`lr` for `train.lr`) is the other common slip.
     deeper = [path for path in _paths(cls) if path.split(".")[-1] == name]
     found = [join(key, path) for path in nearest(str(name), names) or deeper]

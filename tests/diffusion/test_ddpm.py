@@ -23,6 +23,7 @@ from tok1d.diffusion.ddpm import (
     respaced_steps,
 )
 from tok1d.diffusion.solver import randn_from
+from tok1d.errors import InputError
 
 Moments = Callable[..., tuple[float, float]]
 
@@ -80,6 +81,20 @@ def test_ddim_strides(num_steps: int, wanted: int) -> None:
     else:
         with pytest.raises(ValueError, match=f"exactly {wanted};"):
             respaced_steps(num_steps, f"ddim{wanted}")
+
+
+@pytest.mark.parametrize("spec", ["ddim0", "ddim", "ddimx", "ddim-5", "x", "5,,5", "10,0", "-3", "2.5"])
+def test_counts_that_are_none_are_one_line(spec: str) -> None:
+    with pytest.raises(InputError, match=r"expected a number from 1.*got '") as caught:
+        respaced_steps(1000, spec)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("spec", "advice"), [("ddim37", "; take '37', spread evenly"), ("ddim1001", "at most 1000")])
+def test_the_advice_for_a_stride_that_does_not_exist_can_be_followed(spec: str, advice: str) -> None:
+    with pytest.raises(InputError, match=advice):
+        respaced_steps(1000, spec)
+    assert len(respaced_steps(1000, "37")) == 37 and len(respaced_steps(1000, "1000")) == 1000
 
 
 def test_sections_take_their_own_counts() -> None:

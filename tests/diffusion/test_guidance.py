@@ -77,3 +77,11 @@ def test_a_number_takes_the_default_schedule_and_an_object_keeps_its_own() -> No
 def test_guidance_is_affine_in_the_scale(scale: float) -> None:
     yes, no = torch.randn(2, 3, dtype=torch.float64)
     torch.testing.assert_close(combine(yes, no, scale), (1 - scale) * no + scale * yes)
+
+
+def test_a_rounded_time_counts_as_the_end_it_stands_for() -> None:
+    guidance = Guidance(2.0, interval=(0.3, 0.7))
+    for end in (0.3, 0.7):
+        time = torch.tensor([end])
+        assert all(guidance.acts_at(float(torch.nextafter(time, torch.tensor([to])))) for to in (0.0, 1.0))
+    assert not guidance.acts_at(0.299) and not guidance.acts_at(0.701)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tok1d.diffusion.objective import FlowObjective, Times
+from tok1d.diffusion.objective import FlowObjective, Times, direction_loss
 from tok1d.diffusion.path import Path, Prediction
 from tok1d.diffusion.solver import euler, heun
 
@@ -88,3 +88,18 @@ def test_all_predictions_of_one_field_walk_the_same_way(target: Any, path: Path,
     ends = [solver(FlowObjective(path, kind).velocity_field(target.predict(kind, path)), x, times) for kind in KINDS]
     torch.testing.assert_close(ends[0], ends[2])
     torch.testing.assert_close(ends[1], ends[2])
+
+
+def test_times_whose_ratio_is_lognormal_on_the_cosine_path() -> None:
+    draws = torch.linspace(-3, 3, 7, dtype=torch.float64)
+    for kind, path in (("logit_normal", Path("linear")), ("atan_normal", Path("cosine"))):
+        alpha, sigma, _, _ = path.coefficients(Times(kind, 0.5, 2.0).from_normal(draws))
+        torch.testing.assert_close((alpha / sigma).log(), 2 * draws + 0.5)
+
+
+def test_the_direction_loss_is_blind_to_length_and_worst_for_the_opposite() -> None:
+    target = torch.randn(2, 5, 3)
+    torch.testing.assert_close(direction_loss(3 * target, target), torch.zeros(2), atol=1e-6, rtol=0)
+    torch.testing.assert_close(direction_loss(-target, target), torch.full((2,), 2.0))
+    across = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
+    torch.testing.assert_close(direction_loss(across.flip(-1), across), torch.ones(1))

@@ -105,14 +105,16 @@ def test_heun_takes_two_evaluations_where_the_grid_ends_before_the_data() -> Non
     torch.testing.assert_close(end, torch.tensor([[0.81]]))  # the trapezoid is exact for x' = 2 t
 
 
+@pytest.mark.parametrize("path", PATHS)
 def test_sde_with_the_exact_velocity_has_the_moments_of_the_target(
-    target: Any, moments: Callable[..., tuple[float, float]]
+    target: Any, moments: Callable[..., tuple[float, float]], path: Path
 ) -> None:
-    velocity = target.predict("velocity", Path("linear"))
+    velocity = target.predict("velocity", path)
     errors = []
     for steps, last_step in ((50, 0.02), (200, 0.005), (800, 0.00125)):
         mean, std = moments(
-            lambda x, randn, n=steps, s=last_step: interpolant_sde(velocity, x, n, randn, last_step=s), steps - 1
+            lambda x, randn, n=steps, s=last_step: interpolant_sde(velocity, x, n, randn, last_step=s, path=path),
+            steps - 1,
         )
         errors.append(max(abs(mean - target.mean), abs(std - target.std)))
     assert errors[-1] < 2e-3, errors

@@ -100,9 +100,10 @@ def test_cached_decoding_equals_the_whole_sequence(model: EpsilonLlamaGen, token
             close(ours, expected[:, i])
 
 
-def test_sampling_written_out(model: EpsilonLlamaGen, labels: Tensor) -> None:
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 3.0])
+def test_sampling_written_out(model: EpsilonLlamaGen, labels: Tensor, guidance: float) -> None:
     """Every token from the head, given the states of the whole sequence so far, both for class and null class."""
-    scales = [1 + 2 * (i + 1) / K for i in range(K)]
+    scales = [1 + (guidance - 1) * (i + 1) / K for i in range(K)]
     randn, null = randn_from(seeded()), torch.full_like(labels, CLASSES)
     tokens = torch.zeros(3, 0, D)
     with torch.no_grad():
@@ -112,7 +113,7 @@ def test_sampling_written_out(model: EpsilonLlamaGen, labels: Tensor) -> None:
             hidden, null_hidden = (model.hidden(padded, ids)[:, i] for ids in (labels, null))
             token = model.head.sample(hidden, start, randn, uncond=null_hidden, scale=scales[i])
             tokens = torch.cat([tokens, token[:, None]], dim=1)
-    close(model.sample(labels, guidance=3.0, generator=seeded()), tokens)
+    close(model.sample(labels, guidance=guidance, generator=seeded()), tokens)
 
 
 def test_one_sample_equals_its_row_of_a_batch(labels: Tensor) -> None:
@@ -130,6 +131,51 @@ def test_one_sample_equals_its_row_of_a_batch(labels: Tensor) -> None:
         alone = model.sample(labels[row : row + 1], guidance=2.0, randn=lambda x, r=row, it=replay: next(it)[r : r + 1])
         close(alone, batch[row : row + 1])
         assert next(replay, None) is None
+
+
+@pytest.mark.parametrize("guidance", [1.0, 0.5, 2.0])
+def test_with_its_own_generator_a_sample_does_not_depend_on_its_batch(labels: Tensor, guidance: float) -> None:
+    model = generator()
+
+    def sample(rows: list[int]) -> Tensor:
+        return model.sample(labels[rows], guidance=guidance, generator=[seeded(row) for row in rows])
+
+    together = sample([0, 1, 2])
+    for row in range(3):
+        close(sample([row])[0], together[row])
+    close(sample([2, 0]), together[[2, 0]])
+    with pytest.raises(InputError, match="one for each of 3 rows, got 2"):
+        model.sample(labels, generator=[seeded(), seeded()])
+
+
+@pytest.mark.parametrize("guidance", [1.0, 0.5, 2.0])
+def test_a_step_of_the_head_is_one_evaluation(labels: Tensor, guidance: float) -> None:
+    """The release takes two a step; guidance adds the null class's rows to the same call."""
+    model, rows = generator(), []
+    model.head.net.input.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    model.sample(labels, guidance=guidance, steps=4)
+    assert rows == [3 if guidance == 1 else 6] * (4 * K)
+
+
+def test_a_failed_generation_leaves_nothing_behind(tokens: Tensor, labels: Tensor) -> None:
+    model = generator()
+    before, attributes = model.state_dict(), {name: dict(vars(part)) for name, part in model.named_modules()}
+    expected, calls = model.sample(labels, generator=seeded()), 0
+
+    def fails(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 8:
+            raise RuntimeError("out of memory")
+        return torch.zeros_like(x)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        model.sample(labels, guidance=2.0, randn=fails)
+    assert model.state_dict().keys() == before.keys() and not list(model.buffers())[1:]
+    assert {name: dict(vars(part)) for name, part in model.named_modules()}.keys() == attributes.keys()
+    assert all(vars(part).keys() == attributes[name].keys() for name, part in model.named_modules())
+    assert model.train().losses((tokens, labels), progress=0.0)["loss"].isfinite()
+    assert torch.equal(model.eval().sample(labels, generator=seeded()), expected)
 
 
 def test_guidance_of_one_is_none(model: EpsilonLlamaGen, labels: Tensor) -> None:
@@ -204,9 +250,50 @@ def test_loss_is_the_head_on_every_token(model: EpsilonLlamaGen, tokens: Tensor,
     torch.testing.assert_close(losses["loss"], expected)
 
 
+@pytest.mark.parametrize("length", range(1, K + 1))
+def test_the_first_tokens_are_trained_as_in_the_whole_sequence(tokens: Tensor, labels: Tensor, length: int) -> None:
+    """With fixed draws, the rows of the first tokens have the losses they have among all."""
+    model = generator(class_dropout=0.0)
+    t, noise = torch.rand(3, K, generator=seeded()), torch.randn(3, K, D, generator=seeded())
+
+    def rows(k: int) -> Tensor:
+        first, hidden = tokens[:, :k].reshape(-1, D), model.hidden(tokens[:, :k], labels).reshape(-1, 16)
+        losses = model.head.loss_rows(first, hidden, t=t[:, :k].flatten(), noise=noise[:, :k].reshape(-1, D))
+        return losses.view(3, k)
+
+    close(rows(length), rows(K)[:, :length])
+    assert model.losses((tokens[:, :length], labels), progress=0.0)["loss"].isfinite()
+
+
+@pytest.mark.parametrize("condition", ["concat", "adaln"])
 @pytest.mark.parametrize("objective", ["interpolant", "ddpm"])
-def test_loss_reaches_every_parameter(tokens: Tensor, labels: Tensor, objective: Any) -> None:
-    head = HeadConfig(width=8, depth=1, objective=objective, steps=3)
+def test_every_head_learns_and_draws(labels: Tensor, condition: Any, objective: Any) -> None:
+    """One constant sequence a class; the loss of fixed draws falls, and the trained model can be sampled."""
+    torch.manual_seed(0)
+    head = HeadConfig(width=16, depth=1, objective=objective, condition=condition, batch_mul=4, steps=3)
+    model = EpsilonLlamaGen(config(head=head, dropout=0.0, depth=1))
+    target, classes = torch.randn(CLASSES, K, D).sign(), torch.arange(CLASSES)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+
+    def loss() -> Tensor:
+        torch.manual_seed(1)
+        return model.losses((target, classes), progress=0.0)["loss"]
+
+    first = loss().item()
+    for _ in range(25):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    assert loss().item() < 0.8 * first
+    model.eval()
+    for guidance in (0.5, 1.0, 2.0, Guidance(2.0, schedule="constant")):
+        assert model.sample(labels, guidance=guidance, temperature=0.9, generator=seeded()).isfinite().all()
+
+
+@pytest.mark.parametrize("condition", ["concat", "adaln"])
+@pytest.mark.parametrize("objective", ["interpolant", "ddpm"])
+def test_loss_reaches_every_parameter(tokens: Tensor, labels: Tensor, objective: Any, condition: Any) -> None:
+    head = HeadConfig(width=8, depth=1, objective=objective, condition=condition, steps=3)
     model = generator(head=head, class_dropout=0.5).train()
     torch.manual_seed(0)
     loss = model.losses((tokens, labels), progress=0.0)["loss"]

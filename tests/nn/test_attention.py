@@ -105,3 +105,22 @@ def test_full_attention_is_permutation_equivariant_and_causal_is_not() -> None:
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match="10 is not a multiple of its 4 heads"):
         Attention(10, 4)
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_normalised_queries_and_keys_forget_their_length(kind: str) -> None:
+    torch.manual_seed(0)
+    layer = Attention(8, 2, qk_norm=kind).double()  # type: ignore[arg-type]
+    layer.qkv.weight.data *= 10  # so that the norms' eps is small beside the variances
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+    before = layer(x)
+    layer.qkv.weight.data[:16] *= 3  # queries and keys
+    layer.qkv.bias.data[:16] *= 3
+    torch.testing.assert_close(layer(x), before, atol=1e-4, rtol=1e-4)
+    layer.q_norm.weight.data *= 3
+    assert not torch.allclose(layer(x), before, atol=1e-3)
+
+
+def test_the_first_projection_may_have_no_bias_alone() -> None:
+    layer = Attention(8, 2, qkv_bias=False)
+    assert layer.qkv.bias is None and layer.proj.bias is not None

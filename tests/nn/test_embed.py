@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tok1d.nn.embed import LabelEmbed, PatchEmbed, TimeEmbed, unpatchify
+from tok1d.nn.embed import LabelEmbed, PatchEmbed, TimeEmbed, time_rates, time_waves, unpatchify
 
 
 def identity_patches(patch: int, channels: int) -> PatchEmbed:
@@ -86,3 +86,10 @@ def test_the_null_row_exists_where_it_is_needed() -> None:
     unconditional = LabelEmbed(0, 4, dropout=0.5)
     assert unconditional.table.num_embeddings == 1 and unconditional.has_null and unconditional.null == 0
     assert unconditional(unconditional.drop(torch.zeros(3, dtype=torch.int64))).shape == (3, 4)
+
+
+def test_an_odd_number_of_time_waves_ends_in_a_zero() -> None:
+    t = torch.tensor([0.2, 3.0])
+    waves = time_waves(t, time_rates(7), 7)
+    torch.testing.assert_close(waves[:, :6], time_waves(t, time_rates(6), 6))
+    assert waves.shape == (2, 7) and (waves[:, 6] == 0).all()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tok1d.nn.position import resample_grid, sincos_1d, sincos_2d
+from tok1d.nn.position import resample_grid, rotate, sequence_angles, sincos_1d, sincos_2d, sincos_interleaved
 
 
 def test_one_dimension_entry_by_entry() -> None:
@@ -55,3 +55,24 @@ def test_resampling_knows_rows_from_columns() -> None:
     resampled = resample_grid(rows, (3, 4), (6, 8)).view(6, 8)
     torch.testing.assert_close(resampled, resampled[:, :1].expand(6, 8))
     assert (resampled[1:, 0] > resampled[:-1, 0]).all()
+
+
+def test_interleaved_table_entry_by_entry() -> None:
+    table = sincos_interleaved(6, 5)
+    assert table.shape == (5, 6) and table.dtype == torch.float32
+    for n in range(5):
+        for k in range(3):
+            angle = n / 10000 ** (k / 3)
+            torch.testing.assert_close(table[n, 2 * k : 2 * k + 2], torch.tensor([math.sin(angle), math.cos(angle)]))
+
+
+def test_rotation_depends_on_the_distance_alone_and_keeps_lengths() -> None:
+    q, k = torch.randn(2, 1, 8, dtype=torch.float64)
+    angles = sequence_angles(8, torch.arange(20)).double()
+    q, k = (rotate(x.expand(20, 8), angles.cos(), angles.sin()) for x in (q, k))
+    scores = q @ k.T
+    for distance in range(-5, 6):
+        diagonal = scores.diagonal(distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(q.norm(dim=1), q[0].norm().expand(20))
+    assert angles[1].tolist() == pytest.approx([10000 ** (-i / 4) for i in range(4)])

@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,11 @@ from torch import Tensor, nn
 
 
 class Case:
-    """One case folder. `kind` says what it records, `family` which system, `config` with what settings."""
+    """One case folder. `kind` says what it records, `family` which system, `config` with what settings.
+
+    A case.json lists its "outputs", or "checks" with outputs, settings and tolerances of their own (`checks`: name of
+    a check -> the case's settings with its own on top).
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
@@ -25,6 +30,15 @@ class Case:
         self.config: dict[str, Any] = content.get("config") or {}
         self.tolerance: dict[str, float] = content.get("tolerance", content)
         self.unchecked = set(content.get("outputs", {}))
+        self.checks: dict[str, dict[str, Any]] = {}
+        self._tolerances: dict[str, dict[str, float]] = {}
+        for check in content.get("checks", []):
+            self.checks[check["name"]] = {**self.config, **check.get("config", {})}
+            self._tolerances.update({output: {**self.tolerance, **check} for output in check["outputs"]})
+            self.unchecked.update(check["outputs"])
+        tensors = content.get("tensors", {}) if self.checks else {}
+        self.unchecked.update(name for name, tensor in tensors.items() if tensor["role"] == "expected")
+        self._meanings = {name: tensor["meaning"] for name, tensor in tensors.items()}
         self._io: dict[str, Tensor] | None = None
 
     @property
@@ -38,14 +52,21 @@ class Case:
     def weights(self) -> Path:
         return self.folder / "weights.safetensors"
 
+    def stated(self, name: str, word: str) -> float:
+        """The number after `word` in what case.json says of a tensor."""
+        found = re.search(rf"{word}\D{{0,3}}([\d.]*\d)", self._meanings[name])
+        assert found, f"{self.name}: expected {word!r} and a number, found {self._meanings[name]!r}"
+        return float(found[1])
+
     def check(self, name: str, actual: Any, rows: Any = ...) -> None:
         """Compare a result with the recorded output `name`, or with its part `rows` where the rest is never used."""
         actual = torch.as_tensor(actual).detach()
+        tolerance = self._tolerances.get(name, self.tolerance)
         torch.testing.assert_close(
             actual,
             self.io[name][rows],
-            atol=self.tolerance["atol"],
-            rtol=self.tolerance["rtol"],
+            atol=tolerance["atol"],
+            rtol=tolerance["rtol"],
             check_dtype=False,
             msg=lambda text: f"{self.name}: {name}: {text}",
         )

@@ -11,14 +11,19 @@ from tok1d.diffusion.guidance import Guidance, as_guidance
 from tok1d.diffusion.path import expand
 from tok1d.generators.autoregressive import CachedDecoder, EpsilonLlamaGen
 from tok1d.generators.head import DiffusionHead
+from tok1d.losses.alignment import resize_tokens
+from tok1d.losses.features import Teacher
 from tok1d.nn.attention import prefix_causal_mask
+from tok1d.tokenizers.latent_space import EMBEDDED, Autoencoder, LatentConfig, geometry
 from tok1d.tokenizers.prefix import prefix_mask, resolve_keep
 from tok1d.tokenizers.query_encoder import EncoderConfig, QueryEncoder
-from tok1d.tokenizers.semanticist import Semanticist, SemanticistConfig
+from tok1d.tokenizers.semanticist import NestedConfig, Semanticist, SemanticistConfig
 from tok1d.tokenizers.token_dit import DecoderConfig, TokenDiT
+from tok1d.zoo.adapters.autoencoder import load_mar
 from tok1d.zoo.adapters.keymap import read_published
 from tok1d.zoo.adapters.semanticist import (
     convert_ar,
+    convert_tokenizer,
     decoder_config,
     encoder_config,
     from_published,
@@ -178,6 +183,31 @@ def run_ddpm_train_loss(case: Case) -> None:
     case.check("loss", loss)
     loss.mean().backward()
     check_gradients(case, model.decoder, "dit.")
+
+
+@runs("repa_loss")
+def run_repa_loss(case: Case) -> None:
+    model, io, config = tokenizer_around_decoder(case).train(), case.io, case.config
+    model.config.alignment.weight = config["repa_loss_weight"]
+    model.config.nested = NestedConfig(after=0.5, drop_before=config["cond_drop_prob"])
+    latents, slots, features = io["x_vae"], io["slots"], io["z"]
+
+    def check_losses(suffix: str, mask: Tensor) -> None:
+        drawn = {"t": io[f"t{suffix}"], "noise": io[f"noise{suffix}"]}
+        losses = model.denoising(latents, slots, mask, **drawn, features=features)
+        case.check(f"diff_loss{suffix}", losses["loss_mse"] + losses["loss_vb"])
+        case.check(f"repa_loss{suffix}", losses["loss_align"])
+
+    assert model.decoder.projector is not None
+    with outputs_of(model.decoder.projector) as projected:
+        check_losses("", prefix_mask(io["k"], config["slots"]))
+    case.check("z_tilde", projected[0])
+    case.check("z_tilde_resized", resize_tokens(projected[0], config["z_tokens"]))
+    u = io["u_pre"].flatten()
+    check_losses("_pre", model.training_mask(len(u), 0.0, u.device, u=u))
+
+    teacher = Teacher(nn.Identity(), image_size=config["repa_image_size"])
+    case.check("teacher_input", teacher.prepare(io["image"]))
 
 
 @runs("ddpm_schedule")
@@ -416,3 +446,129 @@ def run_ema_checkpoint(case: Case) -> None:
     model.weight.data.copy_(case.io["param"])
     ema.update(0)
     case.check("after", ema.state_dict()["weight"])
+
+
+@runs("lr_schedule")
+def run_lr_schedule(case: Case) -> None:
+    from tok1d.config import OptimConfig
+    from tok1d.train.optim import learning_rate
+
+    config = case.config
+    for schedule in ("cosine", "constant"):
+        settings = OptimConfig(
+            steps=config["epochs"] * config["steps_per_epoch"],
+            batch_size=1,
+            lr=config["peak"],
+            lr_min=config["lr_min"],
+            warmup=config["warmup_epochs"] * config["steps_per_epoch"],
+            warmup_init=config["warmup_init"],
+            schedule=schedule,
+            decay_steps=config["cosine_period_steps"] if schedule == "cosine" else None,
+        )
+        rates = [learning_rate(step, settings) for step in range(len(case.io[schedule]))]
+        case.check(schedule, torch.tensor(rates, dtype=torch.float64))
+
+
+@runs("cache_loader")
+def run_cache_loader(case: Case) -> None:
+    from tempfile import TemporaryDirectory
+
+    from tok1d.data.token_writer import TokenWriter
+    from tok1d.data.tokens import Layout, TokenCache
+    from tok1d.train.cache import released
+
+    slots, config = case.io["slots"], case.config
+    layout, meta, size = Layout(*slots.shape[1:], "float32", 8), {"views": config["num_augs"]}, config["batch_size"]
+    with TemporaryDirectory() as folder:
+        with TokenWriter(folder, layout, len(slots), meta=meta) as writer:
+            writer.write(slots, case.io["targets"])
+        cache = TokenCache(folder)
+        steps = len(case.io["epoch0.sizes"])
+        for epoch in range(2):
+            rows = [
+                released(len(cache), cache.views, size, seed=config["seed"], step=step)
+                for step in range(epoch * steps, (epoch + 1) * steps)
+            ]
+            case.check(f"epoch{epoch}.sizes", [len(part) for part in rows])
+            case.check(f"epoch{epoch}.slots", torch.cat([cache.batch(part)[0] for part in rows]))
+    # The release tells the whole batches only, and serves the short one all the same; so do we.
+    case.check("len", config["images"] // size)
+
+
+# The autoencoder, and the tokenizer from image to image.
+
+
+def check_autoencoder(case: Case, space: Autoencoder) -> None:
+    """Recorded images are in [-1, 1] and latents unscaled; ours are in [0, 1] and scaled."""
+    network = space.load()
+    with outputs_of(network.quant_conv) as moments:
+        mean, logvar = space.posterior((case.io["image"] + 1) / 2)
+    case.check("moments", moments[0])
+    for name, value in (("mean", mean), ("logvar", logvar)):
+        if name in case.io:
+            case.check(name, value)
+    latents = case.io["z"] * network.config.scaling_factor
+    case.check("decoded", space.decode(latents) * 2 - 1)
+
+
+@runs("vae_kl16")
+def run_vae_kl16(case: Case) -> None:
+    import json
+    import shutil
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as folder:
+        shutil.copyfile(case.weights, f"{folder}/diffusion_pytorch_model.safetensors")
+        with open(f"{folder}/config.json", "w") as file:
+            json.dump({"_class_name": "AutoencoderKL", **case.config}, file)
+        space = Autoencoder(LatentConfig("autoencoder", folder, *geometry(case.config)), case.config["in_channels"])
+        check_autoencoder(case, space)
+
+
+@runs("vae_kl16_mar_keys")
+def run_vae_kl16_mar_keys(case: Case) -> None:
+    config = case.config
+    network = load_mar(case.weights, groups=config["norm_groups"])
+    assert list(network.config.block_out_channels) == [config["ch"] * factor for factor in config["ch_mult"]]
+    assert network.config.layers_per_block == config["num_res_blocks"]
+    factor = 2 ** (len(config["ch_mult"]) - 1)
+    space = Autoencoder(LatentConfig("autoencoder", "kl16.ckpt", config["z_channels"], factor))
+    space.use(network)
+    check_autoencoder(case, space)
+
+
+@runs("tokenizer_e2e")
+@torch.no_grad()
+def run_tokenizer_e2e(case: Case) -> None:
+    io, config = case.io, case.config
+    model = convert_tokenizer(
+        case.weights,
+        encoder_heads=config["enc_heads"],
+        decoder_heads=config["dit_heads"],
+        normalise=config["norm_slots"],
+        align_depth=config["dit"]["encoder_depth"],
+        autoencoder=EMBEDDED,
+        autoencoder_groups=config["vae"]["norm_num_groups"],
+        autoencoder_scale=config["vae"]["scaling_factor"],
+    )
+    space = model.latent_space
+    assert isinstance(space, Autoencoder)
+    for key, value in config["vae"].items():
+        found = space.load().config[key]
+        assert (list(found) if isinstance(found, tuple | list) else found) == value, key
+    assert model.config.image_size == config["img"]
+    tokens = model.encode(io["image"])
+    case.check("slots", tokens)
+    case.check("latent", space.encode(io["image"], noise=io["latent_noise"]))
+    # The release asks for all tokens by -1 and clamps larger counts.
+    keep = None if config["n_slots"] < 0 else min(config["n_slots"], config["slots"])
+    for run, scale in (("nocfg", 1.0), ("cfg", config["cfg_scale"])):
+        latents = model.decode_latents(
+            tokens,
+            io[f"{run}.z0"],
+            draws(*io[f"{run}.noise"]),
+            keep=keep,
+            steps=config["respace"],
+            guidance=Guidance(scale),
+        )
+        case.check(f"{run}.image", space.decode(latents))

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from . import semanticist_cases
+from . import maetok_cases, maetok_generators, semanticist_cases
 from .recorded import Case, find_cases
 
-RUNNERS = {"semanticist": semanticist_cases.RUNNERS}
+RUNNERS = {"semanticist": semanticist_cases.RUNNERS, "maetok": maetok_cases.RUNNERS}
+assert maetok_generators.RUNNERS is maetok_cases.RUNNERS, "they register their cases in the same place"
 
 HERE = Path(__file__).parent
 DEFAULT_ROOTS = [HERE / "cases", HERE.parents[2] / "shared" / "parity"]

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from tok1d.bottleneck.normalised import Normalised
 from tok1d.nn.attention import masked, prefix_causal_mask
+from tok1d.nn.position import resample_grid
 from tok1d.tokenizers.query_encoder import EncoderConfig, QueryEncoder
 
 PREFIX = 1 + 4  # class token and patches of an 8 px image
@@ -88,6 +89,70 @@ def test_sequence_is_class_patches_queries(images: Tensor) -> None:
     torch.testing.assert_close(x[:, :1], model.cls_token.expand(2, -1, -1))
     torch.testing.assert_close(x[:, 1:PREFIX], model.patch_embed(images))
     torch.testing.assert_close(x[:, PREFIX:], model.queries.expand(2, -1, -1))
+
+
+SIZES = [(4, 4), (8, 12), (16, 8), (20, 20)]
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+@torch.no_grad()
+def test_other_sizes_are_read_with_resampled_patch_positions(height: int, width: int) -> None:
+    """By hand: the class token's and the queries' positions stay, those of the 2 x 2 patches become another grid."""
+    model, source = encoder(), torch.Generator().manual_seed(2)
+    images = torch.rand(2, 1, height, width, dtype=torch.float64, generator=source)
+    grid = (height // 4, width // 4)
+    middle = resample_grid(model.positions[:, 1:PREFIX], (2, 2), grid)
+    x = torch.cat([model.cls_token.expand(2, -1, -1), model.patch_embed(images), model.queries.expand(2, -1, -1)], 1)
+    x = x + torch.cat([model.positions[:, :1], middle, model.positions[:, PREFIX:]], dim=1)
+    torch.testing.assert_close(model.embed(images), x)
+    prefix = 1 + grid[0] * grid[1]
+    for block in model.blocks:
+        x = block(x, masked(prefix_causal_mask(prefix, 5)))
+    torch.testing.assert_close(model(images), model.norm(x)[:, prefix:])
+
+
+def test_the_native_size_reads_the_stored_table() -> None:
+    model = encoder()
+    assert model.table(2, 2) is model.positions
+    assert not torch.allclose(model.table(4, 4)[:, 1:-5].mean(1), torch.zeros(()).double())
+
+
+def test_rows_of_a_picture_are_not_taken_for_columns() -> None:
+    model = encoder()
+    with torch.no_grad():
+        model.positions[0, 1:PREFIX] = torch.tensor([0.0, 0.0, 1.0, 1.0]).double()[:, None]  # the row of a patch
+    table = model.table(2, 3)[0, 1:7, 0].view(2, 3)
+    torch.testing.assert_close(table, torch.tensor([[0.0] * 3, [1.0] * 3]).double(), atol=1e-5, rtol=0)
+
+
+def test_resampled_tables_are_kept_and_never_stale() -> None:
+    model = encoder()
+    names = list(model.state_dict())
+    with torch.no_grad():
+        first = model.table(3, 3)
+        assert model.table(3, 3) is first and not torch.equal(model.table(3, 4)[:, :1], model.table(3, 4)[:, 1:2])
+        model.positions.mul_(2)
+        torch.testing.assert_close(model.table(3, 3), 2 * first)
+        model.positions.data.mul_(2)  # as averaged weights are swapped in, before eval()
+        model.eval()
+        torch.testing.assert_close(model.table(3, 3), 4 * first)
+        assert model.float().table(3, 3).dtype == torch.float32
+    assert list(model.state_dict()) == names and names == list(encoder().state_dict())
+
+
+def test_training_at_another_size_reaches_every_position() -> None:
+    model = encoder().train()
+    model(torch.rand(2, 1, 16, 12, dtype=torch.float64)).square().sum().backward()
+    gradient = model.positions.grad
+    assert gradient is not None and (gradient.abs().amax((0, 2)) > 0).all()
+
+
+def test_patches_stay_blind_to_tokens_at_another_size() -> None:
+    model, large = encoder(), torch.rand(2, 1, 12, 12, dtype=torch.float64)
+    before = states(model, large)
+    with torch.no_grad():
+        model.queries.normal_()
+    assert all(torch.equal(a[:, :10], b[:, :10]) for a, b in zip(before, states(model, large), strict=True))
 
 
 def test_drop_path_grows_linearly_from_zero() -> None:

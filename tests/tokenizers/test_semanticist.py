@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tok1d.diffusion.ddpm import ddim, respaced_steps
 from tok1d.diffusion.guidance import Guidance
 from tok1d.diffusion.solver import randn_from
 from tok1d.errors import ConfigError, InputError
@@ -84,6 +85,15 @@ def test_tokens_are_standardised(images: Tensor) -> None:
     torch.testing.assert_close(tokens.std(-1), torch.ones(3, K))
 
 
+def test_tokens_are_standardised_in_float32_under_autocast(images: Tensor) -> None:
+    model = tokenizer()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        tokens = model.encode(images)
+        loss = torch.stack([*model.losses((images, torch.zeros(3)), progress=1.0).values()]).sum()
+    assert tokens.dtype == torch.float32 and loss.isfinite()
+    torch.testing.assert_close(tokens.std(-1), torch.ones(3, K), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("keep", range(K + 1))
 def test_a_prefix_equals_null_padding_and_truncation(model: Semanticist, tokens: Tensor, keep: int) -> None:
     kept = latents(model, tokens, keep=keep)
@@ -94,10 +104,14 @@ def test_a_prefix_equals_null_padding_and_truncation(model: Semanticist, tokens:
         assert not torch.allclose(latents(model, tokens, keep=keep - 1), kept)
 
 
-def test_mixed_prefixes_equal_separate_calls(model: Semanticist, tokens: Tensor) -> None:
-    mixed = latents(model, tokens, keep=torch.tensor([0, 3, 1]))
+@pytest.mark.parametrize("guidance", [1.0, 0.5, 2.0])
+def test_mixed_prefixes_equal_separate_calls(model: Semanticist, tokens: Tensor, guidance: float) -> None:
+    mixed = latents(model, tokens, keep=torch.tensor([0, 3, 1]), guidance=guidance)
     for row, keep in enumerate([0, 3, 1]):
-        torch.testing.assert_close(mixed[row], latents(model, tokens, keep=keep)[row])
+        alone = latents(model, tokens, keep=keep, guidance=guidance)[row]
+        torch.testing.assert_close(mixed[row], alone, atol=1e-4, rtol=1e-4)
+        others = (latents(model, tokens, keep=other, guidance=guidance)[row] for other in (0, 1, 3) if other != keep)
+        assert not any(torch.allclose(mixed[row], other, atol=1e-3) for other in others)
 
 
 def test_all_tokens_are_kept_by_default(model: Semanticist, tokens: Tensor) -> None:
@@ -158,13 +172,14 @@ def test_guidance_of_zero_is_the_unconditional_model(model: Semanticist, tokens:
     torch.testing.assert_close(zero, none, atol=1e-5 * none.abs().max().item(), rtol=1e-4)
 
 
-def test_guidance_by_hand_at_one_point(model: Semanticist, tokens: Tensor) -> None:
+@pytest.mark.parametrize("scale", [0.5, 3.0])
+def test_guidance_by_hand_at_one_point(model: Semanticist, tokens: Tensor, scale: float) -> None:
     x = torch.randn(3, *model.latent_shape, generator=seeded())
     t = torch.full((3,), 700) if model.config.objective == "ddpm" else torch.tensor([0.3])
     with torch.no_grad():
         yes, no = (model.decoder(x, t, with_null_tail(model, tokens, keep)) for keep in (2, 0))
-        field = model.field(tokens, 2, Guidance(3.0))(x, t)
-    mixed = no[:, :1] + 3 * (yes[:, :1] - no[:, :1])
+        field = model.field(tokens, 2, Guidance(scale))(x, t)
+    mixed = no[:, :1] + scale * (yes[:, :1] - no[:, :1])
     if model.config.objective == "ddpm":
         torch.testing.assert_close(field, torch.cat([mixed, yes[:, 1:]], dim=1), atol=1e-4, rtol=1e-4)
     else:  # a data prediction on the linear path
@@ -178,6 +193,65 @@ def test_guidance_acts_in_its_interval_of_data_time(model: Semanticist, tokens: 
     sizes.clear()
     latents(model, tokens, guidance=Guidance(2.0, interval=(0.9, 1.0)))
     assert sizes == ([3, 3, 3] if model.config.objective == "flow" else [3, 3, 6])
+
+
+def test_the_published_decoder_takes_250_ancestral_steps(tokens: Tensor) -> None:
+    """The release's "250": every step of the respaced chain once, from the noisiest, all with its original index."""
+    model, times = tokenizer("ddpm"), []
+    model.decoder.register_forward_pre_hook(lambda module, inputs: times.append(int(inputs[1][0])))
+    assert SemanticistConfig().steps == 250 and model.solver() == "ancestral"
+    by_default = latents(model, tokens, steps=250)
+    assert times == respaced_steps(1000, "250")[::-1] and times[0] == 999 and times[-1] == 0
+    assert torch.equal(by_default, latents(model, tokens, steps=250, solver="ancestral"))
+
+
+@pytest.mark.parametrize("steps", [2, 10])
+def test_ddim_draws_no_noise_after_its_start(tokens: Tensor, steps: int) -> None:
+    model, start = tokenizer("ddpm"), torch.randn(3, 1, 8, 8, generator=seeded())
+    sizes = count_calls(model)
+
+    def no_draw(x: Tensor) -> Tensor:
+        raise AssertionError("DDIM is deterministic")
+
+    out = model.decode_latents(tokens, start, no_draw, steps=steps, solver="ddim")
+    assert sizes == [3] * steps and out.isfinite().all()
+    expected = ddim(model.field(tokens, None, Guidance()), start, model.chain.respace(steps))
+    torch.testing.assert_close(out, expected.detach())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_tokens_of_a_cache_are_cast_to_the_weights(model: Semanticist, tokens: Tensor, dtype: torch.dtype) -> None:
+    stored = tokens.to(dtype)
+    assert torch.equal(model.decode(stored, keep=2, guidance=2.0), model.decode(stored.float(), keep=2, guidance=2.0))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_with_its_own_generator_an_image_does_not_depend_on_its_batch(
+    model: Semanticist, tokens: Tensor, guidance: float
+) -> None:
+    def decode(rows: list[int]) -> Tensor:
+        return model.decode(tokens[rows], guidance=guidance, generator=[seeded(row) for row in rows])
+
+    together = decode([0, 1, 2])
+    for row in range(3):
+        torch.testing.assert_close(decode([row])[0], together[row], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(decode([2, 0]), together[[2, 0]], atol=1e-4, rtol=1e-4)
+    alone = model.decode(tokens[:1], guidance=guidance, generator=seeded(0))
+    torch.testing.assert_close(alone[0], together[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [4, 8, 12, (4, 8), (16, 4)])
+def test_any_size_is_encoded_and_decoded(model: Semanticist, tokens: Tensor, size: Any) -> None:
+    height, width = (size, size) if isinstance(size, int) else size
+    images = torch.rand(3, 1, height, width, generator=seeded())
+    encoded = model.encode(images)
+    assert encoded.shape == (3, K, D) and encoded.isfinite().all()
+    out = model.decode(encoded, size=size, guidance=2.0, generator=seeded())
+    assert out.shape == images.shape and out.isfinite().all()
+    assert torch.equal(model.decode(encoded, size=(height, width), guidance=2.0, generator=seeded()), out)
+    losses = model.losses((images, torch.zeros(3)), progress=1.0)
+    assert all(loss.isfinite() for loss in losses.values())
+    assert torch.equal(model.decode(tokens, size=8), model.decode(tokens)), "the native size changes nothing"
 
 
 @pytest.mark.parametrize("path", ["linear", "cosine"])
@@ -309,10 +383,16 @@ BAD_CALLS: list[tuple[str, Call, str]] = [
     ("wide tokens", lambda m, x, z: m.decode(z.repeat(1, 1, 2)), "(B, at most 4, 3), got (3, 4, 6)"),
     ("narrow tokens", lambda m, x, z: m.decode(z[..., :1]), "(B, at most 4, 3), got (3, 4, 1)"),
     ("one sequence", lambda m, x, z: m.decode(z[0]), "(B, at most 4, 3), got (4, 3)"),
-    ("colour images", lambda m, x, z: m.encode(x.expand(-1, 3, -1, -1)), "(B, 1, 8, 8), got (3, 3, 8, 8)"),
-    ("large images", lambda m, x, z: m.encode(x.repeat(1, 1, 2, 2)), "(B, 1, 8, 8), got (3, 1, 16, 16)"),
-    ("odd images", lambda m, x, z: m.encode(x[..., :7]), "got (3, 1, 8, 7)"),
+    ("colour images", lambda m, x, z: m.encode(x.expand(-1, 3, -1, -1)), "(B, 1, H, W), got (3, 3, 8, 8)"),
+    ("odd images", lambda m, x, z: m.encode(x[..., :7]), "multiples of 4 (the encoder's patches; the model's own"),
+    ("small images", lambda m, x, z: m.encode(x[..., :2, :2]), "got 2x2"),
+    ("no image", lambda m, x, z: m.encode(x[..., :0]), "got 8x0"),
     ("one image", lambda m, x, z: m.encode(x[0]), "got (1, 8, 8)"),
+    ("odd size", lambda m, x, z: m.decode(z, size=10), "multiples of 4 (the decoder's patches; the model's own"),
+    ("odd height", lambda m, x, z: m.decode(z, size=(9, 8)), "size is 8), got 9x8"),
+    ("size zero", lambda m, x, z: m.decode(z, size=0), "got 0x0"),
+    ("ids", lambda m, x, z: m.decode(z.long()), "got (3, 4, 3) of torch.int64"),
+    ("generators", lambda m, x, z: m.decode(z, generator=[seeded()]), "one for each of 3 rows, got 1"),
     ("solver", lambda m, x, z: m.decode(z, solver="dopri5"), "got 'dopri5'"),
     ("no steps", lambda m, x, z: m.decode(z, steps=0), "got 0"),
     ("weak model", lambda m, x, z: m.decode(z, guidance=Guidance(2.0, weak_model=m)), "not against a weak_model"),

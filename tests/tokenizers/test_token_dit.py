@@ -91,6 +91,33 @@ def test_forward_written_out(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
     torch.testing.assert_close(model(x, t, tokens), unpatchify(out, 2, 3, 3))
 
 
+@pytest.mark.parametrize(("height", "width"), [(2, 2), (4, 10), (10, 4), (12, 12)])
+def test_other_sizes_have_the_positions_of_their_own_grid(height: int, width: int) -> None:
+    """By hand, with the fixed table computed for the asked grid: rows are not taken for columns."""
+    model, source = decoder(), torch.Generator().manual_seed(3)
+    x = torch.randn(2, 1, height, width, dtype=torch.float64, generator=source)
+    t, tokens = torch.tensor([9.0]), torch.randn(2, 4, 3, dtype=torch.float64, generator=source)
+    rows, columns = height // 2, width // 2
+    sequence = torch.cat([model.patch_embed(x) + sincos_2d(12, rows, columns).double(), model.token_embed(tokens)], 1)
+    c = model.time_embed(t)[:, None]
+    for block in model.blocks:
+        sequence = block(sequence, c)
+    shift, scale = model.modulation.linear(c * c.sigmoid()).split(12, dim=-1)
+    out = model.out(model.norm(sequence[:, : rows * columns]) * (1 + scale) + shift)
+    for _ in range(2):  # the second time with the table kept
+        torch.testing.assert_close(model(x, t, tokens), unpatchify(out, 2, rows, columns))
+
+
+def test_a_table_made_in_inference_serves_training_too() -> None:
+    model, x = decoder(), torch.randn(1, 1, 4, 4, dtype=torch.float64)
+    names = list(model.state_dict())
+    tokens = torch.randn(1, 4, 3, dtype=torch.float64)
+    with torch.inference_mode():
+        model(x, torch.tensor([1.0]), tokens)
+    model(x, torch.tensor([1.0]), tokens).sum().backward()
+    assert model.patch_embed.proj.weight.grad is not None and list(model.state_dict()) == names
+
+
 @pytest.mark.parametrize("depth", [1, 2])
 def test_alignment_reads_the_image_tokens_after_its_block(inputs: tuple[Tensor, Tensor, Tensor], depth: int) -> None:
     model = decoder(align_depth=depth)

@@ -40,6 +40,29 @@ def test_constant_stays() -> None:
     assert rates == {0.5}
 
 
+def test_the_release_starts_at_zero_and_stops_early_on_its_cosine() -> None:
+    """Warm-up over 100 of 400 epochs, then a half period of 400: the end is at three quarters, 14.6 % of the peak."""
+    settings = config(steps=400, warmup=100, warmup_init=0.0, decay_steps=400, lr=1.0, lr_min=0.0)
+    assert [learning_rate(step, settings) for step in (0, 25, 100)] == [0.0, 0.25, 1.0]
+    assert learning_rate(400, settings) == pytest.approx((1 - math.sqrt(0.5)) / 2)
+    assert [learning_rate(step, settings) for step in (500, 600)] == [0.0, 0.0]
+
+
+def test_a_decay_of_its_own_length_ends_there_and_stays() -> None:
+    settings = config(schedule="linear", warmup=10, decay_steps=20, warmup_init=0.3)
+    rates = [learning_rate(step, settings) for step in range(100)]
+    assert rates[0] == 0.3 and rates[5] == pytest.approx(0.4) and rates[10] == 0.5
+    assert rates[20] == pytest.approx(0.3)
+    assert set(rates[30:]) == {0.1}
+
+
+def test_the_warm_up_comes_before_every_schedule() -> None:
+    schedules = [config(schedule=name, warmup_init=0.0) for name in ("cosine", "linear", "constant")]
+    assert {tuple(learning_rate(step, one) for step in range(11)) for one in schedules} == {
+        tuple(0.5 * step / 10 for step in range(11))
+    }
+
+
 @pytest.mark.parametrize("warmup", [0, 1])
 def test_a_run_of_one_step_has_a_rate(warmup: int) -> None:
     assert 0 < learning_rate(0, config(steps=1, warmup=warmup)) <= 0.5
@@ -53,6 +76,19 @@ def test_only_matrices_decay_and_frozen_parameters_are_left_out() -> None:
     assert [id(p) for p in groups[0.3]] == [id(model[0].weight)]
     assert {id(p) for p in groups[0.0]} == {id(model[0].bias), id(model[1].weight), id(model[1].bias)}
     assert all(group["betas"] == (0.9, 0.7) for group in optimizer.param_groups)
+
+
+def test_tables_and_embeddings_decay_only_when_asked() -> None:
+    model = nn.ModuleDict({"embedding": nn.Embedding(3, 4), "linear": nn.utils.spectral_norm(nn.Linear(4, 2))})
+    model.register_parameter("positions", nn.Parameter(torch.ones(1, 3, 4)))
+    names = {id(p): name for name, p in model.named_parameters()}
+
+    def decaying(**keys) -> set[str]:
+        groups = build_optimizer(model, config(weight_decay=0.3, **keys)).param_groups
+        return {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+
+    assert decaying() == {"linear.weight_orig"}
+    assert decaying(decay="tables_too") == {"linear.weight_orig", "embedding.weight", "positions"}
 
 
 def test_decay_shrinks_what_has_no_gradient_by_lr_times_decay() -> None:

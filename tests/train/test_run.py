@@ -114,6 +114,23 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+def test_steps_that_a_decoder_cannot_take_are_told_before_the_training(
+    tiny: Tiny, tmp_path: Path, fashion: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "fit", lambda *_, **__: pytest.fail("trained"))
+    for steps in (1, 1001):
+        wanted = recipe(tiny, tmp_path / "run", "model.objective=ddpm", f"evaluate.steps={steps}")
+        with pytest.raises(ConfigError, match=rf"^evaluate\.steps: .* 2 to 1000 steps, received {steps}$"):
+            run.train(wanted, quiet=True)
+    tokenizer = store.build_model(recipe(tiny, tmp_path / "x", "model.objective=ddpm").model)
+    store.save_model(tokenizer, tmp_path / "tokenizer", Card())
+    wanted = load_recipe(
+        tiny("generator", tokenizer=tmp_path / "tokenizer"), [f"out={tmp_path / 'g'}", "evaluate.steps=1"]
+    )
+    with pytest.raises(ConfigError, match=r"^evaluate\.steps: .* received 1$"):
+        run.train(wanted, quiet=True)
+
+
 def test_keep_above_the_length_is_told_before_the_training(tiny: Tiny, tmp_path: Path, fashion: None) -> None:
     wanted = recipe(tiny, tmp_path / "run", "evaluate.keep=[1,5]")
     with pytest.raises(ConfigError, match=r"^evaluate\.keep: expected numbers up to 4, .* received 5$"):

@@ -72,8 +72,7 @@ def explained_curve(
         x, labels = images.batch(indices)
         x, labels = x.to(device), labels.to(device)
         tokens = tokenizer.encode(x, labels if tokenizer.spec.needs_label else None)
-        latents = tokenizer.latent_space.encode(x)
-        sources = [torch.Generator().manual_seed(seed * 1_000_003 + index) for index in indices]
+        latents, sources = noised_sources(tokenizer, x, indices, seed)
         for time in times:
             noise = torch.stack([torch.randn(latents.shape[1:], generator=source) for source in sources]).to(device)
             t = time.expand(len(x))
@@ -83,6 +82,18 @@ def explained_curve(
     losses = {k: value / (count * num_times) for k, value in sums.items()}
     gain = losses[0] - losses[length]
     return [CurvePoint(k, losses[k], (losses[0] - losses[k]) / gain if gain > 0 else None) for k in lengths]
+
+
+def noised_sources(
+    tokenizer: Any, images: Tensor, indices: Sequence[int], seed: int
+) -> tuple[Tensor, list[torch.Generator]]:
+    """Latents of held-out images and a source of noise for each: both belong to (seed, image), not to the batch."""
+    posterior = [torch.Generator().manual_seed(seed * 1_000_003 + index + 500_009) for index in indices]
+    space, (height, width) = tokenizer.latent_space, images.shape[2:]
+    shape = (space.channels, height // space.factor, width // space.factor)
+    noise = torch.stack([torch.randn(shape, generator=source) for source in posterior]).to(images)
+    sources = [torch.Generator().manual_seed(seed * 1_000_003 + index) for index in indices]
+    return space.encode(images, noise=noise), sources
 
 
 def _sum(rows: Tensor) -> float:

@@ -140,11 +140,15 @@ class FolderImages:
         return len(self.class_names)
 
     def batch(self, indices: Sequence[int] | np.ndarray, *, seed: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor]:
-        """Return images (B, C, H, W) in [0, 1] and labels (B,) int64; the same arguments give the same pixels."""
+        """Return images (B, C, H, W) in [0, 1] and labels (B,) int64; the same arguments give the same pixels.
+
+        A transform of V views gives V rows an image, one after the other.
+        """
         draws = uniforms(3, seed=seed, epoch=epoch, indices=indices)
         loaded = list(_threads().map(self._load, [int(i) for i in indices], draws))
-        images = torch.stack([image for image, _ in loaded]).float().div_(255)
-        return images, torch.from_numpy(self.labels[[used for _, used in loaded]])
+        images = torch.stack([image for image, _ in loaded]).flatten(0, -4).float().div_(255)
+        labels = self.labels[[used for _, used in loaded]].repeat(self.transform.num_views)
+        return images, torch.from_numpy(labels)
 
     def fingerprint(self) -> str:
         """Return 16 hex digits of the file names, sizes and labels and of the transform (pixels are not read)."""
@@ -164,11 +168,14 @@ class FolderImages:
 
     def _report(self, path: str, why: str) -> None:
         if self.on_broken == "stop":
-            raise DataError(f"{path}: broken image: {why}: mend or remove it, or choose on_broken=skip")
+            raise DataError(
+                f"{path}: broken image: {why}: mend or remove it, or choose data.on_broken=skip "
+                "(tok1d train) or --on-broken skip (other commands)"
+            )
         self._broken.setdefault(path, why)
 
     def _load(self, index: int, draws: np.ndarray) -> tuple[Tensor, int]:
-        """Return one image and the index it came from: another than asked for where that one fails to decode."""
+        """Return an image (or its views) and the index it came from: another than asked for if that fails to decode."""
         for used in (*range(index, len(self)), *range(index)):
             path = self.root / self.files[used]
             try:

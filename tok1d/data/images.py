@@ -16,7 +16,7 @@ from torch import Tensor
 from tok1d.data import fashion_mnist
 from tok1d.data.folder import FolderImages, OnBroken, classes_of, list_images
 from tok1d.data.order import uniforms
-from tok1d.data.transforms import Transform
+from tok1d.data.transforms import Crop, Transform
 from tok1d.errors import DataError
 
 __all__ = ["ArrayImages", "FolderImages", "ImageSet", "open_images", "prefetch"]
@@ -37,7 +37,7 @@ class ImageSet(Protocol):
     def num_classes(self) -> int: ...
 
     def batch(self, indices: Sequence[int] | np.ndarray, *, seed: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor]:
-        """Return images, float (B, C, H, W) in [0, 1], and labels, int64 (B,)."""
+        """Return images, float (B, C, H, W) in [0, 1], and labels, int64 (B,); V rows an image for V views."""
         ...
 
     def fingerprint(self) -> str:
@@ -74,13 +74,16 @@ class ArrayImages:
         return len(self.class_names)
 
     def batch(self, indices: Sequence[int] | np.ndarray, *, seed: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor]:
-        """Return images (B, C, H, W) in [0, 1] and labels (B,) int64; the same arguments give the same pixels."""
+        """Return images (B, C, H, W) in [0, 1] and labels (B,) int64; the same arguments give the same pixels.
+
+        A transform of V views gives V rows an image, one after the other.
+        """
         indices = np.asarray(indices, dtype=np.int64)
         pixels = self._whole(indices, seed, epoch) if self._crop_is_noop else self._by_pil(indices, seed, epoch)
         images = pixels.float().div_(255)
         if images.shape[1] < self.transform.channels:
             images = images.repeat(1, self.transform.channels, 1, 1)
-        return images.contiguous(), torch.from_numpy(self.labels[indices])
+        return images.contiguous(), torch.from_numpy(self.labels[indices].repeat(self.transform.num_views))
 
     def fingerprint(self) -> str:
         """Return 16 hex digits of the pixels, the labels and the transform."""
@@ -97,7 +100,8 @@ class ArrayImages:
     def _crop_is_noop(self) -> bool:
         channels = self.images.shape[3] if self.images.ndim == 4 else 1
         size = self.transform.size
-        return self.images.shape[1:3] == (size, size) and channels in (1, self.transform.channels)
+        one_view = self.transform.num_views == 1
+        return one_view and self.images.shape[1:3] == (size, size) and channels in (1, self.transform.channels)
 
     def _whole(self, indices: np.ndarray, seed: int, epoch: int) -> Tensor:
         pixels = self.images[indices]
@@ -110,7 +114,8 @@ class ArrayImages:
     def _by_pil(self, indices: np.ndarray, seed: int, epoch: int) -> Tensor:
         draws = uniforms(3, seed=seed, epoch=epoch, indices=indices)
         images = (Image.fromarray(self.images[index]) for index in indices)
-        return torch.stack([self.transform.apply(image, draw) for image, draw in zip(images, draws, strict=True)])
+        views = [self.transform.apply(image, draw) for image, draw in zip(images, draws, strict=True)]
+        return torch.stack(views).flatten(0, -4)
 
 
 def open_images(
@@ -120,11 +125,11 @@ def open_images(
     root: str | Path | None = None,
     image_size: int,
     channels: int,
-    crop: Literal["center", "random"] = "center",
+    crop: Crop = "center",
     flip: bool = False,
     on_broken: OnBroken = "stop",
     limit: int | None = None,
-) -> ImageSet:
+) -> ArrayImages | FolderImages:
     """Open one split of a data set: "fashion_mnist" (`root` optional) or "folder" (`root` required).
 
     A folder with train/ and test/ (or val/) subfolders is split by them; any other by a hash of the relative path,

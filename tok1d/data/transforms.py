@@ -23,6 +23,8 @@ DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image
 
 WHITE = (255, 255, 255)
 VIEW_SCALES = (1.05, 1.10)
+Crop = Literal["center", "random", "center+flip", "tencrop"]
+NUM_VIEWS: dict[Crop, int] = {"center": 1, "random": 1, "center+flip": 2, "tencrop": 20}
 
 
 def decode_image(
@@ -146,12 +148,13 @@ def _crop_at(image: Image.Image, size: int, across: float, down: float) -> Image
 class Transform:
     """From a PIL image to a square tensor: centre or random crop to `size` pixels, `channels` 1 or 3, optional flip.
 
-    Raises ConfigError for values out of range.
+    The crops "center+flip" and "tencrop" give several views of an image, of both directions. Raises ConfigError for
+    values out of range.
     """
 
     size: int
     channels: int = 3
-    crop: Literal["center", "random"] = "center"
+    crop: Crop = "center"
     flip: bool = False
 
     def __post_init__(self) -> None:
@@ -159,18 +162,31 @@ class Transform:
             raise ConfigError(f"image size: expected a positive number of pixels, found {self.size}")
         if self.channels not in (1, 3):
             raise ConfigError(f"channels: expected 1 (grey) or 3 (RGB), found {self.channels}")
-        if self.crop not in ("center", "random"):
-            raise ConfigError(f"crop: expected center or random, found {self.crop!r}")
+        if self.crop not in NUM_VIEWS:
+            raise ConfigError(f"crop: expected {', '.join(NUM_VIEWS)}, found {self.crop!r}")
+        if self.flip and self.num_views > 1:
+            raise ConfigError(f"flip: expected false, the views of crop={self.crop} are of both directions")
+
+    @property
+    def num_views(self) -> int:
+        """Views V of an image."""
+        return NUM_VIEWS[self.crop]
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> Tensor:
-        """Return uint8 (C, size, size); `rng` may be left out when nothing is random."""
+        """Return uint8 (C, size, size), of V > 1 views (V, C, size, size); `rng` may go when nothing is random."""
         if rng is None and (self.flip or self.crop == "random"):
             raise ValueError("a random transform needs a generator")
         return self.apply(image, rng.random(3) if rng is not None else (0.0, 0.0, 1.0))
 
     def apply(self, image: Image.Image, draws: Sequence[float] | np.ndarray) -> Tensor:
-        """Return uint8 (C, size, size) for three draws in [0, 1): crop across, crop down, and flip (below 0.5)."""
+        """Return uint8 (C, size, size) for three draws in [0, 1): crop across, crop down, and flip (below 0.5).
+
+        Crops of V > 1 views return (V, C, size, size); nothing of them is random.
+        """
         image = flatten(image, self.channels)
+        if self.num_views > 1:
+            views = tencrop_views if self.crop == "tencrop" else centercrop_views
+            return torch.stack([_to_uint8(view) for view in views(image, self.size)])
         if self.crop == "center":
             image = center_crop(image, self.size)
         else:
@@ -179,5 +195,6 @@ class Transform:
 
     def fingerprint(self) -> str:
         """Return a string that is equal for equal transforms, across runs and machines."""
-        kind = {"center": "adm-center", "random": "short-side-random"}[self.crop]
+        kinds = {"random": "short-side-random", "center+flip": "adm-center+flip", "tencrop": "adm-ten"}
+        kind = kinds.get(self.crop, "adm-center")
         return f"{kind}-crop/{self.size}px/{self.channels}ch/{'flip' if self.flip else 'noflip'}"

@@ -49,12 +49,15 @@ def respaced_steps(num_steps: int, spec: str | int | Sequence[int]) -> list[int]
     if text in ("", "0"):
         return list(range(num_steps))
     if text.startswith("ddim"):
-        wanted = int(text[4:])
+        wanted = _count(text[4:], text)
         for stride in range(1, num_steps + 1):
             if len(range(0, num_steps, stride)) == wanted:
                 return list(range(0, num_steps, stride))
-        raise InputError(f"no integer stride over {num_steps} steps gives exactly {wanted}; use '{wanted}' instead")
-    counts = [int(part) for part in text.split(",")]
+        raise InputError(
+            f"no integer stride over {num_steps} steps gives exactly {wanted}; "
+            + (f"take '{wanted}', spread evenly" if wanted <= num_steps else f"take at most {num_steps}")
+        )
+    counts = [_count(part, text) for part in text.split(",")]
     kept: list[int] = []
     start = 0
     for i, count in enumerate(counts):
@@ -68,6 +71,12 @@ def respaced_steps(num_steps: int, spec: str | int | Sequence[int]) -> list[int]
             position += spacing
         start += size
     return kept
+
+
+def _count(part: str, text: str) -> int:
+    if not part.strip().isdecimal() or int(part) < 1:
+        raise InputError(f"steps: expected a number from 1, such as 50, or ddim50, or 10,10,5, got {text!r}")
+    return int(part)
 
 
 class Chain:

@@ -34,6 +34,11 @@ class Guidance:
     schedule: Literal["constant", "linear"] = "constant"
     weak_model: Any = None
 
+    def acts_at(self, t: float) -> bool:
+        """Whether a time (0 = noise, 1 = data) lies in the interval, both ends included."""
+        # A float32 time may lie a rounding beside the end it stands for.
+        return self.interval[0] - 1e-6 <= t <= self.interval[1] + 1e-6
+
     def token_scales(self, length: int) -> Tensor:
         """(length,) float64: the scale of every generated position; linear is 1 + (scale - 1)(i + 1) / length."""
         if self.schedule == "constant":
@@ -70,7 +75,7 @@ def guided(
     everywhere = low <= 0 and high >= 1
 
     def field(x: Tensor, t: Tensor) -> Tensor:
-        if everywhere or low <= float(data_time(t).flatten()[0]) <= high:
+        if everywhere or guidance.acts_at(float(data_time(t).flatten()[0])):
             return combine(*both(x, t), guidance.scale)
         return conditional(x, t)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from tok1d.diffusion.path import Path, Prediction, expand
 
@@ -17,7 +19,9 @@ class Times:
 
     Args:
         kind: "uniform", or "logit_normal": the sigmoid of a normal with this mean and std. A negative mean
-            favours noisy times (Stable Diffusion 3, arXiv 2403.03206, section 3.1).
+            favours noisy times (Stable Diffusion 3, arXiv 2403.03206, section 3.1). "atan_normal" is its
+            counterpart on the cosine path, (2 / pi) atan(exp(normal)): on either path the logarithm of
+            alpha / sigma is then that normal.
     """
 
     kind: str = "uniform"
@@ -28,7 +32,20 @@ class Times:
         """(num,) float32 times."""
         if self.kind == "uniform":
             return torch.rand(num, device=device, generator=generator)
-        return torch.sigmoid(torch.randn(num, device=device, generator=generator) * self.std + self.mean)
+        return self.from_normal(torch.randn(num, device=device, generator=generator))
+
+    def from_normal(self, draws: Tensor) -> Tensor:
+        """Times of standard normal draws, of the kinds that are made from them."""
+        ratio = draws * self.std + self.mean
+        return torch.sigmoid(ratio) if self.kind == "logit_normal" else torch.atan(ratio.exp()) * (2 / math.pi)
+
+
+def direction_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Per-sample mean of 1 - cosine over the last (channel) axis, (B, L, D) -> (B,).
+
+    LightningDiT's velocity-direction loss (arXiv 2501.01423, section 4).
+    """
+    return (1 - cosine_similarity(prediction, target, dim=-1)).flatten(1).mean(1)
 
 
 @dataclass(frozen=True)

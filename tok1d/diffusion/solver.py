@@ -6,16 +6,18 @@ embedding is then computed once a step, not once a row). Times run from 0 (noise
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from tok1d.diffusion.path import Path
 from tok1d.errors import InputError
 
 Field = Callable[[Tensor, Tensor], Tensor]
 Randn = Callable[[Tensor], Tensor]
+Generators = torch.Generator | Sequence[torch.Generator]
 
 
 def time_grid(steps: int, *, shift: float = 1.0, end: float = 1.0, device: torch.device | None = None) -> Tensor:
@@ -32,12 +34,22 @@ def time_grid(steps: int, *, shift: float = 1.0, end: float = 1.0, device: torch
     return (times * end).to(dtype=torch.float32, device=device)
 
 
-def randn_from(generator: torch.Generator | None) -> Randn:
-    """A source of standard normal draws shaped like its argument, from a generator on any device."""
+def randn_from(generator: Generators | None) -> Randn:
+    """A source of standard normal draws shaped like its argument, from a generator on any device.
+
+    With a generator for every row of the argument, a row's draws do not depend on the other rows.
+    """
+
+    def draw(x: Tensor, source: torch.Generator | None) -> Tensor:
+        device = source.device if source is not None else x.device
+        return torch.randn(x.shape, generator=source, device=device, dtype=x.dtype).to(x.device)
 
     def randn(x: Tensor) -> Tensor:
-        device = generator.device if generator is not None else x.device
-        return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
+        if generator is None or isinstance(generator, torch.Generator):
+            return draw(x, generator)
+        if len(generator) != len(x):
+            raise InputError(f"expected one generator, or one for each of {len(x)} rows, got {len(generator)}")
+        return torch.stack([draw(row, source) for row, source in zip(x, generator)])
 
     return randn
 
@@ -90,11 +102,12 @@ def interpolant_sde(
     *,
     last_step: float = 0.04,
     temperature: float = 1.0,
+    path: Path = Path("linear"),  # noqa: B008 (it is frozen)
 ) -> Tensor:
-    """Sampling the linear interpolant as an SDE with w(t) = sigma(t) = 1 - t and a final drift-only step.
+    """Sampling an interpolant as an SDE with w(t) = 1 - t and a final drift-only step.
 
-    With score = (t v - x) / (1 - t) the drift v + (1 - t) score is (1 + t) v - x: one network call a step and
-    nothing singular at t = 0 (SiT, arXiv 2401.08740, section 2.4, in closed form).
+    The drift is v + (1 - t) score. On the linear path score = (t v - x) / (1 - t), so it is (1 + t) v - x: one
+    network call a step and nothing singular at t = 0 (SiT, arXiv 2401.08740, section 2.4, in closed form).
 
     Args:
         steps: network calls: steps - 1 stochastic ones up to t = 1 - last_step, then the drift over last_step.
@@ -103,7 +116,8 @@ def interpolant_sde(
         raise InputError(f"the SDE sampler needs at least 2 steps, got {steps}")
 
     def drift(x: Tensor, t: Tensor) -> Tensor:
-        return (1 + t) * velocity(x, t) - x
+        v = velocity(x, t)
+        return (1 + t) * v - x if path.kind == "linear" else v + (1 - t) * path.score(v, x, t)
 
     times = torch.linspace(0, 1 - last_step, steps, device=x.device)
     x = euler_maruyama(drift, x, times, randn, lambda t: 1 - t, temperature)

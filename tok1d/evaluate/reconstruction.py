@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from tok1d.data.images import ImageSet
+from tok1d.diffusion.guidance import Guidance
 from tok1d.evaluate.metrics import Moments, accuracy, frechet_distance, mse_per_image, psnr_per_image
 from tok1d.evaluate.networks import CNN
 from tok1d.evaluate.report import Record
+from tok1d.evaluate.sampling import counted, guidance_text, solver_options
 
 
 def prefix_lengths(length: int) -> list[int]:
@@ -58,7 +60,8 @@ def evaluate_reconstruction(
     *,
     keep: Sequence[int] = (),
     steps: int | None = None,
-    guidance: float = 1.0,
+    guidance: float | Guidance = 1.0,
+    solver: str | None = None,
     batch_size: int = 100,
     seed: int = 0,
     judge: CNN | None = None,
@@ -67,14 +70,17 @@ def evaluate_reconstruction(
     """PSNR and squared error per prefix length, and, with a judge, its accuracy and the Fréchet distance.
 
     PSNR is the mean over images of the per-image value in dB, output clamped to [0, 1]. All prefix lengths of a
-    batch start from the same noise.
+    batch start from the same noise, which `batch_size` and `seed` decide. The sampler is recorded with the number of
+    network evaluations an image took.
 
     Args:
         keep: prefix lengths (default 1, 2, 4, ..., all).
+        solver: of a diffusion decoder (default: its own).
         protocol: what every record states besides (network, reference, weights, weights_hash, ...).
     """
     device = next(tokenizer.parameters()).device
     lengths = list(keep) or prefix_lengths(tokenizer.spec.length)
+    options = solver_options(tokenizer, solver)
     psnr, mse = dict.fromkeys(lengths, 0.0), dict.fromkeys(lengths, 0.0)
     judged = {k: Judged(judge) for k in lengths} if judge is not None else {}
     real = Judged(judge) if judge is not None else None
@@ -86,7 +92,8 @@ def evaluate_reconstruction(
             real.update(x, labels)
         for k in lengths:
             generator = torch.Generator(device).manual_seed(seed * 1_000_003 + start)
-            y = tokenizer.decode(tokens, keep=k, steps=steps, guidance=guidance, generator=generator)
+            with counted(tokenizer.decoder) as evaluations:
+                y = tokenizer.decode(tokens, keep=k, steps=steps, guidance=guidance, generator=generator, **options)
             psnr[k] += float(psnr_per_image(y, x).sum())
             mse[k] += float(mse_per_image(y, x).sum())
             if judge is not None:
@@ -95,8 +102,9 @@ def evaluate_reconstruction(
     common = dict(
         num_images=count,
         reference=images.fingerprint(),
-        steps=steps or tokenizer.config.steps,
-        guidance=guidance,
+        sampler=f"{options['solver']}, {evaluations.per(len(tokens))} evaluations an image" if options else None,
+        steps=steps or getattr(tokenizer.config, "steps", None),
+        guidance=guidance_text(guidance),
         seed=seed,
         **(protocol or {}),
     )

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from tok1d.config import option
 from tok1d.diffusion.guidance import Guidance, as_guidance
-from tok1d.diffusion.solver import Randn, randn_from
+from tok1d.diffusion.solver import Generators, Randn, randn_from
 from tok1d.errors import ConfigError, InputError
 from tok1d.generators.head import DiffusionHead, HeadConfig
 from tok1d.nn.attention import Attend, Attention, KVCache, causal
@@ -21,13 +22,24 @@ from tok1d.nn.norm import RMSNorm
 
 @dataclass
 class EpsilonLlamaGenConfig:
-    """An epsilon-LlamaGen. Sizes (depth/heads/dim): B 12/12/768, L 24/16/1024, XL 36/20/1280, XXL 48/24/1536."""
+    """An epsilon-LlamaGen of a named size, or of any width, depth and heads."""
+
+    SIZES: ClassVar[dict[str, dict[str, int]]] = {
+        "B": {"dim": 768, "depth": 12, "heads": 12},
+        "L": {"dim": 1024, "depth": 24, "heads": 16},
+        "XL": {"dim": 1280, "depth": 36, "heads": 20},
+        "XXL": {"dim": 1536, "depth": 48, "heads": 24},
+        "XXXL": {"dim": 2560, "depth": 48, "heads": 40},
+        "1B": {"dim": 2048, "depth": 22, "heads": 32},
+        "3B": {"dim": 3200, "depth": 24, "heads": 32},
+        "7B": {"dim": 4096, "depth": 32, "heads": 32},
+    }
 
     name: str = option("epsilon_llamagen", "which model this is")
     num_tokens: int = option(32, "tokens K of a sequence", ge=1)
     token_dim: int = option(16, "numbers D of a token", ge=1)
     num_classes: int = option(1000, "classes; 0 makes it unconditional", ge=0)
-    dim: int = option(1024, "width", ge=1)
+    dim: int = option(1024, "width; size=B, L, XL, XXL, XXXL, 1B, 3B or 7B sets width, depth and heads", ge=1)
     depth: int = option(24, "number of blocks", ge=1)
     heads: int = option(16, "attention heads", ge=1)
     class_tokens: int = option(1, "copies of the class vector before the tokens", ge=1)
@@ -129,7 +141,7 @@ class EpsilonLlamaGen(nn.Module):
         guidance: float | Guidance = 1.0,
         steps: int | None = None,
         temperature: float = 1.0,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
         sampler: str | None = None,
         randn: Randn | None = None,
     ) -> Tensor:
@@ -139,10 +151,11 @@ class EpsilonLlamaGen(nn.Module):
             cond: (B,) class ids, or None with `num` for the unconditional model.
             length: how many tokens, 1..K (default K).
             guidance: a plain scale follows the paper's linear schedule over the tokens; guidance acts inside the
-                head, on its outputs.
+                head, on its outputs. 1 is off, 0 is the null class, values between them are allowed.
             steps: the head's network evaluations a token; default `config.head.steps`.
             temperature: multiplies the head's sampling noise.
-            generator: source of all noise; default: one seeded with 0.
+            generator: source of all noise; default: one seeded with 0. With a single one a sample depends on
+                the size of its batch; with a sequence of them, one a row, only on its own.
             sampler: the head's sampler, see `DiffusionHead.sample`.
             randn: source of all noise instead of `generator` (recorded draws): for every token the starting noise
                 (B, D), then what the sampler draws.

@@ -155,6 +155,16 @@ class DiffusionHead(nn.Module):
         t = torch.rand(target.shape[0], device=target.device) if t is None else t
         return self.objective.loss(network, target, noise, t)
 
+    def sampler(self, name: str | None = None) -> str:
+        """The sampler of that name, by default the configuration's; InputError for one the objective does not have."""
+        if self.config.objective == "ddpm":
+            if name not in (None, "ancestral"):
+                raise InputError(f"a DDPM head samples with 'ancestral', got {name!r}")
+            return "ancestral"
+        if name not in (None, "sde", "euler", "heun"):
+            raise InputError(f"the head samples with 'sde', 'euler' or 'heun', got {name!r}")
+        return name or self.config.sampler
+
     @torch.no_grad()
     def sample(
         self,
@@ -178,20 +188,15 @@ class DiffusionHead(nn.Module):
         Raises:
             InputError: a sampler the objective does not have, or too few steps for it.
         """
-        steps = self.config.steps if steps is None else steps
-        if self.config.objective == "ddpm" and sampler not in (None, "ancestral"):
-            raise InputError(f"a DDPM head samples with 'ancestral', got {sampler!r}")
+        steps, sampler = self.config.steps if steps is None else steps, self.sampler(sampler)
         # A chain of one step keeps the cleanest: noise would come out.
         if self.config.objective == "ddpm" and steps < 2:
             raise InputError(f"a DDPM head needs at least 2 steps, got {steps}")
-        sampler = self.config.sampler if sampler is None else sampler
         field = self.field(cond, uncond, scale)
         if self.config.objective == "ddpm":
             return ancestral(field, start, self.chain.respace(steps), randn, temperature=temperature)
         if sampler == "sde":
             return interpolant_sde(field, start, steps, randn, last_step=self.config.last_step, temperature=temperature)
-        if sampler not in ("euler", "heun"):
-            raise InputError(f"the head samples with 'sde', 'euler' or 'heun', got {sampler!r}")
         times = time_grid(steps, device=start.device)
         return (heun if sampler == "heun" else euler)(field, start, times)
 

@@ -7,10 +7,14 @@ full, causal, masked, tokens over a prefix that is blind to them, and cached dec
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+
+from tok1d.nn.norm import RMSNorm
+from tok1d.nn.position import rotate
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -32,6 +36,15 @@ def masked(mask: Tensor) -> Attend:
         return scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
     return attend
+
+
+def rotary(cos: Tensor, sin: Tensor, attend: Attend = full) -> Attend:
+    """`attend` with queries and keys turned first; cos and sin broadcastable to (B, heads, L, head_dim / 2)."""
+
+    def attend_rotated(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
+
+    return attend_rotated
 
 
 def prefix_causal_mask(prefix: int, num_tokens: int, device: torch.device | None = None) -> Tensor:
@@ -86,24 +99,43 @@ class KVCache:
         return scaled_dot_product_attention(q, self.k, self.v, attn_mask=self._rows[start:end])
 
 
+def head_norm(kind: Literal["none", "layer", "rms"], head_dim: int) -> nn.Module:
+    """The normalisation of queries or keys, an identity without any."""
+    if kind == "none":
+        return nn.Identity()
+    return nn.LayerNorm(head_dim) if kind == "layer" else RMSNorm(head_dim, eps=1e-6)
+
+
 class Attention(nn.Module):
     """Self-attention with one fused query-key-value projection (rows ordered q, k, v; head-major inside each).
 
     Args:
         dim: width of the sequence, a multiple of `heads`.
         bias: whether both projections carry a bias.
+        qkv_bias: of the first projection alone, where it differs.
+        qk_norm: normalise queries and keys over the channels of a head: "layer" (LayerNorm) or "rms" (RMSNorm).
     """
 
-    def __init__(self, dim: int, heads: int, *, bias: bool = True) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        bias: bool = True,
+        qkv_bias: bool | None = None,
+        qk_norm: Literal["none", "layer", "rms"] = "none",
+    ) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"attention width {dim} is not a multiple of its {heads} heads")
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias if qkv_bias is None else qkv_bias)
         self.proj = nn.Linear(dim, dim, bias=bias)
+        self.q_norm, self.k_norm = (head_norm(qk_norm, dim // heads) for _ in range(2))
 
     def forward(self, x: Tensor, attend: Attend = full) -> Tensor:
         """(B, L, dim) -> (B, L, dim)."""
         batch, length, dim = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        q, k = self.q_norm(q), self.k_norm(k)
         return self.proj(attend(q, k, v).transpose(1, 2).reshape(batch, length, dim))

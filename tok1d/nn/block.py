@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,13 +26,13 @@ class Mlp(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)), without biases (LLaMA)."""
+    """down(silu(gate(x)) * up(x)), by default without biases (LLaMA)."""
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden: int, *, bias: bool = False) -> None:
         super().__init__()
-        self.gate = nn.Linear(dim, hidden, bias=False)
-        self.up = nn.Linear(dim, hidden, bias=False)
-        self.down = nn.Linear(hidden, dim, bias=False)
+        self.gate = nn.Linear(dim, hidden, bias=bias)
+        self.up = nn.Linear(dim, hidden, bias=bias)
+        self.down = nn.Linear(hidden, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x)) * self.up(x))
@@ -55,6 +57,17 @@ class DropPath(nn.Module):
         return x * keep / (1 - self.rate)
 
 
+class LayerScale(nn.Module):
+    """x * gamma, a learned number a channel (arXiv 2103.17239)."""
+
+    def __init__(self, dim: int, init: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed-forward(norm(x)).
 
@@ -63,6 +76,7 @@ class Block(nn.Module):
         mlp: the feed-forward part.
         dropout: applied to the output of both branches.
         drop_path: stochastic depth of both branches.
+        layer_scale: initial factor of both branches, learned for every channel; None has none.
     """
 
     def __init__(
@@ -73,28 +87,34 @@ class Block(nn.Module):
         *,
         dropout: tuple[float, float] = (0.0, 0.0),
         drop_path: float = 0.0,
+        layer_scale: float | None = None,
     ) -> None:
         super().__init__()
         self.norm1, self.norm2 = norms
         self.attn = attn
         self.mlp = mlp
+        dim = attn.proj.out_features
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop1 = nn.Sequential(nn.Dropout(dropout[0]), DropPath(drop_path))
         self.drop2 = nn.Sequential(nn.Dropout(dropout[1]), DropPath(drop_path))
 
     def forward(self, x: Tensor, attend: Attend = full) -> Tensor:
         """(B, L, dim) -> (B, L, dim)."""
-        x = x + self.drop1(self.attn(self.norm1(x), attend))
-        return x + self.drop2(self.mlp(self.norm2(x)))
+        x = x + self.drop1(self.ls1(self.attn(self.norm1(x), attend)))
+        return x + self.drop2(self.ls2(self.mlp(self.norm2(x))))
 
 
 class AdaLNBlock(nn.Module):
     """A block whose two LayerNorms are shifted, scaled and gated by a condition (DiT, section 3.2, adaLN-Zero)."""
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0) -> None:
+    def __init__(
+        self, dim: int, heads: int, mlp_ratio: float = 4.0, *, qk_norm: Literal["none", "layer", "rms"] = "none"
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
-        self.attn = Attention(dim, heads)
+        self.attn = Attention(dim, heads, qk_norm=qk_norm)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), tanh=True)
         self.modulation = Modulation(dim, 6)
 

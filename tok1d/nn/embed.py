@@ -30,6 +30,18 @@ def unpatchify(tokens: Tensor, patch: int, height: int, width: int) -> Tensor:
     return grid.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, height * patch, width * patch)
 
 
+def time_rates(width: int) -> Tensor:
+    """Frequencies 10000^(-k / (width // 2)) of a sinusoidal embedding of so many numbers, (width // 2,)."""
+    half = width // 2
+    return torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32) / half)
+
+
+def time_waves(t: Tensor, rates: Tensor, width: int) -> Tensor:
+    """Cosines, then sines, of times (B,) at those frequencies; an odd width ends in a zero. (B, width) float32."""
+    angles = t.float()[:, None] * rates
+    return nn.functional.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, width - 2 * len(rates)))
+
+
 class TimeEmbed(nn.Module):
     """Sinusoids of a time (cosines first), Linear, SiLU, Linear. (B,) -> (B, dim).
 
@@ -44,9 +56,7 @@ class TimeEmbed(nn.Module):
         self.scale = scale
         self.fc1 = nn.Linear(frequencies, dim)
         self.fc2 = nn.Linear(dim, dim)
-        half = frequencies // 2
-        rates = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32) / half)
-        self.register_buffer("rates", rates, persistent=False)
+        self.register_buffer("rates", time_rates(frequencies), persistent=False)
         self.rates: Tensor
 
     def init_weights(self) -> None:
@@ -56,8 +66,7 @@ class TimeEmbed(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, t: Tensor) -> Tensor:
-        angles = t.float()[:, None] * self.scale * self.rates
-        waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.fc1.weight.dtype)
+        waves = time_waves(t * self.scale, self.rates, self.fc1.in_features).to(self.fc1.weight.dtype)
         return self.fc2(nn.functional.silu(self.fc1(waves)))
 
 

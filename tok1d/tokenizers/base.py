@@ -21,6 +21,7 @@ class TokenSpec:
         vocab_size: size of the vocabulary (None for continuous tokens).
         ordered: whether the first k tokens alone can be decoded.
         needs_label: whether encoding and decoding want the class.
+        deterministic: whether decoding is one pass, which takes neither steps nor guidance nor a solver.
     """
 
     length: int
@@ -28,6 +29,7 @@ class TokenSpec:
     vocab_size: int | None = None
     ordered: bool = False
     needs_label: bool = False
+    deterministic: bool = False
 
 
 class Tokenizer(Protocol):

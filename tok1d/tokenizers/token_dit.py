@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,17 @@ from tok1d.nn.position import sincos_2d
 
 @dataclass
 class DecoderConfig:
-    """A DiT; S 12/384/6, B 12/768/12, L 24/1024/16, XL 28/1152/16 (depth/width/heads)."""
+    """A DiT of a named size, or of any width, depth and heads."""
+
+    SIZES: ClassVar[dict[str, dict[str, int]]] = {
+        "S": {"dim": 384, "depth": 12, "heads": 6},
+        "B": {"dim": 768, "depth": 12, "heads": 12},
+        "L": {"dim": 1024, "depth": 24, "heads": 16},
+        "XL": {"dim": 1152, "depth": 28, "heads": 16},
+    }
 
     patch: int = option(2, "side of a square patch of the latent", ge=1)
-    dim: int = option(1024, "width, a multiple of 4", ge=4)
+    dim: int = option(1024, "width, a multiple of 4; size=S, B, L or XL sets width, depth and heads", ge=4)
     depth: int = option(24, "number of blocks", ge=1)
     heads: int = option(16, "attention heads", ge=1)
     mlp_ratio: float = option(4.0, "hidden width of the MLP over the width", gt=0)
@@ -42,7 +50,7 @@ class TokenDiT(nn.Module):
     output does not depend on the order of the kept tokens.
 
     Args:
-        channels, size: latents are (B, channels, size, size).
+        channels, size: latents are (B, channels, size, size); any other size that the patches divide is read too.
         num_tokens, token_dim: condition tokens are (B, K, D).
         out_channels: channels of the output (2 * channels where the variance is learned).
         time_scale: times are multiplied by it before the sinusoids.
@@ -61,10 +69,11 @@ class TokenDiT(nn.Module):
     ) -> None:
         super().__init__()
         dim, patch = config.dim, config.patch
-        self.patch, self.grid, self.align_depth = patch, size // patch, config.align_depth
+        self.patch, self.dim, self.grid, self.align_depth = patch, dim, size // patch, config.align_depth
         self.patch_embed = PatchEmbed(patch, channels, dim)
         self.register_buffer("positions", sincos_2d(dim, self.grid, self.grid)[None], persistent=False)
         self.positions: Tensor
+        self._tables: dict[tuple[object, ...], Tensor] = {}  # positions of other sizes
         self.time_embed = TimeEmbed(dim, scale=time_scale)
         self.blocks = nn.ModuleList(AdaLNBlock(dim, config.heads, config.mlp_ratio) for _ in range(config.depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
@@ -97,8 +106,18 @@ class TokenDiT(nn.Module):
             return tokens
         return torch.where(mask[..., None], tokens, self.null_tokens.to(tokens.dtype))
 
+    def table(self, rows: int, columns: int) -> Tensor:
+        """The fixed positions of a grid of patches, (1, rows * columns, dim): the same formula at every size."""
+        if (rows, columns) == (self.grid, self.grid):
+            return self.positions
+        key = (rows, columns, self.positions.device, self.positions.dtype)
+        if key not in self._tables:
+            with torch.inference_mode(False):  # it may serve a training step later
+                self._tables[key] = sincos_2d(self.dim, rows, columns)[None].to(self.positions)
+        return self._tables[key]
+
     def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        """Latents (B, C, S, S), times (B,) or (1,), filled tokens (B, K, D) -> (B, out_channels, S, S)."""
+        """Latents (B, C, H, W), times (B,) or (1,), filled tokens (B, K, D) -> (B, out_channels, H, W)."""
         return self._run(x, t, tokens, align=False)[0]
 
     def forward_aligned(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,13 +127,14 @@ class TokenDiT(nn.Module):
         return out, aligned
 
     def _run(self, x: Tensor, t: Tensor, tokens: Tensor, *, align: bool) -> tuple[Tensor, Tensor | None]:
-        sequence = torch.cat([self.patch_embed(x) + self.positions, self.token_embed(tokens)], dim=1)
+        rows, columns = x.shape[-2] // self.patch, x.shape[-1] // self.patch
+        sequence = torch.cat([self.patch_embed(x) + self.table(rows, columns), self.token_embed(tokens)], dim=1)
         c = self.time_embed(t)[:, None]
-        num_patches, aligned = self.grid**2, None
+        num_patches, aligned = rows * columns, None
         for depth, block in enumerate(self.blocks, start=1):
             sequence = block(sequence, c)
             if align and depth == self.align_depth and self.projector is not None:
                 aligned = self.projector(sequence[:, :num_patches])
         shift, scale = self.modulation(c)
         out = self.out(modulate(self.norm(sequence[:, :num_patches]), shift, scale))
-        return unpatchify(out, self.patch, self.grid, self.grid), aligned
+        return unpatchify(out, self.patch, rows, columns), aligned

@@ -62,5 +62,21 @@ def load_latest(folder: Path, device: torch.device) -> dict[str, Any] | None:
     return state
 
 
+def by_player(state: dict[str, Any], names: list[str], source: str) -> list[dict[str, Any]]:
+    """What each player of a run left in a checkpoint; the first one's lies at the top, as before there were others.
+
+    Raises:
+        WeightsError: the checkpoint is of other players.
+    """
+    others = state.get("players", {})
+    if others.keys() != set(names[1:]):
+        found, wanted = (", ".join([names[0], *sorted(each)]) for each in (others, names[1:]))
+        raise WeightsError(
+            f"{source}: made by a training of {found}, this one trains {wanted}; "
+            "use the recipe it was made with, or start anew with --overwrite"
+        )
+    return [state, *(others[name] for name in names[1:])]
+
+
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:120]

@@ -1,4 +1,4 @@
-"""The one training loop: tokenizers, generators and the judge alike.
+"""The one training loop: tokenizers, generators and the judge alike, and players that train against each other.
 
 A step is a pure function of (weights, optimizer state, seed, step): the batch comes from the step number and the
 random numbers are seeded from it. So a resumed run equals an unbroken one, and a failed step can be replayed.
@@ -24,12 +24,11 @@ from tok1d.config import Recipe
 from tok1d.data.images import prefetch
 from tok1d.errors import ConfigError, Tok1dError, WeightsError
 from tok1d.train import checkpoint
-from tok1d.train.ema import EMA
 from tok1d.train.log import JsonLog
-from tok1d.train.optim import build_optimizer, learning_rate
+from tok1d.train.optim import learning_rate
+from tok1d.train.players import Batch, Moment, Player, Side, Tensors, alone, total_loss
 from tok1d.zoo.store import load_state
 
-Batch = tuple[Tensor, Tensor]
 AGREE_EVERY = 10  # after so many steps several processes ask each other whether one of them has to stop
 
 
@@ -42,13 +41,22 @@ class Task:
     """What a recipe trains: the model and where its batches come from.
 
     Args:
+        model: what is saved, shown and measured in the end.
         batch: (micro_step, rank, world) -> the batch; a pure function.
         preview: writes a picture of what the model does now.
+        players: who trains, in turn, the model first; empty is the model alone, by its own losses.
     """
 
     model: nn.Module
     batch: Callable[[int, int, int], Batch]
     preview: Callable[[nn.Module, Path], None] | None = None
+    players: list[Player] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.players = self.players or [alone(self.model)]
+        assert self.players[0].module is self.model and not self.players[0].prefix, "the model plays first"
+        for key in ("name", "prefix"):
+            assert len({getattr(player, key) for player in self.players}) == len(self.players), f"{key}s that repeat"
 
 
 @dataclass
@@ -59,17 +67,6 @@ class Result:
     seconds: float
     device: str
     finished: bool
-
-
-class _Losses(nn.Module):
-    """`model.losses` as a forward pass, so that distributed wrappers see it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        return self.model.losses(batch, progress)  # type: ignore[operator]
 
 
 class _StopSignal:
@@ -112,7 +109,8 @@ def processes() -> Any:
 def fit(recipe: Recipe, task: Task, out: Path, *, seconds: float | None = None, quiet: bool = False) -> Result:
     """Train `task` as `recipe.train` says, from the newest checkpoint in `out` if there is one.
 
-    On return the model holds the averaged weights (EMA), unless `train.ema` is 0.
+    Every step, each of the task's players computes its gradients in turn; then all of them are stepped. On return the
+    model holds the averaged weights (EMA), unless `train.ema` is 0.
 
     Args:
         seconds: stop with a checkpoint after this much training time of this sitting.
@@ -133,57 +131,54 @@ def fit(recipe: Recipe, task: Task, out: Path, *, seconds: float | None = None, 
     world = accelerator.num_processes
     if config.batch_size % world:
         raise ConfigError(f"train.batch_size: expected a multiple of {world} processes, received {config.batch_size}")
-    task.model.train().to(accelerator.device)
-    optimizer = build_optimizer(task.model, config)
-    ema = EMA(task.model, config.ema) if config.ema > 0 else None
+    sides = [Side(player, config, accelerator.device) for player in task.players]
+    run = _Run(recipe, task, out, accelerator, sides)
     state = checkpoint.load_latest(out / "checkpoints", accelerator.device)
-    step, spent = 0, 0.0
     if state is not None:
-        load_state(task.model, state["model"], str(out / "checkpoints"))
-        optimizer.load_state_dict(state["optimizer"])
-        if ema is not None:
-            ema.load_state_dict(state["ema"])
-        step, spent = state["step"], state["seconds"]
-    losses, prepared = accelerator.prepare(_Losses(task.model), optimizer)
-    run = _Run(recipe, task, out, accelerator, losses, prepared, optimizer, ema, step, spent)
-    if state is not None:
-        run.sums, run.since = state.get("sums", {}), state.get("since", step)
+        run.load(state)
+    for side in sides:
+        side.prepare(accelerator)
     with _StopSignal() as stop:
         run.loop(stop, seconds, quiet=quiet or not accelerator.is_main_process)
     if stop.received is not None and run.step < config.steps:
         raise KeyboardInterrupt
-    if ema is not None:
-        ema.swap()
-    task.model.eval()
+    for side in sides:
+        if side.ema is not None:
+            side.ema.swap()
+        side.player.module.eval()
     return Result(run.step, run.spent, str(accelerator.device), run.step >= config.steps)
 
 
-def seed_of(seed: int, micro_step: int, rank: int = 0) -> int:
-    """The seed of one forward pass's random numbers.
+def seed_of(seed: int, micro_step: int, rank: int = 0, prefix: str = "") -> int:
+    """The seed of one forward pass's random numbers, of the player that logs with this prefix.
 
-    Hashed, because torch's CPU generator takes only the low 32 bits of a seed: all three must reach them.
+    Hashed, because torch's CPU generator takes only the low 32 bits of a seed: all of these must reach them.
     """
-    digest = hashlib.sha256(f"{seed} {micro_step} {rank}".encode()).digest()
+    digest = hashlib.sha256(f"{seed} {micro_step} {rank}{prefix and ' '}{prefix}".encode()).digest()
     return int.from_bytes(digest[:8], "big")
 
 
 def replay(recipe: Recipe, task: Task, dump: Path, *, rank: int = 0, world: int = 1) -> dict[str, float]:
     """The losses of a step that was not finite, from its dump: same weights, batch and random numbers (on its device).
 
-    `task.model` is left with the dump's weights and the step's gradients, to look into.
+    The modules of `task.players` are left with the dump's weights and the step's gradients, to look into.
     """
-    state = torch.load(dump, map_location="cpu", weights_only=True)
-    load_state(task.model, state["model"], str(dump))
-    task.model.train().zero_grad()
-    device = next(task.model.parameters()).device
+    state, accumulate = torch.load(dump, map_location="cpu", weights_only=True), recipe.train.accumulate
+    for player, own in zip(task.players, checkpoint.by_player(state, [p.name for p in task.players], str(dump))):
+        load_state(player.module, own["model"], str(dump))
+        player.module.train().zero_grad()
+    device, moment = next(task.model.parameters()).device, Moment(state["step"], recipe.train.steps)
     losses: dict[str, float] = {}
-    for micro_step in range(state["step"] * recipe.train.accumulate, (state["step"] + 1) * recipe.train.accumulate):
-        torch.manual_seed(seed_of(recipe.seed, micro_step, rank))
-        batch = tuple(part.to(device) for part in task.batch(micro_step, rank, world))
-        terms = task.model.losses(batch, state["step"] / recipe.train.steps)  # type: ignore[operator]
-        torch.stack([v for k, v in terms.items() if k.startswith("loss")]).sum().backward()
-        for name, value in terms.items():
-            losses[name] = losses.get(name, 0.0) + float(value.detach()) / recipe.train.accumulate
+    for micro_step in range(state["step"] * accumulate, (state["step"] + 1) * accumulate):
+        batch, seen = tuple(part.to(device) for part in task.batch(micro_step, rank, world)), Tensors()
+        for player in task.players:
+            torch.manual_seed(seed_of(recipe.seed, micro_step, rank, player.prefix))
+            terms, made = player.losses(batch, moment, seen)
+            (total_loss(terms) / accumulate).backward()
+            seen |= {name: value.detach() for name, value in made.items()}
+            for name, value in terms.items():
+                key = player.prefix + name
+                losses[key] = losses.get(key, 0.0) + float(value.detach()) / accumulate
     return losses
 
 
@@ -195,14 +190,20 @@ class _Run:
     task: Task
     out: Path
     accelerator: Any
-    losses: nn.Module
-    prepared: Any
-    optimizer: torch.optim.AdamW
-    ema: EMA | None
-    step: int
-    spent: float
-    sums: dict[str, Tensor] = field(default_factory=dict)  # of what is logged, over the steps after `since`
+    sides: list[Side]
+    step: int = 0
+    spent: float = 0.0
+    sums: Tensors = field(default_factory=dict)  # of what is logged, over the steps after `since`
     since: int = 0
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        source = str(self.out / "checkpoints")
+        names = [side.player.name for side in self.sides]
+        for side, own in zip(self.sides, checkpoint.by_player(state, names, source)):
+            side.load_state_dict(own, source)
+        self.step, self.spent = state["step"], state["seconds"]
+        self.sums, self.since = state.get("sums", {}), state.get("since", self.step)
 
     def loop(self, stop: _StopSignal, seconds: float | None, *, quiet: bool) -> None:
         from tqdm import tqdm
@@ -211,6 +212,7 @@ class _Run:
         main = self.accelerator.is_main_process
         log = JsonLog(self.out / "log.jsonl", self.step) if main else None
         self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+        self.culprits = torch.zeros(len(self.sides), dtype=torch.bool, device=device)
         before, mark = self.spent, time.perf_counter()
         ahead = closing(prefetch(self._batches()))
         bar = tqdm(total=config.steps, initial=self.step, disable=quiet, unit="step", smoothing=0.05)
@@ -256,40 +258,52 @@ class _Run:
             first = step * config.accumulate
             yield [self.task.batch(first + i, rank, world) for i in range(config.accumulate)]
 
-    def train_step(self, batches: list[Batch]) -> dict[str, Tensor]:
-        """One optimizer step; returns detached means on the device, without waiting for it."""
-        config, device = self.recipe.train, self.accelerator.device
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, config)
-        logged: dict[str, Tensor] = {}
-        total = torch.zeros((), device=device)
+    def train_step(self, batches: list[Batch]) -> Tensors:
+        """One optimizer step of every player; returns detached means on the device, without waiting for it."""
+        logged: Tensors = {}
+        totals = [torch.zeros((), device=self.accelerator.device) for _ in self.sides]
         for i, batch in enumerate(batches):
-            micro_step = self.step * config.accumulate + i
-            torch.manual_seed(seed_of(self.recipe.seed, micro_step, self.accelerator.process_index))
-            moved = tuple(part.to(device, non_blocking=True) for part in batch)
-            last = i == len(batches) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.losses):
-                terms = self.losses(moved, self.step / config.steps)
-                loss = torch.stack([v for k, v in terms.items() if k.startswith("loss")]).sum() / len(batches)
-                self.accelerator.backward(loss)
-            total += loss.detach()
-            for name, value in terms.items():
+            for name, value in self._gradients(batch, i, len(batches), totals).items():
                 logged[name] = logged.get(name, 0) + value.detach() / len(batches)
-        limit = config.clip if config.clip > 0 else float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), limit)
-        bad = ~(torch.isfinite(total) & torch.isfinite(norm))
+        norms = [side.clip() for side in self.sides]
+        halted = self._halted(totals, norms)
+        for side, norm in zip(self.sides, norms):
+            side.step(self.step, halted)
+            logged[f"{side.player.prefix}grad_norm"] = norm.detach()
+        return logged
+
+    def _gradients(self, batch: Batch, i: int, num: int, totals: list[Tensor]) -> Tensors:
+        """Forward and backward pass of the players in turn on batch `i` of a step of `num`; returns what to log."""
+        accelerator, moment = self.accelerator, Moment(self.step, self.recipe.train.steps)
+        moved = tuple(part.to(accelerator.device, non_blocking=True) for part in batch)
+        seen, logged = Tensors(), Tensors()
+        for n, side in enumerate(self.sides):
+            player = side.player
+            assert i or not n or all(p.grad is None for p in player.module.parameters()), (
+                f"the losses of a player before it reached the gradients of {player.name}"
+            )
+            micro_step = self.step * num + i
+            torch.manual_seed(seed_of(self.recipe.seed, micro_step, accelerator.process_index, player.prefix))
+            with nullcontext() if i == num - 1 else accelerator.no_sync(side.forward):
+                terms, made = side.forward(moved, moment, seen)
+                loss = total_loss(terms) / num
+                accelerator.backward(loss)
+            totals[n] += loss.detach()
+            seen |= {name: value.detach() for name, value in made.items()}
+            logged |= {player.prefix + name: value for name, value in terms.items()}
+        return logged
+
+    def _halted(self, totals: list[Tensor], norms: list[Tensor]) -> Tensor:
+        """Whether this step, or one before it, was not finite, on the device."""
+        bad = torch.stack([~(torch.isfinite(total) & torch.isfinite(norm)) for total, norm in zip(totals, norms)])
         if self.accelerator.num_processes > 1:
             bad = self.accelerator.reduce(bad.float(), "sum") > 0
         # The fused optimizer skips its update on the device where found_inf is 1; it stays 1 from the first bad
         # step on, so nothing has to wait for the device to keep the weights as they were before that step.
-        self.first_bad = torch.where(bad & (self.first_bad < 0), self.step, self.first_bad)
-        self.optimizer.found_inf = (self.first_bad >= 0).float()  # type: ignore[attr-defined]
-        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None:
-            self.ema.update(self.step)
-        return {**logged, "grad_norm": norm.detach()}
+        first = bad.any() & (self.first_bad < 0)
+        self.first_bad = torch.where(first, self.step, self.first_bad)
+        self.culprits = torch.where(first, bad, self.culprits)
+        return self.first_bad >= 0
 
     def _check_finite(self) -> None:
         """Stop the run if a step since the last look was not finite, leaving a dump to replay it."""
@@ -299,23 +313,28 @@ class _Run:
         path = self.out / f"nonfinite-step-{bad:08d}.pt"
         left = f"left {path} (weights before the step; tok1d.train.loop.replay repeats it)"
         if self.accelerator.is_main_process:
-            state = {"step": bad, "model": self.task.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+            first, *others = self.sides
+            players = {side.player.name: side.state() for side in others}
             try:
-                checkpoint.write(path, state)
+                checkpoint.write(path, {"step": bad, **first.state(), "players": players})
             except WeightsError as error:
                 left = str(error)
+        # The first of them: what it made spoils those after it.
+        player = self.sides[self.culprits.tolist().index(True)].player
+        whose = f"{player.name}: " if len(self.sides) > 1 else ""
         raise NonFiniteError(
-            f"step {bad}: loss or gradient is not finite; the run stopped before using it and {left}. "
+            f"step {bad}: {whose}loss or gradient is not finite; the run stopped before using it and {left}. "
             "Try a lower train.lr, train.clip, or train.precision=fp32"
         )
 
     def _log_entry(self) -> dict[str, Any]:
         count = max(self.step - self.since, 1)
         values = {name: float(value) / count for name, value in self.sums.items()}
+        rates = {f"{side.player.prefix}lr": learning_rate(self.step - 1, side.config) for side in self.sides}
         return {
             "step": self.step,
             **{name: round(value, 6) for name, value in values.items()},
-            "lr": round(learning_rate(self.step - 1, self.recipe.train), 9),
+            **{name: round(rate, 9) for name, rate in rates.items()},
             "seconds": round(self.spent, 2),
         }
 
@@ -323,10 +342,10 @@ class _Run:
         """Write a checkpoint (main process)."""
         self._check_finite()
         if self.accelerator.is_main_process:
+            first, *others = self.sides
             state = {
-                "model": self.task.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "ema": self.ema.state_dict() if self.ema is not None else {},
+                **first.state_dict(),
+                "players": {side.player.name: side.state_dict() for side in others},
                 "seconds": self.spent,
                 "sums": self.sums,
                 "since": self.since,
@@ -337,11 +356,12 @@ class _Run:
         """Write a picture with the averaged weights."""
         if self.task.preview is None or not self.accelerator.is_main_process:
             return
-        if self.ema is not None:
-            self.ema.swap()
+        ema = self.sides[0].ema
+        if ema is not None:
+            ema.swap()
         self.task.model.eval()
         with torch.no_grad():
             self.task.preview(self.task.model, self.out / "samples" / f"step-{self.step:08d}.png")
         self.task.model.train()
-        if self.ema is not None:
-            self.ema.swap()
+        if ema is not None:
+            ema.swap()

@@ -124,7 +124,7 @@ def train(
         out = prepare(recipe, overwrite=overwrite and first_process)
         commit = code_version()  # as the run begins: a long run outlives edits of the checkout
         task = build_task(recipe)
-    _check_keep(recipe, task.model)
+    _check_evaluate(recipe, task.model)
     result = fit(recipe, task, out, seconds=seconds, quiet=quiet)
     if result.finished and first_process:
         finish(recipe, task, result, out, name=name, commit=commit)
@@ -142,12 +142,15 @@ def _first_process_first() -> Iterator[bool]:
         yield state.is_main_process
 
 
-def _check_keep(recipe: Recipe, model: Any) -> None:
-    """Before the training, not after it: the evaluation decodes no more tokens than there are."""
+def _check_evaluate(recipe: Recipe, model: Any) -> None:
+    """Before the training, not after it: the evaluation decodes tokens that there are, in steps that can be taken."""
     length = model.spec.length if recipe.kind == "tokenizer" else getattr(model.config, "num_tokens", None)
     for k in recipe.evaluate.keep:
         if length is not None and k > length:
             raise ConfigError(f"evaluate.keep: expected numbers up to {length}, the model's tokens, received {k}")
+    decodes = store.read_config(store.resolve(recipe.tokenizer))[0] if recipe.tokenizer else model.config
+    if getattr(decodes, "objective", None) == "ddpm" and not 2 <= recipe.evaluate.steps <= 1000:
+        raise ConfigError(f"evaluate.steps: a DDPM decoder takes 2 to 1000 steps, received {recipe.evaluate.steps}")
 
 
 def finish(recipe: Recipe, task: Task, result: Result, out: Path, *, name: str = "", commit: str = "") -> list[Record]:

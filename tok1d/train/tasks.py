@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from tok1d.config import Recipe
-from tok1d.data.folder import tell_broken
-from tok1d.data.images import ImageSet, open_images
+from tok1d.config import NO_CACHE, Recipe
+from tok1d.data.folder import FolderImages, tell_broken
+from tok1d.data.images import ArrayImages, ImageSet, open_images
 from tok1d.data.order import batch_indices
-from tok1d.data.tokens import TokenCache, TokenWriter
+from tok1d.data.tokens import INDEX, TokenCache
 from tok1d.errors import ConfigError, DataError
 from tok1d.pictures import grid, save_png
+from tok1d.train.cache import (
+    encode_batch,
+    encode_images,
+    every_image,
+    process_device,
+    released,
+    tokens_kept,
+    with_views,
+)
 from tok1d.train.loop import Batch, Task
 from tok1d.zoo import store
 
+BatchFunction = Callable[[int, int, int], Batch]
 
-def open_split(recipe: Recipe, split: str, *, augment: bool = False) -> ImageSet:
+
+def open_split(recipe: Recipe, split: str, *, augment: bool = False) -> ArrayImages | FolderImages:
     """The recipe's images; augmented only for training."""
     data = recipe.data
     return open_images(
@@ -43,13 +55,20 @@ def build_task(recipe: Recipe) -> Task:
     model = store.build_model(recipe.model)
     images = open_split(recipe, "train", augment=True)
     tell_broken(images)
+    return Task(
+        model, image_batches(recipe, images), _reconstruction_preview(recipe) if recipe.kind == "tokenizer" else None
+    )
+
+
+def image_batches(recipe: Recipe, images: ImageSet) -> BatchFunction:
+    """Batches of images, every image once an epoch; a pure function of (micro_step, rank, world)."""
     size, seed = recipe.train.batch_size, recipe.seed
 
     def batch(micro_step: int, rank: int, world: int) -> Batch:
         indices, epoch = batch_indices(len(images), size // world, seed=seed, step=micro_step, rank=rank, world=world)
         return images.batch(indices, seed=seed, epoch=epoch)
 
-    return Task(model, batch, _reconstruction_preview(recipe) if recipe.kind == "tokenizer" else None)
+    return batch
 
 
 def _reconstruction_preview(recipe: Recipe) -> Any:
@@ -65,65 +84,32 @@ def _reconstruction_preview(recipe: Recipe) -> Any:
     return preview
 
 
-def encode_images(
-    tokenizer: Any,
-    images: ImageSet,
-    folder: Path,
-    *,
-    num_tokens: int | None = None,
-    dtype: str = "float32",
-    batch_size: int = 500,
-    overwrite: bool = False,
-    quiet: bool = False,
-) -> TokenCache:
-    """Write the first `num_tokens` tokens of every image into a cache (resuming an unfinished one) and open it.
-
-    The cache remembers the tokenizer's and the data's fingerprints; tokens are stored raw.
-    """
-    from tqdm import tqdm
-
-    spec = tokenizer.spec
-    length = spec.length if num_tokens is None else num_tokens
-    if not 1 <= length <= spec.length:
-        raise ConfigError(f"num_tokens: expected 1..{spec.length} (the tokenizer's length), received {length}")
-    if spec.vocab_size is not None:
-        dtype = "int64"
-    meta = {
-        "tokenizer_fingerprint": store.fingerprint(tokenizer),
-        "data_fingerprint": images.fingerprint(),
-        "keep": length,
-        "num_classes": images.num_classes,
-    }
-    device = next(tokenizer.parameters()).device
-    writer = TokenWriter(
-        folder,
-        num_tokens=length,
-        dim=spec.dim or 0,
-        dtype=dtype,  # type: ignore[arg-type]
-        meta=meta,
-        overwrite=overwrite,
-    )
-    with writer, torch.inference_mode(), tqdm(total=len(images), disable=quiet, unit="image", desc="encode") as bar:
-        bar.update(writer.rows_done)
-        for start in range(writer.rows_done, len(images), batch_size):
-            x, labels = images.batch(range(start, min(start + batch_size, len(images))))
-            tokens = tokenizer.encode(x.to(device), labels.to(device) if spec.needs_label else None)
-            writer.write(tokens[:, :length].cpu(), labels)
-            bar.update(len(labels))
-    tell_broken(images)
-    return TokenCache(folder)
-
-
 def open_cache(recipe: Recipe, tokenizer: Any) -> TokenCache:
     """The recipe's token cache, made now if it is not there; refused if it belongs to another tokenizer or data."""
     assert recipe.cache is not None
     folder = Path(recipe.cache)
-    images = open_split(recipe, "train")
-    if (folder / "index.json").exists():
-        cache = TokenCache(folder)
-        cache.check(tokenizer_fingerprint=store.fingerprint(tokenizer), data_fingerprint=images.fingerprint())
+    images = with_views(open_split(recipe, "train"), recipe.cache_views)
+    if not (folder / INDEX).exists():
+        cache = encode_images(
+            tokenizer.to(process_device()),
+            images,
+            folder,
+            num_tokens=recipe.num_tokens,
+            dtype=recipe.cache_dtype,
+            seed=recipe.seed,
+        )
+        assert cache is not None, "one process writes all parts"
         return cache
-    return encode_images(tokenizer, images, folder, num_tokens=recipe.num_tokens)
+    cache = TokenCache(folder)
+    wanted = images.transform.fingerprint()
+    found = cache.meta.get("transform", wanted)  # caches of before there were views do not say
+    if found != wanted:
+        raise DataError(
+            f"{folder}: holds views {found}, the recipe asks for {wanted}: set cache_views as it was encoded, "
+            "or cache to another folder"
+        )
+    cache.check(tokenizer_fingerprint=store.fingerprint(tokenizer), data_fingerprint=images.fingerprint())
+    return cache
 
 
 def _generator_task(recipe: Recipe) -> Task:
@@ -132,23 +118,15 @@ def _generator_task(recipe: Recipe) -> Task:
     if not hasattr(tokenizer, "spec"):
         raise ConfigError(f"tokenizer: expected a tokenizer's model folder, {recipe.tokenizer} is another model")
     spec, config = tokenizer.spec, recipe.model
-    length = recipe.num_tokens or spec.length
+    length = tokens_kept(spec, recipe.num_tokens)
     for key, expected in (("num_tokens", length), ("token_dim", spec.dim)):
         if getattr(config, key, expected) != expected:
             received = getattr(config, key)
             raise ConfigError(f"model.{key}: expected {expected} as the tokenizer makes them, received {received}")
-    cache = open_cache(recipe, tokenizer)
-    if cache.num_tokens < length:
-        raise DataError(f"{recipe.cache}: holds {cache.num_tokens} tokens an image, {length} are needed; encode again")
-    classes = int(cache.meta.get("num_classes", 0))
+    from_images = recipe.cache == NO_CACHE
+    batch, classes = (_encoded if from_images else _cached)(recipe, tokenizer, length)
     if config.num_classes and config.num_classes != classes:
         raise ConfigError(f"model.num_classes: the data have {classes} classes, received {config.num_classes}")
-    size, seed = recipe.train.batch_size, recipe.seed
-
-    def batch(micro_step: int, rank: int, world: int) -> Batch:
-        indices, _ = batch_indices(len(cache), size // world, seed=seed, step=micro_step, rank=rank, world=world)
-        tokens, labels = cache.batch(indices)
-        return tokens[:, :length], labels
 
     def preview(model: nn.Module, path: Path) -> None:
         device = next(model.parameters()).device
@@ -158,3 +136,32 @@ def _generator_task(recipe: Recipe) -> Task:
         save_png(grid(images, 10, zoom=2), path)
 
     return Task(store.build_model(config), batch, preview)
+
+
+def _cached(recipe: Recipe, tokenizer: Any, length: int) -> tuple[BatchFunction, int]:
+    """Batches of cached tokens (B, length, D), and the number of classes."""
+    cache = open_cache(recipe, tokenizer)
+    if cache.num_tokens < length:
+        raise DataError(f"{recipe.cache}: holds {cache.num_tokens} tokens an image, {length} are needed; encode again")
+    rows_of = released if recipe.draws == "released" else every_image
+    size, seed = recipe.train.batch_size, recipe.seed
+
+    def batch(micro_step: int, rank: int, world: int) -> Batch:
+        rows = rows_of(len(cache), cache.views, size // world, seed=seed, step=micro_step, rank=rank, world=world)
+        tokens, labels = cache.batch(rows)
+        return tokens[:, :length], labels
+
+    return batch, int(cache.meta.get("num_classes", 0))
+
+
+def _encoded(recipe: Recipe, tokenizer: Any, length: int) -> tuple[BatchFunction, int]:
+    """Batches of tokens (B, length, D) encoded as they are needed, and the number of classes."""
+    images, frozen = open_split(recipe, "train", augment=True), tokenizer.to(process_device())
+    tell_broken(images)
+    read = image_batches(recipe, images)
+
+    def batch(micro_step: int, rank: int, world: int) -> Batch:
+        x, labels = read(micro_step, rank, world)
+        return encode_batch(frozen, x, labels, length), labels
+
+    return batch, images.num_classes

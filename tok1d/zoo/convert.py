@@ -11,12 +11,17 @@ from torch import nn
 
 from tok1d.errors import InputError
 from tok1d.zoo import store
-from tok1d.zoo.adapters import semanticist
+from tok1d.zoo.adapters import autoencoder, maetok, semanticist, sit
 from tok1d.zoo.card import Card
 
 FORMATS: dict[str, Callable[..., nn.Module]] = {
     "semanticist-tokenizer": semanticist.convert_tokenizer,
     "semanticist-ar": semanticist.convert_ar,
+    "maetok-tokenizer": maetok.convert_tokenizer,
+    "maetok-sit": sit.convert_sit,
+    "maetok-dit": sit.convert_dit,
+    "lightningdit": sit.convert_lightningdit,
+    "kl16": autoencoder.load_mar,
 }
 
 
@@ -42,7 +47,7 @@ def parse_options(function: Callable[..., nn.Module], options: Sequence[str]) ->
 
 
 def convert(format: str, path: Path, out: Path, options: Sequence[str] = ()) -> Path:
-    """Read published weights and write our model folder.
+    """Read published weights and write our model folder; of "kl16" (MAR's autoencoder), a diffusers folder.
 
     Args:
         format: a key of `FORMATS`.
@@ -54,6 +59,10 @@ def convert(format: str, path: Path, out: Path, options: Sequence[str] = ()) -> 
     if format not in FORMATS:
         raise InputError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
     model = FORMATS[format](path, **parse_options(FORMATS[format], options))
+    if format == "kl16":
+        with store.replacing(out) as folder:
+            model.save_pretrained(folder)  # type: ignore[operator]
+        return out
     card = Card(
         recipe_name=f"converted from {Path(path).name} ({format})",
         fingerprint=store.fingerprint(model),

@@ -7,6 +7,8 @@ import importlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,23 @@ from torch import Tensor, nn
 
 from tok1d.config import MODEL_CONFIGS, build_model_config, to_mapping
 from tok1d.errors import ConfigError, WeightsError
+from tok1d.tokenizers.latent_space import EMBEDDED, Autoencoder
 from tok1d.zoo.card import Card
 
 BUNDLED = Path(__file__).parent / "bundled"
 FORMAT = 1
 
 # Configuration name -> the class in the configuration's own module.
-CLASSES = {"semanticist": "Semanticist", "epsilon_llamagen": "EpsilonLlamaGen", "cnn": "CNN"}
+CLASSES = {
+    "semanticist": "Semanticist",
+    "epsilon_llamagen": "EpsilonLlamaGen",
+    "maetok": "MAETok",
+    "sit": "SiT",
+    "dit": "DiT",
+    "lightningdit": "LightningDiT",
+    "usit": "USiT",
+    "cnn": "CNN",
+}
 
 
 def build_model(config: Any) -> nn.Module:
@@ -42,29 +54,46 @@ def fingerprint(model: nn.Module) -> str:
 def save_model(model: nn.Module, folder: Path, card: Card, *, dtype: torch.dtype = torch.float32) -> None:
     """Write a model folder, whole or not at all; an existing model folder is replaced.
 
+    An autoencoder that travels with the model (latents.path "autoencoder") becomes a folder inside.
+
     Args:
         dtype: floating-point weights are stored so; loading gives float32 again.
 
     Raises:
         WeightsError: it cannot be written (what was there stays), or something else than a model lies there.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
+
+    config = getattr(model, "config")  # noqa: B009 (mypy knows nn.Module attributes only as tensors or modules)
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    content = {"format": FORMAT, "model": to_mapping(config), "card": card.to_json()}
+    with replacing(folder) as temporary:
+        save_file(state, temporary / "model.safetensors")
+        (temporary / "config.json").write_text(json.dumps(content, indent=1) + "\n")
+        (temporary / "README.md").write_text(card.to_markdown(config.name))
+        space = getattr(model, "latent_space", None)
+        if isinstance(space, Autoencoder) and space.config.path == EMBEDDED:
+            space.save(temporary / EMBEDDED)
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A folder to write a model into, which takes the place of `folder` when all is written.
+
+    Raises:
+        WeightsError: as `save_model`.
+    """
+    from safetensors import SafetensorError
 
     folder = Path(folder).resolve()
     if folder.exists() and not (folder / "config.json").is_file() and not (folder.is_dir() and _is_empty(folder)):
         raise WeightsError(f"{folder}: holds something else than a model, so it is not replaced; choose another folder")
     temporary, old = (folder.with_name(f".{folder.name}.{end}") for end in ("tmp", "old"))
-    config = getattr(model, "config")  # noqa: B009 (mypy knows nn.Module attributes only as tensors or modules)
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
-    content = {"format": FORMAT, "model": to_mapping(config), "card": card.to_json()}
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_file(state, temporary / "model.safetensors")
-        (temporary / "config.json").write_text(json.dumps(content, indent=1) + "\n")
-        (temporary / "README.md").write_text(card.to_markdown(config.name))
+        yield temporary
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             os.replace(folder, old)
@@ -187,6 +216,9 @@ def load(name: str | Path, *, device: str | torch.device = "cpu", base: Path | N
     load_state(model, read_weights(folder / "model.safetensors"), str(folder))
     model.card = card  # type: ignore[assignment]
     model.folder = folder  # type: ignore[assignment]
+    space = getattr(model, "latent_space", None)
+    if isinstance(space, Autoencoder):
+        space.base = folder
     return model.to(device).eval()
 
 

@@ -18,6 +18,8 @@ State = dict[str, Tensor]
 _PLACEHOLDERS = {"i": r"\d+", "j": r"\d+", "p": "weight|bias"}
 # Path components that wrappers add: torch.compile and (distributed) data parallelism.
 _WRAPPERS = ("_orig_mod", "module")
+# Where a file's weights lie, if not at the top: averaged ones before raw ones.
+_OUTER = ("state_dict", "ema", "model")
 # A release's step directory: the averaged weights, which it evaluates, before the raw ones.
 _DIRECTORY_FILES = ("custom_checkpoint_1.pkl", "model.safetensors")
 
@@ -90,7 +92,8 @@ def clean(state: Mapping[str, Tensor], source: str = "state") -> State:
 def read_published(path: str | Path) -> State:
     """Cleaned weights of a published file (.safetensors, or a torch.save archive) or of a step directory.
 
-    A directory gives its averaged weights where it holds them, else the raw ones. An outer "state_dict" is opened.
+    A directory gives its averaged weights where it holds them, else the raw ones. An outer "state_dict" is opened, and
+    so is a trainer's file: its averaged weights ("ema"), else the raw ones ("model").
 
     Raises:
         WeightsError: nothing there, a damaged file, or a pickle that holds more than tensors.
@@ -104,8 +107,9 @@ def read_published(path: str | Path) -> State:
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; expected published weights (.safetensors, .pkl, .pt or .pth)")
     content = read_weights(path) if path.suffix == ".safetensors" else _read_archive(path)
-    if isinstance(content.get("state_dict"), Mapping):
-        content = dict(content["state_dict"])
+    outer = [name for name in _OUTER if isinstance(content.get(name), Mapping)]
+    if outer:
+        content = dict(content[outer[0]])
     strange = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if strange or not content:
         raise WeightsError(f"{path}: expected names and tensors, found {listing(strange)} entries of another kind")
@@ -113,10 +117,13 @@ def read_published(path: str | Path) -> State:
 
 
 def _read_archive(path: Path) -> dict:
+    import argparse
+
     import torch
 
     try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
+        with torch.serialization.safe_globals([argparse.Namespace]):  # trainers store their options beside the weights
+            content = torch.load(path, weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise WeightsError(f"{path}: not a torch archive of plain tensors ({reason}); fetch it again") from None

@@ -13,14 +13,17 @@ from typing import Literal
 
 from torch import Size, Tensor, nn
 
-from tok1d.errors import WeightsError
+from tok1d.errors import ConfigError, WeightsError
 from tok1d.generators.autoregressive import EpsilonLlamaGen, EpsilonLlamaGenConfig
 from tok1d.generators.head import HeadConfig
 from tok1d.nn.position import sincos_2d
+from tok1d.tokenizers.latent_space import EMBEDDED, Autoencoder, LatentConfig
 from tok1d.tokenizers.query_encoder import EncoderConfig
 from tok1d.tokenizers.semanticist import Semanticist, SemanticistConfig
 from tok1d.tokenizers.token_dit import DecoderConfig
-from tok1d.zoo.adapters.keymap import KeyMap, State, below, fill_model, listing, read_published, same
+from tok1d.zoo.adapters.autoencoder import DEFAULTS, build_network, latents_of
+from tok1d.zoo.adapters.keymap import KeyMap, State, below, clean, fill_model, listing, read_published, same
+from tok1d.zoo.store import read_weights
 
 ENCODER = [
     ("slot_embed", "queries"),
@@ -258,22 +261,26 @@ def tokenizer_config(
     causal: bool = True,
     normalise: bool = True,
     align_depth: int = 8,
+    latents: LatentConfig | None = None,
 ) -> SemanticistConfig:
     """The configuration of a whole tokenizer from its renamed weights.
 
     Args:
         encoder_heads, decoder_heads: attention heads; default: those of the published widths.
         causal, normalise, align_depth: what the release's configuration says and its weights do not.
+        latents: the space the decoder denoises in; default: pixels.
 
     Raises:
-        WeightsError: missing weights, unknown heads, or a decoder that does not denoise pixels.
+        WeightsError: missing weights, unknown heads, or a decoder that does not denoise in that space.
     """
+    latents = latents or LatentConfig()
     encoder, image = encoder_config(state, heads=encoder_heads, causal=causal, prefix="encoder.")
     decoder, latent = decoder_config(state, heads=decoder_heads, align_depth=align_depth, prefix="decoder.")
-    if latent["channels"] != image["channels"]:
+    channels = latents.channels or image["channels"]
+    if latent["channels"] != channels:
         raise WeightsError(
-            f"this decoder denoises latents of {latent['channels']} channels, made by an autoencoder that is not in "
-            f"the file; only tokenizers that decode to pixels ({image['channels']} channels) can be converted yet"
+            f"this decoder denoises latents of {latent['channels']} channels, but {latents.path or 'images'} has "
+            f"{channels}; give autoencoder=, the diffusers folder or hub name of the one it was trained with"
         )
     if latent["out_channels"] != 2 * latent["channels"]:
         raise WeightsError(
@@ -288,8 +295,12 @@ def tokenizer_config(
         normalise=normalise,
         encoder=encoder,
         decoder=decoder,
+        latents=latents,
     )
-    config.check()
+    try:
+        config.check()
+    except ConfigError as error:
+        raise WeightsError(f"published weights that do not fit {latents.path or 'pixels'}: {error}") from None
     return config
 
 
@@ -329,13 +340,35 @@ def convert_tokenizer(
     causal: bool = True,
     normalise: bool = True,
     align_depth: int = 8,
+    autoencoder: str | None = None,
+    autoencoder_groups: int = 32,
+    autoencoder_scale: float | None = None,
 ) -> Semanticist:
     """A published tokenizer file, or step directory, as our model in eval mode; see `tokenizer_config`.
 
+    Args:
+        autoencoder: path or hub name of the one whose latents are denoised, or "autoencoder", the one inside the file
+            or step directory. Default: pixels where the decoder has as many channels as the image, else the one
+            inside, else the published KL-16.
+        autoencoder_groups, autoencoder_scale: of the one inside; see `autoencoder.network_config`.
+
     Raises:
-        WeightsError: a damaged or wrong file, or one that this version cannot hold.
+        WeightsError: a damaged or wrong file, or an autoencoder that does not fit it.
     """
-    state = from_published(read_published(path), source=str(path))
+    published = read_published(path)
+    state = from_published(published, source=str(path))
+    image_channels = _shape(state, "encoder.patch_embed.proj.weight")[1]
+    channels = _shape(state, "decoder.patch_embed.proj.weight")[1]
+    network = None
+    if autoencoder == EMBEDDED or (autoencoder is None and channels != image_channels):
+        inside = _autoencoder_inside(published, Path(path))
+        if inside:
+            network = build_network(
+                inside, groups=autoencoder_groups, scaling_factor=autoencoder_scale, source=f"{path}: vae"
+            )
+        elif autoencoder is not None:
+            raise WeightsError(f"{path}: no vae.* weights inside; give the path or hub name of the autoencoder")
+        autoencoder = EMBEDDED if inside else DEFAULTS.get(channels)
     config = tokenizer_config(
         state,
         encoder_heads=encoder_heads,
@@ -343,10 +376,36 @@ def convert_tokenizer(
         causal=causal,
         normalise=normalise,
         align_depth=align_depth,
+        latents=latents_of(autoencoder, channels, network),
     )
+    _check_grid(published, config, str(path))
     model = Semanticist(config)
     load_part(model, state, source=str(path))
+    if network is not None:
+        assert isinstance(model.latent_space, Autoencoder)
+        model.latent_space.use(network)
     return model.eval()
+
+
+def _autoencoder_inside(published: State, path: Path) -> State:
+    """The autoencoder that the release stores with the raw weights; of a step directory the averages are read."""
+    if path.is_dir() and not any(name.startswith("vae.") for name in published):
+        raw = path / "model.safetensors"
+        published = clean(read_weights(raw), str(raw)) if raw.is_file() else {}
+    return part(published, "vae.")
+
+
+def _check_grid(published: State, config: SemanticistConfig, source: str) -> None:
+    """Compare the grid that the image and the latent space make with the length of the file's position table."""
+    if POSITION_TABLE not in published:
+        return
+    side = config.image_size // (config.latents.factor or 1) // config.decoder.patch
+    found = published[POSITION_TABLE].shape[-2]
+    if found != side**2:
+        raise WeightsError(
+            f"{source}: {POSITION_TABLE} has {found} positions, but images of {config.image_size} px in "
+            f"{config.latents.path or 'pixels'} make {side**2}; give autoencoder=, the one it was trained with"
+        )
 
 
 def convert_ar(path: str | Path, *, heads: int | None = None, class_dropout: float = 0.1) -> EpsilonLlamaGen:

@@ -1,0 +1,257 @@
+"""Tables and the picture of docs/semanticist.md from the records of semanticist_table.py.
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`; text around it is written by hand. A comparison of
+three seeds is called "shown" where the ranges of the two groups do not touch, else "not established".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parents[1] / "docs" / "semanticist.md"
+FD = "fd@fashion-mnist-cnn"
+KEEP = (1, 2, 4, 8)
+Records = dict[str, dict[str, Any]]
+
+
+def read(folder: Path) -> Records:
+    """The records by row name."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; columns after the first are right-aligned."""
+    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---", *["---:"] * (len(head) - 1)], *body)]
+    return "\n".join(lines)
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean and range of a figure over seeds."""
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def verdict(a: Sequence[float], b: Sequence[float]) -> str:
+    """Whether the ranges of two groups of seeds stay apart."""
+    if len(a) < 2 or len(b) < 2:
+        return "one seed"
+    return "shown" if max(a) < min(b) or max(b) < min(a) else "not established at this scale"
+
+
+def seeds(records: Records, kind: str) -> list[dict[str, Any]]:
+    return [records[f"{kind}-{seed}"] for seed in range(3) if f"{kind}-{seed}" in records]
+
+
+def trainings(records: Records) -> str:
+    """What was trained: steps, parameters, seeds, time, and whether the loss had flattened."""
+    body = []
+    for name, record in records.items():
+        if "steps" in record and "loss_change" in record:
+            flat = "yes" if record["flattened"] else f"no ({100 * record['loss_change']:+.1f} %)"
+            body.append(
+                [
+                    f"`{name}`",
+                    str(record["seed"]),
+                    f"{record['parameters']:,}",
+                    f"{record['steps']:,}",
+                    f"{record['seconds']:.0f} s",
+                    flat,
+                    f"`{record['commit']}`",
+                ]
+            )
+    return markdown(["row", "seed", "parameters", "steps", "training", "loss flat", "commit"], body)
+
+
+def nesting(records: Records) -> str:
+    """Nested against not nested, by tokens kept."""
+    nested, plain = seeds(records, "nested"), seeds(records, "plain")
+    body = []
+    for i, keep in enumerate(KEEP):
+        for label, key, digits in (("squared error", "mse", 4), (f"`{FD}`", FD, 2)):
+            a, b = ([record["prefixes"][i][key] for record in group] for group in (nested, plain))
+            body.append([f"{keep}, {label}", spread(a, digits), spread(b, digits), verdict(a, b)])
+    return markdown(["tokens kept, metric", "nested", "not nested", "difference"], body)
+
+
+def shares(records: Records) -> str:
+    """The share of the loss reduction that each token adds."""
+    groups = {kind: seeds(records, kind) for kind in ("nested", "plain")}
+    length = len(groups["nested"][0]["curve"]) - 1
+    gains = {
+        kind: [
+            [100 * (r["curve"][k]["share"] - r["curve"][k - 1]["share"]) for r in group if r["curve"][k]["share"]]
+            for k in range(1, length + 1)
+        ]
+        for kind, group in groups.items()
+    }
+    body = [
+        [str(k), *(spread(gains[kind][k - 1], 1) if gains[kind][k - 1] else "none" for kind in groups)]
+        for k in range(1, length + 1)
+    ]
+    return markdown(["token", "nested, %", "not nested, %"], body)
+
+
+def samplers(records: Records) -> str:
+    """Quality against decoder calls, DDPM and flow."""
+    body = []
+    for name, r in records.items():
+        if name.startswith("sampler-"):
+            objective = name.split("-")[1]
+            body.append(
+                (
+                    (r["num_images"] == 500, objective, r["solver"], r["steps"]),
+                    [
+                        f"{objective}, {r['solver']}",
+                        str(r["steps"]),
+                        f"{r['calls_per_image']:g}",
+                        f"{r['num_images']:,}",
+                        f"{r['psnr']:.2f}",
+                        f"{r[FD]:.2f}",
+                        f"{100 * r['judge_accuracy']:.1f}",
+                    ],
+                )
+            )
+    rows = [row for _, row in sorted(body, key=lambda pair: pair[0])]
+    return markdown(["decoder", "steps", "calls an image", "images", "PSNR, dB", f"`{FD}`", "accuracy, %"], rows)
+
+
+def generators(records: Records) -> str:
+    """Generators on the first tokens."""
+    body = []
+    for name in sorted(name for name in records if name.startswith("generator-")):
+        for sample in records[name]["samples"]:
+            body.append(
+                [
+                    str(sample["num_tokens"]),
+                    f"{sample['guidance']:g}",
+                    f"{sample['num_images']:,}",
+                    f"{100 * sample['label_agreement']:.1f}",
+                    f"{sample[FD]:.2f}",
+                ]
+            )
+    return markdown(["tokens generated", "guidance", "samples", "label agreement, %", f"`{FD}`"], body)
+
+
+def heads(records: Records) -> str:
+    """Samplers of the diffusion head."""
+    rows = [records[name] for name in records if name.startswith("head-")]
+    rows.sort(key=lambda r: (r["num_images"] == 500, r["sampler"], r["steps"]))
+    body = [
+        [
+            r["sampler"],
+            str(r["steps"]),
+            f"{r['num_images']:,}",
+            f"{100 * r['label_agreement']:.1f}",
+            f"{r[FD]:.2f}",
+        ]
+        for r in rows
+    ]
+    return markdown(["head sampler", "calls a token", "samples", "label agreement, %", f"`{FD}`"], body)
+
+
+def guidance(records: Records) -> str:
+    """Decoder guidance by tokens kept; the best Fréchet distance of each column is bold."""
+    return _guidance(records, "guidance-", lambda name: "nonull" not in name)
+
+
+def guidance_nonull(records: Records) -> str:
+    """The same, from a decoder whose all-null condition was not trained after nesting began."""
+    return _guidance(records, "guidance-nonull-", lambda name: True)
+
+
+def _guidance(records: Records, prefix: str, wanted: Callable[[str], bool]) -> str:
+    rows = {float(n.split("-")[-1]): r for n, r in records.items() if n.startswith(prefix) and wanted(n)}
+    if "nonull" in prefix and "nested-nonull-0" in records:
+        rows[1.0] = records["nested-nonull-0"]
+    best = [min(r["prefixes"][i][FD] for r in rows.values()) for i in range(len(KEEP))] if rows else []
+    body = []
+    for scale, record in sorted(rows.items()):
+        cells = []
+        for i, prefix_record in enumerate(record["prefixes"]):
+            distance = f"{prefix_record[FD]:.2f}"
+            cells.append(
+                f"{f'**{distance}**' if prefix_record[FD] == best[i] else distance} / {prefix_record['mse']:.4f}"
+            )
+        body.append([f"{scale:g}", *cells])
+    return markdown(["guidance", *(f"keep {k}: fd / squared error" for k in KEEP)], body)
+
+
+def appendix(records: Records) -> str:
+    """Increments of successive tokens: cosines and energies."""
+    body = []
+    for name in sorted(name for name in records if name.startswith("increments-")):
+        r = records[name]
+        energies = " ".join(f"{value / sum(r['energy']):.3f}" for value in r["energy"])
+        body.append(
+            [
+                f"`{name.removeprefix('increments-')}`",
+                f"{r['off_diagonal']:.3f}",
+                f"{r['neighbours']:+.3f}",
+                energies,
+                f"{100 * r['falling']:.0f}",
+            ]
+        )
+    head = ["tokenizer", "mean abs. cosine", "successive", "share of energy, token 1 to 8", "falling pairs, %"]
+    return markdown(head, body)
+
+
+TABLES: dict[str, Callable[[Records], str]] = {
+    "trainings": trainings,
+    "nesting": nesting,
+    "shares": shares,
+    "samplers": samplers,
+    "generators": generators,
+    "heads": heads,
+    "guidance": guidance,
+    "guidance_nonull": guidance_nonull,
+    "appendix": appendix,
+}
+
+
+def picture(records: Records, path: Path) -> None:
+    """Mean absolute cosine between the increments of any two tokens, side by side."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = [n for n in ("increments-nested-0", "increments-plain-0", "increments-bundled") if n in records]
+    figure = Figure(figsize=(3.3 * len(names) + 0.6, 3.3), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0]):
+        values = records[name]["absolute"]
+        ticks = range(len(values))
+        image = axes.imshow(values, vmin=0, vmax=1, cmap="Blues")
+        for i in ticks:
+            for j in ticks:
+                colour = "white" if values[i][j] > 0.6 else "black"
+                axes.text(j, i, f"{values[i][j]:.2f}"[1:] if i != j else "1", ha="center", va="center", fontsize=6.5,
+                          color=colour)  # fmt: skip
+        axes.set_xticks(ticks, [str(i + 1) for i in ticks])
+        axes.set_yticks(ticks, [str(i + 1) for i in ticks])
+        axes.set_xlabel("token")
+        axes.set_title(name.removeprefix("increments-"), fontsize=10)
+    figure.colorbar(image, ax=figure.axes, label="mean |cosine|", shrink=0.8)
+    temporary = path.with_name(f".{path.name}.tmp")
+    canvas.print_png(temporary)
+    os.replace(temporary, path)
+
+
+def write(folder: Path, page: Path = PAGE) -> None:
+    """Fill every table of the page from the records."""
+    records = read(folder)
+
+    def fill(match: re.Match[str]) -> str:
+        return f"<!-- table {match[1]} -->\n{TABLES[match[1]](records)}\n<!-- end -->"
+
+    text = re.sub(r"<!-- table (\w+) -->\n.*?<!-- end -->", fill, page.read_text(), flags=re.DOTALL)
+    temporary = page.with_name(f".{page.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, page)
+    if any(name.startswith("increments-") for name in records):
+        picture(records, page.parent / "images" / "increments.png")

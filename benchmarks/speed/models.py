@@ -1,0 +1,169 @@
+"""The models the benchmark runs, and how much work a run is."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tok1d.diffusion.solver import Randn, randn_from
+from tok1d.generators.autoregressive import EpsilonLlamaGen, EpsilonLlamaGenConfig
+from tok1d.generators.head import HeadConfig
+from tok1d.tokenizers.query_encoder import EncoderConfig
+from tok1d.tokenizers.semanticist import Semanticist, SemanticistConfig
+from tok1d.tokenizers.token_dit import DecoderConfig, TokenDiT
+
+# The release on a like CPU, seconds a unit as the issue states them: 3.2 images/s in training, 20 encoded images/s,
+# 53 ms a decoder call, 0.045 AR images/s. An image is arithmetic: 250 calls.
+RELEASE = {"train": 1 / 3.2, "encode": 1 / 20, "call": 0.053, "image": 250 * 0.053, "ar": 1 / 0.045}
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Model sizes (the defaults: the small ones the release's speed is known at) and the work of a run."""
+
+    name: str = "small"
+    image_size: int = 128
+    encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(patch=16, dim=384, depth=12, heads=6))
+    num_tokens: int = 64
+    token_dim: int = 16
+    decoder: DecoderConfig = field(default_factory=lambda: DecoderConfig(patch=2, dim=384, depth=12, heads=6))
+    latent: tuple[int, int] = (16, 16)  # channels, side
+    ar_dim: int = 384
+    ar_depth: int = 6
+    ar_heads: int = 6
+    ar_tokens: int = 32
+    head: HeadConfig = field(default_factory=lambda: HeadConfig(width=512, depth=6))
+    released_steps: int = 250  # of the decoder and of the head
+    measured_steps: int = 10  # of the released decoder steps: the rest is arithmetic
+    train_batch: int = 4
+    encode_batch: int = 8
+    batch: int = 16  # rows that share one time, or images sampled at once
+    few_tokens: int = 8  # tokens sampled where all are not needed
+    gemm: int = 2048
+    min_seconds: float = 0.1
+
+
+QUICK = replace(
+    Sizes(),
+    name="quick",
+    ar_tokens=2,
+    measured_steps=2,
+    train_batch=1,
+    encode_batch=2,
+    batch=4,
+    few_tokens=1,
+    gemm=1024,
+    min_seconds=0.02,
+)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Models and inputs on one device; built when first asked for.
+
+    Args:
+        precision: "bf16" runs every forward pass under autocast.
+        decoder_steps, head_steps: our numbers of steps (those of equal quality come from the quality tables).
+        interval: times (0 = noise, 1 = data) at which interval guidance acts.
+    """
+
+    sizes: Sizes
+    device: torch.device
+    precision: Literal["fp32", "bf16"] = "fp32"
+    decoder_steps: int = 25
+    head_steps: tuple[int, ...] = (25, 50)
+    interval: tuple[float, float] = (0.25, 0.75)
+    scale: float = 3.0  # of guidance; its value costs nothing
+
+    def release(self, name: str) -> float | None:
+        """Seconds a unit of the released system, at the sizes it is known at."""
+        return RELEASE[name] if self.sizes.name == "small" else None
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """What a forward pass runs under."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+    def randn(self) -> Randn:
+        """A source of noise that starts anew at every call of this method, on the device."""
+        return randn_from(torch.Generator(self.device).manual_seed(0))
+
+    def noise(self, *shape: int) -> Tensor:
+        """Standard normal numbers, the same for the same shape."""
+        return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(self.device)
+
+    def labels(self, batch: int) -> Tensor:
+        return torch.arange(batch, device=self.device)
+
+    def images(self, batch: int) -> Tensor:
+        """(batch, 3, H, W) in [0, 1]."""
+        return self.noise(batch, 3, self.sizes.image_size, self.sizes.image_size).sigmoid()
+
+    def latents(self, batch: int) -> Tensor:
+        channels, side = self.sizes.latent
+        return self.noise(batch, channels, side, side)
+
+    def tokens(self, batch: int) -> Tensor:
+        return self.noise(batch, self.sizes.num_tokens, self.sizes.token_dim)
+
+    @cached_property
+    def ddpm(self) -> Semanticist:
+        """The tokenizer with the paper's objective."""
+        return self._tokenizer("ddpm")
+
+    @cached_property
+    def flow(self) -> Semanticist:
+        """The same with a flow decoder."""
+        return self._tokenizer("flow")
+
+    def _tokenizer(self, objective: Literal["ddpm", "flow"]) -> Semanticist:
+        """A Semanticist whose decoder works on latents that are given: no autoencoder is part of the benchmark."""
+        sizes, (channels, side) = self.sizes, self.sizes.latent
+        torch.manual_seed(0)
+        config = SemanticistConfig(
+            image_size=sizes.image_size,
+            num_tokens=sizes.num_tokens,
+            token_dim=sizes.token_dim,
+            encoder=sizes.encoder,
+            decoder=sizes.decoder,
+            objective=objective,
+        )
+        model = Semanticist(config)
+        model.latent_shape = (channels, side, side)
+        model.decoder = TokenDiT(
+            sizes.decoder,
+            channels=channels,
+            size=side,
+            num_tokens=sizes.num_tokens,
+            token_dim=sizes.token_dim,
+            out_channels=channels * (2 if objective == "ddpm" else 1),
+            time_scale=1.0 if objective == "ddpm" else 1000.0,
+        )
+        return self._ready(model)
+
+    @cached_property
+    def generator(self) -> EpsilonLlamaGen:
+        """epsilon-LlamaGen on the first tokens."""
+        sizes = self.sizes
+        torch.manual_seed(0)
+        config = EpsilonLlamaGenConfig(
+            num_tokens=sizes.ar_tokens,
+            token_dim=sizes.token_dim,
+            dim=sizes.ar_dim,
+            depth=sizes.ar_depth,
+            heads=sizes.ar_heads,
+            head=sizes.head,
+        )
+        return self._ready(EpsilonLlamaGen(config))
+
+    def _ready(self, model: M) -> M:
+        """In eval mode on the device, with what starts at zero made random: else every result would be zero."""
+        for parameter in model.parameters():
+            if not parameter.any():
+                nn.init.normal_(parameter, std=0.02)
+        return model.eval().to(self.device)

@@ -1,0 +1,169 @@
+"""Records of the rows: kept in one JSON file, shown as a table."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tok1d.errors import DataError
+
+Record = dict[str, Any]
+SETTING = ("sizes", "device", "threads", "precision")  # together with the row's name: what a record is of
+
+
+def machine(device: torch.device, precision: str, command: str) -> Record:
+    """Where and how a record is measured."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name, as far as the system tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The commit of the working tree, with "+changes" where tracked files differ from it; "unknown" without git."""
+
+    def git(*args: str) -> str:
+        folder = Path(__file__).parent
+        return subprocess.run(["git", *args], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def load(path: Path) -> list[Record]:
+    """The records of a file; none if it does not exist.
+
+    Raises:
+        DataError: not a JSON list of records.
+    """
+    if not path.exists():
+        return []
+    try:
+        records = json.loads(path.read_text())
+        return [record for record in records if key(record)]
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise DataError(f"{path}: expected a JSON list of benchmark records, found {error!r}; move it away") from None
+
+
+def key(record: Record) -> tuple[Any, ...]:
+    """What makes a record replace another."""
+    return (record["row"], *(record[name] for name in SETTING))
+
+
+def store(path: Path, record: Record) -> None:
+    """Add a record to the file, in the place of an older one of the same row and setting."""
+    records = load(path)
+    keys = [key(old) for old in records]
+    if key(record) in keys:
+        records[keys.index(key(record))] = record
+    else:
+        records.append(record)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(records, indent=1) + "\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def rate(seconds: float, unit: str) -> str:
+    """Images and tokens by the second, calls and steps by their milliseconds."""
+    if unit in ("call", "step"):
+        return f"{seconds * 1e3:.3g} ms"
+    return f"{1 / seconds:.3g} {unit}s/s"
+
+
+def share(arm: Record) -> str:
+    """Of the matmul limit; empty where nothing is multiplied."""
+    return f"{100 * arm['share']:.0f} %" if arm["gflop"] else ""
+
+
+def ratio(record: Record) -> str:
+    """Slow over fast, with the range over the pairs."""
+    if "ratio" not in record:
+        return ""
+    value = record["ratio"]
+    return f"{value['median']:.2f} ({value['min']:.2f}-{value['max']:.2f})"
+
+
+def lines(record: Record) -> list[list[str]]:
+    """The cells of a record: one line for each arm."""
+    release = rate(record["release"], record["unit"]) if record["release"] else ""
+    arms = [record[name] for name in ("fast", "slow") if name in record]
+    rows = [["", arm["what"], rate(arm["seconds"], record["unit"]), share(arm), "", ""] for arm in arms]
+    rows[0][0], rows[0][5] = record["row"], release
+    rows[-1][4] = ratio(record)
+    return rows
+
+
+WIDTHS = (19, 25, 15, 6, 18, 12)
+HEADER = (
+    ("", "", "", "of", "times faster", "release,"),
+    ("row", "way", "speed", "limit", "(min-max)", "from issue"),
+)
+
+
+def text_lines(rows: Sequence[Sequence[str]]) -> str:
+    """Cells under each other, 100 columns wide."""
+    return "\n".join(" ".join(cell.ljust(width) for cell, width in zip(row, WIDTHS)).rstrip() for row in rows)
+
+
+def conditions(group: list[Record]) -> str:
+    """One line on where and when the records of one setting were measured."""
+    first = group[0]
+    commits = dict.fromkeys(record["commit"] for record in group)
+    days = dict.fromkeys(record["date"][:10] for record in group)
+    limits = sorted({round(record["matmul_gflops"]) for record in group})
+    return (
+        f"{first['device']}, {first['threads']} threads, {first['precision']}, sizes {first['sizes']}, "
+        f"torch {first['torch']}, commit {', '.join(commits)}, {', '.join(days)}, "
+        f"matmul limit {' to '.join(map(str, limits[:1] + limits[1:][-1:]))} GFLOP/s"
+    )
+
+
+def markdown(records: list[Record]) -> str:
+    """A table for each machine and setting."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(str(key(record)[1:]), []).append(record)
+    header = ["row", "ours", "speed", "of the limit", "against", "speed", "of the limit", "times faster (min-max)"]
+    parts = []
+    for group in groups.values():
+        parts += [conditions(group) + ".", ""]
+        parts += [f"| {' | '.join([*header, 'release, from the issue'])} |", "|" + "---|" * (len(header) + 1)]
+        for record in group:
+            arms = lines(record)
+            fast, slow = arms[0], arms[1] if len(arms) > 1 else [""] * 6
+            cells = [f"`{record['row']}`", *fast[1:4], *slow[1:4], ratio(record), fast[5]]
+            parts.append(f"| {' | '.join(cells)} |")
+        parts.append("")
+    return "\n".join(parts).rstrip()

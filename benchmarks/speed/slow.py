@@ -1,0 +1,184 @@
+"""What the library does not do: the same numbers with one optimisation taken away."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from tok1d.config import OptimConfig
+from tok1d.diffusion.guidance import Guidance, combine, guided
+from tok1d.diffusion.path import Path
+from tok1d.diffusion.solver import Field, Randn, euler_maruyama, interpolant_sde
+from tok1d.generators.autoregressive import CachedDecoder, EpsilonLlamaGen
+from tok1d.generators.head import DiffusionHead
+from tok1d.nn.attention import Attend, masked, prefix_causal_mask
+from tok1d.tokenizers.semanticist import Semanticist
+from tok1d.train.ema import EMA
+from tok1d.train.optim import build_optimizer
+
+_mask = functools.lru_cache(prefix_causal_mask)  # made once, so that only the attention itself is compared
+
+
+def dense_prefix_causal(prefix: int) -> Attend:
+    """`prefix_causal` as one boolean mask over the whole sequence."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return masked(_mask(prefix, q.shape[2] - prefix, q.device))(q, k, v)
+
+    return attend
+
+
+@contextmanager
+def dense_mask() -> Iterator[None]:
+    """Inside, every causal query encoder runs under a dense mask."""
+    with mock.patch("tok1d.tokenizers.query_encoder.prefix_causal", dense_prefix_causal):
+        yield
+
+
+@dataclass(frozen=True)
+class HeadSwitches:
+    """The optimisations of sampling one token from the diffusion head; all on is what the library does."""
+
+    one_call: bool = True  # one network call a step of the SDE, not one for the drift and one for the score
+    prepared: bool = True  # the condition's share computed once a token
+    shared_time: bool = True  # the time embedding and its modulation computed once a step for all rows
+    one_batch: bool = True  # conditional and unconditional rows in one call
+
+
+def head_velocity(head: DiffusionHead, cond: Tensor, uncond: Tensor, scale: float, on: HeadSwitches) -> Field:
+    """The guided velocity (R, D) of a concat head for conditions (R, C)."""
+
+    def network(rows: Tensor) -> Field:
+        prepared = head.net.prepare(rows) if on.prepared else None
+
+        def call(x: Tensor, t: Tensor) -> Tensor:
+            t = t if on.shared_time else t.expand(x.shape[0])
+            return head.net(x, t, rows) if prepared is None else head.net.evaluate(x, t, prepared)
+
+        return call
+
+    if on.one_batch:
+        both = network(torch.cat([cond, uncond]))
+        return lambda x, t: combine(*both(x.repeat(2, 1), t).chunk(2), scale)
+    first, second = network(cond), network(uncond)
+    return lambda x, t: combine(first(x, t), second(x, t), scale)
+
+
+def two_call_sde(velocity: Field, x: Tensor, steps: int, randn: Randn, last_step: float) -> Tensor:
+    """`interpolant_sde` with drift and score from two separate network calls, as released."""
+    path = Path("linear")
+
+    def drift(x: Tensor, t: Tensor) -> Tensor:
+        score = path.score(velocity(x, t), x, t)
+        return velocity(x, t) + (1 - t) * score
+
+    times = torch.linspace(0, 1 - last_step, steps, device=x.device)
+    x = euler_maruyama(drift, x, times, randn, lambda t: 1 - t)
+    return x + last_step * drift(x, times[-1:])
+
+
+def sample_head(
+    head: DiffusionHead,
+    cond: Tensor,
+    uncond: Tensor,
+    start: Tensor,
+    randn: Randn,
+    *,
+    scale: float,
+    steps: int,
+    on: HeadSwitches,
+) -> Tensor:
+    """`DiffusionHead.sample` of a guided interpolant by the SDE: (R, D) tokens from noise `start` (R, D)."""
+    velocity = head_velocity(head, cond, uncond, scale, on)
+    last_step = head.config.last_step
+    if on.one_call:
+        return interpolant_sde(velocity, start, steps, randn, last_step=last_step)
+    return two_call_sde(velocity, start, steps, randn, last_step)
+
+
+Conditions = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+
+
+def trunk(model: EpsilonLlamaGen, labels: Tensor, length: int, *, cache: bool, one_batch: bool) -> Conditions:
+    """Head conditions of token i given tokens (B, length, D), of which those before i count: two (B, dim).
+
+    With a cache, i must be asked for in order.
+    """
+    null = model.labels(None, len(labels))
+    if not cache:
+
+        def recomputed(tokens: Tensor, i: int) -> tuple[Tensor, Tensor]:
+            rows = model.hidden(tokens[:, : i + 1].repeat(2, 1, 1), torch.cat([labels, null]))[:, i]
+            return rows[: len(labels)], rows[len(labels) :]
+
+        return recomputed
+    together = CachedDecoder(model, labels, length, with_null=True) if one_batch else None
+    apart = [] if one_batch else [CachedDecoder(model, ids, length, with_null=False) for ids in (labels, null)]
+
+    def cached(tokens: Tensor, i: int) -> tuple[Tensor, Tensor]:
+        before = tokens[:, i - 1] if i else None
+        if together is None:
+            return apart[0].step(before)[0], apart[1].step(before)[0]
+        hidden, null_hidden = together.step(before)
+        assert null_hidden is not None
+        return hidden, null_hidden
+
+    return cached
+
+
+def sample_tokens(
+    model: EpsilonLlamaGen,
+    labels: Tensor,
+    randn: Randn,
+    *,
+    length: int,
+    scale: float,
+    steps: int,
+    on: HeadSwitches,
+    cache: bool = True,
+) -> Tensor:
+    """`EpsilonLlamaGen.sample` with linear guidance and the SDE: (B, length, D)."""
+    conditions = trunk(model, labels, length, cache=cache, one_batch=on.one_batch)
+    tokens = model.positions.new_zeros(len(labels), length, model.config.token_dim)
+    for i, scale_i in enumerate(Guidance(scale, schedule="linear").token_scales(length).tolist()):
+        cond, uncond = conditions(tokens, i)
+        start = randn(tokens[:, i])
+        tokens[:, i] = sample_head(model.head, cond, uncond, start, randn, scale=scale_i, steps=steps, on=on)
+    return tokens
+
+
+def two_pass_velocity(model: Semanticist, tokens: Tensor, scale: float) -> Field:
+    """The guided velocity of a flow decoder with one call for the tokens and one for the null tokens."""
+    null = model.decoder.null_tokens.expand(len(tokens), -1, -1)
+
+    def conditional(x: Tensor, t: Tensor) -> Tensor:
+        return model.decoder(x, t, tokens)
+
+    def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return conditional(x, t), model.decoder(x, t, null)
+
+    return model.objective.velocity_field(guided(both, conditional, Guidance(scale)))
+
+
+def unfused_adamw(model: nn.Module, config: OptimConfig, foreach: bool | None) -> torch.optim.AdamW:
+    """`build_optimizer` without the fused kernel; `foreach` None is PyTorch's own choice (on a CPU: a loop)."""
+    groups = [
+        {"params": group["params"], "weight_decay": group["weight_decay"]}
+        for group in build_optimizer(model, config).param_groups
+    ]
+    options: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2)}
+    return torch.optim.AdamW(groups, fused=False, foreach=foreach, **options)
+
+
+@torch.no_grad()
+def loop_ema(ema: EMA) -> None:
+    """`EMA.update` one parameter after the other."""
+    for name, average in ema.averages.items():
+        average.mul_(ema.decay).add_(ema.parameters[name], alpha=1 - ema.decay)

@@ -1,0 +1,199 @@
+"""Discriminators: spectral norms, the frozen trunk and its heads, patch networks."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from tok1d.errors import ConfigError, WeightsError
+from tok1d.losses.discriminator import (
+    BlurPatchConfig,
+    BlurPatchDiscriminator,
+    DinoConfig,
+    DinoDiscriminator,
+    DinoHead,
+    DinoTrunk,
+    PatchConfig,
+    PatchDiscriminator,
+    SpectralConv1d,
+    _Blur,
+    build_discriminator,
+    load_trunk,
+)
+from tok1d.zoo.adapters.discriminator import HEADS, TRUNK, heads_from_published, trunk_from_published
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def images(*shape: int) -> Tensor:
+    return 2 * torch.rand(*shape, generator=seeded()) - 1
+
+
+def trunk() -> DinoTrunk:
+    torch.manual_seed(0)
+    found = DinoTrunk(8, 4, 2, patch=4, side=4)
+    for weight in found.parameters():
+        weight.data.add_(0.2 * torch.randn_like(weight))
+    return found
+
+
+def dino() -> DinoDiscriminator:
+    return DinoDiscriminator(trunk(), image_size=16, kernel_size=3)
+
+
+def test_spectral_norm_divides_by_the_largest_singular_value() -> None:
+    torch.manual_seed(0)
+    conv = SpectralConv1d(6, 5)
+    for _ in range(200):
+        conv.iterate()
+    unit = torch.eye(6)[..., None]
+    matrix = (conv.eval()(unit) - conv.bias[:, None])[..., 0].T
+    torch.testing.assert_close(matrix, conv.weight[..., 0] / torch.linalg.matrix_norm(conv.weight[..., 0], 2))
+
+
+def test_only_training_passes_move_the_singular_vectors_and_two_can_be_differentiated() -> None:
+    torch.manual_seed(0)
+    conv = SpectralConv1d(6, 5, 3)
+    x, before = torch.randn(2, 6, 7), conv.u.clone()
+    conv.eval()(x)
+    assert torch.equal(conv.u, before)
+    conv.train()
+    first = conv(x)
+    assert not torch.equal(conv.u, before)
+    (first.sum() + conv(x).sum() + conv.eval()(x).sum()).backward()
+    assert conv.weight.grad is not None and conv.weight.grad.any()
+
+
+def test_heads_go_round_in_circles() -> None:
+    torch.manual_seed(0)
+    head, x = DinoHead(6, kernel_size=3).eval(), images(2, 6, 9)
+    torch.testing.assert_close(head(x.roll(2, -1)), head(x).roll(2, -1))
+
+
+def test_readouts_are_states_plus_the_class_tokens() -> None:
+    network, x = trunk(), images(2, 3, 16, 16)
+    found = network(x, [0, 2, 4])
+    states = network.vit.embed(network.patch_embed(x), (4, 4))
+    for readout, blocks in zip(found, (network.vit.blocks[:0], network.vit.blocks[:2], network.vit.blocks[2:])):
+        for block in blocks:
+            states = block(states)
+        torch.testing.assert_close(readout, (states[:, 1:] + states[:, :1]).transpose(1, 2))
+    assert len(found) == 3
+
+
+def test_the_trunk_is_frozen_and_out_of_sight() -> None:
+    network = dino()
+    assert network.depths == [0, 1, 2, 3, 4]
+    assert DinoDiscriminator(DinoTrunk(8, 12, 2, patch=8, side=2)).depths == [0, 3, 6, 9, 12]
+    assert {name.split(".")[0] for name in network.state_dict()} == {"heads"}
+    assert not any(p.requires_grad for p in network.trunk.parameters())
+    assert {id(p) for p in network.parameters()}.isdisjoint(id(p) for p in network.trunk.parameters())
+    assert network.train().training and not network.trunk.training
+    x = images(2, 3, 16, 16).requires_grad_()
+    logits = network(x)
+    assert logits.shape == (2, 5 * 16)
+    logits.sum().backward()
+    assert x.grad is not None and x.grad.any() and all(p.grad is None for p in network.trunk.parameters())
+    assert all(p.grad is not None for p in network.parameters())
+
+
+def test_what_the_trunk_sees() -> None:
+    network = dino()
+    grey = images(2, 1, 16, 16)
+    assert torch.equal(network.prepare(grey), network.prepare(grey.expand(2, 3, 16, 16)))
+    standard = ((grey + 1) / 2 - network.mean) / network.std
+    assert torch.equal(network.prepare(grey), standard)
+    big = images(1, 3, 32, 32)
+    down = network.eval().prepare(big)
+    torch.testing.assert_close(down, F.avg_pool2d(((big + 1) / 2 - network.mean) / network.std, 2))
+    network.train()
+    seen = [network.prepare(big, seeded(seed)) for seed in range(12)]
+    crops = [x for x in seen if not torch.equal(x, down)]
+    assert 2 <= len(crops) <= 10, "about half of the passes see a crop"
+    windows = F.unfold(((big + 1) / 2 - network.mean) / network.std, 16)[0].T.reshape(-1, 3, 16, 16)
+    assert all((windows == crop).flatten(1).all(1).any() for crop in crops)
+    assert torch.equal(seen[3], network.prepare(big, seeded(3)))
+    small = network.prepare(images(1, 3, 8, 8), seeded())
+    assert small.shape == (1, 3, 16, 16), "small images are enlarged, never cropped"
+
+
+def published(network: DinoTrunk) -> dict[str, Tensor]:
+    return {TRUNK.published(name) or "?": value for name, value in network.state_dict().items()}
+
+
+def test_a_trunk_from_a_file(tmp_path: Path) -> None:
+    network, path = DinoTrunk(64, 2, 1, patch=4, side=4), tmp_path / "vit.safetensors"
+    state = published(network)
+    assert {"blocks.1.attn.qkv.weight", "pos_embed", "cls_token", "norm.bias"} < state.keys()
+    save_file({**state, "head.weight": torch.zeros(2, 64)}, path)
+    torch.manual_seed(3)
+    drawn = torch.rand(2)
+    torch.manual_seed(3)
+    found = load_trunk(DinoConfig(weights=str(path), image_size=16))
+    assert torch.equal(drawn, torch.rand(2)), "the global generator is not touched"
+    x = images(1, 3, 16, 16)
+    torch.testing.assert_close(found(x, [2]), network(x, [2]))
+    with pytest.raises(ConfigError, match=r"expected a multiple of 4, the patches of .*, received 18"):
+        load_trunk(DinoConfig(weights=str(path), image_size=18))
+    with pytest.raises(WeightsError, match="no such file"):
+        load_trunk(DinoConfig(weights=str(tmp_path / "none.pth")))
+    with pytest.raises(WeightsError, match=r"plain vision transformer.*reg_token"):
+        trunk_from_published({**state, "reg_token": torch.zeros(1, 4, 64)}, "file")
+    with pytest.raises(WeightsError, match=r"blocks\.0\.norm1\.bias"):
+        trunk_from_published({name: v for name, v in state.items() if name != "blocks.0.norm1.bias"}, "file")
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(WeightsError, match="plain vision transformer"):
+        load_trunk(DinoConfig(weights=str(path)))
+
+
+def test_published_names_of_the_heads() -> None:
+    state = dino().state_dict()
+    there = {HEADS.published(name) or "?": value for name, value in state.items()}
+    assert {"heads.4.1.fn.0.weight_orig", "heads.0.0.1.running_var", "heads.2.2.weight_u"} < there.keys()
+    assert "?" not in there and heads_from_published(there).keys() == state.keys()
+    with pytest.raises(WeightsError, match="which are no part of them"):
+        heads_from_published({"heads.0.3.weight": torch.zeros(1)})
+
+
+def test_patch_discriminator_is_pix2pix_s() -> None:
+    # pix2pix's own listing: 2.769 M parameters for pairs of colour images, a field of 70 pixels.
+    network = PatchDiscriminator(6)
+    assert sum(p.numel() for p in network.parameters()) == 2_768_705
+    small = PatchDiscriminator(1, width=4, layers=3).eval()
+    x = images(1, 1, 128, 128)
+    changed = x.clone()
+    changed[..., 64, 64] += 1
+    logits = small(x)
+    rows = (small(changed) != logits)[0, 0].any(1).nonzero().flatten()
+    assert logits.shape[-1] == 14 and 70 // 8 <= len(rows) <= 70 // 8 + 1, "a logit every 8 pixels"
+
+
+def test_blur_keeps_flat_parts_and_halves() -> None:
+    flat = _Blur()(torch.full((1, 2, 8, 8), 3.0))
+    assert flat.shape == (1, 2, 4, 4)
+    torch.testing.assert_close(flat[..., 1:-1, 1:-1], torch.full((1, 2, 2, 2), 3.0))
+    x = images(1, 1, 8, 8)
+    row = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    by_hand = (x[0, 0, 1:5, 3:7] * row[:, None] * row).sum()
+    torch.testing.assert_close(_Blur()(x)[0, 0, 1, 2], by_hand)
+
+
+def test_blur_patch_discriminator_gives_16_by_16_logits_of_single_images() -> None:
+    torch.manual_seed(0)
+    network, x = BlurPatchDiscriminator(1, width=32, stages=1), images(3, 1, 32, 32)
+    logits = network(x)
+    assert logits.shape == (3, 1, 16, 16)
+    torch.testing.assert_close(network(x[:1]), logits[:1], msg="no statistics of the batch")
+
+
+def test_building() -> None:
+    assert isinstance(build_discriminator(PatchConfig(width=4), 1), PatchDiscriminator)
+    assert isinstance(build_discriminator(BlurPatchConfig(width=32, stages=1), 1), BlurPatchDiscriminator)
+    network = build_discriminator(DinoConfig(weights="random"), 3)
+    assert isinstance(network, DinoDiscriminator) and network.depths == [0, 3, 6, 9, 12]
+    assert sum(p.numel() for p in network.trunk.parameters()) == 21_665_664, "timm's vit_small_patch16_224.dino"

@@ -1,0 +1,188 @@
+"""Pictures from finished models: any size, solver and guidance; samples that depend on their own noise alone."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from tok1d import apply, cli
+from tok1d.config import load_recipe
+from tok1d.diffusion.guidance import Guidance
+from tok1d.errors import InputError
+from tok1d.zoo import store
+from tok1d.zoo.card import Card
+
+Tiny = Callable[..., str]
+
+
+def random_model(recipe: str, *overrides: str) -> Any:
+    torch.manual_seed(0)
+    model = store.build_model(load_recipe(recipe, overrides).model).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.fixture
+def pair(tiny: Tiny) -> tuple[Any, Any]:
+    return random_model(tiny("generator", tokenizer="x")), random_model(tiny("tokenizer"))
+
+
+@pytest.fixture
+def folders(pair: tuple[Any, Any], tmp_path: Path) -> Path:
+    generator, tokenizer = pair
+    store.save_model(tokenizer, tmp_path / "tokenizer", Card())
+    card = Card(tokenizer="../tokenizer", tokenizer_fingerprint=store.fingerprint(tokenizer))
+    store.save_model(generator, tmp_path / "generator", card)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 50), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return tmp_path
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def run(capsys: Any, *arguments: object) -> tuple[int, str]:
+    capsys.readouterr()
+    code = cli.run([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, out if code == 0 else err
+
+
+@pytest.mark.parametrize(("text", "expected"), [("", (0, 1)), ("0.2,0.8", (0.2, 0.8)), ("0, 1", (0, 1))])
+def test_intervals(text: str, expected: tuple[float, float]) -> None:
+    assert apply.parse_interval(text, "--x") == expected
+
+
+@pytest.mark.parametrize("text", ["0.5", "a,b", "0.8,0.2", "0.5,0.5", "-0.1,1", "0,1.5", "0,0.5,1", "nan,1", ","])
+def test_other_intervals_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"^--x: expected two .*such as 0\.2,0\.8, received '") as caught:
+        apply.parse_interval(text, "--x")
+    assert "\n" not in str(caught.value)
+
+
+def test_noise_belongs_to_its_key() -> None:
+    device = torch.device("cpu")
+    draws = {
+        key: torch.randn(2, generator=apply.noise_of(device, *key)) for key in ((0, 1), (0, 2), (1, 1), (2**33, 1))
+    }
+    assert all(torch.equal(torch.randn(2, generator=apply.noise_of(device, *key)), draws[key]) for key in draws)
+    assert len({tuple(draw.tolist()) for draw in draws.values()}) == 4
+
+
+def test_a_picture_depends_neither_on_the_others_nor_on_the_batch(pair: tuple[Any, Any], tmp_path: Path) -> None:
+    def draw(name: str, **options: Any) -> Path:
+        return apply.generate(*pair, tmp_path / name, guidance=2.0, **options).parent
+
+    everything = draw("all", classes=[3, 7], num=3)
+    for name, options in (
+        ("one", {"classes": [7], "num": 1}),
+        ("small batches", {"classes": [3, 7], "num": 3, "batch_size": 2}),
+        ("more", {"classes": [7, 1, 3], "num": 4, "batch_size": 5}),
+    ):
+        shared = {path.name for path in draw(name, **options).glob("class*.png")}
+        shared &= {path.name for path in everything.glob("class*.png")}
+        assert shared
+        for picture in shared:
+            difference = np.abs(pixels(tmp_path / name / picture) - pixels(everything / picture))
+            assert difference.max() <= 1, (name, picture)
+    assert (draw("other", classes=[7], num=1, seed=1) / "class007_000.png").read_bytes() != (
+        everything / "class007_000.png"
+    ).read_bytes()
+    assert len({path.read_bytes() for path in everything.glob("class*.png")}) == 6
+
+
+def test_progressive_rows_are_prefixes_of_the_same_samples(pair: tuple[Any, Any], tmp_path: Path) -> None:
+    generator, tokenizer = pair
+    apply.generate(generator, tokenizer, tmp_path, classes=[2, 5], num=2, prefixes=[0, 1, 3], batch_size=3)
+    sheet = pixels(tmp_path / "progressive.png")
+    zoom, side = 3, 28
+    assert sheet.shape == (zoom * (3 * (side + 2) - 2), zoom * (4 * (side + 2) - 2))
+    overview = pixels(tmp_path / "overview.png")
+    cell = zoom * (side + 2)
+
+    def at(picture: np.ndarray, row: int, column: int) -> np.ndarray:
+        return picture[row * cell : row * cell + zoom * side, column * cell : column * cell + zoom * side]
+
+    for i in range(4):  # the last row has all tokens; the overview has a row a class
+        assert np.array_equal(at(sheet, 2, i), at(overview, i // 2, i % 2))
+    assert not np.array_equal(at(sheet, 0, 0), at(sheet, 2, 0)) and not np.array_equal(at(sheet, 1, 0), at(sheet, 2, 0))
+
+
+def test_a_smaller_scale_of_guidance_is_served_too(pair: tuple[Any, Any], tmp_path: Path) -> None:
+    pictures = set()
+    for i, guidance in enumerate((0.0, 0.5, 1.0, 2.0, Guidance(2.0), Guidance(0.5))):
+        out = tmp_path / str(i)
+        pictures.add(apply.generate(*pair, out, classes=[1], num=1, guidance=guidance).read_bytes())
+    assert len(pictures) == 6
+
+
+def test_reconstruct_at_another_size(folders: Path, capsys: Any) -> None:
+    command = ["reconstruct", folders / "tokenizer", folders / "photo.png", "--keep", "4"]
+    code, out = run(capsys, *command, "--out", folders / "large", "--size", 56)
+    assert code == 0 and "keep    4 of 4" in out
+    assert Image.open(folders / "large" / "image000_keep004.png").size == (56, 56)
+    assert Image.open(folders / "large" / "image000_original.png").size == (56, 56)
+    run(capsys, *command, "--out", folders / "own")
+    run(capsys, *command, "--out", folders / "named", "--size", 28)
+    own, named = (pixels(folders / name / "image000_keep004.png") for name in ("own", "named"))
+    assert np.array_equal(own, named)
+    code, err = run(capsys, *command, "--out", folders / "odd", "--size", 30)
+    assert code == 2 and err.startswith("error: image size: expected") and err.count("\n") == 1 and "got 30x30" in err
+    assert not (folders / "odd").exists()
+
+
+def test_solver_and_interval_reach_the_decoder(folders: Path, capsys: Any) -> None:
+    command = ["reconstruct", folders / "tokenizer", folders / "photo.png", "--keep", "4", "--steps", 4]
+
+    def painted(name: str, *options: object) -> bytes:
+        code, _ = run(capsys, *command, "--out", folders / name, *options)
+        assert code == 0
+        return (folders / name / "image000_keep004.png").read_bytes()
+
+    plain, heun = painted("plain"), painted("heun", "--solver", "heun")
+    guided = painted("guided", "--guidance", 3)
+    part = painted("part", "--guidance", 3, "--guidance-interval", "0.4,0.6")
+    never = painted("never", "--guidance", 3, "--guidance-interval", "0.9,0.95")
+    assert len({plain, heun, guided, part}) == 4 and never == plain
+    for options, message in (
+        (("--solver", "ddim"), "a flow decoder samples with 'euler' or 'heun', got 'ddim'"),
+        (("--guidance-interval", "0.8,0.2"), "--guidance-interval: expected two growing times"),
+    ):
+        code, err = run(capsys, *command, "--out", folders / "wrong", *options)
+        assert code == 2 and message in err and err.count("\n") == 1
+    assert not (folders / "wrong").exists()
+
+
+def test_generate_with_every_option(folders: Path, capsys: Any) -> None:
+    command = ["generate", folders / "generator", "--classes", "3", "--num", 2, "--seed", 4]
+    code, out = run(
+        capsys,
+        *command,
+        *("--out", folders / "g", "--decode-keep", "every", "--guidance", 0.5, "--guidance-schedule", "constant"),
+        *("--head-sampler", "sde", "--head-steps", 3, "--temperature", 0.8, "--solver", "heun"),
+        *("--decoder-guidance", 1.5, "--steps", 2, "--keep", 2),
+    )
+    assert code == 0 and "progressive.png" in out
+    names = sorted(path.name for path in (folders / "g").iterdir())
+    assert names == ["class003_000.png", "class003_001.png", "overview.png", "progressive.png"]
+    assert Image.open(folders / "g" / "progressive.png").size == (3 * 58, 3 * 58)  # two samples, prefixes 1 and 2
+    for options, message in (
+        (("--decode-keep", "1,4"), "--decode-keep: expected numbers in 0..3, received 4"),
+        (("--guidance-schedule", "cosine"), "--guidance-schedule: expected linear or constant, received 'cosine'"),
+        (("--head-sampler", "ancestral"), "the head samples with 'sde', 'euler' or 'heun', got 'ancestral'"),
+        (("--solver", "ddim"), "a flow decoder samples with"),
+    ):
+        code, err = run(capsys, *command, "--out", folders / "wrong", *options)
+        assert code == 2 and message in err and err.count("\n") == 1
+    assert not (folders / "wrong").exists()
+
+
+def test_one_number_without_a_comma_is_a_list_of_one() -> None:
+    assert apply.parse_counts("32", "--keep", 0, 64) == [32]

@@ -1,0 +1,301 @@
+"""Every recipe of the package resolves, builds on the meta device and forecasts; published sizes have their counts."""
+
+import re
+from functools import cache
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tok1d.config import load_recipe, recipe_names
+from tok1d.generators.autoregressive import EpsilonLlamaGenConfig
+from tok1d.nn.block import swiglu_hidden
+from tok1d.tokenizers.query_encoder import EncoderConfig
+from tok1d.tokenizers.token_dit import DecoderConfig
+from tok1d.train.forecast import count_parameters, forecast, images_of_epoch
+from tok1d.train.optim import learning_rate
+from tok1d.zoo import store
+from tok1d.zoo.adapters.semanticist import ar_config, decoder_config, encoder_config, from_published, to_published
+
+IMAGENET = [name for name in recipe_names() if name.startswith("imagenet256/")]
+TOKENIZERS = [name for name in IMAGENET if name.startswith("imagenet256/semanticist")]
+GENERATORS = [name for name in IMAGENET if name.startswith("imagenet256/epsilon_llamagen")]
+L = "imagenet256/semanticist_l"
+AR = "imagenet256/epsilon_llamagen_l"
+NO_REPA = ("model.decoder.align_depth=0", 'model.alignment.teacher=""')
+
+
+@cache
+def built(name: str, *overrides: str) -> Any:
+    recipe = load_recipe(name, overrides)
+    with torch.device("meta"):
+        return store.build_model(recipe.model)
+
+
+def counts(name: str, *overrides: str) -> dict[str, int]:
+    return count_parameters(built(name, *overrides), load_recipe(name, overrides).kind)[0]
+
+
+def shallow(name: str) -> Any:
+    """The recipe with stacks of one block, which are forecast in a second."""
+    recipe = load_recipe(name)
+    if recipe.kind == "tokenizer":
+        align = min(recipe.model.decoder.align_depth, 1)
+        depths = ("model.encoder.depth=1", "model.decoder.depth=1", f"model.decoder.align_depth={align}")
+        return load_recipe(name, depths)
+    return load_recipe(name, ("model.depth=1", "model.head.depth=1") if recipe.kind == "generator" else ())
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_resolves_builds_and_forecasts(name: str) -> None:
+    recipe = load_recipe(name)
+    result = forecast(shallow(name))
+    assert images_of_epoch(recipe) == result.num_images is not None
+    assert result.run_flops > 0 and result.memory() > result.state_bytes > 0
+    assert (result.cache_bytes is not None) == (recipe.kind == "generator")
+    card = recipe.card
+    assert card.about and card.cost, "what it is and what it takes"
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_published_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None:
+    recipe, model = load_recipe(name), built(name)
+    assert recipe.card.reproduces and recipe.card.paper and recipe.card.ours == "not run at this scale"
+    train = recipe.train
+    assert train.batch_size * train.accumulate == 8 * 256 and train.steps == 400 * (1_281_103 // 2048)
+    assert (recipe.data.image_size, recipe.data.num_images) == (256, 1_281_167)
+    if recipe.kind == "tokenizer":
+        assert recipe.model.num_tokens * recipe.model.token_dim == 4096
+        assert train.lr == pytest.approx(2.5e-5 * 2048 / 256)
+        assert recipe.evaluate.keep[-1] == recipe.model.num_tokens == model.spec.length
+        assert recipe.model.nested.after * train.steps == 50 * 625
+    else:
+        tokenizer = load_recipe(recipe.tokenizer.removeprefix("runs/").removesuffix("/model"))  # type: ignore[union-attr]
+        assert recipe.num_tokens == recipe.model.num_tokens == 32 <= tokenizer.model.num_tokens
+        assert recipe.model.token_dim == tokenizer.model.token_dim
+        assert recipe.cache_views == "tencrop"
+
+
+@pytest.mark.parametrize("first", [f"{L}_released", "imagenet256/semanticist_xl_released"])
+def test_released_tokenizer_schedule_ends_at_14_6_percent(first: str) -> None:
+    train = load_recipe(first).train
+    assert train.weight_decay == 0.05 and learning_rate(0, train) == 0.0
+    assert learning_rate(62_500, train) == 2e-4
+    assert learning_rate(train.steps, train) / 2e-4 == pytest.approx(0.146, abs=5e-4)
+    paper = load_recipe(L).train
+    assert paper.weight_decay == 0 and learning_rate(paper.steps - 1, paper) == 0
+
+
+def test_released_generator_never_leaves_its_warm_up() -> None:
+    released, paper = load_recipe(f"{AR}_released").train, load_recipe(AR).train
+    for step in (0, 1, 100_000, 249_999):
+        assert learning_rate(step, released) == pytest.approx(8e-4 * step / (100 * 20_018), rel=1e-12)
+    assert learning_rate(62_500, paper) == learning_rate(249_999, paper) == pytest.approx(1e-4 * 2048 / 256)
+
+
+SHAPES = ["256x16", "128x32", "64x64", "32x128", "16x256"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "encoder", "projection"),
+    [
+        ("256x16", 86_237_952, 12_304),
+        ("128x32", 86_041_344, 24_608),
+        ("64x64", 85_943_040, 49_216),
+        ("32x128", 85_893_888, 98_432),
+        ("16x256", 85_869_312, 196_864),
+    ],
+)
+def test_encoder_counts(shape: str, encoder: int, projection: int) -> None:
+    found = counts(L if shape == "256x16" else f"{L}_{shape}")
+    assert (found["encoder"], found["bottleneck"]) == (encoder, projection)
+
+
+# With the fixed sine-cosine table, which the published files hold: 64 positions of the decoder's width.
+@pytest.mark.parametrize(
+    ("size", "decoder", "projector", "at_16x256"),
+    [
+        ("S", 32_571_264, 6_558_464, None),
+        ("B", 129_724_032, 7_344_896, 129_908_352),
+        ("L", 457_050_240, 7_869_184, 457_296_000),
+        ("XL", 673_944_960, 8_131_328, 674_221_440),
+    ],
+)
+def test_decoder_counts(size: str, decoder: int, projector: int, at_16x256: int | None) -> None:
+    sized = f"model.decoder.size={size}"
+    found, tables = count_parameters(built(L, sized), "tokenizer")
+    assert (found["decoder"], found["projector"]) == (decoder, projector)
+    assert tables == {"decoder": 64 * DecoderConfig.SIZES[size]["dim"]}
+    plain = counts(L, sized, *NO_REPA)
+    assert plain["decoder"] == decoder and "projector" not in plain
+    if at_16x256 is not None:
+        assert counts(f"{L}_16x256", sized, *NO_REPA)["decoder"] == at_16x256
+
+
+@pytest.mark.parametrize("name", [name for name in TOKENIZERS if name.split("_")[1] in ("b", "xl")])
+def test_a_decoder_of_another_size_is_named_so(name: str) -> None:
+    size = name.split("_")[1].upper()
+    decoder = load_recipe(name).model.decoder
+    assert {key: getattr(decoder, key) for key in ("dim", "depth", "heads")} == DecoderConfig.SIZES[size]
+
+
+@pytest.mark.parametrize(
+    ("size", "total", "trunk", "head"),
+    [
+        ("B", 264_518_416, 85_786_368, 178_732_048),
+        ("L", 488_566_800, 309_441_536, 179_125_264),
+        ("XL", 912_381_200, 732_862_720, 179_518_480),
+        ("XXL", 1_540_680_208, 1_360_768_512, 179_911_696),
+        ("XXXL", 3_990_838_800, 3_809_354_240, 181_484_560),
+        ("1B", 1_313_375_248, None, None),
+        ("3B", 3_174_534_800, None, None),
+        ("7B", 6_664_555_536, None, None),
+    ],
+)
+def test_generator_counts(size: str, total: int, trunk: int | None, head: int | None) -> None:
+    named = f"imagenet256/epsilon_llamagen_{size.lower()}"
+    found = counts(named) if named in GENERATORS else counts(AR, f"model.size={size}")
+    assert sum(found.values()) == total
+    if trunk is not None:
+        assert found == {"trunk": trunk, "head": head}
+
+
+@pytest.mark.parametrize("name", [L, AR])
+def test_the_cost_on_the_card_is_what_the_forecast_says(name: str) -> None:
+    recipe = load_recipe(name)
+    told = re.match(r"(\d+) EFLOP for 250,000 steps of 8 x 256 images", recipe.card.cost)
+    assert told and forecast(recipe).run_flops == pytest.approx(int(told[1]) * 1e18, rel=0.03)
+
+
+# Published layouts, written down from the key tables of the released files: name -> shape.
+
+
+def linear(name: str, out: int, into: int, *, bias: bool = True) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (out, into), **({f"{name}.bias": (out,)} if bias else {})}
+
+
+def published_encoder(tokens: int, width: int, depth: int, patch: int, side: int) -> dict[str, tuple[int, ...]]:
+    length = 1 + (side // patch) ** 2 + tokens
+    shapes: dict[str, tuple[int, ...]] = {
+        "encoder.cls_token": (1, 1, width),
+        "encoder.slot_embed": (1, tokens, width),
+        "encoder.pos_embed": (1, length, width),
+        "encoder.patch_embed.proj.weight": (width, 3, patch, patch),
+        "encoder.patch_embed.proj.bias": (width,),
+    }
+    norms = ["encoder.norm"]
+    for i in range(depth):
+        block = f"encoder.blocks.{i}."
+        norms += [f"{block}norm1", f"{block}norm2"]
+        shapes |= linear(f"{block}attn.qkv", 3 * width, width) | linear(f"{block}attn.proj", width, width)
+        shapes |= linear(f"{block}mlp.fc1", 4 * width, width) | linear(f"{block}mlp.fc2", width, 4 * width)
+    return shapes | {f"{norm}.{kind}": (width,) for norm, kind in product(norms, ("weight", "bias"))}
+
+
+def published_decoder(
+    tokens: int, dim: int, width: int, depth: int, *, projector: bool, latent: int = 16, patch: int = 2
+) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {
+        "dit.null_cond": (1, tokens, dim),
+        "dit.x_embedder.proj.weight": (width, latent, patch, patch),
+        "dit.x_embedder.proj.bias": (width,),
+        **linear("dit.t_embedder.mlp.0", width, 256),
+        **linear("dit.t_embedder.mlp.2", width, width),
+        **linear("dit.autoenc_cond_embedder", width, dim),
+        **linear("dit.final_layer.adaLN_modulation.1", 2 * width, width),
+        **linear("dit.final_layer.linear", 2 * latent * patch**2, width),
+    }
+    for i in range(depth):
+        block = f"dit.blocks.{i}."
+        shapes |= linear(f"{block}attn.qkv", 3 * width, width) | linear(f"{block}attn.proj", width, width)
+        shapes |= linear(f"{block}mlp.fc1", 4 * width, width) | linear(f"{block}mlp.fc2", width, 4 * width)
+        shapes |= linear(f"{block}adaLN_modulation.1", 6 * width, width)
+    if projector:
+        shapes |= linear("dit.projector.0", 2048, width) | linear("dit.projector.2", 2048, 2048)
+        shapes |= linear("dit.projector.4", 768, 2048)
+    return shapes
+
+
+def published_generator(width: int, depth: int, tokens: int = 32, dim: int = 16) -> dict[str, tuple[int, ...]]:
+    hidden, head = swiglu_hidden(width), 1536
+    shapes: dict[str, tuple[int, ...]] = {
+        "cls_embedding.embedding_table.weight": (1001, width),
+        **linear("z_proj", width, dim),
+        "z_proj_ln.weight": (width,),
+        "norm.weight": (width,),
+        "pos_embed_learned": (1, tokens + 1, width),
+        "diffusion_pos_embed_learned": (1, tokens, width),
+    }
+    for i in range(depth):
+        layer = f"layers.{i}."
+        shapes |= linear(f"{layer}attention.wqkv", 3 * width, width, bias=False)
+        shapes |= linear(f"{layer}attention.wo", width, width, bias=False)
+        shapes |= linear(f"{layer}feed_forward.w1", hidden, width, bias=False)
+        shapes |= linear(f"{layer}feed_forward.w3", hidden, width, bias=False)
+        shapes |= linear(f"{layer}feed_forward.w2", width, hidden, bias=False)
+        shapes |= {f"{layer}attention_norm.weight": (width,), f"{layer}ffn_norm.weight": (width,)}
+    net = "diffloss.net."
+    shapes |= linear(f"{net}time_embed.mlp.0", head, 256) | linear(f"{net}time_embed.mlp.2", head, head)
+    shapes |= linear(f"{net}cond_embed", head, width) | linear(f"{net}input_proj", head, dim)
+    for j in range(12):
+        block = f"{net}res_blocks.{j}."
+        shapes |= {f"{block}in_ln.weight": (head,), f"{block}in_ln.bias": (head,)}
+        shapes |= linear(f"{block}adaLN_modulation.1", 3 * head, head)
+        shapes |= linear(f"{block}mlp.0", head, 2 * head) | linear(f"{block}mlp.2", head, head)
+    shapes |= linear(f"{net}final_layer.adaLN_modulation.1", 2 * head, head)
+    return shapes | linear(f"{net}final_layer.linear", dim, 2 * head)
+
+
+def check_round_trip(model: nn.Module, published: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Published -> ours -> published changes no name, and ours is the model's state; returns ours."""
+    state = {name: torch.empty(shape, device="meta") for name, shape in published.items()}
+    elsewhere = ("vae.encoder.conv_in.weight", "repa_encoder.norm.weight", "nested_sampler.arange")
+    ours = from_published({**state, **{name: torch.empty(1, device="meta") for name in elsewhere}})
+    assert {name: value.shape for name, value in ours.items()} == {
+        name: value.shape for name, value in model.state_dict().items()
+    }
+    back = to_published(ours)
+    assert back.keys() == state.keys() and all(back[name] is state[name] for name in state)
+    return ours
+
+
+@pytest.mark.parametrize("size", EncoderConfig.SIZES)
+def test_published_encoders_of_every_size(size: str) -> None:
+    side, patch = (224, 14) if size == "huge" else (256, 16)
+    sizes = EncoderConfig.SIZES[size]
+    overrides = (f"model.encoder.size={size}", f"model.encoder.patch={patch}")
+    image = (f"data.image_size={side}", f"model.image_size={side}", "model.decoder.depth=8")
+    model = built(L, *overrides, *image)
+    published = published_encoder(256, sizes["dim"], sizes["depth"], patch, side) | linear(
+        "encoder2slot", 16, sizes["dim"]
+    )
+    ours = check_round_trip(model, published | published_decoder(256, 16, 1024, 8, projector=True))
+    config, image_sizes = encoder_config(ours, prefix="encoder.")
+    assert (config.dim, config.depth, config.heads, config.patch) == (*sizes.values(), patch)
+    assert image_sizes == {"image_size": side, "channels": 3, "num_tokens": 256}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("projector", [True, False])
+@pytest.mark.parametrize("size", DecoderConfig.SIZES)
+def test_published_tokenizers_of_every_size(size: str, projector: bool, shape: str) -> None:
+    tokens, dim = map(int, shape.split("x"))
+    sizes = DecoderConfig.SIZES[size]
+    name = L if shape == "256x16" else f"{L}_{shape}"
+    model = built(name, "model.encoder.depth=1", f"model.decoder.size={size}", *(() if projector else NO_REPA))
+    published = published_encoder(tokens, 768, 1, 16, 256) | linear("encoder2slot", dim, 768)
+    decoder = published_decoder(tokens, dim, sizes["dim"], sizes["depth"], projector=projector)
+    ours = check_round_trip(model, published | decoder)
+    config, _ = decoder_config(ours, prefix="decoder.")
+    assert config == model.config.decoder
+
+
+@pytest.mark.parametrize("size", EpsilonLlamaGenConfig.SIZES)
+def test_published_generators_of_every_size(size: str) -> None:
+    sizes = EpsilonLlamaGenConfig.SIZES[size]
+    model = built(AR, f"model.size={size}")
+    ours = check_round_trip(model, published_generator(sizes["dim"], sizes["depth"]))
+    found = ar_config(ours)
+    assert (found.dim, found.depth, found.heads, found.num_classes) == (*sizes.values(), 1000)

@@ -1,0 +1,228 @@
+"""The token cache, writing: any number of processes, each its own shards, any of which may die and run again."""
+
+import json
+import os
+import secrets
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tok1d.data.tokens import FORMAT, INDEX, Layout, Shard, shard_name
+from tok1d.errors import DataError
+
+_SHARDS = "shard-[0-9]*.safetensors"
+
+
+class TokenWriter:
+    """Write a token cache of `rows` rows, or one part of it; interrupted, the same call finds the finished shards.
+
+    Part (i, n) is the i-th of n contiguous ranges of whole shards. All parts share the folder and need no other word
+    of each other: whichever finds all shards there writes the index. n may change between runs.
+
+    Args:
+        meta: JSON that says what the rows are: `tokenizer_fingerprint`, `data_fingerprint`, `transform`, `keep`,
+            `views` (rows per image, default 1; row i * views + v is view v of image i).
+        overwrite: write this part anew, whatever is there.
+
+    Raises:
+        DataError: the folder holds a finished cache (for one of several parts: of other settings), or an unfinished
+            one of other settings; it cannot be written; it has not the room for what is missing.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        layout: Layout,
+        rows: int,
+        *,
+        meta: dict[str, Any],
+        part: tuple[int, int] = (0, 1),
+        overwrite: bool = False,
+    ) -> None:
+        self.folder, self.layout, self.rows = Path(folder), layout, rows
+        if rows < 1:
+            raise DataError(f"{self.folder}: a token cache needs at least one row, there are none to write")
+        self._identity = json.dumps({"format": FORMAT, **asdict(layout), "meta": meta}, sort_keys=True)
+        self._suffix = f"{secrets.token_hex(6)}.tmp"  # no other writer has it, on this machine or another
+        self._tokens: list[Tensor] = []  # of the shard that is next
+        self._labels: list[Tensor] = []
+        number, parts = part
+        count = layout.num_shards(rows)
+        self._own = range(number * count // parts, (number + 1) * count // parts)
+        try:
+            self._missing = self._begin(overwrite, alone=parts == 1)
+        except OSError as error:
+            raise DataError(f"{self.folder}: cannot be written: {error.strerror}: choose another folder") from error
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of this part."""
+        return sum(self._shard_rows(number) for number in self._own)
+
+    @property
+    def rows_done(self) -> int:
+        """Rows of this part in finished shards."""
+        return self.num_rows - sum(self._shard_rows(number) for number in self._missing)
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """First row and row after the last of every shard of this part that is missing: what `write` expects."""
+        starts = ((number, number * self.layout.rows_per_shard) for number in self._missing)
+        return [(start, start + self._shard_rows(number)) for number, start in starts]
+
+    def write(self, tokens: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> None:
+        """Append rows of `ranges`: tokens (B, K, D) float or (B, K) ids, labels (B,). DataError where not finite."""
+        layout, values = self.layout, torch.as_tensor(tokens).detach().cpu()
+        targets = torch.as_tensor(labels).cpu().to(torch.int64)
+        if values.shape[1:] != layout.row or len(values) != len(targets):
+            raise ValueError(
+                f"expected tokens (B, {layout.row}) and labels (B,), found {tuple(values.shape)} and {len(targets)}"
+            )
+        if values.is_floating_point() == (layout.dtype == "int64"):
+            raise ValueError(f"a cache of {layout.dtype} cannot take {values.dtype}")
+        values = values.to(getattr(torch, layout.dtype), copy=True)  # the caller may reuse its buffer
+        if not torch.isfinite(values).all():
+            raise DataError(
+                f"{self.folder}: tokens are not finite in {layout.dtype}: check the tokenizer or use float32"
+            )
+        while len(values):
+            if not self._missing:
+                raise ValueError(f"{len(values)} rows more than the cache is to hold")
+            room = self._shard_rows(self._missing[0]) - sum(map(len, self._tokens))
+            self._tokens.append(values[:room])
+            self._labels.append(targets[:room])
+            if len(values) >= room:
+                self._flush()
+            values, targets = values[room:], targets[room:]
+
+    def close(self) -> bool:
+        """Write the index if this was the last part; returns whether the cache is finished."""
+        if self._missing:
+            raise ValueError(f"rows {self.ranges} are missing")
+        names = [shard_name(number) for number in range(self.layout.num_shards(self.rows))]
+        try:
+            if not set(names) <= set(os.listdir(self.folder)):
+                return False
+            if set(range(len(names))) != self._finished_shards(strict=False):
+                return False
+            index = {**json.loads(self._identity), "rows": self.rows, "shards": names}
+            temporary = self._temporary(INDEX)
+            temporary.write_text(json.dumps(index, indent=1) + "\n")
+            os.replace(temporary, self.folder / INDEX)
+        except OSError as error:
+            self._temporary(INDEX).unlink(missing_ok=True)
+            raise DataError(f"{self.folder / INDEX}: cannot be written: {error.strerror}: make room") from error
+        # What writers that died have left; while others wrote, it might have been theirs.
+        for path in self.folder.glob(".shard-*.tmp"):
+            path.unlink(missing_ok=True)
+        return True
+
+    def __enter__(self) -> "TokenWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+
+    def _shard_rows(self, number: int) -> int:
+        return self.layout.shard_rows(number, self.rows)
+
+    def _begin(self, overwrite: bool, alone: bool) -> list[int]:
+        """The numbers of the shards to write, with room for them; a shard of another length is written anew."""
+        index = self.folder / INDEX
+        if index.exists() and not overwrite and (alone or not self._is_ours(index)):
+            raise DataError(
+                f"{self.folder}: already holds a finished token cache: choose another folder or --overwrite"
+            )
+        kept = self._finished_shards(strict=not overwrite) - (set(self._own) if overwrite else set())
+        files = {path: path.stat().st_size for path in self.folder.glob(_SHARDS)}
+        outdated = [path for path in files if _number(path) not in kept]
+        self._check_room(kept, freed=sum(files[path] for path in outdated))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            index.unlink(missing_ok=True)
+            count = self.layout.num_shards(self.rows)
+            for path in outdated:
+                if _number(path) in self._own or _number(path) >= count:  # the rest belongs to other parts
+                    path.unlink(missing_ok=True)
+        return [number for number in self._own if number not in kept]
+
+    def _is_ours(self, index: Path) -> bool:
+        """Whether a finished cache is the one that this call would write."""
+        try:
+            found = json.loads(index.read_text())
+        except ValueError:
+            return False
+        wanted = {**json.loads(self._identity), "rows": self.rows}
+        return {key: found.get(key) for key in wanted} == wanted
+
+    def _finished_shards(self, *, strict: bool) -> set[int]:
+        """Numbers of the whole shards of these settings; raises DataError on other settings if `strict`."""
+        finished = set()
+        for path in self.folder.glob(_SHARDS):
+            try:
+                shard = Shard(path)
+            except DataError:
+                continue
+            number = _number(path)
+            if shard.identity != self._identity:
+                if strict:
+                    raise DataError(
+                        f"{self.folder}: holds an unfinished token cache of other settings: "
+                        "choose another or --overwrite"
+                    )
+            elif shard.rows == self._shard_rows(number):
+                finished.add(number)
+        return finished
+
+    def _check_room(self, kept: set[int], freed: int) -> None:
+        needed = self.layout.num_bytes(self.rows - sum(map(self._shard_rows, kept))) - freed
+        free = free_bytes(self.folder)
+        if needed > free:
+            raise DataError(
+                f"{self.folder}: needs {show_bytes(needed)}, has {show_bytes(free)} free: choose another folder, "
+                "fewer tokens or views, or --dtype bfloat16"
+            )
+
+    def _flush(self) -> None:
+        number = self._missing[0]
+        name = shard_name(number)
+        temporary = self._temporary(name)
+        try:
+            parts = {"tokens": torch.cat(self._tokens), "labels": torch.cat(self._labels)}
+            save_file(parts, temporary, metadata={"identity": self._identity})
+            os.replace(temporary, self.folder / name)
+        except (OSError, SafetensorError) as error:
+            temporary.unlink(missing_ok=True)
+            raise DataError(f"{self.folder / name}: cannot be written: {error}: make room and run again") from error
+        self._missing = self._missing[1:]
+        self._tokens, self._labels = [], []
+
+    def _temporary(self, name: str) -> Path:
+        return self.folder / f".{name}.{self._suffix}"
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.removeprefix("shard-"))
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes where a folder is or would be."""
+    place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    return shutil.disk_usage(place).free
+
+
+def show_bytes(count: int) -> str:
+    """Such as "26.2 GB"; 1 GB is 1e9 bytes."""
+    unit, size = ("GB", 1e9) if count >= 1e8 else ("MB", 1e6) if count >= 1e5 else ("kB", 1e3)
+    return f"{count / size:.1f} {unit}"

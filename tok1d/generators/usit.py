@@ -1,0 +1,104 @@
+"""USiT: a U-ViT trained as a SiT, on sequences of tokens (after DC-AE's USiT-2B; U-ViT, arXiv 2209.12152).
+
+Its release is not described by a paper; where the sizes leave a choice this is U-ViT's: the time token is the bare
+sinusoid of 1000 t, and blocks are plain. USiT-2B counts 1,580.1 M parameters here at 128 tokens of 32 numbers; the
+release's stated figure is 1,580.4 M.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tok1d.config import option
+from tok1d.errors import ConfigError
+from tok1d.generators.sequence import FlowConfig, FlowModel
+from tok1d.nn.attention import Attention
+from tok1d.nn.block import Block, Mlp
+from tok1d.nn.embed import LabelEmbed, time_rates, time_waves
+
+
+@dataclass
+class USiTConfig(FlowConfig):
+    """A USiT of a named size, or of any width, depth and heads."""
+
+    SIZES: ClassVar[dict[str, dict[str, int]]] = {"2B": {"dim": 2048, "depth": 29, "heads": 32}}
+
+    name: str = option("usit", "which model this is")
+    dim: int = option(2048, "width; size=2B sets width, depth and heads", ge=1)
+    depth: int = option(29, "number of blocks, odd: as many before the middle one as after it", ge=1)
+    heads: int = option(32, "attention heads", ge=1)
+
+    def check(self) -> None:
+        """Contradictions between the fields."""
+        super().check()
+        if self.depth % 2 == 0:
+            raise ConfigError(f"depth: expected an odd number of blocks, received {self.depth}")
+
+
+class USiTNetwork(nn.Module):
+    """x (B, K, D), t (B,) or (1,), labels (B,) -> velocity (B, K, D); time and class are tokens before the others.
+
+    The second half's block i first maps [its input, the output of its mirror block] back to the width.
+    """
+
+    rates: Tensor
+
+    def __init__(self, config: USiTConfig) -> None:
+        super().__init__()
+        dim, half = config.dim, config.depth // 2
+        self.num_told = 3 if config.guidance_free else 2
+        self.register_buffer("rates", time_rates(dim), persistent=False)
+        self.token_embed = nn.Linear(config.token_dim, dim)
+        self.label_embed = LabelEmbed(config.num_classes, dim, config.class_dropout)
+        self.positions = nn.Parameter(torch.empty(1, self.num_told + config.num_tokens, dim))
+        self.blocks = nn.ModuleList(
+            Block(
+                Attention(dim, config.heads, qkv_bias=False),
+                Mlp(dim, int(dim * config.mlp_ratio)),
+                (nn.LayerNorm(dim), nn.LayerNorm(dim)),
+            )
+            for _ in range(config.depth)
+        )
+        self.skips = nn.ModuleList(nn.Linear(2 * dim, dim) for _ in range(half))
+        self.norm = nn.LayerNorm(dim)
+        self.out = nn.Linear(dim, config.token_dim)
+        nn.init.trunc_normal_(self.positions, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor, beta: Tensor | None = None) -> Tensor:
+        told = [self.waves(t), self.label_embed(labels)]
+        if self.num_told == 3:
+            told.append(self.waves(torch.ones_like(t) if beta is None else beta))
+        head = torch.stack([token.expand(len(x), -1) for token in told], dim=1)
+        x = torch.cat([head.to(x.dtype), self.token_embed(x)], dim=1) + self.positions
+        half = len(self.skips)
+        kept: list[Tensor] = []
+        for i, block in enumerate(self.blocks):
+            if i > half:
+                x = self.skips[i - half - 1](torch.cat([x, kept.pop()], dim=-1))
+            x = block(x)
+            if i < half:
+                kept.append(x)
+        return self.out(self.norm(x[:, self.num_told :]))
+
+    def waves(self, t: Tensor) -> Tensor:
+        """The token (B, dim) of a number in [0, 1]."""
+        return time_waves(1000 * t, self.rates, self.positions.shape[-1])
+
+
+class USiT(FlowModel):
+    """Tokens (B, K, D) float given classes (B,) int64, along a velocity."""
+
+    def __init__(self, config: USiTConfig) -> None:
+        super().__init__(config)
+        self.net = USiTNetwork(config)

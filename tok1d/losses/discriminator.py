@@ -1,0 +1,299 @@
+"""Networks that tell real images from reconstructed ones: images (B, C, H, W) in [-1, 1] -> logits (B, ...)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tok1d.config import option
+from tok1d.errors import ConfigError
+from tok1d.losses.features import IMAGENET_MEAN, IMAGENET_STD, load_teacher
+from tok1d.nn.block import Mlp
+from tok1d.nn.embed import PatchEmbed
+from tok1d.nn.vit import ViT
+
+POOL = 16  # rows and columns of logits of the blurring patch discriminator
+
+
+@dataclass
+class DinoConfig:
+    """A frozen DINO vision transformer with learned heads on five depths (StyleGAN-T; MAETok, section 4.1)."""
+
+    name: str = option("dino", "which discriminator: dino, patch or blur_patch")
+    backbone: str = option("vit_small_patch16_224.dino", "timm name of the frozen vision transformer")
+    weights: str | None = option(
+        None, "file of its weights; null is what timm downloads, random an untrained ViT-S/16 (to measure costs)"
+    )
+    image_size: int = option(224, "side of the images it sees, in pixels; others are cropped or resized", ge=1)
+
+
+@dataclass
+class PatchConfig:
+    """PatchGAN: strided convolutions with batch normalisation (pix2pix, arXiv 1611.07004)."""
+
+    name: str = option("patch", "which discriminator: dino, patch or blur_patch")
+    width: int = option(64, "channels of the first layer, doubled up to eightfold", ge=1)
+    layers: int = option(3, "strided layers; each halves the map", ge=1)
+
+
+@dataclass
+class BlurPatchConfig:
+    """PatchGAN with blurred downsampling and group normalisation, 16x16 logits (MaskBit, TA-TiTok)."""
+
+    name: str = option("blur_patch", "which discriminator: dino, patch or blur_patch")
+    width: int = option(128, "channels of the first layer, a multiple of 32, doubled at each stage", ge=32)
+    stages: int = option(3, "stages; each halves the map", ge=1)
+
+    def check(self) -> None:
+        """Raise ConfigError on a width that the 32 normalisation groups do not divide."""
+        if self.width % 32:
+            raise ConfigError(f"width: expected a multiple of 32, received {self.width}")
+
+
+DiscriminatorConfig = DinoConfig | PatchConfig | BlurPatchConfig
+
+
+def build_discriminator(config: DiscriminatorConfig, channels: int) -> nn.Module:
+    """The discriminator of a configuration for images of so many channels, with fresh weights but for a frozen trunk.
+
+    Raises:
+        ConfigError, WeightsError: a backbone that cannot be had, or that is no plain vision transformer.
+    """
+    if isinstance(config, PatchConfig):
+        return PatchDiscriminator(channels, config.width, config.layers)
+    if isinstance(config, BlurPatchConfig):
+        return BlurPatchDiscriminator(channels, config.width, config.stages)
+    return DinoDiscriminator(load_trunk(config), image_size=config.image_size)
+
+
+class SpectralConv1d(nn.Conv1d):
+    """A convolution, circular, whose weight is divided by its largest singular value (arXiv 1802.05957).
+
+    The singular vectors are buffers that every pass in train mode brings one power iteration nearer.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, kernel_size: int = 1) -> None:
+        super().__init__(channels_in, channels_out, kernel_size, padding=kernel_size // 2, padding_mode="circular")
+        self.register_buffer("u", F.normalize(torch.randn(channels_out), dim=0))
+        self.register_buffer("v", F.normalize(torch.randn(channels_in * kernel_size), dim=0))
+        self.u: Tensor
+        self.v: Tensor
+        for _ in range(15):  # a generator may be judged before the first training pass
+            self.iterate()
+
+    @torch.no_grad()
+    def iterate(self) -> tuple[Tensor, Tensor]:
+        """One power iteration; returns the left and right singular vectors."""
+        matrix = self.weight.flatten(1)
+        v = F.normalize(matrix.T @ self.u, dim=0, eps=1e-12)
+        u = F.normalize(matrix @ v, dim=0, eps=1e-12)
+        self.u.copy_(u)
+        self.v.copy_(v)
+        return u, v
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, N) -> (B, channels_out, N)."""
+        with torch.autocast(x.device.type, enabled=False):
+            # Copies, since the buffers change before the backward pass of this one.
+            u, v = self.iterate() if self.training else (self.u.clone(), self.v.clone())
+            weight = self.weight / torch.dot(u, self.weight.flatten(1) @ v)
+        return self._conv_forward(x, weight, self.bias)
+
+
+class _NormedConv(nn.Module):
+    """Spectrally normalised convolution, batch normalisation over images and positions, leaky ReLU."""
+
+    def __init__(self, dim: int, kernel_size: int) -> None:
+        super().__init__()
+        self.conv = SpectralConv1d(dim, dim, kernel_size)
+        self.norm = nn.BatchNorm1d(dim, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(self.norm(self.conv(x)), 0.2)
+
+
+class DinoHead(nn.Module):
+    """Logits (B, N) of patch features (B, D, N): a pointwise layer, a residual one over 9 patches, a linear one."""
+
+    def __init__(self, dim: int, kernel_size: int = 9) -> None:
+        super().__init__()
+        self.point, self.wide = _NormedConv(dim, 1), _NormedConv(dim, kernel_size)
+        self.out = SpectralConv1d(dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.point(x)
+        return self.out((self.wide(x) + x) / math.sqrt(2))[:, 0]
+
+
+class DinoTrunk(nn.Module):
+    """A plain vision transformer with a class token that shows its states at every depth.
+
+    Args:
+        side: rows and columns of its table of positions (DINO: 14).
+    """
+
+    def __init__(
+        self, dim: int, depth: int, heads: int, *, patch: int, side: int, layer_scale: float | None = None
+    ) -> None:
+        super().__init__()
+        self.patch_embed = PatchEmbed(patch, 3, dim)
+        self.vit = ViT(dim, depth, heads, side=side, layer_scale=layer_scale)
+        for module in self.vit.modules():
+            if isinstance(module, Mlp):
+                module.approximate = "tanh"  # as the release's discriminator has it
+        self.dim, self.depth = dim, depth
+
+    def forward(self, images: Tensor, depths: list[int]) -> list[Tensor]:
+        """Patch states plus the class token's, (B, dim, N), after so many blocks each (0: only positions added).
+
+        Images (B, 3, H, W) are standardised; `depths` are ascending.
+        """
+        patch = self.patch_embed.patch
+        x = self.vit.embed(self.patch_embed(images), (images.shape[-2] // patch, images.shape[-1] // patch))
+        found = []
+        for depth in range(depths[-1] + 1):
+            x = self.vit.blocks[depth - 1](x) if depth else x
+            if depth in depths:
+                found.append((x[:, 1:] + x[:, :1]).transpose(1, 2))
+        return found
+
+
+class DinoDiscriminator(nn.Module):
+    """Heads on a frozen trunk's states before its first block and after each quarter of its blocks.
+
+    The trunk is not part of the module: it reaches no state dict, optimizer or average, and is never in train mode.
+
+    Args:
+        image_size: of the images the trunk sees. Larger ones are, in train mode, cropped at random half of the time;
+            else they are averaged down, smaller ones interpolated bicubically.
+        depths: blocks before each readout, ascending; default: 0 and the four quarters (DINO: 0, 3, 6, 9, 12).
+    """
+
+    def __init__(
+        self, trunk: DinoTrunk, *, image_size: int = 224, depths: list[int] | None = None, kernel_size: int = 9
+    ) -> None:
+        super().__init__()
+        self._trunk = (trunk.eval().requires_grad_(False),)  # in a tuple, out of sight of the module
+        self.image_size = image_size
+        self.depths = depths or sorted({trunk.depth * quarter // 4 for quarter in range(5)})
+        self.heads = nn.ModuleList(DinoHead(trunk.dim, kernel_size) for _ in self.depths)
+        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+
+    @property
+    def trunk(self) -> DinoTrunk:
+        return self._trunk[0]
+
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Logits (B, readouts * N). `generator` (CPU) decides on crops; default: the global one."""
+        if self.trunk.patch_embed.proj.weight.device != images.device:
+            self.trunk.to(images.device)  # once: the module's own `to` does not know its trunk
+        states = self.trunk(self.prepare(images, generator), self.depths)
+        return torch.cat([head(state) for head, state in zip(self.heads, states)], dim=1)
+
+    def prepare(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """What the trunk sees of images (B, 1 or 3, H, W), (B, 3, S, S): standardised, cropped or resized."""
+        size, (height, width) = self.image_size, images.shape[-2:]
+        x = ((images + 1) / 2 - self.mean) / self.std  # broadcast: a grey channel becomes three
+        if height == width == size:
+            return x
+        if self.training and min(height, width) > size and torch.rand((), generator=generator) < 0.5:
+            top, left = (int(torch.randint(0, side - size + 1, (), generator=generator)) for side in (height, width))
+            return x[..., top : top + size, left : left + size]
+        return F.interpolate(x, size=(size, size), mode="area" if height > size else "bicubic")
+
+
+def load_trunk(config: DinoConfig) -> DinoTrunk:
+    """The frozen vision transformer of a configuration.
+
+    Raises:
+        ConfigError, WeightsError: it cannot be had, or is no plain vision transformer.
+    """
+    from tok1d.zoo.adapters.discriminator import trunk_from_published
+    from tok1d.zoo.adapters.keymap import read_published
+
+    source = config.weights or config.backbone
+    if config.weights == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            trunk = DinoTrunk(384, 12, 6, patch=16, side=14)
+    elif config.weights is not None:
+        trunk = trunk_from_published(read_published(config.weights), source)
+    else:
+        network: Any = load_teacher(config.backbone, image_size=config.image_size).network
+        if not hasattr(network, "vit"):
+            raise ConfigError(f"backbone: {config.backbone} is a classifier of tok1d, expected a timm name")
+        trunk = trunk_from_published(network.vit.state_dict(), source)
+    if config.image_size % trunk.patch_embed.patch:
+        raise ConfigError(
+            f"image_size: expected a multiple of {trunk.patch_embed.patch}, the patches of {source}, received "
+            f"{config.image_size}"
+        )
+    return trunk
+
+
+class PatchDiscriminator(nn.Module):
+    """4x4 convolutions, `layers` of them strided, then two more; logits (B, 1, h, w) of overlapping patches."""
+
+    def __init__(self, channels: int, width: int = 64, layers: int = 3) -> None:
+        super().__init__()
+        widths = [channels, *[width * min(2**i, 8) for i in range(layers + 1)], 1]
+        parts: list[nn.Module] = []
+        for i, (a, b) in enumerate(pairwise(widths)):
+            first, last = i == 0, i == layers + 1
+            parts.append(nn.Conv2d(a, b, 4, stride=2 if i < layers else 1, padding=1, bias=first or last))
+            parts += [] if last else [nn.LeakyReLU(0.2)] if first else [nn.BatchNorm2d(b), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*parts)
+        for part in self.layers:
+            if isinstance(part, nn.Conv2d):
+                nn.init.normal_(part.weight, std=0.02)
+            elif isinstance(part, nn.BatchNorm2d):
+                nn.init.normal_(part.weight, mean=1.0, std=0.02)
+
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Logits; nothing is drawn at random."""
+        return self.layers(images)
+
+
+class _Blur(nn.Module):
+    """Halve a map with the kernel (1, 3, 3, 1) along both axes, so that small shifts change little."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        row = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+        self.register_buffer("kernel", torch.outer(row, row), persistent=False)
+        self.kernel: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        return F.conv2d(x, self.kernel.to(x.dtype).expand(channels, 1, 4, 4), stride=2, padding=1, groups=channels)
+
+
+class BlurPatchDiscriminator(nn.Module):
+    """A 5x5 convolution, stages of a 3x3 one and a blurred halving, pooled to 16x16 logits (B, 1, 16, 16)."""
+
+    def __init__(self, channels: int, width: int = 128, stages: int = 3) -> None:
+        super().__init__()
+        widths = [width, *[width * 2**i for i in range(stages)]]
+        self.conv_in = nn.Conv2d(channels, width, 5, padding=2)
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
+        self.norms = nn.ModuleList(nn.GroupNorm(32, b) for b in widths[1:])
+        self.blur = _Blur()
+        self.point = nn.Conv2d(widths[-1], widths[-1], 1)
+        self.out = nn.Conv2d(widths[-1], 1, 5, padding=2)
+
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Logits; nothing is drawn at random."""
+        x = F.leaky_relu(self.conv_in(images), 0.1)
+        for conv, norm in zip(self.convs, self.norms):
+            x = F.leaky_relu(norm(self.blur(conv(x))), 0.1)
+        x = F.adaptive_max_pool2d(x, POOL)
+        return self.out(F.leaky_relu(self.point(x), 0.1))

@@ -1,0 +1,186 @@
+"""Frozen teachers: networks whose patch features other networks learn from."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tok1d.errors import ConfigError, InputError, WeightsError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Teacher:
+    """A frozen network together with the images it wants to see.
+
+    It is no `nn.Module`: the weights of a teacher that a model holds are not the model's, so they reach no state
+    dict, optimizer, average or checkpoint, and `model.train()` leaves the teacher in eval mode.
+
+    Args:
+        network: prepared images (B, C, S, S) -> patch features (B, N, D), row by row.
+        image_size: S, in pixels.
+        mean, std: of the network's images in [0, 1], one number a channel.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        image_size: int,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.image_size = image_size
+        self.mean, self.std = (torch.tensor(list(values)).view(-1, 1, 1) for values in (mean, std))
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] -> what the network sees: standardised, then resampled as Semanticist's release does.
+
+        Grey images are repeated for a colour teacher. Raises InputError on any other number of channels.
+        """
+        channels = len(self.mean)
+        if images.shape[1] not in (1, channels):
+            raise InputError(
+                f"the alignment teacher sees {channels} channels, got images {tuple(images.shape)}; choose another"
+            )
+        self._move(images.device)
+        images = (images - self.mean) / self.std  # broadcast: one grey channel becomes the teacher's
+        size = (self.image_size, self.image_size)
+        if images.shape[-2:] == size:
+            return images
+        return F.interpolate(images, size=size, mode="bicubic", align_corners=False)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Patch features (B, N, D) of images (B, C, H, W) in [0, 1], without gradient, on the images' device."""
+        return self.network(self.prepare(images))
+
+    def _move(self, device: torch.device) -> None:
+        if self.mean.device != device:  # once: a model's own `to` does not know its teacher
+            self.network.to(device)
+            self.mean, self.std = self.mean.to(device), self.std.to(device)
+
+
+def load_teacher(name: str, *, weights: str | None = None, image_size: int = 224) -> Teacher:
+    """A teacher by name: a timm vision transformer, or a tok1d classifier (bundled name or model folder).
+
+    Global random numbers are left as they are, so that a run does not depend on when its teacher is built.
+
+    Args:
+        weights: a file or folder for a timm network (timm's layout, or DINOv2's own); default: what timm
+            downloads; "random": untrained ones, the same every time.
+        image_size: side of the images the network sees, in pixels; a classifier has its own.
+
+    Raises:
+        ConfigError: timm is not installed, an unknown name, a network of another kind or image size.
+        WeightsError: weights that are missing, damaged, or another network's.
+    """
+    from tok1d.zoo.store import bundled_names
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        if name in bundled_names() or (Path(name) / "config.json").is_file():
+            return _classifier_teacher(name, weights, image_size)
+        return _timm_teacher(name, weights, image_size)
+
+
+class _FeatureMap(nn.Module):
+    """A tok1d classifier's last feature map before its last pooling, as (B, N, D)."""
+
+    def __init__(self, classifier: Any) -> None:
+        super().__init__()
+        self.stem, self.trunk = classifier.stem, classifier.trunk[:-1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.trunk(self.stem(2 * images - 1)).flatten(2).transpose(1, 2)
+
+
+def _classifier_teacher(name: str, weights: str | None, image_size: int) -> Teacher:
+    from tok1d.evaluate.networks import CNN
+    from tok1d.zoo.store import load
+
+    classifier = load(name)
+    if not isinstance(classifier, CNN):
+        raise ConfigError(f"teacher {name}: expected a timm name or a tok1d classifier, found a tokenizer or generator")
+    if weights is not None:
+        raise ConfigError(f"teacher {name}: a tok1d classifier holds its weights, received others; leave them out")
+    config = classifier.config
+    if config.image_size != image_size:
+        raise ConfigError(
+            f"teacher {name}: sees images of {config.image_size} pixels, received image_size={image_size}; "
+            f"set it to {config.image_size}"
+        )
+    zeros, ones = [0.0] * config.channels, [1.0] * config.channels
+    return Teacher(_FeatureMap(classifier), image_size=image_size, mean=zeros, std=ones)
+
+
+class _PatchTokens(nn.Module):
+    """A timm vision transformer's last features after its final norm, without class and register tokens.
+
+    For DINOv2 these are what its own code calls x_norm_patchtokens.
+    """
+
+    def __init__(self, vit: Any) -> None:
+        super().__init__()
+        self.vit = vit
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.vit.forward_features(images)[:, self.vit.num_prefix_tokens :]
+
+
+def _timm_teacher(name: str, weights: str | None, image_size: int) -> Teacher:
+    try:
+        import timm
+    except ImportError:
+        raise ConfigError(f"teacher {name}: timm is not installed; pip install 'tok1d[teachers]'") from None
+
+    if ":" not in name and not timm.is_model(name):  # "hf-hub:owner/model" is a name that timm looks up there
+        raise ConfigError(
+            f"teacher {name}: neither timm nor tok1d has such a model; expected a timm vision transformer such as "
+            "vit_base_patch14_dinov2.lvd142m, or a tok1d classifier such as fashion-mnist-cnn"
+        )
+    try:
+        vit: Any = timm.create_model(name, pretrained=weights is None, img_size=image_size, num_classes=0)
+    except TypeError:  # convolutional networks know no img_size
+        vit = None
+    except Exception as error:  # network, hub, disk: timm passes on whatever its libraries raise
+        raise WeightsError(
+            f"teacher {name}: timm could not make it ({_first_line(error)}); without a network give weights=FILE"
+        ) from None
+    if not hasattr(vit, "num_prefix_tokens"):
+        raise ConfigError(f"teacher {name}: expected a vision transformer of timm, found a network of another kind")
+    known = vit.pretrained_cfg
+    if weights is None and not any(known.get(place) for place in ("hf_hub_id", "url", "file")):
+        raise WeightsError(f"teacher {name}: timm has no trained weights of it; give weights=FILE or another teacher")
+    if weights not in (None, "random"):
+        _fill(vit, str(weights), name)
+    return Teacher(_PatchTokens(vit), image_size=image_size, mean=known["mean"], std=known["std"])
+
+
+def _fill(vit: nn.Module, path: str, name: str) -> None:
+    """Load a file strictly, renamed and with positions resampled as timm does for its own downloads."""
+    from tok1d.zoo.adapters.keymap import listing, read_published
+
+    state = read_published(path)
+    rename = getattr(sys.modules[type(vit).__module__], "checkpoint_filter_fn", None)
+    try:
+        state = state if rename is None else rename(state, vit)
+        found = vit.load_state_dict(state, strict=False)
+    except (RuntimeError, KeyError, AttributeError, ValueError) as error:
+        raise WeightsError(f"{path}: weights of another network than {name} ({_first_line(error)})") from None
+    extra = [key for key in found.unexpected_keys if not key.startswith("head.")]  # a classifier's, not needed
+    for kind, keys in (("missing", found.missing_keys), ("not part of it", extra)):
+        if keys:
+            raise WeightsError(f"{path}: weights of another network than {name}; {kind}: {listing(keys)}")
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__

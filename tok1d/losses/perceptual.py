@@ -1,0 +1,183 @@
+"""LPIPS: the distance of two images in VGG16's features, weighted by judgements of people (arXiv 1801.03924).
+
+Only real weights count: those of VGG16 trained on ImageNet, and the published linear heads. Nothing here is random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tok1d.config import option
+from tok1d.errors import WeightsError
+from tok1d.losses.adversarial import linear_ramp
+
+VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"  # torchvision's, with its hash in the name
+# Packages that bring the heads with them, and where.
+HEAD_PACKAGES = {"lpips": "weights/v0.1/vgg.pth", "torchmetrics": "functional/image/lpips_models/vgg.pth"}
+WIDTHS = (64, 128, 256, 512, 512)  # channels of a stage of VGG16
+CONVS = (2, 2, 3, 3, 3)
+SHIFT = (-0.030, -0.088, -0.188)
+SCALE = (0.458, 0.448, 0.450)
+
+
+@dataclass
+class PerceptualConfig:
+    """Whether and how strongly reconstructions are held near their images by LPIPS."""
+
+    weight: float = option(0.0, "weight of LPIPS; 0 leaves it out (MAETok: 1)", ge=0)
+    warmup: int = option(0, "steps over which the weight grows linearly from 0 (SoftVQ: 10000)", ge=0)
+    vgg: str | None = option(None, "file of VGG16's weights as torchvision names them; null is its download")
+    heads: str | None = option(
+        None, "file of the linear heads (vgg.pth of the lpips package); null looks into an installed lpips"
+    )
+
+
+def vgg16(widths: Sequence[int] = WIDTHS) -> nn.Sequential:
+    """VGG16 up to relu5_3, with torchvision's numbers of the layers and fresh weights."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for stage, (width, convs) in enumerate(zip(widths, CONVS)):
+        layers += [nn.MaxPool2d(2)] if stage else []
+        for _ in range(convs):
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+            channels = width
+    return nn.Sequential(*layers)
+
+
+class LPIPS(nn.Module):
+    """Frozen; without the dropout that its heads were trained with.
+
+    Args:
+        vgg: the layers of `vgg16`, trained.
+        heads: weights (C,) of the channels of each of the five maps.
+    """
+
+    def __init__(self, vgg: nn.Sequential, heads: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.vgg = vgg
+        self.heads = nn.ParameterList(nn.Parameter(head) for head in heads)
+        for name, values in (("shift", SHIFT), ("scale", SCALE)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+        self.shift: Tensor
+        self.scale: Tensor
+        self.requires_grad_(False)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """What VGG16 sees of images (B, 1 or 3, H, W) in [0, 1]; (B, 3, H, W)."""
+        return (2 * images - 1 - self.shift) / self.scale  # broadcast: a grey channel becomes three
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """VGG16's relu1_2, 2_2, 3_3, 4_3 and 5_3 of prepared images (B, 3, H, W), H and W at least 16."""
+        found = []
+        for layer in self.vgg:
+            if isinstance(layer, nn.MaxPool2d):
+                found.append(images)
+            images = layer(images)
+        return [*found, images]
+
+    def distance(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+        """The distance (B,) of images with these feature maps (B, C, h, w)."""
+        total = torch.zeros(len(a[0]), device=a[0].device)
+        for head, x, y in zip(self.heads, a, b):
+            x, y = (each.float() / (each.float().norm(dim=1, keepdim=True) + 1e-10) for each in (x, y))
+            total = total + ((x - y).square() * head[:, None, None]).sum(1).mean((1, 2))
+        return total
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """The distance (B,) >= 0 of images (B, 1 or 3, H, W) in [0, 1]."""
+        return self.distance(self.maps(self.prepare(a)), self.maps(self.prepare(b)))
+
+
+class PerceptualLoss:
+    """The weighted mean distance of reconstructions, with its warm-up.
+
+    It is no `nn.Module`, so that its network, which never changes, reaches no state dict, optimizer or average.
+
+    Args:
+        network: images and reconstructions (B, C, H, W) in [0, 1] -> distances (B,); default: LPIPS, loaded now.
+
+    Raises:
+        WeightsError: LPIPS has no weights here.
+    """
+
+    def __init__(self, config: PerceptualConfig, network: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
+        self.config = config
+        self.network = network or load_lpips(config.vgg, config.heads)
+        self._device: torch.device | None = None
+
+    def terms(self, real: Tensor, fake: Tensor, step: int) -> dict[str, Tensor]:
+        """ "loss_perceptual" at a step counted from 1."""
+        if isinstance(self.network, nn.Module) and self._device != real.device:
+            self.network.to(real.device)
+            self._device = real.device
+        weight = self.config.weight * linear_ramp(step, self.config.warmup)
+        return {"loss_perceptual": weight * self.network(real, fake).mean()}
+
+
+def find_heads(path: str | None = None) -> Path | None:
+    """The file of the linear heads: the given one, else that of an installed package that brings it; None without."""
+    if path is not None:
+        return Path(path) if Path(path).is_file() else None
+    for package, inside in HEAD_PACKAGES.items():
+        spec = find_spec(package)
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            if (Path(folder) / inside).is_file():
+                return Path(folder) / inside
+    return None
+
+
+def find_vgg(path: str | None = None) -> Path | None:
+    """The file of VGG16's weights: the given one, else torchvision's download where it is done; None without."""
+    file = Path(path) if path is not None else Path(torch.hub.get_dir(), "checkpoints", Path(VGG_URL).name)
+    return file if file.is_file() else None
+
+
+def lpips_missing(vgg: str | None = None, heads: str | None = None) -> str | None:
+    """Why LPIPS cannot be computed here without a download, in one line; None where it can."""
+    if find_heads(heads) is None:
+        found = f"no file {heads}" if heads else "none and no lpips package"
+        return (
+            f"LPIPS: expected its linear heads, found {found}; pip install lpips, or give heads=FILE "
+            "(weights/v0.1/vgg.pth of that package)"
+        )
+    if find_vgg(vgg) is None:
+        found = f"no file {vgg}" if vgg else "none downloaded"
+        return f"LPIPS: expected VGG16's weights, found {found}; fetch {VGG_URL} and give vgg=FILE"
+    return None
+
+
+def load_lpips(vgg: str | None = None, heads: str | None = None) -> LPIPS:
+    """LPIPS with its real weights; VGG16's are downloaded where `vgg` is not given and they are not here yet.
+
+    Raises:
+        WeightsError: weights that cannot be had, are damaged or are another network's.
+    """
+    from tok1d.zoo.adapters.lpips import read_heads, read_vgg
+
+    file = find_heads(heads)
+    if file is not None and vgg is None and find_vgg() is None:
+        _download_vgg()
+    missing = lpips_missing(vgg, heads)
+    trunk = find_vgg(vgg)
+    if missing or file is None or trunk is None:
+        raise WeightsError(missing or "LPIPS: its weights were there a moment ago")
+    return LPIPS(read_vgg(trunk), read_heads(file))
+
+
+def _download_vgg() -> None:
+    target = Path(torch.hub.get_dir(), "checkpoints", Path(VGG_URL).name)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # It writes beside the target, checks the hash, then renames.
+        torch.hub.download_url_to_file(VGG_URL, str(target), hash_prefix="397923af")
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise WeightsError(
+            f"LPIPS: VGG16's weights could not be fetched ({reason}); fetch {VGG_URL} elsewhere and give vgg=FILE"
+        ) from None

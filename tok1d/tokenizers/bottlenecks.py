@@ -1,0 +1,71 @@
+"""The configurations of the bottlenecks that tokenizers choose from, and the bottleneck one describes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tok1d.bottleneck.kl import KL
+from tok1d.bottleneck.plain import Plain
+from tok1d.bottleneck.softvq import SoftVQ
+from tok1d.bottleneck.vq import VQ
+from tok1d.config import option
+
+
+@dataclass
+class PlainConfig:
+    """A linear layer: the plain autoencoder, and MAETok."""
+
+    name: str = option("plain", "which bottleneck: plain, kl, vq or softvq")
+
+
+@dataclass
+class KLConfig:
+    """A diagonal normal for every token: the variational autoencoder."""
+
+    name: str = option("kl", "which bottleneck: plain, kl, vq or softvq")
+    weight: float = option(1e-6, "weight of the divergence, summed over tokens and averaged over images", ge=0)
+
+
+@dataclass
+class VQConfig:
+    """The nearest entry of a codebook; tokens are ids."""
+
+    name: str = option("vq", "which bottleneck: plain, kl, vq or softvq")
+    size: int = option(16384, "entries of the codebook", ge=1)
+    l2: bool = option(True, "compare and decode on the unit sphere")
+    beta: float = option(0.25, "weight of the commitment loss", ge=0)
+    entropy: float = option(0.0, "weight of the entropy loss", ge=0)
+
+
+@dataclass
+class SoftVQConfig:
+    """Convex combinations of a codebook's entries; tokens are continuous."""
+
+    name: str = option("softvq", "which bottleneck: plain, kl, vq or softvq")
+    size: int = option(8192, "entries of a codebook", ge=1)
+    num_codebooks: int = option(4, "codebooks, each for an equal part of the sequence", ge=1)
+    tau: float = option(0.07, "temperature of the combination", gt=0)
+    l2: bool = option(True, "put tokens and entries on the unit sphere first")
+    entropy: float = option(0.01, "weight of the entropy loss", ge=0)
+
+
+BottleneckConfig = PlainConfig | KLConfig | VQConfig | SoftVQConfig
+
+
+def build_bottleneck(config: BottleneckConfig, dim: int, token_dim: int) -> Plain | KL | VQ | SoftVQ:
+    """The bottleneck of a configuration, from encoder states of width `dim` to tokens of `token_dim` numbers."""
+    if isinstance(config, KLConfig):
+        return KL(dim, token_dim, weight=config.weight)
+    if isinstance(config, VQConfig):
+        return VQ(dim, token_dim, size=config.size, l2=config.l2, beta=config.beta, entropy=config.entropy)
+    if isinstance(config, SoftVQConfig):
+        return SoftVQ(
+            dim,
+            token_dim,
+            size=config.size,
+            num_codebooks=config.num_codebooks,
+            tau=config.tau,
+            l2=config.l2,
+            entropy=config.entropy,
+        )
+    return Plain(dim, token_dim)

@@ -1,0 +1,323 @@
+"""MAETok: a plain autoencoder with 1D tokens, trained by mask modelling (Masked Autoencoders Are Effective Tokenizers
+for Diffusion Models, arXiv 2502.03444), and its relatives with a KL, VQ or SoftVQ bottleneck.
+
+Encode: patches, some of them masked in training, and L queries through a ViT; the queries' states become tokens.
+Decode: a ViT turns mask tokens and the tokens into pixels; shallow auxiliary decoders predict features of the masked
+patches from the same tokens and are dropped afterwards.
+Stage two: the encoder is frozen and the pixel decoder learns on, while fewer and fewer patches are masked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tok1d.config import option
+from tok1d.diffusion.guidance import Guidance, as_guidance
+from tok1d.errors import ConfigError, InputError, WeightsError
+from tok1d.nn.embed import PatchEmbed
+from tok1d.tokenizers.auxiliary import AuxiliaryConfig, AuxiliaryDecoder, LatentAlignment, LatentAlignmentConfig
+from tok1d.tokenizers.base import TokenSpec
+from tok1d.tokenizers.bottlenecks import BottleneckConfig, PlainConfig, SoftVQConfig, build_bottleneck
+from tok1d.tokenizers.masking import MaskConfig, draw_mask, draw_ratios
+from tok1d.tokenizers.pixel_decoder import PixelDecoder
+from tok1d.tokenizers.prefix import resolve_keep
+from tok1d.tokenizers.vit import ViTConfig, build_vit
+
+
+@dataclass
+class FinetuneConfig:
+    """How fewer and fewer patches are masked in stage two (section 4.1)."""
+
+    ratio: float = option(0.6, "share of masked patches at the start", ge=0, le=1)
+    until: float = option(1.0, "share of the training at which it has reached 0, linearly", gt=0, le=1)
+
+    def at(self, progress: float) -> float:
+        """The share at training progress in [0, 1]."""
+        return self.ratio * max(0.0, 1 - progress / self.until)
+
+
+@dataclass
+class MAETokConfig:
+    """A MAETok tokenizer. The defaults are the paper's: ViT-B/16 on both sides, 128 tokens of 32 numbers, 256 px."""
+
+    name: str = option("maetok", "which model this is")
+    image_size: int = option(256, "side of the square images, in pixels; others are read too", ge=1)
+    channels: int = option(3, "image channels", ge=1)
+    num_tokens: int = option(128, "tokens L an image becomes; 0: the patches' states are the tokens", ge=0)
+    token_dim: int = option(32, "numbers C of a token (of a codebook's entry)", ge=1)
+    bottleneck: BottleneckConfig = option(PlainConfig())
+    encoder: ViTConfig = option(ViTConfig())
+    decoder: ViTConfig = option(ViTConfig(absolute=False))
+    head: Literal["linear", "conv"] = option("linear", "how the decoder's states become pixels")
+    mask: MaskConfig = option(MaskConfig())
+    reconstruction: Literal["mse", "l1"] = option("mse", "error of all pixels, which lie in [-1, 1] for it")
+    auxiliary: list[AuxiliaryConfig] = option([], "auxiliary decoders, of stage one")
+    aux_loss_on: Literal["masked", "all"] = option("masked", "patches whose features the auxiliary losses compare")
+    alignment: LatentAlignmentConfig = option(LatentAlignmentConfig())
+    stage: Literal["train", "finetune"] = option(
+        "train", "finetune is stage two: encoder and bottleneck are frozen, auxiliary decoders and alignment left out"
+    )
+    finetune: FinetuneConfig = option(FinetuneConfig())
+
+    @property
+    def length(self) -> int:
+        """Tokens of an image of `image_size`."""
+        return self.num_tokens or (self.image_size // self.encoder.patch) ** 2
+
+    def check(self) -> None:
+        """Contradictions between the fields."""
+        for part, net in (("encoder", self.encoder), ("decoder", self.decoder)):
+            if self.image_size % net.patch:
+                raise ConfigError(f"{part}.patch: {net.patch} does not divide image_size {self.image_size}")
+        patch = self.decoder.patch
+        if not self.num_tokens and patch != self.encoder.patch:
+            raise ConfigError(f"decoder.patch: num_tokens=0 needs the encoder's {self.encoder.patch}, received {patch}")
+        if self.head == "conv" and (patch < 2 or patch & (patch - 1)):
+            raise ConfigError(f"decoder.patch: head=conv doubles its way up, expected 2, 4, 8, ..., received {patch}")
+        if isinstance(self.bottleneck, SoftVQConfig) and self.length % self.bottleneck.num_codebooks:
+            raise ConfigError(
+                f"bottleneck.num_codebooks: {self.bottleneck.num_codebooks} does not divide {self.length} tokens"
+            )
+        self._check_masking()
+
+    def _check_masking(self) -> None:
+        labels = [each.label for each in self.auxiliary]
+        for i, each in enumerate(self.auxiliary):
+            if each.target == "hog" and self.encoder.patch % each.cell:
+                raise ConfigError(
+                    f"auxiliary[{i}].cell: {each.cell} does not divide encoder.patch {self.encoder.patch}"
+                )
+            if each.label in labels[:i]:
+                raise ConfigError(f"auxiliary[{i}].target: {each.label} is there twice, expected different targets")
+        if self.mask.high == 0 and self.auxiliary and self.aux_loss_on == "masked" and self.stage == "train":
+            raise ConfigError("aux_loss_on: mask.high=0 leaves no masked patch to learn from, expected all")
+        if self.mask.high == 0 and self.stage == "finetune" and self.finetune.ratio > 0:
+            raise ConfigError("finetune.ratio: a model trained with mask.high=0 has no mask token, expected 0")
+
+
+class MaskedEncoder(nn.Module):
+    """[prefix, patches, queries] -> ViT -> the queries' states, or the patches' with `num_tokens` 0."""
+
+    def __init__(self, config: ViTConfig, image_size: int, channels: int, num_tokens: int, *, masked: bool) -> None:
+        super().__init__()
+        dim = config.dim
+        self.patch_embed = PatchEmbed(config.patch, channels, dim)
+        self.mask_token = nn.Parameter(0.02 * torch.randn(1, 1, dim)) if masked else None
+        self.vit = build_vit(config, image_size // config.patch)
+        self.queries = self.query_positions = None
+        if num_tokens:
+            self.queries = nn.Parameter(0.02 * torch.randn(1, num_tokens, dim))
+            self.query_positions = nn.Parameter(torch.zeros(1, num_tokens, dim))
+            nn.init.trunc_normal_(self.query_positions, std=0.02)
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) in [-1, 1] -> (B, L, dim); patches where the mask (B, N) is True are not seen."""
+        patch, queries = self.patch_embed.patch, None
+        x = self.patch_embed(images)
+        if mask is not None:
+            assert self.mask_token is not None, "a mask for an encoder without a mask token"
+            # Before positions: the encoder knows where it does not see.
+            x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
+        if self.queries is not None and self.query_positions is not None:
+            queries = (self.queries + self.query_positions).expand(len(x), -1, -1)
+        patches, tokens = self.vit(x, (images.shape[-2] // patch, images.shape[-1] // patch), queries)
+        return patches if queries is None else tokens
+
+
+class MAETok(nn.Module):
+    """The tokenizer; see the module's text. Images (B, C, H, W) in [0, 1], tokens (B, L, C), with VQ ids (B, L)."""
+
+    def __init__(self, config: MAETokConfig) -> None:
+        super().__init__()
+        self.config = config
+        tokens = {"num_tokens": config.num_tokens, "token_dim": config.token_dim}
+        self.encoder = MaskedEncoder(
+            config.encoder, config.image_size, config.channels, config.num_tokens, masked=config.mask.high > 0
+        )
+        self.bottleneck = build_bottleneck(config.bottleneck, config.encoder.dim, config.token_dim)
+        self.decoder = PixelDecoder(config.decoder, config.image_size, config.channels, **tokens, head=config.head)
+        self.spec = TokenSpec(
+            config.length,
+            dim=None if self.bottleneck.vocab_size else config.token_dim,
+            vocab_size=self.bottleneck.vocab_size,
+            deterministic=True,
+        )
+        self.frozen = config.stage == "finetune"
+        patch = config.encoder.patch
+        grid = {"patch": patch, "side": config.image_size // patch, "channels": config.channels}
+        self.auxiliary = nn.ModuleList(
+            AuxiliaryDecoder(each, config.decoder, **grid, **tokens)
+            for each in ([] if self.frozen else config.auxiliary)
+        )
+        aligned = bool(config.alignment.teacher) and not self.frozen
+        self.alignment = (
+            LatentAlignment(config.alignment, config.token_dim, repeat=config.num_tokens > 0) if aligned else None
+        )
+        if self.frozen:
+            for part in (self.encoder, self.bottleneck):
+                part.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> MAETok:
+        """As `nn.Module.train`; what stage two has frozen stays in eval mode."""
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
+
+    def encode(self, images: Tensor, cond: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) in [0, 1] -> tokens (B, L, C), not normalised, or ids (B, L). Nothing is masked.
+
+        Images may have any size that the patches divide. `cond` is not used.
+
+        Raises:
+            InputError: another number of channels than the model's, or a size that the patches do not divide.
+        """
+        self._check_images(images)
+        return self.bottleneck.encode(self.encoder(2 * images - 1))
+
+    def decode(
+        self,
+        tokens: Tensor,
+        cond: Tensor | None = None,
+        *,
+        keep: int | Tensor | None = None,
+        steps: int | None = None,
+        guidance: float | Guidance = 1.0,
+        generator: torch.Generator | None = None,
+        size: int | tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Images (B, channels, H, W) in [0, 1] of tokens (B, L, C) or ids (B, L); nothing is drawn at random.
+
+        Args:
+            keep: all tokens are needed: None or L.
+            size: of the images in pixels, a side or (H, W); default: the size of the training.
+
+        Raises:
+            InputError: fewer tokens, steps or guidance (there is nothing to step or guide), tokens of another shape,
+                ids outside the vocabulary, a size that the patches do not divide.
+        """
+        size = self.config.image_size if size is None else size
+        height, width = (size, size) if isinstance(size, int) else size
+        tokens = self._checked(tokens, height, width)
+        length = tokens.shape[1]
+        if steps is not None:
+            raise InputError(f"steps: this decoder is one pass, expected none, got {steps}")
+        guide = as_guidance(guidance)
+        if guide.scale != 1 or guide.weak_model is not None:
+            raise InputError(f"guidance: this decoder is deterministic, expected 1, got {guide.scale}")
+        if keep is not None and int(resolve_keep(keep, len(tokens), length, tokens.device).min()) < length:
+            raise InputError(f"keep: these tokens are not ordered, so all {length} are needed, got {keep}")
+        images = self.decoder.paint(self.bottleneck.embed(tokens), (height, width))
+        return ((images + 1) / 2).clamp(0, 1)
+
+    def losses(self, batch: Any, progress: float) -> dict[str, Tensor]:
+        """The losses of a batch (images, labels) or (images, labels, captions); see `reconstruct`."""
+        return self.reconstruct(batch, progress)[2]
+
+    def reconstruct(
+        self, batch: Any, progress: float, *, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """One training pass: the reconstruction, the latents, and the terms known without further networks.
+
+        Args:
+            batch: (images, ...); a third entry holds captions, see `AuxiliaryDecoder.loss`.
+            progress: share of the training done; stage two's masking depends on it.
+            mask: (B, N) bool, True where the encoder does not see; default: drawn in train mode, none in eval mode.
+
+        Returns:
+            The reconstruction (B, C, H, W) for [0, 1], not clamped; what the decoder read (B, L, C); and the scalars
+            "loss_reconstruction", the bottleneck's, "loss_NAME" of every auxiliary target, "loss_align" and, where
+            patches are masked, "mask_ratio".
+        """
+        images = batch[0]
+        self._check_images(images)
+        mask = self.training_mask(images, progress) if mask is None else mask
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            latents, terms = self.bottleneck(self.encoder(2 * images - 1, mask))
+        painted = self.decoder.paint(latents, (images.shape[-2], images.shape[-1]))
+        error = F.mse_loss if self.config.reconstruction == "mse" else F.l1_loss
+        terms = {"loss_reconstruction": error(painted, 2 * images - 1), **({} if self.frozen else terms)}
+        terms |= self._feature_terms(images, latents, mask, batch[2] if len(batch) > 2 else None)
+        if mask is not None:
+            terms["mask_ratio"] = mask.float().mean()
+        return (painted + 1) / 2, latents, terms
+
+    def _feature_terms(
+        self, images: Tensor, latents: Tensor, mask: Tensor | None, words: Tensor | None
+    ) -> dict[str, Tensor]:
+        if self.config.aux_loss_on == "all":
+            mask = None
+        elif mask is None and len(self.auxiliary):
+            patch = self.config.encoder.patch
+            counts = images.shape[-2] // patch * (images.shape[-1] // patch)
+            mask = torch.zeros(len(images), counts, dtype=torch.bool, device=images.device)
+        terms = {
+            f"loss_{each.config.label}": each.loss(latents, images, mask, words)
+            for each in self.auxiliary
+            if isinstance(each, AuxiliaryDecoder)
+        }
+        if self.alignment is not None:
+            terms["loss_align"] = self.alignment.loss(latents, images)
+        return terms
+
+    def training_mask(self, images: Tensor, progress: float) -> Tensor | None:
+        """(B, N) bool for images (B, C, H, W), True where a patch is masked; None in eval mode or without masking.
+
+        Drawn from the global generator: stage one from the configured range, stage two at one share that falls to 0.
+        """
+        config, batch = self.config, len(images)
+        if not self.training or self.encoder.mask_token is None:
+            return None
+        if self.frozen:
+            ratios = torch.full((batch,), config.finetune.at(progress), device=images.device)
+        else:
+            ratios = draw_ratios(config.mask, batch, device=images.device)
+        patch = config.encoder.patch
+        return draw_mask(ratios, images.shape[-2] // patch * (images.shape[-1] // patch))
+
+    def start_from(self, first: MAETok) -> None:
+        """Take over the weights of a trained model: of stage one for stage two, or without its auxiliary decoders.
+
+        Raises:
+            WeightsError: a weight of this model is not there, or has another shape.
+        """
+        theirs = first.state_dict()
+        unfit = [k for k, v in self.state_dict().items() if k not in theirs or theirs[k].shape != v.shape]
+        if unfit:
+            raise WeightsError(
+                f"stage two: the first stage's model has no fitting weights for {unfit[0]} ({len(unfit)} in all); give "
+                "both the same sizes, tokens and bottleneck"
+            )
+        self.load_state_dict({name: theirs[name] for name in self.state_dict()})
+
+    def _check_images(self, images: Tensor) -> None:
+        channels, patch = self.config.channels, self.config.encoder.patch
+        if images.dim() != 4 or images.shape[1] != channels:
+            raise InputError(f"expected images of shape (B, {channels}, H, W), got {tuple(images.shape)}")
+        height, width = images.shape[-2:]
+        if min(height, width) < 1 or height % patch or width % patch:
+            raise InputError(
+                f"image size: expected a height and a width that are multiples of {patch} (the encoder's patches; the "
+                f"model's own size is {self.config.image_size}), got {height}x{width}"
+            )
+
+    def _checked(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        """Tokens in the precision of the weights, or ids; as many as images of that size have."""
+        patch, dim, vocab = self.config.encoder.patch, self.config.token_dim, self.spec.vocab_size
+        length = self.config.num_tokens or height // patch * (width // patch)
+        expected = f"(B, {length})" if vocab else f"(B, {length}, {dim})"
+        fits = tokens.shape[1:] == ((length,) if vocab else (length, dim)) and tokens.is_floating_point() != bool(vocab)
+        if not fits:
+            kind, found = "ids" if vocab else "tokens", f"{tuple(tokens.shape)} of {tokens.dtype}"
+            raise InputError(f"expected {kind} of shape {expected} for {height}x{width} pixels, got {found}")
+        if not vocab:
+            return tokens.to(self.decoder.token_embed.weight.dtype)
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= vocab:
+            raise InputError(f"expected ids in 0..{vocab - 1}, got {low if low < 0 else high}")
+        return tokens.long()

@@ -1,0 +1,157 @@
+"""Who trains on a batch: a model alone, or several players, such as a tokenizer and a discriminator.
+
+On each batch the players compute their losses and gradients in turn, then all of them are stepped. A player sees, of
+those before it, what they made in the same forward pass, never their new weights: the outcome is that of stepping one
+after the other (generator, its average, discriminator), but a loss that is not finite stops all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tok1d.config import OptimConfig
+from tok1d.train.ema import EMA
+from tok1d.train.optim import build_optimizer, learning_rate
+from tok1d.zoo.store import load_state
+
+Batch = tuple[Tensor, Tensor]
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a run is: at optimizer step `step` (0-based) of `steps`."""
+
+    step: int
+    steps: int
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, in [0, 1)."""
+        return self.step / self.steps
+
+
+@dataclass
+class Player:
+    """One side of a training: what it may change, by which losses, and how.
+
+    Args:
+        module: its trainable parameters are stepped; checkpoints hold its whole state.
+        losses: (batch, moment, seen) -> (terms, made). Terms are scalars: those named "loss..." are summed and
+            minimised, at every step at least one of them with a gradient; others are logged. `made` are tensors that
+            the players after it find, detached, in their `seen`. No gradient may reach another player's module.
+        optim: learning rate and schedule, betas, decay, clip and averaging (`ema` 0 is none) with the recipe's
+            `steps`; None is as the recipe's `train`. Its batch size and accumulation are not read.
+        name: what messages and checkpoints call it.
+        prefix: of the names it logs; also tells its random numbers from the other players'.
+    """
+
+    module: nn.Module
+    losses: Callable[[Any, Moment, Tensors], tuple[Tensors, Tensors]]
+    optim: OptimConfig | None = None
+    name: str = "model"
+    prefix: str = ""
+
+
+def alone(model: nn.Module) -> Player:
+    """The only player of an ordinary training: a model with its own `losses(batch, progress)`."""
+    return Player(model, lambda batch, moment, seen: (model.losses(batch, moment.progress), {}))  # type: ignore[operator]
+
+
+def total_loss(terms: Tensors) -> Tensor:
+    """The sum of the terms named "loss..."."""
+    return torch.stack([value for name, value in terms.items() if name.startswith("loss")]).sum()
+
+
+class Side:
+    """A player in training, with what its steps need: the optimizer and the averages of its weights."""
+
+    def __init__(self, player: Player, train: OptimConfig, device: torch.device) -> None:
+        self.player, self.config = player, player.optim or train
+        assert self.config.steps == train.steps, f"{player.name}: a schedule of {self.config.steps} steps"
+        player.module.train().to(device)
+        self.optimizer = build_optimizer(player.module, self.config)
+        self.ema = EMA(player.module, self.config.ema) if self.config.ema > 0 else None
+        self.forward: Any = _Losses(player)
+
+    def state(self) -> dict[str, Any]:
+        """Weights, buffers and the optimizer's state: what the next step starts from."""
+        return {"model": self.player.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """`state` and the averages."""
+        return {**self.state(), "ema": self.ema.state_dict() if self.ema is not None else {}}
+
+    def load_state_dict(self, state: dict[str, Any], source: str) -> None:
+        """Go on from what `state_dict` gave; raises WeightsError naming `source` where the weights do not fit."""
+        load_state(self.player.module, state["model"], source)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+
+    def prepare(self, accelerator: Any) -> None:
+        """The forward pass as accelerate wants it, over all processes and in the run's precision."""
+        self.forward, _ = accelerator.prepare(self.forward, self.optimizer)
+        self.buffers = _Buffers(self.player.module)
+
+    def clip(self) -> Tensor:
+        """The norm of the whole gradient, before it is scaled down to the configured one."""
+        limit = self.config.clip if self.config.clip > 0 else float("inf")
+        return torch.nn.utils.clip_grad_norm_(self.player.module.parameters(), limit)
+
+    def step(self, step: int, halted: Tensor) -> None:
+        """Optimizer step `step` (0-based), which changes no weight and no buffer where `halted` is true."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, self.config)
+        self.optimizer.found_inf = halted.float()  # type: ignore[attr-defined]
+        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.buffers.settle(halted)
+        if self.ema is not None:
+            self.ema.update(step)
+
+
+class _Losses(nn.Module):
+    """A player's losses as a forward pass over its module, so that distributed wrappers see it."""
+
+    def __init__(self, player: Player) -> None:
+        super().__init__()
+        self.module, self.losses = player.module, player.losses
+
+    def forward(self, batch: Batch, moment: Moment, seen: Tensors) -> tuple[Tensors, Tensors]:
+        return self.losses(batch, moment, seen)
+
+
+class _Buffers:
+    """Running statistics change in the forward pass; this undoes what steps that do not count did to them.
+
+    Without waiting for the device, and without a copy of those that never change (tables).
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        places = [(part, name) for part in module.modules() for name in part._buffers]
+        self.places = [(part, name) for part, name in places if part._buffers[name] is not None]
+        self.seen = [self._now(i) for i in range(len(self.places))]
+        self.versions = [buffer._version for buffer in self.seen]
+        self.kept = [buffer.clone() for buffer in self.seen]
+
+    def _now(self, i: int) -> Tensor:
+        part, name = self.places[i]
+        return getattr(part, name)
+
+    @torch.no_grad()
+    def settle(self, halted: Tensor) -> None:
+        """Put back what the buffers were at the last call where `halted` is true; else keep what they are now."""
+        for i, kept in enumerate(self.kept):
+            now = self._now(i)
+            if now is self.seen[i] and now._version == self.versions[i]:
+                continue
+            if now.shape == kept.shape:  # else a table made anew for another size
+                now.copy_(torch.where(halted, kept, now))
+            self.seen[i], self.versions[i], self.kept[i] = now, now._version, now.clone()

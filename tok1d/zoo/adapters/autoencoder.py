@@ -1,0 +1,212 @@
+"""KL autoencoders from weights alone: MAR's KL-16 under its original names, or diffusers' names without a config.
+
+Weights tell a whole AutoencoderKL but for the groups of its norms and the scale of its latents.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from tok1d.errors import WeightsError
+from tok1d.tokenizers.latent_space import LatentConfig, autoencoder_class, geometry, locate, read_config
+from tok1d.zoo.adapters.keymap import KeyMap, State, below, fill_model, read_published, same
+
+# Scale of MAR's KL-16 latents (arXiv 2406.11838), told by no weight file.
+MAR_SCALE = 0.2325
+# Latent channels -> the autoencoder of the published tokenizers, whose files do not hold it.
+DEFAULTS = {16: "xwen99/mar-vae-kl16"}
+# Latent channels -> pixels per latent position of the autoencoders in use: KL-16 and SD-VAE.
+KNOWN_FACTORS = {16: 16, 4: 8}
+
+_RESNET = [
+    *same("norm1.{p}", "conv1.{p}", "norm2.{p}", "conv2.{p}"),
+    ("nin_shortcut.{p}", "conv_shortcut.{p}"),
+]
+_ATTENTION = [
+    ("norm.{p}", "group_norm.{p}"),
+    ("q.{p}", "to_q.{p}"),
+    ("k.{p}", "to_k.{p}"),
+    ("v.{p}", "to_v.{p}"),
+    ("proj_out.{p}", "to_out.0.{p}"),
+]
+_HALF = [
+    *same("conv_in.{p}", "conv_out.{p}"),
+    ("norm_out.{p}", "conv_norm_out.{p}"),
+    *below(_RESNET, "mid.block_1.", "mid_block.resnets.0."),
+    *below(_RESNET, "mid.block_2.", "mid_block.resnets.1."),
+    *below(_ATTENTION, "mid.attn_1.", "mid_block.attentions.0."),
+]
+# Where the two halves differ; the level {i} of the decoder counts the other way round (`_flip`).
+_ENCODER = [
+    *_HALF,
+    *below(_RESNET, "down.{i}.block.{j}.", "down_blocks.{i}.resnets.{j}."),
+    *below(_ATTENTION, "down.{i}.attn.{j}.", "down_blocks.{i}.attentions.{j}."),
+    ("down.{i}.downsample.conv.{p}", "down_blocks.{i}.downsamplers.0.conv.{p}"),
+]
+_DECODER = [
+    *_HALF,
+    *below(_RESNET, "up.{i}.block.{j}.", "up_blocks.{i}.resnets.{j}."),
+    *below(_ATTENTION, "up.{i}.attn.{j}.", "up_blocks.{i}.attentions.{j}."),
+    ("up.{i}.upsample.conv.{p}", "up_blocks.{i}.upsamplers.0.conv.{p}"),
+]
+KEYS = KeyMap(
+    [
+        *same("quant_conv.{p}", "post_quant_conv.{p}"),
+        *below(_ENCODER, "encoder.", "encoder."),
+        *below(_DECODER, "decoder.", "decoder."),
+    ]
+)
+# Attention maps are 1x1 convolutions there and matrices here.
+_MAPS = re.compile(r".*\.(attn_1|attn\.\d+)\.(q|k|v|proj_out)\.weight")
+_UP = re.compile(r"decoder\.up(?:_blocks)?\.(\d+)\.")
+_DOWN = re.compile(r"encoder\.down_blocks\.(\d+)\.")
+_FIRST_RESNETS = re.compile(r"encoder\.down_blocks\.0\.resnets\.(\d+)\.")
+# The discriminator and perceptual loss that such autoencoders were trained with.
+_TRAINING_ONLY = "loss."
+
+
+def from_mar(state: Mapping[str, Tensor], source: str = "published weights") -> State:
+    """MAR's names (cleaned) -> diffusers' AutoencoderKL's; the weights of a training loss are left out.
+
+    Raises:
+        WeightsError: names that such an autoencoder does not have.
+    """
+    renamed, unexpected = {}, []
+    levels = _levels(state)
+    for name, value in state.items():
+        ours = KEYS.ours(_flip(name, levels))
+        if ours is not None:
+            renamed[ours] = value[:, :, 0, 0] if _MAPS.fullmatch(name) and value.dim() == 4 else value
+        elif not name.startswith(_TRAINING_ONLY):
+            unexpected.append(name)
+    if unexpected or not renamed:
+        shown = f"{len(unexpected)} names such as {min(unexpected)}" if unexpected else "no weights"
+        raise WeightsError(
+            f"{source}: expected a KL autoencoder in MAR's layout, found {shown}; give a diffusers folder or kl16.ckpt"
+        )
+    return renamed
+
+
+def to_mar(state: Mapping[str, Tensor]) -> State:
+    """Diffusers' names -> MAR's."""
+    renamed, levels = {}, _levels(state)
+    for name, value in state.items():
+        published = KEYS.published(_flip(name, levels))
+        assert published is not None, f"no published name for {name}"
+        renamed[published] = value[:, :, None, None] if _MAPS.fullmatch(published) else value
+    return renamed
+
+
+def _levels(names: Iterable[str], pattern: re.Pattern[str] = _UP) -> int:
+    return 1 + max((int(match[1]) for match in map(pattern.match, names) if match), default=0)
+
+
+def _flip(name: str, levels: int) -> str:
+    """The name with the decoder's level counted from the other end: MAR counts them as the encoder does."""
+    match = _UP.match(name)
+    return name if match is None else f"{name[: match.start(1)]}{levels - 1 - int(match[1])}{name[match.end(1) :]}"
+
+
+def network_config(
+    state: State, *, groups: int = 32, scaling_factor: float | None = None, source: str = "published weights"
+) -> dict[str, Any]:
+    """The diffusers configuration of an AutoencoderKL from its weights under diffusers' names.
+
+    Args:
+        groups: groups of every norm, which no weight tells; 32 in KL-16 and Stable Diffusion's.
+        scaling_factor: default: MAR's 0.2325 where the encoder attends at its lowest level, as KL-16 does;
+            otherwise diffusers' own, Stable Diffusion's 0.18215.
+
+    Raises:
+        WeightsError: weights that make no such autoencoder.
+    """
+    levels = range(_levels(state, _DOWN))
+    try:
+        config: dict[str, Any] = {
+            "in_channels": state["encoder.conv_in.weight"].shape[1],
+            "out_channels": state["decoder.conv_out.weight"].shape[0],
+            "latent_channels": state["decoder.conv_in.weight"].shape[1],
+            "block_out_channels": [state[f"encoder.down_blocks.{i}.resnets.0.conv1.weight"].shape[0] for i in levels],
+        }
+    except (KeyError, IndexError) as error:
+        raise WeightsError(f"{source}: not a whole KL autoencoder ({error.args[0]}); fetch it again") from None
+    down = [f"encoder.down_blocks.{i}.attentions.0.to_q.weight" in state for i in levels]
+    up = [f"decoder.up_blocks.{i}.attentions.0.to_q.weight" in state for i in levels]
+    if scaling_factor is None and down[-1]:
+        scaling_factor = MAR_SCALE
+    return {
+        **config,
+        "down_block_types": ["AttnDownEncoderBlock2D" if attends else "DownEncoderBlock2D" for attends in down],
+        "up_block_types": ["AttnUpDecoderBlock2D" if attends else "UpDecoderBlock2D" for attends in up],
+        "layers_per_block": _levels(state, _FIRST_RESNETS),
+        "norm_num_groups": groups,
+        "sample_size": 256,
+        "use_quant_conv": "quant_conv.weight" in state,
+        "use_post_quant_conv": "post_quant_conv.weight" in state,
+        "mid_block_add_attention": "encoder.mid_block.attentions.0.to_q.weight" in state,
+        **({} if scaling_factor is None else {"scaling_factor": scaling_factor}),
+    }
+
+
+def build_network(
+    state: State, *, groups: int = 32, scaling_factor: float | None = None, source: str = "published weights"
+) -> nn.Module:
+    """An AutoencoderKL in eval mode from its weights under diffusers' names; see `network_config`.
+
+    Raises:
+        WeightsError: weights missing, left over or of another shape, or widths that `groups` does not divide.
+    """
+    config = network_config(state, groups=groups, scaling_factor=scaling_factor, source=source)
+    if any(width % groups for width in config["block_out_channels"]):
+        raise WeightsError(
+            f"{source}: {groups} groups of a norm do not divide the widths {config['block_out_channels']}; "
+            "give the number of groups (autoencoder_groups, or groups for kl16)"
+        )
+    network: Any = autoencoder_class()(**config)
+    fill_model(network, state, {}, source)
+    return network.eval()
+
+
+def load_mar(path: str | Path, *, groups: int = 32, scaling_factor: float | None = None) -> nn.Module:
+    """MAR's KL-16 from its original file (kl16.ckpt, or its names in .safetensors), as an AutoencoderKL in eval mode.
+
+    Raises:
+        WeightsError: a damaged or wrong file.
+    """
+    state = from_mar(read_published(path), str(path))
+    return build_network(state, groups=groups, scaling_factor=scaling_factor, source=str(path))
+
+
+def latents_of(autoencoder: str | None, channels: int, network: nn.Module | None = None) -> LatentConfig:
+    """The latent space that a published decoder of so many channels denoises in.
+
+    Args:
+        autoencoder: path or hub name; None is pixels. A hub name that cannot be reached is taken at its word, with a
+            message, where `KNOWN_FACTORS` has its channels.
+        network: the autoencoder itself where it is at hand already.
+
+    Raises:
+        WeightsError: no autoencoder there.
+    """
+    if autoencoder is None:
+        return LatentConfig()
+    if network is not None:
+        return LatentConfig("autoencoder", autoencoder, *geometry(network.config))
+    found = locate(autoencoder)
+    if found is not None:
+        config = load_mar(found).config if found.is_file() else read_config(autoencoder)
+        return LatentConfig("autoencoder", str(Path(autoencoder).resolve()), *geometry(config))
+    try:
+        return LatentConfig("autoencoder", autoencoder, *geometry(read_config(autoencoder)))
+    except WeightsError as error:
+        if channels not in KNOWN_FACTORS:
+            raise
+        factor = KNOWN_FACTORS[channels]
+        print(f"{error}; taken for {channels} channels of {factor} pixels a side", file=sys.stderr)
+        return LatentConfig("autoencoder", autoencoder, channels, factor)

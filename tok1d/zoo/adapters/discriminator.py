@@ -1,0 +1,88 @@
+"""Published weights of discriminators: DINO's vision transformer (as timm names it) and the heads on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from tok1d.errors import WeightsError
+from tok1d.losses.discriminator import DinoTrunk
+from tok1d.zoo.adapters.keymap import KeyMap, State, fill_model, listing, same
+
+TRUNK = KeyMap(
+    [
+        ("cls_token", "vit.cls_token"),
+        ("pos_embed", "vit.positions"),
+        ("patch_embed.proj.{p}", "patch_embed.proj.{p}"),
+        ("norm.{p}", "vit.norm.{p}"),
+        ("blocks.{i}.ls{j}.gamma", "vit.blocks.{i}.ls{j}.gamma"),
+        *[
+            (f"blocks.{{i}}.{name}", f"vit.blocks.{{i}}.{name}")
+            for name, _ in same("norm{j}.{p}", "attn.qkv.{p}", "attn.proj.{p}", "mlp.fc{j}.{p}")
+        ],
+    ]
+)
+HEAD_WIDTH = 64  # of an attention head, in every DINO model
+
+_CONV = [("weight_orig", "weight"), ("weight_u", "u"), ("weight_v", "v"), ("bias", "bias")]
+_NORM = [(name, name) for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
+HEADS = KeyMap(
+    [
+        (f"heads.{{i}}.{published}.{there}", f"heads.{{i}}.{ours}.{here}")
+        for published, ours, names in (
+            ("0.0", "point.conv", _CONV),
+            ("0.1", "point.norm", _NORM),
+            ("1.fn.0", "wide.conv", _CONV),
+            ("1.fn.1", "wide.norm", _NORM),
+            ("2", "out", _CONV),
+        )
+        for there, here in names
+    ]
+)
+
+
+def trunk_from_published(state: Mapping[str, Tensor], source: str, *, heads: int | None = None) -> DinoTrunk:
+    """The vision transformer that published weights describe; `source` names them in messages.
+
+    Args:
+        heads: attention heads; default: of 64 numbers each.
+
+    Raises:
+        WeightsError: not the weights of a plain vision transformer (such as one with registers).
+    """
+    state = {name: value for name, value in state.items() if not name.startswith("head.")}  # a classifier's
+    strange = [name for name in state if TRUNK.ours(name) is None]
+    kernel, table = state.get("patch_embed.proj.weight"), state.get("pos_embed")
+    blocks = {int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
+    if strange or kernel is None or table is None or not blocks:
+        what = f"found {listing(strange)} besides" if strange else "without patches, positions or blocks"
+        raise WeightsError(f"{source}: expected a plain vision transformer such as DINO's ViT-S/16, {what}")
+    dim, side = table.shape[-1], math.isqrt(table.shape[1] - 1)
+    scaled = any(name.endswith(".gamma") for name in state)
+    with torch.random.fork_rng(devices=[]):  # the draws of the initial weights are thrown away
+        trunk = DinoTrunk(
+            dim,
+            1 + max(blocks),
+            heads or max(dim // HEAD_WIDTH, 1),
+            patch=kernel.shape[-1],
+            side=side,
+            layer_scale=1.0 if scaled else None,
+        )
+    renamed: State = {TRUNK.ours(name) or name: value for name, value in state.items()}
+    fill_model(trunk, renamed, {name: TRUNK.published(name) or name for name in trunk.state_dict()}, source)
+    return trunk
+
+
+def heads_from_published(state: Mapping[str, Tensor]) -> State:
+    """The names of the release's discriminator heads as ours.
+
+    Raises:
+        WeightsError: a name that those heads do not have.
+    """
+    strange = [name for name in state if HEADS.ours(name) is None]
+    if strange:
+        raise WeightsError(f"discriminator heads: found {listing(strange)}, which are no part of them")
+    return {HEADS.ours(name) or name: value for name, value in state.items()}

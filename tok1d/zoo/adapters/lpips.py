@@ -1,0 +1,59 @@
+"""LPIPS's published weights: VGG16 as torchvision names it, and the linear heads of the lpips package and taming."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tok1d.errors import WeightsError
+from tok1d.losses.perceptual import CONVS, WIDTHS, vgg16
+from tok1d.zoo.adapters.keymap import State, fill_model, read_published
+
+# The number after "model" counts the dropout before the layer, where a file has one.
+HEAD = re.compile(r"lin(?:s\.)?(\d)\.model\.\d\.weight")
+
+
+def heads_from_published(state: State, source: str) -> list[Tensor]:
+    """The weights (C,) of the five heads, in order; other entries are left out.
+
+    Raises:
+        WeightsError: not five heads.
+    """
+    found = {int(match[1]): value.flatten() for name, value in state.items() if (match := HEAD.fullmatch(name))}
+    if sorted(found) != list(range(len(CONVS))):
+        raise WeightsError(
+            f"{source}: expected lin0 to lin4 with model.1.weight, found {len(found)} of them; give the lpips "
+            "package's weights/v0.1/vgg.pth"
+        )
+    return [found[level] for level in sorted(found)]
+
+
+def read_heads(path: Path) -> list[Tensor]:
+    """The heads in a file.
+
+    Raises:
+        WeightsError: a damaged file, or heads of another network than VGG16.
+    """
+    heads = heads_from_published(read_published(path), str(path))
+    sizes = tuple(head.numel() for head in heads)
+    if sizes != WIDTHS:
+        raise WeightsError(f"{path}: expected heads of VGG16 for {WIDTHS} channels, found {sizes}")
+    return heads
+
+
+def read_vgg(path: Path) -> nn.Sequential:
+    """VGG16's convolutions from a file; its classifier is left out.
+
+    Raises:
+        WeightsError: a damaged file, or another network's weights.
+    """
+    prefix = "features."
+    state = {name.removeprefix(prefix): v for name, v in read_published(path).items() if name.startswith(prefix)}
+    with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
+        vgg = vgg16()
+    vgg = vgg.to_empty(device="cpu")
+    fill_model(vgg, state, {name: prefix + name for name in vgg.state_dict()}, str(path))
+    return vgg

@@ -1,0 +1,251 @@
+"""MAETok's and SoftVQ-VAE's published tokenizers: a flat config.json and weights, with any of the four bottlenecks.
+
+The weights tell almost everything; config.json adds what they cannot (temperatures, weights of losses, the width of
+an attention head). Loading is strict for what the model needs, and what else a file holds is told, not hidden.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Size, Tensor
+
+from tok1d.errors import ConfigError, WeightsError
+from tok1d.tokenizers.bottlenecks import BottleneckConfig, KLConfig, PlainConfig, SoftVQConfig, VQConfig
+from tok1d.tokenizers.maetok import MAETok, MAETokConfig
+from tok1d.tokenizers.masking import MaskConfig
+from tok1d.tokenizers.vit import ViTConfig
+from tok1d.zoo.adapters.keymap import KeyMap, State, below, fill_model, listing, read_published, same
+from tok1d.zoo.adapters.semanticist import VIT_HEADS
+
+VIT = [
+    ("freqs", "freqs"),
+    ("model.cls_token", "cls_token"),
+    ("model.reg_token", "registers"),
+    ("model.pos_embed", "positions"),
+    ("model.norm.{p}", "norm.{p}"),
+    ("model.blocks.{i}.ls{j}.gamma", "blocks.{i}.ls{j}.gamma"),
+    *below(same("norm{j}.{p}", "attn.qkv.{p}", "attn.proj.{p}", "mlp.fc{j}.{p}"), "model.blocks.{i}.", "blocks.{i}."),
+]
+ENCODER = [
+    ("model.patch_embed.proj.{p}", "patch_embed.proj.{p}"),
+    ("latent_tokens", "queries"),
+    ("latent_pos_embed", "query_positions"),
+    ("mask_token", "mask_token"),
+    *below(VIT, "", "vit."),
+]
+DECODER = [
+    ("latent_pos_embed", "token_positions"),
+    ("mask_token", "mask_token"),
+    ("to_pixel.model.{p}", "head.proj.{p}"),
+    # The published list also counts what has no weights: the ReLUs and doublings between its convolutions.
+    *[(f"to_pixel.model.{1 + 3 * k}.{{p}}", f"head.convs.{k}.{{p}}") for k in range(5)],
+    *below(VIT, "", "vit."),
+]
+KEYS = KeyMap(
+    [
+        *below(ENCODER, "encoder.", "encoder."),
+        *below(DECODER, "decoder.", "decoder."),
+        ("quant_conv.{p}", "bottleneck.proj.{p}"),
+        ("post_quant_conv.{p}", "decoder.token_embed.{p}"),
+        ("quantize.embedding", "bottleneck.codebook"),
+        ("quantize.embedding.weight", "bottleneck.codebook"),
+    ]
+)
+
+# What every file holds and no forward pass reads: computed coordinates, a record of recent ids, the decoder's patches.
+UNUSED = (
+    "encoder.freqs_t_x",
+    "encoder.freqs_t_y",
+    "decoder.freqs_t_x",
+    "decoder.freqs_t_y",
+    "quantize.codebook_used",
+    "decoder.model.patch_embed.proj.weight",
+    "decoder.model.patch_embed.proj.bias",
+)
+DECODER_TABLE = "decoder.vit.positions"  # stored, and with rotary positions not used
+
+
+def from_published(state: Mapping[str, Tensor]) -> tuple[State, list[str]]:
+    """Published names (cleaned) -> ours, and the names that no tokenizer of ours has (alignment, other heads)."""
+    renamed, ignored = {}, []
+    for name, value in state.items():
+        ours = KEYS.ours(name)
+        if ours is not None:
+            renamed[ours] = value
+        elif name not in UNUSED:
+            ignored.append(name)
+    if "decoder.vit.freqs" in renamed:
+        renamed.pop(DECODER_TABLE, None)
+    return renamed, ignored
+
+
+def to_published(state: Mapping[str, Tensor]) -> State:
+    """Our names -> published ones, without what no forward pass reads."""
+    renamed = {}
+    for name, value in state.items():
+        published = KEYS.published(name)
+        assert published is not None, f"no published name for {name}"
+        if name == "bottleneck.codebook" and value.dim() == 2:
+            published = "quantize.embedding.weight"
+        renamed[published] = value
+    return renamed
+
+
+def tokenizer_config(
+    state: State,
+    published: Mapping[str, Any] | None = None,
+    *,
+    encoder_heads: int | None = None,
+    decoder_heads: int | None = None,
+) -> MAETokConfig:
+    """The configuration of a tokenizer from its renamed weights and the published one's flat options.
+
+    Args:
+        published: the options of config.json; those the weights tell are not read.
+        encoder_heads, decoder_heads: attention heads; default: those of the published widths.
+
+    Raises:
+        WeightsError: missing weights, unknown heads, or a model that ours cannot be.
+    """
+    options = dict(published or {})
+    if "encoder.patch_embed.proj.weight" not in state:
+        raise WeightsError(
+            "published weights: encoder.model.patch_embed.proj.weight is missing; expected a MAETok or SoftVQ "
+            "tokenizer with vision transformers (convolutional ones are not supported)"
+        )
+    encoder, side = _vit_config(state, "encoder.", options, encoder_heads)
+    _, channels, encoder.patch, _ = _shape(state, "encoder.patch_embed.proj.weight")
+    decoder, decoder_side = _vit_config(state, "decoder.", options, decoder_heads)
+    head: Literal["linear", "conv"] = "conv" if "decoder.head.convs.0.weight" in state else "linear"
+    if head == "linear":
+        decoder.patch = math.isqrt(_shape(state, "decoder.head.proj.weight")[0] // channels)
+    else:
+        decoder.patch = 2 ** sum(f"decoder.head.convs.{k}.weight" in state for k in range(1, 5))
+    image_size = int(options.get("base_image_size") or options.get("image_size") or 0) or None
+    for network, grid in ((encoder, side), (decoder, decoder_side)):
+        image_size = grid * network.patch if grid else image_size
+    if image_size is None:
+        raise WeightsError("published weights without a position table do not tell the image size; give config.json")
+    _, token_dim = _shape(state, "decoder.token_embed.weight")
+    config = MAETokConfig(
+        image_size=image_size,
+        channels=channels,
+        num_tokens=state["encoder.queries"].shape[1] if "encoder.queries" in state else 0,
+        token_dim=token_dim,
+        bottleneck=_bottleneck_config(state, token_dim, options),
+        encoder=encoder,
+        decoder=decoder,
+        head=head,
+        mask=_mask_config(state, options),
+    )
+    try:
+        config.check()
+        encoder.check()
+        decoder.check()
+    except ConfigError as error:
+        raise WeightsError(f"published weights of a tokenizer that ours cannot be: {error}") from None
+    return config
+
+
+def _vit_config(state: State, part: str, options: dict[str, Any], heads: int | None) -> tuple[ViTConfig, int]:
+    """One side's ViT, but for its patch, and the grid of its table (0 without one)."""
+    vit = f"{part}vit."
+    dim, hidden = _shape(state, f"{vit}norm.weight")[0], _shape(state, f"{vit}blocks.0.mlp.fc1.weight")[0]
+    heads = heads or VIT_HEADS.get(dim)
+    if heads is None:
+        option = f"{part.removesuffix('.')}_heads"
+        raise WeightsError(f"published weights do not tell the attention heads of width {dim}: give {option}")
+    registers = state[f"{vit}registers"].shape[1] if f"{vit}registers" in state else 0
+    class_token = f"{vit}cls_token" in state
+    table = state.get(f"{vit}positions")
+    side = math.isqrt(table.shape[1] - int(class_token and not registers)) if table is not None else 0
+    gamma = f"{vit}blocks.0.ls1.gamma"
+    config = ViTConfig(
+        dim=dim,
+        depth=1 + max(int(name.removeprefix(vit).split(".")[1]) for name in state if name.startswith(f"{vit}blocks.")),
+        heads=heads,
+        mlp_ratio=hidden / dim,
+        layer_scale=1e-5 if gamma in state else 0.0,
+        class_token=class_token,
+        registers=registers,
+        absolute=table is not None,
+        rotary="mixed" if f"{vit}freqs" in state else "none",
+        rope_theta=float(options.get("rope_theta", 10.0)),
+    )
+    return config, side
+
+
+def _bottleneck_config(state: State, token_dim: int, options: dict[str, Any]) -> BottleneckConfig:
+    l2 = bool(options.get("codebook_l2_norm", True))
+    entropy = float(options.get("entropy_loss_ratio", 0.0))
+    codebook = state.get("bottleneck.codebook")
+    if codebook is None:
+        double = _shape(state, "bottleneck.proj.weight")[0] == 2 * token_dim
+        return KLConfig(weight=float(options.get("kl_loss_weight", 1e-6))) if double else PlainConfig()
+    if codebook.dim() == 2:
+        beta = float(options.get("commit_loss_beta", 0.25))
+        return VQConfig(size=codebook.shape[0], l2=l2, beta=beta, entropy=entropy)
+    num, size, _ = codebook.shape
+    return SoftVQConfig(size=size, num_codebooks=num, tau=float(options.get("tau", 0.1)), l2=l2, entropy=entropy)
+
+
+def _mask_config(state: State, options: dict[str, Any]) -> MaskConfig:
+    """The release's masking, where the file has a mask token."""
+    if "encoder.mask_token" not in state:
+        return MaskConfig(low=0.0, high=0.0)
+    high = float(options.get("enc_token_drop_max", 0.6))
+    low = min(float(options.get("enc_token_drop", 0.4)), high)
+    return MaskConfig(low=low, high=high, distribution="truncnorm", per="batch")
+
+
+def _shape(state: State, name: str) -> Size:
+    if name not in state:
+        raise WeightsError(f"published weights: {KEYS.published(name)} is missing; is this the right file and format?")
+    return state[name].shape
+
+
+def convert_tokenizer(
+    path: str | Path, *, encoder_heads: int | None = None, decoder_heads: int | None = None
+) -> MAETok:
+    """A published tokenizer, a folder (config.json, model.safetensors) or a weight file, as our model in eval mode.
+
+    What the file holds beside the tokenizer is listed on stderr, and so are the latents' mean and standard deviation,
+    which our generators keep and not our tokenizers.
+
+    Raises:
+        WeightsError: a damaged or wrong file.
+    """
+    path = Path(path)
+    options = _read_options(path if path.is_dir() else path.parent)
+    state, ignored = from_published(read_published(path))
+    if ignored:
+        print(f"{path}: not part of the tokenizer, left out: {listing(ignored)}", file=sys.stderr)
+    mean, std = options.get("vq_mean", 0.0), options.get("vq_std", 1.0)
+    if (mean, std) != (0.0, 1.0):
+        print(f"{path}: published generators expect (tokens - {mean}) / {std}", file=sys.stderr)
+    if options.get("to_pixel") in ("siren", "identity"):
+        raise WeightsError(f"{path}: to_pixel={options['to_pixel']} paints no images, expected linear or conv")
+    model = MAETok(tokenizer_config(state, options, encoder_heads=encoder_heads, decoder_heads=decoder_heads))
+    names = {name: next(iter(to_published({name: value}))) for name, value in model.state_dict().items()}
+    fill_model(model, state, names, str(path))
+    return model.eval()
+
+
+def _read_options(folder: Path) -> dict[str, Any]:
+    """The flat options beside the weights; none without a config.json."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        options = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: not JSON ({error}); fetch it again") from None
+    if not isinstance(options, dict):
+        raise WeightsError(f"{path}: expected a mapping of options, found a {type(options).__name__}")
+    return options

@@ -1,0 +1,327 @@
+"""Published generators of whole sequences: SiT and DiT of MAETok and SoftVQ-VAE, and LightningDiT.
+
+SiT was trained with noise at time 1: its network gives u(x, s), and the velocity in our time is -u(x, 1 - t).
+Both changes are linear in weights, so they are made here once and the model knows only our time (`reverse_time`).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import torch
+from torch import Size, Tensor
+
+from tok1d.errors import ConfigError, WeightsError
+from tok1d.generators.lightningdit import LightningDiT, LightningDiTConfig, rotary_table
+from tok1d.generators.sequence import SequenceModel
+from tok1d.generators.sit import DiT, DiTConfig, SiT, SiTConfig, position_table
+from tok1d.nn.embed import time_rates
+from tok1d.zoo.adapters.keymap import KeyMap, State, below, fill_model, listing, read_published, same
+
+Kind = Literal["sit", "dit", "lightningdit"]
+Positions = Literal["1d", "2d"]
+Model = TypeVar("Model", bound=SequenceModel)
+
+KEYS = KeyMap(
+    [
+        ("x_embedder.{p}", "net.token_embed.{p}"),
+        ("t_embedder.mlp.0.{p}", "net.time_embed.fc1.{p}"),
+        ("t_embedder.mlp.2.{p}", "net.time_embed.fc2.{p}"),
+        ("y_embedder.embedding_table.weight", "net.label_embed.table.weight"),
+        *below(same("attn.qkv.{p}", "attn.proj.{p}", "mlp.fc{j}.{p}"), "blocks.{i}.", "net.blocks.{i}."),
+        *below(same("attn.q_norm.{p}", "attn.k_norm.{p}", "norm{j}.weight"), "blocks.{i}.", "net.blocks.{i}."),
+        ("blocks.{i}.mlp.w1.{p}", "net.blocks.{i}.mlp.gate.{p}"),
+        ("blocks.{i}.mlp.w2.{p}", "net.blocks.{i}.mlp.up.{p}"),
+        ("blocks.{i}.mlp.w3.{p}", "net.blocks.{i}.mlp.down.{p}"),
+        ("blocks.{i}.adaLN_modulation.1.{p}", "net.blocks.{i}.modulation.linear.{p}"),
+        ("final_layer.norm_final.weight", "net.norm.weight"),
+        ("final_layer.adaLN_modulation.1.{p}", "net.modulation.linear.{p}"),
+        ("final_layer.linear.{p}", "net.out.{p}"),
+    ]
+)
+GRID_EMBED, EMBED = "x_embedder.proj.", "x_embedder."
+GATE_UP = ".mlp.w12."  # published as one matrix: gate above up
+TABLES = ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin")  # computed here
+STATISTICS = ("token_mean", "token_std")  # in the published tokenizer's config.json or a file of their own
+
+# Width -> attention heads, which no weight file tells.
+HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16, 1536: 24, 1792: 28}
+
+
+def from_published(state: Mapping[str, Tensor], kind: Kind) -> tuple[State, list[str]]:
+    """Published names (cleaned) -> ours, and the names that no generator of ours has; computed tables are left out."""
+    renamed, ignored = {}, []
+    for name, value in _split(state).items():
+        ours = KEYS.ours(name)
+        if ours is not None:
+            renamed[ours] = value
+        elif name not in TABLES:
+            ignored.append(name)
+    return reverse_time(renamed) if kind == "sit" else renamed, ignored
+
+
+def to_published(state: Mapping[str, Tensor], kind: Kind) -> State:
+    """Our names -> published ones, without statistics and computed tables; LightningDiT's has a patch convolution."""
+    renamed: State = {}
+    for name, value in (reverse_time(state) if kind == "sit" else state).items():
+        if name in STATISTICS:
+            continue
+        published = KEYS.published(name)
+        assert published is not None, f"no published name for {name}"
+        if kind == "lightningdit" and published == f"{EMBED}weight":
+            value = value[:, :, None, None]
+        renamed[published.replace(EMBED, GRID_EMBED) if kind == "lightningdit" else published] = value
+    gates = [name for name in renamed if ".mlp.w1." in name]
+    for gate in gates:
+        up = gate.replace(".w1.", ".w2.")
+        renamed[gate.replace(".mlp.w1.", GATE_UP)] = torch.cat([renamed.pop(gate), renamed.pop(up)])
+    return renamed
+
+
+def _split(state: Mapping[str, Tensor]) -> State:
+    """Published weights with the patch convolution as a linear map and gate and up apart ("w1", "w2")."""
+    parts: State = {}
+    for name, value in state.items():
+        if name.startswith(GRID_EMBED):
+            if value.dim() == 4 and value.shape[2:] != (1, 1):
+                raise WeightsError(f"{name}: expected patches of 1, found {tuple(value.shape[2:])}")
+            parts[name.replace(GRID_EMBED, EMBED)] = value.flatten(1) if value.dim() == 4 else value
+        elif GATE_UP in name:
+            parts[name.replace(GATE_UP, ".mlp.w1.")], parts[name.replace(GATE_UP, ".mlp.w2.")] = value.chunk(2)
+        else:
+            parts[name] = value
+    return parts
+
+
+def reverse_time(state: Mapping[str, Tensor]) -> State:
+    """The network -u(x, 1 - t) from the weights (our names) of u(x, t), and back: it is its own inverse.
+
+    The cosine and sine of (1 - t) f are linear in those of t f, so the first layer of the time embedding takes up the
+    change exactly (to float32 rounding); the last layer takes the sign.
+    """
+    reversed_state = dict(state)
+    for name in ("net.out.weight", "net.out.bias"):
+        if name in state:
+            reversed_state[name] = -state[name]
+    name = "net.time_embed.fc1.weight"
+    if name in state:
+        weight = state[name].double()
+        f = time_rates(weight.shape[1]).double().to(weight.device)
+        cosines, sines, rest = weight.tensor_split([len(f), 2 * len(f)], dim=1)
+        turned = [cosines * f.cos() + sines * f.sin(), cosines * f.sin() - sines * f.cos(), rest]
+        reversed_state[name] = torch.cat(turned, dim=1).to(state[name].dtype)
+    return reversed_state
+
+
+def convert_sit(
+    file: str | Path,
+    *,
+    heads: int | None = None,
+    class_dropout: float | None = None,
+    path: Literal["linear", "cosine"] = "linear",
+    mean: float | None = None,
+    std: float | None = None,
+    tokenizer: str | None = None,
+) -> SiT:
+    """A published SiT (file, or folder with its config.json) as our model in eval mode.
+
+    Args:
+        heads, class_dropout: as trained; default: those of config.json, else of the published widths and 0.1.
+        path: as trained, which no file tells reliably.
+        mean, std: token statistics, vq_mean and vq_std of the tokenizer's config.json; or `tokenizer`, its folder.
+
+    Raises:
+        WeightsError: a damaged or wrong file.
+    """
+    published, state, options = _read(file, "sit", heads=heads, class_dropout=class_dropout)
+    dim, token_dim = _shape(state, "net.token_embed.weight")
+    if _shape(state, "net.out.weight")[0] != token_dim:
+        raise WeightsError(f"{file}: gives noise and variance, not a velocity; convert it as a DiT (maetok-dit)")
+    config = SiTConfig(**options, positions=_positions(published, file, dim), path=path, qk_norm=_has_qk_norm(state))
+    return _filled(SiT, config, state, "sit", file, _scalar_statistics(mean, std, tokenizer))
+
+
+def convert_dit(
+    file: str | Path,
+    *,
+    heads: int | None = None,
+    class_dropout: float | None = None,
+    schedule: Literal["linear", "cosine"] = "linear",
+    mean: float | None = None,
+    std: float | None = None,
+    tokenizer: str | None = None,
+) -> DiT:
+    """A published DiT on tokens as our model in eval mode; arguments and errors as those of `convert_sit`.
+
+    Args:
+        schedule: of the noise levels, as trained.
+    """
+    published, state, options = _read(file, "dit", heads=heads, class_dropout=class_dropout)
+    dim, token_dim = _shape(state, "net.token_embed.weight")
+    if _shape(state, "net.out.weight")[0] != 2 * token_dim:
+        raise WeightsError(f"{file}: expected noise and variance ({2 * token_dim} outputs); is it a SiT (maetok-sit)?")
+    config = DiTConfig(
+        **options, positions=_positions(published, file, dim), schedule=schedule, qk_norm=_has_qk_norm(state)
+    )
+    return _filled(DiT, config, state, "dit", file, _scalar_statistics(mean, std, tokenizer))
+
+
+def convert_lightningdit(
+    file: str | Path, *, heads: int | None = None, class_dropout: float | None = None, statistics: str | None = None
+) -> LightningDiT:
+    """A published LightningDiT as our model of its grid's positions, row by row, in eval mode.
+
+    Args:
+        heads, class_dropout: as trained; default: those of the published widths and 0.1.
+        statistics: file with the latents' "mean" and "std" a channel (the release's latents_stats.pt).
+
+    Raises:
+        WeightsError: a damaged or wrong file.
+    """
+    published, state, options = _read(file, "lightningdit", heads=heads, class_dropout=class_dropout)
+    dim = options["dim"]
+    modulation = _shape(state, "net.blocks.0.modulation.linear.weight")[0] // dim
+    options["mlp_ratio"] = _swiglu_ratio(dim, _shape(state, "net.blocks.0.mlp.down.weight")[1])
+    config = LightningDiTConfig(**options, qk_norm=_has_qk_norm(state), shift=modulation == 6, rotary="none")
+    config.positions = _positions(published, file, dim)
+    if TABLES[1] in published:
+        config.rotary = _rotary(published[TABLES[1]], config, str(file))
+    found = None
+    if statistics is not None:
+        values = read_published(statistics)
+        found = (_shape_checked(values, "mean", config, statistics), _shape_checked(values, "std", config, statistics))
+    return _filled(LightningDiT, config, state, "lightningdit", file, found)
+
+
+def _read(
+    file: str | Path, kind: Kind, *, heads: int | None, class_dropout: float | None
+) -> tuple[State, State, dict[str, Any]]:
+    """Published weights, renamed weights, and the fields all configurations share."""
+    published = read_published(file)
+    state, ignored = from_published(published, kind)
+    if ignored:
+        print(f"{file}: left out, no part of the generator: {listing(ignored)}", file=sys.stderr)
+    given = _published_options(Path(file))
+    dim, token_dim = _shape(state, "net.token_embed.weight")
+    heads = heads or given.get("num_heads") or HEADS.get(dim)
+    if heads is None:
+        raise WeightsError(f"{file}: its weights do not tell the attention heads of width {dim}: give heads=")
+    dropout = given.get("class_dropout_prob", 0.1) if class_dropout is None else class_dropout
+    rows = _shape(state, "net.label_embed.table.weight")[0]
+    numbers = {int(name.split(".")[2]) for name in state if name.startswith("net.blocks.")}
+    if "pos_embed" not in published or not numbers:
+        raise WeightsError(f"{file}: pos_embed or blocks are missing; is this the right file and format?")
+    options = {
+        "num_tokens": published["pos_embed"].shape[-2],
+        "token_dim": token_dim,
+        "num_classes": rows - int(dropout > 0),
+        "class_dropout": float(dropout),
+        "dim": dim,
+        "depth": 1 + max(numbers),
+        "heads": int(heads),
+    }
+    if "net.blocks.0.mlp.fc1.weight" in state:
+        options["mlp_ratio"] = state["net.blocks.0.mlp.fc1.weight"].shape[0] / dim
+    return published, state, options
+
+
+def _published_options(file: Path) -> dict[str, Any]:
+    """The constructor arguments in the config.json of a published folder; empty without one."""
+    path = (file if file.is_dir() else file.parent) / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: not readable as JSON ({error}); fetch it again") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _shape(state: State, name: str) -> Size:
+    if name not in state:
+        raise WeightsError(
+            f"published weights: {KEYS.published(name) or name} is missing; is this the right file and format?"
+        )
+    return state[name].shape
+
+
+def _has_qk_norm(state: State) -> bool:
+    return "net.blocks.0.attn.q_norm.weight" in state
+
+
+def _positions(published: State, file: str | Path, dim: int) -> Positions:
+    """Which computed positions the stored table is."""
+    table = published["pos_embed"].float().cpu()
+    for kind in get_args(Positions):
+        try:
+            computed = position_table(kind, dim, table.shape[-2])
+        except ConfigError:
+            continue
+        if float((table - computed).abs().max()) <= 1e-4:
+            return kind
+    raise WeightsError(
+        f"{file}: pos_embed {tuple(table.shape)} is neither the sine-cosine table of a sequence nor of a square grid; "
+        "weights trained with other positions cannot be converted"
+    )
+
+
+def _rotary(stored: Tensor, config: LightningDiTConfig, source: str) -> Positions:
+    """Which computed angles the stored cosines (K, head width), repeated for both channels of a pair, belong to."""
+    for kind in get_args(Positions):
+        config.rotary = kind
+        try:
+            angles = rotary_table(config)
+        except ConfigError:
+            continue
+        assert angles is not None
+        if float((stored.float().cpu()[:, ::2] - angles.cos()).abs().max()) <= 1e-4:
+            return kind
+    raise WeightsError(f"{source}: {TABLES[1]} are not the angles of a sequence or square grid of {config.heads} heads")
+
+
+def _swiglu_ratio(dim: int, hidden: int) -> float:
+    """The mlp_ratio whose SwiGLU, two thirds of it, has so many hidden numbers."""
+    near = range(3 * hidden // 2 - 1, 3 * hidden // 2 + 3)
+    for full in sorted(near, key=lambda full: full % dim > 0):  # several may fit: whole ratios first
+        if int(2 / 3 * full) == hidden and int(dim * (full / dim)) == full:
+            return full / dim
+    raise WeightsError(f"published weights: a SwiGLU of {hidden} hidden numbers at width {dim} is not one of ours")
+
+
+def _scalar_statistics(mean: float | None, std: float | None, tokenizer: str | None) -> tuple[Tensor, Tensor] | None:
+    """Statistics as given, or from the tokenizer's published options."""
+    if tokenizer is not None:
+        options = _published_options(Path(tokenizer))
+        if not {"vq_mean", "vq_std"} <= options.keys():
+            raise WeightsError(f"tokenizer {tokenizer}: expected a config.json with vq_mean and vq_std there")
+        mean, std = (options[key] if given is None else given for key, given in (("vq_mean", mean), ("vq_std", std)))
+    if mean is None or std is None:
+        print("token statistics: none given, taken as 0 and 1; give mean= and std=, or tokenizer=", file=sys.stderr)
+        return None
+    return torch.tensor([float(mean)]), torch.tensor([float(std)])
+
+
+def _shape_checked(values: State, name: str, config: LightningDiTConfig, source: str) -> Tensor:
+    if name not in values or values[name].numel() != config.token_dim:
+        raise WeightsError(f"{source}: expected {name} with {config.token_dim} numbers, one a channel")
+    return values[name].float().flatten()
+
+
+def _filled(
+    cls: type[Model], config: Any, state: State, kind: Kind, file: str | Path, statistics: tuple[Tensor, Tensor] | None
+) -> Model:
+    """The model of that configuration with these weights and token statistics, in eval mode."""
+    try:
+        config.check()
+    except ConfigError as error:
+        raise WeightsError(f"{file}: {error}") from None
+    model = cls(config)
+    own = model.state_dict()
+    state = {**state, **dict(zip(STATISTICS, statistics or [own[name] for name in STATISTICS]))}
+    names = {name: KEYS.published(name) or name for name in own}
+    fill_model(model, state, names, str(file))
+    return model.eval()
