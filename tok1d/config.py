@@ -53,15 +53,18 @@ class DataConfig:
     channels: Literal[1, 3] = option(1, "1 for grey, 3 for colour")
     crop: Literal["center", "random"] = option("center", "where training images are cut square")
     flip: bool = option(False, "mirror training images left to right at random")
+    pad: int = option(0, "black border on each side, in pixels, inside image_size: 28 and 2 make 32", ge=0)
     on_broken: Literal["stop", "skip"] = option("stop", "what an unreadable image does")
     limit: int | None = option(None, "training images used; null is all", ge=1)
     limit_test: int | None = option(None, "test images used; null is all", ge=1)
     num_images: int | None = option(None, "training images there are, for forecasts made without the data", ge=1)
 
     def check(self) -> None:
-        """Raise ConfigError on a folder data set without its folder."""
+        """Raise ConfigError on a folder data set without its folder, or a border that leaves no image."""
         if self.name == "folder" and not self.root:
             raise ConfigError("root: name=folder needs the folder that holds one folder a class, received null")
+        if 2 * self.pad >= self.image_size:
+            raise ConfigError(f"pad: expected less than half of image_size={self.image_size}, received {self.pad}")
 
 
 @dataclass
@@ -117,8 +120,18 @@ class EvaluateConfig:
     keep: list[int] = option([], "numbers of leading tokens to decode from; empty is 1, 2, 4, ... all", ge=0)
     steps: int = option(25, "steps of a diffusion decoder", ge=1)
     guidance: float = option(1.0, "guidance scale; 1 is none", ge=0)
+    guidance_interval: tuple[float, float] = option(
+        (0.0, 1.0), "times, 0 noise and 1 data, between which diffusion decoders and SiT, DiT and kin are guided"
+    )
+    unconditional: bool = option(False, "generators: draw without classes, of a model that knows them too")
     temperature: float = option(1.0, "sampling temperature of a generator", ge=0)
     batch_size: int = option(100, "images at a time", ge=1)
+
+    def check(self) -> None:
+        """Raise ConfigError on an interval that is none."""
+        low, high = self.guidance_interval
+        if not 0 <= low < high <= 1:
+            raise ConfigError(f"guidance_interval: expected two growing times in 0..1, received [{low}, {high}]")
 
 
 def _build_model(value: Any, key: str) -> Any:
@@ -137,6 +150,7 @@ class Recipe:
     out: str = option("", "run folder; left out, runs/RECIPE")
     card: CardConfig = option(CardConfig)
     data: DataConfig = option(DataConfig)
+    start: str | None = option(None, "tokenizers: model folder or bundled name whose weights the training starts from")
     tokenizer: str | None = option(None, "generators: model folder or bundled name whose tokens are learnt")
     cache: str | None = option(None, "generators: token cache folder; left out, OUT/cache; none encodes every batch")
     cache_views: Literal["center", "center+flip", "random", "tencrop"] = option(
@@ -164,6 +178,12 @@ class Recipe:
             raise ConfigError(f"model.name: {name} is a {kind}, but the recipe's kind is {self.kind}")
         if self.kind == "generator" and not self.tokenizer:
             raise ConfigError("tokenizer: a generator needs a model folder or a bundled name, received null")
+        if self.kind != "tokenizer" and self.start is not None:
+            raise ConfigError(f"start: only tokenizers read it, expected null, received {config_fields.show(self.start)}")
+        if self.kind != "generator" and self.evaluate.unconditional:
+            raise ConfigError(f"evaluate.unconditional: only generators read it, expected false for kind={self.kind}")
+        if getattr(self.model, "stage", "train") == "finetune" and self.start is None:
+            raise ConfigError("start: model.stage=finetune goes on from a finished run's model, received null")
         for key in ("tokenizer", "cache", "num_tokens"):
             if self.kind != "generator" and getattr(self, key) is not None:
                 raise ConfigError(

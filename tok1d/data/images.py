@@ -99,7 +99,7 @@ class ArrayImages:
     @property
     def _crop_is_noop(self) -> bool:
         channels = self.images.shape[3] if self.images.ndim == 4 else 1
-        size = self.transform.size
+        size = self.transform.inner
         one_view = self.transform.num_views == 1
         return one_view and self.images.shape[1:3] == (size, size) and channels in (1, self.transform.channels)
 
@@ -109,7 +109,7 @@ class ArrayImages:
             flipped = uniforms(3, seed=seed, epoch=epoch, indices=indices)[:, 2] < 0.5
             pixels[flipped] = pixels[flipped, :, ::-1]
         batch = torch.from_numpy(pixels)
-        return batch.unsqueeze(1) if batch.ndim == 3 else batch.permute(0, 3, 1, 2)
+        return self.transform.border(batch.unsqueeze(1) if batch.ndim == 3 else batch.permute(0, 3, 1, 2))
 
     def _by_pil(self, indices: np.ndarray, seed: int, epoch: int) -> Tensor:
         draws = uniforms(3, seed=seed, epoch=epoch, indices=indices)
@@ -127,6 +127,7 @@ def open_images(
     channels: int,
     crop: Crop = "center",
     flip: bool = False,
+    pad: int = 0,
     on_broken: OnBroken = "stop",
     limit: int | None = None,
 ) -> ArrayImages | FolderImages:
@@ -140,7 +141,7 @@ def open_images(
         raise DataError(f"split: expected train or test, found {split!r}")
     if limit is not None and limit < 1:
         raise DataError(f"limit: expected at least 1 image, found {limit}")
-    transform = Transform(image_size, channels, crop, flip)
+    transform = Transform(image_size, channels, crop, flip, pad)
     if name == "fashion_mnist":
         images, labels = fashion_mnist.load(split, root)
         return ArrayImages(images[:limit], labels[:limit], fashion_mnist.CLASS_NAMES, transform)

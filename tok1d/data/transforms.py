@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.nn import functional as F
 
 from tok1d.errors import ConfigError, DataError
 
@@ -148,14 +149,16 @@ def _crop_at(image: Image.Image, size: int, across: float, down: float) -> Image
 class Transform:
     """From a PIL image to a square tensor: centre or random crop to `size` pixels, `channels` 1 or 3, optional flip.
 
-    The crops "center+flip" and "tencrop" give several views of an image, of both directions. Raises ConfigError for
-    values out of range.
+    The crops "center+flip" and "tencrop" give several views of an image, of both directions. With `pad` the crop is
+    smaller by a black border of that many pixels on each side, `size` includes it. Raises ConfigError for values out
+    of range.
     """
 
     size: int
     channels: int = 3
     crop: Crop = "center"
     flip: bool = False
+    pad: int = 0
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -166,11 +169,22 @@ class Transform:
             raise ConfigError(f"crop: expected {', '.join(NUM_VIEWS)}, found {self.crop!r}")
         if self.flip and self.num_views > 1:
             raise ConfigError(f"flip: expected false, the views of crop={self.crop} are of both directions")
+        if not 0 <= 2 * self.pad < self.size:
+            raise ConfigError(f"pad: expected less than half of the image size {self.size}, found {self.pad}")
 
     @property
     def num_views(self) -> int:
         """Views V of an image."""
         return NUM_VIEWS[self.crop]
+
+    @property
+    def inner(self) -> int:
+        """Side of what is seen of an image, inside the border."""
+        return self.size - 2 * self.pad
+
+    def border(self, pixels: Tensor) -> Tensor:
+        """Pixels (..., inner, inner) within the black border, (..., size, size)."""
+        return F.pad(pixels, (self.pad,) * 4) if self.pad else pixels
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> Tensor:
         """Return uint8 (C, size, size), of V > 1 views (V, C, size, size); `rng` may go when nothing is random."""
@@ -186,15 +200,21 @@ class Transform:
         image = flatten(image, self.channels)
         if self.num_views > 1:
             views = tencrop_views if self.crop == "tencrop" else centercrop_views
-            return torch.stack([_to_uint8(view) for view in views(image, self.size)])
+            return self.border(torch.stack([_to_uint8(view) for view in views(image, self.inner)]))
         if self.crop == "center":
-            image = center_crop(image, self.size)
+            image = center_crop(image, self.inner)
         else:
-            image = _crop_at(image, self.size, draws[0], draws[1])
-        return _to_uint8(ImageOps.mirror(image) if self.flip and draws[2] < 0.5 else image)
+            image = _crop_at(image, self.inner, draws[0], draws[1])
+        return self.border(_to_uint8(ImageOps.mirror(image) if self.flip and draws[2] < 0.5 else image))
 
     def fingerprint(self) -> str:
         """Return a string that is equal for equal transforms, across runs and machines."""
         kinds = {"random": "short-side-random", "center+flip": "adm-center+flip", "tencrop": "adm-ten"}
         kind = kinds.get(self.crop, "adm-center")
-        return f"{kind}-crop/{self.size}px/{self.channels}ch/{'flip' if self.flip else 'noflip'}"
+        border = f"/pad{self.pad}" if self.pad else ""
+        return f"{kind}-crop/{self.size}px/{self.channels}ch/{'flip' if self.flip else 'noflip'}{border}"
+
+
+def without_border(images: Tensor, pad: int) -> Tensor:
+    """Images (..., H, W) without `pad` pixels on each side, (..., H - 2 pad, W - 2 pad)."""
+    return images[..., pad : images.shape[-2] - pad, pad : images.shape[-1] - pad]
