@@ -1,72 +1,15 @@
-"""Tables and the picture of docs/semanticist.md from the records of semanticist_table.py.
-
-A table stands between `<!-- table NAME -->` and `<!-- end -->`; text around it is written by hand. A comparison of
-three seeds is called "shown" where the ranges of the two groups do not touch, else "not established".
-"""
+"""Tables and the picture of docs/semanticist.md from the records of semanticist_table.py."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from table import FD, Records, fill, markdown, read, seeds, spread, trainings, verdict
 
 PAGE = Path(__file__).parents[1] / "docs" / "semanticist.md"
-FD = "fd@fashion-mnist-cnn"
 KEEP = (1, 2, 4, 8)
-Records = dict[str, dict[str, Any]]
-
-
-def read(folder: Path) -> Records:
-    """The records by row name."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-
-
-def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; columns after the first are right-aligned."""
-    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---", *["---:"] * (len(head) - 1)], *body)]
-    return "\n".join(lines)
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """Mean and range of a figure over seeds."""
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return f"{mean:.{digits}f}"
-    return f"{mean:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
-
-
-def verdict(a: Sequence[float], b: Sequence[float]) -> str:
-    """Whether the ranges of two groups of seeds stay apart."""
-    if len(a) < 2 or len(b) < 2:
-        return "one seed"
-    return "shown" if max(a) < min(b) or max(b) < min(a) else "not established at this scale"
-
-
-def seeds(records: Records, kind: str) -> list[dict[str, Any]]:
-    return [records[f"{kind}-{seed}"] for seed in range(3) if f"{kind}-{seed}" in records]
-
-
-def trainings(records: Records) -> str:
-    """What was trained: steps, parameters, seeds, time, and whether the loss had flattened."""
-    body = []
-    for name, record in records.items():
-        if "steps" in record and "loss_change" in record:
-            flat = "yes" if record["flattened"] else f"no ({100 * record['loss_change']:+.1f} %)"
-            body.append(
-                [
-                    f"`{name}`",
-                    str(record["seed"]),
-                    f"{record['parameters']:,}",
-                    f"{record['steps']:,}",
-                    f"{record['seconds']:.0f} s",
-                    flat,
-                    f"`{record['commit']}`",
-                ]
-            )
-    return markdown(["row", "seed", "parameters", "steps", "training", "loss flat", "commit"], body)
 
 
 def nesting(records: Records) -> str:
@@ -245,13 +188,6 @@ def picture(records: Records, path: Path) -> None:
 def write(folder: Path, page: Path = PAGE) -> None:
     """Fill every table of the page from the records."""
     records = read(folder)
-
-    def fill(match: re.Match[str]) -> str:
-        return f"<!-- table {match[1]} -->\n{TABLES[match[1]](records)}\n<!-- end -->"
-
-    text = re.sub(r"<!-- table (\w+) -->\n.*?<!-- end -->", fill, page.read_text(), flags=re.DOTALL)
-    temporary = page.with_name(f".{page.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, page)
+    fill(page, TABLES, records)
     if any(name.startswith("increments-") for name in records):
         picture(records, page.parent / "images" / "increments.png")

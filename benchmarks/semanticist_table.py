@@ -10,13 +10,14 @@ Trainings go to RUNS/NAME and resume from their checkpoints; records go to bench
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from table import main as run_table
+from table import train, trained
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 
@@ -37,7 +38,7 @@ TOKENIZERS = {
 
 def train_tokenizer(kind: str, seed: int, runs: Path) -> Any:
     """The trained tokenizer of a row, trained now where its run folder is not finished."""
-    return _train("fashion_mnist/demo_tokenizer", [*COMMON, *TOKENIZERS[kind], f"seed={seed}"], runs / f"{kind}-{seed}")
+    return train("fashion_mnist/demo_tokenizer", [*COMMON, *TOKENIZERS[kind], f"seed={seed}"], runs / f"{kind}-{seed}")
 
 
 def train_generator(num_tokens: int, runs: Path) -> Any:
@@ -52,40 +53,7 @@ def train_generator(num_tokens: int, runs: Path) -> Any:
         f"evaluate.keep=[{num_tokens}]",
         "evaluate.num_samples=100",
     ]
-    return _train("fashion_mnist/demo_generator", overrides, runs / f"generator-{num_tokens}")
-
-
-def _train(recipe: str, overrides: list[str], out: Path) -> Any:
-    from tok1d.config import load_recipe
-    from tok1d.train import run
-    from tok1d.zoo import store
-
-    if not run.is_finished(out):
-        run.train(load_recipe(recipe, [*overrides, f"out={out}"]), name=recipe)
-    return store.load(out / "model")
-
-
-def trained(out: Path) -> dict[str, Any]:
-    """Steps, seconds and whether the loss had flattened: its last tenth against the tenth before."""
-    from tok1d.train.log import read_log
-    from tok1d.zoo import store
-
-    entries = read_log(out / "log.jsonl")
-    losses = [sum(v for k, v in entry.items() if k.startswith("loss")) for entry in entries]
-    tenth = max(len(losses) // 10, 1)
-    before, last = (sum(part) / tenth for part in (losses[-2 * tenth : -tenth], losses[-tenth:]))
-    model = store.load(out / "model")
-    return {
-        "steps": model.card.trained["steps"],
-        "seconds": model.card.trained["seconds"],
-        "seed": model.card.seed,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "loss": last,
-        "loss_change": (last - before) / abs(before),
-        "flattened": abs(last - before) < 0.01 * abs(before),
-        "commit": model.card.commit,
-        "fingerprint": model.card.fingerprint,
-    }
+    return train("fashion_mnist/demo_generator", overrides, runs / f"generator-{num_tokens}")
 
 
 def test_images(num: int) -> Any:
@@ -276,49 +244,10 @@ def rows() -> dict[str, Callable[[Path], dict[str, Any]]]:
     return table
 
 
-def write_row(name: str, content: dict[str, Any]) -> None:
-    """The record of a row, whole or not at all."""
-    import platform
-
-    import torch
-
-    from tok1d.train.run import code_version
-
-    about = {
-        "row": name,
-        "command": f"python benchmarks/semanticist_table.py --only {name}",
-        "measured_at": code_version(),
-        "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-    }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    temporary = RESULTS / f".{name}.tmp"
-    temporary.write_text(json.dumps({**about, **content}, indent=1) + "\n")
-    os.replace(temporary, RESULTS / f"{name}.json")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="these rows, also if they are there")
-    parser.add_argument("--runs", type=Path, default=Path("runs/semanticist_table"), help="folder of the trainings")
-    parser.add_argument("--list", action="store_true", help="list the rows and which are there")
-    parser.add_argument("--write", action="store_true", help="write the tables into docs/semanticist.md")
-    arguments = parser.parse_args()
-    table = rows()
-    if unknown := set(arguments.only) - table.keys():
-        parser.error(f"no row {', '.join(sorted(unknown))}; --list shows them")
-    if arguments.write:
-        import semanticist_pages
+    import semanticist_pages
 
-        semanticist_pages.write(RESULTS)
-        return
-    for name, row in table.items():
-        there = (RESULTS / f"{name}.json").exists()
-        if arguments.list:
-            print(f"{'done   ' if there else 'missing'} {name}")
-        elif name in arguments.only or (not arguments.only and not there):
-            print(f"row {name}", flush=True)
-            write_row(name, row(arguments.runs.resolve()))
+    run_table("semanticist_table.py", __doc__, rows(), RESULTS, semanticist_pages.write)
 
 
 if __name__ == "__main__":

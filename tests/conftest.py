@@ -66,6 +66,28 @@ num_tokens: 3
 train: {steps: 6, batch_size: 8, lr: 1e-3, warmup: 2, ema: 0.9, log_every: 2}
 evaluate: {num_samples: 20, steps: 2}
 """
+TINY_MAETOK = """
+kind: tokenizer
+data: {image_size: 32, pad: 2}
+model:
+  name: maetok
+  image_size: 32
+  channels: 1
+  num_tokens: 4
+  token_dim: 4
+  encoder: {patch: 8, dim: 16, depth: 1, heads: 2, layer_scale: 1.0}
+  decoder: {patch: 8, dim: 16, depth: 1, heads: 2, layer_scale: 1.0, absolute: false}
+  auxiliary: [{target: hog, cell: 4, depth: 1}]
+train: {steps: 6, batch_size: 8, lr: 1e-3, warmup: 2, ema: 0.9, log_every: 2}
+evaluate: {num_images: 8, batch_size: 8}
+"""
+TINY_SIT = """
+kind: generator
+data: {image_size: 32, pad: 2}
+model: {name: sit, num_tokens: 4, token_dim: 4, num_classes: 10, dim: 16, depth: 1, heads: 2, steps: 2}
+train: {steps: 6, batch_size: 8, lr: 1e-3, warmup: 2, ema: 0.9, log_every: 2}
+evaluate: {num_samples: 20}
+"""
 TINY_CLASSIFIER = """
 kind: classifier
 model: {name: cnn, width: 4, features: 8, dropout: 0.0}
@@ -77,7 +99,13 @@ train: {steps: 6, batch_size: 8, lr: 1e-3, ema: 0, log_every: 2}
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """tiny(kind, **keys): the path of a recipe small enough to train in a second, with more top-level keys."""
     folder = tmp_path_factory.mktemp("recipes")
-    texts = {"tokenizer": TINY_TOKENIZER, "generator": TINY_GENERATOR, "classifier": TINY_CLASSIFIER}
+    texts = {
+        "tokenizer": TINY_TOKENIZER,
+        "generator": TINY_GENERATOR,
+        "maetok": TINY_MAETOK,
+        "sit": TINY_SIT,
+        "classifier": TINY_CLASSIFIER,
+    }
 
     def write(kind: str, **keys: object) -> str:
         path = folder / f"{kind}.yaml"

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from tok1d import apply, cli
-from tok1d.config import load_recipe
+from tok1d.config import load_recipe, to_yaml
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
 from tok1d.zoo import store
@@ -166,8 +166,8 @@ def test_generate_with_every_option(folders: Path, capsys: Any) -> None:
         capsys,
         *command,
         *("--out", folders / "g", "--decode-keep", "every", "--guidance", 0.5, "--guidance-schedule", "constant"),
-        *("--head-sampler", "sde", "--head-steps", 3, "--temperature", 0.8, "--solver", "heun"),
-        *("--decoder-guidance", 1.5, "--steps", 2, "--keep", 2),
+        *("--sampler", "sde", "--steps", 3, "--temperature", 0.8, "--decoder-solver", "heun"),
+        *("--decoder-guidance", 1.5, "--decoder-steps", 2, "--keep", 2),
     )
     assert code == 0 and "progressive.png" in out
     names = sorted(path.name for path in (folders / "g").iterdir())
@@ -176,12 +176,91 @@ def test_generate_with_every_option(folders: Path, capsys: Any) -> None:
     for options, message in (
         (("--decode-keep", "1,4"), "--decode-keep: expected numbers in 0..3, received 4"),
         (("--guidance-schedule", "cosine"), "--guidance-schedule: expected linear or constant, received 'cosine'"),
-        (("--head-sampler", "ancestral"), "the head samples with 'sde', 'euler' or 'heun', got 'ancestral'"),
-        (("--solver", "ddim"), "a flow decoder samples with"),
+        (("--sampler", "ancestral"), "the head samples with 'sde', 'euler' or 'heun', got 'ancestral'"),
+        (("--decoder-solver", "ddim"), "a flow decoder samples with"),
+        (("--guidance-interval", "0.2,0.8"), "no interval and no weak_model"),
+        (("--unconditional",), "--classes: --unconditional draws without classes"),
     ):
         code, err = run(capsys, *command, "--out", folders / "wrong", *options)
         assert code == 2 and message in err and err.count("\n") == 1
     assert not (folders / "wrong").exists()
+
+
+@pytest.fixture
+def whole(tiny: Tiny, tmp_path: Path) -> Path:
+    """Folders of a SiT on the unordered tokens of a deterministic tokenizer, and of a smaller SiT."""
+    tokenizer = random_model(tiny("maetok"))
+    recipe = to_yaml(load_recipe(tiny("maetok")))
+    store.save_model(tokenizer, tmp_path / "tokenizer", Card(recipe=recipe))
+    card = Card(tokenizer="../tokenizer", tokenizer_fingerprint=store.fingerprint(tokenizer))
+    for name, change in (("sit", []), ("weak", ["model.dim=8"]), ("blind", ["model.num_classes=0"])):
+        store.save_model(random_model(tiny("sit", tokenizer="x"), *change), tmp_path / name, card)
+    return tmp_path
+
+
+def test_whole_sequences_are_drawn_with_their_own_options(whole: Path, capsys: Any) -> None:
+    command = ["generate", whole / "sit", "--classes", "3", "--num", 2, "--sampler", "euler", "--steps", 4]
+
+    def drawn(name: str, *options: object) -> bytes:
+        code, out = run(capsys, *command, "--out", whole / name, *options)
+        assert code == 0, out
+        return (whole / name / "overview.png").read_bytes()
+
+    plain, guided = drawn("plain", "--guidance", 1), drawn("guided")
+    assert guided == drawn("two", "--guidance", 2, "--guidance-schedule", "constant", "--keep", 4)
+    part = drawn("part", "--guidance-interval", "0.25,0.5")
+    weak = drawn("weak guided", "--weak-model", whole / "weak")
+    assert len({plain, guided, part, weak}) == 4
+    assert drawn("never", "--guidance-interval", "0.9,0.95") == plain  # after the last step's time
+    assert drawn("itself", "--weak-model", whole / "sit") == plain
+    for options, message in (
+        (("--keep", 2), "keep: these tokens have no order, all 4 are needed; received 2"),
+        (("--decode-keep", "every"), "keep: these tokens have no order"),
+        (("--guidance-schedule", "linear"), "no schedule over the tokens"),
+        (("--decoder-steps", 3), "--decoder-steps: this tokenizer paints in one pass, leave it away; received 3"),
+        (("--decoder-guidance", 2), "--decoder-guidance: this tokenizer paints in one pass"),
+        (("--decoder-solver", "heun"), "--decoder-solver: this tokenizer paints in one pass"),
+        (("--sampler", "ddim"), "this model samples with 'sde', 'euler' or 'heun', got 'ddim'"),
+        (("--weak-model", whole / "tokenizer"), "weak model: expected an earlier or smaller one with name=sit"),
+    ):
+        code, err = run(capsys, *command, "--out", whole / "wrong", *options)
+        assert code == 2 and message in err and err.count("\n") == 1, err
+    assert not (whole / "wrong").exists()
+
+
+def test_drawing_without_classes(whole: Path, capsys: Any) -> None:
+    names = ["image000.png", "image001.png", "overview.png"]
+    for model, options in (("sit", ["--unconditional"]), ("blind", [])):
+        out = whole / f"out {model}"
+        assert run(capsys, "generate", whole / model, "--num", 2, "--out", out, *options)[0] == 0
+        assert sorted(path.name for path in out.iterdir()) == names
+        code, err = run(capsys, "generate", whole / model, "--out", whole / "wrong", "--guidance", 3, *options)
+        assert code == 2 and "--guidance: without classes it needs a --weak-model, else pass 1; received 3" in err
+    code, _ = run(
+        capsys, "generate", whole / "sit", "--unconditional", "--num", 2, "--out", whole / "w", "--weak-model",
+        whole / "weak",
+    )  # fmt: skip
+    assert code == 0
+    assert (whole / "w" / "overview.png").read_bytes() != (whole / "out sit" / "overview.png").read_bytes()
+
+
+def test_an_unordered_tokenizer_in_one_pass_reconstructs(whole: Path, capsys: Any) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(1, 256, (60, 50), np.uint8)).save(whole / "photo.png")
+    command = ["reconstruct", whole / "tokenizer", whole / "photo.png"]
+    code, out = run(capsys, *command, "--out", whole / "r")
+    assert code == 0 and "keep    4 of 4" in out
+    original = pixels(whole / "r" / "image000_original.png")
+    assert original.shape == (32, 32) and (original[2:-2, 2:-2] > 0).all(), "within the border of the training"
+    assert original.sum() == original[2:-2, 2:-2].sum()
+    for options, message in (
+        (("--keep", "1,4"), "keep: these tokens have no order, all 4 are needed; received 1"),
+        (("--steps", 2), "steps: this tokenizer paints in one pass"),
+        (("--solver", "euler"), "solver: this tokenizer paints in one pass"),
+        (("--guidance", 2), "guidance: this tokenizer paints in one pass"),
+    ):
+        code, err = run(capsys, *command, "--out", whole / "wrong", *options)
+        assert code == 2 and message in err and err.count("\n") == 1
+    assert not (whole / "wrong").exists()
 
 
 def test_one_number_without_a_comma_is_a_list_of_one() -> None:

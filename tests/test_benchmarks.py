@@ -4,19 +4,32 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from tok1d.errors import DataError
+from tok1d.config import build_model_config
+from tok1d.errors import ConfigError, DataError
 from tok1d.generators.head import HeadConfig
+from tok1d.losses.discriminator import DinoConfig, PatchConfig
+from tok1d.losses.features import load_teacher
 from tok1d.tokenizers.query_encoder import EncoderConfig
 from tok1d.tokenizers.token_dit import DecoderConfig
+from tok1d.tokenizers.vit import ViTConfig
+from tok1d.zoo import store
+from tok1d.zoo.card import Card
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
+import maetok
+import maetok_pages
+import maetok_table
 import semanticist
+import table
 from speed import records, slow
+from speed.maetok_models import MAETokBench, MAETokSizes
+from speed.maetok_rows import MAETOK_ROWS
 from speed.measure import Arm, Row, measure
 from speed.models import Bench, Sizes
 from speed.rows import RELEASED_HEAD, ROWS
@@ -153,3 +166,168 @@ def test_a_broken_results_file_is_refused(tmp_path: Path) -> None:
     path.write_text('[{"row": 1}]')
     with pytest.raises(DataError, match="JSON list of benchmark records"):
         records.load(path)
+
+
+TOY_MAETOK = replace(
+    MAETokSizes(),
+    name="toy",
+    image_size=16,
+    resolutions=(16, 32),
+    encoder=ViTConfig(patch=8, dim=16, depth=2, heads=2),
+    decoder=ViTConfig(patch=8, dim=16, depth=2, heads=2, absolute=False),
+    num_tokens=3,
+    token_dim=4,
+    aux_depth=1,
+    cell=4,
+    patch_discriminator=PatchConfig(width=8, layers=1),
+    dino_discriminator=DinoConfig(weights="random", image_size=32),
+    sit_dim=16,
+    sit_depth=2,
+    sit_heads=2,
+    published_steps=6,
+    measured_steps=4,
+    encode_batch=2,
+    gemm=16,
+    min_seconds=0.0,
+)
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, dict[str, Any]]:
+    """The record of every MAETok row at toy sizes."""
+    bench = MAETokBench(TOY_MAETOK, CPU, steps=4)
+    rows = [row for build in MAETOK_ROWS.values() for row in build(bench)]
+    return {row.name: measure(row, 1, 0.0, CPU, limit=1.0) for row in rows}
+
+
+def work(record: dict[str, Any]) -> float:
+    """Arithmetic of the other way over that of the first."""
+    return record["slow"]["gflop"] / record["fast"]["gflop"]
+
+
+def test_maetok_rows(measured: dict[str, dict[str, Any]]) -> None:
+    for record in measured.values():
+        assert record["fast"]["seconds"] > 0 and record["fast"]["gflop"] > 0
+    streams = [record for name, record in measured.items() if name.startswith("streams-")]
+    assert len(streams) == 2 and all(record["difference"] < 1e-4 for record in streams)
+    json.dumps(measured)
+
+
+def test_an_auxiliary_target_or_a_discriminator_is_more_arithmetic(measured: dict[str, dict[str, Any]]) -> None:
+    plain = measured["train"]["fast"]["gflop"]
+    for name in ("pixels", "hog", "teacher", "all", "gan-patch", "gan-dino"):
+        record = measured[f"train-{name}"]
+        assert record["fast"]["gflop"] == plain < record["slow"]["gflop"]
+    extra = {name: measured[f"train-{name}"]["slow"]["gflop"] - plain for name in ("pixels", "hog", "teacher", "all")}
+    assert extra["all"] == pytest.approx(extra["pixels"] + extra["hog"] + extra["teacher"])
+
+
+def test_resolution_costs_the_tokenizer_and_not_the_generator(measured: dict[str, dict[str, Any]]) -> None:
+    assert work(measured["sit-32-call"]) == work(measured["sit-32-train"]) == 1
+    assert work(measured["encode-32"]) > 2 and work(measured["decode-32"]) > 2
+    # 16 patches of 32 pixels against 3 tokens: the blocks' linear layers cost 16 / 3 times as much, attention its
+    # square, the modulation by time and class as much as before.
+    assert work(measured["sit-16-call"]) > 4 and work(measured["sit-16-train"]) > 4
+
+
+def test_guidance_doubles_the_calls_inside_its_interval(measured: dict[str, dict[str, Any]]) -> None:
+    # Time modulates in one row for all images and streams, so a call of twice the rows is less than twice the work.
+    single, double = (measured["guided"][arm]["gflop"] for arm in ("fast", "slow"))
+    assert 1.5 * single < double <= 2 * single
+    # Of the four steps, at 0, 1/4, 1/2 and 3/4, the first is outside.
+    inside = measured["interval-0.25-1"]["fast"]["gflop"]
+    assert inside == pytest.approx((single + 3 * double) / 4)
+    assert work(measured["sample-4"]) == pytest.approx(TOY_MAETOK.published_steps / 4)
+
+
+def test_the_maetok_command_keeps_its_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["--out", str(tmp_path / "speed.json"), "--threads", str(torch.get_num_threads())]
+    assert maetok.main(["--only", "resolution-generator", "--repeats", "1", *args], TOY_MAETOK) == 0
+    assert [record["row"] for record in records.load(tmp_path / "speed.json")] == ["sit-32-call", "sit-32-train"]
+    shown = capsys.readouterr().out
+    assert "GFLOP" in shown and "release" not in shown and all(len(line) <= 100 for line in shown.splitlines())
+    assert maetok.main([*args, "--markdown"]) == 0
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(table) == 4 and len({line.count("|") for line in table}) == 1
+    assert maetok.main([*args, "--interval", "0.8", "0.2"], TOY_MAETOK) == 2
+    assert "received 0.8 0.2" in capsys.readouterr().err
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The experiments of MAETok with trainings of 3 steps; the folder of their records."""
+    few = ["train.warmup=0", "train.log_every=1", "train.batch_size=8", "evaluate.num_images=16"]
+
+    def train(recipe: str, overrides: list[str], out: Path) -> Any:
+        sit = ["evaluate.num_samples=10", "model.steps=2", "model.depth=1"]
+        small = sit if recipe.endswith("sit") else ["model.encoder.depth=1", "model.decoder.depth=1"]
+        return table.train(recipe, [*overrides, *few, *small], out)
+
+    monkeypatch.setattr("tok1d.train.run.code_version", lambda: "commit")  # git is asked 10 times otherwise
+    monkeypatch.setattr(maetok_table, "train", train)
+    for name in ("STEPS", "FINETUNE_STEPS", "SIT_STEPS"):
+        monkeypatch.setattr(maetok_table, name, 3)
+    monkeypatch.setattr(maetok_table, "SAMPLER_STEPS", 2)
+    monkeypatch.setattr(maetok_table, "NUM_IMAGES", 20)
+    monkeypatch.setattr(maetok_table, "RESULTS", tmp_path / "results")
+    return tmp_path / "results"
+
+
+def test_rows_of_maetok_are_run_once_and_put_into_the_page(
+    short: Path, fashion: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["--runs", str(tmp_path / "runs")]
+    chosen = ["ae-mask-0", "ae-mask-finetune-0", "hog-teacher-0", "sit-ae-mask-finetune-0", "sit-hog-teacher-0"]
+    maetok_table.main([*args, "--only", *chosen])
+    found = table.read(short)
+    assert sorted(found) == sorted(chosen)
+    for name, record in found.items():
+        assert record["row"] == name and record["command"] == f"python benchmarks/maetok_table.py --only {name}"
+    first, second = found["ae-mask-0"], found["ae-mask-finetune-0"]
+    assert first["probe_accuracy"] == second["probe_accuracy"], "fine-tuning leaves the tokens as they are"
+    assert first["psnr"] != second["psnr"] and second["steps"] == 3
+    assert found["sit-hog-teacher-0"]["test_loss"] > 0 and "parameters" not in found["sit-ae-mask-finetune-0"]
+
+    capsys.readouterr()
+    maetok_table.main([*args, "--list"])
+    listed = capsys.readouterr().out.split("\n")
+    assert [line.split()[1] for line in listed if line.startswith("done")] == [
+        name for name in maetok_table.rows() if name in chosen
+    ]
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- table results -->\n<!-- end -->\nafter\n")
+    maetok_pages.write(short, page)
+    lines = page.read_text().splitlines()
+    assert (lines[0], lines[-1]) == ("before", "after") and len(lines) == 2 + 2 + 2 + 3
+    assert f"{first['psnr']:.2f}" in lines[4]
+
+
+def test_claims_hold_where_the_difference_exceeds_the_spread_of_seeds() -> None:
+    def records(masked: list[float], hog: float) -> table.Records:
+        figure = maetok_pages.CONDITIONAL
+        found = {f"sit-ae-{i}": {figure: value} for i, value in enumerate([10.0, 11.0, 12.0])}
+        found |= {f"sit-ae-mask-{i}": {figure: value} for i, value in enumerate(masked)}
+        return found | {"sit-hog-0": {figure: hog}}
+
+    def verdicts(masked: list[float], hog: float) -> list[str]:
+        return [line.split(" | ")[-1][:-2] for line in maetok_pages.claims(records(masked, hog)).splitlines()[2:]]
+
+    assert verdicts([7.0, 8.0, 9.0], 4.9) == ["shows", "shows"]
+    assert verdicts([7.0, 8.0, 10.5], 4.0) == ["not established at this scale"] * 2
+    assert verdicts([13.0, 14.0, 15.0], 12.0) == ["the opposite shows", "not established at this scale"]
+    assert verdicts([7.0], 1.0) == ["one seed, spread not known yet"] * 2
+
+
+def test_the_teacher_of_the_table_is_an_encoder_of_patches(tmp_path: Path) -> None:
+    config = {"name": "maetok", "image_size": 16, "channels": 1, "token_dim": 4}
+    size = {"patch": 8, "dim": 16, "depth": 1, "heads": 2}
+    for num_tokens in (0, 3):
+        full = {**config, "num_tokens": num_tokens, "encoder": size, "decoder": size}
+        store.save_model(store.build_model(build_model_config(full)), tmp_path / str(num_tokens), Card())
+    teacher, tokenizer = load_teacher(str(tmp_path / "0"), image_size=16), store.load(tmp_path / "0")
+    images = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    features = teacher(images)
+    assert features.shape == (2, 4, 16) and not features.requires_grad
+    torch.testing.assert_close(tokenizer.bottleneck.encode(features), tokenizer.encode(images))
+    with pytest.raises(ConfigError, match="found a tokenizer or generator without features of patches"):
+        load_teacher(str(tmp_path / "3"), image_size=16)

@@ -304,6 +304,8 @@ def test_the_whole_chain(
         assert f"records: {record}" in said and {entry["keep"] for entry in json.loads(record.read_text())} >= {1, 2}
     ok("analyze", "prefix", tokenizer_run / "model", "fashion_mnist", "--num", 8, "--out", tmp_path / "a")
     assert files(tmp_path / "a") == ["curve.json", "curve.png"]
+    ok("analyze", "increments", tokenizer_run / "model", "fashion_mnist", "--num", 8, "--out", tmp_path / "b")
+    assert files(tmp_path / "b") == ["increments.json"]
     ok("export", tokenizer_run, "--out", tmp_path / "given")
     given = store.load(tmp_path / "given")
     assert given.card.weights == "ema, stored as float16" and given.card.fingerprint == store.fingerprint(given)

@@ -19,9 +19,10 @@ from tok1d.train.optim import learning_rate
 from tok1d.zoo import store
 from tok1d.zoo.adapters.semanticist import ar_config, decoder_config, encoder_config, from_published, to_published
 
-IMAGENET = [name for name in recipe_names() if name.startswith("imagenet256/")]
+IMAGENET = [name for name in recipe_names() if name.startswith("imagenet")]
 TOKENIZERS = [name for name in IMAGENET if name.startswith("imagenet256/semanticist")]
 GENERATORS = [name for name in IMAGENET if name.startswith("imagenet256/epsilon_llamagen")]
+OTHERS = [name for name in IMAGENET if name not in (*TOKENIZERS, *GENERATORS)]  # MAETok, SoftVQ, SiT and kin
 L = "imagenet256/semanticist_l"
 AR = "imagenet256/epsilon_llamagen_l"
 NO_REPA = ("model.decoder.align_depth=0", 'model.alignment.teacher=""')
@@ -42,10 +43,13 @@ def shallow(name: str) -> Any:
     """The recipe with stacks of one block, which are forecast in a second."""
     recipe = load_recipe(name)
     if recipe.kind == "tokenizer":
-        align = min(recipe.model.decoder.align_depth, 1)
-        depths = ("model.encoder.depth=1", "model.decoder.depth=1", f"model.decoder.align_depth={align}")
+        depths = ["model.encoder.depth=1", "model.decoder.depth=1"]
+        if hasattr(recipe.model.decoder, "align_depth"):
+            depths.append(f"model.decoder.align_depth={min(recipe.model.decoder.align_depth, 1)}")
         return load_recipe(name, depths)
-    return load_recipe(name, ("model.depth=1", "model.head.depth=1") if recipe.kind == "generator" else ())
+    if recipe.kind == "generator":
+        return load_recipe(name, ["model.depth=1", *(["model.head.depth=1"] if hasattr(recipe.model, "head") else [])])
+    return recipe
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -59,7 +63,7 @@ def test_recipe_resolves_builds_and_forecasts(name: str) -> None:
     assert card.about and card.cost, "what it is and what it takes"
 
 
-@pytest.mark.parametrize("name", IMAGENET)
+@pytest.mark.parametrize("name", [*TOKENIZERS, *GENERATORS])
 def test_published_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None:
     recipe, model = load_recipe(name), built(name)
     assert recipe.card.reproduces and recipe.card.paper and recipe.card.ours == "not run at this scale"
@@ -76,6 +80,100 @@ def test_published_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None
         assert recipe.num_tokens == recipe.model.num_tokens == 32 <= tokenizer.model.num_tokens
         assert recipe.model.token_dim == tokenizer.model.token_dim
         assert recipe.cache_views == "tencrop"
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_maetok_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None:
+    recipe = load_recipe(name)
+    card, data, train, size = recipe.card, recipe.data, recipe.train, 512 if "512/" in name else 256
+    assert card.reproduces and card.paper and card.ours == "not run at this scale"
+    assert (data.image_size, data.num_images) == (size, 1_281_167)
+    if recipe.kind == "generator":
+        tokenizer = made_by(recipe.tokenizer)
+        assert tokenizer.data.image_size == size
+        assert (recipe.model.num_tokens, recipe.model.token_dim) == (tokenizer.model.length, tokenizer.model.token_dim)
+        return
+    assert train.lr == pytest.approx(1e-4 * (train.batch_size / 256 if "maetok" in name else 1))
+    assert recipe.perceptual.weight == 1 and recipe.adversarial.weight > 0 and train.weight_decay == 1e-4
+    if recipe.model.stage == "finetune":
+        assert train.steps == 50_000 and recipe.adversarial.start == 0
+        assert not recipe.model.auxiliary
+        first = made_by(recipe.start)
+        same = ("image_size", "num_tokens", "token_dim", "bottleneck", "encoder", "decoder", "mask")
+        assert all(getattr(recipe.model, key) == getattr(first.model, key) for key in same)
+        assert recipe.adversarial.discriminator == first.adversarial.discriminator
+    elif "maetok" in name:
+        assert train.steps == (250_000 if "ablation" in name else 500_000)
+
+
+def made_by(model: Any) -> Any:
+    """The recipe whose run makes a model folder."""
+    return load_recipe(model.removeprefix("runs/").removesuffix("/model"))
+
+
+MAE = "imagenet256/maetok_ablation"
+
+
+@pytest.mark.parametrize(
+    ("name", "targets", "depth", "masked", "bottleneck", "tokens"),
+    [
+        ("", 3, 3, (0.4, 0.6), "plain", 128),
+        ("_pixel", 0, None, (0.4, 0.6), "plain", 128),
+        ("_hog", 1, 3, (0.4, 0.6), "plain", 128),
+        ("_dino", 1, 3, (0.4, 0.6), "plain", 128),
+        ("_clip", 1, 3, (0.4, 0.6), "plain", 128),
+        ("_ratio_0_60", 1, 3, (0.0, 0.6), "plain", 128),
+        ("_ratio_10_40", 1, 3, (0.1, 0.4), "plain", 128),
+        ("_ratio_20_60", 1, 3, (0.2, 0.6), "plain", 128),
+        ("_ratio_40_40", 1, 3, (0.4, 0.4), "plain", 128),
+        ("_ratio_40_60", 1, 3, (0.4, 0.6), "plain", 128),
+        ("_depth_0", 3, 0, (0.4, 0.6), "plain", 128),
+        ("_depth_1", 3, 1, (0.4, 0.6), "plain", 128),
+        ("_depth_6", 3, 6, (0.4, 0.6), "plain", 128),
+        ("_depth_12", 3, 12, (0.4, 0.6), "plain", 128),
+        ("_ae", 0, None, (0.0, 0.0), "plain", 128),
+        ("_vae", 0, None, (0.0, 0.0), "kl", 128),
+        ("_vae_mask", 3, 3, (0.4, 0.6), "kl", 128),
+        ("_256", 3, 3, (0.4, 0.6), "plain", 256),
+        ("_image_tokens", 3, 3, (0.4, 0.6), "plain", 256),
+    ],
+)
+def test_maetok_ablations_differ_in_what_they_say(
+    name: str, targets: int, depth: int | None, masked: tuple[float, float], bottleneck: str, tokens: int
+) -> None:
+    model = load_recipe(MAE + name).model
+    assert len(model.auxiliary) == targets and {each.depth for each in model.auxiliary} == ({depth} - {None})
+    assert ((model.mask.low, model.mask.high), model.bottleneck.name) == (masked, bottleneck)
+    assert model.length == tokens and model.num_tokens == (0 if "image" in name else tokens)
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "unread"),
+    [
+        # Published files also count the decoder's patch embedding and, beside rotations, its table of positions.
+        ("imagenet256/maetok_b_128_finetune", 172_681_760, 768 * (3 * 256 + 1) + 257 * 768),
+        ("imagenet512/maetok_b_128_finetune", 173_861_408, 768 * (3 * 256 + 1) + 1025 * 768),
+        ("imagenet256/softvq_s_64", 44_839_200, 384 * (3 * 256 + 1)),
+        ("imagenet256/softvq_b_64", 173_563_680, 768 * (3 * 256 + 1)),
+        ("imagenet256/softvq_bl_64", 391_334_432, 1024 * (3 * 256 + 1)),
+        ("imagenet256/softvq_l_64", 608_924_448, 1024 * (3 * 256 + 1)),
+        ("imagenet256/softvq_l_32", 609_940_288, 1024 * (3 * 256 + 1)),
+        ("imagenet256/sit_b", 130_426_400, 0),
+        ("imagenet256/sit_l", 457_988_128, 0),
+        ("imagenet256/sit_xl", 675_000_608, 0),
+        ("imagenet512/sit_xl", 675_000_608, 0),
+        # With 256 tokens the published table adds fixed positions; this one has rotations alone.
+        ("imagenet256/lightningdit_xl", 675_256_736 - 256 * 1152, 0),
+    ],
+)
+def test_maetok_counts(name: str, total: int, unread: int) -> None:
+    overrides = ['model.alignment.teacher=""'] if "softvq" in name else []
+    assert sum(counts(name, *overrides).values()) + unread == total
+
+
+@pytest.mark.parametrize("name", ["imagenet256/usit_2b", "imagenet512/usit_2b"])
+def test_usit_2b_has_about_1_58_billion(name: str) -> None:
+    assert sum(counts(name).values()) == pytest.approx(1_580.4e6, rel=1e-3)
 
 
 @pytest.mark.parametrize("first", [f"{L}_released", "imagenet256/semanticist_xl_released"])

@@ -13,11 +13,15 @@ import torch
 from torch import Tensor
 
 from tok1d.data.images import ImageSet, open_images
-from tok1d.diffusion.guidance import Guidance, as_guidance
+from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import ConfigError, InputError
 from tok1d.evaluate.metrics import psnr_per_image
-from tok1d.evaluate.sampling import solver_options
+from tok1d.evaluate.reconstruction import token_counts
+from tok1d.evaluate.sampling import decoder_options, generator_guidance
+from tok1d.generators.sequence import SequenceModel
 from tok1d.pictures import grid, save_png, to_pil
+from tok1d.train.tasks import padding_of
+from tok1d.zoo import store
 
 
 def pick_device(name: str | None) -> str:
@@ -41,7 +45,8 @@ def open_data(
     on_broken: str = "stop",
     size: int | None = None,
 ) -> ImageSet:
-    """ "fashion_mnist", or a folder of images, at a model's channels and size (or another); nothing is augmented."""
+    """ "fashion_mnist", or a folder of images, at a model's channels and size (or another), within the border that its
+    training images had; nothing is augmented."""
     config = model.config
     return open_images(
         "fashion_mnist" if name == "fashion_mnist" else "folder",
@@ -49,6 +54,7 @@ def open_data(
         root=data_root if name == "fashion_mnist" else name,
         image_size=size or config.image_size,
         channels=config.channels,
+        pad=padding_of(model),
         on_broken=on_broken,  # type: ignore[arg-type]
     )
 
@@ -62,7 +68,7 @@ def open_own(
 
     if path == "fashion_mnist":
         return open_data(path, model, data_root=data_root, size=size)
-    transform = Transform(size or model.config.image_size, model.config.channels)
+    transform = Transform(size or model.config.image_size, model.config.channels, pad=padding_of(model))
     where = Path(path)
     if where.is_file():
         return FolderImages(where.parent, transform, "stop", files=[where.name])
@@ -80,9 +86,10 @@ def new_folder(out: Path, *, overwrite: bool) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file, whole or not at all, in a folder that is made if need be."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text)
         os.replace(temporary, path)
     finally:
@@ -133,28 +140,27 @@ def reconstruct(
     """Write overview.png (originals above their reconstructions, one row a prefix) and a PNG each; PSNR per keep.
 
     Images of another size than the training's are painted at their own.
+
+    Args:
+        keep: numbers of leading tokens; of tokens without an order only all.
+
+    Raises:
+        InputError: prefixes, steps, guidance or a solver that the tokenizer does not have.
     """
+    keep = token_counts(tokenizer.spec, keep)
+    options = decoder_options(tokenizer, steps=steps, guidance=guidance, solver=solver)
     device = next(tokenizer.parameters()).device
     x, labels = images.batch(range(min(num, len(images))))
     x = x.to(device)
     cond = labels.to(device) if tokenizer.spec.needs_label else None
     tokens = tokenizer.encode(x, cond)
-    options: dict[str, Any] = dict(solver_options(tokenizer, solver))
     if x.shape[-2:] != (tokenizer.config.image_size,) * 2:
         options["size"] = (x.shape[-2], x.shape[-1])
     rows: list[Tensor] = [x]
     psnr = {}
     for k in keep:
         generator = torch.Generator(device).manual_seed(seed)
-        y = tokenizer.decode(
-            tokens,
-            cond,
-            keep=k,
-            steps=steps,
-            guidance=guidance,
-            generator=generator,
-            **options,
-        )
+        y = tokenizer.decode(tokens, cond, keep=k, generator=generator, **options)
         rows.append(y)
         psnr[k] = float(psnr_per_image(y, x).mean())
         for i, image in enumerate(y):
@@ -177,6 +183,36 @@ def noise_of(device: torch.device, *key: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big"))
 
 
+def guidance_for(
+    generator: Any,
+    scale: float | None,
+    *,
+    schedule: str = "",
+    interval: str = "",
+    weak_model: str = "",
+    conditional: bool = True,
+) -> Guidance:
+    """The guidance of a generator's samples as the options of the command line tell it.
+
+    Args:
+        scale: None is 2 where there is something to guide by, a class or a weak model, else 1.
+        schedule: "" is linear for causal generators, constant for others.
+
+    Raises:
+        InputError: a schedule or an interval that is none, or a scale without something to guide by.
+    """
+    if schedule not in ("", "linear", "constant"):
+        raise InputError(f"--guidance-schedule: expected linear or constant, received {schedule!r}")
+    weak = store.load(weak_model, device=next(generator.parameters()).device) if weak_model else None
+    guidable = conditional or weak is not None
+    if scale is None:
+        scale = 2.0 if guidable else 1.0
+    if scale != 1 and not guidable:
+        raise InputError(f"--guidance: without classes it needs a --weak-model, else pass 1; received {scale:g}")
+    own = generator_guidance(generator, scale).schedule
+    return Guidance(scale, parse_interval(interval, "--guidance-interval"), schedule or own, weak)  # type: ignore
+
+
 @torch.no_grad()
 def generate(
     generator: Any,
@@ -186,12 +222,13 @@ def generate(
     classes: Sequence[int] | None,
     num: int = 16,
     keep: int | None = None,
+    unconditional: bool = False,
     guidance: float | Guidance = 1.0,
     temperature: float = 1.0,
-    head_steps: int | None = None,
-    head_sampler: str | None = None,
     steps: int | None = None,
-    solver: str | None = None,
+    sampler: str | None = None,
+    decoder_steps: int | None = None,
+    decoder_solver: str | None = None,
     decoder_guidance: float = 1.0,
     prefixes: Sequence[int] = (),
     batch_size: int = 100,
@@ -202,38 +239,45 @@ def generate(
     Noise belongs to (seed, class, number of the image): neither the other images nor `batch_size` change a picture.
 
     Args:
-        keep: generate only the first tokens. prefixes: also paint the same samples from that many of their tokens,
-            into progressive.png, a row a number.
-        guidance: of the generator; a plain scale grows linearly over the tokens.
+        keep: only the first tokens; a causal generator makes no more, of a whole sequence the others are not decoded.
+            prefixes: also paint the same samples from that many of their tokens, into progressive.png, a row a number.
+        unconditional: draw the null class of a class-conditional model.
+        guidance, temperature, steps, sampler: of the generator; a plain guidance scale grows linearly over the tokens
+            of a causal one. decoder_steps, decoder_solver, decoder_guidance: of the tokenizer's decoder.
+
+    Raises:
+        InputError: whatever the generator or the tokenizer cannot do.
     """
     device = next(generator.parameters()).device
-    guided = as_guidance(guidance, "linear").scale != 1
-    if guided and not generator.label_embed.has_null:
+    guidance = generator_guidance(generator, guidance)
+    if guidance.scale != 1 and guidance.weak_model is None and not generator.label_embed.has_null:
         raise InputError("--guidance: this generator was trained without class dropout and cannot be guided; pass 1")
-    num_classes = generator.config.num_classes
+    num_classes = 0 if unconditional else generator.config.num_classes
     if classes is not None and not num_classes:
-        raise InputError("classes: this generator is unconditional, leave --classes away")
+        raise InputError("--classes: samples of an unconditional model have none, leave them away")
     wanted = (range(num_classes) if classes is None else classes) if num_classes else [0]
     keys = [(label, copy) for label in wanted for copy in range(num)]
-    options = solver_options(tokenizer, solver)
+    length = keep or generator.config.num_tokens
+    token_counts(tokenizer.spec, [length, *prefixes])
+    whole = isinstance(generator, SequenceModel)
+    how: dict[str, Any] = {"guidance": guidance, "temperature": temperature, "steps": steps, "sampler": sampler}
+    options = decoder_options(
+        tokenizer, steps=decoder_steps, guidance=decoder_guidance, solver=decoder_solver, prefix="--decoder-"
+    )
     images: list[Tensor] = []
     progress: dict[int, list[Tensor]] = {k: [] for k in prefixes}
     for start in range(0, len(keys), batch_size):
         part = keys[start : start + batch_size]
-        labels = torch.tensor([label for label, _ in part], device=device)
         tokens = generator.sample(
-            **({"cond": labels} if num_classes else {"num": len(part)}),
-            guidance=guidance,
-            temperature=temperature,
-            steps=head_steps,
-            sampler=head_sampler,
-            length=keep,
+            torch.tensor([label for label, _ in part], device=device) if num_classes else None,
+            num=len(part),
+            length=None if whole else keep,
             generator=[noise_of(device, seed, 0, *key) for key in part],
+            **how,
         )
-        for k, painted in ((None, images), *progress.items()):
+        for k, painted in ((length, images), *progress.items()):
             sources = [noise_of(device, seed, 1, *key) for key in part]
-            y = tokenizer.decode(tokens, keep=k, steps=steps, guidance=decoder_guidance, generator=sources, **options)
-            painted.append(y.cpu())
+            painted.append(tokenizer.decode(tokens, keep=k, generator=sources, **options).cpu())
     drawn = torch.cat(images)
     for (label, copy), image in zip(keys, drawn):
         name = f"class{label:03d}_{copy:03d}.png" if num_classes else f"image{copy:03d}.png"

@@ -16,18 +16,25 @@ from tok1d.cli_options import (
     Data,
     DataRoot,
     DecoderGuidance,
+    DecoderSolver,
+    DecoderSteps,
     Device,
-    HeadSampler,
-    HeadSteps,
+    Guide,
     Interval,
     Model,
     OnBroken,
     Overrides,
     Overwrite,
+    Sampler,
+    SamplerSteps,
     Schedule,
     Seed,
     Solver,
     Steps,
+    Temperature,
+    TokensInterval,
+    Unconditional,
+    WeakModel,
     load_tokenizer,
     one_of,
     print_records,
@@ -199,7 +206,9 @@ def reconstruct(
     model: Model,
     images: Annotated[str, typer.Argument(help="fashion_mnist, a folder of images, or one image file")],
     out: Annotated[Path, typer.Option(help="folder for the pictures")],
-    keep: Annotated[str, typer.Option(help="numbers of leading tokens, such as 1,4,8; default: 1,2,4,...,all")] = "",
+    keep: Annotated[
+        str, typer.Option(help="numbers of leading tokens, such as 1,4,8; default: 1,2,4,...,all; without order all")
+    ] = "",
     num: Annotated[int, typer.Option(min=1, help="how many of the images")] = 8,
     steps: Steps = None,
     solver: Solver = "",
@@ -218,12 +227,12 @@ def reconstruct(
     from tok1d import apply
     from tok1d.data.folder import tell_broken
     from tok1d.diffusion.guidance import Guidance
-    from tok1d.evaluate.reconstruction import prefix_lengths
+    from tok1d.evaluate.reconstruction import token_counts
 
     one_of("--on-broken", on_broken, ("stop", "skip"))
     tokenizer = load_tokenizer(model, device)
     length = tokenizer.spec.length
-    counts = apply.parse_counts(keep, "--keep", 0, length) if keep else prefix_lengths(length)
+    counts = token_counts(tokenizer.spec, apply.parse_counts(keep, "--keep", 0, length) if keep else [])
     guided = Guidance(guidance, interval=apply.parse_interval(guidance_interval, "--guidance-interval"))
     folder = apply.new_folder(out, overwrite=overwrite)
     source = apply.open_own(images, tokenizer, data_root=data_root, on_broken=on_broken, size=size)
@@ -249,8 +258,9 @@ def generate(
     model: Model,
     out: Annotated[Path, typer.Option(help="folder for the pictures")],
     classes: Annotated[str, typer.Option(help="class ids, such as 3,7; default: all")] = "",
-    num: Annotated[int, typer.Option(min=1, help="images of every class")] = 8,
-    keep: Annotated[int | None, typer.Option(min=1, help="generate only the first tokens; default: all")] = None,
+    num: Annotated[int, typer.Option(min=1, help="images of every class; without classes, images")] = 8,
+    unconditional: Unconditional = False,
+    keep: Annotated[int | None, typer.Option(min=1, help="only the first tokens; default: all")] = None,
     decode_keep: Annotated[
         str,
         typer.Option(
@@ -258,35 +268,44 @@ def generate(
             "writes progressive.png, a row a number"
         ),
     ] = "",
-    guidance: Annotated[float, typer.Option(min=0, help="guidance over the tokens; 1 is off")] = 2.0,
-    guidance_schedule: Schedule = "linear",
-    temperature: Annotated[float, typer.Option(min=0, help="of the head's sampling noise (sde, ancestral)")] = 1.0,
-    head_sampler: HeadSampler = "",
-    head_steps: HeadSteps = None,
+    guidance: Guide = None,
+    guidance_schedule: Schedule = "",
+    guidance_interval: TokensInterval = "",
+    weak_model: WeakModel = "",
+    temperature: Temperature = 1.0,
+    sampler: Sampler = "",
+    steps: SamplerSteps = None,
     decoder_guidance: DecoderGuidance = 1.0,
-    solver: Solver = "",
-    steps: Steps = None,
+    decoder_solver: DecoderSolver = "",
+    decoder_steps: DecoderSteps = None,
     seed: Seed = 0,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Draw images of classes: tokens from the generator, pixels from its tokenizer."""
     from tok1d import apply
-    from tok1d.diffusion.guidance import Guidance
     from tok1d.errors import InputError
     from tok1d.zoo import store
 
-    one_of("--guidance-schedule", guidance_schedule, ("linear", "constant"))
     generator, tokenizer = store.load_pair(model, device=apply.pick_device(device))
-    num_classes = generator.config.num_classes
+    num_classes = 0 if unconditional else generator.config.num_classes
     if classes and not num_classes:
-        raise InputError("--classes: this generator knows no classes; leave it away")
+        why = "--unconditional draws without" if unconditional else "this generator knows no"
+        raise InputError(f"--classes: {why} classes; leave it away")
     wanted = apply.parse_counts(classes, "--classes", 0, num_classes - 1) if classes else None
     if keep is not None and keep > generator.config.num_tokens:
         raise InputError(f"--keep: expected 1..{generator.config.num_tokens}, received {keep}")
     length = keep or generator.config.num_tokens
     every = list(range(1, length + 1)) if decode_keep == "every" else []
     prefixes = apply.parse_counts(decode_keep, "--decode-keep", 0, length) if decode_keep and not every else every
+    guided = apply.guidance_for(
+        generator,
+        guidance,
+        schedule=guidance_schedule,
+        interval=guidance_interval,
+        weak_model=weak_model,
+        conditional=num_classes > 0,
+    )
     folder = apply.new_folder(out, overwrite=overwrite)
     overview = apply.generate(
         generator,
@@ -295,12 +314,13 @@ def generate(
         classes=wanted,
         num=num,
         keep=keep,
-        guidance=Guidance(guidance, schedule=guidance_schedule),  # type: ignore[arg-type]
+        unconditional=unconditional,
+        guidance=guided,
         temperature=temperature,
-        head_steps=head_steps,
-        head_sampler=head_sampler or None,
         steps=steps,
-        solver=solver or None,
+        sampler=sampler or None,
+        decoder_steps=decoder_steps,
+        decoder_solver=decoder_solver or None,
         decoder_guidance=decoder_guidance,
         prefixes=prefixes,
         seed=seed,

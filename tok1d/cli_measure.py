@@ -11,16 +11,23 @@ from tok1d.cli_options import (
     Data,
     DataRoot,
     DecoderGuidance,
+    DecoderSolver,
+    DecoderSteps,
     Device,
-    HeadSampler,
-    HeadSteps,
+    Guide,
     Interval,
     Model,
     Overwrite,
+    Sampler,
+    SamplerSteps,
     Schedule,
     Seed,
     Solver,
     Steps,
+    Temperature,
+    TokensInterval,
+    Unconditional,
+    WeakModel,
     load_tokenizer,
     one_of,
     write_records,
@@ -34,7 +41,9 @@ analyze_app = typer.Typer(help="Look inside a tokenizer's code.", no_args_is_hel
 def evaluate_reconstruction(
     model: Model,
     data: Data,
-    keep: Annotated[str, typer.Option(help="numbers of leading tokens; default: 1,2,4,...,all")] = "",
+    keep: Annotated[
+        str, typer.Option(help="numbers of leading tokens; default: 1,2,4,...,all; without order all")
+    ] = "",
     num: Annotated[int | None, typer.Option(min=1, help="first images only; default: all")] = None,
     steps: Steps = None,
     solver: Solver = "",
@@ -51,8 +60,10 @@ def evaluate_reconstruction(
     from tok1d.diffusion.guidance import Guidance
     from tok1d.evaluate.reconstruction import evaluate_reconstruction as measure
     from tok1d.train import run
+    from tok1d.train.tasks import padding_of
 
     tokenizer = load_tokenizer(model, device)
+    pad, place = padding_of(tokenizer), next(tokenizer.parameters()).device
     counts = apply.parse_counts(keep, "--keep", 0, tokenizer.spec.length) if keep else []
     interval = apply.parse_interval(guidance_interval, "--guidance-interval")
     images = run.first(apply.open_data(data, tokenizer, data_root=data_root), num)
@@ -65,8 +76,9 @@ def evaluate_reconstruction(
         solver=solver or None,
         batch_size=batch_size,
         seed=seed,
-        judge=run.judge_for(data, tokenizer),
-        protocol=run.protocol_of(tokenizer),
+        judge=run.judge_for(data, tokenizer.config, place, pad=pad),
+        pad=pad,
+        protocol=run.protocol_of(tokenizer, pad=pad),
     )
     write_records(records, out)
 
@@ -76,34 +88,48 @@ def evaluate_generation(
     model: Model,
     data: Data,
     num: Annotated[int, typer.Option(min=1, help="samples, spread evenly over the classes")] = 1000,
+    unconditional: Unconditional = False,
     keep: Annotated[str, typer.Option(help="numbers of leading tokens to decode; default: all generated")] = "",
-    guidance: Annotated[float, typer.Option(min=0, help="guidance over the tokens; 1 is off")] = 2.0,
-    guidance_schedule: Schedule = "linear",
-    temperature: Annotated[float, typer.Option(min=0, help="of the head's sampling noise (sde, ancestral)")] = 1.0,
-    head_sampler: HeadSampler = "",
-    head_steps: HeadSteps = None,
+    guidance: Guide = None,
+    guidance_schedule: Schedule = "",
+    guidance_interval: TokensInterval = "",
+    weak_model: WeakModel = "",
+    temperature: Temperature = 1.0,
+    sampler: Sampler = "",
+    steps: SamplerSteps = None,
     decoder_guidance: DecoderGuidance = 1.0,
-    solver: Solver = "",
-    steps: Steps = None,
+    decoder_solver: DecoderSolver = "",
+    decoder_steps: DecoderSteps = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="samples at a time")] = 250,
     out: Annotated[Path | None, typer.Option(help="write the records to this JSON file")] = None,
     seed: Seed = 0,
     data_root: DataRoot = None,
     device: Device = None,
 ) -> None:
-    """Label agreement and Fréchet distance of samples, by the judge for the data."""
+    """Label agreement and Fréchet distance of samples, by the judge for the data; without classes only the distance."""
     from tok1d import apply
-    from tok1d.diffusion.guidance import Guidance
     from tok1d.errors import InputError
     from tok1d.evaluate.generation import evaluate_generation as measure
     from tok1d.train import run
+    from tok1d.train.tasks import padding_of
     from tok1d.zoo import store
 
-    one_of("--guidance-schedule", guidance_schedule, ("linear", "constant"))
     generator, tokenizer = store.load_pair(model, device=apply.pick_device(device))
-    judge = run.judge_for(data, tokenizer)
+    pad = padding_of(tokenizer)
+    judge = run.judge_for(data, tokenizer.config, next(tokenizer.parameters()).device, pad=pad)
     if judge is None:
-        raise InputError(f"{data}: no judge network is bundled for this data set; expected fashion_mnist")
+        raise InputError(
+            f"{data}: no judge network is bundled for this data set at this size; expected fashion_mnist, 28 pixels"
+        )
     length = generator.config.num_tokens
+    guided = apply.guidance_for(
+        generator,
+        guidance,
+        schedule=guidance_schedule,
+        interval=guidance_interval,
+        weak_model=weak_model,
+        conditional=not unconditional and generator.config.num_classes > 0,
+    )
     records = measure(
         generator,
         tokenizer,
@@ -111,14 +137,17 @@ def evaluate_generation(
         judge,
         num=num,
         keep=apply.parse_counts(keep, "--keep", 1, length) if keep else [],
-        guidance=Guidance(guidance, schedule=guidance_schedule),  # type: ignore[arg-type]
+        unconditional=unconditional,
+        guidance=guided,
         temperature=temperature,
-        head_steps=head_steps,
-        head_sampler=head_sampler or None,
         steps=steps,
-        solver=solver or None,
+        sampler=sampler or None,
+        decoder_steps=decoder_steps,
+        decoder_solver=decoder_solver or None,
         decoder_guidance=decoder_guidance,
+        batch_size=batch_size,
         seed=seed,
+        pad=pad,
         protocol=run.protocol_of(generator),
     )
     write_records(records, out)
@@ -183,3 +212,46 @@ def analyze_increments(
     print(f"mean |cosine| of different tokens {found.off_diagonal:.3f} (0 is orthogonal)")
     print(f"mean cosine of successive tokens {found.neighbours:+.3f}")
     print(f"matrix: {folder / 'increments.json'}")
+
+
+@analyze_app.command("mixture")
+def analyze_mixture(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="folder for mixture.json")],
+    components: Annotated[str, typer.Option(help="numbers of components, separated by commas")] = "5,10,20",
+    dims: Annotated[
+        int | None, typer.Option(min=1, help="principal components to keep; default: as few as hold --variance")
+    ] = None,
+    variance: Annotated[float, typer.Option(help="share of the variance to keep")] = 0.9,
+    covariance: Annotated[str, typer.Option(help="of a component: diag or full")] = "diag",
+    seeds: Annotated[str, typer.Option(help="seeds of the fits, separated by commas")] = "0",
+    num: Annotated[int, typer.Option(min=1, help="held-out images")] = 5000,
+    data_root: DataRoot = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """How many modes have the tokens? Likelihood of Gaussian mixtures on their principal components."""
+    import json
+    from dataclasses import asdict
+
+    from tok1d import apply
+    from tok1d.analyze.mixture import collect_tokens, fit_mixtures
+
+    one_of("--covariance", covariance, ("diag", "full"))
+    counts = apply.parse_counts(components, "--components", 1, num)
+    draws = apply.parse_counts(seeds, "--seeds", 0, 2**32 - 1)
+    tokenizer = load_tokenizer(model, device)
+    folder = apply.new_folder(out, overwrite=overwrite)
+    tokens = collect_tokens(tokenizer, apply.open_data(data, tokenizer, data_root=data_root), num=num)
+    found = fit_mixtures(tokens, counts, dims=dims, variance=variance, covariance=covariance, seeds=draws)  # type: ignore[arg-type]
+    apply.write_text(
+        folder / "mixture.json", json.dumps({"model": model, "data": data, **asdict(found)}, indent=1) + "\n"
+    )
+    print(f"{found.num} images, {found.dims} principal components with {found.variance:.1%} of the variance")
+    for point in found.points:
+        print(
+            f"{point.components:4d} components, seed {point.seed}: {point.nll:9.3f} nats, "
+            f"largest norm of a mean {point.mean_norm:.3f}"
+        )
+    print(f"record: {folder / 'mixture.json'}")

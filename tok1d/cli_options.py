@@ -33,11 +33,37 @@ Interval = Annotated[
     str,
     typer.Option(help="when the decoder is guided, from 0 (noise) to 1 (image), such as 0.2,0.8; default: always"),
 ]
-Schedule = Annotated[str, typer.Option(help="guidance over the tokens: linear, growing to its scale, or constant")]
-HeadSampler = Annotated[
-    str, typer.Option(help="of the head: sde, euler or heun (interpolant), ancestral (DDPM); default: the model's own")
+Guide = Annotated[float | None, typer.Option(min=0, help="guidance; 1 is off; default: 2, without classes 1")]
+Schedule = Annotated[
+    str,
+    typer.Option(
+        help="guidance over the tokens, of generators that draw one after the other: linear, growing to its scale "
+        "(their default), or constant"
+    ),
 ]
-HeadSteps = Annotated[int | None, typer.Option(min=2, help="head evaluations a token; default: the model's own")]
+TokensInterval = Annotated[
+    str,
+    typer.Option(
+        help="when all tokens are guided at once (SiT, DiT and kin), from 0 (noise) to 1 (tokens), such as 0.25,1; "
+        "default: always"
+    ),
+]
+WeakModel = Annotated[
+    str, typer.Option(help="guide away from this earlier or smaller model (SiT, DiT and kin), not from the null class")
+]
+Unconditional = Annotated[bool, typer.Option("--unconditional", help="draw without classes")]
+Temperature = Annotated[float, typer.Option(min=0, help="of the sampling noise (sde, ancestral)")]
+Sampler = Annotated[
+    str, typer.Option(help="of the generator: sde, euler, heun; of DDPM: ancestral, ddim; default: the model's own")
+]
+SamplerSteps = Annotated[
+    int | None,
+    typer.Option("--steps", min=1, help="of the generator, for a token or a whole sequence; default: the model's own"),
+]
+DecoderSteps = Annotated[int | None, typer.Option(min=1, help="of a diffusion decoder; default: the model's own")]
+DecoderSolver = Annotated[
+    str, typer.Option(help="of the decoder: euler or heun (flow), ancestral or ddim (DDPM); default: the model's own")
+]
 OnBroken = Annotated[str, typer.Option(help="what an unreadable image does: stop, or skip (it is counted)")]
 
 

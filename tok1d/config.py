@@ -27,6 +27,12 @@ MODEL_CONFIGS: dict[str, tuple[str, str]] = {
     "usit": ("tok1d.generators.usit", "USiTConfig"),
     "cnn": ("tok1d.evaluate.networks", "CNNConfig"),
 }
+# Sections that stand beside the model, imported with it.
+LOSS_CONFIGS = {
+    "perceptual": ("tok1d.losses.perceptual", "PerceptualConfig"),
+    "adversarial": ("tok1d.losses.adversarial", "AdversarialConfig"),
+}
+JUDGED = ("maetok",)  # tokenizers whose reconstructions the loss sections can judge: one pass makes them
 SIZED = ("dim", "depth", "heads")  # what a named size stands for
 NO_CACHE = "none"  # for `cache`: tokens are encoded as training needs them
 _KIND_OF_PACKAGE = {"tokenizers": "tokenizer", "generators": "generator", "evaluate": "classifier"}
@@ -141,6 +147,21 @@ def _build_model(value: Any, key: str) -> Any:
     return config_fields.build(cls, value, key)
 
 
+def _loss_class(name: str) -> Any:
+    module, attribute = LOSS_CONFIGS[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _loss_section(name: str, help: str) -> Any:
+    """A field whose class needs torch, and is imported when a recipe is built, as the model's is."""
+
+    def build(value: Any, key: str) -> Any:
+        cls = _loss_class(name)
+        return config_fields.build(cls, dataclasses.asdict(value) if isinstance(value, cls) else value, key)
+
+    return dataclasses.field(default_factory=lambda: _loss_class(name)(), metadata={"help": help, "build": build})
+
+
 @dataclass
 class Recipe:
     """Everything that decides a run; read one with `load_recipe`."""
@@ -166,6 +187,8 @@ class Recipe:
     model: Any = dataclasses.field(
         kw_only=True, metadata={"help": "the model, a section whose name picks the rest", "build": _build_model}
     )
+    perceptual: Any = _loss_section("perceptual", "MAETok and kin: LPIPS of the reconstructions")
+    adversarial: Any = _loss_section("adversarial", "MAETok and kin: a discriminator that the tokenizer plays against")
     train: TrainConfig = option(help="the training run")
     evaluate: EvaluateConfig = option(EvaluateConfig)
 
@@ -179,7 +202,9 @@ class Recipe:
         if self.kind == "generator" and not self.tokenizer:
             raise ConfigError("tokenizer: a generator needs a model folder or a bundled name, received null")
         if self.kind != "tokenizer" and self.start is not None:
-            raise ConfigError(f"start: only tokenizers read it, expected null, received {config_fields.show(self.start)}")
+            raise ConfigError(
+                f"start: only tokenizers read it, expected null, received {config_fields.show(self.start)}"
+            )
         if self.kind != "generator" and self.evaluate.unconditional:
             raise ConfigError(f"evaluate.unconditional: only generators read it, expected false for kind={self.kind}")
         if getattr(self.model, "stage", "train") == "finetune" and self.start is None:
@@ -195,6 +220,12 @@ class Recipe:
                 raise ConfigError(
                     f"{key}: only generators that train from a cache read it, expected {default}, "
                     f"received {getattr(self, key)}"
+                )
+        for key in LOSS_CONFIGS:
+            if name not in JUDGED and getattr(self, key).weight > 0:
+                raise ConfigError(
+                    f"{key}.weight: only {', '.join(JUDGED)} reads it, expected 0 for {name}, "
+                    f"received {getattr(self, key).weight:g}"
                 )
         for key in ("image_size", "channels"):
             expected = getattr(self.data, key)

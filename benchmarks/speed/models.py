@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from speed.common import Inputs
+from torch import Tensor
 
-from tok1d.diffusion.solver import Randn, randn_from
 from tok1d.generators.autoregressive import EpsilonLlamaGen, EpsilonLlamaGenConfig
 from tok1d.generators.head import HeadConfig
 from tok1d.tokenizers.query_encoder import EncoderConfig
@@ -20,7 +19,6 @@ from tok1d.tokenizers.token_dit import DecoderConfig, TokenDiT
 # The release on a like CPU, seconds a unit as the issue states them: 3.2 images/s in training, 20 encoded images/s,
 # 53 ms a decoder call, 0.045 AR images/s. An image is arithmetic: 250 calls.
 RELEASE = {"train": 1 / 3.2, "encode": 1 / 20, "call": 0.053, "image": 250 * 0.053, "ar": 1 / 0.045}
-M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -64,18 +62,15 @@ QUICK = replace(
 
 
 @dataclass(frozen=True)
-class Bench:
+class Bench(Inputs):
     """Models and inputs on one device; built when first asked for.
 
     Args:
-        precision: "bf16" runs every forward pass under autocast.
         decoder_steps, head_steps: our numbers of steps (those of equal quality come from the quality tables).
         interval: times (0 = noise, 1 = data) at which interval guidance acts.
     """
 
     sizes: Sizes
-    device: torch.device
-    precision: Literal["fp32", "bf16"] = "fp32"
     decoder_steps: int = 25
     head_steps: tuple[int, ...] = (25, 50)
     interval: tuple[float, float] = (0.25, 0.75)
@@ -84,25 +79,6 @@ class Bench:
     def release(self, name: str) -> float | None:
         """Seconds a unit of the released system, at the sizes it is known at."""
         return RELEASE[name] if self.sizes.name == "small" else None
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """What a forward pass runs under."""
-        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
-
-    def randn(self) -> Randn:
-        """A source of noise that starts anew at every call of this method, on the device."""
-        return randn_from(torch.Generator(self.device).manual_seed(0))
-
-    def noise(self, *shape: int) -> Tensor:
-        """Standard normal numbers, the same for the same shape."""
-        return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(self.device)
-
-    def labels(self, batch: int) -> Tensor:
-        return torch.arange(batch, device=self.device)
-
-    def images(self, batch: int) -> Tensor:
-        """(batch, 3, H, W) in [0, 1]."""
-        return self.noise(batch, 3, self.sizes.image_size, self.sizes.image_size).sigmoid()
 
     def latents(self, batch: int) -> Tensor:
         channels, side = self.sizes.latent
@@ -144,7 +120,7 @@ class Bench:
             out_channels=channels * (2 if objective == "ddpm" else 1),
             time_scale=1.0 if objective == "ddpm" else 1000.0,
         )
-        return self._ready(model)
+        return self.ready(model)
 
     @cached_property
     def generator(self) -> EpsilonLlamaGen:
@@ -159,11 +135,4 @@ class Bench:
             heads=sizes.ar_heads,
             head=sizes.head,
         )
-        return self._ready(EpsilonLlamaGen(config))
-
-    def _ready(self, model: M) -> M:
-        """In eval mode on the device, with what starts at zero made random: else every result would be zero."""
-        for parameter in model.parameters():
-            if not parameter.any():
-                nn.init.normal_(parameter, std=0.02)
-        return model.eval().to(self.device)
+        return self.ready(EpsilonLlamaGen(config))

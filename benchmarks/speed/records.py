@@ -115,21 +115,32 @@ def ratio(record: Record) -> str:
     return f"{value['median']:.2f} ({value['min']:.2f}-{value['max']:.2f})"
 
 
-def lines(record: Record) -> list[list[str]]:
-    """The cells of a record: one line for each arm."""
-    release = rate(record["release"], record["unit"]) if record["release"] else ""
+def lines(record: Record, work: bool = False) -> list[list[str]]:
+    """The cells of a record: one line for each arm. The last cell is the release's speed, or of `work` the GFLOP."""
     arms = [record[name] for name in ("fast", "slow") if name in record]
-    rows = [["", arm["what"], rate(arm["seconds"], record["unit"]), share(arm), "", ""] for arm in arms]
-    rows[0][0], rows[0][5] = record["row"], release
+    last = [gflop(arm) if work else "" for arm in arms]
+    if not work and record["release"]:
+        last[0] = rate(record["release"], record["unit"])
+    rows = [
+        ["", arm["what"], rate(arm["seconds"], record["unit"]), share(arm), "", cell] for arm, cell in zip(arms, last)
+    ]
+    rows[0][0] = record["row"]
     rows[-1][4] = ratio(record)
     return rows
 
 
+def gflop(arm: Record) -> str:
+    """Counted arithmetic a unit, in 10^9 operations."""
+    return f"{arm['gflop']:.3g}"
+
+
 WIDTHS = (19, 25, 15, 6, 18, 12)
-HEADER = (
-    ("", "", "", "of", "times faster", "release,"),
-    ("row", "way", "speed", "limit", "(min-max)", "from issue"),
-)
+
+
+def header(work: bool = False) -> list[list[str]]:
+    """The two lines above the cells of `lines`."""
+    last = ("GFLOP", "a unit") if work else ("release,", "from issue")
+    return [["", "", "", "of", "times faster", last[0]], ["row", "way", "speed", "limit", "(min-max)", last[1]]]
 
 
 def text_lines(rows: Sequence[Sequence[str]]) -> str:
@@ -150,20 +161,22 @@ def conditions(group: list[Record]) -> str:
     )
 
 
-def markdown(records: list[Record]) -> str:
-    """A table for each machine and setting."""
+def markdown(records: list[Record], work: bool = False) -> str:
+    """A table for each machine and setting; with `work` the GFLOP a unit of both ways, else the release's speed."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(str(key(record)[1:]), []).append(record)
-    header = ["row", "ours", "speed", "of the limit", "against", "speed", "of the limit", "times faster (min-max)"]
+    way = ["speed", *(["GFLOP"] if work else []), "of the limit"]
+    titles = ["row", "ours", *way, "against", *way, "times faster (min-max)"]
+    titles += [] if work else ["release, from the issue"]
     parts = []
     for group in groups.values():
         parts += [conditions(group) + ".", ""]
-        parts += [f"| {' | '.join([*header, 'release, from the issue'])} |", "|" + "---|" * (len(header) + 1)]
+        parts += [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
         for record in group:
-            arms = lines(record)
-            fast, slow = arms[0], arms[1] if len(arms) > 1 else [""] * 6
-            cells = [f"`{record['row']}`", *fast[1:4], *slow[1:4], ratio(record), fast[5]]
+            arms = lines(record, work)
+            ways = [[*arm[1:3], *(arm[5:] if work else []), arm[3]] for arm in arms] + [[""] * (1 + len(way))]
+            cells = [f"`{record['row']}`", *ways[0], *ways[1], ratio(record), *([] if work else arms[0][5:])]
             parts.append(f"| {' | '.join(cells)} |")
         parts.append("")
     return "\n".join(parts).rstrip()

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from speed import slow
+from speed.common import OPTIM, Rows, Stepper, without_grad
 from speed.measure import Arm, Row
 from speed.models import Bench
 from speed.slow import HeadSwitches
 from torch import Tensor
 
-from tok1d.config import OptimConfig
 from tok1d.diffusion.guidance import Guidance
 from tok1d.generators.autoregressive import CachedDecoder
 from tok1d.nn.attention import masked, prefix_causal, prefix_causal_mask
@@ -21,25 +21,9 @@ from tok1d.train.ema import EMA
 from tok1d.train.optim import build_optimizer
 
 RELEASED_HEAD = HeadSwitches(one_call=False, prepared=False, shared_time=False)
-OPTIM = OptimConfig(steps=1_000_000, batch_size=1, lr=1e-3, weight_decay=0.05)
 
-ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {}
-
-
-def builder(make: Callable[[Bench], Iterator[Row]]) -> Callable[[Bench], Iterator[Row]]:
-    """Register rows under the function's name."""
-    ROWS[make.__name__.replace("_", "-")] = make
-    return make
-
-
-def without_grad(bench: Bench, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """`run` as at inference."""
-
-    def call() -> Tensor:
-        with torch.no_grad(), bench.autocast():
-            return run()
-
-    return call
+ROWS = Rows()
+builder = ROWS.builder
 
 
 class Trainer:
@@ -53,11 +37,7 @@ class Trainer:
     def __init__(self, bench: Bench, *, dense: bool, fused: bool) -> None:
         self.bench, self.dense = bench, dense
         self.model = copy.deepcopy(bench.ddpm).train()
-        self.optimizer = (
-            build_optimizer(self.model, OPTIM) if fused else slow.unfused_adamw(self.model, OPTIM, foreach=None)
-        )
-        ema = EMA(self.model, OPTIM.ema, ramp=False)
-        self.average: Callable[[], None] = (lambda: ema.update(0)) if fused else (lambda: slow.loop_ema(ema))
+        self.stepper = Stepper(self.model, fused=fused)
         self.images = bench.images(bench.sizes.train_batch)
         self.latents = bench.latents(bench.sizes.train_batch)
 
@@ -77,10 +57,7 @@ class Trainer:
             else:
                 loss = self.loss()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), OPTIM.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.average()
+        self.stepper.step()
         return loss.detach()
 
 

@@ -48,11 +48,12 @@ def test_array_images_return_their_pixels_and_labels():
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("shape", [(6, 8, 8), (6, 8, 8, 1), (6, 8, 8, 3)])
 @pytest.mark.parametrize("flip", [False, True])
-def test_the_fast_path_equals_the_path_through_pil(shape, channels, flip):
-    data = array_set(shape, channels=channels, flip=flip)
+@pytest.mark.parametrize("pad", [0, 2])
+def test_the_fast_path_equals_the_path_through_pil(shape, channels, flip, pad):
+    data = array_set(shape, channels=channels, flip=flip, size=8 + 2 * pad, pad=pad)
     indices = np.arange(6)
     images, _ = data.batch(indices, seed=3, epoch=1)
-    assert images.shape == (6, channels, 8, 8) and images.is_contiguous()
+    assert images.shape == (6, channels, 8 + 2 * pad, 8 + 2 * pad) and images.is_contiguous()
     assert images.equal(data._by_pil(indices, 3, 1).float() / 255)
 
 

@@ -191,3 +191,20 @@ def test_fingerprints_tell_transforms_apart_and_never_change():
 def test_impossible_transforms_are_refused(wrong):
     with pytest.raises(ConfigError, match="expected"):
         Transform(**wrong)
+
+
+@pytest.mark.parametrize("crop", ["center", "random", "center+flip", "tencrop"])
+def test_a_border_is_black_around_the_smaller_crop(crop):
+    image, flip, draws = picture(50, 40), crop == "random", (0.3, 0.8, 0.1)
+    plain, padded = Transform(20, 3, crop, flip), Transform(26, 3, crop, flip, pad=3)
+    inner, whole = plain.apply(image, draws), padded.apply(image, draws)
+    assert whole.shape == (*inner.shape[:-2], 26, 26) and whole.dtype == torch.uint8
+    assert torch.equal(transforms.without_border(whole, 3), inner) and int(inner.sum()) == int(whole.sum())
+    assert torch.equal(transforms.without_border(inner, 0), inner)
+    assert padded.fingerprint() not in (plain.fingerprint(), Transform(26, 3, crop, flip).fingerprint())
+
+
+@pytest.mark.parametrize("pad", [-1, 13, 14])
+def test_a_border_that_leaves_no_image_is_refused(pad):
+    with pytest.raises(ConfigError, match=f"^pad: expected less than half of the image size 26, found {pad}$"):
+        Transform(26, pad=pad)

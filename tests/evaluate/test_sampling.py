@@ -13,11 +13,13 @@ from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
 from tok1d.evaluate.generation import balanced_labels, evaluate_generation
 from tok1d.evaluate.metrics import psnr_per_image
-from tok1d.evaluate.reconstruction import evaluate_reconstruction
-from tok1d.evaluate.sampling import counted, guidance_text, solver_options
+from tok1d.evaluate.reconstruction import Judged, evaluate_reconstruction, token_counts
+from tok1d.evaluate.sampling import counted, decoder_options, guidance_text
+from tok1d.tokenizers.base import TokenSpec
 from tok1d.zoo import store
 
 Tiny = Callable[..., str]
+DIT = ["model={name: dit, num_tokens: 4, token_dim: 4, num_classes: 10, dim: 16, depth: 1, heads: 2}"]
 
 
 def random_model(recipe: str, *overrides: str) -> Any:
@@ -35,6 +37,10 @@ def test_evaluations_are_counted_by_rows_until_the_block_ends() -> None:
         network(torch.zeros(6, 2))
     network(torch.zeros(5, 2))
     assert evaluations.per(3) == "3" and evaluations.per(2) == "4.5"
+    other = nn.Linear(2, 2)
+    with counted(network, other, network) as evaluations:
+        other(network(torch.zeros(4, 2)))
+    assert evaluations.rows == 8
     with pytest.raises(RuntimeError), counted(network):
         network(torch.zeros(1, 3))
     assert not network._forward_pre_hooks
@@ -49,10 +55,50 @@ def test_guidance_in_words() -> None:
     assert guidance_text(1, over_tokens=True) == 1.0
 
 
-def test_a_decoder_without_a_solver_takes_none() -> None:
-    assert solver_options(nn.Linear(1, 1), None) == {}
-    with pytest.raises(InputError, match="paints without one, got 'heun'"):
-        solver_options(nn.Linear(1, 1), "heun")
+def test_a_decoder_in_one_pass_takes_no_options(tiny: Tiny) -> None:
+    model = random_model(tiny("maetok"))
+    assert decoder_options(model, guidance=Guidance(1.0, (0.2, 0.8))) == {}
+    for options, message in (
+        ({"steps": 3}, "x-steps: .*received 3"),
+        ({"guidance": 2.0}, "x-guidance: .*received 2.0"),
+        ({"solver": "heun"}, "x-solver: .*received heun"),
+    ):
+        with pytest.raises(InputError, match=f"^{message}$"):
+            decoder_options(model, prefix="x-", **options)  # type: ignore[arg-type]
+    taken = decoder_options(random_model(tiny("tokenizer")), steps=3)
+    assert taken == {"steps": 3, "guidance": 1.0, "solver": "euler"}
+
+
+def test_prefixes_belong_to_ordered_tokens() -> None:
+    ordered, unordered = TokenSpec(6, 2, ordered=True), TokenSpec(6, 2)
+    assert token_counts(ordered) == [1, 2, 4, 6] and token_counts(ordered, [0, 3]) == [0, 3]
+    assert token_counts(unordered) == token_counts(unordered, [6]) == [6]
+    with pytest.raises(InputError, match=r"^keep: these tokens have no order, all 6 are needed; received 3$"):
+        token_counts(unordered, [6, 3])
+
+
+def test_a_border_is_not_measured(tiny: Tiny, fashion: None) -> None:
+    """Whatever is painted on the border changes no number, and the judge sees the images of its own size."""
+    model, judge = random_model(tiny("maetok")), random_model(tiny("classifier"))
+    plain = open_images("fashion_mnist", "test", image_size=28, channels=1, limit=6)
+    padded = open_images("fashion_mnist", "test", image_size=32, channels=1, pad=2, limit=6)
+    decode, values = model.decode, []
+    for border in (0.0, 0.7):
+
+        def painted(*args: Any, border: float = border, **options: Any) -> torch.Tensor:
+            inner = decode(*args, **options)[..., 2:-2, 2:-2]
+            return nn.functional.pad(inner, (2, 2, 2, 2), value=border)
+
+        model.decode = painted
+        records = evaluate_reconstruction(model, padded, judge=judge, pad=2)
+        values.append([record.value for record in records])
+        assert {(r.sampler, r.steps, r.guidance) for r in records} == {(None, None, None)}
+        assert [r.keep for r in records[:-1]] == [4] * 4
+    assert values[0] == values[1]
+    within, alone = Judged(judge, 2), Judged(judge)
+    within.update(*padded.batch(range(6)))
+    alone.update(*plain.batch(range(6)))
+    assert within.agreement == alone.agreement and within.distance(alone) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -127,8 +173,72 @@ def test_generation_records_state_both_samplers(tiny: Tiny, fashion: None) -> No
 
     assert protocol() == ("euler 2 steps, 2 evaluations a token; euler, 2 evaluations an image", 1.0)
     sampler, guidance = protocol(
-        guidance=3.0, head_sampler="sde", head_steps=5, temperature=0.9, solver="heun", steps=3, decoder_guidance=2.0
+        guidance=3.0,
+        sampler="sde",
+        steps=5,
+        temperature=0.9,
+        decoder_solver="heun",
+        decoder_steps=3,
+        decoder_guidance=2.0,
     )
     assert sampler == "sde 5 steps, 10 evaluations a token, temperature 0.9; heun, 10 evaluations an image"
     assert guidance == "3 linear, decoder 2"
     assert protocol(guidance=Guidance(0.5))[1] == "0.5 constant"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options", "sampler", "guidance"),
+    [
+        ([], {}, "sde 2 steps, 2 evaluations a sequence", 1.0),
+        ([], {"sampler": "heun", "steps": 4, "guidance": 2.0}, "heun 4 steps, 14 evaluations a sequence", 2.0),
+        (
+            [],
+            {"sampler": "euler", "steps": 4, "guidance": Guidance(3.0, (0.25, 0.5))},  # times 0, .25, .5, .75
+            "euler 4 steps, 6 evaluations a sequence",
+            "3 in 0.25..0.5",
+        ),
+        (DIT, {"steps": 3}, "ancestral 3 steps, 3 evaluations a sequence", 1.0),
+        (["model.guidance_free=true"], {"guidance": 2.0}, "sde 2 steps, 2 evaluations a sequence", 2.0),
+    ],
+)
+def test_records_of_whole_sequences(
+    tiny: Tiny, fashion: None, overrides: list[str], options: dict[str, Any], sampler: str, guidance: Any
+) -> None:
+    generator, tokenizer = random_model(tiny("sit", tokenizer="x"), *overrides), random_model(tiny("maetok"))
+    judge = random_model(tiny("classifier"))
+    images = open_images("fashion_mnist", "test", image_size=32, channels=1, pad=2, limit=12)
+    records = evaluate_generation(generator, tokenizer, images, judge, num=10, pad=2, **options)
+    assert [(r.name, r.keep) for r in records] == [("label_agreement", 4), ("fd@fashion-mnist-cnn", 4)]
+    assert {(r.sampler, r.guidance, r.steps) for r in records} == {(sampler, guidance, None)}
+
+
+def test_a_weak_model_is_counted_and_named(tiny: Tiny, fashion: None) -> None:
+    generator, weak = (random_model(tiny("sit", tokenizer="x"), f"model.dim={dim}") for dim in (16, 8))
+    tokenizer, judge = random_model(tiny("maetok")), random_model(tiny("classifier"))
+    images = open_images("fashion_mnist", "test", image_size=32, channels=1, pad=2, limit=12)
+    guidance = Guidance(2.0, weak_model=weak)
+    records = evaluate_generation(generator, tokenizer, images, judge, num=10, pad=2, guidance=guidance)
+    assert records[0].sampler == "sde 2 steps, 4 evaluations a sequence"
+    assert records[0].guidance == f"2 against sit@{store.fingerprint(weak)}"
+
+
+@pytest.mark.parametrize(("kind", "tokenizer", "pad"), [("sit", "maetok", 2), ("generator", "tokenizer", 0)])
+def test_without_classes_only_the_distance_is_measured(
+    tiny: Tiny, fashion: None, kind: str, tokenizer: str, pad: int
+) -> None:
+    judge, decoder = random_model(tiny("classifier")), random_model(tiny(tokenizer))
+    images = open_images("fashion_mnist", "test", image_size=28 + 2 * pad, channels=1, pad=pad, limit=12)
+    conditional = random_model(tiny(kind, tokenizer="x"))
+    told: list[Any] = []
+    sample = conditional.sample
+
+    def spy(cond: Any = None, **options: Any) -> Any:
+        told.append((cond, options["num"]))
+        return sample(cond, **options)
+
+    conditional.sample = spy
+    blind = random_model(tiny(kind, tokenizer="x"), "model.num_classes=0")
+    for model, options in ((conditional, {"unconditional": True}), (blind, {})):
+        records = evaluate_generation(model, decoder, images, judge, num=7, batch_size=4, pad=pad, **options)
+        assert [(r.name, r.note, r.num_images) for r in records] == [("fd@fashion-mnist-cnn", "unconditional", 7)]
+    assert told == [(None, 4), (None, 3)]

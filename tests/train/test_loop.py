@@ -279,6 +279,7 @@ def test_seeds_steps_and_processes_draw_other_numbers_on_every_device() -> None:
         seed_of(seed, step, rank) & 0xFFFFFFFF for seed in (0, 1, 2**32 - 1) for step in range(50) for rank in range(2)
     }
     assert len(seeds) == 300
+    assert len({seed_of(0, 1), seed_of(0, 1, 0, "d_"), seed_of(0, 1, 0, "e_")}) == 3  # and so do the players
     assert seed_of(7, 3, 1) == seed_of(7, 3, 1)
 
 

@@ -31,7 +31,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Linear(nn.Module):
-    """A linear map, and a running mean of what it gave: of the discriminator's logits of fakes."""
+    """A linear map with a buffer: the discriminator's running mean of its logits of fakes."""
 
     def __init__(self, out: int, seed: int) -> None:
         super().__init__()
@@ -56,14 +56,11 @@ def maker_losses(maker: Linear, judge: Linear, batch: Batch, noise: bool) -> tup
 def judge_losses(judge: Linear, batch: Batch, fake: Tensor, noise: bool) -> dict[str, Tensor]:
     """Hinge; a flag of 1 in the batch makes the loss NaN, one of 2 the gradient infinite at a finite loss."""
     x, flags = batch
-    logits = judge(fake + (0.1 * torch.randn_like(fake) if noise else 0))
+    spoil = float("nan") if (flags == 1).any() else 1.0
+    logits = spoil * judge(fake + (0.1 * torch.randn_like(fake) if noise else 0))
     with torch.no_grad():
-        judge.mean.lerp_(
-            logits.mean() + (flags == 1).any() * float("nan") if (flags == 1).any() else logits.mean(), 0.1
-        )
+        judge.mean.lerp_(logits.mean(), 0.1)
     loss = (F.relu(1 - judge(x)).mean() + F.relu(1 + logits).mean()) / 2
-    if (flags == 1).any():
-        loss = loss * float("nan")
     if (flags == 2).any():
         loss = loss + (judge.layer.weight - judge.layer.weight.detach()).sqrt().sum()
     return {"loss": loss, "logits": logits.mean()}
@@ -71,10 +68,9 @@ def judge_losses(judge: Linear, batch: Batch, fake: Tensor, noise: bool) -> dict
 
 def batches(size: int, bad: int = -1, flag: float = 1) -> Callable[[int, int, int], Batch]:
     def batch(micro_step: int, rank: int, world: int) -> Batch:
-        rows = torch.arange(
-            micro_step * size + rank * (size // world), micro_step * size + (rank + 1) * (size // world)
-        )
-        return DATA[rows % len(DATA)].clone(), torch.full((size // world,), flag * (micro_step == bad))
+        share = size // world
+        rows = micro_step * size + rank * share + torch.arange(share)
+        return DATA[rows % len(DATA)].clone(), torch.full((share,), flag * (micro_step == bad))
 
     return batch
 

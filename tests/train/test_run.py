@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,6 +168,127 @@ def test_a_generator_takes_only_its_tokenizer_s_tokens(tiny: Tiny, tmp_path: Pat
         build(f"tokenizer={tmp_path / 'cnn'}")
     with pytest.raises(WeightsError, match="no model"):
         build(f"tokenizer={tmp_path / 'none'}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("maetok", "evaluate.keep=[1,4]", r"evaluate\.keep: these tokens have no order, expected \[\] or \[4\], .* 1"),
+        ("maetok", "evaluate.guidance=2", r"evaluate\.guidance: this decoder paints in one pass, expected 1, .* 2"),
+        ("sit", "evaluate.keep=[2]", r"evaluate\.keep: these tokens have no order, expected \[\] or \[4\], received 2"),
+        ("sit", "model.class_dropout=0", r"evaluate\.guidance: .* trained without class_dropout, expected 1, .* 1\.5"),
+        ("sit", "model.num_classes=0", r"evaluate\.guidance: samples without classes .*, expected 1, received 1\.5"),
+        ("sit", "evaluate.unconditional=true", r"evaluate\.guidance: samples without classes .*, expected 1, .* 1\.5"),
+        ("sit", "evaluate.guidance_interval=[0.5,0.2]", r"evaluate\.guidance_interval: expected two growing times .*"),
+        (
+            "generator",
+            "evaluate.guidance_interval=[0.2,0.5]",
+            r"evaluate\.guidance_interval: epsilon_llamagen has.*",
+        ),
+    ],
+)
+def test_what_an_evaluation_cannot_do_is_told_before_the_training(
+    tiny: Tiny, tmp_path: Path, fashion: None, monkeypatch: pytest.MonkeyPatch, kind: str, change: str, message: str
+) -> None:
+    monkeypatch.setattr(run, "fit", lambda *_, **__: pytest.fail("trained"))
+    settings = [f"out={tmp_path / 'run'}"]
+    if kind != "maetok":
+        tokenizer = "maetok" if kind == "sit" else "tokenizer"
+        store.save_model(store.build_model(load_recipe(tiny(tokenizer)).model), tmp_path / "tokenizer", Card())
+        settings += [f"tokenizer={tmp_path / 'tokenizer'}", "evaluate.guidance=1.5"]
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        run.train(load_recipe(tiny(kind), [*settings, change]), quiet=True)
+
+
+def test_a_model_without_a_null_class_does_not_draw_without_classes(tiny: Tiny, tmp_path: Path, fashion: None) -> None:
+    store.save_model(store.build_model(load_recipe(tiny("maetok")).model), tmp_path / "tokenizer", Card())
+    settings = ["model.class_dropout=0", "evaluate.unconditional=true", f"tokenizer={tmp_path / 'tokenizer'}"]
+    with pytest.raises(ConfigError, match=r"^evaluate\.unconditional: needs a null class.*received 0$"):
+        run.train(load_recipe(tiny("sit"), [*settings, f"out={tmp_path / 'run'}"]), quiet=True)
+    with pytest.raises(ConfigError, match=r"^evaluate\.unconditional: only generators read it"):
+        load_recipe(tiny("maetok"), ["evaluate.unconditional=true"])
+
+
+@pytest.mark.parametrize("cache", ["none", None])
+@pytest.mark.parametrize("statistics", ["scalar", "channel"])
+def test_whole_sequences_are_normalised_by_what_they_train_on(
+    tiny: Tiny, tmp_path: Path, fashion: None, cache: str | None, statistics: str
+) -> None:
+    """64 images in batches of 8: 10,000 rows are whole epochs, so mean and std are those of all tokens."""
+    tokenizer = store.build_model(load_recipe(tiny("maetok")).model).eval()
+    store.save_model(tokenizer, tmp_path / "tokenizer", Card())
+    settings = [f"tokenizer={tmp_path / 'tokenizer'}", f"out={tmp_path / 'run'}", f"model.statistics={statistics}"]
+    wanted = load_recipe(tiny("sit"), [*settings, *([] if cache is None else [f"cache={cache}"])])
+    model: Any = build_task(wanted).model
+    with torch.no_grad():
+        tokens = tokenizer.encode(open_split(wanted, "train").batch(range(64))[0])
+    axes = (0, 1) if statistics == "channel" else (0, 1, 2)
+    torch.testing.assert_close(model.token_mean, tokens.mean(axes).reshape(-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.token_std, tokens.std(axes, correction=0).reshape(-1), rtol=1e-4, atol=1e-5)
+    again: Any = build_task(wanted).model
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_a_resumed_run_keeps_its_statistics(
+    tiny: Tiny, tmp_path: Path, fashion: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save_model(store.build_model(load_recipe(tiny("maetok")).model), tmp_path / "tokenizer", Card())
+    wanted = load_recipe(tiny("sit"), [f"tokenizer={tmp_path / 'tokenizer'}", f"out={tmp_path / 'run'}"])
+    first = build_task(wanted)
+    mean = first.model.get_buffer("token_mean").clone()
+    assert not run.fit(wanted, first, tmp_path / "run", seconds=0.0, quiet=True).finished
+    monkeypatch.setattr("tok1d.generators.sequence.SequenceModel.fit_statistics", lambda *_: pytest.fail("measured"))
+    second = build_task(wanted)
+    assert not torch.equal(second.model.get_buffer("token_mean"), mean)
+    assert run.fit(wanted, second, tmp_path / "run", quiet=True).finished
+    assert torch.equal(second.model.get_buffer("token_mean"), mean)
+
+
+def test_stage_two_starts_from_stage_one(tiny: Tiny, tmp_path: Path, fashion: None) -> None:
+    torch.manual_seed(1)
+    first = store.build_model(load_recipe(tiny("maetok")).model)
+    store.save_model(first, tmp_path / "first", Card())
+    settings = ["model.stage=finetune", "model.auxiliary=[]", f"out={tmp_path / 'run'}"]
+    with pytest.raises(ConfigError, match=r"^start: model\.stage=finetune goes on from a finished run's model"):
+        load_recipe(tiny("maetok"), settings)
+    wanted = load_recipe(tiny("maetok"), [*settings, f"start={tmp_path / 'first'}"])
+    assert run.train(wanted, quiet=True, seconds=0.0) == tmp_path / "run"
+    (tmp_path / "first").rename(tmp_path / "elsewhere")  # a resumed run does not read it
+    run.train(wanted, quiet=True, seconds=0.0)
+    (tmp_path / "elsewhere").rename(tmp_path / "first")
+    run.train(wanted, quiet=True)
+    model = store.load(tmp_path / "run" / "model")
+    assert model.card.trained["start"] == f"{tmp_path / 'first'}@{store.fingerprint(first)}"
+    assert not [name for name in model.state_dict() if name.startswith("auxiliary")]
+    for name, value in model.state_dict().items():
+        same = torch.equal(value, first.state_dict()[name])
+        assert same == name.startswith(("encoder.", "bottleneck.")), name
+
+
+def test_a_tokenizer_starts_from_its_like_alone(tiny: Tiny, tmp_path: Path, fashion: None) -> None:
+    torch.manual_seed(1)
+    first = store.build_model(load_recipe(tiny("tokenizer")).model)
+    store.save_model(first, tmp_path / "first", Card())
+    start = f"start={tmp_path / 'first'}"
+
+    def build(*overrides: str, kind: str = "tokenizer") -> Any:
+        return build_task(load_recipe(tiny(kind), [start, *overrides])).model
+
+    for name, value in build().state_dict().items():
+        assert torch.equal(value, first.state_dict()[name]), name
+    large = build("data.image_size=56", "model.image_size=56")
+    changed = [k for k, v in large.state_dict().items() if not torch.equal(v, first.state_dict().get(k, v[:0]))]
+    assert changed == ["encoder.positions"]
+    torch.testing.assert_close(large.encoder.positions, first.encoder.table(4, 4))  # type: ignore
+    with pytest.raises(ConfigError, match=r"^start: expected a maetok, .*first is a semanticist$"):
+        build(kind="maetok")
+    for change in ("model.token_dim=5", "model.encoder.depth=2"):
+        with pytest.raises(WeightsError, match=r"^start=.*first: \d+ weights .* for this model: ") as caught:
+            build(change)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"^start: only tokenizers read it, expected null, received"):
+        load_recipe(tiny("sit", tokenizer="x"), [start])
 
 
 def test_the_cache_holds_what_the_tokenizer_says(tiny: Tiny, tmp_path: Path, fashion: None) -> None:

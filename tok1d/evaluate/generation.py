@@ -11,9 +11,17 @@ from torch import Tensor
 from tok1d.data.images import ImageSet
 from tok1d.diffusion.guidance import Guidance
 from tok1d.evaluate.networks import CNN
-from tok1d.evaluate.reconstruction import Judged, judge_name
-from tok1d.evaluate.report import Record
-from tok1d.evaluate.sampling import counted, guidance_text, solver_options
+from tok1d.evaluate.reconstruction import Judged, judge_name, token_counts
+from tok1d.evaluate.report import Record, frechet_name
+from tok1d.evaluate.sampling import (
+    counted,
+    decoder_options,
+    generator_guidance,
+    guidance_text,
+    sampled_networks,
+    sampling_text,
+)
+from tok1d.generators.sequence import SequenceModel
 
 
 def balanced_labels(num: int, num_classes: int) -> Tensor:
@@ -30,75 +38,91 @@ def evaluate_generation(
     *,
     num: int = 1000,
     keep: Sequence[int] = (),
+    unconditional: bool = False,
     guidance: float | Guidance = 1.0,
     temperature: float = 1.0,
-    head_steps: int | None = None,
-    head_sampler: str | None = None,
     steps: int | None = None,
-    solver: str | None = None,
+    sampler: str | None = None,
+    decoder_steps: int | None = None,
+    decoder_solver: str | None = None,
     decoder_guidance: float = 1.0,
     batch_size: int = 250,
     seed: int = 0,
+    pad: int = 0,
     protocol: dict[str, Any] | None = None,
 ) -> list[Record]:
     """Label agreement of `num` class-balanced samples and their Fréchet distance to `reference` images.
 
+    Samples of an unconditional model have only the distance.
+
     Args:
         keep: how many of a sample's tokens are decoded, one set of records each (default: all it generates).
-        guidance, temperature, head_steps, head_sampler: of the generator (a plain guidance scale grows linearly over
-            the tokens); steps, solver, decoder_guidance: of the tokenizer's decoder.
+        unconditional: draw the null class of a class-conditional model, without labels.
+        guidance, temperature, steps, sampler: of the generator (a plain guidance scale grows linearly over the tokens
+            of a causal one); decoder_steps, decoder_solver, decoder_guidance: of the tokenizer's decoder.
         batch_size: it decides the noise too, with the seed.
+        pad: width of the images' border, in pixels, that the judge does not see.
+
+    Raises:
+        InputError: whatever the generator or the tokenizer cannot do.
     """
     device = next(generator.parameters()).device
-    length = generator.config.num_tokens
-    lengths = list(keep) or [length]
-    labels = balanced_labels(num, generator.config.num_classes).to(device)
-    judged = {k: Judged(judge) for k in lengths}
-    options = solver_options(tokenizer, solver)
+    num_classes = 0 if unconditional else generator.config.num_classes
+    labels = balanced_labels(num, num_classes).to(device) if num_classes else None
+    lengths = token_counts(tokenizer.spec, keep or [generator.config.num_tokens])
+    judged = {k: Judged(judge, pad) for k in lengths}
+    guidance = generator_guidance(generator, guidance)
+    how: dict[str, Any] = {"sampler": sampler, "steps": steps, "temperature": temperature}
+    decoding = decoder_options(
+        tokenizer, steps=decoder_steps, guidance=decoder_guidance, solver=decoder_solver, prefix="decoder_"
+    )
     for start in range(0, num, batch_size):
-        batch = labels[start : start + batch_size]
+        count = min(batch_size, num - start)
+        cond = None if labels is None else labels[start : start + count]
         source = torch.Generator(device).manual_seed(seed * 1_000_003 + start)
-        with counted(generator.head.net.input) as head_evaluations:
-            tokens = generator.sample(
-                batch,
-                guidance=guidance,
-                steps=head_steps,
-                temperature=temperature,
-                generator=source,
-                sampler=head_sampler,
-            )
+        with counted(*sampled_networks(generator, guidance)) as evaluations:
+            tokens = generator.sample(cond, num=count, guidance=guidance, generator=source, **how)
         for k in lengths:
-            decoder_source = torch.Generator(device).manual_seed(seed * 1_000_003 + start + 1)
-            with counted(tokenizer.decoder) as evaluations:
-                y = tokenizer.decode(
-                    tokens, keep=k, steps=steps, guidance=decoder_guidance, generator=decoder_source, **options
-                )
-            judged[k].update(y, batch)
-    real = Judged(judge)
+            source = torch.Generator(device).manual_seed(seed * 1_000_003 + start + 1)
+            with counted(tokenizer.decoder) as painting:
+                y = tokenizer.decode(tokens, keep=k, generator=source, **decoding)
+            judged[k].update(y, cond)
+    sampling = sampling_text(generator, tokens, evaluations, **how)
+    if decoding:
+        sampling += f"; {decoding['solver']}, {painting.per(len(tokens))} evaluations an image"
+    guided = guidance_text(guidance, over_tokens=not isinstance(generator, SequenceModel))
+    common = dict(
+        num_images=num,
+        network=judge_name(judge),
+        sampler=sampling,
+        steps=(decoder_steps or getattr(tokenizer.config, "steps", None)) if decoding else None,
+        guidance=guided if decoder_guidance == 1 else f"{guided}, decoder {decoder_guidance:g}",
+        seed=seed,
+        note="" if num_classes else "unconditional",
+        **(protocol or {}),
+    )
+    return _records(
+        judged, _real(judge, reference, pad, batch_size, device), reference, common, labelled=num_classes > 0
+    )
+
+
+def _real(judge: CNN, reference: ImageSet, pad: int, batch_size: int, device: torch.device) -> Judged:
+    """What the judge makes of all reference images."""
+    real = Judged(judge, pad)
     for start in range(0, len(reference), batch_size):
         x, y = reference.batch(range(start, min(start + batch_size, len(reference))))
         real.update(x.to(device), y.to(device))
-    name = judge_name(judge)
-    head = generator.head
-    guidance_used = guidance_text(guidance, over_tokens=True)
-    if decoder_guidance != 1:
-        guidance_used = f"{guidance_used}, decoder {decoder_guidance:g}"
-    warmth = "" if temperature == 1 else f", temperature {temperature:g}"
-    common = dict(
-        num_images=num,
-        network=name,
-        sampler=f"{head.sampler(head_sampler)} {head_steps or head.config.steps} steps, "
-        f"{head_evaluations.per(tokens.shape[0] * tokens.shape[1])} evaluations a token{warmth}"
-        + (f"; {options['solver']}, {evaluations.per(len(tokens))} evaluations an image" if options else ""),
-        steps=steps or getattr(tokenizer.config, "steps", None),
-        guidance=guidance_used,
-        seed=seed,
-        **(protocol or {}),
-    )
+    return real
+
+
+def _records(
+    judged: dict[int, Judged], real: Judged, reference: ImageSet, common: dict[str, Any], *, labelled: bool
+) -> list[Record]:
+    fingerprint, name = f"{len(reference)} images {reference.fingerprint()}", frechet_name(common["network"])
     records = []
-    for k in lengths:
-        records.append(Record(name="label_agreement", value=judged[k].agreement, keep=k, **common))
-        distance = judged[k].distance(real)
-        fingerprint = f"{len(reference)} images {reference.fingerprint()}"
-        records.append(Record(name=f"fd@{name.split('@')[0]}", value=distance, keep=k, reference=fingerprint, **common))
+    for k, samples in judged.items():
+        if labelled:
+            records.append(Record(name="label_agreement", value=samples.agreement, keep=k, **common))
+        distance = samples.distance(real)
+        records.append(Record(name=name, value=distance, keep=k, reference=fingerprint, **common))
     return records

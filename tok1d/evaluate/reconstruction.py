@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from tok1d.data.images import ImageSet
+from tok1d.data.transforms import without_border
 from tok1d.diffusion.guidance import Guidance
+from tok1d.errors import InputError
 from tok1d.evaluate.metrics import Moments, accuracy, frechet_distance, mse_per_image, psnr_per_image
 from tok1d.evaluate.networks import CNN
 from tok1d.evaluate.report import Record
-from tok1d.evaluate.sampling import counted, guidance_text, solver_options
+from tok1d.evaluate.sampling import counted, decoder_options, guidance_text
+from tok1d.tokenizers.base import TokenSpec
 
 
 def prefix_lengths(length: int) -> list[int]:
@@ -22,11 +25,28 @@ def prefix_lengths(length: int) -> list[int]:
     return [*lengths, length]
 
 
-class Judged:
-    """Features of a judge network, gathered over batches: Fréchet moments and label agreement."""
+def token_counts(spec: TokenSpec, keep: Sequence[int] = ()) -> list[int]:
+    """Numbers of leading tokens to decode: `keep`, or 1, 2, 4, ..., all; of tokens without an order only all.
 
-    def __init__(self, judge: CNN) -> None:
-        self.judge = judge
+    Raises:
+        InputError: fewer tokens of a tokenizer that needs all.
+    """
+    if spec.ordered:
+        return list(keep) or prefix_lengths(spec.length)
+    if few := [k for k in keep if k != spec.length]:
+        raise InputError(f"keep: these tokens have no order, all {spec.length} are needed; received {few[0]}")
+    return [spec.length]
+
+
+class Judged:
+    """Features of a judge network, gathered over batches: Fréchet moments and label agreement.
+
+    Args:
+        pad: width of the images' border, in pixels, that the judge does not see.
+    """
+
+    def __init__(self, judge: CNN, pad: int = 0) -> None:
+        self.judge, self.pad = judge, pad
         self.moments: Moments | None = None
         self.right = 0.0
         self.count = 0
@@ -34,6 +54,7 @@ class Judged:
     @torch.no_grad()
     def update(self, images: Tensor, labels: Tensor | None) -> None:
         """Images (B, C, H, W) in [0, 1]; labels (B,) the classes they should show."""
+        images = without_border(images, self.pad)
         features = self.judge.features(images)
         if self.moments is None:
             self.moments = Moments(features.shape[1])
@@ -65,6 +86,7 @@ def evaluate_reconstruction(
     batch_size: int = 100,
     seed: int = 0,
     judge: CNN | None = None,
+    pad: int = 0,
     protocol: dict[str, Any] | None = None,
 ) -> list[Record]:
     """PSNR and squared error per prefix length, and, with a judge, its accuracy and the Fréchet distance.
@@ -74,16 +96,20 @@ def evaluate_reconstruction(
     network evaluations an image took.
 
     Args:
-        keep: prefix lengths (default 1, 2, 4, ..., all).
+        keep: prefix lengths (default 1, 2, 4, ..., all; of tokens without an order all).
         solver: of a diffusion decoder (default: its own).
+        pad: width of the images' border, in pixels, that nothing of this measures.
         protocol: what every record states besides (network, reference, weights, weights_hash, ...).
+
+    Raises:
+        InputError: prefixes, steps, guidance or a solver that the tokenizer does not have.
     """
     device = next(tokenizer.parameters()).device
-    lengths = list(keep) or prefix_lengths(tokenizer.spec.length)
-    options = solver_options(tokenizer, solver)
+    lengths = token_counts(tokenizer.spec, keep)
+    options = decoder_options(tokenizer, steps=steps, guidance=guidance, solver=solver)
     psnr, mse = dict.fromkeys(lengths, 0.0), dict.fromkeys(lengths, 0.0)
-    judged = {k: Judged(judge) for k in lengths} if judge is not None else {}
-    real = Judged(judge) if judge is not None else None
+    judged = {k: Judged(judge, pad) for k in lengths} if judge is not None else {}
+    real = Judged(judge, pad) if judge is not None else None
     for start in range(0, len(images), batch_size):
         x, labels = images.batch(range(start, min(start + batch_size, len(images))))
         x, labels = x.to(device), labels.to(device)
@@ -93,9 +119,10 @@ def evaluate_reconstruction(
         for k in lengths:
             generator = torch.Generator(device).manual_seed(seed * 1_000_003 + start)
             with counted(tokenizer.decoder) as evaluations:
-                y = tokenizer.decode(tokens, keep=k, steps=steps, guidance=guidance, generator=generator, **options)
-            psnr[k] += float(psnr_per_image(y, x).sum())
-            mse[k] += float(mse_per_image(y, x).sum())
+                y = tokenizer.decode(tokens, keep=k, generator=generator, **options)
+            seen = (without_border(y, pad), without_border(x, pad))
+            psnr[k] += float(psnr_per_image(*seen).sum())
+            mse[k] += float(mse_per_image(*seen).sum())
             if judge is not None:
                 judged[k].update(y, labels)
     count = len(images)
@@ -103,8 +130,8 @@ def evaluate_reconstruction(
         num_images=count,
         reference=images.fingerprint(),
         sampler=f"{options['solver']}, {evaluations.per(len(tokens))} evaluations an image" if options else None,
-        steps=steps or getattr(tokenizer.config, "steps", None),
-        guidance=guidance_text(guidance),
+        steps=(steps or getattr(tokenizer.config, "steps", None)) if options else None,
+        guidance=guidance_text(guidance) if options else None,
         seed=seed,
         **(protocol or {}),
     )

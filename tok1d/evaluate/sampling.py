@@ -1,4 +1,4 @@
-"""What a record says of sampling: the sampler, how often the network ran, and the guidance."""
+"""How samples are drawn and decoded, and what a record says of it: sampler, evaluations of the network, guidance."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tok1d.diffusion.guidance import Guidance, as_guidance
 from tok1d.errors import InputError
+from tok1d.generators.sequence import SequenceModel
 
 
 class Evaluations:
-    """Rows a network was evaluated on; two rows an image and step where guidance needs both predictions."""
+    """Rows that networks were evaluated on; two rows an image and step where guidance needs both predictions."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -24,39 +25,88 @@ class Evaluations:
 
 
 @contextmanager
-def counted(network: nn.Module) -> Iterator[Evaluations]:
-    """Count the evaluations of a network while the block runs; calls on a batch count once a row."""
+def counted(*networks: nn.Module) -> Iterator[Evaluations]:
+    """Count the evaluations of networks while the block runs; calls on a batch count once a row."""
     evaluations = Evaluations()
 
     def count(module: nn.Module, inputs: tuple) -> None:
         evaluations.rows += len(inputs[0])
 
-    hook = network.register_forward_pre_hook(count)
+    hooks = [network.register_forward_pre_hook(count) for network in dict.fromkeys(networks)]
     try:
         yield evaluations
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
-def solver_options(tokenizer: Any, solver: str | None) -> dict[str, str]:
-    """What `decode` takes to sample with this solver (default: the tokenizer's own); nothing where it paints at once.
+def decoder_options(
+    tokenizer: Any,
+    *,
+    steps: int | None = None,
+    guidance: float | Guidance = 1.0,
+    solver: str | None = None,
+    prefix: str = "",
+) -> dict[str, Any]:
+    """What `decode` takes to paint so (solver None: the tokenizer's own); nothing where it paints in one pass.
+
+    Args:
+        prefix: of the names in messages.
 
     Raises:
-        InputError: a solver for a decoder that has none, or not this one.
+        InputError: steps, guidance or a solver for a decoder without them, or not this solver.
     """
-    if hasattr(tokenizer, "solver"):
-        return {"solver": tokenizer.solver(solver)}
-    if solver is not None:
-        raise InputError(f"solver: this tokenizer's decoder paints without one, got {solver!r}")
+    if not tokenizer.spec.deterministic:
+        return {"steps": steps, "guidance": guidance, "solver": tokenizer.solver(solver)}
+    scale = as_guidance(guidance).scale
+    for name, value in (("steps", steps), ("guidance", None if scale == 1 else scale), ("solver", solver)):
+        if value is not None:
+            raise InputError(f"{prefix}{name}: this tokenizer paints in one pass, leave it away; received {value}")
     return {}
 
 
+def generator_guidance(generator: Any, guidance: float | Guidance) -> Guidance:
+    """A plain scale becomes what this generator is guided by: constant, or over its tokens, growing linearly."""
+    return as_guidance(guidance, "constant" if isinstance(generator, SequenceModel) else "linear")
+
+
+def sampled_networks(generator: Any, guidance: Guidance) -> list[nn.Module]:
+    """What sampling evaluates: a head, or the network over whole sequences and that of a weak model."""
+    if not isinstance(generator, SequenceModel):
+        return [generator.head.net.input]
+    weak = guidance.weak_model
+    return [generator.net] if weak is None else [generator.net, weak.net]
+
+
+def sampling_text(
+    generator: Any,
+    tokens: Tensor,
+    evaluations: Evaluations,
+    *,
+    sampler: str | None = None,
+    steps: int | None = None,
+    temperature: float = 1.0,
+) -> str:
+    """A record's words for how tokens (B, K, D) were sampled."""
+    whole = isinstance(generator, SequenceModel)
+    part, unit = (generator, "a sequence") if whole else (generator.head, "a token")
+    calls = evaluations.per(len(tokens) * (1 if whole else tokens.shape[1]))
+    warmth = "" if temperature == 1 else f", temperature {temperature:g}"
+    return f"{part.sampler(sampler)} {steps or part.config.steps} steps, {calls} evaluations {unit}{warmth}"
+
+
 def guidance_text(guidance: float | Guidance, *, over_tokens: bool = False) -> float | str:
-    """A record's guidance: the plain scale, or with its interval, or (`over_tokens`) with its schedule."""
+    """A record's guidance: the plain scale, or with its interval and weak model, or (`over_tokens`) its schedule."""
     guidance = as_guidance(guidance, "linear" if over_tokens else "constant")
     if guidance.scale == 1:
         return 1.0
     if over_tokens:
         return f"{guidance.scale:g} {guidance.schedule}"
     low, high = guidance.interval
-    return guidance.scale if (low, high) == (0, 1) else f"{guidance.scale:g} in {low:g}..{high:g}"
+    within = "" if (low, high) == (0, 1) else f" in {low:g}..{high:g}"
+    if guidance.weak_model is None:
+        return f"{guidance.scale:g}{within}" if within else guidance.scale
+    from tok1d.zoo.store import fingerprint
+
+    weak = guidance.weak_model
+    return f"{guidance.scale:g}{within} against {weak.config.name}@{fingerprint(weak)}"

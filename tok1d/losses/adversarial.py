@@ -25,6 +25,17 @@ STRONG_CUTOUT = 0.5  # of the consistency term
 
 
 @dataclass
+class DiscriminatorOptim:
+    """The discriminator's AdamW where it differs from the tokenizer's; steps and shape of the schedule are shared."""
+
+    lr: float | None = option(None, "highest learning rate; null is the tokenizer's", gt=0)
+    beta1: float | None = option(None, "AdamW decay of the mean gradient; null is the tokenizer's", ge=0, lt=1)
+    beta2: float | None = option(None, "AdamW decay of the mean squared gradient; null is the tokenizer's", ge=0, lt=1)
+    weight_decay: float | None = option(None, "AdamW weight decay; null is the tokenizer's", ge=0)
+    clip: float | None = option(None, "largest gradient norm, 0 is off; null is the tokenizer's", ge=0)
+
+
+@dataclass
 class AdversarialConfig:
     """Whether and how a discriminator takes part in the training."""
 
@@ -37,6 +48,7 @@ class AdversarialConfig:
     diff_aug: bool = option(False, "show augmented images to the discriminator (DiffAugment; SoftVQ: true)")
     consistency: float = option(0.0, "weight of equal logits under strong augmentation (SoftVQ: 4)", ge=0)
     discriminator: DiscriminatorConfig = option(DinoConfig())
+    optim: DiscriminatorOptim = option(DiscriminatorOptim())
 
 
 def hinge_d_loss(real: Tensor, fake: Tensor) -> Tensor:

@@ -70,14 +70,16 @@ class Teacher:
 
 
 def load_teacher(name: str, *, weights: str | None = None, image_size: int = 224) -> Teacher:
-    """A teacher by name: a timm vision transformer, or a tok1d classifier (bundled name or model folder).
+    """A teacher by name: a timm vision transformer, or a tok1d model (bundled name or model folder).
+
+    Of tok1d's models a classifier gives its last feature map, a MAETok with `num_tokens=0` its patches' states.
 
     Global random numbers are left as they are, so that a run does not depend on when its teacher is built.
 
     Args:
         weights: a file or folder for a timm network (timm's layout, or DINOv2's own); default: what timm
             downloads; "random": untrained ones, the same every time.
-        image_size: side of the images the network sees, in pixels; a classifier has its own.
+        image_size: side of the images the network sees, in pixels; tok1d's models have their own.
 
     Raises:
         ConfigError: timm is not installed, an unknown name, a network of another kind or image size.
@@ -88,7 +90,7 @@ def load_teacher(name: str, *, weights: str | None = None, image_size: int = 224
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         if name in bundled_names() or (Path(name) / "config.json").is_file():
-            return _classifier_teacher(name, weights, image_size)
+            return _own_teacher(name, weights, image_size)
         return _timm_teacher(name, weights, image_size)
 
 
@@ -103,23 +105,39 @@ class _FeatureMap(nn.Module):
         return self.trunk(self.stem(2 * images - 1)).flatten(2).transpose(1, 2)
 
 
-def _classifier_teacher(name: str, weights: str | None, image_size: int) -> Teacher:
+class _PatchStates(nn.Module):
+    """The encoder of a MAETok whose patches are its tokens: their states after the last norm, before the bottleneck."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__()
+        self.encoder = tokenizer.encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.encoder(2 * images - 1)
+
+
+def _own_teacher(name: str, weights: str | None, image_size: int) -> Teacher:
     from tok1d.evaluate.networks import CNN
     from tok1d.zoo.store import load
 
-    classifier = load(name)
-    if not isinstance(classifier, CNN):
-        raise ConfigError(f"teacher {name}: expected a timm name or a tok1d classifier, found a tokenizer or generator")
+    model = load(name)
+    config = model.config
+    of_patches = config.name == "maetok" and config.num_tokens == 0
+    if not (isinstance(model, CNN) or of_patches):
+        raise ConfigError(
+            f"teacher {name}: expected a timm name, a tok1d classifier or a maetok with num_tokens=0, "
+            "found a tokenizer or generator without features of patches"
+        )
     if weights is not None:
-        raise ConfigError(f"teacher {name}: a tok1d classifier holds its weights, received others; leave them out")
-    config = classifier.config
+        raise ConfigError(f"teacher {name}: a tok1d model holds its weights, received others; leave them out")
     if config.image_size != image_size:
         raise ConfigError(
             f"teacher {name}: sees images of {config.image_size} pixels, received image_size={image_size}; "
             f"set it to {config.image_size}"
         )
     zeros, ones = [0.0] * config.channels, [1.0] * config.channels
-    return Teacher(_FeatureMap(classifier), image_size=image_size, mean=zeros, std=ones)
+    network = _PatchStates(model) if of_patches else _FeatureMap(model)
+    return Teacher(network, image_size=image_size, mean=zeros, std=ones)
 
 
 class _PatchTokens(nn.Module):

@@ -6,7 +6,7 @@ read, nothing is computed and nothing is written.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 from tok1d.config import NO_CACHE, Recipe
 from tok1d.data.tokens import Layout
 from tok1d.data.transforms import NUM_VIEWS
+from tok1d.train.forecast_judges import Judge, judges
 from tok1d.train.forecast_measure import AUTOENCODERS, Measured, autoencoder_cost, measure, use_stand_ins
 from tok1d.zoo import store
 
@@ -48,6 +49,12 @@ class Forecast:
     frozen: dict[str, tuple[int, int] | None]
     cache_rows: int | None = None
     cache_bytes: int | None = None
+    judges: dict[str, Judge | None] = field(default_factory=dict)
+
+    @property
+    def known_judges(self) -> list[Judge]:
+        """Those that count."""
+        return [judge for judge in self.judges.values() if judge is not None]
 
     @property
     def total(self) -> int:
@@ -56,18 +63,22 @@ class Forecast:
 
     @property
     def state_bytes(self) -> int:
-        """Weights, gradients, AdamW's two moments and the averaged weights in float32, and frozen networks."""
+        """Weights, gradients, AdamW's two moments and the averaged weights in float32, frozen networks and judges."""
         frozen = self.total - self.trainable + sum(cost[0] for cost in self.frozen.values() if cost)
-        return self.trainable * self.bytes_per_parameter + 4 * frozen
+        beside = sum(judge.state_bytes for judge in self.known_judges)
+        return self.trainable * self.bytes_per_parameter + 4 * frozen + beside
 
     def memory(self, devices: int = 1) -> int:
         """Bytes that each of so many devices needs in a training step, without workspaces of kernels."""
-        return self.state_bytes + self.measured.activations(self.batch_size // devices)
+        num = self.batch_size // devices
+        beside = num * sum(judge.bytes_per_image for judge in self.known_judges)
+        return self.state_bytes + self.measured.activations(num) + beside
 
     @property
     def step_flops(self) -> int:
-        """FLOPs of one optimizer step of the trained model, forward and backward."""
-        return self.measured.flops_per_image * self.images_per_step
+        """FLOPs of one optimizer step, forward and backward, judges included and networks in `frozen` not."""
+        beside = sum(judge.flops_per_image for judge in self.known_judges)
+        return (self.measured.flops_per_image + beside) * self.images_per_step
 
     @property
     def run_flops(self) -> int:
@@ -101,6 +112,7 @@ def forecast(recipe: Recipe) -> Forecast:
         frozen=frozen_networks(recipe.model),
         cache_rows=rows,
         cache_bytes=size,
+        judges=judges(recipe),
     )
 
 
@@ -158,6 +170,9 @@ def frozen_networks(model: Any) -> dict[str, tuple[int, int] | None]:
     alignment = getattr(model, "alignment", None)
     if alignment is not None and alignment.teacher:
         networks["teacher"] = None
+    for each in getattr(model, "auxiliary", []) if getattr(model, "stage", "train") == "train" else []:
+        if each.is_teacher:
+            networks[f"teacher {each.label}"] = None
     return networks
 
 
@@ -196,7 +211,17 @@ def _parameter_rows(result: Forecast) -> list[Row]:
     for name, cost in result.frozen.items():
         note = "frozen, not in the model" if cost else "frozen, not counted here"
         rows.append(("", f"{cost[0]:,}" if cost else "?", f"{name}, {note}"))
+    for name, judge in result.judges.items():
+        rows.append(_judge_row(name, judge))
     return rows
+
+
+def _judge_row(name: str, judge: Judge | None) -> Row:
+    if judge is None:
+        return ("", "?", f"{name}, not in the model, its sizes not known here")
+    told = f"{judge.trained:,} trained" if judge.trained else "frozen"
+    held, each = _binary(judge.state_bytes), _binary(judge.bytes_per_image)
+    return ("", f"{judge.trained + judge.frozen:,}", f"{name}, not in the model: {told}; {held} and {each} an image")
 
 
 def _step_rows(result: Forecast) -> list[Row]:

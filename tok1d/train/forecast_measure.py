@@ -16,10 +16,13 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from tok1d.tokenizers.auxiliary import AuxiliaryDecoder
+from tok1d.tokenizers.maetok import MAETok
+
 Batch = tuple[Tensor, Tensor]
 
 # What torch.autocast runs in half precision, and what in float32; it has no effect on the meta device itself.
-_HALF = {F.linear, F.conv2d, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm}
+_HALF = {F.linear, F.conv1d, F.conv2d, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm}
 _FULL = {F.layer_norm, F.group_norm, F.softmax, F.cosine_similarity, F.mse_loss}
 
 # Geometry (channels, pixels per latent position) -> diffusers' AutoencoderKL: MAR's KL-16, Stable Diffusion's VAE.
@@ -145,11 +148,29 @@ def use_stand_ins(model: Any) -> None:
             return images.new_empty(batch, space.channels, height // space.factor, width // space.factor)
 
         space.encode = encode
+    if isinstance(model, MAETok):
+        return _stand_in_teachers(model)
     alignment = getattr(model.config, "alignment", None)
     if alignment is not None and alignment.teacher:
         patch = re.search(r"patch(\d+)", alignment.teacher)
         num = (alignment.image_size // int(patch[1])) ** 2 if patch else model.decoder.grid**2
         model.teacher_features = lambda images: images.new_empty(len(images), num, model.config.decoder.align_dim)
+
+
+def _stand_in_teachers(model: MAETok) -> None:
+    """As `use_stand_ins`, for the teachers of auxiliary decoders and of the alignment."""
+    config, num = model.config, (model.config.image_size // model.config.encoder.patch) ** 2
+
+    def features(dim: int) -> Callable[[Tensor], Tensor]:
+        return lambda images: images.new_empty(len(images), num, dim)
+
+    for each in model.auxiliary:
+        if isinstance(each, AuxiliaryDecoder) and each.config.is_teacher:
+            assert each.config.dim is not None, "checked"
+            each.teacher = features(each.config.dim)
+    if model.alignment is not None:
+        assert config.alignment.dim is not None, "checked"
+        model.alignment.teacher = features(config.alignment.dim)
 
 
 @lru_cache

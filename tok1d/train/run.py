@@ -14,8 +14,10 @@ import torch
 
 from tok1d.config import Recipe, load_recipe, to_mapping, to_yaml
 from tok1d.data.images import ImageSet
-from tok1d.errors import ConfigError
+from tok1d.diffusion.guidance import Guidance
+from tok1d.errors import ConfigError, WeightsError
 from tok1d.evaluate.report import Record, write_records
+from tok1d.generators.sequence import SequenceModel
 from tok1d.train.loop import Result, Task, fit, processes
 from tok1d.train.tasks import build_task, open_split
 from tok1d.zoo import store
@@ -143,14 +145,44 @@ def _first_process_first() -> Iterator[bool]:
 
 
 def _check_evaluate(recipe: Recipe, model: Any) -> None:
-    """Before the training, not after it: the evaluation decodes tokens that there are, in steps that can be taken."""
-    length = model.spec.length if recipe.kind == "tokenizer" else getattr(model.config, "num_tokens", None)
-    for k in recipe.evaluate.keep:
-        if length is not None and k > length:
+    """Before the training, not after it: the evaluation does only what these models can do."""
+    if recipe.kind == "classifier":
+        return
+    config, tokenizer = recipe.evaluate, model
+    if recipe.tokenizer:
+        with torch.device("meta"):  # of interest is what it can do, not its weights
+            tokenizer = store.build_model(store.read_config(store.resolve(recipe.tokenizer))[0])
+    length = tokenizer.spec.length if recipe.kind == "tokenizer" else model.config.num_tokens
+    for k in config.keep:
+        if k > length:
             raise ConfigError(f"evaluate.keep: expected numbers up to {length}, the model's tokens, received {k}")
-    decodes = store.read_config(store.resolve(recipe.tokenizer))[0] if recipe.tokenizer else model.config
-    if getattr(decodes, "objective", None) == "ddpm" and not 2 <= recipe.evaluate.steps <= 1000:
-        raise ConfigError(f"evaluate.steps: a DDPM decoder takes 2 to 1000 steps, received {recipe.evaluate.steps}")
+        if k < length and not tokenizer.spec.ordered:
+            raise ConfigError(f"evaluate.keep: these tokens have no order, expected [] or [{length}], received {k}")
+    if getattr(tokenizer.config, "objective", None) == "ddpm" and not 2 <= config.steps <= 1000:
+        raise ConfigError(f"evaluate.steps: a DDPM decoder takes 2 to 1000 steps, received {config.steps}")
+    reason = _unguidable(recipe, model)
+    if reason and config.guidance != 1:
+        raise ConfigError(f"evaluate.guidance: {reason}, expected 1, received {config.guidance:g}")
+    if recipe.kind == "generator":
+        _check_drawing(recipe, model)
+
+
+def _unguidable(recipe: Recipe, model: Any) -> str:
+    """Why the evaluation cannot guide; "" where it can."""
+    if recipe.kind == "tokenizer":
+        return "this decoder paints in one pass" if model.spec.deterministic else ""
+    if recipe.evaluate.unconditional or not model.config.num_classes:
+        return "samples without classes are not guided"
+    return "" if model.label_embed.has_null else "this generator is trained without class_dropout"
+
+
+def _check_drawing(recipe: Recipe, model: Any) -> None:
+    config = recipe.evaluate
+    if config.unconditional and not model.label_embed.has_null:
+        raise ConfigError("evaluate.unconditional: needs a null class, expected model.class_dropout > 0, received 0")
+    if config.guidance_interval != (0, 1) and not isinstance(model, SequenceModel):
+        received = list(config.guidance_interval)
+        raise ConfigError(f"evaluate.guidance_interval: {model.config.name} has none, expected [0, 1], got {received}")
 
 
 def finish(recipe: Recipe, task: Task, result: Result, out: Path, *, name: str = "", commit: str = "") -> list[Record]:
@@ -182,6 +214,7 @@ def make_card(recipe: Recipe, model: torch.nn.Module, result: Result, *, name: s
             "seconds": round(result.seconds, 1),
             "device": result.device,
             "precision": recipe.train.precision,
+            **({"start": _origin(recipe.start)} if recipe.start else {}),
         },
         weights="ema" if recipe.train.ema > 0 else "raw",
         fingerprint=store.fingerprint(model),
@@ -190,23 +223,37 @@ def make_card(recipe: Recipe, model: torch.nn.Module, result: Result, *, name: s
     )
 
 
+def _origin(name: str) -> str:
+    """Name and fingerprint of the weights that a training started from."""
+    try:
+        return f"{_portable(name)}@{store.fingerprint(store.load(name))}"
+    except WeightsError:  # gone since the training began
+        return _portable(name)
+
+
 def _portable(name: str) -> str:
     """Bundled and hub names stay; a folder becomes an absolute path, so that the run can be used from anywhere."""
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
-def judge_for(data: str, model: Any) -> Any:
-    """The bundled judge for a data set, on the model's device, or None where there is none."""
+def judge_for(data: str, images: Any, device: Any, *, pad: int = 0) -> Any:
+    """The bundled judge for a data set, on a device; None where there is none for such images.
+
+    Args:
+        images: a configuration with their `image_size` and `channels`. pad: width of their border in pixels.
+    """
     if data != "fashion_mnist" or "fashion-mnist-cnn" not in store.bundled_names():
         return None
-    return store.load("fashion-mnist-cnn", device=next(model.parameters()).device)
+    judge = store.load("fashion-mnist-cnn", device=device)
+    fits = (images.image_size - 2 * pad, images.channels) == (judge.config.image_size, judge.config.channels)
+    return judge if fits else None
 
 
-def protocol_of(model: Any) -> dict[str, Any]:
-    """What every record on a model states: which weights, in which precision, which crop."""
+def protocol_of(model: Any, *, pad: int = 0) -> dict[str, Any]:
+    """What every record on a model states: which weights, in which precision, which crop inside which border."""
     weights = getattr(model, "card", Card()).weights.split(",")[0] or None
     size = getattr(model.config, "image_size", None)
-    crop = None if size is None else f"center {size}"
+    crop = None if size is None else f"center {size - 2 * pad}" + (f" in {size}, border not measured" if pad else "")
     return {"weights": weights, "precision": "fp32", "weights_hash": store.fingerprint(model), "crop": crop}
 
 
@@ -216,41 +263,44 @@ def evaluate(recipe: Recipe, model: Any) -> list[Record]:
     from tok1d.evaluate.generation import evaluate_generation
     from tok1d.evaluate.reconstruction import evaluate_reconstruction
 
-    config = recipe.evaluate
-    protocol = {**protocol_of(model), "weights": "ema" if recipe.train.ema > 0 else "raw"}
+    config, data = recipe.evaluate, recipe.data
+    protocol = {**protocol_of(model, pad=data.pad), "weights": "ema" if recipe.train.ema > 0 else "raw"}
     test = open_split(recipe, "test")
     if recipe.kind == "classifier":
         return evaluate_classifier(model, test, protocol=protocol)
-    judge = judge_for(recipe.data.name, model)
+    guidance = Guidance(config.guidance, interval=config.guidance_interval)
+    shared: dict[str, Any] = {"seed": recipe.seed, "batch_size": config.batch_size, "pad": data.pad}
+    device = next(model.parameters()).device
+    judge = judge_for(data.name, data, device, pad=data.pad)
     if recipe.kind == "tokenizer":
         return evaluate_reconstruction(
             model,
             first(test, config.num_images),
             keep=config.keep,
-            steps=config.steps,
-            guidance=config.guidance,
-            batch_size=config.batch_size,
-            seed=recipe.seed,
+            steps=None if model.spec.deterministic else config.steps,
+            guidance=guidance,
             judge=judge,
             protocol=protocol,
+            **shared,
         )
-    if judge is None or not recipe.model.num_classes:
-        reason = "no judge network is bundled for this data set" if judge is None else "the model is unconditional"
+    if judge is None:
+        reason = "no judge network is bundled for these images"
         return [Record(name="label_agreement", value=None, num_images=0, note=reason, **protocol)]
     assert recipe.tokenizer is not None
+    tokenizer = store.load(recipe.tokenizer, device=device)
     return evaluate_generation(
         model,
-        store.load(recipe.tokenizer, device=next(model.parameters()).device),
+        tokenizer,
         test,
         judge,
         num=config.num_samples,
         keep=config.keep,
-        guidance=config.guidance,
+        unconditional=config.unconditional,
+        guidance=guidance if isinstance(model, SequenceModel) else config.guidance,
         temperature=config.temperature,
-        steps=config.steps,
-        batch_size=config.batch_size,
-        seed=recipe.seed,
+        decoder_steps=None if tokenizer.spec.deterministic else config.steps,
         protocol=protocol,
+        **shared,
     )
 
 

@@ -14,8 +14,11 @@ from tok1d.data.folder import FolderImages, tell_broken
 from tok1d.data.images import ArrayImages, ImageSet, open_images
 from tok1d.data.order import batch_indices
 from tok1d.data.tokens import INDEX, TokenCache
-from tok1d.errors import ConfigError, DataError
+from tok1d.errors import ConfigError, DataError, WeightsError
+from tok1d.generators.sequence import SequenceModel
 from tok1d.pictures import grid, save_png
+from tok1d.tokenizers.base import TokenSpec
+from tok1d.train.adversarial import build_players
 from tok1d.train.cache import (
     encode_batch,
     encode_images,
@@ -29,6 +32,7 @@ from tok1d.train.loop import Batch, Task
 from tok1d.zoo import store
 
 BatchFunction = Callable[[int, int, int], Batch]
+STATISTICS_ROWS = 10_000  # token sequences that mean and std are measured on
 
 
 def open_split(recipe: Recipe, split: str, *, augment: bool = False) -> ArrayImages | FolderImages:
@@ -42,22 +46,65 @@ def open_split(recipe: Recipe, split: str, *, augment: bool = False) -> ArrayIma
         channels=data.channels,
         crop=data.crop if augment else "center",
         flip=data.flip and augment,
+        pad=data.pad,
         on_broken=data.on_broken,
         limit=data.limit if split == "train" else data.limit_test,
     )
 
 
+def padding_of(model: Any) -> int:
+    """The border, in pixels, of the images that a model was trained on, as its card's recipe says; else 0."""
+    import yaml
+
+    recipe = getattr(getattr(model, "card", None), "recipe", "")
+    return int((yaml.safe_load(recipe) or {}).get("data", {}).get("pad", 0))
+
+
 def build_task(recipe: Recipe) -> Task:
-    """The task of any recipe, with freshly initialised weights drawn from the recipe's seed."""
+    """The task of any recipe, with weights drawn from the recipe's seed, or those it starts from.
+
+    Where a checkpoint is to replace the weights anyway, nothing is read to start from.
+    """
     torch.manual_seed(recipe.seed)
     if recipe.kind == "generator":
         return _generator_task(recipe)
     model = store.build_model(recipe.model)
+    if recipe.start is not None and not resumes(recipe):
+        start_from(model, recipe.start)
+    players = build_players(recipe, model, resumed=resumes(recipe))
     images = open_split(recipe, "train", augment=True)
     tell_broken(images)
-    return Task(
-        model, image_batches(recipe, images), _reconstruction_preview(recipe) if recipe.kind == "tokenizer" else None
-    )
+    preview = _reconstruction_preview(recipe) if recipe.kind == "tokenizer" else None
+    return Task(model, image_batches(recipe, images), preview, players)
+
+
+def resumes(recipe: Recipe) -> bool:
+    """Whether a checkpoint lies in the recipe's run folder."""
+    return any((Path(recipe.out) / "checkpoints").glob("step-*.pt"))
+
+
+def start_from(model: Any, name: str) -> None:
+    """Give a tokenizer the weights of a trained one, a model folder or bundled name; also of another image size.
+
+    Raises:
+        ConfigError: another kind of model.
+        WeightsError: there is none, or its sizes differ.
+    """
+    from tok1d.tokenizers.maetok import MAETok
+    from tok1d.tokenizers.resize import resized
+    from tok1d.tokenizers.semanticist import Semanticist
+
+    first, config = store.load(name), model.config
+    if first.config.name != config.name:
+        raise ConfigError(f"start: expected a {config.name}, {name} is a {first.config.name}")
+    if isinstance(model, MAETok):
+        try:
+            return model.start_from(first)
+        except WeightsError as error:
+            raise WeightsError(f"start={name}: {error}") from None
+    if isinstance(first, Semanticist) and first.config.image_size != config.image_size:
+        first = resized(first, config.image_size)
+    store.load_state(model, first.state_dict(), f"start={name}")
 
 
 def image_batches(recipe: Recipe, images: ImageSet) -> BatchFunction:
@@ -73,12 +120,12 @@ def image_batches(recipe: Recipe, images: ImageSet) -> BatchFunction:
 
 def _reconstruction_preview(recipe: Recipe) -> Any:
     def preview(model: nn.Module, path: Path) -> None:
-        from tok1d.evaluate.reconstruction import prefix_lengths
+        from tok1d.evaluate.reconstruction import token_counts
 
         x, _ = open_split(recipe, "test").batch(range(10))
         x = x.to(next(model.parameters()).device)
         tokens = model.encode(x)  # type: ignore[operator]
-        rows = [model.decode(tokens, keep=k) for k in prefix_lengths(model.spec.length)]  # type: ignore
+        rows = [model.decode(tokens, keep=k) for k in token_counts(model.spec)]  # type: ignore
         save_png(grid(torch.cat([x, *rows]), len(x), zoom=2), path)
 
     return preview
@@ -119,10 +166,10 @@ def _generator_task(recipe: Recipe) -> Task:
         raise ConfigError(f"tokenizer: expected a tokenizer's model folder, {recipe.tokenizer} is another model")
     spec, config = tokenizer.spec, recipe.model
     length = tokens_kept(spec, recipe.num_tokens)
-    for key, expected in (("num_tokens", length), ("token_dim", spec.dim)):
-        if getattr(config, key, expected) != expected:
-            received = getattr(config, key)
-            raise ConfigError(f"model.{key}: expected {expected} as the tokenizer makes them, received {received}")
+    check_tokens(config, spec, length)
+    pad = padding_of(tokenizer)
+    if tokenizer.card.recipe and pad != recipe.data.pad:
+        raise ConfigError(f"data.pad: expected {pad} as in the tokenizer's training, received {recipe.data.pad}")
     from_images = recipe.cache == NO_CACHE
     batch, classes = (_encoded if from_images else _cached)(recipe, tokenizer, length)
     if config.num_classes and config.num_classes != classes:
@@ -135,11 +182,34 @@ def _generator_task(recipe: Recipe) -> Task:
         images = tokenizer.to(device).decode(model.sample(**cond))  # type: ignore[operator]
         save_png(grid(images, 10, zoom=2), path)
 
-    return Task(store.build_model(config), batch, preview)
+    model = store.build_model(config)
+    if isinstance(model, SequenceModel) and not resumes(recipe):
+        # Every process measures the same rows, so that all of them start from equal buffers.
+        count = -(-STATISTICS_ROWS // recipe.train.batch_size)
+        model.fit_statistics(batch(step, 0, 1)[0] for step in range(count))
+    return Task(model, batch, preview)
+
+
+def check_tokens(config: Any, spec: TokenSpec, length: int) -> None:
+    """Refuse a generator's configuration that does not fit the first `length` tokens of a tokenizer.
+
+    Raises:
+        ConfigError: ids for a generator of continuous tokens or the reverse, other sizes, part of unordered tokens.
+    """
+    if (spec.vocab_size is None) == hasattr(config, "vocab_size"):
+        kinds = {True: "continuous tokens", False: "ids of a vocabulary"}
+        made, wanted = kinds[spec.vocab_size is None], kinds[not hasattr(config, "vocab_size")]
+        raise ConfigError(f"tokenizer: expected one that makes {wanted}, as {config.name} models; this makes {made}")
+    if length < spec.length and not spec.ordered:
+        raise ConfigError(f"num_tokens: these tokens have no order, expected all {spec.length}, received {length}")
+    for key, expected in (("num_tokens", length), ("token_dim", spec.dim), ("vocab_size", spec.vocab_size)):
+        if getattr(config, key, expected) != expected:
+            received = getattr(config, key)
+            raise ConfigError(f"model.{key}: expected {expected} as the tokenizer makes them, received {received}")
 
 
 def _cached(recipe: Recipe, tokenizer: Any, length: int) -> tuple[BatchFunction, int]:
-    """Batches of cached tokens (B, length, D), and the number of classes."""
+    """Batches of cached tokens (B, length, D) or ids (B, length), and the number of classes."""
     cache = open_cache(recipe, tokenizer)
     if cache.num_tokens < length:
         raise DataError(f"{recipe.cache}: holds {cache.num_tokens} tokens an image, {length} are needed; encode again")
@@ -155,7 +225,7 @@ def _cached(recipe: Recipe, tokenizer: Any, length: int) -> tuple[BatchFunction,
 
 
 def _encoded(recipe: Recipe, tokenizer: Any, length: int) -> tuple[BatchFunction, int]:
-    """Batches of tokens (B, length, D) encoded as they are needed, and the number of classes."""
+    """Batches of tokens (B, length, D) or ids encoded as they are needed, and the number of classes."""
     images, frozen = open_split(recipe, "train", augment=True), tokenizer.to(process_device())
     tell_broken(images)
     read = image_batches(recipe, images)

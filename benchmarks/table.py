@@ -1,0 +1,173 @@
+"""What the tables of experiments share: trainings that resume, one JSON record a row, tables between markers of a page.
+
+A comparison of several seeds is called "shown" where the ranges of the two groups do not touch, else "not established".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+FD = "fd@fashion-mnist-cnn"
+Records = dict[str, dict[str, Any]]
+RowFunction = Callable[[Path], dict[str, Any]]
+
+
+def train(recipe: str, overrides: list[str], out: Path) -> Any:
+    """The model of a run folder, trained now where the run is not finished."""
+    from tok1d.config import load_recipe
+    from tok1d.train import run
+    from tok1d.zoo import store
+
+    if not run.is_finished(out):
+        run.train(load_recipe(recipe, [*overrides, f"out={out}"]), name=recipe)
+    return store.load(out / "model")
+
+
+def trained(out: Path) -> dict[str, Any]:
+    """Steps, seconds and whether the loss had flattened: its last tenth against the tenth before."""
+    from tok1d.train.log import read_log
+    from tok1d.zoo import store
+
+    entries = read_log(out / "log.jsonl")
+    losses = [sum(v for k, v in entry.items() if k.startswith("loss")) for entry in entries]
+    tenth = max(len(losses) // 10, 1)
+    before, last = (sum(part) / tenth for part in (losses[-2 * tenth : -tenth], losses[-tenth:]))
+    model = store.load(out / "model")
+    return {
+        "steps": model.card.trained["steps"],
+        "seconds": model.card.trained["seconds"],
+        "seed": model.card.seed,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "loss": last,
+        "loss_change": (last - before) / abs(before),
+        "flattened": abs(last - before) < 0.01 * abs(before),
+        "commit": model.card.commit,
+        "fingerprint": model.card.fingerprint,
+    }
+
+
+def write_row(results: Path, script: str, name: str, content: dict[str, Any]) -> None:
+    """The record of a row, whole or not at all; `script` is the file in benchmarks/ that made it."""
+    import platform
+
+    import torch
+
+    from tok1d.train.run import code_version
+
+    about = {
+        "row": name,
+        "command": f"python benchmarks/{script} --only {name}",
+        "measured_at": code_version(),
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }
+    results.mkdir(parents=True, exist_ok=True)
+    temporary = results / f".{name}.tmp"
+    temporary.write_text(json.dumps({**about, **content}, indent=1) + "\n")
+    os.replace(temporary, results / f"{name}.json")
+
+
+def main(
+    script: str,
+    doc: str | None,
+    rows: Mapping[str, RowFunction],
+    results: Path,
+    write: Callable[[Path], None],
+    args: Sequence[str] | None = None,
+) -> None:
+    """The command line of a table: run the missing rows or those named, list them, or write the page.
+
+    Args:
+        script: file name in benchmarks/, whose stem names the default folder of trainings.
+        rows: by name in the order they are run; each is given the folder of the trainings and returns its record.
+        results: folder of the records, which `write` is given to fill the page.
+    """
+    stem = script.removesuffix(".py")
+    page = f"docs/{stem.removesuffix('_table')}.md"
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="these rows, also if they are there")
+    parser.add_argument("--runs", type=Path, default=Path("runs") / stem, help="folder of the trainings")
+    parser.add_argument("--list", action="store_true", help="list the rows and which are there")
+    parser.add_argument("--write", action="store_true", help=f"write the tables into {page}")
+    arguments = parser.parse_args(args)
+    if unknown := set(arguments.only) - rows.keys():
+        parser.error(f"no row {', '.join(sorted(unknown))}; --list shows them")
+    if arguments.write:
+        write(results)
+        return
+    for name, row in rows.items():
+        there = (results / f"{name}.json").exists()
+        if arguments.list:
+            print(f"{'done   ' if there else 'missing'} {name}")
+        elif name in arguments.only or (not arguments.only and not there):
+            print(f"row {name}", flush=True)
+            write_row(results, script, name, row(arguments.runs.resolve()))
+
+
+def read(folder: Path) -> Records:
+    """The records by row name."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def seeds(records: Records, kind: str) -> list[dict[str, Any]]:
+    """The records of a kind of row, seeds 0 to 2 as far as they are there."""
+    return [records[f"{kind}-{seed}"] for seed in range(3) if f"{kind}-{seed}" in records]
+
+
+def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; columns after the first are right-aligned."""
+    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---", *["---:"] * (len(head) - 1)], *body)]
+    return "\n".join(lines)
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean and range of a figure over seeds."""
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def verdict(a: Sequence[float], b: Sequence[float]) -> str:
+    """Whether the ranges of two groups of seeds stay apart."""
+    if len(a) < 2 or len(b) < 2:
+        return "one seed"
+    return "shown" if max(a) < min(b) or max(b) < min(a) else "not established at this scale"
+
+
+def trainings(records: Records) -> str:
+    """What was trained: steps, parameters, seeds, time, and whether the loss had flattened."""
+    body = []
+    for name, record in records.items():
+        if "steps" in record and "loss_change" in record:
+            flat = "yes" if record["flattened"] else f"no ({100 * record['loss_change']:+.1f} %)"
+            body.append(
+                [
+                    f"`{name}`",
+                    str(record["seed"]),
+                    f"{record['parameters']:,}",
+                    f"{record['steps']:,}",
+                    f"{record['seconds']:.0f} s",
+                    flat,
+                    f"`{record['commit']}`",
+                ]
+            )
+    return markdown(["row", "seed", "parameters", "steps", "training", "loss flat", "commit"], body)
+
+
+def fill(page: Path, tables: Mapping[str, Callable[[Records], str]], records: Records) -> None:
+    """Put every table of a page, between `<!-- table NAME -->` and `<!-- end -->`, in place; the rest stays."""
+
+    def put(match: re.Match[str]) -> str:
+        return f"<!-- table {match[1]} -->\n{tables[match[1]](records)}\n<!-- end -->"
+
+    text = re.sub(r"<!-- table (\w+) -->\n.*?<!-- end -->", put, page.read_text(), flags=re.DOTALL)
+    temporary = page.with_name(f".{page.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, page)

@@ -1,0 +1,126 @@
+"""Every tokenizer with every generator that can model its tokens; any other pair is refused in one line."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tok1d.config import load_recipe, to_yaml
+from tok1d.data.tokens import TokenCache
+from tok1d.errors import ConfigError
+from tok1d.tokenizers.base import TokenSpec
+from tok1d.train.loop import fit
+from tok1d.train.tasks import build_task, check_tokens
+from tok1d.zoo import store
+from tok1d.zoo.card import Card
+
+Tiny = Callable[..., str]
+
+# Recipe of tests/conftest.py and what is changed in it.
+TOKENIZERS = {
+    "semanticist": ("tokenizer", []),
+    "semanticist ddpm": ("tokenizer", ["model.objective=ddpm"]),
+    "maetok": ("maetok", []),
+    "patches": ("maetok", ["model.num_tokens=0", "model.encoder.patch=16", "model.decoder.patch=16"]),
+    "kl": ("maetok", ["model.bottleneck={name: kl}"]),
+    "softvq": ("maetok", ["model.bottleneck={name: softvq, size: 16, num_codebooks: 2}"]),
+    "vq": ("maetok", ["model.bottleneck={name: vq, size: 16}"]),
+}
+CONTINUOUS = [name for name in TOKENIZERS if name != "vq"]
+SIZES = "num_tokens: 4, token_dim: 4, num_classes: 10, dim: 16, heads: 2"
+GENERATORS = {
+    "epsilon_llamagen": f"{{name: epsilon_llamagen, {SIZES}, depth: 1, head: {{width: 16, depth: 1, steps: 2}}}}",
+    "sit": f"{{name: sit, {SIZES}, depth: 1, steps: 2}}",
+    "dit": f"{{name: dit, {SIZES}, depth: 1, steps: 2}}",
+    "lightningdit": f"{{name: lightningdit, {SIZES}, depth: 1, steps: 2}}",
+    "usit": f"{{name: usit, {SIZES}, depth: 3, steps: 2}}",
+}
+
+
+@pytest.fixture
+def pair(tiny: Tiny, fashion: None, tmp_path: Path) -> Callable[..., Any]:
+    """pair(tokenizer, generator, *overrides): the tokenizer, saved, and the recipe of a generator on its tokens."""
+
+    def make(tokenizer: str, generator: str, *overrides: str) -> tuple[Any, Any]:
+        kind, changes = TOKENIZERS[tokenizer]
+        recipe = load_recipe(tiny(kind), changes)
+        torch.manual_seed(0)
+        model = store.build_model(recipe.model).eval()
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        store.save_model(model, tmp_path / "tokenizer", Card(recipe=to_yaml(recipe)))
+        data = f"data={{image_size: {recipe.data.image_size}, pad: {recipe.data.pad}}}"
+        settings = [data, f"tokenizer={tmp_path / 'tokenizer'}", f"out={tmp_path / 'run'}", "train.steps=2"]
+        wanted = load_recipe(tiny("sit"), [f"model={GENERATORS[generator]}", *settings, *overrides])
+        return model, wanted
+
+    return make
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+@pytest.mark.parametrize("tokenizer", CONTINUOUS)
+def test_encode_cache_train_sample_and_decode(pair: Any, tmp_path: Path, tokenizer: str, generator: str) -> None:
+    decoder, recipe = pair(tokenizer, generator)
+    task = build_task(recipe)
+    cache = TokenCache(tmp_path / "run" / "cache")
+    assert len(cache) == 64 and cache.batch([5, 9])[0].shape == (2, 4, 4)
+    before = [parameter.clone() for parameter in task.model.parameters()]
+    assert fit(recipe, task, tmp_path / "run", quiet=True).steps == 2
+    assert any(not torch.equal(old, new) for old, new in zip(before, task.model.parameters()))
+    model: Any = task.model
+    tokens = model.sample(torch.tensor([3, 7]))
+    images = decoder.decode(tokens)
+    assert tokens.shape == (2, 4, 4) and images.shape == (2, 1, *[recipe.data.image_size] * 2)
+    assert torch.isfinite(tokens).all() and 0 <= images.min() <= images.max() <= 1
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_ids_are_refused_by_generators_of_continuous_tokens(pair: Any, tmp_path: Path, generator: str) -> None:
+    recipe = pair("vq", generator)[1]
+    message = (
+        f"tokenizer: expected one that makes continuous tokens, as {generator} models; this makes ids of a vocabulary"
+    )
+    with pytest.raises(ConfigError) as caught:
+        build_task(recipe)
+    assert str(caught.value) == message and not (tmp_path / "run").exists()
+
+
+def test_ids_go_through_the_cache(pair: Any, fashion: None, tmp_path: Path) -> None:
+    from tok1d.train.cache import encode_images
+    from tok1d.train.tasks import open_split
+
+    tokenizer, recipe = pair("vq", "sit")
+    images = open_split(recipe, "train")
+    cache = encode_images(tokenizer, images, tmp_path / "cache", quiet=True)
+    assert cache is not None and (cache.layout.dtype, cache.dim) == ("int64", 0)
+    ids, x = cache.batch(range(64))[0], images.batch(range(64))[0]
+    assert ids.shape == (64, 4) and ids.dtype == torch.int64 and torch.equal(ids, tokenizer.encode(x))
+    assert tokenizer.decode(ids[:2]).shape == (2, 1, 32, 32)
+
+
+def test_continuous_tokens_are_refused_by_generators_of_ids() -> None:
+    generator, continuous = SimpleNamespace(name="idgen", num_tokens=4, vocab_size=16), TokenSpec(4, 4, ordered=True)
+    with pytest.raises(ConfigError) as caught:
+        check_tokens(generator, continuous, 4)
+    expected = "tokenizer: expected one that makes ids of a vocabulary, as idgen models; this makes continuous tokens"
+    assert str(caught.value) == expected
+    check_tokens(generator, TokenSpec(4, None, vocab_size=16), 4)
+    with pytest.raises(ConfigError, match=r"^model\.vocab_size: expected 32 as the tokenizer makes them, received 16$"):
+        check_tokens(generator, TokenSpec(4, None, vocab_size=32), 4)
+
+
+@pytest.mark.parametrize("generator", ["epsilon_llamagen", "sit"])
+def test_some_of_the_tokens_are_enough_only_where_they_are_ordered(pair: Any, generator: str) -> None:
+    part = ("num_tokens=3", "model.num_tokens=3")
+    assert build_task(pair("semanticist", generator, *part)[1]).batch(0, 0, 1)[0].shape == (8, 3, 4)
+    with pytest.raises(ConfigError, match=r"^num_tokens: these tokens have no order, expected all 4, received 3$"):
+        build_task(pair("maetok", generator, *part)[1])
+
+
+def test_the_border_of_the_tokenizer_s_images_is_kept(pair: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^data\.pad: expected 2 as in the tokenizer's training, received 0$"):
+        build_task(pair("maetok", "sit", "data.pad=0")[1])

@@ -1,0 +1,137 @@
+"""How many modes the tokens have: Gaussian mixtures fitted to them (MAETok, section 3.1 and appendix B.3)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tok1d.data.images import ImageSet
+from tok1d.errors import InputError
+
+Covariance = Literal["diag", "full"]
+
+
+@dataclass(frozen=True)
+class MixturePoint:
+    """One fitted mixture.
+
+    Args:
+        nll: mean negative log-likelihood of the fitted rows, in nats a row.
+        mean_norm: the largest norm of a component's mean.
+    """
+
+    components: int
+    seed: int
+    nll: float
+    mean_norm: float
+
+
+@dataclass(frozen=True)
+class Mixtures:
+    """Mixtures fitted to the same rows.
+
+    Args:
+        num: rows, one an image.
+        dims: principal components that were kept; likelihoods compare only between equal ones.
+        variance: their share of the variance.
+    """
+
+    num: int
+    dims: int
+    variance: float
+    covariance: str
+    points: list[MixturePoint]
+
+
+def collect_tokens(tokenizer: Any, images: ImageSet, *, num: int = 5000, batch_size: int = 250) -> Tensor:
+    """Continuous tokens (N, K, D) of the first images of a set.
+
+    Raises:
+        InputError: a tokenizer that makes ids, or no images.
+    """
+    from tok1d.train.cache import encode_batch, tokens_kept
+
+    if tokenizer.spec.dim is None:
+        raise InputError("mixtures are fitted to continuous tokens, this tokenizer makes ids of a vocabulary")
+    count, length = min(num, len(images)), tokens_kept(tokenizer.spec, None)
+    if count < 1:
+        raise InputError(f"mixtures need images, got {count}")
+    parts = []
+    for start in range(0, count, batch_size):
+        x, labels = images.batch(range(start, min(start + batch_size, count)))
+        parts.append(encode_batch(tokenizer, x, labels, length).cpu())
+    return torch.cat(parts)
+
+
+def fit_mixtures(
+    tokens: Tensor,
+    components: Sequence[int],
+    *,
+    dims: int | None = None,
+    variance: float = 0.9,
+    covariance: Covariance = "diag",
+    seeds: Sequence[int] = (0,),
+) -> Mixtures:
+    """Gaussian mixtures of tokens (N, ...), flattened to a row an image, projected and standardised.
+
+    Principal components, each then at mean 0 and deviation 1, and on them a mixture by expectation maximisation from
+    k-means, for every number of components and seed: it may end in a local optimum, the lowest of several is the best
+    fit. Fewer components for an equal likelihood are a simpler latent space. With one
+    diagonal component the likelihood is always dims / 2 (1 + log 2 pi) nats.
+
+    Args:
+        dims: principal components to keep, so that tokenizers compare; default: as few as hold `variance`.
+
+    Raises:
+        InputError: counts the rows do not allow, another covariance, or tokens that are not finite or do not vary.
+    """
+    rows = tokens.flatten(1).double().numpy()
+    _check(rows, components, dims, variance, covariance)
+    projected, share = _project(rows, dims, variance)
+    points = [_fit(projected, k, seed, covariance) for k in components for seed in seeds]
+    return Mixtures(len(rows), projected.shape[1], share, covariance, points)
+
+
+def _check(rows: np.ndarray, components: Sequence[int], dims: int | None, variance: float, covariance: str) -> None:
+    most = min(rows.shape)
+    if not np.isfinite(rows).all() or not rows.std(axis=0).any():
+        raise InputError("mixtures need finite tokens that vary from image to image; check the tokenizer")
+    if not components or min(components) < 1 or max(components) > len(rows):
+        raise InputError(f"components: expected counts in 1..{len(rows)} (the images), got {list(components)}")
+    if dims is not None and not 1 <= dims <= most:
+        raise InputError(f"dims: expected 1..{most} (images, or numbers of an image's tokens), got {dims}")
+    if not 0 < variance <= 1:
+        raise InputError(f"variance: expected a share above 0 and at most 1, got {variance:g}")
+    if covariance not in get_args(Covariance):
+        raise InputError(f"covariance: expected diag or full, got {covariance!r}")
+
+
+def _project(rows: np.ndarray, dims: int | None, variance: float) -> tuple[np.ndarray, float]:
+    """Standardised principal components (N, dims), and the share of the variance they hold."""
+    from sklearn.decomposition import PCA
+
+    pca = PCA(svd_solver="full").fit(rows)
+    shares = np.cumsum(pca.explained_variance_ratio_)
+    if dims is None:
+        dims = min(int(np.searchsorted(shares, variance - 1e-12)) + 1, len(shares))
+    projected = pca.transform(rows)[:, :dims]
+    return projected / np.maximum(projected.std(axis=0), 1e-12), float(shares[dims - 1])
+
+
+def _fit(rows: np.ndarray, components: int, seed: int, covariance: Covariance) -> MixturePoint:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
+    model = GaussianMixture(components, covariance_type=covariance, random_state=seed)
+    with warnings.catch_warnings():
+        # The bound on the iterations is part of the protocol, not a fault to report.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(rows)
+    norms = np.linalg.norm(model.means_, axis=1)
+    return MixturePoint(components, seed, -float(model.score(rows)), float(norms.max()))

@@ -1,0 +1,121 @@
+"""What the networks that judge a tokenizer's reconstructions, LPIPS and a discriminator, add to its training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tok1d.config import Recipe, build_config, to_mapping
+from tok1d.losses.discriminator import DinoConfig, DinoDiscriminator, SpectralConv1d, build_discriminator
+from tok1d.losses.perceptual import LPIPS, WIDTHS, vgg16
+from tok1d.train.forecast_measure import Measured, measure
+
+KNOWN_BACKBONE = DinoConfig().backbone  # whose sizes are known without its weights
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A network beside the model.
+
+    Args:
+        trained, frozen: its parameters; a trained one has gradients and AdamW's moments.
+        flops_per_image: of a training step, forward and backward, of all its passes.
+        bytes_per_image: what its pass over a reconstruction keeps while the tokenizer's is kept too.
+    """
+
+    trained: int
+    frozen: int
+    flops_per_image: int
+    bytes_per_image: int
+
+    @property
+    def state_bytes(self) -> int:
+        """Weights, gradients and AdamW's two moments in float32, and frozen weights."""
+        return 16 * self.trained + 4 * self.frozen
+
+
+def judges(recipe: Recipe) -> dict[str, Judge | None]:
+    """The judges of a recipe by name; None for a discriminator whose backbone is not known here."""
+    found: dict[str, Judge | None] = {}
+    bf16 = recipe.train.precision == "bf16"
+    if recipe.perceptual.weight > 0:
+        found["LPIPS"] = _lpips(recipe.data.image_size, bf16)
+    if recipe.adversarial.weight > 0:
+        config = recipe.adversarial.discriminator
+        if isinstance(config, DinoConfig) and config.backbone != KNOWN_BACKBONE:
+            found["discriminator"] = None
+        else:
+            key = (type(config), tuple(to_mapping(config).items()))
+            sizes = (recipe.data.image_size, recipe.data.channels, bool(recipe.adversarial.consistency))
+            found["discriminator"] = _discriminator(key, *sizes, bf16)
+    return found
+
+
+class _Pass(nn.Module):
+    """A network as something `measure` can train: images -> the mean of what it says of them.
+
+    Args:
+        learns: the network's own parameters collect gradients, else the images do.
+    """
+
+    def __init__(self, network: nn.Module, *, learns: bool) -> None:
+        super().__init__()
+        self.network, self.learns = network, learns
+
+    def losses(self, batch: tuple[Tensor, Tensor], progress: float) -> dict[str, Tensor]:
+        images = batch[0].requires_grad_(not self.learns)
+        return {"loss": self.network(images).mean()}
+
+
+class _Against(nn.Module):
+    """LPIPS of images and themselves, as if these had no gradient."""
+
+    def __init__(self, lpips: LPIPS) -> None:
+        super().__init__()
+        self.lpips = lpips
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.lpips(images, images.detach())
+
+
+def _measured(network: nn.Module, size: int, channels: int, *, learns: bool, bf16: bool) -> Measured:
+    def batch(num: int) -> tuple[Tensor, Tensor]:
+        return torch.empty(num, channels, size, size, device="meta"), torch.empty(0)
+
+    network.requires_grad_(learns)
+    return measure(_Pass(network, learns=learns), batch, bf16=bf16)
+
+
+@lru_cache
+def _lpips(size: int, bf16: bool) -> Judge:
+    with torch.device("meta"):
+        network = LPIPS(vgg16(), [torch.empty(width) for width in WIDTHS])
+    parameters = sum(p.numel() for p in network.parameters())
+    cost = _measured(_Against(network), size, 3, learns=False, bf16=bf16)
+    return Judge(0, parameters, cost.flops_per_image, cost.bytes_per_image)
+
+
+@lru_cache
+def _discriminator(key: Any, size: int, channels: int, consistency: bool, bf16: bool) -> Judge:
+    config = build_config(key[0], dict(key[1]))
+    frozen, seen = 0, size
+    if isinstance(config, DinoConfig):
+        # Whatever the images' size, this is what it looks at; a random crop or a resize costs next to nothing.
+        config, seen = replace(config, weights="random"), config.image_size
+    with torch.device("meta"):
+        network = build_discriminator(config, channels)
+    for part in network.modules():
+        if isinstance(part, SpectralConv1d):  # its power iterations cost nothing, but the meta device cannot do them
+            part.forward = partial(nn.Conv1d.forward, part)  # type: ignore[method-assign]
+    if isinstance(network, DinoDiscriminator):
+        frozen = sum(p.numel() for p in network.trunk.parameters())
+    trained = sum(p.numel() for p in network.parameters())
+    learning = _measured(network, seen, channels, learns=True, bf16=bf16)
+    judging = _measured(network, seen, channels, learns=False, bf16=bf16)
+    passes = 4 if consistency else 2  # images and reconstructions
+    flops = judging.flops_per_image + passes * learning.flops_per_image
+    return Judge(trained, frozen, flops, judging.bytes_per_image)
