@@ -187,9 +187,9 @@ class Recipe:
     model: Any = dataclasses.field(
         kw_only=True, metadata={"help": "the model, a section whose name picks the rest", "build": _build_model}
     )
+    train: TrainConfig = option(help="the training run")
     perceptual: Any = _loss_section("perceptual", "MAETok and kin: LPIPS of the reconstructions")
     adversarial: Any = _loss_section("adversarial", "MAETok and kin: a discriminator that the tokenizer plays against")
-    train: TrainConfig = option(help="the training run")
     evaluate: EvaluateConfig = option(EvaluateConfig)
 
     def check(self) -> None:
