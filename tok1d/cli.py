@@ -349,7 +349,9 @@ def export(
 
 @app.command(short_help="Published weights to a model folder.")
 def convert(
-    format: Annotated[str, typer.Argument(help="semanticist-tokenizer or semanticist-ar")],
+    format: Annotated[
+        str, typer.Argument(help="semanticist-tokenizer or -ar, maetok-tokenizer, -sit or -dit, lightningdit, kl16")
+    ],
     path: Annotated[Path, typer.Argument(help="published weights: .safetensors, .pt or .pkl")],
     out: Annotated[Path, typer.Option(help="model folder to write")],
     options: Annotated[list[str] | None, typer.Argument(help="key=value, what the file alone cannot tell")] = None,

@@ -91,14 +91,15 @@ def test_the_loss_of_the_exact_noise_is_zero_but_for_the_last_level() -> None:
 
 
 def test_guidance_leaves_the_variance_conditional() -> None:
+    torch.manual_seed(0)
     model = dit()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)
     x, t, labels = torch.randn(2, 4, 3), torch.tensor([500, 500]), torch.tensor([0, 1])
     plain, free = model.net(x, t, labels), model.net(x, t, torch.tensor([2, 2]))
     guided = model.field(labels, Guidance(3.0))(x, t)
-    torch.testing.assert_close(guided[..., 3:], plain[..., 3:])
-    torch.testing.assert_close(guided[..., :3], free[..., :3] + 3 * (plain - free)[..., :3], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(guided[..., 3:], plain[..., 3:], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(guided[..., :3], free[..., :3] + 3 * (plain - free)[..., :3], atol=1e-4, rtol=1e-4)
 
 
 def test_dit_refuses_a_chain_of_one_step_and_flow_samplers() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tok1d.analyze.prefix import noised_sources
+from tok1d.analyze.prefix import latents_and_noise
 from tok1d.data.images import ImageSet
 from tok1d.errors import InputError
 from tok1d.tokenizers.prefix import prefix_mask
@@ -79,7 +79,7 @@ def increments(
         x, labels = images.batch(indices)
         x = x.to(device)
         tokens = tokenizer.encode(x, labels.to(device) if tokenizer.spec.needs_label else None)
-        latents, sources = noised_sources(tokenizer, x, indices, seed)
+        latents, sources = latents_and_noise(tokenizer, x, indices, seed)
         for time in tokenizer.uniform_times(num_times).to(device):
             noise = torch.stack([torch.randn(latents.shape[1:], generator=source) for source in sources]).to(device)
             predicted = torch.stack(

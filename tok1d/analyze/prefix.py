@@ -72,7 +72,7 @@ def explained_curve(
         x, labels = images.batch(indices)
         x, labels = x.to(device), labels.to(device)
         tokens = tokenizer.encode(x, labels if tokenizer.spec.needs_label else None)
-        latents, sources = noised_sources(tokenizer, x, indices, seed)
+        latents, sources = latents_and_noise(tokenizer, x, indices, seed)
         for time in times:
             noise = torch.stack([torch.randn(latents.shape[1:], generator=source) for source in sources]).to(device)
             t = time.expand(len(x))
@@ -84,7 +84,7 @@ def explained_curve(
     return [CurvePoint(k, losses[k], (losses[0] - losses[k]) / gain if gain > 0 else None) for k in lengths]
 
 
-def noised_sources(
+def latents_and_noise(
     tokenizer: Any, images: Tensor, indices: Sequence[int], seed: int
 ) -> tuple[Tensor, list[torch.Generator]]:
     """Latents of held-out images and a source of noise for each: both belong to (seed, image), not to the batch."""

@@ -13,6 +13,7 @@ from tok1d.config import option
 from tok1d.diffusion.guidance import Guidance, as_guidance
 from tok1d.diffusion.solver import Generators, Randn, randn_from
 from tok1d.errors import ConfigError, InputError
+from tok1d.generators.base import class_ids, training_ids
 from tok1d.generators.head import DiffusionHead, HeadConfig
 from tok1d.nn.attention import Attend, Attention, KVCache, causal
 from tok1d.nn.block import Block, SwiGLU, swiglu_hidden
@@ -86,23 +87,8 @@ class EpsilonLlamaGen(nn.Module):
         self.head = DiffusionHead(config.head, config.token_dim, dim)
 
     def labels(self, cond: Tensor | None, batch: int) -> Tensor:
-        """Checked class ids (B,); None is the null class.
-
-        Raises:
-            InputError: not (B,) integers, an id out of range, or no null class to stand for None.
-        """
-        table = self.label_embed
-        if cond is None:
-            if not table.has_null:
-                raise InputError("this model was trained without class dropout: it needs class ids")
-            return torch.full((batch,), table.null, device=self.positions.device)
-        if table.num_classes == 0:
-            raise InputError("this model is unconditional: it takes no class ids")
-        if cond.dim() != 1 or cond.is_floating_point():
-            raise InputError(f"expected class ids (B,) of integers, got {cond.dtype} of shape {tuple(cond.shape)}")
-        if len(cond) and (int(cond.min()) < 0 or int(cond.max()) >= table.num_classes):
-            raise InputError(f"class ids lie in 0..{table.num_classes - 1}, got {int(cond.min())}..{int(cond.max())}")
-        return cond.to(self.positions.device)
+        """Checked class ids (B,), see `class_ids`."""
+        return class_ids(self.label_embed, cond, batch, self.positions.device)
 
     def _run(self, x: Tensor, start: int, attends: list[Attend]) -> Tensor:
         """Embedded inputs (B, L, dim) at positions start.. -> final states (B, L, dim)."""
@@ -123,11 +109,7 @@ class EpsilonLlamaGen(nn.Module):
     def losses(self, batch: tuple[Tensor, Tensor | None], progress: float) -> dict[str, Tensor]:
         """The head's mean loss on (tokens (B, k, D), classes (B,) or None)."""
         tokens, cond = batch
-        if cond is None or self.config.num_classes == 0:
-            cond = self.labels(None, tokens.shape[0])
-        elif cond.device.type == "cpu":  # elsewhere a look at the ids would make the step wait for the device
-            cond = self.labels(cond, tokens.shape[0])
-        labels = self.label_embed.drop(cond)
+        labels = training_ids(self.label_embed, cond, tokens.shape[0], self.positions.device)
         hidden = self.hidden(tokens, labels)
         return {"loss": self.head.loss_rows(tokens.flatten(0, 1), hidden.flatten(0, 1)).mean()}
 

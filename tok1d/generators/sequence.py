@@ -21,6 +21,7 @@ from tok1d.diffusion.objective import FlowObjective, Times, direction_loss
 from tok1d.diffusion.path import Path
 from tok1d.diffusion.solver import Field, Generators, Randn, euler, heun, interpolant_sde, randn_from, time_grid
 from tok1d.errors import ConfigError, DataError, InputError
+from tok1d.generators.base import class_ids, training_ids
 from tok1d.nn.embed import LabelEmbed
 
 
@@ -131,31 +132,12 @@ class SequenceModel(nn.Module):
         return tokens * self.token_std + self.token_mean
 
     def labels(self, cond: Tensor | None, batch: int) -> Tensor:
-        """Checked class ids (B,); None is the null class.
-
-        Raises:
-            InputError: not (B,) integers, an id out of range, or no null class to stand for None.
-        """
-        table, device = self.label_embed, self.token_mean.device
-        if cond is None:
-            if not table.has_null:
-                raise InputError("this model was trained without class dropout: it needs class ids")
-            return torch.full((batch,), table.null, device=device)
-        if table.num_classes == 0:
-            raise InputError("this model is unconditional: it takes no class ids, give num")
-        if cond.dim() != 1 or cond.is_floating_point():
-            raise InputError(f"expected class ids (B,) of integers, got {cond.dtype} of shape {tuple(cond.shape)}")
-        if len(cond) and (int(cond.min()) < 0 or int(cond.max()) >= table.num_classes):
-            raise InputError(f"class ids lie in 0..{table.num_classes - 1}, got {int(cond.min())}..{int(cond.max())}")
-        return cond.to(device)
+        """Checked class ids (B,), see `class_ids`."""
+        return class_ids(self.label_embed, cond, batch, self.token_mean.device)
 
     def training_labels(self, cond: Tensor | None, batch: int) -> Tensor:
-        """Class ids (B,) of a training step, some replaced by the null class."""
-        if cond is None or self.config.num_classes == 0:
-            cond = self.labels(None, batch)
-        elif cond.device.type == "cpu":  # elsewhere a look at the ids would make the step wait for the device
-            cond = self.labels(cond, batch)
-        return self.label_embed.drop(cond)
+        """Class ids (B,) of a training step, see `training_ids`."""
+        return training_ids(self.label_embed, cond, batch, self.token_mean.device)
 
     def both(self, labels: Tensor) -> Any:
         """The conditional and the unconditional output of the network at (x, t), in one batch of 2B rows."""
