@@ -77,7 +77,17 @@ def test_row(bench: Bench, name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["encode", "train-mask", "attention", "call-time", "call-guided", "head-calls", "head-condition", "head-time"],
+    [
+        "encode",
+        "train-mask",
+        "attention",
+        "call-time",
+        "call-guided",
+        "head-calls",
+        "head-condition",
+        "head-time",
+        "head-table",
+    ],
 )
 def test_the_other_way_is_more_arithmetic(bench: Bench, name: str) -> None:
     for row in ROWS[name](bench):

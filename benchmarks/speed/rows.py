@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from speed import slow
@@ -20,7 +21,7 @@ from tok1d.nn.attention import masked, prefix_causal, prefix_causal_mask
 from tok1d.train.ema import EMA
 from tok1d.train.optim import build_optimizer
 
-RELEASED_HEAD = HeadSwitches(one_call=False, prepared=False, shared_time=False)
+RELEASED_HEAD = HeadSwitches(one_call=False, prepared=False, shared_time=False, tabled=False)
 
 ROWS = Rows()
 builder = ROWS.builder
@@ -165,26 +166,28 @@ def interval(bench: Bench) -> Iterator[Row]:
     yield Row(f"interval-{low:g}-{high:g}", "image", 1, ours, other)
 
 
-def head_row(bench: Bench, name: str, rows: int, fast: str, other: str, switches: HeadSwitches) -> Row:
-    """One guided token for each of `rows` images from the head: the library against `switches`."""
+def head_row(
+    bench: Bench, name: str, rows: int, fast: str, other: str, off: HeadSwitches, on: HeadSwitches | None = None
+) -> Row:
+    """One guided token for each of `rows` images from the head: `on` (default: the library's way) against `off`.
+
+    The table of times serves all tokens of a sample, so it is made outside of what is timed.
+    """
     head, steps = bench.generator.head, bench.head_steps[0]
     cond, uncond = bench.noise(2, rows, bench.sizes.ar_dim).unbind()
-    start = bench.noise(rows, bench.sizes.token_dim)
+    start, table = bench.noise(rows, bench.sizes.token_dim), head.time_table(steps, "sde")
+    how: dict[str, Any] = {"scale": bench.scale, "steps": steps}
 
     def ours() -> Tensor:
-        return head.sample(cond, start, bench.randn(), uncond=uncond, scale=bench.scale, steps=steps, sampler="sde")
+        return head.sample(cond, start, bench.randn(), uncond=uncond, sampler="sde", table=table, **how)
 
-    def theirs() -> Tensor:
-        return slow.sample_head(head, cond, uncond, start, bench.randn(), scale=bench.scale, steps=steps, on=switches)
+    def told(switches: HeadSwitches) -> Tensor:
+        known = table if switches.tabled else None
+        return slow.sample_head(head, cond, uncond, start, bench.randn(), on=switches, table=known, **how)
 
-    return Row(
-        f"{name}-x{rows}",
-        "token",
-        rows,
-        Arm(fast, without_grad(bench, ours)),
-        Arm(other, without_grad(bench, theirs)),
-        same=True,
-    )
+    first = ours if on is None else partial(told, on)
+    arms = (Arm(fast, without_grad(bench, first)), Arm(other, without_grad(bench, partial(told, off))))
+    return Row(f"{name}-x{rows}", "token", rows, *arms, same=True)
 
 
 @builder
@@ -202,8 +205,15 @@ def head_condition(bench: Bench) -> Iterator[Row]:
 @builder
 def head_time(bench: Bench) -> Iterator[Row]:
     for rows in (1, bench.sizes.batch):
-        off = HeadSwitches(shared_time=False)
-        yield head_row(bench, "head-time", rows, "time once for all rows", "time for every row", off)
+        on, off = (HeadSwitches(tabled=False, shared_time=shared) for shared in (True, False))
+        yield head_row(bench, "head-time", rows, "time once for all rows", "time for every row", off, on)
+
+
+@builder
+def head_table(bench: Bench) -> Iterator[Row]:
+    for rows in (1, bench.sizes.batch):
+        off = HeadSwitches(tabled=False)
+        yield head_row(bench, "head-table", rows, "times once a sample", "times once a step of a token", off)
 
 
 @builder

@@ -17,7 +17,7 @@ from tok1d.diffusion.guidance import Guidance, combine, guided
 from tok1d.diffusion.path import Path
 from tok1d.diffusion.solver import Field, Randn, euler_maruyama, interpolant_sde
 from tok1d.generators.autoregressive import CachedDecoder, EpsilonLlamaGen
-from tok1d.generators.head import DiffusionHead
+from tok1d.generators.head import DiffusionHead, TimeTable
 from tok1d.nn.attention import Attend, masked, prefix_causal_mask
 from tok1d.tokenizers.semanticist import Semanticist
 from tok1d.train.ema import EMA
@@ -48,19 +48,24 @@ class HeadSwitches:
 
     one_call: bool = True  # one network call a step of the SDE, not one for the drift and one for the score
     prepared: bool = True  # the condition's share computed once a token
-    shared_time: bool = True  # the time embedding and its modulation computed once a step for all rows
+    shared_time: bool = True  # the time embedding and its modulation computed once for all rows
+    tabled: bool = True  # and once for all tokens of a sample, not at every step of every token
     one_batch: bool = True  # conditional and unconditional rows in one call
 
 
-def head_velocity(head: DiffusionHead, cond: Tensor, uncond: Tensor, scale: float, on: HeadSwitches) -> Field:
-    """The guided velocity (R, D) of a concat head for conditions (R, C)."""
+def head_velocity(
+    head: DiffusionHead, cond: Tensor, uncond: Tensor, scale: float, on: HeadSwitches, table: TimeTable | None = None
+) -> Field:
+    """The guided velocity (R, D) of a concat head for conditions (R, C); with a table, times are looked up."""
+    net = head.net
 
     def network(rows: Tensor) -> Field:
-        prepared = head.net.prepare(rows) if on.prepared else None
+        prepared = net.prepare(rows) if on.prepared else None
 
         def call(x: Tensor, t: Tensor) -> Tensor:
             t = t if on.shared_time else t.expand(x.shape[0])
-            return head.net(x, t, rows) if prepared is None else head.net.evaluate(x, t, prepared)
+            time = net.time_features(t) if table is None else table(t)
+            return net.evaluate(x, time, net.prepare(rows) if prepared is None else prepared)
 
         return call
 
@@ -94,9 +99,10 @@ def sample_head(
     scale: float,
     steps: int,
     on: HeadSwitches,
+    table: TimeTable | None = None,
 ) -> Tensor:
     """`DiffusionHead.sample` of a guided interpolant by the SDE: (R, D) tokens from noise `start` (R, D)."""
-    velocity = head_velocity(head, cond, uncond, scale, on)
+    velocity = head_velocity(head, cond, uncond, scale, on, table)
     last_step = head.config.last_step
     if on.one_call:
         return interpolant_sde(velocity, start, steps, randn, last_step=last_step)
@@ -147,10 +153,13 @@ def sample_tokens(
     """`EpsilonLlamaGen.sample` with linear guidance and the SDE: (B, length, D)."""
     conditions = trunk(model, labels, length, cache=cache, one_batch=on.one_batch)
     tokens = model.positions.new_zeros(len(labels), length, model.config.token_dim)
+    table = model.head.time_table(steps, "sde") if on.tabled else None
     for i, scale_i in enumerate(Guidance(scale, schedule="linear").token_scales(length).tolist()):
         cond, uncond = conditions(tokens, i)
         start = randn(tokens[:, i])
-        tokens[:, i] = sample_head(model.head, cond, uncond, start, randn, scale=scale_i, steps=steps, on=on)
+        tokens[:, i] = sample_head(
+            model.head, cond, uncond, start, randn, scale=scale_i, steps=steps, on=on, table=table
+        )
     return tokens
 
 

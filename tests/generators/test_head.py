@@ -73,10 +73,10 @@ def test_shared_work_equals_the_plain_network(condition: str, objective: str, ro
     x, t, cond = rows
     expected = naive(model, x, t, cond)
     assert expected.shape == (ROWS, DIM * (2 if objective == "ddpm" else 1))
-    torch.testing.assert_close(model.net(x, t, cond), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.net(x, t, cond), expected, atol=1e-5, rtol=1e-4)
     prepared = model.net.prepare(cond)
     for time in (0.0, 0.4):  # prepared once, used at many times
-        out = model.net.evaluate(x, torch.tensor([time]), prepared)
+        out = model.net.evaluate(x, model.net.time_features(torch.tensor([time])), prepared)
         torch.testing.assert_close(out, naive(model, x, torch.full((ROWS,), time), cond), atol=1e-5, rtol=1e-5)
 
 
@@ -202,7 +202,7 @@ def test_the_condition_is_embedded_once_a_token(rows: tuple[Tensor, ...]) -> Non
     model.net.time_embed.register_forward_hook(lambda module, inputs, output: timed.append(len(output)))
     sample(model, x, cond, uncond=cond, scale=2.0, steps=6)
     assert embedded == [2 * ROWS], "both streams together"
-    assert timed == [1] * 6, "the time is the same for all rows"
+    assert timed == [6], "every time once, for all rows"
 
 
 def test_bad_input_is_told_in_one_line(rows: tuple[Tensor, ...]) -> None:
@@ -218,3 +218,29 @@ def test_bad_input_is_told_in_one_line(rows: tuple[Tensor, ...]) -> None:
         with pytest.raises(InputError) as caught:
             sample(head(objective=objective), x, cond, **options)
         assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+SAMPLERS = [("interpolant", "sde"), ("interpolant", "euler"), ("interpolant", "heun"), ("ddpm", "ancestral")]
+
+
+@pytest.mark.parametrize(("objective", "sampler"), SAMPLERS)
+def test_times_of_a_grid_are_computed_once_for_all_tokens(
+    condition: str, objective: str, sampler: str, rows: tuple[Tensor, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table of the grid changes no number, and with it sampling embeds no time."""
+    model, (x, _, cond) = head(condition, objective), rows
+    how: dict[str, Any] = {"uncond": -cond, "scale": 2.0, "steps": 5, "sampler": sampler}
+
+    def sample(**table: Any) -> Tensor:
+        return model.sample(cond, x, randn_from(torch.Generator().manual_seed(3)), **how, **table)
+
+    table = model.time_table(5, sampler)
+    with monkeypatch.context() as patch:
+        patch.setattr("tok1d.generators.head.TimeTable", lambda net, times: net.time_features)
+        expected = sample()  # every time embedded when the sampler asks for it
+    embedded: list[int] = []
+    model.net.time_embed.register_forward_pre_hook(lambda module, inputs: embedded.append(len(inputs[0])))
+    torch.testing.assert_close(sample(table=table), expected, atol=1e-5, rtol=1e-4)
+    assert embedded == []
+    torch.testing.assert_close(sample(), expected, atol=1e-5, rtol=1e-4)
+    assert embedded == [5]

@@ -318,7 +318,7 @@ def run_si_sample(case: Case) -> None:
             stride = 1 if len(io[f"{name}.trajectory"]) == steps else 50
             case.check(f"{name}.trajectory", trajectory[::stride], rows=(slice(None), half))
         if f"grid.{length}" in io:
-            case.check(f"grid.{length}", torch.cat([t[:1] for t in times]))
+            case.check(f"grid.{length}", torch.cat(times))
 
 
 @runs("diffloss_ddpm")

@@ -94,6 +94,17 @@ def euler_maruyama(
     return x
 
 
+def sde_times(steps: int, *, last_step: float = 0.04, device: torch.device | None = None) -> Tensor:
+    """The times (steps,) at which `interpolant_sde` calls the network: from 0 to 1 - last_step.
+
+    Raises:
+        InputError: fewer than 2 steps.
+    """
+    if steps < 2:
+        raise InputError(f"the SDE sampler needs at least 2 steps, got {steps}")
+    return torch.linspace(0, 1 - last_step, steps, device=device)
+
+
 def interpolant_sde(
     velocity: Field,
     x: Tensor,
@@ -112,13 +123,11 @@ def interpolant_sde(
     Args:
         steps: network calls: steps - 1 stochastic ones up to t = 1 - last_step, then the drift over last_step.
     """
-    if steps < 2:
-        raise InputError(f"the SDE sampler needs at least 2 steps, got {steps}")
+    times = sde_times(steps, last_step=last_step, device=x.device)
 
     def drift(x: Tensor, t: Tensor) -> Tensor:
         v = velocity(x, t)
         return (1 + t) * v - x if path.kind == "linear" else v + (1 - t) * path.score(v, x, t)
 
-    times = torch.linspace(0, 1 - last_step, steps, device=x.device)
     x = euler_maruyama(drift, x, times, randn, lambda t: 1 - t, temperature)
     return x + last_step * drift(x, times[-1:])

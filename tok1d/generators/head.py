@@ -18,7 +18,7 @@ from tok1d.diffusion.ddpm import Chain, ancestral
 from tok1d.diffusion.guidance import combine
 from tok1d.diffusion.objective import FlowObjective
 from tok1d.diffusion.path import Path
-from tok1d.diffusion.solver import Field, Randn, euler, heun, interpolant_sde, time_grid
+from tok1d.diffusion.solver import Field, Randn, euler, heun, interpolant_sde, sde_times, time_grid
 from tok1d.errors import InputError
 from tok1d.nn.embed import TimeEmbed
 from tok1d.nn.norm import Modulation, modulate
@@ -48,8 +48,9 @@ class ResidualBlock(nn.Module):
         self.fc1 = nn.Linear(width * (1 + concat), width)
         self.fc2 = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, c: Tensor, context: Tensor | None) -> Tensor:
-        shift, scale, gate = self.modulation(c)
+    def forward(self, x: Tensor, modulation: Tensor, context: Tensor | None) -> Tensor:
+        """(R, width), the modulation's three vectors (R or 1, 3 * width), and the condition's share of fc1 if split."""
+        shift, scale, gate = modulation.chunk(3, dim=-1)
         h = apply_split(self.fc1, modulate(self.norm(x), shift, scale), context)
         return x + gate * self.fc2(F.silu(h))
 
@@ -64,8 +65,9 @@ def apply_split(linear: nn.Linear, x: Tensor, context: Tensor | None) -> Tensor:
 class HeadNetwork(nn.Module):
     """x (R, D) noisy tokens, t (R,) or (1,), cond (R, C) -> (R, out).
 
-    With "concat" the modulation depends on the time alone and the condition's half of every concatenated linear
-    is constant while a token is sampled: `prepare` computes it once a token, `evaluate` reuses it.
+    What depends on the time alone (`time_features`: with "concat" all modulations) is the same for every token sampled
+    on one grid of times, and what depends on the condition alone (`prepare`: with "concat" half of every concatenated
+    linear) is the same for every step of a token. `evaluate` is the rest.
     """
 
     def __init__(self, config: HeadConfig, token_dim: int, cond_dim: int) -> None:
@@ -100,20 +102,46 @@ class HeadNetwork(nn.Module):
         linears: list[Any] = [*(block.fc1 for block in self.blocks), self.out]
         return [F.linear(c, linear.weight[:, -c.shape[-1] :], linear.bias) for linear in linears]
 
-    def evaluate(self, x: Tensor, t: Tensor, prepared: list[Tensor]) -> Tensor:
-        """The network with the condition's share already computed."""
-        x = self.input(x)
+    def modulations(self, c: Tensor) -> list[Tensor]:
+        """The modulation of every block, (R, 3 * width), and of the last layer, (R, 2 * width), for rows (R, width)."""
+        c = F.silu(c)
+        modules: list[Any] = [*(block.modulation for block in self.blocks), self.modulation]
+        return [module.linear(c) for module in modules]
+
+    def time_features(self, t: Tensor) -> list[Tensor]:
+        """What depends on the times (T,) alone: the modulations (T, ...) ("concat"), or the embedding (T, width)."""
         c = self.time_embed(t)
+        return self.modulations(c) if self.concat else [c]
+
+    def evaluate(self, x: Tensor, time: list[Tensor], prepared: list[Tensor]) -> Tensor:
+        """The network given its `time_features` of (R,) or (1,) times and what `prepare` gives for R conditions."""
+        x = self.input(x)
         contexts: list[Tensor | None] = [*prepared] if self.concat else [None] * (len(self.blocks) + 1)
-        if not self.concat:
-            c = c + prepared[0]
-        for block, context in zip(self.blocks, contexts):
-            x = block(x, c, context)
-        shift, scale = self.modulation(c)
+        *modulations, last = time if self.concat else self.modulations(time[0] + prepared[0])
+        for block, modulation, context in zip(self.blocks, modulations, contexts):
+            x = block(x, modulation, context)
+        shift, scale = last.chunk(2, dim=-1)
         return apply_split(self.out, modulate(self.norm(x), shift, scale), contexts[-1])
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        return self.evaluate(x, t, self.prepare(cond))
+        return self.evaluate(x, self.time_features(t), self.prepare(cond))
+
+
+class TimeTable:
+    """A network's `time_features` of a whole sampling grid, computed once and looked up without waiting for a device.
+
+    Args:
+        times: (T,), every time the sampler will ask for.
+    """
+
+    def __init__(self, net: HeadNetwork, times: Tensor) -> None:
+        self.times = times.sort().values
+        self.features = net.time_features(self.times)
+
+    def __call__(self, t: Tensor) -> list[Tensor]:
+        """The features of times (1,) or (R,) of the grid."""
+        index = torch.searchsorted(self.times, t)
+        return [part[index] for part in self.features]
 
 
 class DiffusionHead(nn.Module):
@@ -146,7 +174,7 @@ class DiffusionHead(nn.Module):
         noise = torch.randn_like(target) if noise is None else noise
 
         def network(x: Tensor, t: Tensor) -> Tensor:
-            return self.net.evaluate(x, t, prepared)
+            return self.net.evaluate(x, self.net.time_features(t), prepared)
 
         if self.config.objective == "ddpm":
             t = torch.randint(len(self.chain), target.shape[:1], device=target.device) if t is None else t
@@ -166,6 +194,24 @@ class DiffusionHead(nn.Module):
         return name or self.config.sampler
 
     @torch.no_grad()
+    def time_table(self, steps: int | None = None, sampler: str | None = None) -> TimeTable:
+        """What the network needs of the grid's times, for `sample` of many tokens with these steps and this sampler.
+
+        Raises:
+            InputError: as `sample`.
+        """
+        steps, sampler = self.config.steps if steps is None else steps, self.sampler(sampler)
+        device = self.net.out.weight.device
+        if sampler == "ancestral":
+            # A chain of one step keeps the cleanest: noise would come out.
+            if steps < 2:
+                raise InputError(f"a DDPM head needs at least 2 steps, got {steps}")
+            return TimeTable(self.net, torch.tensor(self.chain.respace(steps).step_map, device=device))
+        if sampler == "sde":
+            return TimeTable(self.net, sde_times(steps, last_step=self.config.last_step, device=device))
+        return TimeTable(self.net, time_grid(steps, device=device)[:-1])  # neither ODE sampler calls it at 1
+
+    @torch.no_grad()
     def sample(
         self,
         cond: Tensor,
@@ -177,6 +223,7 @@ class DiffusionHead(nn.Module):
         steps: int | None = None,
         sampler: str | None = None,
         temperature: float = 1.0,
+        table: TimeTable | None = None,
     ) -> Tensor:
         """One token a row (R, D) from starting noise `start` (R, D).
 
@@ -184,15 +231,14 @@ class DiffusionHead(nn.Module):
             cond: (R, C) conditions; `uncond` (R, C) the unconditional ones, needed where scale != 1.
             steps: network evaluations. sampler: "sde", "euler" or "heun" (interpolant); DDPM is ancestral.
             temperature: multiplies the sampler's noise (no effect on the ODE samplers).
+            table: the `time_table` of these steps and this sampler, where many tokens are sampled; default: made here.
 
         Raises:
             InputError: a sampler the objective does not have, or too few steps for it.
         """
+        table = self.time_table(steps, sampler) if table is None else table
         steps, sampler = self.config.steps if steps is None else steps, self.sampler(sampler)
-        # A chain of one step keeps the cleanest: noise would come out.
-        if self.config.objective == "ddpm" and steps < 2:
-            raise InputError(f"a DDPM head needs at least 2 steps, got {steps}")
-        field = self.field(cond, uncond, scale)
+        field = self.field(cond, uncond, scale, table)
         if self.config.objective == "ddpm":
             return ancestral(field, start, self.chain.respace(steps), randn, temperature=temperature)
         if sampler == "sde":
@@ -200,11 +246,15 @@ class DiffusionHead(nn.Module):
         times = time_grid(steps, device=start.device)
         return (heun if sampler == "heun" else euler)(field, start, times)
 
-    def field(self, cond: Tensor, uncond: Tensor | None = None, scale: float = 1.0) -> Field:
+    def field(
+        self, cond: Tensor, uncond: Tensor | None = None, scale: float = 1.0, table: TimeTable | None = None
+    ) -> Field:
         """What the samplers follow for these conditions: guided velocity, or guided noise and its variance.
 
-        The share of the network that depends on the conditions alone is computed here, once.
+        The share of the network that depends on the conditions alone is computed here, once; with a table, which then
+        must hold all times asked for, that of the times is looked up.
         """
+        features = self.net.time_features if table is None else table
         is_guided = scale != 1
         if is_guided:
             assert uncond is not None, "guidance needs the unconditional condition"
@@ -214,9 +264,9 @@ class DiffusionHead(nn.Module):
 
         def field(x: Tensor, t: Tensor) -> Tensor:
             if not is_guided:
-                return self.net.evaluate(x, t, prepared)
+                return self.net.evaluate(x, features(t), prepared)
             t2 = t if t.shape[0] == 1 else t.repeat(2)
-            yes, no = self.net.evaluate(x.repeat(2, 1), t2, prepared).chunk(2)
+            yes, no = self.net.evaluate(x.repeat(2, 1), features(t2), prepared).chunk(2)
             # A learned variance stays the conditional one.
             return torch.cat([combine(yes[:, :dim], no[:, :dim], scale), yes[:, dim:]], dim=1)
 
