@@ -26,8 +26,9 @@ def options(parse: argparse.ArgumentParser) -> None:
     """What this benchmark has besides the common options."""
     parse.add_argument("--decoder-steps", type=positive, default=25, help="flow decoder steps (default 25)")
     parse.add_argument(
-        "--head-steps", type=positive, nargs="+", default=None, help="head steps (default 25 50, quick 25)"
+        "--head-steps", type=positive, nargs="+", default=None, help="SDE steps of the head (default 25 50, quick 25)"
     )
+    parse.add_argument("--euler-steps", type=positive, nargs="+", default=[10], help="Euler steps of it (default 10)")
     parse.add_argument("--interval", type=float, nargs=2, default=[0.25, 0.75], help="times of interval guidance")
 
 
@@ -41,7 +42,8 @@ def make_bench(args: argparse.Namespace, sizes: Sizes, device: torch.device) -> 
     if min(head_steps) < 2:
         raise ConfigError(f"--head-steps: the SDE sampler needs at least 2 steps, received {min(head_steps)}")
     interval = (args.interval[0], args.interval[1])
-    return Bench(sizes, device, args.precision, args.decoder_steps, tuple(head_steps), interval)
+    steps = (args.decoder_steps, tuple(head_steps), tuple(args.euler_steps))
+    return Bench(sizes, device, args.precision, *steps, interval)
 
 
 BENCHMARK = Benchmark("semanticist", __doc__ or "", ROWS, options, make_bench, Sizes(), QUICK)

@@ -66,13 +66,15 @@ class Bench(Inputs):
     """Models and inputs on one device; built when first asked for.
 
     Args:
-        decoder_steps, head_steps: our numbers of steps (those of equal quality come from the quality tables).
+        decoder_steps, head_steps, euler_steps: our numbers of steps (those of equal quality come from the quality
+            tables), of the decoder, of the head by its SDE and by Euler.
         interval: times (0 = noise, 1 = data) at which interval guidance acts.
     """
 
     sizes: Sizes
     decoder_steps: int = 25
     head_steps: tuple[int, ...] = (25, 50)
+    euler_steps: tuple[int, ...] = (10,)
     interval: tuple[float, float] = (0.25, 0.75)
     scale: float = 3.0  # of guidance; its value costs nothing
 

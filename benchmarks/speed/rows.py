@@ -175,7 +175,7 @@ def head_row(
     """
     head, steps = bench.generator.head, bench.head_steps[0]
     cond, uncond = bench.noise(2, rows, bench.sizes.ar_dim).unbind()
-    start, table = bench.noise(rows, bench.sizes.token_dim), head.time_table(steps, "sde")
+    start, table = bench.noise(rows, bench.sizes.token_dim), head.table(steps, "sde")
     how: dict[str, Any] = {"scale": bench.scale, "steps": steps}
 
     def ours() -> Tensor:
@@ -304,13 +304,15 @@ def ar(bench: Bench) -> Iterator[Row]:
             model, labels, bench.randn(), length=few, scale=bench.scale, steps=released, on=RELEASED_HEAD
         )
 
-    def ours(steps: int) -> Tensor:
-        return model.sample(labels, guidance=bench.scale, steps=steps, sampler="sde", randn=bench.randn())
+    def ours(steps: int, sampler: str) -> Tensor:
+        return model.sample(labels, guidance=bench.scale, steps=steps, sampler=sampler, randn=bench.randn())
 
     other = Arm(f"released way, {released} steps", without_grad(bench, as_released), sizes.ar_tokens / few)
-    for steps in bench.head_steps:
-        arm = Arm(f"ours, {steps} head steps", without_grad(bench, partial(ours, steps)))
-        yield Row(f"ar-{steps}", "image", 1, arm, other, release=bench.release("ar"), max_repeats=5)
+    grids = [(steps, "sde") for steps in bench.head_steps] + [(steps, "euler") for steps in bench.euler_steps]
+    for steps, sampler in grids:
+        arm = Arm(f"ours, {steps} {sampler} head steps", without_grad(bench, partial(ours, steps, sampler)))
+        name = f"ar-{steps}" if sampler == "sde" else f"ar-euler-{steps}"
+        yield Row(name, "image", 1, arm, other, release=bench.release("ar"), max_repeats=5)
 
 
 def optimizer_row(bench: Bench, name: str, other: str, foreach: bool) -> Row:

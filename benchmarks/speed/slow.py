@@ -17,7 +17,7 @@ from tok1d.diffusion.guidance import Guidance, combine, guided
 from tok1d.diffusion.path import Path
 from tok1d.diffusion.solver import Field, Randn, euler_maruyama, interpolant_sde
 from tok1d.generators.autoregressive import CachedDecoder, EpsilonLlamaGen
-from tok1d.generators.head import DiffusionHead, TimeTable
+from tok1d.generators.head import DiffusionHead, SamplingTable
 from tok1d.nn.attention import Attend, masked, prefix_causal_mask
 from tok1d.tokenizers.semanticist import Semanticist
 from tok1d.train.ema import EMA
@@ -54,7 +54,12 @@ class HeadSwitches:
 
 
 def head_velocity(
-    head: DiffusionHead, cond: Tensor, uncond: Tensor, scale: float, on: HeadSwitches, table: TimeTable | None = None
+    head: DiffusionHead,
+    cond: Tensor,
+    uncond: Tensor,
+    scale: float,
+    on: HeadSwitches,
+    table: SamplingTable | None = None,
 ) -> Field:
     """The guided velocity (R, D) of a concat head for conditions (R, C); with a table, times are looked up."""
     net = head.net
@@ -65,7 +70,8 @@ def head_velocity(
         def call(x: Tensor, t: Tensor) -> Tensor:
             t = t if on.shared_time else t.expand(x.shape[0])
             time = net.time_features(t) if table is None else table(t)
-            return net.evaluate(x, time, net.prepare(rows) if prepared is None else prepared)
+            halves = None if table is None else table.halves
+            return net.evaluate(x, time, net.prepare(rows) if prepared is None else prepared, halves)
 
         return call
 
@@ -99,7 +105,7 @@ def sample_head(
     scale: float,
     steps: int,
     on: HeadSwitches,
-    table: TimeTable | None = None,
+    table: SamplingTable | None = None,
 ) -> Tensor:
     """`DiffusionHead.sample` of a guided interpolant by the SDE: (R, D) tokens from noise `start` (R, D)."""
     velocity = head_velocity(head, cond, uncond, scale, on, table)
@@ -153,7 +159,7 @@ def sample_tokens(
     """`EpsilonLlamaGen.sample` with linear guidance and the SDE: (B, length, D)."""
     conditions = trunk(model, labels, length, cache=cache, one_batch=on.one_batch)
     tokens = model.positions.new_zeros(len(labels), length, model.config.token_dim)
-    table = model.head.time_table(steps, "sde") if on.tabled else None
+    table = model.head.table(steps, "sde") if on.tabled else None
     for i, scale_i in enumerate(Guidance(scale, schedule="linear").token_scales(length).tolist()):
         cond, uncond = conditions(tokens, i)
         start = randn(tokens[:, i])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tok1d.diffusion.ddpm import Chain
 from tok1d.diffusion.solver import euler, heun, randn_from, time_grid
 from tok1d.errors import InputError
-from tok1d.generators.head import DiffusionHead, HeadConfig
+from tok1d.generators.head import DiffusionHead, HeadConfig, HeadNetwork
 
 ROWS, DIM, COND, WIDTH = 5, 3, 6, 8
 
@@ -220,6 +220,18 @@ def test_bad_input_is_told_in_one_line(rows: tuple[Tensor, ...]) -> None:
         assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+class Untabled:
+    """In a table's place: nothing kept."""
+
+    halves = None
+
+    def __init__(self, net: HeadNetwork, times: Tensor) -> None:
+        self.net = net
+
+    def __call__(self, t: Tensor) -> list[Tensor]:
+        return self.net.time_features(t)
+
+
 SAMPLERS = [("interpolant", "sde"), ("interpolant", "euler"), ("interpolant", "heun"), ("ddpm", "ancestral")]
 
 
@@ -234,9 +246,9 @@ def test_times_of_a_grid_are_computed_once_for_all_tokens(
     def sample(**table: Any) -> Tensor:
         return model.sample(cond, x, randn_from(torch.Generator().manual_seed(3)), **how, **table)
 
-    table = model.time_table(5, sampler)
+    table = model.table(5, sampler)
     with monkeypatch.context() as patch:
-        patch.setattr("tok1d.generators.head.TimeTable", lambda net, times: net.time_features)
+        patch.setattr("tok1d.generators.head.SamplingTable", Untabled)
         expected = sample()  # every time embedded when the sampler asks for it
     embedded: list[int] = []
     model.net.time_embed.register_forward_pre_hook(lambda module, inputs: embedded.append(len(inputs[0])))

@@ -159,7 +159,7 @@ class EpsilonLlamaGen(nn.Module):
             randn = randn_from(generator or torch.Generator(labels.device).manual_seed(0))
         decoder = CachedDecoder(self, labels, length, with_null=any(scale != 1 for scale in scales))
         tokens = self.positions.new_zeros(labels.shape[0], length, self.config.token_dim)
-        table = self.head.time_table(steps, sampler)
+        table = self.head.table(steps, sampler)
         for i, scale in enumerate(scales):
             hidden, null_hidden = decoder.step(tokens[:, i - 1] if i else None)
             tokens[:, i] = self.head.sample(

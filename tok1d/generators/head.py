@@ -6,6 +6,7 @@ or as DDPM, and conditioned through AdaLN ("adaln", MAR) or by concatenation ("c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from tok1d.diffusion.path import Path
 from tok1d.diffusion.solver import Field, Randn, euler, heun, interpolant_sde, sde_times, time_grid
 from tok1d.errors import InputError
 from tok1d.nn.embed import TimeEmbed
-from tok1d.nn.norm import Modulation, modulate
+from tok1d.nn.norm import Modulation, gated, modulate
 
 
 @dataclass
@@ -48,18 +49,31 @@ class ResidualBlock(nn.Module):
         self.fc1 = nn.Linear(width * (1 + concat), width)
         self.fc2 = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, modulation: Tensor, context: Tensor | None) -> Tensor:
-        """(R, width), the modulation's three vectors (R or 1, 3 * width), and the condition's share of fc1 if split."""
-        shift, scale, gate = modulation.chunk(3, dim=-1)
-        h = apply_split(self.fc1, modulate(self.norm(x), shift, scale), context)
-        return x + gate * self.fc2(F.silu(h))
+    def forward(self, x: Tensor, time: Sequence[Tensor], context: Tensor | None, half: Tensor | None) -> Tensor:
+        """(R, width) -> (R, width).
+
+        Args:
+            time: the modulation's shift, scale and gate, (R or 1, width) each.
+            context, half: see `apply_split`.
+        """
+        shift, scale, gate = time
+        h = apply_split(self.fc1, modulate(self.norm(x), shift, scale), context, half)
+        return gated(x, gate, self.fc2(F.silu(h)))
 
 
-def apply_split(linear: nn.Linear, x: Tensor, context: Tensor | None) -> Tensor:
-    """linear(x), or linear(concat[x, condition]) where `context` already holds the condition's half and the bias."""
+def x_half(linear: nn.Linear, width: int) -> Tensor:
+    """Of linear(concat[x, condition]) with x (R, width): what x is multiplied with, a view (width, out)."""
+    return linear.weight[:, :width].t()
+
+
+def apply_split(linear: nn.Linear, x: Tensor, context: Tensor | None, half: Tensor | None = None) -> Tensor:
+    """linear(x), or linear(concat[x, condition]) where `context` already holds the condition's half and the bias.
+
+    `half` may give `x_half` in another layout.
+    """
     if context is None:
         return linear(x)
-    return F.linear(x, linear.weight[:, : x.shape[-1]]) + context
+    return torch.addmm(context, x, x_half(linear, x.shape[-1]) if half is None else half)
 
 
 class HeadNetwork(nn.Module):
@@ -99,49 +113,61 @@ class HeadNetwork(nn.Module):
         c = self.cond_embed(cond)
         if not self.concat:
             return [c]
-        linears: list[Any] = [*(block.fc1 for block in self.blocks), self.out]
-        return [F.linear(c, linear.weight[:, -c.shape[-1] :], linear.bias) for linear in linears]
+        return [F.linear(c, linear.weight[:, -c.shape[-1] :], linear.bias) for linear in self.split_linears()]
+
+    def split_linears(self) -> list[nn.Linear]:
+        """The layers that see the condition beside x ("concat")."""
+        blocks: list[Any] = [*self.blocks]
+        return [*(block.fc1 for block in blocks), self.out]
 
     def modulations(self, c: Tensor) -> list[Tensor]:
-        """The modulation of every block, (R, 3 * width), and of the last layer, (R, 2 * width), for rows (R, width)."""
+        """Shift, scale and gate of every block, shift and scale of the last layer, (R, width) each; c (R, width)."""
         c = F.silu(c)
         modules: list[Any] = [*(block.modulation for block in self.blocks), self.modulation]
-        return [module.linear(c) for module in modules]
+        return [part for module in modules for part in module.linear(c).chunk(module.parts, dim=-1)]
 
     def time_features(self, t: Tensor) -> list[Tensor]:
-        """What depends on the times (T,) alone: the modulations (T, ...) ("concat"), or the embedding (T, width)."""
+        """What depends on the times (T,) alone, (T, width) each: the modulations ("concat"), or the embedding."""
         c = self.time_embed(t)
         return self.modulations(c) if self.concat else [c]
 
-    def evaluate(self, x: Tensor, time: list[Tensor], prepared: list[Tensor]) -> Tensor:
-        """The network given its `time_features` of (R,) or (1,) times and what `prepare` gives for R conditions."""
-        x = self.input(x)
-        contexts: list[Tensor | None] = [*prepared] if self.concat else [None] * (len(self.blocks) + 1)
-        *modulations, last = time if self.concat else self.modulations(time[0] + prepared[0])
-        for block, modulation, context in zip(self.blocks, modulations, contexts):
-            x = block(x, modulation, context)
-        shift, scale = last.chunk(2, dim=-1)
-        return apply_split(self.out, modulate(self.norm(x), shift, scale), contexts[-1])
+    def evaluate(
+        self, x: Tensor, time: Sequence[Tensor], prepared: list[Tensor], halves: list[Tensor] | None = None
+    ) -> Tensor:
+        """The network given its `time_features` of (R,) or (1,) times and what `prepare` gives for R conditions.
+
+        `halves` may give the `x_half` of every split layer in another layout.
+        """
+        x, nothing = self.input(x), [None] * (len(self.blocks) + 1)
+        contexts = prepared if self.concat else nothing
+        time = time if self.concat else self.modulations(time[0] + prepared[0])
+        for i, (block, context, half) in enumerate(zip(self.blocks, contexts, halves or nothing)):
+            x = block(x, time[3 * i : 3 * i + 3], context, half)
+        last = modulate(self.norm(x), *time[-2:])
+        return apply_split(self.out, last, contexts[-1], halves[-1] if halves else None)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         return self.evaluate(x, self.time_features(t), self.prepare(cond))
 
 
-class TimeTable:
-    """A network's `time_features` of a whole sampling grid, computed once and looked up without waiting for a device.
+class SamplingTable:
+    """What all tokens sampled on one grid of times share: a network's time features and its split weights, packed.
+
+    Nothing in it makes a device wait.
 
     Args:
         times: (T,), every time the sampler will ask for.
     """
 
     def __init__(self, net: HeadNetwork, times: Tensor) -> None:
-        self.times = times.sort().values
-        self.features = net.time_features(self.times)
+        self.times, self.width = times.sort().values, net.out.in_features // (1 + net.concat)
+        self.features = torch.cat(net.time_features(self.times), dim=1)
+        linears = net.split_linears() if net.concat else []
+        self.halves = [x_half(linear, self.width).contiguous() for linear in linears] or None
 
-    def __call__(self, t: Tensor) -> list[Tensor]:
+    def __call__(self, t: Tensor) -> Sequence[Tensor]:
         """The features of times (1,) or (R,) of the grid."""
-        index = torch.searchsorted(self.times, t)
-        return [part[index] for part in self.features]
+        return self.features[torch.searchsorted(self.times, t)].split(self.width, dim=1)
 
 
 class DiffusionHead(nn.Module):
@@ -194,8 +220,8 @@ class DiffusionHead(nn.Module):
         return name or self.config.sampler
 
     @torch.no_grad()
-    def time_table(self, steps: int | None = None, sampler: str | None = None) -> TimeTable:
-        """What the network needs of the grid's times, for `sample` of many tokens with these steps and this sampler.
+    def table(self, steps: int | None = None, sampler: str | None = None) -> SamplingTable:
+        """What `sample` of many tokens with these steps and this sampler computes once.
 
         Raises:
             InputError: as `sample`.
@@ -206,10 +232,10 @@ class DiffusionHead(nn.Module):
             # A chain of one step keeps the cleanest: noise would come out.
             if steps < 2:
                 raise InputError(f"a DDPM head needs at least 2 steps, got {steps}")
-            return TimeTable(self.net, torch.tensor(self.chain.respace(steps).step_map, device=device))
+            return SamplingTable(self.net, torch.tensor(self.chain.respace(steps).step_map, device=device))
         if sampler == "sde":
-            return TimeTable(self.net, sde_times(steps, last_step=self.config.last_step, device=device))
-        return TimeTable(self.net, time_grid(steps, device=device)[:-1])  # neither ODE sampler calls it at 1
+            return SamplingTable(self.net, sde_times(steps, last_step=self.config.last_step, device=device))
+        return SamplingTable(self.net, time_grid(steps, device=device)[:-1])  # neither ODE sampler calls it at 1
 
     @torch.no_grad()
     def sample(
@@ -223,7 +249,7 @@ class DiffusionHead(nn.Module):
         steps: int | None = None,
         sampler: str | None = None,
         temperature: float = 1.0,
-        table: TimeTable | None = None,
+        table: SamplingTable | None = None,
     ) -> Tensor:
         """One token a row (R, D) from starting noise `start` (R, D).
 
@@ -231,12 +257,12 @@ class DiffusionHead(nn.Module):
             cond: (R, C) conditions; `uncond` (R, C) the unconditional ones, needed where scale != 1.
             steps: network evaluations. sampler: "sde", "euler" or "heun" (interpolant); DDPM is ancestral.
             temperature: multiplies the sampler's noise (no effect on the ODE samplers).
-            table: the `time_table` of these steps and this sampler, where many tokens are sampled; default: made here.
+            table: the `table` of these steps and this sampler, where many tokens are sampled; default: made here.
 
         Raises:
             InputError: a sampler the objective does not have, or too few steps for it.
         """
-        table = self.time_table(steps, sampler) if table is None else table
+        table = self.table(steps, sampler) if table is None else table
         steps, sampler = self.config.steps if steps is None else steps, self.sampler(sampler)
         field = self.field(cond, uncond, scale, table)
         if self.config.objective == "ddpm":
@@ -247,14 +273,14 @@ class DiffusionHead(nn.Module):
         return (heun if sampler == "heun" else euler)(field, start, times)
 
     def field(
-        self, cond: Tensor, uncond: Tensor | None = None, scale: float = 1.0, table: TimeTable | None = None
+        self, cond: Tensor, uncond: Tensor | None = None, scale: float = 1.0, table: SamplingTable | None = None
     ) -> Field:
         """What the samplers follow for these conditions: guided velocity, or guided noise and its variance.
 
         The share of the network that depends on the conditions alone is computed here, once; with a table, which then
         must hold all times asked for, that of the times is looked up.
         """
-        features = self.net.time_features if table is None else table
+        features, halves = (self.net.time_features, None) if table is None else (table, table.halves)
         is_guided = scale != 1
         if is_guided:
             assert uncond is not None, "guidance needs the unconditional condition"
@@ -264,9 +290,9 @@ class DiffusionHead(nn.Module):
 
         def field(x: Tensor, t: Tensor) -> Tensor:
             if not is_guided:
-                return self.net.evaluate(x, features(t), prepared)
+                return self.net.evaluate(x, features(t), prepared, halves)
             t2 = t if t.shape[0] == 1 else t.repeat(2)
-            yes, no = self.net.evaluate(x.repeat(2, 1), features(t2), prepared).chunk(2)
+            yes, no = self.net.evaluate(x.repeat(2, 1), features(t2), prepared, halves).chunk(2)
             # A learned variance stays the conditional one.
             return torch.cat([combine(yes[:, :dim], no[:, :dim], scale), yes[:, dim:]], dim=1)
 

@@ -16,7 +16,7 @@ from tok1d.generators.sit import condition, init_adaln_zero, position_table
 from tok1d.nn.attention import Attend, Attention, full, rotary
 from tok1d.nn.block import SwiGLU
 from tok1d.nn.embed import LabelEmbed, TimeEmbed
-from tok1d.nn.norm import Modulation, RMSNorm, modulate
+from tok1d.nn.norm import Modulation, RMSNorm, gated, modulate
 from tok1d.nn.position import axial_angles, grid_coordinates, sequence_angles
 
 
@@ -89,8 +89,8 @@ class LightningBlock(nn.Module):
             zero = torch.zeros_like(parts[0])
             parts = (zero, *parts[:2], zero, *parts[2:])
         shift1, scale1, gate1, shift2, scale2, gate2 = parts
-        x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1), attend)
-        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        x = gated(x, gate1, self.attn(modulate(self.norm1(x), shift1, scale1), attend))
+        return gated(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
 
 
 class LightningDiTNetwork(nn.Module):

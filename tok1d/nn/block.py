@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tok1d.nn.attention import Attend, Attention, full
-from tok1d.nn.norm import Modulation, modulate
+from tok1d.nn.norm import Modulation, gated, modulate
 
 
 class Mlp(nn.Module):
@@ -121,5 +121,5 @@ class AdaLNBlock(nn.Module):
     def forward(self, x: Tensor, c: Tensor, attend: Attend = full) -> Tensor:
         """x (B, L, dim), c (B, 1, dim) or (B, L, dim) -> (B, L, dim)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)
-        x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1), attend)
-        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        x = gated(x, gate1, self.attn(modulate(self.norm1(x), shift1, scale1), attend))
+        return gated(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))

@@ -22,7 +22,12 @@ class RMSNorm(nn.Module):
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x * (1 + scale) + shift, the adaptive half of AdaLN (DiT, arXiv 2212.09748, section 3.2)."""
-    return x * (1 + scale) + shift
+    return torch.addcmul(shift, x, 1 + scale)  # one pass over memory
+
+
+def gated(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
+    """x + gate * branch, the end of an adaLN-Zero branch."""
+    return torch.addcmul(x, gate, branch)
 
 
 class Modulation(nn.Module):
