@@ -114,8 +114,9 @@ class VQ(nn.Module):
         """
         assert self.usage is not None, "a codebook without revival"
         self.usage.mul_(self.decay).add_(counts / counts.sum(), alpha=1 - self.decay)
-        share = torch.exp(-10 * len(self.usage) * self.usage / (1 - self.decay) - 1e-3)[:, None].to(z.dtype)
-        self.codebook.lerp_(nearest_rows(z.flatten(0, -2), distances.flatten(0, -2)), share.expand_as(self.codebook))
+        share = torch.exp(-10 * len(self.usage) * self.usage / (1 - self.decay) - 1e-3)[:, None]
+        nearest = nearest_rows(z.flatten(0, -2), distances.flatten(0, -2)).to(self.codebook.dtype)
+        self.codebook.lerp_(nearest, share.to(nearest.dtype).expand_as(nearest))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Terms]:
         """(B, L, dim) -> entries (B, L, C), and scalars; see `quantise`."""

@@ -131,7 +131,8 @@ class ViT(nn.Module):
         there.
         """
         num_extra = 0 if extra is None else extra.shape[1]
-        x, attend = self.embed(patches, grid, extra), full
+        x = self.embed(patches, grid, extra)
+        attend: Attend = full
         if seen is not None:
             attend = masked(F.pad(seen, (x.shape[1] - num_extra, 0), value=True)[:, None, None])
         for block, look in zip(self.blocks, self.attends(grid, num_extra, attend)):

@@ -94,6 +94,7 @@ class SMAP(nn.Module):
             vocab_size=self.bottleneck.vocab_size,
             ordered=True,
             needs_label=config.use_condition,
+            num_classes=config.num_classes if config.use_condition else 0,
             deterministic=True,
         )
 
