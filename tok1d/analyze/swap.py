@@ -142,9 +142,9 @@ def swap(
         raise InputError(f"swap needs images of different classes, the first {num} have none")
     found = []
     for variant, (_, _, with_tokens) in VARIANTS.items():
-        condition, tokens, error = (sums[variant] / count).tolist()
-        told = None if judge is None else condition
-        found.append(Swap(variant, count, told, tokens if judge is not None and with_tokens else None, error))
+        condition, own, error = (sums[variant] / count).tolist()
+        by_tokens = own if judge is not None and with_tokens else None
+        found.append(Swap(variant, count, None if judge is None else condition, by_tokens, error))
     return found
 
 
