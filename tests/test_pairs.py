@@ -29,8 +29,12 @@ TOKENIZERS = {
     "kl": ("maetok", ["model.bottleneck={name: kl}"]),
     "softvq": ("maetok", ["model.bottleneck={name: softvq, size: 16, num_codebooks: 2}"]),
     "vq": ("maetok", ["model.bottleneck={name: vq, size: 16}"]),
+    "smap kl": ("smap", []),
+    "smap without condition": ("smap", ["model.use_condition=false"]),
+    "smap softvq": ("smap", ["model.bottleneck={name: softvq, size: 16, num_codebooks: 2}"]),
+    "smap vq": ("smap", ["model.bottleneck={name: vq, size: 16}"]),
 }
-CONTINUOUS = [name for name in TOKENIZERS if name != "vq"]
+CONTINUOUS = [name for name in TOKENIZERS if name.split()[-1] != "vq"]
 SIZES = "num_tokens: 4, token_dim: 4, num_classes: 10, dim: 16, heads: 2"
 GENERATORS = {
     "epsilon_llamagen": f"{{name: epsilon_llamagen, {SIZES}, depth: 1, head: {{width: 16, depth: 1, steps: 2}}}}",
@@ -73,14 +77,17 @@ def test_encode_cache_train_sample_and_decode(pair: Any, tmp_path: Path, tokeniz
     assert any(not torch.equal(old, new) for old, new in zip(before, task.model.parameters()))
     model: Any = task.model
     tokens = model.sample(torch.tensor([3, 7]))
-    images = decoder.decode(tokens)
+    images = decoder.decode(tokens, torch.tensor([3, 7]))
     assert tokens.shape == (2, 4, 4) and images.shape == (2, 1, *[recipe.data.image_size] * 2)
     assert torch.isfinite(tokens).all() and 0 <= images.min() <= images.max() <= 1
 
 
 @pytest.mark.parametrize("generator", GENERATORS)
-def test_ids_are_refused_by_generators_of_continuous_tokens(pair: Any, tmp_path: Path, generator: str) -> None:
-    recipe = pair("vq", generator)[1]
+@pytest.mark.parametrize("tokenizer", ["vq", "smap vq"])
+def test_ids_are_refused_by_generators_of_continuous_tokens(
+    pair: Any, tmp_path: Path, tokenizer: str, generator: str
+) -> None:
+    recipe = pair(tokenizer, generator)[1]
     message = (
         f"tokenizer: expected one that makes continuous tokens, as {generator} models; this makes ids of a vocabulary"
     )

@@ -22,7 +22,8 @@ from tok1d.zoo.adapters.semanticist import ar_config, decoder_config, encoder_co
 IMAGENET = [name for name in recipe_names() if name.startswith("imagenet")]
 TOKENIZERS = [name for name in IMAGENET if name.startswith("imagenet256/semanticist")]
 GENERATORS = [name for name in IMAGENET if name.startswith("imagenet256/epsilon_llamagen")]
-OTHERS = [name for name in IMAGENET if name not in (*TOKENIZERS, *GENERATORS)]  # MAETok, SoftVQ, SiT and kin
+SMAP = [name for name in IMAGENET if "/smap_" in name]
+OTHERS = [name for name in IMAGENET if name not in (*TOKENIZERS, *GENERATORS, *SMAP)]  # MAETok, SoftVQ, SiT and kin
 L = "imagenet256/semanticist_l"
 AR = "imagenet256/epsilon_llamagen_l"
 NO_REPA = ("model.decoder.align_depth=0", 'model.alignment.teacher=""')
@@ -169,6 +170,64 @@ def test_maetok_ablations_differ_in_what_they_say(
 def test_maetok_counts(name: str, total: int, unread: int) -> None:
     overrides = ['model.alignment.teacher=""'] if "softvq" in name else []
     assert sum(counts(name, *overrides).values()) + unread == total
+
+
+@pytest.mark.parametrize("name", SMAP)
+def test_smap_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None:
+    recipe, size = load_recipe(name), 512 if "512/" in name else 256
+    card, data, train, model = recipe.card, recipe.data, recipe.train, recipe.model
+    assert card.reproduces.startswith("SMAP (arXiv 2603.25249)") and card.paper and card.ours == "not run at this scale"
+    assert (data.image_size, data.num_images, data.crop, data.flip) == (size, 1_281_167, "random", True)
+    # 100 epochs of 5004 steps, 20 of them warm-up, to within a thousandth.
+    assert (train.batch_size, train.steps, train.warmup) == (256, 500_000, 100_000)
+    assert (recipe.perceptual.weight, recipe.adversarial.weight, recipe.adversarial.start) == (1, 0.2, 20_000)
+    kind, tokens = re.fullmatch(r"smap_[sbl](?:_std)?_([a-z]+)_(\d+)(?:_no_[a-z]+)?", name.split("/")[1]).groups()  # type: ignore[union-attr]
+    assert (model.bottleneck.name, model.num_tokens) == (kind, int(tokens))
+    assert recipe.evaluate.keep[0] == 0 and recipe.evaluate.keep[-1] == model.num_tokens
+    assert model.token_dim == (64 if kind == "vq" else 16)
+    assert (size // model.encoder.patch, size // model.decoder.patch) == (16, 16)
+    assert model.use_condition == (not name.endswith("no_condition"))
+    assert model.tail_drop.enabled == (not name.endswith("no_truncation"))
+    if kind == "vq":
+        assert (model.bottleneck.size, model.bottleneck.l2, model.bottleneck.revival) == (8192, False, True)
+    if kind == "softvq":
+        assert (model.bottleneck.size, model.bottleneck.num_codebooks) == (2048, 4)
+
+
+# The fit to the paper's sizes, in millions: encoder, decoder and class table with its projection; totals by bottleneck.
+@pytest.mark.parametrize(
+    ("size", "shape", "parts", "kl", "softvq", "vq", "paper", "error"),
+    [
+        ("b", "", (86.07, 303.51, 1.56), 391.1, 391.3, 391.7, 391, 0.001),
+        ("s", "", (86.07, 100.13, 0.77), 187.0, 187.1, 187.5, 185, 0.012),
+        ("l", "", (265.87, 303.51, 1.03), 570.4, 570.5, 571.0, 568, 0.005),
+        ("s", "_std", (86.07, 85.96, 0.77), 172.8, 172.9, 173.4, 185, 0.067),
+        ("l", "_std", (303.66, 303.51, 1.03), 608.2, 608.3, 608.8, 568, 0.072),
+    ],
+)
+def test_smap_counts(
+    size: str, shape: str, parts: tuple[float, ...], kl: float, softvq: float, vq: float, paper: float, error: float
+) -> None:
+    name = f"imagenet256/smap_{size}{shape}_kl_128"
+    found = {part: count / 1e6 for part, count in counts(name).items()}
+    # The reference counts the linear layer to the tokens and the class's positions into one part or another.
+    assert found["encoder"] + found["bottleneck"] == pytest.approx(parts[0], abs=0.02)
+    assert found["decoder"] == pytest.approx(parts[1], abs=0.01)
+    assert found["condition"] == pytest.approx(parts[2], abs=0.01)
+    others = {
+        "kl": [],
+        "softvq": ["model.bottleneck={name: softvq, size: 2048, num_codebooks: 4}"],
+        "vq": ["model.bottleneck={name: vq, size: 8192, l2: false}", "model.token_dim=64"],
+    }
+    totals = {kind: sum(counts(name, *overrides).values()) / 1e6 for kind, overrides in others.items()}
+    for kind, expected in (("kl", kl), ("softvq", softvq), ("vq", vq)):
+        assert totals[kind] == pytest.approx(expected, abs=0.06), kind
+    assert totals["kl"] / paper == pytest.approx(1, abs=error)
+    at_512 = counts(name, "data.image_size=512", "model.encoder.patch=32", "model.decoder.patch=32")
+    widths = [getattr(load_recipe(name).model, part).dim for part in ("encoder", "decoder")]
+    # Of each four times as many pixels, the weights of the patches and of the head, whose bias grows too.
+    grown = 3 * 3 * 16**2 * (sum(widths) + 1) / 1e6
+    assert sum(at_512.values()) / 1e6 - totals["kl"] == pytest.approx(grown, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["imagenet256/usit_2b", "imagenet512/usit_2b"])

@@ -15,6 +15,7 @@ from torch import Tensor
 from tok1d.data.images import ImageSet, open_images
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import ConfigError, InputError
+from tok1d.evaluate.labels import label_used, labels_given
 from tok1d.evaluate.metrics import psnr_per_image
 from tok1d.evaluate.reconstruction import token_counts
 from tok1d.evaluate.sampling import decoder_options, generator_guidance
@@ -136,6 +137,7 @@ def reconstruct(
     guidance: float | Guidance = 1.0,
     solver: str | None = None,
     seed: int = 0,
+    label: str | None = None,
 ) -> dict[int, float]:
     """Write overview.png (originals above their reconstructions, one row a prefix) and a PNG each; PSNR per keep.
 
@@ -143,16 +145,17 @@ def reconstruct(
 
     Args:
         keep: numbers of leading tokens; of tokens without an order only all.
+        label: of a tokenizer that wants one, "true" or "null"; default: see `label_used`.
 
     Raises:
-        InputError: prefixes, steps, guidance or a solver that the tokenizer does not have.
+        InputError: prefixes, steps, guidance, a solver or labels that the tokenizer does not have.
     """
     keep = token_counts(tokenizer.spec, keep)
     options = decoder_options(tokenizer, steps=steps, guidance=guidance, solver=solver)
     device = next(tokenizer.parameters()).device
     x, labels = images.batch(range(min(num, len(images))))
     x = x.to(device)
-    cond = labels.to(device) if tokenizer.spec.needs_label else None
+    cond = labels_given(label_used(tokenizer, images.num_classes, label), labels, device)
     tokens = tokenizer.encode(x, cond)
     if x.shape[-2:] != (tokenizer.config.image_size,) * 2:
         options["size"] = (x.shape[-2], x.shape[-1])
@@ -259,7 +262,7 @@ def generate(
     keys = [(label, copy) for label in wanted for copy in range(num)]
     length = keep or generator.config.num_tokens
     token_counts(tokenizer.spec, [length, *prefixes])
-    whole = isinstance(generator, SequenceModel)
+    whole, used = isinstance(generator, SequenceModel), label_used(tokenizer, num_classes)
     how: dict[str, Any] = {"guidance": guidance, "temperature": temperature, "steps": steps, "sampler": sampler}
     options = decoder_options(
         tokenizer, steps=decoder_steps, guidance=decoder_guidance, solver=decoder_solver, prefix="--decoder-"
@@ -268,8 +271,10 @@ def generate(
     progress: dict[int, list[Tensor]] = {k: [] for k in prefixes}
     for start in range(0, len(keys), batch_size):
         part = keys[start : start + batch_size]
+        labels = torch.tensor([label for label, _ in part], device=device) if num_classes else None
+        told = labels_given(used, labels, device)
         tokens = generator.sample(
-            torch.tensor([label for label, _ in part], device=device) if num_classes else None,
+            labels,
             num=len(part),
             length=None if whole else keep,
             generator=[noise_of(device, seed, 0, *key) for key in part],
@@ -277,7 +282,7 @@ def generate(
         )
         for k, painted in ((length, images), *progress.items()):
             sources = [noise_of(device, seed, 1, *key) for key in part]
-            painted.append(tokenizer.decode(tokens, keep=k, generator=sources, **options).cpu())
+            painted.append(tokenizer.decode(tokens, told, keep=k, generator=sources, **options).cpu())
     drawn = torch.cat(images)
     for (label, copy), image in zip(keys, drawn):
         name = f"class{label:03d}_{copy:03d}.png" if num_classes else f"image{copy:03d}.png"

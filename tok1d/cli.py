@@ -21,6 +21,7 @@ from tok1d.cli_options import (
     Device,
     Guide,
     Interval,
+    Label,
     Model,
     OnBroken,
     Overrides,
@@ -207,7 +208,10 @@ def reconstruct(
     images: Annotated[str, typer.Argument(help="fashion_mnist, a folder of images, or one image file")],
     out: Annotated[Path, typer.Option(help="folder for the pictures")],
     keep: Annotated[
-        str, typer.Option(help="numbers of leading tokens, such as 1,4,8; default: 1,2,4,...,all; without order all")
+        str,
+        typer.Option(
+            help="numbers of leading tokens, such as 1,4,8; default: 1,2,4,...,all (SMAP: 0 too); without order all"
+        ),
     ] = "",
     num: Annotated[int, typer.Option(min=1, help="how many of the images")] = 8,
     steps: Steps = None,
@@ -218,6 +222,7 @@ def reconstruct(
         int | None, typer.Option(min=1, help="side of the images read and painted, in pixels; default: the model's own")
     ] = None,
     seed: Seed = 0,
+    label: Label = "",
     on_broken: OnBroken = "stop",
     data_root: DataRoot = None,
     device: Device = None,
@@ -227,15 +232,19 @@ def reconstruct(
     from tok1d import apply
     from tok1d.data.folder import tell_broken
     from tok1d.diffusion.guidance import Guidance
+    from tok1d.evaluate.labels import LABELS, label_used
     from tok1d.evaluate.reconstruction import token_counts
 
     one_of("--on-broken", on_broken, ("stop", "skip"))
+    if label:
+        one_of("--label", label, LABELS)
     tokenizer = load_tokenizer(model, device)
     length = tokenizer.spec.length
     counts = token_counts(tokenizer.spec, apply.parse_counts(keep, "--keep", 0, length) if keep else [])
     guided = Guidance(guidance, interval=apply.parse_interval(guidance_interval, "--guidance-interval"))
     folder = apply.new_folder(out, overwrite=overwrite)
     source = apply.open_own(images, tokenizer, data_root=data_root, on_broken=on_broken, size=size)
+    used = label_used(tokenizer, source.num_classes, label or None)
     psnr = apply.reconstruct(
         tokenizer,
         source,
@@ -246,8 +255,11 @@ def reconstruct(
         guidance=guided,
         solver=solver or None,
         seed=seed,
+        label=used,
     )
     tell_broken(source)
+    if used is not None:
+        print(f"label given to encoder and decoder: {used}")
     for k, value in psnr.items():
         print(f"keep {k:4d} of {length}: PSNR {value:.2f} dB (mean of {min(num, len(source))} images)")
     print(f"pictures: {folder / 'overview.png'}")

@@ -16,6 +16,7 @@ from tok1d.cli_options import (
     Device,
     Guide,
     Interval,
+    Label,
     Model,
     Overwrite,
     Sampler,
@@ -42,13 +43,14 @@ def evaluate_reconstruction(
     model: Model,
     data: Data,
     keep: Annotated[
-        str, typer.Option(help="numbers of leading tokens; default: 1,2,4,...,all; without order all")
+        str, typer.Option(help="numbers of leading tokens; default: 1,2,4,...,all (SMAP: 0 too); without order all")
     ] = "",
     num: Annotated[int | None, typer.Option(min=1, help="first images only; default: all")] = None,
     steps: Steps = None,
     solver: Solver = "",
     guidance: DecoderGuidance = 1.0,
     guidance_interval: Interval = "",
+    label: Label = "",
     out: Annotated[Path | None, typer.Option(help="write the records to this JSON file")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="images at a time")] = 250,
     seed: Seed = 0,
@@ -58,10 +60,13 @@ def evaluate_reconstruction(
     """PSNR and squared error from prefixes; with a judge for the data, its accuracy and Fréchet distance."""
     from tok1d import apply
     from tok1d.diffusion.guidance import Guidance
+    from tok1d.evaluate.labels import LABELS
     from tok1d.evaluate.reconstruction import evaluate_reconstruction as measure
     from tok1d.train import run
     from tok1d.train.tasks import padding_of
 
+    if label:
+        one_of("--label", label, LABELS)
     tokenizer = load_tokenizer(model, device)
     pad, place = padding_of(tokenizer), next(tokenizer.parameters()).device
     counts = apply.parse_counts(keep, "--keep", 0, tokenizer.spec.length) if keep else []
@@ -78,6 +83,7 @@ def evaluate_reconstruction(
         seed=seed,
         judge=run.judge_for(data, tokenizer.config, place, pad=pad),
         pad=pad,
+        label=label or None,
         protocol=run.protocol_of(tokenizer, pad=pad),
     )
     write_records(records, out)
@@ -212,6 +218,50 @@ def analyze_increments(
     print(f"mean |cosine| of different tokens {found.off_diagonal:.3f} (0 is orthogonal)")
     print(f"mean cosine of successive tokens {found.neighbours:+.3f}")
     print(f"matrix: {folder / 'increments.json'}")
+
+
+@analyze_app.command("swap")
+def analyze_swap(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="folder for swap.json and swap.png")],
+    num: Annotated[int, typer.Option(min=2, help="held-out images, of which pairs are made")] = 500,
+    data_root: DataRoot = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """What follows the class, what the tokens? Images decoded under another's label, or from a label alone (SMAP)."""
+    import json
+
+    from tok1d import apply
+    from tok1d.analyze.swap import swap, swap_picture
+    from tok1d.evaluate.reconstruction import judge_name
+    from tok1d.pictures import save_png
+    from tok1d.train import run
+    from tok1d.train.tasks import padding_of
+    from tok1d.zoo import store
+
+    tokenizer = load_tokenizer(model, device)
+    pad, place = padding_of(tokenizer), next(tokenizer.parameters()).device
+    folder = apply.new_folder(out, overwrite=overwrite)
+    images = apply.open_data(data, tokenizer, data_root=data_root)
+    judge = run.judge_for(data, tokenizer.config, place, pad=pad)
+    found = swap(tokenizer, images, judge, num_images=num, pad=pad)
+    save_png(swap_picture(tokenizer, images), folder / "swap.png")
+    content = {
+        "model": model,
+        "data": data,
+        "weights_hash": store.fingerprint(tokenizer),
+        "reference": images.fingerprint(),
+        "judge": None if judge is None else judge_name(judge),
+        "variants": [each.to_json() for each in found],
+    }
+    apply.write_text(folder / "swap.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+    print(f"{found[0].num} images in pairs of different classes; rows of the picture: originals, then these")
+    for each in found:
+        print(f"{each.variant:30s} {each.words()}")
+    print(f"record: {folder / 'swap.json'}")
+    print(f"picture: {folder / 'swap.png'}")
 
 
 @analyze_app.command("mixture")

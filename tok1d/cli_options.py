@@ -64,6 +64,13 @@ DecoderSteps = Annotated[int | None, typer.Option(min=1, help="of a diffusion de
 DecoderSolver = Annotated[
     str, typer.Option(help="of the decoder: euler or heun (flow), ancestral or ddim (DDPM); default: the model's own")
 ]
+Label = Annotated[
+    str,
+    typer.Option(
+        help="for tokenizers that are told the class (SMAP): true, the images' own, or null, none; default: true where "
+        "the images have the classes of the training"
+    ),
+]
 OnBroken = Annotated[str, typer.Option(help="what an unreadable image does: stop, or skip (it is counted)")]
 
 

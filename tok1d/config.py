@@ -21,6 +21,7 @@ MODEL_CONFIGS: dict[str, tuple[str, str]] = {
     "semanticist": ("tok1d.tokenizers.semanticist", "SemanticistConfig"),
     "epsilon_llamagen": ("tok1d.generators.autoregressive", "EpsilonLlamaGenConfig"),
     "maetok": ("tok1d.tokenizers.maetok", "MAETokConfig"),
+    "smap": ("tok1d.tokenizers.smap", "SMAPConfig"),
     "sit": ("tok1d.generators.sit", "SiTConfig"),
     "dit": ("tok1d.generators.sit", "DiTConfig"),
     "lightningdit": ("tok1d.generators.lightningdit", "LightningDiTConfig"),
@@ -32,7 +33,7 @@ LOSS_CONFIGS = {
     "perceptual": ("tok1d.losses.perceptual", "PerceptualConfig"),
     "adversarial": ("tok1d.losses.adversarial", "AdversarialConfig"),
 }
-JUDGED = ("maetok",)  # tokenizers whose reconstructions the loss sections can judge: one pass makes them
+JUDGED = ("maetok", "smap")  # tokenizers whose reconstructions the loss sections can judge: one pass makes them
 SIZED = ("dim", "depth", "heads")  # what a named size stands for
 NO_CACHE = "none"  # for `cache`: tokens are encoded as training needs them
 _KIND_OF_PACKAGE = {"tokenizers": "tokenizer", "generators": "generator", "evaluate": "classifier"}
@@ -224,7 +225,7 @@ class Recipe:
         for key in LOSS_CONFIGS:
             if name not in JUDGED and getattr(self, key).weight > 0:
                 raise ConfigError(
-                    f"{key}.weight: only {', '.join(JUDGED)} reads it, expected 0 for {name}, "
+                    f"{key}.weight: only {' or '.join(JUDGED)} reads it, expected 0 for {name}, "
                     f"received {getattr(self, key).weight:g}"
                 )
         for key in ("image_size", "channels"):

@@ -15,6 +15,7 @@ from tok1d.analyze.prefix import CurvePoint
 from tok1d.config import EvaluateConfig, Recipe, build_config
 from tok1d.data.images import ImageSet
 from tok1d.demo_page import Check, Probe, Shown, Strip
+from tok1d.evaluate.labels import label_used, labels_given
 from tok1d.evaluate.probe import linear_probe
 from tok1d.evaluate.reconstruction import prefix_lengths
 from tok1d.evaluate.report import Record
@@ -39,11 +40,16 @@ def noise() -> torch.Generator:
     return torch.Generator().manual_seed(SEED)
 
 
-def reconstruct(tokenizer: Any, x: Tensor) -> dict[int, Tensor]:
+def told(tokenizer: Any, labels: Tensor, num_classes: int) -> Tensor | None:
+    """What a tokenizer is told of labels (B,) out of so many classes: themselves where it wants them."""
+    return labels_given(label_used(tokenizer, num_classes), labels, labels.device)
+
+
+def reconstruct(tokenizer: Any, x: Tensor, cond: Tensor | None = None) -> dict[int, Tensor]:
     """Images (B, C, H, W) again from their first 1, 2, 4, ... tokens, all from the same starting noise."""
-    how, tokens = protocol(tokenizer.card), tokenizer.encode(x)
+    how, tokens = protocol(tokenizer.card), tokenizer.encode(x, cond)
     return {
-        k: tokenizer.decode(tokens, keep=k, steps=how.steps, guidance=how.guidance, generator=noise())
+        k: tokenizer.decode(tokens, cond, keep=k, steps=how.steps, guidance=how.guidance, generator=noise())
         for k in prefix_lengths(tokenizer.spec.length)
     }
 
@@ -53,8 +59,9 @@ def draw(generator: Any, tokenizer: Any, num: int) -> dict[int, Tensor]:
     how = protocol(generator.card)
     labels = torch.arange(generator.config.num_classes).repeat_interleave(num)
     tokens = generator.sample(labels, guidance=how.guidance, temperature=how.temperature, generator=noise())
+    cond = told(tokenizer, labels, generator.config.num_classes)
     return {
-        k: tokenizer.decode(tokens, keep=k, steps=how.steps, generator=noise())
+        k: tokenizer.decode(tokens, cond, keep=k, steps=how.steps, generator=noise())
         for k in prefix_lengths(generator.config.num_tokens)
     }
 
@@ -62,8 +69,8 @@ def draw(generator: Any, tokenizer: Any, num: int) -> dict[int, Tensor]:
 @torch.no_grad()
 def quick_look(generator: Any, tokenizer: Any, test: ImageSet, folder: Path) -> list[Path]:
     """Two pictures: test images above their reconstructions, and samples, a row a class."""
-    x, _ = test.batch(range(min(8, len(test))))
-    rows = torch.cat([x, *reconstruct(tokenizer, x).values()])
+    x, labels = test.batch(range(min(8, len(test))))
+    rows = torch.cat([x, *reconstruct(tokenizer, x, told(tokenizer, labels, test.num_classes)).values()])
     samples = list(draw(generator, tokenizer, 4).values())[-1]
     return [
         save_png(grid(rows, len(x), zoom=3), folder / "reconstructions.png"),
@@ -74,8 +81,9 @@ def quick_look(generator: Any, tokenizer: Any, test: ImageSet, folder: Path) -> 
 @torch.no_grad()
 def show(whose: str, generator: Any, tokenizer: Any, test: ImageSet) -> Shown:
     """The pictures and recorded numbers of one pair."""
-    x, _ = test.batch(range(min(NUM_SHOWN, len(test))))
-    decoded, drawn = reconstruct(tokenizer, x), draw(generator, tokenizer, NUM_SHOWN)
+    x, labels = test.batch(range(min(NUM_SHOWN, len(test))))
+    decoded = reconstruct(tokenizer, x, told(tokenizer, labels, test.num_classes))
+    drawn = draw(generator, tokenizer, NUM_SHOWN)
     encoding, sampling = protocol(tokenizer.card), protocol(generator.card)
     samples = list(drawn.values())[-1].chunk(generator.config.num_classes)
     return Shown(
@@ -122,7 +130,15 @@ def probes(tokenizers: dict[str, Any], train: ImageSet, test: ImageSet) -> tuple
 
     found = []
     for whose, tokenizer in tokenizers.items():
-        tokens, tokens_test = (torch.cat([tokenizer.encode(part) for part in z.split(500)]) for z in (x, x_test))
+        tokens, tokens_test = (
+            torch.cat(
+                [
+                    tokenizer.encode(part, told(tokenizer, own, test.num_classes))
+                    for part, own in zip(z.split(500), labels.split(500))
+                ]
+            )
+            for z, labels in ((x, y), (x_test, y_test))
+        )
         length = tokenizer.spec.length
         found.append(probe(whose, "first token", tokens[:, :1], tokens_test[:, :1]))
         found.append(probe(whose, f"all {length} tokens", tokens, tokens_test))

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tok1d.bottleneck.vq import VQ, entropy_loss, used_share
+from tok1d.bottleneck.shared import code_statistics, count_codes
+from tok1d.bottleneck.vq import VQ, entropy_loss
 
 
 def quantiser(l2: bool, **options: float) -> VQ:
@@ -73,4 +74,7 @@ def test_entropy_is_lowest_for_sharp_even_assignments() -> None:
 
 
 def test_share_of_the_vocabulary_in_use() -> None:
-    assert used_share(torch.tensor([[0, 3], [3, 0]]), 8).item() == 0.25
+    counts = count_codes(torch.tensor([[0, 3], [3, 0]]), 8, shared=True)
+    assert counts.tolist() == [2, 0, 0, 2, 0, 0, 0, 0]
+    found = code_statistics(counts)
+    assert found["codes_used"].item() == 0.25 and found["perplexity"].item() == pytest.approx(2)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tok1d.bottleneck.plain import Terms
+from tok1d.bottleneck.shared import full_precision
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ class Posterior:
 
 
 class KL(nn.Module):
-    """Linear to mean and log-variance; training decodes a sample, encoding gives the mean.
+    """Linear to mean and log-variance, in the precision of the weights; training decodes a sample.
+
+    Encoding gives the mean.
 
     Args:
         weight: of the divergence, which is summed over tokens and channels and averaged over images.
@@ -53,7 +56,8 @@ class KL(nn.Module):
 
     def posterior(self, features: Tensor) -> Posterior:
         """(B, L, dim) -> normals over (B, L, C)."""
-        return Posterior.of(self.proj(features))
+        with full_precision(features):
+            return Posterior.of(self.proj(features.to(self.proj.weight.dtype)))
 
     def forward(self, features: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Terms]:
         """(B, L, dim) -> a sample (B, L, C), and "loss_kl"."""

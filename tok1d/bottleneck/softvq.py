@@ -7,14 +7,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tok1d.bottleneck.plain import Terms
-from tok1d.bottleneck.vq import entropy_loss, init_codebook, used_share
+from tok1d.bottleneck.shared import code_statistics, count_codes, full_precision
+from tok1d.bottleneck.vq import entropy_loss, init_codebook
 
 
 class SoftVQ(nn.Module):
     """Linear to the token width, then the codebook's mean under softmax(similarity / tau). Tokens stay continuous.
 
     The sequence is cut into as many parts of equal length as there are codebooks, each with its own. The similarities
-    see the codebook without gradient: it learns from the combination alone.
+    see the codebook without gradient: it learns from the combination alone. All this is in the precision of the weights
+    under autocast too.
 
     Args:
         size: entries K of a codebook.
@@ -56,7 +58,8 @@ class SoftVQ(nn.Module):
         """Tokens (B, L, C) -> combinations (B, L, C), largest entries (B, n, L/n) for n codebooks, and scalars.
 
         The scalars are "loss_entropy" (weighted), "max_weight" and "cosine" (means over the tokens of the largest
-        weight, and of the similarity before and after), "codes_used" of this batch in (0, 1].
+        weight, and of the similarity before and after), and of the largest entries of the batch, in training that of
+        all processes, "codes_used" in (0, 1] and "perplexity" in [1, n K].
         """
         z, mixed, similarity, weights = self._combine(z)
         largest, ids = weights.max(-1)
@@ -66,20 +69,26 @@ class SoftVQ(nn.Module):
         terms = {
             "max_weight": largest.detach().mean(),
             "cosine": F.cosine_similarity(z.detach(), mixed.detach(), dim=-1).mean(),
-            "codes_used": used_share(shifted, num * size),
+            **code_statistics(count_codes(shifted, num * size, shared=self.training)),
         }
         if self.entropy:
             terms["loss_entropy"] = self.entropy * entropy_loss(similarity, eps=1e-6)
         return mixed.flatten(1, 2), ids, terms
 
+    def project(self, features: Tensor) -> Tensor:
+        """(B, L, dim) -> tokens (B, L, C) that are not combined yet."""
+        return self.proj(features.to(self.proj.weight.dtype))
+
     def forward(self, features: Tensor) -> tuple[Tensor, Terms]:
         """(B, L, dim) -> combinations (B, L, C), and scalars; see `quantise`."""
-        mixed, _, terms = self.quantise(self.proj(features))
+        with full_precision(features):
+            mixed, _, terms = self.quantise(self.project(features))
         return mixed, terms
 
     def encode(self, features: Tensor) -> Tensor:
         """(B, L, dim) -> combinations (B, L, C)."""
-        return self._combine(self.proj(features))[1].flatten(1, 2)
+        with full_precision(features):
+            return self._combine(self.project(features))[1].flatten(1, 2)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Tokens are what the decoder reads. (B, L, C) -> (B, L, C)."""

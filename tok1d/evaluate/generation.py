@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tok1d.data.images import ImageSet
 from tok1d.diffusion.guidance import Guidance
+from tok1d.evaluate.labels import label_used, labels_given
 from tok1d.evaluate.networks import CNN
 from tok1d.evaluate.reconstruction import Judged, judge_name, token_counts
 from tok1d.evaluate.report import Record, frechet_name
@@ -70,6 +71,8 @@ def evaluate_generation(
     num_classes = 0 if unconditional else generator.config.num_classes
     labels = balanced_labels(num, num_classes).to(device) if num_classes else None
     lengths = token_counts(tokenizer.spec, keep or [generator.config.num_tokens])
+    # A sample's own class, which the decoder is told too where it wants one.
+    used = label_used(tokenizer, num_classes)
     judged = {k: Judged(judge, pad) for k in lengths}
     guidance = generator_guidance(generator, guidance)
     how: dict[str, Any] = {"sampler": sampler, "steps": steps, "temperature": temperature}
@@ -85,7 +88,7 @@ def evaluate_generation(
         for k in lengths:
             source = torch.Generator(device).manual_seed(seed * 1_000_003 + start + 1)
             with counted(tokenizer.decoder) as painting:
-                y = tokenizer.decode(tokens, keep=k, generator=source, **decoding)
+                y = tokenizer.decode(tokens, labels_given(used, cond, device), keep=k, generator=source, **decoding)
             judged[k].update(y, cond)
     sampling = sampling_text(generator, tokens, evaluations, **how)
     if decoding:
@@ -98,6 +101,7 @@ def evaluate_generation(
         steps=(decoder_steps or getattr(tokenizer.config, "steps", None)) if decoding else None,
         guidance=guided if decoder_guidance == 1 else f"{guided}, decoder {decoder_guidance:g}",
         seed=seed,
+        label=used,
         note="" if num_classes else "unconditional",
         **(protocol or {}),
     )

@@ -12,6 +12,7 @@ from tok1d.data.images import ImageSet
 from tok1d.data.transforms import without_border
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
+from tok1d.evaluate.labels import label_used, labels_given
 from tok1d.evaluate.metrics import Moments, accuracy, frechet_distance, mse_per_image, psnr_per_image
 from tok1d.evaluate.networks import CNN
 from tok1d.evaluate.report import Record
@@ -28,11 +29,13 @@ def prefix_lengths(length: int) -> list[int]:
 def token_counts(spec: TokenSpec, keep: Sequence[int] = ()) -> list[int]:
     """Numbers of leading tokens to decode: `keep`, or 1, 2, 4, ..., all; of tokens without an order only all.
 
+    Where the decoder is told the class, 0 tokens come first: the image that the class alone gives.
+
     Raises:
         InputError: fewer tokens of a tokenizer that needs all.
     """
     if spec.ordered:
-        return list(keep) or prefix_lengths(spec.length)
+        return list(keep) or [*([0] if spec.needs_label else []), *prefix_lengths(spec.length)]
     if few := [k for k in keep if k != spec.length]:
         raise InputError(f"keep: these tokens have no order, all {spec.length} are needed; received {few[0]}")
     return [spec.length]
@@ -87,6 +90,7 @@ def evaluate_reconstruction(
     seed: int = 0,
     judge: CNN | None = None,
     pad: int = 0,
+    label: str | None = None,
     protocol: dict[str, Any] | None = None,
 ) -> list[Record]:
     """PSNR and squared error per prefix length, and, with a judge, its accuracy and the Fréchet distance.
@@ -96,30 +100,33 @@ def evaluate_reconstruction(
     network evaluations an image took.
 
     Args:
-        keep: prefix lengths (default 1, 2, 4, ..., all; of tokens without an order all).
+        keep: prefix lengths (default: those of `token_counts`).
         solver: of a diffusion decoder (default: its own).
         pad: width of the images' border, in pixels, that nothing of this measures.
+        label: of a tokenizer that wants one, "true" or "null"; default: see `label_used`.
         protocol: what every record states besides (network, reference, weights, weights_hash, ...).
 
     Raises:
-        InputError: prefixes, steps, guidance or a solver that the tokenizer does not have.
+        InputError: prefixes, steps, guidance, a solver or labels that the tokenizer does not have.
     """
     device = next(tokenizer.parameters()).device
     lengths = token_counts(tokenizer.spec, keep)
     options = decoder_options(tokenizer, steps=steps, guidance=guidance, solver=solver)
+    used = label_used(tokenizer, images.num_classes, label)
     psnr, mse = dict.fromkeys(lengths, 0.0), dict.fromkeys(lengths, 0.0)
     judged = {k: Judged(judge, pad) for k in lengths} if judge is not None else {}
     real = Judged(judge, pad) if judge is not None else None
     for start in range(0, len(images), batch_size):
         x, labels = images.batch(range(start, min(start + batch_size, len(images))))
         x, labels = x.to(device), labels.to(device)
-        tokens = tokenizer.encode(x)
+        cond = labels_given(used, labels, device)
+        tokens = tokenizer.encode(x, cond)
         if real is not None:
             real.update(x, labels)
         for k in lengths:
             generator = torch.Generator(device).manual_seed(seed * 1_000_003 + start)
             with counted(tokenizer.decoder) as evaluations:
-                y = tokenizer.decode(tokens, keep=k, generator=generator, **options)
+                y = tokenizer.decode(tokens, cond, keep=k, generator=generator, **options)
             seen = (without_border(y, pad), without_border(x, pad))
             psnr[k] += float(psnr_per_image(*seen).sum())
             mse[k] += float(mse_per_image(*seen).sum())
@@ -132,6 +139,7 @@ def evaluate_reconstruction(
         sampler=f"{options['solver']}, {evaluations.per(len(tokens))} evaluations an image" if options else None,
         steps=(steps or getattr(tokenizer.config, "steps", None)) if options else None,
         guidance=guidance_text(guidance) if options else None,
+        label=used,
         seed=seed,
         **(protocol or {}),
     )

@@ -44,6 +44,7 @@ class Record:
     network: str | None = None  # feature network, name@hash
     reference: str | None = None  # fingerprint of the images or statistics compared with
     crop: str | None = None
+    label: str | None = None  # "true" or "null": the class that a tokenizer which wants one was given
     keep: int | None = None  # tokens decoded
     sampler: str | None = None
     steps: int | None = None
@@ -63,6 +64,8 @@ class Record:
             raise ValueError(f"'{self.name}' is named after another network than its own, {network!r}")
         if self.weights not in ("ema", "raw", None):
             raise ValueError(f"weights is 'ema' or 'raw', found {self.weights!r}")
+        if self.label not in ("true", "null", None):
+            raise ValueError(f"label is 'true' or 'null', found {self.label!r}")
         if self.num_images < 0:
             raise ValueError(f"num_images is a count, found {self.num_images}")
         if self.value is None and not self.note:
@@ -145,6 +148,7 @@ _COLUMNS: dict[str, Callable[[Record], str]] = {
     "metric": lambda r: r.name,
     "value": _value,
     "images": lambda r: str(r.num_images),
+    "label": lambda r: _text(r.label),
     "keep": lambda r: _text(r.keep),
     "sampler": lambda r: _text(r.sampler),
     "steps": lambda r: _text(r.steps),

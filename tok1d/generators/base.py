@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from tok1d.diffusion.guidance import Guidance
-from tok1d.errors import InputError
-from tok1d.nn.embed import LabelEmbed
+from tok1d.nn.embed import class_ids, training_ids
+
+__all__ = ["Generator", "class_ids", "training_ids"]
 
 
 class Generator(Protocol):
@@ -32,31 +33,3 @@ class Generator(Protocol):
     ) -> Tensor:
         """Raw tokens that the tokenizer can decode; `num` for unconditional models."""
         ...
-
-
-def class_ids(table: LabelEmbed, cond: Tensor | None, batch: int, device: torch.device) -> Tensor:
-    """Checked class ids (B,) for sampling; None is the null class.
-
-    Raises:
-        InputError: not (B,) integers, an id out of range, or no null class to stand for None.
-    """
-    if cond is None:
-        if not table.has_null:
-            raise InputError("this model was trained without class dropout: it needs class ids")
-        return torch.full((batch,), table.null, device=device)
-    if table.num_classes == 0:
-        raise InputError("this model is unconditional: it takes no class ids, give num")
-    if cond.dim() != 1 or cond.is_floating_point():
-        raise InputError(f"expected class ids (B,) of integers, got {cond.dtype} of shape {tuple(cond.shape)}")
-    if len(cond) and (int(cond.min()) < 0 or int(cond.max()) >= table.num_classes):
-        raise InputError(f"class ids lie in 0..{table.num_classes - 1}, got {int(cond.min())}..{int(cond.max())}")
-    return cond.to(device)
-
-
-def training_ids(table: LabelEmbed, cond: Tensor | None, batch: int, device: torch.device) -> Tensor:
-    """Class ids (B,) of a training step, some replaced by the null class; checked where that makes nothing wait."""
-    if cond is None or table.num_classes == 0:
-        cond = class_ids(table, None, batch, device)
-    elif cond.device.type == "cpu":  # elsewhere a look at the ids would make the step wait for the device
-        cond = class_ids(table, cond, batch, device)
-    return table.drop(cond)

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from tok1d.errors import InputError
+
 
 class PatchEmbed(nn.Module):
     """Non-overlapping patches through one convolution. (B, C, H, W) -> (B, H/p * W/p, dim), row-major."""
@@ -76,13 +78,14 @@ class LabelEmbed(nn.Module):
     Args:
         num_classes: 0 makes an unconditional table of one (null) row.
         dropout: probability of replacing a label by the null class in training.
+        null_row: whether the null class is there without dropout too.
     """
 
-    def __init__(self, num_classes: int, dim: int, dropout: float) -> None:
+    def __init__(self, num_classes: int, dim: int, dropout: float, *, null_row: bool = False) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.dropout = dropout
-        self.has_null = dropout > 0 or num_classes == 0
+        self.has_null = null_row or dropout > 0 or num_classes == 0
         self.table = nn.Embedding(num_classes + int(self.has_null), dim)
 
     @property
@@ -100,3 +103,31 @@ class LabelEmbed(nn.Module):
     def forward(self, labels: Tensor) -> Tensor:
         """(B,) int64 -> (B, dim)."""
         return self.table(labels)
+
+
+def class_ids(table: LabelEmbed, cond: Tensor | None, batch: int, device: torch.device) -> Tensor:
+    """Checked class ids (B,); None is the null class.
+
+    Raises:
+        InputError: not (B,) integers, an id out of range, or no null class to stand for None.
+    """
+    if cond is None:
+        if not table.has_null:
+            raise InputError("this model was trained without class dropout: it needs class ids")
+        return torch.full((batch,), table.null, device=device)
+    if table.num_classes == 0:
+        raise InputError("this model is unconditional: it takes no class ids, give num")
+    if cond.dim() != 1 or cond.is_floating_point():
+        raise InputError(f"expected class ids (B,) of integers, got {cond.dtype} of shape {tuple(cond.shape)}")
+    if len(cond) and (int(cond.min()) < 0 or int(cond.max()) >= table.num_classes):
+        raise InputError(f"class ids lie in 0..{table.num_classes - 1}, got {int(cond.min())}..{int(cond.max())}")
+    return cond.to(device)
+
+
+def training_ids(table: LabelEmbed, cond: Tensor | None, batch: int, device: torch.device) -> Tensor:
+    """Class ids (B,) of a training step, some replaced by the null class; checked where that makes nothing wait."""
+    if cond is None or table.num_classes == 0:
+        cond = class_ids(table, None, batch, device)
+    elif cond.device.type == "cpu":  # elsewhere a look at the ids would make the step wait for the device
+        cond = class_ids(table, cond, batch, device)
+    return table.drop(cond)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tok1d.nn.attention import Attend, Attention, full, rotary
+from tok1d.nn.attention import Attend, Attention, full, masked, rotary
 from tok1d.nn.block import Block, Mlp
 from tok1d.nn.position import axial_angles, grid_coordinates, mixed_angles, mixed_frequencies, resample_grid
 
@@ -108,21 +108,34 @@ class ViT(nn.Module):
             return mixed_angles(self.freqs, self.heads, x, y)
         return axial_angles(self.head_dim, x, y, self.theta)[None, None]
 
-    def attends(self, grid: tuple[int, int], extra: int) -> list[Attend]:
-        """The attention of every block: rotated where there are rotary positions."""
+    def attends(self, grid: tuple[int, int], extra: int, attend: Attend = full) -> list[Attend]:
+        """The attention of every block: `attend`, rotated where there are rotary positions."""
         depth = len(self.blocks)
         if self.rotation == "none":
-            return [full] * depth
+            return [attend] * depth
         # Angle 0 turns nothing: one rotation of the whole sequence leaves prefix and extra tokens as they are.
         angles = F.pad(self.angles(*grid), (0, 0, self.prefix, extra))
         cos, sin = angles.cos(), angles.sin()
-        return [rotary(cos[i % len(cos)], sin[i % len(sin)]) for i in range(depth)]
+        return [rotary(cos[i % len(cos)], sin[i % len(sin)], attend) for i in range(depth)]
 
-    def forward(self, patches: Tensor, grid: tuple[int, int], extra: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Normalised states of the patches (B, N, dim) of a grid (rows, columns), and of extra tokens (B, L, dim)."""
+    def forward(
+        self,
+        patches: Tensor,
+        grid: tuple[int, int],
+        extra: Tensor | None = None,
+        seen: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Normalised states of the patches (B, N, dim) of a grid (rows, columns), and of extra tokens (B, L, dim).
+
+        Extra tokens where `seen` (B, L) is False are attended to by nobody; for the others it is as if they were not
+        there.
+        """
         num_extra = 0 if extra is None else extra.shape[1]
         x = self.embed(patches, grid, extra)
-        for block, attend in zip(self.blocks, self.attends(grid, num_extra)):
-            x = block(x, attend)
+        attend: Attend = full
+        if seen is not None:
+            attend = masked(F.pad(seen, (x.shape[1] - num_extra, 0), value=True)[:, None, None])
+        for block, look in zip(self.blocks, self.attends(grid, num_extra, attend)):
+            x = block(x, look)
         x = self.norm(x[:, self.prefix :])
         return x[:, : patches.shape[1]], x[:, patches.shape[1] :]

@@ -20,7 +20,8 @@ class TokenSpec:
         dim: numbers D a token has (None for ids).
         vocab_size: size of the vocabulary (None for continuous tokens).
         ordered: whether the first k tokens alone can be decoded.
-        needs_label: whether encoding and decoding want the class.
+        needs_label: whether encoding and decoding want the class; without one (cond=None) they take a null class.
+        num_classes: classes that label is out of (0 where none is wanted).
         deterministic: whether decoding is one pass, which takes neither steps nor guidance nor a solver.
     """
 
@@ -29,6 +30,7 @@ class TokenSpec:
     vocab_size: int | None = None
     ordered: bool = False
     needs_label: bool = False
+    num_classes: int = 0
     deterministic: bool = False
 
 

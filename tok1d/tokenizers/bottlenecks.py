@@ -35,6 +35,8 @@ class VQConfig:
     l2: bool = option(True, "compare and decode on the unit sphere")
     beta: float = option(0.25, "weight of the commitment loss", ge=0)
     entropy: float = option(0.0, "weight of the entropy loss", ge=0)
+    revival: bool = option(False, "in training, entries that are hardly used move to their nearest token")
+    decay: float = option(0.99, "of the running usage that tells which these are", ge=0, lt=1)
 
 
 @dataclass
@@ -57,7 +59,16 @@ def build_bottleneck(config: BottleneckConfig, dim: int, token_dim: int) -> Plai
     if isinstance(config, KLConfig):
         return KL(dim, token_dim, weight=config.weight)
     if isinstance(config, VQConfig):
-        return VQ(dim, token_dim, size=config.size, l2=config.l2, beta=config.beta, entropy=config.entropy)
+        return VQ(
+            dim,
+            token_dim,
+            size=config.size,
+            l2=config.l2,
+            beta=config.beta,
+            entropy=config.entropy,
+            revival=config.revival,
+            decay=config.decay,
+        )
     if isinstance(config, SoftVQConfig):
         return SoftVQ(
             dim,

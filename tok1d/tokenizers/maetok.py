@@ -14,19 +14,27 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tok1d.config import option
-from tok1d.diffusion.guidance import Guidance, as_guidance
+from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import ConfigError, InputError, WeightsError
-from tok1d.nn.embed import PatchEmbed
 from tok1d.tokenizers.auxiliary import AuxiliaryConfig, AuxiliaryDecoder, LatentAlignment, LatentAlignmentConfig
 from tok1d.tokenizers.base import TokenSpec
-from tok1d.tokenizers.bottlenecks import BottleneckConfig, PlainConfig, SoftVQConfig, build_bottleneck
+from tok1d.tokenizers.bottlenecks import BottleneckConfig, PlainConfig, build_bottleneck
 from tok1d.tokenizers.masking import MaskConfig, draw_mask, draw_ratios
+from tok1d.tokenizers.one_pass import (
+    check_images,
+    check_parts,
+    checked_tokens,
+    height_and_width,
+    pixel_error,
+    refuse_sampling,
+    to_images,
+)
 from tok1d.tokenizers.pixel_decoder import PixelDecoder
+from tok1d.tokenizers.pixel_encoder import PixelEncoder
 from tok1d.tokenizers.prefix import resolve_keep
-from tok1d.tokenizers.vit import ViTConfig, build_vit
+from tok1d.tokenizers.vit import ViTConfig
 
 
 @dataclass
@@ -71,18 +79,10 @@ class MAETokConfig:
 
     def check(self) -> None:
         """Contradictions between the fields."""
-        for part, net in (("encoder", self.encoder), ("decoder", self.decoder)):
-            if self.image_size % net.patch:
-                raise ConfigError(f"{part}.patch: {net.patch} does not divide image_size {self.image_size}")
+        check_parts(self.image_size, self.encoder, self.decoder, self.head, self.bottleneck, self.length)
         patch = self.decoder.patch
         if not self.num_tokens and patch != self.encoder.patch:
             raise ConfigError(f"decoder.patch: num_tokens=0 needs the encoder's {self.encoder.patch}, received {patch}")
-        if self.head == "conv" and (patch < 2 or patch & (patch - 1)):
-            raise ConfigError(f"decoder.patch: head=conv doubles its way up, expected 2, 4, 8, ..., received {patch}")
-        if isinstance(self.bottleneck, SoftVQConfig) and self.length % self.bottleneck.num_codebooks:
-            raise ConfigError(
-                f"bottleneck.num_codebooks: {self.bottleneck.num_codebooks} does not divide {self.length} tokens"
-            )
         self._check_masking()
 
     def _check_masking(self) -> None:
@@ -100,35 +100,6 @@ class MAETokConfig:
             raise ConfigError("finetune.ratio: a model trained with mask.high=0 has no mask token, expected 0")
 
 
-class MaskedEncoder(nn.Module):
-    """[prefix, patches, queries] -> ViT -> the queries' states, or the patches' with `num_tokens` 0."""
-
-    def __init__(self, config: ViTConfig, image_size: int, channels: int, num_tokens: int, *, masked: bool) -> None:
-        super().__init__()
-        dim = config.dim
-        self.patch_embed = PatchEmbed(config.patch, channels, dim)
-        self.mask_token = nn.Parameter(0.02 * torch.randn(1, 1, dim)) if masked else None
-        self.vit = build_vit(config, image_size // config.patch)
-        self.queries = self.query_positions = None
-        if num_tokens:
-            self.queries = nn.Parameter(0.02 * torch.randn(1, num_tokens, dim))
-            self.query_positions = nn.Parameter(torch.zeros(1, num_tokens, dim))
-            nn.init.trunc_normal_(self.query_positions, std=0.02)
-
-    def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) in [-1, 1] -> (B, L, dim); patches where the mask (B, N) is True are not seen."""
-        patch, queries = self.patch_embed.patch, None
-        x = self.patch_embed(images)
-        if mask is not None:
-            assert self.mask_token is not None, "a mask for an encoder without a mask token"
-            # Before positions: the encoder knows where it does not see.
-            x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
-        if self.queries is not None and self.query_positions is not None:
-            queries = (self.queries + self.query_positions).expand(len(x), -1, -1)
-        patches, tokens = self.vit(x, (images.shape[-2] // patch, images.shape[-1] // patch), queries)
-        return patches if queries is None else tokens
-
-
 class MAETok(nn.Module):
     """The tokenizer; see the module's text. Images (B, C, H, W) in [0, 1], tokens (B, L, C), with VQ ids (B, L)."""
 
@@ -136,7 +107,7 @@ class MAETok(nn.Module):
         super().__init__()
         self.config = config
         tokens = {"num_tokens": config.num_tokens, "token_dim": config.token_dim}
-        self.encoder = MaskedEncoder(
+        self.encoder = PixelEncoder(
             config.encoder, config.image_size, config.channels, config.num_tokens, masked=config.mask.high > 0
         )
         self.bottleneck = build_bottleneck(config.bottleneck, config.encoder.dim, config.token_dim)
@@ -201,19 +172,13 @@ class MAETok(nn.Module):
             InputError: fewer tokens, steps or guidance (there is nothing to step or guide), tokens of another shape,
                 ids outside the vocabulary, a size that the patches do not divide.
         """
-        size = self.config.image_size if size is None else size
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = height_and_width(size, self.config.image_size)
         tokens = self._checked(tokens, height, width)
         length = tokens.shape[1]
-        if steps is not None:
-            raise InputError(f"steps: this decoder is one pass, expected none, got {steps}")
-        guide = as_guidance(guidance)
-        if guide.scale != 1 or guide.weak_model is not None:
-            raise InputError(f"guidance: this decoder is deterministic, expected 1, got {guide.scale}")
+        refuse_sampling(steps, guidance)
         if keep is not None and int(resolve_keep(keep, len(tokens), length, tokens.device).min()) < length:
             raise InputError(f"keep: these tokens are not ordered, so all {length} are needed, got {keep}")
-        images = self.decoder.paint(self.bottleneck.embed(tokens), (height, width))
-        return ((images + 1) / 2).clamp(0, 1)
+        return to_images(self.decoder.paint(self.bottleneck.embed(tokens), (height, width)))
 
     def losses(self, batch: Any, progress: float) -> dict[str, Tensor]:
         """The losses of a batch (images, labels) or (images, labels, captions); see `reconstruct`."""
@@ -240,8 +205,8 @@ class MAETok(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             latents, terms = self.bottleneck(self.encoder(2 * images - 1, mask))
         painted = self.decoder.paint(latents, (images.shape[-2], images.shape[-1]))
-        error = F.mse_loss if self.config.reconstruction == "mse" else F.l1_loss
-        terms = {"loss_reconstruction": error(painted, 2 * images - 1), **({} if self.frozen else terms)}
+        error = pixel_error(self.config.reconstruction, painted, images)
+        terms = {"loss_reconstruction": error, **({} if self.frozen else terms)}
         terms |= self._feature_terms(images, latents, mask, batch[2] if len(batch) > 2 else None)
         if mask is not None:
             terms["mask_ratio"] = mask.float().mean()
@@ -296,28 +261,17 @@ class MAETok(nn.Module):
         self.load_state_dict({name: theirs[name] for name in self.state_dict()})
 
     def _check_images(self, images: Tensor) -> None:
-        channels, patch = self.config.channels, self.config.encoder.patch
-        if images.dim() != 4 or images.shape[1] != channels:
-            raise InputError(f"expected images of shape (B, {channels}, H, W), got {tuple(images.shape)}")
-        height, width = images.shape[-2:]
-        if min(height, width) < 1 or height % patch or width % patch:
-            raise InputError(
-                f"image size: expected a height and a width that are multiples of {patch} (the encoder's patches; the "
-                f"model's own size is {self.config.image_size}), got {height}x{width}"
-            )
+        config = self.config
+        check_images(images, channels=config.channels, patch=config.encoder.patch, image_size=config.image_size)
 
     def _checked(self, tokens: Tensor, height: int, width: int) -> Tensor:
         """Tokens in the precision of the weights, or ids; as many as images of that size have."""
-        patch, dim, vocab = self.config.encoder.patch, self.config.token_dim, self.spec.vocab_size
-        length = self.config.num_tokens or height // patch * (width // patch)
-        expected = f"(B, {length})" if vocab else f"(B, {length}, {dim})"
-        fits = tokens.shape[1:] == ((length,) if vocab else (length, dim)) and tokens.is_floating_point() != bool(vocab)
-        if not fits:
-            kind, found = "ids" if vocab else "tokens", f"{tuple(tokens.shape)} of {tokens.dtype}"
-            raise InputError(f"expected {kind} of shape {expected} for {height}x{width} pixels, got {found}")
-        if not vocab:
-            return tokens.to(self.decoder.token_embed.weight.dtype)
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= vocab:
-            raise InputError(f"expected ids in 0..{vocab - 1}, got {low if low < 0 else high}")
-        return tokens.long()
+        patch = self.config.encoder.patch
+        return checked_tokens(
+            tokens,
+            self.config.num_tokens or height // patch * (width // patch),
+            dim=self.config.token_dim,
+            vocab_size=self.spec.vocab_size,
+            dtype=self.decoder.token_embed.weight.dtype,
+            where=f" for {height}x{width} pixels",
+        )

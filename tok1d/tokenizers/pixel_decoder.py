@@ -38,13 +38,25 @@ class TokenDecoder(nn.Module):
             self.token_positions = nn.Parameter(torch.zeros(1, num_tokens, config.dim))
             nn.init.trunc_normal_(self.token_positions, std=0.02)
 
-    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """(B, L, C) and the patches' (rows, columns) -> (B, rows * columns, dim)."""
+    def forward(
+        self, tokens: Tensor, grid: tuple[int, int], *, cond: Tensor | None = None, seen: Tensor | None = None
+    ) -> Tensor:
+        """(B, L, C), or the first tokens of those, and the patches' (rows, columns) -> (B, rows * columns, dim).
+
+        Args:
+            cond: (B, n, dim), further tokens that stand between the mask tokens and these.
+            seen: (B, L) bool, tokens where it is False are not attended to.
+        """
         states = self.token_embed(tokens)
         if not self.num_tokens:
+            assert cond is None and seen is None, "tokens that stand in the patches' places are all there is"
             return self.vit(states, grid)[0]
         masks = self.mask_token.expand(len(tokens), grid[0] * grid[1], -1)
-        return self.vit(masks, grid, states + self.token_positions)[0]
+        states = states + self.token_positions[:, : tokens.shape[1]]
+        if cond is not None:
+            states = torch.cat([cond, states], dim=1)
+            seen = None if seen is None else F.pad(seen, (cond.shape[1], 0), value=True)
+        return self.vit(masks, grid, states, seen)[0]
 
 
 class LinearHead(nn.Module):
@@ -109,8 +121,10 @@ class PixelDecoder(TokenDecoder):
         """The weight of the last layer, at which adversarial and other gradients are compared (VQGAN)."""
         return self.head.last_weight
 
-    def paint(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B, L, C) -> (B, channels, H, W) for a size (H, W) that the patches divide.
+    def paint(
+        self, tokens: Tensor, size: tuple[int, int], *, cond: Tensor | None = None, seen: Tensor | None = None
+    ) -> Tensor:
+        """(B, L, C) -> (B, channels, H, W) for a size (H, W) that the patches divide; see `TokenDecoder.forward`.
 
         Raises:
             InputError: a size that they do not.
@@ -122,4 +136,4 @@ class PixelDecoder(TokenDecoder):
                 f"patches), got {height}x{width}"
             )
         grid = (height // self.patch, width // self.patch)
-        return self.head(self(tokens, grid), grid)
+        return self.head(self(tokens, grid, cond=cond, seen=seen), grid)

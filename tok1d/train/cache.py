@@ -21,6 +21,7 @@ from tok1d.data.token_writer import TokenWriter, free_bytes, show_bytes
 from tok1d.data.tokens import Layout, TokenCache
 from tok1d.data.transforms import Crop
 from tok1d.errors import ConfigError
+from tok1d.evaluate.labels import label_used, labels_given
 from tok1d.zoo import store
 
 ROWS_PER_SHARD = 65536
@@ -53,10 +54,14 @@ def parse_part(text: str) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def encode_batch(tokenizer: Any, images: Tensor, labels: Tensor, length: int) -> Tensor:
-    """The first `length` tokens (B, K, D) or (B, K) of images (B, C, H, W), in float32 whatever autocast is on."""
+def encode_batch(tokenizer: Any, images: Tensor, labels: Tensor, length: int, *, label: str | None = "true") -> Tensor:
+    """The first `length` tokens (B, K, D) or (B, K) of images (B, C, H, W), in float32 whatever autocast is on.
+
+    Args:
+        label: as `label_used` gives it; "true" hands the labels to a tokenizer that wants them.
+    """
     device = next(tokenizer.parameters()).device
-    cond = labels.to(device) if tokenizer.spec.needs_label else None
+    cond = labels_given(label, labels, device) if tokenizer.spec.needs_label else None
     with torch.autocast(device.type, enabled=False):
         return tokenizer.encode(images.to(device), cond)[:, :length]
 
@@ -141,6 +146,7 @@ def encode_images(
     layout = cache_layout(
         tokenizer.eval().spec, views, num_tokens=num_tokens, dtype=dtype, rows_per_shard=rows_per_shard
     )
+    used = label_used(tokenizer, images.num_classes)
     meta = {
         "tokenizer_fingerprint": store.fingerprint(tokenizer),
         "data_fingerprint": images.fingerprint(),
@@ -148,6 +154,7 @@ def encode_images(
         "views": views,
         "keep": layout.num_tokens,
         "num_classes": images.num_classes,
+        **({"label": used} if used is not None else {}),
         **({"seed": seed} if images.transform.crop == "random" else {}),
     }
     writer = TokenWriter(folder, layout, len(images) * views, meta=meta, part=part, overwrite=overwrite)
@@ -162,7 +169,7 @@ def encode_images(
     bar = tqdm(total=writer.num_rows, initial=writer.rows_done, disable=quiet, unit="row", desc=name)
     with bar, closing(prefetch(batches())) as ahead:
         for x, labels in ahead:
-            writer.write(encode_batch(tokenizer, x, labels, layout.num_tokens), labels)
+            writer.write(encode_batch(tokenizer, x, labels, layout.num_tokens, label=used), labels)
             bar.update(len(labels))
     tell_broken(images)
     return TokenCache(folder) if writer.close() else None

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tok1d.tokenizers.auxiliary import AuxiliaryDecoder
 from tok1d.tokenizers.maetok import MAETok
+from tok1d.tokenizers.smap import SMAP
 
 Batch = tuple[Tensor, Tensor]
 
@@ -150,6 +151,10 @@ def use_stand_ins(model: Any) -> None:
         space.encode = encode
     if isinstance(model, MAETok):
         return _stand_in_teachers(model)
+    if isinstance(model, SMAP):  # as if no tail were dropped: the most a step can take, whatever would be drawn
+        length = model.spec.length
+        setattr(model, "training_keep", lambda images: length)  # noqa: B010 (mypy knows no assignment to a method)
+        return None
     alignment = getattr(model.config, "alignment", None)
     if alignment is not None and alignment.teacher:
         patch = re.search(r"patch(\d+)", alignment.teacher)

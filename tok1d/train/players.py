@@ -131,12 +131,13 @@ class _Losses(nn.Module):
 class _Buffers:
     """Running statistics change in the forward pass; this undoes what steps that do not count did to them.
 
-    Without waiting for the device, and without a copy of those that never change (tables).
+    So do the parameters that a module names in `moving` (a codebook whose unused entries are revived). Without waiting
+    for the device, and without a copy of buffers that never change (tables).
     """
 
     def __init__(self, module: nn.Module) -> None:
-        places = [(part, name) for part in module.modules() for name in part._buffers]
-        self.places = [(part, name) for part, name in places if part._buffers[name] is not None]
+        places = [(part, name) for part in module.modules() for name in (*part._buffers, *getattr(part, "moving", ()))]
+        self.places = [(part, name) for part, name in places if getattr(part, name) is not None]
         self.seen = [self._now(i) for i in range(len(self.places))]
         self.versions = [buffer._version for buffer in self.seen]
         self.kept = [buffer.clone() for buffer in self.seen]
@@ -147,7 +148,7 @@ class _Buffers:
 
     @torch.no_grad()
     def settle(self, halted: Tensor) -> None:
-        """Put back what the buffers were at the last call where `halted` is true; else keep what they are now."""
+        """Put back what they were at the last call where `halted` is true; else keep what they are now."""
         for i, kept in enumerate(self.kept):
             now = self._now(i)
             if now is self.seen[i] and now._version == self.versions[i]:

@@ -15,6 +15,7 @@ from tok1d.data.images import ArrayImages, ImageSet, open_images
 from tok1d.data.order import batch_indices
 from tok1d.data.tokens import INDEX, TokenCache
 from tok1d.errors import ConfigError, DataError, WeightsError
+from tok1d.evaluate.labels import label_used, labels_given
 from tok1d.generators.sequence import SequenceModel
 from tok1d.pictures import grid, save_png
 from tok1d.tokenizers.base import TokenSpec
@@ -74,8 +75,20 @@ def build_task(recipe: Recipe) -> Task:
     players = build_players(recipe, model, resumed=resumes(recipe))
     images = open_split(recipe, "train", augment=True)
     tell_broken(images)
+    check_classes(model, images.num_classes)
     preview = _reconstruction_preview(recipe) if recipe.kind == "tokenizer" else None
     return Task(model, image_batches(recipe, images), preview, players)
+
+
+def check_classes(model: Any, num_classes: int) -> None:
+    """Refuse images of another number of classes than a tokenizer that is told the class knows.
+
+    Raises:
+        ConfigError: there are more or fewer.
+    """
+    known = getattr(getattr(model, "spec", None), "num_classes", 0)
+    if known and known != num_classes:
+        raise ConfigError(f"model.num_classes: the data have {num_classes} classes, received {known}")
 
 
 def resumes(recipe: Recipe) -> bool:
@@ -122,10 +135,11 @@ def _reconstruction_preview(recipe: Recipe) -> Any:
     def preview(model: nn.Module, path: Path) -> None:
         from tok1d.evaluate.reconstruction import token_counts
 
-        x, _ = open_split(recipe, "test").batch(range(10))
-        x = x.to(next(model.parameters()).device)
-        tokens = model.encode(x)  # type: ignore[operator]
-        rows = [model.decode(tokens, keep=k) for k in token_counts(model.spec)]  # type: ignore
+        test, device = open_split(recipe, "test"), next(model.parameters()).device
+        x, labels = test.batch(range(10))
+        x, cond = x.to(device), labels_given(label_used(model, test.num_classes), labels, device)
+        tokens = model.encode(x, cond)  # type: ignore[operator]
+        rows = [model.decode(tokens, cond, keep=k) for k in token_counts(model.spec)]  # type: ignore
         save_png(grid(torch.cat([x, *rows]), len(x), zoom=2), path)
 
     return preview
@@ -179,7 +193,8 @@ def _generator_task(recipe: Recipe) -> Task:
         device = next(model.parameters()).device
         labels = torch.arange(10, device=device) % max(config.num_classes, 1)
         cond = {"cond": labels} if config.num_classes else {"num": 10}
-        images = tokenizer.to(device).decode(model.sample(**cond))  # type: ignore[operator]
+        told = labels_given(label_used(tokenizer, config.num_classes), labels, device)
+        images = tokenizer.to(device).decode(model.sample(**cond), told)  # type: ignore[operator]
         save_png(grid(images, 10, zoom=2), path)
 
     model = store.build_model(config)
@@ -228,10 +243,10 @@ def _encoded(recipe: Recipe, tokenizer: Any, length: int) -> tuple[BatchFunction
     """Batches of tokens (B, length, D) or ids encoded as they are needed, and the number of classes."""
     images, frozen = open_split(recipe, "train", augment=True), tokenizer.to(process_device())
     tell_broken(images)
-    read = image_batches(recipe, images)
+    read, used = image_batches(recipe, images), label_used(tokenizer, images.num_classes)
 
     def batch(micro_step: int, rank: int, world: int) -> Batch:
         x, labels = read(micro_step, rank, world)
-        return encode_batch(frozen, x, labels, length), labels
+        return encode_batch(frozen, x, labels, length, label=used), labels
 
     return batch, images.num_classes

@@ -28,6 +28,7 @@ CLASSES = {
     "semanticist": "Semanticist",
     "epsilon_llamagen": "EpsilonLlamaGen",
     "maetok": "MAETok",
+    "smap": "SMAP",
     "sit": "SiT",
     "dit": "DiT",
     "lightningdit": "LightningDiT",

@@ -1,0 +1,174 @@
+"""Tokenizers that want the class get it on both sides, wherever they encode and decode; records say which it was."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from tok1d import apply, cli
+from tok1d.config import load_recipe, to_yaml
+from tok1d.data.images import open_images
+from tok1d.errors import ConfigError, InputError
+from tok1d.evaluate.generation import evaluate_generation
+from tok1d.evaluate.labels import label_used, labels_given
+from tok1d.evaluate.reconstruction import evaluate_reconstruction, token_counts
+from tok1d.evaluate.report import Record
+from tok1d.tokenizers.base import TokenSpec
+from tok1d.train.cache import encode_images
+from tok1d.train.loop import fit
+from tok1d.train.tasks import build_task, open_split
+from tok1d.zoo import store
+from tok1d.zoo.card import Card
+
+Tiny = Callable[..., str]
+SIT = "{name: sit, num_tokens: 4, token_dim: 4, num_classes: 10, dim: 16, depth: 1, heads: 2, steps: 2}"
+
+
+def random_model(recipe: str, *overrides: str) -> Any:
+    torch.manual_seed(0)
+    model = store.build_model(load_recipe(recipe, overrides).model).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.fixture
+def smap(tiny: Tiny) -> Any:
+    """A tokenizer that notes the labels that its two sides are given."""
+    model = random_model(tiny("smap"))
+    model.told = {"encode": [], "decode": []}
+    for name, told in model.told.items():
+        function = getattr(model, name)
+
+        def noted(x: Tensor, cond: Tensor | None = None, *, call: Any = function, to: Any = told, **how: Any) -> Tensor:
+            to.append(None if cond is None else cond.tolist())
+            return call(x, cond, **how)
+
+        setattr(model, name, noted)
+    return model
+
+
+@pytest.fixture
+def images(fashion: None) -> Any:
+    return open_images("fashion_mnist", "test", image_size=32, channels=1, pad=2, limit=6)
+
+
+def test_whose_label_is_used() -> None:
+    wanting, knowing, free = (
+        SimpleNamespace(spec=TokenSpec(4, 4, **keys))  # type: ignore[arg-type]
+        for keys in ({"needs_label": True}, {"needs_label": True, "num_classes": 10}, {})
+    )
+    assert label_used(free, 10) is None
+    assert label_used(wanting, 10) == label_used(wanting, 3) == label_used(knowing, 10) == "true"
+    assert label_used(knowing, 3) == label_used(knowing, 0) == label_used(wanting, 0) == "null"
+    assert label_used(knowing, 10, "null") == "null" and label_used(knowing, 10, "true") == "true"
+    with pytest.raises(InputError, match=r"^label: expected images of the tokenizer's 10 classes, these have 3; use n"):
+        label_used(knowing, 3, "true")
+    with pytest.raises(InputError, match=r"^label: this tokenizer reads no label"):
+        label_used(free, 10, "null")
+    labels = torch.tensor([1, 2])
+    assert labels_given("null", labels, labels.device) is labels_given(None, labels, labels.device) is None
+    assert torch.equal(labels_given("true", labels, labels.device), labels)  # type: ignore[arg-type]
+
+
+def test_sweeps_begin_with_the_class_alone() -> None:
+    assert token_counts(TokenSpec(6, 2, ordered=True, needs_label=True)) == [0, 1, 2, 4, 6]
+    assert token_counts(TokenSpec(6, 2, ordered=True)) == [1, 2, 4, 6]
+
+
+@pytest.mark.parametrize("label", [None, "true", "null"])
+def test_reconstructions_are_told_and_recorded(smap: Any, images: Any, label: str | None) -> None:
+    records = evaluate_reconstruction(smap, images, label=label, batch_size=4)
+    given = [[0, 1, 2, 3], [4, 5]] if label != "null" else [None, None]
+    lengths = 4  # 0, 1, 2, 4
+    assert smap.told["encode"] == given
+    assert smap.told["decode"] == [each for each in given for _ in range(lengths)]
+    assert {record.label for record in records} == {label or "true"}
+    assert [record.keep for record in records if record.name == "psnr"] == [0, 1, 2, 4]
+
+
+def test_records_know_two_labels() -> None:
+    assert Record(name="mse", value=0.0, num_images=1, label="null").to_json()["label"] == "null"
+    with pytest.raises(ValueError, match="label is 'true' or 'null'"):
+        Record(name="mse", value=0.0, num_images=1, label="false")
+
+
+def test_samples_are_decoded_with_their_class(smap: Any, tiny: Tiny, images: Any, tmp_path: Path) -> None:
+    generator = random_model(tiny("sit", tokenizer="x"), f"model={SIT}")
+    judge = random_model(tiny("classifier"))
+    records = evaluate_generation(generator, smap, images, judge, num=12, keep=[0, 4], batch_size=8, pad=2)
+    assert smap.told["decode"] == [*2 * [[0, 1, 2, 3, 4, 5, 6, 7]], *2 * [[8, 9, 0, 1]]]
+    assert {record.label for record in records} == {"true"}
+    smap.told["decode"].clear()
+    free = evaluate_generation(generator, smap, images, judge, num=4, unconditional=True, batch_size=8, pad=2)
+    assert smap.told["decode"] == [None] and {record.label for record in free} == {"null"}
+    smap.told["decode"].clear()
+    apply.generate(generator, smap, tmp_path, classes=[7, 2], num=2, prefixes=[0, 2])
+    assert smap.told["decode"] == 3 * [[7, 7, 2, 2]]
+
+
+def test_previews_and_caches_are_told(smap: Any, tiny: Tiny, fashion: None, tmp_path: Path) -> None:
+    recipe = load_recipe(tiny("smap"))
+    task = build_task(recipe)
+    assert task.preview is not None
+    task.preview(smap, tmp_path / "preview.png")
+    assert smap.told["encode"] == [list(range(10))] and smap.told["decode"] == 4 * [list(range(10))]
+    smap.told["encode"].clear()
+    split = open_split(recipe, "train")
+    cache = encode_images(smap, split, tmp_path / "cache", quiet=True)
+    assert cache is not None and cache.meta["label"] == "true"
+    assert [label for part in smap.told["encode"] for label in part] == split.labels.tolist()
+    tokens = cache.batch(range(64))[0]
+    torch.testing.assert_close(tokens, smap.encode(*split.batch(range(64))))
+
+
+def test_generators_preview_with_the_class(tiny: Tiny, fashion: None, tmp_path: Path) -> None:
+    recipe = load_recipe(tiny("smap"))
+    store.save_model(random_model(tiny("smap")), tmp_path / "tokenizer", Card(recipe=to_yaml(recipe)))
+    overrides = [f"model={SIT}", f"tokenizer={tmp_path / 'tokenizer'}", f"out={tmp_path / 'run'}"]
+    for cache in ("cache=null", "cache=none"):
+        wanted = load_recipe(tiny("sit"), [*overrides, cache])
+        task = build_task(wanted)
+        assert task.preview is not None
+        task.preview(task.model.eval(), tmp_path / "preview.png")
+        assert (tmp_path / "preview.png").exists()
+        assert task.batch(0, 0, 1)[0].shape == (8, 4, 4)
+
+
+def test_a_person_s_own_images_have_the_null_class(
+    smap: Any, tiny: Tiny, fashion: None, tmp_path: Path, capsys: Any
+) -> None:
+    model = random_model(tiny("smap"))
+    store.save_model(model, tmp_path / "model", Card())
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "own.png")
+    for source, label, expected in (
+        ("own.png", [], "null"),
+        ("fashion_mnist", [], "true"),
+        ("fashion_mnist", ["--label", "null"], "null"),
+    ):
+        path = source if source == "fashion_mnist" else str(tmp_path / source)
+        out = str(tmp_path / f"{expected}{source}")
+        assert cli.run(["reconstruct", str(tmp_path / "model"), path, "--out", out, "--overwrite", *label]) == 0
+        text = capsys.readouterr().out
+        assert f"label given to encoder and decoder: {expected}" in text and "keep    0 of 4: PSNR" in text
+    command = ["reconstruct", str(tmp_path / "model"), str(tmp_path / "own.png"), "--out", str(tmp_path / "no")]
+    assert cli.run([*command, "--label", "true"]) == 2
+    assert "label: expected images of the tokenizer's 10 classes, these have 1; use null" in capsys.readouterr().err
+    assert cli.run([*command, "--label", "maybe"]) == 2
+    assert "--label: expected true or null, received 'maybe'" in capsys.readouterr().err
+
+
+def test_a_tokenizer_learns_from_its_own_number_of_classes(tiny: Tiny, fashion: None, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^model\.num_classes: the data have 10 classes, received 12$"):
+        build_task(load_recipe(tiny("smap"), ["model.num_classes=12"]))
+    build_task(load_recipe(tiny("smap"), ["model.num_classes=12", "model.use_condition=false"]))
+    for overrides in ([], ["model.bottleneck={name: vq, size: 16}", "model.tail_drop.keep_per=sample"]):
+        recipe, out = load_recipe(tiny("smap"), overrides), tmp_path / str(len(overrides))
+        out.mkdir()
+        assert fit(recipe, build_task(recipe), out, quiet=True).finished

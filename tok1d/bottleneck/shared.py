@@ -1,0 +1,57 @@
+"""What bottlenecks share: arithmetic that autocast leaves alone, and statistics over all processes of a training."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, distributed
+
+
+def full_precision(x: Tensor) -> AbstractContextManager:
+    """A block in which autocast does nothing on the device of `x`: distances are differences of large numbers."""
+    if x.device.type == "meta":  # which autocast does not know
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def num_processes() -> int:
+    """Processes that train together; 1 without torch.distributed."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def count_codes(ids: Tensor, size: int, *, shared: bool) -> Tensor:
+    """How often each of `size` codes occurs in ids of any shape, (size,) float32.
+
+    Args:
+        shared: over the batches of all processes, every one of which has to call.
+    """
+    # No unique or bincount: they wait for the device.
+    flat = ids.flatten()
+    counts = torch.zeros(size, device=ids.device).index_add_(0, flat, torch.ones(flat.shape, device=ids.device))
+    if shared and num_processes() > 1:
+        distributed.all_reduce(counts)
+    return counts
+
+
+def code_statistics(counts: Tensor) -> dict[str, Tensor]:
+    """ "codes_used", the share of codes that occur, and "perplexity", exp of the entropy of how often they do."""
+    p = counts / counts.sum()
+    return {"codes_used": (counts > 0).float().mean(), "perplexity": torch.special.entr(p).sum().exp()}
+
+
+def nearest_rows(z: Tensor, distances: Tensor) -> Tensor:
+    """For every code the nearest token of all processes' batches: tokens (n, C), distances (n, K) -> (K, C).
+
+    Processes exchange a candidate a code, not their distances.
+    """
+    least, index = distances.min(0)
+    rows, world = z[index], num_processes()
+    if world == 1:
+        return rows
+    every_least = [torch.empty_like(least) for _ in range(world)]
+    every_row = [torch.empty_like(rows) for _ in range(world)]
+    distributed.all_gather(every_least, least.contiguous())
+    distributed.all_gather(every_row, rows.contiguous())
+    first = torch.stack(every_least).argmin(0)
+    return torch.stack(every_row)[first, torch.arange(len(first), device=first.device)]
