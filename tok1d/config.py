@@ -21,6 +21,7 @@ MODEL_CONFIGS: dict[str, tuple[str, str]] = {
     "semanticist": ("tok1d.tokenizers.semanticist", "SemanticistConfig"),
     "epsilon_llamagen": ("tok1d.generators.autoregressive", "EpsilonLlamaGenConfig"),
     "maetok": ("tok1d.tokenizers.maetok", "MAETokConfig"),
+    "card": ("tok1d.generators.card", "CARDConfig"),
     "sit": ("tok1d.generators.sit", "SiTConfig"),
     "dit": ("tok1d.generators.sit", "DiTConfig"),
     "lightningdit": ("tok1d.generators.lightningdit", "LightningDiTConfig"),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
-from tok1d.nn.embed import LabelEmbed
+from tok1d.nn.embed import ClassLabels
 
 
 class Generator(Protocol):
@@ -34,7 +34,7 @@ class Generator(Protocol):
         ...
 
 
-def class_ids(table: LabelEmbed, cond: Tensor | None, batch: int, device: torch.device) -> Tensor:
+def class_ids(table: ClassLabels, cond: Tensor | None, batch: int, device: torch.device) -> Tensor:
     """Checked class ids (B,) for sampling; None is the null class.
 
     Raises:
@@ -53,7 +53,7 @@ def class_ids(table: LabelEmbed, cond: Tensor | None, batch: int, device: torch.
     return cond.to(device)
 
 
-def training_ids(table: LabelEmbed, cond: Tensor | None, batch: int, device: torch.device) -> Tensor:
+def training_ids(table: ClassLabels, cond: Tensor | None, batch: int, device: torch.device) -> Tensor:
     """Class ids (B,) of a training step, some replaced by the null class; checked where that makes nothing wait."""
     if cond is None or table.num_classes == 0:
         cond = class_ids(table, None, batch, device)

@@ -70,20 +70,18 @@ class TimeEmbed(nn.Module):
         return self.fc2(nn.functional.silu(self.fc1(waves)))
 
 
-class LabelEmbed(nn.Module):
-    """A table of class vectors; with `dropout` > 0 it has one more row, the null class, for guidance.
+class ClassLabels(nn.Module):
+    """Class ids 0..num_classes - 1 and, with `dropout` > 0 or without classes, the null class after them, for guidance.
 
     Args:
-        num_classes: 0 makes an unconditional table of one (null) row.
         dropout: probability of replacing a label by the null class in training.
     """
 
-    def __init__(self, num_classes: int, dim: int, dropout: float) -> None:
+    def __init__(self, num_classes: int, dropout: float) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.dropout = dropout
         self.has_null = dropout > 0 or num_classes == 0
-        self.table = nn.Embedding(num_classes + int(self.has_null), dim)
 
     @property
     def null(self) -> int:
@@ -96,6 +94,18 @@ class LabelEmbed(nn.Module):
             return labels
         draws = torch.rand(labels.shape, device=labels.device) if draws is None else draws
         return torch.where(draws < self.dropout, self.null, labels)
+
+
+class LabelEmbed(ClassLabels):
+    """A table of class vectors; with `dropout` > 0 it has one more row, the null class.
+
+    Args:
+        num_classes: 0 makes an unconditional table of one (null) row.
+    """
+
+    def __init__(self, num_classes: int, dim: int, dropout: float) -> None:
+        super().__init__(num_classes, dropout)
+        self.table = nn.Embedding(num_classes + int(self.has_null), dim)
 
     def forward(self, labels: Tensor) -> Tensor:
         """(B,) int64 -> (B, dim)."""

@@ -28,6 +28,7 @@ CLASSES = {
     "semanticist": "Semanticist",
     "epsilon_llamagen": "EpsilonLlamaGen",
     "maetok": "MAETok",
+    "card": "CARD",
     "sit": "SiT",
     "dit": "DiT",
     "lightningdit": "LightningDiT",
