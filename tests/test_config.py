@@ -348,7 +348,7 @@ def test_field_rows(minimal):
         ("data.limit=0", "data.limit: expected int >= 1 or null, received 0"),
         ("train.steps=???", "train.steps: required; expected int >= 1, set it with train.steps=VALUE"),
         ("model.name=toi", "received 'toi'; did you mean toy?"),
-        ("model.name=null", "model.name: expected cnn or"),
+        ("model.name=null", "model.name: expected card or cnn or"),
         ("seed=${train.step}", "seed: expected ${KEY} of a key written"),
         ("seed=${", "seed: expected ${KEY} of a key written"),
     ],
@@ -451,7 +451,7 @@ def test_build_config_checks_and_does_not_interpolate():
     assert build_config(Encoder, {"dropout": 0}) == Encoder(dropout=0.0)
     assert error_of(build_config, Encoder, {"widht": 3}).startswith("widht: unknown key; did you mean width?")
     assert error_of(build_config, Encoder, [3]).startswith("recipe: expected mapping of keys")
-    assert "model.name: expected cnn or" in error_of(build_model_config, {})
+    assert "model.name: expected card or cnn or" in error_of(build_model_config, {})
 
 
 def keys_of(cls: type, prefix: str = "") -> list[str]:

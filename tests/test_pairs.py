@@ -38,6 +38,10 @@ CONTINUOUS = [name for name in TOKENIZERS if name.split()[-1] != "vq"]
 SIZES = "num_tokens: 4, token_dim: 4, num_classes: 10, dim: 16, heads: 2"
 GENERATORS = {
     "epsilon_llamagen": f"{{name: epsilon_llamagen, {SIZES}, depth: 1, head: {{width: 16, depth: 1, steps: 2}}}}",
+    "card": (
+        f"{{name: card, {SIZES}, depth: 1, class_source: independent, class_dim: 8, "
+        "head: {width: 16, depth: 1, steps: 2}}"
+    ),
     "sit": f"{{name: sit, {SIZES}, depth: 1, steps: 2}}",
     "dit": f"{{name: dit, {SIZES}, depth: 1, steps: 2}}",
     "lightningdit": f"{{name: lightningdit, {SIZES}, depth: 1, steps: 2}}",
@@ -120,7 +124,7 @@ def test_continuous_tokens_are_refused_by_generators_of_ids() -> None:
         check_tokens(generator, TokenSpec(4, None, vocab_size=32), 4)
 
 
-@pytest.mark.parametrize("generator", ["epsilon_llamagen", "sit"])
+@pytest.mark.parametrize("generator", ["epsilon_llamagen", "card", "sit"])
 def test_some_of_the_tokens_are_enough_only_where_they_are_ordered(pair: Any, generator: str) -> None:
     part = ("num_tokens=3", "model.num_tokens=3")
     assert build_task(pair("semanticist", generator, *part)[1]).batch(0, 0, 1)[0].shape == (8, 3, 4)
@@ -131,3 +135,34 @@ def test_some_of_the_tokens_are_enough_only_where_they_are_ordered(pair: Any, ge
 def test_the_border_of_the_tokenizer_s_images_is_kept(pair: Any) -> None:
     with pytest.raises(ConfigError, match=r"^data\.pad: expected 2 as in the tokenizer's training, received 0$"):
         build_task(pair("maetok", "sit", "data.pad=0")[1])
+
+
+def test_class_vectors_come_from_a_tokenizer_that_has_some(pair: Any, tmp_path: Path) -> None:
+    shared = "model.class_source=shared"
+    for tokenizer in ("maetok", "smap without condition"):
+        with pytest.raises(ConfigError) as caught:
+            build_task(pair(tokenizer, "card", shared)[1])
+        assert str(caught.value) == (
+            f"model.class_source: shared needs a tokenizer with class vectors, {tmp_path / 'tokenizer'} has none; "
+            "set model.class_source=independent"
+        )
+        assert not (tmp_path / "run").exists(), "told before anything is encoded"
+    build_task(pair("maetok", "card", shared, "model.num_classes=0")[1])  # without classes there is nothing to share
+
+
+def test_shared_class_vectors_travel_with_the_generator(pair: Any, tmp_path: Path) -> None:
+    shared, width = "model.class_source=shared", "model.class_dim=16"
+    with pytest.raises(
+        ConfigError, match=r"^model\.class_dim: expected 16 as the tokenizer's class table, received 9$"
+    ):
+        build_task(pair("smap kl", "card", shared, "model.class_dim=9")[1])
+    tokenizer, recipe = pair("smap kl", "card", shared, width)
+    task = build_task(recipe)
+    tokens = torch.cat([task.batch(step, 0, 1)[0] for step in range(8)])
+    model: Any = task.model
+    torch.testing.assert_close(model.normalise(tokens).mean(), torch.tensor(0.0), atol=0.1, rtol=0)
+    assert fit(recipe, task, tmp_path / "run", quiet=True).steps == 2
+    store.save_model(model, tmp_path / "model", Card())
+    loaded: Any = store.load(tmp_path / "model")  # needs no tokenizer to sample
+    assert torch.equal(loaded.label_embed.table, tokenizer.class_vectors())
+    assert torch.equal(loaded.sample(torch.tensor([3, 7])), model.sample(torch.tensor([3, 7])))

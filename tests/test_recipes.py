@@ -23,7 +23,8 @@ IMAGENET = [name for name in recipe_names() if name.startswith("imagenet")]
 TOKENIZERS = [name for name in IMAGENET if name.startswith("imagenet256/semanticist")]
 GENERATORS = [name for name in IMAGENET if name.startswith("imagenet256/epsilon_llamagen")]
 SMAP = [name for name in IMAGENET if "/smap_" in name]
-OTHERS = [name for name in IMAGENET if name not in (*TOKENIZERS, *GENERATORS, *SMAP)]  # MAETok, SoftVQ, SiT and kin
+CARDS = [name for name in IMAGENET if "/card_" in name]
+OTHERS = [name for name in IMAGENET if name not in (*TOKENIZERS, *GENERATORS, *SMAP, *CARDS)]  # MAETok and kin
 L = "imagenet256/semanticist_l"
 AR = "imagenet256/epsilon_llamagen_l"
 NO_REPA = ("model.decoder.align_depth=0", 'model.alignment.teacher=""')
@@ -105,6 +106,51 @@ def test_maetok_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None:
         assert recipe.adversarial.discriminator == first.adversarial.discriminator
     elif "maetok" in name:
         assert train.steps == (250_000 if "ablation" in name else 500_000)
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_card_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None:
+    recipe = load_recipe(name)
+    card, model, train, large = recipe.card, recipe.model, recipe.train, "512/" in name
+    assert card.reproduces and card.paper and card.ours == "not run at this scale"
+    assert (recipe.data.image_size, recipe.data.num_images) == (512 if large else 256, 1_281_167)
+    assert (train.batch_size, train.steps, train.lr, train.clip) == (2048, 250_000, 4e-4, 3.0)
+    assert (recipe.evaluate.guidance, model.head.steps, model.guidance_schedule) == (
+        3.5 if large else 2.7,
+        25,
+        "constant",
+    )
+    assert recipe.num_tokens == model.num_tokens == recipe.evaluate.keep[0] == 128
+    assert load_recipe(name, ["num_tokens=64"]).model.num_tokens == 64, "one number for every token budget"
+    independent = "independent" in name or "unconditioned" in name
+    assert model.class_source == ("independent" if independent else "shared")
+    assert ("unconditioned" in name) == ("unconditioned" in recipe.tokenizer)
+    if recipe.tokenizer.removeprefix("runs/").removesuffix("/model") in recipe_names():
+        tokenizer = made_by(recipe.tokenizer).model
+        assert (tokenizer.num_tokens, tokenizer.token_dim) == (model.num_tokens, model.token_dim)
+        assert tokenizer.encoder.dim == model.class_dim
+
+
+# The paper tells 234, 568 and 1100 million.
+@pytest.mark.parametrize(
+    ("size", "trunk", "head", "paper", "off"),
+    [
+        ("b", 199_825_152, 35_733_520, 234e6, 0.7),
+        ("l", 480_119_552, 72_209_936, 568e6, -2.8),
+        ("xl", 946_028_288, 151_182_352, 1100e6, -0.3),
+    ],
+)
+def test_card_counts(size: str, trunk: int, head: int, paper: float, off: float) -> None:
+    for folder in ("imagenet256", "imagenet512"):
+        assert counts(f"{folder}/card_{size}") == {"trunk": trunk, "head": head}
+    assert 100 * ((trunk + head) / paper - 1) == pytest.approx(off, abs=0.06)
+    frozen = 1000 * 768
+    trained = sum(p.numel() for p in built(f"imagenet256/card_{size}").parameters())
+    assert (
+        trained + frozen
+        == trunk + head
+        == sum(counts(f"imagenet256/card_{size}", "model.class_source=independent").values())
+    )
 
 
 def made_by(model: Any) -> Any:
@@ -319,10 +365,10 @@ def test_generator_counts(size: str, total: int, trunk: int | None, head: int | 
         assert found == {"trunk": trunk, "head": head}
 
 
-@pytest.mark.parametrize("name", [L, AR])
+@pytest.mark.parametrize("name", [L, AR, "imagenet256/card_b", "imagenet256/card_l", "imagenet256/card_xl"])
 def test_the_cost_on_the_card_is_what_the_forecast_says(name: str) -> None:
     recipe = load_recipe(name)
-    told = re.match(r"(\d+) EFLOP for 250,000 steps of 8 x 256 images", recipe.card.cost)
+    told = re.match(r"(\d+) EFLOP for 250,000 steps of (?:8 x 256 images|2048 sequences)", recipe.card.cost)
     assert told and forecast(recipe).run_flops == pytest.approx(int(told[1]) * 1e18, rel=0.03)
 
 

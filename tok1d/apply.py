@@ -199,7 +199,7 @@ def guidance_for(
 
     Args:
         scale: None is 2 where there is something to guide by, a class or a weak model, else 1.
-        schedule: "" is linear for causal generators, constant for others.
+        schedule: "" is the generator's own.
 
     Raises:
         InputError: a schedule or an interval that is none, or a scale without something to guide by.
@@ -245,8 +245,8 @@ def generate(
         keep: only the first tokens; a causal generator makes no more, of a whole sequence the others are not decoded.
             prefixes: also paint the same samples from that many of their tokens, into progressive.png, a row a number.
         unconditional: draw the null class of a class-conditional model.
-        guidance, temperature, steps, sampler: of the generator; a plain guidance scale grows linearly over the tokens
-            of a causal one. decoder_steps, decoder_solver, decoder_guidance: of the tokenizer's decoder.
+        guidance, temperature, steps, sampler: of the generator; a plain guidance scale follows a causal one's
+            schedule over the tokens. decoder_steps, decoder_solver, decoder_guidance: of the tokenizer's decoder.
 
     Raises:
         InputError: whatever the generator or the tokenizer cannot do.

@@ -37,8 +37,8 @@ Guide = Annotated[float | None, typer.Option(min=0, help="guidance; 1 is off; de
 Schedule = Annotated[
     str,
     typer.Option(
-        help="guidance over the tokens, of generators that draw one after the other: linear, growing to its scale "
-        "(their default), or constant"
+        help="guidance over the tokens, of generators that draw one after the other: linear, growing to its scale, "
+        "or constant; default: the model's own"
     ),
 ]
 TokensInterval = Annotated[
@@ -52,7 +52,9 @@ WeakModel = Annotated[
     str, typer.Option(help="guide away from this earlier or smaller model (SiT, DiT and kin), not from the null class")
 ]
 Unconditional = Annotated[bool, typer.Option("--unconditional", help="draw without classes")]
-Temperature = Annotated[float, typer.Option(min=0, help="of the sampling noise (sde, ancestral)")]
+Temperature = Annotated[
+    float, typer.Option(min=0, help="of the sampling noise (sde, ancestral; CARD: also of its start)")
+]
 Sampler = Annotated[
     str, typer.Option(help="of the generator: sde, euler, heun; of DDPM: ancestral, ddim; default: the model's own")
 ]

@@ -22,6 +22,7 @@ MODEL_CONFIGS: dict[str, tuple[str, str]] = {
     "epsilon_llamagen": ("tok1d.generators.autoregressive", "EpsilonLlamaGenConfig"),
     "maetok": ("tok1d.tokenizers.maetok", "MAETokConfig"),
     "smap": ("tok1d.tokenizers.smap", "SMAPConfig"),
+    "card": ("tok1d.generators.card", "CARDConfig"),
     "sit": ("tok1d.generators.sit", "SiTConfig"),
     "dit": ("tok1d.generators.sit", "DiTConfig"),
     "lightningdit": ("tok1d.generators.lightningdit", "LightningDiTConfig"),

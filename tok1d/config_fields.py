@@ -78,8 +78,11 @@ def build(cls: type[T], mapping: Any, key: str = "", default: T | None = None) -
     return _checked(cls, values, key)
 
 
-def named_sizes(cls: Any) -> dict[str, dict[str, int]]:
-    """The sizes a configuration class declares, `SIZES = {"base": {"dim": 768, ...}, ...}`; empty without any."""
+def named_sizes(cls: Any) -> dict[str, dict[str, Any]]:
+    """The sizes a configuration class declares, `SIZES = {"base": {"dim": 768, ...}, ...}`; empty without any.
+
+    A size may also say something of a section inside, `"head": {"width": 1024}`.
+    """
     return getattr(cls, "SIZES", {})
 
 
@@ -89,7 +92,13 @@ def _sized(cls: Any, mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     if not sizes or "size" not in mapping:
         return mapping
     size = known_name(mapping["size"], sizes, join(key, "size"))
-    return {**sizes[size], **{name: value for name, value in mapping.items() if name != "size"}}
+    given = {name: value for name, value in mapping.items() if name != "size"}
+    inside = {
+        name: {**value, **given[name]}
+        for name, value in sizes[size].items()
+        if isinstance(value, Mapping) and isinstance(given.get(name), Mapping)
+    }
+    return {**sizes[size], **given, **inside}
 
 
 def _checked(cls: type[T], values: dict[str, Any], key: str) -> T:

@@ -59,8 +59,8 @@ def evaluate_generation(
     Args:
         keep: how many of a sample's tokens are decoded, one set of records each (default: all it generates).
         unconditional: draw the null class of a class-conditional model, without labels.
-        guidance, temperature, steps, sampler: of the generator (a plain guidance scale grows linearly over the tokens
-            of a causal one); decoder_steps, decoder_solver, decoder_guidance: of the tokenizer's decoder.
+        guidance, temperature, steps, sampler: of the generator (a plain guidance scale follows a causal one's
+            schedule over the tokens); decoder_steps, decoder_solver, decoder_guidance: of the tokenizer's decoder.
         batch_size: it decides the noise too, with the seed.
         pad: width of the images' border, in pixels, that the judge does not see.
 

@@ -66,8 +66,8 @@ def decoder_options(
 
 
 def generator_guidance(generator: Any, guidance: float | Guidance) -> Guidance:
-    """A plain scale becomes what this generator is guided by: constant, or over its tokens, growing linearly."""
-    return as_guidance(guidance, "constant" if isinstance(generator, SequenceModel) else "linear")
+    """A plain scale becomes what this generator is guided by: constant, or a causal one's schedule over tokens."""
+    return as_guidance(guidance, getattr(generator, "guidance_schedule", "constant"))
 
 
 def sampled_networks(generator: Any, guidance: Guidance) -> list[nn.Module]:

@@ -1,10 +1,14 @@
-"""Causal generators. epsilon-LlamaGen (Semanticist, arXiv 2503.08685, section 3.4): a LLaMA-style stack over
-[class, token 0, ..., token K-1] whose states condition a diffusion head for the next token."""
+"""Causal generators with a diffusion head, cached decoding, and epsilon-LlamaGen.
+
+epsilon-LlamaGen (Semanticist, arXiv 2503.08685, section 3.4) is a LLaMA-style stack over [class, token 0, ...,
+token K-1] whose states condition a diffusion head for the next token. CARD, its kin, is in `card.py`.
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +21,137 @@ from tok1d.generators.base import class_ids, training_ids
 from tok1d.generators.head import DiffusionHead, HeadConfig
 from tok1d.nn.attention import Attend, Attention, KVCache, causal
 from tok1d.nn.block import Block, SwiGLU, swiglu_hidden
-from tok1d.nn.embed import LabelEmbed
+from tok1d.nn.embed import ClassLabels, LabelEmbed
 from tok1d.nn.norm import RMSNorm
+
+
+class CausalGenerator(nn.Module):
+    """Losses and samples of a causal stack whose states condition a diffusion head, token after token.
+
+    Subclasses make these parts, `label_embed` and `token_embed` giving vectors (..., dim), and the methods below them.
+    """
+
+    config: Any
+    label_embed: ClassLabels
+    token_embed: nn.Linear
+    blocks: nn.ModuleList
+    head_positions: nn.Parameter  # (1, K, dim), told to the head
+    head: DiffusionHead
+
+    @property
+    def num_prefix(self) -> int:
+        """Positions of the stack before the first token's; the last of them conditions the first token."""
+        return 1
+
+    @property
+    def guidance_schedule(self) -> Literal["constant", "linear"]:
+        """How a plain guidance scale grows over the tokens."""
+        return "linear"
+
+    @abstractmethod
+    def context(self, labels: Tensor) -> Any:
+        """What the stack is told of class ids (B,), the null class included; made once a sequence."""
+
+    @abstractmethod
+    def prefix(self, context: Any) -> Tensor:
+        """The inputs (B, num_prefix, dim) before the tokens."""
+
+    @abstractmethod
+    def run(self, x: Tensor, start: int, attends: list[Attend], context: Any) -> Tensor:
+        """Inputs (B, L, dim) at positions start.. -> final states (B, L, dim)."""
+
+    def normalise(self, tokens: Tensor) -> Tensor:
+        """Raw tokens (B, K, D) as stack and head see them."""
+        return tokens
+
+    def denormalise(self, tokens: Tensor) -> Tensor:
+        """The inverse of `normalise`."""
+        return tokens
+
+    def start_noise(self, noise: Tensor, temperature: float) -> Tensor:
+        """What the head starts from, of a normal draw (B, D)."""
+        return noise
+
+    def labels(self, cond: Tensor | None, batch: int) -> Tensor:
+        """Checked class ids (B,), see `class_ids`."""
+        return class_ids(self.label_embed, cond, batch, self.head_positions.device)
+
+    def hidden(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        """The head's conditions (B, k, dim) of normalised tokens (B, k, D), k <= K; row i sees class and tokens < i."""
+        length, context = tokens.shape[1], self.context(labels)
+        # The state of the last token conditions nothing, so it is not computed.
+        x = torch.cat([self.prefix(context), self.token_embed(tokens[:, : length - 1])], dim=1)
+        states = self.run(x, 0, [causal] * len(self.blocks), context)
+        return states[:, self.num_prefix - 1 :] + self.head_positions[:, :length]
+
+    def losses(self, batch: tuple[Tensor, Tensor | None], progress: float) -> dict[str, Tensor]:
+        """The head's mean loss on (raw tokens (B, k, D), classes (B,) or None)."""
+        tokens, cond = self.normalise(batch[0]), batch[1]
+        labels = training_ids(self.label_embed, cond, tokens.shape[0], self.head_positions.device)
+        hidden = self.hidden(tokens, labels)
+        return {"loss": self.head.loss_rows(tokens.flatten(0, 1), hidden.flatten(0, 1)).mean()}
+
+    @torch.no_grad()
+    def sample(
+        self,
+        cond: Tensor | None = None,
+        *,
+        num: int | None = None,
+        length: int | None = None,
+        guidance: float | Guidance = 1.0,
+        steps: int | None = None,
+        temperature: float = 1.0,
+        generator: Generators | None = None,
+        sampler: str | None = None,
+        randn: Randn | None = None,
+    ) -> Tensor:
+        """Raw tokens (B, length, D), one after the other with a KV cache.
+
+        Args:
+            cond: (B,) class ids, or None with `num` for the unconditional model.
+            length: how many tokens, 1..K (default K).
+            guidance: a plain scale follows the model's `guidance_schedule` over the tokens; guidance acts inside the
+                head, on its outputs. 1 is off, 0 is the null class, values between them are allowed.
+            steps: the head's network evaluations a token; default `config.head.steps`.
+            temperature: multiplies the head's sampling noise, and in CARD what it starts from.
+            generator: source of all noise; default: one seeded with 0. With a single one a sample depends on
+                the size of its batch; with a sequence of them, one a row, only on its own.
+            sampler: the head's sampler, see `DiffusionHead.sample`.
+            randn: source of all noise instead of `generator` (recorded draws): for every token the starting noise
+                (B, D), then what the sampler draws.
+
+        Raises:
+            InputError: class ids, lengths or guidance this model cannot serve.
+        """
+        if cond is None and (num is None or num < 1):
+            raise InputError(f"sample needs class ids, or num for how many sequences to draw, got num {num}")
+        labels = self.labels(cond, num or 0)
+        length = self.config.num_tokens if length is None else length
+        if not 1 <= length <= self.config.num_tokens:
+            raise InputError(f"length must lie in 1..{self.config.num_tokens}, got {length}")
+        guidance = as_guidance(guidance, self.guidance_schedule)
+        if guidance.weak_model is not None or guidance.interval != (0.0, 1.0):
+            raise InputError("guidance of the diffusion head has a scale and a schedule, no interval and no weak_model")
+        scales = guidance.token_scales(length).tolist()
+        if randn is None:
+            randn = randn_from(generator or torch.Generator(labels.device).manual_seed(0))
+        decoder = CachedDecoder(self, labels, length, with_null=any(scale != 1 for scale in scales))
+        tokens = self.head_positions.new_zeros(labels.shape[0], length, self.config.token_dim)
+        table = self.head.table(steps, sampler)
+        for i, scale in enumerate(scales):
+            hidden, null_hidden = decoder.step(tokens[:, i - 1] if i else None)
+            tokens[:, i] = self.head.sample(
+                hidden,
+                self.start_noise(randn(tokens[:, i]), temperature),
+                randn,
+                uncond=null_hidden,
+                scale=scale,
+                steps=steps,
+                sampler=sampler,
+                temperature=temperature,
+                table=table,
+            )
+        return self.denormalise(tokens)
 
 
 @dataclass
@@ -55,7 +188,7 @@ class EpsilonLlamaGenConfig:
             raise ConfigError(f"heads: {self.heads} does not divide dim {self.dim}")
 
 
-class EpsilonLlamaGen(nn.Module):
+class EpsilonLlamaGen(CausalGenerator):
     """Tokens (B, K, D) float given classes (B,) int64; see the module's text."""
 
     def __init__(self, config: EpsilonLlamaGenConfig) -> None:
@@ -86,94 +219,21 @@ class EpsilonLlamaGen(nn.Module):
         # Made after the initialisation pass: the head keeps its own.
         self.head = DiffusionHead(config.head, config.token_dim, dim)
 
-    def labels(self, cond: Tensor | None, batch: int) -> Tensor:
-        """Checked class ids (B,), see `class_ids`."""
-        return class_ids(self.label_embed, cond, batch, self.positions.device)
+    @property
+    def num_prefix(self) -> int:
+        return self.config.class_tokens
 
-    def _run(self, x: Tensor, start: int, attends: list[Attend]) -> Tensor:
-        """Embedded inputs (B, L, dim) at positions start.. -> final states (B, L, dim)."""
+    def context(self, labels: Tensor) -> Tensor:
+        return self.label_embed(labels)
+
+    def prefix(self, context: Tensor) -> Tensor:
+        return context[:, None].expand(-1, self.num_prefix, -1)
+
+    def run(self, x: Tensor, start: int, attends: list[Attend], context: Tensor) -> Tensor:
         x = self.embed_norm(x + self.positions[:, start : start + x.shape[1]])
         for block, attend in zip(self.blocks, attends):
             x = block(x, attend)
         return self.norm(x)
-
-    def hidden(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """The head's conditions (B, k, dim) of tokens (B, k, D), k <= K; row i sees the class and tokens < i."""
-        length, first = tokens.shape[1], self.config.class_tokens
-        prefix = self.label_embed(labels)[:, None].expand(-1, first, -1)
-        # The state of the last token conditions nothing, so it is not computed.
-        x = torch.cat([prefix, self.token_embed(tokens[:, : length - 1])], dim=1)
-        states = self._run(x, 0, [causal] * len(self.blocks))
-        return states[:, first - 1 :] + self.head_positions[:, :length]
-
-    def losses(self, batch: tuple[Tensor, Tensor | None], progress: float) -> dict[str, Tensor]:
-        """The head's mean loss on (tokens (B, k, D), classes (B,) or None)."""
-        tokens, cond = batch
-        labels = training_ids(self.label_embed, cond, tokens.shape[0], self.positions.device)
-        hidden = self.hidden(tokens, labels)
-        return {"loss": self.head.loss_rows(tokens.flatten(0, 1), hidden.flatten(0, 1)).mean()}
-
-    @torch.no_grad()
-    def sample(
-        self,
-        cond: Tensor | None = None,
-        *,
-        num: int | None = None,
-        length: int | None = None,
-        guidance: float | Guidance = 1.0,
-        steps: int | None = None,
-        temperature: float = 1.0,
-        generator: Generators | None = None,
-        sampler: str | None = None,
-        randn: Randn | None = None,
-    ) -> Tensor:
-        """Tokens (B, length, D), one after the other with a KV cache.
-
-        Args:
-            cond: (B,) class ids, or None with `num` for the unconditional model.
-            length: how many tokens, 1..K (default K).
-            guidance: a plain scale follows the paper's linear schedule over the tokens; guidance acts inside the
-                head, on its outputs. 1 is off, 0 is the null class, values between them are allowed.
-            steps: the head's network evaluations a token; default `config.head.steps`.
-            temperature: multiplies the head's sampling noise.
-            generator: source of all noise; default: one seeded with 0. With a single one a sample depends on
-                the size of its batch; with a sequence of them, one a row, only on its own.
-            sampler: the head's sampler, see `DiffusionHead.sample`.
-            randn: source of all noise instead of `generator` (recorded draws): for every token the starting noise
-                (B, D), then what the sampler draws.
-
-        Raises:
-            InputError: class ids, lengths or guidance this model cannot serve.
-        """
-        if cond is None and (num is None or num < 1):
-            raise InputError(f"sample needs class ids, or num for how many sequences to draw, got num {num}")
-        labels = self.labels(cond, num or 0)
-        length = self.config.num_tokens if length is None else length
-        if not 1 <= length <= self.config.num_tokens:
-            raise InputError(f"length must lie in 1..{self.config.num_tokens}, got {length}")
-        guidance = as_guidance(guidance, "linear")
-        if guidance.weak_model is not None or guidance.interval != (0.0, 1.0):
-            raise InputError("guidance of the diffusion head has a scale and a schedule, no interval and no weak_model")
-        scales = guidance.token_scales(length).tolist()
-        if randn is None:
-            randn = randn_from(generator or torch.Generator(labels.device).manual_seed(0))
-        decoder = CachedDecoder(self, labels, length, with_null=any(scale != 1 for scale in scales))
-        tokens = self.positions.new_zeros(labels.shape[0], length, self.config.token_dim)
-        table = self.head.table(steps, sampler)
-        for i, scale in enumerate(scales):
-            hidden, null_hidden = decoder.step(tokens[:, i - 1] if i else None)
-            tokens[:, i] = self.head.sample(
-                hidden,
-                randn(tokens[:, i]),
-                randn,
-                uncond=null_hidden,
-                scale=scale,
-                steps=steps,
-                sampler=sampler,
-                temperature=temperature,
-                table=table,
-            )
-        return tokens
 
 
 class CachedDecoder:
@@ -184,15 +244,14 @@ class CachedDecoder:
         with_null: also run the null class, rows B..2B-1.
     """
 
-    def __init__(self, model: EpsilonLlamaGen, labels: Tensor, length: int, *, with_null: bool) -> None:
+    def __init__(self, model: CausalGenerator, labels: Tensor, length: int, *, with_null: bool) -> None:
         self.model = model
         self.rows = labels.shape[0]
         if with_null:
             labels = torch.cat([labels, model.labels(None, self.rows)])
-        self.labels = labels
-        config = model.config
-        positions = -(-(config.class_tokens + length) // 8) * 8
-        weight = model.positions
+        self.labels, self.context = labels, model.context(labels)
+        config, weight = model.config, model.head_positions
+        positions = -(-(model.num_prefix + length) // 8) * 8
         self.caches = [
             KVCache(
                 labels.shape[0],
@@ -212,12 +271,9 @@ class CachedDecoder:
 
     def step_rows(self, tokens: Tensor | None) -> Tensor:
         """As `step`, with one token for every row of the batch."""
-        model, first = self.model, self.model.config.class_tokens
+        model = self.model
         start = self.caches[0].filled
-        if tokens is None:
-            x = model.label_embed(self.labels)[:, None].expand(-1, first, -1)
-        else:
-            x = model.token_embed(tokens)[:, None]
-        states = model._run(x, start, [cache.attend for cache in self.caches])
-        index = start + x.shape[1] - first
+        x = model.prefix(self.context) if tokens is None else model.token_embed(tokens)[:, None]
+        states = model.run(x, start, [cache.attend for cache in self.caches], self.context)
+        index = start + x.shape[1] - model.num_prefix
         return states[:, -1] + model.head_positions[:, index]

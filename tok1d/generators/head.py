@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tok1d.config import option
 from tok1d.diffusion.ddpm import Chain, ancestral
 from tok1d.diffusion.guidance import combine
-from tok1d.diffusion.objective import FlowObjective
+from tok1d.diffusion.objective import FlowObjective, Times
 from tok1d.diffusion.path import Path
 from tok1d.diffusion.solver import Field, Randn, euler, heun, interpolant_sde, sde_times, time_grid
 from tok1d.errors import InputError
@@ -34,6 +34,10 @@ class HeadConfig:
     condition: Literal["concat", "adaln"] = option("concat", "how the condition enters")
     objective: Literal["interpolant", "ddpm"] = option("interpolant", "what the head is trained on")
     batch_mul: int = option(4, "noisy copies of every token in a training step", ge=1)
+    times: Literal["uniform", "logit_normal"] = option("uniform", "training times of the interpolant")
+    time_scale: float = option(
+        1.0, "times of the interpolant are multiplied by it before their sinusoids; 1000 is the range of DDPM's", gt=0
+    )
     sampler: Literal["sde", "euler", "heun"] = option("sde", "default sampler of the interpolant")
     steps: int = option(250, "default network evaluations a token", ge=2)
     last_step: float = option(0.04, "length in time of the SDE sampler's last step, without noise", gt=0, lt=1)
@@ -89,7 +93,7 @@ class HeadNetwork(nn.Module):
         width, self.concat = config.width, config.condition == "concat"
         self.input = nn.Linear(token_dim, width)
         self.cond_embed = nn.Linear(cond_dim, width)
-        self.time_embed = TimeEmbed(width)
+        self.time_embed = TimeEmbed(width, scale=config.time_scale if config.objective == "interpolant" else 1.0)
         self.blocks = nn.ModuleList(ResidualBlock(width, concat=self.concat) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = Modulation(width, 2)
@@ -206,7 +210,7 @@ class DiffusionHead(nn.Module):
             t = torch.randint(len(self.chain), target.shape[:1], device=target.device) if t is None else t
             terms = self.chain.losses(network, target, noise, t)
             return terms["mse"] + terms["vb"]
-        t = torch.rand(target.shape[0], device=target.device) if t is None else t
+        t = Times(self.config.times).draw(target.shape[0], target.device) if t is None else t
         return self.objective.loss(network, target, noise, t)
 
     def sampler(self, name: str | None = None) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,8 +19,9 @@ from tok1d.diffusion.guidance import Guidance, as_guidance, combine, guided
 from tok1d.diffusion.objective import FlowObjective, Times, direction_loss
 from tok1d.diffusion.path import Path
 from tok1d.diffusion.solver import Field, Generators, Randn, euler, heun, interpolant_sde, randn_from, time_grid
-from tok1d.errors import ConfigError, DataError, InputError
+from tok1d.errors import ConfigError, InputError
 from tok1d.generators.base import class_ids, training_ids
+from tok1d.generators.statistics import NormalisedTokens, Statistics
 from tok1d.nn.embed import LabelEmbed
 
 
@@ -38,7 +38,7 @@ class SequenceConfig:
     depth: int = option(28, "number of blocks", ge=1)
     heads: int = option(16, "attention heads", ge=1)
     mlp_ratio: float = option(4.0, "hidden width of a feed-forward part over the width", gt=0)
-    statistics: Literal["scalar", "channel", "none"] = option(
+    statistics: Statistics = option(
         "scalar", "mean and std that tokens are normalised by: of all numbers, or of each of the D of a token"
     )
     steps: int = option(250, "default sampling steps", ge=1)
@@ -72,7 +72,7 @@ class FlowConfig(SequenceConfig):
             raise ConfigError("guidance_free: needs classes and class_dropout > 0, set both or guidance_free=false")
 
 
-class SequenceModel(nn.Module):
+class SequenceModel(NormalisedTokens):
     """Token statistics, classes, and the frame of sampling of a network `net` over whole sequences.
 
     Subclasses make `self.net`, whose call is net(x (B, K, D), t (B,) or (1,), labels (B,)) and which holds a
@@ -80,56 +80,16 @@ class SequenceModel(nn.Module):
     """
 
     net: nn.Module
-    token_mean: Tensor
-    token_std: Tensor
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
-        shape = (config.token_dim if config.statistics == "channel" else 1,)
-        self.register_buffer("token_mean", torch.zeros(shape))
-        self.register_buffer("token_std", torch.ones(shape))
+        self.hold_statistics(config.statistics, config.token_dim)
 
     @property
     def label_embed(self) -> LabelEmbed:
         """The network's table of classes."""
         return self.net.label_embed  # type: ignore[return-value]
-
-    @torch.no_grad()
-    def fit_statistics(self, batches: Iterable[Tensor]) -> None:
-        """Measure mean and std of raw tokens (B, K, D), to be kept with the weights; "none" reads nothing.
-
-        Raises:
-            DataError: no tokens, numbers that are not finite, or tokens that do not vary.
-        """
-        if self.config.statistics == "none":
-            return
-        count, shift = 0, None
-        total = torch.zeros_like(self.token_mean, dtype=torch.float64)
-        squares = total.clone()
-        for batch in batches:
-            rows = batch.to(self.token_mean.device, torch.float64).reshape(-1, self.token_mean.numel())
-            # Sums of squares about any nearby value do not cancel, unlike those about zero.
-            shift = rows.mean(0) if shift is None else shift
-            count += len(rows)
-            total = total + (rows - shift).sum(0)
-            squares = squares + (rows - shift).square().sum(0)
-        if shift is None:
-            raise DataError("token statistics: expected tokens, found none: is the token cache empty?")
-        mean = total / count
-        std = (squares / count - mean.square()).clamp(min=0).sqrt()
-        if not (torch.isfinite(mean + shift).all() and torch.isfinite(std).all() and (std > 0).all()):
-            raise DataError("token statistics: expected finite tokens that vary in every channel; check the tokenizer")
-        self.token_mean.copy_(mean + shift)
-        self.token_std.copy_(std)
-
-    def normalise(self, tokens: Tensor) -> Tensor:
-        """Raw tokens (B, K, D) at mean 0 and std 1, as the network sees them."""
-        return (tokens - self.token_mean) / self.token_std
-
-    def denormalise(self, tokens: Tensor) -> Tensor:
-        """The inverse of `normalise`."""
-        return tokens * self.token_std + self.token_mean
 
     def labels(self, cond: Tensor | None, batch: int) -> Tensor:
         """Checked class ids (B,), see `class_ids`."""

@@ -72,21 +72,19 @@ class TimeEmbed(nn.Module):
         return self.fc2(nn.functional.silu(self.fc1(waves)))
 
 
-class LabelEmbed(nn.Module):
-    """A table of class vectors; with `dropout` > 0 it has one more row, the null class, for guidance.
+class ClassLabels(nn.Module):
+    """Class ids 0..num_classes - 1 and, with `dropout` > 0 or without classes, the null class after them, for guidance.
 
     Args:
-        num_classes: 0 makes an unconditional table of one (null) row.
         dropout: probability of replacing a label by the null class in training.
         null_row: whether the null class is there without dropout too.
     """
 
-    def __init__(self, num_classes: int, dim: int, dropout: float, *, null_row: bool = False) -> None:
+    def __init__(self, num_classes: int, dropout: float, *, null_row: bool = False) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.dropout = dropout
         self.has_null = null_row or dropout > 0 or num_classes == 0
-        self.table = nn.Embedding(num_classes + int(self.has_null), dim)
 
     @property
     def null(self) -> int:
@@ -100,12 +98,25 @@ class LabelEmbed(nn.Module):
         draws = torch.rand(labels.shape, device=labels.device) if draws is None else draws
         return torch.where(draws < self.dropout, self.null, labels)
 
+
+class LabelEmbed(ClassLabels):
+    """A table of class vectors; where there is a null class it has one more row.
+
+    Args:
+        num_classes: 0 makes an unconditional table of one (null) row.
+        dropout, null_row: see `ClassLabels`.
+    """
+
+    def __init__(self, num_classes: int, dim: int, dropout: float, *, null_row: bool = False) -> None:
+        super().__init__(num_classes, dropout, null_row=null_row)
+        self.table = nn.Embedding(num_classes + int(self.has_null), dim)
+
     def forward(self, labels: Tensor) -> Tensor:
         """(B,) int64 -> (B, dim)."""
         return self.table(labels)
 
 
-def class_ids(table: LabelEmbed, cond: Tensor | None, batch: int, device: torch.device) -> Tensor:
+def class_ids(table: ClassLabels, cond: Tensor | None, batch: int, device: torch.device) -> Tensor:
     """Checked class ids (B,); None is the null class.
 
     Raises:
@@ -124,7 +135,7 @@ def class_ids(table: LabelEmbed, cond: Tensor | None, batch: int, device: torch.
     return cond.to(device)
 
 
-def training_ids(table: LabelEmbed, cond: Tensor | None, batch: int, device: torch.device) -> Tensor:
+def training_ids(table: ClassLabels, cond: Tensor | None, batch: int, device: torch.device) -> Tensor:
     """Class ids (B,) of a training step, some replaced by the null class; checked where that makes nothing wait."""
     if cond is None or table.num_classes == 0:
         cond = class_ids(table, None, batch, device)

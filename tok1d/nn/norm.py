@@ -31,12 +31,17 @@ def gated(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
 
 
 class Modulation(nn.Module):
-    """SiLU + Linear from a condition vector to `parts` modulation vectors; zero at initialisation (adaLN-Zero)."""
+    """SiLU + Linear from a condition vector to `parts` modulation vectors; zero at initialisation (adaLN-Zero).
 
-    def __init__(self, dim: int, parts: int) -> None:
+    Args:
+        rank: width of a linear layer between; None is none.
+    """
+
+    def __init__(self, dim: int, parts: int, *, rank: int | None = None) -> None:
         super().__init__()
         self.parts = parts
-        self.linear = nn.Linear(dim, parts * dim)
+        self.down = nn.Identity() if rank is None else nn.Linear(dim, rank)
+        self.linear = nn.Linear(rank or dim, parts * dim)
 
     def zero_init(self) -> None:
         nn.init.zeros_(self.linear.weight)
@@ -44,4 +49,4 @@ class Modulation(nn.Module):
 
     def forward(self, c: Tensor) -> tuple[Tensor, ...]:
         """(..., dim) -> `parts` tensors (..., dim)."""
-        return self.linear(nn.functional.silu(c)).chunk(self.parts, dim=-1)
+        return self.linear(self.down(nn.functional.silu(c))).chunk(self.parts, dim=-1)

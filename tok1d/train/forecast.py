@@ -117,7 +117,7 @@ def forecast(recipe: Recipe) -> Forecast:
 
 
 def count_parameters(model: nn.Module, kind: str) -> tuple[dict[str, int], dict[str, int]]:
-    """Numbers of a model by part, fixed position tables among them, and the tables alone.
+    """Numbers of a model by part, fixed position tables and frozen class tables among them, and the former alone.
 
     A tokenizer's parts are its modules, the alignment projector on its own; a generator's are trunk and head.
     """
@@ -127,9 +127,11 @@ def count_parameters(model: nn.Module, kind: str) -> tuple[dict[str, int], dict[
         part = _part(name, kind)
         parameters[part] = parameters.get(part, 0) + parameter.numel()
     for name, buffer in model.named_buffers():
+        if not name.endswith(("positions", "label_embed.table")):
+            continue
+        part = _part(name, kind)
+        parameters[part] = parameters.get(part, 0) + buffer.numel()
         if name.endswith("positions"):
-            part = _part(name, kind)
-            parameters[part] = parameters.get(part, 0) + buffer.numel()
             tables[part] = tables.get(part, 0) + buffer.numel()
     return parameters, tables
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tok1d.config import NO_CACHE, Recipe
 from tok1d.data.folder import FolderImages, tell_broken
@@ -16,7 +16,7 @@ from tok1d.data.order import batch_indices
 from tok1d.data.tokens import INDEX, TokenCache
 from tok1d.errors import ConfigError, DataError, WeightsError
 from tok1d.evaluate.labels import label_used, labels_given
-from tok1d.generators.sequence import SequenceModel
+from tok1d.generators.statistics import NormalisedTokens
 from tok1d.pictures import grid, save_png
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.train.adversarial import build_players
@@ -184,6 +184,7 @@ def _generator_task(recipe: Recipe) -> Task:
     pad = padding_of(tokenizer)
     if tokenizer.card.recipe and pad != recipe.data.pad:
         raise ConfigError(f"data.pad: expected {pad} as in the tokenizer's training, received {recipe.data.pad}")
+    class_table = shared_classes(config, tokenizer, recipe.tokenizer)
     from_images = recipe.cache == NO_CACHE
     batch, classes = (_encoded if from_images else _cached)(recipe, tokenizer, length)
     if config.num_classes and config.num_classes != classes:
@@ -198,11 +199,34 @@ def _generator_task(recipe: Recipe) -> Task:
         save_png(grid(images, 10, zoom=2), path)
 
     model = store.build_model(config)
-    if isinstance(model, SequenceModel) and not resumes(recipe):
+    if class_table is not None:
+        model.label_embed.set_table(class_table)  # type: ignore[operator, union-attr]
+    if isinstance(model, NormalisedTokens) and not resumes(recipe):
         # Every process measures the same rows, so that all of them start from equal buffers.
         count = -(-STATISTICS_ROWS // recipe.train.batch_size)
         model.fit_statistics(batch(step, 0, 1)[0] for step in range(count))
     return Task(model, batch, preview)
+
+
+def shared_classes(config: Any, tokenizer: Any, name: str) -> Tensor | None:
+    """The tokenizer's class vectors, `class_vectors() -> (num_classes, class_dim)`; None for a generator with its own.
+
+    Raises:
+        ConfigError: a tokenizer without any, or of other sizes than the generator's.
+    """
+    if not getattr(config, "shares_classes", False):
+        return None
+    if not hasattr(tokenizer, "class_vectors") or not tokenizer.spec.needs_label:
+        raise ConfigError(
+            f"model.class_source: shared needs a tokenizer with class vectors, {name} has none; "
+            "set model.class_source=independent"
+        )
+    table: Tensor = tokenizer.class_vectors()
+    for key, expected in zip(("num_classes", "class_dim"), table.shape):
+        received = getattr(config, key)
+        if received != expected:
+            raise ConfigError(f"model.{key}: expected {expected} as the tokenizer's class table, received {received}")
+    return table
 
 
 def check_tokens(config: Any, spec: TokenSpec, length: int) -> None:

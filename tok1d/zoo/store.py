@@ -29,6 +29,7 @@ CLASSES = {
     "epsilon_llamagen": "EpsilonLlamaGen",
     "maetok": "MAETok",
     "smap": "SMAP",
+    "card": "CARD",
     "sit": "SiT",
     "dit": "DiT",
     "lightningdit": "LightningDiT",
