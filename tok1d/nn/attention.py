@@ -69,7 +69,8 @@ def prefix_causal(prefix: int) -> Attend:
             return head
         rows = prefix_causal_mask(prefix, num_tokens, q.device)[prefix:]
         tail = scaled_dot_product_attention(q[:, :, prefix:], k, v, attn_mask=rows)
-        return torch.cat([head, tail], dim=2)
+        # Joined in the layout (B, L, heads, head_dim) of the projection that follows, which then copies nothing.
+        return torch.cat([head.transpose(1, 2), tail.transpose(1, 2)], dim=1).transpose(1, 2)
 
     return attend
 
