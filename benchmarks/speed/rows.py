@@ -53,7 +53,7 @@ class Trainer:
         """One optimizer step; the loss before it."""
         with self.bench.autocast():
             if self.dense:
-                with slow.dense_mask():
+                with slow.dense_mask(), slow.separate_modulation():
                     loss = self.loss()
             else:
                 loss = self.loss()
@@ -110,8 +110,14 @@ def call(bench: Bench) -> Iterator[Row]:
     """One decoder call on one latent, as a step of the released decoder makes."""
     x, tokens, model = bench.latents(1), bench.tokens(1), bench.ddpm
     t = torch.full((1,), 500, device=bench.device)
+
+    def plain() -> Tensor:
+        with slow.separate_modulation():
+            return model.decoder(x, t, tokens)
+
     ours = Arm("ours", without_grad(bench, lambda: model.decoder(x, t, tokens)))
-    yield Row("call", "call", 1, ours, release=bench.release("call"))
+    other = Arm("all rows, modulation apart", without_grad(bench, plain))
+    yield Row("call", "call", 1, ours, other, same=True, release=bench.release("call"))
 
 
 @builder

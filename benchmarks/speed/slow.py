@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -19,6 +20,8 @@ from tok1d.diffusion.solver import Field, Randn, euler_maruyama, interpolant_sde
 from tok1d.generators.autoregressive import CachedDecoder, EpsilonLlamaGen
 from tok1d.generators.head import DiffusionHead, SamplingTable
 from tok1d.nn.attention import Attend, masked, prefix_causal_mask
+from tok1d.nn.block import AdaLNBlock, Block
+from tok1d.tokenizers import query_encoder
 from tok1d.tokenizers.semanticist import Semanticist
 from tok1d.train.ema import EMA
 from tok1d.train.optim import build_optimizer
@@ -27,10 +30,10 @@ _mask = functools.lru_cache(prefix_causal_mask)  # made once, so that only the a
 
 
 def dense_prefix_causal(prefix: int) -> Attend:
-    """`prefix_causal` as one boolean mask over the whole sequence."""
+    """`prefix_causal` as one boolean mask over the whole sequence; of `after_prefix` its last rows."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return masked(_mask(prefix, q.shape[2] - prefix, q.device))(q, k, v)
+        return masked(_mask(prefix, k.shape[2] - prefix, q.device)[-q.shape[2] :])(q, k, v)
 
     return attend
 
@@ -38,7 +41,36 @@ def dense_prefix_causal(prefix: int) -> Attend:
 @contextmanager
 def dense_mask() -> Iterator[None]:
     """Inside, every causal query encoder runs under a dense mask."""
-    with mock.patch("tok1d.tokenizers.query_encoder.prefix_causal", dense_prefix_causal):
+    patch = partial(mock.patch.object, query_encoder)
+    with patch("prefix_causal", dense_prefix_causal), patch("after_prefix", dense_prefix_causal), all_rows(Block):
+        yield
+
+
+@contextmanager
+def all_rows(*blocks: type[nn.Module]) -> Iterator[None]:
+    """Inside, blocks of these classes compute every position, and then give those asked for."""
+    with ExitStack() as stack:
+        for cls in blocks:
+            stack.enter_context(mock.patch.object(cls, "forward", _all_rows(cls.forward)))
+        yield
+
+
+def _all_rows(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(self: nn.Module, *args: Any, rows: slice | None = None) -> Tensor:
+        *args, rows = args if len(args) > 2 and isinstance(args[-1], slice) else (*args, rows)
+        return forward(self, *args) if rows is None else forward(self, *args)[:, rows]
+
+    return run
+
+
+@contextmanager
+def separate_modulation() -> Iterator[None]:
+    """Inside, DiT blocks multiply and add in separate passes over memory, and compute every position."""
+    with (
+        mock.patch("tok1d.nn.block.modulate", lambda x, shift, scale: x * (1 + scale) + shift),
+        mock.patch("tok1d.nn.block.gated", lambda x, gate, branch: x + gate * branch),
+        all_rows(AdaLNBlock),
+    ):
         yield
 
 

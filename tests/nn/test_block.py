@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tok1d.nn.attention import Attention, causal
+from tok1d.nn.attention import Attention, after_prefix, causal, prefix_causal
 from tok1d.nn.block import AdaLNBlock, Block, DropPath, Mlp, SwiGLU, swiglu_hidden
 from tok1d.nn.norm import Modulation, RMSNorm, modulate
 
@@ -130,3 +130,28 @@ def test_adaln_block_formula() -> None:
 def test_one_condition_for_the_batch_equals_a_row_each() -> None:
     block, x, c = AdaLNBlock(8, 2).double(), rand(3, 5, 8), rand(1, 1, 8)
     torch.testing.assert_close(block(x, c), block(x, c.expand(3, 5, 8)))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [slice(3), slice(3, None)])
+def test_some_rows_of_a_block_are_those_of_the_whole(rows: slice, bias: bool) -> None:
+    """In value and in gradient, although queries, MLP and projection of the others are never computed."""
+    x, c = rand(2, 7, 8).requires_grad_(), rand(2, 1, 8)
+    norms = (nn.LayerNorm(8), nn.LayerNorm(8))
+    block = Block(Attention(8, 2, bias=bias, qk_norm="rms"), Mlp(8, 16), norms, layer_scale=0.5).double()
+    adaln = AdaLNBlock(8, 2).double()
+    for parameter in adaln.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    for run in (block, lambda x, **how: adaln(x, c, **how)):
+        whole = run(x)[:, rows]
+        (expected,) = torch.autograd.grad(whole.square().sum(), x)
+        part = run(x, rows=rows)
+        torch.testing.assert_close(part, whole)
+        torch.testing.assert_close(torch.autograd.grad(part.square().sum(), x)[0], expected)
+
+
+def test_rows_after_a_prefix_are_those_of_the_whole() -> None:
+    x = rand(2, 7, 8)
+    block = Block(Attention(8, 2), Mlp(8, 16), (nn.LayerNorm(8), nn.LayerNorm(8))).double()
+    expected = block(x, prefix_causal(4))[:, 4:]
+    torch.testing.assert_close(block(x, after_prefix(4), slice(4, None)), expected)

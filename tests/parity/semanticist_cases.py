@@ -13,7 +13,7 @@ from tok1d.generators.autoregressive import CachedDecoder, EpsilonLlamaGen
 from tok1d.generators.head import DiffusionHead
 from tok1d.losses.alignment import resize_tokens
 from tok1d.losses.features import Teacher
-from tok1d.nn.attention import prefix_causal_mask
+from tok1d.nn.attention import full, prefix_causal, prefix_causal_mask
 from tok1d.tokenizers.latent_space import EMBEDDED, Autoencoder, LatentConfig, geometry
 from tok1d.tokenizers.prefix import prefix_mask, resolve_keep
 from tok1d.tokenizers.query_encoder import EncoderConfig, QueryEncoder
@@ -72,10 +72,12 @@ def run_encoder(case: Case) -> None:
     load_part(encoder, state, "encoder.")
     image = case.io["image"]
     case.check("tokens_in", encoder.embed(image))
-    with outputs_of(encoder.blocks[0]) as first, outputs_of(encoder.blocks[-1]) as last:
+    with outputs_of(encoder.blocks[0]) as first, inputs_of(encoder.blocks[-1]) as last:
         case.check("slots", encoder(image))
     case.check("block0_out", first[0])
-    case.check("last_block_out", last[0])
+    # The encoder computes the tokens alone here; the recording has the patches too.
+    attend = prefix_causal(1 + encoder.num_patches) if config.causal else full
+    case.check("last_block_out", encoder.blocks[-1](last[0], attend))
     if "attn_mask" in case.io:
         case.check("attn_mask", prefix_causal_mask(1 + encoder.num_patches, encoder.num_tokens))
 

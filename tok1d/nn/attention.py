@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.functional import scaled_dot_product_attention
 
 from tok1d.nn.norm import RMSNorm
@@ -67,10 +68,19 @@ def prefix_causal(prefix: int) -> Attend:
         head = scaled_dot_product_attention(q[:, :, :prefix], k[:, :, :prefix], v[:, :, :prefix])
         if num_tokens == 0:
             return head
-        rows = prefix_causal_mask(prefix, num_tokens, q.device)[prefix:]
-        tail = scaled_dot_product_attention(q[:, :, prefix:], k, v, attn_mask=rows)
+        tail = after_prefix(prefix)(q[:, :, prefix:], k, v)
         # Joined in the layout (B, L, heads, head_dim) of the projection that follows, which then copies nothing.
         return torch.cat([head.transpose(1, 2), tail.transpose(1, 2)], dim=1).transpose(1, 2)
+
+    return attend
+
+
+def after_prefix(prefix: int) -> Attend:
+    """`prefix_causal` of the later positions alone: q (B, heads, T, head_dim), k and v of all prefix + T positions."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        rows = prefix_causal_mask(prefix, q.shape[2], q.device)[prefix:]
+        return scaled_dot_product_attention(q, k, v, attn_mask=rows)
 
     return attend
 
@@ -134,9 +144,16 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim, bias=bias)
         self.q_norm, self.k_norm = (head_norm(qk_norm, dim // heads) for _ in range(2))
 
-    def forward(self, x: Tensor, attend: Attend = full) -> Tensor:
-        """(B, L, dim) -> (B, L, dim)."""
+    def forward(self, x: Tensor, attend: Attend = full, rows: slice | None = None) -> Tensor:
+        """(B, L, dim) -> (B, L, dim), or only the positions `rows`: then `attend` gets the queries of these alone."""
         batch, length, dim = x.shape
-        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        if rows is None:
+            q, k, v = self.qkv(x).view(batch, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        else:
+            (wq, wkv), bias = self.qkv.weight.split([dim, 2 * dim]), self.qkv.bias
+            bq, bkv = (None, None) if bias is None else bias.split([dim, 2 * dim])
+            x_rows = x[:, rows]
+            q = F.linear(x_rows, wq, bq).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            k, v = F.linear(x, wkv, bkv).view(batch, length, 2, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q), self.k_norm(k)
-        return self.proj(attend(q, k, v).transpose(1, 2).reshape(batch, length, dim))
+        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))

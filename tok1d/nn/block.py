@@ -99,9 +99,10 @@ class Block(nn.Module):
         self.drop1 = nn.Sequential(nn.Dropout(dropout[0]), DropPath(drop_path))
         self.drop2 = nn.Sequential(nn.Dropout(dropout[1]), DropPath(drop_path))
 
-    def forward(self, x: Tensor, attend: Attend = full) -> Tensor:
-        """(B, L, dim) -> (B, L, dim)."""
-        x = x + self.drop1(self.ls1(self.attn(self.norm1(x), attend)))
+    def forward(self, x: Tensor, attend: Attend = full, rows: slice | None = None) -> Tensor:
+        """(B, L, dim) -> (B, L, dim), or only the positions `rows` (see `Attention`): a last block saves the others."""
+        branch = self.drop1(self.ls1(self.attn(self.norm1(x), attend, rows)))
+        x = (x if rows is None else x[:, rows]) + branch
         return x + self.drop2(self.ls2(self.mlp(self.norm2(x))))
 
 
@@ -118,8 +119,9 @@ class AdaLNBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), tanh=True)
         self.modulation = Modulation(dim, 6)
 
-    def forward(self, x: Tensor, c: Tensor, attend: Attend = full) -> Tensor:
-        """x (B, L, dim), c (B, 1, dim) or (B, L, dim) -> (B, L, dim)."""
+    def forward(self, x: Tensor, c: Tensor, attend: Attend = full, rows: slice | None = None) -> Tensor:
+        """x (B, L, dim), c (B, 1, dim) or (B, L, dim) -> (B, L, dim); `rows` (see `Block`) only with (B, 1, dim)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)
-        x = gated(x, gate1, self.attn(modulate(self.norm1(x), shift1, scale1), attend))
+        branch = self.attn(modulate(self.norm1(x), shift1, scale1), attend, rows)
+        x = gated(x if rows is None else x[:, rows], gate1, branch)
         return gated(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tok1d.config import option
-from tok1d.nn.attention import Attention, full, prefix_causal
+from tok1d.nn.attention import Attention, after_prefix, full, prefix_causal
 from tok1d.nn.block import Block, Mlp
 from tok1d.nn.embed import PatchEmbed
 from tok1d.nn.position import resample_grid
@@ -116,7 +116,9 @@ class QueryEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K, dim)."""
         x = self.embed(images)
-        attend = prefix_causal(x.shape[1] - self.num_tokens) if self.causal else full
-        for block in self.blocks:
+        prefix = x.shape[1] - self.num_tokens
+        attend, last = (prefix_causal(prefix), after_prefix(prefix)) if self.causal else (full, full)
+        for block in self.blocks[:-1]:
             x = block(x, attend)
-        return self.norm(x[:, -self.num_tokens :])
+        # Nothing reads what the last block would make of the patches.
+        return self.norm(self.blocks[-1](x, last, slice(prefix, None)))

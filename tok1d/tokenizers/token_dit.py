@@ -132,7 +132,9 @@ class TokenDiT(nn.Module):
         c = self.time_embed(t)[:, None]
         num_patches, aligned = rows * columns, None
         for depth, block in enumerate(self.blocks, start=1):
-            sequence = block(sequence, c)
+            # Nothing reads what the last block would make of the tokens.
+            needed = slice(num_patches) if depth == len(self.blocks) else None
+            sequence = block(sequence, c, rows=needed)
             if align and depth == self.align_depth and self.projector is not None:
                 aligned = self.projector(sequence[:, :num_patches])
         shift, scale = self.modulation(c)
