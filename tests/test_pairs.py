@@ -29,8 +29,10 @@ TOKENIZERS = {
     "kl": ("maetok", ["model.bottleneck={name: kl}"]),
     "softvq": ("maetok", ["model.bottleneck={name: softvq, size: 16, num_codebooks: 2}"]),
     "vq": ("maetok", ["model.bottleneck={name: vq, size: 16}"]),
+    "titok kl": ("titok", []),
+    "titok vq": ("titok", ["model.bottleneck={name: vq, size: 16}"]),
 }
-CONTINUOUS = [name for name in TOKENIZERS if name != "vq"]
+CONTINUOUS = [name for name in TOKENIZERS if "vq" not in name.split()]
 SIZES = "num_tokens: 4, token_dim: 4, num_classes: 10, dim: 16, heads: 2"
 GENERATORS = {
     "epsilon_llamagen": f"{{name: epsilon_llamagen, {SIZES}, depth: 1, head: {{width: 16, depth: 1, steps: 2}}}}",

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tok1d.config import option
-from tok1d.diffusion.guidance import Guidance, as_guidance
-from tok1d.errors import ConfigError, InputError, WeightsError
+from tok1d.diffusion.guidance import Guidance
+from tok1d.errors import ConfigError, WeightsError
 from tok1d.nn.embed import PatchEmbed
 from tok1d.tokenizers.auxiliary import AuxiliaryConfig, AuxiliaryDecoder, LatentAlignment, LatentAlignmentConfig
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.tokenizers.bottlenecks import BottleneckConfig, PlainConfig, SoftVQConfig, build_bottleneck
+from tok1d.tokenizers.checks import check_images, check_one_pass, check_tokens
 from tok1d.tokenizers.masking import MaskConfig, draw_mask, draw_ratios
 from tok1d.tokenizers.pixel_decoder import PixelDecoder
-from tok1d.tokenizers.prefix import resolve_keep
 from tok1d.tokenizers.vit import ViTConfig, build_vit
 
 
@@ -204,14 +204,7 @@ class MAETok(nn.Module):
         size = self.config.image_size if size is None else size
         height, width = (size, size) if isinstance(size, int) else size
         tokens = self._checked(tokens, height, width)
-        length = tokens.shape[1]
-        if steps is not None:
-            raise InputError(f"steps: this decoder is one pass, expected none, got {steps}")
-        guide = as_guidance(guidance)
-        if guide.scale != 1 or guide.weak_model is not None:
-            raise InputError(f"guidance: this decoder is deterministic, expected 1, got {guide.scale}")
-        if keep is not None and int(resolve_keep(keep, len(tokens), length, tokens.device).min()) < length:
-            raise InputError(f"keep: these tokens are not ordered, so all {length} are needed, got {keep}")
+        check_one_pass(tokens, keep=keep, steps=steps, guidance=guidance)
         images = self.decoder.paint(self.bottleneck.embed(tokens), (height, width))
         return ((images + 1) / 2).clamp(0, 1)
 
@@ -296,28 +289,11 @@ class MAETok(nn.Module):
         self.load_state_dict({name: theirs[name] for name in self.state_dict()})
 
     def _check_images(self, images: Tensor) -> None:
-        channels, patch = self.config.channels, self.config.encoder.patch
-        if images.dim() != 4 or images.shape[1] != channels:
-            raise InputError(f"expected images of shape (B, {channels}, H, W), got {tuple(images.shape)}")
-        height, width = images.shape[-2:]
-        if min(height, width) < 1 or height % patch or width % patch:
-            raise InputError(
-                f"image size: expected a height and a width that are multiples of {patch} (the encoder's patches; the "
-                f"model's own size is {self.config.image_size}), got {height}x{width}"
-            )
+        check_images(images, self.config.channels, self.config.encoder.patch, self.config.image_size)
 
     def _checked(self, tokens: Tensor, height: int, width: int) -> Tensor:
         """Tokens in the precision of the weights, or ids; as many as images of that size have."""
-        patch, dim, vocab = self.config.encoder.patch, self.config.token_dim, self.spec.vocab_size
+        patch = self.config.encoder.patch
         length = self.config.num_tokens or height // patch * (width // patch)
-        expected = f"(B, {length})" if vocab else f"(B, {length}, {dim})"
-        fits = tokens.shape[1:] == ((length,) if vocab else (length, dim)) and tokens.is_floating_point() != bool(vocab)
-        if not fits:
-            kind, found = "ids" if vocab else "tokens", f"{tuple(tokens.shape)} of {tokens.dtype}"
-            raise InputError(f"expected {kind} of shape {expected} for {height}x{width} pixels, got {found}")
-        if not vocab:
-            return tokens.to(self.decoder.token_embed.weight.dtype)
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= vocab:
-            raise InputError(f"expected ids in 0..{vocab - 1}, got {low if low < 0 else high}")
-        return tokens.long()
+        dtype = self.decoder.token_embed.weight.dtype
+        return check_tokens(tokens, length, self.config.token_dim, self.spec.vocab_size, (height, width), dtype)

@@ -28,6 +28,8 @@ CLASSES = {
     "semanticist": "Semanticist",
     "epsilon_llamagen": "EpsilonLlamaGen",
     "maetok": "MAETok",
+    "titok": "TiTok",
+    "titok_legacy": "LegacyTiTok",
     "sit": "SiT",
     "dit": "DiT",
     "lightningdit": "LightningDiT",
