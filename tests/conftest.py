@@ -97,6 +97,21 @@ model:
 train: {steps: 6, batch_size: 8, lr: 1e-3, warmup: 2, ema: 0.9, log_every: 2}
 evaluate: {num_images: 8, batch_size: 8}
 """
+TINY_TITOK = """
+kind: tokenizer
+data: {image_size: 32, pad: 2}
+model:
+  name: titok
+  image_size: 32
+  channels: 1
+  num_tokens: 4
+  token_dim: 4
+  bottleneck: {name: kl}
+  encoder: {patch: 8, dim: 16, depth: 1, heads: 2}
+  decoder: {patch: 8, dim: 16, depth: 1, heads: 2}
+train: {steps: 6, batch_size: 8, lr: 1e-3, warmup: 2, ema: 0.9, log_every: 2}
+evaluate: {num_images: 8, batch_size: 8}
+"""
 TINY_SIT = """
 kind: generator
 data: {image_size: 32, pad: 2}
@@ -120,6 +135,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
         "generator": TINY_GENERATOR,
         "maetok": TINY_MAETOK,
         "smap": TINY_SMAP,
+        "titok": TINY_TITOK,
         "sit": TINY_SIT,
         "classifier": TINY_CLASSIFIER,
     }

@@ -33,8 +33,10 @@ TOKENIZERS = {
     "smap without condition": ("smap", ["model.use_condition=false"]),
     "smap softvq": ("smap", ["model.bottleneck={name: softvq, size: 16, num_codebooks: 2}"]),
     "smap vq": ("smap", ["model.bottleneck={name: vq, size: 16}"]),
+    "titok kl": ("titok", []),
+    "titok vq": ("titok", ["model.bottleneck={name: vq, size: 16}"]),
 }
-CONTINUOUS = [name for name in TOKENIZERS if name.split()[-1] != "vq"]
+CONTINUOUS = [name for name in TOKENIZERS if "vq" not in name.split()]
 SIZES = "num_tokens: 4, token_dim: 4, num_classes: 10, dim: 16, heads: 2"
 GENERATORS = {
     "epsilon_llamagen": f"{{name: epsilon_llamagen, {SIZES}, depth: 1, head: {{width: 16, depth: 1, steps: 2}}}}",

@@ -24,7 +24,8 @@ TOKENIZERS = [name for name in IMAGENET if name.startswith("imagenet256/semantic
 GENERATORS = [name for name in IMAGENET if name.startswith("imagenet256/epsilon_llamagen")]
 SMAP = [name for name in IMAGENET if "/smap_" in name]
 CARDS = [name for name in IMAGENET if "/card_" in name]
-OTHERS = [name for name in IMAGENET if name not in (*TOKENIZERS, *GENERATORS, *SMAP, *CARDS)]  # MAETok and kin
+TITOK = [name for name in IMAGENET if "/titok_" in name]
+OTHERS = [name for name in IMAGENET if name not in (*TOKENIZERS, *GENERATORS, *SMAP, *CARDS, *TITOK)]  # MAETok and kin
 L = "imagenet256/semanticist_l"
 AR = "imagenet256/epsilon_llamagen_l"
 NO_REPA = ("model.decoder.align_depth=0", 'model.alignment.teacher=""')
@@ -150,6 +151,52 @@ def test_card_counts(size: str, trunk: int, head: int, paper: float, off: float)
         trained + frozen
         == trunk + head
         == sum(counts(f"imagenet256/card_{size}", "model.class_source=independent").values())
+    )
+
+
+@pytest.mark.parametrize("name", TITOK)
+def test_titok_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None:
+    recipe = load_recipe(name)
+    card, data, train, game = recipe.card, recipe.data, recipe.train, recipe.adversarial
+    assert card.reproduces and "rFID" in card.paper and card.ours == "not run at this scale"
+    assert (data.image_size, data.num_images, recipe.model.image_size) == (256, 1_281_167, 256)
+    assert (train.lr, train.lr_min, train.beta2, train.weight_decay) == (1e-4, 1e-5, 0.999, 1e-4)
+    assert game.discriminator.name == "blur_patch" and game.lecam_of == "means" and not game.adaptive
+    assert str(recipe.model.num_tokens) in card.about and recipe.perceptual.logits == 0.1
+    if recipe.model.name == "titok_legacy":
+        # Where it starts from holds what it trains: the published weights of the same name.
+        assert recipe.start == f"models/{name.split('/')[1]}" and recipe.model.stage == "finetune"
+        assert (train.steps, train.batch_size, game.weight, game.start) == (500_000, 256, 0.01, 20_000)
+        assert recipe.perceptual.weight == 0 and recipe.model.bottleneck.l2
+    else:
+        assert (train.steps, train.batch_size, game.weight, game.start) == (650_000, 1024, 0.1, 200_000)
+        assert recipe.perceptual.weight == 1 and recipe.model.bottleneck.name == ("vq" if "_vq" in name else "kl")
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("l32", 641.1),
+        ("b64", 204.8),
+        ("s128", 83.7),
+        ("bl128_vq", 390.2),
+        ("sl256_vq", 330.3),
+        ("ll32_vae", 606.9),
+        ("bl128_vae", 389.6),
+    ],
+)
+def test_titok_counts(name: str, millions: float) -> None:
+    assert sum(counts(f"imagenet256/titok_{name}").values()) / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_titok_s_pixel_decoder_and_codes() -> None:
+    decoder = built("imagenet256/titok_l32").decoder
+    assert sum(weight.numel() for weight in decoder.painter.parameters()) / 1e6 == pytest.approx(30.5, abs=0.05)
+    assert decoder.codebook.shape == (1024, 256) and decoder.painter.scale == 16
+    # Fewer tokens are fewer queries and places: nothing else is another size.
+    shorter = 64 * (2 * 768 + 1024)
+    assert sum(counts("imagenet256/titok_bl64_vq").values()) + shorter == sum(
+        counts("imagenet256/titok_bl128_vq").values()
     )
 
 

@@ -362,7 +362,7 @@ def export(
 @app.command(short_help="Published weights to a model folder.")
 def convert(
     format: Annotated[
-        str, typer.Argument(help="semanticist-tokenizer or -ar, maetok-tokenizer, -sit or -dit, lightningdit, kl16")
+        str, typer.Argument(help="semanticist-tokenizer, -ar, maetok-tokenizer, -sit, -dit, lightningdit, titok, kl16")
     ],
     path: Annotated[Path, typer.Argument(help="published weights: .safetensors, .pt or .pkl")],
     out: Annotated[Path, typer.Option(help="model folder to write")],

@@ -22,6 +22,8 @@ MODEL_CONFIGS: dict[str, tuple[str, str]] = {
     "epsilon_llamagen": ("tok1d.generators.autoregressive", "EpsilonLlamaGenConfig"),
     "maetok": ("tok1d.tokenizers.maetok", "MAETokConfig"),
     "smap": ("tok1d.tokenizers.smap", "SMAPConfig"),
+    "titok": ("tok1d.tokenizers.titok", "TiTokConfig"),
+    "titok_legacy": ("tok1d.zoo.compat.titok", "LegacyTiTokConfig"),
     "card": ("tok1d.generators.card", "CARDConfig"),
     "sit": ("tok1d.generators.sit", "SiTConfig"),
     "dit": ("tok1d.generators.sit", "DiTConfig"),
@@ -34,10 +36,11 @@ LOSS_CONFIGS = {
     "perceptual": ("tok1d.losses.perceptual", "PerceptualConfig"),
     "adversarial": ("tok1d.losses.adversarial", "AdversarialConfig"),
 }
-JUDGED = ("maetok", "smap")  # tokenizers whose reconstructions the loss sections can judge: one pass makes them
+# Tokenizers whose reconstructions the loss sections can judge: one pass makes them.
+JUDGED = ("maetok", "smap", "titok", "titok_legacy")
 SIZED = ("dim", "depth", "heads")  # what a named size stands for
 NO_CACHE = "none"  # for `cache`: tokens are encoded as training needs them
-_KIND_OF_PACKAGE = {"tokenizers": "tokenizer", "generators": "generator", "evaluate": "classifier"}
+_KIND_OF_PACKAGE = {"tokenizers": "tokenizer", "zoo": "tokenizer", "generators": "generator", "evaluate": "classifier"}
 
 
 @dataclass
@@ -190,7 +193,7 @@ class Recipe:
         kw_only=True, metadata={"help": "the model, a section whose name picks the rest", "build": _build_model}
     )
     train: TrainConfig = option(help="the training run")
-    perceptual: Any = _loss_section("perceptual", "MAETok and kin: LPIPS of the reconstructions")
+    perceptual: Any = _loss_section("perceptual", "MAETok and kin: LPIPS and a classifier on the reconstructions")
     adversarial: Any = _loss_section("adversarial", "MAETok and kin: a discriminator that the tokenizer plays against")
     evaluate: EvaluateConfig = option(EvaluateConfig)
 
@@ -224,11 +227,13 @@ class Recipe:
                     f"received {getattr(self, key)}"
                 )
         for key in LOSS_CONFIGS:
-            if name not in JUDGED and getattr(self, key).weight > 0:
-                raise ConfigError(
-                    f"{key}.weight: only {' or '.join(JUDGED)} reads it, expected 0 for {name}, "
-                    f"received {getattr(self, key).weight:g}"
-                )
+            for weight in ("weight", "logits"):
+                received = getattr(getattr(self, key), weight, 0.0)
+                if name not in JUDGED and received > 0:
+                    raise ConfigError(
+                        f"{key}.{weight}: read with {', '.join(JUDGED)} alone, expected 0 for {name}, "
+                        f"received {received:g}"
+                    )
         for key in ("image_size", "channels"):
             expected = getattr(self.data, key)
             received = getattr(self.model, key, expected)

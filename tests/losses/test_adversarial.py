@@ -72,6 +72,19 @@ def test_losses_in_closed_form() -> None:
     assert torch.stack(torch.autograd.grad(best, [a, b])).abs().max() < 1e-6
 
 
+def test_lecam_of_means_sees_no_spread() -> None:
+    torch.manual_seed(0)
+    of_means, of_logits, (real, fake) = LeCam(of_means=True), LeCam(), torch.randn(2, 3, 8)
+    for lecam in (of_means, of_logits):
+        lecam.update(10 * real, 10 * fake)
+    expected = (real.mean() - of_means.mean_fake).relu() ** 2 + (of_means.mean_real - fake.mean()).relu() ** 2
+    torch.testing.assert_close(of_means(real, fake), expected)
+    torch.testing.assert_close(of_means(real.flip(1), fake.flip(1)), expected)
+    flat = (torch.full((4,), 2.0), torch.full((4,), -1.0))
+    torch.testing.assert_close(of_means(*flat), of_logits(*flat), msg="equal where all logits are")
+    assert of_logits(real, fake) > expected
+
+
 def test_lecam_means_and_formula() -> None:
     lecam = LeCam(decay=0.9)
     for _ in range(3):

@@ -30,6 +30,8 @@ CLASSES = {
     "maetok": "MAETok",
     "smap": "SMAP",
     "card": "CARD",
+    "titok": "TiTok",
+    "titok_legacy": "LegacyTiTok",
     "sit": "SiT",
     "dit": "DiT",
     "lightningdit": "LightningDiT",
