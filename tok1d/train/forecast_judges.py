@@ -41,18 +41,24 @@ class Judge:
 def judges(recipe: Recipe) -> dict[str, Judge | None]:
     """The judges of a recipe by name; None for a discriminator whose backbone is not known here."""
     found: dict[str, Judge | None] = {}
-    bf16 = recipe.train.precision == "bf16"
+    bf16, sides = recipe.train.precision == "bf16", recipe.data.image_sizes or [recipe.data.image_size]
     if recipe.perceptual.weight > 0:
-        found["LPIPS"] = _lpips(recipe.data.image_size, bf16)
+        found["LPIPS"] = _in_turn([_lpips(side, bf16) for side in sides])
     if recipe.adversarial.weight > 0:
         config = recipe.adversarial.discriminator
         if isinstance(config, DinoConfig) and config.backbone != KNOWN_BACKBONE:
             found["discriminator"] = None
         else:
             key = (type(config), tuple(to_mapping(config).items()))
-            sizes = (recipe.data.image_size, recipe.data.channels, bool(recipe.adversarial.consistency))
-            found["discriminator"] = _discriminator(key, *sizes, bf16)
+            rest = (recipe.data.channels, bool(recipe.adversarial.consistency), bf16)
+            found["discriminator"] = _in_turn([_discriminator(key, side, *rest) for side in sides])
     return found
+
+
+def _in_turn(each: list[Judge]) -> Judge:
+    """A judge of images of one size or another: the mean of its FLOPs, the most of its bytes."""
+    flops = sum(judge.flops_per_image for judge in each) // len(each)
+    return replace(each[0], flops_per_image=flops, bytes_per_image=max(judge.bytes_per_image for judge in each))
 
 
 class _Pass(nn.Module):

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tok1d.tokenizers.auxiliary import AuxiliaryDecoder
 from tok1d.tokenizers.maetok import MAETok
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, ...]
 
 # What torch.autocast runs in half precision, and what in float32; it has no effect on the meta device itself.
 _HALF = {F.linear, F.conv1d, F.conv2d, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm}
