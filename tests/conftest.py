@@ -35,6 +35,27 @@ def fashion(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tok1d.data.fashion_mnist.load", load)
 
 
+@pytest.fixture(scope="session")
+def bpe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a byte-pair tokenizer of 64 ids at most, as transformers saves it; ends sentences with <eos>."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from tok1d.data.fashion_mnist import NOUNS, TEMPLATES
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(vocab_size=64, special_tokens=["<unk>", "<pad>", "<eos>"], show_progress=False)
+    tokenizer.train_from_iterator([text.format(noun) for text in TEMPLATES for noun in NOUNS], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single="$A <eos>", special_tokens=[("<eos>", 2)]
+    )
+    special = {"unk_token": "<unk>", "pad_token": "<pad>", "eos_token": "<eos>"}
+    folder = str(tmp_path_factory.mktemp("bpe"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    return folder
+
+
 TINY_TOKENIZER = """
 kind: tokenizer
 model:

@@ -241,6 +241,26 @@ def test_maetok_ablations_differ_in_what_they_say(
     assert model.length == tokens and model.num_tokens == (0 if "image" in name else tokens)
 
 
+@pytest.mark.parametrize("name", ["_ape", "_rope"])
+def test_the_ablation_of_positions_mixes_resolutions(name: str) -> None:
+    recipe = load_recipe(MAE + name)
+    assert recipe.data.image_sizes == [256, 512]
+    assert {part.absolute for part in (recipe.model.encoder, recipe.model.decoder)} == {name == "_ape"}
+
+
+def test_captioned_images_have_a_fourth_target() -> None:
+    recipe, imagenet = load_recipe("captioned256/maetok_b_128"), load_recipe("imagenet256/maetok_b_128")
+    *three, text = recipe.model.auxiliary
+    assert three == imagenet.model.auxiliary and (text.target, text.dim, text.depth) == ("text", 49_408, 3)
+    assert recipe.data.captions and recipe.learns_words and recipe.card.ours == "not run at this scale"
+    # The decoder of the target text, and nothing else, is more: 3 blocks, its own tokens, 49408 logits.
+    more = {k: n - counts("imagenet256/maetok_b_128")[k] for k, n in counts("captioned256/maetok_b_128").items()}
+    assert {part for part, count in more.items() if count} == {"auxiliary"}
+    block = 12 * 768**2 + (3 + 1 + 4 + 1) * 768 + 2 * 2 * 768 + 2 * 768  # products, biases, norms, layer scale
+    around = (32 + 1) * 768 + 768 + 128 * 768 + 2 * 768 + 768 + 2 * 3 * 768 // 2  # tokens, masks, norm, class, turns
+    assert more["auxiliary"] == 3 * block + around + 769 * 49_408
+
+
 @pytest.mark.parametrize(
     ("name", "total", "unread"),
     [

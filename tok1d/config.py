@@ -38,6 +38,7 @@ LOSS_CONFIGS = {
 }
 # Tokenizers whose reconstructions the loss sections can judge: one pass makes them.
 JUDGED = ("maetok", "smap", "titok", "titok_legacy")
+ANY_SIZE = ("maetok", "smap", "titok")  # models that train on images of several sizes
 SIZED = ("dim", "depth", "heads")  # what a named size stands for
 NO_CACHE = "none"  # for `cache`: tokens are encoded as training needs them
 _KIND_OF_PACKAGE = {"tokenizers": "tokenizer", "zoo": "tokenizer", "generators": "generator", "evaluate": "classifier"}
@@ -61,6 +62,9 @@ class DataConfig:
     name: Literal["fashion_mnist", "folder"] = option("fashion_mnist", "data set")
     root: str | None = option(None, "folder of the data; for fashion_mnist null looks in the usual places")
     image_size: int = option(28, "side of the square images, in pixels", ge=1)
+    image_sizes: list[int] = option(
+        [], "MAETok and kin: sides of training images, a batch has one of them, evenly drawn; empty is image_size", ge=1
+    )
     channels: Literal[1, 3] = option(1, "1 for grey, 3 for colour")
     crop: Literal["center", "random"] = option("center", "where training images are cut square")
     flip: bool = option(False, "mirror training images left to right at random")
@@ -69,13 +73,21 @@ class DataConfig:
     limit: int | None = option(None, "training images used; null is all", ge=1)
     limit_test: int | None = option(None, "test images used; null is all", ge=1)
     num_images: int | None = option(None, "training images there are, for forecasts made without the data", ge=1)
+    captions: str | None = option(
+        None, "of fashion_mnist: labels; of a folder: files (NAME.txt beside NAME.png) or a JSON-lines file in root"
+    )
 
     def check(self) -> None:
-        """Raise ConfigError on a folder data set without its folder, or a border that leaves no image."""
+        """Raise ConfigError on a folder data set without its folder, captions of the other data set, or a border that
+        leaves no image."""
         if self.name == "folder" and not self.root:
             raise ConfigError("root: name=folder needs the folder that holds one folder a class, received null")
-        if 2 * self.pad >= self.image_size:
-            raise ConfigError(f"pad: expected less than half of image_size={self.image_size}, received {self.pad}")
+        if self.captions is not None and (self.captions == "labels") != (self.name == "fashion_mnist"):
+            expected = "labels" if self.name == "fashion_mnist" else "files or a file of JSON lines"
+            raise ConfigError(f"captions: name={self.name} takes {expected}, received {self.captions}")
+        smallest = min([self.image_size, *self.image_sizes])
+        if 2 * self.pad >= smallest:
+            raise ConfigError(f"pad: expected less than half of image_size={smallest}, received {self.pad}")
 
 
 @dataclass
@@ -197,6 +209,12 @@ class Recipe:
     adversarial: Any = _loss_section("adversarial", "MAETok and kin: a discriminator that the tokenizer plays against")
     evaluate: EvaluateConfig = option(EvaluateConfig)
 
+    @property
+    def learns_words(self) -> bool:
+        """Whether the model is trained on the words of captions (MAETok's auxiliary target text)."""
+        targets = [each.target for each in getattr(self.model, "auxiliary", [])]
+        return "text" in targets and getattr(self.model, "stage", "train") == "train"
+
     def check(self) -> None:
         """Raise ConfigError where the sections contradict each other."""
         name = getattr(self.model, "name", None)
@@ -239,6 +257,27 @@ class Recipe:
             received = getattr(self.model, key, expected)
             if self.kind != "generator" and received != expected:
                 raise ConfigError(f"model.{key}: expected data.{key}={expected}, received {received}")
+        self._check_images(name)
+
+    def _check_images(self, name: str | None) -> None:
+        """What the model asks of its images beyond one size."""
+        if self.learns_words and self.data.captions is None:
+            raise ConfigError(
+                "data.captions: the auxiliary target text learns from captions; expected labels (fashion_mnist), files "
+                "or a file of JSON lines (folder), received null"
+            )
+        if self.data.image_sizes and name not in ANY_SIZE:
+            raise ConfigError(
+                f"data.image_sizes: read with {', '.join(ANY_SIZE)} alone, expected [] for {name}, "
+                f"received {self.data.image_sizes}"
+            )
+        for size in self.data.image_sizes:
+            for part in ("encoder", "decoder"):
+                if size % getattr(self.model, part).patch:
+                    patch = getattr(self.model, part).patch
+                    raise ConfigError(
+                        f"data.image_sizes: expected multiples of model.{part}.patch={patch}, received {size}"
+                    )
 
 
 def recipe_names() -> list[str]:

@@ -34,7 +34,8 @@ class Critic(nn.Module):
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         self.calls += 1
-        return self.out(self.norm(self.conv(images)).flatten(2)).flatten(1)
+        # Without the nonlinearity the mean of the logits would be the same for all images: their norm's mean is 0.
+        return self.out(self.norm(self.conv(images)).relu().flatten(2)).flatten(1)
 
 
 def game(**options: object) -> AdversarialLoss:

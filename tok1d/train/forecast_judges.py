@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -43,20 +44,29 @@ class Judge:
 def judges(recipe: Recipe) -> dict[str, Judge | None]:
     """The judges of a recipe by name; None for one whose network is not known here."""
     found: dict[str, Judge | None] = {}
-    bf16 = recipe.train.precision == "bf16"
+    bf16, sides = recipe.train.precision == "bf16", recipe.data.image_sizes or [recipe.data.image_size]
     if recipe.perceptual.weight > 0:
-        found["LPIPS"] = _lpips(recipe.data.image_size, bf16)
+        found["LPIPS"] = _in_turn([_lpips(side, bf16) for side in sides])
     if recipe.perceptual.logits > 0:
-        found["classifier"] = _classifier(recipe.perceptual.classifier, recipe.data.image_size, bf16)
+        found["classifier"] = _in_turn([_classifier(recipe.perceptual.classifier, side, bf16) for side in sides])
     if recipe.adversarial.weight > 0:
         config = recipe.adversarial.discriminator
         if isinstance(config, DinoConfig) and config.backbone != KNOWN_BACKBONE:
             found["discriminator"] = None
         else:
             key = (type(config), tuple(to_mapping(config).items()))
-            sizes = (recipe.data.image_size, recipe.data.channels, bool(recipe.adversarial.consistency))
-            found["discriminator"] = _discriminator(key, *sizes, bf16)
+            rest = (recipe.data.channels, bool(recipe.adversarial.consistency), bf16)
+            found["discriminator"] = _in_turn([_discriminator(key, side, *rest) for side in sides])
     return found
+
+
+def _in_turn(each: Sequence[Judge | None]) -> Judge | None:
+    """A judge of images of one size or another: the mean of its FLOPs, the most of its bytes; None if not known."""
+    known = [judge for judge in each if judge is not None]
+    if not known:
+        return None
+    flops = sum(judge.flops_per_image for judge in known) // len(known)
+    return replace(known[0], flops_per_image=flops, bytes_per_image=max(judge.bytes_per_image for judge in known))
 
 
 class _Pass(nn.Module):

@@ -20,7 +20,7 @@ from tok1d.tokenizers.auxiliary import AuxiliaryDecoder
 from tok1d.tokenizers.maetok import MAETok
 from tok1d.tokenizers.smap import SMAP
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, ...]
 
 # What torch.autocast runs in half precision, and what in float32; it has no effect on the meta device itself.
 _HALF = {F.linear, F.conv1d, F.conv2d, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm}
