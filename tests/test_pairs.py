@@ -89,7 +89,7 @@ def test_encode_cache_train_sample_and_decode(pair: Any, tmp_path: Path, tokeniz
 
 
 @pytest.mark.parametrize("generator", GENERATORS)
-@pytest.mark.parametrize("tokenizer", ["vq", "smap vq"])
+@pytest.mark.parametrize("tokenizer", ["vq", "smap vq", "titok vq"])
 def test_ids_are_refused_by_generators_of_continuous_tokens(
     pair: Any, tmp_path: Path, tokenizer: str, generator: str
 ) -> None:

@@ -125,11 +125,19 @@ def test_card_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None:
     assert load_recipe(name, ["num_tokens=64"]).model.num_tokens == 64, "one number for every token budget"
     independent = "independent" in name or "unconditioned" in name
     assert model.class_source == ("independent" if independent else "shared")
-    assert ("unconditioned" in name) == ("unconditioned" in recipe.tokenizer)
-    if recipe.tokenizer.removeprefix("runs/").removesuffix("/model") in recipe_names():
-        tokenizer = made_by(recipe.tokenizer).model
-        assert (tokenizer.num_tokens, tokenizer.token_dim) == (model.num_tokens, model.token_dim)
-        assert tokenizer.encoder.dim == model.class_dim
+    first = made_by(recipe.tokenizer).model
+    assert first.use_condition == ("unconditioned" not in name)
+
+
+@pytest.mark.parametrize("name", [*CARDS, "fashion_mnist/card"])
+def test_card_and_its_tokenizer_agree(name: str) -> None:
+    recipe = load_recipe(name)
+    model, first = recipe.model, made_by(recipe.tokenizer)
+    tokenizer = first.model
+    assert (tokenizer.name, tokenizer.bottleneck.name) == ("smap", "kl")
+    assert (tokenizer.num_tokens, tokenizer.token_dim) == (model.num_tokens, model.token_dim)
+    assert (tokenizer.num_classes, tokenizer.encoder.dim) == (model.num_classes, model.class_dim)
+    assert (first.data.image_size, first.data.pad) == (recipe.data.image_size, recipe.data.pad)
 
 
 # The paper tells 234, 568 and 1100 million.

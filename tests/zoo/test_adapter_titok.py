@@ -24,6 +24,7 @@ PIXELS = {"code_dim": 6, "width": 32, "mult": [1, 1, 2, 2], "blocks": 2}
 
 MODELS: dict[str, dict[str, Any]] = {
     "vq": {"name": "titok", "bottleneck": {"name": "vq", "size": 7, "l2": False}},
+    "revived vq": {"name": "titok", "bottleneck": {"name": "vq", "size": 7, "l2": False, "revival": True}},
     "vae": {"name": "titok", "bottleneck": {"name": "kl", "weight": 1e-5}},
     "text": {
         "name": "titok",
@@ -47,6 +48,8 @@ def tokenizer(kind: str) -> Any:
     model = store.build_model(build_model_config({**SIZES, **MODELS[kind]}))
     for weight in model.parameters():
         nn.init.normal_(weight, std=0.3)
+    for usage in model.buffers():
+        nn.init.uniform_(usage)
     return model.eval()
 
 
@@ -182,6 +185,7 @@ def test_released_layouts_are_those_of_the_recipes(
         shapes |= pixel_layout()
     else:
         shapes |= linear("decoder.ffn.0", 768, decoder, 1, 1) | linear("decoder.conv_out", 3, 3, 3, 3)
+        shapes |= {"quantize.embed_prob": (size,)} if size else {}
     state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     with torch.device("meta"):
         model = store.build_model(load_recipe(f"imagenet256/{recipe}").model)
@@ -224,7 +228,7 @@ def test_wrappers_of_names_are_stripped(tmp_path: Path, prefix: str) -> None:
 
 
 def test_what_only_training_reads_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    state = publish(tokenizer("vq"), tmp_path)
+    state = publish(tokenizer("legacy"), tmp_path)
     extra = {"quantize.embed_prob": torch.zeros(7), "discriminator.block_in.0.bias": torch.zeros(1)}
     save_file({**state, **extra}, tmp_path / "model.safetensors")
     convert_titok(tmp_path, **HEADS)

@@ -54,6 +54,7 @@ COMMON = [
 KEYS = KeyMap(
     [
         *COMMON,
+        ("quantize.embed_prob", "bottleneck.usage"),
         ("decoder.ffn.0.{p}", "decoder.proj.{p}"),
         ("decoder.conv_out.{p}", "decoder.conv.{p}"),
         ("decoder.text_guidance_proj.{p}", "decoder.text_embed.{p}"),
@@ -87,7 +88,8 @@ LEGACY_KEYS = KeyMap(
     ]
 )
 
-# What only the training of a model reads: how often a code was chosen, and the networks that judged it.
+# What only the training of a model reads: how often a code was chosen (that of one stage, which revives codes, goes on
+# from there), and the networks that judged it.
 UNUSED = ("quantize.embed_prob", "discriminator.", "perceptual_loss.", "lpips.", "loss_module.")
 AVERAGED = ("ema_model.", "ema.", "model.")  # in front of every name of some files
 # Stored without the batch's axis, and as convolutions of one pixel.
@@ -221,7 +223,7 @@ def _config(state: State, options: dict[str, Any], heads: dict[str, int | None],
             raise WeightsError("published weights: quantize.embedding.weight is missing; is this the right file?")
         bottleneck = KLConfig(weight=float(options.get("losses", {}).get("kl_weight", 1e-6)))
     else:
-        bottleneck = _vq_config(codebook, options, l2, default=False)
+        bottleneck = _vq_config(codebook, options, l2, default=False, revival="bottleneck.usage" in state)
     text: dict[str, Any] = {}
     if "decoder.text_embed.weight" in state:
         length = _shape(state, "decoder.text_positions")[1]
@@ -284,9 +286,12 @@ def _vit_config(state: State, part: str, heads: int | None) -> TiTokViTConfig:
     return TiTokViTConfig(dim=dim, depth=depth, heads=heads, mlp_ratio=hidden / dim)
 
 
-def _vq_config(codebook: Tensor, options: dict[str, Any], l2: bool | None, *, default: bool) -> VQConfig:
+def _vq_config(
+    codebook: Tensor, options: dict[str, Any], l2: bool | None, *, default: bool, revival: bool = False
+) -> VQConfig:
     l2 = bool(options.get("use_l2_norm", default)) if l2 is None else l2
-    return VQConfig(size=codebook.shape[0], l2=l2, beta=float(options.get("commitment_cost", 0.25)))
+    beta = float(options.get("commitment_cost", 0.25))
+    return VQConfig(size=codebook.shape[0], l2=l2, beta=beta, revival=revival)
 
 
 def _pixels_config(state: State) -> PixelsConfig:
