@@ -22,7 +22,8 @@ from tok1d.zoo.adapters.semanticist import ar_config, decoder_config, encoder_co
 IMAGENET = [name for name in recipe_names() if name.startswith("imagenet")]
 TOKENIZERS = [name for name in IMAGENET if name.startswith("imagenet256/semanticist")]
 GENERATORS = [name for name in IMAGENET if name.startswith("imagenet256/epsilon_llamagen")]
-OTHERS = [name for name in IMAGENET if name not in (*TOKENIZERS, *GENERATORS)]  # MAETok, SoftVQ, SiT and kin
+OF_IDS = [name for name in IMAGENET if name.split("/")[1].startswith(("llamagen", "maskgit"))]
+OTHERS = [name for name in IMAGENET if name not in (*TOKENIZERS, *GENERATORS, *OF_IDS)]  # MAETok, SoftVQ, SiT and kin
 L = "imagenet256/semanticist_l"
 AR = "imagenet256/epsilon_llamagen_l"
 NO_REPA = ("model.decoder.align_depth=0", 'model.alignment.teacher=""')
@@ -104,6 +105,43 @@ def test_maetok_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None:
         assert recipe.adversarial.discriminator == first.adversarial.discriminator
     elif "maetok" in name:
         assert train.steps == (250_000 if "ablation" in name else 500_000)
+
+
+@pytest.mark.parametrize("name", OF_IDS)
+def test_recipe_of_ids_says_what_it_reproduces_and_adds_up(name: str) -> None:
+    recipe = load_recipe(name)
+    card, data, train, model = recipe.card, recipe.data, recipe.train, recipe.model
+    assert card.reproduces and card.paper and card.ours == "not run at this scale"
+    assert (data.image_size, data.num_images) == (256, 1_281_167) and recipe.evaluate.num_samples == 50_000
+    if recipe.tokenizer.removeprefix("runs/").removesuffix("/model") in recipe_names():  # type: ignore[union-attr]
+        tokenizer = made_by(recipe.tokenizer).model
+        with torch.device("meta"):
+            spec = store.build_model(tokenizer).spec
+        assert (model.num_tokens, model.vocab_size) == (spec.length, spec.vocab_size)
+    if "maskgit" in name:
+        assert (train.steps, train.batch_size, train.lr, train.lr_min) == (500_000, 2048, 2e-4, 1e-5)
+    elif "3b" in name:
+        assert (train.steps, train.batch_size, train.lr) == (250_000, 2048, 1e-4 * 2048 / 256)
+    else:
+        assert (train.steps, train.lr) == (300 * (1_281_167 // 256), 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "digits"),
+    [
+        ("llamagen_b", 98.3, 1),
+        ("llamagen_l", 326.1, 1),
+        ("llamagen_xl", 753.7, 1),
+        ("llamagen_xxl", 1386, 0),
+        ("llamagen_3b", 3044, 0),
+        ("maskgit_l32", 177.2, 1),
+        ("maskgit_b64", 177.2, 1),
+        ("maskgit_s128", 295, 0),
+        ("maskgit_smap_b_128", 183.6, 1),
+    ],
+)
+def test_counts_of_generators_of_ids(name: str, millions: float, digits: int) -> None:
+    assert round(sum(counts(f"imagenet256/{name}").values()) / 1e6, digits) == millions
 
 
 def made_by(model: Any) -> Any:

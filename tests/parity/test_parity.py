@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from . import maetok_cases, maetok_generators, semanticist_cases
+from . import discrete_generators, maetok_cases, maetok_generators, semanticist_cases
 from .recorded import Case, find_cases
 
-RUNNERS = {"semanticist": semanticist_cases.RUNNERS, "maetok": maetok_cases.RUNNERS}
+RUNNERS = {
+    "semanticist": semanticist_cases.RUNNERS,
+    "maetok": maetok_cases.RUNNERS,
+    "discrete": {**discrete_generators.RUNNERS},
+}
 assert maetok_generators.RUNNERS is maetok_cases.RUNNERS, "they register their cases in the same place"
 
 FINISHED = {"semanticist", "maetok"}  # families of which every kind of case has its adapter

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,8 @@ class EpsilonLlamaGenConfig:
 
 class EpsilonLlamaGen(nn.Module):
     """Tokens (B, K, D) float given classes (B,) int64; see the module's text."""
+
+    guidance_schedule: ClassVar[Literal["linear"]] = "linear"  # how a plain guidance scale grows over the tokens
 
     def __init__(self, config: EpsilonLlamaGenConfig) -> None:
         super().__init__()

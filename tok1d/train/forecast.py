@@ -145,7 +145,11 @@ def meta_batch(recipe: Recipe, num: int) -> tuple[torch.Tensor, torch.Tensor]:
     """`num` images, or token sequences for a generator, and labels, on the meta device."""
     model = recipe.model
     if recipe.kind == "generator":
-        inputs = torch.empty(num, recipe.num_tokens or model.num_tokens, model.token_dim, device="meta")
+        length = recipe.num_tokens or model.num_tokens
+        if hasattr(model, "vocab_size"):
+            inputs = torch.zeros(num, length, dtype=torch.int64, device="meta")
+        else:
+            inputs = torch.empty(num, length, model.token_dim, device="meta")
     else:
         inputs = torch.empty(num, model.channels, model.image_size, model.image_size, device="meta")
     return inputs, torch.zeros(num, dtype=torch.int64, device="meta")
@@ -180,9 +184,11 @@ def token_cache(recipe: Recipe, num_images: int | None) -> tuple[int | None, int
     """Rows and bytes of a generator's token cache; None where it has none or the number of images is not known."""
     if recipe.kind != "generator" or recipe.cache == NO_CACHE or num_images is None:
         return None, None
-    length, dim = recipe.num_tokens or recipe.model.num_tokens, recipe.model.token_dim
+    length = recipe.num_tokens or recipe.model.num_tokens
     rows = num_images * NUM_VIEWS[recipe.cache_views]
-    return rows, Layout(length, dim, recipe.cache_dtype, rows_per_shard=rows).num_bytes(rows)
+    if hasattr(recipe.model, "vocab_size"):
+        return rows, Layout(length, 0, "int64", rows_per_shard=rows).num_bytes(rows)
+    return rows, Layout(length, recipe.model.token_dim, recipe.cache_dtype, rows_per_shard=rows).num_bytes(rows)
 
 
 def table(result: Forecast) -> Any:

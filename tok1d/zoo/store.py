@@ -32,6 +32,8 @@ CLASSES = {
     "dit": "DiT",
     "lightningdit": "LightningDiT",
     "usit": "USiT",
+    "llamagen": "LlamaGen",
+    "maskgit": "MaskGIT",
     "cnn": "CNN",
 }
 
