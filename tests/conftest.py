@@ -35,6 +35,27 @@ def fashion(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tok1d.data.fashion_mnist.load", load)
 
 
+@pytest.fixture(scope="session")
+def bpe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a byte-pair tokenizer of 64 ids at most, as transformers saves it; ends sentences with <eos>."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from tok1d.data.fashion_mnist import NOUNS, TEMPLATES
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(vocab_size=64, special_tokens=["<unk>", "<pad>", "<eos>"], show_progress=False)
+    tokenizer.train_from_iterator([text.format(noun) for text in TEMPLATES for noun in NOUNS], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single="$A <eos>", special_tokens=[("<eos>", 2)]
+    )
+    special = {"unk_token": "<unk>", "pad_token": "<pad>", "eos_token": "<eos>"}
+    folder = str(tmp_path_factory.mktemp("bpe"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    return folder
+
+
 TINY_TOKENIZER = """
 kind: tokenizer
 model:
@@ -97,6 +118,21 @@ model:
 train: {steps: 6, batch_size: 8, lr: 1e-3, warmup: 2, ema: 0.9, log_every: 2}
 evaluate: {num_images: 8, batch_size: 8}
 """
+TINY_TITOK = """
+kind: tokenizer
+data: {image_size: 32, pad: 2}
+model:
+  name: titok
+  image_size: 32
+  channels: 1
+  num_tokens: 4
+  token_dim: 4
+  bottleneck: {name: kl}
+  encoder: {patch: 8, dim: 16, depth: 1, heads: 2}
+  decoder: {patch: 8, dim: 16, depth: 1, heads: 2}
+train: {steps: 6, batch_size: 8, lr: 1e-3, warmup: 2, ema: 0.9, log_every: 2}
+evaluate: {num_images: 8, batch_size: 8}
+"""
 TINY_SIT = """
 kind: generator
 data: {image_size: 32, pad: 2}
@@ -120,6 +156,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
         "generator": TINY_GENERATOR,
         "maetok": TINY_MAETOK,
         "smap": TINY_SMAP,
+        "titok": TINY_TITOK,
         "sit": TINY_SIT,
         "classifier": TINY_CLASSIFIER,
     }

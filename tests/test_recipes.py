@@ -24,7 +24,10 @@ TOKENIZERS = [name for name in IMAGENET if name.startswith("imagenet256/semantic
 GENERATORS = [name for name in IMAGENET if name.startswith("imagenet256/epsilon_llamagen")]
 SMAP = [name for name in IMAGENET if "/smap_" in name]
 CARDS = [name for name in IMAGENET if "/card_" in name]
-OTHERS = [name for name in IMAGENET if name not in (*TOKENIZERS, *GENERATORS, *SMAP, *CARDS)]  # MAETok and kin
+TITOK = [name for name in IMAGENET if "/titok_" in name]
+OF_IDS = [name for name in IMAGENET if name.split("/")[1].startswith(("llamagen", "maskgit"))]
+KNOWN = (*TOKENIZERS, *GENERATORS, *SMAP, *CARDS, *TITOK, *OF_IDS)
+OTHERS = [name for name in IMAGENET if name not in KNOWN]  # MAETok, SoftVQ, SiT and kin
 L = "imagenet256/semanticist_l"
 AR = "imagenet256/epsilon_llamagen_l"
 NO_REPA = ("model.decoder.align_depth=0", 'model.alignment.teacher=""')
@@ -124,11 +127,19 @@ def test_card_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None:
     assert load_recipe(name, ["num_tokens=64"]).model.num_tokens == 64, "one number for every token budget"
     independent = "independent" in name or "unconditioned" in name
     assert model.class_source == ("independent" if independent else "shared")
-    assert ("unconditioned" in name) == ("unconditioned" in recipe.tokenizer)
-    if recipe.tokenizer.removeprefix("runs/").removesuffix("/model") in recipe_names():
-        tokenizer = made_by(recipe.tokenizer).model
-        assert (tokenizer.num_tokens, tokenizer.token_dim) == (model.num_tokens, model.token_dim)
-        assert tokenizer.encoder.dim == model.class_dim
+    first = made_by(recipe.tokenizer).model
+    assert first.use_condition == ("unconditioned" not in name)
+
+
+@pytest.mark.parametrize("name", [*CARDS, "fashion_mnist/card"])
+def test_card_and_its_tokenizer_agree(name: str) -> None:
+    recipe = load_recipe(name)
+    model, first = recipe.model, made_by(recipe.tokenizer)
+    tokenizer = first.model
+    assert (tokenizer.name, tokenizer.bottleneck.name) == ("smap", "kl")
+    assert (tokenizer.num_tokens, tokenizer.token_dim) == (model.num_tokens, model.token_dim)
+    assert (tokenizer.num_classes, tokenizer.encoder.dim) == (model.num_classes, model.class_dim)
+    assert (first.data.image_size, first.data.pad) == (recipe.data.image_size, recipe.data.pad)
 
 
 # The paper tells 234, 568 and 1100 million.
@@ -151,6 +162,87 @@ def test_card_counts(size: str, trunk: int, head: int, paper: float, off: float)
         == trunk + head
         == sum(counts(f"imagenet256/card_{size}", "model.class_source=independent").values())
     )
+
+
+@pytest.mark.parametrize("name", TITOK)
+def test_titok_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None:
+    recipe = load_recipe(name)
+    card, data, train, game = recipe.card, recipe.data, recipe.train, recipe.adversarial
+    assert card.reproduces and "rFID" in card.paper and card.ours == "not run at this scale"
+    assert (data.image_size, data.num_images, recipe.model.image_size) == (256, 1_281_167, 256)
+    assert (train.lr, train.lr_min, train.beta2, train.weight_decay) == (1e-4, 1e-5, 0.999, 1e-4)
+    assert game.discriminator.name == "blur_patch" and game.lecam_of == "means" and not game.adaptive
+    assert str(recipe.model.num_tokens) in card.about and recipe.perceptual.logits == 0.1
+    if recipe.model.name == "titok_legacy":
+        # Where it starts from holds what it trains: the published weights of the same name.
+        assert recipe.start == f"models/{name.split('/')[1]}" and recipe.model.stage == "finetune"
+        assert (train.steps, train.batch_size, game.weight, game.start) == (500_000, 256, 0.01, 20_000)
+        assert recipe.perceptual.weight == 0 and recipe.model.bottleneck.l2
+    else:
+        assert (train.steps, train.batch_size, game.weight, game.start) == (650_000, 1024, 0.1, 200_000)
+        assert recipe.perceptual.weight == 1 and recipe.model.bottleneck.name == ("vq" if "_vq" in name else "kl")
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("l32", 641.1),
+        ("b64", 204.8),
+        ("s128", 83.7),
+        ("bl128_vq", 390.2),
+        ("sl256_vq", 330.3),
+        ("ll32_vae", 606.9),
+        ("bl128_vae", 389.6),
+    ],
+)
+def test_titok_counts(name: str, millions: float) -> None:
+    assert sum(counts(f"imagenet256/titok_{name}").values()) / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_titok_s_pixel_decoder_and_codes() -> None:
+    decoder = built("imagenet256/titok_l32").decoder
+    assert sum(weight.numel() for weight in decoder.painter.parameters()) / 1e6 == pytest.approx(30.5, abs=0.05)
+    assert decoder.codebook.shape == (1024, 256) and decoder.painter.scale == 16
+    # Fewer tokens are fewer queries and places: nothing else is another size.
+    shorter = 64 * (2 * 768 + 1024)
+    assert sum(counts("imagenet256/titok_bl64_vq").values()) + shorter == sum(
+        counts("imagenet256/titok_bl128_vq").values()
+    )
+
+
+@pytest.mark.parametrize("name", OF_IDS)
+def test_recipe_of_ids_says_what_it_reproduces_and_adds_up(name: str) -> None:
+    recipe = load_recipe(name)
+    card, data, train, model = recipe.card, recipe.data, recipe.train, recipe.model
+    assert card.reproduces and card.paper and card.ours == "not run at this scale"
+    assert (data.image_size, data.num_images) == (256, 1_281_167) and recipe.evaluate.num_samples == 50_000
+    with torch.device("meta"):
+        spec = store.build_model(made_by(recipe.tokenizer).model).spec
+    assert (model.num_tokens, model.vocab_size) == (spec.length, spec.vocab_size)
+    if "maskgit" in name:
+        assert (train.steps, train.batch_size, train.lr, train.lr_min) == (500_000, 2048, 2e-4, 1e-5)
+    elif "3b" in name:
+        assert (train.steps, train.batch_size, train.lr) == (250_000, 2048, 1e-4 * 2048 / 256)
+    else:
+        assert (train.steps, train.lr) == (300 * (1_281_167 // 256), 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "digits"),
+    [
+        ("llamagen_b", 98.3, 1),
+        ("llamagen_l", 326.1, 1),
+        ("llamagen_xl", 753.7, 1),
+        ("llamagen_xxl", 1386, 0),
+        ("llamagen_3b", 3044, 0),
+        ("maskgit_l32", 177.2, 1),
+        ("maskgit_b64", 177.2, 1),
+        ("maskgit_s128", 295, 0),
+        ("maskgit_smap_b_128", 183.6, 1),
+    ],
+)
+def test_counts_of_generators_of_ids(name: str, millions: float, digits: int) -> None:
+    assert round(sum(counts(f"imagenet256/{name}").values()) / 1e6, digits) == millions
 
 
 def made_by(model: Any) -> Any:
@@ -192,6 +284,26 @@ def test_maetok_ablations_differ_in_what_they_say(
     assert len(model.auxiliary) == targets and {each.depth for each in model.auxiliary} == ({depth} - {None})
     assert ((model.mask.low, model.mask.high), model.bottleneck.name) == (masked, bottleneck)
     assert model.length == tokens and model.num_tokens == (0 if "image" in name else tokens)
+
+
+@pytest.mark.parametrize("name", ["_ape", "_rope"])
+def test_the_ablation_of_positions_mixes_resolutions(name: str) -> None:
+    recipe = load_recipe(MAE + name)
+    assert recipe.data.image_sizes == [256, 512]
+    assert {part.absolute for part in (recipe.model.encoder, recipe.model.decoder)} == {name == "_ape"}
+
+
+def test_captioned_images_have_a_fourth_target() -> None:
+    recipe, imagenet = load_recipe("captioned256/maetok_b_128"), load_recipe("imagenet256/maetok_b_128")
+    *three, text = recipe.model.auxiliary
+    assert three == imagenet.model.auxiliary and (text.target, text.dim, text.depth) == ("text", 49_408, 3)
+    assert recipe.data.captions and recipe.learns_words and recipe.card.ours == "not run at this scale"
+    # The decoder of the target text, and nothing else, is more: 3 blocks, its own tokens, 49408 logits.
+    more = {k: n - counts("imagenet256/maetok_b_128")[k] for k, n in counts("captioned256/maetok_b_128").items()}
+    assert {part for part, count in more.items() if count} == {"auxiliary"}
+    block = 12 * 768**2 + (3 + 1 + 4 + 1) * 768 + 2 * 2 * 768 + 2 * 768  # products, biases, norms, layer scale
+    around = (32 + 1) * 768 + 768 + 128 * 768 + 2 * 768 + 768 + 2 * 3 * 768 // 2  # tokens, masks, norm, class, turns
+    assert more["auxiliary"] == 3 * block + around + 769 * 49_408
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,15 @@ MODEL_CONFIGS: dict[str, tuple[str, str]] = {
     "epsilon_llamagen": ("tok1d.generators.autoregressive", "EpsilonLlamaGenConfig"),
     "maetok": ("tok1d.tokenizers.maetok", "MAETokConfig"),
     "smap": ("tok1d.tokenizers.smap", "SMAPConfig"),
+    "titok": ("tok1d.tokenizers.titok", "TiTokConfig"),
+    "titok_legacy": ("tok1d.zoo.compat.titok", "LegacyTiTokConfig"),
     "card": ("tok1d.generators.card", "CARDConfig"),
     "sit": ("tok1d.generators.sit", "SiTConfig"),
     "dit": ("tok1d.generators.sit", "DiTConfig"),
     "lightningdit": ("tok1d.generators.lightningdit", "LightningDiTConfig"),
     "usit": ("tok1d.generators.usit", "USiTConfig"),
+    "llamagen": ("tok1d.generators.llamagen", "LlamaGenConfig"),
+    "maskgit": ("tok1d.generators.maskgit", "MaskGITConfig"),
     "cnn": ("tok1d.evaluate.networks", "CNNConfig"),
 }
 # Sections that stand beside the model, imported with it.
@@ -34,10 +38,12 @@ LOSS_CONFIGS = {
     "perceptual": ("tok1d.losses.perceptual", "PerceptualConfig"),
     "adversarial": ("tok1d.losses.adversarial", "AdversarialConfig"),
 }
-JUDGED = ("maetok", "smap")  # tokenizers whose reconstructions the loss sections can judge: one pass makes them
+# Tokenizers whose reconstructions the loss sections can judge: one pass makes them.
+JUDGED = ("maetok", "smap", "titok", "titok_legacy")
+ANY_SIZE = ("maetok", "smap", "titok")  # models that train on images of several sizes
 SIZED = ("dim", "depth", "heads")  # what a named size stands for
 NO_CACHE = "none"  # for `cache`: tokens are encoded as training needs them
-_KIND_OF_PACKAGE = {"tokenizers": "tokenizer", "generators": "generator", "evaluate": "classifier"}
+_KIND_OF_PACKAGE = {"tokenizers": "tokenizer", "zoo": "tokenizer", "generators": "generator", "evaluate": "classifier"}
 
 
 @dataclass
@@ -58,6 +64,9 @@ class DataConfig:
     name: Literal["fashion_mnist", "folder"] = option("fashion_mnist", "data set")
     root: str | None = option(None, "folder of the data; for fashion_mnist null looks in the usual places")
     image_size: int = option(28, "side of the square images, in pixels", ge=1)
+    image_sizes: list[int] = option(
+        [], "MAETok and kin: sides of training images, a batch has one of them, evenly drawn; empty is image_size", ge=1
+    )
     channels: Literal[1, 3] = option(1, "1 for grey, 3 for colour")
     crop: Literal["center", "random"] = option("center", "where training images are cut square")
     flip: bool = option(False, "mirror training images left to right at random")
@@ -66,13 +75,21 @@ class DataConfig:
     limit: int | None = option(None, "training images used; null is all", ge=1)
     limit_test: int | None = option(None, "test images used; null is all", ge=1)
     num_images: int | None = option(None, "training images there are, for forecasts made without the data", ge=1)
+    captions: str | None = option(
+        None, "of fashion_mnist: labels; of a folder: files (NAME.txt beside NAME.png) or a JSON-lines file in root"
+    )
 
     def check(self) -> None:
-        """Raise ConfigError on a folder data set without its folder, or a border that leaves no image."""
+        """Raise ConfigError on a folder data set without its folder, captions of the other data set, or a border that
+        leaves no image."""
         if self.name == "folder" and not self.root:
             raise ConfigError("root: name=folder needs the folder that holds one folder a class, received null")
-        if 2 * self.pad >= self.image_size:
-            raise ConfigError(f"pad: expected less than half of image_size={self.image_size}, received {self.pad}")
+        if self.captions is not None and (self.captions == "labels") != (self.name == "fashion_mnist"):
+            expected = "labels" if self.name == "fashion_mnist" else "files or a file of JSON lines"
+            raise ConfigError(f"captions: name={self.name} takes {expected}, received {self.captions}")
+        smallest = min([self.image_size, *self.image_sizes])
+        if 2 * self.pad >= smallest:
+            raise ConfigError(f"pad: expected less than half of image_size={smallest}, received {self.pad}")
 
 
 @dataclass
@@ -129,10 +146,16 @@ class EvaluateConfig:
     steps: int = option(25, "steps of a diffusion decoder", ge=1)
     guidance: float = option(1.0, "guidance scale; 1 is none", ge=0)
     guidance_interval: tuple[float, float] = option(
-        (0.0, 1.0), "times, 0 noise and 1 data, between which diffusion decoders and SiT, DiT and kin are guided"
+        (0.0, 1.0),
+        "times, 0 noise and 1 data, between which diffusion decoders and SiT, DiT and kin are guided; "
+        "LlamaGen and MaskGIT: shares of the tokens or steps",
     )
     unconditional: bool = option(False, "generators: draw without classes, of a model that knows them too")
     temperature: float = option(1.0, "sampling temperature of a generator", ge=0)
+    top_k: int | None = option(None, "LlamaGen: draw from so many likeliest ids; null and 0 are all", ge=0)
+    top_p: float | None = option(
+        None, "LlamaGen: draw from the likeliest ids of this probability; null is all", gt=0, le=1
+    )
     batch_size: int = option(100, "images at a time", ge=1)
 
     def check(self) -> None:
@@ -190,9 +213,15 @@ class Recipe:
         kw_only=True, metadata={"help": "the model, a section whose name picks the rest", "build": _build_model}
     )
     train: TrainConfig = option(help="the training run")
-    perceptual: Any = _loss_section("perceptual", "MAETok and kin: LPIPS of the reconstructions")
+    perceptual: Any = _loss_section("perceptual", "MAETok and kin: LPIPS and a classifier on the reconstructions")
     adversarial: Any = _loss_section("adversarial", "MAETok and kin: a discriminator that the tokenizer plays against")
     evaluate: EvaluateConfig = option(EvaluateConfig)
+
+    @property
+    def learns_words(self) -> bool:
+        """Whether the model is trained on the words of captions (MAETok's auxiliary target text)."""
+        targets = [each.target for each in getattr(self.model, "auxiliary", [])]
+        return "text" in targets and getattr(self.model, "stage", "train") == "train"
 
     def check(self) -> None:
         """Raise ConfigError where the sections contradict each other."""
@@ -224,16 +253,39 @@ class Recipe:
                     f"received {getattr(self, key)}"
                 )
         for key in LOSS_CONFIGS:
-            if name not in JUDGED and getattr(self, key).weight > 0:
-                raise ConfigError(
-                    f"{key}.weight: only {' or '.join(JUDGED)} reads it, expected 0 for {name}, "
-                    f"received {getattr(self, key).weight:g}"
-                )
+            for weight in ("weight", "logits"):
+                received = getattr(getattr(self, key), weight, 0.0)
+                if name not in JUDGED and received > 0:
+                    raise ConfigError(
+                        f"{key}.{weight}: read with {', '.join(JUDGED)} alone, expected 0 for {name}, "
+                        f"received {received:g}"
+                    )
         for key in ("image_size", "channels"):
             expected = getattr(self.data, key)
             received = getattr(self.model, key, expected)
             if self.kind != "generator" and received != expected:
                 raise ConfigError(f"model.{key}: expected data.{key}={expected}, received {received}")
+        self._check_images(name)
+
+    def _check_images(self, name: str | None) -> None:
+        """What the model asks of its images beyond one size."""
+        if self.learns_words and self.data.captions is None:
+            raise ConfigError(
+                "data.captions: the auxiliary target text learns from captions; expected labels (fashion_mnist), files "
+                "or a file of JSON lines (folder), received null"
+            )
+        if self.data.image_sizes and name not in ANY_SIZE:
+            raise ConfigError(
+                f"data.image_sizes: read with {', '.join(ANY_SIZE)} alone, expected [] for {name}, "
+                f"received {self.data.image_sizes}"
+            )
+        for size in self.data.image_sizes:
+            for part in ("encoder", "decoder"):
+                if size % getattr(self.model, part).patch:
+                    patch = getattr(self.model, part).patch
+                    raise ConfigError(
+                        f"data.image_sizes: expected multiples of model.{part}.patch={patch}, received {size}"
+                    )
 
 
 def recipe_names() -> list[str]:

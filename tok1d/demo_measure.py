@@ -40,6 +40,11 @@ def noise() -> torch.Generator:
     return torch.Generator().manual_seed(SEED)
 
 
+def steps_of(tokenizer: Any, how: EvaluateConfig) -> int | None:
+    """Steps of the tokenizer's decoder, which has none where it paints in one pass."""
+    return None if tokenizer.spec.deterministic else how.steps
+
+
 def told(tokenizer: Any, labels: Tensor, num_classes: int) -> Tensor | None:
     """What a tokenizer is told of labels (B,) out of so many classes: themselves where it wants them."""
     return labels_given(label_used(tokenizer, num_classes), labels, labels.device)
@@ -48,8 +53,9 @@ def told(tokenizer: Any, labels: Tensor, num_classes: int) -> Tensor | None:
 def reconstruct(tokenizer: Any, x: Tensor, cond: Tensor | None = None) -> dict[int, Tensor]:
     """Images (B, C, H, W) again from their first 1, 2, 4, ... tokens, all from the same starting noise."""
     how, tokens = protocol(tokenizer.card), tokenizer.encode(x, cond)
+    steps = steps_of(tokenizer, how)
     return {
-        k: tokenizer.decode(tokens, cond, keep=k, steps=how.steps, guidance=how.guidance, generator=noise())
+        k: tokenizer.decode(tokens, cond, keep=k, steps=steps, guidance=how.guidance, generator=noise())
         for k in prefix_lengths(tokenizer.spec.length)
     }
 
@@ -61,7 +67,7 @@ def draw(generator: Any, tokenizer: Any, num: int) -> dict[int, Tensor]:
     tokens = generator.sample(labels, guidance=how.guidance, temperature=how.temperature, generator=noise())
     cond = told(tokenizer, labels, generator.config.num_classes)
     return {
-        k: tokenizer.decode(tokens, cond, keep=k, steps=how.steps, generator=noise())
+        k: tokenizer.decode(tokens, cond, keep=k, steps=steps_of(tokenizer, how), generator=noise())
         for k in prefix_lengths(generator.config.num_tokens)
     }
 

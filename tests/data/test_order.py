@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tok1d.data.order import batch_indices, permutation, uniforms
+from tok1d.data.order import batch_indices, choice, permutation, uniforms
 
 sizes = st.integers(1, 40)
 
@@ -78,3 +78,14 @@ def test_uniforms_depend_on_their_own_index_only_and_are_uniform():
 def test_impossible_batches_are_refused(num, step, rank):
     with pytest.raises(ValueError, match="no batch"):
         batch_indices(num, 2, seed=0, step=step, rank=rank, world=2)
+
+
+def test_a_choice_of_a_step_is_even_and_depends_on_seed_and_step_alone():
+    drawn = np.array([choice(3, seed=1, step=step, stream=2) for step in range(6000)])
+    assert abs(np.bincount(drawn, minlength=3) - 2000).max() < 150  # standard deviation 37
+    assert (drawn[:50] == [choice(3, seed=1, step=step, stream=2) for step in range(50)]).all()
+    for other in ({"seed": 2, "stream": 2}, {"seed": 1, "stream": 0}):
+        agree = np.mean(drawn == [choice(3, step=step, **other) for step in range(6000)])
+        assert 0.29 < agree < 0.38  # a third
+    pairs = np.bincount(3 * drawn[:-1] + drawn[1:], minlength=9)
+    assert abs(pairs - 6000 / 9).max() < 110  # one step says nothing of the next

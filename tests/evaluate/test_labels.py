@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tok1d import apply, cli
 from tok1d.config import load_recipe, to_yaml
 from tok1d.data.images import open_images
+from tok1d.demo_measure import quick_look
 from tok1d.errors import ConfigError, InputError
 from tok1d.evaluate.generation import evaluate_generation
 from tok1d.evaluate.labels import label_used, labels_given
@@ -28,6 +29,10 @@ from tok1d.zoo.card import Card
 
 Tiny = Callable[..., str]
 SIT = "{name: sit, num_tokens: 4, token_dim: 4, num_classes: 10, dim: 16, depth: 1, heads: 2, steps: 2}"
+CARD = (
+    "{name: card, num_tokens: 4, token_dim: 4, num_classes: 10, dim: 16, depth: 1, heads: 2, "
+    "class_source: independent, class_dim: 8, head: {width: 16, depth: 1, steps: 2}}"
+)
 
 
 def random_model(recipe: str, *overrides: str) -> Any:
@@ -99,8 +104,9 @@ def test_records_know_two_labels() -> None:
         Record(name="mse", value=0.0, num_images=1, label="false")
 
 
-def test_samples_are_decoded_with_their_class(smap: Any, tiny: Tiny, images: Any, tmp_path: Path) -> None:
-    generator = random_model(tiny("sit", tokenizer="x"), f"model={SIT}")
+@pytest.mark.parametrize("model", [SIT, CARD])
+def test_samples_are_decoded_with_their_class(smap: Any, tiny: Tiny, images: Any, tmp_path: Path, model: str) -> None:
+    generator = random_model(tiny("sit", tokenizer="x"), f"model={model}")
     judge = random_model(tiny("classifier"))
     records = evaluate_generation(generator, smap, images, judge, num=12, keep=[0, 4], batch_size=8, pad=2)
     assert smap.told["decode"] == [*2 * [[0, 1, 2, 3, 4, 5, 6, 7]], *2 * [[8, 9, 0, 1]]]
@@ -111,6 +117,16 @@ def test_samples_are_decoded_with_their_class(smap: Any, tiny: Tiny, images: Any
     smap.told["decode"].clear()
     apply.generate(generator, smap, tmp_path, classes=[7, 2], num=2, prefixes=[0, 2])
     assert smap.told["decode"] == 3 * [[7, 7, 2, 2]]
+
+
+@pytest.mark.parametrize("model", [SIT, CARD])
+def test_the_demo_s_pictures_are_told(smap: Any, tiny: Tiny, images: Any, tmp_path: Path, model: str) -> None:
+    generator = random_model(tiny("sit", tokenizer="x"), f"model={model}")
+    smap.card = generator.card = Card()
+    quick_look(generator, smap, images, tmp_path)
+    lengths = 3  # 1, 2, 4
+    labels, classes = images.labels.tolist(), [label for label in range(10) for _ in range(4)]
+    assert smap.told == {"encode": [labels], "decode": lengths * [labels] + lengths * [classes]}
 
 
 def test_previews_and_caches_are_told(smap: Any, tiny: Tiny, fashion: None, tmp_path: Path) -> None:

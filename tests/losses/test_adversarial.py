@@ -34,7 +34,8 @@ class Critic(nn.Module):
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         self.calls += 1
-        return self.out(self.norm(self.conv(images)).flatten(2)).flatten(1)
+        # Without the nonlinearity the mean of the logits would be the same for all images: their norm's mean is 0.
+        return self.out(self.norm(self.conv(images)).relu().flatten(2)).flatten(1)
 
 
 def game(**options: object) -> AdversarialLoss:
@@ -70,6 +71,19 @@ def test_losses_in_closed_form() -> None:
     a, b = (torch.tensor(sign * math.log(3.0), requires_grad=True) for sign in (1, -1))
     best = logistic_d_loss(torch.stack([a, a, a, b]), torch.stack([a, b, b, b]))
     assert torch.stack(torch.autograd.grad(best, [a, b])).abs().max() < 1e-6
+
+
+def test_lecam_of_means_sees_no_spread() -> None:
+    torch.manual_seed(0)
+    of_means, of_logits, (real, fake) = LeCam(of_means=True), LeCam(), torch.randn(2, 3, 8)
+    for lecam in (of_means, of_logits):
+        lecam.update(10 * real, 10 * fake)
+    expected = (real.mean() - of_means.mean_fake).relu() ** 2 + (of_means.mean_real - fake.mean()).relu() ** 2
+    torch.testing.assert_close(of_means(real, fake), expected)
+    torch.testing.assert_close(of_means(real.flip(1), fake.flip(1)), expected)
+    flat = (torch.full((4,), 2.0), torch.full((4,), -1.0))
+    torch.testing.assert_close(of_means(*flat), of_logits(*flat), msg="equal where all logits are")
+    assert of_logits(real, fake) > expected
 
 
 def test_lecam_means_and_formula() -> None:

@@ -23,7 +23,14 @@ from tok1d.losses.discriminator import (
     build_discriminator,
     load_trunk,
 )
-from tok1d.zoo.adapters.discriminator import HEADS, TRUNK, heads_from_published, trunk_from_published
+from tok1d.zoo.adapters.discriminator import (
+    BLUR_PATCH,
+    HEADS,
+    TRUNK,
+    blur_patch_from_published,
+    heads_from_published,
+    trunk_from_published,
+)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -197,3 +204,20 @@ def test_building() -> None:
     network = build_discriminator(DinoConfig(weights="random"), 3)
     assert isinstance(network, DinoDiscriminator) and network.depths == [0, 3, 6, 9, 12]
     assert sum(p.numel() for p in network.trunk.parameters()) == 21_665_664, "timm's vit_small_patch16_224.dino"
+
+
+def test_a_blurring_patch_network_from_published_weights() -> None:
+    torch.manual_seed(0)
+    network, x = BlurPatchDiscriminator(1, 32, 2), images(2, 1, 32, 32)
+    state = {BLUR_PATCH.published(name) or "?": value for name, value in network.state_dict().items()}
+    state |= {f"blocks.{i}.1.kernel": torch.zeros(1, 1, 4, 4) for i in range(2)}  # stored, and computed here
+    assert torch.equal(blur_patch_from_published(state, "file")(x), network(x))
+    for change, message in (
+        ({"blocks.0.3.bias": torch.zeros(1)}, r"file: expected a patch discriminator .*, found 1 \(blocks.0.3.bias\)"),
+        ({"block_in.0.weight": None}, "without its first layer or its stages"),
+        ({"to_logits.0.bias": None}, r"weights missing: 1 \(to_logits.0.bias\)"),
+    ):
+        wrong = {name: value for name, value in {**state, **change}.items() if value is not None}
+        with pytest.raises(WeightsError, match=message) as error:
+            blur_patch_from_published(wrong, "file")
+        assert "\n" not in str(error.value)

@@ -41,7 +41,8 @@ def test_it_is_the_histogram_written_in_loops() -> None:
 
 
 def test_it_is_that_of_scikit_image() -> None:
-    feature = pytest.importorskip("skimage.feature")
+    from skimage import feature
+
     image = torch.rand(1, 1, 16, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = feature.hog(
         image[0, 0].numpy(),
@@ -51,7 +52,8 @@ def test_it_is_that_of_scikit_image() -> None:
         block_norm="L2",
         feature_vector=False,
     )
-    np.testing.assert_allclose(hog_cells(image, 8)[0, 0].numpy(), expected[:, :, 0, 0], atol=1e-9)
+    # scikit-image adds up its histograms in single precision.
+    np.testing.assert_allclose(hog_cells(image, 8)[0, 0].numpy(), expected[:, :, 0, 0], atol=1e-6)
 
 
 def test_a_patch_holds_its_cells_their_channels_and_bins_in_this_order() -> None:

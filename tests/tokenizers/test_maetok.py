@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tok1d.config import OptimConfig, build_model_config
 from tok1d.errors import ConfigError, InputError, WeightsError
@@ -159,6 +160,41 @@ def test_the_same_number_of_tokens_serves_other_image_sizes(images: Tensor) -> N
     # At the size of the training, nothing is resampled.
     resampled = model.encoder.vit.table(4, 4)
     assert resampled is model.encoder.vit.positions
+
+
+@pytest.mark.parametrize("positions", [{"absolute": True, "rotary": "none"}, {"absolute": False, "rotary": "mixed"}])
+def test_the_same_128_tokens_serve_256_and_512_pixels(positions: dict[str, Any]) -> None:
+    sizes = {"patch": 16, "dim": 8, "depth": 1, "heads": 2, **positions}
+    model = tokenizer(image_size=256, num_tokens=128, token_dim=32, encoder=sizes, decoder=sizes).train()
+    coarse = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    for size in (256, 512):
+        images = F.interpolate(coarse, size=(size, size), mode="nearest")
+        tokens = model.encode(images)
+        assert tokens.shape == (1, model.spec.length, 32) == (1, 128, 32)
+        assert model.decode(tokens, size=size).shape == images.shape
+        losses = model.losses((images,), 0.0)
+        losses["loss_reconstruction"].backward()
+        assert model.encoder.queries is not None and model.encoder.queries.grad is not None, "both train one set"
+        assert model.encoder.queries.grad.abs().sum() > 0
+        model.zero_grad()
+
+
+def test_the_loss_of_a_caption_is_that_of_its_words(images: Tensor) -> None:
+    """Of the whole image, whatever is masked; ids and their weighted bag alike."""
+    model = tokenizer(auxiliary=[{**EVERY_TARGET[3], "weight": 2.0}])
+    (decoder,) = model.auxiliary
+    ids, weights = torch.tensor([[1, 2, -1], [4, 4, -1], [-1, -1, -1]]), torch.linspace(0.1, 2, 11)
+    bag = torch.zeros(3, 11)
+    bag[0, [1, 2]], bag[1, 4] = weights[[1, 2]], weights[4]
+    for mask in (draw_mask(torch.full((3,), 0.5), 16), torch.zeros(3, 16, dtype=torch.bool)):
+        _, latents, terms = model.reconstruct((images, torch.zeros(3), ids), 0.0, mask=mask)
+        log_p = decoder(latents, (4, 4)).log_softmax(-1)
+        plain = -((log_p[0, 1] + log_p[0, 2]) / 2 + log_p[1, 4]) * 2 / 3
+        torch.testing.assert_close(terms["loss_text"], plain)
+        weighted = model.reconstruct((images, torch.zeros(3), bag), 0.0, mask=mask)[2]["loss_text"]
+        share = weights[1] / (weights[1] + weights[2])
+        expected = -(share * log_p[0, 1] + (1 - share) * log_p[0, 2] + log_p[1, 4]) * 2 / 3
+        torch.testing.assert_close(weighted, expected)
 
 
 def test_patches_as_tokens(images: Tensor) -> None:

@@ -327,8 +327,8 @@ def test_a_card_round_trips_and_reads_well(build, tmp_path: Path) -> None:
 
 
 def test_conversion_tells_what_it_knows(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="format 'titok': expected one of semanticist-tokenizer, semanticist-ar"):
-        convert("titok", tmp_path / "x.pt", tmp_path / "out")
+    with pytest.raises(InputError, match="format 'mystery': expected one of semanticist-tokenizer, semanticist-ar"):
+        convert("mystery", tmp_path / "x.pt", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
     def function(path: Path, *, heads: int = 1, name: str = "") -> nn.Module:

@@ -18,6 +18,12 @@ CLASS_NAMES = [
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 ]
+# For captions: what an image of each class shows, and sentences that say so.
+NOUNS = [
+    *("a T-shirt", "a pair of trousers", "a pullover", "a dress", "a coat"),
+    *("a sandal", "a shirt", "a sneaker", "a bag", "an ankle boot"),
+]
+TEMPLATES = ["a photo of {}", "a grey picture of {}", "{} on a black background", "a small photo of {}, nothing else"]
 _PREFIX = {"train": "train", "test": "t10k"}
 _FILES = [f"{prefix}-{kind}" for prefix in _PREFIX.values() for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
 _IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
@@ -67,6 +73,11 @@ def load(split: str = "train", root: str | Path | None = None) -> tuple[np.ndarr
     if len(labels) and labels.max() >= len(CLASS_NAMES):
         raise DataError(f"{folder}: {split} labels go up to {labels.max()}, expected 0 to {len(CLASS_NAMES) - 1}")
     return images, labels.astype(np.int64)
+
+
+def captions(labels: np.ndarray) -> list[str]:
+    """Captions of a split's first images, from their labels (N,) in 0..9; the templates take turns."""
+    return [TEMPLATES[i % len(TEMPLATES)].format(NOUNS[label]) for i, label in enumerate(labels)]
 
 
 def cache_home() -> Path:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -55,15 +55,15 @@ def list_images(root: str | Path) -> list[str]:
     return sorted(files, key=lambda file: file.split("/"))
 
 
-def classes_of(root: str | Path, files: Sequence[str]) -> list[str]:
+def classes_of(root: str | Path, files: Sequence[str], *, captioned: bool = False) -> list[str]:
     """Return the sorted class names: the first folders of the paths, or the root's own name for a flat folder.
 
-    Raises DataError where class folders and loose images stand side by side.
+    Raises DataError where class folders and loose images stand side by side; `captioned` images are then one class.
     """
     loose = [file for file in files if "/" not in file]
     if not loose:
         return sorted({file.split("/")[0] for file in files})
-    if len(loose) < len(files):
+    if len(loose) < len(files) and not captioned:
         raise DataError(
             f"{root}: both class folders and loose images ({loose[0]}, ...): move the loose ones into a class"
         )
@@ -99,7 +99,8 @@ class FolderImages:
     `on_broken="stop"` raises DataError naming the first broken file; "skip" leaves broken files out and lists them in
     `broken` as (path, reason). A file that only fails when it is decoded is replaced by the next good one. `files`
     (relative paths) and `class_names` choose a part of the folder; `limit` takes that many, spread evenly over the
-    sorted list so that every class is met.
+    sorted list so that every class is met. `captions` by file, of some or all of them, make them captioned images,
+    which need no class folders; `self.captions` holds one an image, "" where there is none.
     """
 
     def __init__(
@@ -111,11 +112,11 @@ class FolderImages:
         files: Sequence[str] | None = None,
         class_names: Sequence[str] | None = None,
         limit: int | None = None,
+        captions: Mapping[str, str] | None = None,
     ) -> None:
         self.root, self.transform, self.on_broken = Path(root), transform, on_broken
         listed = list(files if files is not None else list_images(root))
-        found = classes_of(root, listed)
-        self.class_names = list(class_names or found)
+        self.class_names = list(class_names or classes_of(root, listed, captioned=captions is not None))
         if limit is not None and limit < len(listed):
             listed = [listed[i * len(listed) // limit] for i in range(limit)]
         self._broken: dict[str, str] = {}
@@ -123,9 +124,11 @@ class FolderImages:
         if not self.files:
             why = f"all {len(listed)} images are broken" if listed else "no images chosen"
             raise DataError(f"{self.root}: {why}: nothing to read")
-        label_of = {name: label for label, name in enumerate(self.class_names)}
-        names = (file.split("/")[0] if "/" in file else found[0] for file in self.files)
-        self.labels = np.array([label_of[name] for name in names], dtype=np.int64)
+        self.labels = np.zeros(len(self.files), dtype=np.int64)
+        if len(self.class_names) > 1:
+            label_of = {name: label for label, name in enumerate(self.class_names)}
+            self.labels[:] = [label_of[file.split("/")[0]] for file in self.files]
+        self.captions = [(captions or {}).get(file, "") for file in self.files]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -144,11 +147,17 @@ class FolderImages:
 
         A transform of V views gives V rows an image, one after the other.
         """
+        return self.captioned_batch(indices, seed=seed, epoch=epoch)[:2]
+
+    def captioned_batch(
+        self, indices: Sequence[int] | np.ndarray, *, seed: int = 0, epoch: int = 0
+    ) -> tuple[Tensor, Tensor, list[str]]:
+        """As `batch`, with the caption of every row."""
         draws = uniforms(3, seed=seed, epoch=epoch, indices=indices)
         loaded = list(_threads().map(self._load, [int(i) for i in indices], draws))
         images = torch.stack([image for image, _ in loaded]).flatten(0, -4).float().div_(255)
-        labels = self.labels[[used for _, used in loaded]].repeat(self.transform.num_views)
-        return images, torch.from_numpy(labels)
+        rows = np.repeat([used for _, used in loaded], self.transform.num_views)
+        return images, torch.from_numpy(self.labels[rows]), [self.captions[row] for row in rows]
 
     def fingerprint(self) -> str:
         """Return 16 hex digits of the file names, sizes and labels and of the transform (pixels are not read)."""

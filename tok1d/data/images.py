@@ -1,8 +1,10 @@
 """Sets of images that answer whole batches, and the one way to open them by name."""
 
+import copy
 import hashlib
 import threading
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
@@ -14,12 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from tok1d.data import fashion_mnist
+from tok1d.data.captions import LABELS, captions_of
 from tok1d.data.folder import FolderImages, OnBroken, classes_of, list_images
 from tok1d.data.order import uniforms
 from tok1d.data.transforms import Crop, Transform
 from tok1d.errors import DataError
 
-__all__ = ["ArrayImages", "FolderImages", "ImageSet", "open_images", "prefetch"]
+__all__ = ["ArrayImages", "FolderImages", "ImageSet", "at_size", "open_images", "prefetch"]
 
 T = TypeVar("T")
 Split = Literal["train", "test"]
@@ -46,14 +49,19 @@ class ImageSet(Protocol):
 
 
 class ArrayImages:
-    """Images held in memory: uint8 (N, H, W) or (N, H, W, C), labels (N,) in range(len(class_names)).
+    """Images held in memory: uint8 (N, H, W) or (N, H, W, C), labels (N,) in range(len(class_names)), captions (N).
 
     Batches are gathered, flipped and converted as whole arrays where the crop has nothing to do. Raises DataError
     where the arrays do not fit together.
     """
 
     def __init__(
-        self, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], transform: Transform
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        class_names: Sequence[str],
+        transform: Transform,
+        captions: Sequence[str] | None = None,
     ) -> None:
         if images.dtype != np.uint8 or images.ndim not in (3, 4):
             raise DataError(f"images: expected uint8 (N, H, W) or (N, H, W, C), found {images.dtype} {images.shape}")
@@ -61,6 +69,9 @@ class ArrayImages:
             raise DataError(f"labels: expected one for each of {len(images)} images (at least 1), found {labels.shape}")
         if labels.min() < 0 or labels.max() >= len(class_names):
             raise DataError(f"labels: expected 0 to {len(class_names) - 1}, found {labels.min()} to {labels.max()}")
+        if captions is not None and len(captions) != len(images):
+            raise DataError(f"captions: expected one for each of {len(images)} images, found {len(captions)}")
+        self.captions = list(captions) if captions is not None else [""] * len(images)
         self.images = images[..., 0] if images.ndim == 4 and images.shape[3] == 1 else images
         self.labels = labels.astype(np.int64)
         self.class_names = list(class_names)
@@ -84,6 +95,13 @@ class ArrayImages:
         if images.shape[1] < self.transform.channels:
             images = images.repeat(1, self.transform.channels, 1, 1)
         return images.contiguous(), torch.from_numpy(self.labels[indices].repeat(self.transform.num_views))
+
+    def captioned_batch(
+        self, indices: Sequence[int] | np.ndarray, *, seed: int = 0, epoch: int = 0
+    ) -> tuple[Tensor, Tensor, list[str]]:
+        """As `batch`, with the caption of every row, "" where there is none."""
+        rows = np.repeat(np.asarray(indices, dtype=np.int64), self.transform.num_views)
+        return *self.batch(indices, seed=seed, epoch=epoch), [self.captions[row] for row in rows]
 
     def fingerprint(self) -> str:
         """Return 16 hex digits of the pixels, the labels and the transform."""
@@ -130,12 +148,15 @@ def open_images(
     pad: int = 0,
     on_broken: OnBroken = "stop",
     limit: int | None = None,
+    captions: str | None = None,
 ) -> ArrayImages | FolderImages:
     """Open one split of a data set: "fashion_mnist" (`root` optional) or "folder" (`root` required).
 
     A folder with train/ and test/ (or val/) subfolders is split by them; any other by a hash of the relative path,
     5 % to test, so that a file stays in its split when others come or go. `limit` keeps the first that many of
-    Fashion-MNIST; of a folder, whose files are sorted by class, that many spread evenly. Raises DataError.
+    Fashion-MNIST; of a folder, whose files are sorted by class, that many spread evenly. `captions` are "labels" (of
+    Fashion-MNIST: sentences that name the class), "files" or a file of a folder, see `captions.captions_of`; with
+    them a folder needs no class folders. Raises DataError.
     """
     if split not in ("train", "test"):
         raise DataError(f"split: expected train or test, found {split!r}")
@@ -143,18 +164,35 @@ def open_images(
         raise DataError(f"limit: expected at least 1 image, found {limit}")
     transform = Transform(image_size, channels, crop, flip, pad)
     if name == "fashion_mnist":
+        if captions not in (None, LABELS):
+            raise DataError(f"captions of fashion_mnist: expected {LABELS} or none, found {captions!r}")
         images, labels = fashion_mnist.load(split, root)
-        return ArrayImages(images[:limit], labels[:limit], fashion_mnist.CLASS_NAMES, transform)
+        images, labels = images[:limit], labels[:limit]
+        sentences = fashion_mnist.captions(labels) if captions else None
+        return ArrayImages(images, labels, fashion_mnist.CLASS_NAMES, transform, sentences)
     if name != "folder":
         raise DataError(f"data set: expected fashion_mnist or folder, found {name!r}")
     if root is None:
         raise DataError("data set folder: expected the path of a folder of images, found none")
-    place, files, class_names = _folder_split(Path(root), split)
-    return FolderImages(place, transform, on_broken, files=files, class_names=class_names, limit=limit)
+    root, captioned = Path(root), captions is not None
+    place, files, class_names = _folder_split(root, split, captioned)
+    prefix = "" if place == root else f"{place.name}/"
+    text = captions_of(root, prefix, files, captions) if captions is not None else None
+    return FolderImages(place, transform, on_broken, files=files, class_names=class_names, limit=limit, captions=text)
 
 
-def _folder_split(root: Path, split: Split) -> tuple[Path, list[str], list[str]]:
-    """Return a split's folder, its files relative to it, and the class names of all splits together."""
+def at_size(images: ArrayImages | FolderImages, size: int) -> ArrayImages | FolderImages:
+    """The same images cut to squares of `size` pixels, nothing read anew; border and augmentation stay."""
+    other = copy.copy(images)
+    other.transform = replace(images.transform, size=size)
+    return other
+
+
+def _folder_split(root: Path, split: Split, captioned: bool) -> tuple[Path, list[str], list[str]]:
+    """Return a split's folder, its files relative to it, and the class names of all splits together.
+
+    Captioned images are one class where any of them lies in no class folder.
+    """
     files = list_images(root)
     parts = {file.split("/")[0] for file in files}
     test = next((part for part in ("test", "val") if part in parts), None)
@@ -162,9 +200,11 @@ def _folder_split(root: Path, split: Split) -> tuple[Path, list[str], list[str]]
         inside = {
             part: [file[len(part) + 1 :] for file in files if file.startswith(f"{part}/")] for part in ("train", test)
         }
-        names = sorted({name for part, within in inside.items() for name in classes_of(root / part, within)})
-        flat = [part for part, within in inside.items() if "/" not in within[0]]
-        if len(flat) == 1:
+        names = sorted(
+            {name for part, within in inside.items() for name in classes_of(root / part, within, captioned=captioned)}
+        )
+        flat = [part for part, within in inside.items() if any("/" not in file for file in within)]
+        if len(flat) == 1 and not captioned:
             raise DataError(f"{root}: {flat[0]}/ has no class folders but its sibling has: give both or neither")
         part = "train" if split == "train" else test
         return root / part, inside[part], [root.resolve().name] if flat else names
@@ -173,7 +213,7 @@ def _folder_split(root: Path, split: Split) -> tuple[Path, list[str], list[str]]
     chosen = [file for file in files if _is_test(file) == (split == "test")]
     if not chosen:
         raise DataError(f"{root}: {split} split of {len(files)} images is empty: make train/ and test/ folders in it")
-    return root, chosen, classes_of(root, files)
+    return root, chosen, classes_of(root, files, captioned=captioned)
 
 
 def _is_test(file: str) -> bool:

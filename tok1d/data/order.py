@@ -68,3 +68,8 @@ def batch_indices(
         rows = epochs == epoch
         indices[rows] = _cached_permutation(num, seed, epoch)[offsets[rows]]
     return indices, start // num
+
+
+def choice(num: int, *, seed: int, step: int, stream: int = 0) -> int:
+    """Draw one of range(num) for a training step, each as likely; a pure function of (seed, step), so ranks agree."""
+    return int(uniforms(1, seed=seed, epoch=0, indices=[step], stream=stream)[0, 0] * num)

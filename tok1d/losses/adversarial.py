@@ -45,6 +45,7 @@ class AdversarialConfig:
     adaptive: bool = option(True, "scale the weight by the ratio of gradients in the last layer (VQGAN)")
     loss: Kind = option("hinge", "non_saturating: logistic for both; vanilla: logistic, linear for the tokenizer")
     lecam: float = option(0.001, "weight of the LeCAM regulariser", ge=0)
+    lecam_of: Literal["logits", "means"] = option("logits", "what LeCAM holds near: each logit, or their mean (TiTok)")
     diff_aug: bool = option(False, "show augmented images to the discriminator (DiffAugment; SoftVQ: true)")
     consistency: float = option(0.0, "weight of equal logits under strong augmentation (SoftVQ: 4)", ge=0)
     discriminator: DiscriminatorConfig = option(DinoConfig())
@@ -102,12 +103,15 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
 class LeCam(nn.Module):
     """Regulariser that holds logits near running means of the other side (LeCAM, arXiv 2104.03310).
 
-    The means are buffers, equal in all processes.
+    The running means are buffers, equal in all processes.
+
+    Args:
+        of_means: compare them with the mean of the logits instead of every logit (TiTok).
     """
 
-    def __init__(self, decay: float = 0.999) -> None:
+    def __init__(self, decay: float = 0.999, *, of_means: bool = False) -> None:
         super().__init__()
-        self.decay = decay
+        self.decay, self.of_means = decay, of_means
         self.register_buffer("mean_real", torch.zeros(()))
         self.register_buffer("mean_fake", torch.zeros(()))
         self.mean_real: Tensor
@@ -120,7 +124,9 @@ class LeCam(nn.Module):
             mean.lerp_(mean_over_processes(logits.mean()), 1 - self.decay)
 
     def forward(self, real: Tensor, fake: Tensor) -> Tensor:
-        """mean relu(real - mean_fake)^2 + mean relu(mean_real - fake)^2."""
+        """mean relu(real - mean_fake)^2 + mean relu(mean_real - fake)^2, of logits or of their means."""
+        if self.of_means:
+            real, fake = real.mean(), fake.mean()
         return F.relu(real - self.mean_fake).square().mean() + F.relu(self.mean_real - fake).square().mean()
 
 
@@ -135,7 +141,7 @@ class AdversarialLoss(nn.Module):
         super().__init__()
         self.config = config
         self.discriminator = discriminator
-        self.lecam = LeCam()
+        self.lecam = LeCam(of_means=config.lecam_of == "means")
 
     def generator_terms(
         self,

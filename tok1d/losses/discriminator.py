@@ -18,6 +18,7 @@ from tok1d.nn.block import Mlp
 from tok1d.nn.embed import PatchEmbed
 from tok1d.nn.vit import ViT
 
+GROUPS = 32  # of the normalisations of the blurring patch discriminator
 POOL = 16  # rows and columns of logits of the blurring patch discriminator
 
 
@@ -52,8 +53,8 @@ class BlurPatchConfig:
 
     def check(self) -> None:
         """Raise ConfigError on a width that the 32 normalisation groups do not divide."""
-        if self.width % 32:
-            raise ConfigError(f"width: expected a multiple of 32, received {self.width}")
+        if self.width % GROUPS:
+            raise ConfigError(f"width: expected a multiple of {GROUPS}, received {self.width}")
 
 
 DiscriminatorConfig = DinoConfig | PatchConfig | BlurPatchConfig
@@ -285,7 +286,7 @@ class BlurPatchDiscriminator(nn.Module):
         widths = [width, *[width * 2**i for i in range(stages)]]
         self.conv_in = nn.Conv2d(channels, width, 5, padding=2)
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
-        self.norms = nn.ModuleList(nn.GroupNorm(32, b) for b in widths[1:])
+        self.norms = nn.ModuleList(nn.GroupNorm(GROUPS, b) for b in widths[1:])
         self.blur = _Blur()
         self.point = nn.Conv2d(widths[-1], widths[-1], 1)
         self.out = nn.Conv2d(widths[-1], 1, 5, padding=2)

@@ -16,19 +16,21 @@ from torch import Tensor, nn
 from tok1d.config import option
 from tok1d.errors import WeightsError
 from tok1d.losses.adversarial import linear_ramp
+from tok1d.losses.classifier import load_classifier
 
 VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"  # torchvision's, with its hash in the name
 # Packages that bring the heads with them, and where.
 HEAD_PACKAGES = {"lpips": "weights/v0.1/vgg.pth", "torchmetrics": "functional/image/lpips_models/vgg.pth"}
 WIDTHS = (64, 128, 256, 512, 512)  # channels of a stage of VGG16
 CONVS = (2, 2, 3, 3, 3)
+Distance = Callable[[Tensor, Tensor], Tensor]
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
 
 
 @dataclass
 class PerceptualConfig:
-    """Whether and how strongly reconstructions are held near their images by LPIPS."""
+    """Whether and how strongly reconstructions are held near their images by LPIPS and by a classifier's logits."""
 
     weight: float = option(0.0, "weight of LPIPS; 0 leaves it out (MAETok: 1)", ge=0)
     warmup: int = option(0, "steps over which the weight grows linearly from 0 (SoftVQ: 10000)", ge=0)
@@ -36,6 +38,14 @@ class PerceptualConfig:
     heads: str | None = option(
         None, "file of the linear heads (vgg.pth of the lpips package); null looks into an installed lpips"
     )
+    logits: float = option(0.0, "weight of the squared difference of a classifier's logits (TiTok: 0.1)", ge=0)
+    classifier: str = option("convnext_small.fb_in1k", "timm name of that classifier")
+    classifier_weights: str | None = option(None, "file of its weights; null is what timm downloads")
+
+    @property
+    def used(self) -> bool:
+        """Whether any of the terms has weight."""
+        return self.weight > 0 or self.logits > 0
 
 
 def vgg16(widths: Sequence[int] = WIDTHS) -> nn.Sequential:
@@ -95,29 +105,39 @@ class LPIPS(nn.Module):
 
 
 class PerceptualLoss:
-    """The weighted mean distance of reconstructions, with its warm-up.
+    """The weighted mean distances of reconstructions, LPIPS' with its warm-up.
 
-    It is no `nn.Module`, so that its network, which never changes, reaches no state dict, optimizer or average.
+    It is no `nn.Module`, so that its networks, which never change, reach no state dict, optimizer or average.
 
     Args:
         network: images and reconstructions (B, C, H, W) in [0, 1] -> distances (B,); default: LPIPS, loaded now.
+        classifier: the same, of logits; default: the configured one, loaded now.
 
     Raises:
-        WeightsError: LPIPS has no weights here.
+        ConfigError, WeightsError: a network that has weight and cannot be had here.
     """
 
-    def __init__(self, config: PerceptualConfig, network: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
+    def __init__(
+        self, config: PerceptualConfig, network: Distance | None = None, classifier: Distance | None = None
+    ) -> None:
         self.config = config
-        self.network = network or load_lpips(config.vgg, config.heads)
+        self.networks: dict[str, Distance] = {}
+        if config.weight > 0:
+            self.networks["loss_perceptual"] = network or load_lpips(config.vgg, config.heads)
+        if config.logits > 0:
+            self.networks["loss_logits"] = classifier or load_classifier(config.classifier, config.classifier_weights)
         self._device: torch.device | None = None
 
     def terms(self, real: Tensor, fake: Tensor, step: int) -> dict[str, Tensor]:
-        """ "loss_perceptual" at a step counted from 1."""
-        if isinstance(self.network, nn.Module) and self._device != real.device:
-            self.network.to(real.device)
+        """ "loss_perceptual" and "loss_logits", those of them with weight, at a step counted from 1."""
+        if self._device != real.device:
+            for network in self.networks.values():
+                if isinstance(network, nn.Module):
+                    network.to(real.device)
             self._device = real.device
-        weight = self.config.weight * linear_ramp(step, self.config.warmup)
-        return {"loss_perceptual": weight * self.network(real, fake).mean()}
+        ramp = linear_ramp(step, self.config.warmup)
+        weights = {"loss_perceptual": self.config.weight * ramp, "loss_logits": self.config.logits}
+        return {name: weights[name] * network(real, fake).mean() for name, network in self.networks.items()}
 
 
 def find_heads(path: str | None = None) -> Path | None:

@@ -31,6 +31,8 @@ class ViT(nn.Module):
         theta: base of the rotary frequencies, of the initial ones where they are learned.
         layer_scale: initial factor of both branches of a block; None has none.
         drop_path: stochastic depth of the last block, growing linearly from 0.
+        pre_norm: a LayerNorm of the whole sequence before the first block (CLIP, TiTok).
+        eps: of all LayerNorms.
     """
 
     def __init__(
@@ -48,6 +50,8 @@ class ViT(nn.Module):
         theta: float = 10.0,
         layer_scale: float | None = None,
         drop_path: float = 0.0,
+        pre_norm: bool = False,
+        eps: float = 1e-6,
     ) -> None:
         super().__init__()
         self.side, self.heads, self.head_dim = side, heads, dim // heads
@@ -63,13 +67,14 @@ class ViT(nn.Module):
             Block(
                 Attention(dim, heads),
                 Mlp(dim, int(dim * mlp_ratio)),
-                (nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)),
+                (nn.LayerNorm(dim, eps=eps), nn.LayerNorm(dim, eps=eps)),
                 drop_path=drop_path * i / max(depth - 1, 1),
                 layer_scale=layer_scale,
             )
             for i in range(depth)
         )
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm_in = nn.LayerNorm(dim, eps=eps) if pre_norm else nn.Identity()
+        self.norm = nn.LayerNorm(dim, eps=eps)
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -99,7 +104,7 @@ class ViT(nn.Module):
             if self.class_row and cls is not None:
                 cls = cls + table[:, :1]
         prefix = [token.expand(batch, -1, -1) for token in (cls, self.registers) if token is not None]
-        return torch.cat([*prefix, patches, *([] if extra is None else [extra])], dim=1)
+        return self.norm_in(torch.cat([*prefix, patches, *([] if extra is None else [extra])], dim=1))
 
     def angles(self, rows: int, columns: int) -> Tensor:
         """Rotary angles of a grid, (depth or 1, heads or 1, rows * columns, head width / 2), in float32."""

@@ -44,6 +44,11 @@ class AuxiliaryConfig:
     cell: int = option(8, "hog: side of a cell in pixels", ge=1)
     weights: str | None = option(None, "teachers: file or folder of a timm network's weights; null is its own")
     image_size: int = option(224, "teachers: side of the images the teacher sees, in pixels", ge=1)
+    tokenizer: str = option(
+        "openai/clip-vit-large-patch14",
+        "text: transformers tokenizer that cuts captions into sub-words, a hub name or a local folder",
+    )
+    idf: bool = option(True, "text: weigh sub-words by inverse document frequency, the rare ones more")
 
     @property
     def label(self) -> str:

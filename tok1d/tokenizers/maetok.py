@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tok1d.config import option
 from tok1d.diffusion.guidance import Guidance
-from tok1d.errors import ConfigError, InputError, WeightsError
+from tok1d.errors import ConfigError, WeightsError
 from tok1d.tokenizers.auxiliary import AuxiliaryConfig, AuxiliaryDecoder, LatentAlignment, LatentAlignmentConfig
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.tokenizers.bottlenecks import BottleneckConfig, PlainConfig, build_bottleneck
@@ -28,12 +28,12 @@ from tok1d.tokenizers.one_pass import (
     checked_tokens,
     height_and_width,
     pixel_error,
+    refuse_prefixes,
     refuse_sampling,
     to_images,
 )
 from tok1d.tokenizers.pixel_decoder import PixelDecoder
 from tok1d.tokenizers.pixel_encoder import PixelEncoder
-from tok1d.tokenizers.prefix import resolve_keep
 from tok1d.tokenizers.vit import ViTConfig
 
 
@@ -79,7 +79,7 @@ class MAETokConfig:
 
     def check(self) -> None:
         """Contradictions between the fields."""
-        check_parts(self.image_size, self.encoder, self.decoder, self.head, self.bottleneck, self.length)
+        check_parts(self.image_size, self.encoder, self.decoder, self.bottleneck, self.length, head=self.head)
         patch = self.decoder.patch
         if not self.num_tokens and patch != self.encoder.patch:
             raise ConfigError(f"decoder.patch: num_tokens=0 needs the encoder's {self.encoder.patch}, received {patch}")
@@ -174,10 +174,8 @@ class MAETok(nn.Module):
         """
         height, width = height_and_width(size, self.config.image_size)
         tokens = self._checked(tokens, height, width)
-        length = tokens.shape[1]
         refuse_sampling(steps, guidance)
-        if keep is not None and int(resolve_keep(keep, len(tokens), length, tokens.device).min()) < length:
-            raise InputError(f"keep: these tokens are not ordered, so all {length} are needed, got {keep}")
+        refuse_prefixes(keep, tokens)
         return to_images(self.decoder.paint(self.bottleneck.embed(tokens), (height, width)))
 
     def losses(self, batch: Any, progress: float) -> dict[str, Tensor]:

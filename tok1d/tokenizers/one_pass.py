@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, Protocol
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,14 +11,26 @@ from torch.nn import functional as F
 from tok1d.diffusion.guidance import Guidance, as_guidance
 from tok1d.errors import ConfigError, InputError
 from tok1d.tokenizers.bottlenecks import BottleneckConfig, SoftVQConfig
-from tok1d.tokenizers.pixel_decoder import Head
-from tok1d.tokenizers.vit import ViTConfig
+from tok1d.tokenizers.prefix import resolve_keep
 
 Size = int | tuple[int, int]
+Head = Literal["linear", "conv"]  # how a decoder's states become pixels
+
+
+class HasPatch(Protocol):
+    """One side's configuration: its patches have a side."""
+
+    patch: int
 
 
 def check_parts(
-    image_size: int, encoder: ViTConfig, decoder: ViTConfig, head: Head, bottleneck: BottleneckConfig, length: int
+    image_size: int,
+    encoder: HasPatch,
+    decoder: HasPatch,
+    bottleneck: BottleneckConfig,
+    length: int,
+    *,
+    head: Head = "linear",
 ) -> None:
     """Raise ConfigError on patches, a head or codebooks that do not fit the image and its number of tokens."""
     for part, net in (("encoder", encoder), ("decoder", decoder)):
@@ -39,6 +53,17 @@ def check_images(images: Tensor, *, channels: int, patch: int, image_size: int) 
             f"image size: expected a height and a width that are multiples of {patch} (the encoder's patches; the "
             f"model's own size is {image_size}), got {height}x{width}"
         )
+
+
+def check_grid(size: tuple[int, int], patch: int) -> tuple[int, int]:
+    """Rows and columns of a decoder's patches in an image of (H, W) pixels; raises InputError if they do not fit."""
+    height, width = size
+    if min(size) < 1 or height % patch or width % patch:
+        raise InputError(
+            f"image size: expected a height and a width that are multiples of {patch} (the decoder's patches), "
+            f"got {height}x{width}"
+        )
+    return height // patch, width // patch
 
 
 def checked_tokens(
@@ -83,6 +108,13 @@ def refuse_sampling(steps: int | None, guidance: float | Guidance) -> None:
     guide = as_guidance(guidance)
     if guide.scale != 1 or guide.weak_model is not None:
         raise InputError(f"guidance: this decoder is deterministic, expected 1, got {guide.scale}")
+
+
+def refuse_prefixes(keep: int | Tensor | None, tokens: Tensor) -> None:
+    """Raise InputError where not all tokens (B, L, ...) are kept: they are not ordered."""
+    length = tokens.shape[1]
+    if keep is not None and int(resolve_keep(keep, len(tokens), length, tokens.device).min()) < length:
+        raise InputError(f"keep: these tokens are not ordered, so all {length} are needed, got {keep}")
 
 
 def height_and_width(size: Size | None, default: int) -> tuple[int, int]:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tok1d.errors import InputError
 from tok1d.nn.embed import unpatchify
+from tok1d.tokenizers.one_pass import Head, check_grid
 from tok1d.tokenizers.vit import ViTConfig, build_vit
-
-Head = Literal["linear", "conv"]
 
 
 class TokenDecoder(nn.Module):
@@ -129,11 +126,5 @@ class PixelDecoder(TokenDecoder):
         Raises:
             InputError: a size that they do not.
         """
-        height, width = size
-        if min(size) < 1 or height % self.patch or width % self.patch:
-            raise InputError(
-                f"image size: expected a height and a width that are multiples of {self.patch} (the decoder's "
-                f"patches), got {height}x{width}"
-            )
-        grid = (height // self.patch, width // self.patch)
+        grid = check_grid(size, self.patch)
         return self.head(self(tokens, grid, cond=cond, seen=seen), grid)

@@ -63,7 +63,7 @@ class SMAPConfig:
 
     def check(self) -> None:
         """Contradictions between the fields."""
-        check_parts(self.image_size, self.encoder, self.decoder, self.head, self.bottleneck, self.num_tokens)
+        check_parts(self.image_size, self.encoder, self.decoder, self.bottleneck, self.num_tokens, head=self.head)
         try:
             self.tail_drop.check_length(self.num_tokens)
         except ConfigError as error:

@@ -33,8 +33,8 @@ def build_players(recipe: Recipe, model: nn.Module, *, resumed: bool = False) ->
         resumed: a checkpoint of this run replaces all weights anyway, so nothing is read to start from.
 
     Raises:
-        WeightsError: LPIPS or the discriminator's frozen backbone cannot be had, or the discriminator that the
-            recipe starts from does not fit.
+        ConfigError, WeightsError: LPIPS, the classifier or the discriminator's frozen backbone cannot be had, or the
+            discriminator that the recipe starts from does not fit.
     """
     game = perceptual = None
     if recipe.adversarial.weight > 0:
@@ -42,7 +42,7 @@ def build_players(recipe: Recipe, model: nn.Module, *, resumed: bool = False) ->
         game = AdversarialLoss(recipe.adversarial, _synchronised(discriminator))
         if recipe.start is not None and not resumed:
             keep_discriminator(game, recipe.start)
-    if recipe.perceptual.weight > 0:
+    if recipe.perceptual.used:
         perceptual = PerceptualLoss(recipe.perceptual)
     if game is None and perceptual is None:
         return []

@@ -7,6 +7,7 @@ read, nothing is computed and nothing is written.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from tok1d.config import NO_CACHE, Recipe
 from tok1d.data.tokens import Layout
 from tok1d.data.transforms import NUM_VIEWS
 from tok1d.train.forecast_judges import Judge, judges
-from tok1d.train.forecast_measure import AUTOENCODERS, Measured, autoencoder_cost, measure, use_stand_ins
+from tok1d.train.forecast_measure import AUTOENCODERS, Batch, Measured, autoencoder_cost, measure, use_stand_ins
 from tok1d.zoo import store
 
 KNOWN_IMAGES = {"fashion_mnist": 60_000}
@@ -34,6 +35,7 @@ class Forecast:
         frozen: networks that run beside the model, untrained: name -> parameters and forward FLOPs an image, None
             where they are not known here.
         cache_rows, cache_bytes: of a generator's token cache; None where there is none or `num_images` is None.
+        image_sizes: sides of the images of a run that mixes them: FLOPs are their mean, bytes those of the largest.
     """
 
     parameters: dict[str, int]
@@ -50,6 +52,7 @@ class Forecast:
     cache_rows: int | None = None
     cache_bytes: int | None = None
     judges: dict[str, Judge | None] = field(default_factory=dict)
+    image_sizes: list[int] = field(default_factory=list)
 
     @property
     def known_judges(self) -> list[Judge]:
@@ -108,11 +111,23 @@ def forecast(recipe: Recipe) -> Forecast:
         num_images=num_images,
         bytes_per_parameter=20 if train.ema > 0 else 16,
         precision=train.precision,
-        measured=measure(model, lambda num: meta_batch(recipe, num), bf16=train.precision == "bf16"),
+        measured=_measured(recipe, model),
         frozen=frozen_networks(recipe.model),
         cache_rows=rows,
         cache_bytes=size,
         judges=judges(recipe),
+        image_sizes=recipe.data.image_sizes,
+    )
+
+
+def _measured(recipe: Recipe, model: nn.Module) -> Measured:
+    bf16 = recipe.train.precision == "bf16"
+    sizes: list[int | None] = [*recipe.data.image_sizes] or [None]
+    each = {size: measure(model, partial(meta_batch, recipe, size=size), bf16=bf16) for size in sizes}
+    return Measured(
+        sum(each[size].flops_per_image for size in sizes) // len(sizes),
+        max(one.bytes_per_image for one in each.values()),
+        max(one.bytes_of_any_batch for one in each.values()),
     )
 
 
@@ -143,14 +158,27 @@ def _part(name: str, kind: str) -> str:
     return "projector" if "projector" in rest else first
 
 
-def meta_batch(recipe: Recipe, num: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`num` images, or token sequences for a generator, and labels, on the meta device."""
+def meta_batch(recipe: Recipe, num: int, size: int | None = None) -> Batch:
+    """`num` images, or token sequences for a generator, labels, and words where a model learns them, on "meta".
+
+    Args:
+        size: side of the images; default: the model's.
+    """
     model = recipe.model
     if recipe.kind == "generator":
-        inputs = torch.empty(num, recipe.num_tokens or model.num_tokens, model.token_dim, device="meta")
+        length = recipe.num_tokens or model.num_tokens
+        if hasattr(model, "vocab_size"):
+            inputs = torch.zeros(num, length, dtype=torch.int64, device="meta")
+        else:
+            inputs = torch.empty(num, length, model.token_dim, device="meta")
     else:
-        inputs = torch.empty(num, model.channels, model.image_size, model.image_size, device="meta")
-    return inputs, torch.zeros(num, dtype=torch.int64, device="meta")
+        side = size or model.image_size
+        inputs = torch.empty(num, model.channels, side, side, device="meta")
+    labels = torch.zeros(num, dtype=torch.int64, device="meta")
+    if not recipe.learns_words:
+        return inputs, labels
+    dim = next(each.dim for each in model.auxiliary if each.target == "text")
+    return inputs, labels, torch.empty(num, dim, device="meta")
 
 
 def images_of_epoch(recipe: Recipe) -> int | None:
@@ -182,9 +210,11 @@ def token_cache(recipe: Recipe, num_images: int | None) -> tuple[int | None, int
     """Rows and bytes of a generator's token cache; None where it has none or the number of images is not known."""
     if recipe.kind != "generator" or recipe.cache == NO_CACHE or num_images is None:
         return None, None
-    length, dim = recipe.num_tokens or recipe.model.num_tokens, recipe.model.token_dim
+    length = recipe.num_tokens or recipe.model.num_tokens
     rows = num_images * NUM_VIEWS[recipe.cache_views]
-    return rows, Layout(length, dim, recipe.cache_dtype, rows_per_shard=rows).num_bytes(rows)
+    if hasattr(recipe.model, "vocab_size"):
+        return rows, Layout(length, 0, "int64", rows_per_shard=rows).num_bytes(rows)
+    return rows, Layout(length, recipe.model.token_dim, recipe.cache_dtype, rows_per_shard=rows).num_bytes(rows)
 
 
 def table(result: Forecast) -> Any:
@@ -228,6 +258,8 @@ def _judge_row(name: str, judge: Judge | None) -> Row:
 
 def _step_rows(result: Forecast) -> list[Row]:
     steps = f"of {result.images_per_step:,} images"
+    if result.image_sizes:
+        steps += f", every batch of one of {', '.join(map(str, result.image_sizes))} px: FLOPs are the mean of them"
     if result.num_images is None:
         return [("steps", f"{result.steps:,}", f"{steps}; epochs unknown, set data.num_images")]
     epoch = result.num_images / result.images_per_step
@@ -240,10 +272,12 @@ def _step_rows(result: Forecast) -> list[Row]:
 
 def _memory_rows(result: Forecast) -> list[Row]:
     measured, size = result.measured, result.batch_size
+    largest = f" of {max(result.image_sizes)} px" if result.image_sizes else ""
+    activations = f"activations an image{largest}, {result.precision}, eager, kept whole"
     held = "weights 4, gradients 4, AdamW 8" + (", EMA 4" if result.bytes_per_parameter == 20 else "")
     rows = [
         ("memory", _binary(result.state_bytes), f"{held} bytes a trained parameter, 4 a frozen one"),
-        ("", _binary(measured.bytes_per_image), f"activations an image, {result.precision}, eager, kept whole"),
+        ("", _binary(measured.bytes_per_image), activations),
         ("", _binary(result.memory()), f"in all on one device ({size:,} images at a time)"),
     ]
     if size % DEVICES == 0:

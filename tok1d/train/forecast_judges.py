@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tok1d.config import Recipe, build_config, to_mapping
+from tok1d.errors import ConfigError, WeightsError
+from tok1d.losses.classifier import LogitsDistance, classifier_network
 from tok1d.losses.discriminator import DinoConfig, DinoDiscriminator, SpectralConv1d, build_discriminator
 from tok1d.losses.perceptual import LPIPS, WIDTHS, vgg16
 from tok1d.train.forecast_measure import Measured, measure
@@ -39,20 +42,31 @@ class Judge:
 
 
 def judges(recipe: Recipe) -> dict[str, Judge | None]:
-    """The judges of a recipe by name; None for a discriminator whose backbone is not known here."""
+    """The judges of a recipe by name; None for one whose network is not known here."""
     found: dict[str, Judge | None] = {}
-    bf16 = recipe.train.precision == "bf16"
+    bf16, sides = recipe.train.precision == "bf16", recipe.data.image_sizes or [recipe.data.image_size]
     if recipe.perceptual.weight > 0:
-        found["LPIPS"] = _lpips(recipe.data.image_size, bf16)
+        found["LPIPS"] = _in_turn([_lpips(side, bf16) for side in sides])
+    if recipe.perceptual.logits > 0:
+        found["classifier"] = _in_turn([_classifier(recipe.perceptual.classifier, side, bf16) for side in sides])
     if recipe.adversarial.weight > 0:
         config = recipe.adversarial.discriminator
         if isinstance(config, DinoConfig) and config.backbone != KNOWN_BACKBONE:
             found["discriminator"] = None
         else:
             key = (type(config), tuple(to_mapping(config).items()))
-            sizes = (recipe.data.image_size, recipe.data.channels, bool(recipe.adversarial.consistency))
-            found["discriminator"] = _discriminator(key, *sizes, bf16)
+            rest = (recipe.data.channels, bool(recipe.adversarial.consistency), bf16)
+            found["discriminator"] = _in_turn([_discriminator(key, side, *rest) for side in sides])
     return found
+
+
+def _in_turn(each: Sequence[Judge | None]) -> Judge | None:
+    """A judge of images of one size or another: the mean of its FLOPs, the most of its bytes; None if not known."""
+    known = [judge for judge in each if judge is not None]
+    if not known:
+        return None
+    flops = sum(judge.flops_per_image for judge in known) // len(known)
+    return replace(known[0], flops_per_image=flops, bytes_per_image=max(judge.bytes_per_image for judge in known))
 
 
 class _Pass(nn.Module):
@@ -72,14 +86,14 @@ class _Pass(nn.Module):
 
 
 class _Against(nn.Module):
-    """LPIPS of images and themselves, as if these had no gradient."""
+    """A distance of images and themselves, as if these had no gradient."""
 
-    def __init__(self, lpips: LPIPS) -> None:
+    def __init__(self, distance: nn.Module) -> None:
         super().__init__()
-        self.lpips = lpips
+        self.distance = distance
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.lpips(images, images.detach())
+        return self.distance(images, images.detach())
 
 
 def _measured(network: nn.Module, size: int, channels: int, *, learns: bool, bf16: bool) -> Measured:
@@ -97,6 +111,17 @@ def _lpips(size: int, bf16: bool) -> Judge:
     parameters = sum(p.numel() for p in network.parameters())
     cost = _measured(_Against(network), size, 3, learns=False, bf16=bf16)
     return Judge(0, parameters, cost.flops_per_image, cost.bytes_per_image)
+
+
+@lru_cache
+def _classifier(name: str, size: int, bf16: bool) -> Judge | None:
+    try:
+        with torch.device("meta"):
+            network = LogitsDistance(classifier_network(name, pretrained=False))
+    except (ConfigError, WeightsError):  # no timm, or not a name of it
+        return None
+    cost = _measured(_Against(network), size, 3, learns=False, bf16=bf16)
+    return Judge(0, sum(p.numel() for p in network.parameters()), cost.flops_per_image, cost.bytes_per_image)
 
 
 @lru_cache

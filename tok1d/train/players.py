@@ -19,7 +19,7 @@ from tok1d.train.ema import EMA
 from tok1d.train.optim import build_optimizer, learning_rate
 from tok1d.zoo.store import load_state
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, ...]  # images or tokens, labels, and of captioned images words
 Tensors = dict[str, Tensor]
 
 

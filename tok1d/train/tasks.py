@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from tok1d.config import NO_CACHE, Recipe
 from tok1d.data.folder import FolderImages, tell_broken
-from tok1d.data.images import ArrayImages, ImageSet, open_images
-from tok1d.data.order import batch_indices
+from tok1d.data.images import ArrayImages, at_size, open_images
+from tok1d.data.order import batch_indices, choice
 from tok1d.data.tokens import INDEX, TokenCache
 from tok1d.errors import ConfigError, DataError, WeightsError
 from tok1d.evaluate.labels import label_used, labels_given
 from tok1d.generators.statistics import NormalisedTokens
 from tok1d.pictures import grid, save_png
+from tok1d.text import CaptionWords
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.train.adversarial import build_players
 from tok1d.train.cache import (
@@ -33,6 +34,7 @@ from tok1d.train.loop import Batch, Task
 from tok1d.zoo import store
 
 BatchFunction = Callable[[int, int, int], Batch]
+_SIZE_DRAWS = 2  # stream of the draws of a batch's image size; 0 are the augmentations', 1 the cached views'
 STATISTICS_ROWS = 10_000  # token sequences that mean and std are measured on
 
 
@@ -50,6 +52,7 @@ def open_split(recipe: Recipe, split: str, *, augment: bool = False) -> ArrayIma
         pad=data.pad,
         on_broken=data.on_broken,
         limit=data.limit if split == "train" else data.limit_test,
+        captions=data.captions,
     )
 
 
@@ -120,15 +123,41 @@ def start_from(model: Any, name: str) -> None:
     store.load_state(model, first.state_dict(), f"start={name}")
 
 
-def image_batches(recipe: Recipe, images: ImageSet) -> BatchFunction:
-    """Batches of images, every image once an epoch; a pure function of (micro_step, rank, world)."""
-    size, seed = recipe.train.batch_size, recipe.seed
+def image_batches(recipe: Recipe, images: ArrayImages | FolderImages) -> BatchFunction:
+    """Batches of images and labels, every image once an epoch; a pure function of (micro_step, rank, world).
+
+    A third entry are the words of captions, (B, vocabulary), where the model learns them. With `data.image_sizes`
+    a batch has one of these sizes, the same on all ranks.
+    """
+    size, seed, words = recipe.train.batch_size, recipe.seed, caption_words(recipe, images)
+    sets = [at_size(images, side) for side in recipe.data.image_sizes] or [images]
 
     def batch(micro_step: int, rank: int, world: int) -> Batch:
         indices, epoch = batch_indices(len(images), size // world, seed=seed, step=micro_step, rank=rank, world=world)
-        return images.batch(indices, seed=seed, epoch=epoch)
+        at_hand = sets[choice(len(sets), seed=seed, step=micro_step, stream=_SIZE_DRAWS)]
+        if words is None:
+            return at_hand.batch(indices, seed=seed, epoch=epoch)
+        pixels, labels, captions = at_hand.captioned_batch(indices, seed=seed, epoch=epoch)
+        return pixels, labels, words(captions)
 
     return batch
+
+
+def caption_words(recipe: Recipe, images: ArrayImages | FolderImages) -> CaptionWords | None:
+    """What turns captions into the words that the model learns to tell; None for a model that learns none.
+
+    Raises:
+        Tok1dError: see `CaptionWords`; or none of the images has a caption.
+    """
+    if not recipe.learns_words:
+        return None
+    if not any(images.captions):
+        raise DataError(f"data.captions={recipe.data.captions}: none of the training images has a caption")
+    target = next(each for each in recipe.model.auxiliary if each.target == "text")
+    words = CaptionWords(target.tokenizer, target.dim)
+    if target.idf:
+        words.fit(images.captions)
+    return words
 
 
 def _reconstruction_preview(recipe: Recipe) -> Any:

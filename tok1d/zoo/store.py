@@ -30,10 +30,14 @@ CLASSES = {
     "maetok": "MAETok",
     "smap": "SMAP",
     "card": "CARD",
+    "titok": "TiTok",
+    "titok_legacy": "LegacyTiTok",
     "sit": "SiT",
     "dit": "DiT",
     "lightningdit": "LightningDiT",
     "usit": "USiT",
+    "llamagen": "LlamaGen",
+    "maskgit": "MaskGIT",
     "cnn": "CNN",
 }
 

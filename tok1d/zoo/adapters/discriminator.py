@@ -1,4 +1,5 @@
-"""Published weights of discriminators: DINO's vision transformer (as timm names it) and the heads on it."""
+"""Published weights of discriminators: DINO's vision transformer (as timm names it) and the heads on it, and the
+blurring patch network of MaskBit and TiTok."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tok1d.errors import WeightsError
-from tok1d.losses.discriminator import DinoTrunk
+from tok1d.losses.discriminator import GROUPS, BlurPatchDiscriminator, DinoTrunk
 from tok1d.zoo.adapters.keymap import KeyMap, State, fill_model, listing, same
 
 TRUNK = KeyMap(
@@ -42,6 +43,17 @@ HEADS = KeyMap(
         for there, here in names
     ]
 )
+
+BLUR_PATCH = KeyMap(
+    [
+        ("block_in.0.{p}", "conv_in.{p}"),
+        ("blocks.{i}.0.{p}", "convs.{i}.{p}"),
+        ("blocks.{i}.2.{p}", "norms.{i}.{p}"),
+        ("to_logits.0.{p}", "point.{p}"),
+        ("to_logits.2.{p}", "out.{p}"),
+    ]
+)
+BLUR_KERNEL = ".1.kernel"  # stored, and computed here
 
 
 def trunk_from_published(state: Mapping[str, Tensor], source: str, *, heads: int | None = None) -> DinoTrunk:
@@ -86,3 +98,23 @@ def heads_from_published(state: Mapping[str, Tensor]) -> State:
     if strange:
         raise WeightsError(f"discriminator heads: found {listing(strange)}, which are no part of them")
     return {HEADS.ours(name) or name: value for name, value in state.items()}
+
+
+def blur_patch_from_published(state: Mapping[str, Tensor], source: str) -> BlurPatchDiscriminator:
+    """The blurring patch discriminator that published weights describe; `source` names them in messages.
+
+    Raises:
+        WeightsError: weights of another network.
+    """
+    state = {name: value for name, value in state.items() if not name.endswith(BLUR_KERNEL)}
+    strange = [name for name in state if BLUR_PATCH.ours(name) is None]
+    kernel, stages = state.get("block_in.0.weight"), sum(name.endswith(".2.bias") for name in state) - 1
+    if strange or kernel is None or stages < 1 or kernel.shape[0] % GROUPS:
+        what = f"found {listing(strange)} besides" if strange else "without its first layer or its stages"
+        raise WeightsError(f"{source}: expected a patch discriminator with blurred downsampling, {what}")
+    with torch.random.fork_rng(devices=[]):  # the draws of the initial weights are thrown away
+        network = BlurPatchDiscriminator(kernel.shape[1], kernel.shape[0], stages)
+    renamed: State = {BLUR_PATCH.ours(name) or name: value for name, value in state.items()}
+    names = {name: BLUR_PATCH.published(name) or name for name in network.state_dict()}
+    fill_model(network, renamed, names, source)
+    return network

@@ -1,0 +1,337 @@
+"""Published TiTok and TA-TiTok tokenizers: one file of weights, or a hub folder with a nested config.json beside them.
+
+The layout of the decoder tells the released two-stage models (ours: `LegacyTiTok`) from those of one stage (`TiTok`).
+The weights tell almost everything; config.json adds what they cannot. Loading is strict: but for what only the
+training reads, which is listed, a file holds a model's weights and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Size, Tensor, nn
+
+from tok1d.errors import ConfigError, WeightsError
+from tok1d.tokenizers.bottlenecks import KLConfig, VQConfig
+from tok1d.tokenizers.titok import TiTok, TiTokConfig, TiTokViTConfig
+from tok1d.zoo.adapters.keymap import KeyMap, State, below, fill_model, listing, read_published
+from tok1d.zoo.compat.titok import LegacyTiTok, LegacyTiTokConfig, PixelsConfig
+
+VIT = [
+    ("class_embedding", "vit.cls_token"),
+    ("positional_embedding", "vit.positions"),
+    ("ln_pre.{p}", "vit.norm_in.{p}"),
+    ("ln_post.{p}", "vit.norm.{p}"),
+    *below(
+        [
+            ("ln_{j}.{p}", "norm{j}.{p}"),
+            ("attn.in_proj_{p}", "attn.qkv.{p}"),
+            ("attn.out_proj.{p}", "attn.proj.{p}"),
+            ("mlp.c_fc.{p}", "mlp.fc1.{p}"),
+            ("mlp.c_proj.{p}", "mlp.fc2.{p}"),
+        ],
+        "transformer.{i}.",
+        "vit.blocks.{i}.",
+    ),
+]
+COMMON = [
+    ("latent_tokens", "encoder.queries"),
+    ("encoder.patch_embed.{p}", "encoder.patch_embed.proj.{p}"),
+    ("encoder.latent_token_positional_embedding", "encoder.query_positions"),
+    ("encoder.conv_out.{p}", "bottleneck.proj.{p}"),
+    ("quantize.embedding.weight", "bottleneck.codebook"),
+    ("decoder.decoder_embed.{p}", "decoder.token_embed.{p}"),
+    ("decoder.mask_token", "decoder.mask_token"),
+    ("decoder.latent_token_positional_embedding", "decoder.token_positions"),
+    *below(VIT, "encoder.", "encoder."),
+    *below(VIT, "decoder.", "decoder."),
+]
+KEYS = KeyMap(
+    [
+        *COMMON,
+        ("quantize.embed_prob", "bottleneck.usage"),
+        ("decoder.ffn.0.{p}", "decoder.proj.{p}"),
+        ("decoder.conv_out.{p}", "decoder.conv.{p}"),
+        ("decoder.text_guidance_proj.{p}", "decoder.text_embed.{p}"),
+        ("decoder.text_guidance_positional_embedding", "decoder.text_positions"),
+    ]
+)
+PIXEL_BLOCK = [("norm{j}.{p}", "norm{j}.{p}"), ("conv{j}.weight", "conv{j}.weight")]
+PIXEL_LEVEL = [
+    *[
+        pair
+        for k in (1, 2)
+        for pair in (
+            (f"block.{{j}}.norm{k}.{{p}}", f"blocks.{{j}}.norm{k}.{{p}}"),
+            (f"block.{{j}}.conv{k}.weight", f"blocks.{{j}}.conv{k}.weight"),
+        )
+    ],
+    ("block.{j}.nin_shortcut.weight", "blocks.{j}.shortcut.weight"),
+    ("upsample_conv.{p}", "upsample.{p}"),
+]
+LEGACY_KEYS = KeyMap(
+    [
+        *COMMON,
+        ("decoder.ffn.0.{p}", "decoder.fc1.{p}"),
+        ("decoder.ffn.2.{p}", "decoder.fc2.{p}"),
+        ("pixel_quantize.embedding.weight", "decoder.codebook"),
+        ("pixel_decoder.conv_in.{p}", "decoder.painter.conv_in.{p}"),
+        ("pixel_decoder.norm_out.{p}", "decoder.painter.norm_out.{p}"),
+        ("pixel_decoder.conv_out.{p}", "decoder.painter.conv_out.{p}"),
+        *below(PIXEL_BLOCK, "pixel_decoder.mid.{i}.", "decoder.painter.mid.{i}."),
+        *below(PIXEL_LEVEL, "pixel_decoder.up.{i}.", "decoder.painter.levels.{i}."),
+    ]
+)
+
+# What only the training of a model reads: how often a code was chosen (that of one stage, which revives codes, goes on
+# from there), and the networks that judged it.
+UNUSED = ("quantize.embed_prob", "discriminator.", "perceptual_loss.", "lpips.", "loss_module.")
+AVERAGED = ("ema_model.", "ema.", "model.")  # in front of every name of some files
+# Stored without the batch's axis, and as convolutions of one pixel.
+TABLES = ("cls_token", "positions", "queries", "query_positions", "token_positions", "text_positions")
+POINTWISE = ("bottleneck.proj.weight", "decoder.proj.weight", "decoder.fc1.weight", "decoder.fc2.weight")
+
+HEADS = {size["dim"]: size["heads"] for size in TiTokViTConfig.SIZES.values()}
+
+
+def is_legacy(state: Mapping[str, Tensor]) -> bool:
+    """Whether published weights predict codes, as those of the two-stage models."""
+    return "decoder.ffn.2.weight" in state
+
+
+def from_published(state: Mapping[str, Tensor]) -> tuple[State, list[str]]:
+    """Published names (cleaned) -> ours, and the names of what only a training reads.
+
+    Raises:
+        WeightsError: names that no TiTok has.
+    """
+    keys = LEGACY_KEYS if is_legacy(state) else KEYS
+    renamed: State = {}
+    ignored: list[str] = []
+    strange: list[str] = []
+    for name, value in state.items():
+        ours = keys.ours(name)
+        if ours is not None:
+            pointwise = ours in POINTWISE and value.shape[2:] == (1, 1)
+            renamed[ours] = value[..., 0, 0] if pointwise else value[None] if _is_table(ours, value) else value
+        else:
+            (ignored if name.startswith(UNUSED) else strange).append(name)
+    if strange:
+        raise WeightsError(f"published weights: {listing(strange)} are no part of a TiTok; is this the right format?")
+    return renamed, ignored
+
+
+def to_published(state: Mapping[str, Tensor]) -> State:
+    """Our names of a `TiTok` or `LegacyTiTok` -> published ones."""
+    keys, renamed = LEGACY_KEYS if "decoder.fc2.weight" in state else KEYS, State()
+    for name, value in state.items():
+        published = keys.published(name)
+        assert published is not None, f"no published name for {name}"
+        table = name.rsplit(".", 1)[-1] in TABLES
+        renamed[published] = value[..., None, None] if name in POINTWISE else value[0] if table else value
+    return renamed
+
+
+def _is_table(name: str, value: Tensor) -> bool:
+    return name.rsplit(".", 1)[-1] in TABLES and value.dim() == 2
+
+
+def convert_titok(
+    path: str | Path, *, encoder_heads: int | None = None, decoder_heads: int | None = None, l2: bool | None = None
+) -> TiTok | LegacyTiTok:
+    """A published TiTok, a weight file or a folder (config.json, model.safetensors), as our model in eval mode.
+
+    What the file holds beside the tokenizer is listed on stderr.
+
+    Args:
+        encoder_heads, decoder_heads: attention heads; default: those of the published widths.
+        l2: whether codes are compared on the unit sphere; default: as config.json says, else of two-stage models alone.
+
+    Raises:
+        WeightsError: a damaged or wrong file, or a config.json that contradicts it.
+    """
+    path = Path(path)
+    published = _without_prefix(read_published(_weight_file(path)))
+    state, ignored = from_published(published)
+    if ignored:
+        print(f"{path}: not part of the tokenizer, left out: {listing(ignored)}", file=sys.stderr)
+    options = _read_options(path if path.is_dir() else path.parent)
+    heads = {"encoder": encoder_heads, "decoder": decoder_heads}
+    legacy = is_legacy(published)
+    if options.get("is_legacy", legacy) != legacy:
+        raise WeightsError(f"{path}: config.json says is_legacy={options['is_legacy']}, the weights say {legacy}")
+    config = (_legacy_config if legacy else _config)(state, options, heads, l2)
+    _compare(config, options, str(path))
+    model = LegacyTiTok(config) if isinstance(config, LegacyTiTokConfig) else TiTok(config)
+    fill_model(model, state, _published_names(model), str(path))
+    return model.eval()
+
+
+def _published_names(model: nn.Module) -> dict[str, str]:
+    return {name: _published_name(name) for name in model.state_dict()}
+
+
+def _published_name(name: str) -> str:
+    return LEGACY_KEYS.published(name) or KEYS.published(name) or name
+
+
+def _weight_file(path: Path) -> Path:
+    """The file of a hub folder that has no safetensors; else the path itself."""
+    older = path / "pytorch_model.bin"
+    return older if older.is_file() and not (path / "model.safetensors").is_file() else path
+
+
+def _without_prefix(state: State) -> State:
+    """Names without what an averaging or training wrapper put in front of all of them."""
+    for prefix in AVERAGED:
+        if all(name.startswith(prefix) for name in state):
+            return {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def _read_options(folder: Path) -> dict[str, Any]:
+    """The tokenizer's options in the nested config.json beside the weights, with "losses"; none without a file."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: not JSON ({error}); fetch it again") from None
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: expected a mapping of options, found a {type(content).__name__}")
+    options, losses = content, content.get("losses")
+    for key in ("model", "vq_model"):
+        inner = options.get(key)
+        options = inner if isinstance(inner, dict) else options
+    return {**options, "losses": losses if isinstance(losses, dict) else {}}
+
+
+def _config(state: State, options: dict[str, Any], heads: dict[str, int | None], l2: bool | None) -> TiTokConfig:
+    shared = _shared(state, heads)
+    rows = _shape(state, "decoder.proj.weight")[0]
+    shared["decoder"].patch = math.isqrt(rows // shared["channels"])
+    codebook, token_dim = state.get("bottleneck.codebook"), shared["token_dim"]
+    bottleneck: VQConfig | KLConfig
+    if codebook is None:
+        if _shape(state, "bottleneck.proj.weight")[0] != 2 * token_dim:
+            raise WeightsError("published weights: quantize.embedding.weight is missing; is this the right file?")
+        bottleneck = KLConfig(weight=float(options.get("losses", {}).get("kl_weight", 1e-6)))
+    else:
+        bottleneck = _vq_config(codebook, options, l2, default=False, revival="bottleneck.usage" in state)
+    text: dict[str, Any] = {}
+    if "decoder.text_embed.weight" in state:
+        length = _shape(state, "decoder.text_positions")[1]
+        text = {"text": True, "text_length": length, "text_dim": _shape(state, "decoder.text_embed.weight")[1]}
+    return _checked(TiTokConfig(**shared, bottleneck=bottleneck, **text), state)
+
+
+def _legacy_config(
+    state: State, options: dict[str, Any], heads: dict[str, int | None], l2: bool | None
+) -> LegacyTiTokConfig:
+    shared = _shared(state, heads)
+    shared["decoder"].patch = max(shared["image_size"] // _side(state, "decoder"), 1)
+    bottleneck = _vq_config(_tensor(state, "bottleneck.codebook"), options, l2, default=True)
+    codes = _shape(state, "decoder.fc2.weight")[0]
+    config = LegacyTiTokConfig(**shared, bottleneck=bottleneck, codes=codes, stage="train")
+    if any(name.startswith(("decoder.painter.", "decoder.codebook")) for name in state):
+        config.stage, config.pixels = "finetune", _pixels_config(state)
+    return _checked(config, state)
+
+
+def _checked(config: Any, state: State) -> Any:
+    """A configuration whose parts fit each other and whose decoder has as many patches as its table has places."""
+    try:
+        for part in (config, config.encoder, config.decoder, *([config.pixels] if hasattr(config, "pixels") else [])):
+            part.check()
+    except ConfigError as error:
+        raise WeightsError(f"published weights of a tokenizer that ours cannot be: {error}") from None
+    side = config.image_size // config.decoder.patch
+    if side != _side(state, "decoder"):
+        raise WeightsError(
+            f"published weights: decoder.positional_embedding is for {_side(state, 'decoder')} patches a side, "
+            f"patches of {config.decoder.patch} in {config.image_size} pixels are {side}"
+        )
+    return config
+
+
+def _shared(state: State, heads: dict[str, int | None]) -> dict[str, Any]:
+    """The fields that both kinds of configuration have, but for the decoder's patch."""
+    parts = {part: _vit_config(state, part, heads[part]) for part in ("encoder", "decoder")}
+    _, channels, patch, _ = _shape(state, "encoder.patch_embed.proj.weight")
+    parts["encoder"].patch = patch
+    return {
+        **parts,
+        "image_size": _side(state, "encoder") * patch,
+        "channels": channels,
+        "num_tokens": _shape(state, "encoder.queries")[1],
+        "token_dim": _shape(state, "decoder.token_embed.weight")[1],
+    }
+
+
+def _vit_config(state: State, part: str, heads: int | None) -> TiTokViTConfig:
+    """One side's ViT, but for its patch."""
+    dim = _shape(state, f"{part}.vit.norm.weight")[0]
+    hidden = _shape(state, f"{part}.vit.blocks.0.mlp.fc1.weight")[0]
+    heads = heads or HEADS.get(dim)
+    if heads is None:
+        raise WeightsError(f"published weights do not tell the attention heads of width {dim}: give {part}_heads")
+    blocks = f"{part}.vit.blocks."
+    depth = 1 + max(int(name.removeprefix(blocks).split(".")[0]) for name in state if name.startswith(blocks))
+    return TiTokViTConfig(dim=dim, depth=depth, heads=heads, mlp_ratio=hidden / dim)
+
+
+def _vq_config(
+    codebook: Tensor, options: dict[str, Any], l2: bool | None, *, default: bool, revival: bool = False
+) -> VQConfig:
+    l2 = bool(options.get("use_l2_norm", default)) if l2 is None else l2
+    beta = float(options.get("commitment_cost", 0.25))
+    return VQConfig(size=codebook.shape[0], l2=l2, beta=beta, revival=revival)
+
+
+def _pixels_config(state: State) -> PixelsConfig:
+    """The convolutional decoder: a level's channels are those of its first block's second norm."""
+    painter = "decoder.painter."
+    names = [name.removeprefix(painter).split(".") for name in state if name.startswith(painter)]
+    levels = 1 + max((int(name[1]) for name in names if name[0] == "levels"), default=-1)
+    widths = [_shape(state, f"{painter}levels.{i}.blocks.0.norm2.weight")[0] for i in range(levels)]
+    width = _shape(state, f"{painter}norm_out.weight")[0]
+    return PixelsConfig(
+        code_dim=_shape(state, "decoder.codebook")[1],
+        width=width,
+        mult=[each // width for each in widths],
+        blocks=1 + max((int(name[1]) for name in names if name[0] == "mid"), default=0),
+    )
+
+
+def _compare(config: Any, options: dict[str, Any], source: str) -> None:
+    """Refuse a config.json that speaks of another model than the weights beside it."""
+    found = {
+        "num_latent_tokens": config.num_tokens,
+        "token_size": config.token_dim,
+        "vit_enc_patch_size": config.encoder.patch,
+    }
+    if isinstance(config.bottleneck, VQConfig):
+        found["codebook_size"] = config.bottleneck.size
+    for key, value in found.items():
+        if options.get(key, value) != value:
+            raise WeightsError(f"{source}: config.json says {key}={options[key]}, the weights are of {value}")
+
+
+def _side(state: State, part: str) -> int:
+    return math.isqrt(_shape(state, f"{part}.vit.positions")[1] - 1)
+
+
+def _shape(state: State, name: str) -> Size:
+    return _tensor(state, name).shape
+
+
+def _tensor(state: State, name: str) -> Tensor:
+    if name not in state:
+        raise WeightsError(f"published weights: {_published_name(name)} is missing; is this the right file and format?")
+    return state[name]
