@@ -1,6 +1,6 @@
 """CARD: causality, cache equals full, guidance, the flow of its head, its class vectors, statistics and sizes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -201,13 +201,16 @@ class Towards(nn.Module):
 
     def __init__(self, z: Tensor) -> None:
         super().__init__()
-        self.z = z
+        self.z, self.concat, self.out = z, False, nn.Linear(1, 1)
 
     def prepare(self, cond: Tensor) -> list[Tensor]:
         return []
 
-    def evaluate(self, x: Tensor, t: Tensor, prepared: list[Tensor]) -> Tensor:
-        return (self.z - x) / (1 - t)[:, None]
+    def time_features(self, t: Tensor) -> list[Tensor]:
+        return [t[:, None]]
+
+    def evaluate(self, x: Tensor, time: Sequence[Tensor], prepared: list[Tensor], halves: None = None) -> Tensor:
+        return (self.z - x) / (1 - time[0])
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun"])

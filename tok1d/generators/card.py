@@ -149,7 +149,7 @@ class CARD(NormalisedTokens, CausalGenerator):
             angles = sequence_angles(width, torch.arange(start, end, device=x.device))
             attends = [rotary(angles.cos(), angles.sin(), attend) for attend in attends]
         for block, attend, parts in zip(self.blocks, attends, context[1]):
-            x = block(x, attend, parts)
+            x = block(x, attend, parts=parts)
         return self.norm(x)
 
     def start_noise(self, noise: Tensor, temperature: float) -> Tensor:

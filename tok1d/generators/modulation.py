@@ -81,11 +81,12 @@ class BlockModulations(nn.Module):
 class ClassBlock(Block):
     """The pre-norm block under a modulation: one scale a norm, or shift, scale and gate a branch."""
 
-    def forward(self, x: Tensor, attend: Attend = full, parts: Parts = ()) -> Tensor:
-        """x (B, L, dim), parts two or six of (B, 1, dim) -> (B, L, dim)."""
+    def forward(self, x: Tensor, attend: Attend = full, rows: slice | None = None, *, parts: Parts = ()) -> Tensor:
+        """As `Block`, with parts two or six of (B, 1, dim)."""
+        kept = x if rows is None else x[:, rows]
         if len(parts) == 2:
-            x = x + self.drop1(self.attn(self.norm1(x) * (1 + parts[0]), attend))
+            x = kept + self.drop1(self.attn(self.norm1(x) * (1 + parts[0]), attend, rows))
             return x + self.drop2(self.mlp(self.norm2(x) * (1 + parts[1])))
         shift1, scale1, gate1, shift2, scale2, gate2 = parts
-        x = x + self.drop1(gate1 * self.attn(modulate(self.norm1(x), shift1, scale1), attend))
+        x = kept + self.drop1(gate1 * self.attn(modulate(self.norm1(x), shift1, scale1), attend, rows))
         return x + self.drop2(gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2)))

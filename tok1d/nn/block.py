@@ -109,9 +109,10 @@ class Block(nn.Module):
 class PostNormBlock(Block):
     """norm(x + attention(x)), then norm(x + feed-forward(x)): the original transformer's order, and BERT's."""
 
-    def forward(self, x: Tensor, attend: Attend = full) -> Tensor:
-        """(B, L, dim) -> (B, L, dim)."""
-        x = self.norm1(x + self.drop1(self.ls1(self.attn(x, attend))))
+    def forward(self, x: Tensor, attend: Attend = full, rows: slice | None = None) -> Tensor:
+        """As `Block`."""
+        branch = self.drop1(self.ls1(self.attn(x, attend, rows)))
+        x = self.norm1((x if rows is None else x[:, rows]) + branch)
         return self.norm2(x + self.drop2(self.ls2(self.mlp(x))))
 
 
