@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from table import FD, Records, fill, markdown, read, seeds, spread, trainings, verdict
+from table import FD, Records, fill, markdown, read, said, seeds, spread, trainings, verdict
 
 PAGE = Path(__file__).parents[1] / "docs" / "maetok.md"
 CONDITIONAL, UNCONDITIONAL = f"conditional_{FD}", f"unconditional_{FD}"
@@ -90,15 +90,6 @@ def claims(records: Records) -> str:
                 there = abs(a[0] - b[0]) > max(max(group) - min(group) for group in groups)
         body.append([claim, *(spread(values, DIGITS[figure]) for values in (b, a)), said(there, rises, a, b)])
     return markdown(["the paper's claim", "before", "after", "at this scale"], body)
-
-
-def said(there: bool | None, rises: bool, new: list[float], old: list[float]) -> str:
-    """The verdict in words; `there` is whether a difference exceeds the seed spread, None where that is not known."""
-    if there is None:
-        return "one seed, spread not known yet"
-    if not there:
-        return "not established at this scale"
-    return "shows" if (sum(new) / len(new) > sum(old) / len(old)) == rises else "the opposite shows"
 
 
 def samples(records: Records) -> str:

@@ -27,7 +27,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from table import FD, RowFunction, train, trained
+from table import FD, PAD, SIZE, RowFunction, images, judge, train, trained, values
 from table import main as run_table
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
@@ -37,7 +37,7 @@ STEPS, FINETUNE_STEPS, SIT_STEPS = 1500, 750, 1100
 NUM_IMAGES, NUM_PROBED, SAMPLER_STEPS, LOSS_DRAWS = 2000, 10_000, 50, 10
 SEEDS = (0, 1, 2)
 HEADLINE = ("ae", "ae-mask")
-SIZE, PAD, TEACHER_DIM = 32, 2, 96  # the recipes': images in their border, and the width of the teacher's encoder
+TEACHER_DIM = 96  # width of the teacher's encoder
 
 # Recipe and overrides of each tokenizer; targets that are not pixels come from `auxiliary`.
 AE, VAE, MASKED = "fashion_mnist/maetok_ae", "fashion_mnist/maetok_vae", ["model.mask.low=0.4", "model.mask.high=0.6"]
@@ -89,24 +89,6 @@ def train_sit(kind: str, seed: int, runs: Path) -> Any:
         "evaluate.num_samples=100",
     ]
     return train("fashion_mnist/sit", overrides, runs / f"sit-{kind}-{seed}")
-
-
-def images(split: str, num: int) -> Any:
-    """The first images of a split, in their border."""
-    from tok1d.data.images import open_images
-
-    return open_images("fashion_mnist", split, image_size=SIZE, channels=1, pad=PAD, limit=num)  # type: ignore[arg-type]
-
-
-def judge() -> Any:
-    from tok1d.zoo import store
-
-    return store.load("fashion-mnist-cnn")
-
-
-def values(records: list[Any]) -> dict[str, float]:
-    """Metrics by name, without what the judge says of the test images themselves."""
-    return {record.name: record.value for record in records if record.keep is not None}
 
 
 def tokens_of(tokenizer: Any, split: str, num: int) -> tuple[Any, Any]:

@@ -14,8 +14,27 @@ from pathlib import Path
 from typing import Any
 
 FD = "fd@fashion-mnist-cnn"
+SIZE, PAD = 32, 2  # of the images of small recipes with patches of 8: 28 pixels in their border
 Records = dict[str, dict[str, Any]]
 RowFunction = Callable[[Path], dict[str, Any]]
+
+
+def images(split: str, num: int) -> Any:
+    """The first Fashion-MNIST images of a split, in their border."""
+    from tok1d.data.images import open_images
+
+    return open_images("fashion_mnist", split, image_size=SIZE, channels=1, pad=PAD, limit=num)  # type: ignore[arg-type]
+
+
+def judge() -> Any:
+    from tok1d.zoo import store
+
+    return store.load("fashion-mnist-cnn")
+
+
+def values(records: list[Any]) -> dict[str, float]:
+    """Metrics by name, without what the judge says of the test images themselves."""
+    return {record.name: record.value for record in records if record.keep is not None}
 
 
 def train(recipe: str, overrides: list[str], out: Path) -> Any:
@@ -139,6 +158,15 @@ def verdict(a: Sequence[float], b: Sequence[float]) -> str:
     if len(a) < 2 or len(b) < 2:
         return "one seed"
     return "shown" if max(a) < min(b) or max(b) < min(a) else "not established at this scale"
+
+
+def said(there: bool | None, rises: bool, new: Sequence[float], old: Sequence[float]) -> str:
+    """The verdict in words; `there` is whether a difference exceeds the seed spread, None where that is not known."""
+    if there is None:
+        return "one seed, spread not known yet"
+    if not there:
+        return "not established at this scale"
+    return "shows" if (sum(new) / len(new) > sum(old) / len(old)) == rises else "the opposite shows"
 
 
 def trainings(records: Records) -> str:

@@ -1,6 +1,7 @@
 """The benchmark runs, its slow variants give the library's numbers, and its records are kept."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from tok1d.config import build_model_config
+from tok1d.config import build_model_config, load_recipe
 from tok1d.errors import ConfigError, DataError
 from tok1d.generators.head import HeadConfig
 from tok1d.losses.discriminator import DinoConfig, PatchConfig
 from tok1d.losses.features import load_teacher
 from tok1d.tokenizers.query_encoder import EncoderConfig
+from tok1d.tokenizers.smap import PLAIN_VIT
 from tok1d.tokenizers.token_dit import DecoderConfig
 from tok1d.tokenizers.vit import ViTConfig
 from tok1d.zoo import store
@@ -26,6 +28,9 @@ import maetok
 import maetok_pages
 import maetok_table
 import semanticist
+import smap
+import smap_pages
+import smap_table
 import table
 from speed import records, slow
 from speed.maetok_models import MAETokBench, MAETokSizes
@@ -33,6 +38,8 @@ from speed.maetok_rows import MAETOK_ROWS
 from speed.measure import Arm, Row, measure
 from speed.models import Bench, Sizes
 from speed.rows import RELEASED_HEAD, ROWS
+from speed.smap_models import SMAPBench, SMAPSizes, TruncationTrainer, transformers_twin
+from speed.smap_rows import SMAP_ROWS
 
 TOY = replace(
     Sizes(),
@@ -341,3 +348,243 @@ def test_the_teacher_of_the_table_is_an_encoder_of_patches(tmp_path: Path) -> No
     torch.testing.assert_close(tokenizer.bottleneck.encode(features), tokenizer.encode(images))
     with pytest.raises(ConfigError, match="found a tokenizer or generator without features of patches"):
         load_teacher(str(tmp_path / "3"), image_size=16)
+
+
+@pytest.fixture
+def short_smap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The experiments of SMAP with trainings of 3 steps; the folder of their records."""
+    few = ["train.warmup=0", "train.log_every=1", "train.batch_size=8", "evaluate.num_images=16"]
+    generators = {
+        "card": ["model.head.steps=2", "model.head.depth=1", "model.depth=1"],
+        "llamagen": ["model.depth=1"],
+        "maskgit": ["model.depth=1", "model.steps=2"],
+    }
+
+    def train(recipe: str, overrides: list[str], out: Path) -> Any:
+        own = generators.get(recipe.split("/")[-1])
+        small = ["evaluate.num_samples=10", *own] if own else ["model.encoder.depth=1", "model.decoder.depth=1"]
+        return table.train(recipe, [*overrides, *few, *small], out)
+
+    monkeypatch.setattr("tok1d.train.run.code_version", lambda: "commit")
+    monkeypatch.setattr(smap_table, "train", train)
+    for name in ("STEPS", "GENERATOR_STEPS"):
+        monkeypatch.setattr(smap_table, name, 3)
+    monkeypatch.setattr(smap_table, "NUM_IMAGES", 20)
+    monkeypatch.setattr(smap_table, "RESULTS", tmp_path / "results")
+    return tmp_path / "results"
+
+
+def test_every_row_of_smap_resolves_its_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    resolved: dict[str, Any] = {}
+
+    def train(recipe: str, overrides: list[str], out: Path) -> Any:
+        resolved[out.name] = load_recipe(recipe, [*overrides, f"out={out}"])
+
+    monkeypatch.setattr(smap_table, "train", train)
+    for name in smap_table.rows():
+        kind, seed = name.rsplit("-", 1)
+        make = smap_table.train_generator if kind in smap_table.GENERATORS else smap_table.train_tokenizer
+        make(kind, int(seed), tmp_path)
+        assert resolved[name].seed == int(seed)
+    assert resolved.keys() == smap_table.rows().keys(), "a generator's tokenizer is a row too"
+    for name, recipe in resolved.items():
+        model = recipe.model
+        if recipe.kind == "tokenizer":
+            assert model.num_tokens == (4 if "4" in name else 16) and model.token_dim == 16
+            if model.name == "smap":
+                assert model.tail_drop.enabled == ("full" not in name)
+                assert model.use_condition == ("unconditioned" not in name)
+        else:
+            tokenizer = resolved[Path(recipe.tokenizer).parent.name].model
+            assert (
+                Path(recipe.cache).parent.name == "tokens"
+                and Path(recipe.cache).name == Path(recipe.tokenizer).parent.name
+            )
+            assert model.num_tokens == tokenizer.num_tokens
+            assert getattr(model, "vocab_size", None) == getattr(tokenizer.bottleneck, "size", None)
+    # With as many tokens of as many numbers, out of as many ids, only the tokenizer differs.
+    smap, titok = resolved["vq16-0"].model, resolved["titok-vq16-0"].model
+    assert smap.bottleneck.size == titok.bottleneck.size
+    assert {resolved[f"{kind}-0"].train.steps for kind in smap_table.GENERATORS} == {smap_table.GENERATOR_STEPS}
+
+
+def test_rows_of_smap_are_run_once_and_put_into_the_page(
+    short_smap: Path, fashion: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["--runs", str(tmp_path / "runs")]
+    chosen = ["kl4-0", "titok-vq4-0", "card-shared-0", "card-independent-0", "card-unconditioned-0"]
+    chosen += ["llamagen-0", "maskgit-0"]
+    smap_table.main([*args, "--only", *chosen])
+    found = table.read(short_smap)
+    assert sorted(found) == sorted(chosen)
+    told = found["kl4-0"]
+    assert list(told["labelled"]) == list(told["unlabelled"]) == ["0", "1", "2", "4"] and not told["null_row_trained"]
+    assert list(found["titok-vq4-0"]["unlabelled"]) == ["4"] and "labelled" not in found["titok-vq4-0"]
+    alone = told["swap"]["condition only"]
+    assert alone["tokens"] is None and 0 <= alone["condition"] <= 1
+    for kind, label in (
+        ("card-shared", "true"),
+        ("card-unconditioned", None),
+        ("llamagen", "true"),
+        ("maskgit", "true"),
+    ):
+        record = found[f"{kind}-0"]
+        assert record["test_loss"] > 0 and record["steps"] == 3
+        assert record["unguided"]["label"] == label and record["unguided"]["guidance"] == 1
+        assert "label_agreement" in record["guided"] and record["guided"]["guidance"] != 1
+    caches = tmp_path / "runs" / "tokens"
+    assert sorted(folder.name for folder in caches.iterdir()) == ["kl16-0", "kl16-unconditioned-0", "vq16-0"]
+
+    capsys.readouterr()
+    smap_table.main([*args, "--list"])
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in listed if line.startswith("done")] == [
+        name for name in smap_table.rows() if name in chosen
+    ]
+    page = tmp_path / "page.md"
+    shutil.copy(smap_pages.PAGE, page)
+    smap_pages.write(short_smap, page)
+    text = page.read_text()
+    assert text.count("<!-- end -->") == len(smap_pages.TABLES)
+    fd = told["labelled"]["0"][table.FD]
+    assert f"| SMAP KL, 4 tokens | `{table.FD}` | {fd:.2f} |" in text
+    assert "| SMAP KL | 4 | null, never trained |" in text and "| TiTok VQ | 4 | none |" in text
+
+
+def test_claims_of_smap_hold_where_they_exceed_the_spread_of_seeds() -> None:
+    def verdict(claim: smap_pages.Claim, found: dict[str, list[float]]) -> str:
+        records: table.Records = {}
+        for kind, values in found.items():
+            path = (claim.new if kind == claim.new[0] else claim.old)[1].replace("all", "16")
+            for seed, value in enumerate(values):
+                record: dict[str, Any] = {"num_tokens": 16}
+                inner = record
+                for part in path.split("/")[:-1]:
+                    inner = inner.setdefault(part, {})
+                inner[path.split("/")[-1]] = value
+                records[f"{kind}-{seed}"] = record
+        shown = [line for line in smap_pages.claims(records).splitlines()[2:] if f"| {claim.text} |" in line]
+        return shown[0].split(" | ")[-1][:-2] if shown else "absent"
+
+    claims = {(claim.new, claim.old): claim for claim in smap_pages.CLAIMS}
+    short = smap_pages.truncation("", "kl16", "labelled/1/mse")
+    headline = claims[short.new, short.old]
+    assert verdict(headline, {"kl16": [1.0, 2.0, 3.0], "kl16-full": [4.0, 5.0, 6.0]}) == "shows"
+    assert verdict(headline, {"kl16": [1.0, 2.0, 4.5], "kl16-full": [4.0, 5.0, 6.0]}) == "not established at this scale"
+    assert verdict(headline, {"kl16": [7.0, 8.0, 9.0], "kl16-full": [4.0, 5.0, 6.0]}) == "the opposite shows"
+    assert verdict(headline, {"kl16": [1.0], "kl16-full": [4.0]}) == "one seed, spread not known yet"
+    assert verdict(headline, {"kl16": [1.0]}) == "absent"
+
+    [rising] = [claim for claim in smap_pages.CLAIMS if claim.new[1] == "labelled/0/judge_accuracy"]
+    assert verdict(rising, {"kl16": [0.8, 0.9, 1.0], "kl16-full": [0.1, 0.2, 0.3]}) == "shows"
+    assert verdict(rising, {"kl16": [0.1, 0.2, 0.3], "kl16-full": [0.8, 0.9, 1.0]}) == "the opposite shows"
+
+    swapped = [{"swap": {"swapped": {"condition": 0.9 + i / 100, "tokens": 0.1}}} for i in range(3)]
+    lines = smap_pages.claims({f"kl16-{i}": record for i, record in enumerate(swapped)}).splitlines()[2:]
+    assert len(lines) == 1 and "| 10.0 (10.0 to 10.0) | 91.0 (90.0 to 92.0) | shows |" in lines[0]
+
+    sharing = smap_pages.drawn("sharing the class table helps CARD", "card-shared", "card-independent")[0]
+    assert sharing in smap_pages.CLAIMS
+    assert verdict(sharing, {"card-shared": [1.0, 2.0, 3.0], "card-independent": [3.5, 4.0, 5.0]}) == "shows"
+    # One seed against several: seed 0 of both, against the larger range of the pair, here 3.
+    pair = {"card-shared": [5.0, 7.0, 8.0], "card-independent": [5.0, 6.0, 7.0]}
+    [other] = [claim for claim in smap_pages.CLAIMS if claim.old == ("llamagen", f"unguided/{table.FD}")]
+    for value, said in ((8.1, "shows"), (7.9, "not established at this scale"), (1.9, "the opposite shows")):
+        assert verdict(other, {**pair, "llamagen": [value]}) == said
+
+
+def test_claims_of_smap_are_about_rows_that_are_run() -> None:
+    kinds = {name.rsplit("-", 1)[0] for name in smap_table.rows()}
+    assert {side[0] for claim in smap_pages.CLAIMS for side in (claim.new, claim.old)} <= kinds
+    assert kinds == smap_pages.TOKENIZERS.keys() | smap_pages.GENERATORS.keys()
+    assert len({claim.text for claim in smap_pages.CLAIMS}) == len(smap_pages.CLAIMS)
+
+
+TOY_SMAP = replace(
+    SMAPSizes(),
+    name="toy",
+    image_size=16,
+    vit=ViTConfig(patch=8, dim=16, depth=2, heads=2, **PLAIN_VIT),
+    num_tokens=4,
+    token_dim=4,
+    vocab_size=32,
+    dim=16,
+    depth=2,
+    heads=2,
+    head_width=16,
+    head_depth=1,
+    head_steps=3,
+    maskgit_steps=3,
+    train_batch=5,
+    batch=2,
+    gemm=16,
+    min_seconds=0.0,
+)
+
+
+@pytest.fixture(scope="module")
+def smap_bench() -> SMAPBench:
+    return SMAPBench(TOY_SMAP, CPU)
+
+
+@pytest.fixture(scope="module")
+def smap_measured(smap_bench: SMAPBench) -> dict[str, dict[str, Any]]:
+    """The record of every row of SMAP and its generators at toy sizes."""
+    rows = [row for build in SMAP_ROWS.values() for row in build(smap_bench)]
+    return {row.name: measure(row, 1, 0.0, CPU, limit=1.0) for row in rows}
+
+
+def test_smap_rows(smap_measured: dict[str, dict[str, Any]]) -> None:
+    for record in smap_measured.values():
+        assert record["fast"]["seconds"] > 0 and record["fast"]["gflop"] > 0
+    assert smap_measured["card-cache"]["difference"] < 1e-4
+    # Ids: the very same, by other ways and by another library.
+    assert smap_measured["llamagen-cache"]["difference"] == smap_measured["llamagen-generate"]["difference"] == 0
+    json.dumps(smap_measured)
+
+
+def test_a_cut_saves_arithmetic_and_a_mask_does_not(smap_measured: dict[str, dict[str, Any]]) -> None:
+    masked, full = smap_measured["train-cut"], smap_measured["train-dropping"]
+    assert masked["fast"]["gflop"] == full["fast"]["gflop"] < masked["slow"]["gflop"]
+    # But for attention under a mask, whose kernel differs, all tokens pass through the decoder either way.
+    assert masked["slow"]["gflop"] == pytest.approx(full["slow"]["gflop"], rel=0.1)
+
+
+def test_truncation_sees_every_number_as_often(smap_bench: SMAPBench) -> None:
+    cuts = TruncationTrainer(smap_bench, "iteration").keeps
+    masks = torch.cat(TruncationTrainer(smap_bench, "sample").keeps)  # type: ignore[arg-type]
+    assert cuts == [0, 1, 2, 3, 4]
+    assert masks.bincount().tolist() == [TOY_SMAP.train_batch] * 5
+
+
+def test_caches_and_steps_are_counted(smap_measured: dict[str, dict[str, Any]]) -> None:
+    assert work(smap_measured["card-cache"]) > 1 and work(smap_measured["llamagen-cache"]) > 1
+    for name in ("card-3", "llamagen"):  # guidance doubles the rows of every call
+        assert work(smap_measured[name]) == pytest.approx(2, rel=0.2)
+    # MaskGIT's guidance grows from 1, where it is off, so the first of the three steps has no second stream.
+    assert work(smap_measured["maskgit-3"]) == pytest.approx(5 / 3)
+    # Ours and transformers' network: the same products.
+    assert work(smap_measured["llamagen-generate"]) == pytest.approx(1, rel=0.2)
+
+
+def test_twins_of_transformers_have_the_same_logits(smap_bench: SMAPBench) -> None:
+    model = smap_bench.llamagen
+    labels, ids = torch.tensor([1, 5]), torch.tensor([[3, 1, 2, 0], [9, 9, 4, 31]])
+    inputs = torch.cat([model.label_embed(labels)[:, None], model.token_embed(ids)], dim=1)
+    theirs = transformers_twin(model)(inputs_embeds=inputs).logits
+    torch.testing.assert_close(theirs, model(ids, labels), rtol=1e-4, atol=1e-5)
+
+
+def test_without_transformers_one_line_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "speed.json"
+    args = ["--repeats", "1", "--out", str(out), "--threads", str(torch.get_num_threads())]
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert smap.main(["--only", "llamagen", "llamagen-generate", *args], TOY_SMAP) == 2
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1 and "pip install 'tok1d[text]'" in shown.err
+    assert [record["row"] for record in records.load(out)] == ["llamagen"], "what was measured before is kept"
+    assert all(len(line) <= 100 for line in shown.out.splitlines())
+    assert list(SMAP_ROWS)[-1] == "llamagen-generate", "the row that may fail is the last"
+    assert smap.main([*args, "--markdown"]) == 0 and "samples/s" in capsys.readouterr().out

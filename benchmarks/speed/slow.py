@@ -17,7 +17,7 @@ from tok1d.config import OptimConfig
 from tok1d.diffusion.guidance import Guidance, combine, guided
 from tok1d.diffusion.path import Path
 from tok1d.diffusion.solver import Field, Randn, euler_maruyama, interpolant_sde
-from tok1d.generators.autoregressive import CachedDecoder, EpsilonLlamaGen
+from tok1d.generators.autoregressive import CachedDecoder, CausalGenerator, EpsilonLlamaGen
 from tok1d.generators.head import DiffusionHead, SamplingTable
 from tok1d.nn.attention import Attend, masked, prefix_causal_mask
 from tok1d.nn.block import AdaLNBlock, Block
@@ -150,7 +150,7 @@ def sample_head(
 Conditions = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
-def trunk(model: EpsilonLlamaGen, labels: Tensor, length: int, *, cache: bool, one_batch: bool) -> Conditions:
+def trunk(model: CausalGenerator, labels: Tensor, length: int, *, cache: bool, one_batch: bool) -> Conditions:
     """Head conditions of token i given tokens (B, length, D), of which those before i count: two (B, dim).
 
     With a cache, i must be asked for in order.
