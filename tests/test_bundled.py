@@ -13,7 +13,8 @@ from tok1d.data.images import ImageSet, open_images
 from tok1d.evaluate.metrics import accuracy, psnr_per_image
 from tok1d.zoo import store
 
-NAMES = ["fashion-mnist-cnn", "fashion-mnist-epsilon-llamagen", "fashion-mnist-semanticist"]
+PAIRS = {"fashion-mnist-semanticist": "fashion-mnist-epsilon-llamagen", "fashion-mnist-maetok": "fashion-mnist-sit"}
+NAMES = sorted(["fashion-mnist-cnn", *PAIRS, *PAIRS.values()])
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +48,15 @@ def test_sizes() -> None:
     def size(name: str) -> int:
         return (store.BUNDLED / name / "model.safetensors").stat().st_size
 
-    assert size("fashion-mnist-semanticist") + size("fashion-mnist-epsilon-llamagen") <= 4_000_000
+    assert all(size(tokenizer) + size(generator) <= 4_000_000 for tokenizer, generator in PAIRS.items())
     assert size("fashion-mnist-cnn") < 1_000_000
 
 
 def test_pair_belongs_together() -> None:
-    for name in NAMES[1:]:
+    for name in (*PAIRS, *PAIRS.values()):
         generator, tokenizer = tok1d.load_pair(name)
         assert generator.card.tokenizer_fingerprint == store.fingerprint(tokenizer)
+        assert (tokenizer.folder.name, generator.folder.name) in PAIRS.items()
 
 
 def test_first_words(images: ImageSet) -> None:

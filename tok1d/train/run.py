@@ -229,11 +229,11 @@ def make_card(recipe: Recipe, model: torch.nn.Module, result: Result, *, name: s
 
 
 def _origin(name: str) -> str:
-    """Name and fingerprint of the weights that a training started from."""
+    """Name, as the recipe has it, and fingerprint of the weights that a training started from."""
     try:
-        return f"{_portable(name)}@{store.fingerprint(store.load(name))}"
+        return f"{name}@{store.fingerprint(store.load(name))}"
     except WeightsError:  # gone since the training began
-        return _portable(name)
+        return name
 
 
 def _portable(name: str) -> str:
