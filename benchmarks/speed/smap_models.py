@@ -53,13 +53,13 @@ class SMAPSizes:
     head_depth: int = 3
     head_steps: int = 25  # Euler steps a token
     maskgit_steps: int = 8
-    train_batch: int = 4
+    train_batch: int = 2
     batch: int = 2  # sequences sampled at once
     gemm: int = 2048
     min_seconds: float = 0.1
 
 
-QUICK_SMAP = replace(SMAPSizes(), name="quick", num_tokens=32, train_batch=2, gemm=1024, min_seconds=0.02)
+QUICK_SMAP = replace(SMAPSizes(), name="quick", num_tokens=32, train_batch=1, gemm=1024, min_seconds=0.02)
 
 
 @dataclass(frozen=True)
