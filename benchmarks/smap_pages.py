@@ -8,8 +8,9 @@ spread.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,17 +157,15 @@ def lengths(records: Records) -> str:
     return markdown(["tokenizer", "trained at", "label", *NAMES.values()], body)
 
 
-def prefixes(records: Records) -> str:
-    """Prefixes of one tokenizer's tokens, with labels where it reads any."""
+def prefixes(records: Records, how: str, metrics: Sequence[str]) -> str:
+    """Prefixes of one tokenizer's tokens, "labelled" or "unlabelled"."""
     counts, body = (0, 1, 2, 4, 8, 16), []
     for kind, (name, n) in TOKENIZERS.items():
-        if "titok" in kind or not (there := seeds(records, kind)):
-            continue
-        how = "labelled" if "labelled" in there[0] else "unlabelled"
-        for metric in ("psnr", FD, "judge_accuracy"):
+        there = [] if "titok" in kind else seeds(records, kind)
+        for metric in metrics if there and how in there[0] else ():
             cells = [cell(records, kind, f"{how}/{k}/{metric}") for k in counts]
-            body.append([f"{name}, {n} tokens", NAMES[metric], *cells])
-    return markdown(["tokenizer", "metric", *map(str, counts)], body)
+            body.append([f"{name}, {n} tokens", label_told(there[0], how), NAMES[metric], *cells])
+    return markdown(["tokenizer", "label", "metric", *map(str, counts)], body)
 
 
 def condition(records: Records) -> str:
@@ -242,7 +241,8 @@ def seed_spread(records: Records, side: Side) -> float | None:
 TABLES: dict[str, Callable[[Records], str]] = {
     "trainings": trainings,
     "lengths": lengths,
-    "prefixes": prefixes,
+    "prefixes": partial(prefixes, how="labelled", metrics=tuple(NAMES)),
+    "without_labels": partial(prefixes, how="unlabelled", metrics=("mse", FD)),
     "condition": condition,
     "generators": generators,
     "claims": claims,

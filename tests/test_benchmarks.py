@@ -447,7 +447,9 @@ def test_rows_of_smap_are_run_once_and_put_into_the_page(
     text = page.read_text()
     assert text.count("<!-- end -->") == len(smap_pages.TABLES)
     fd = told["labelled"]["0"][table.FD]
-    assert f"| SMAP KL, 4 tokens | `{table.FD}` | {fd:.2f} |" in text
+    assert f"| SMAP KL, 4 tokens | true | `{table.FD}` | {fd:.2f} |" in text
+    fd = told["unlabelled"]["0"][table.FD]
+    assert f"| SMAP KL, 4 tokens | null, never trained | `{table.FD}` | {fd:.2f} |" in text
     assert "| SMAP KL | 4 | null, never trained |" in text and "| TiTok VQ | 4 | none |" in text
 
 
