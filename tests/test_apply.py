@@ -175,7 +175,10 @@ def test_generate_with_every_option(folders: Path, capsys: Any) -> None:
     assert Image.open(folders / "g" / "progressive.png").size == (3 * 58, 3 * 58)  # two samples, prefixes 1 and 2
     for options, message in (
         (("--decode-keep", "1,4"), "--decode-keep: expected numbers in 0..3, received 4"),
-        (("--guidance-schedule", "cosine"), "--guidance-schedule: expected linear or constant, received 'cosine'"),
+        (
+            ("--guidance-schedule", "cosine"),
+            "--guidance-schedule: expected one of constant, linear, power_cosine, received 'cosine'",
+        ),
         (("--sampler", "ancestral"), "the head samples with 'sde', 'euler' or 'heun', got 'ancestral'"),
         (("--decoder-solver", "ddim"), "a flow decoder samples with"),
         (("--guidance-interval", "0.2,0.8"), "no interval and no weak_model"),
@@ -226,6 +229,51 @@ def test_whole_sequences_are_drawn_with_their_own_options(whole: Path, capsys: A
         code, err = run(capsys, *command, "--out", whole / "wrong", *options)
         assert code == 2 and message in err and err.count("\n") == 1, err
     assert not (whole / "wrong").exists()
+
+
+@pytest.fixture
+def of_ids(tiny: Tiny, tmp_path: Path) -> Path:
+    """Folders of a LlamaGen and a MaskGIT on the ids of a tokenizer."""
+    sizes = "num_tokens: 4, vocab_size: 16, num_classes: 10, dim: 16, depth: 1, heads: 2"
+    overrides = ["model.bottleneck={name: vq, size: 16}"]
+    tokenizer = random_model(tiny("maetok"), *overrides)
+    store.save_model(tokenizer, tmp_path / "tokenizer", Card(recipe=to_yaml(load_recipe(tiny("maetok"), overrides))))
+    card = Card(tokenizer="../tokenizer", tokenizer_fingerprint=store.fingerprint(tokenizer))
+    for name in ("llamagen", "maskgit"):
+        model = random_model(tiny("sit", tokenizer="x"), f"model={{name: {name}, {sizes}}}")
+        store.save_model(model, tmp_path / name, card)
+    return tmp_path
+
+
+def test_ids_are_drawn_with_their_own_options(of_ids: Path, capsys: Any) -> None:
+    def drawn(model: str, name: str, *options: object) -> bytes:
+        out = of_ids / f"{model} {name}"
+        code, told = run(capsys, "generate", of_ids / model, "--classes", "3", "--num", 2, "--out", out, *options)
+        assert code == 0, told
+        return (out / "overview.png").read_bytes()
+
+    plain = drawn("llamagen", "plain", "--guidance", 1)
+    assert plain == drawn("llamagen", "all", "--guidance", 1, "--top-k", 0, "--top-p", 1)
+    greedy = drawn("llamagen", "greedy", "--guidance", 1, "--top-k", 1)
+    assert greedy == drawn("llamagen", "cold", "--guidance", 1, "--temperature", 0) != plain
+    half = drawn("llamagen", "half", "--guidance", 9, "--guidance-interval", "0,0.3")
+    assert half != drawn("llamagen", "guided", "--guidance", 9) != plain
+    best = ("--temperature", 0, "--steps", 2)
+    few = drawn("maskgit", "plain", "--guidance", 1, *best)
+    assert few != drawn("maskgit", "guided", "--guidance", 50, "--guidance-schedule", "constant", *best)
+    for model, options, message in (
+        ("llamagen", ("--sampler", "sde"), "--sampler: llamagen has none, leave it away; received sde"),
+        ("llamagen", ("--steps", 4), "steps: this generator draws a token in one call, leave it away; received 4"),
+        ("llamagen", ("--top-p", 0), "top_p: expected a probability in (0, 1], where 1 is off, got 0"),
+        ("llamagen", ("--keep", 2), "keep: these tokens have no order, all 4 are needed; received 2"),
+        ("maskgit", ("--top-k", 3), "--top-k: maskgit has none, leave it away; received 3"),
+        ("maskgit", ("--top-p", 0.5), "--top-p: maskgit has none, leave it away; received 0.5"),
+        ("maskgit", ("--weak-model", of_ids / "llamagen"), "no weak_model"),
+    ):
+        command = ("generate", of_ids / model, "--classes", "3", "--out", of_ids / "wrong")
+        code, err = run(capsys, *command, *options)
+        assert code == 2 and message in err and err.count("\n") == 1, err
+    assert not (of_ids / "wrong").exists()
 
 
 def test_drawing_without_classes(whole: Path, capsys: Any) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +11,8 @@ from torch import nn
 from tok1d.config import load_recipe, to_yaml
 from tok1d.data.tokens import TokenCache
 from tok1d.errors import ConfigError
-from tok1d.tokenizers.base import TokenSpec
 from tok1d.train.loop import fit
-from tok1d.train.tasks import build_task, check_tokens
+from tok1d.train.tasks import build_task
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
 
@@ -36,7 +34,8 @@ TOKENIZERS = {
     "titok kl": ("titok", []),
     "titok vq": ("titok", ["model.bottleneck={name: vq, size: 16}"]),
 }
-CONTINUOUS = [name for name in TOKENIZERS if "vq" not in name.split()]
+OF_IDS = [name for name in TOKENIZERS if "vq" in name.split()]
+CONTINUOUS = [name for name in TOKENIZERS if name not in OF_IDS]
 SIZES = "num_tokens: 4, token_dim: 4, num_classes: 10, dim: 16, heads: 2"
 GENERATORS = {
     "epsilon_llamagen": f"{{name: epsilon_llamagen, {SIZES}, depth: 1, head: {{width: 16, depth: 1, steps: 2}}}}",
@@ -48,6 +47,13 @@ GENERATORS = {
     "dit": f"{{name: dit, {SIZES}, depth: 1, steps: 2}}",
     "lightningdit": f"{{name: lightningdit, {SIZES}, depth: 1, steps: 2}}",
     "usit": f"{{name: usit, {SIZES}, depth: 3, steps: 2}}",
+}
+IDS = "num_tokens: 4, vocab_size: 16, num_classes: 10, dim: 16, heads: 2"
+GENERATORS_OF_IDS = {
+    "llamagen": f"{{name: llamagen, {IDS}, depth: 1}}",
+    "llamagen 2d": f"{{name: llamagen, {IDS}, depth: 1, rope: 2d}}",
+    "maskgit": f"{{name: maskgit, {IDS}, depth: 1, steps: 2}}",
+    "maskgit uvit": f"{{name: maskgit, {IDS}, trunk: uvit, depth: 3, steps: 2}}",
 }
 
 
@@ -65,7 +71,9 @@ def pair(tiny: Tiny, fashion: None, tmp_path: Path) -> Callable[..., Any]:
         store.save_model(model, tmp_path / "tokenizer", Card(recipe=to_yaml(recipe)))
         data = f"data={{image_size: {recipe.data.image_size}, pad: {recipe.data.pad}}}"
         settings = [data, f"tokenizer={tmp_path / 'tokenizer'}", f"out={tmp_path / 'run'}", "train.steps=2"]
-        wanted = load_recipe(tiny("sit"), [f"model={GENERATORS[generator]}", *settings, *overrides])
+        wanted = load_recipe(
+            tiny("sit"), [f"model={(GENERATORS | GENERATORS_OF_IDS)[generator]}", *settings, *overrides]
+        )
         return model, wanted
 
     return make
@@ -89,7 +97,7 @@ def test_encode_cache_train_sample_and_decode(pair: Any, tmp_path: Path, tokeniz
 
 
 @pytest.mark.parametrize("generator", GENERATORS)
-@pytest.mark.parametrize("tokenizer", ["vq", "smap vq", "titok vq"])
+@pytest.mark.parametrize("tokenizer", OF_IDS)
 def test_ids_are_refused_by_generators_of_continuous_tokens(
     pair: Any, tmp_path: Path, tokenizer: str, generator: str
 ) -> None:
@@ -100,6 +108,46 @@ def test_ids_are_refused_by_generators_of_continuous_tokens(
     with pytest.raises(ConfigError) as caught:
         build_task(recipe)
     assert str(caught.value) == message and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("generator", GENERATORS_OF_IDS)
+@pytest.mark.parametrize("tokenizer", OF_IDS)
+def test_encode_cache_train_sample_and_decode_ids(pair: Any, tmp_path: Path, tokenizer: str, generator: str) -> None:
+    decoder, recipe = pair(tokenizer, generator)
+    task = build_task(recipe)
+    ids, labels = task.batch(0, 0, 1)
+    assert (ids.shape, ids.dtype, labels.shape) == ((8, 4), torch.int64, (8,))
+    before = [parameter.clone() for parameter in task.model.parameters()]
+    assert fit(recipe, task, tmp_path / "run", quiet=True).steps == 2
+    assert any(not torch.equal(old, new) for old, new in zip(before, task.model.parameters()))
+    model: Any = task.model
+    drawn = model.sample(torch.tensor([3, 7]))
+    images = decoder.decode(drawn, torch.tensor([3, 7]))
+    assert drawn.shape == (2, 4) and 0 <= drawn.min() <= drawn.max() < 16
+    assert images.shape == (2, 1, *[recipe.data.image_size] * 2) and 0 <= images.min() <= images.max() <= 1
+
+
+@pytest.mark.parametrize("generator", GENERATORS_OF_IDS)
+@pytest.mark.parametrize("tokenizer", CONTINUOUS)
+def test_continuous_tokens_are_refused_by_generators_of_ids(
+    pair: Any, tmp_path: Path, tokenizer: str, generator: str
+) -> None:
+    recipe = pair(tokenizer, generator)[1]
+    name = recipe.model.name
+    message = f"tokenizer: expected one that makes ids of a vocabulary, as {name} models; this makes continuous tokens"
+    with pytest.raises(ConfigError) as caught:
+        build_task(recipe)
+    assert str(caught.value) == message and not (tmp_path / "run").exists()
+
+
+def test_another_vocabulary_or_length_is_refused(pair: Any) -> None:
+    for change, message in (
+        ("model.vocab_size=32", "model.vocab_size: expected 16 as the tokenizer makes them, received 32"),
+        ("model.num_tokens=9", "model.num_tokens: expected 4 as the tokenizer makes them, received 9"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            build_task(pair("vq", "llamagen", change)[1])
+        assert str(caught.value) == message
 
 
 def test_ids_go_through_the_cache(pair: Any, fashion: None, tmp_path: Path) -> None:
@@ -113,17 +161,6 @@ def test_ids_go_through_the_cache(pair: Any, fashion: None, tmp_path: Path) -> N
     ids, x = cache.batch(range(64))[0], images.batch(range(64))[0]
     assert ids.shape == (64, 4) and ids.dtype == torch.int64 and torch.equal(ids, tokenizer.encode(x))
     assert tokenizer.decode(ids[:2]).shape == (2, 1, 32, 32)
-
-
-def test_continuous_tokens_are_refused_by_generators_of_ids() -> None:
-    generator, continuous = SimpleNamespace(name="idgen", num_tokens=4, vocab_size=16), TokenSpec(4, 4, ordered=True)
-    with pytest.raises(ConfigError) as caught:
-        check_tokens(generator, continuous, 4)
-    expected = "tokenizer: expected one that makes ids of a vocabulary, as idgen models; this makes continuous tokens"
-    assert str(caught.value) == expected
-    check_tokens(generator, TokenSpec(4, None, vocab_size=16), 4)
-    with pytest.raises(ConfigError, match=r"^model\.vocab_size: expected 32 as the tokenizer makes them, received 16$"):
-        check_tokens(generator, TokenSpec(4, None, vocab_size=32), 4)
 
 
 @pytest.mark.parametrize("generator", ["epsilon_llamagen", "card", "sit"])

@@ -25,7 +25,9 @@ GENERATORS = [name for name in IMAGENET if name.startswith("imagenet256/epsilon_
 SMAP = [name for name in IMAGENET if "/smap_" in name]
 CARDS = [name for name in IMAGENET if "/card_" in name]
 TITOK = [name for name in IMAGENET if "/titok_" in name]
-OTHERS = [name for name in IMAGENET if name not in (*TOKENIZERS, *GENERATORS, *SMAP, *CARDS, *TITOK)]  # MAETok and kin
+OF_IDS = [name for name in IMAGENET if name.split("/")[1].startswith(("llamagen", "maskgit"))]
+KNOWN = (*TOKENIZERS, *GENERATORS, *SMAP, *CARDS, *TITOK, *OF_IDS)
+OTHERS = [name for name in IMAGENET if name not in KNOWN]  # MAETok, SoftVQ, SiT and kin
 L = "imagenet256/semanticist_l"
 AR = "imagenet256/epsilon_llamagen_l"
 NO_REPA = ("model.decoder.align_depth=0", 'model.alignment.teacher=""')
@@ -206,6 +208,41 @@ def test_titok_s_pixel_decoder_and_codes() -> None:
     assert sum(counts("imagenet256/titok_bl64_vq").values()) + shorter == sum(
         counts("imagenet256/titok_bl128_vq").values()
     )
+
+
+@pytest.mark.parametrize("name", OF_IDS)
+def test_recipe_of_ids_says_what_it_reproduces_and_adds_up(name: str) -> None:
+    recipe = load_recipe(name)
+    card, data, train, model = recipe.card, recipe.data, recipe.train, recipe.model
+    assert card.reproduces and card.paper and card.ours == "not run at this scale"
+    assert (data.image_size, data.num_images) == (256, 1_281_167) and recipe.evaluate.num_samples == 50_000
+    with torch.device("meta"):
+        spec = store.build_model(made_by(recipe.tokenizer).model).spec
+    assert (model.num_tokens, model.vocab_size) == (spec.length, spec.vocab_size)
+    if "maskgit" in name:
+        assert (train.steps, train.batch_size, train.lr, train.lr_min) == (500_000, 2048, 2e-4, 1e-5)
+    elif "3b" in name:
+        assert (train.steps, train.batch_size, train.lr) == (250_000, 2048, 1e-4 * 2048 / 256)
+    else:
+        assert (train.steps, train.lr) == (300 * (1_281_167 // 256), 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "digits"),
+    [
+        ("llamagen_b", 98.3, 1),
+        ("llamagen_l", 326.1, 1),
+        ("llamagen_xl", 753.7, 1),
+        ("llamagen_xxl", 1386, 0),
+        ("llamagen_3b", 3044, 0),
+        ("maskgit_l32", 177.2, 1),
+        ("maskgit_b64", 177.2, 1),
+        ("maskgit_s128", 295, 0),
+        ("maskgit_smap_b_128", 183.6, 1),
+    ],
+)
+def test_counts_of_generators_of_ids(name: str, millions: float, digits: int) -> None:
+    assert round(sum(counts(f"imagenet256/{name}").values()) / 1e6, digits) == millions
 
 
 def made_by(model: Any) -> Any:

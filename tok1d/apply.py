@@ -6,20 +6,20 @@ import hashlib
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from tok1d.data.images import ImageSet, open_images
-from tok1d.diffusion.guidance import Guidance
+from tok1d.diffusion.guidance import Guidance, Schedule
 from tok1d.errors import ConfigError, InputError
 from tok1d.evaluate.labels import label_used, labels_given
 from tok1d.evaluate.metrics import psnr_per_image
 from tok1d.evaluate.reconstruction import token_counts
-from tok1d.evaluate.sampling import decoder_options, generator_guidance
-from tok1d.generators.sequence import SequenceModel
+from tok1d.evaluate.sampling import decoder_options, draws_whole, generator_guidance, sampling_options
 from tok1d.pictures import grid, save_png, to_pil
 from tok1d.train.tasks import padding_of
 from tok1d.zoo import store
@@ -113,7 +113,7 @@ def parse_counts(text: str, what: str, low: int, high: int) -> list[int]:
 
 
 def parse_interval(text: str, what: str) -> tuple[float, float]:
-    """ "0.2,0.8" as two times, 0 <= low < high <= 1; "" is the whole range; a one-line error for anything else."""
+    """ "0.2,0.8" as two times, or shares, 0 <= low < high <= 1; "" is the whole range; else a one-line error."""
     if not text:
         return 0.0, 1.0
     try:
@@ -199,21 +199,23 @@ def guidance_for(
 
     Args:
         scale: None is 2 where there is something to guide by, a class or a weak model, else 1.
-        schedule: "" is the generator's own.
+        schedule: "" is the generator's own, see `generator_guidance`.
 
     Raises:
         InputError: a schedule or an interval that is none, or a scale without something to guide by.
     """
-    if schedule not in ("", "linear", "constant"):
-        raise InputError(f"--guidance-schedule: expected linear or constant, received {schedule!r}")
+    if schedule not in ("", *get_args(Schedule)):
+        known = ", ".join(get_args(Schedule))
+        raise InputError(f"--guidance-schedule: expected one of {known}, received {schedule!r}")
     weak = store.load(weak_model, device=next(generator.parameters()).device) if weak_model else None
     guidable = conditional or weak is not None
     if scale is None:
         scale = 2.0 if guidable else 1.0
     if scale != 1 and not guidable:
         raise InputError(f"--guidance: without classes it needs a --weak-model, else pass 1; received {scale:g}")
-    own = generator_guidance(generator, scale).schedule
-    return Guidance(scale, parse_interval(interval, "--guidance-interval"), schedule or own, weak)  # type: ignore
+    own = generator_guidance(generator, scale)
+    found = replace(own, interval=parse_interval(interval, "--guidance-interval"), weak_model=weak)
+    return replace(found, schedule=schedule) if schedule else found  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -230,6 +232,8 @@ def generate(
     temperature: float = 1.0,
     steps: int | None = None,
     sampler: str | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
     decoder_steps: int | None = None,
     decoder_solver: str | None = None,
     decoder_guidance: float = 1.0,
@@ -245,8 +249,8 @@ def generate(
         keep: only the first tokens; a causal generator makes no more, of a whole sequence the others are not decoded.
             prefixes: also paint the same samples from that many of their tokens, into progressive.png, a row a number.
         unconditional: draw the null class of a class-conditional model.
-        guidance, temperature, steps, sampler: of the generator; a plain guidance scale follows a causal one's
-            schedule over the tokens. decoder_steps, decoder_solver, decoder_guidance: of the tokenizer's decoder.
+        guidance, temperature, steps, sampler, top_k, top_p: of the generator, those it has; a plain guidance scale
+            follows `generator_guidance`. decoder_steps, decoder_solver, decoder_guidance: of the tokenizer's decoder.
 
     Raises:
         InputError: whatever the generator or the tokenizer cannot do.
@@ -262,8 +266,10 @@ def generate(
     keys = [(label, copy) for label in wanted for copy in range(num)]
     length = keep or generator.config.num_tokens
     token_counts(tokenizer.spec, [length, *prefixes])
-    whole, used = isinstance(generator, SequenceModel), label_used(tokenizer, num_classes)
-    how: dict[str, Any] = {"guidance": guidance, "temperature": temperature, "steps": steps, "sampler": sampler}
+    whole, used = draws_whole(generator), label_used(tokenizer, num_classes)
+    how = sampling_options(
+        generator, "--", temperature=temperature, steps=steps, sampler=sampler, top_k=top_k, top_p=top_p
+    )
     options = decoder_options(
         tokenizer, steps=decoder_steps, guidance=decoder_guidance, solver=decoder_solver, prefix="--decoder-"
     )
@@ -278,6 +284,7 @@ def generate(
             num=len(part),
             length=None if whole else keep,
             generator=[noise_of(device, seed, 0, *key) for key in part],
+            guidance=guidance,
             **how,
         )
         for k, painted in ((length, images), *progress.items()):

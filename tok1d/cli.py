@@ -34,6 +34,8 @@ from tok1d.cli_options import (
     Steps,
     Temperature,
     TokensInterval,
+    TopK,
+    TopP,
     Unconditional,
     WeakModel,
     load_tokenizer,
@@ -287,6 +289,8 @@ def generate(
     temperature: Temperature = 1.0,
     sampler: Sampler = "",
     steps: SamplerSteps = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
     decoder_guidance: DecoderGuidance = 1.0,
     decoder_solver: DecoderSolver = "",
     decoder_steps: DecoderSteps = None,
@@ -331,6 +335,8 @@ def generate(
         temperature=temperature,
         steps=steps,
         sampler=sampler or None,
+        top_k=top_k,
+        top_p=top_p,
         decoder_steps=decoder_steps,
         decoder_solver=decoder_solver or None,
         decoder_guidance=decoder_guidance,
@@ -362,7 +368,11 @@ def export(
 @app.command(short_help="Published weights to a model folder.")
 def convert(
     format: Annotated[
-        str, typer.Argument(help="semanticist-tokenizer, -ar, maetok-tokenizer, -sit, -dit, lightningdit, titok, kl16")
+        str,
+        typer.Argument(
+            help="semanticist-tokenizer or -ar, maetok-tokenizer, -sit or -dit, lightningdit, titok, llamagen, "
+            "maskgit, kl16"
+        ),
     ],
     path: Annotated[Path, typer.Argument(help="published weights: .safetensors, .pt or .pkl")],
     out: Annotated[Path, typer.Option(help="model folder to write")],

@@ -37,15 +37,15 @@ Guide = Annotated[float | None, typer.Option(min=0, help="guidance; 1 is off; de
 Schedule = Annotated[
     str,
     typer.Option(
-        help="guidance over the tokens, of generators that draw one after the other: linear, growing to its scale, "
-        "or constant; default: the model's own"
+        help="guidance over the tokens that are drawn one after the other, or over MaskGIT's steps: constant, or "
+        "growing to its scale, linear or power_cosine; default: the model's own"
     ),
 ]
 TokensInterval = Annotated[
     str,
     typer.Option(
-        help="when all tokens are guided at once (SiT, DiT and kin), from 0 (noise) to 1 (tokens), such as 0.25,1; "
-        "default: always"
+        help="when tokens are guided: SiT, DiT and kin in time from 0 (noise) to 1 (tokens), such as 0.25,1; "
+        "LlamaGen and MaskGIT in shares of the tokens or steps; default: always"
     ),
 ]
 WeakModel = Annotated[
@@ -53,7 +53,16 @@ WeakModel = Annotated[
 ]
 Unconditional = Annotated[bool, typer.Option("--unconditional", help="draw without classes")]
 Temperature = Annotated[
-    float, typer.Option(min=0, help="of the sampling noise (sde, ancestral; CARD: also of its start)")
+    float,
+    typer.Option(
+        min=0,
+        help="of the sampling noise (sde, ancestral, MaskGIT; CARD: also of its start), or of LlamaGen's probabilities",
+    ),
+]
+TopK = Annotated[int | None, typer.Option(min=0, help="LlamaGen: draw from so many likeliest ids; 0 and default: all")]
+TopP = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="LlamaGen: draw from the likeliest ids of this probability; default: all"),
 ]
 Sampler = Annotated[
     str, typer.Option(help="of the generator: sde, euler, heun; of DDPM: ancestral, ddim; default: the model's own")

@@ -29,6 +29,8 @@ MODEL_CONFIGS: dict[str, tuple[str, str]] = {
     "dit": ("tok1d.generators.sit", "DiTConfig"),
     "lightningdit": ("tok1d.generators.lightningdit", "LightningDiTConfig"),
     "usit": ("tok1d.generators.usit", "USiTConfig"),
+    "llamagen": ("tok1d.generators.llamagen", "LlamaGenConfig"),
+    "maskgit": ("tok1d.generators.maskgit", "MaskGITConfig"),
     "cnn": ("tok1d.evaluate.networks", "CNNConfig"),
 }
 # Sections that stand beside the model, imported with it.
@@ -144,10 +146,16 @@ class EvaluateConfig:
     steps: int = option(25, "steps of a diffusion decoder", ge=1)
     guidance: float = option(1.0, "guidance scale; 1 is none", ge=0)
     guidance_interval: tuple[float, float] = option(
-        (0.0, 1.0), "times, 0 noise and 1 data, between which diffusion decoders and SiT, DiT and kin are guided"
+        (0.0, 1.0),
+        "times, 0 noise and 1 data, between which diffusion decoders and SiT, DiT and kin are guided; "
+        "LlamaGen and MaskGIT: shares of the tokens or steps",
     )
     unconditional: bool = option(False, "generators: draw without classes, of a model that knows them too")
     temperature: float = option(1.0, "sampling temperature of a generator", ge=0)
+    top_k: int | None = option(None, "LlamaGen: draw from so many likeliest ids; null and 0 are all", ge=0)
+    top_p: float | None = option(
+        None, "LlamaGen: draw from the likeliest ids of this probability; null is all", gt=0, le=1
+    )
     batch_size: int = option(100, "images at a time", ge=1)
 
     def check(self) -> None:

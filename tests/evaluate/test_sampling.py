@@ -14,7 +14,7 @@ from tok1d.errors import InputError
 from tok1d.evaluate.generation import balanced_labels, evaluate_generation
 from tok1d.evaluate.metrics import psnr_per_image
 from tok1d.evaluate.reconstruction import Judged, evaluate_reconstruction, token_counts
-from tok1d.evaluate.sampling import counted, decoder_options, guidance_text
+from tok1d.evaluate.sampling import counted, decoder_options, guidance_text, sampling_options
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.zoo import store
 
@@ -210,6 +210,62 @@ def test_records_of_whole_sequences(
     records = evaluate_generation(generator, tokenizer, images, judge, num=10, pad=2, **options)
     assert [(r.name, r.keep) for r in records] == [("label_agreement", 4), ("fd@fashion-mnist-cnn", 4)]
     assert {(r.sampler, r.guidance, r.steps) for r in records} == {(sampler, guidance, None)}
+
+
+IDS = "num_tokens: 4, vocab_size: 16, num_classes: 10, dim: 16, depth: 1, heads: 2"
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "sampler", "guidance"),
+    [
+        ("llamagen", {}, "categorical, 1 evaluations a token", 1.0),
+        (
+            "llamagen",
+            {"top_k": 5, "top_p": 0.9, "temperature": 0.8, "guidance": Guidance(2.0, (0.0, 0.5))},
+            "categorical, 2 evaluations a token, top-k 5, top-p 0.9, temperature 0.8",
+            "2 constant in 0..0.5",
+        ),
+        ("maskgit", {}, "maskgit 8 steps, 8 evaluations a sequence, noise 9.5, annealed", 1.0),
+        # The first step's scale is 1, which needs no second call.
+        (
+            "maskgit",
+            {"steps": 4, "guidance": 3.0, "temperature": 0.5},
+            "maskgit 4 steps, 7 evaluations a sequence, noise 9.5, annealed, temperature 0.5",
+            "3 linear",
+        ),
+        (
+            "maskgit",
+            {"steps": 2, "guidance": Guidance(3.0, schedule="power_cosine", power=2.5)},
+            "maskgit 2 steps, 3 evaluations a sequence, noise 9.5, annealed",
+            "3 power_cosine 2.5",
+        ),
+    ],
+)
+def test_records_of_ids(
+    tiny: Tiny, fashion: None, model: str, options: dict[str, Any], sampler: str, guidance: Any
+) -> None:
+    generator = random_model(tiny("sit", tokenizer="x"), f"model={{name: {model}, {IDS}}}")
+    tokenizer = random_model(tiny("maetok"), "model.bottleneck={name: vq, size: 16}")
+    judge = random_model(tiny("classifier"))
+    images = open_images("fashion_mnist", "test", image_size=32, channels=1, pad=2, limit=12)
+    records = evaluate_generation(generator, tokenizer, images, judge, num=10, pad=2, **options)
+    assert [(r.name, r.keep) for r in records] == [("label_agreement", 4), ("fd@fashion-mnist-cnn", 4)]
+    assert {(r.sampler, r.guidance, r.steps) for r in records} == {(sampler, guidance, None)}
+
+
+def test_options_that_a_generator_does_not_have_are_named(tiny: Tiny) -> None:
+    sit = random_model(tiny("sit", tokenizer="x"))
+    ids = random_model(tiny("sit", tokenizer="x"), f"model={{name: llamagen, {IDS}}}")
+    assert sampling_options(sit, steps=3, sampler=None, top_k=None) == {"steps": 3}
+    assert sampling_options(ids, top_k=0, top_p=0.5) == {"top_k": 0, "top_p": 0.5}
+    for model, prefix, options, message in (
+        (sit, "--", {"top_k": 3}, "--top-k: sit has none, leave it away; received 3"),
+        (sit, "evaluate.", {"top_p": 0.5}, "evaluate.top_p: sit has none, leave it away; received 0.5"),
+        (ids, "--", {"sampler": "euler"}, "--sampler: llamagen has none, leave it away; received euler"),
+    ):
+        with pytest.raises(InputError) as caught:
+            sampling_options(model, prefix, **options)
+        assert str(caught.value) == message
 
 
 def test_a_weak_model_is_counted_and_named(tiny: Tiny, fashion: None) -> None:

@@ -14,11 +14,24 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 
+class Read(dict[str, Tensor]):
+    """Tensors by name that strikes out, from a list of names, the one that is looked up."""
+
+    def __init__(self, tensors: dict[str, Tensor], names: set[str]) -> None:
+        super().__init__(tensors)
+        self.names = names
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.names.discard(name)
+        return super().__getitem__(name)
+
+
 class Case:
     """One case folder. `kind` says what it records, `family` which system, `config` with what settings.
 
     A case.json lists its "outputs", or "checks" with outputs, settings and tolerances of their own (`checks`: name of
-    a check -> the case's settings with its own on top).
+    a check -> the case's settings with its own on top), or only "tensors" with their meanings. Of these, whatever is
+    not read as an input has to be compared.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,16 +49,20 @@ class Case:
             self.checks[check["name"]] = {**self.config, **check.get("config", {})}
             self._tolerances.update({output: {**self.tolerance, **check} for output in check["outputs"]})
             self.unchecked.update(check["outputs"])
-        tensors = content.get("tensors", {}) if self.checks else {}
-        self.unchecked.update(name for name, tensor in tensors.items() if tensor["role"] == "expected")
-        self._meanings = {name: tensor["meaning"] for name, tensor in tensors.items()}
+        tensors = content.get("tensors", {})
+        self.unchecked.update(name for name, tensor in tensors.items() if tensor.get("role") == "expected")
+        self._meanings = {name: tensor.get("meaning", "") for name, tensor in tensors.items()}
         self._io: dict[str, Tensor] | None = None
+        self._told_apart = bool(self.unchecked)
+        if not self._told_apart:
+            self.unchecked.update(tensors)
 
     @property
     def io(self) -> dict[str, Tensor]:
         """Inputs, draws and expected outputs."""
         if self._io is None:
-            self._io = load_file(self.folder / "io.safetensors")
+            tensors = load_file(self.folder / "io.safetensors")
+            self._io = tensors if self._told_apart else Read(tensors, self.unchecked)
         return self._io
 
     @property

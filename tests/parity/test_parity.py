@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from . import (
+    discrete_generators,
     discrete_heads,
     discrete_quantizers,
     discrete_titok,
@@ -25,11 +26,16 @@ from .recorded import Case, find_cases
 RUNNERS = {
     "semanticist": semanticist_cases.RUNNERS,
     "maetok": maetok_cases.RUNNERS,
-    "discrete": {**discrete_quantizers.RUNNERS, **discrete_heads.RUNNERS, **discrete_titok.RUNNERS},
+    "discrete": {
+        **discrete_quantizers.RUNNERS,
+        **discrete_heads.RUNNERS,
+        **discrete_titok.RUNNERS,
+        **discrete_generators.RUNNERS,
+    },
 }
 assert maetok_generators.RUNNERS is maetok_cases.RUNNERS, "they register their cases in the same place"
 
-FINISHED = {"semanticist", "maetok"}  # families of which every kind of case has its adapter
+FINISHED = {"semanticist", "maetok", "discrete"}  # families of which every kind of case has its adapter
 
 HERE = Path(__file__).parent
 DEFAULT_ROOTS = [HERE / "cases", HERE.parents[2] / "shared" / "parity"]

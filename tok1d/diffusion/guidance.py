@@ -6,6 +6,7 @@ A scale of 1 is the conditional prediction, 0 the unconditional one, above 1 ext
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 from tok1d.diffusion.solver import Field
+
+Schedule = Literal["constant", "linear", "power_cosine"]
 
 
 @dataclass(frozen=True)
@@ -24,15 +27,17 @@ class Guidance:
         scale: the guidance scale.
         interval: times (0 = noise, 1 = data) at which it acts; outside, the conditional prediction stands
             alone and costs no second call (arXiv 2404.07724).
-        schedule: over the positions of an autoregressive sequence: "constant", or "linear", growing to
-            `scale` at the last position.
+        schedule: over the positions of an autoregressive sequence, or the steps of a masked one: "constant", or
+            growing from 1 to `scale`, "linear" or as "power_cosine".
         weak_model: a weaker model to guide away from instead of the unconditional one (arXiv 2406.02507).
+        power: of the power-cosine schedule; above 1 most of the guidance comes late (MDT, arXiv 2303.14389).
     """
 
     scale: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
-    schedule: Literal["constant", "linear"] = "constant"
+    schedule: Schedule = "constant"
     weak_model: Any = None
+    power: float = 1.0
 
     def acts_at(self, t: float) -> bool:
         """Whether a time (0 = noise, 1 = data) lies in the interval, both ends included."""
@@ -41,12 +46,20 @@ class Guidance:
 
     def token_scales(self, length: int) -> Tensor:
         """(length,) float64: the scale of every generated position; linear is 1 + (scale - 1)(i + 1) / length."""
+        return torch.tensor([self.scale_at((i + 1) / length) for i in range(length)], dtype=torch.float64)
+
+    def scale_at(self, done: float) -> float:
+        """The scale where a share in [0, 1] of the sequence is done: 1 + (scale - 1) w(done).
+
+        w is 1 (constant), `done` (linear), or (1 - cos(pi done^power)) / 2 (power-cosine).
+        """
         if self.schedule == "constant":
-            return torch.full((length,), self.scale, dtype=torch.float64)
-        return 1 + (self.scale - 1) * torch.arange(1, length + 1, dtype=torch.float64) / length
+            return self.scale
+        rise = done if self.schedule == "linear" else (1 - math.cos(math.pi * done**self.power)) / 2
+        return 1 + (self.scale - 1) * rise
 
 
-def as_guidance(guidance: float | Guidance, schedule: Literal["constant", "linear"] = "constant") -> Guidance:
+def as_guidance(guidance: float | Guidance, schedule: Schedule = "constant") -> Guidance:
     """A plain number becomes a Guidance with the caller's default schedule."""
     return guidance if isinstance(guidance, Guidance) else Guidance(float(guidance), schedule=schedule)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,18 +41,38 @@ def randn_from(generator: Generators | None) -> Randn:
     With a generator for every row of the argument, a row's draws do not depend on the other rows.
     """
 
-    def draw(x: Tensor, source: torch.Generator | None) -> Tensor:
-        device = source.device if source is not None else x.device
-        return torch.randn(x.shape, generator=source, device=device, dtype=x.dtype).to(x.device)
+    return draws_from(generator, torch.randn)
 
-    def randn(x: Tensor) -> Tensor:
+
+def uniform_from(generator: Generators | None) -> Randn:
+    """As `randn_from`, draws uniform in [0, 1)."""
+    return draws_from(generator, torch.rand)
+
+
+def exponential_from(generator: Generators | None) -> Randn:
+    """As `randn_from`, exponential draws of mean 1."""
+
+    def draw(shape: torch.Size, *, generator: torch.Generator | None, **like: Any) -> Tensor:
+        return torch.empty(shape, **like).exponential_(generator=generator)
+
+    return draws_from(generator, draw)
+
+
+def draws_from(generator: Generators | None, draw: Callable[..., Tensor]) -> Randn:
+    """A source of draw(shape, generator=, device=, dtype=) shaped like its argument; see `randn_from`."""
+
+    def like(x: Tensor, source: torch.Generator | None) -> Tensor:
+        device = source.device if source is not None else x.device
+        return draw(x.shape, generator=source, device=device, dtype=x.dtype).to(x.device)
+
+    def source(x: Tensor) -> Tensor:
         if generator is None or isinstance(generator, torch.Generator):
-            return draw(x, generator)
+            return like(x, generator)
         if len(generator) != len(x):
             raise InputError(f"expected one generator, or one for each of {len(x)} rows, got {len(generator)}")
-        return torch.stack([draw(row, source) for row, source in zip(x, generator)])
+        return torch.stack([like(row, each) for row, each in zip(x, generator)])
 
-    return randn
+    return source
 
 
 def euler(f: Field, x: Tensor, times: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from tok1d.evaluate.sampling import (
     generator_guidance,
     guidance_text,
     sampled_networks,
+    sampling_options,
     sampling_text,
 )
 from tok1d.generators.sequence import SequenceModel
@@ -44,6 +45,8 @@ def evaluate_generation(
     temperature: float = 1.0,
     steps: int | None = None,
     sampler: str | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
     decoder_steps: int | None = None,
     decoder_solver: str | None = None,
     decoder_guidance: float = 1.0,
@@ -59,8 +62,8 @@ def evaluate_generation(
     Args:
         keep: how many of a sample's tokens are decoded, one set of records each (default: all it generates).
         unconditional: draw the null class of a class-conditional model, without labels.
-        guidance, temperature, steps, sampler: of the generator (a plain guidance scale follows a causal one's
-            schedule over the tokens); decoder_steps, decoder_solver, decoder_guidance: of the tokenizer's decoder.
+        guidance, temperature, steps, sampler, top_k, top_p: of the generator, those it has (a plain guidance scale
+            follows `generator_guidance`); decoder_steps, decoder_solver, decoder_guidance: of the tokenizer's decoder.
         batch_size: it decides the noise too, with the seed.
         pad: width of the images' border, in pixels, that the judge does not see.
 
@@ -75,7 +78,7 @@ def evaluate_generation(
     used = label_used(tokenizer, num_classes)
     judged = {k: Judged(judge, pad) for k in lengths}
     guidance = generator_guidance(generator, guidance)
-    how: dict[str, Any] = {"sampler": sampler, "steps": steps, "temperature": temperature}
+    how = sampling_options(generator, sampler=sampler, steps=steps, temperature=temperature, top_k=top_k, top_p=top_p)
     decoding = decoder_options(
         tokenizer, steps=decoder_steps, guidance=decoder_guidance, solver=decoder_solver, prefix="decoder_"
     )

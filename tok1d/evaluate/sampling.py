@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from tok1d.diffusion.guidance import Guidance, as_guidance
+from tok1d.diffusion.guidance import Guidance, Schedule, as_guidance
 from tok1d.errors import InputError
+from tok1d.generators.llamagen import LlamaGen
+from tok1d.generators.maskgit import MaskGIT
 from tok1d.generators.sequence import SequenceModel
 
 
@@ -65,13 +68,49 @@ def decoder_options(
     return {}
 
 
+def sampling_options(generator: Any, prefix: str = "", **options: Any) -> dict[str, Any]:
+    """Those options of `sample` that are given (not None).
+
+    Args:
+        prefix: of the names in messages.
+
+    Raises:
+        InputError: one that this generator's `sample` does not have.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    known = inspect.signature(type(generator).sample).parameters
+    for name, value in given.items():
+        if name not in known:
+            shown = prefix + (name.replace("_", "-") if prefix == "--" else name)
+            raise InputError(f"{shown}: {generator.config.name} has none, leave it away; received {value}")
+    return given
+
+
+def draws_whole(generator: Any) -> bool:
+    """Whether a generator draws all tokens together, so that only their full number can be asked for."""
+    return isinstance(generator, SequenceModel | MaskGIT)
+
+
+def takes_interval(generator: Any) -> bool:
+    """Whether guidance can be confined to an interval: of time, of the steps, of the sequence."""
+    return isinstance(generator, SequenceModel | MaskGIT | LlamaGen)
+
+
 def generator_guidance(generator: Any, guidance: float | Guidance) -> Guidance:
-    """A plain scale becomes what this generator is guided by: constant, or a causal one's schedule over tokens."""
-    return as_guidance(guidance, getattr(generator, "guidance_schedule", "constant"))
+    """A plain scale becomes what this generator is guided by: constant, or growing over its tokens or steps."""
+    if isinstance(guidance, Guidance):
+        return guidance
+    schedule: Schedule = getattr(generator, "guidance_schedule", "constant")
+    power = getattr(generator, "guidance_power", 1.0)
+    return Guidance(float(guidance), schedule=schedule, power=power)
 
 
 def sampled_networks(generator: Any, guidance: Guidance) -> list[nn.Module]:
     """What sampling evaluates: a head, or the network over whole sequences and that of a weak model."""
+    if isinstance(generator, LlamaGen):
+        return [generator.out]
+    if isinstance(generator, MaskGIT):
+        return [generator.net]
     if not isinstance(generator, SequenceModel):
         return [generator.head.net.input]
     weak = guidance.weak_model
@@ -86,13 +125,22 @@ def sampling_text(
     sampler: str | None = None,
     steps: int | None = None,
     temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
 ) -> str:
-    """A record's words for how tokens (B, K, D) were sampled."""
-    whole = isinstance(generator, SequenceModel)
-    part, unit = (generator, "a sequence") if whole else (generator.head, "a token")
-    calls = evaluations.per(len(tokens) * (1 if whole else tokens.shape[1]))
+    """A record's words for how tokens (B, K, D), or ids (B, K), were sampled."""
+    whole = draws_whole(generator)
     warmth = "" if temperature == 1 else f", temperature {temperature:g}"
-    return f"{part.sampler(sampler)} {steps or part.config.steps} steps, {calls} evaluations {unit}{warmth}"
+    told = f"{evaluations.per(len(tokens) * (1 if whole else tokens.shape[1]))} evaluations"
+    if isinstance(generator, LlamaGen):
+        kept = (f", top-k {top_k}" if top_k else "") + (f", top-p {top_p:g}" if top_p not in (None, 1) else "")
+        return f"categorical, {told} a token{kept}{warmth}"
+    if isinstance(generator, MaskGIT):
+        config = generator.config
+        noise = f", noise {config.noise:g}" + (", annealed" if config.annealing else "")
+        return f"maskgit {steps or config.steps} steps, {told} a sequence{noise}{warmth}"
+    part, unit = (generator, "a sequence") if whole else (generator.head, "a token")
+    return f"{part.sampler(sampler)} {steps or part.config.steps} steps, {told} {unit}{warmth}"
 
 
 def guidance_text(guidance: float | Guidance, *, over_tokens: bool = False) -> float | str:
@@ -100,10 +148,11 @@ def guidance_text(guidance: float | Guidance, *, over_tokens: bool = False) -> f
     guidance = as_guidance(guidance, "linear" if over_tokens else "constant")
     if guidance.scale == 1:
         return 1.0
-    if over_tokens:
-        return f"{guidance.scale:g} {guidance.schedule}"
     low, high = guidance.interval
     within = "" if (low, high) == (0, 1) else f" in {low:g}..{high:g}"
+    if over_tokens:
+        power = f" {guidance.power:g}" if guidance.schedule == "power_cosine" else ""
+        return f"{guidance.scale:g} {guidance.schedule}{power}{within}"
     if guidance.weak_model is None:
         return f"{guidance.scale:g}{within}" if within else guidance.scale
     from tok1d.zoo.store import fingerprint

@@ -192,6 +192,8 @@ class EpsilonLlamaGenConfig:
 class EpsilonLlamaGen(CausalGenerator):
     """Tokens (B, K, D) float given classes (B,) int64; see the module's text."""
 
+    guidance_schedule: ClassVar[Literal["linear"]] = "linear"  # how a plain guidance scale grows over the tokens
+
     def __init__(self, config: EpsilonLlamaGenConfig) -> None:
         super().__init__()
         self.config = config

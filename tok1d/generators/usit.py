@@ -17,7 +17,7 @@ from tok1d.config import option
 from tok1d.errors import ConfigError
 from tok1d.generators.sequence import FlowConfig, FlowModel
 from tok1d.nn.attention import Attention
-from tok1d.nn.block import Block, Mlp
+from tok1d.nn.block import Block, Mlp, run_with_skips
 from tok1d.nn.embed import LabelEmbed, time_rates, time_waves
 
 
@@ -81,14 +81,7 @@ class USiTNetwork(nn.Module):
             told.append(self.waves(torch.ones_like(t) if beta is None else beta))
         head = torch.stack([token.expand(len(x), -1) for token in told], dim=1)
         x = torch.cat([head.to(x.dtype), self.token_embed(x)], dim=1) + self.positions
-        half = len(self.skips)
-        kept: list[Tensor] = []
-        for i, block in enumerate(self.blocks):
-            if i > half:
-                x = self.skips[i - half - 1](torch.cat([x, kept.pop()], dim=-1))
-            x = block(x)
-            if i < half:
-                kept.append(x)
+        x = run_with_skips(x, self.blocks, self.skips)
         return self.out(self.norm(x[:, self.num_told :]))
 
     def waves(self, t: Tensor) -> Tensor:

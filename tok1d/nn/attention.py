@@ -25,8 +25,13 @@ def full(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Query i sees keys 0..i. q, k, v: (B, heads, L, head_dim)."""
-    return scaled_dot_product_attention(q, k, v, is_causal=True)
+    """Query i sees keys 0..i. q: (B, heads, L, head_dim), k and v alike, or with fewer heads that queries share."""
+    return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shared(q, k))
+
+
+def shared(q: Tensor, k: Tensor) -> bool:
+    """Whether groups of query heads share a key and value head."""
+    return q.shape[1] != k.shape[1]
 
 
 def masked(mask: Tensor) -> Attend:
@@ -34,6 +39,15 @@ def masked(mask: Tensor) -> Attend:
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    return attend
+
+
+def dropped(rate: float) -> Attend:
+    """Every query sees every key, but a share `rate` of the attention weights is dropped (BERT's, in training)."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return scaled_dot_product_attention(q, k, v, dropout_p=rate)
 
     return attend
 
@@ -96,7 +110,8 @@ class KVCache:
         self.k[:, :, start:end] = k
         self.v[:, :, start:end] = v
         self.filled = end
-        return scaled_dot_product_attention(q, self.k, self.v, attn_mask=self._rows[start:end])
+        mask, grouped = self._rows[start:end], shared(q, k)
+        return scaled_dot_product_attention(q, self.k, self.v, attn_mask=mask, enable_gqa=grouped)
 
 
 def head_norm(kind: Literal["none", "layer", "rms"], head_dim: int) -> nn.Module:
@@ -114,6 +129,8 @@ class Attention(nn.Module):
         bias: whether both projections carry a bias.
         qkv_bias: of the first projection alone, where it differs.
         qk_norm: normalise queries and keys over the channels of a head: "layer" (LayerNorm) or "rms" (RMSNorm).
+        kv_heads: heads of keys and values where queries share them in groups (arXiv 2305.13245), a divisor of
+            `heads`; for causal and cached attention.
     """
 
     def __init__(
@@ -124,18 +141,24 @@ class Attention(nn.Module):
         bias: bool = True,
         qkv_bias: bool | None = None,
         qk_norm: Literal["none", "layer", "rms"] = "none",
+        kv_heads: int | None = None,
     ) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"attention width {dim} is not a multiple of its {heads} heads")
+        if heads % (kv_heads or heads):
+            raise ValueError(f"{heads} attention heads do not divide into {kv_heads} groups")
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=bias if qkv_bias is None else qkv_bias)
+        self.kv_heads = kv_heads or heads
+        rows = (heads + 2 * self.kv_heads) * (dim // heads)
+        self.qkv = nn.Linear(dim, rows, bias=bias if qkv_bias is None else qkv_bias)
         self.proj = nn.Linear(dim, dim, bias=bias)
         self.q_norm, self.k_norm = (head_norm(qk_norm, dim // heads) for _ in range(2))
 
     def forward(self, x: Tensor, attend: Attend = full) -> Tensor:
         """(B, L, dim) -> (B, L, dim)."""
         batch, length, dim = x.shape
-        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        heads = self.qkv(x).view(batch, length, -1, dim // self.heads).transpose(1, 2)
+        q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         q, k = self.q_norm(q), self.k_norm(k)
         return self.proj(attend(q, k, v).transpose(1, 2).reshape(batch, length, dim))

@@ -105,6 +105,32 @@ class Block(nn.Module):
         return x + self.drop2(self.ls2(self.mlp(self.norm2(x))))
 
 
+class PostNormBlock(Block):
+    """norm(x + attention(x)), then norm(x + feed-forward(x)): the original transformer's order, and BERT's."""
+
+    def forward(self, x: Tensor, attend: Attend = full) -> Tensor:
+        """(B, L, dim) -> (B, L, dim)."""
+        x = self.norm1(x + self.drop1(self.ls1(self.attn(x, attend))))
+        return self.norm2(x + self.drop2(self.ls2(self.mlp(x))))
+
+
+def run_with_skips(x: Tensor, blocks: nn.ModuleList, skips: nn.ModuleList, attend: Attend = full) -> Tensor:
+    """An odd number of blocks with U-ViT's long skips (arXiv 2209.12152). (B, L, dim) -> (B, L, dim).
+
+    Each block after the middle one first maps [its input, the output of its mirror block] back to the width.
+    """
+    half = len(skips)
+    assert len(blocks) == 2 * half + 1
+    kept: list[Tensor] = []
+    for i, block in enumerate(blocks):
+        if i > half:
+            x = skips[i - half - 1](torch.cat([x, kept.pop()], dim=-1))
+        x = block(x, attend)
+        if i < half:
+            kept.append(x)
+    return x
+
+
 class AdaLNBlock(nn.Module):
     """A block whose two LayerNorms are shifted, scaled and gated by a condition (DiT, section 3.2, adaLN-Zero)."""
 

@@ -166,7 +166,11 @@ def meta_batch(recipe: Recipe, num: int, size: int | None = None) -> Batch:
     """
     model = recipe.model
     if recipe.kind == "generator":
-        inputs = torch.empty(num, recipe.num_tokens or model.num_tokens, model.token_dim, device="meta")
+        length = recipe.num_tokens or model.num_tokens
+        if hasattr(model, "vocab_size"):
+            inputs = torch.zeros(num, length, dtype=torch.int64, device="meta")
+        else:
+            inputs = torch.empty(num, length, model.token_dim, device="meta")
     else:
         side = size or model.image_size
         inputs = torch.empty(num, model.channels, side, side, device="meta")
@@ -206,9 +210,11 @@ def token_cache(recipe: Recipe, num_images: int | None) -> tuple[int | None, int
     """Rows and bytes of a generator's token cache; None where it has none or the number of images is not known."""
     if recipe.kind != "generator" or recipe.cache == NO_CACHE or num_images is None:
         return None, None
-    length, dim = recipe.num_tokens or recipe.model.num_tokens, recipe.model.token_dim
+    length = recipe.num_tokens or recipe.model.num_tokens
     rows = num_images * NUM_VIEWS[recipe.cache_views]
-    return rows, Layout(length, dim, recipe.cache_dtype, rows_per_shard=rows).num_bytes(rows)
+    if hasattr(recipe.model, "vocab_size"):
+        return rows, Layout(length, 0, "int64", rows_per_shard=rows).num_bytes(rows)
+    return rows, Layout(length, recipe.model.token_dim, recipe.cache_dtype, rows_per_shard=rows).num_bytes(rows)
 
 
 def table(result: Forecast) -> Any:

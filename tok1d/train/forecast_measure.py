@@ -24,7 +24,7 @@ Batch = tuple[Tensor, ...]
 
 # What torch.autocast runs in half precision, and what in float32; it has no effect on the meta device itself.
 _HALF = {F.linear, F.conv1d, F.conv2d, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm}
-_FULL = {F.layer_norm, F.group_norm, F.softmax, F.cosine_similarity, F.mse_loss}
+_FULL = {F.layer_norm, F.group_norm, F.softmax, F.cosine_similarity, F.mse_loss, F.cross_entropy}
 
 # Geometry (channels, pixels per latent position) -> diffusers' AutoencoderKL: MAR's KL-16, Stable Diffusion's VAE.
 AUTOENCODERS: dict[tuple[int, int], dict[str, Any]] = {
@@ -117,7 +117,7 @@ class _AsOnGPU(TorchFunctionMode):
         if self.bf16 and func in _HALF:
             args = tuple(self._half(arg) for arg in args)
         elif self.bf16 and func in _FULL:
-            args = tuple(arg.float() if isinstance(arg, Tensor) else arg for arg in args)
+            args = tuple(arg.float() if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args)
         return func(*args, **kwargs)
 
     def _half(self, arg: Any) -> Any:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ import torch
 from tok1d.config import Recipe, load_recipe, to_mapping, to_yaml
 from tok1d.data.images import ImageSet
 from tok1d.diffusion.guidance import Guidance
-from tok1d.errors import ConfigError, WeightsError
+from tok1d.errors import ConfigError, InputError, WeightsError
 from tok1d.evaluate.report import Record, write_records
-from tok1d.generators.sequence import SequenceModel
+from tok1d.evaluate.sampling import generator_guidance, sampling_options, takes_interval
 from tok1d.train.loop import Result, Task, fit, processes
 from tok1d.train.tasks import build_task, open_split
 from tok1d.zoo import store
@@ -180,9 +181,13 @@ def _check_drawing(recipe: Recipe, model: Any) -> None:
     config = recipe.evaluate
     if config.unconditional and not model.label_embed.has_null:
         raise ConfigError("evaluate.unconditional: needs a null class, expected model.class_dropout > 0, received 0")
-    if config.guidance_interval != (0, 1) and not isinstance(model, SequenceModel):
+    if config.guidance_interval != (0, 1) and not takes_interval(model):
         received = list(config.guidance_interval)
         raise ConfigError(f"evaluate.guidance_interval: {model.config.name} has none, expected [0, 1], got {received}")
+    try:
+        sampling_options(model, "evaluate.", top_k=config.top_k, top_p=config.top_p)
+    except InputError as error:
+        raise ConfigError(str(error)) from None
 
 
 def finish(recipe: Recipe, task: Task, result: Result, out: Path, *, name: str = "", commit: str = "") -> list[Record]:
@@ -268,7 +273,6 @@ def evaluate(recipe: Recipe, model: Any) -> list[Record]:
     test = open_split(recipe, "test")
     if recipe.kind == "classifier":
         return evaluate_classifier(model, test, protocol=protocol)
-    guidance = Guidance(config.guidance, interval=config.guidance_interval)
     shared: dict[str, Any] = {"seed": recipe.seed, "batch_size": config.batch_size, "pad": data.pad}
     device = next(model.parameters()).device
     judge = judge_for(data.name, data, device, pad=data.pad)
@@ -278,7 +282,7 @@ def evaluate(recipe: Recipe, model: Any) -> list[Record]:
             first(test, config.num_images),
             keep=config.keep,
             steps=None if model.spec.deterministic else config.steps,
-            guidance=guidance,
+            guidance=Guidance(config.guidance, interval=config.guidance_interval),
             judge=judge,
             protocol=protocol,
             **shared,
@@ -296,8 +300,10 @@ def evaluate(recipe: Recipe, model: Any) -> list[Record]:
         num=config.num_samples,
         keep=config.keep,
         unconditional=config.unconditional,
-        guidance=guidance if isinstance(model, SequenceModel) else config.guidance,
+        guidance=replace(generator_guidance(model, config.guidance), interval=config.guidance_interval),
         temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
         decoder_steps=None if tokenizer.spec.deterministic else config.steps,
         protocol=protocol,
         **shared,

@@ -11,7 +11,7 @@ from torch import nn
 
 from tok1d.errors import InputError
 from tok1d.zoo import store
-from tok1d.zoo.adapters import autoencoder, maetok, semanticist, sit, titok
+from tok1d.zoo.adapters import autoencoder, llamagen, maetok, maskgit, semanticist, sit, titok
 from tok1d.zoo.card import Card
 
 FORMATS: dict[str, Callable[..., nn.Module]] = {
@@ -22,6 +22,8 @@ FORMATS: dict[str, Callable[..., nn.Module]] = {
     "maetok-dit": sit.convert_dit,
     "titok": titok.convert_titok,
     "lightningdit": sit.convert_lightningdit,
+    "llamagen": llamagen.convert_llamagen,
+    "maskgit": maskgit.convert_maskgit,
     "kl16": autoencoder.load_mar,
 }
 

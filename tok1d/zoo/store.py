@@ -36,6 +36,8 @@ CLASSES = {
     "dit": "DiT",
     "lightningdit": "LightningDiT",
     "usit": "USiT",
+    "llamagen": "LlamaGen",
+    "maskgit": "MaskGIT",
     "cnn": "CNN",
 }
 

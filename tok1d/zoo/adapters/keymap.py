@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,7 +21,7 @@ _PLACEHOLDERS = {"i": r"\d+", "j": r"\d+", "p": "weight|bias"}
 # Path components that wrappers add: torch.compile and (distributed) data parallelism.
 _WRAPPERS = ("_orig_mod", "module")
 # Where a file's weights lie, if not at the top: averaged ones before raw ones.
-_OUTER = ("state_dict", "ema", "model")
+_OUTER = ("state_dict", "ema", "model", "module")
 # A release's step directory: the averaged weights, which it evaluates, before the raw ones.
 _DIRECTORY_FILES = ("custom_checkpoint_1.pkl", "model.safetensors")
 
@@ -93,7 +95,7 @@ def read_published(path: str | Path) -> State:
     """Cleaned weights of a published file (.safetensors, or a torch.save archive) or of a step directory.
 
     A directory gives its averaged weights where it holds them, else the raw ones. An outer "state_dict" is opened, and
-    so is a trainer's file: its averaged weights ("ema"), else the raw ones ("model").
+    so is a trainer's file: its averaged weights ("ema"), else the raw ones ("model", DeepSpeed's "module").
 
     Raises:
         WeightsError: nothing there, a damaged file, or a pickle that holds more than tensors.
@@ -114,6 +116,19 @@ def read_published(path: str | Path) -> State:
     if strange or not content:
         raise WeightsError(f"{path}: expected names and tensors, found {listing(strange)} entries of another kind")
     return clean(content, str(path))
+
+
+def published_options(file: str | Path) -> dict[str, Any]:
+    """The constructor arguments in the config.json of a published folder; empty without one."""
+    file = Path(file)
+    path = (file if file.is_dir() else file.parent) / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: not readable as JSON ({error}); fetch it again") from None
+    return content if isinstance(content, dict) else {}
 
 
 def _read_archive(path: Path) -> dict:

@@ -6,7 +6,6 @@ Both changes are linear in weights, so they are made here once and the model kno
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from tok1d.generators.lightningdit import LightningDiT, LightningDiTConfig, rota
 from tok1d.generators.sequence import SequenceModel
 from tok1d.generators.sit import DiT, DiTConfig, SiT, SiTConfig, position_table
 from tok1d.nn.embed import time_rates
-from tok1d.zoo.adapters.keymap import KeyMap, State, below, fill_model, listing, read_published, same
+from tok1d.zoo.adapters.keymap import KeyMap, State, below, fill_model, listing, published_options, read_published, same
 
 Kind = Literal["sit", "dit", "lightningdit"]
 Positions = Literal["1d", "2d"]
@@ -205,7 +204,7 @@ def _read(
     state, ignored = from_published(published, kind)
     if ignored:
         print(f"{file}: left out, no part of the generator: {listing(ignored)}", file=sys.stderr)
-    given = _published_options(Path(file))
+    given = published_options(Path(file))
     dim, token_dim = _shape(state, "net.token_embed.weight")
     heads = heads or given.get("num_heads") or HEADS.get(dim)
     if heads is None:
@@ -227,18 +226,6 @@ def _read(
     if "net.blocks.0.mlp.fc1.weight" in state:
         options["mlp_ratio"] = state["net.blocks.0.mlp.fc1.weight"].shape[0] / dim
     return published, state, options
-
-
-def _published_options(file: Path) -> dict[str, Any]:
-    """The constructor arguments in the config.json of a published folder; empty without one."""
-    path = (file if file.is_dir() else file.parent) / "config.json"
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: not readable as JSON ({error}); fetch it again") from None
-    return content if isinstance(content, dict) else {}
 
 
 def _shape(state: State, name: str) -> Size:
@@ -295,7 +282,7 @@ def _swiglu_ratio(dim: int, hidden: int) -> float:
 def _scalar_statistics(mean: float | None, std: float | None, tokenizer: str | None) -> tuple[Tensor, Tensor] | None:
     """Statistics as given, or from the tokenizer's published options."""
     if tokenizer is not None:
-        options = _published_options(Path(tokenizer))
+        options = published_options(Path(tokenizer))
         if not {"vq_mean", "vq_std"} <= options.keys():
             raise WeightsError(f"tokenizer {tokenizer}: expected a config.json with vq_mean and vq_std there")
         mean, std = (options[key] if given is None else given for key, given in (("vq_mean", mean), ("vq_std", std)))

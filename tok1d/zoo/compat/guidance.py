@@ -1,4 +1,4 @@
-"""How two releases guide a velocity differently from this package; needed to repeat their recorded samples."""
+"""How releases guide differently from this package, or count it differently; needed to repeat their samples."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from tok1d.diffusion.guidance import Guidance, Schedule
 from tok1d.diffusion.solver import Field
 
 
@@ -33,3 +34,16 @@ def heun_held(field_at: Callable[[float], Field], x: Tensor, times: Tensor) -> T
         trial = x + (t_next - t) * d
         x = trial if t_next >= 1 else x + (t_next - t) * (d + f(trial, t_next[None])) / 2
     return x
+
+
+def llamagen_guidance(scale: float, cfg_interval: int, num_tokens: int) -> Guidance:
+    """LlamaGen's options: -1 guides every token, else guidance ends `cfg_interval` + 1 tokens after the first one."""
+    end = 1.0 if cfg_interval < 0 else (cfg_interval + 1) / num_tokens
+    return Guidance(scale, (0.0, end))
+
+
+def maskgit_guidance(scale: float, decay: str, power: float = 3.0) -> Guidance:
+    """TiTok's options of its MaskGIT: "constant" and "linear" scales count from 0 (off), "power-cosine" ones from 1."""
+    schedules: dict[str, Schedule] = {"constant": "constant", "linear": "linear", "power-cosine": "power_cosine"}
+    schedule = schedules[decay]
+    return Guidance(scale if schedule == "power_cosine" else scale + 1, schedule=schedule, power=power)

@@ -1,0 +1,24 @@
+"""What is left to compare in a case.json that only tells what its tensors mean."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from .recorded import Case
+
+
+def test_what_is_not_read_has_to_be_compared(tmp_path: Path) -> None:
+    tensors = {name: torch.arange(3.0) + i for i, name in enumerate(("x", "y", "z"))}
+    save_file(tensors, tmp_path / "io.safetensors")
+    meanings = {name: {"shape": [3], "meaning": name} for name in tensors}
+    content = {"case": "some", "tolerance": {"atol": 1e-6, "rtol": 0.0}, "tensors": meanings}
+    (tmp_path / "case.json").write_text(json.dumps(content))
+    case = Case(tmp_path)
+    assert case.unchecked == {"x", "y", "z"}
+    case.check("y", case.io["x"] + 1)
+    assert case.unchecked == {"z"} and list(case.io) == ["x", "y", "z"]
+    with pytest.raises(AssertionError, match="z: Tensor-likes are not close"):
+        case.check("z", case.io["x"])

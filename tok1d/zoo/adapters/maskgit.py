@@ -1,0 +1,230 @@
+"""The published MaskGIT generators of TiTok: a plain state dict, or a folder with its nested config.json.
+
+One published table holds the codes, the mask, the classes and the null class: here the first two are the tokens'
+embedding, the others the classes'. BERT's token types are always 0: that row is added to every position. Its queries,
+keys and values are apart, here they are one matrix.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Size, Tensor
+
+from tok1d.errors import ConfigError, WeightsError
+from tok1d.generators.maskgit import MaskGIT, MaskGITConfig
+from tok1d.zoo.adapters.keymap import KeyMap, State, below, fill_model, published_options, read_published, same
+from tok1d.zoo.compat.guidance import maskgit_guidance
+
+VIT = KeyMap(
+    [
+        ("model.embeddings.word_embeddings.weight", "words"),
+        ("model.embeddings.position_embeddings.weight", "places"),
+        ("model.embeddings.token_type_embeddings.weight", "types"),
+        ("model.embeddings.LayerNorm.{p}", "net.embed_norm.{p}"),
+        ("model.lm_head.{p}", "net.out.{p}"),
+        *below(
+            [
+                ("attention.self.qkv.{p}", "attn.qkv.{p}"),
+                ("attention.output.dense.{p}", "attn.proj.{p}"),
+                ("attention.output.LayerNorm.{p}", "norm1.{p}"),
+                ("intermediate.dense.{p}", "mlp.fc1.{p}"),
+                ("output.dense.{p}", "mlp.fc2.{p}"),
+                ("output.LayerNorm.{p}", "norm2.{p}"),
+            ],
+            "model.encoder.layer.{i}.",
+            "net.blocks.{i}.",
+        ),
+    ]
+)
+# With blocks numbered through: see `_numbered`.
+UVIT = KeyMap(
+    [
+        ("embeddings.weight", "words"),
+        ("pos_embed", "places"),
+        ("norm.{p}", "net.norm.{p}"),
+        ("lm_head.{p}", "net.out.{p}"),
+        *below(same("norm{j}.{p}", "attn.qkv.{p}", "attn.proj.{p}", "mlp.fc{j}.{p}"), "blocks.{i}.", "net.blocks.{i}."),
+        ("out_blocks.{i}.skip_linear.{p}", "net.skips.{i}.{p}"),
+    ]
+)
+BUFFERS = ("model.embeddings.position_ids", "model.embeddings.token_type_ids")  # older libraries store them
+APART = ("query", "key", "value")
+HEADS = {768: 16, 1024: 16}  # width -> attention heads, which no weight file tells
+
+
+def is_uvit(state: Mapping[str, Tensor]) -> bool:
+    """Whether published names (cleaned) are those of a U-ViT."""
+    return "pos_embed" in state
+
+
+def from_published(state: Mapping[str, Tensor], source: str = "published weights") -> State:
+    """Published names (cleaned) -> ours; names that are no weight of a MaskGIT stay as they are.
+
+    Raises:
+        WeightsError: the tables are missing.
+    """
+    state = {name: value for name, value in state.items() if name not in BUFFERS}
+    uvit = is_uvit(state)
+    keys = UVIT if uvit else VIT
+    state = _numbered(state) if uvit else _joined(state)
+    renamed = {keys.ours(name) or name: value for name, value in state.items()}
+    for name in ("words", "places", "net.out.bias", *(() if uvit else ("types",))):
+        if name not in renamed:
+            raise WeightsError(f"{source}: {keys.published(name)} is missing; is this the right file and format?")
+    words, places = renamed.pop("words"), renamed.pop("places")
+    if not uvit:
+        places = (places + renamed.pop("types")[0])[None]
+    cut = len(renamed["net.out.bias"]) + 1  # the codes and the mask
+    tables = {
+        "net.token_embed.weight": words[:cut],
+        "net.label_embed.table.weight": words[cut:],
+        "net.positions": places,
+    }
+    return {**renamed, **tables}
+
+
+def to_published(state: Mapping[str, Tensor]) -> State:
+    """Our names -> published ones; the row of token type 0 stays in the positions, so both types are zero."""
+    uvit = "net.norm.weight" in state
+    keys, rest = (UVIT if uvit else VIT), dict(state)
+    words = torch.cat([rest.pop("net.token_embed.weight"), rest.pop("net.label_embed.table.weight")])
+    places = rest.pop("net.positions")
+    rest |= {"words": words, "places": places} if uvit else {"words": words, "places": places[0]}
+    if not uvit:
+        rest["types"] = torch.zeros_like(places[0, :2])
+    renamed: State = {}
+    for name, value in rest.items():
+        published = keys.published(name)
+        assert published is not None, f"no published name for {name}"
+        renamed[published] = value
+    return _unnumbered(renamed) if uvit else _apart(renamed)
+
+
+def _joined(state: State) -> State:
+    """Queries, keys and values of a block as one "qkv"; those of which one is missing stay as they are."""
+    joined = dict(state)
+    for name in [name for name in state if f".self.{APART[0]}." in name]:
+        parts = [name.replace(APART[0], part) for part in APART]
+        if all(part in state for part in parts):
+            joined[name.replace(APART[0], "qkv")] = torch.cat([joined.pop(part) for part in parts])
+    return joined
+
+
+def _apart(state: State) -> State:
+    """The inverse of `_joined`."""
+    parts: State = {}
+    for name, value in state.items():
+        if ".self.qkv." in name:
+            parts |= {name.replace("qkv", part): each for part, each in zip(APART, value.chunk(3))}
+        else:
+            parts[name] = value
+    return parts
+
+
+def _numbered(state: State) -> State:
+    """The blocks of both halves and the middle one numbered through, but not their skips."""
+    half = len({name.split(".")[1] for name in state if name.startswith("in_blocks.")})
+    numbered: State = {}
+    for name, value in state.items():
+        if name.startswith("in_blocks."):
+            name = name.replace("in_blocks", "blocks", 1)
+        elif name.startswith("mid_block."):
+            name = name.replace("mid_block", f"blocks.{half}", 1)
+        elif (match := re.match(r"out_blocks\.(\d+)\.(?!skip_linear)", name)) is not None:
+            name = f"blocks.{half + 1 + int(match[1])}.{name[match.end() :]}"
+        numbered[name] = value
+    return numbered
+
+
+def _unnumbered(state: State) -> State:
+    """The inverse of `_numbered`."""
+    half = len({name.split(".")[1] for name in state if name.startswith("out_blocks.")})
+    renamed: State = {}
+    for name, value in state.items():
+        if (match := re.match(r"blocks\.(\d+)\.", name)) is not None:
+            i, rest = int(match[1]), name[match.end() :]
+            place = f"in_blocks.{i}" if i < half else "mid_block" if i == half else f"out_blocks.{i - half - 1}"
+            name = f"{place}.{rest}"
+        renamed[name] = value
+    return renamed
+
+
+def convert_maskgit(file: str | Path, *, heads: int | None = None, class_dropout: float | None = None) -> MaskGIT:
+    """A published MaskGIT (file, or folder with its config.json) as our model in eval mode.
+
+    Args:
+        heads, class_dropout: as trained; default: those of config.json, else of the published widths and 0.1.
+
+    Raises:
+        WeightsError: a damaged or wrong file.
+    """
+    state = from_published(read_published(file), str(file))
+    given = _generator_options(file)
+    codes, dim = _shape(state, "net.out.weight", file)
+    heads = heads or given.get("num_attention_heads") or HEADS.get(dim)
+    if heads is None:
+        raise WeightsError(f"{file}: its weights do not tell the attention heads of width {dim}: give heads=")
+    hidden = _shape(state, "net.blocks.0.mlp.fc1.weight", file)[0]
+    config = MaskGITConfig(
+        num_tokens=state["net.positions"].shape[1] - 1,
+        vocab_size=codes,
+        num_classes=len(state["net.label_embed.table.weight"]) - 1,
+        trunk="uvit" if "net.norm.weight" in state else "vit",
+        dim=dim,
+        depth=1 + max(int(name.split(".")[2]) for name in state if name.startswith("net.blocks.")),
+        heads=int(heads),
+        # As dim times it is rounded down: a little more where it is no whole ratio.
+        mlp_ratio=hidden / dim if hidden % dim == 0 else (hidden + 0.5) / dim,
+        class_dropout=float(given.get("class_label_dropout", 0.1) if class_dropout is None else class_dropout),
+        **_sampling(given, file),
+    )
+    try:
+        config.check()
+    except ConfigError as error:
+        raise WeightsError(f"{file}: {error}") from None
+    if config.class_dropout == 0:
+        raise WeightsError(f"{file}: holds a null class, expected class_dropout above 0")
+    model = MaskGIT(config)
+    keys = UVIT if config.trunk == "uvit" else VIT
+    names = {name: keys.published(name) or name for name in model.state_dict()}
+    fill_model(model, state, names, str(file))
+    return model.eval()
+
+
+def _generator_options(file: str | Path) -> dict[str, Any]:
+    """What the nested config.json of a published folder says of the generator; empty without one."""
+    options: Any = published_options(file)
+    for section in ("model", "generator"):
+        options = options.get(section)
+        if not isinstance(options, Mapping):
+            return {}
+    return dict(options)
+
+
+def _sampling(given: dict[str, Any], file: str | Path) -> dict[str, Any]:
+    """The release's default way of sampling, as far as its config tells it."""
+    found: dict[str, Any] = {}
+    if "num_steps" in given:
+        found["steps"] = int(given["num_steps"])
+    if "randomize_temperature" in given:
+        found["noise"] = float(given["randomize_temperature"])
+    if "guidance_decay" in given:
+        try:
+            found["guidance_schedule"] = maskgit_guidance(1.0, given["guidance_decay"]).schedule
+        except KeyError:
+            raise WeightsError(
+                f"{file}: config.json names an unknown guidance_decay {given['guidance_decay']!r}"
+            ) from None
+    return found
+
+
+def _shape(state: State, name: str, file: str | Path) -> Size:
+    if name not in state:
+        published = (UVIT if "net.norm.weight" in state else VIT).published(name)
+        raise WeightsError(f"{file}: {published or name} is missing; is this the right file and format?")
+    return state[name].shape
