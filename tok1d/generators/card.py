@@ -18,8 +18,9 @@ from tok1d.condition import ConditionConfig
 from tok1d.config import option
 from tok1d.errors import ConfigError
 from tok1d.generators.autoregressive import CausalGenerator
+from tok1d.generators.captions import CaptionVectors
 from tok1d.generators.head import DiffusionHead, HeadConfig
-from tok1d.generators.modulation import BlockModulations, CaptionVectors, ClassBlock, ClassVectors, ModulationKind, Parts
+from tok1d.generators.modulation import BlockModulations, ClassBlock, ClassVectors, ModulationKind, Parts
 from tok1d.generators.statistics import NormalisedTokens, Statistics
 from tok1d.nn.attention import Attend, Attention, rotary
 from tok1d.nn.block import SwiGLU, swiglu_hidden

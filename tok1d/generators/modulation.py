@@ -1,4 +1,4 @@
-"""How a class, or a caption, reaches CARD's blocks: its vector, and what that vector makes of every block."""
+"""How a class reaches CARD's blocks: its vector, and what that vector (or a caption's) makes of every block."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from tok1d.nn.attention import Attend, full
 from tok1d.nn.block import Block
-from tok1d.nn.caption import Captions
 from tok1d.nn.embed import ClassLabels
 from tok1d.nn.norm import Modulation, modulate
 
@@ -48,23 +47,6 @@ class ClassVectors(ClassLabels):
     def forward(self, labels: Tensor) -> Tensor:
         table = torch.cat([self.table, self.null_vector]) if self.has_null else self.table
         return self.proj(F.embedding(labels, table))
-
-
-class CaptionVectors(Captions):
-    """The mean of a caption's embeddings, padding left out, through a projection. (B, T, E) -> (B, dim).
-
-    Args:
-        text_dim: width E. length: most sub-words T.
-    """
-
-    def __init__(self, text_dim: int, length: int, dim: int, dropout: float) -> None:
-        super().__init__(text_dim, length, dropout)
-        self.proj = nn.Linear(text_dim, dim)
-
-    def forward(self, captions: Tensor) -> Tensor:
-        embeddings, seen = self.filled(captions)
-        # What is padding is zero, so that it adds nothing.
-        return self.proj(embeddings.sum(1) / seen.sum(1, keepdim=True))
 
 
 class BlockModulations(nn.Module):

@@ -74,7 +74,7 @@ class TimeEmbed(nn.Module):
 
 
 class Condition(nn.Module):
-    """What a model is told of a sample, in a batch `cond`, or that it is told nothing: the null condition, for guidance.
+    """What a model is told of a sample, or that it is told nothing: the null condition, for guidance.
 
     Args:
         dropout: probability of the null condition instead in training.

@@ -237,9 +237,7 @@ class SMAP(nn.Module):
         tokens, seen = (None, None) if cond is None or self.condition is None else self.condition.for_encoder(cond)
         return self.encoder(2 * images - 1, cond=tokens, cond_seen=seen)
 
-    def _paint(
-        self, tokens: Tensor, cond: Tensor | None, size: tuple[int, int], *, seen: Tensor | None
-    ) -> Tensor:
+    def _paint(self, tokens: Tensor, cond: Tensor | None, size: tuple[int, int], *, seen: Tensor | None) -> Tensor:
         """Pixels in [-1, 1] but for errors, of (B, k, C)."""
         told, told_seen = (None, None) if cond is None or self.condition is None else self.condition.for_decoder(cond)
         return self.decoder.paint(tokens, size, cond=told, cond_seen=told_seen, seen=seen)
