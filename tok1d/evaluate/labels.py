@@ -15,6 +15,11 @@ from tok1d.text import CaptionEmbeddings
 LABELS = ("true", "null")
 
 
+def reads_captions(tokenizer: Any) -> bool:
+    """Whether the label that a tokenizer wants is a caption."""
+    return getattr(tokenizer.spec, "reads_captions", False)
+
+
 def label_used(tokenizer: Any, num_classes: int, wanted: str | None = None, *, captioned: bool = False) -> str | None:
     """What records call it: "true" for labels out of `num_classes` classes, "null", or None where none is read.
 
@@ -33,7 +38,7 @@ def label_used(tokenizer: Any, num_classes: int, wanted: str | None = None, *, c
         if wanted is not None:
             raise InputError(f"label: this tokenizer reads no label, leave it away; received {wanted}")
         return None
-    if spec.reads_captions:
+    if reads_captions(tokenizer):
         if wanted == "true" and not captioned:
             raise InputError("label: this tokenizer reads captions, the images have none; use null")
         return wanted or ("true" if captioned else "null")
@@ -67,7 +72,7 @@ class Told:
         captions = getattr(images, "captions", [])
         self.used = label_used(tokenizer, images.num_classes, wanted, captioned=any(captions))
         self.embed: CaptionEmbeddings | None = None
-        if self.used == "true" and tokenizer.spec.reads_captions:
+        if self.used == "true" and reads_captions(tokenizer):
             self.embed = CaptionEmbeddings(tokenizer.config.condition, captions)
 
     def batch(self, indices: Sequence[int] | np.ndarray, *, seed: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:

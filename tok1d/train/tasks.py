@@ -17,7 +17,7 @@ from tok1d.data.images import ArrayImages, at_size, open_images
 from tok1d.data.order import batch_indices, choice
 from tok1d.data.tokens import INDEX, TokenCache
 from tok1d.errors import ConfigError, DataError, WeightsError
-from tok1d.evaluate.labels import Told, label_used, labels_given
+from tok1d.evaluate.labels import Told, label_used, labels_given, reads_captions
 from tok1d.generators.statistics import NormalisedTokens
 from tok1d.pictures import grid, save_png
 from tok1d.text import CaptionEmbeddings, CaptionWords
@@ -255,7 +255,7 @@ def open_cache(recipe: Recipe, tokenizer: Any, images: ArrayImages | FolderImage
             "or cache to another folder"
         )
     cache.check(tokenizer_fingerprint=store.fingerprint(tokenizer), data_fingerprint=images.fingerprint())
-    told = tokenizer.spec.reads_captions and any(images.captions)
+    told = reads_captions(tokenizer) and any(images.captions)
     if cache.meta.get("captions") != (captions_fingerprint(images.captions) if told else None):
         raise DataError(f"{folder}: encoded with other captions than data.captions gives now: cache to another folder")
     return cache
@@ -398,7 +398,7 @@ def _encoded(recipe: Recipe, tokenizer: Any, length: int) -> tuple[BatchFunction
     tell_broken(images)
     read, own = read_batches(recipe, images), text_condition(recipe.model)
     used = label_used(tokenizer, images.num_classes, captioned=any(images.captions))
-    reads = tokenizer.config.condition if tokenizer.spec.reads_captions and used == "true" else None
+    reads = tokenizer.config.condition if reads_captions(tokenizer) and used == "true" else None
     embed, device = caption_embeddings(recipe, own or reads, images), process_device()
 
     def batch(micro_step: int, rank: int, world: int) -> Batch:
