@@ -56,6 +56,22 @@ def bpe(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder
 
 
+@pytest.fixture(scope="session")
+def text_folder(bpe: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a random text encoder of CLIP's kind, 16 numbers wide and 20 sub-words long, and its tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = CLIPTextConfig(vocab_size=64, max_position_embeddings=20, bos_token_id=2, eos_token_id=2, **sizes)
+    folder = str(tmp_path_factory.mktemp("text encoder"))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        CLIPTextModel(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(bpe).save_pretrained(folder)
+    return folder
+
+
 TINY_TOKENIZER = """
 kind: tokenizer
 model:

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from tok1d.config import load_recipe, recipe_names
+from tok1d.errors import ConfigError
 from tok1d.generators.autoregressive import EpsilonLlamaGenConfig
 from tok1d.nn.block import swiglu_hidden
 from tok1d.tokenizers.query_encoder import EncoderConfig
 from tok1d.tokenizers.token_dit import DecoderConfig
 from tok1d.train.forecast import count_parameters, forecast, images_of_epoch
 from tok1d.train.optim import learning_rate
+from tok1d.train.tasks import build_task
 from tok1d.zoo import store
 from tok1d.zoo.adapters.semanticist import ar_config, decoder_config, encoder_config, from_published, to_published
 
@@ -140,6 +142,16 @@ def test_card_and_its_tokenizer_agree(name: str) -> None:
     assert (tokenizer.num_tokens, tokenizer.token_dim) == (model.num_tokens, model.token_dim)
     assert (tokenizer.num_classes, tokenizer.encoder.dim) == (model.num_classes, model.class_dim)
     assert (first.data.image_size, first.data.pad) == (recipe.data.image_size, recipe.data.pad)
+
+
+def test_recipes_of_captions_agree_and_leave_the_encoder_to_be_named() -> None:
+    first, second = (load_recipe(f"fashion_mnist/{name}_text") for name in ("smap", "card"))
+    assert made_by(second.tokenizer).model == first.model
+    assert first.model.condition == second.model.condition and first.data.captions == second.data.captions == "labels"
+    assert first.model.condition.is_text and first.model.condition.encoder == ""
+    for name in ("smap", "card"):
+        with pytest.raises(ConfigError, match=r"^model\.condition\.encoder: no text encoder is bundled, expected"):
+            build_task(load_recipe(f"fashion_mnist/{name}_text"))
 
 
 # The paper tells 234, 568 and 1100 million.

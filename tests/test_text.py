@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from tok1d.condition import ConditionConfig
 from tok1d.data.fashion_mnist import captions as label_captions
 from tok1d.errors import ConfigError, InputError, WeightsError
 from tok1d.losses.masked import caption_loss
-from tok1d.text import CaptionWords, TextEncoder
+from tok1d.text import CaptionEmbeddings, CaptionWords, TextEncoder
 
 CAPTIONS = ["a photo of a dress", "", "a dress, a dress", "a photo of a bag"]
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -175,3 +176,53 @@ def test_an_encoder_that_will_not_do_is_one_line(bpe: str, tmp_path: Path) -> No
     save_file({name: value for name, value in state.items() if name != gone}, file, metadata={"format": "pt"})
     with pytest.raises(WeightsError, match=f"1 weights are not there, such as {gone}"):
         TextEncoder(str(tmp_path / "clip"), 12).encode(["a"])
+
+
+def condition(folder: str, **keys: Any) -> ConditionConfig:
+    return ConditionConfig(**{"kind": "text", "encoder": folder, "dim": 16, "length": 12, **keys})
+
+
+def test_embeddings_of_repeated_captions_are_made_once(text_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    embed, asked = CaptionEmbeddings(condition(text_folder), CAPTIONS), []
+    encode = embed.encoder.encode
+    monkeypatch.setattr(embed.encoder, "encode", lambda texts, *rest: asked.append(texts) or encode(texts, *rest))
+    first = embed(CAPTIONS)
+    assert first.shape == (4, 12, 16) and not first[1].any(), "no caption"
+    assert asked == [[text] for text in CAPTIONS if text]
+    assert torch.equal(embed(CAPTIONS[::-1]), first.flip(0)) and len(asked) == 3
+    torch.testing.assert_close(first[[0, 2, 3]], encode([text for text in CAPTIONS if text])[0], atol=1e-5, rtol=1e-5)
+    assert not embed(["  ", ""]).any() and len(asked) == 3
+
+
+def test_too_many_captions_to_keep_are_encoded_a_batch(text_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = CaptionEmbeddings(condition(text_folder), CAPTIONS)
+    monkeypatch.setattr("tok1d.text.KEPT_BYTES", 4 * 12 * 16 * 3)
+    embed = CaptionEmbeddings(condition(text_folder), CAPTIONS)  # four different ones
+    assert embed.kept is None and kept.kept is not None
+    torch.testing.assert_close(embed(CAPTIONS), kept(CAPTIONS), atol=1e-5, rtol=1e-5)
+    assert torch.equal(embed(CAPTIONS), embed(CAPTIONS))
+    assert CaptionEmbeddings(condition(text_folder), CAPTIONS[:3]).kept == {}
+
+
+def test_one_encoder_serves_all_threads_and_users(text_folder: str) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    embed, other = (CaptionEmbeddings(condition(text_folder), ["a"]) for _ in range(2))
+    assert embed.encoder is other.encoder
+    expected = embed(["a dress"])
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda i: (embed, other)[i % 2](["a dress", f"a photo of {i}"]), range(40)):
+            assert torch.equal(found[:1], expected)
+
+
+def test_an_encoder_that_does_not_fit_the_model_is_one_line(text_folder: str) -> None:
+    for keys, message in (
+        ({"encoder": ""}, r"^model\.condition\.encoder: no text encoder is bundled, expected a transformers name or"),
+        ({"dim": 9}, r"^model\.condition\.dim: expected 16, the width of .*text encoder\d*, received 9$"),
+        ({"length": 21}, "expected a max_length up to 20, received 21"),
+    ):
+        with pytest.raises(ConfigError, match=message) as caught:
+            CaptionEmbeddings(condition(text_folder, **keys), [])
+        assert "\n" not in str(caught.value)
+    with pytest.raises(WeightsError, match="cannot read it"):
+        CaptionEmbeddings(condition("/no/such/folder"), [])

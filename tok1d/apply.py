@@ -13,15 +13,18 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from tok1d.condition import text_condition
+from tok1d.data.captions import BESIDE, LABELS, captions_of
 from tok1d.data.images import ImageSet, open_images
 from tok1d.diffusion.guidance import Guidance, Schedule
 from tok1d.errors import ConfigError, InputError
-from tok1d.evaluate.labels import label_used, labels_given
+from tok1d.evaluate.labels import Told, label_used, labels_given
 from tok1d.evaluate.metrics import psnr_per_image
 from tok1d.evaluate.reconstruction import token_counts
 from tok1d.evaluate.sampling import decoder_options, draws_whole, generator_guidance, sampling_options
 from tok1d.pictures import grid, save_png, to_pil
-from tok1d.train.tasks import padding_of
+from tok1d.text import CaptionEmbeddings
+from tok1d.train.tasks import padding_of, trained_with
 from tok1d.zoo import store
 
 
@@ -45,9 +48,10 @@ def open_data(
     data_root: str | None = None,
     on_broken: str = "stop",
     size: int | None = None,
+    generator: Any = None,
 ) -> ImageSet:
-    """ "fashion_mnist", or a folder of images, at a model's channels and size (or another), within the border that its
-    training images had; nothing is augmented."""
+    """ "fashion_mnist", or a folder of images, at a tokenizer's channels and size (or another), within the border that
+    its training images had; nothing is augmented. With captions where the tokenizer, or a generator, is told those."""
     config = model.config
     return open_images(
         "fashion_mnist" if name == "fashion_mnist" else "folder",
@@ -57,14 +61,33 @@ def open_data(
         channels=config.channels,
         pad=padding_of(model),
         on_broken=on_broken,  # type: ignore[arg-type]
+        captions=captions_for(name, model, *([] if generator is None else [generator])),
     )
+
+
+def captions_for(data: str, *models: Any) -> str | None:
+    """Which captions of "fashion_mnist" or of a folder `open_images` is asked for; None where no model is told any.
+
+    Of a folder the file that the model's training read, as its card tells, if it is there; else text files beside the
+    images.
+    """
+    told = next((model for model in models if text_condition(model.config) is not None), None)
+    if told is None:
+        return None
+    if data == "fashion_mnist":
+        return LABELS
+    known = trained_with(told, "captions", BESIDE)
+    return known if known not in (None, LABELS) and (Path(data) / known).is_file() else BESIDE
 
 
 def open_own(
     path: str, model: Any, *, data_root: str | None = None, on_broken: str = "stop", size: int | None = None
 ) -> ImageSet:
-    """The images to reconstruct: "fashion_mnist" (its test split), every image of a folder, or one image file."""
-    from tok1d.data.folder import FolderImages
+    """The images to reconstruct: "fashion_mnist" (its test split), every image of a folder, or one image file.
+
+    For a tokenizer of captions, text files beside the images hold theirs.
+    """
+    from tok1d.data.folder import FolderImages, list_images
     from tok1d.data.transforms import Transform
 
     if path == "fashion_mnist":
@@ -72,8 +95,11 @@ def open_own(
     transform = Transform(size or model.config.image_size, model.config.channels, pad=padding_of(model))
     where = Path(path)
     if where.is_file():
-        return FolderImages(where.parent, transform, "stop", files=[where.name])
-    return FolderImages(where, transform, on_broken)  # type: ignore[arg-type]
+        root, files, on_broken = where.parent, [where.name], "stop"
+    else:
+        root, files = where, list_images(where)
+    found = captions_of(root, "", files, BESIDE) if text_condition(model.config) is not None else {}
+    return FolderImages(root, transform, on_broken, files=files, captions=found or None)  # type: ignore[arg-type]
 
 
 def new_folder(out: Path, *, overwrite: bool) -> Path:
@@ -153,9 +179,8 @@ def reconstruct(
     keep = token_counts(tokenizer.spec, keep)
     options = decoder_options(tokenizer, steps=steps, guidance=guidance, solver=solver)
     device = next(tokenizer.parameters()).device
-    x, labels = images.batch(range(min(num, len(images))))
+    x, _, cond = Told(tokenizer, images, label).batch(range(min(num, len(images))))
     x = x.to(device)
-    cond = labels_given(label_used(tokenizer, images.num_classes, label), labels, device)
     tokens = tokenizer.encode(x, cond)
     if x.shape[-2:] != (tokenizer.config.image_size,) * 2:
         options["size"] = (x.shape[-2], x.shape[-1])
@@ -179,8 +204,8 @@ def zoom_for(images: Tensor) -> int:
     return max(1, round(84 / images.shape[-1]))
 
 
-def noise_of(device: torch.device, *key: int) -> torch.Generator:
-    """A source of noise that belongs to a key: a seed, a class and the number of an image in it, say."""
+def noise_of(device: torch.device, *key: int | str) -> torch.Generator:
+    """A source of noise that belongs to a key: a seed, a class (or caption) and the number of an image in it, say."""
     # Hashed, because torch's CPU generator takes only the low 32 bits of a seed.
     digest = hashlib.sha256(" ".join(map(str, key)).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big"))
@@ -218,13 +243,53 @@ def guidance_for(
     return replace(found, schedule=schedule) if schedule else found  # type: ignore[arg-type]
 
 
+def parse_captions(texts: Sequence[str]) -> list[str]:
+    """Captions as the command line gives them: each a caption, or the name of a .txt file with one a line."""
+    found: list[str] = []
+    for text in texts:
+        if not text.endswith(".txt"):
+            found.append(text)
+            continue
+        try:
+            found += [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise InputError(
+                f"--captions: cannot read {text}, {why}; expected captions, or files of one a line"
+            ) from None
+    if texts and not any(caption.strip() for caption in found):
+        raise InputError("--captions: expected at least one caption that says something, received none")
+    return found
+
+
+def check_wanted(
+    generator: Any, classes: Any = None, captions: Sequence[str] | None = None, *, unconditional: bool = False
+) -> None:
+    """Refuse classes or captions that a generator is not told, and captions that are missing.
+
+    Raises:
+        InputError: so it is.
+    """
+    told = text_condition(generator.config) is not None
+    reads = "--captions" if told else "--classes" if generator.config.num_classes else ""
+    for name, given in (("--classes", classes), ("--captions", captions)):
+        if given and unconditional:
+            raise InputError(f"{name}: --unconditional draws without {name[2:]}; leave it away")
+        if given and name != reads:
+            advice = f"is told {reads[2:]}, use {reads}" if reads else f"knows no {name[2:]}; leave it away"
+            raise InputError(f"{name}: this generator {advice}")
+    if told and not unconditional and not captions:
+        raise InputError("--captions: this generator is told captions, expected one at least, or --unconditional")
+
+
 @torch.no_grad()
 def generate(
     generator: Any,
     tokenizer: Any,
     out: Path,
     *,
-    classes: Sequence[int] | None,
+    classes: Sequence[int] | None = None,
+    captions: Sequence[str] | None = None,
     num: int = 16,
     keep: int | None = None,
     unconditional: bool = False,
@@ -241,14 +306,16 @@ def generate(
     batch_size: int = 100,
     seed: int = 0,
 ) -> Path:
-    """Draw `num` images of every class (or `num` images of an unconditional model); a PNG each and overview.png.
+    """Draw `num` images of every class or caption (or of an unconditional model); a PNG each and overview.png.
 
-    Noise belongs to (seed, class, number of the image): neither the other images nor `batch_size` change a picture.
+    Noise belongs to (seed, class or caption, number of the image): neither the other images nor `batch_size` change a
+    picture.
 
     Args:
+        classes: default: all. captions: of a model that is told those.
         keep: only the first tokens; a causal generator makes no more, of a whole sequence the others are not decoded.
             prefixes: also paint the same samples from that many of their tokens, into progressive.png, a row a number.
-        unconditional: draw the null class of a class-conditional model.
+        unconditional: draw the null condition of a conditional model.
         guidance, temperature, steps, sampler, top_k, top_p: of the generator, those it has; a plain guidance scale
             follows `generator_guidance`. decoder_steps, decoder_solver, decoder_guidance: of the tokenizer's decoder.
 
@@ -259,14 +326,17 @@ def generate(
     guidance = generator_guidance(generator, guidance)
     if guidance.scale != 1 and guidance.weak_model is None and not generator.label_embed.has_null:
         raise InputError("--guidance: this generator was trained without class dropout and cannot be guided; pass 1")
+    check_wanted(generator, classes, captions, unconditional=unconditional)
+    told = None if unconditional else text_condition(generator.config)
     num_classes = 0 if unconditional else generator.config.num_classes
-    if classes is not None and not num_classes:
-        raise InputError("--classes: samples of an unconditional model have none, leave them away")
-    wanted = (range(num_classes) if classes is None else classes) if num_classes else [0]
-    keys = [(label, copy) for label in wanted for copy in range(num)]
+    wanted: Sequence[int | str] = captions or [0]
+    if num_classes:
+        wanted = range(num_classes) if classes is None else classes
+    embed = None if told is None else CaptionEmbeddings(told, captions or [])
+    keys = [(what, copy) for what in wanted for copy in range(num)]
     length = keep or generator.config.num_tokens
     token_counts(tokenizer.spec, [length, *prefixes])
-    whole, used = draws_whole(generator), label_used(tokenizer, num_classes)
+    whole, used = draws_whole(generator), label_used(tokenizer, num_classes, captioned=embed is not None)
     how = sampling_options(
         generator, "--", temperature=temperature, steps=steps, sampler=sampler, top_k=top_k, top_p=top_p
     )
@@ -277,10 +347,11 @@ def generate(
     progress: dict[int, list[Tensor]] = {k: [] for k in prefixes}
     for start in range(0, len(keys), batch_size):
         part = keys[start : start + batch_size]
-        labels = torch.tensor([label for label, _ in part], device=device) if num_classes else None
-        told = labels_given(used, labels, device)
+        cond = torch.tensor([label for label, _ in part], device=device) if num_classes else None
+        if embed is not None:
+            cond = embed([str(caption) for caption, _ in part], device)
         tokens = generator.sample(
-            labels,
+            cond,
             num=len(part),
             length=None if whole else keep,
             generator=[noise_of(device, seed, 0, *key) for key in part],
@@ -289,11 +360,13 @@ def generate(
         )
         for k, painted in ((length, images), *progress.items()):
             sources = [noise_of(device, seed, 1, *key) for key in part]
-            painted.append(tokenizer.decode(tokens, told, keep=k, generator=sources, **options).cpu())
+            given = labels_given(used, cond, device)
+            painted.append(tokenizer.decode(tokens, given, keep=k, generator=sources, **options).cpu())
     drawn = torch.cat(images)
-    for (label, copy), image in zip(keys, drawn):
-        name = f"class{label:03d}_{copy:03d}.png" if num_classes else f"image{copy:03d}.png"
-        save_png(to_pil(image), out / name)
+    for i, image in enumerate(drawn):
+        what, copy = keys[i]
+        name = f"class{what:03d}_" if num_classes else f"image{'' if embed is None else f'{i // num:03d}_'}"
+        save_png(to_pil(image), out / f"{name}{copy:03d}.png")
     if progress:
         rows = torch.cat([image for painted in progress.values() for image in painted])
         save_png(grid(rows, len(keys), zoom=zoom_for(rows)), out / "progressive.png")

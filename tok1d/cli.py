@@ -246,7 +246,7 @@ def reconstruct(
     guided = Guidance(guidance, interval=apply.parse_interval(guidance_interval, "--guidance-interval"))
     folder = apply.new_folder(out, overwrite=overwrite)
     source = apply.open_own(images, tokenizer, data_root=data_root, on_broken=on_broken, size=size)
-    used = label_used(tokenizer, source.num_classes, label or None)
+    used = label_used(tokenizer, source.num_classes, label or None, captioned=any(source.captions))
     psnr = apply.reconstruct(
         tokenizer,
         source,
@@ -267,12 +267,16 @@ def reconstruct(
     print(f"pictures: {folder / 'overview.png'}")
 
 
-@app.command(short_help="Draw images of classes.")
+@app.command(short_help="Draw images of classes or captions.")
 def generate(
     model: Model,
     out: Annotated[Path, typer.Option(help="folder for the pictures")],
     classes: Annotated[str, typer.Option(help="class ids, such as 3,7; default: all")] = "",
-    num: Annotated[int, typer.Option(min=1, help="images of every class; without classes, images")] = 8,
+    captions: Annotated[
+        list[str] | None,
+        typer.Option(help="of models that are told those: a caption, or a .txt file with one a line; may come again"),
+    ] = None,
+    num: Annotated[int, typer.Option(min=1, help="images of every class or caption; without any, images")] = 8,
     unconditional: Unconditional = False,
     keep: Annotated[int | None, typer.Option(min=1, help="only the first tokens; default: all")] = None,
     decode_keep: Annotated[
@@ -298,17 +302,16 @@ def generate(
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw images of classes: tokens from the generator, pixels from its tokenizer."""
+    """Draw images of classes or captions: tokens from the generator, pixels from its tokenizer."""
     from tok1d import apply
+    from tok1d.condition import is_conditional
     from tok1d.errors import InputError
     from tok1d.zoo import store
 
     generator, tokenizer = store.load_pair(model, device=apply.pick_device(device))
-    num_classes = 0 if unconditional else generator.config.num_classes
-    if classes and not num_classes:
-        why = "--unconditional draws without" if unconditional else "this generator knows no"
-        raise InputError(f"--classes: {why} classes; leave it away")
-    wanted = apply.parse_counts(classes, "--classes", 0, num_classes - 1) if classes else None
+    texts = apply.parse_captions(captions or [])
+    apply.check_wanted(generator, classes, texts, unconditional=unconditional)
+    wanted = apply.parse_counts(classes, "--classes", 0, generator.config.num_classes - 1) if classes else None
     if keep is not None and keep > generator.config.num_tokens:
         raise InputError(f"--keep: expected 1..{generator.config.num_tokens}, received {keep}")
     length = keep or generator.config.num_tokens
@@ -320,7 +323,7 @@ def generate(
         schedule=guidance_schedule,
         interval=guidance_interval,
         weak_model=weak_model,
-        conditional=num_classes > 0,
+        conditional=is_conditional(generator.config) and not unconditional,
     )
     folder = apply.new_folder(out, overwrite=overwrite)
     overview = apply.generate(
@@ -328,6 +331,7 @@ def generate(
         tokenizer,
         folder,
         classes=wanted,
+        captions=texts or None,
         num=num,
         keep=keep,
         unconditional=unconditional,

@@ -118,6 +118,7 @@ def evaluate_generation(
 ) -> None:
     """Label agreement and Fréchet distance of samples, by the judge for the data; without classes only the distance."""
     from tok1d import apply
+    from tok1d.condition import is_conditional
     from tok1d.errors import InputError
     from tok1d.evaluate.generation import evaluate_generation as measure
     from tok1d.train import run
@@ -138,12 +139,12 @@ def evaluate_generation(
         schedule=guidance_schedule,
         interval=guidance_interval,
         weak_model=weak_model,
-        conditional=not unconditional and generator.config.num_classes > 0,
+        conditional=not unconditional and is_conditional(generator.config),
     )
     records = measure(
         generator,
         tokenizer,
-        apply.open_data(data, tokenizer, data_root=data_root),
+        apply.open_data(data, tokenizer, data_root=data_root, generator=generator),
         judge,
         num=num,
         keep=apply.parse_counts(keep, "--keep", 1, length) if keep else [],

@@ -223,6 +223,13 @@ class Recipe:
         targets = [each.target for each in getattr(self.model, "auxiliary", [])]
         return "text" in targets and getattr(self.model, "stage", "train") == "train"
 
+    @property
+    def reads_captions(self) -> bool:
+        """Whether the model is told captions (`condition.kind` text)."""
+        from tok1d.condition import text_condition
+
+        return text_condition(self.model) is not None
+
     def check(self) -> None:
         """Raise ConfigError where the sections contradict each other."""
         name = getattr(self.model, "name", None)
@@ -269,10 +276,21 @@ class Recipe:
 
     def _check_images(self, name: str | None) -> None:
         """What the model asks of its images beyond one size."""
-        if self.learns_words and self.data.captions is None:
+        if self.data.captions is None and (self.learns_words or self.reads_captions):
+            who = "condition.kind=text" if self.reads_captions else "the auxiliary target text"
             raise ConfigError(
-                "data.captions: the auxiliary target text learns from captions; expected labels (fashion_mnist), files "
+                f"data.captions: {who} learns from captions; expected labels (fashion_mnist), files "
                 "or a file of JSON lines (folder), received null"
+            )
+        if (
+            self.reads_captions
+            and self.kind == "generator"
+            and self.cache != NO_CACHE
+            and self.data.on_broken != "stop"
+        ):
+            raise ConfigError(
+                "data.on_broken: cached tokens find captions by the image's number, expected stop, or cache=none, "
+                f"received {self.data.on_broken}"
             )
         if self.data.image_sizes and name not in ANY_SIZE:
             raise ConfigError(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tok1d.condition import ConditionConfig
 from tok1d.errors import ConfigError, InputError, WeightsError
 from tok1d.losses.masked import bag_of_words
 
 IDF_CAPTIONS = 100_000  # of a larger set, so many captions, evenly spread, tell how rare a word is
+KEPT_BYTES = 2**28  # of embeddings that are kept because their captions come again
 
 
 class CaptionWords:
@@ -66,7 +70,8 @@ class CaptionWords:
 class TextEncoder:
     """A frozen text encoder: captions to the states of its last layer, such as T5's encoder or CLIP's text tower.
 
-    It is read at the first use and is no `nn.Module`: its weights are no part of a model that holds it.
+    It is read at the first use and is no `nn.Module`: its weights are no part of a model that holds it. Threads may
+    share it.
 
     Args:
         name: a transformers model with its tokenizer, a hub name or a local folder.
@@ -78,6 +83,7 @@ class TextEncoder:
             raise ConfigError(f"text encoder {name}: expected a max_length of at least 1, received {max_length}")
         self.name, self.max_length = name, max_length
         self._parts: tuple[Any, Any] | None = None
+        self._lock = threading.RLock()  # transformers' fast tokenizers fail where two threads use one
 
     @property
     def dim(self) -> int:
@@ -96,17 +102,22 @@ class TextEncoder:
         """
         if isinstance(captions, str) or not captions:
             raise InputError(f"text encoder {self.name}: expected a list of captions, got {captions!r}")
-        tokenizer, network = self._load()
-        network.to(device)
-        found = tokenizer(
-            list(captions), padding="max_length", truncation=True, max_length=self.max_length, return_tensors="pt"
-        )
-        ids, mask = (found[key].to(device) for key in ("input_ids", "attention_mask"))
-        with torch.autocast(torch.device(device).type, enabled=False):
-            states = network(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+        with self._lock:
+            tokenizer, network = self._load()
+            network.to(device)
+            found = tokenizer(
+                list(captions), padding="max_length", truncation=True, max_length=self.max_length, return_tensors="pt"
+            )
+            ids, mask = (found[key].to(device) for key in ("input_ids", "attention_mask"))
+            with torch.autocast(torch.device(device).type, enabled=False):
+                states = network(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         return states * mask[..., None], mask.bool()
 
     def _load(self) -> tuple[Any, Any]:
+        with self._lock:
+            return self._read()
+
+    def _read(self) -> tuple[Any, Any]:
         if self._parts is None:
             tokenizer, network = _load(self.name, "tokenizer"), _load(self.name, "text encoder")
             if tokenizer.pad_token_id is None:
@@ -118,6 +129,56 @@ class TextEncoder:
                 )
             self._parts = tokenizer, network.float().eval().requires_grad_(False)
         return self._parts
+
+
+@lru_cache(maxsize=2)
+def text_encoder(name: str, max_length: int) -> TextEncoder:
+    """The encoder of that name and length; those used last are held, so that a process reads each once."""
+    return TextEncoder(name, max_length)
+
+
+class CaptionEmbeddings:
+    """Captions to the embeddings (B, T, E) that a model of them is told; a blank caption is none: zeros.
+
+    Captions that come again, as those made from labels do, are encoded once, each alone, and kept: as long as there are
+    no more different ones than `KEPT_BYTES` hold. Else every batch is encoded as it is. Either way what comes out is a
+    function of the batch, so that a resumed run equals an unbroken one.
+
+    Args:
+        condition: names the encoder, and T and E.
+        captions: those that will be asked for.
+
+    Raises:
+        ConfigError: no encoder is named, or its states have another width; or as `TextEncoder.encode`.
+        WeightsError: as `TextEncoder.encode`.
+    """
+
+    def __init__(self, condition: ConditionConfig, captions: Sequence[str]) -> None:
+        condition.check_encoder()
+        self.condition, self.encoder = condition, text_encoder(condition.encoder, condition.length)
+        if self.encoder.dim != condition.dim:
+            raise ConfigError(
+                f"model.condition.dim: expected {self.encoder.dim}, the width of {condition.encoder}, "
+                f"received {condition.dim}"
+            )
+        most = KEPT_BYTES // (4 * condition.length * condition.dim)
+        self.kept: dict[str, Tensor] | None = {} if len(set(captions)) <= most else None
+
+    def __call__(self, captions: Sequence[str], device: torch.device | str = "cpu") -> Tensor:
+        """(B, T, E) float32 on the device, where the encoder moves and stays."""
+        rows = torch.zeros(len(captions), self.condition.length, self.condition.dim, device=device)
+        places = [i for i, caption in enumerate(captions) if caption.strip()]
+        if places and self.kept is None:
+            rows[places] = self.encoder.encode([captions[i] for i in places], device)[0]
+        elif places:
+            rows[places] = torch.stack([self._kept(captions[i], device) for i in places])
+        return rows
+
+    def _kept(self, caption: str, device: torch.device | str) -> Tensor:
+        assert self.kept is not None
+        if caption not in self.kept:
+            self.kept[caption] = self.encoder.encode([caption], device)[0][0]
+        return self.kept[caption].to(device)
 
 
 def _load(name: str, what: str) -> Any:

@@ -55,7 +55,7 @@ def collect_tokens(tokenizer: Any, images: ImageSet, *, num: int = 5000, batch_s
     Raises:
         InputError: a tokenizer that makes ids, or no images.
     """
-    from tok1d.evaluate.labels import label_used
+    from tok1d.evaluate.labels import Told
     from tok1d.train.cache import encode_batch, tokens_kept
 
     if tokenizer.spec.dim is None:
@@ -63,10 +63,10 @@ def collect_tokens(tokenizer: Any, images: ImageSet, *, num: int = 5000, batch_s
     count, length = min(num, len(images)), tokens_kept(tokenizer.spec, None)
     if count < 1:
         raise InputError(f"mixtures need images, got {count}")
-    parts, used = [], label_used(tokenizer, images.num_classes)
+    parts, told = [], Told(tokenizer, images)
     for start in range(0, count, batch_size):
-        x, labels = images.batch(range(start, min(start + batch_size, count)))
-        parts.append(encode_batch(tokenizer, x, labels, length, label=used).cpu())
+        x, _, cond = told.batch(range(start, min(start + batch_size, count)))
+        parts.append(encode_batch(tokenizer, x, cond, length).cpu())
     return torch.cat(parts)
 
 

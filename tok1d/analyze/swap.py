@@ -97,11 +97,13 @@ def paint(tokenizer: Any, x: Tensor, labels: Tensor, partner: Tensor, variant: s
 
 
 def check_swap(tokenizer: Any, images: ImageSet) -> None:
-    """Raise InputError on a tokenizer that reads no label or needs all tokens, or images without its classes."""
+    """Raise InputError on a tokenizer that reads no class or needs all tokens, or images without its classes."""
     spec = tokenizer.spec
     if not (spec.needs_label and spec.ordered):
         name = type(tokenizer).__name__
         raise InputError(f"swap needs a tokenizer that is told the class and can do without tokens (SMAP), got {name}")
+    if spec.reads_captions:
+        raise InputError("swap compares classes, this tokenizer is told captions")
     label_used(tokenizer, images.num_classes, "true")
 
 

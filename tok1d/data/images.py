@@ -33,6 +33,7 @@ class ImageSet(Protocol):
     """Images with labels, read in batches; augmentation is a pure function of (seed, epoch, index)."""
 
     class_names: list[str]
+    captions: list[str]  # one an image, "" where there is none
 
     def __len__(self) -> int: ...
 
@@ -41,6 +42,12 @@ class ImageSet(Protocol):
 
     def batch(self, indices: Sequence[int] | np.ndarray, *, seed: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor]:
         """Return images, float (B, C, H, W) in [0, 1], and labels, int64 (B,); V rows an image for V views."""
+        ...
+
+    def captioned_batch(
+        self, indices: Sequence[int] | np.ndarray, *, seed: int = 0, epoch: int = 0
+    ) -> tuple[Tensor, Tensor, list[str]]:
+        """As `batch`, with the caption of every row."""
         ...
 
     def fingerprint(self) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tok1d.condition import is_conditional, text_condition
 from tok1d.data.images import ImageSet
 from tok1d.diffusion.guidance import Guidance
+from tok1d.errors import InputError
 from tok1d.evaluate.labels import label_used, labels_given
 from tok1d.evaluate.networks import CNN
 from tok1d.evaluate.reconstruction import Judged, judge_name, token_counts
@@ -24,6 +26,7 @@ from tok1d.evaluate.sampling import (
     sampling_text,
 )
 from tok1d.generators.sequence import SequenceModel
+from tok1d.text import CaptionEmbeddings
 
 
 def balanced_labels(num: int, num_classes: int) -> Tensor:
@@ -57,25 +60,27 @@ def evaluate_generation(
 ) -> list[Record]:
     """Label agreement of `num` class-balanced samples and their Fréchet distance to `reference` images.
 
-    Samples of an unconditional model have only the distance.
+    A model of captions draws by those of the reference images, one after the other, and its samples should show their
+    classes. Samples of an unconditional model have only the distance.
 
     Args:
         keep: how many of a sample's tokens are decoded, one set of records each (default: all it generates).
-        unconditional: draw the null class of a class-conditional model, without labels.
+        unconditional: draw the null condition of a conditional model, without labels.
         guidance, temperature, steps, sampler, top_k, top_p: of the generator, those it has (a plain guidance scale
             follows `generator_guidance`); decoder_steps, decoder_solver, decoder_guidance: of the tokenizer's decoder.
         batch_size: it decides the noise too, with the seed.
         pad: width of the images' border, in pixels, that the judge does not see.
 
     Raises:
-        InputError: whatever the generator or the tokenizer cannot do.
+        InputError: whatever the generator or the tokenizer cannot do, or captions that are not there.
     """
     device = next(generator.parameters()).device
-    num_classes = 0 if unconditional else generator.config.num_classes
-    labels = balanced_labels(num, num_classes).to(device) if num_classes else None
+    conditional = is_conditional(generator.config) and not unconditional
+    captioned = conditional and text_condition(generator.config) is not None
+    conditions = _conditions(generator, reference, num, device) if conditional else None
     lengths = token_counts(tokenizer.spec, keep or [generator.config.num_tokens])
-    # A sample's own class, which the decoder is told too where it wants one.
-    used = label_used(tokenizer, num_classes)
+    # A sample's own class or caption, which the decoder is told too where it wants one.
+    used = label_used(tokenizer, generator.config.num_classes if conditional else 0, captioned=captioned)
     judged = {k: Judged(judge, pad) for k in lengths}
     guidance = generator_guidance(generator, guidance)
     how = sampling_options(generator, sampler=sampler, steps=steps, temperature=temperature, top_k=top_k, top_p=top_p)
@@ -84,7 +89,7 @@ def evaluate_generation(
     )
     for start in range(0, num, batch_size):
         count = min(batch_size, num - start)
-        cond = None if labels is None else labels[start : start + count]
+        cond, labels = (None, None) if conditions is None else conditions(start, count)
         source = torch.Generator(device).manual_seed(seed * 1_000_003 + start)
         with counted(*sampled_networks(generator, guidance)) as evaluations:
             tokens = generator.sample(cond, num=count, guidance=guidance, generator=source, **how)
@@ -92,7 +97,7 @@ def evaluate_generation(
             source = torch.Generator(device).manual_seed(seed * 1_000_003 + start + 1)
             with counted(tokenizer.decoder) as painting:
                 y = tokenizer.decode(tokens, labels_given(used, cond, device), keep=k, generator=source, **decoding)
-            judged[k].update(y, cond)
+            judged[k].update(y, labels)
     sampling = sampling_text(generator, tokens, evaluations, **how)
     if decoding:
         sampling += f"; {decoding['solver']}, {painting.per(len(tokens))} evaluations an image"
@@ -105,12 +110,30 @@ def evaluate_generation(
         guidance=guided if decoder_guidance == 1 else f"{guided}, decoder {decoder_guidance:g}",
         seed=seed,
         label=used,
-        note="" if num_classes else "unconditional",
+        note="by captions of the reference images" if captioned else "" if conditional else "unconditional",
         **(protocol or {}),
     )
-    return _records(
-        judged, _real(judge, reference, pad, batch_size, device), reference, common, labelled=num_classes > 0
-    )
+    return _records(judged, _real(judge, reference, pad, batch_size, device), reference, common, labelled=conditional)
+
+
+def _conditions(
+    generator: Any, reference: Any, num: int, device: torch.device
+) -> Callable[[int, int], tuple[Tensor, Tensor]]:
+    """What so many samples from a number on are drawn by, classes or captions, and the classes they should show."""
+    told, captions = text_condition(generator.config), getattr(reference, "captions", [])
+    if told is None:
+        labels = balanced_labels(num, generator.config.num_classes).to(device)
+        return lambda start, count: 2 * (labels[start : start + count],)
+    if not any(captions):
+        raise InputError("this generator is told captions, the reference images have none; draw it unconditionally")
+    embed = CaptionEmbeddings(told, captions)
+
+    def of_images(start: int, count: int) -> tuple[Tensor, Tensor]:
+        indices = [i % len(reference) for i in range(start, start + count)]
+        _, labels, captions = reference.captioned_batch(indices)
+        return embed(captions, device), labels.to(device)
+
+    return of_images
 
 
 def _real(judge: CNN, reference: ImageSet, pad: int, batch_size: int, device: torch.device) -> Judged:

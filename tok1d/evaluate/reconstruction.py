@@ -12,7 +12,7 @@ from tok1d.data.images import ImageSet
 from tok1d.data.transforms import without_border
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
-from tok1d.evaluate.labels import label_used, labels_given
+from tok1d.evaluate.labels import Told
 from tok1d.evaluate.metrics import Moments, accuracy, frechet_distance, mse_per_image, psnr_per_image
 from tok1d.evaluate.networks import CNN
 from tok1d.evaluate.report import Record
@@ -112,14 +112,13 @@ def evaluate_reconstruction(
     device = next(tokenizer.parameters()).device
     lengths = token_counts(tokenizer.spec, keep)
     options = decoder_options(tokenizer, steps=steps, guidance=guidance, solver=solver)
-    used = label_used(tokenizer, images.num_classes, label)
+    told = Told(tokenizer, images, label)
     psnr, mse = dict.fromkeys(lengths, 0.0), dict.fromkeys(lengths, 0.0)
     judged = {k: Judged(judge, pad) for k in lengths} if judge is not None else {}
     real = Judged(judge, pad) if judge is not None else None
     for start in range(0, len(images), batch_size):
-        x, labels = images.batch(range(start, min(start + batch_size, len(images))))
+        x, labels, cond = told.batch(range(start, min(start + batch_size, len(images))))
         x, labels = x.to(device), labels.to(device)
-        cond = labels_given(used, labels, device)
         tokens = tokenizer.encode(x, cond)
         if real is not None:
             real.update(x, labels)
@@ -139,7 +138,7 @@ def evaluate_reconstruction(
         sampler=f"{options['solver']}, {evaluations.per(len(tokens))} evaluations an image" if options else None,
         steps=(steps or getattr(tokenizer.config, "steps", None)) if options else None,
         guidance=guidance_text(guidance) if options else None,
-        label=used,
+        label=told.used,
         seed=seed,
         **(protocol or {}),
     )

@@ -21,7 +21,7 @@ from tok1d.generators.base import class_ids, training_ids
 from tok1d.generators.head import DiffusionHead, HeadConfig
 from tok1d.nn.attention import Attend, Attention, KVCache, causal
 from tok1d.nn.block import Block, SwiGLU, swiglu_hidden
-from tok1d.nn.embed import ClassLabels, LabelEmbed
+from tok1d.nn.embed import Condition, LabelEmbed
 from tok1d.nn.norm import RMSNorm
 
 
@@ -32,7 +32,7 @@ class CausalGenerator(nn.Module):
     """
 
     config: Any
-    label_embed: ClassLabels
+    label_embed: Condition
     token_embed: nn.Linear
     blocks: nn.ModuleList
     head_positions: nn.Parameter  # (1, K, dim), told to the head
@@ -50,7 +50,7 @@ class CausalGenerator(nn.Module):
 
     @abstractmethod
     def context(self, labels: Tensor) -> Any:
-        """What the stack is told of class ids (B,), the null class included; made once a sequence."""
+        """What the stack is told of class ids (B,), the null class included, or of captions; made once a sequence."""
 
     @abstractmethod
     def prefix(self, context: Any) -> Tensor:
@@ -73,7 +73,7 @@ class CausalGenerator(nn.Module):
         return noise
 
     def labels(self, cond: Tensor | None, batch: int) -> Tensor:
-        """Checked class ids (B,), see `class_ids`."""
+        """Checked class ids (B,), or captions, see `class_ids`."""
         return class_ids(self.label_embed, cond, batch, self.head_positions.device)
 
     def hidden(self, tokens: Tensor, labels: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class CausalGenerator(nn.Module):
         return states[:, self.num_prefix - 1 :] + self.head_positions[:, :length]
 
     def losses(self, batch: tuple[Tensor, Tensor | None], progress: float) -> dict[str, Tensor]:
-        """The head's mean loss on (raw tokens (B, k, D), classes (B,) or None)."""
+        """The head's mean loss on (raw tokens (B, k, D), classes (B,), captions or None)."""
         tokens, cond = self.normalise(batch[0]), batch[1]
         labels = training_ids(self.label_embed, cond, tokens.shape[0], self.head_positions.device)
         hidden = self.hidden(tokens, labels)
@@ -108,7 +108,8 @@ class CausalGenerator(nn.Module):
         """Raw tokens (B, length, D), one after the other with a KV cache.
 
         Args:
-            cond: (B,) class ids, or None with `num` for the unconditional model.
+            cond: (B,) class ids, or captions (B, T, E) for a model of those; None with `num`: the unconditional model,
+                or the null condition.
             length: how many tokens, 1..K (default K).
             guidance: a plain scale follows the model's `guidance_schedule` over the tokens; guidance acts inside the
                 head, on its outputs. 1 is off, 0 is the null class, values between them are allowed.
@@ -124,7 +125,7 @@ class CausalGenerator(nn.Module):
             InputError: class ids, lengths or guidance this model cannot serve.
         """
         if cond is None and (num is None or num < 1):
-            raise InputError(f"sample needs class ids, or num for how many sequences to draw, got num {num}")
+            raise InputError(f"sample needs a condition, or num for how many sequences to draw, got num {num}")
         labels = self.labels(cond, num or 0)
         length = self.config.num_tokens if length is None else length
         if not 1 <= length <= self.config.num_tokens:
@@ -242,7 +243,7 @@ class CachedDecoder:
     """Token-by-token states of the stack; guided and unguided streams share one batch and one cache.
 
     Args:
-        labels: (B,) class ids.
+        labels: (B,) class ids, or captions.
         with_null: also run the null class, rows B..2B-1.
     """
 

@@ -2,7 +2,8 @@
 head for the next token.
 
 The class is not in the sequence: it modulates the norms of every block. Its vectors may be those of the tokenizer,
-whose values then lie among CARD's own weights.
+whose values then lie among CARD's own weights. With `condition.kind=text` the mean of a caption's embeddings stands
+where the class's vector stands (beyond the paper): a modulation is one vector, so a caption has to become one.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from tok1d.condition import ConditionConfig
 from tok1d.config import option
 from tok1d.errors import ConfigError
 from tok1d.generators.autoregressive import CausalGenerator
+from tok1d.generators.captions import CaptionVectors
 from tok1d.generators.head import DiffusionHead, HeadConfig
 from tok1d.generators.modulation import BlockModulations, ClassBlock, ClassVectors, ModulationKind, Parts
 from tok1d.generators.statistics import NormalisedTokens, Statistics
@@ -38,13 +41,14 @@ class CARDConfig:
     name: str = option("card", "which model this is")
     num_tokens: int = option(128, "tokens K of a sequence", ge=1)
     token_dim: int = option(16, "numbers D of a token", ge=1)
-    num_classes: int = option(1000, "classes; 0 makes it unconditional", ge=0)
+    num_classes: int = option(1000, "classes; 0 makes it unconditional, or of captions", ge=0)
+    condition: ConditionConfig = option(ConditionConfig())
     class_source: Literal["shared", "independent"] = option(
         "shared", "class vectors: copied from the tokenizer's table, or a table of its own"
     )
     class_dim: int = option(768, "width of the class table; shared: that of the tokenizer's", ge=1)
     freeze_class_embedding: bool = option(True, "shared: keep the tokenizer's class vectors as they are")
-    class_dropout: float = option(0.1, "probability of training with the null class", ge=0, lt=1)
+    class_dropout: float = option(0.1, "probability of training with the null class, or without a caption", ge=0, lt=1)
     dim: int = option(768, "width; size=B, L or XL sets width, depth and heads, and the head's width and depth", ge=1)
     depth: int = option(24, "number of blocks", ge=1)
     heads: int = option(12, "attention heads", ge=1)
@@ -71,6 +75,7 @@ class CARDConfig:
 
     def check(self) -> None:
         """Contradictions between the fields."""
+        self.condition.check_classes(self.num_classes)
         if self.dim % self.heads:
             raise ConfigError(f"heads: {self.heads} does not divide dim {self.dim}")
         if self.positions == "rope1d" and self.dim // self.heads % 2:
@@ -82,12 +87,12 @@ class CARDConfig:
 
 
 class CARD(NormalisedTokens, CausalGenerator):
-    """Tokens (B, K, D) float given classes (B,) int64; see the module's text.
+    """Tokens (B, K, D) float given classes (B,) int64, or captions (B, T, E); see the module's text.
 
     Sampling is `CausalGenerator.sample`. `temperature` multiplies the noise that the head starts from.
     """
 
-    label_embed: ClassVectors
+    label_embed: ClassVectors | CaptionVectors
     config: CARDConfig
 
     def __init__(self, config: CARDConfig) -> None:
@@ -95,8 +100,7 @@ class CARD(NormalisedTokens, CausalGenerator):
         self.config = config
         self.hold_statistics(config.statistics, config.token_dim)
         dim, length = config.dim, config.num_tokens
-        frozen = config.shares_classes and config.freeze_class_embedding
-        self.label_embed = ClassVectors(config.num_classes, config.class_dim, dim, config.class_dropout, frozen=frozen)
+        self.label_embed = self._label_embed(config)
         self.modulations = BlockModulations(config.modulation, dim, config.depth)
         self.token_embed = nn.Linear(config.token_dim, dim)
         self.start = nn.Parameter(torch.randn(1, 1, dim) * 0.02) if config.start == "learned" else None
@@ -117,6 +121,14 @@ class CARD(NormalisedTokens, CausalGenerator):
         # Made after the initialisation pass: the head keeps its own.
         self.head = DiffusionHead(config.head, config.token_dim, dim)
 
+    @staticmethod
+    def _label_embed(config: CARDConfig) -> ClassVectors | CaptionVectors:
+        told, dropout = config.condition, config.class_dropout
+        if told.is_text:
+            return CaptionVectors(told.dim, told.length, config.dim, dropout)
+        frozen = config.shares_classes and config.freeze_class_embedding
+        return ClassVectors(config.num_classes, config.class_dim, config.dim, dropout, frozen=frozen)
+
     def _init_weights(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -132,7 +144,7 @@ class CARD(NormalisedTokens, CausalGenerator):
         return self.config.guidance_schedule
 
     def context(self, labels: Tensor) -> tuple[Tensor, list[Parts]]:
-        """The class vectors (B, dim) and what they make of every block."""
+        """The vectors (B, dim) of classes or captions, and what they make of every block."""
         vectors = self.label_embed(labels)
         return vectors, self.modulations(vectors)
 

@@ -6,26 +6,32 @@ row and column of a square grid, and their table's row for the class is zero, in
 query and no key, so it sees itself (nothing else is there) and every later position gives it the logit 0. That row is
 part of the "2d" table here. In the "1d" table, the default for tokens that are no grid, the class has the place before
 the first token.
+
+With `condition.kind=text` the embeddings of a caption stand where the class stands, as in LlamaGen's text-to-image
+models: as many places as the caption may have sub-words, those of padding first and seen by nobody. Like the class's
+one, their rows of the "2d" table are zero; in the "1d" table they have the places before the first token.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tok1d.condition import ConditionConfig
 from tok1d.config import option
 from tok1d.diffusion.guidance import Guidance, as_guidance, combine
 from tok1d.diffusion.solver import Generators, Randn, exponential_from
 from tok1d.errors import ConfigError, InputError
 from tok1d.generators.autoregressive import EpsilonLlamaGenConfig
 from tok1d.generators.base import class_ids, training_ids
+from tok1d.generators.captions import CaptionPrefix, causal_behind
 from tok1d.generators.categorical import check_filter, draw_ids, filter_logits
-from tok1d.nn.attention import Attend, Attention, KVCache, causal, rotary
+from tok1d.nn.attention import Attend, Attention, KVCache, causal, masked, rotary
 from tok1d.nn.block import Block, SwiGLU, swiglu_hidden
 from tok1d.nn.embed import LabelEmbed
 from tok1d.nn.norm import RMSNorm
@@ -41,7 +47,8 @@ class LlamaGenConfig:
     name: str = option("llamagen", "which model this is")
     num_tokens: int = option(128, "ids K of a sequence", ge=1)
     vocab_size: int = option(8192, "size V of the vocabulary", ge=1)
-    num_classes: int = option(1000, "classes; 0 makes it unconditional", ge=0)
+    num_classes: int = option(1000, "classes; 0 makes it unconditional, or of captions", ge=0)
+    condition: ConditionConfig = option(ConditionConfig())
     dim: int = option(1024, "width; size=B, L, XL, XXL, XXXL, 1B, 3B or 7B sets width, depth and heads", ge=1)
     depth: int = option(24, "number of blocks", ge=1)
     heads: int = option(16, "attention heads", ge=1)
@@ -51,13 +58,19 @@ class LlamaGenConfig:
         "1d", "rotary positions: of a sequence, of a square grid as released, or none but learned positions"
     )
     rope_base: float = option(10000.0, "base of the rotary frequencies", gt=1)
-    class_dropout: float = option(0.1, "probability of training with the null class", ge=0, lt=1)
+    class_dropout: float = option(0.1, "probability of training with the null class, or without a caption", ge=0, lt=1)
     token_dropout: float = option(0.1, "dropout of the embedded sequence", ge=0, lt=1)
     dropout: float = option(0.1, "dropout after attention and feed-forward", ge=0, lt=1)
     drop_path: float = option(0.0, "stochastic depth of the last block, growing linearly from 0", ge=0, lt=1)
 
+    @property
+    def num_prefix(self) -> int:
+        """Places before the first id: the class's, or those of a caption."""
+        return self.condition.length if self.condition.is_text else 1
+
     def check(self) -> None:
         """Contradictions between the fields."""
+        self.condition.check_classes(self.num_classes)
         if self.dim % self.heads:
             raise ConfigError(f"heads: {self.heads} does not divide dim {self.dim}")
         if self.heads % (self.kv_heads or self.heads):
@@ -70,23 +83,23 @@ class LlamaGenConfig:
 
 
 def rotary_table(config: LlamaGenConfig) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, each (1 + K, head width / 2): the class's row, then those of the tokens.
+    """Cosines and sines, each (P + K, head width / 2): the class's row (P = 1) or a caption's, then the tokens'.
 
     "1d": the class at -1, tokens at 0..K-1. "2d": zeros for the class (see the module's text); in the tokens' rows
     the first half turns with the row of the grid, the second with the column.
     """
-    head_dim, base = config.dim // config.heads, config.rope_base
+    head_dim, base, prefix = config.dim // config.heads, config.rope_base, config.num_prefix
     if config.rope == "1d":
-        angles = sequence_angles(head_dim, torch.arange(-1.0, config.num_tokens), base)
+        angles = sequence_angles(head_dim, torch.arange(-float(prefix), config.num_tokens), base)
         return angles.cos(), angles.sin()
     side = math.isqrt(config.num_tokens)
     columns, rows = grid_coordinates(side, side)
     angles = axial_angles(head_dim, rows, columns, base)
-    return F.pad(angles.cos(), (0, 0, 1, 0)), F.pad(angles.sin(), (0, 0, 1, 0))
+    return F.pad(angles.cos(), (0, 0, prefix, 0)), F.pad(angles.sin(), (0, 0, prefix, 0))
 
 
 class LlamaGen(nn.Module):
-    """Ids (B, K) int64 given classes (B,) int64; see the module's text."""
+    """Ids (B, K) int64 given classes (B,) int64, or captions (B, T, E); see the module's text."""
 
     cos: Tensor
     sin: Tensor
@@ -94,12 +107,16 @@ class LlamaGen(nn.Module):
     def __init__(self, config: LlamaGenConfig) -> None:
         super().__init__()
         self.config = config
-        dim = config.dim
-        self.label_embed = LabelEmbed(config.num_classes, dim, config.class_dropout)
+        dim, told = config.dim, config.condition
+        self.label_embed: LabelEmbed | CaptionPrefix = (
+            CaptionPrefix(told.dim, told.length, dim, config.class_dropout)
+            if told.is_text
+            else LabelEmbed(config.num_classes, dim, config.class_dropout)
+        )
         self.token_embed = nn.Embedding(config.vocab_size, dim)
         self.positions = None
         if config.rope == "none":
-            self.positions = nn.Parameter(torch.randn(1, 1 + config.num_tokens, dim) * 0.02)
+            self.positions = nn.Parameter(torch.randn(1, config.num_prefix + config.num_tokens, dim) * 0.02)
         else:
             cos, sin = rotary_table(config)
             self.register_buffer("cos", cos, persistent=False)
@@ -123,11 +140,17 @@ class LlamaGen(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def labels(self, cond: Tensor | None, batch: int) -> Tensor:
-        """Checked class ids (B,), see `class_ids`."""
+        """Checked class ids (B,), or captions, see `class_ids`."""
         return class_ids(self.label_embed, cond, batch, self.out.weight.device)
 
-    def run(self, x: Tensor, start: int, attends: list[Attend]) -> Tensor:
-        """Embedded inputs (B, L, dim) at places start.. -> logits (B, L, V)."""
+    def prefix(self, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The inputs (B, P, dim) before the ids, and which of them are no padding (B, P), None for all."""
+        if isinstance(self.label_embed, CaptionPrefix):
+            return self.label_embed(labels)
+        return self.label_embed(labels)[:, None], None
+
+    def run(self, x: Tensor, start: int, attends: list[Attend], *, skip: int = 0) -> Tensor:
+        """Embedded inputs (B, L, dim) at places start.. -> logits (B, L - skip, V), without the first ones."""
         places = slice(start, start + x.shape[1])
         if self.positions is not None:
             x = x + self.positions[:, places]
@@ -136,20 +159,22 @@ class LlamaGen(nn.Module):
         x = self.embed_dropout(x)
         for block, attend in zip(self.blocks, attends):
             x = block(x, attend)
-        return self.out(self.norm(x))
+        return self.out(self.norm(x[:, skip:]))
 
     def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
-        """Logits (B, 1 + k, V) of ids (B, k), 0 <= k <= K: row i is of id i, and sees the class and ids < i."""
-        x = torch.cat([self.label_embed(labels)[:, None], self.token_embed(ids)], dim=1)
-        return self.run(x, 0, [causal] * len(self.blocks))
+        """Logits (B, 1 + k, V) of ids (B, k), 0 <= k <= K: row i is of id i, and sees the condition and ids < i."""
+        prefix, seen = self.prefix(labels)
+        x = torch.cat([prefix, self.token_embed(ids)], dim=1)
+        attend = causal if seen is None else masked(causal_behind(seen, x.shape[1]))
+        return self.run(x, 0, [attend] * len(self.blocks), skip=prefix.shape[1] - 1)
 
     def loss_rows(self, ids: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy (B,) of the ids (B, k) of each sequence, in nats; labels (B,), the null class included."""
+        """Mean cross-entropy (B,) of the ids (B, k) of each sequence, in nats; labels as `labels` gives them."""
         logits = self(ids[:, :-1], labels)
         return F.cross_entropy(logits.transpose(1, 2), ids, reduction="none").mean(1)
 
     def losses(self, batch: tuple[Tensor, Tensor | None], progress: float) -> dict[str, Tensor]:
-        """Mean cross-entropy on (ids (B, k), classes (B,) or None)."""
+        """Mean cross-entropy on (ids (B, k), classes (B,), captions or None)."""
         ids, cond = batch
         labels = training_ids(self.label_embed, cond, len(ids), self.out.weight.device)
         return {"loss": self.loss_rows(ids, labels).mean()}
@@ -173,7 +198,8 @@ class LlamaGen(nn.Module):
         """Ids (B, length), one after the other with a KV cache.
 
         Args:
-            cond: (B,) class ids, or None with `num` for the unconditional model.
+            cond: (B,) class ids, or captions (B, T, E) for a model of those; None with `num`: the unconditional model,
+                or the null condition.
             length: how many ids, 1..K (default K).
             guidance: a scale, constant over the ids, or a Guidance; it acts on logits before the temperature. An
                 interval is in shares of the sequence: id i is guided where i / K lies in it.
@@ -187,7 +213,7 @@ class LlamaGen(nn.Module):
             InputError: class ids, lengths, guidance or settings this model cannot serve.
         """
         if cond is None and (num is None or num < 1):
-            raise InputError(f"sample needs class ids, or num for how many sequences to draw, got num {num}")
+            raise InputError(f"sample needs a condition, or num for how many sequences to draw, got num {num}")
         if steps not in (None, 1):
             raise InputError(f"steps: this generator draws a token in one call, leave it away; received {steps}")
         check_filter(top_k=top_k, top_p=top_p, temperature=temperature)
@@ -228,28 +254,25 @@ class IdDecoder:
     """Id-by-id logits with a KV cache; guided and unguided streams share one batch.
 
     Args:
-        labels: (B,) class ids.
+        labels: (B,) class ids, or captions.
         length: ids to decode.
         with_null: also run the null class, rows B..2B-1.
     """
 
     def __init__(self, model: LlamaGen, labels: Tensor, length: int, *, with_null: bool) -> None:
         self.model, self.rows, self.with_null = model, len(labels), with_null
-        self.labels = torch.cat([labels, model.labels(None, self.rows)]) if with_null else labels
+        labels = torch.cat([labels, model.labels(None, self.rows)]) if with_null else labels
+        self.prefix, seen = model.prefix(labels)
         config, weight = model.config, model.out.weight
-        places, heads = -(-(1 + length) // 8) * 8, config.kv_heads or config.heads
-        head_dim = config.dim // config.heads
-        self.caches = [
-            KVCache(len(self.labels), heads, places, head_dim, dtype=weight.dtype, device=weight.device)
-            for _ in model.blocks
-        ]
+        places, heads = -(-(config.num_prefix + length) // 8) * 8, config.kv_heads or config.heads
+        head_dim, allowed = config.dim // config.heads, None if seen is None else causal_behind(seen, places)
+        how: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device, "allowed": allowed}
+        self.caches = [KVCache(len(labels), heads, places, head_dim, **how) for _ in model.blocks]
 
     def step(self, ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Feed the ids (B,) just drawn (None at first) and get the next logits (B, V), and the null class's."""
         model = self.model
-        if ids is None:
-            x = model.label_embed(self.labels)
-        else:
-            x = model.token_embed(ids.repeat(2) if self.with_null else ids)
-        logits = model.run(x[:, None], self.caches[0].filled, [cache.attend for cache in self.caches])[:, 0]
+        x = self.prefix if ids is None else model.token_embed(ids.repeat(2) if self.with_null else ids)[:, None]
+        attends: list[Attend] = [cache.attend for cache in self.caches]
+        logits = model.run(x, self.caches[0].filled, attends, skip=x.shape[1] - 1)[:, 0]
         return logits[: self.rows], logits[self.rows :] if self.with_null else None

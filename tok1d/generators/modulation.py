@@ -1,4 +1,4 @@
-"""How a class reaches CARD's blocks: its vector, and what that vector makes of every block."""
+"""How a class reaches CARD's blocks: its vector, and what that vector (or a caption's) makes of every block."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def masked(mask: Tensor) -> Attend:
     """Attention under a boolean mask, broadcastable to (B, heads, L, L); True means "may attend"."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=shared(q, k))
 
     return attend
 
@@ -104,15 +104,26 @@ class KVCache:
 
     Args:
         batch, heads, length, head_dim: the buffers are (batch, heads, length, head_dim), zero at first.
+        allowed: bool, broadcastable to (batch, heads, length, length), what each place may attend to; default: itself
+            and all before it.
     """
 
     def __init__(
-        self, batch: int, heads: int, length: int, head_dim: int, *, dtype: torch.dtype, device: torch.device
+        self,
+        batch: int,
+        heads: int,
+        length: int,
+        head_dim: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        allowed: Tensor | None = None,
     ) -> None:
         self.k = torch.zeros(batch, heads, length, head_dim, dtype=dtype, device=device)
         self.v = torch.zeros_like(self.k)
         self.filled = 0
-        self._rows = torch.ones(length, length, dtype=torch.bool, device=device).tril_()
+        causal_rows = torch.ones(length, length, dtype=torch.bool, device=device).tril_()
+        self._rows = causal_rows if allowed is None else allowed
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store the new keys and values after the old ones and attend causally over all of them."""
@@ -121,7 +132,7 @@ class KVCache:
         self.k[:, :, start:end] = k
         self.v[:, :, start:end] = v
         self.filled = end
-        mask, grouped = self._rows[start:end], shared(q, k)
+        mask, grouped = self._rows[..., start:end, :], shared(q, k)
         return scaled_dot_product_attention(q, self.k, self.v, attn_mask=mask, enable_gqa=grouped)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +73,41 @@ class TimeEmbed(nn.Module):
         return self.fc2(nn.functional.silu(self.fc1(waves)))
 
 
-class ClassLabels(nn.Module):
+class Condition(nn.Module):
+    """What a model is told of a sample, or that it is told nothing: the null condition, for guidance.
+
+    Args:
+        dropout: probability of the null condition instead in training.
+        has_null: whether None may stand for it.
+    """
+
+    def __init__(self, dropout: float, *, has_null: bool) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.has_null = has_null
+
+    @property
+    def is_told(self) -> bool:
+        """Whether there is anything to be told but the null condition."""
+        return True
+
+    @abstractmethod
+    def given(self, cond: Tensor | None, batch: int, device: torch.device, *, look: bool = True) -> Tensor:
+        """The checked condition of `batch` samples, the null condition for None.
+
+        Args:
+            look: whether to check values too, for which the caller waits for the device they are on.
+
+        Raises:
+            InputError: it is another kind of condition, or out of range, or None where there is no null condition.
+        """
+
+    @abstractmethod
+    def drop(self, cond: Tensor, draws: Tensor | None = None) -> Tensor:
+        """A `given` condition, the null one where a uniform draw (B,) in [0, 1) is below `dropout`."""
+
+
+class ClassLabels(Condition):
     """Class ids 0..num_classes - 1 and, with `dropout` > 0 or without classes, the null class after them, for guidance.
 
     Args:
@@ -81,22 +116,38 @@ class ClassLabels(nn.Module):
     """
 
     def __init__(self, num_classes: int, dropout: float, *, null_row: bool = False) -> None:
-        super().__init__()
+        super().__init__(dropout, has_null=null_row or dropout > 0 or num_classes == 0)
         self.num_classes = num_classes
-        self.dropout = dropout
-        self.has_null = null_row or dropout > 0 or num_classes == 0
 
     @property
     def null(self) -> int:
         """Index of the null class."""
         return self.num_classes
 
-    def drop(self, labels: Tensor, draws: Tensor | None = None) -> Tensor:
+    @property
+    def is_told(self) -> bool:
+        return self.num_classes > 0
+
+    def given(self, cond: Tensor | None, batch: int, device: torch.device, *, look: bool = True) -> Tensor:
+        """Class ids (B,), see `Condition.given`."""
+        if cond is None:
+            if not self.has_null:
+                raise InputError("this model was trained without class dropout: it needs class ids")
+            return torch.full((batch,), self.null, device=device)
+        if not self.is_told:
+            raise InputError("this model is unconditional: it takes no class ids, give num")
+        if cond.dim() != 1 or cond.is_floating_point():
+            raise InputError(f"expected class ids (B,) of integers, got {cond.dtype} of shape {tuple(cond.shape)}")
+        if look and len(cond) and (int(cond.min()) < 0 or int(cond.max()) >= self.num_classes):
+            raise InputError(f"class ids lie in 0..{self.num_classes - 1}, got {int(cond.min())}..{int(cond.max())}")
+        return cond.to(device)
+
+    def drop(self, cond: Tensor, draws: Tensor | None = None) -> Tensor:
         """Replace each label by the null class where a uniform draw in [0, 1) is below `dropout`. (B,) -> (B,)."""
-        if self.dropout == 0 or self.num_classes == 0:
-            return labels
-        draws = torch.rand(labels.shape, device=labels.device) if draws is None else draws
-        return torch.where(draws < self.dropout, self.null, labels)
+        if self.dropout == 0 or not self.is_told:
+            return cond
+        draws = torch.rand(cond.shape, device=cond.device) if draws is None else draws
+        return torch.where(draws < self.dropout, self.null, cond)
 
 
 class LabelEmbed(ClassLabels):
@@ -116,29 +167,18 @@ class LabelEmbed(ClassLabels):
         return self.table(labels)
 
 
-def class_ids(table: ClassLabels, cond: Tensor | None, batch: int, device: torch.device) -> Tensor:
-    """Checked class ids (B,); None is the null class.
+def class_ids(table: Condition, cond: Tensor | None, batch: int, device: torch.device) -> Tensor:
+    """Checked class ids (B,), or captions (B, T, E) of a model that is told those; None is the null condition.
 
     Raises:
-        InputError: not (B,) integers, an id out of range, or no null class to stand for None.
+        InputError: see `Condition.given`.
     """
-    if cond is None:
-        if not table.has_null:
-            raise InputError("this model was trained without class dropout: it needs class ids")
-        return torch.full((batch,), table.null, device=device)
-    if table.num_classes == 0:
-        raise InputError("this model is unconditional: it takes no class ids, give num")
-    if cond.dim() != 1 or cond.is_floating_point():
-        raise InputError(f"expected class ids (B,) of integers, got {cond.dtype} of shape {tuple(cond.shape)}")
-    if len(cond) and (int(cond.min()) < 0 or int(cond.max()) >= table.num_classes):
-        raise InputError(f"class ids lie in 0..{table.num_classes - 1}, got {int(cond.min())}..{int(cond.max())}")
-    return cond.to(device)
+    return table.given(cond, batch, device)
 
 
-def training_ids(table: ClassLabels, cond: Tensor | None, batch: int, device: torch.device) -> Tensor:
-    """Class ids (B,) of a training step, some replaced by the null class; checked where that makes nothing wait."""
-    if cond is None or table.num_classes == 0:
-        cond = class_ids(table, None, batch, device)
-    elif cond.device.type == "cpu":  # elsewhere a look at the ids would make the step wait for the device
-        cond = class_ids(table, cond, batch, device)
-    return table.drop(cond)
+def training_ids(table: Condition, cond: Tensor | None, batch: int, device: torch.device) -> Tensor:
+    """As `class_ids`, of a training step: some become the null condition; checked where that makes nothing wait."""
+    if not table.is_told:
+        cond = None
+    # Elsewhere than on the CPU a look at the values would make the step wait for the device.
+    return table.drop(table.given(cond, batch, device, look=cond is None or cond.device.type == "cpu"))

@@ -20,8 +20,11 @@ class TokenSpec:
         dim: numbers D a token has (None for ids).
         vocab_size: size of the vocabulary (None for continuous tokens).
         ordered: whether the first k tokens alone can be decoded.
-        needs_label: whether encoding and decoding want the class; without one (cond=None) they take a null class.
+        needs_label: whether encoding and decoding want the class, or the caption; without one (cond=None) they take a
+            null class, or no caption.
         num_classes: classes that label is out of (0 where none is wanted).
+        reads_captions: whether that label is a caption: embeddings (B, T, E) of the encoder that the configuration's
+            `condition` names.
         deterministic: whether decoding is one pass, which takes neither steps nor guidance nor a solver.
     """
 
@@ -31,6 +34,7 @@ class TokenSpec:
     ordered: bool = False
     needs_label: bool = False
     num_classes: int = 0
+    reads_captions: bool = False
     deterministic: bool = False
 
 

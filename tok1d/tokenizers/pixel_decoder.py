@@ -36,12 +36,19 @@ class TokenDecoder(nn.Module):
             nn.init.trunc_normal_(self.token_positions, std=0.02)
 
     def forward(
-        self, tokens: Tensor, grid: tuple[int, int], *, cond: Tensor | None = None, seen: Tensor | None = None
+        self,
+        tokens: Tensor,
+        grid: tuple[int, int],
+        *,
+        cond: Tensor | None = None,
+        cond_seen: Tensor | None = None,
+        seen: Tensor | None = None,
     ) -> Tensor:
         """(B, L, C), or the first tokens of those, and the patches' (rows, columns) -> (B, rows * columns, dim).
 
         Args:
             cond: (B, n, dim), further tokens that stand between the mask tokens and these.
+            cond_seen: (B, n) bool, those of them where it is False are not attended to.
             seen: (B, L) bool, tokens where it is False are not attended to.
         """
         states = self.token_embed(tokens)
@@ -51,8 +58,12 @@ class TokenDecoder(nn.Module):
         masks = self.mask_token.expand(len(tokens), grid[0] * grid[1], -1)
         states = states + self.token_positions[:, : tokens.shape[1]]
         if cond is not None:
+            if cond_seen is not None:
+                seen = states.new_ones(states.shape[:2], dtype=torch.bool) if seen is None else seen
+                seen = torch.cat([cond_seen, seen], dim=1)
+            elif seen is not None:
+                seen = F.pad(seen, (cond.shape[1], 0), value=True)
             states = torch.cat([cond, states], dim=1)
-            seen = None if seen is None else F.pad(seen, (cond.shape[1], 0), value=True)
         return self.vit(masks, grid, states, seen)[0]
 
 
@@ -119,7 +130,13 @@ class PixelDecoder(TokenDecoder):
         return self.head.last_weight
 
     def paint(
-        self, tokens: Tensor, size: tuple[int, int], *, cond: Tensor | None = None, seen: Tensor | None = None
+        self,
+        tokens: Tensor,
+        size: tuple[int, int],
+        *,
+        cond: Tensor | None = None,
+        cond_seen: Tensor | None = None,
+        seen: Tensor | None = None,
     ) -> Tensor:
         """(B, L, C) -> (B, channels, H, W) for a size (H, W) that the patches divide; see `TokenDecoder.forward`.
 
@@ -127,4 +144,4 @@ class PixelDecoder(TokenDecoder):
             InputError: a size that they do not.
         """
         grid = check_grid(size, self.patch)
-        return self.head(self(tokens, grid, cond=cond, seen=seen), grid)
+        return self.head(self(tokens, grid, cond=cond, cond_seen=cond_seen, seen=seen), grid)

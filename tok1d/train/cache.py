@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import lru_cache
@@ -21,7 +22,7 @@ from tok1d.data.token_writer import TokenWriter, free_bytes, show_bytes
 from tok1d.data.tokens import Layout, TokenCache
 from tok1d.data.transforms import Crop
 from tok1d.errors import ConfigError
-from tok1d.evaluate.labels import label_used, labels_given
+from tok1d.evaluate.labels import Told, labels_given
 from tok1d.zoo import store
 
 ROWS_PER_SHARD = 65536
@@ -54,16 +55,24 @@ def parse_part(text: str) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def encode_batch(tokenizer: Any, images: Tensor, labels: Tensor, length: int, *, label: str | None = "true") -> Tensor:
+def encode_batch(
+    tokenizer: Any, images: Tensor, labels: Tensor | None, length: int, *, label: str | None = "true"
+) -> Tensor:
     """The first `length` tokens (B, K, D) or (B, K) of images (B, C, H, W), in float32 whatever autocast is on.
 
     Args:
+        labels: (B,), or captions (B, T, E) of a tokenizer that reads those.
         label: as `label_used` gives it; "true" hands the labels to a tokenizer that wants them.
     """
     device = next(tokenizer.parameters()).device
     cond = labels_given(label, labels, device) if tokenizer.spec.needs_label else None
     with torch.autocast(device.type, enabled=False):
         return tokenizer.encode(images.to(device), cond)[:, :length]
+
+
+def captions_fingerprint(captions: Sequence[str]) -> str:
+    """16 hex digits of captions in their order; a cache of tokens that depend on them remembers it."""
+    return hashlib.sha256(repr(list(captions)).encode()).hexdigest()[:16]
 
 
 def tokens_kept(spec: Any, num_tokens: int | None) -> int:
@@ -146,7 +155,7 @@ def encode_images(
     layout = cache_layout(
         tokenizer.eval().spec, views, num_tokens=num_tokens, dtype=dtype, rows_per_shard=rows_per_shard
     )
-    used = label_used(tokenizer, images.num_classes)
+    told = Told(tokenizer, images)
     meta = {
         "tokenizer_fingerprint": store.fingerprint(tokenizer),
         "data_fingerprint": images.fingerprint(),
@@ -154,22 +163,23 @@ def encode_images(
         "views": views,
         "keep": layout.num_tokens,
         "num_classes": images.num_classes,
-        **({"label": used} if used is not None else {}),
+        **({"label": told.used} if told.used is not None else {}),
+        **({"captions": captions_fingerprint(images.captions)} if told.embed is not None else {}),
         **({"seed": seed} if images.transform.crop == "random" else {}),
     }
     writer = TokenWriter(folder, layout, len(images) * views, meta=meta, part=part, overwrite=overwrite)
 
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+    def batches() -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         step = max(1, batch_size // views)
         for first, end in ((start // views, stop // views) for start, stop in writer.ranges):
             for start in range(first, end, step):
-                yield images.batch(range(start, min(start + step, end)), seed=seed)
+                yield told.batch(range(start, min(start + step, end)), seed=seed)
 
     name = "encode" if part[1] == 1 else f"encode {part[0]}/{part[1]}"
     bar = tqdm(total=writer.num_rows, initial=writer.rows_done, disable=quiet, unit="row", desc=name)
     with bar, closing(prefetch(batches())) as ahead:
-        for x, labels in ahead:
-            writer.write(encode_batch(tokenizer, x, labels, layout.num_tokens, label=used), labels)
+        for x, labels, cond in ahead:
+            writer.write(encode_batch(tokenizer, x, cond, layout.num_tokens), labels)
             bar.update(len(labels))
     tell_broken(images)
     return TokenCache(folder) if writer.close() else None

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tok1d.condition import text_condition
 from tok1d.config import NO_CACHE, Recipe
 from tok1d.data.tokens import Layout
 from tok1d.data.transforms import NUM_VIEWS
@@ -159,7 +160,7 @@ def _part(name: str, kind: str) -> str:
 
 
 def meta_batch(recipe: Recipe, num: int, size: int | None = None) -> Batch:
-    """`num` images, or token sequences for a generator, labels, and words where a model learns them, on "meta".
+    """`num` images, or token sequences for a generator, labels or captions, and words to be learnt, on "meta".
 
     Args:
         size: side of the images; default: the model's.
@@ -174,6 +175,9 @@ def meta_batch(recipe: Recipe, num: int, size: int | None = None) -> Batch:
     else:
         side = size or model.image_size
         inputs = torch.empty(num, model.channels, side, side, device="meta")
+    told = text_condition(model)
+    if told is not None:
+        return inputs, torch.empty(num, told.length, told.dim, device="meta")
     labels = torch.zeros(num, dtype=torch.int64, device="meta")
     if not recipe.learns_words:
         return inputs, labels
@@ -189,7 +193,7 @@ def images_of_epoch(recipe: Recipe) -> int | None:
 
 
 def frozen_networks(model: Any) -> dict[str, tuple[int, int] | None]:
-    """The untrained networks that a tokenizer's training runs: an autoencoder's encoder and a teacher."""
+    """The untrained networks that a training runs: an autoencoder's encoder, a teacher, a text encoder."""
     networks: dict[str, tuple[int, int] | None] = {}
     latents = getattr(model, "latents", None)
     if latents is not None and latents.space == "autoencoder":
@@ -200,6 +204,8 @@ def frozen_networks(model: Any) -> dict[str, tuple[int, int] | None]:
     alignment = getattr(model, "alignment", None)
     if alignment is not None and alignment.teacher:
         networks["teacher"] = None
+    if text_condition(model) is not None:
+        networks["text encoder"] = None
     for each in getattr(model, "auxiliary", []) if getattr(model, "stage", "train") == "train" else []:
         if each.is_teacher:
             networks[f"teacher {each.label}"] = None

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tok1d.condition import is_conditional
 from tok1d.config import Recipe, load_recipe, to_mapping, to_yaml
 from tok1d.data.images import ImageSet
 from tok1d.diffusion.guidance import Guidance
@@ -172,8 +173,8 @@ def _unguidable(recipe: Recipe, model: Any) -> str:
     """Why the evaluation cannot guide; "" where it can."""
     if recipe.kind == "tokenizer":
         return "this decoder paints in one pass" if model.spec.deterministic else ""
-    if recipe.evaluate.unconditional or not model.config.num_classes:
-        return "samples without classes are not guided"
+    if recipe.evaluate.unconditional or not is_conditional(model.config):
+        return "samples without classes or captions are not guided"
     return "" if model.label_embed.has_null else "this generator is trained without class_dropout"
 
 
@@ -316,12 +317,16 @@ class _First:
     def __init__(self, images: Any, num: int) -> None:
         self.images, self.num = images, num
         self.num_classes, self.class_names = images.num_classes, images.class_names
+        self.captions = getattr(images, "captions", [])[:num]
 
     def __len__(self) -> int:
         return self.num
 
     def batch(self, indices: Any, *, seed: int = 0, epoch: int = 0) -> Any:
         return self.images.batch(indices, seed=seed, epoch=epoch)
+
+    def captioned_batch(self, indices: Any, *, seed: int = 0, epoch: int = 0) -> Any:
+        return self.images.captioned_batch(indices, seed=seed, epoch=epoch)
 
     def fingerprint(self) -> str:
         return f"first {self.num} of {self.images.fingerprint()}"

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tok1d.condition import ConditionConfig, text_condition
 from tok1d.config import NO_CACHE, Recipe
 from tok1d.data.folder import FolderImages, tell_broken
 from tok1d.data.images import ArrayImages, at_size, open_images
 from tok1d.data.order import batch_indices, choice
 from tok1d.data.tokens import INDEX, TokenCache
 from tok1d.errors import ConfigError, DataError, WeightsError
-from tok1d.evaluate.labels import label_used, labels_given
+from tok1d.evaluate.labels import Told, label_used, labels_given, reads_captions
 from tok1d.generators.statistics import NormalisedTokens
 from tok1d.pictures import grid, save_png
-from tok1d.text import CaptionWords
+from tok1d.text import CaptionEmbeddings, CaptionWords
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.train.adversarial import build_players
 from tok1d.train.cache import (
+    captions_fingerprint,
     encode_batch,
     encode_images,
     every_image,
@@ -56,12 +59,17 @@ def open_split(recipe: Recipe, split: str, *, augment: bool = False) -> ArrayIma
     )
 
 
-def padding_of(model: Any) -> int:
-    """The border, in pixels, of the images that a model was trained on, as its card's recipe says; else 0."""
+def trained_with(model: Any, key: str, default: Any) -> Any:
+    """What a model's card says of the data it was trained on, `data.KEY` of its recipe; `default` without a card."""
     import yaml
 
     recipe = getattr(getattr(model, "card", None), "recipe", "")
-    return int((yaml.safe_load(recipe) or {}).get("data", {}).get("pad", 0))
+    return (yaml.safe_load(recipe) or {}).get("data", {}).get(key, default)
+
+
+def padding_of(model: Any) -> int:
+    """The border, in pixels, of the images that a model was trained on, as its card's recipe says; else 0."""
+    return int(trained_with(model, "pad", 0))
 
 
 def build_task(recipe: Recipe) -> Task:
@@ -69,6 +77,7 @@ def build_task(recipe: Recipe) -> Task:
 
     Where a checkpoint is to replace the weights anyway, nothing is read to start from.
     """
+    recipe = replace(recipe, model=with_encoder(recipe.model))
     torch.manual_seed(recipe.seed)
     if recipe.kind == "generator":
         return _generator_task(recipe)
@@ -81,6 +90,20 @@ def build_task(recipe: Recipe) -> Task:
     check_classes(model, images.num_classes)
     preview = _reconstruction_preview(recipe) if recipe.kind == "tokenizer" else None
     return Task(model, image_batches(recipe, images), preview, players)
+
+
+def with_encoder(config: Any) -> Any:
+    """A model's configuration, in which a local text encoder has its absolute path: models are used from anywhere.
+
+    Raises:
+        ConfigError: a model of captions without a text encoder.
+    """
+    told = text_condition(config)
+    if told is None:
+        return config
+    told.check_encoder()
+    local = Path(told.encoder)
+    return replace(config, condition=replace(told, encoder=str(local.resolve()))) if local.exists() else config
 
 
 def check_classes(model: Any, num_classes: int) -> None:
@@ -123,24 +146,59 @@ def start_from(model: Any, name: str) -> None:
     store.load_state(model, first.state_dict(), f"start={name}")
 
 
-def image_batches(recipe: Recipe, images: ArrayImages | FolderImages) -> BatchFunction:
-    """Batches of images and labels, every image once an epoch; a pure function of (micro_step, rank, world).
+def read_batches(
+    recipe: Recipe, images: ArrayImages | FolderImages
+) -> Callable[[int, int, int], tuple[Tensor, Tensor, list[str]]]:
+    """Batches of images, labels and captions, every image once an epoch; pure functions of (micro_step, rank, world).
 
-    A third entry are the words of captions, (B, vocabulary), where the model learns them. With `data.image_sizes`
-    a batch has one of these sizes, the same on all ranks.
+    With `data.image_sizes` a batch has one of these sizes, the same on all ranks.
     """
-    size, seed, words = recipe.train.batch_size, recipe.seed, caption_words(recipe, images)
+    size, seed = recipe.train.batch_size, recipe.seed
     sets = [at_size(images, side) for side in recipe.data.image_sizes] or [images]
 
-    def batch(micro_step: int, rank: int, world: int) -> Batch:
+    def batch(micro_step: int, rank: int, world: int) -> tuple[Tensor, Tensor, list[str]]:
         indices, epoch = batch_indices(len(images), size // world, seed=seed, step=micro_step, rank=rank, world=world)
         at_hand = sets[choice(len(sets), seed=seed, step=micro_step, stream=_SIZE_DRAWS)]
-        if words is None:
-            return at_hand.batch(indices, seed=seed, epoch=epoch)
-        pixels, labels, captions = at_hand.captioned_batch(indices, seed=seed, epoch=epoch)
-        return pixels, labels, words(captions)
+        return at_hand.captioned_batch(indices, seed=seed, epoch=epoch)
 
     return batch
+
+
+def image_batches(recipe: Recipe, images: ArrayImages | FolderImages) -> BatchFunction:
+    """What a tokenizer or classifier trains on: images and labels of `read_batches`.
+
+    A third entry are the words of captions, (B, vocabulary), where the model learns them; a tokenizer of captions has
+    their embeddings (B, T, E) instead of labels.
+    """
+    read, words = read_batches(recipe, images), caption_words(recipe, images)
+    embed, device = caption_embeddings(recipe, text_condition(recipe.model), images), process_device()
+
+    def batch(micro_step: int, rank: int, world: int) -> Batch:
+        pixels, labels, captions = read(micro_step, rank, world)
+        if embed is not None:
+            return pixels, embed(captions, device)
+        return (pixels, labels) if words is None else (pixels, labels, words(captions))
+
+    return batch
+
+
+def caption_embeddings(
+    recipe: Recipe, condition: ConditionConfig | None, images: ArrayImages | FolderImages
+) -> CaptionEmbeddings | None:
+    """What turns captions of the training images into what a model is told; None for one that is told no caption.
+
+    Raises:
+        Tok1dError: see `CaptionEmbeddings`; or none of the images has a caption.
+    """
+    if condition is None:
+        return None
+    _check_captions(recipe, images)
+    return CaptionEmbeddings(condition, images.captions)
+
+
+def _check_captions(recipe: Recipe, images: ArrayImages | FolderImages) -> None:
+    if not any(images.captions):
+        raise DataError(f"data.captions={recipe.data.captions}: none of the training images has a caption")
 
 
 def caption_words(recipe: Recipe, images: ArrayImages | FolderImages) -> CaptionWords | None:
@@ -151,8 +209,7 @@ def caption_words(recipe: Recipe, images: ArrayImages | FolderImages) -> Caption
     """
     if not recipe.learns_words:
         return None
-    if not any(images.captions):
-        raise DataError(f"data.captions={recipe.data.captions}: none of the training images has a caption")
+    _check_captions(recipe, images)
     target = next(each for each in recipe.model.auxiliary if each.target == "text")
     words = CaptionWords(target.tokenizer, target.dim)
     if target.idf:
@@ -164,9 +221,8 @@ def _reconstruction_preview(recipe: Recipe) -> Any:
     def preview(model: nn.Module, path: Path) -> None:
         from tok1d.evaluate.reconstruction import token_counts
 
-        test, device = open_split(recipe, "test"), next(model.parameters()).device
-        x, labels = test.batch(range(10))
-        x, cond = x.to(device), labels_given(label_used(model, test.num_classes), labels, device)
+        x, _, cond = Told(model, open_split(recipe, "test")).batch(range(10))
+        x = x.to(next(model.parameters()).device)
         tokens = model.encode(x, cond)  # type: ignore[operator]
         rows = [model.decode(tokens, cond, keep=k) for k in token_counts(model.spec)]  # type: ignore
         save_png(grid(torch.cat([x, *rows]), len(x), zoom=2), path)
@@ -174,11 +230,11 @@ def _reconstruction_preview(recipe: Recipe) -> Any:
     return preview
 
 
-def open_cache(recipe: Recipe, tokenizer: Any) -> TokenCache:
-    """The recipe's token cache, made now if it is not there; refused if it belongs to another tokenizer or data."""
+def open_cache(recipe: Recipe, tokenizer: Any, images: ArrayImages | FolderImages) -> TokenCache:
+    """The recipe's token cache of these images, made now if it is not there; refused if it belongs to another tokenizer
+    or other data."""
     assert recipe.cache is not None
     folder = Path(recipe.cache)
-    images = with_views(open_split(recipe, "train"), recipe.cache_views)
     if not (folder / INDEX).exists():
         cache = encode_images(
             tokenizer.to(process_device()),
@@ -199,6 +255,9 @@ def open_cache(recipe: Recipe, tokenizer: Any) -> TokenCache:
             "or cache to another folder"
         )
     cache.check(tokenizer_fingerprint=store.fingerprint(tokenizer), data_fingerprint=images.fingerprint())
+    told = reads_captions(tokenizer) and any(images.captions)
+    if cache.meta.get("captions") != (captions_fingerprint(images.captions) if told else None):
+        raise DataError(f"{folder}: encoded with other captions than data.captions gives now: cache to another folder")
     return cache
 
 
@@ -213,20 +272,12 @@ def _generator_task(recipe: Recipe) -> Task:
     pad = padding_of(tokenizer)
     if tokenizer.card.recipe and pad != recipe.data.pad:
         raise ConfigError(f"data.pad: expected {pad} as in the tokenizer's training, received {recipe.data.pad}")
+    check_condition(config, tokenizer, recipe.tokenizer)
     class_table = shared_classes(config, tokenizer, recipe.tokenizer)
     from_images = recipe.cache == NO_CACHE
     batch, classes = (_encoded if from_images else _cached)(recipe, tokenizer, length)
     if config.num_classes and config.num_classes != classes:
         raise ConfigError(f"model.num_classes: the data have {classes} classes, received {config.num_classes}")
-
-    def preview(model: nn.Module, path: Path) -> None:
-        device = next(model.parameters()).device
-        labels = torch.arange(10, device=device) % max(config.num_classes, 1)
-        cond = {"cond": labels} if config.num_classes else {"num": 10}
-        told = labels_given(label_used(tokenizer, config.num_classes), labels, device)
-        images = tokenizer.to(device).decode(model.sample(**cond), told)  # type: ignore[operator]
-        save_png(grid(images, 10, zoom=2), path)
-
     model = store.build_model(config)
     if class_table is not None:
         model.label_embed.set_table(class_table)  # type: ignore[operator, union-attr]
@@ -234,7 +285,30 @@ def _generator_task(recipe: Recipe) -> Task:
         # Every process measures the same rows, so that all of them start from equal buffers.
         count = -(-STATISTICS_ROWS // recipe.train.batch_size)
         model.fit_statistics(batch(step, 0, 1)[0] for step in range(count))
-    return Task(model, batch, preview)
+    return Task(model, batch, _sample_preview(recipe, tokenizer))
+
+
+def _sample_preview(recipe: Recipe, tokenizer: Any) -> Any:
+    """Ten samples, of the first classes or of the first test images' captions, as the tokenizer decodes them."""
+
+    def preview(model: Any, path: Path) -> None:
+        device, told, num_classes = (
+            next(model.parameters()).device,
+            text_condition(model.config),
+            recipe.model.num_classes,
+        )
+        cond: Tensor | None = None
+        if told is not None:
+            test = open_split(recipe, "test")
+            captions = test.captioned_batch(range(min(10, len(test))))[2]
+            cond = CaptionEmbeddings(told, captions)(captions, device)
+        elif num_classes:
+            cond = torch.arange(10, device=device) % num_classes
+        used = label_used(tokenizer, num_classes, captioned=told is not None)
+        images = tokenizer.to(device).decode(model.sample(cond, num=10), labels_given(used, cond, device))
+        save_png(grid(images, len(images), zoom=2), path)
+
+    return preview
 
 
 def shared_classes(config: Any, tokenizer: Any, name: str) -> Tensor | None:
@@ -258,6 +332,28 @@ def shared_classes(config: Any, tokenizer: Any, name: str) -> Tensor | None:
     return table
 
 
+def check_condition(config: Any, tokenizer: Any, name: str) -> None:
+    """Refuse a generator that is told something else than its tokenizer's decoder wants to be told.
+
+    Raises:
+        ConfigError: a class for a decoder of captions or the reverse, or captions as another encoder reads them.
+    """
+    own, spec = text_condition(config), tokenizer.spec
+    if own is None:
+        if spec.reads_captions and config.num_classes:
+            raise ConfigError(
+                f"tokenizer: {name} is told captions, expected a generator with model.condition.kind=text, or "
+                f"unconditional (model.num_classes=0), received one of {config.num_classes} classes"
+            )
+        return
+    if spec.needs_label and not spec.reads_captions:
+        raise ConfigError(f"model.condition.kind: {name} is told classes, expected class, received text")
+    for key in ("encoder", "dim", "length") if spec.reads_captions else ():
+        expected, received = (getattr(each, key) for each in (tokenizer.config.condition, own))
+        if expected != received:
+            raise ConfigError(f"model.condition.{key}: expected {expected} as the tokenizer's, received {received}")
+
+
 def check_tokens(config: Any, spec: TokenSpec, length: int) -> None:
     """Refuse a generator's configuration that does not fit the first `length` tokens of a tokenizer.
 
@@ -278,7 +374,9 @@ def check_tokens(config: Any, spec: TokenSpec, length: int) -> None:
 
 def _cached(recipe: Recipe, tokenizer: Any, length: int) -> tuple[BatchFunction, int]:
     """Batches of cached tokens (B, length, D) or ids (B, length), and the number of classes."""
-    cache = open_cache(recipe, tokenizer)
+    images = with_views(open_split(recipe, "train"), recipe.cache_views)
+    embed, device = caption_embeddings(recipe, text_condition(recipe.model), images), process_device()
+    cache = open_cache(recipe, tokenizer, images)
     if cache.num_tokens < length:
         raise DataError(f"{recipe.cache}: holds {cache.num_tokens} tokens an image, {length} are needed; encode again")
     rows_of = released if recipe.draws == "released" else every_image
@@ -287,7 +385,9 @@ def _cached(recipe: Recipe, tokenizer: Any, length: int) -> tuple[BatchFunction,
     def batch(micro_step: int, rank: int, world: int) -> Batch:
         rows = rows_of(len(cache), cache.views, size // world, seed=seed, step=micro_step, rank=rank, world=world)
         tokens, labels = cache.batch(rows)
-        return tokens[:, :length], labels
+        if embed is None:
+            return tokens[:, :length], labels
+        return tokens[:, :length], embed([images.captions[row // cache.views] for row in rows], device)
 
     return batch, int(cache.meta.get("num_classes", 0))
 
@@ -296,10 +396,14 @@ def _encoded(recipe: Recipe, tokenizer: Any, length: int) -> tuple[BatchFunction
     """Batches of tokens (B, length, D) or ids encoded as they are needed, and the number of classes."""
     images, frozen = open_split(recipe, "train", augment=True), tokenizer.to(process_device())
     tell_broken(images)
-    read, used = image_batches(recipe, images), label_used(tokenizer, images.num_classes)
+    read, own = read_batches(recipe, images), text_condition(recipe.model)
+    used = label_used(tokenizer, images.num_classes, captioned=any(images.captions))
+    reads = tokenizer.config.condition if reads_captions(tokenizer) and used == "true" else None
+    embed, device = caption_embeddings(recipe, own or reads, images), process_device()
 
     def batch(micro_step: int, rank: int, world: int) -> Batch:
-        x, labels = read(micro_step, rank, world)
-        return encode_batch(frozen, x, labels, length, label=used), labels
+        x, labels, captions = read(micro_step, rank, world)
+        told = labels if embed is None else embed(captions, device)
+        return encode_batch(frozen, x, told, length, label=used), labels if own is None else told
 
     return batch, images.num_classes
