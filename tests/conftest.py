@@ -19,7 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         metavar="NAME",
         default=[],
-        help="family whose cases fail, instead of being skipped, where no adapter exists yet (repeatable)",
+        help="only the cases of this family, of which there must be some (repeatable; default: all)",
     )
 
 
