@@ -19,6 +19,7 @@ from tok1d.evaluate.features import INCEPTION, Features, FrozenNetwork, to_rgb
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 SPATIAL_CHANNELS = 7
+SPATIAL_DIM = 17 * 17 * SPATIAL_CHANNELS
 
 
 class Inception(FrozenNetwork):
@@ -30,10 +31,7 @@ class Inception(FrozenNetwork):
 
     def __init__(self, extractor: Any, name: str, digest: str, **options: Any) -> None:
         self.extractor = extractor
-        side = 17
-        super().__init__(
-            name, digest, dim=2048, spatial_dim=side * side * SPATIAL_CHANNELS, num_classes=1008, **options
-        )
+        super().__init__(name, digest, dim=2048, spatial_dim=SPATIAL_DIM, num_classes=1008, **options)
         # TensorFlow's mixed_6/conv after its ReLU, which the ADM suite's sFID reads, is this branch.
         extractor.Mixed_6d.branch1x1.register_forward_hook(self._keep_maps)
         self._maps: Tensor | None = None
@@ -85,6 +83,7 @@ class OwnNetwork(FrozenNetwork):
             num_classes=config.num_classes,
             classifies=True,
             image_size=config.image_size,
+            channels=config.channels,
             pad=pad,
             eight_bit=eight_bit,
         )
@@ -116,6 +115,8 @@ def open_inception(
     from tok1d.zoo.adapters.keymap import read_published
 
     path = Path(file) if file else _published_inception(download)
+    if not path.is_file():
+        raise WeightsError(f"inception:{path}: no such file; expected {INCEPTION_FILE} from torch-fidelity's releases")
     state = read_published(path)
     digest = _sha256(path)
     # The extractor reads any pickle it is given; handing it what was read safely keeps that from running code.

@@ -17,7 +17,7 @@ from tok1d.errors import DataError, InputError
 INCEPTION = "inception"
 KINDS = "inception[:FILE], timm:NAME[:SIZE][:FILE] or model:FOLDER (or a bundled classifier's name)"
 # What a metric is called on any other network, before "@" and the network's name.
-_OTHERWISE = {"fid": "fd", "sfid": "sfd", "kid": "kd", "inception_score": "score"}
+_OTHERWISE = {"fid": "fd", "rfid": "fd", "gfid": "fd", "sfid": "sfd", "kid": "kd", "inception_score": "score"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class FeatureNetwork(Protocol):
 
     `name` goes into the metrics' names, `label` is name@hash of the weights, for records. `num_classes` is 0 without
     logits; `classifies` says whether the logits' order is that of the data's labels, so that labels can be compared.
-    `image_size` is the only size of images it takes, None where it resizes; `pad` the border that it does not see.
+    `image_size` is the only size of images it takes, `channels` the only number of theirs, None where it converts;
+    `pad` is the border that it does not see.
     """
 
     name: str
@@ -54,6 +55,7 @@ class FeatureNetwork(Protocol):
     num_classes: int
     classifies: bool
     image_size: int | None
+    channels: int | None
     pad: int
 
     def __call__(self, images: Tensor) -> Features:
@@ -81,13 +83,14 @@ class FrozenNetwork:
         num_classes: int = 0,
         classifies: bool = False,
         image_size: int | None = None,
+        channels: int | None = None,
         pad: int = 0,
         eight_bit: bool = True,
     ) -> None:
         self.name, self.label = name, f"{name}@{digest[:12]}"
         self.device = torch.device(device)
         self.dim, self.spatial_dim, self.num_classes, self.classifies = dim, spatial_dim, num_classes, classifies
-        self.image_size, self.pad, self.eight_bit = image_size, pad, eight_bit
+        self.image_size, self.channels, self.pad, self.eight_bit = image_size, channels, pad, eight_bit
 
     def measure(self, images: Tensor) -> Features:
         """Features of images (B, C, h, w) in [0, 1] without border, on the device."""
@@ -120,15 +123,11 @@ def to_rgb(images: Tensor) -> Tensor:
 def metric_name(metric: str, network: str) -> str:
     """What a metric is called on a network ("name" or "name@hash").
 
-    On Inception it keeps its name (fid, sfid, kid, inception_score, precision, ..., also rfid and gfid); on any other
-    network it is fd@name, sfd@name, kd@name, score@name, precision@name and so on.
+    On Inception it keeps its name (fid, rfid, gfid, sfid, kid, inception_score, precision, ...); on any other network
+    it is fd@name, sfd@name, kd@name, score@name, precision@name and so on.
     """
     name = network.partition("@")[0]
-    if name == INCEPTION:
-        return metric
-    prefix = metric[0] if metric in ("rfid", "gfid") else ""
-    plain = metric[len(prefix) :]
-    return f"{_OTHERWISE.get(plain, plain)}@{name}"
+    return metric if name == INCEPTION else f"{_OTHERWISE.get(metric, metric)}@{name}"
 
 
 def open_network(

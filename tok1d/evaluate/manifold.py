@@ -55,7 +55,7 @@ def radii(x: Tensor, k: int, *, precision: Distances = "float32", block: int = 4
     for rows in x.split(block):
         nearest = torch.empty(len(rows), 0, device=x.device)
         for columns in x.split(block):
-            both = torch.cat([nearest.to(x.device), squared_distances(rows, columns, precision)], dim=1)
+            both = torch.cat([nearest, squared_distances(rows, columns, precision)], dim=1)
             nearest = both.topk(min(k + 1, both.shape[1]), dim=1, largest=False).values
         found.append(nearest.amax(dim=1))
     return torch.cat(found)

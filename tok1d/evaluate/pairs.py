@@ -8,7 +8,7 @@ from torch import Tensor
 from tok1d.errors import DataError, WeightsError
 from tok1d.losses.perceptual import LPIPS, load_lpips, lpips_missing
 
-SSIM_VARIANT = "Gaussian window of 11 pixels, sigma 1.5, data range 1"
+SSIM_VARIANT = "Gaussian window of 11 pixels, sigma 1.5, data range 1, borders mirrored"
 SSIM_WINDOW = 11
 LPIPS_LEAST = 16  # pixels that VGG16's five stages need
 
@@ -16,7 +16,8 @@ LPIPS_LEAST = 16  # pixels that VGG16's five stages need
 def ssim_per_image(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity (B,) of image pairs (B, C, H, W), clamped to [0, 1] (Wang et al., 2004), by torchmetrics.
 
-    The variant is `SSIM_VARIANT`, mean over channels and over the places where the window lies within the image.
+    The variant is `SSIM_VARIANT`: the mean over channels and over all places, borders included. scikit-image's leaves
+    out the places where the window leaves the image, which gives other values.
 
     Raises:
         DataError: images of different shapes, or smaller than the window.

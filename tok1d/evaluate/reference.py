@@ -277,8 +277,9 @@ def cached_reference(
         found = load_reference(path, of=of)
         total = found.num_images or 0
         wanted = total if num_features is None else min(num_features, total)
-        if found.fingerprint == path.stem and (not wanted or _kept(found) == wanted):
-            return replace(found, images=about or found.images), True
+        features = _features(found.features, wanted, total)
+        if found.fingerprint == path.stem and (not wanted or features is not None):
+            return replace(found, images=about or found.images, features=features), True
     measured = measure_reference(
         images,
         network,
@@ -294,8 +295,11 @@ def cached_reference(
     return measured, False
 
 
-def _kept(reference: Reference) -> int:
-    return 0 if reference.features is None else len(reference.features)
+def _features(features: Tensor | None, wanted: int, total: int) -> Tensor | None:
+    """`wanted` of the kept features, those that a pass would have kept; None where they are not there."""
+    if features is None or len(features) not in (wanted, total) or not wanted:
+        return None
+    return features if len(features) == wanted else features[spread(total, wanted)]
 
 
 def with_features(
