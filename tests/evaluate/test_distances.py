@@ -212,5 +212,5 @@ def test_half_precision_distances_are_the_adm_suites() -> None:
 def test_a_radius_is_the_distance_to_the_kth_neighbour() -> None:
     line = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
     for block in (1, 3, 9):
-        assert radii(line, 1, block=block).tolist() == [1, 1, 4, 16]
-        assert radii(line, 2, block=block).tolist() == [9, 4, 9, 36]
+        assert radii(line, 1, 2, block=block).T.tolist() == [[1, 1, 4, 16], [9, 4, 9, 36]]
+        assert radii(line, 2, block=block).tolist() == [[9], [4], [9], [36]]

@@ -52,7 +52,7 @@ class TimmNetwork(FrozenNetwork):
     Images are resized whole to the network's size (bicubic or as its data configuration says, antialiased).
     """
 
-    def __init__(self, model: nn.Module, name: str, digest: str, *, known: dict[str, Any], **options: Any) -> None:
+    def __init__(self, model: Any, name: str, digest: str, *, known: dict[str, Any], **options: Any) -> None:
         dim = int(getattr(model, "head_hidden_size", None) or model.num_features)
         super().__init__(name, digest, dim=dim, **options)
         self.model = model

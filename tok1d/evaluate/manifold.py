@@ -46,18 +46,18 @@ def _expanded(x: Tensor, y: Tensor) -> Tensor:
     return norms.clamp(min=0)
 
 
-def radii(x: Tensor, k: int, *, precision: Distances = "float32", block: int = 4096) -> Tensor:
-    """Squared distance (N,) of each feature (N, dim) to its k-th nearest neighbour, itself not counted.
+def radii(x: Tensor, *ks: int, precision: Distances = "float32", block: int = 4096) -> Tensor:
+    """Squared distances (N, len(ks)) of each feature (N, dim) to its k-th nearest neighbour, itself not counted.
 
     As in the ADM suite it is the (k + 1)-th smallest distance to all features with itself among them.
     """
-    found = []
+    found, most = [], max(ks) + 1
     for rows in x.split(block):
         nearest = torch.empty(len(rows), 0, device=x.device)
         for columns in x.split(block):
             both = torch.cat([nearest, squared_distances(rows, columns, precision)], dim=1)
-            nearest = both.topk(min(k + 1, both.shape[1]), dim=1, largest=False).values
-        found.append(nearest.amax(dim=1))
+            nearest = both.topk(min(most, both.shape[1]), dim=1, largest=False).values
+        found.append(nearest[:, list(ks)])  # topk sorts
     return torch.cat(found)
 
 
@@ -93,8 +93,8 @@ def manifold(
         centre = real.double().mean(dim=0)
         real, fake = ((x.double() - centre).to(getattr(torch, distances)) for x in (real, fake))
     options: dict = {"precision": distances, "block": block}
-    real_radii, fake_radii = radii(real, k, **options), radii(fake, k, **options)
-    density_radii = real_radii if k_density == k else radii(real, k_density, **options)
+    real_radii, density_radii = radii(real, k, k_density, **options).T
+    fake_radii = radii(fake, k, **options)[:, 0]
     fake_inside = torch.zeros(len(fake), dtype=torch.bool, device=fake.device)
     real_inside = torch.zeros(len(real), dtype=torch.bool, device=real.device)
     covered, num_pairs = torch.zeros_like(real_inside), 0

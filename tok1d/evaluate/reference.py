@@ -28,7 +28,7 @@ Kind = Literal["reconstruction", "generation"]
 FITTING: dict[str, tuple[str, ...]] = {"reconstruction": ("validation", "test", "own"), "generation": ("train", "own")}
 INCEPTION_DIM = 2048
 ADM_NOTE = "statistics in ADM's form, which do not say of what; the released ones are of the training images"
-Progress = Callable[[int], None]
+Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def write_sample_batch(path: str | Path, batches: Iterable[Tensor], num: int) ->
                 if shape is None:
                     shape = pixels.shape[1:]
                     header = {"descr": "|u1", "fortran_order": False, "shape": (num, *shape)}
-                    np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
+                    np.lib.format.write_array_header_1_0(file, header)
                 if pixels.shape[1:] != shape:
                     raise DataError(f"{path}: expected images of one shape {shape}, found also {pixels.shape[1:]}")
                 count += len(pixels)
