@@ -68,6 +68,12 @@ def test_only_inception_keeps_the_published_names(metric: str, inception: str, o
     assert metric_name(metric, "inception@6726825d0af5") == inception
     assert metric_name(metric, "cnn@0123") == metric_name(metric, "cnn") == other
     assert "fid" not in metric_name(metric, "inception-like@0")
+    for network in ("inception@6726825d0af5", "inception-like@0", "cnn@0123"):
+        name = metric_name(metric, network)
+        assert Record(name=name, value=1.0, num_images=2, network=network).name == name
+    if metric != "recall":
+        with pytest.raises(ValueError, match="measured with the network 'inception'"):
+            Record(name=metric, value=1.0, num_images=2, network="inception-like@0")
 
 
 @pytest.fixture
