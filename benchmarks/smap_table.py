@@ -15,13 +15,13 @@ tokens; dropped tails cost less.
 
     12 tokenizers of 16 tokens   1,500 steps of 9.0 GFLOP: 5.6 min each                                     68 min
     6 of 4 tokens                1,500 steps of 5.6 GFLOP: 3.5 min each                                     21 min
-    7 CARD                       800 steps of 29.2 GFLOP: 9.7 min each                                      68 min
+    7 CARD                       800 steps of 25.9 GFLOP: 8.6 min each                                      60 min
     LlamaGen, MaskGIT            800 steps of 13.5 and of 10.9 GFLOP: 4.5 and 3.6 min                        8 min
     5 caches                     60,000 images of 23 MFLOP: 35 s each                                        3 min
     7 times 2 x 2,000 samples    of CARD, 16 tokens of 25 calls: 0.7 and 1.4 TFLOP, 52 s each                6 min
     reconstructions, swaps       24 passes over 2,000 images of 47 MFLOP at most: 56 s each                 17 min
 
-191 minutes in all, so within 5 CPU-hours with a third to spare; no training is longer than 10 minutes.
+183 minutes in all, so within 5 CPU-hours with a third to spare; no training is longer than 9 minutes.
 """
 
 from __future__ import annotations

@@ -33,8 +33,9 @@ def versions() -> dict[str, str]:
 class Record:
     """One measured number and how it was measured; a field that does not apply is None.
 
-    Raises ValueError for a Frechet distance named after another network than the one it was measured with: "fid"
-    (also "rfid", "gfid") is kept for the published Inception graph, every other one is `fd@<network>`.
+    Raises ValueError for a metric named after another network than the one it was measured with: "fid" (also "rfid",
+    "gfid", "sfid"), "kid" and "inception_score" are kept for the published Inception graph, every other Frechet
+    distance is `fd@<network>`.
     """
 
     name: str
@@ -58,7 +59,8 @@ class Record:
 
     def __post_init__(self) -> None:
         network = self.network.partition("@")[0] if self.network else None
-        if self.name.lower().endswith("fid") and network != "inception":
+        published = self.name.lower().endswith("fid") or self.name.lower() in ("kid", "inception_score")
+        if published and network != "inception":
             raise ValueError(f"'{self.name}' is measured with the network 'inception', found {network!r}")
         if self.name.startswith("fd@") and self.name != f"fd@{network}":
             raise ValueError(f"'{self.name}' is named after another network than its own, {network!r}")
