@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from tok1d.cli_compare import compare
 from tok1d.cli_measure import analyze_app, evaluate_app
 from tok1d.cli_options import (
     SHARD_HELP,
@@ -58,6 +59,7 @@ app = typer.Typer(
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(analyze_app, name="analyze")
 app.command(short_help="Statistics of an image set, to compare with.")(reference)
+app.command("compare", short_help="Hold runs against their recipe's curve.")(compare)
 
 
 @app.command(short_help="Train small models from scratch; a report with pictures.")
