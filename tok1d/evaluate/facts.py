@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def _network(value: str | None, record: Record) -> dict[str, str | None]:
     if value is None:
         return {"network": NONE}
     name, _, digest = value.partition("@")
-    return {"network": name} | ({"network_hash": digest} if digest else {})
+    return {"network": name, **({"network_hash": digest} if digest else {})}
 
 
 _PART = re.compile(
@@ -126,7 +126,7 @@ def _crop(value: str | None, record: Record) -> dict[str, str | None]:
     return {"crop": value}  # every image has been cropped somehow: null is not stated
 
 
-_READERS = {
+_READERS: dict[str, Callable[[Any, Record], dict[str, str | None]]] = {
     "network": _network,
     "sampler": _sampler,
     "steps": _steps,

@@ -24,7 +24,7 @@ WINDOW_LINES, WINDOW_SHARE = 5, 0.05  # what is averaged: so many lines of the l
 BAND, LEAST = 3.0, 0.05  # fluctuations, and share of the reference's average, that a run's average may be above it
 LINES_OUTSIDE = 3  # successive lines above the band that mean the run has left
 # What decides where and when something is written, not what is computed.
-FREE = ("out", "card", "cache", "evaluate", "data.root", "train.log_every", "train.save_every")
+FREE: tuple[str, ...] = ("out", "card", "cache", "evaluate", "data.root", "train.log_every", "train.save_every")
 FREE += ("train.preview_every", "train.evaluate_every", "train.proxies_every")
 
 
