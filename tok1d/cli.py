@@ -58,8 +58,8 @@ app = typer.Typer(
 )
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(analyze_app, name="analyze")
-app.command("compare", short_help="Hold runs against their recipe's curve.")(compare)
 app.command(short_help="Statistics of an image set, to compare with.")(reference)
+app.command("compare", short_help="Hold runs against their recipe's curve.")(compare)
 
 
 @app.command(short_help="Train small models from scratch; a report with pictures.")
