@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from tok1d.cli_compare import compare
 from tok1d.cli_measure import analyze_app, evaluate_app
 from tok1d.cli_options import (
     SHARD_HELP,
@@ -42,6 +43,7 @@ from tok1d.cli_options import (
     one_of,
     print_records,
 )
+from tok1d.cli_reference import reference
 
 # Threads that wait by spinning make two jobs on one machine many times slower; set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -56,6 +58,8 @@ app = typer.Typer(
 )
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(analyze_app, name="analyze")
+app.command(short_help="Statistics of an image set, to compare with.")(reference)
+app.command("compare", short_help="Hold runs against their recipe's curve.")(compare)
 
 
 @app.command(short_help="Train small models from scratch; a report with pictures.")

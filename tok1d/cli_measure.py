@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tok1d.cli_explain import evaluate_explain
 from tok1d.cli_options import (
     Data,
     DataRoot,
@@ -37,6 +38,7 @@ from tok1d.cli_options import (
 )
 
 evaluate_app = typer.Typer(help="Measure a model with numbers that state their protocol.", no_args_is_help=True)
+evaluate_app.command("explain")(evaluate_explain)
 analyze_app = typer.Typer(help="Look inside a tokenizer's code.", no_args_is_help=True)
 
 

@@ -134,6 +134,9 @@ class TrainConfig(OptimConfig):
     save_every: int = option(0, "steps between checkpoints; 0 is only at the end", ge=0)
     preview_every: int = option(0, "steps between preview pictures; 0 is only at the end", ge=0)
     evaluate_every: int = option(0, "steps between evaluations; 0 is only at the end", ge=0)
+    proxies_every: int = option(
+        0, "tokenizers: steps between cheap proxies of how well their tokens can be generated; 0 is none", ge=0
+    )
 
 
 @dataclass
@@ -239,6 +242,8 @@ class Recipe:
             raise ConfigError(f"model.name: {name} is a {kind}, but the recipe's kind is {self.kind}")
         if self.kind == "generator" and not self.tokenizer:
             raise ConfigError("tokenizer: a generator needs a model folder or a bundled name, received null")
+        if self.kind != "tokenizer" and self.train.proxies_every:
+            raise ConfigError(f"train.proxies_every: only tokenizers read it, expected 0 for kind={self.kind}")
         if self.kind != "tokenizer" and self.start is not None:
             raise ConfigError(
                 f"start: only tokenizers read it, expected null, received {config_fields.show(self.start)}"

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from tok1d.config import load_recipe
 from tok1d.data.images import open_images
 from tok1d.evaluate.generation import evaluate_generation
-from tok1d.evaluate.reconstruction import Judged, evaluate_reconstruction
+from tok1d.evaluate.measures import Measures
+from tok1d.evaluate.reconstruction import evaluate_reconstruction
 from tok1d.zoo import store
 
 Tiny = Callable[..., str]
@@ -39,15 +40,15 @@ def random_model(recipe: str, *overrides: str, std: float = 0.1) -> Any:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[Tensor]]:
-    """What each `Judged` looked at, by its id."""
+    """What the feature networks looked at, by the id of their `Measures`."""
     images: dict[int, list[Tensor]] = {}
-    update = Judged.update
+    features = Measures.features
 
-    def keep(self: Judged, x: Tensor, labels: Tensor | None) -> None:
+    def keep(self: Measures, x: Tensor) -> dict[str, Tensor]:
         images.setdefault(id(self), []).append(x)
-        update(self, x, labels)
+        return features(self, x)
 
-    monkeypatch.setattr(Judged, "update", keep)
+    monkeypatch.setattr(Measures, "features", keep)
     return images
 
 
@@ -74,7 +75,8 @@ def test_samples_do_not_depend_on_their_batch(
         records = evaluate_generation(
             generator, tokenizer, images, judge, num=11, pad=2, batch_size=batch_size, guidance=1.5, seed=3, **options
         )
-        drawn = next(iter(seen.values()))
+        calls, reference = next(iter(seen.values())), -(-12 // batch_size)
+        drawn = calls[:-reference]
         assert len(drawn) == -(-11 // batch_size)
         found.append({"images": torch.cat(drawn), "records": records})
     assert found[0]["images"].flatten(1).std(0).mean() > 1 / 255, "samples that do not differ prove nothing"
@@ -93,7 +95,7 @@ def test_reconstructions_do_not_depend_on_their_batch(
         records = evaluate_reconstruction(
             tokenizer, images, keep=[4], steps=3, batch_size=batch_size, judge=judge, seed=3
         )
-        painted = list(seen.values())[1]  # the first looks at the real images
+        painted = next(iter(seen.values()))[1::2]  # after the real images of a batch
         found.append({"images": torch.cat(painted), "records": records})
     for other in found[1:]:
         assert_equal(found[0], other)

@@ -1,6 +1,7 @@
 """Distances between images and between sets of features."""
 
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -89,6 +90,37 @@ class Moments:
         self._require(2)
         return self._scatter / (self.count - 1)
 
+    @classmethod
+    def from_statistics(cls, mean: Tensor, covariance: Tensor, count: int = 2) -> "Moments":
+        """Moments of a mean (dim,) and an unbiased covariance (dim, dim), such as a file of statistics holds.
+
+        Where the count is not known they can be compared, but not merged. Raises DataError on shapes that do not fit,
+        numbers that are not finite, or a count below 2.
+        """
+        moments = cls(mean.numel())
+        if mean.shape != (moments.dim,) or covariance.shape != (moments.dim, moments.dim):
+            raise DataError(
+                f"statistics: expected a mean (dim,) and a covariance (dim, dim), found {tuple(mean.shape)} and "
+                f"{tuple(covariance.shape)}"
+            )
+        if count < 2 or not (torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
+            raise DataError(f"statistics: expected finite ones of at least 2 images, found a count of {count} or NaN")
+        moments.count = count
+        moments._mean = mean.detach().to("cpu", torch.float64).clone()
+        moments._scatter = covariance.detach().to("cpu", torch.float64) * (count - 1)
+        return moments
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `from_state` needs, as a number and two tensors."""
+        return {"count": self.count, "mean": self._mean, "scatter": self._scatter}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "Moments":
+        """The moments that gave this state."""
+        moments = cls(state["mean"].numel())
+        moments.count, moments._mean, moments._scatter = int(state["count"]), state["mean"], state["scatter"]
+        return moments
+
     def _require(self, count: int) -> None:
         if self.count < count:
             raise DataError(f"at least {count} feature vectors are expected, found {self.count}; evaluate more images")
@@ -96,7 +128,10 @@ class Moments:
 
 def _root(matrix: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    # Eigenvalues that are rounding (numpy's tolerance of a rank) are zero: their roots would not be small.
+    smallest = values.abs().max() * len(values) * torch.finfo(values.dtype).eps
+    values = torch.where(values > smallest, values, 0)
+    return (vectors * values.sqrt()) @ vectors.T
 
 
 def frechet_distance(m1: Moments, m2: Moments) -> float:

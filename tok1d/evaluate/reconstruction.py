@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,12 +13,16 @@ from tok1d.data.images import ImageSet
 from tok1d.data.transforms import without_border
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
+from tok1d.evaluate.job import Job
 from tok1d.evaluate.labels import Told
-from tok1d.evaluate.metrics import Moments, accuracy, frechet_distance, mse_per_image, psnr_per_image
+from tok1d.evaluate.measures import Compared, Gathered, Measures, own_networks, record_of, strip
+from tok1d.evaluate.metrics import Moments, accuracy, frechet_distance
 from tok1d.evaluate.networks import CNN
-from tok1d.evaluate.report import Record
+from tok1d.evaluate.report import Record, versions
+from tok1d.evaluate.samples import Save, saving
 from tok1d.evaluate.sampling import PAINTING, counted, decoder_options, guidance_text, noise_of
 from tok1d.tokenizers.base import TokenSpec
+from tok1d.zoo.store import fingerprint
 
 
 def prefix_lengths(length: int) -> list[int]:
@@ -92,8 +97,12 @@ def evaluate_reconstruction(
     pad: int = 0,
     label: str | None = None,
     protocol: dict[str, Any] | None = None,
+    measures: Measures | None = None,
+    references: Sequence[Compared] | None = None,
+    job: Job | None = None,
+    save: Save | None = None,
 ) -> list[Record]:
-    """PSNR and squared error per prefix length, and, with a judge, its accuracy and the Fréchet distance.
+    """PSNR, squared error and more per prefix length, and what feature networks say of the reconstructions.
 
     PSNR is the mean over images of the per-image value in dB, output clamped to [0, 1]. All prefix lengths of
     an image start from the same noise, which belongs to (seed, number of the image). The sampler is recorded with the
@@ -102,9 +111,17 @@ def evaluate_reconstruction(
     Args:
         keep: prefix lengths (default: those of `token_counts`).
         solver: of a diffusion decoder (default: its own).
+        judge: measures its accuracy and the Fréchet distance, unless `measures` are given.
         pad: width of the images' border, in pixels, that nothing of this measures.
         label: of a tokenizer that wants one, "true" or "null"; default: see `label_used`.
-        protocol: what every record states besides (network, reference, weights, weights_hash, ...).
+        protocol: what every record states besides (weights, weights_hash, ...).
+        measures: which metrics by which networks (default: PSNR and squared error, and the judge's).
+        references: one a network of `measures`; default: the very images.
+        job: how it is shared and resumed (default: at once, in this process).
+        save: writes the reconstructions from the most tokens.
+
+    Returns:
+        The records; none where other processes have not finished their part.
 
     Raises:
         InputError: prefixes, steps, guidance, a solver or labels that the tokenizer does not have.
@@ -112,62 +129,61 @@ def evaluate_reconstruction(
     device = next(tokenizer.parameters()).device
     lengths = token_counts(tokenizer.spec, keep)
     options = decoder_options(tokenizer, steps=steps, guidance=guidance, solver=solver)
-    told = Told(tokenizer, images, label)
-    psnr, mse = dict.fromkeys(lengths, 0.0), dict.fromkeys(lengths, 0.0)
-    judged = {k: Judged(judge, pad) for k in lengths} if judge is not None else {}
-    real = Judged(judge, pad) if judge is not None else None
-    for start in range(0, len(images), batch_size):
-        x, labels, cond = told.batch(range(start, min(start + batch_size, len(images))))
-        x, labels = x.to(device), labels.to(device)
+    told, job, saved = Told(tokenizer, images, label), job or Job(), max(lengths)
+    measures = measures or Measures(networks=own_networks(judge, pad), pad=pad)
+
+    def measure(numbers: range) -> dict[str, Tensor]:
+        x, labels, cond = told.batch(numbers)
+        x = x.to(device)
         tokens = tokenizer.encode(x, cond)
-        if real is not None:
-            real.update(x, labels)
+        columns = {"labels": labels} | {f"real {key}": value for key, value in measures.features(x).items()}
         for k in lengths:
-            sources = [noise_of(seed, PAINTING, i) for i in range(start, start + len(x))]
+            sources = [noise_of(seed, PAINTING, i) for i in numbers]
             with counted(tokenizer.decoder) as evaluations:
                 y = tokenizer.decode(tokens, cond, keep=k, generator=sources, **options)
-            seen = (without_border(y, pad), without_border(x, pad))
-            psnr[k] += float(psnr_per_image(*seen).sum())
-            mse[k] += float(mse_per_image(*seen).sum())
-            if judge is not None:
-                judged[k].update(y, labels)
-    count = len(images)
-    common = dict(
-        num_images=count,
-        reference=images.fingerprint(),
-        sampler=f"{options['solver']}, {evaluations.per(len(tokens))} evaluations an image" if options else None,
+            found = measures.pairs(y, x) | measures.features(y)
+            if save is not None and k == saved:
+                found |= save.columns(y, numbers)
+            columns |= {f"{k} {key}": value for key, value in found.items()}
+        columns["evaluations"] = torch.tensor(evaluations.rows / len(x))
+        return columns
+
+    common: dict[str, Any] = dict(
+        num_images=len(images),
         steps=(steps or getattr(tokenizer.config, "steps", None)) if options else None,
         guidance=guidance_text(guidance) if options else None,
         label=told.used,
         seed=seed,
         **(protocol or {}),
     )
-    records = []
-    for k in lengths:
-        records.append(Record(name="psnr", value=psnr[k] / count, unit="dB", keep=k, **common))
-        records.append(Record(name="mse", value=mse[k] / count, keep=k, **common))
-        if real is not None:
-            records.append(Record(name="judge_accuracy", value=judged[k].agreement, keep=k, **_judge(common, judge)))
-            distance = judged[k].distance(real)
-            records.append(Record(name=_fd(judge), value=distance, keep=k, **_judge(common, judge)))
-    if real is not None:
-        record = Record(
-            name="judge_accuracy", value=real.agreement, note="the test images themselves", **_judge(common, judge)
-        )
-        records.append(record)
+    whole = [*lengths, options.get("solver"), images.fingerprint(), fingerprint(tokenizer), str(measures), str(save)]
+    about = {"kind": "reconstruction", "common": common, "whole": whole, "versions": versions()}
+    with job.run(about, len(images), batch_size, measure) as batches:
+        if batches is None:
+            return []
+        sets = {k: Gathered(measures) for k in ("real", *lengths)}
+        with saving(save, len(images)) as keep_image:
+            for numbers, columns in batches:
+                for k, gathered in sets.items():
+                    gathered.update(strip(columns, f"{k} "), numbers, columns["labels"])
+                keep_image(strip(columns, f"{saved} "), numbers)
+        if options:
+            common["sampler"] = f"{options['solver']}, {columns['evaluations'].item():g} evaluations an image"
+        common["reference"] = images.fingerprint()
+        compared = references or sets["real"].compared(images.fingerprint())
+        records = [
+            record_of(number, "reconstruction", measures, compared, keep=k, **common)
+            for k in lengths
+            for number in sets[k].numbers(compared)
+        ]
+        for number in sets["real"].agreement():
+            number = replace(number, note="the test images themselves")
+            records.append(record_of(number, "reconstruction", measures, compared, **common))
+        if job.finish is not None:
+            job.finish(records)
     return records
 
 
 def judge_name(judge: Any) -> str:
     """name@hash of a judge network, for records."""
-    from tok1d.zoo.store import fingerprint
-
     return f"{getattr(judge, 'label', 'fashion-mnist-cnn')}@{fingerprint(judge)}"
-
-
-def _fd(judge: Any) -> str:
-    return f"fd@{judge_name(judge).split('@')[0]}"
-
-
-def _judge(common: dict[str, Any], judge: Any) -> dict[str, Any]:
-    return {**common, "network": judge_name(judge)}

@@ -33,8 +33,9 @@ def versions() -> dict[str, str]:
 class Record:
     """One measured number and how it was measured; a field that does not apply is None.
 
-    Raises ValueError for a Frechet distance named after another network than the one it was measured with: "fid"
-    (also "rfid", "gfid") is kept for the published Inception graph, every other one is `fd@<network>`.
+    Raises ValueError for a metric named after another network than the one it was measured with: "fid" (also "rfid",
+    "gfid", "sfid"), "kid" and "inception_score" are kept for the published Inception graph, every other Frechet
+    distance is `fd@<network>`.
     """
 
     name: str
@@ -44,6 +45,9 @@ class Record:
     network: str | None = None  # feature network, name@hash
     reference: str | None = None  # fingerprint of the images or statistics compared with
     crop: str | None = None
+    eight_bit: bool | None = None  # whether the feature network saw images rounded to 256 levels
+    classes: str | None = None  # how the samples' classes were drawn: "balanced", "random" or "train"
+    tokenizer: str | None = None  # weights hash of the tokenizer that decoded samples
     label: str | None = None  # "true" or "null": the class that a tokenizer which wants one was given
     keep: int | None = None  # tokens decoded
     sampler: str | None = None
@@ -58,7 +62,8 @@ class Record:
 
     def __post_init__(self) -> None:
         network = self.network.partition("@")[0] if self.network else None
-        if self.name.lower().endswith("fid") and network != "inception":
+        published = self.name.lower().endswith("fid") or self.name.lower() in ("kid", "inception_score")
+        if published and network != "inception":
             raise ValueError(f"'{self.name}' is measured with the network 'inception', found {network!r}")
         if self.name.startswith("fd@") and self.name != f"fd@{network}":
             raise ValueError(f"'{self.name}' is named after another network than its own, {network!r}")
@@ -148,6 +153,7 @@ _COLUMNS: dict[str, Callable[[Record], str]] = {
     "metric": lambda r: r.name,
     "value": _value,
     "images": lambda r: str(r.num_images),
+    "classes": lambda r: _text(r.classes),
     "label": lambda r: _text(r.label),
     "keep": lambda r: _text(r.keep),
     "sampler": lambda r: _text(r.sampler),
@@ -155,7 +161,9 @@ _COLUMNS: dict[str, Callable[[Record], str]] = {
     "guidance": lambda r: _text(r.guidance),
     "weights": _model,
     "network": lambda r: _text(r.network),
+    "8 bit": lambda r: "" if r.eight_bit is None else "yes" if r.eight_bit else "no",
     "reference": lambda r: _text(r.reference),
+    "tokenizer": lambda r: _text(r.tokenizer),
     "crop": lambda r: _text(r.crop),
     "seed": lambda r: _text(r.seed),
     "note": lambda r: r.note,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tok1d.diffusion.guidance import Guidance, Schedule, as_guidance
 from tok1d.errors import InputError
@@ -17,7 +17,7 @@ from tok1d.generators.llamagen import LlamaGen
 from tok1d.generators.maskgit import MaskGIT
 from tok1d.generators.sequence import SequenceModel
 
-DRAWING, PAINTING = "tokens", "pixels"  # purposes of an image's noise
+DRAWING, PAINTING, CHOOSING = "tokens", "pixels", "classes"  # purposes of an image's noise
 
 
 def noise_of(*key: int | str) -> torch.Generator:
@@ -133,8 +133,8 @@ def sampled_networks(generator: Any, guidance: Guidance) -> list[nn.Module]:
 
 def sampling_text(
     generator: Any,
-    tokens: Tensor,
-    evaluations: Evaluations,
+    evaluations: float,
+    num_tokens: int,
     *,
     sampler: str | None = None,
     steps: int | None = None,
@@ -142,10 +142,14 @@ def sampling_text(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> str:
-    """A record's words for how tokens (B, K, D), or ids (B, K), were sampled."""
+    """A record's words for how tokens were sampled.
+
+    Args:
+        evaluations: rows that the networks were evaluated on, for a sequence of `num_tokens` tokens or ids.
+    """
     whole = draws_whole(generator)
     warmth = "" if temperature == 1 else f", temperature {temperature:g}"
-    told = f"{evaluations.per(len(tokens) * (1 if whole else tokens.shape[1]))} evaluations"
+    told = f"{evaluations / (1 if whole else num_tokens):g} evaluations"
     if isinstance(generator, LlamaGen):
         kept = (f", top-k {top_k}" if top_k else "") + (f", top-p {top_p:g}" if top_p not in (None, 1) else "")
         return f"categorical, {told} a token{kept}{warmth}"

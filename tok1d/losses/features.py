@@ -179,11 +179,11 @@ def _timm_teacher(name: str, weights: str | None, image_size: int) -> Teacher:
     if weights is None and not any(known.get(place) for place in ("hf_hub_id", "url", "file")):
         raise WeightsError(f"teacher {name}: timm has no trained weights of it; give weights=FILE or another teacher")
     if weights not in (None, "random"):
-        _fill(vit, str(weights), name)
+        fill_timm(vit, str(weights), name)
     return Teacher(_PatchTokens(vit), image_size=image_size, mean=known["mean"], std=known["std"])
 
 
-def _fill(vit: nn.Module, path: str, name: str) -> None:
+def fill_timm(vit: nn.Module, path: str, name: str) -> None:
     """Load a file strictly, renamed and with positions resampled as timm does for its own downloads."""
     from tok1d.zoo.adapters.keymap import listing, read_published
 

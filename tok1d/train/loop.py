@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -36,6 +36,19 @@ class NonFiniteError(Tok1dError):
     """A loss or gradient was not finite; the weights are those before the step."""
 
 
+@dataclass(frozen=True)
+class Measure:
+    """What is measured on the model every so many steps, on its averaged weights in eval mode.
+
+    Args:
+        run: model -> numbers for a line of the log of their own; may draw from torch's global random numbers, whose
+            state is restored, and must leave the model as it is.
+    """
+
+    every: int
+    run: Callable[[nn.Module], dict[str, Any]]
+
+
 @dataclass
 class Task:
     """What a recipe trains: the model and where its batches come from.
@@ -45,12 +58,14 @@ class Task:
         batch: (micro_step, rank, world) -> the batch; a pure function.
         preview: writes a picture of what the model does now.
         players: who trains, in turn, the model first; empty is the model alone, by its own losses.
+        measures: what is measured meanwhile, before the checkpoint of the same step.
     """
 
     model: nn.Module
     batch: Callable[[int, int, int], Batch]
     preview: Callable[[nn.Module, Path], None] | None = None
     players: list[Player] = field(default_factory=list)
+    measures: list[Measure] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.players = self.players or [alone(self.model)]
@@ -233,6 +248,7 @@ class _Run:
                     if log is not None:
                         log.write(entry)
                     self.sums, self.since = {}, self.step
+                self.measure(log)
                 if ending or (config.save_every and self.step % config.save_every == 0):
                     self.save()
                 if config.preview_every and self.step % config.preview_every == 0 and not done:
@@ -352,16 +368,36 @@ class _Run:
             }
             checkpoint.save(self.out / "checkpoints", self.step, state)
 
+    def measure(self, log: JsonLog | None) -> None:
+        """Log what is due at this step, leaving weights, modes and random numbers as they are (main process)."""
+        due = [each for each in self.task.measures if self.step % each.every == 0]
+        if due:
+            self._check_finite()  # on every process: where it stops one, it stops all
+        if not due or log is None:
+            return
+        device = self.accelerator.device
+        with self._averaged(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            for each in due:
+                log.write({"step": self.step, **each.run(self.task.model)})
+
     def preview(self) -> None:
         """Write a picture with the averaged weights."""
         if self.task.preview is None or not self.accelerator.is_main_process:
             return
-        ema = self.sides[0].ema
+        with self._averaged(), torch.no_grad():
+            self.task.preview(self.task.model, self.out / "samples" / f"step-{self.step:08d}.png")
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The model in eval mode with its averaged weights; afterwards every part as it was."""
+        ema, modes = self.sides[0].ema, [(part, part.training) for part in self.task.model.modules()]
         if ema is not None:
             ema.swap()
         self.task.model.eval()
-        with torch.no_grad():
-            self.task.preview(self.task.model, self.out / "samples" / f"step-{self.step:08d}.png")
-        self.task.model.train()
-        if ema is not None:
-            ema.swap()
+        try:
+            yield
+        finally:
+            for part, training in modes:
+                part.training = training
+            if ema is not None:
+                ema.swap()

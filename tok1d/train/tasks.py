@@ -33,7 +33,8 @@ from tok1d.train.cache import (
     tokens_kept,
     with_views,
 )
-from tok1d.train.loop import Batch, Task
+from tok1d.train.loop import Batch, Measure, Task
+from tok1d.train.proxies import Proxies
 from tok1d.zoo import store
 
 BatchFunction = Callable[[int, int, int], Batch]
@@ -89,7 +90,8 @@ def build_task(recipe: Recipe) -> Task:
     tell_broken(images)
     check_classes(model, images.num_classes)
     preview = _reconstruction_preview(recipe) if recipe.kind == "tokenizer" else None
-    return Task(model, image_batches(recipe, images), preview, players)
+    measures = [Measure(recipe.train.proxies_every, Proxies(recipe))] if recipe.train.proxies_every else []
+    return Task(model, image_batches(recipe, images), preview, players, measures)
 
 
 def with_encoder(config: Any) -> Any:

@@ -1,0 +1,243 @@
+"""Explaining two numbers names exactly the settings that differ, and knows the published protocols."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tok1d import cli
+from tok1d.config import load_recipe, recipe_names
+from tok1d.errors import DataError, InputError
+from tok1d.evaluate.explain import compare, explain, table
+from tok1d.evaluate.facts import BUNDLED, Facts, measured
+from tok1d.evaluate.published import protocol_names, published
+from tok1d.evaluate.report import Record, write_records
+from tok1d.evaluate.settings import SETTINGS, rank
+
+SYSTEMS = ("llamagen", "maetok", "mar", "semanticist", "sit", "smap", "titok")
+
+# What a record of samples says, and changes of it: setting -> fields of a record that differs in it alone.
+SAMPLES: dict[str, Any] = {
+    "name": "fd@cnn",
+    "value": 8.1,
+    "num_images": 1000,
+    "network": "cnn@ab12",
+    "reference": "10000 images 77d4",
+    "crop": "center 28",
+    "label": "true",
+    "keep": 16,
+    "sampler": "sde 50 steps, 100 evaluations a token; euler, 4 evaluations an image",
+    "steps": 4,
+    "guidance": "2 linear in 0.25..1, decoder 3",
+    "weights": "ema",
+    "precision": "fp32",
+    "seed": 0,
+    "weights_hash": "f903",
+    "versions": {"tok1d": "0.1", "torch": "2.15"},
+}
+CHANGES: dict[str, dict[str, Any]] = {
+    "num_images": {"num_images": 50000},
+    "reference": {"reference": "10000 images fb1a"},
+    "crop": {"crop": "resize 28"},
+    "label": {"label": "null"},
+    "keep": {"keep": 8},
+    "weights": {"weights": "raw"},
+    "precision": {"precision": "bf16"},
+    "seed": {"seed": 1},
+    "weights_hash": {"weights_hash": "72ac"},
+    "version of torch": {"versions": {"tok1d": "0.1", "torch": "2.14"}},
+    "decoder_steps": {"steps": 25},
+    "note": {"note": "unconditional"},
+}
+# Parts of the fields that hold several settings.
+SAMPLER = {"sampler": ("sde", "heun"), "steps": ("50 steps", "250 steps"), "decoder_sampler": ("euler", "ancestral")}
+GUIDANCE = {
+    "guidance": ("2 ", "2.5 "),
+    "guidance_schedule": ("linear", "constant"),
+    "guidance_interval": ("0.25..1", "0..0.5"),
+    "decoder_guidance": ("decoder 3", "decoder 1.5"),
+}
+
+
+def changed(settings: set[str]) -> Record:
+    """The record of samples, with these settings changed."""
+    fields = dict(SAMPLES)
+    for key in settings & CHANGES.keys():
+        fields |= CHANGES[key]
+    for field, parts in (("sampler", SAMPLER), ("guidance", GUIDANCE)):
+        for key in settings & parts.keys():
+            old, new = parts[key]
+            assert old in fields[field]
+            fields[field] = fields[field].replace(old, new, 1)
+    if "temperature" in settings:
+        fields["sampler"] = fields["sampler"].replace("a token", "a token, temperature 0.9")
+    return Record(**fields)
+
+
+EVERY = sorted({*CHANGES, *SAMPLER, *GUIDANCE, "temperature"})
+
+
+@given(st.sets(st.sampled_from(EVERY)))
+def test_exactly_the_settings_that_differ_are_named(settings: set[str]) -> None:
+    a, b = measured(changed(set()), "a"), measured(changed(settings), "b")
+    for one, other in ((a, b), (b, a)):
+        found = compare(one, other)
+        named = [line.key for line in found.differences]
+        assert set(named) == settings
+        assert [rank(key) for key in named] == sorted(rank(key) for key in named)
+        assert found.comparable == (
+            "no" if settings & {"reference", "crop"} else "after matching" if settings else "yes"
+        )
+
+
+SIX = {"num_images", "steps", "guidance", "weights", "seed", "keep"}
+
+
+def test_six_settings_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, settings in (("a.json", set()), ("b.json", SIX)):
+        other = Record(name="psnr", value=19.0, num_images=1, keep=99)
+        write_records(tmp_path / name, [other, changed(settings)])
+    command = ["evaluate", "explain", str(tmp_path / "a.json"), str(tmp_path / "b.json")]
+    assert cli.run([*command, "--metric", "fd@cnn", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["differ"]) == SIX
+    assert cli.run([*command, "--metric", "fd@cnn"]) == 0
+    printed = capsys.readouterr().out
+    listed = re.findall(r"^ +\d+\. ([^:]+): (.+) against (.+) \(", printed, re.M)
+    assert [title for title, _, _ in listed] == [SETTINGS[key].title for key in sorted(SIX, key=rank)]
+    assert ("number of images", "1000", "50000") in listed
+    assert "may be compared once" in printed
+
+
+def test_no_guidance_is_one_difference() -> None:
+    plain = Record(**SAMPLES | {"guidance": 1.0})
+    found = compare(measured(plain, "a"), measured(changed(set()), "b"))
+    assert {line.key for line in found.differences} == {"guidance", "decoder_guidance"}
+
+
+def test_what_an_older_file_does_not_say_is_not_a_difference() -> None:
+    record = Record(**SAMPLES | {"label": None})
+    stated = {key: value for key, value in record.to_json().items() if key != "label"}
+    older, newer = measured(record, "a", stated=stated), measured(changed(set()), "b")
+    found = compare(older, newer)
+    assert not found.differences
+    assert [line.key for line in found.lines if line.status == "not stated"] == ["label"]
+    assert [line.key for line in compare(measured(record, "a"), newer).differences] == ["label"]
+
+
+def test_words_of_another_form_stay_whole() -> None:
+    record = Record(**SAMPLES | {"sampler": "something (new)", "guidance": "cosine from 3"})
+    settings = measured(record, "a").settings
+    assert (settings["sampler"], settings["guidance"]) == ("something (new)", "cosine from 3")
+
+
+def test_other_metrics_networks_and_missing_values_are_not_compared() -> None:
+    a = measured(changed(set()), "a")
+    for change in (
+        {"name": "fd@other", "network": "other@ab12"},
+        {"network": "cnn@cd34"},
+        {"value": None, "note": "x"},
+    ):
+        found = compare(a, measured(Record(**SAMPLES | change), "b"))
+        assert found.comparable == "no" and "may not be compared" in found.verdict
+    unknown = compare(a, Facts("b", 1.0, {**a.settings, "reference": None}))
+    assert unknown.comparable == "not known" and "reference set" in unknown.verdict
+
+
+@pytest.mark.parametrize("name", protocol_names())
+def test_protocols_are_complete(name: str) -> None:
+    facts, settings = published(name), published(name).settings
+    generation = {"sampler", "steps", "guidance", "guidance_schedule", "guidance_interval", "temperature"}
+    expected = SETTINGS.keys() - {"note", "network_hash", "weights_hash"}
+    assert settings.keys() == (expected if name.endswith("gfid") else expected - generation)
+    assert {key for key, value in settings.items() if value not in (None, "none")} <= facts.sources.keys()
+    assert all(source.strip() for source in facts.sources.values())
+    assert settings["metric"] == name.split("/")[1]
+    assert not facts.recipe or facts.recipe in recipe_names()
+
+
+def test_every_system_has_its_protocols() -> None:
+    names = protocol_names()
+    assert {name.split("/")[0] for name in names} == set(SYSTEMS)
+    assert {name.split("/")[0] for name in names if name.endswith("/rfid")} == {*SYSTEMS} - {"sit"}
+    assert published("maetok") == published("maetok/gfid")
+
+
+@pytest.mark.parametrize("name", [n for n in protocol_names() if n.endswith("gfid") and published(n).recipe])
+def test_recipes_evaluate_as_their_protocol_says(name: str) -> None:
+    facts = published(name)
+    recipe = load_recipe(facts.recipe)
+    assert recipe.evaluate.num_samples == int(str(facts.settings["num_images"]))
+    assert recipe.evaluate.guidance == float(str(facts.settings["guidance"]))
+    low, high = recipe.evaluate.guidance_interval
+    interval = "always" if (low, high) == (0, 1) else f"{low:g}..{high:g}"
+    assert facts.settings["guidance_interval"] in (None, interval)
+    steps = getattr(getattr(recipe.model, "head", recipe.model), "steps", None)
+    assert facts.settings["steps"] in ("none", str(steps))
+
+
+@pytest.mark.parametrize("model", sorted(path.parent.name for path in BUNDLED.glob("*/config.json")))
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_bundled_models_against_every_protocol(model: str, system: str) -> None:
+    found = explain(model, system)
+    assert found.comparable == "no"
+    assert {"metric", "data", "num_images"} <= {line.key for line in found.differences}
+    assert table(found).row_count == len(found.lines) + 1
+
+
+def test_a_faithful_record_matches_its_protocol() -> None:
+    record = Record(
+        name="gfid",
+        value=1.7,
+        num_images=50_000,
+        network="inception@2015",
+        keep=128,
+        sampler="sde 250 steps, 500 evaluations a sequence",
+        guidance="1.9 in 0.25..1",
+        weights="ema",
+        precision="fp32",
+        seed=0,
+    )
+    found = compare(measured(record, "mine"), published("maetok"))
+    same = {line.key for line in found.lines if line.status == "same"}
+    assert {"metric", "network", "num_images", "keep", "sampler", "steps", "guidance", "guidance_interval"} <= same
+    assert [line.key for line in found.differences] == ["reference"]  # a record without any was compared with nothing
+
+
+def test_several_records_choose_a_distance_both_have(tmp_path: Path) -> None:
+    def records(*pairs: tuple[str, int]) -> list[Record]:
+        return [Record(name=name, value=1.0, num_images=9, keep=keep, network="cnn") for name, keep in pairs]
+
+    write_records(tmp_path / "a.json", records(("psnr", 16), ("fd@cnn", 4), ("fd@cnn", 8), ("fd@cnn", 16)))
+    write_records(tmp_path / "b.json", records(("psnr", 16), ("fd@cnn", 4), ("fd@cnn", 8)))
+    a, b = str(tmp_path / "a.json"), str(tmp_path / "b.json")
+    for options, expected in (
+        ({}, ("fd@cnn", "8")),
+        ({"keep": 4}, ("fd@cnn", "4")),
+        ({"metric": "psnr"}, ("psnr", "16")),
+    ):
+        found = explain(a, b, **options)
+        for facts in (found.a, found.b):
+            assert (facts.settings["metric"], facts.settings["keep"]) == expected
+    with pytest.raises(InputError, match="no record of ssim keep 4; there are psnr keep 16"):
+        explain(a, b, metric="ssim", keep=4)
+
+
+def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "empty.json").write_text("[]")
+    (tmp_path / "folder").mkdir()
+    for name, error, message in (
+        ("maetk", InputError, "did you mean maetok"),
+        ("sit/rfid", InputError, "did you mean sit/gfid"),
+        (str(tmp_path / "broken.json"), DataError, "evaluate again"),
+        (str(tmp_path / "empty.json"), DataError, "no records"),
+        (str(tmp_path / "folder"), DataError, "found a folder without"),
+    ):
+        with pytest.raises(error, match=message):
+            explain(name, "maetok")
+        assert cli.run(["evaluate", "explain", name, "maetok"]) == 2
+        assert capsys.readouterr().err.count("\n") == 1

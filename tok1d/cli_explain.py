@@ -1,0 +1,47 @@
+"""The command that compares two numbers: `tok1d evaluate explain`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+NUMBER_HELP = (
+    "a JSON file of records, a run or model folder, a bundled model, or a published protocol such as maetok/rfid "
+    "(semanticist, maetok, smap, titok, sit, llamagen, mar; a bare name is its gFID)"
+)
+
+
+def evaluate_explain(
+    a: Annotated[str, typer.Argument(help=NUMBER_HELP, show_default=False)],
+    b: Annotated[str, typer.Argument(help="the number to compare with, named as A is", show_default=False)],
+    metric: Annotated[
+        str, typer.Option(help="of several records, such as psnr or fd@inception; default: a Fréchet distance")
+    ] = "",
+    keep: Annotated[int | None, typer.Option(min=0, help="of several records; default: the most tokens")] = None,
+    sources: Annotated[bool, typer.Option("--sources", help="also say where published settings are stated")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+) -> None:
+    """Why two numbers differ: settings line by line, those that usually matter most, whether they may be compared."""
+    import json
+
+    from rich.console import Console
+
+    from tok1d.evaluate.explain import explain, table
+
+    found = explain(a, b, metric=metric, keep=keep)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1))
+        return
+    console = Console(highlight=False, markup=False)
+    for facts in (found.a, found.b):
+        console.print(f"{facts.name}: {facts.about}", soft_wrap=True)
+    console.print(table(found))
+    if found.differences:
+        console.print("They differ in these, the one that usually matters most first:")
+    for number, line in enumerate(found.differences, start=1):
+        console.print(f"{number:3d}. {line.title}: {line.a} against {line.b} ({line.reason})", soft_wrap=True)
+    console.print(found.verdict, soft_wrap=True)
+    for facts in (found.a, found.b) if sources else ():
+        for key, source in facts.sources.items():
+            console.print(f"{facts.name} {key}: {source}", soft_wrap=True)

@@ -1,0 +1,213 @@
+"""The settings behind a measured number: a metric record taken apart, with what its model's recipe adds."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tok1d.errors import DataError
+from tok1d.evaluate.published import ABSENT, NONE, Facts, published, text_of
+from tok1d.evaluate.report import Record
+
+BUNDLED = Path(__file__).parents[1] / "zoo" / "bundled"
+# Settings that a record has only where they apply, such as steps of a diffusion decoder.
+_WHERE_APPLICABLE = (
+    *("network_hash", "sampler", "steps", "temperature", "guidance", "guidance_schedule", "guidance_interval"),
+    *("decoder_sampler", "decoder_steps", "decoder_guidance"),
+)
+
+
+def measured(
+    record: Record, name: str, *, stated: Mapping[str, Any] | None = None, recipe: Mapping[str, Any] | None = None
+) -> Facts:
+    """The settings of a record.
+
+    Args:
+        stated: the record as its file has it; a field that is not in there is not stated (older versions had fewer).
+        recipe: of the model it was measured on; adds what the record does not say.
+    """
+    content = record.to_json()
+    known = set(content if stated is None else stated)
+    settings: dict[str, str | None] = {"metric": record.name}
+    fields = {key: content[key] for key in content if key not in ("name", "value", "unit")}
+    for key, value in fields.items():
+        if key in _READERS:
+            settings |= _READERS[key](value if key in known else None, record)
+        else:
+            settings[key] = (NONE if value in (None, "") else text_of(value)) if key in known else None
+    if "decoder_sampler" not in settings and "sampler" in known and record.keep is not None:
+        settings["decoder_sampler"] = "one pass"
+    settings = dict.fromkeys(_WHERE_APPLICABLE, ABSENT) | settings | _of_recipe(recipe or {})
+    return Facts(name, record.value, settings, about=_about(record))
+
+
+def _about(record: Record) -> str:
+    kept = "" if record.keep is None else f" of {record.keep} tokens"
+    return f"{record.name}{kept}, {record.num_images:,} images"
+
+
+def _network(value: str | None, record: Record) -> dict[str, str | None]:
+    if value is None:
+        return {"network": NONE}
+    name, _, digest = value.partition("@")
+    return {"network": name, **({"network_hash": digest} if digest else {})}
+
+
+_PART = re.compile(
+    r"(?P<name>\w+)(?: (?P<steps>\d+) steps)?(?:, [\d.e+-]+ evaluations (?P<unit>an image|a token|a sequence))?"
+    r"(?P<rest>(?:, (?!temperature)[^,;]+)*)(?:, temperature (?P<temperature>[\d.e+-]+))?"
+)
+
+
+def _sampler(value: str | None, record: Record) -> dict[str, str | None]:
+    """A record says "sde 50 steps, 100 evaluations a sequence; euler, 4 evaluations an image".
+
+    The number of evaluations follows from the rest and is left out; words of another form stay whole.
+    """
+    if value is None:
+        return {}
+    settings: dict[str, str | None] = {}
+    for part in value.split("; "):
+        found = _PART.fullmatch(part)
+        if found is None:
+            return {"sampler": value}
+        if found["unit"] == "an image":
+            settings["decoder_sampler"] = found["name"] + found["rest"]
+            continue
+        settings["sampler"] = found["name"] + found["rest"]
+        settings["temperature"] = found["temperature"] or "1"
+        if found["steps"]:
+            settings["steps"] = found["steps"]
+    return settings
+
+
+def _steps(value: int | None, record: Record) -> dict[str, str | None]:
+    """`steps` of a record are the decoder's where a diffusion decoder painted, else the sampler's."""
+    if value is None:
+        return {}
+    decoder = record.sampler is None or "an image" in record.sampler
+    return {"decoder_steps" if decoder else "steps": str(value)}
+
+
+_GUIDANCE = re.compile(
+    r"(?P<scale>[\d.e+-]+)(?: (?P<schedule>constant|linear|power_cosine(?: [\d.e+-]+)?))?"
+    r"(?: in (?P<interval>\S+?\.\.[^\s,]+))?(?P<rest>(?: against [^\s,]+)?)(?:, decoder (?P<decoder>[\d.e+-]+))?"
+)
+
+
+def _guidance(value: float | str | None, record: Record) -> dict[str, str | None]:
+    """A record says 1.5, "2 linear", "1.9 in 0.25..1", "2 linear, decoder 3"; of a reconstruction, the decoder's."""
+    if value is None:
+        return {}
+    text = text_of(value)
+    found = _GUIDANCE.fullmatch(text)
+    if found is None:
+        return {"guidance": text}
+    if record.sampler is not None and re.fullmatch(r"[^;]*an image", record.sampler):
+        return {"decoder_guidance": text}
+    settings: dict[str, str | None] = {"guidance": text_of(float(found["scale"])) + found["rest"]}
+    if float(found["scale"]) != 1:  # at 1 nothing is guided, so neither how nor when
+        settings["guidance_schedule"] = found["schedule"] or "constant"
+        settings["guidance_interval"] = found["interval"] or "always"
+    if record.sampler is not None and "an image" in record.sampler:
+        settings["decoder_guidance"] = found["decoder"] or "1"
+    return settings
+
+
+def _versions(value: Mapping[str, str] | None, record: Record) -> dict[str, str | None]:
+    return {f"version of {name}": version for name, version in (value or {}).items()}
+
+
+def _crop(value: str | None, record: Record) -> dict[str, str | None]:
+    return {"crop": value}  # every image has been cropped somehow: null is not stated
+
+
+_READERS: dict[str, Callable[[Any, Record], dict[str, str | None]]] = {
+    "network": _network,
+    "sampler": _sampler,
+    "steps": _steps,
+    "guidance": _guidance,
+    "versions": _versions,
+    "crop": _crop,
+}
+
+
+def _of_recipe(recipe: Mapping[str, Any]) -> dict[str, str | None]:
+    """What a recipe says of the model, beside the record."""
+    if not recipe:
+        return {}
+    data, model, train = (recipe.get(key) or {} for key in ("data", "model", "train"))
+    decay = train.get("ema")
+    size = (data.get("image_size") or 0) - 2 * (data.get("pad") or 0)  # of what is measured
+    batch = (train.get("batch_size") or 0) * (train.get("accumulate") or 1)
+    found: dict[str, str | None] = {
+        "data": f"{data.get('name')} {size}x{size}",
+        "ema_decay": None if decay is None else text_of(decay) if decay else NONE,
+        "train_batch": str(batch) if batch else None,
+        "train_steps": None if train.get("steps") is None else str(train["steps"]),
+    }
+    if recipe.get("kind") == "generator":
+        found["token_normalisation"] = str(model.get("statistics") or NONE)
+    return found
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Records found under a name, as their file has them, and the recipe of their model where it lies beside them."""
+
+    name: str
+    records: list[Record]
+    stated: list[dict[str, Any]]
+    recipe: dict[str, Any]
+
+
+def read_measured(name: str) -> Measured:
+    """Records of a JSON file, a run folder, a model folder or a bundled model.
+
+    Raises:
+        DataError: a file or folder without records.
+        InputError: nothing of that name.
+    """
+    path = Path(name)
+    if not path.exists() and (BUNDLED / name / "config.json").is_file():
+        path = BUNDLED / name
+    if path.is_dir():
+        path = next((path / inside for inside in ("report.json", "config.json") if (path / inside).is_file()), path)
+    if not path.exists():
+        published(name)  # says what there is
+    if not path.is_file():
+        raise DataError(f"{name}: expected a file of records, a run or a model; found a folder without any")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        card = content.get("card", {}) if isinstance(content, dict) else {}
+        entries = content if isinstance(content, list) else card["records"]
+        records = [Record.from_json(entry) for entry in entries]
+        recipe = _recipe(card.get("recipe") or _beside(path))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"{path}: expected a JSON list of metric records or a model's config.json, found something else "
+            f"({error}); evaluate again"
+        ) from error
+    if not records:
+        raise DataError(f"{path}: holds no records; evaluate the model first")
+    return Measured(name, records, entries, recipe)
+
+
+def _beside(path: Path) -> str:
+    """The resolved recipe of the run that a report lies in."""
+    recipe = path.with_name("config.yaml")
+    return recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
+
+
+def _recipe(text: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,247 @@
+"""The three kinds of feature networks: Inception, any timm network, a classifier trained here."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tok1d.errors import InputError, WeightsError
+from tok1d.evaluate.features import INCEPTION, Features, FrozenNetwork, to_rgb
+
+# Of torch-fidelity's file (and pytorch-fid's, which is the same one): the weights of TensorFlow's graph of 2015-12-05.
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+SPATIAL_CHANNELS = 7
+SPATIAL_DIM = 17 * 17 * SPATIAL_CHANNELS
+
+
+class Inception(FrozenNetwork):
+    """torch-fidelity's port of the graph that the published FID is measured with, at 299 pixels.
+
+    Its logits leave the last layer's bias out, as the Inception Score of TensorFlow and of the ADM suite does; their
+    1008 classes are in an order of their own, so they are compared with no labels.
+    """
+
+    def __init__(self, extractor: Any, name: str, digest: str, **options: Any) -> None:
+        self.extractor = extractor
+        super().__init__(name, digest, dim=2048, spatial_dim=SPATIAL_DIM, num_classes=1008, **options)
+        # TensorFlow's mixed_6/conv after its ReLU, which the ADM suite's sFID reads, is this branch.
+        extractor.Mixed_6d.branch1x1.register_forward_hook(self._keep_maps)
+        self._maps: Tensor | None = None
+
+    def _keep_maps(self, module: nn.Module, inputs: Any, maps: Tensor) -> None:
+        self._maps = maps[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+
+    def measure(self, images: Tensor) -> Features:
+        """Features of images (B, 1 or 3, h, w) in [0, 1]; the graph resizes them itself, as TensorFlow 1 did."""
+        pooled, logits = self.extractor((to_rgb(images) * 255).round().to(torch.uint8))
+        spatial, self._maps = self._maps, None
+        return Features(pooled, spatial, logits)
+
+
+class TimmNetwork(FrozenNetwork):
+    """A timm network's pooled features before its classifier (of DINOv2 and CLIP the class token after the last norm).
+
+    Images are resized whole to the network's size (bicubic or as its data configuration says, antialiased).
+    """
+
+    def __init__(self, model: Any, name: str, digest: str, *, known: dict[str, Any], **options: Any) -> None:
+        dim = int(getattr(model, "head_hidden_size", None) or model.num_features)
+        super().__init__(name, digest, dim=dim, **options)
+        self.model = model
+        self.size = (int(known["input_size"][1]), int(known["input_size"][2]))
+        self.mode = known["interpolation"] if known["interpolation"] in ("bilinear", "bicubic") else "bicubic"
+        self.mean, self.std = (torch.tensor(known[key], device=self.device).view(3, 1, 1) for key in ("mean", "std"))
+
+    def measure(self, images: Tensor) -> Features:
+        """Features of images (B, 1 or 3, h, w) in [0, 1]."""
+        images = to_rgb(images)
+        if images.shape[-2:] != self.size:
+            images = F.interpolate(images, self.size, mode=self.mode, antialias=True).clamp(0, 1)
+        return Features(self.model((images - self.mean) / self.std).float())
+
+
+class OwnNetwork(FrozenNetwork):
+    """A classifier that `tok1d train` made: its features, and its logits, which name the classes of its data."""
+
+    def __init__(self, model: Any, name: str, *, pad: int = 0, eight_bit: bool = True) -> None:
+        from tok1d.zoo.store import fingerprint
+
+        config = model.config
+        super().__init__(
+            name,
+            fingerprint(model),
+            device=next(model.parameters()).device,
+            dim=config.features,
+            num_classes=config.num_classes,
+            classifies=True,
+            image_size=config.image_size,
+            channels=config.channels,
+            pad=pad,
+            eight_bit=eight_bit,
+        )
+        self.model = model.eval()
+
+    def measure(self, images: Tensor) -> Features:
+        """Features of images (B, C, h, w) in [0, 1] of the classifier's own size; raises DataError on others."""
+        if self.model.config.channels == 3:
+            images = to_rgb(images)
+        pooled = self.model.features(images)
+        return Features(pooled, logits=self.model.head(pooled))
+
+
+def open_inception(
+    file: str | None, *, device: str | torch.device, pad: int, eight_bit: bool = True, download: bool = True
+) -> Inception:
+    """Inception with the published weights (name "inception"), or with any others ("inception-like").
+
+    Raises:
+        WeightsError: torch-fidelity or the weights are not here, or the file holds another network's.
+        InputError: eight_bit=False.
+    """
+    if not eight_bit:
+        raise InputError("inception: its graph reads images of 8 bits; leave eight_bit=False to other networks")
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError:
+        raise WeightsError("inception: torch-fidelity is not installed; pip install 'tok1d[fidelity]'") from None
+    from tok1d.zoo.adapters.keymap import read_published
+
+    path = Path(file) if file else _published_inception(download)
+    if not path.is_file():
+        raise WeightsError(f"inception:{path}: no such file; expected {INCEPTION_FILE} from torch-fidelity's releases")
+    state = read_published(path)
+    digest = _sha256(path)
+    # The extractor reads any pickle it is given; handing it what was read safely keeps that from running code.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    with torch.random.fork_rng(devices=[]):  # the draws of the initial weights are thrown away
+        try:
+            extractor = FeatureExtractorInceptionV3(INCEPTION, ["2048", "logits_unbiased"], buffer)
+        except (RuntimeError, ValueError) as error:
+            raise WeightsError(f"{path}: weights of another network than Inception ({_line(error)})") from None
+    name = INCEPTION if digest == INCEPTION_SHA256 else f"{INCEPTION}-like"
+    return Inception(extractor.to(device).eval(), name, digest, device=device, pad=pad)
+
+
+def _published_inception(download: bool) -> Path:
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    path = Path(torch.hub.get_dir(), "checkpoints", INCEPTION_FILE)
+    if path.is_file():
+        return path
+    why = "they are not here"
+    if download:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # It writes beside the target, checks the hash, then renames.
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=INCEPTION_SHA256, progress=False)
+            return path
+        except (OSError, RuntimeError) as error:
+            why = f"they could not be fetched ({_line(error)})"
+    raise WeightsError(
+        f"inception: expected the published weights, {why}; fetch {URL_INCEPTION_V3} and give inception:FILE"
+    )
+
+
+def open_timm(
+    text: str, *, device: str | torch.device, pad: int, eight_bit: bool = True, download: bool = True
+) -> TimmNetwork:
+    """A timm network from "NAME[:SIZE][:FILE]"; another size than its own becomes part of the name.
+
+    Raises:
+        WeightsError: timm or trained weights are not here. InputError: a name that timm does not know.
+    """
+    from tok1d.losses.features import fill_timm
+    from tok1d.zoo.store import fingerprint
+
+    try:
+        import timm
+        from timm.data import resolve_model_data_config
+    except ImportError:
+        raise WeightsError("timm networks: timm is not installed; pip install 'tok1d[teachers]'") from None
+    name, size, file = _timm_parts(text)
+    if ":" not in name and not timm.is_model(name):
+        raise InputError(
+            f"timm:{name}: timm has no such model; expected a name such as vit_large_patch14_dinov2.lvd142m"
+        )
+    if file is None and not download:
+        raise WeightsError(f"timm:{name}: its weights may only be downloaded; give timm:{name}:FILE")
+    with torch.random.fork_rng(devices=[]):
+        model = _make_timm(timm, name, size, pretrained=file is None)
+    if file is not None:
+        fill_timm(model, file, name)
+    elif not any(model.pretrained_cfg.get(place) for place in ("hf_hub_id", "url", "file")):
+        raise WeightsError(f"timm:{name}: timm has no trained weights of it; give timm:{name}:FILE")
+    model = model.to(device).eval().requires_grad_(False)
+    known = resolve_model_data_config(model)
+    if size is not None:
+        known = {**known, "input_size": (3, size, size)}
+    called = clean_name(name) + (f"-{size}" if size is not None else "")
+    return TimmNetwork(model, called, fingerprint(model), known=known, device=device, pad=pad, eight_bit=eight_bit)
+
+
+def _timm_parts(text: str) -> tuple[str, int | None, str | None]:
+    """ "NAME[:SIZE][:FILE]" in parts; NAME may be hf-hub:OWNER/MODEL."""
+    hub = "hf-hub:" if text.startswith("hf-hub:") else ""
+    name, _, rest = text[len(hub) :].partition(":")
+    first, _, after = rest.partition(":")
+    if first.isdecimal() and not Path(first).exists():
+        return hub + name, int(first), after or None
+    return hub + name, None, rest or None
+
+
+def _make_timm(timm: Any, name: str, size: int | None, *, pretrained: bool) -> Any:
+    def make(**options: Any) -> Any:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+
+    try:
+        try:
+            return make() if size is None else make(img_size=size)
+        except TypeError:  # convolutional networks know no img_size, and need none
+            return make()
+    except Exception as error:  # network, hub, disk: timm passes on whatever its libraries raise
+        raise WeightsError(f"timm:{name}: timm could not make it ({_line(error)}); give timm:{name}:FILE") from None
+
+
+def open_own(text: str, *, device: str | torch.device, pad: int, eight_bit: bool = True) -> OwnNetwork:
+    """A classifier from a model folder or of a bundled name; it is named after the bundled model, or after its run.
+
+    Raises:
+        WeightsError: no such model, or one that is no classifier.
+    """
+    from tok1d.evaluate.networks import CNN
+    from tok1d.zoo.store import BUNDLED, load
+
+    model = load(text, device=device)
+    if not isinstance(model, CNN):
+        raise WeightsError(f"{text}: expected a classifier to measure with, found the model {model.config.name}")
+    folder = Path(model.folder)  # type: ignore[arg-type]
+    if folder.is_relative_to(BUNDLED.resolve()):
+        name = folder.relative_to(BUNDLED.resolve()).as_posix()
+    else:
+        name = folder.parent.name if folder.name == "model" else folder.name
+    return OwnNetwork(model, clean_name(name), pad=pad, eight_bit=eight_bit)
+
+
+def clean_name(text: str) -> str:
+    """A name of letters, digits, dots, dashes and underscores that is not taken for the published Inception."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-") or "model"
+    return f"model-{name}" if name.lower() == INCEPTION else name
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__

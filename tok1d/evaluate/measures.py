@@ -1,0 +1,274 @@
+"""Which metrics an evaluation measures, by which networks: what is computed of a batch, and the numbers of a set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from tok1d.data.transforms import without_border
+from tok1d.errors import InputError
+from tok1d.evaluate.features import Features, FrozenNetwork, metric_name
+from tok1d.evaluate.kernel import kernel_distance_subsets
+from tok1d.evaluate.manifold import manifold
+from tok1d.evaluate.metrics import Moments, frechet_distance, mse_per_image, psnr_per_image
+from tok1d.evaluate.pairs import SSIM_VARIANT, lpips_per_image, ssim_per_image
+from tok1d.evaluate.report import Record
+from tok1d.evaluate.tally import Tally
+
+PAIRS = ("psnr", "mse", "ssim", "lpips")
+MANIFOLD = ("precision", "recall", "density", "coverage")
+ON_FEATURES = ("labels", "fd", "sfd", "kid", "score", *MANIFOLD)
+METRICS = (*PAIRS, *ON_FEATURES)
+TODAY = ("psnr", "mse", "labels", "fd")  # what a run's report holds
+SUBSET, NUM_SUBSETS = 1000, 100  # of KID
+K_MANIFOLD, K_DENSITY = 3, 5
+
+
+@dataclass(frozen=True)
+class Number:
+    """A metric's value on a set of images, by a network or by none, or why there is none."""
+
+    metric: str
+    value: float | None
+    network: str | None = None
+    unit: str = ""
+    note: str = ""
+    compared: bool = False  # with a reference
+
+
+@dataclass
+class Measures:
+    """What is measured of every image.
+
+    Args:
+        metrics: of `METRICS`, in their order.
+        networks: those that the metrics on features are measured by.
+        pad: width of the images' border, in pixels, that nothing of this sees.
+        lpips: its network where LPIPS is asked for and its weights are there.
+        missing: why a metric, or a network, is not available: {"lpips": "..."}.
+    """
+
+    metrics: tuple[str, ...] = TODAY
+    networks: Sequence[FrozenNetwork] = ()
+    pad: int = 0
+    lpips: Any = None
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.metrics:
+            if name not in METRICS:
+                raise InputError(f"metrics: expected some of {', '.join(METRICS)}, received {name!r}")
+        self.metrics = tuple(name for name in METRICS if name in self.metrics)
+        for network in self.networks:
+            assert network.pad == self.pad, "networks are opened with the images' border"
+
+    def __str__(self) -> str:
+        """For the fingerprint of a protocol."""
+        networks = [f"{each.label} {'8bit' if each.eight_bit else 'float'}" for each in self.networks]
+        return f"{', '.join(self.metrics)}; {', '.join(networks)}; border {self.pad}; {sorted(self.missing)}"
+
+    @property
+    def of_pairs(self) -> tuple[str, ...]:
+        return tuple(name for name in self.metrics if name in PAIRS)
+
+    @property
+    def of_features(self) -> tuple[str, ...]:
+        return tuple(name for name in self.metrics if name in ON_FEATURES)
+
+    def pairs(self, y: Tensor, x: Tensor) -> dict[str, Tensor]:
+        """Values (B,) of images and the originals (B, C, H, W), by metric."""
+        y, x = without_border(y, self.pad), without_border(x, self.pad)
+        found = {}
+        for name in self.of_pairs:
+            if name == "psnr":
+                found[name] = psnr_per_image(y, x)
+            elif name == "mse":
+                found[name] = mse_per_image(y, x)
+            elif name == "ssim" and name not in self.missing:
+                found[name] = ssim_per_image(y, x)
+            elif name == "lpips" and self.lpips is not None:
+                found[name] = lpips_per_image(self.lpips, y, x)
+        return found
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """What the metrics need of the networks' features of images (B, C, H, W), a row an image."""
+        found = {}
+        for i, network in enumerate(self.networks):
+            features = network(images)
+            found[f"{i} pooled"] = features.pooled
+            if self._spatial(network) and features.spatial is not None:
+                found[f"{i} spatial"] = features.spatial
+            if self._classes(network) and features.logits is not None:
+                found[f"{i} logits"] = features.logits
+        return found
+
+    def _spatial(self, network: FrozenNetwork) -> int:
+        return network.spatial_dim if "sfd" in self.metrics else 0
+
+    def _classes(self, network: FrozenNetwork) -> int:
+        wanted = "score" in self.metrics or ("labels" in self.metrics and network.classifies)
+        return network.num_classes if wanted else 0
+
+    def tallies(self) -> list[Tally]:
+        """An empty tally for each network, of what the metrics need."""
+        keep = any(name in self.metrics for name in ("kid", *MANIFOLD))
+        return [
+            Tally(each.dim, spatial_dim=self._spatial(each), num_classes=self._classes(each), keep_features=keep)
+            for each in self.networks
+        ]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A reference set under one network."""
+
+    pooled: Moments
+    spatial: Moments | None
+    features: Tensor | None
+    fingerprint: str
+
+
+class Gathered:
+    """Everything of one set of images: sums of their values, and a tally a network."""
+
+    def __init__(self, measures: Measures) -> None:
+        self.measures, self.tallies = measures, measures.tallies()
+        self.sums: dict[str, float] = {}
+        self.count = 0
+
+    def update(self, columns: Mapping[str, Tensor], indices: range, labels: Tensor | None = None) -> None:
+        """Add a batch: what `Measures.pairs` and `Measures.features` gave.
+
+        Args:
+            labels: (B,) classes that the images should show.
+        """
+        self.count += len(indices)
+        for name in PAIRS:
+            if name in columns:
+                self.sums[name] = self.sums.get(name, 0.0) + float(columns[name].double().sum())
+        for i, (network, tally) in enumerate(zip(self.measures.networks, self.tallies)):
+            spatial, logits = columns.get(f"{i} spatial"), columns.get(f"{i} logits")
+            shown = labels if network.classifies and logits is not None else None
+            tally.update(Features(columns[f"{i} pooled"], spatial, logits), indices, shown)
+
+    def compared(self, fingerprint: str) -> list[Compared]:
+        """This set as the reference of others, for each network."""
+        return [
+            Compared(each.pooled, each.spatial, each.features if each.keep_features else None, fingerprint)
+            for each in self.tallies
+        ]
+
+    def numbers(self, references: Sequence[Compared]) -> Iterator[Number]:
+        """All metrics: of pairs first, then of each network against its reference."""
+        for name in self.measures.of_pairs:
+            unit, note = "dB" if name == "psnr" else "", SSIM_VARIANT if name == "ssim" else ""
+            if name in self.sums:
+                yield Number(name, self.sums[name] / self.count, unit=unit, note=note)
+            else:
+                yield Number(name, None, unit=unit, note=self.measures.missing.get(name, "not measured"))
+        for network, tally, reference in zip(self.measures.networks, self.tallies, references):
+            yield from self._on_features(network, tally, reference)
+        for name, reason in self.measures.missing.items():
+            if name not in METRICS:  # a network
+                yield Number("fd", None, network=name, note=reason)
+
+    def agreement(self) -> Iterator[Number]:
+        """Label agreement alone, of networks that know the labels."""
+        for network, tally in zip(self.measures.networks, self.tallies):
+            if "labels" in self.measures.metrics and tally.agreement is not None:
+                yield Number("labels", tally.agreement, network.label)
+
+    def _on_features(self, network: FrozenNetwork, tally: Tally, reference: Compared) -> Iterator[Number]:
+        shape: Any = None
+        for name in self.measures.of_features:
+            if name == "labels":
+                if tally.agreement is not None:
+                    yield Number(name, tally.agreement, network.label)
+                continue
+            reason = self._impossible(name, network, tally, reference)
+            compared = name != "score"
+            if reason:
+                yield Number(name, None, network.label, note=reason, compared=compared)
+                continue
+            note = ""
+            if name == "fd":
+                value = frechet_distance(tally.pooled, reference.pooled)
+            elif name == "sfd":
+                assert tally.spatial is not None and reference.spatial is not None
+                value = frechet_distance(tally.spatial, reference.spatial)
+            elif name == "score":
+                score = tally.score
+                value, note = score.mean, f"mean of {score.num_chunks} chunks, spread {score.std:.3g}"
+            elif name == "kid":
+                assert reference.features is not None
+                size = min(SUBSET, tally.num_images, len(reference.features))
+                kid = kernel_distance_subsets(
+                    reference.features, tally.features, num_subsets=NUM_SUBSETS, subset_size=size
+                )
+                value, note = kid.mean, f"{NUM_SUBSETS} subsets of {size}, spread {kid.std:.2g}"
+            else:
+                assert reference.features is not None
+                shape = shape or manifold(reference.features, tally.features, k=K_MANIFOLD, k_density=K_DENSITY)
+                value = getattr(shape, name)
+                k = K_MANIFOLD if name in ("precision", "recall") else K_DENSITY
+                note = f"{k} neighbours, {len(reference.features)} reference images"
+            yield Number(name, value, network.label, note=note, compared=compared)
+
+    def _impossible(self, name: str, network: FrozenNetwork, tally: Tally, reference: Compared) -> str:
+        """Why a metric cannot be measured; "" where it can."""
+        if name == "score":
+            return "" if tally.scores is not None else f"{network.name} tells no classes apart"
+        if name == "sfd":
+            if not network.spatial_dim:
+                return f"{network.name} has no maps of places; sFID is Inception's"
+            return "" if reference.spatial is not None else "the reference holds no statistics of places"
+        if name in ("kid", *MANIFOLD):
+            least = (2 if name == "kid" else max(K_MANIFOLD, K_DENSITY) + 1, "images of either set")
+            if reference.features is None:
+                return "the reference holds no features; make one with tok1d reference --features N"
+            if min(tally.num_images, len(reference.features)) < least[0]:
+                return f"needs {least[0]} {least[1]}, found {min(tally.num_images, len(reference.features))}"
+        return ""
+
+
+def called(number: Number, kind: str) -> str:
+    """A record's name for a metric; `kind` is "reconstruction" or "generation"."""
+    if number.metric in PAIRS:
+        return number.metric
+    if number.metric == "labels":
+        return "judge_accuracy" if kind == "reconstruction" else "label_agreement"
+    ours = {"fd": "rfid" if kind == "reconstruction" else "gfid", "sfd": "sfid", "score": "inception_score"}
+    return metric_name(ours.get(number.metric, number.metric), number.network or "")
+
+
+def own_networks(judge: Any, pad: int = 0) -> list[FrozenNetwork]:
+    """A judge as the only network, on images as they are, not rounded to 8 bits; none for None."""
+    from tok1d.evaluate.feature_networks import OwnNetwork
+
+    if judge is None:
+        return []
+    return [OwnNetwork(judge, getattr(judge, "label", "fashion-mnist-cnn"), pad=pad, eight_bit=False)]
+
+
+def strip(columns: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The columns whose names start so, without that."""
+    return {key[len(prefix) :]: value for key, value in columns.items() if key.startswith(prefix)}
+
+
+def record_of(
+    number: Number, kind: str, measures: Measures, references: Sequence[Compared], *, note: str = "", **common: Any
+) -> Record:
+    """A number with its protocol."""
+    by = {network.label: i for i, network in enumerate(measures.networks)}
+    name, told = called(number, kind), dict(common)
+    if number.network is not None:
+        told["network"] = number.network
+    if number.network in by:
+        told["eight_bit"] = measures.networks[by[number.network]].eight_bit
+    if number.compared:
+        told["reference"] = references[by[number.network or ""]].fingerprint
+    notes = "; ".join(filter(None, (note, number.note)))
+    return Record(name=name, value=number.value, unit=number.unit, note=notes, **told)

@@ -1,0 +1,68 @@
+"""Similarity of an image and its reconstruction: SSIM and LPIPS. PSNR is in `metrics`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tok1d.errors import DataError, WeightsError
+from tok1d.losses.perceptual import LPIPS, load_lpips, lpips_missing
+
+SSIM_VARIANT = "Gaussian window of 11 pixels, sigma 1.5, data range 1, borders mirrored"
+SSIM_WINDOW = 11
+LPIPS_LEAST = 16  # pixels that VGG16's five stages need
+
+
+def ssim_per_image(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity (B,) of image pairs (B, C, H, W), clamped to [0, 1] (Wang et al., 2004), by torchmetrics.
+
+    The variant is `SSIM_VARIANT`: the mean over channels and over all places, borders included. scikit-image's leaves
+    out the places where the window leaves the image, which gives other values.
+
+    Raises:
+        DataError: images of different shapes, or smaller than the window.
+    """
+    _check("SSIM", a, b, SSIM_WINDOW)
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    a, b = a.float().clamp(0, 1), b.float().clamp(0, 1)
+    found = structural_similarity_index_measure(a, b, sigma=1.5, data_range=1.0, reduction="none")
+    assert isinstance(found, Tensor)
+    return found.reshape(len(a))
+
+
+def open_lpips(
+    *, device: str | torch.device = "cpu", vgg: str | None = None, heads: str | None = None, download: bool = True
+) -> LPIPS:
+    """LPIPS with VGG16 and the published linear heads, version 0.1, for `lpips_per_image`.
+
+    Args:
+        vgg, heads: files of the weights; default: torchvision's download, and the heads that torchmetrics brings.
+        download: fetch VGG16's weights if they are not on this machine.
+
+    Raises:
+        WeightsError: weights that are not here; the line says how to get them.
+    """
+    if not download and (missing := lpips_missing(vgg, heads)):
+        raise WeightsError(missing)
+    return load_lpips(vgg, heads).to(device).eval()
+
+
+@torch.no_grad()
+def lpips_per_image(network: LPIPS, a: Tensor, b: Tensor) -> Tensor:
+    """LPIPS (B,) of image pairs (B, 1 or 3, H, W), clamped to [0, 1], at their own size.
+
+    Raises:
+        DataError: images of different shapes, or smaller than 16 pixels.
+    """
+    _check("LPIPS", a, b, LPIPS_LEAST)
+    device = network.shift.device
+    return network(a.to(device).float().clamp(0, 1), b.to(device).float().clamp(0, 1))
+
+
+def _check(name: str, a: Tensor, b: Tensor, least: int) -> None:
+    if a.shape != b.shape or a.ndim != 4 or min(a.shape[-2:]) < least:
+        raise DataError(
+            f"{name}: expected two batches (B, C, H, W) of one shape, of at least {least} pixels a side, found "
+            f"{tuple(a.shape)} and {tuple(b.shape)}"
+        )

@@ -1,0 +1,90 @@
+"""Published protocols, shipped as data: how papers measured the numbers that one compares with."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tok1d.config_fields import nearest
+from tok1d.errors import InputError
+
+PROTOCOLS = Path(__file__).parent / "protocols"
+NONE = "none"  # a setting that is stated to be absent; None is one that nothing states
+ABSENT = "-"  # a setting that does not apply: the steps of a decoder without steps
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A number and its settings.
+
+    Args:
+        name: what to call it.
+        value: None where it is unavailable.
+        settings: as text; None, or a key that is not there, is "not stated".
+        sources: where a published setting is stated.
+        about: in a few words, what it is the number of.
+        recipe: of ours that follows the published system, "" where there is none.
+    """
+
+    name: str
+    value: float | None
+    settings: dict[str, str | None]
+    sources: dict[str, str] = field(default_factory=dict)
+    about: str = ""
+    recipe: str = ""
+
+
+def protocol_names() -> list[str]:
+    """Names of the published protocols, such as "maetok/rfid", sorted."""
+    return [
+        f"{path.stem}/{quantity}"
+        for path in sorted(PROTOCOLS.glob("*.yaml"))
+        for quantity in ("gfid", "rfid")
+        if quantity in _protocol_file(path)
+    ]
+
+
+def is_protocol(name: str) -> bool:
+    """Whether this is the name of a published protocol, or of the system that has one."""
+    return name in protocol_names() or f"{name}/gfid" in protocol_names()
+
+
+def published(name: str) -> Facts:
+    """The protocol of a published number: "maetok/rfid"; a bare "maetok" is its gFID.
+
+    Raises:
+        InputError: no such protocol.
+    """
+    if not is_protocol(name):
+        near = nearest(name, [*protocol_names(), *{known.split("/")[0] for known in protocol_names()}])
+        advice = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(protocol_names())}"
+        raise InputError(f"{name}: neither a file nor a published protocol; {advice}")
+    system, _, quantity = name.partition("/")
+    content = _protocol_file(PROTOCOLS / f"{system}.yaml")
+    entry = content[quantity or "gfid"]
+    settings: dict[str, str | None] = {}
+    sources = {}
+    for key, stated in entry["settings"].items():
+        value, source = stated if isinstance(stated, list) else (stated, "")
+        settings[key] = None if value is None else text_of(value)
+        if source:
+            sources[key] = str(source)
+    about = f"{content['paper']}: {entry['system']}"
+    return Facts(f"{system}/{quantity or 'gfid'}", float(entry["value"]), settings, sources, about, entry["recipe"])
+
+
+@functools.cache
+def _protocol_file(path: Path) -> Any:
+    import yaml
+
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def text_of(value: Any) -> str:
+    """A setting as text: numbers without trailing zeros, lists and mappings as JSON."""
+    if isinstance(value, float):
+        return f"{value:.15g}"
+    return value if isinstance(value, str) else json.dumps(value) if isinstance(value, (dict, list)) else str(value)

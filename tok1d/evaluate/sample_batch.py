@@ -1,0 +1,128 @@
+"""Sample batches in the ADM suite's form: an .npz file whose arr_0 holds uint8 images (N, H, W, 3)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import zipfile
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tok1d.errors import DataError
+from tok1d.evaluate.features import to_rgb
+from tok1d.pictures import to_uint8
+
+KEY = "arr_0"
+_LOCAL_HEADER = 30  # bytes of a zip entry's own header before its name and extra field
+
+
+def write_sample_batch(path: str | Path, batches: Iterable[Tensor], num: int) -> Path:
+    """Write `num` images for ADM's evaluator, a batch in memory at a time, the file whole or not at all.
+
+    Args:
+        batches: (B, 1 or 3, H, W) in [0, 1], rounded to 8 bits here; grey is repeated.
+
+    Raises:
+        DataError: another number of images than `num`, images of different sizes, or a place that takes no file.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(temporary, "w") as archive, archive.open(f"{KEY}.npy", "w", force_zip64=True) as file:
+            shape, count = None, 0
+            for batch in batches:
+                pixels = to_uint8(to_rgb(batch)).permute(0, 2, 3, 1).contiguous().numpy()
+                if shape is None:
+                    shape = pixels.shape[1:]
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (num, *shape)}
+                    np.lib.format.write_array_header_1_0(file, header)
+                if pixels.shape[1:] != shape:
+                    raise DataError(f"{path}: expected images of one shape {shape}, found also {pixels.shape[1:]}")
+                count += len(pixels)
+                file.write(pixels.tobytes())
+            if count != num or shape is None:
+                raise DataError(f"{path}: expected {num} images, at least one, received {count}")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot write the samples: {error.strerror or error}; choose another place or free space"
+        ) from error
+    finally:
+        with suppress(OSError):  # already renamed, or never made
+            temporary.unlink()
+    return path
+
+
+class SampleImages:
+    """The images of such a file, read where they lie (of a compressed file: all at once).
+
+    Raises:
+        DataError: no such file, or none with images (N, H, W, 3).
+    """
+
+    captions: list[str]
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                self._info = archive.getinfo(f"{KEY}.npy")
+            self.pixels = self._open()
+        except (OSError, zipfile.BadZipFile, KeyError, ValueError, struct.error) as error:
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
+            raise DataError(
+                f"{path}: expected an .npz file with images in {KEY}, as the ADM suite reads, found: {reason}"
+            ) from None
+        if self.pixels.ndim != 4 or self.pixels.shape[3] != 3 or self.pixels.dtype != np.uint8 or not len(self.pixels):
+            raise DataError(
+                f"{path}: expected uint8 images (N, H, W, 3) in {KEY}, found {self.pixels.dtype} {self.pixels.shape}"
+            )
+        self.class_names, self.num_classes, self.captions = ["unknown"], 1, [""] * len(self.pixels)
+
+    def _open(self) -> np.ndarray:
+        if self._info.compress_type != zipfile.ZIP_STORED:
+            with np.load(self.path, allow_pickle=False) as content:
+                return content[KEY]
+        with self.path.open("rb") as file:
+            file.seek(self._info.header_offset)
+            name, extra = struct.unpack("<HH", file.read(_LOCAL_HEADER)[26:])
+            file.seek(self._info.header_offset + _LOCAL_HEADER + name + extra)
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(file)
+            if dtype.hasobject:
+                raise ValueError("Python objects")
+            return np.memmap(file, dtype, "r", file.tell(), shape, "F" if fortran else "C")
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batch(self, indices: Sequence[int] | np.ndarray, *, seed: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) in [0, 1], and zeros for the labels that the file does not hold."""
+        pixels = torch.from_numpy(np.array(self.pixels[np.asarray(indices)]))
+        return pixels.permute(0, 3, 1, 2).float().div_(255), torch.zeros(len(pixels), dtype=torch.int64)
+
+    def captioned_batch(
+        self, indices: Sequence[int] | np.ndarray, *, seed: int = 0, epoch: int = 0
+    ) -> tuple[Tensor, Tensor, list[str]]:
+        """As `batch`, with no caption for any."""
+        return *self.batch(indices), [""] * len(indices)
+
+    def fingerprint(self) -> str:
+        """16 hex digits of the pixels, whatever the file is called and however it is compressed."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(repr(self.pixels.shape).encode())
+        for start in range(0, len(self.pixels), 1000):
+            digest.update(np.ascontiguousarray(self.pixels[start : start + 1000]).data)
+        return digest.hexdigest()[:16]
