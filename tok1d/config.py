@@ -61,8 +61,18 @@ class CardConfig:
 class DataConfig:
     """Which images, and how they become squares."""
 
-    name: Literal["fashion_mnist", "folder"] = option("fashion_mnist", "data set")
-    root: str | None = option(None, "folder of the data; for fashion_mnist null looks in the usual places")
+    name: Literal["fashion_mnist", "folder", "webdataset", "huggingface"] = option(
+        "fashion_mnist", "data set; webdataset: tar shards, huggingface: a folder that datasets' save_to_disk wrote"
+    )
+    root: str | None = option(
+        None,
+        "folder of the data; for fashion_mnist null looks in the usual places, for webdataset also a pattern such as "
+        "DIR/{000..010}.tar",
+    )
+    image_key: str | None = option(
+        None, "webdataset: member that is the image (jpg;jpeg;png;webp); huggingface: column (image)"
+    )
+    label_key: str | None = option(None, "webdataset: member that is the class (cls); huggingface: column (label)")
     image_size: int = option(28, "side of the square images, in pixels", ge=1)
     image_sizes: list[int] = option(
         [], "MAETok and kin: sides of training images, a batch has one of them, evenly drawn; empty is image_size", ge=1
@@ -71,21 +81,30 @@ class DataConfig:
     crop: Literal["center", "random"] = option("center", "where training images are cut square")
     flip: bool = option(False, "mirror training images left to right at random")
     pad: int = option(0, "black border on each side, in pixels, inside image_size: 28 and 2 make 32", ge=0)
-    on_broken: Literal["stop", "skip"] = option("stop", "what an unreadable image does")
+    on_broken: Literal["stop", "skip"] = option("skip", "what an unreadable image does; skipped ones are named, counted")
+    workers: int | None = option(None, "threads that read and decode images; null is one a core, at most 16", ge=1)
     limit: int | None = option(None, "training images used; null is all", ge=1)
     limit_test: int | None = option(None, "test images used; null is all", ge=1)
     num_images: int | None = option(None, "training images there are, for forecasts made without the data", ge=1)
     captions: str | None = option(
-        None, "of fashion_mnist: labels; of a folder: files (NAME.txt beside NAME.png) or a JSON-lines file in root"
+        None,
+        "of fashion_mnist: labels; of a folder: files (NAME.txt beside NAME.png) or a JSON-lines file in root; of "
+        "webdataset a member such as txt; of huggingface a column",
     )
 
     def check(self) -> None:
         """Raise ConfigError on a folder data set without its folder, captions of the other data set, or a border that
         leaves no image."""
-        if self.name == "folder" and not self.root:
-            raise ConfigError("root: name=folder needs the folder that holds one folder a class, received null")
+        needs = {"folder": "the folder that holds one folder a class", "webdataset": "a folder or pattern of tar shards",
+                 "huggingface": "a folder that datasets' save_to_disk wrote"}  # fmt: skip
+        if self.name in needs and not self.root:
+            raise ConfigError(f"root: name={self.name} needs {needs[self.name]}, received null")
+        for key in ("image_key", "label_key"):
+            if getattr(self, key) is not None and self.name not in ("webdataset", "huggingface"):
+                raise ConfigError(f"{key}: read with webdataset and huggingface alone, received {getattr(self, key)}")
         if self.captions is not None and (self.captions == "labels") != (self.name == "fashion_mnist"):
-            expected = "labels" if self.name == "fashion_mnist" else "files or a file of JSON lines"
+            words = {"fashion_mnist": "labels", "folder": "files or a file of JSON lines"}
+            expected = words.get(self.name, "a member's or column's name")
             raise ConfigError(f"captions: name={self.name} takes {expected}, received {self.captions}")
         smallest = min([self.image_size, *self.image_sizes])
         if 2 * self.pad >= smallest:
@@ -281,16 +300,6 @@ class Recipe:
             raise ConfigError(
                 f"data.captions: {who} learns from captions; expected labels (fashion_mnist), files "
                 "or a file of JSON lines (folder), received null"
-            )
-        if (
-            self.reads_captions
-            and self.kind == "generator"
-            and self.cache != NO_CACHE
-            and self.data.on_broken != "stop"
-        ):
-            raise ConfigError(
-                "data.on_broken: cached tokens find captions by the image's number, expected stop, or cache=none, "
-                f"received {self.data.on_broken}"
             )
         if self.data.image_sizes and name not in ANY_SIZE:
             raise ConfigError(

@@ -27,6 +27,7 @@ from tok1d.zoo.card import Card
 
 # What may change between sittings of one run: it decides what is written when, not what is computed.
 FREE_KEYS = {"out", "card", "train.log_every", "train.save_every", "train.preview_every", "train.evaluate_every"}
+FREE_KEYS |= {"data.workers", "data.on_broken"}  # a run that a broken image stopped may go on without it
 # report.json first: interrupted after it, the folder holds no finished run any more.
 RUN_FILES = ("report.json", "log.jsonl", "model", "checkpoints", "samples", "cache")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tok1d.condition import ConditionConfig, text_condition
 from tok1d.config import NO_CACHE, Recipe
-from tok1d.data.folder import FolderImages, tell_broken
+from tok1d.data.decoded import DecodedImages, tell_broken
 from tok1d.data.images import ArrayImages, at_size, open_images
 from tok1d.data.order import batch_indices, choice
 from tok1d.data.tokens import INDEX, TokenCache
@@ -41,7 +41,7 @@ _SIZE_DRAWS = 2  # stream of the draws of a batch's image size; 0 are the augmen
 STATISTICS_ROWS = 10_000  # token sequences that mean and std are measured on
 
 
-def open_split(recipe: Recipe, split: str, *, augment: bool = False) -> ArrayImages | FolderImages:
+def open_split(recipe: Recipe, split: str, *, augment: bool = False) -> ArrayImages | DecodedImages:
     """The recipe's images; augmented only for training."""
     data = recipe.data
     return open_images(
@@ -56,6 +56,9 @@ def open_split(recipe: Recipe, split: str, *, augment: bool = False) -> ArrayIma
         on_broken=data.on_broken,
         limit=data.limit if split == "train" else data.limit_test,
         captions=data.captions,
+        image_key=data.image_key,
+        label_key=data.label_key,
+        workers=data.workers,
     )
 
 
@@ -63,8 +66,12 @@ def trained_with(model: Any, key: str, default: Any) -> Any:
     """What a model's card says of the data it was trained on, `data.KEY` of its recipe; `default` without a card."""
     import yaml
 
-    recipe = getattr(getattr(model, "card", None), "recipe", "")
-    return (yaml.safe_load(recipe) or {}).get("data", {}).get(key, default)
+    try:
+        recipe = yaml.safe_load(getattr(getattr(model, "card", None), "recipe", ""))
+    except yaml.YAMLError:  # a card is somebody's word, no recipe of ours
+        return default
+    data = recipe.get("data") if isinstance(recipe, dict) else None
+    return data.get(key, default) if isinstance(data, dict) else default
 
 
 def padding_of(model: Any) -> int:
@@ -147,7 +154,7 @@ def start_from(model: Any, name: str) -> None:
 
 
 def read_batches(
-    recipe: Recipe, images: ArrayImages | FolderImages
+    recipe: Recipe, images: ArrayImages | DecodedImages
 ) -> Callable[[int, int, int], tuple[Tensor, Tensor, list[str]]]:
     """Batches of images, labels and captions, every image once an epoch; pure functions of (micro_step, rank, world).
 
@@ -164,7 +171,7 @@ def read_batches(
     return batch
 
 
-def image_batches(recipe: Recipe, images: ArrayImages | FolderImages) -> BatchFunction:
+def image_batches(recipe: Recipe, images: ArrayImages | DecodedImages) -> BatchFunction:
     """What a tokenizer or classifier trains on: images and labels of `read_batches`.
 
     A third entry are the words of captions, (B, vocabulary), where the model learns them; a tokenizer of captions has
@@ -183,7 +190,7 @@ def image_batches(recipe: Recipe, images: ArrayImages | FolderImages) -> BatchFu
 
 
 def caption_embeddings(
-    recipe: Recipe, condition: ConditionConfig | None, images: ArrayImages | FolderImages
+    recipe: Recipe, condition: ConditionConfig | None, images: ArrayImages | DecodedImages
 ) -> CaptionEmbeddings | None:
     """What turns captions of the training images into what a model is told; None for one that is told no caption.
 
@@ -196,12 +203,12 @@ def caption_embeddings(
     return CaptionEmbeddings(condition, images.captions)
 
 
-def _check_captions(recipe: Recipe, images: ArrayImages | FolderImages) -> None:
+def _check_captions(recipe: Recipe, images: ArrayImages | DecodedImages) -> None:
     if not any(images.captions):
         raise DataError(f"data.captions={recipe.data.captions}: none of the training images has a caption")
 
 
-def caption_words(recipe: Recipe, images: ArrayImages | FolderImages) -> CaptionWords | None:
+def caption_words(recipe: Recipe, images: ArrayImages | DecodedImages) -> CaptionWords | None:
     """What turns captions into the words that the model learns to tell; None for a model that learns none.
 
     Raises:
@@ -230,7 +237,7 @@ def _reconstruction_preview(recipe: Recipe) -> Any:
     return preview
 
 
-def open_cache(recipe: Recipe, tokenizer: Any, images: ArrayImages | FolderImages) -> TokenCache:
+def open_cache(recipe: Recipe, tokenizer: Any, images: ArrayImages | DecodedImages) -> TokenCache:
     """The recipe's token cache of these images, made now if it is not there; refused if it belongs to another tokenizer
     or other data."""
     assert recipe.cache is not None
@@ -276,8 +283,7 @@ def _generator_task(recipe: Recipe) -> Task:
     class_table = shared_classes(config, tokenizer, recipe.tokenizer)
     from_images = recipe.cache == NO_CACHE
     batch, classes = (_encoded if from_images else _cached)(recipe, tokenizer, length)
-    if config.num_classes and config.num_classes != classes:
-        raise ConfigError(f"model.num_classes: the data have {classes} classes, received {config.num_classes}")
+    check_num_classes(config, classes)
     model = store.build_model(config)
     if class_table is not None:
         model.label_embed.set_table(class_table)  # type: ignore[operator, union-attr]
@@ -372,10 +378,18 @@ def check_tokens(config: Any, spec: TokenSpec, length: int) -> None:
             raise ConfigError(f"model.{key}: expected {expected} as the tokenizer makes them, received {received}")
 
 
+def check_num_classes(config: Any, classes: int) -> None:
+    """Refuse data of another number of classes than a generator of classes is for; raises ConfigError."""
+    if config.num_classes and config.num_classes != classes:
+        raise ConfigError(f"model.num_classes: the data have {classes} classes, received {config.num_classes}")
+
+
 def _cached(recipe: Recipe, tokenizer: Any, length: int) -> tuple[BatchFunction, int]:
     """Batches of cached tokens (B, length, D) or ids (B, length), and the number of classes."""
     images = with_views(open_split(recipe, "train"), recipe.cache_views)
     embed, device = caption_embeddings(recipe, text_condition(recipe.model), images), process_device()
+    if not (Path(str(recipe.cache)) / INDEX).exists():
+        check_num_classes(recipe.model, images.num_classes)  # before it is made, not after
     cache = open_cache(recipe, tokenizer, images)
     if cache.num_tokens < length:
         raise DataError(f"{recipe.cache}: holds {cache.num_tokens} tokens an image, {length} are needed; encode again")
