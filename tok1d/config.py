@@ -131,7 +131,11 @@ class TrainConfig(OptimConfig):
 
     precision: Literal["fp32", "bf16"] = option("fp32", "arithmetic of the forward pass; bf16 is for GPUs")
     log_every: int = option(50, "steps between lines of the log", ge=1)
+    checkpoint_activations: bool = option(False, "compute blocks again in the backward pass: less memory, more time")
+    compile: bool = option(False, "torch.compile of the transformer blocks: faster steps after a slow first one")
     save_every: int = option(0, "steps between checkpoints; 0 is only at the end", ge=0)
+    keep_last: int = option(2, "newest checkpoints that stay; older ones stand in for a damaged newest", ge=1)
+    keep_every: int = option(0, "steps between checkpoints that stay for good; 0 is none", ge=0)
     preview_every: int = option(0, "steps between preview pictures; 0 is only at the end", ge=0)
     evaluate_every: int = option(0, "steps between evaluations; 0 is only at the end", ge=0)
 

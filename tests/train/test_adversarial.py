@@ -15,8 +15,9 @@ from tok1d.losses.perceptual import PerceptualConfig, PerceptualLoss
 from tok1d.train import adversarial, checkpoint
 from tok1d.train.adversarial import build_players, discriminator_optim, keep_discriminator, tokenizer_losses
 from tok1d.train.forecast import forecast, table
-from tok1d.train.loop import Task, fit
+from tok1d.train.loop import fit
 from tok1d.train.players import Moment
+from tok1d.train.task import Task
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
 

@@ -326,9 +326,9 @@ WORKER = """
 import os, sys
 import torch
 from tok1d.config import load_recipe
-from tok1d.train import loop, run
+from tok1d.train import run, stop
 
-loop.AGREE_EVERY = 2
+stop.AGREE_EVERY = 2
 rank, fit = int(os.environ["RANK"]), run.fit
 
 

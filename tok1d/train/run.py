@@ -20,13 +20,17 @@ from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import ConfigError, InputError, WeightsError
 from tok1d.evaluate.report import Record, write_records
 from tok1d.evaluate.sampling import generator_guidance, sampling_options, takes_interval
-from tok1d.train.loop import Result, Task, fit, processes
+from tok1d.train.loop import Result, fit, processes
+from tok1d.train.task import Task
 from tok1d.train.tasks import build_task, open_split
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
 
 # What may change between sittings of one run: it decides what is written when, not what is computed.
-FREE_KEYS = {"out", "card", "train.log_every", "train.save_every", "train.preview_every", "train.evaluate_every"}
+FREE_KEYS = {
+    *("out", "card", "train.log_every", "train.save_every", "train.preview_every", "train.evaluate_every"),
+    *("train.keep_last", "train.keep_every"),
+}
 # report.json first: interrupted after it, the folder holds no finished run any more.
 RUN_FILES = ("report.json", "log.jsonl", "model", "checkpoints", "samples", "cache")
 

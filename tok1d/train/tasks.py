@@ -33,7 +33,8 @@ from tok1d.train.cache import (
     tokens_kept,
     with_views,
 )
-from tok1d.train.loop import Batch, Task
+from tok1d.train.players import Batch
+from tok1d.train.task import Task
 from tok1d.zoo import store
 
 BatchFunction = Callable[[int, int, int], Batch]
@@ -89,7 +90,7 @@ def build_task(recipe: Recipe) -> Task:
     tell_broken(images)
     check_classes(model, images.num_classes)
     preview = _reconstruction_preview(recipe) if recipe.kind == "tokenizer" else None
-    return Task(model, image_batches(recipe, images), preview, players)
+    return Task(model, image_batches(recipe, images), preview, players, sample_names(recipe, images))
 
 
 def with_encoder(config: Any) -> Any:
@@ -162,6 +163,17 @@ def read_batches(
         return at_hand.captioned_batch(indices, seed=seed, epoch=epoch)
 
     return batch
+
+
+def sample_names(recipe: Recipe, images: ArrayImages | FolderImages) -> Callable[[int, int, int], list[str]]:
+    """The names of the images in the batches of `read_batches`: their files, or their numbers in the set."""
+    size, seed, files = recipe.train.batch_size, recipe.seed, getattr(images, "files", None)
+
+    def names(micro_step: int, rank: int, world: int) -> list[str]:
+        indices, _ = batch_indices(len(images), size // world, seed=seed, step=micro_step, rank=rank, world=world)
+        return [files[i] if files is not None else f"image {i}" for i in indices]
+
+    return names
 
 
 def image_batches(recipe: Recipe, images: ArrayImages | FolderImages) -> BatchFunction:
