@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,7 +21,14 @@ from tok1d.errors import ConfigError, InputError
 from tok1d.evaluate.labels import Told, label_used, labels_given
 from tok1d.evaluate.metrics import psnr_per_image
 from tok1d.evaluate.reconstruction import token_counts
-from tok1d.evaluate.sampling import decoder_options, draws_whole, generator_guidance, sampling_options
+from tok1d.evaluate.sampling import (
+    PAINTING,
+    decoder_options,
+    draws_whole,
+    generator_guidance,
+    noise_of,
+    sampling_options,
+)
 from tok1d.pictures import grid, save_png, to_pil
 from tok1d.text import CaptionEmbeddings
 from tok1d.train.tasks import padding_of, trained_with
@@ -198,8 +204,8 @@ def reconstruct(
     rows: list[Tensor] = [x]
     psnr = {}
     for k in keep:
-        generator = torch.Generator(device).manual_seed(seed)
-        y = tokenizer.decode(tokens, cond, keep=k, generator=generator, **options)
+        sources = [noise_of(seed, PAINTING, i) for i in range(len(x))]
+        y = tokenizer.decode(tokens, cond, keep=k, generator=sources, **options)
         rows.append(y)
         psnr[k] = float(psnr_per_image(y, x).mean())
         for i, image in enumerate(y):
@@ -213,13 +219,6 @@ def reconstruct(
 def zoom_for(images: Tensor) -> int:
     """A whole factor that makes small images at least some 80 pixels wide."""
     return max(1, round(84 / images.shape[-1]))
-
-
-def noise_of(device: torch.device, *key: int | str) -> torch.Generator:
-    """A source of noise that belongs to a key: a seed, a class (or caption) and the number of an image in it, say."""
-    # Hashed, because torch's CPU generator takes only the low 32 bits of a seed.
-    digest = hashlib.sha256(" ".join(map(str, key)).encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big"))
 
 
 def guidance_for(
@@ -365,12 +364,12 @@ def generate(
             cond,
             num=len(part),
             length=None if whole else keep,
-            generator=[noise_of(device, seed, 0, *key) for key in part],
+            generator=[noise_of(seed, 0, *key) for key in part],
             guidance=guidance,
             **how,
         )
         for k, painted in ((length, images), *progress.items()):
-            sources = [noise_of(device, seed, 1, *key) for key in part]
+            sources = [noise_of(seed, 1, *key) for key in part]
             given = labels_given(used, cond, device)
             painted.append(tokenizer.decode(tokens, given, keep=k, generator=sources, **options).cpu())
     drawn = torch.cat(images)

@@ -178,6 +178,7 @@ def encode(
     one_of("--on-broken", on_broken, ("stop", "skip"))
     part = cache.parse_part(shard) if shard else cache.process_part()
     tokenizer = load_tokenizer(model, device or cache.process_device())
+    cache.tokens_kept(tokenizer.spec, num_tokens)
     images = cache.with_views(
         apply.open_data(data, tokenizer, split=split, data_root=data_root, on_broken=on_broken),
         views,  # type: ignore[arg-type]

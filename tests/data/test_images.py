@@ -153,7 +153,7 @@ def test_broken_images_stop_or_are_named_and_left_out(folder):
     intact = FolderImages(folder, Transform(8))
     broken = break_files(folder)
     with pytest.raises(DataError, match=r"half\.jpg: broken image"):
-        FolderImages(folder, Transform(8))
+        FolderImages(folder, Transform(8), on_broken="stop")
     data = FolderImages(folder, Transform(8), on_broken="skip")
     assert [path for path, _ in data.broken] == [str(path) for path in broken]
     assert all(why and "\n" not in why for _, why in data.broken)

@@ -50,12 +50,18 @@ def shards(tmp_path: Path) -> Path:
 def saved(tmp_path: Path) -> Path:
     """The same samples, saved by datasets with a train and a test split."""
     features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["x", "y", "z"]), "text": datasets.Value("string")}
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=["x", "y", "z"]),
+            "text": datasets.Value("string"),
+        }
     )
 
     def part(samples: list[Any]) -> Any:
         rows = {
-            "image": [{"bytes": b"broken" if name == "0007" else png(pixels), "path": None} for name, pixels, *_ in samples],
+            "image": [
+                {"bytes": b"broken" if name == "0007" else png(pixels), "path": None} for name, pixels, *_ in samples
+            ],
             "label": [label for _, _, label, _ in samples],
             "text": [caption for *_, caption in samples],
         }
@@ -117,6 +123,7 @@ def test_a_broken_sample_is_named_counted_and_replaced_by_the_next(
     images, labels, captions = data.captioned_batch([at, at + 1])
     assert images[0].equal(images[1]) and labels[0] == labels[1] and captions[0] == captions[1] != ""
     assert data.broken == data.replaced and len(data.broken) == 1
+    capsys.readouterr()
     decoded.tell_broken(data)
     decoded.tell_broken(data)
     err = capsys.readouterr().err.splitlines()

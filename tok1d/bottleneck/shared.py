@@ -20,6 +20,17 @@ def num_processes() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
+def mean_of_processes(x: Tensor) -> Tensor:
+    """The mean of every process's `x`, with gradient: DistributedDataParallel's mean of gradients is then that of one
+    process with all batches. Every process has to call."""
+    world = num_processes()
+    if world == 1:
+        return x
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(x) / world
+
+
 def count_codes(ids: Tensor, size: int, *, shared: bool) -> Tensor:
     """How often each of `size` codes occurs in ids of any shape, (size,) float32.
 

@@ -72,7 +72,7 @@ class SoftVQ(nn.Module):
             **code_statistics(count_codes(shifted, num * size, shared=self.training)),
         }
         if self.entropy:
-            terms["loss_entropy"] = self.entropy * entropy_loss(similarity, eps=1e-6)
+            terms["loss_entropy"] = self.entropy * entropy_loss(similarity, eps=1e-6, shared=self.training)
         return mixed.flatten(1, 2), ids, terms
 
     def project(self, features: Tensor) -> Tensor:

@@ -7,20 +7,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tok1d.bottleneck.plain import Terms
-from tok1d.bottleneck.shared import code_statistics, count_codes, full_precision, nearest_rows
+from tok1d.bottleneck.shared import (
+    code_statistics,
+    count_codes,
+    full_precision,
+    mean_of_processes,
+    nearest_rows,
+)
 
 
-def entropy_loss(affinity: Tensor, *, eps: float, temperature: float = 0.01) -> Tensor:
+def entropy_loss(affinity: Tensor, *, eps: float, temperature: float = 0.01, shared: bool = False) -> Tensor:
     """Mean entropy of the assignments minus the entropy of their mean: sharp for a token, even over the codebook.
 
     Args:
         affinity: (..., K), larger is nearer; softmax(affinity / temperature) are the assignments.
         eps: inside the logarithm of the mean assignment.
+        shared: the mean is over the batches of all processes, every one of which has to call.
     """
     logits = affinity.flatten(0, -2).float() / temperature
     log_p = logits.log_softmax(-1)
     p = log_p.exp()
-    mean = p.mean(0)
+    mean = mean_of_processes(p.mean(0)) if shared else p.mean(0)
     return -(p * log_p).sum(-1).mean() + (mean * (mean + eps).log()).sum()
 
 
@@ -98,7 +105,7 @@ class VQ(nn.Module):
             **code_statistics(counts),
         }
         if self.entropy:
-            terms["loss_entropy"] = self.entropy * entropy_loss(-distances, eps=1e-5)
+            terms["loss_entropy"] = self.entropy * entropy_loss(-distances, eps=1e-5, shared=self.training)
         if self.training and self.usage is not None:
             self.revive(z, distances, counts)
         return unit + (codes - unit).detach(), ids, terms

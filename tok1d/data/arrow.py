@@ -34,7 +34,9 @@ def open_arrow(root: str | Path, split: Split) -> tuple[Any, bool]:
     if name is None:
         if set(found) == {"train"}:
             return found["train"], False
-        raise DataError(f"{root}: has the splits {', '.join(found)}: expected {' or '.join(names)} for the {split} images")
+        raise DataError(
+            f"{root}: has the splits {', '.join(found)}: expected {' or '.join(names)} for the {split} images"
+        )
     return found[name], split == "test" or any(other in found for other in _TEST_SPLITS)
 
 
@@ -78,7 +80,9 @@ class ArrowImages(DecodedImages):
         rows = [i for i in range(len(data)) if own_split or is_test(f"{root_name(root)}/{i}") == (split == "test")]
         self._rows = spread(rows, limit)
         if not self._rows:
-            raise DataError(f"{root}: {len(data)} rows, none in the {split} split: save a DatasetDict with train and test")
+            raise DataError(
+                f"{root}: {len(data)} rows, none in the {split} split: save a DatasetDict with train and test"
+            )
         label_key = label_key or ("label" if "label" in data.column_names else None)
         names, labels = _classes(data, label_key, root)
         told = data[captions] if captions is not None else None

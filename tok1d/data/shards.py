@@ -40,12 +40,16 @@ def find_shards(root: str) -> list[str]:
         try:
             found = sorted(expand_urls(root))
         except ValueError as error:
-            raise DataError(f"{root}: not a pattern of shards ({error}): expected such as DIR/{{000..010}}.tar") from None
+            raise DataError(
+                f"{root}: not a pattern of shards ({error}): expected such as DIR/{{000..010}}.tar"
+            ) from None
         missing = [path for path in found if not os.path.isfile(path)]
         if missing:
             raise DataError(f"{missing[0]}: no such shard, of {len(found)} in {root}: expected tar files on this disk")
     if not found:
-        raise DataError(f"{root}: no .tar files there: expected webdataset shards, or a pattern such as {{000..010}}.tar")
+        raise DataError(
+            f"{root}: no .tar files there: expected webdataset shards, or a pattern such as {{000..010}}.tar"
+        )
     return found
 
 

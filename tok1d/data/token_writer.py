@@ -141,7 +141,9 @@ class TokenWriter:
         """The numbers of the shards to write, with room for them; a shard of another length is written anew."""
         index = self.folder / INDEX
         others = [] if overwrite or not self.folder.is_dir() else [path.name for path in self.folder.iterdir()]
-        if alien := next((name for name in sorted(others) if name != INDEX and "shard-" not in name and name[0] != "."), None):
+        if alien := next(
+            (name for name in sorted(others) if name != INDEX and "shard-" not in name and name[0] != "."), None
+        ):
             raise DataError(f"{self.folder}: holds something else than a token cache ({alien}): choose another folder")
         if index.exists() and not overwrite and (alone or not self._is_ours(index)):
             raise DataError(

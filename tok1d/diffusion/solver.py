@@ -63,14 +63,14 @@ def draws_from(generator: Generators | None, draw: Callable[..., Tensor]) -> Ran
 
     def like(x: Tensor, source: torch.Generator | None) -> Tensor:
         device = source.device if source is not None else x.device
-        return draw(x.shape, generator=source, device=device, dtype=x.dtype).to(x.device)
+        return draw(x.shape, generator=source, device=device, dtype=x.dtype)
 
     def source(x: Tensor) -> Tensor:
         if generator is None or isinstance(generator, torch.Generator):
-            return like(x, generator)
+            return like(x, generator).to(x.device)
         if len(generator) != len(x):
             raise InputError(f"expected one generator, or one for each of {len(x)} rows, got {len(generator)}")
-        return torch.stack([like(row, each) for row, each in zip(x, generator)])
+        return torch.stack([like(row, each) for row, each in zip(x, generator)]).to(x.device)  # one copy for all rows
 
     return source
 

@@ -17,10 +17,13 @@ from tok1d.evaluate.networks import CNN
 from tok1d.evaluate.reconstruction import Judged, judge_name, token_counts
 from tok1d.evaluate.report import Record, frechet_name
 from tok1d.evaluate.sampling import (
+    DRAWING,
+    PAINTING,
     counted,
     decoder_options,
     generator_guidance,
     guidance_text,
+    noise_of,
     sampled_networks,
     sampling_options,
     sampling_text,
@@ -68,7 +71,7 @@ def evaluate_generation(
         unconditional: draw the null condition of a conditional model, without labels.
         guidance, temperature, steps, sampler, top_k, top_p: of the generator, those it has (a plain guidance scale
             follows `generator_guidance`); decoder_steps, decoder_solver, decoder_guidance: of the tokenizer's decoder.
-        batch_size: it decides the noise too, with the seed.
+        batch_size: images at a time; the noise belongs to (seed, number of the image), so it changes rounding alone.
         pad: width of the images' border, in pixels, that the judge does not see.
 
     Raises:
@@ -90,13 +93,14 @@ def evaluate_generation(
     for start in range(0, num, batch_size):
         count = min(batch_size, num - start)
         cond, labels = (None, None) if conditions is None else conditions(start, count)
-        source = torch.Generator(device).manual_seed(seed * 1_000_003 + start)
+        numbers = range(start, start + count)
+        drawing = [noise_of(seed, DRAWING, i) for i in numbers]
         with counted(*sampled_networks(generator, guidance)) as evaluations:
-            tokens = generator.sample(cond, num=count, guidance=guidance, generator=source, **how)
+            tokens = generator.sample(cond, num=count, guidance=guidance, generator=drawing, **how)
         for k in lengths:
-            source = torch.Generator(device).manual_seed(seed * 1_000_003 + start + 1)
+            sources = [noise_of(seed, PAINTING, i) for i in numbers]
             with counted(tokenizer.decoder) as painting:
-                y = tokenizer.decode(tokens, labels_given(used, cond, device), keep=k, generator=source, **decoding)
+                y = tokenizer.decode(tokens, labels_given(used, cond, device), keep=k, generator=sources, **decoding)
             judged[k].update(y, labels)
     sampling = sampling_text(generator, tokens, evaluations, **how)
     if decoding:

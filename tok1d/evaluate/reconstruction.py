@@ -16,7 +16,7 @@ from tok1d.evaluate.labels import Told
 from tok1d.evaluate.metrics import Moments, accuracy, frechet_distance, mse_per_image, psnr_per_image
 from tok1d.evaluate.networks import CNN
 from tok1d.evaluate.report import Record
-from tok1d.evaluate.sampling import counted, decoder_options, guidance_text
+from tok1d.evaluate.sampling import PAINTING, counted, decoder_options, guidance_text, noise_of
 from tok1d.tokenizers.base import TokenSpec
 
 
@@ -95,9 +95,9 @@ def evaluate_reconstruction(
 ) -> list[Record]:
     """PSNR and squared error per prefix length, and, with a judge, its accuracy and the Fréchet distance.
 
-    PSNR is the mean over images of the per-image value in dB, output clamped to [0, 1]. All prefix lengths of a
-    batch start from the same noise, which `batch_size` and `seed` decide. The sampler is recorded with the number of
-    network evaluations an image took.
+    PSNR is the mean over images of the per-image value in dB, output clamped to [0, 1]. All prefix lengths of
+    an image start from the same noise, which belongs to (seed, number of the image). The sampler is recorded with the
+    number of network evaluations an image took.
 
     Args:
         keep: prefix lengths (default: those of `token_counts`).
@@ -123,9 +123,9 @@ def evaluate_reconstruction(
         if real is not None:
             real.update(x, labels)
         for k in lengths:
-            generator = torch.Generator(device).manual_seed(seed * 1_000_003 + start)
+            sources = [noise_of(seed, PAINTING, i) for i in range(start, start + len(x))]
             with counted(tokenizer.decoder) as evaluations:
-                y = tokenizer.decode(tokens, cond, keep=k, generator=generator, **options)
+                y = tokenizer.decode(tokens, cond, keep=k, generator=sources, **options)
             seen = (without_border(y, pad), without_border(x, pad))
             psnr[k] += float(psnr_per_image(*seen).sum())
             mse[k] += float(mse_per_image(*seen).sum())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tok1d.diffusion.guidance import Guidance, Schedule, as_guidance
@@ -14,6 +16,18 @@ from tok1d.errors import InputError
 from tok1d.generators.llamagen import LlamaGen
 from tok1d.generators.maskgit import MaskGIT
 from tok1d.generators.sequence import SequenceModel
+
+DRAWING, PAINTING = "tokens", "pixels"  # purposes of an image's noise
+
+
+def noise_of(*key: int | str) -> torch.Generator:
+    """A source of noise that belongs to a key, such as a seed, a purpose and the number of an image.
+
+    It draws on the CPU whatever the model's device, so that all devices see the same noise.
+    """
+    # Hashed, because torch's CPU generator takes only the low 32 bits of a seed.
+    digest = hashlib.sha256(" ".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
 
 
 class Evaluations:

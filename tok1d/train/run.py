@@ -15,19 +15,24 @@ import torch
 
 from tok1d.condition import is_conditional
 from tok1d.config import Recipe, load_recipe, to_mapping, to_yaml
+from tok1d.data.decoded import tell_broken
 from tok1d.data.images import ImageSet
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import ConfigError, InputError, WeightsError
 from tok1d.evaluate.report import Record, write_records
 from tok1d.evaluate.sampling import generator_guidance, sampling_options, takes_interval
-from tok1d.train.loop import Result, Task, fit, processes
+from tok1d.train.loop import Result, fit, processes
+from tok1d.train.task import Task
 from tok1d.train.tasks import build_task, open_split
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
 
 # What may change between sittings of one run: it decides what is written when, not what is computed.
-FREE_KEYS = {"out", "card", "train.log_every", "train.save_every", "train.preview_every", "train.evaluate_every"}
-FREE_KEYS |= {"data.workers", "data.on_broken"}  # a run that a broken image stopped may go on without it
+FREE_KEYS = {
+    *("out", "card", "train.log_every", "train.save_every", "train.preview_every", "train.evaluate_every"),
+    *("train.keep_last", "train.keep_every"),
+    *("data.workers", "data.on_broken"),  # a run that a broken image stopped may go on without it
+}
 # report.json first: interrupted after it, the folder holds no finished run any more.
 RUN_FILES = ("report.json", "log.jsonl", "model", "checkpoints", "samples", "cache")
 
@@ -131,6 +136,7 @@ def train(
         task = build_task(recipe)
     _check_evaluate(recipe, task.model)
     result = fit(recipe, task, out, seconds=seconds, quiet=quiet)
+    tell_broken(task.images)
     if result.finished and first_process:
         finish(recipe, task, result, out, name=name, commit=commit)
     return out
@@ -221,7 +227,7 @@ def make_card(recipe: Recipe, model: torch.nn.Module, result: Result, *, name: s
             "seconds": round(result.seconds, 1),
             "device": result.device,
             "precision": recipe.train.precision,
-            **({"start": _origin(recipe.start)} if recipe.start else {}),
+            **({"init_from": _origin(recipe.init_from)} if recipe.init_from else {}),
         },
         weights="ema" if recipe.train.ema > 0 else "raw",
         fingerprint=store.fingerprint(model),
