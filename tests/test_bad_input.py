@@ -214,8 +214,10 @@ def key_cases(bench: Bench) -> Iterator[Case]:
 def syntax_cases(bench: Bench) -> Iterator[Case]:
     recipe = bench.recipe("tokenizer")
     text = Path(recipe).read_text()
-    for override in ("train.lr", "=3", "train..lr=1", ".=1", "train.=2", "train.lr=[1", "data.root={a", "a b", "-",
-                     "evaluate.keep[0]=1", "data.root=${nothing.here}", "out=${", "train.lr=${train.lr}", "\0=1"):  # fmt: skip
+    for override in (
+        *("train.lr", "=3", "train..lr=1", ".=1", "train.=2", "train.lr=[1", "data.root={a", "a b", "-", "\0=1"),
+        *("evaluate.keep[0]=1", "data.root=${nothing.here}", "out=${", "train.lr=${train.lr}"),
+    ):
         yield case(override.split("=")[0][:8].replace("\0", "\\x00") or "override", "config", recipe, override)
     broken = {
         "cut": text[: text.index("encoder: {") + 12],
@@ -239,7 +241,8 @@ def syntax_cases(bench: Bench) -> Iterator[Case]:
         path = bench.file(f"{name}.yaml", content)
         yield case({"empty": "required", "keys": "1", "word": "hello"}.get(name, path), "config", path)
     for base in ("nowhere", "../nowhere.yaml", "[a]", "7", "{a: 1}", "fashion_mnist", "''"):
-        yield case("base" if base[0] in "[7{" else base.strip("'") or "recipe", "config", bench.file("b.yaml", f"base: {base}\n"))  # fmt: skip
+        culprit = "base" if base[0] in "[7{" else base.strip("'") or "recipe"
+        yield case(culprit, "config", bench.file("b.yaml", f"base: {base}\n"))
     loop = bench.file("loop.yaml", "base: loop.yaml\n")
     yield case("loop.yaml", "config", loop)
     yield case(bench.photos, "config", bench.photos)
@@ -373,7 +376,8 @@ def image_cases(bench: Bench) -> Iterator[Case]:
     yield case("test/", "encode", tokenizer, flat, "--out", bench.new())
     few = bench.file("few/a/0.png", good).parent.parent
     yield case(few, "encode", tokenizer, few, "--split", "test", "--out", bench.new())
-    yield case(few, "train", recipe, "data.name=folder", f"data.root={few}", "data.on_broken=stop", f"out={few / 'a' / '0.png' / 'run'}")  # fmt: skip
+    below = few / "a" / "0.png" / "run"
+    yield case(few, "train", recipe, "data.name=folder", f"data.root={few}", f"out={below}")
     long = bench.file("strip/train/a/0.png", good).parent.parent.parent
     Image.new("L", (3_000_000, 1)).save(long / "train" / "a" / "0.png")
     shutil.copytree(long / "train", long / "test")
@@ -450,6 +454,9 @@ def damaged(good: bytes, rng: random.Random) -> dict[str, bytes]:
     }
 
 
+_READ_OF_META = ("tokenizer_fingerprint", "data_fingerprint", "transform", "meta", "views", "num_classes")
+
+
 def cache_cases(bench: Bench) -> Iterator[Case]:
     """Token caches that are unfinished, damaged, of another tokenizer or of other images."""
     assert (
@@ -470,7 +477,7 @@ def cache_cases(bench: Bench) -> Iterator[Case]:
         (folder / "index.json").write_bytes(content)
         yield use(folder, folder)
     for path, content in spoilt_json(index, bench.rng, 40):
-        if (path[0] == "meta" and path[-1] not in ("tokenizer_fingerprint", "data_fingerprint", "transform", "meta", "views", "num_classes")) or path[-1] == "num_shards":  # fmt: skip
+        if path[0] == "meta" and path[-1] not in _READ_OF_META:
             continue  # told to people, not read
         folder = bench.copy("cache")
         (folder / "index.json").write_text(json.dumps(content))
@@ -482,7 +489,8 @@ def cache_cases(bench: Bench) -> Iterator[Case]:
             (folder / shard).mkdir()
         if change in ("shapes", "labels"):
             tokens = torch.zeros(12, 3, 4) if change == "shapes" else torch.zeros(12, 4, 4)
-            save_file({"tokens": tokens, "labels": torch.zeros(11 if change == "labels" else 12, dtype=torch.int64)}, folder / shard)  # fmt: skip
+            labels = torch.zeros(11 if change == "labels" else 12, dtype=torch.int64)
+            save_file({"tokens": tokens, "labels": labels}, folder / shard)
         yield use(folder, shard)
     other = bench.copy("photos")
     (other / "train" / "a" / "0.png").unlink()
@@ -561,7 +569,7 @@ def model_cases(bench: Bench) -> Iterator[Case]:
         folder = bench.copy("tokenizer")
         (folder / "config.json").write_bytes(content)
         yield from use(folder, folder)
-    for path, content in spoilt_json(config, bench.rng, 30):
+    for _, content in spoilt_json(config, bench.rng, 30):
         folder = bench.copy("tokenizer")
         (folder / "config.json").write_text(json.dumps(content))
         yield from use(folder, folder)
@@ -603,12 +611,16 @@ def record_cases(bench: Bench) -> Iterator[Case]:
             (folder / name).write_text(content)
             blank = name == "config.yaml" and content in ("", "null")
             other = name == "config.yaml" and content == '{"a": 1}'
-            yield case("required" if blank else "a" if other else folder, "export", folder, "--out", bench.new())  # fmt: skip
+            culprit = "required" if blank else "a" if other else folder
+            yield case(culprit, "export", folder, "--out", bench.new())
     yield case(bench.root / "done", "export", bench.root / "done", "--out", bench.root / "done")
     yield case(bench.photos, "export", bench.root / "done", "--out", bench.photos)
     yield case(bench.root / "done", *train)
     metric = json.loads((bench.root / "done" / "report.json").read_text())[0]
-    for change in ({"value": "high"}, {"value": [1]}, {"extra": 1}, {"name": 3}, {"num_images": "many"}, {"num_images": -1}, {"weights": "other"}, {"versions": 3}):  # fmt: skip
+    for change in (
+        *({"value": "high"}, {"value": [1]}, {"extra": 1}, {"name": 3}),
+        *({"num_images": "many"}, {"num_images": -1}, {"weights": "other"}, {"versions": 3}),
+    ):
         folder = bench.copy("cnn")
         content = json.loads((folder / "config.json").read_text())
         content["card"]["records"] = [metric | change]
@@ -718,8 +730,11 @@ def convert_cases(bench: Bench) -> Iterator[Case]:
     torch.save([torch.zeros(2)], listed := bench.file("list.pt", ""))
     save_file({"conv.weight": torch.zeros(2)}, other := bench.file("other.safetensors", ""))
     files = [bench.root / "nowhere.pt", bench.photos, foreign, listed, other]
-    spoilt = [bench.file(f"{kind.replace(' ', '-')}.{ending}", content)
-              for kind, content in damaged(good, bench.rng).items() for ending in ("pt", "safetensors", "pkl")]  # fmt: skip
+    spoilt = [
+        bench.file(f"{kind.replace(' ', '-')}.{ending}", content)
+        for kind, content in damaged(good, bench.rng).items()
+        for ending in ("pt", "safetensors", "pkl")
+    ]
     for format in FORMATS:
         for path in [*files, *bench.rng.sample(spoilt, 4)]:
             yield case(path, "convert", format, path, "--out", bench.new())

@@ -24,7 +24,7 @@ from tok1d.zoo.card import Card
 
 Tiny = Callable[..., str]
 COMMANDS = [
-    *("demo", "recipes", "config", "train", "encode", "reconstruct", "generate", "convert", "export"),
+    *("demo", "recipes", "config", "train", "encode", "reconstruct", "generate", "convert", "export", "launch"),
     *("evaluate reconstruction", "evaluate generation", "analyze prefix"),
 ]
 HEAVY = ["torch", "numpy", "omegaconf", "PIL", "accelerate", "matplotlib", "tqdm", "tok1d.config"]

@@ -57,8 +57,8 @@ def open_data(
     size: int | None = None,
     generator: Any = None,
 ) -> ImageSet:
-    """ "fashion_mnist", a folder of images, shards or a saved data set (see `kind_of`), at a tokenizer's channels and size
-    (or another), within the border that its training images had; nothing is augmented. With captions where the
+    """ "fashion_mnist", a folder of images, shards or a saved data set (see `kind_of`), at a tokenizer's channels and
+    size (or another), within the border that its training images had; nothing is augmented. With captions where the
     tokenizer, or a generator, is told those. Names on stderr what cannot be read."""
     config, kind = model.config, kind_of(name)
     same = trained_with(model, "name", None) == kind  # then the keys are those of the training
@@ -99,8 +99,8 @@ def captions_for(data: str, *models: Any) -> str | None:
 def open_own(
     path: str, model: Any, *, data_root: str | None = None, on_broken: str = "skip", size: int | None = None
 ) -> ImageSet:
-    """The images to reconstruct: the test split of "fashion_mnist", shards or a saved data set, every image of a folder,
-    or one image file.
+    """The images to reconstruct: the test split of "fashion_mnist", shards or a saved data set, every image of a
+    folder, or one image file.
 
     For a tokenizer of captions, text files beside the images hold theirs.
     """

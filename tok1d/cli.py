@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from tok1d.cli_launch import PASSED_ON, launch
 from tok1d.cli_measure import analyze_app, evaluate_app
 from tok1d.cli_options import (
     SHARD_HELP,
@@ -54,6 +55,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.command(short_help="A command as a job on a SLURM cluster.", context_settings=PASSED_ON)(launch)
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(analyze_app, name="analyze")
 

@@ -98,8 +98,11 @@ class DataConfig:
     def check(self) -> None:
         """Raise ConfigError on a folder data set without its folder, captions of the other data set, or a border that
         leaves no image."""
-        needs = {"folder": "the folder that holds one folder a class", "webdataset": "a folder or pattern of tar shards",
-                 "huggingface": "a folder that datasets' save_to_disk wrote"}  # fmt: skip
+        needs = {
+            "folder": "the folder that holds one folder a class",
+            "webdataset": "a folder or pattern of tar shards",
+            "huggingface": "a folder that datasets' save_to_disk wrote",
+        }
         if self.name in needs and not self.root:
             raise ConfigError(f"root: name={self.name} needs {needs[self.name]}, received null")
         for key in ("image_key", "label_key"):

@@ -210,6 +210,9 @@ def test_a_tokenizer_and_a_generator_learn_from_them(
     tokenizer = tmp_path / "run" / "model"
     generator = ["train", tiny("generator"), *data, f"tokenizer={tokenizer}", "model.num_classes=3", "train.steps=2"]
     assert cli.run([*generator, f"out={tmp_path / 'second'}"]) == 0
-    for command in (["encode", tokenizer, root, "--out", tmp_path / "c"], ["reconstruct", tokenizer, root, "--num", 2, "--out", tmp_path / "r"]):  # fmt: skip
+    for command in (
+        ["encode", tokenizer, root, "--out", tmp_path / "c"],
+        ["reconstruct", tokenizer, root, "--num", 2, "--out", tmp_path / "r"],
+    ):
         assert cli.run([str(part) for part in command]) == 0
     assert (tmp_path / "c" / "index.json").is_file() and (tmp_path / "r" / "overview.png").is_file()

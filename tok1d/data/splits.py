@@ -13,7 +13,7 @@ _TRAIN, _TEST = ("train", "training"), ("test", "val", "validation", "valid", "e
 
 
 def is_test(name: str) -> bool:
-    """Whether an image of that name is one of the 5 % for testing: by a hash, so that it stays when others come or go."""
+    """Whether an image of that name is one of the 5 % for testing: by a hash, so it stays when others come or go."""
     digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") % 100 < TEST_PERCENT
 
@@ -21,7 +21,7 @@ def is_test(name: str) -> bool:
 def part_of(paths: Sequence[str], split: Split) -> tuple[list[str], bool]:
     """The files of a split, and whether their names told: "train" and "test" or "val" as a word of name or folder.
 
-    Where not every file tells, or all of them are of one split, they are all returned: samples are then drawn by `is_test`.
+    Where not every file tells, or all tell the same, all are returned: samples are then drawn by `is_test`.
     """
     kinds = [_kind(path) for path in paths]
     if None in kinds or len(set(kinds)) < 2:

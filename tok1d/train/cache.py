@@ -21,7 +21,7 @@ from tok1d.data.order import batch_indices, uniforms
 from tok1d.data.token_writer import TokenWriter, free_bytes, show_bytes
 from tok1d.data.tokens import Layout, TokenCache
 from tok1d.data.transforms import Crop
-from tok1d.errors import ConfigError
+from tok1d.errors import ConfigError, DataError
 from tok1d.evaluate.labels import Told, labels_given
 from tok1d.zoo import store
 

@@ -59,7 +59,7 @@ def prepare(recipe: Recipe, *, overwrite: bool = False) -> Path:
         elif (out / "log.jsonl").exists() and config.exists():
             _check_same(load_recipe(str(config)), recipe, out)
             return out
-        elif not config.exists() and out.exists() and any(out.iterdir()):
+        elif not config.exists() and out.exists() and any(path.name != "slurm" for path in out.iterdir()):
             raise ConfigError(f"{out}: not empty and not a run folder; choose another with out=FOLDER")
         # Also where a config.yaml is but no log: that run never began (no data, say), so its recipe may change.
         out.mkdir(parents=True, exist_ok=True)

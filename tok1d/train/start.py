@@ -90,10 +90,10 @@ def _fitted(key: str, value: Tensor | None, own: Tensor, first: Any, model: Any,
         if table is not None:
             told.add(f"{new.image_size} px instead of {old.image_size}, learned positions are resampled")
         return table
-    if differs("num_tokens") and last in _TOKEN_TABLES and not differs("image_size"):
-        if value.shape[2:] == own.shape[2:]:
-            told.add(f"{new.num_tokens} tokens instead of {old.num_tokens}, the tables' first rows are kept")
-            return torch.cat([value[:, : own.shape[1]], own[:, value.shape[1] :]], dim=1)
+    tokens_only = differs("num_tokens") and not differs("image_size")
+    if tokens_only and last in _TOKEN_TABLES and value.shape[2:] == own.shape[2:]:
+        told.add(f"{new.num_tokens} tokens instead of {old.num_tokens}, the tables' first rows are kept")
+        return torch.cat([value[:, : own.shape[1]], own[:, value.shape[1] :]], dim=1)
     if differs("channels"):
         return _other_channels(key, value, own, old.channels, new.channels, told)
     return None
