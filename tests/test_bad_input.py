@@ -274,6 +274,10 @@ def contradiction_cases(bench: Bench) -> Iterator[Case]:
         ("maetok", "init_from", "model.stage=finetune"),
         ("tokenizer", "data.root", "data.name=folder"),
         ("tokenizer", "data.captions", "data.captions=files"),
+        ("tokenizer", "data.root", "data.name=webdataset"),
+        ("tokenizer", "data.root", "data.name=huggingface"),
+        ("tokenizer", "data.image_key", "data.image_key=png"),
+        ("tokenizer", "data.label_key", "data.name=folder data.root=x data.label_key=cls"),
         ("tokenizer", "data.captions", "data.name=folder data.root=x data.captions=labels"),
         ("tokenizer", "train.warmup", "train.warmup=99"),
         ("tokenizer", "train.lr_min", "train.lr_min=1"),
@@ -382,6 +386,16 @@ def image_cases(bench: Bench) -> Iterator[Case]:
     Image.new("L", (3_000_000, 1)).save(long / "train" / "a" / "0.png")
     shutil.copytree(long / "train", long / "test")
     yield from commands(long, "0.png")
+    shard = bench.file("shards/train-000.tar", b"garbage" * 200)
+    for name, place, culprit in (
+        ("webdataset", bench.photos, bench.photos),
+        ("webdataset", f"{bench.root}/{{000..002}}.tar", "000.tar"),
+        ("webdataset", shard.parent, shard),
+        ("huggingface", bench.photos, bench.photos),
+        ("huggingface", nowhere, nowhere),
+    ):
+        yield case(culprit, "train", recipe, f"data.name={name}", f"data.root={place}", f"out={bench.new()}")
+    yield case(shard, "encode", tokenizer, shard.parent, "--out", bench.new())
     root = bench.root / "no-fashion"
     root.mkdir()
     for name in (f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")):

@@ -199,7 +199,8 @@ def wait(job: Any) -> None:
         task = job.task(rank)
         error = task.exception()
         if error is not None:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            failed = failed or Tok1dError(f"{task.paths.stderr}: {lines[-1]}")
+            said = [line for line in str(error).splitlines() if re.match(r"\S*(Error|Exception|Interrupt): ", line)]
+            why = said[-1].partition(": ")[2] if said else "a process of the job ended before its time"
+            failed = failed or Tok1dError(f"{task.paths.stderr}: {why}")
     if failed is not None:
         raise failed
