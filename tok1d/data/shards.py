@@ -145,7 +145,8 @@ class ShardImages(DecodedImages):
         if not rows:
             why = f"{len(found)} samples, none in the {split} split" if found else f"no sample has a {keys[0]}"
             raise DataError(f"{root}: {why}; data.image_key names the member that is the image")
-        self.root, self.shards, self._rows = root, shards, [(row[0], row[2], row[3]) for row in rows]
+        self.root, self.shards = root, shards
+        self._rows = np.array([(row[0], row[2], row[3]) for row in rows], dtype=np.int64)  # shard, offset, bytes
         self._names = [row[1] for row in rows]
         labels = [row[4] for row in found]
         unlabelled = next((row for row in found if row[4] is None), None)
@@ -162,7 +163,7 @@ class ShardImages(DecodedImages):
         return f"{self.shards[self._rows[index][0]]}, sample {self._names[index]}"
 
     def read(self, index: int) -> bytes:
-        shard, offset, size = self._rows[index]
+        shard, offset, size = self._rows[index].tolist()
         with open(self.shards[shard], "rb") as file:
             file.seek(offset)
             return file.read(size)
@@ -170,6 +171,6 @@ class ShardImages(DecodedImages):
     def fingerprint(self) -> str:
         """Return 16 hex digits of names, sizes and labels, of the shards' order and of the transform."""
         digest = hashlib.sha256(self.transform.fingerprint().encode())
-        for name, (_, _, size), label in zip(self._names, self._rows, self.labels, strict=True):
+        for name, size, label in zip(self._names, self._rows[:, 2], self.labels, strict=True):
             digest.update(f"\n{label} {size} {name}".encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
