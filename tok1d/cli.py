@@ -42,6 +42,7 @@ from tok1d.cli_options import (
     one_of,
     print_records,
 )
+from tok1d.cli_replay import replay
 
 # Threads that wait by spinning make two jobs on one machine many times slower; set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -54,6 +55,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.command(short_help="Show again a step that stopped a training.")(replay)
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(analyze_app, name="analyze")
 

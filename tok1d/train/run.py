@@ -57,7 +57,7 @@ def prepare(recipe: Recipe, *, overwrite: bool = False) -> Path:
         elif (out / "log.jsonl").exists() and config.exists():
             _check_same(load_recipe(str(config)), recipe, out)
             return out
-        elif not config.exists() and out.exists() and any(out.iterdir()):
+        elif not config.exists() and out.exists() and any(path != temporary for path in out.iterdir()):
             raise ConfigError(f"{out}: not empty and not a run folder; choose another with out=FOLDER")
         # Also where a config.yaml is but no log: that run never began (no data, say), so its recipe may change.
         out.mkdir(parents=True, exist_ok=True)
@@ -206,6 +206,8 @@ def finish(recipe: Recipe, task: Task, result: Result, out: Path, *, name: str =
     card.records = records
     store.save_model(model, out / "model", card)
     write_records(out / "report.json", records)
+    for left in out.glob(".report.json.*.tmp"):  # of a process that was killed while it wrote
+        left.unlink(missing_ok=True)
     return records
 
 
