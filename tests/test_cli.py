@@ -25,6 +25,7 @@ from tok1d.zoo.card import Card
 Tiny = Callable[..., str]
 COMMANDS = [
     *("demo", "recipes", "config", "train", "encode", "reconstruct", "generate", "convert", "export", "launch"),
+    "replay",
     *("evaluate reconstruction", "evaluate generation", "analyze prefix"),
 ]
 HEAVY = ["torch", "numpy", "omegaconf", "PIL", "accelerate", "matplotlib", "tqdm", "tok1d.config"]

@@ -43,6 +43,7 @@ from tok1d.cli_options import (
     one_of,
     print_records,
 )
+from tok1d.cli_replay import replay
 
 # Threads that wait by spinning make two jobs on one machine many times slower; set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -56,6 +57,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(short_help="A command as a job on a SLURM cluster.", context_settings=PASSED_ON)(launch)
+app.command(short_help="Show again a step that stopped a training.")(replay)
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(analyze_app, name="analyze")
 

@@ -347,6 +347,11 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     return config_fields.build(Recipe, tree)
 
 
+def recipe_from_text(text: str, source: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that `to_yaml` wrote as `text`, after overrides; raises ConfigError as `load_recipe`, for `source`."""
+    return config_fields.build(Recipe, _resolve(_merge(_parse(text, source), _parse_overrides(overrides))))
+
+
 def load_card(name_or_path: str) -> CardConfig:
     """Only the card of a recipe: neither imports its model nor checks the rest."""
     return config_fields.build(CardConfig, _resolve(_read(name_or_path)).get("card", {}), "card")

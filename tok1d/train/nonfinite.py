@@ -60,6 +60,13 @@ class Evidence:
 Precision = Callable[[], AbstractContextManager[Any]]
 
 
+def precision_of(recipe: Recipe, device: torch.device) -> Precision:
+    """How a run's forward pass computes on a device: under autocast where the recipe and the device have it."""
+    if recipe.train.precision != "bf16" or device.type == "cpu":
+        return nullcontext
+    return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+
+
 def repeat(
     recipe: Recipe,
     task: Task,

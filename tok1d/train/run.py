@@ -59,7 +59,7 @@ def prepare(recipe: Recipe, *, overwrite: bool = False) -> Path:
         elif (out / "log.jsonl").exists() and config.exists():
             _check_same(load_recipe(str(config)), recipe, out)
             return out
-        elif not config.exists() and out.exists() and any(path.name != "slurm" for path in out.iterdir()):
+        elif not config.exists() and out.exists() and _holds_else(out, ("slurm", temporary.name)):
             raise ConfigError(f"{out}: not empty and not a run folder; choose another with out=FOLDER")
         # Also where a config.yaml is but no log: that run never began (no data, say), so its recipe may change.
         out.mkdir(parents=True, exist_ok=True)
@@ -70,6 +70,11 @@ def prepare(recipe: Recipe, *, overwrite: bool = False) -> Path:
             temporary.unlink()
         raise ConfigError(f"{out}: cannot write the run folder ({error.strerror}); try out=FOLDER") from None
     return out
+
+
+def _holds_else(folder: Path, names: tuple[str, ...]) -> bool:
+    """Whether a folder holds anything but a job's logs and a file that is about to be renamed."""
+    return any(path.name not in names for path in folder.iterdir())
 
 
 def _clear(out: Path) -> None:
@@ -209,6 +214,8 @@ def finish(recipe: Recipe, task: Task, result: Result, out: Path, *, name: str =
     card.records = records
     store.save_model(model, out / "model", card)
     write_records(out / "report.json", records)
+    for left in out.glob(".report.json.*.tmp"):  # of a process that was killed while it wrote
+        left.unlink(missing_ok=True)
     return records
 
 
