@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from tok1d.errors import InputError
@@ -104,9 +104,26 @@ def compare(a: Facts, b: Facts) -> Explanation:
     """Two numbers' settings side by side."""
     keys = sorted({**a.settings, **b.settings}, key=lambda key: (rank(key), key))
     if a.sources or b.sources:  # no paper states these, and its network is the published one
-        keys = [key for key in keys if key not in ("weights_hash", "network_hash") and not key.startswith(VERSION)]
+        keys = [
+            key
+            for key in keys
+            if key not in ("weights_hash", "network_hash", "tokenizer") and not key.startswith(VERSION)
+        ]
     lines = [_line(key, a.settings.get(key), b.settings.get(key)) for key in keys]
+    if bool(a.sources) != bool(b.sources):
+        lines = [replace(line, status="not stated") if _may_be_same(line) else line for line in lines]
     return Explanation(a, b, [line for line in lines if {line.a, line.b} - {None, ABSENT, NONE}])
+
+
+_SPLITS = {"ADM statistics": "train", "ImageNet training": "train", "ImageNet validation": "validation"}
+
+
+def _may_be_same(line: Line) -> bool:
+    """Whether a paper's reference, told in words, may be a record's, told by its split and a fingerprint."""
+    if line.key != "reference" or line.status != "differs":
+        return False
+    split = [split for words, split in _SPLITS.items() if words in f"{line.a} {line.b}"]
+    return bool(split) and f"{split[0]} images " in f"{line.a} {line.b}"
 
 
 def _line(key: str, a: str | None, b: str | None) -> Line:

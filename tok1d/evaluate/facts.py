@@ -17,7 +17,7 @@ BUNDLED = Path(__file__).parents[1] / "zoo" / "bundled"
 # Settings that a record has only where they apply, such as steps of a diffusion decoder.
 _WHERE_APPLICABLE = (
     *("network_hash", "sampler", "steps", "temperature", "guidance", "guidance_schedule", "guidance_interval"),
-    *("decoder_sampler", "decoder_steps", "decoder_guidance"),
+    *("decoder_sampler", "decoder_steps", "decoder_guidance", "classes", "tokenizer", "rounding"),
 )
 
 
@@ -54,7 +54,12 @@ def _network(value: str | None, record: Record) -> dict[str, str | None]:
     if value is None:
         return {"network": NONE}
     name, _, digest = value.partition("@")
-    return {"network": name, **({"network_hash": digest} if digest else {})}
+    found: dict[str, str | None] = {"network": name}
+    if digest:
+        found["network_hash"] = digest
+    if name == "inception":
+        found["implementation"] = "tok1d, torch-fidelity's port"
+    return found
 
 
 _PART = re.compile(
@@ -122,6 +127,18 @@ def _versions(value: Mapping[str, str] | None, record: Record) -> dict[str, str 
     return {f"version of {name}": version for name, version in (value or {}).items()}
 
 
+def _eight_bit(value: bool | None, record: Record) -> dict[str, str | None]:
+    return {} if value is None else {"rounding": "rounded to 8 bits" if value else "not rounded"}
+
+
+def _classes(value: str | None, record: Record) -> dict[str, str | None]:
+    return {} if value is None else {"classes": "uniformly random" if value == "random" else value}
+
+
+def _tokenizer(value: str | None, record: Record) -> dict[str, str | None]:
+    return {} if value is None else {"tokenizer": value}
+
+
 def _crop(value: str | None, record: Record) -> dict[str, str | None]:
     return {"crop": value}  # every image has been cropped somehow: null is not stated
 
@@ -133,6 +150,9 @@ _READERS: dict[str, Callable[[Any, Record], dict[str, str | None]]] = {
     "guidance": _guidance,
     "versions": _versions,
     "crop": _crop,
+    "eight_bit": _eight_bit,
+    "classes": _classes,
+    "tokenizer": _tokenizer,
 }
 
 

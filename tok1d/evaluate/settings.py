@@ -82,6 +82,7 @@ SETTINGS: dict[str, Setting] = {
     "precision": Setting("precision", "images painted in bf16 have steps of 1/256 near white"),
     "batch_size": Setting("images at a time", "where noise is drawn a batch at a time, other samples"),
     "seed": Setting("seed", "other samples: the spread between seeds, the smallest difference that means anything"),
+    "tokenizer": Setting("tokenizer", "its decoder paints what is measured: another one, another bound"),
     "weights_hash": Setting("model", "other weights: what a comparison is usually made for"),
 }
 VERSION = "version of "  # and the name of a library
@@ -97,7 +98,6 @@ def setting(key: str) -> Setting:
 def rank(key: str) -> int:
     """Place in the order in which differences usually matter, from 0."""
     order = list(SETTINGS)
-    last = order.index("weights_hash")
     if key in SETTINGS:
-        return order.index(key) + (1 if key == "weights_hash" else 0)
-    return last + 2 if key.startswith(VERSION) else order.index("implementation")
+        return order.index(key)
+    return len(order) if key.startswith(VERSION) else order.index("implementation")
