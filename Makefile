@@ -1,5 +1,5 @@
 # Two commands need nothing else: `make demo` and `make test`. Both set up .venv first, once.
-.PHONY: demo test lint types pytest format clean
+.PHONY: demo test test-faults lint types pytest format clean
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -22,6 +22,10 @@ types: .venv/.dev
 pytest: .venv/.dev
 	-$(BIN)/python -m tok1d.data.fashion_mnist
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Sixty kills (tests/faults); the table goes into docs/reliability.md.
+test-faults: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/harness.py --kills 20 --table docs/reliability.md
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix .

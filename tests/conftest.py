@@ -163,7 +163,7 @@ train: {steps: 6, batch_size: 8, lr: 1e-3, ema: 0, log_every: 2}
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """tiny(kind, **keys): the path of a recipe small enough to train in a second, with more top-level keys."""
     folder = tmp_path_factory.mktemp("recipes")

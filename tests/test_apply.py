@@ -149,7 +149,7 @@ def test_solver_and_interval_reach_the_decoder(folders: Path, capsys: Any) -> No
     never = painted("never", "--guidance", 3, "--guidance-interval", "0.9,0.95")
     assert len({plain, heun, guided, part}) == 4 and never == plain
     for options, message in (
-        (("--solver", "ddim"), "a flow decoder samples with 'euler' or 'heun', got 'ddim'"),
+        (("--solver", "ddim"), "solver: a flow decoder samples with 'euler' or 'heun', got 'ddim'"),
         (("--guidance-interval", "0.8,0.2"), "--guidance-interval: expected two growing times"),
     ):
         code, err = run(capsys, *command, "--out", folders / "wrong", *options)
@@ -176,8 +176,8 @@ def test_generate_with_every_option(folders: Path, capsys: Any) -> None:
             ("--guidance-schedule", "cosine"),
             "--guidance-schedule: expected one of constant, linear, power_cosine, received 'cosine'",
         ),
-        (("--sampler", "ancestral"), "the head samples with 'sde', 'euler' or 'heun', got 'ancestral'"),
-        (("--decoder-solver", "ddim"), "a flow decoder samples with"),
+        (("--sampler", "ancestral"), "sampler: the head samples with 'sde', 'euler' or 'heun', got 'ancestral'"),
+        (("--decoder-solver", "ddim"), "solver: a flow decoder samples with"),
         (("--guidance-interval", "0.2,0.8"), "no interval and no weak_model"),
         (("--unconditional",), "--classes: --unconditional draws without classes"),
     ):
@@ -220,7 +220,7 @@ def test_whole_sequences_are_drawn_with_their_own_options(whole: Path, capsys: A
         (("--decoder-steps", 3), "--decoder-steps: this tokenizer paints in one pass, leave it away; received 3"),
         (("--decoder-guidance", 2), "--decoder-guidance: this tokenizer paints in one pass"),
         (("--decoder-solver", "heun"), "--decoder-solver: this tokenizer paints in one pass"),
-        (("--sampler", "ddim"), "this model samples with 'sde', 'euler' or 'heun', got 'ddim'"),
+        (("--sampler", "ddim"), "sampler: this model samples with 'sde', 'euler' or 'heun', got 'ddim'"),
         (("--weak-model", whole / "tokenizer"), "weak model: expected an earlier or smaller one with name=sit"),
     ):
         code, err = run(capsys, *command, "--out", whole / "wrong", *options)

@@ -13,7 +13,11 @@ from tok1d.data.images import ImageSet, open_images
 from tok1d.evaluate.metrics import accuracy, psnr_per_image
 from tok1d.zoo import store
 
-PAIRS = {"fashion-mnist-semanticist": "fashion-mnist-epsilon-llamagen", "fashion-mnist-maetok": "fashion-mnist-sit"}
+PAIRS = {
+    "fashion-mnist-semanticist": "fashion-mnist-epsilon-llamagen",
+    "fashion-mnist-maetok": "fashion-mnist-sit",
+    "fashion-mnist-smap": "fashion-mnist-card",
+}
 NAMES = sorted(["fashion-mnist-cnn", *PAIRS, *PAIRS.values()])
 
 

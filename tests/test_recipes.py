@@ -105,7 +105,7 @@ def test_maetok_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None:
     if recipe.model.stage == "finetune":
         assert train.steps == 50_000 and recipe.adversarial.start == 0
         assert not recipe.model.auxiliary
-        first = made_by(recipe.start)
+        first = made_by(recipe.init_from)
         same = ("image_size", "num_tokens", "token_dim", "bottleneck", "encoder", "decoder", "mask")
         assert all(getattr(recipe.model, key) == getattr(first.model, key) for key in same)
         assert recipe.adversarial.discriminator == first.adversarial.discriminator
@@ -187,7 +187,7 @@ def test_titok_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None:
     assert str(recipe.model.num_tokens) in card.about and recipe.perceptual.logits == 0.1
     if recipe.model.name == "titok_legacy":
         # Where it starts from holds what it trains: the published weights of the same name.
-        assert recipe.start == f"models/{name.split('/')[1]}" and recipe.model.stage == "finetune"
+        assert recipe.init_from == f"models/{name.split('/')[1]}" and recipe.model.stage == "finetune"
         assert (train.steps, train.batch_size, game.weight, game.start) == (500_000, 256, 0.01, 20_000)
         assert recipe.perceptual.weight == 0 and recipe.model.bottleneck.l2
     else:

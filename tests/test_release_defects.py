@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from tok1d.config import Recipe, TrainConfig
 from tok1d.errors import WeightsError
 from tok1d.evaluate.networks import CNNConfig
-from tok1d.train.loop import Task, fit
+from tok1d.train.loop import fit
+from tok1d.train.task import Task
 from tok1d.zoo import store
 
 DATA = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))

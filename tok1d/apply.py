@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tok1d.condition import text_condition
 from tok1d.data.captions import BESIDE, LABELS, captions_of
-from tok1d.data.images import ImageSet, open_images
+from tok1d.data.decoded import tell_broken
+from tok1d.data.images import ImageSet, kind_of, open_images
 from tok1d.diffusion.guidance import Guidance, Schedule
 from tok1d.errors import ConfigError, InputError
 from tok1d.evaluate.labels import Told, label_used, labels_given
@@ -52,15 +53,17 @@ def open_data(
     *,
     split: str = "test",
     data_root: str | None = None,
-    on_broken: str = "stop",
+    on_broken: str = "skip",
     size: int | None = None,
     generator: Any = None,
 ) -> ImageSet:
-    """ "fashion_mnist", or a folder of images, at a tokenizer's channels and size (or another), within the border that
-    its training images had; nothing is augmented. With captions where the tokenizer, or a generator, is told those."""
-    config = model.config
-    return open_images(
-        "fashion_mnist" if name == "fashion_mnist" else "folder",
+    """ "fashion_mnist", a folder of images, shards or a saved data set (see `kind_of`), at a tokenizer's channels and
+    size (or another), within the border that its training images had; nothing is augmented. With captions where the
+    tokenizer, or a generator, is told those. Names on stderr what cannot be read."""
+    config, kind = model.config, kind_of(name)
+    same = trained_with(model, "name", None) == kind  # then the keys are those of the training
+    images = open_images(
+        kind,
         split,  # type: ignore[arg-type]
         root=data_root if name == "fashion_mnist" else name,
         image_size=size or config.image_size,
@@ -68,7 +71,11 @@ def open_data(
         pad=padding_of(model),
         on_broken=on_broken,  # type: ignore[arg-type]
         captions=captions_for(name, model, *([] if generator is None else [generator])),
+        image_key=trained_with(model, "image_key", None) if same else None,
+        label_key=trained_with(model, "label_key", None) if same else None,
     )
+    tell_broken(images)
+    return images
 
 
 def captions_for(data: str, *models: Any) -> str | None:
@@ -83,21 +90,25 @@ def captions_for(data: str, *models: Any) -> str | None:
     if data == "fashion_mnist":
         return LABELS
     known = trained_with(told, "captions", BESIDE)
+    if (kind := kind_of(data)) != "folder":
+        own = trained_with(told, "name", None) == kind
+        return known if own else {"webdataset": "txt"}.get(kind, "caption")
     return known if known not in (None, LABELS) and (Path(data) / known).is_file() else BESIDE
 
 
 def open_own(
-    path: str, model: Any, *, data_root: str | None = None, on_broken: str = "stop", size: int | None = None
+    path: str, model: Any, *, data_root: str | None = None, on_broken: str = "skip", size: int | None = None
 ) -> ImageSet:
-    """The images to reconstruct: "fashion_mnist" (its test split), every image of a folder, or one image file.
+    """The images to reconstruct: the test split of "fashion_mnist", shards or a saved data set, every image of a
+    folder, or one image file.
 
     For a tokenizer of captions, text files beside the images hold theirs.
     """
     from tok1d.data.folder import FolderImages, list_images
     from tok1d.data.transforms import Transform
 
-    if path == "fashion_mnist":
-        return open_data(path, model, data_root=data_root, size=size)
+    if kind_of(path) != "folder":
+        return open_data(path, model, data_root=data_root, on_broken=on_broken, size=size)
     transform = Transform(size or model.config.image_size, model.config.channels, pad=padding_of(model))
     where = Path(path)
     if where.is_file():

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from tok1d.cli_compare import compare
+from tok1d.cli_launch import PASSED_ON, launch
 from tok1d.cli_measure import analyze_app, evaluate_app
 from tok1d.cli_options import (
     SHARD_HELP,
@@ -44,6 +45,7 @@ from tok1d.cli_options import (
     print_records,
 )
 from tok1d.cli_reference import reference
+from tok1d.cli_replay import replay
 
 # Threads that wait by spinning make two jobs on one machine many times slower; set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -56,6 +58,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.command(short_help="A command as a job on a SLURM cluster.", context_settings=PASSED_ON)(launch)
+app.command(short_help="Show again a step that stopped a training.")(replay)
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(analyze_app, name="analyze")
 app.command(short_help="Statistics of an image set, to compare with.")(reference)
@@ -160,7 +164,7 @@ def encode(
     rows_per_shard: Annotated[int, typer.Option(min=1, help="rows of a file, the least one process writes")] = 65536,
     seed: Annotated[int, typer.Option(min=0, help="seed of --views random")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell rows, size and free space")] = False,
-    on_broken: OnBroken = "stop",
+    on_broken: OnBroken = "skip",
     data_root: DataRoot = None,
     device: Device = None,
     overwrite: Overwrite = False,
@@ -182,6 +186,7 @@ def encode(
     one_of("--on-broken", on_broken, ("stop", "skip"))
     part = cache.parse_part(shard) if shard else cache.process_part()
     tokenizer = load_tokenizer(model, device or cache.process_device())
+    cache.tokens_kept(tokenizer.spec, num_tokens)
     images = cache.with_views(
         apply.open_data(data, tokenizer, split=split, data_root=data_root, on_broken=on_broken),
         views,  # type: ignore[arg-type]
@@ -229,7 +234,7 @@ def reconstruct(
     ] = None,
     seed: Seed = 0,
     label: Label = "",
-    on_broken: OnBroken = "stop",
+    on_broken: OnBroken = "skip",
     data_root: DataRoot = None,
     device: Device = None,
     overwrite: Overwrite = False,

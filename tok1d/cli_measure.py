@@ -1,4 +1,4 @@
-"""The commands that measure: `tok1d evaluate` and `tok1d analyze`."""
+"""The commands that measure: `tok1d evaluate`, gathered here, and `tok1d analyze`."""
 
 from __future__ import annotations
 
@@ -7,165 +7,24 @@ from typing import Annotated
 
 import typer
 
+from tok1d.cli_evaluate import evaluate_generation, evaluate_reconstruction
 from tok1d.cli_explain import evaluate_explain
 from tok1d.cli_options import (
     Data,
     DataRoot,
-    DecoderGuidance,
-    DecoderSolver,
-    DecoderSteps,
     Device,
-    Guide,
-    Interval,
-    Label,
     Model,
     Overwrite,
-    Sampler,
-    SamplerSteps,
-    Schedule,
     Seed,
-    Solver,
-    Steps,
-    Temperature,
-    TokensInterval,
-    TopK,
-    TopP,
-    Unconditional,
-    WeakModel,
     load_tokenizer,
     one_of,
-    write_records,
 )
 
 evaluate_app = typer.Typer(help="Measure a model with numbers that state their protocol.", no_args_is_help=True)
+evaluate_app.command("reconstruction")(evaluate_reconstruction)
+evaluate_app.command("generation")(evaluate_generation)
 evaluate_app.command("explain")(evaluate_explain)
 analyze_app = typer.Typer(help="Look inside a tokenizer's code.", no_args_is_help=True)
-
-
-@evaluate_app.command("reconstruction")
-def evaluate_reconstruction(
-    model: Model,
-    data: Data,
-    keep: Annotated[
-        str, typer.Option(help="numbers of leading tokens; default: 1,2,4,...,all (SMAP: 0 too); without order all")
-    ] = "",
-    num: Annotated[int | None, typer.Option(min=1, help="first images only; default: all")] = None,
-    steps: Steps = None,
-    solver: Solver = "",
-    guidance: DecoderGuidance = 1.0,
-    guidance_interval: Interval = "",
-    label: Label = "",
-    out: Annotated[Path | None, typer.Option(help="write the records to this JSON file")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="images at a time")] = 250,
-    seed: Seed = 0,
-    data_root: DataRoot = None,
-    device: Device = None,
-) -> None:
-    """PSNR and squared error from prefixes; with a judge for the data, its accuracy and Fréchet distance."""
-    from tok1d import apply
-    from tok1d.diffusion.guidance import Guidance
-    from tok1d.evaluate.labels import LABELS
-    from tok1d.evaluate.reconstruction import evaluate_reconstruction as measure
-    from tok1d.train import run
-    from tok1d.train.tasks import padding_of
-
-    if label:
-        one_of("--label", label, LABELS)
-    tokenizer = load_tokenizer(model, device)
-    pad, place = padding_of(tokenizer), next(tokenizer.parameters()).device
-    counts = apply.parse_counts(keep, "--keep", 0, tokenizer.spec.length) if keep else []
-    interval = apply.parse_interval(guidance_interval, "--guidance-interval")
-    images = run.first(apply.open_data(data, tokenizer, data_root=data_root), num)
-    records = measure(
-        tokenizer,
-        images,
-        keep=counts,
-        steps=steps,
-        guidance=Guidance(guidance, interval=interval),
-        solver=solver or None,
-        batch_size=batch_size,
-        seed=seed,
-        judge=run.judge_for(data, tokenizer.config, place, pad=pad),
-        pad=pad,
-        label=label or None,
-        protocol=run.protocol_of(tokenizer, pad=pad),
-    )
-    write_records(records, out)
-
-
-@evaluate_app.command("generation")
-def evaluate_generation(
-    model: Model,
-    data: Data,
-    num: Annotated[int, typer.Option(min=1, help="samples, spread evenly over the classes")] = 1000,
-    unconditional: Unconditional = False,
-    keep: Annotated[str, typer.Option(help="numbers of leading tokens to decode; default: all generated")] = "",
-    guidance: Guide = None,
-    guidance_schedule: Schedule = "",
-    guidance_interval: TokensInterval = "",
-    weak_model: WeakModel = "",
-    temperature: Temperature = 1.0,
-    sampler: Sampler = "",
-    steps: SamplerSteps = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    decoder_guidance: DecoderGuidance = 1.0,
-    decoder_solver: DecoderSolver = "",
-    decoder_steps: DecoderSteps = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="samples at a time")] = 250,
-    out: Annotated[Path | None, typer.Option(help="write the records to this JSON file")] = None,
-    seed: Seed = 0,
-    data_root: DataRoot = None,
-    device: Device = None,
-) -> None:
-    """Label agreement and Fréchet distance of samples, by the judge for the data; without classes only the distance."""
-    from tok1d import apply
-    from tok1d.condition import is_conditional
-    from tok1d.errors import InputError
-    from tok1d.evaluate.generation import evaluate_generation as measure
-    from tok1d.train import run
-    from tok1d.train.tasks import padding_of
-    from tok1d.zoo import store
-
-    generator, tokenizer = store.load_pair(model, device=apply.pick_device(device))
-    pad = padding_of(tokenizer)
-    judge = run.judge_for(data, tokenizer.config, next(tokenizer.parameters()).device, pad=pad)
-    if judge is None:
-        raise InputError(
-            f"{data}: no judge network is bundled for this data set at this size; expected fashion_mnist, 28 pixels"
-        )
-    length = generator.config.num_tokens
-    guided = apply.guidance_for(
-        generator,
-        guidance,
-        schedule=guidance_schedule,
-        interval=guidance_interval,
-        weak_model=weak_model,
-        conditional=not unconditional and is_conditional(generator.config),
-    )
-    records = measure(
-        generator,
-        tokenizer,
-        apply.open_data(data, tokenizer, data_root=data_root, generator=generator),
-        judge,
-        num=num,
-        keep=apply.parse_counts(keep, "--keep", 1, length) if keep else [],
-        unconditional=unconditional,
-        guidance=guided,
-        temperature=temperature,
-        steps=steps,
-        sampler=sampler or None,
-        top_k=top_k,
-        top_p=top_p,
-        decoder_steps=decoder_steps,
-        decoder_solver=decoder_solver or None,
-        decoder_guidance=decoder_guidance,
-        batch_size=batch_size,
-        seed=seed,
-        pad=pad,
-        protocol=run.protocol_of(generator),
-    )
-    write_records(records, out)
 
 
 @analyze_app.command("prefix")

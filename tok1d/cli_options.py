@@ -10,6 +10,10 @@ import typer
 MODEL_HELP = (
     "a model folder (of a run: RUN/model), a bundled name such as fashion-mnist-semanticist, or OWNER/NAME on the hub"
 )
+DATA_HELP = (
+    "fashion_mnist, a folder of images, webdataset shards (a folder of .tar files), or a folder that Hugging Face "
+    "datasets' save_to_disk wrote"
+)
 OVERRIDES_HELP = "key=value, such as train.lr=1e-3; tok1d config RECIPE --fields lists the keys"
 VIEWS_HELP = "of an image: center (1), center+flip (2), random (1, crop and flip), tencrop (20)"
 SHARD_HELP = (
@@ -18,7 +22,7 @@ SHARD_HELP = (
 )
 
 Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
-Data = Annotated[str, typer.Argument(help="fashion_mnist, or a folder of images", show_default=False)]
+Data = Annotated[str, typer.Argument(help=DATA_HELP, show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help=OVERRIDES_HELP, show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is there")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU where there is one")]

@@ -42,6 +42,7 @@ LOSS_CONFIGS = {
 JUDGED = ("maetok", "smap", "titok", "titok_legacy")
 ANY_SIZE = ("maetok", "smap", "titok")  # models that train on images of several sizes
 SIZED = ("dim", "depth", "heads")  # what a named size stands for
+RENAMED = {"start": "init_from"}  # keys at the top as they were once called
 NO_CACHE = "none"  # for `cache`: tokens are encoded as training needs them
 _KIND_OF_PACKAGE = {"tokenizers": "tokenizer", "zoo": "tokenizer", "generators": "generator", "evaluate": "classifier"}
 
@@ -61,8 +62,14 @@ class CardConfig:
 class DataConfig:
     """Which images, and how they become squares."""
 
-    name: Literal["fashion_mnist", "folder"] = option("fashion_mnist", "data set")
-    root: str | None = option(None, "folder of the data; for fashion_mnist null looks in the usual places")
+    name: Literal["fashion_mnist", "folder", "webdataset", "huggingface"] = option(
+        "fashion_mnist", "data set; webdataset: tar shards, huggingface: a folder that datasets' save_to_disk wrote"
+    )
+    root: str | None = option(
+        None,
+        "folder of the data; for fashion_mnist null looks in the usual places, for webdataset also a pattern such as "
+        "DIR/{000..010}.tar",
+    )
     image_size: int = option(28, "side of the square images, in pixels", ge=1)
     image_sizes: list[int] = option(
         [], "MAETok and kin: sides of training images, a batch has one of them, evenly drawn; empty is image_size", ge=1
@@ -71,21 +78,39 @@ class DataConfig:
     crop: Literal["center", "random"] = option("center", "where training images are cut square")
     flip: bool = option(False, "mirror training images left to right at random")
     pad: int = option(0, "black border on each side, in pixels, inside image_size: 28 and 2 make 32", ge=0)
-    on_broken: Literal["stop", "skip"] = option("stop", "what an unreadable image does")
+    on_broken: Literal["stop", "skip"] = option(
+        "skip", "what an unreadable image does; skipped ones are named, counted"
+    )
+    workers: int | None = option(None, "threads that read and decode images; null is one a core, at most 16", ge=1)
     limit: int | None = option(None, "training images used; null is all", ge=1)
     limit_test: int | None = option(None, "test images used; null is all", ge=1)
     num_images: int | None = option(None, "training images there are, for forecasts made without the data", ge=1)
+    image_key: str | None = option(
+        None, "webdataset: member that is the image (jpg;jpeg;png;webp); huggingface: column (image)"
+    )
+    label_key: str | None = option(None, "webdataset: member that is the class (cls); huggingface: column (label)")
     captions: str | None = option(
-        None, "of fashion_mnist: labels; of a folder: files (NAME.txt beside NAME.png) or a JSON-lines file in root"
+        None,
+        "of fashion_mnist: labels; of a folder: files (NAME.txt beside NAME.png) or a JSON-lines file in root; of "
+        "webdataset a member such as txt; of huggingface a column",
     )
 
     def check(self) -> None:
         """Raise ConfigError on a folder data set without its folder, captions of the other data set, or a border that
         leaves no image."""
-        if self.name == "folder" and not self.root:
-            raise ConfigError("root: name=folder needs the folder that holds one folder a class, received null")
+        needs = {
+            "folder": "the folder that holds one folder a class",
+            "webdataset": "a folder or pattern of tar shards",
+            "huggingface": "a folder that datasets' save_to_disk wrote",
+        }
+        if self.name in needs and not self.root:
+            raise ConfigError(f"root: name={self.name} needs {needs[self.name]}, received null")
+        for key in ("image_key", "label_key"):
+            if getattr(self, key) is not None and self.name not in ("webdataset", "huggingface"):
+                raise ConfigError(f"{key}: read with webdataset and huggingface alone, received {getattr(self, key)}")
         if self.captions is not None and (self.captions == "labels") != (self.name == "fashion_mnist"):
-            expected = "labels" if self.name == "fashion_mnist" else "files or a file of JSON lines"
+            words = {"fashion_mnist": "labels", "folder": "files or a file of JSON lines"}
+            expected = words.get(self.name, "a member's or column's name")
             raise ConfigError(f"captions: name={self.name} takes {expected}, received {self.captions}")
         smallest = min([self.image_size, *self.image_sizes])
         if 2 * self.pad >= smallest:
@@ -131,7 +156,11 @@ class TrainConfig(OptimConfig):
 
     precision: Literal["fp32", "bf16"] = option("fp32", "arithmetic of the forward pass; bf16 is for GPUs")
     log_every: int = option(50, "steps between lines of the log", ge=1)
+    checkpoint_activations: bool = option(False, "compute blocks again in the backward pass: less memory, more time")
+    compile: bool = option(False, "torch.compile of the transformer blocks: faster steps after a slow first one")
     save_every: int = option(0, "steps between checkpoints; 0 is only at the end", ge=0)
+    keep_last: int = option(2, "newest checkpoints that stay; older ones stand in for a damaged newest", ge=1)
+    keep_every: int = option(0, "steps between checkpoints that stay for good; 0 is none", ge=0)
     preview_every: int = option(0, "steps between preview pictures; 0 is only at the end", ge=0)
     evaluate_every: int = option(0, "steps between evaluations; 0 is only at the end", ge=0)
     proxies_every: int = option(
@@ -199,7 +228,9 @@ class Recipe:
     out: str = option("", "run folder; left out, runs/RECIPE")
     card: CardConfig = option(CardConfig)
     data: DataConfig = option(DataConfig)
-    start: str | None = option(None, "tokenizers: model folder or bundled name whose weights the training starts from")
+    init_from: str | None = option(
+        None, "model folder, bundled or hub name of the same kind, whose weights the training starts from"
+    )
     tokenizer: str | None = option(None, "generators: model folder or bundled name whose tokens are learnt")
     cache: str | None = option(None, "generators: token cache folder; left out, OUT/cache; none encodes every batch")
     cache_views: Literal["center", "center+flip", "random", "tencrop"] = option(
@@ -244,14 +275,10 @@ class Recipe:
             raise ConfigError("tokenizer: a generator needs a model folder or a bundled name, received null")
         if self.kind != "tokenizer" and self.train.proxies_every:
             raise ConfigError(f"train.proxies_every: only tokenizers read it, expected 0 for kind={self.kind}")
-        if self.kind != "tokenizer" and self.start is not None:
-            raise ConfigError(
-                f"start: only tokenizers read it, expected null, received {config_fields.show(self.start)}"
-            )
         if self.kind != "generator" and self.evaluate.unconditional:
             raise ConfigError(f"evaluate.unconditional: only generators read it, expected false for kind={self.kind}")
-        if getattr(self.model, "stage", "train") == "finetune" and self.start is None:
-            raise ConfigError("start: model.stage=finetune goes on from a finished run's model, received null")
+        if getattr(self.model, "stage", "train") == "finetune" and self.init_from is None:
+            raise ConfigError("init_from: model.stage=finetune goes on from a finished run's model, received null")
         for key in ("tokenizer", "cache", "num_tokens"):
             if self.kind != "generator" and getattr(self, key) is not None:
                 raise ConfigError(
@@ -286,16 +313,6 @@ class Recipe:
             raise ConfigError(
                 f"data.captions: {who} learns from captions; expected labels (fashion_mnist), files "
                 "or a file of JSON lines (folder), received null"
-            )
-        if (
-            self.reads_captions
-            and self.kind == "generator"
-            and self.cache != NO_CACHE
-            and self.data.on_broken != "stop"
-        ):
-            raise ConfigError(
-                "data.on_broken: cached tokens find captions by the image's number, expected stop, or cache=none, "
-                f"received {self.data.on_broken}"
             )
         if self.data.image_sizes and name not in ANY_SIZE:
             raise ConfigError(
@@ -333,6 +350,11 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     if tree.get("kind") == "generator" and tree.get("cache") is None:
         tree["cache"] = f"{tree['out']}/cache"
     return config_fields.build(Recipe, tree)
+
+
+def recipe_from_text(text: str, source: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that `to_yaml` wrote as `text`, after overrides; raises ConfigError as `load_recipe`, for `source`."""
+    return config_fields.build(Recipe, _resolve(_merge(_parse(text, source), _parse_overrides(overrides))))
 
 
 def load_card(name_or_path: str) -> CardConfig:
@@ -446,7 +468,12 @@ def _parse(text: str, source: str) -> dict[str, Any]:
         pass
     if not isinstance(tree, dict):
         raise ConfigError(f"{source}: expected a mapping of keys, received {config_fields.show(tree or text)}")
-    return tree
+    return _renamed(tree)
+
+
+def _renamed(tree: dict[str, Any]) -> dict[str, Any]:
+    """Keys as they are called now; recipes and cards of earlier versions say `start` for `init_from`."""
+    return {RENAMED.get(key, key): value for key, value in tree.items()}
 
 
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -462,7 +489,7 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         branch: Any = _parse_value(value, key, shown)
         for name in reversed(key.split(".")):
             branch = {name: branch}
-        tree = _merge(tree, branch)
+        tree = _merge(tree, _renamed(branch))
     return tree
 
 

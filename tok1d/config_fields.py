@@ -296,9 +296,11 @@ def nearest(word: str, names: Iterable[str]) -> list[str]:
     for every three characters. Upper and lower case may count as equal.
     """
     names = list(dict.fromkeys(names))
+    enough = max(1, len(word) // 3)  # a name longer or shorter by more than that is far, without counting
+    names = [name for name in names if abs(len(name) - len(word)) <= enough]
     slips = [min(_slips(word, name), _slips(word.lower(), name.lower())) for name in names]
     fewest = min(slips, default=math.inf)
-    return [name for name, n in zip(names, slips) if n == fewest <= max(1, len(word) // 3)]
+    return [name for name, n in zip(names, slips) if n == fewest <= enough]
 
 
 def _slips(a: str, b: str) -> int:

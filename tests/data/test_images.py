@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tok1d.data import folder as folder_module
 from tok1d.data.images import ArrayImages, FolderImages, open_images, prefetch
 from tok1d.data.transforms import Transform
 from tok1d.errors import DataError
@@ -153,7 +154,7 @@ def test_broken_images_stop_or_are_named_and_left_out(folder):
     intact = FolderImages(folder, Transform(8))
     broken = break_files(folder)
     with pytest.raises(DataError, match=r"half\.jpg: broken image"):
-        FolderImages(folder, Transform(8))
+        FolderImages(folder, Transform(8), on_broken="stop")
     data = FolderImages(folder, Transform(8), on_broken="skip")
     assert [path for path, _ in data.broken] == [str(path) for path in broken]
     assert all(why and "\n" not in why for _, why in data.broken)
@@ -275,3 +276,17 @@ def test_prefetch_works_ahead_by_its_depth_only_and_ends_when_abandoned():
     assert len(made) == 3  # one handed out, two waiting
     stream.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "tok1d-prefetch"]
+
+
+def test_a_large_folder_is_looked_through_once_until_a_file_changes(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("TOK1D_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("tok1d.data.folder.CHECKED_BELOW", 1)
+    broken, looked = break_files(folder), []
+    real = folder_module.broken_reason
+    monkeypatch.setattr(folder_module, "broken_reason", lambda path: looked.append(path) or real(path))
+    first = FolderImages(folder, Transform(8))
+    assert len(looked) == len(first) + len(broken) and [path for path, _ in first.broken] == [*map(str, broken)]
+    again = FolderImages(folder, Transform(8))
+    assert len(looked) == len(first) + len(broken) and again.files == first.files and again.broken == first.broken
+    (folder / "a" / "3.webp").write_bytes(b"gone bad")
+    assert len(FolderImages(folder, Transform(8))) == len(first) - 1

@@ -10,7 +10,7 @@ from tok1d.config import build_model_config
 from tok1d.errors import ConfigError, InputError
 from tok1d.tokenizers.smap import SMAP, SMAPConfig
 from tok1d.tokenizers.tail_drop import TailDropConfig, draw_tail
-from tok1d.train.loop import seed_of
+from tok1d.train.draws import seed_of
 from tok1d.zoo.store import build_model
 
 SMALL = {"patch": 4, "dim": 16, "depth": 2, "heads": 2}

@@ -15,8 +15,9 @@ from tok1d.losses.perceptual import PerceptualConfig, PerceptualLoss
 from tok1d.train import adversarial, checkpoint
 from tok1d.train.adversarial import build_players, discriminator_optim, keep_discriminator, tokenizer_losses
 from tok1d.train.forecast import forecast, table
-from tok1d.train.loop import Task, fit
+from tok1d.train.loop import fit
 from tok1d.train.players import Moment
+from tok1d.train.task import Task
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
 
@@ -140,7 +141,7 @@ def saved_start(settings: Recipe, out: Path) -> tuple[str, Task]:
 
 def test_stage_two_goes_on_with_the_discriminator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, task = saved_start(recipe(*GAME), tmp_path / "one")
-    second = recipe(*GAME, f"start={folder}", "model.stage=finetune", "model.finetune.ratio=0.0", "seed=9")
+    second = recipe(*GAME, f"init_from={folder}", "model.stage=finetune", "model.finetune.ratio=0.0", "seed=9")
     game = build_players(second, model(second))[1].module
     assert isinstance(game, AdversarialLoss)
     assert not moved(state(task.players[1].module), game) and float(game.lecam.mean_real) != 0
@@ -153,14 +154,14 @@ def test_without_an_earlier_discriminator_a_new_one_is_announced(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = saved_start(recipe(), tmp_path / "one")
-    second = recipe(*GAME, f"start={folder}")
+    second = recipe(*GAME, f"init_from={folder}")
     build_players(second, model(second))
     assert "a new one is trained" in capsys.readouterr().err
 
 
 def test_another_discriminator_and_a_broken_checkpoint_are_told(tmp_path: Path) -> None:
     folder, _ = saved_start(recipe(*GAME), tmp_path / "one")
-    other = recipe(*GAME, f"start={folder}", "adversarial.discriminator.width=8")
+    other = recipe(*GAME, f"init_from={folder}", "adversarial.discriminator.width=8")
     with pytest.raises(WeightsError, match="weights of another shape") as error:
         build_players(other, model(other))
     assert "\n" not in str(error.value) and "adversarial.discriminator" in str(error.value)

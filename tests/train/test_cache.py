@@ -22,7 +22,7 @@ from tok1d.data.tokens import Layout, TokenCache
 from tok1d.data.transforms import NUM_VIEWS, Transform, centercrop_views, tencrop_views, to_tensor
 from tok1d.errors import ConfigError, DataError
 from tok1d.train.cache import encode_batch, encode_images, every_image, forecast, parse_part, released, with_views
-from tok1d.train.loop import Task
+from tok1d.train.task import Task
 from tok1d.train.tasks import build_task, open_split
 from tok1d.zoo import store
 from tok1d.zoo.card import Card

@@ -154,7 +154,7 @@ def test_stage_two_needs_neither_captions_nor_their_tokenizer(tiny: Tiny, tmp_pa
     text = "model.auxiliary=[{target: text, dim: 9, tokenizer: /no/such/folder}]"
     first = recipe(tiny, tmp_path, "data.captions=labels", text)
     store.save_model(store.build_model(first.model), tmp_path / "first", run.Card())
-    second = recipe(tiny, tmp_path / "run", text, "model.stage=finetune", f"start={tmp_path / 'first'}")
+    second = recipe(tiny, tmp_path / "run", text, "model.stage=finetune", f"init_from={tmp_path / 'first'}")
     assert len(build_task(second).batch(0, 0, 1)) == 2
 
 

@@ -13,13 +13,17 @@ from torch import Tensor, nn
 from tok1d.config import Recipe, TrainConfig, load_recipe
 from tok1d.errors import ConfigError, WeightsError
 from tok1d.evaluate.networks import CNNConfig
-from tok1d.train import loop
+from tok1d.train import stop
+from tok1d.train.draws import seed_of
 from tok1d.train.log import read_log
-from tok1d.train.loop import NonFiniteError, Task, fit, replay, seed_of
+from tok1d.train.loop import fit
+from tok1d.train.nonfinite import NonFiniteError, replay
+from tok1d.train.task import Task
 from tok1d.train.tasks import build_task
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
 
+TIMED = ("seconds", "images_per_second", "loader_wait")
 DATA = torch.randn(64, 3, generator=torch.Generator().manual_seed(5))
 
 
@@ -85,7 +89,7 @@ def read_checkpoint(out: Path) -> dict[str, Any]:
 
 
 def log_without_time(out: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in entry.items() if k != "seconds"} for entry in read_log(out / "log.jsonl")]
+    return [{k: v for k, v in entry.items() if k not in TIMED} for entry in read_log(out / "log.jsonl")]
 
 
 def flat(value: Any, key: str = "") -> dict[str, Any]:
@@ -179,7 +183,7 @@ def test_the_log_holds_means_over_the_steps_since_the_line_before(tmp_path: Path
         assert [entry[name] for entry in pairs] == pytest.approx(means, abs=2e-6)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_ends_the_step_at_hand_and_gives_the_handlers_back(tmp_path: Path, number: int) -> None:
     model, before = Line(), signal.getsignal(number)
     interrupt_at(model, 2, number)
@@ -343,9 +347,5 @@ def test_several_processes_ask_each_other_only_now_and_then() -> None:
             asked.append(float(votes))
             return votes + 1  # the other process wants to stop
 
-    run = object.__new__(loop._Run)
-    run.accelerator = Two()
-    answers = []
-    for run.step in range(1, 2 * loop.AGREE_EVERY + 1):
-        answers.append(run._agreed(False))
+    answers = [stop.agreed(False, step, Two()) for step in range(1, 2 * stop.AGREE_EVERY + 1)]
     assert asked == [0.0, 0.0] and [i + 1 for i, yes in enumerate(answers) if yes] == [10, 20]

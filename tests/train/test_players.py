@@ -20,12 +20,16 @@ from tok1d.errors import WeightsError
 from tok1d.evaluate.networks import CNNConfig
 from tok1d.losses.adversarial import AdversarialConfig, AdversarialLoss
 from tok1d.losses.discriminator import PatchDiscriminator
+from tok1d.train.draws import seed_of
 from tok1d.train.ema import EMA
 from tok1d.train.log import read_log
-from tok1d.train.loop import NonFiniteError, Task, fit, replay, seed_of
+from tok1d.train.loop import fit
+from tok1d.train.nonfinite import NonFiniteError, replay
 from tok1d.train.optim import learning_rate
 from tok1d.train.players import Moment, Player
+from tok1d.train.task import Task
 
+TIMED = ("seconds", "images_per_second", "loader_wait")
 DATA = torch.randn(64, 3, generator=torch.Generator().manual_seed(5))
 Batch = tuple[Tensor, Tensor]
 
@@ -121,7 +125,7 @@ def newest(out: Path) -> dict[str, Any]:
 
 
 def log_without_time(out: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in entry.items() if k != "seconds"} for entry in read_log(out / "log.jsonl")]
+    return [{k: v for k, v in entry.items() if k not in TIMED} for entry in read_log(out / "log.jsonl")]
 
 
 @pytest.fixture
@@ -269,7 +273,7 @@ def test_two_half_batches_make_the_step_of_a_whole_one(tmp_path: Path) -> None:
         logs.append(read_log(tmp_path / str(size) / "log.jsonl"))
     torch.testing.assert_close(ends[1], ends[0])
     for a, b in zip(*logs):
-        names = [name for name in a if name not in ("seconds", "step")]
+        names = [name for name in a if name not in (*TIMED, "step")]
         assert [a[name] for name in names] == pytest.approx([b[name] for name in names], rel=1e-3, abs=3e-6)
         assert {"loss_reconstruction", "grad_norm", "lr", "d_loss", "d_logits", "d_grad_norm", "d_lr"} <= set(names)
 

@@ -16,8 +16,9 @@ from tok1d.evaluate.probe import linear_probe
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.train import proxies
 from tok1d.train.log import read_log
-from tok1d.train.loop import Measure, Task, fit
+from tok1d.train.loop import fit
 from tok1d.train.proxies import Proxies
+from tok1d.train.task import Measure, Task
 from tok1d.train.tasks import build_task
 
 

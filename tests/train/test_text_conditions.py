@@ -242,10 +242,6 @@ def test_a_tokenizer_that_is_told_nothing_serves_a_generator_of_captions(pair: A
             ["model.num_classes=10"],
             r"^model\.num_classes: condition\.kind=text is told no class, expected 0",
         ),
-        (
-            ["data.on_broken=skip"],
-            r"^data\.on_broken: cached tokens find captions .* expected stop, or cache=none",
-        ),
     ],
 )
 def test_contradictions_are_one_line(pair: Any, overrides: list[str], message: str) -> None:

@@ -1,35 +1,24 @@
-"""A folder of images on disk: listing, the check for broken files, and batches decoded by threads."""
+"""A folder of images on disk: listing, and the check for broken files."""
 
+import contextlib
 import hashlib
+import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
-from tok1d.data.order import uniforms
-from tok1d.data.transforms import DECODE_ERRORS, MAX_PIXELS, Transform, decode_image, reason
+from tok1d.data.decoded import DecodedImages, OnBroken, tell_broken, threads
+from tok1d.data.fashion_mnist import cache_home
+from tok1d.data.transforms import DECODE_ERRORS, MAX_PIXELS, Transform, reason
 from tok1d.errors import DataError
 
+__all__ = ["SUFFIXES", "FolderImages", "OnBroken", "classes_of", "list_images", "tell_broken"]
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-OnBroken = Literal["stop", "skip"]
-
-
-@lru_cache(maxsize=1)
-def _threads() -> ThreadPoolExecutor:
-    # PIL decodes and resizes outside the interpreter lock, so threads are enough.
-    return ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1), thread_name_prefix="tok1d-decode")
-
-
-if hasattr(os, "register_at_fork"):  # threads do not survive a fork: the child makes its own
-    os.register_at_fork(after_in_child=_threads.cache_clear)
+CHECKED_BELOW = 1000  # images of a folder that are looked through anew at every start
 
 
 def list_images(root: str | Path) -> list[str]:
@@ -93,11 +82,11 @@ def _looks_complete(path: str | Path) -> bool:
         return head != b"\xff\xd8\xff" or file.read().rstrip(b"\0").endswith(b"\xff\xd9")
 
 
-class FolderImages:
+class FolderImages(DecodedImages):
     """Images in a folder of class folders (classes sorted, files nested at will), or in a flat folder: one class.
 
-    `on_broken="stop"` raises DataError naming the first broken file; "skip" leaves broken files out and lists them in
-    `broken` as (path, reason). A file that only fails when it is decoded is replaced by the next good one. `files`
+    `on_broken="skip"` leaves broken files out and lists them in `broken` as (path, reason); "stop" raises DataError
+    naming the first one. A file that only fails when it is decoded is replaced by the next good one. `files`
     (relative paths) and `class_names` choose a part of the folder; `limit` takes that many, spread evenly over the
     sorted list so that every class is met. `captions` by file, of some or all of them, make them captioned images,
     which need no class folders; `self.captions` holds one an image, "" where there is none.
@@ -107,57 +96,36 @@ class FolderImages:
         self,
         root: str | Path,
         transform: Transform,
-        on_broken: OnBroken = "stop",
+        on_broken: OnBroken = "skip",
         *,
         files: Sequence[str] | None = None,
         class_names: Sequence[str] | None = None,
         limit: int | None = None,
         captions: Mapping[str, str] | None = None,
+        workers: int | None = None,
     ) -> None:
-        self.root, self.transform, self.on_broken = Path(root), transform, on_broken
+        self.root = Path(root)
         listed = list(files if files is not None else list_images(root))
-        self.class_names = list(class_names or classes_of(root, listed, captioned=captions is not None))
+        names = list(class_names or classes_of(root, listed, captioned=captions is not None))
         if limit is not None and limit < len(listed):
             listed = [listed[i * len(listed) // limit] for i in range(limit)]
-        self._broken: dict[str, str] = {}
+        super().__init__(transform, on_broken, names, np.zeros(0, np.int64), [], workers)
         self.files = self._without_broken(listed)
         if not self.files:
             why = f"all {len(listed)} images are broken" if listed else "no images chosen"
-            raise DataError(f"{self.root}: {why}: nothing to read")
+            first = f" (the first, {listed[0]}: {self.broken[0][1]})" if listed else ""
+            raise DataError(f"{self.root}: {why}{first}: nothing to read")
         self.labels = np.zeros(len(self.files), dtype=np.int64)
         if len(self.class_names) > 1:
             label_of = {name: label for label, name in enumerate(self.class_names)}
             self.labels[:] = [label_of[file.split("/")[0]] for file in self.files]
         self.captions = [(captions or {}).get(file, "") for file in self.files]
 
-    def __len__(self) -> int:
-        return len(self.files)
+    def name(self, index: int) -> str:
+        return str(self.root / self.files[index])
 
-    @property
-    def broken(self) -> list[tuple[str, str]]:
-        """The broken files met so far, as (path, reason)."""
-        return list(self._broken.items())
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    def batch(self, indices: Sequence[int] | np.ndarray, *, seed: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor]:
-        """Return images (B, C, H, W) in [0, 1] and labels (B,) int64; the same arguments give the same pixels.
-
-        A transform of V views gives V rows an image, one after the other.
-        """
-        return self.captioned_batch(indices, seed=seed, epoch=epoch)[:2]
-
-    def captioned_batch(
-        self, indices: Sequence[int] | np.ndarray, *, seed: int = 0, epoch: int = 0
-    ) -> tuple[Tensor, Tensor, list[str]]:
-        """As `batch`, with the caption of every row."""
-        draws = uniforms(3, seed=seed, epoch=epoch, indices=indices)
-        loaded = list(_threads().map(self._load, [int(i) for i in indices], draws))
-        images = torch.stack([image for image, _ in loaded]).flatten(0, -4).float().div_(255)
-        rows = np.repeat([used for _, used in loaded], self.transform.num_views)
-        return images, torch.from_numpy(self.labels[rows]), [self.captions[row] for row in rows]
+    def read(self, index: int) -> Path:
+        return self.root / self.files[index]
 
     def fingerprint(self) -> str:
         """Return 16 hex digits of the file names, sizes and labels and of the transform (pixels are not read)."""
@@ -167,37 +135,39 @@ class FolderImages:
         return digest.hexdigest()[:16]
 
     def _without_broken(self, files: list[str]) -> list[str]:
-        good = []
-        for file, why in zip(files, _threads().map(broken_reason, [self.root / file for file in files]), strict=True):
-            if why is None:
-                good.append(file)
-                continue
-            self._report(str(self.root / file), why)
-        return good
-
-    def _report(self, path: str, why: str) -> None:
-        if self.on_broken == "stop":
-            raise DataError(
-                f"{path}: broken image: {why}: mend or remove it, or choose data.on_broken=skip "
-                "(tok1d train) or --on-broken skip (other commands)"
-            )
-        self._broken.setdefault(path, why)
-
-    def _load(self, index: int, draws: np.ndarray) -> tuple[Tensor, int]:
-        """Return an image (or its views) and the index it came from: another than asked for if that fails to decode."""
-        for used in (*range(index, len(self)), *range(index)):
-            path = self.root / self.files[used]
-            try:
-                return self.transform.apply(decode_image(path, self.transform.channels), draws), used
-            except (DataError, ValueError) as error:
-                self._report(str(path), str(error).removeprefix(f"{path}: "))
-        raise DataError(f"{self.root}: no image there can be decoded")
+        paths = [self.root / file for file in files]
+        if len(files) < CHECKED_BELOW:
+            found = dict(zip(files, threads(self.workers).map(broken_reason, paths), strict=True))
+        else:
+            found = _checked(files, paths, self.workers)
+        for file, why in found.items():
+            if why is not None:
+                self._report(str(self.root / file), why)
+        return [file for file in files if found[file] is None]
 
 
-def tell_broken(images: object) -> None:
-    """Name on stderr the images of a set that could not be read and were skipped, and count them."""
-    broken = getattr(images, "broken", [])
-    for path, why in broken:
-        print(f"skipped {path}: {why}", file=sys.stderr)
-    if broken:
-        print(f"skipped {len(broken)} broken images of {len(broken) + len(images)}", file=sys.stderr)  # type: ignore[arg-type]
+def _checked(files: list[str], paths: list[Path], workers: int | None) -> dict[str, str | None]:
+    """Why each file is broken, or None, as the last look at equal files (names, sizes, times) found; else by a look.
+
+    What was found is kept in the cache folder, so that a large folder is looked through once, not at every start.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            stat = path.stat()
+            digest.update(os.fsencode(f"\n{stat.st_size} {stat.st_mtime_ns} {path.absolute()}"))
+        except OSError:
+            digest.update(os.fsencode(f"\ngone {path.absolute()}"))
+    record = cache_home() / "checked" / f"{digest.hexdigest()[:24]}.json"
+    broken: dict[str, str] | None = None
+    with contextlib.suppress(OSError, ValueError):
+        broken = dict(json.loads(record.read_text()))
+    if broken is None:
+        looked = zip(files, threads(workers).map(broken_reason, paths), strict=True)
+        broken = {file: why for file, why in looked if why is not None}
+        temporary = record.with_name(f".{record.name}.{os.getpid()}.tmp")
+        with contextlib.suppress(OSError):  # a place to remember it is a comfort, no need
+            record.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(broken))
+            os.replace(temporary, record)
+    return {file: broken.get(file) for file in files}

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -17,16 +17,17 @@ from torch import Tensor
 
 from tok1d.data import fashion_mnist
 from tok1d.data.captions import LABELS, captions_of
-from tok1d.data.folder import FolderImages, OnBroken, classes_of, list_images
+from tok1d.data.decoded import DecodedImages, OnBroken
+from tok1d.data.folder import FolderImages, classes_of, list_images
 from tok1d.data.order import uniforms
+from tok1d.data.splits import Split, is_test
 from tok1d.data.transforms import Crop, Transform
 from tok1d.errors import DataError
 
-__all__ = ["ArrayImages", "FolderImages", "ImageSet", "at_size", "open_images", "prefetch"]
+__all__ = ["ArrayImages", "DecodedImages", "FolderImages", "ImageSet", "at_size", "open_images", "prefetch"]
 
 T = TypeVar("T")
-Split = Literal["train", "test"]
-TEST_PERCENT = 5
+DataName = Literal["fashion_mnist", "folder", "webdataset", "huggingface"]
 
 
 class ImageSet(Protocol):
@@ -144,7 +145,7 @@ class ArrayImages:
 
 
 def open_images(
-    name: Literal["fashion_mnist", "folder"],
+    name: DataName,
     split: Split,
     *,
     root: str | Path | None = None,
@@ -153,17 +154,21 @@ def open_images(
     crop: Crop = "center",
     flip: bool = False,
     pad: int = 0,
-    on_broken: OnBroken = "stop",
+    on_broken: OnBroken = "skip",
     limit: int | None = None,
     captions: str | None = None,
-) -> ArrayImages | FolderImages:
-    """Open one split of a data set: "fashion_mnist" (`root` optional) or "folder" (`root` required).
+    image_key: str | None = None,
+    label_key: str | None = None,
+    workers: int | None = None,
+) -> ArrayImages | DecodedImages:
+    """Open one split of a data set: "fashion_mnist" (`root` optional), "folder", "webdataset" or "huggingface".
 
     A folder with train/ and test/ (or val/) subfolders is split by them; any other by a hash of the relative path,
     5 % to test, so that a file stays in its split when others come or go. `limit` keeps the first that many of
     Fashion-MNIST; of a folder, whose files are sorted by class, that many spread evenly. `captions` are "labels" (of
     Fashion-MNIST: sentences that name the class), "files" or a file of a folder, see `captions.captions_of`; with
-    them a folder needs no class folders. Raises DataError.
+    them a folder needs no class folders; of webdataset a member, of huggingface a column. `image_key` and `label_key`
+    are such too, see `ShardImages` and `ArrowImages`. `workers` threads decode. Raises DataError.
     """
     if split not in ("train", "test"):
         raise DataError(f"split: expected train or test, found {split!r}")
@@ -177,18 +182,50 @@ def open_images(
         images, labels = images[:limit], labels[:limit]
         sentences = fashion_mnist.captions(labels) if captions else None
         return ArrayImages(images, labels, fashion_mnist.CLASS_NAMES, transform, sentences)
-    if name != "folder":
-        raise DataError(f"data set: expected fashion_mnist or folder, found {name!r}")
+    if name not in get_args(DataName):
+        raise DataError(f"data set: expected {' or '.join(get_args(DataName))}, found {name!r}")
     if root is None:
-        raise DataError("data set folder: expected the path of a folder of images, found none")
+        raise DataError(f"data set {name}: expected the path of a folder of images, found none")
+    if name != "folder":
+        return _open_library(name, str(root), split, transform, on_broken, image_key=image_key, label_key=label_key,
+                             captions=captions, limit=limit, workers=workers)  # fmt: skip
     root, captioned = Path(root), captions is not None
     place, files, class_names = _folder_split(root, split, captioned)
     prefix = "" if place == root else f"{place.name}/"
     text = captions_of(root, prefix, files, captions) if captions is not None else None
-    return FolderImages(place, transform, on_broken, files=files, class_names=class_names, limit=limit, captions=text)
+    return FolderImages(
+        place, transform, on_broken, files=files, class_names=class_names, limit=limit, captions=text, workers=workers
+    )
 
 
-def at_size(images: ArrayImages | FolderImages, size: int) -> ArrayImages | FolderImages:
+def _open_library(name: str, *arguments: Any, **options: Any) -> DecodedImages:
+    """A set that another library wrote; raises DataError that says what to install where that library is missing."""
+    try:
+        if name == "webdataset":
+            from tok1d.data.shards import ShardImages
+
+            return ShardImages(*arguments, **options)
+        from tok1d.data.arrow import ArrowImages
+
+        return ArrowImages(*arguments, **options)
+    except ModuleNotFoundError as error:
+        raise DataError(f"data.name={name} needs the package {error.name}: pip install 'tok1d[{name}]'") from None
+
+
+def kind_of(place: str) -> DataName:
+    """Which data set a command's DATA is: "fashion_mnist", a pattern or folder of tar shards, a saved arrow folder, or
+    else a folder of images."""
+    root = Path(place)
+    if place == "fashion_mnist":
+        return "fashion_mnist"
+    if (root / "dataset_dict.json").is_file() or (root / "dataset_info.json").is_file():
+        return "huggingface"
+    if place.endswith(".tar") or any(next(root.glob(shape), None) for shape in ("*.tar", "*/*.tar")):
+        return "webdataset"
+    return "folder"
+
+
+def at_size(images: ArrayImages | DecodedImages, size: int) -> ArrayImages | DecodedImages:
     """The same images cut to squares of `size` pixels, nothing read anew; border and augmentation stay."""
     other = copy.copy(images)
     other.transform = replace(images.transform, size=size)
@@ -217,15 +254,10 @@ def _folder_split(root: Path, split: Split, captioned: bool) -> tuple[Path, list
         return root / part, inside[part], [root.resolve().name] if flat else names
     if parts == {"train"}:  # not a class of that name: a set whose test part has yet to be chosen
         root, files = root / "train", [file.removeprefix("train/") for file in files]
-    chosen = [file for file in files if _is_test(file) == (split == "test")]
+    chosen = [file for file in files if is_test(file) == (split == "test")]
     if not chosen:
         raise DataError(f"{root}: {split} split of {len(files)} images is empty: make train/ and test/ folders in it")
     return root, chosen, classes_of(root, files, captioned=captioned)
-
-
-def _is_test(file: str) -> bool:
-    digest = hashlib.sha256(file.encode(errors="surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "big") % 100 < TEST_PERCENT
 
 
 def prefetch(iterator: Iterator[T], depth: int = 2) -> Generator[T, None, None]:

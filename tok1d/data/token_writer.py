@@ -140,6 +140,11 @@ class TokenWriter:
     def _begin(self, overwrite: bool, alone: bool) -> list[int]:
         """The numbers of the shards to write, with room for them; a shard of another length is written anew."""
         index = self.folder / INDEX
+        others = [] if overwrite or not self.folder.is_dir() else [path.name for path in self.folder.iterdir()]
+        if alien := next(
+            (name for name in sorted(others) if name != INDEX and "shard-" not in name and name[0] != "."), None
+        ):
+            raise DataError(f"{self.folder}: holds something else than a token cache ({alien}): choose another folder")
         if index.exists() and not overwrite and (alone or not self._is_ours(index)):
             raise DataError(
                 f"{self.folder}: already holds a finished token cache: choose another folder or --overwrite"

@@ -75,7 +75,8 @@ class TokenCache:
                 )
             self.layout = Layout(*(index[key] for key in ("num_tokens", "dim", "dtype", "rows_per_shard")))
             self.meta: dict[str, Any] = index["meta"]
-            self._rows, names = int(index["rows"]), index["shards"]
+            self._rows, names = int(index["rows"]), list(index["shards"])
+            _check_index(self.layout, self._rows, names, self.meta)
         except FileNotFoundError as error:
             raise DataError(f"{path}: missing: not a token cache, or unfinished: run tok1d encode (again)") from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -162,6 +163,17 @@ class Shard:
         if end - begin != dtype.itemsize * int(np.prod(shape)) or start + end > size:
             raise ValueError(f"{size} bytes where its header asks for {start + end}")
         return np.memmap(self.path, dtype, mode="r", offset=start + begin, shape=shape)
+
+
+def _check_index(layout: Layout, rows: int, names: list[Any], meta: Any) -> None:
+    """Raise ValueError or TypeError on numbers and names that do not go together."""
+    if not isinstance(meta, dict) or not all(isinstance(name, str) for name in names):
+        raise TypeError("meta is a mapping and shards are names")
+    if rows < 1 or len(names) != layout.num_shards(rows):
+        raise ValueError(f"{len(names)} shards of {layout.rows_per_shard} rows for {rows} rows")
+    for key in ("views", "num_classes"):
+        if type(meta.get(key, 1)) is not int or meta.get(key, 1) < (key == "views"):
+            raise ValueError(f"{key} is a count, found {meta[key]!r}")
 
 
 def shard_name(number: int) -> str:

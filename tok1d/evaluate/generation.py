@@ -36,7 +36,8 @@ from tok1d.generators.sequence import SequenceModel
 from tok1d.text import CaptionEmbeddings
 from tok1d.zoo.store import fingerprint
 
-CLASSES = ("balanced", "random", "train")
+# How classes are drawn, and what a record calls it.
+CLASSES = {"balanced": "balanced", "random": "uniformly random", "train": "as in the reference images"}
 
 
 def balanced_labels(num: int, num_classes: int) -> Tensor:
@@ -89,7 +90,7 @@ def evaluate_generation(
     pad: int = 0,
     protocol: dict[str, Any] | None = None,
     measures: Measures | None = None,
-    references: Sequence[Compared] | None = None,
+    references: Sequence[Compared] | Callable[[], Sequence[Compared]] | None = None,
     job: Job | None = None,
     save: Save | None = None,
 ) -> list[Record]:
@@ -109,7 +110,7 @@ def evaluate_generation(
         batch_size: images at a time; the noise belongs to (seed, number of the image), so it changes rounding alone.
         pad: width of the images' border, in pixels, that the networks do not see.
         measures: which metrics by which networks (default: label agreement and Fréchet distance by the judge).
-        references: one a network of `measures`; default: all images of `reference`.
+        references: one a network of `measures`, or what gives them; default: all images of `reference`.
         job: how it is shared and resumed (default: at once, in this process).
         save: writes the samples from the most tokens.
 
@@ -160,7 +161,7 @@ def evaluate_generation(
         guidance=guided if decoder_guidance == 1 else f"{guided}, decoder {decoder_guidance:g}",
         seed=seed,
         label=used,
-        classes=classes if conditional and not captioned else None,
+        classes=CLASSES[classes] if conditional and not captioned else None,
         tokenizer=fingerprint(tokenizer),
         **(protocol or {}),
     )
@@ -180,7 +181,7 @@ def evaluate_generation(
         common["sampler"] = sampling_text(generator, drawing, int(length), **how)
         if decoding:
             common["sampler"] += f"; {decoding['solver']}, {painting:g} evaluations an image"
-        compared = references
+        compared = references() if callable(references) else references
         if compared is None:
             assert reference is not None, "either images or statistics to compare with"
             compared = measured_set(reference, measures, batch_size)

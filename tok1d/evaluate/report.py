@@ -45,8 +45,8 @@ class Record:
     network: str | None = None  # feature network, name@hash
     reference: str | None = None  # fingerprint of the images or statistics compared with
     crop: str | None = None
-    eight_bit: bool | None = None  # whether the feature network saw images rounded to 256 levels
-    classes: str | None = None  # how the samples' classes were drawn: "balanced", "random" or "train"
+    rounding: str | None = None  # of the images before the feature network, such as "rounded to 8 bits"
+    classes: str | None = None  # how the samples' classes were drawn: balanced, uniformly random, as in training
     tokenizer: str | None = None  # weights hash of the tokenizer that decoded samples
     label: str | None = None  # "true" or "null": the class that a tokenizer which wants one was given
     keep: int | None = None  # tokens decoded
@@ -161,7 +161,7 @@ _COLUMNS: dict[str, Callable[[Record], str]] = {
     "guidance": lambda r: _text(r.guidance),
     "weights": _model,
     "network": lambda r: _text(r.network),
-    "8 bit": lambda r: "" if r.eight_bit is None else "yes" if r.eight_bit else "no",
+    "rounding": lambda r: _text(r.rounding),
     "reference": lambda r: _text(r.reference),
     "tokenizer": lambda r: _text(r.tokenizer),
     "crop": lambda r: _text(r.crop),

@@ -217,10 +217,10 @@ class DiffusionHead(nn.Module):
         """The sampler of that name, by default the configuration's; InputError for one the objective does not have."""
         if self.config.objective == "ddpm":
             if name not in (None, "ancestral"):
-                raise InputError(f"a DDPM head samples with 'ancestral', got {name!r}")
+                raise InputError(f"sampler: a DDPM head samples with 'ancestral', got {name!r}")
             return "ancestral"
         if name not in (None, "sde", "euler", "heun"):
-            raise InputError(f"the head samples with 'sde', 'euler' or 'heun', got {name!r}")
+            raise InputError(f"sampler: the head samples with 'sde', 'euler' or 'heun', got {name!r}")
         return name or self.config.sampler
 
     @torch.no_grad()

@@ -282,7 +282,7 @@ class FlowModel(SequenceModel):
     def sampler(self, name: str | None = None) -> str:
         """The sampler of that name, by default the configuration's; InputError for one there is not."""
         if name not in (None, "sde", "euler", "heun"):
-            raise InputError(f"this model samples with 'sde', 'euler' or 'heun', got {name!r}")
+            raise InputError(f"sampler: this model samples with 'sde', 'euler' or 'heun', got {name!r}")
         return name or self.config.sampler
 
     def sample_from(

@@ -204,7 +204,7 @@ class DiT(SequenceModel):
     def sampler(self, name: str | None = None) -> str:
         """The sampler of that name, by default "ancestral"; InputError for one there is not."""
         if name not in (None, "ancestral", "ddim"):
-            raise InputError(f"this model samples with 'ancestral' or 'ddim', got {name!r}")
+            raise InputError(f"sampler: this model samples with 'ancestral' or 'ddim', got {name!r}")
         return name or "ancestral"
 
     def sample_from(

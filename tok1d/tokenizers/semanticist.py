@@ -339,7 +339,7 @@ class Semanticist(nn.Module):
         known = SOLVERS[self.config.objective]
         if name not in (None, *known):
             kind = "DDPM" if self.config.objective == "ddpm" else "flow"
-            raise InputError(f"a {kind} decoder samples with {known[0]!r} or {known[1]!r}, got {name!r}")
+            raise InputError(f"solver: a {kind} decoder samples with {known[0]!r} or {known[1]!r}, got {name!r}")
         return name or known[0]
 
     @torch.no_grad()

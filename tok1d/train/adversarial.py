@@ -40,8 +40,8 @@ def build_players(recipe: Recipe, model: nn.Module, *, resumed: bool = False) ->
     if recipe.adversarial.weight > 0:
         discriminator = build_discriminator(recipe.adversarial.discriminator, recipe.data.channels)
         game = AdversarialLoss(recipe.adversarial, _synchronised(discriminator))
-        if recipe.start is not None and not resumed:
-            keep_discriminator(game, recipe.start)
+        if recipe.init_from is not None and not resumed:
+            keep_discriminator(game, recipe.init_from)
     if recipe.perceptual.used:
         perceptual = PerceptualLoss(recipe.perceptual)
     if game is None and perceptual is None:

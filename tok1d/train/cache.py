@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tok1d.data.folder import FolderImages, tell_broken
+from tok1d.data.decoded import DecodedImages, tell_broken
 from tok1d.data.images import ArrayImages, ImageSet, prefetch
 from tok1d.data.order import batch_indices, uniforms
 from tok1d.data.token_writer import TokenWriter, free_bytes, show_bytes
 from tok1d.data.tokens import Layout, TokenCache
 from tok1d.data.transforms import Crop
-from tok1d.errors import ConfigError
+from tok1d.errors import ConfigError, DataError
 from tok1d.evaluate.labels import Told, labels_given
 from tok1d.zoo import store
 
@@ -29,9 +29,9 @@ ROWS_PER_SHARD = 65536
 _VIEW_DRAWS = 1  # stream of the draws that pick a view; 0 are the augmentations'
 
 
-def with_views(images: ImageSet, views: Crop) -> ArrayImages | FolderImages:
+def with_views(images: ImageSet, views: Crop) -> ArrayImages | DecodedImages:
     """An opened set of images, now with those views; "random" is a random crop with a random flip."""
-    assert isinstance(images, ArrayImages | FolderImages)
+    assert isinstance(images, ArrayImages | DecodedImages)
     images.transform = replace(images.transform, crop=views, flip=views == "random")
     return images
 
@@ -68,6 +68,21 @@ def encode_batch(
     cond = labels_given(label, labels, device) if tokenizer.spec.needs_label else None
     with torch.autocast(device.type, enabled=False):
         return tokenizer.encode(images.to(device), cond)[:, :length]
+
+
+def check_places(images: ArrayImages | DecodedImages) -> None:
+    """Refuse captioned images of which one that cannot be decoded has another in its place: captions of cached tokens
+    are found by the image's number.
+
+    Raises:
+        DataError: so it is, naming the image.
+    """
+    replaced = getattr(images, "replaced", [])
+    if replaced and any(images.captions):
+        path, why = replaced[0]
+        raise DataError(
+            f"{path}: broken image: {why}: captions of cached tokens are found by the image's number: mend or remove it"
+        )
 
 
 def captions_fingerprint(captions: Sequence[str]) -> str:
@@ -117,7 +132,7 @@ def forecast(layout: Layout, num_images: int, views: int, folder: Path) -> str:
 
 def encode_images(
     tokenizer: Any,
-    images: ArrayImages | FolderImages,
+    images: ArrayImages | DecodedImages,
     folder: Path,
     *,
     num_tokens: int | None = None,
@@ -179,6 +194,7 @@ def encode_images(
     bar = tqdm(total=writer.num_rows, initial=writer.rows_done, disable=quiet, unit="row", desc=name)
     with bar, closing(prefetch(batches())) as ahead:
         for x, labels, cond in ahead:
+            check_places(images)
             writer.write(encode_batch(tokenizer, x, cond, layout.num_tokens), labels)
             bar.update(len(labels))
     tell_broken(images)

@@ -22,8 +22,21 @@ class EMA:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """One update after optimizer step `step` (0-based)."""
-        decay = min(self.decay, (1 + step) / (10 + step)) if self.ramp else self.decay
+        decay = self.decay_of(step)
         torch._foreach_lerp_(list(self.averages.values()), [p.data for p in self.parameters.values()], 1 - decay)
+
+    def decay_of(self, step: int) -> float:
+        """The decay of the update after optimizer step `step` (0-based)."""
+        return min(self.decay, (1 + step) / (10 + step)) if self.ramp else self.decay
+
+    def share_of_start(self, steps: int) -> float:
+        """The share of the starting weights in the averages after `steps` updates, in [0, 1]."""
+        share = 1.0
+        for step in range(steps):
+            share *= self.decay_of(step)
+            if share < 1e-6:
+                return 0.0
+        return share
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.averages

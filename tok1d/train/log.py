@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,14 @@ class JsonLog:
 
     def write(self, entry: dict[str, Any]) -> None:
         try:
-            with self.path.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
+            size = self.path.stat().st_size
+            try:
+                with self.path.open("a") as file:
+                    file.write(json.dumps(entry) + "\n")
+            except OSError:
+                with suppress(OSError):
+                    os.truncate(self.path, size)  # half a line found room
+                raise
         except OSError as error:
             raise self._cannot_write(error) from None
 

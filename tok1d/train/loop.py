@@ -6,72 +6,32 @@ random numbers are seeded from it. So a resumed run equals an unbroken one, and 
 
 from __future__ import annotations
 
-import hashlib
 import os
-import signal
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tok1d.config import Recipe
 from tok1d.data.images import prefetch
-from tok1d.errors import ConfigError, Tok1dError, WeightsError
+from tok1d.errors import ConfigError, WeightsError
 from tok1d.train import checkpoint
+from tok1d.train.draws import copies_of, seeded
 from tok1d.train.log import JsonLog
+from tok1d.train.nonfinite import Evidence, NonFiniteError, repeat, suspects, write_dump
 from tok1d.train.optim import learning_rate
-from tok1d.train.players import Batch, Moment, Player, Side, Tensors, alone, total_loss
-from tok1d.zoo.store import load_state
-
-AGREE_EVERY = 10  # after so many steps several processes ask each other whether one of them has to stop
-
-
-class NonFiniteError(Tok1dError):
-    """A loss or gradient was not finite; the weights are those before the step."""
-
-
-@dataclass(frozen=True)
-class Measure:
-    """What is measured on the model every so many steps, on its averaged weights in eval mode.
-
-    Args:
-        run: model -> numbers for a line of the log of their own; may draw from torch's global random numbers, whose
-            state is restored, and must leave the model as it is.
-    """
-
-    every: int
-    run: Callable[[nn.Module], dict[str, Any]]
-
-
-@dataclass
-class Task:
-    """What a recipe trains: the model and where its batches come from.
-
-    Args:
-        model: what is saved, shown and measured in the end.
-        batch: (micro_step, rank, world) -> the batch; a pure function.
-        preview: writes a picture of what the model does now.
-        players: who trains, in turn, the model first; empty is the model alone, by its own losses.
-        measures: what is measured meanwhile, before the checkpoint of the same step.
-    """
-
-    model: nn.Module
-    batch: Callable[[int, int, int], Batch]
-    preview: Callable[[nn.Module, Path], None] | None = None
-    players: list[Player] = field(default_factory=list)
-    measures: list[Measure] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.players = self.players or [alone(self.model)]
-        assert self.players[0].module is self.model and not self.players[0].prefix, "the model plays first"
-        for key in ("name", "prefix"):
-            assert len({getattr(player, key) for player in self.players}) == len(self.players), f"{key}s that repeat"
+from tok1d.train.options import apply_options
+from tok1d.train.players import Batch, Moment, Side, Tensors, total_loss
+from tok1d.train.speed import Meter
+from tok1d.train.stop import StopSignal, agreed
+from tok1d.train.task import Task
+from tok1d.train.watch import Watch
 
 
 @dataclass
@@ -82,31 +42,6 @@ class Result:
     seconds: float
     device: str
     finished: bool
-
-
-class _StopSignal:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop after the step at hand; a second one interrupts."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> _StopSignal:
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._old[number] = signal.signal(number, self._handle)
-        except ValueError:
-            pass  # not in the main thread: signals are somebody else's
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = number
 
 
 def _gloo() -> bool:
@@ -134,7 +69,7 @@ def fit(recipe: Recipe, task: Task, out: Path, *, seconds: float | None = None, 
     Raises:
         NonFiniteError: before the optimizer step that would have used a non-finite loss or gradient; a dump for
             replay lies in `out`.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the step is done and the checkpoint written.
+        KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGUSR1, once the step is done and the checkpoint written.
     """
     from accelerate import Accelerator
 
@@ -146,15 +81,18 @@ def fit(recipe: Recipe, task: Task, out: Path, *, seconds: float | None = None, 
     world = accelerator.num_processes
     if config.batch_size % world:
         raise ConfigError(f"train.batch_size: expected a multiple of {world} processes, received {config.batch_size}")
+    for player in task.players:
+        apply_options(player.module, checkpoint_activations=config.checkpoint_activations, compile=config.compile)
     sides = [Side(player, config, accelerator.device) for player in task.players]
-    run = _Run(recipe, task, out, accelerator, sides)
-    state = checkpoint.load_latest(out / "checkpoints", accelerator.device)
+    main = accelerator.is_main_process
+    run = _Run(recipe, task, out, accelerator, sides, Watch(quiet=not main))
+    state = checkpoint.load_latest(out / "checkpoints", accelerator.device, quiet=not main)
     if state is not None:
         run.load(state)
     for side in sides:
         side.prepare(accelerator)
-    with _StopSignal() as stop:
-        run.loop(stop, seconds, quiet=quiet or not accelerator.is_main_process)
+    with StopSignal() as stop:
+        run.loop(stop, seconds, quiet=quiet or not main)
     if stop.received is not None and run.step < config.steps:
         raise KeyboardInterrupt
     for side in sides:
@@ -162,39 +100,6 @@ def fit(recipe: Recipe, task: Task, out: Path, *, seconds: float | None = None, 
             side.ema.swap()
         side.player.module.eval()
     return Result(run.step, run.spent, str(accelerator.device), run.step >= config.steps)
-
-
-def seed_of(seed: int, micro_step: int, rank: int = 0, prefix: str = "") -> int:
-    """The seed of one forward pass's random numbers, of the player that logs with this prefix.
-
-    Hashed, because torch's CPU generator takes only the low 32 bits of a seed: all of these must reach them.
-    """
-    digest = hashlib.sha256(f"{seed} {micro_step} {rank}{prefix and ' '}{prefix}".encode()).digest()
-    return int.from_bytes(digest[:8], "big")
-
-
-def replay(recipe: Recipe, task: Task, dump: Path, *, rank: int = 0, world: int = 1) -> dict[str, float]:
-    """The losses of a step that was not finite, from its dump: same weights, batch and random numbers (on its device).
-
-    The modules of `task.players` are left with the dump's weights and the step's gradients, to look into.
-    """
-    state, accumulate = torch.load(dump, map_location="cpu", weights_only=True), recipe.train.accumulate
-    for player, own in zip(task.players, checkpoint.by_player(state, [p.name for p in task.players], str(dump))):
-        load_state(player.module, own["model"], str(dump))
-        player.module.train().zero_grad()
-    device, moment = next(task.model.parameters()).device, Moment(state["step"], recipe.train.steps)
-    losses: dict[str, float] = {}
-    for micro_step in range(state["step"] * accumulate, (state["step"] + 1) * accumulate):
-        batch, seen = tuple(part.to(device) for part in task.batch(micro_step, rank, world)), Tensors()
-        for player in task.players:
-            torch.manual_seed(seed_of(recipe.seed, micro_step, rank, player.prefix))
-            terms, made = player.losses(batch, moment, seen)
-            (total_loss(terms) / accumulate).backward()
-            seen |= {name: value.detach() for name, value in made.items()}
-            for name, value in terms.items():
-                key = player.prefix + name
-                losses[key] = losses.get(key, 0.0) + float(value.detach()) / accumulate
-    return losses
 
 
 @dataclass
@@ -206,6 +111,7 @@ class _Run:
     out: Path
     accelerator: Any
     sides: list[Side]
+    watch: Watch
     step: int = 0
     spent: float = 0.0
     sums: Tensors = field(default_factory=dict)  # of what is logged, over the steps after `since`
@@ -219,8 +125,15 @@ class _Run:
             side.load_state_dict(own, source)
         self.step, self.spent = state["step"], state["seconds"]
         self.sums, self.since = state.get("sums", {}), state.get("since", self.step)
+        before, now = state.get("processes", self.accelerator.num_processes), self.accelerator.num_processes
+        if before != now and self.accelerator.is_main_process:
+            print(
+                f"step {self.step}: written by {before} process{'es' * (before > 1)}, going on with {now}; the result "
+                f"equals that of {before} up to rounding, not to the last bit",
+                file=sys.stderr,
+            )
 
-    def loop(self, stop: _StopSignal, seconds: float | None, *, quiet: bool) -> None:
+    def loop(self, stop: StopSignal, seconds: float | None, *, quiet: bool) -> None:
         from tqdm import tqdm
 
         config, device = self.recipe.train, self.accelerator.device
@@ -229,10 +142,10 @@ class _Run:
         self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)
         self.culprits = torch.zeros(len(self.sides), dtype=torch.bool, device=device)
         before, mark = self.spent, time.perf_counter()
-        ahead = closing(prefetch(self._batches()))
+        meter, ahead = Meter(config.batch_size * config.accumulate), closing(prefetch(self._batches()))
         bar = tqdm(total=config.steps, initial=self.step, disable=quiet, unit="step", smoothing=0.05)
         with ahead as steps, bar:  # whatever happens, the bar ends its line and the reading thread its work
-            for batches in steps:
+            for batches in meter.timed(steps):
                 for name, value in self.train_step(batches).items():
                     self.sums[name] = self.sums.get(name, 0) + value
                 self.step += 1
@@ -240,31 +153,22 @@ class _Run:
                 self.spent = before + time.perf_counter() - mark
                 done = self.step >= config.steps
                 wanted = stop.received is not None or (seconds is not None and self.spent - before >= seconds)
-                ending = done or self._agreed(wanted)
+                ending = done or agreed(wanted, self.step, self.accelerator)
                 if done or self.step % config.log_every == 0:
                     self._check_finite()
-                    entry = self._log_entry()
+                    entry = {**self._log_entry(), **meter.entry()}
                     bar.set_postfix_str(" ".join(f"{k} {v:.4g}" for k, v in entry.items() if k.startswith("loss")))
                     if log is not None:
                         log.write(entry)
+                    self.watch.look(entry)
                     self.sums, self.since = {}, self.step
                 self.measure(log)
-                if ending or (config.save_every and self.step % config.save_every == 0):
+                if ending or any(every and self.step % every == 0 for every in (config.save_every, config.keep_every)):
                     self.save()
                 if config.preview_every and self.step % config.preview_every == 0 and not done:
                     self.preview()
                 if ending:
                     break
-
-    def _agreed(self, wanted: bool) -> bool:
-        """Whether to stop here. Several processes stop at the same step or wait for each other forever; as asking
-        waits for the device, they ask only now and then."""
-        if self.accelerator.num_processes == 1:
-            return wanted
-        if self.step % AGREE_EVERY:
-            return False
-        votes = torch.tensor(float(wanted), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(votes, "sum") > 0)
 
     def _batches(self) -> Iterator[list[Batch]]:
         """The batches of one optimizer step after the other, read ahead in a thread."""
@@ -298,16 +202,21 @@ class _Run:
             assert i or not n or all(p.grad is None for p in player.module.parameters()), (
                 f"the losses of a player before it reached the gradients of {player.name}"
             )
-            micro_step = self.step * num + i
-            torch.manual_seed(seed_of(self.recipe.seed, micro_step, accelerator.process_index, player.prefix))
             with nullcontext() if i == num - 1 else accelerator.no_sync(side.forward):
-                terms, made = side.forward(moved, moment, seen)
+                with self._seeded(self.step * num + i, side, moved):
+                    terms, made = side.forward(moved, moment, seen)
                 loss = total_loss(terms) / num
                 accelerator.backward(loss)
             totals[n] += loss.detach()
             seen |= {name: value.detach() for name, value in made.items()}
             logged |= {player.prefix + name: value for name, value in terms.items()}
         return logged
+
+    def _seeded(self, micro_step: int, side: Side, batch: Batch) -> Any:
+        """The random numbers of a player's forward pass."""
+        accelerator, module = self.accelerator, side.player.module
+        rank, world = accelerator.process_index, accelerator.num_processes
+        return seeded(self.recipe.seed, micro_step, rank, world, side.player.prefix, batch, copies=copies_of(module))
 
     def _halted(self, totals: list[Tensor], norms: list[Tensor]) -> Tensor:
         """Whether this step, or one before it, was not finite, on the device."""
@@ -326,25 +235,49 @@ class _Run:
         bad = int(self.first_bad)
         if bad < 0:
             return
-        path = self.out / f"nonfinite-step-{bad:08d}.pt"
-        left = f"left {path} (weights before the step; tok1d.train.loop.replay repeats it)"
-        if self.accelerator.is_main_process:
-            first, *others = self.sides
-            players = {side.player.name: side.state() for side in others}
-            try:
-                checkpoint.write(path, {"step": bad, **first.state(), "players": players})
-            except WeightsError as error:
-                left = str(error)
         # The first of them: what it made spoils those after it.
         player = self.sides[self.culprits.tolist().index(True)].player
         whose = f"{player.name}: " if len(self.sides) > 1 else ""
-        raise NonFiniteError(
-            f"step {bad}: {whose}loss or gradient is not finite; the run stopped before using it and {left}. "
-            "Try a lower train.lr, train.clip, or train.precision=fp32"
+        evidence, fp32 = self._look_again(bad)
+        blamed = suspects(self.recipe, evidence, rose=self.watch.rose(), fp32=fp32)
+        advice = (
+            f"suspects: {'; '.join(blamed)}" if blamed else "no suspect stands out: try a lower train.lr or train.clip"
         )
+        raise NonFiniteError(
+            f"step {bad}: {whose}loss or gradient is not finite; the run stopped before using it; {advice}; "
+            + self._dump(bad, evidence)
+        )
+
+    def _look_again(self, bad: int) -> tuple[list[Evidence], Evidence | None]:
+        """The step once more, as every process saw it, and in fp32 where the run is in bf16."""
+        from accelerate.utils import gather_object
+
+        accelerator, found = self.accelerator, []
+        rank, world = accelerator.process_index, accelerator.num_processes
+        bf16 = self.recipe.train.precision == "bf16"
+        for precision in (accelerator.autocast, nullcontext) if bf16 else (nullcontext,):
+            found.append(
+                repeat(self.recipe, self.task, bad, rank=rank, world=world, precision=precision, one_by_one=world == 1)
+            )
+            for side in self.sides:
+                side.optimizer.zero_grad(set_to_none=True)
+                side.buffers.settle(torch.ones((), dtype=torch.bool, device=accelerator.device))
+        return gather_object([found[0]]), found[1] if bf16 else None
+
+    def _dump(self, bad: int, evidence: list[Evidence]) -> str:
+        """Leave what repeats the step; says where, or why not."""
+        path = self.out / f"nonfinite-step-{bad:08d}.pt"
+        if self.accelerator.is_main_process:
+            players = {side.player.name: side.state() for side in self.sides}
+            try:
+                write_dump(path, self.recipe, bad, self.accelerator.num_processes, players, evidence)
+            except WeightsError as error:
+                return str(error)
+        return f"tok1d replay {path} shows it again"
 
     def _log_entry(self) -> dict[str, Any]:
         count = max(self.step - self.since, 1)
+        self._average_sums()
         values = {name: float(value) / count for name, value in self.sums.items()}
         rates = {f"{side.player.prefix}lr": learning_rate(self.step - 1, side.config) for side in self.sides}
         return {
@@ -352,11 +285,13 @@ class _Run:
             **{name: round(value, 6) for name, value in values.items()},
             **{name: round(rate, 9) for name, rate in rates.items()},
             "seconds": round(self.spent, 2),
+            **({"broken_images": len(broken)} if (broken := getattr(self.task.images, "broken", [])) else {}),
         }
 
     def save(self) -> None:
         """Write a checkpoint (main process)."""
         self._check_finite()
+        self._average_sums()
         if self.accelerator.is_main_process:
             first, *others = self.sides
             state = {
@@ -365,8 +300,22 @@ class _Run:
                 "seconds": self.spent,
                 "sums": self.sums,
                 "since": self.since,
+                "processes": self.accelerator.num_processes,
             }
-            checkpoint.save(self.out / "checkpoints", self.step, state)
+            keep = {"keep_last": self.recipe.train.keep_last, "keep_every": self.recipe.train.keep_every}
+            checkpoint.save(self.out / "checkpoints", self.step, state, **keep)
+
+    def _average_sums(self) -> None:
+        """What is logged, as means over the processes: each of them saw its part of the batches."""
+        if self.accelerator.num_processes > 1 and self.sums:
+            stacked = torch.stack(
+                [
+                    torch.as_tensor(value, dtype=torch.float32, device=self.accelerator.device)
+                    for value in self.sums.values()
+                ]
+            )
+            means = self.accelerator.reduce(stacked, "mean")
+            self.sums = dict(zip(self.sums, means.unbind()))
 
     def measure(self, log: JsonLog | None) -> None:
         """Log what is due at this step, leaving weights, modes and random numbers as they are (main process)."""
@@ -392,6 +341,7 @@ class _Run:
         """The model in eval mode with its averaged weights; afterwards every part as it was."""
         ema, modes = self.sides[0].ema, [(part, part.training) for part in self.task.model.modules()]
         if ema is not None:
+            self.watch.preview(ema, self.step)
             ema.swap()
         self.task.model.eval()
         try:

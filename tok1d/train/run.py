@@ -15,19 +15,24 @@ import torch
 
 from tok1d.condition import is_conditional
 from tok1d.config import Recipe, load_recipe, to_mapping, to_yaml
+from tok1d.data.decoded import tell_broken
 from tok1d.data.images import ImageSet
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import ConfigError, InputError, WeightsError
 from tok1d.evaluate.report import Record, write_records
 from tok1d.evaluate.sampling import generator_guidance, sampling_options, takes_interval
-from tok1d.train.loop import Result, Task, fit, processes
+from tok1d.train.loop import Result, fit, processes
+from tok1d.train.task import Task
 from tok1d.train.tasks import build_task, open_split
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
 
 # What may change between sittings of one run: it decides what is written when, not what is computed.
-FREE_KEYS = {"out", "card", "train.log_every", "train.save_every", "train.preview_every", "train.evaluate_every"}
-FREE_KEYS |= {"train.proxies_every"}
+FREE_KEYS = {
+    *("out", "card", "train.log_every", "train.save_every", "train.preview_every", "train.evaluate_every"),
+    *("train.keep_last", "train.keep_every", "train.proxies_every"),
+    *("data.workers", "data.on_broken"),  # a run that a broken image stopped may go on without it
+}
 # report.json first: interrupted after it, the folder holds no finished run any more.
 RUN_FILES = ("report.json", "log.jsonl", "model", "checkpoints", "samples", "cache")
 
@@ -54,7 +59,7 @@ def prepare(recipe: Recipe, *, overwrite: bool = False) -> Path:
         elif (out / "log.jsonl").exists() and config.exists():
             _check_same(load_recipe(str(config)), recipe, out)
             return out
-        elif not config.exists() and out.exists() and any(out.iterdir()):
+        elif not config.exists() and out.exists() and _holds_else(out, ("slurm", temporary.name)):
             raise ConfigError(f"{out}: not empty and not a run folder; choose another with out=FOLDER")
         # Also where a config.yaml is but no log: that run never began (no data, say), so its recipe may change.
         out.mkdir(parents=True, exist_ok=True)
@@ -65,6 +70,11 @@ def prepare(recipe: Recipe, *, overwrite: bool = False) -> Path:
             temporary.unlink()
         raise ConfigError(f"{out}: cannot write the run folder ({error.strerror}); try out=FOLDER") from None
     return out
+
+
+def _holds_else(folder: Path, names: tuple[str, ...]) -> bool:
+    """Whether a folder holds anything but a job's logs and a file that is about to be renamed."""
+    return any(path.name not in names for path in folder.iterdir())
 
 
 def _clear(out: Path) -> None:
@@ -131,6 +141,7 @@ def train(
         task = build_task(recipe)
     _check_evaluate(recipe, task.model)
     result = fit(recipe, task, out, seconds=seconds, quiet=quiet)
+    tell_broken(task.images)
     if result.finished and first_process:
         finish(recipe, task, result, out, name=name, commit=commit)
     return out
@@ -203,6 +214,8 @@ def finish(recipe: Recipe, task: Task, result: Result, out: Path, *, name: str =
     card.records = records
     store.save_model(model, out / "model", card)
     write_records(out / "report.json", records)
+    for left in out.glob(".report.json.*.tmp"):  # of a process that was killed while it wrote
+        left.unlink(missing_ok=True)
     return records
 
 
@@ -221,7 +234,7 @@ def make_card(recipe: Recipe, model: torch.nn.Module, result: Result, *, name: s
             "seconds": round(result.seconds, 1),
             "device": result.device,
             "precision": recipe.train.precision,
-            **({"start": _origin(recipe.start)} if recipe.start else {}),
+            **({"init_from": _origin(recipe.init_from)} if recipe.init_from else {}),
         },
         weights="ema" if recipe.train.ema > 0 else "raw",
         fingerprint=store.fingerprint(model),

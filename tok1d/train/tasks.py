@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from tok1d.condition import ConditionConfig, text_condition
 from tok1d.config import NO_CACHE, Recipe
-from tok1d.data.folder import FolderImages, tell_broken
+from tok1d.data.decoded import DecodedImages, tell_broken
 from tok1d.data.images import ArrayImages, at_size, open_images
 from tok1d.data.order import batch_indices, choice
 from tok1d.data.tokens import INDEX, TokenCache
-from tok1d.errors import ConfigError, DataError, WeightsError
+from tok1d.errors import ConfigError, DataError
 from tok1d.evaluate.labels import Told, label_used, labels_given, reads_captions
 from tok1d.generators.statistics import NormalisedTokens
 from tok1d.pictures import grid, save_png
@@ -33,16 +33,19 @@ from tok1d.train.cache import (
     tokens_kept,
     with_views,
 )
-from tok1d.train.loop import Batch, Measure, Task
+from tok1d.train.players import Batch
 from tok1d.train.proxies import Proxies
+from tok1d.train.start import init_from
+from tok1d.train.task import Measure, Task
 from tok1d.zoo import store
 
 BatchFunction = Callable[[int, int, int], Batch]
+Images = ArrayImages | DecodedImages
 _SIZE_DRAWS = 2  # stream of the draws of a batch's image size; 0 are the augmentations', 1 the cached views'
 STATISTICS_ROWS = 10_000  # token sequences that mean and std are measured on
 
 
-def open_split(recipe: Recipe, split: str, *, augment: bool = False) -> ArrayImages | FolderImages:
+def open_split(recipe: Recipe, split: str, *, augment: bool = False) -> Images:
     """The recipe's images; augmented only for training."""
     data = recipe.data
     return open_images(
@@ -57,6 +60,9 @@ def open_split(recipe: Recipe, split: str, *, augment: bool = False) -> ArrayIma
         on_broken=data.on_broken,
         limit=data.limit if split == "train" else data.limit_test,
         captions=data.captions,
+        image_key=data.image_key,
+        label_key=data.label_key,
+        workers=data.workers,
     )
 
 
@@ -64,8 +70,12 @@ def trained_with(model: Any, key: str, default: Any) -> Any:
     """What a model's card says of the data it was trained on, `data.KEY` of its recipe; `default` without a card."""
     import yaml
 
-    recipe = getattr(getattr(model, "card", None), "recipe", "")
-    return (yaml.safe_load(recipe) or {}).get("data", {}).get(key, default)
+    try:
+        recipe = yaml.safe_load(getattr(getattr(model, "card", None), "recipe", ""))
+    except yaml.YAMLError:  # a card is somebody's word, no recipe of ours
+        return default
+    data = recipe.get("data") if isinstance(recipe, dict) else None
+    return data.get(key, default) if isinstance(data, dict) else default
 
 
 def padding_of(model: Any) -> int:
@@ -83,15 +93,17 @@ def build_task(recipe: Recipe) -> Task:
     if recipe.kind == "generator":
         return _generator_task(recipe)
     model = store.build_model(recipe.model)
-    if recipe.start is not None and not resumes(recipe):
-        start_from(model, recipe.start)
+    if recipe.init_from is not None and not resumes(recipe):
+        init_from(model, recipe.init_from)
     players = build_players(recipe, model, resumed=resumes(recipe))
     images = open_split(recipe, "train", augment=True)
     tell_broken(images)
     check_classes(model, images.num_classes)
     preview = _reconstruction_preview(recipe) if recipe.kind == "tokenizer" else None
-    measures = [Measure(recipe.train.proxies_every, Proxies(recipe))] if recipe.train.proxies_every else []
-    return Task(model, image_batches(recipe, images), preview, players, measures)
+    task = Task(model, image_batches(recipe, images), preview, players, sample_names(recipe, images), images)
+    if recipe.train.proxies_every:
+        task.measures.append(Measure(recipe.train.proxies_every, Proxies(recipe)))
+    return task
 
 
 def with_encoder(config: Any) -> Any:
@@ -124,33 +136,7 @@ def resumes(recipe: Recipe) -> bool:
     return any((Path(recipe.out) / "checkpoints").glob("step-*.pt"))
 
 
-def start_from(model: Any, name: str) -> None:
-    """Give a tokenizer the weights of a trained one, a model folder or bundled name; also of another image size.
-
-    Raises:
-        ConfigError: another kind of model.
-        WeightsError: there is none, or its sizes differ.
-    """
-    from tok1d.tokenizers.maetok import MAETok
-    from tok1d.tokenizers.resize import resized
-    from tok1d.tokenizers.semanticist import Semanticist
-
-    first, config = store.load(name), model.config
-    if first.config.name != config.name:
-        raise ConfigError(f"start: expected a {config.name}, {name} is a {first.config.name}")
-    if isinstance(model, MAETok):
-        try:
-            return model.start_from(first)
-        except WeightsError as error:
-            raise WeightsError(f"start={name}: {error}") from None
-    if isinstance(first, Semanticist) and first.config.image_size != config.image_size:
-        first = resized(first, config.image_size)
-    store.load_state(model, first.state_dict(), f"start={name}")
-
-
-def read_batches(
-    recipe: Recipe, images: ArrayImages | FolderImages
-) -> Callable[[int, int, int], tuple[Tensor, Tensor, list[str]]]:
+def read_batches(recipe: Recipe, images: Images) -> Callable[[int, int, int], tuple[Tensor, Tensor, list[str]]]:
     """Batches of images, labels and captions, every image once an epoch; pure functions of (micro_step, rank, world).
 
     With `data.image_sizes` a batch has one of these sizes, the same on all ranks.
@@ -166,7 +152,19 @@ def read_batches(
     return batch
 
 
-def image_batches(recipe: Recipe, images: ArrayImages | FolderImages) -> BatchFunction:
+def sample_names(recipe: Recipe, images: Images) -> Callable[[int, int, int], list[str]]:
+    """The names of the images in the batches of `read_batches`: their files, or their numbers in the set."""
+    size, seed, files = recipe.train.batch_size, recipe.seed, getattr(images, "files", None)
+    name: Callable[[int], str] = getattr(images, "name", "image {}".format)
+
+    def names(micro_step: int, rank: int, world: int) -> list[str]:
+        indices, _ = batch_indices(len(images), size // world, seed=seed, step=micro_step, rank=rank, world=world)
+        return [name(i) if files is None else files[i] for i in indices]
+
+    return names
+
+
+def image_batches(recipe: Recipe, images: Images) -> BatchFunction:
     """What a tokenizer or classifier trains on: images and labels of `read_batches`.
 
     A third entry are the words of captions, (B, vocabulary), where the model learns them; a tokenizer of captions has
@@ -184,9 +182,7 @@ def image_batches(recipe: Recipe, images: ArrayImages | FolderImages) -> BatchFu
     return batch
 
 
-def caption_embeddings(
-    recipe: Recipe, condition: ConditionConfig | None, images: ArrayImages | FolderImages
-) -> CaptionEmbeddings | None:
+def caption_embeddings(recipe: Recipe, condition: ConditionConfig | None, images: Images) -> CaptionEmbeddings | None:
     """What turns captions of the training images into what a model is told; None for one that is told no caption.
 
     Raises:
@@ -198,12 +194,12 @@ def caption_embeddings(
     return CaptionEmbeddings(condition, images.captions)
 
 
-def _check_captions(recipe: Recipe, images: ArrayImages | FolderImages) -> None:
+def _check_captions(recipe: Recipe, images: Images) -> None:
     if not any(images.captions):
         raise DataError(f"data.captions={recipe.data.captions}: none of the training images has a caption")
 
 
-def caption_words(recipe: Recipe, images: ArrayImages | FolderImages) -> CaptionWords | None:
+def caption_words(recipe: Recipe, images: Images) -> CaptionWords | None:
     """What turns captions into the words that the model learns to tell; None for a model that learns none.
 
     Raises:
@@ -232,7 +228,7 @@ def _reconstruction_preview(recipe: Recipe) -> Any:
     return preview
 
 
-def open_cache(recipe: Recipe, tokenizer: Any, images: ArrayImages | FolderImages) -> TokenCache:
+def open_cache(recipe: Recipe, tokenizer: Any, images: Images) -> TokenCache:
     """The recipe's token cache of these images, made now if it is not there; refused if it belongs to another tokenizer
     or other data."""
     assert recipe.cache is not None
@@ -277,17 +273,18 @@ def _generator_task(recipe: Recipe) -> Task:
     check_condition(config, tokenizer, recipe.tokenizer)
     class_table = shared_classes(config, tokenizer, recipe.tokenizer)
     from_images = recipe.cache == NO_CACHE
-    batch, classes = (_encoded if from_images else _cached)(recipe, tokenizer, length)
-    if config.num_classes and config.num_classes != classes:
-        raise ConfigError(f"model.num_classes: the data have {classes} classes, received {config.num_classes}")
+    batch, classes, images = (_encoded if from_images else _cached)(recipe, tokenizer, length)
+    check_num_classes(config, classes)
     model = store.build_model(config)
+    if recipe.init_from is not None and not resumes(recipe):
+        init_from(model, recipe.init_from)
     if class_table is not None:
         model.label_embed.set_table(class_table)  # type: ignore[operator, union-attr]
     if isinstance(model, NormalisedTokens) and not resumes(recipe):
         # Every process measures the same rows, so that all of them start from equal buffers.
         count = -(-STATISTICS_ROWS // recipe.train.batch_size)
         model.fit_statistics(batch(step, 0, 1)[0] for step in range(count))
-    return Task(model, batch, _sample_preview(recipe, tokenizer))
+    return Task(model, batch, _sample_preview(recipe, tokenizer), images=images)
 
 
 def _sample_preview(recipe: Recipe, tokenizer: Any) -> Any:
@@ -374,10 +371,18 @@ def check_tokens(config: Any, spec: TokenSpec, length: int) -> None:
             raise ConfigError(f"model.{key}: expected {expected} as the tokenizer makes them, received {received}")
 
 
-def _cached(recipe: Recipe, tokenizer: Any, length: int) -> tuple[BatchFunction, int]:
-    """Batches of cached tokens (B, length, D) or ids (B, length), and the number of classes."""
+def check_num_classes(config: Any, classes: int) -> None:
+    """Refuse data of another number of classes than a generator of classes is for; raises ConfigError."""
+    if config.num_classes and config.num_classes != classes:
+        raise ConfigError(f"model.num_classes: the data have {classes} classes, received {config.num_classes}")
+
+
+def _cached(recipe: Recipe, tokenizer: Any, length: int) -> tuple[BatchFunction, int, Images]:
+    """Batches of cached tokens (B, length, D) or ids (B, length), the number of classes, and the images."""
     images = with_views(open_split(recipe, "train"), recipe.cache_views)
     embed, device = caption_embeddings(recipe, text_condition(recipe.model), images), process_device()
+    if not (Path(str(recipe.cache)) / INDEX).exists():
+        check_num_classes(recipe.model, images.num_classes)  # before it is made, not after
     cache = open_cache(recipe, tokenizer, images)
     if cache.num_tokens < length:
         raise DataError(f"{recipe.cache}: holds {cache.num_tokens} tokens an image, {length} are needed; encode again")
@@ -391,11 +396,11 @@ def _cached(recipe: Recipe, tokenizer: Any, length: int) -> tuple[BatchFunction,
             return tokens[:, :length], labels
         return tokens[:, :length], embed([images.captions[row // cache.views] for row in rows], device)
 
-    return batch, int(cache.meta.get("num_classes", 0))
+    return batch, int(cache.meta.get("num_classes", 0)), images
 
 
-def _encoded(recipe: Recipe, tokenizer: Any, length: int) -> tuple[BatchFunction, int]:
-    """Batches of tokens (B, length, D) or ids encoded as they are needed, and the number of classes."""
+def _encoded(recipe: Recipe, tokenizer: Any, length: int) -> tuple[BatchFunction, int, Images]:
+    """Batches of tokens (B, length, D) or ids encoded as they are needed, the number of classes, and the images."""
     images, frozen = open_split(recipe, "train", augment=True), tokenizer.to(process_device())
     tell_broken(images)
     read, own = read_batches(recipe, images), text_condition(recipe.model)
@@ -408,4 +413,4 @@ def _encoded(recipe: Recipe, tokenizer: Any, length: int) -> tuple[BatchFunction
         told = labels if embed is None else embed(captions, device)
         return encode_batch(frozen, x, told, length, label=used), labels if own is None else told
 
-    return batch, images.num_classes
+    return batch, images.num_classes, images

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import io
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from tok1d.errors import InputError
+from tok1d.errors import InputError, Tok1dError
 from tok1d.zoo import store
 from tok1d.zoo.adapters import autoencoder, llamagen, maetok, maskgit, semanticist, sit, titok
 from tok1d.zoo.card import Card
@@ -61,7 +64,16 @@ def convert(format: str, path: Path, out: Path, options: Sequence[str] = ()) -> 
     """
     if format not in FORMATS:
         raise InputError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
-    model = FORMATS[format](path, **parse_options(FORMATS[format], options))
+    arguments = parse_options(FORMATS[format], options)
+    try:
+        with redirect_stderr(io.StringIO()) as notes:  # of what a wrong file holds nobody wants to know
+            model = FORMATS[format](path, **arguments)
+    except Tok1dError as error:
+        message = str(error)
+        if str(path) in message or isinstance(error, InputError):
+            raise
+        raise type(error)(f"{path}: {message.removeprefix('published weights: ')}") from None
+    print(notes.getvalue(), end="", file=sys.stderr)
     if format == "kl16":
         with store.replacing(out) as folder:
             model.save_pretrained(folder)  # type: ignore[operator]

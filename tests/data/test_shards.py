@@ -1,0 +1,218 @@
+"""Tar shards and saved arrow data sets against the libraries that wrote them, and in place of a folder."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tok1d import cli
+from tok1d.data import decoded
+from tok1d.data.images import kind_of, open_images
+from tok1d.data.shards import find_shards, index_shard
+from tok1d.data.splits import is_test, part_of
+from tok1d.errors import DataError
+
+webdataset = pytest.importorskip("webdataset", reason="needs webdataset: pip install 'tok1d[webdataset]'")
+datasets = pytest.importorskip("datasets", reason="needs datasets: pip install 'tok1d[huggingface]'")
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 12, 12), np.uint8)
+SAMPLES = [(f"{i:04d}", PIXELS[i], i % 3, f"picture {i}") for i in range(len(PIXELS))]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOK1D_CACHE", str(tmp_path / "cache"))
+
+
+def png(pixels: np.ndarray) -> bytes:
+    Image.fromarray(pixels).save(stream := io.BytesIO(), "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Four shards of ten samples, as webdataset writes them; 0007 is broken."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    with webdataset.ShardWriter(str(folder / "all-%03d.tar"), maxcount=10, verbose=0) as sink:
+        for name, pixels, label, caption in SAMPLES:
+            image = b"broken" if name == "0007" else png(pixels)
+            sink.write({"__key__": f"c/{name}", "png": image, "cls": label, "txt": caption})
+    return folder
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """The same samples, saved by datasets with a train and a test split."""
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=["x", "y", "z"]),
+            "text": datasets.Value("string"),
+        }
+    )
+
+    def part(samples: list[Any]) -> Any:
+        rows = {
+            "image": [
+                {"bytes": b"broken" if name == "0007" else png(pixels), "path": None} for name, pixels, *_ in samples
+            ],
+            "label": [label for _, _, label, _ in samples],
+            "text": [caption for *_, caption in samples],
+        }
+        return datasets.Dataset.from_dict(rows, features=features)
+
+    both = datasets.DatasetDict({"train": part(SAMPLES[:30]), "test": part(SAMPLES[30:])})
+    both.save_to_disk(str(tmp_path / "saved"))
+    return tmp_path / "saved"
+
+
+def opened(root: Path, split: str = "train", **options: Any) -> Any:
+    return open_images(kind_of(str(root)), split, root=root, image_size=12, channels=1, **options)
+
+
+def same_samples(data: Any, samples: list[Any], captions: bool) -> None:
+    images, labels, texts = data.captioned_batch(range(len(data)))
+    for image, label, text, (name, pixels, expected, caption) in zip(images, labels, texts, samples, strict=True):
+        if name != "0007":
+            assert image[0].mul(255).round().byte().equal(torch.from_numpy(pixels)) and int(label) == expected
+            assert text == (caption if captions else "")
+
+
+@pytest.mark.parametrize("captions", [None, "txt"])
+def test_shards_hold_what_webdataset_reads_from_them(shards: Path, captions: str | None) -> None:
+    files = [str(path) for path in sorted(shards.glob("*.tar"))]
+    read = list(webdataset.WebDataset(files, shardshuffle=False))
+    ours = [row for path in files for row in index_shard(path, "png", "cls", "txt")]
+    assert len(read) == len(ours) == 40
+    for sample, (name, offset, size, label, text) in zip(read, ours):
+        assert (sample["__key__"], int(sample["cls"]), sample["txt"].decode()) == (name, label, text)
+        content = Path(sample["__url__"]).read_bytes()[offset : offset + size]
+        assert content == sample["png"]
+    parts = {split: opened(shards, split, captions=captions) for split in ("train", "test")}
+    held_out = [sample for sample in SAMPLES if is_test(f"c/{sample[0]}")]
+    assert 0 < len(held_out) < 10 and len(parts["train"]) + len(parts["test"]) == 40
+    same_samples(parts["test"], held_out, captions is not None)
+    same_samples(parts["train"], [each for each in SAMPLES if each not in held_out], captions is not None)
+    assert parts["train"].class_names == ["0", "1", "2"]
+
+
+def test_a_saved_data_set_holds_what_datasets_reads_from_it(saved: Path) -> None:
+    train, test = opened(saved, captions="text"), opened(saved, "test")
+    same_samples(train, SAMPLES[:30], True)
+    same_samples(test, SAMPLES[30:], False)
+    assert train.class_names == ["x", "y", "z"] and len(opened(saved, limit=7)) == 7
+    single = saved.with_name("single")
+    datasets.load_from_disk(str(saved / "train")).save_to_disk(str(single))
+    assert len(opened(single)) + len(opened(single, "test")) == 30
+    assert train.fingerprint() == opened(saved).fingerprint() != opened(saved, limit=7).fingerprint()
+
+
+@pytest.mark.parametrize("kind", ["shards", "saved"])
+def test_a_broken_sample_is_named_counted_and_replaced_by_the_next(
+    kind: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root: Path = request.getfixturevalue(kind)
+    data = opened(root, captions={"shards": "txt", "saved": "text"}[kind])
+    at = next(i for i in range(len(data)) if data.name(i).endswith("0007" if kind == "shards" else "row 7"))
+    images, labels, captions = data.captioned_batch([at, at + 1])
+    assert images[0].equal(images[1]) and labels[0] == labels[1] and captions[0] == captions[1] != ""
+    assert data.broken == data.replaced and len(data.broken) == 1
+    capsys.readouterr()
+    decoded.tell_broken(data)
+    decoded.tell_broken(data)
+    err = capsys.readouterr().err.splitlines()
+    assert data.name(at) in err[0] and err[1] == f"skipped 1 broken images of {len(data)}" and len(err) == 2
+    with pytest.raises(DataError, match=r"(0007|row 7): broken image: not a readable image: .*data\.on_broken=skip"):
+        opened(root, on_broken="stop").batch([at])
+
+
+def test_order_is_a_pure_function_of_the_samples(shards: Path) -> None:
+    first = opened(shards)
+    again, narrow = opened(shards), opened(shards, workers=1)  # the second time from the index on disk
+    assert first.fingerprint() == again.fingerprint() and len(list(Path(shards, "../cache/shards").glob("*.json"))) == 4
+    picks = [9, 0, 3, 3, 12]
+    for other in (again, narrow):
+        assert other.batch(picks)[0].equal(first.batch(picks)[0])
+    pattern = open_images("webdataset", "train", root=f"{shards}/all-{{000..001}}.tar", image_size=12, channels=1)
+    assert len(pattern) == sum(not is_test(f"c/{name}") for name, *_ in SAMPLES[:20])
+
+
+def test_a_changed_shard_is_indexed_anew(shards: Path) -> None:
+    before = len(opened(shards)) + len(opened(shards, "test"))
+    (shards / "all-000.tar").write_bytes((shards / "all-001.tar").read_bytes())
+    names = [opened(shards, split).name(i) for split in ("train", "test") for i in range(len(opened(shards, split)))]
+    assert len(names) == before and not any(name.endswith("c/0003") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("names", "train", "told"),
+    [
+        (["a/train/0.tar", "a/val/0.tar"], ["a/train/0.tar"], True),
+        (["in1k-train-000.tar", "in1k-validation-00.tar"], ["in1k-train-000.tar"], True),
+        (["x/train/test-0.tar", "x/train/1.tar"], ["x/train/1.tar"], True),
+        (["train-0.tar", "train-1.tar"], ["train-0.tar", "train-1.tar"], False),
+        (["trainer-0.tar", "test-1.tar"], ["trainer-0.tar", "test-1.tar"], False),
+    ],
+)
+def test_names_of_shards_tell_their_split(names: list[str], train: list[str], told: bool) -> None:
+    assert part_of(names, "train") == (train, told)
+
+
+def test_what_is_wrong_is_named(shards: Path, saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such shard, of 3"):
+        find_shards(f"{shards}/all-{{003..005}}.tar")
+    (shards / "all-001.tar").write_bytes((shards / "all-001.tar").read_bytes()[:3000])
+    with pytest.raises(DataError, match=r"all-001\.tar: not a readable shard"):
+        opened(shards)
+    (shards / "all-001.tar").write_bytes(b"garbage" * 300)
+    with pytest.raises(DataError, match=r"all-001\.tar: not a readable shard"):
+        opened(shards)
+    (shards / "all-001.tar").unlink()
+    with pytest.raises(DataError, match=r"no sample has a jp2; data\.image_key"):
+        opened(shards, image_key="jp2")
+    with pytest.raises(DataError, match=r"all-000\.tar: sample c/0000 has no class"):
+        opened(shards, label_key="class")
+    with pytest.raises(DataError, match=r"data\.image_key: no column 'picture', expected one of image, label, text"):
+        opened(saved, image_key="picture")
+    with pytest.raises(DataError, match=r"column text holds no images"):
+        opened(saved, image_key="text")
+    with pytest.raises(DataError, match=r"data\.label_key: column text expected numbers"):
+        opened(saved, label_key="text")
+    next((saved / "train").glob("*.arrow")).write_bytes(b"garbage")
+    with pytest.raises(DataError, match="not a folder that datasets' save_to_disk wrote"):
+        opened(saved)
+
+
+def test_a_disk_that_went_away_ends_the_search(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = opened(shards)
+    for path in shards.glob("*.tar"):
+        path.unlink()
+    monkeypatch.setattr(decoded, "IN_A_ROW", 5)
+    with pytest.raises(DataError, match=r"No such file.*nor can the 4 images before it be read"):
+        data.batch([3])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["webdataset", "huggingface"])
+def test_a_tokenizer_and_a_generator_learn_from_them(
+    kind: str, tiny: Callable[..., str], request: pytest.FixtureRequest, tmp_path: Path, capsys: Any
+) -> None:
+    root: Path = request.getfixturevalue({"webdataset": "shards", "huggingface": "saved"}[kind])
+    data = [f"data.name={kind}", f"data.root={root}"]
+    assert cli.run(["train", tiny("tokenizer"), *data, f"out={tmp_path / 'run'}", "train.steps=4"]) == 0
+    assert "skipped 1 broken images of" in capsys.readouterr().err
+    tokenizer = tmp_path / "run" / "model"
+    generator = ["train", tiny("generator"), *data, f"tokenizer={tokenizer}", "model.num_classes=3", "train.steps=2"]
+    assert cli.run([*generator, f"out={tmp_path / 'second'}"]) == 0
+    for command in (
+        ["encode", tokenizer, root, "--out", tmp_path / "c"],
+        ["reconstruct", tokenizer, root, "--num", 2, "--out", tmp_path / "r"],
+    ):
+        assert cli.run([str(part) for part in command]) == 0
+    assert (tmp_path / "c" / "index.json").is_file() and (tmp_path / "r" / "overview.png").is_file()

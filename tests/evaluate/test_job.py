@@ -1,0 +1,158 @@
+"""An evaluation in blocks: the same record for any number of processes and after any interruption."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tok1d import cli
+from tok1d.errors import ConfigError, DataError, InputError
+from tok1d.evaluate.job import Job
+from tok1d.evaluate.measures import Measures
+from tok1d.evaluate.sample_batch import SampleImages
+
+Tiny = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TOK1D_CACHE", str(tmp_path / "cache"))
+
+
+def squares(numbers: range) -> dict[str, Tensor]:
+    return {"square": torch.tensor([float(i * i) for i in numbers])}
+
+
+def collected(job: Job, measure: Any = squares, num: int = 300, batch_size: int = 32) -> list[float] | None:
+    with job.run({"about": "squares"}, num, batch_size, measure) as batches:
+        return None if batches is None else torch.cat([columns["square"] for _, columns in batches]).tolist()
+
+
+EXPECTED = [float(i * i) for i in range(300)]
+
+
+def test_parts_in_any_order_give_all_images_in_order(tmp_path: Path) -> None:
+    assert collected(Job()) == EXPECTED
+    for parts in (1, 2, 3):
+        order = random.Random(parts).sample(range(parts), parts)
+        found = [collected(Job(tmp_path / "parts", (i, parts))) for i in order]
+        assert found == [*[None] * (parts - 1), EXPECTED] and not (tmp_path / "parts").exists()
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 9])
+def test_what_was_measured_before_an_interruption_is_not_measured_again(tmp_path: Path, after: int) -> None:
+    seen: list[range] = []
+
+    def until(numbers: range) -> dict[str, Tensor]:
+        if len(seen) == after:
+            raise KeyboardInterrupt
+        seen.append(numbers)
+        return squares(numbers)
+
+    with pytest.raises(KeyboardInterrupt):
+        collected(Job(tmp_path / "parts"), until)
+    kept = sum(len(seen[i : i + 2]) == 2 for i in range(0, len(seen), 2))
+    seen_then: list[range] = []
+
+    def onward(numbers: range) -> dict[str, Tensor]:
+        seen_then.append(numbers)
+        return squares(numbers)
+
+    assert collected(Job(tmp_path / "parts"), onward) == EXPECTED
+    assert len(seen_then) == 10 - 2 * kept and not (tmp_path / "parts").exists()
+
+
+def test_blocks_stay_until_the_records_are_written_and_others_are_left_alone(tmp_path: Path) -> None:
+    job = Job(tmp_path / "parts")
+    with pytest.raises(OSError, match="full"), job.run({}, 5, 2, squares) as batches:
+        assert batches is not None
+        raise OSError("full")
+    before = sorted(path.name for path in (tmp_path / "parts").glob("*.pt"))
+    assert len(before) == 1 and collected(job) == EXPECTED
+    assert sorted(path.name for path in (tmp_path / "parts").glob("*.pt")) == before
+    (tmp_path / "parts" / before[0]).write_bytes(b"torn")
+    with pytest.raises(DataError, match="damaged block"), job.run({}, 5, 2, squares) as batches:
+        list(batches or ())
+    with pytest.raises(InputError, match="--out FILE"):
+        Job(part=(0, 2))
+    with pytest.raises(ConfigError, match="received 2 of 2"):
+        Job(tmp_path, (2, 2))
+
+
+def evaluate(*arguments: object) -> int:
+    return cli.run(["evaluate", *map(str, arguments), "--quiet"])
+
+
+def comparable(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text())
+
+
+@pytest.fixture
+def generator(tiny: Tiny, fashion: None, tmp_path: Path) -> Path:
+    assert cli.run(["train", tiny("tokenizer", out=tmp_path / "tokenizer")]) == 0
+    made = tiny("generator", tokenizer=tmp_path / "tokenizer" / "model", out=tmp_path / "generator")
+    assert cli.run(["train", made]) == 0
+    return tmp_path / "generator" / "model"
+
+
+def test_records_for_any_shards_after_any_kill(
+    generator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The very same file: alone, in two parts, and after an interruption."""
+    command = ["generation", generator, "--num", 130, "--batch-size", 32, "--keep", "1,3", "--classes", "random"]
+    command += ["--save-samples", tmp_path / "samples.npz"]
+    alone, shared, resumed = (tmp_path / f"{name}.json" for name in ("alone", "shared", "resumed"))
+    assert evaluate(*command, "--out", alone) == 0
+    pixels = SampleImages(tmp_path / "samples.npz").fingerprint()
+    assert evaluate(*command, "--out", shared, "--shard", "1/2") == 0 and not shared.exists()
+    assert evaluate(*command, "--out", shared, "--shard", "0/2") == 0
+    features, calls = Measures.features, iter(range(1000))
+
+    def interrupted(self: Measures, x: Tensor) -> dict[str, Tensor]:
+        if next(calls) == 5:
+            raise KeyboardInterrupt
+        return features(self, x)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Measures, "features", interrupted)
+        assert evaluate(*command, "--out", resumed) != 0 and not resumed.exists()
+    assert list((tmp_path / "resumed.json.parts").glob("*.pt"))
+    assert evaluate(*command, "--out", resumed) == 0
+    assert comparable(alone) == comparable(shared) == comparable(resumed)
+    assert SampleImages(tmp_path / "samples.npz").fingerprint() == pixels
+    assert not list(tmp_path.glob("*.parts")) and not list(tmp_path.glob(".*tmp"))
+    names = {entry["name"].partition("@")[0] for entry in comparable(alone)}
+    assert names == {"label_agreement", "fd", "kd", "score", "precision", "recall", "density", "coverage"}
+    assert {entry["classes"] for entry in comparable(alone)} == {"uniformly random"}
+
+
+def test_options_and_mistakes(generator: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = generator.parents[1] / "tokenizer" / "model"
+    out = tmp_path / "r.json"
+    assert evaluate("reconstruction", tokenizer, "fashion_mnist", "--metrics", "all", "--keep", 4, "--out", out) == 0
+    found = {entry["name"]: entry for entry in comparable(out)}
+    assert found["ssim"]["value"] is not None and found["psnr"]["unit"] == "dB"
+    assert found["sfd@fashion-mnist-cnn"]["value"] is None and "no maps" in found["sfd@fashion-mnist-cnn"]["note"]
+    checkpoint = next((generator.parent / "checkpoints").glob("*.pt"))
+    assert evaluate("generation", f"{checkpoint}:raw", "--num", 8, "--metrics", "fd", "--out", out) == 0
+    assert {(entry["name"], entry["weights"]) for entry in comparable(out)} == {("fd@fashion-mnist-cnn", "raw")}
+    reference = tmp_path / "train.npz"
+    assert cli.run(["reference", "fashion_mnist", "--out", str(reference)]) == 0
+    capsys.readouterr()
+    for arguments, message in (
+        (("generation", generator, "--metrics", "fid"), "--metrics: expected all"),
+        (("generation", generator, "--metrics", "psnr"), "have no originals"),
+        (("generation", generator, "--classes", "some"), "--classes: expected"),
+        (("generation", generator, "--shard", "0/2"), "--out FILE"),
+        (("generation", generator, "--save-samples", "x.txt"), ".npz"),
+        (("generation", f"{tmp_path}/none.pt"), "found none"),
+        (("reconstruction", tokenizer, "fashion_mnist", "--reference", reference), "--allow-other-reference"),
+    ):
+        assert evaluate(*arguments) == 2
+        err = capsys.readouterr().err
+        assert message in err and err.count("\n") == 1, err

@@ -1,0 +1,78 @@
+"""The page on own data: every command in it is run, in order, on a tiny folder of images with few steps."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tok1d import cli
+
+PAGE = Path(__file__).parents[1] / "docs" / "own-data.md"
+SHORT = ["train.steps=2", "train.warmup=0", "train.batch_size=4", "train.log_every=1", "train.save_every=0"]
+SMALL = {
+    "maetok": ["model.encoder.depth=1", "model.decoder.depth=1", "evaluate.num_images=4"],
+    "sit": ["model.depth=1", "model.steps=2", "evaluate.num_samples=4"],
+    "judge": ["model.width=4", "model.features=8"],
+}
+WEIGHTS = ("init_from=fashion-mnist-maetok", "init_from=fashion-mnist-sit")  # of these the depth is given
+
+
+def commands() -> list[list[str]]:
+    blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line) for line in lines if line.strip()]
+
+
+def known(words: list[str], capsys: pytest.CaptureFixture[str]) -> bool:
+    """Whether this tok1d has the command, and its options."""
+    names = 2 if words[0] in ("evaluate", "analyze") else 1
+    capsys.readouterr()
+    if cli.run([*words[:names], "--help"]):
+        return False
+    text = capsys.readouterr().out
+    return all(word in text for word in words if word.startswith("--"))
+
+
+def photos(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for split, name in (("train", "a"), ("train", "b"), ("test", "a"), ("test", "b")):
+        (folder / split / name).mkdir(parents=True)
+        for i in range(4):
+            pixels = rng.integers(0, 256, (70 + i, 64, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / split / name / f"{i}.jpg")
+    return folder
+
+
+@pytest.mark.slow
+def test_every_command_of_the_page_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    photos(tmp_path / "PHOTOS")
+    unknown = []
+    found = commands()
+    assert len(found) >= 13
+    for program, *words in found:
+        assert program == "tok1d"
+        if not known(words, capsys):
+            unknown.append(" ".join(words))
+            continue
+        if words[0] == "train":
+            small = SMALL[words[1].split("/")[-1]]
+            words += [*SHORT, *(key for key in small if "depth" not in key or not set(words) & set(WEIGHTS))]
+        if words[0] == "generate":
+            words[words.index("--num") + 1] = "1"
+        code = cli.run(words)
+        assert code == 0, f"{' '.join(words)}: {capsys.readouterr().err}"
+    for name in ("out/look/overview.png", "out/mine/overview.png", "out/samples/overview.png"):
+        assert Image.open(name).size[0] > 0
+    assert {"psnr"} <= {entry["name"] for entry in json.loads(Path("out/mine.json").read_text())}
+    assert "64 px instead of 32" in capsys.readouterr().err or (tmp_path / "runs/tuned/model/config.json").is_file()
+    assert (tmp_path / "runs/tuned-sit/report.json").is_file() and not (tmp_path / "runs/large").exists()
+    if unknown:
+        pytest.skip(f"all others ran; until this tok1d has them, these cannot: {'; '.join(unknown)}")

@@ -1,0 +1,70 @@
+"""Warnings on a run's way: each comes once, at its sign, and not without it."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tok1d.train.ema import EMA
+from tok1d.train.watch import Watch
+
+
+def looked(entries: list[dict[str, Any]], capsys: Any) -> list[str]:
+    watch, told = Watch(), []
+    for entry in entries:
+        told += watch.look(entry)
+    printed = capsys.readouterr().err
+    assert printed == "".join(f"warning: {text}\n" for text in told)
+    return told
+
+
+def test_a_jump_of_the_loss_is_told_once(capsys: Any) -> None:
+    calm = [{"step": step, "loss_a": 0.5, "loss_b": 0.5, "psnr": 40.0} for step in range(10)]
+    assert looked(calm, capsys) == []
+    jumps = [{"step": 10, "loss_a": 3.4, "loss_b": 0.5}, {"step": 11, "loss_a": 99.0, "loss_b": 0.5}]
+    (told,) = looked([*calm, *jumps], capsys)
+    assert told.startswith("step 10: the loss jumped to 3.9, 3.9 times its usual 1;")
+    assert looked(jumps, capsys) == []  # nothing to hold them against
+
+
+def test_a_falling_loss_is_no_jump(capsys: Any) -> None:
+    assert looked([{"step": step, "loss": 10 * 0.8**step} for step in range(40)], capsys) == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "start"),
+    [
+        ({"codes_used": 0.01}, "step 7: a batch uses 1.0% of the codebook"),
+        ({"codes_used": 0.4}, ""),
+        ({"d_logits_real": 3.0, "d_logits_fake": -2.5}, "step 7: the discriminator wins"),
+        ({"d_logits_real": 0.4, "d_logits_fake": -0.5}, ""),
+        ({"d_logits_real": -3.0, "d_logits_fake": 3.0}, ""),
+    ],
+)
+def test_collapse_is_told_once(entry: dict[str, float], start: str, capsys: Any) -> None:
+    told = looked([{"step": step, "loss": 1.0, **entry} for step in (7, 8)], capsys)
+    assert [text.startswith(start) for text in told] == [True] * bool(start)
+
+
+def test_the_share_of_the_start_is_what_the_averages_hold() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+        ema = EMA(model, 0.9)
+        model.weight.fill_(0.0)
+    for step in range(30):
+        ema.update(step)
+        assert ema.share_of_start(step + 1) == pytest.approx(float(ema.averages["weight"]), rel=1e-4, abs=1e-6)
+    assert EMA(model, 0.999, ramp=False).share_of_start(1000) == pytest.approx(math.exp(-1), rel=1e-2)
+
+
+def test_early_previews_say_that_the_averages_are_cold(capsys: Any) -> None:
+    watch, slow = Watch(), EMA(nn.Linear(1, 1), 0.999, ramp=False)
+    watch.preview(slow, 100)
+    watch.preview(slow, 200)
+    assert capsys.readouterr().err.startswith("warning: step 100: the averaged weights (EMA) are not warm yet, 90% of")
+    watch = Watch()
+    watch.preview(slow, 4000)
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,63 @@
+"""`tok1d replay`: the step that stopped a training, once more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tok1d.cli_options import Device, Overrides
+
+
+def replay(
+    dump: Annotated[Path, typer.Argument(help="nonfinite-step-XXXXXXXX.pt in the run's folder")],
+    overrides: Overrides = None,
+    rank: Annotated[int, typer.Option(min=0, help="which process's part of the batch")] = 0,
+    device: Device = None,
+) -> None:
+    """Repeat the step that was not finite: same weights, images and random numbers.
+
+    Shows every loss, the norms of every part, and whom they blame. With key=value the step is tried otherwise:
+    train.precision=fp32, or another seed.
+    """
+    import torch
+
+    from tok1d import apply
+    from tok1d.config import recipe_from_text
+    from tok1d.errors import InputError
+    from tok1d.train import nonfinite
+    from tok1d.train.tasks import build_task
+
+    state = nonfinite.read_dump(dump)
+    if rank >= state.get("world", 1):
+        raise InputError(f"--rank: expected 0..{state.get('world', 1) - 1}, received {rank}")
+    recipe = recipe_from_text(state["recipe"], str(dump), overrides or ())
+    place = torch.device(apply.pick_device(device))
+    task = build_task(recipe)
+    for player in task.players:
+        player.module.to(place)
+    nonfinite.load_dump(task, state, str(dump))
+    precision = nonfinite.precision_of(recipe, place)
+    evidence = nonfinite.repeat(
+        recipe, task, state["step"], rank=rank, world=state.get("world", 1), precision=precision
+    )
+    _show(state["step"], evidence)
+    for suspect in nonfinite.suspects(recipe, [evidence]):
+        print(f"suspect: {suspect}")
+    print(f"step {state['step']}: " + ("finite this time" if evidence.finite else "not finite, as in the training"))
+
+
+def _show(step: int, evidence: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("of step " + str(step), "value", "gradient")
+    for name, value in evidence.losses.items():
+        table.add_row(name, f"{value:.6g}", "")
+    for name, rms in evidence.weights.items():
+        table.add_row(f"weights of {name} (rms; norm)", f"{rms:.6g}", f"{evidence.gradients[name]:.6g}")
+    Console().print(table)
+    losses = evidence.sample_losses or [float("nan")] * len(evidence.samples)
+    rows = sorted(zip(losses, evidence.samples), key=lambda row: (row[0] == row[0], -row[0]))[:8]
+    print(f"samples ({len(evidence.samples)}): " + ", ".join(f"{name} ({loss:.4g})" for loss, name in rows))

@@ -1,0 +1,46 @@
+"""Which images of a set are for testing, where the set itself does not say."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Literal, TypeVar
+
+T = TypeVar("T")
+Split = Literal["train", "test"]
+TEST_PERCENT = 5
+_TRAIN, _TEST = ("train", "training"), ("test", "val", "validation", "valid", "eval")
+
+
+def is_test(name: str) -> bool:
+    """Whether an image of that name is one of the 5 % for testing: by a hash, so it stays when others come or go."""
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") % 100 < TEST_PERCENT
+
+
+def part_of(paths: Sequence[str], split: Split) -> tuple[list[str], bool]:
+    """The files of a split, and whether their names told: "train" and "test" or "val" as a word of name or folder.
+
+    Where not every file tells, or all tell the same, all are returned: samples are then drawn by `is_test`.
+    """
+    kinds = [_kind(path) for path in paths]
+    if None in kinds or len(set(kinds)) < 2:
+        return list(paths), False
+    return [path for path, kind in zip(paths, kinds) if kind == split], True
+
+
+def _kind(path: str) -> Split | None:
+    for part in reversed(PurePath(path).parts[-2:]):  # the name before its folder
+        words = re.split(r"[^a-z]+", part.lower())
+        if any(word in words for word in _TEST):
+            return "test"
+        if any(word in words for word in _TRAIN):
+            return "train"
+    return None
+
+
+def spread(rows: Sequence[T], limit: int | None) -> list[T]:
+    """So many of the rows, evenly spread over them; None is all."""
+    if limit is None or limit >= len(rows):
+        return list(rows)
+    return [rows[i * len(rows) // limit] for i in range(limit)]

@@ -1,0 +1,206 @@
+"""From the words of a command to what is measured: metrics, feature networks, references, and the job."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tok1d.data.images import ImageSet
+from tok1d.errors import DataError, InputError, WeightsError
+from tok1d.evaluate.features import INCEPTION, FrozenNetwork, open_network
+from tok1d.evaluate.job import Job
+from tok1d.evaluate.measures import MANIFOLD, METRICS, ON_FEATURES, PAIRS, Compared, Measures, own_networks
+from tok1d.evaluate.pairs import SSIM_WINDOW, open_lpips
+from tok1d.evaluate.reference import Kind, cached_reference, check_reference, load_reference
+from tok1d.losses.perceptual import lpips_missing
+
+NUM_FEATURES = 10_000  # of a reference, for KID, precision and recall; as many as ADM's files hold images
+
+
+def parse_metrics(text: str) -> tuple[str, ...]:
+    """ "psnr,fd" as names, "all" as all of them, "" as none chosen.
+
+    Raises:
+        InputError: a name that is no metric.
+    """
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if names == ("all",):
+        return METRICS
+    for name in names:
+        if name not in METRICS:
+            raise InputError(f"--metrics: expected all, or some of {','.join(METRICS)}, received {name!r}")
+    return names
+
+
+def open_measures(
+    kind: Kind,
+    wanted: Sequence[str],
+    networks: Sequence[str],
+    *,
+    data: str,
+    config: Any,
+    device: Any,
+    pad: int = 0,
+    eight_bit: bool | None = None,
+) -> Measures:
+    """The metrics of a measurement with their networks.
+
+    Args:
+        wanted: names of metrics; none: all that need nothing that is missing here.
+        networks: texts of `open_network`; none: the judge bundled for the data, else Inception if it is here.
+        data: name of the data. config: of the tokenizer, with `image_size` and `channels` of its images.
+        eight_bit: round images to 8 bits first; default: for all networks but the bundled judge, which read them as
+            they are when it was trained.
+
+    Raises:
+        InputError: nothing that could be measured.
+        WeightsError: a classifier that is not there.
+    """
+    missing: dict[str, str] = {}
+    opened = _networks(networks, missing, data=data, config=config, device=device, pad=pad, eight_bit=eight_bit)
+    possible = [name for name in METRICS if kind == "reconstruction" or name not in PAIRS]
+    metrics = [name for name in wanted or possible if name in possible]
+    if wanted and not metrics:
+        raise InputError(f"--metrics: samples have no originals; expected some of {','.join(possible)}")
+    lpips = None
+    if "lpips" in metrics:
+        if reason := lpips_missing():
+            missing["lpips"] = reason
+        else:
+            lpips = open_lpips(device=device, download=False)
+    if "ssim" in metrics and config.image_size - 2 * pad < SSIM_WINDOW:
+        missing["ssim"] = f"SSIM's window needs {SSIM_WINDOW} pixels"
+    if not wanted:
+        metrics = [name for name in metrics if name not in missing]
+        if not any(network.spatial_dim for network in opened):
+            metrics = [name for name in metrics if name != "sfd"]
+        if not any(network.num_classes for network in opened):
+            metrics = [name for name in metrics if name not in ("labels", "score")]
+    if kind == "generation" and not opened:
+        reasons = "; ".join(missing.values())
+        raise InputError(
+            f"no judge network is bundled for {data or 'these images'} at this size, and {reasons or 'none is given'}"
+        )
+    chosen = tuple(name for name in metrics if opened or name not in ON_FEATURES)
+    return Measures(chosen, opened, pad, lpips, missing)
+
+
+def _networks(
+    texts: Sequence[str],
+    missing: dict[str, str],
+    *,
+    data: str,
+    config: Any,
+    device: Any,
+    pad: int,
+    eight_bit: bool | None,
+) -> list[FrozenNetwork]:
+    from tok1d.train.run import judge_for
+
+    if not texts:
+        judge = judge_for(data, config, device, pad=pad)
+        if judge is not None:
+            (network,) = own_networks(judge, pad)
+            network.eight_bit = bool(eight_bit)
+            return [network]
+    found = []
+    for text in texts or [INCEPTION]:
+        try:
+            rounded = True if eight_bit is None else eight_bit
+            found.append(open_network(text, device=device, pad=pad, eight_bit=rounded, download=bool(texts)))
+        except WeightsError as error:
+            if not text.startswith((INCEPTION, "timm:")):
+                raise
+            missing[text.split(":")[1] if text.startswith("timm:") else INCEPTION] = str(error)
+    return found
+
+
+def compared_with(reference: Any) -> Compared:
+    """A `Reference` as the other side of a measurement."""
+    return Compared(reference.pooled, reference.spatial, reference.features, str(reference))
+
+
+def open_references(
+    kind: Kind, files: Sequence[str], networks: Sequence[FrozenNetwork], *, allow_other: bool = False
+) -> list[Compared] | None:
+    """One reference a network out of files, in their order; None without files.
+
+    Raises:
+        DataError: a file that holds no statistics, or none of a network's.
+        InputError: the other measurement's reference, unless `allow_other`.
+    """
+    if not files:
+        return None
+    loaded = [load_reference(file) for file in files]
+    for each in loaded:
+        check_reference(kind, each, allow_other=allow_other)
+    found = []
+    for network in networks:
+        errors = []
+        for each in loaded:
+            try:
+                each.check_network(network)
+                found.append(compared_with(each))
+                break
+            except DataError as error:
+                errors.append(error)
+        else:
+            raise errors[0]
+    return found
+
+
+def image_references(
+    images: ImageSet, measures: Measures, *, of: str, about: str = "", batch_size: int = 250
+) -> list[Compared]:
+    """Statistics of a set of images under each network, cached, with the features of `NUM_FEATURES` if needed."""
+    num = NUM_FEATURES if any(name in measures.metrics for name in ("kid", *MANIFOLD)) else 0
+    return [
+        compared_with(cached_reference(images, network, of=of, num_features=num, about=about, batch_size=batch_size)[0])
+        for network in measures.networks
+    ]
+
+
+def open_job(
+    out: Path | None,
+    shard: str = "",
+    *,
+    quiet: bool = False,
+    label: str = "evaluate",
+    finish: Callable[[list[Any]], None] | None = None,
+    beside: Path | None = None,
+) -> Job:
+    """The job whose finished blocks lie beside `out` in OUT.parts; without it nothing is kept.
+
+    Args:
+        shard: "I/N"; default: this process's part under torchrun, else all.
+        beside: where they lie instead, if there is no `out`.
+
+    Raises:
+        ConfigError: another shard. InputError: several processes without a place to share.
+        DataError: the folder of `out` cannot be made.
+    """
+    from tok1d.train.cache import parse_part, process_part
+
+    part = parse_part(shard) if shard else process_part()
+    place = out or beside
+    if place is not None and place.is_dir() and place == out:
+        raise InputError(f"--out: expected the name of a file, {out} is a folder")
+    if place is not None:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"{place.parent}: cannot be made: {error.strerror or error}; choose another --out"
+            ) from None
+    folder = None if place is None else place.with_name(f"{place.name}.parts")
+    return Job(folder, part, quiet, label, finish)
+
+
+def pick_device(device: str | None) -> str:
+    """The asked device; else under torchrun this process's own GPU, or what there is."""
+    from tok1d.apply import pick_device as pick
+    from tok1d.train.cache import process_device
+
+    return process_device() if device is None and "LOCAL_RANK" in os.environ else pick(device)

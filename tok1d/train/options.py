@@ -1,0 +1,75 @@
+"""Ways to train a model in less memory or time that change nothing but rounding."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from tok1d.errors import ConfigError
+
+
+def apply_options(module: nn.Module, *, checkpoint_activations: bool, compile: bool) -> None:
+    """Change how the transformer blocks of a module run; its weights and their names stay.
+
+    Blocks are the members of lists of modules that hold attention: each is compiled on its own, so that compiling is
+    quick and graphs are the same for all of them, and each keeps only its input for the backward pass.
+
+    Raises:
+        ConfigError: compiling is asked for, and there is no compiler.
+    """
+    blocks = blocks_of(module)
+    if compile:
+        reason = no_compiler()
+        if reason:
+            raise ConfigError(f"train.compile: {reason}; install one, or set train.compile=false")
+        for block in blocks:
+            block.compile()
+    if checkpoint_activations:
+        for block in blocks:
+            _recompute(block)
+
+
+def blocks_of(module: nn.Module) -> list[nn.Module]:
+    """The trainable transformer blocks of a module, in order."""
+    from tok1d.nn.attention import Attention
+
+    found: dict[int, nn.Module] = {}
+    for part in module.modules():
+        for block in part if isinstance(part, nn.ModuleList) else ():
+            holds = any(isinstance(each, Attention | nn.MultiheadAttention) for each in block.modules())
+            if holds and any(p.requires_grad for p in block.parameters()):
+                found[id(block)] = block
+    inner = {id(part) for block in found.values() for part in block.modules() if part is not block}
+    return [block for key, block in found.items() if key not in inner]
+
+
+def _recompute(block: nn.Module) -> None:
+    """Let a block forget what it computed until the backward pass asks for it."""
+    forward = block.forward
+
+    @functools.wraps(forward)
+    def recomputed(*args: Any, **kwargs: Any) -> Any:
+        if not (torch.is_grad_enabled() and block.training):
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    block.forward = recomputed
+
+
+def no_compiler() -> str:
+    """Why torch.compile cannot work here; "" where it can."""
+    if torch.cuda.is_available():
+        from torch.utils._triton import has_triton
+
+        return "" if has_triton() else "torch.compile needs Triton on a GPU, found none"
+    from torch._inductor import cpp_builder
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except Exception:
+        return "torch.compile needs a C++ compiler on a CPU, found none"
+    return ""
