@@ -19,6 +19,7 @@ def evaluate_explain(
         str, typer.Option(help="of several records, such as psnr or fd@inception; default: a Fréchet distance")
     ] = "",
     keep: Annotated[int | None, typer.Option(min=0, help="of several records; default: the most tokens")] = None,
+    brief: Annotated[bool, typer.Option("--brief", help="without the table of all settings")] = False,
     sources: Annotated[bool, typer.Option("--sources", help="also say where published settings are stated")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
 ) -> None:
@@ -36,7 +37,8 @@ def evaluate_explain(
     console = Console(highlight=False, markup=False)
     for facts in (found.a, found.b):
         console.print(f"{facts.name}: {facts.about}", soft_wrap=True)
-    console.print(table(found))
+    if not brief:
+        console.print(table(found))
     if found.differences:
         console.print("They differ in these, the one that usually matters most first:")
     for number, line in enumerate(found.differences, start=1):

@@ -37,7 +37,7 @@ SAMPLES: dict[str, Any] = {
     "precision": "fp32",
     "seed": 0,
     "weights_hash": "f903",
-    "eight_bit": True,
+    "rounding": "rounded to 8 bits",
     "classes": "balanced",
     "tokenizer": "a4dc",
     "versions": {"tok1d": "0.1", "torch": "2.15"},
@@ -55,8 +55,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "version of torch": {"versions": {"tok1d": "0.1", "torch": "2.14"}},
     "decoder_steps": {"steps": 25},
     "note": {"note": "unconditional"},
-    "rounding": {"eight_bit": False},
-    "classes": {"classes": "random"},
+    "rounding": {"rounding": "not rounded"},
+    "classes": {"classes": "uniformly random"},
     "tokenizer": {"tokenizer": "72ad"},
 }
 # Parts of the fields that hold several settings.
@@ -204,7 +204,7 @@ def test_a_faithful_record_matches_its_protocol() -> None:
         "keep": 128,
         "sampler": "sde 250 steps, 500 evaluations a sequence",
         "guidance": "1.9 in 0.25..1",
-        "classes": "random",
+        "classes": "uniformly random",
     }
     found = compare(measured(Record(**told), "mine"), published("maetok"))
     # The paper used the ADM suite itself; whether the reference is its file, a fingerprint cannot tell.
@@ -261,3 +261,31 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
             explain(name, "maetok")
         assert cli.run(["evaluate", "explain", name, "maetok"]) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "evaluation.md"
+
+
+def test_the_page_shows_what_the_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import evaluation_pages
+
+    text = PAGE.read_text(encoding="utf-8")
+    shown = {argument.split("/")[0] for match in evaluation_pages.BLOCK.finditer(text) for argument in match[2].split()}
+    assert {*SYSTEMS} <= shown
+    assert evaluation_pages.filled(text) == text, "python benchmarks/evaluation_pages.py fills docs/evaluation.md anew"
+
+
+def test_the_commands_of_the_page_are_ones() -> None:
+    import typer
+
+    group: Any = typer.main.get_command(cli.app)
+    commands = re.findall(
+        r"`tok1d (evaluate (?:generation|reconstruction) [A-Z]+ IMAGENET [^`]+)`", PAGE.read_text("utf-8")
+    )
+    assert len(commands) == 10
+    for command in commands:
+        _, name, *arguments = command.split()
+        context = group.commands["evaluate"].commands[name].make_context(name, arguments)
+        assert context.params["network"] == ["inception"]

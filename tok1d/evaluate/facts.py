@@ -20,6 +20,9 @@ _WHERE_APPLICABLE = (
     *("decoder_sampler", "decoder_steps", "decoder_guidance", "classes", "tokenizer", "rounding"),
 )
 
+# Fields that files of older versions lack, and the settings that they are.
+_YOUNGER = {"classes": "classes", "tokenizer": "tokenizer", "rounding": "rounding"}
+
 
 def measured(
     record: Record, name: str, *, stated: Mapping[str, Any] | None = None, recipe: Mapping[str, Any] | None = None
@@ -41,7 +44,9 @@ def measured(
             settings[key] = (NONE if value in (None, "") else text_of(value)) if key in known else None
     if "decoder_sampler" not in settings and "sampler" in known and record.keep is not None:
         settings["decoder_sampler"] = "one pass"
-    settings = dict.fromkeys(_WHERE_APPLICABLE, ABSENT) | settings | _of_recipe(recipe or {})
+    absent: dict[str, str | None] = dict.fromkeys(_WHERE_APPLICABLE, ABSENT)
+    absent |= {key: None for name, key in _YOUNGER.items() if name not in known}
+    settings = absent | settings | _of_recipe(recipe or {})
     return Facts(name, record.value, settings, about=_about(record))
 
 
@@ -127,12 +132,12 @@ def _versions(value: Mapping[str, str] | None, record: Record) -> dict[str, str 
     return {f"version of {name}": version for name, version in (value or {}).items()}
 
 
-def _eight_bit(value: bool | None, record: Record) -> dict[str, str | None]:
-    return {} if value is None else {"rounding": "rounded to 8 bits" if value else "not rounded"}
+def _rounding(value: str | None, record: Record) -> dict[str, str | None]:
+    return {} if value is None else {"rounding": value}
 
 
 def _classes(value: str | None, record: Record) -> dict[str, str | None]:
-    return {} if value is None else {"classes": "uniformly random" if value == "random" else value}
+    return {} if value is None else {"classes": value}
 
 
 def _tokenizer(value: str | None, record: Record) -> dict[str, str | None]:
@@ -150,7 +155,7 @@ _READERS: dict[str, Callable[[Any, Record], dict[str, str | None]]] = {
     "guidance": _guidance,
     "versions": _versions,
     "crop": _crop,
-    "eight_bit": _eight_bit,
+    "rounding": _rounding,
     "classes": _classes,
     "tokenizer": _tokenizer,
 }

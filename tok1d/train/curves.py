@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
@@ -297,7 +298,7 @@ def _sides(
     signs, where = [], []
     for step in steps:
         mine = _window(steps, values, step, width)
-        if step > ref_steps[-1] or min(len(mine), len(_window(ref_steps, ref_values, step, width))) < WINDOW_LINES - 1:
+        if step > ref_steps[-1] or min(len(mine), len(_window(ref_steps, ref_values, step, width))) < WINDOW_LINES:
             continue
         at = max(i for i, each in enumerate(ref_steps) if each <= step)
         excess = sum(mine) / len(mine) - means[at]
@@ -327,13 +328,16 @@ def _window(steps: Sequence[float], values: Sequence[float], end: float, width: 
 def bands(steps: Sequence[float], values: Sequence[float], width: float) -> tuple[list[float], list[float]]:
     """Of every value, the mean over the window that ends there, and by how much a run may be off it."""
     means = averaged(steps, values, width)
-    return means, [max(BAND * each, LEAST * abs(mean)) for mean, each in zip(means, fluctuations(values))]
+    if min(values) <= 0:  # no loss that could be compared in shares of itself
+        return means, [max(BAND * each, LEAST * abs(mean)) for mean, each in zip(means, fluctuations(values))]
+    shares = fluctuations([math.log(value) for value in values])
+    return means, [max(BAND * share, LEAST) * mean for mean, share in zip(means, shares)]
 
 
-def fluctuations(values: Sequence[float], around: int = 10) -> list[float]:
+def fluctuations(values: Sequence[float], around: int = 20) -> list[float]:
     """Of every value, the local deviation of single lines from the mean of both neighbours, as a standard deviation.
 
-    By the median over the 21 lines around, so that the steep start does not count as fluctuation.
+    By the median over the 41 lines around, so that the steep start does not count as fluctuation.
     """
     off = [abs(b - (a + c) / 2) / 1.5**0.5 for a, b, c in zip(values, values[1:], values[2:])]
     off = [off[0], *off, off[-1]]
