@@ -417,7 +417,7 @@ def _locate(name: str, folder: Path) -> Path:
     advice = f"; did you mean {' or '.join(near)}?" if near else ""
     shown = config_fields.show(name)
     if os.path.isdir(path):
-        raise ConfigError(f"recipe {shown}: expected a YAML file or a recipe's name, found a folder{advice}")
+        raise ConfigError(f"recipe {name}: expected a YAML file or a recipe's name, found a folder{advice}")
     if path.suffix in (".yaml", ".yml"):
         raise ConfigError(f"recipe {shown}: no such file{advice or '; tok1d recipes lists the named ones'}")
     raise ConfigError(f"recipe {shown}: unknown name and no such file{advice or '; tok1d recipes lists them'}")

@@ -192,7 +192,7 @@ def open_job(
             place.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(
-                f"{place.parent}: cannot be made: {error.strerror or error}; choose another --out"
+                f"{place}: its folder cannot be made: {error.strerror or error}; choose another --out"
             ) from None
     folder = None if place is None else place.with_name(f"{place.name}.parts")
     return Job(folder, part, quiet, label, finish)
