@@ -162,7 +162,9 @@ class TrainConfig(OptimConfig):
     keep_last: int = option(2, "newest checkpoints that stay; older ones stand in for a damaged newest", ge=1)
     keep_every: int = option(0, "steps between checkpoints that stay for good; 0 is none", ge=0)
     preview_every: int = option(0, "steps between preview pictures; 0 is only at the end", ge=0)
-    evaluate_every: int = option(0, "steps between evaluations; 0 is only at the end", ge=0)
+    evaluate_every: int = option(
+        0, "steps between evaluations, of averaged and raw weights, into the log; 0 is only at the end", ge=0
+    )
     proxies_every: int = option(
         0, "tokenizers: steps between cheap proxies of how well their tokens can be generated; 0 is none", ge=0
     )

@@ -349,3 +349,13 @@ def test_a_reference_is_of_a_known_split() -> None:
     with pytest.raises(DataError, match="at least two images"):
         measure_reference(image_set(1), Rows(), of="test")
     assert isinstance(measure_reference(image_set(2), Rows(), of="test"), Reference)
+
+
+def test_images_rounded_otherwise_are_refused(tmp_path: Path) -> None:
+    rounded, plain = Rows(), Rows(eight_bit=False)
+    for own, other, advice in ((rounded, plain, "--eight-bit"), (plain, rounded, "--float")):
+        reference = load_reference(measure_reference(image_set(), own, of="test").save(tmp_path / "x.npz"))
+        reference.check_network(own)
+        with pytest.raises(DataError, match=f"images {own.rounding}.*are {other.rounding}; pass {advice}$"):
+            reference.check_network(other)
+    replace(reference, rounding="").check_network(rounded)  # a file that does not tell

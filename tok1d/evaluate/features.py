@@ -92,6 +92,11 @@ class FrozenNetwork:
         self.dim, self.spatial_dim, self.num_classes, self.classifies = dim, spatial_dim, num_classes, classifies
         self.image_size, self.channels, self.pad, self.eight_bit = image_size, channels, pad, eight_bit
 
+    @property
+    def rounding(self) -> str:
+        """What becomes of images before the network, as records and references state it."""
+        return "rounded to 8 bits" if self.eight_bit else "not rounded"
+
     def measure(self, images: Tensor) -> Features:
         """Features of images (B, C, h, w) in [0, 1] without border, on the device."""
         raise NotImplementedError

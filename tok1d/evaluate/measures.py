@@ -267,8 +267,7 @@ def record_of(
     if number.network is not None:
         told["network"] = number.network
     if number.network in by:
-        eight_bit = measures.networks[by[number.network]].eight_bit
-        told["rounding"] = "rounded to 8 bits" if eight_bit else "not rounded"
+        told["rounding"] = measures.networks[by[number.network]].rounding
     if number.compared:
         told["reference"] = references[by[number.network or ""]].fingerprint
     notes = "; ".join(filter(None, (note, number.note)))

@@ -42,6 +42,7 @@ class Reference:
         of: one of `OF`.
         images: what the images are, in words. crop: how they were cropped and to which size.
         features: (N, dim) float32 of all images, or of some spread evenly over the set.
+        rounding: of the images before the network, see `FrozenNetwork.rounding`; "" where the file does not tell it.
     """
 
     pooled: Moments
@@ -54,6 +55,7 @@ class Reference:
     spatial: Moments | None = None
     features: Tensor | None = None
     note: str = ""
+    rounding: str = ""
 
     def __str__(self) -> str:
         """What a record states: split, count and fingerprint."""
@@ -72,6 +74,11 @@ class Reference:
                 f"reference {self.fingerprint}: its statistics are of {self.network}, this evaluation measures with "
                 f"{network.label}; make one with tok1d reference, or choose the network with --network"
             )
+        if self.rounding not in ("", network.rounding):
+            raise DataError(
+                f"reference {self.fingerprint}: of images {self.rounding}, this evaluation's are {network.rounding}; "
+                f"pass {'--eight-bit' if not network.eight_bit else '--float'}"
+            )
 
     def save(self, path: str | Path) -> Path:
         """Write an .npz file, whole or not at all: ADM's mu, sigma, mu_s, sigma_s, and what only we keep.
@@ -84,7 +91,7 @@ class Reference:
             arrays |= {"mu_s": self.spatial.mean.numpy(), "sigma_s": self.spatial.covariance.numpy()}
         if self.features is not None:
             arrays["features"] = self.features.numpy()
-        told = ("network", "fingerprint", "num_images", "of", "images", "crop", "note")
+        told = ("network", "fingerprint", "num_images", "of", "images", "crop", "note", "rounding")
         arrays["tok1d"] = np.array(json.dumps({key: getattr(self, key) for key in told}))
         path = Path(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -239,6 +246,7 @@ def measure_reference(
         crop=transform.fingerprint() if transform is not None else "as stored",
         spatial=spatial,
         features=torch.cat(features) if features else None,
+        rounding=network.rounding,
     )
 
 

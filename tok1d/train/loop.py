@@ -325,23 +325,26 @@ class _Run:
         if not due or log is None:
             return
         device = self.accelerator.device
-        with self._averaged(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            for each in due:
+        for each in due:
+            devices = [device] if device.type == "cuda" else []
+            with self._shown(averaged=each.averaged), torch.random.fork_rng(devices):
                 log.write({"step": self.step, **each.run(self.task.model)})
 
     def preview(self) -> None:
         """Write a picture with the averaged weights."""
         if self.task.preview is None or not self.accelerator.is_main_process:
             return
-        with self._averaged(), torch.no_grad():
+        if self.sides[0].ema is not None:
+            self.watch.preview(self.sides[0].ema, self.step)
+        with self._shown(), torch.no_grad():
             self.task.preview(self.task.model, self.out / "samples" / f"step-{self.step:08d}.png")
 
     @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The model in eval mode with its averaged weights; afterwards every part as it was."""
+    def _shown(self, *, averaged: bool = True) -> Iterator[None]:
+        """The model in eval mode, with its averaged weights if it has any; afterwards every part as it was."""
         ema, modes = self.sides[0].ema, [(part, part.training) for part in self.task.model.modules()]
+        ema = ema if averaged else None
         if ema is not None:
-            self.watch.preview(ema, self.step)
             ema.swap()
         self.task.model.eval()
         try:

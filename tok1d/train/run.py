@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from tok1d.errors import ConfigError, InputError, WeightsError
 from tok1d.evaluate.report import Record, write_records
 from tok1d.evaluate.sampling import generator_guidance, sampling_options, takes_interval
 from tok1d.train.loop import Result, fit, processes
-from tok1d.train.task import Task
+from tok1d.train.task import Measure, Task
 from tok1d.train.tasks import build_task, open_split
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
@@ -140,6 +140,7 @@ def train(
         commit = code_version()  # as the run begins: a long run outlives edits of the checkout
         task = build_task(recipe)
     _check_evaluate(recipe, task.model)
+    task.measures += evaluations(recipe)
     result = fit(recipe, task, out, seconds=seconds, quiet=quiet)
     tell_broken(task.images)
     if result.finished and first_process:
@@ -275,6 +276,31 @@ def protocol_of(model: Any, *, pad: int = 0) -> dict[str, Any]:
     size = getattr(model.config, "image_size", None)
     crop = None if size is None else f"center {size - 2 * pad}" + (f" in {size}, border not measured" if pad else "")
     return {"weights": weights, "precision": "fp32", "weights_hash": store.fingerprint(model), "crop": crop}
+
+
+def evaluations(recipe: Recipe) -> list[Measure]:
+    """What `train.evaluate_every` asks for: the measurements that end a run, of averaged and of raw weights.
+
+    A line of the log has the weights' name, "ema" or "raw", before each figure's, and the tokens kept behind it.
+    """
+    config = recipe.train
+    if not config.evaluate_every:
+        return []
+
+    def measure(weights: str) -> Callable[[Any], dict[str, Any]]:
+        def run(model: Any) -> dict[str, Any]:
+            found = {}
+            for record in evaluate(recipe, model):
+                if record.keep is not None:
+                    found[f"{weights}_{record.name}@{record.keep}"] = record.value
+                elif recipe.kind == "classifier":  # elsewhere it is what the judge says of the test images themselves
+                    found[f"{weights}_{record.name}"] = record.value
+            return found
+
+        return run
+
+    averaged = [Measure(config.evaluate_every, measure("ema"))] if config.ema > 0 else []
+    return [*averaged, Measure(config.evaluate_every, measure("raw"), averaged=False)]
 
 
 def evaluate(recipe: Recipe, model: Any) -> list[Record]:

@@ -14,15 +14,17 @@ from tok1d.train.players import Batch, Player, alone
 
 @dataclass(frozen=True)
 class Measure:
-    """What is measured on the model every so many steps, on its averaged weights in eval mode.
+    """What is measured on the model every so many steps, in eval mode.
 
     Args:
         run: model -> numbers for a line of the log of their own; may draw from torch's global random numbers, whose
             state is restored, and must leave the model as it is.
+        averaged: with the averaged weights (where the run has any), else with those that are trained.
     """
 
     every: int
     run: Callable[[nn.Module], dict[str, Any]]
+    averaged: bool = True
 
 
 @dataclass
