@@ -45,7 +45,7 @@ class Compared:
             "back on track": f"was off track at step {track.left}, on track again at step {track.until}",
             "not known": f"on track or not is not known: {track.reason}",
         }[track.state]
-        other = f", but not the same recipe ({len(self.other)} settings differ)" if self.other else ""
+        other = f", but not the same recipe (settings that differ: {len(self.other)})" if self.other else ""
         return f"{self.run.name} against {self.reference.name}: {words}{other}"
 
     def other_words(self) -> list[str]:
