@@ -1,5 +1,6 @@
 """Data order and augmentation draws as pure functions: nothing to save, nothing to restore on resume."""
 
+import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -27,6 +28,14 @@ def _hash(purpose: int, seed: int, epoch: int, counters: np.ndarray) -> np.ndarr
     for part in (purpose, seed, epoch):
         key = _mix(key + np.array([(part + _GOLDEN) & _MASK], dtype=np.uint64))
     return _mix(key + _mix((counters + np.uint64(1)) * np.uint64(_GOLDEN)))
+
+
+def seed_from(text: str) -> int:
+    """A seed of 64 bits that belongs to a text.
+
+    Hashed, because torch's CPU generator takes only the low 32 bits of a seed: all of the text must reach them.
+    """
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def uniforms(num: int, *, seed: int, epoch: int, indices: Sequence[int] | np.ndarray, stream: int = 0) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tok1d.data.order import seed_from
 from tok1d.diffusion.guidance import Guidance, Schedule, as_guidance
 from tok1d.errors import InputError
 from tok1d.generators.llamagen import LlamaGen
@@ -25,9 +25,7 @@ def noise_of(*key: int | str) -> torch.Generator:
 
     It draws on the CPU whatever the model's device, so that all devices see the same noise.
     """
-    # Hashed, because torch's CPU generator takes only the low 32 bits of a seed.
-    digest = hashlib.sha256(" ".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+    return torch.Generator().manual_seed(seed_from(" ".join(map(str, key))))
 
 
 class Evaluations:

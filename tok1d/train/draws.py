@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,17 +11,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from tok1d.data.order import seed_from
+
 # Draws of more numbers than this over all processes are each process's own: the memory and time are not worth it.
 SHARED_NUMBERS = 2**26
 
 
 def seed_of(seed: int, micro_step: int, rank: int = 0, prefix: str = "") -> int:
-    """The seed of one forward pass's random numbers, of the player that logs with this prefix.
-
-    Hashed, because torch's CPU generator takes only the low 32 bits of a seed: all of these must reach them.
-    """
-    digest = hashlib.sha256(f"{seed} {micro_step} {rank}{prefix and ' '}{prefix}".encode()).digest()
-    return int.from_bytes(digest[:8], "big")
+    """The seed of one forward pass's random numbers, of the player that logs with this prefix."""
+    return seed_from(f"{seed} {micro_step} {rank}{prefix and ' '}{prefix}")
 
 
 @contextmanager
