@@ -125,7 +125,7 @@ def prefixes(family: str) -> Callable[[Records], str]:
 def unavailable(records: Records) -> str:
     """Why cells say "none"."""
     reasons = {r["name"]: r["note"] for found in records.values() for r in found if r["value"] is None}
-    return "\n".join(f"- {METRICS[name][0]}: {reason}" for name, reason in reasons.items())
+    return "\n".join(f"- {METRICS[name][0]}: {reason.removeprefix('LPIPS: ')}" for name, reason in reasons.items())
 
 
 TABLES: dict[str, Callable[[Any], str]] = {

@@ -25,6 +25,7 @@ from tok1d.zoo.card import Card
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
+import bundled
 import maetok
 import maetok_pages
 import maetok_table
@@ -642,3 +643,33 @@ def test_a_process_is_watched_and_asked_to_end(tmp_path: Path) -> None:
     readings = soak.watch([sys.executable, "-c", waits], 0.01, 0.05, tmp_path / "log.jsonl")
     assert readings and all(entry["rss_mb"] > 1 and entry["threads"] >= 1 for entry in readings)
     assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == readings
+
+
+def test_the_readme_tables_of_bundled_models_are_what_their_records_say() -> None:
+    found = bundled.read()
+    assert found.keys() == bundled.commands().keys(), "python benchmarks/bundled.py measures the missing ones"
+    page = bundled.PAGE.read_text()
+    for name, make in bundled.TABLES.items():
+        assert f"<!-- table {name} -->\n{make(found)}\n<!-- end -->" in page, "python benchmarks/bundled.py --write"
+    for name, measured in found.items():
+        assert {store.fingerprint(store.load(name))} == {record["weights_hash"] for record in measured}
+
+
+def test_a_row_of_bundled_models_is_the_command_s_own_record(
+    fashion: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bundled, "RESULTS", tmp_path)
+    short = ["evaluate", "reconstruction", "fashion-mnist-maetok", "fashion_mnist", "--num", "80", "--metrics", "all"]
+    monkeypatch.setattr(bundled, "commands", lambda: {"fashion-mnist-maetok": short})
+    assert bundled.main([]) == 0
+    found = bundled.read()
+    records = found["fashion-mnist-maetok"]
+    assert {record["name"] for record in records} == set(bundled.METRICS) - {"label_agreement"}
+    table = bundled.reconstructions(found)
+    psnr = next(record["value"] for record in records if record["name"] == "psnr")
+    assert f"| PSNR, dB | {psnr:.2f} |" in table and "| LPIPS | none |" in table
+    assert "- LPIPS: " in bundled.unavailable(found)
+    (tmp_path / "fashion-mnist-maetok.json").rename(tmp_path / "kept")
+    capsys.readouterr()
+    bundled.main(["--list"])
+    assert capsys.readouterr().out.startswith("missing tok1d evaluate reconstruction fashion-mnist-maetok")
