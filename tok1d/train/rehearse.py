@@ -19,7 +19,7 @@ from tok1d.data.tokens import INDEX
 from tok1d.errors import ConfigError
 from tok1d.train.flops import StepFlops, step_flops_or_none
 from tok1d.train.forecast import decimal
-from tok1d.train.loop import Run, begin
+from tok1d.train.loop import Run, begin, processes
 from tok1d.train.peaks import peak_of
 from tok1d.train.rehearse_task import rehearsal
 from tok1d.train.speed import Clock, utilisation
@@ -116,7 +116,8 @@ def rehearse(recipe: Recipe, steps: int = 10, clock: Clock = time.perf_counter) 
     Raises:
         Tok1dError: as the training would before its first step; ConfigError where it does not fit into memory.
     """
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    device = processes().device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         flops = step_flops_or_none(recipe)
         try:
             return _rehearse(recipe, steps, clock, flops)
@@ -130,20 +131,20 @@ def rehearse(recipe: Recipe, steps: int = 10, clock: Clock = time.perf_counter) 
 
 
 def _rehearse(recipe: Recipe, steps: int, clock: Clock, flops: StepFlops | None) -> Rehearsed:
-    if torch.cuda.is_available():
+    if processes().device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     ready = rehearsal(recipe)
     run = begin(recipe, ready.task, Path(recipe.out))
     run.prepare()
     timed = [_time(run, phase, steps, clock, flops) for phase in phases(recipe)]
-    device, processes = run.accelerator.device, run.accelerator.num_processes
+    device, num = run.accelerator.device, run.accelerator.num_processes
     peak = peak_of(device, recipe.train.precision, recipe.train.peak_tflops)
     return Rehearsed(
         timed,
         recipe.train.batch_size * recipe.train.accumulate,
         _name(device),
-        processes,
-        None if peak is None else peak * processes,
+        num,
+        None if peak is None else peak * num,
         _memory(device),
         ready.source,
         ready.loads,
@@ -246,7 +247,7 @@ def _phase_rows(result: Rehearsed, each: Timed) -> list[tuple[str, str, str]]:
         return found
     share = utilisation(each.flops, middle, result.peak).get("mfu")
     without = f", without {', '.join(result.uncounted)}" if result.uncounted else ""
-    found.append(("", decimal(each.flops / middle), f"FLOP/s of {decimal(each.flops)} FLOP a step{without}"))
+    found.append(("", decimal(each.flops / middle, "FLOP/s"), f"of {decimal(each.flops, 'FLOP')} a step{without}"))
     if share is not None:
         found.append(("", f"{share:.1%}", f"model-FLOPs utilisation, of {result.peak:,.4g} TFLOP/s"))
     else:
