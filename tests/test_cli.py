@@ -320,16 +320,16 @@ def test_the_whole_chain(
 def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(
     ok: Callable[..., str], tiny: Tiny, tmp_path: Path, fashion: None, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_step = loop._Run.train_step
+    train_step = loop.Run.train_step
 
-    def pressed(self: loop._Run, batches: list[Any]) -> Any:
+    def pressed(self: loop.Run, batches: list[Any]) -> Any:
         if self.step == 2:
             signal.raise_signal(signal.SIGINT)
         return train_step(self, batches)
 
     command = ["train", tiny("classifier", out=tmp_path / "run")]
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "train_step", pressed)
+        patch.setattr(loop.Run, "train_step", pressed)
         assert cli.run(command) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "error: interrupted; the same command goes on"
     assert files(tmp_path / "run") == ["checkpoints/step-00000003.pt", "config.yaml", "log.jsonl"]

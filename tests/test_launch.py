@@ -113,7 +113,7 @@ def test_a_preempted_training_saves_is_requeued_and_ends_as_the_unbroken_one(
 
     recipe = [tiny("tokenizer"), "data.name=folder", f"data.root={photos}", "train.steps=4"]
     assert cli.run(["train", *recipe, f"out={tmp_path / 'whole'}"]) == 0
-    train_step, number = loop._Run.train_step, signal.Signals[f"SIG{JobEnvironment.USR_SIG}"]
+    train_step, number = loop.Run.train_step, signal.Signals[f"SIG{JobEnvironment.USR_SIG}"]
     requeued: list[Any] = []
 
     def requeue(number: int, frame: Any) -> None:
@@ -124,7 +124,7 @@ def test_a_preempted_training_saves_is_requeued_and_ends_as_the_unbroken_one(
             signal.raise_signal(number)
         return train_step(self, batches)
 
-    monkeypatch.setattr(loop._Run, "train_step", preempted)
+    monkeypatch.setattr(loop.Run, "train_step", preempted)
     for name, value in {"JOB_ID": 1, "NTASKS": 1, "JOB_NUM_NODES": 1, "NODEID": 0, "GLOBALID": 0, "LOCALID": 0}.items():
         monkeypatch.setenv(f"SUBMITIT_LOCAL_{name}", str(value))
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from tok1d.cli_compare import compare
+from tok1d.cli_cost import tell_cost
 from tok1d.cli_launch import PASSED_ON, launch
 from tok1d.cli_measure import analyze_app, evaluate_app
 from tok1d.cli_options import (
@@ -121,19 +122,20 @@ def train(
     overwrite: Overwrite = False,
     minutes: Annotated[float | None, typer.Option(min=0, help="stop after so much training; go on later")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell parameters, steps, memory, FLOPs")] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="with --dry-run: time steps here, tell the hours")] = False,
+    measure_steps: Annotated[int, typer.Option(min=1, help="steps that --measure times")] = 10,
 ) -> None:
     """Train a tokenizer, a generator or a classifier. The same command resumes.
 
-    With --dry-run neither data nor weights are looked at and nothing is written.
+    With --dry-run neither data nor weights are looked at; with it nothing is written, with --measure neither.
     """
     from tok1d.config import load_recipe
+    from tok1d.errors import InputError
 
+    if measure and not dry_run:
+        raise InputError("--measure: it belongs to --dry-run, give both")
     if dry_run:
-        from rich.console import Console
-
-        from tok1d.train.forecast import forecast, table
-
-        Console().print(table(forecast(load_recipe(recipe, overrides or ()))))
+        tell_cost(load_recipe(recipe, overrides or ()), measure_steps if measure else None)
         return
     from tok1d.evaluate.report import read_records
     from tok1d.train import run

@@ -168,6 +168,12 @@ class TrainConfig(OptimConfig):
     proxies_every: int = option(
         0, "tokenizers: steps between cheap proxies of how well their tokens can be generated; 0 is none", ge=0
     )
+    peak_tflops: float | None = option(
+        None, "dense peak of one device in TFLOP/s, for mfu in the log; null: as known of NVIDIA's GPUs", gt=0
+    )
+    tracker: Literal["none", "tensorboard", "wandb"] = option(
+        "none", "where the log's numbers go too: RUN/tensorboard, or Weights & Biases (packages of their own)"
+    )
 
 
 @dataclass

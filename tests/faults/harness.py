@@ -274,7 +274,7 @@ def temporaries(out: Path) -> list[Path]:
 
 def timeless(out: Path) -> list[dict[str, Any]]:
     entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    timed = ("seconds", "images_per_second", "loader_wait")
+    timed = ("seconds", "images_per_second", "loader_wait", "tflops")
     return [{name: value for name, value in entry.items() if name not in timed} for entry in entries]
 
 

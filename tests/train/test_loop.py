@@ -23,7 +23,7 @@ from tok1d.train.tasks import build_task
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
 
-TIMED = ("seconds", "images_per_second", "loader_wait")
+TIMED = ("seconds", "images_per_second", "loader_wait", "tflops")
 DATA = torch.randn(64, 3, generator=torch.Generator().manual_seed(5))
 
 

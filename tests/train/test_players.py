@@ -29,7 +29,7 @@ from tok1d.train.optim import learning_rate
 from tok1d.train.players import Moment, Player
 from tok1d.train.task import Task
 
-TIMED = ("seconds", "images_per_second", "loader_wait")
+TIMED = ("seconds", "images_per_second", "loader_wait", "tflops")
 DATA = torch.randn(64, 3, generator=torch.Generator().manual_seed(5))
 Batch = tuple[Tensor, Tensor]
 

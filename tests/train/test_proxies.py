@@ -60,7 +60,7 @@ def assert_same(a: Any, b: Any, key: str = "") -> None:
 
 def lines(out: Path, *, of: str = "") -> list[dict[str, Any]]:
     """The log without times; `of` proxies alone, or "loss" alone."""
-    timed = ("seconds", "images_per_second", "loader_wait")
+    timed = ("seconds", "images_per_second", "loader_wait", "tflops")
     entries = [{k: v for k, v in entry.items() if k not in timed} for entry in read_log(out / "log.jsonl")]
     return [entry for entry in entries if any(key.startswith(of) for key in entry)]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tok1d.data.records import writing
 from tok1d.errors import DataError
 
 CLASS_NAMES = [
@@ -102,6 +103,8 @@ def find(root: str | Path | None = None, cache: Path | None = None) -> Path:
     home = cache or cache_home()
     if found := _locate(home / "fashion-mnist"):
         return found
+    if not writing():
+        raise DataError(f"Fashion-MNIST is not in {home} yet")
     failures = []
     for name, fetch in (("torchvision", _from_torchvision), (f"Debian package {_PACKAGE}", _from_debian)):
         print(f"Fashion-MNIST: fetching by {name} ...", file=sys.stderr, flush=True)

@@ -1,8 +1,6 @@
 """A folder of images on disk: listing, and the check for broken files."""
 
-import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from PIL import Image
 
 from tok1d.data.decoded import DecodedImages, OnBroken, tell_broken, threads
 from tok1d.data.fashion_mnist import cache_home
+from tok1d.data.records import keep, recall, writing
 from tok1d.data.transforms import DECODE_ERRORS, MAX_PIXELS, Transform, reason
 from tok1d.errors import DataError
 
@@ -159,15 +158,10 @@ def _checked(files: list[str], paths: list[Path], workers: int | None) -> dict[s
         except OSError:
             digest.update(os.fsencode(f"\ngone {path.absolute()}"))
     record = cache_home() / "checked" / f"{digest.hexdigest()[:24]}.json"
-    broken: dict[str, str] | None = None
-    with contextlib.suppress(OSError, ValueError):
-        broken = dict(json.loads(record.read_text()))
-    if broken is None:
-        looked = zip(files, threads(workers).map(broken_reason, paths), strict=True)
+    broken: dict[str, str] | None = recall(record)
+    if not isinstance(broken, dict):
+        # A look at every file pays where it is remembered; else the images that are read tell themselves.
+        looked = zip(files, threads(workers).map(broken_reason, paths), strict=True) if writing() else ()
         broken = {file: why for file, why in looked if why is not None}
-        temporary = record.with_name(f".{record.name}.{os.getpid()}.tmp")
-        with contextlib.suppress(OSError):  # a place to remember it is a comfort, no need
-            record.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(broken))
-            os.replace(temporary, record)
+        keep(record, broken)
     return {file: broken.get(file) for file in files}

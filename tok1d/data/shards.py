@@ -7,7 +7,6 @@ as a stream, in an order of its own, so the index is what keeps order a pure fun
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tarfile
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import numpy as np
 
 from tok1d.data.decoded import DecodedImages, OnBroken, threads
 from tok1d.data.fashion_mnist import cache_home
+from tok1d.data.records import keep, recall
 from tok1d.data.splits import Split, is_test, part_of, spread
 from tok1d.data.transforms import Transform
 from tok1d.errors import DataError
@@ -94,17 +94,10 @@ def index_shards(paths: list[str], image_keys: str, label_key: str, caption_key:
         stat = os.stat(path)
         key = repr((FORMAT, os.path.abspath(path), stat.st_size, stat.st_mtime_ns, image_keys, label_key, caption_key))
         record = cache_home() / "shards" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
-        try:
-            rows: list[list[Any]] = json.loads(record.read_text())
-        except (OSError, ValueError):
+        rows: list[list[Any]] | None = recall(record)
+        if rows is None:
             rows = index_shard(path, image_keys, label_key, caption_key)
-            temporary = record.with_name(f".{record.name}.{os.getpid()}.tmp")
-            try:
-                record.parent.mkdir(parents=True, exist_ok=True)
-                temporary.write_text(json.dumps(rows))
-                os.replace(temporary, record)
-            except OSError:  # a place to remember it is a comfort, no need
-                temporary.unlink(missing_ok=True)
+            keep(record, rows)
         return rows
 
     return list(threads().map(one, paths))

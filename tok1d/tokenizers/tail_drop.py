@@ -53,3 +53,10 @@ def draw_tail(config: TailDropConfig, length: int, num: int, device: torch.devic
         keep = torch.where(draws < config.zero_prob, 0, keep)
         keep = torch.where(draws >= 1 - config.full_prob, length, keep)
     return keep
+
+
+def mean_kept(config: TailDropConfig, length: int) -> float:
+    """The mean of what `draw_tail` draws."""
+    lowest = -(-config.min_keep // config.group)
+    uniform = config.group * (lowest + length // config.group) / 2
+    return config.full_prob * length + (1 - config.full_prob - config.zero_prob) * uniform

@@ -23,7 +23,9 @@ from tok1d.zoo import store
 NAME, PREFIX = "discriminator", "d_"  # what checkpoints and logs call the second player
 
 
-def build_players(recipe: Recipe, model: nn.Module, *, resumed: bool = False) -> list[Player]:
+def build_players(
+    recipe: Recipe, model: nn.Module, *, resumed: bool = False, perceptual: PerceptualLoss | None = None
+) -> list[Player]:
     """The players of a recipe whose loss sections have weight; empty where the model's own losses are all.
 
     The model is built before, so that it starts from the same weights with a discriminator as without.
@@ -31,18 +33,19 @@ def build_players(recipe: Recipe, model: nn.Module, *, resumed: bool = False) ->
     Args:
         model: offers `reconstruct(batch, progress)` and `decoder.last_weight`, as MAETok does.
         resumed: a checkpoint of this run replaces all weights anyway, so nothing is read to start from.
+        perceptual: in place of the configured networks, whose weights are then not read.
 
     Raises:
         ConfigError, WeightsError: LPIPS, the classifier or the discriminator's frozen backbone cannot be had, or the
             discriminator that the recipe starts from does not fit.
     """
-    game = perceptual = None
+    game = None
     if recipe.adversarial.weight > 0:
         discriminator = build_discriminator(recipe.adversarial.discriminator, recipe.data.channels)
         game = AdversarialLoss(recipe.adversarial, _synchronised(discriminator))
         if recipe.init_from is not None and not resumed:
             keep_discriminator(game, recipe.init_from)
-    if recipe.perceptual.used:
+    if recipe.perceptual.used and perceptual is None:
         perceptual = PerceptualLoss(recipe.perceptual)
     if game is None and perceptual is None:
         return []

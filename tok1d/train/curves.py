@@ -26,7 +26,7 @@ BAND, LEAST = 3.0, 0.05  # fluctuations, and share of the reference's average, t
 LINES_OUTSIDE = 3  # successive lines above the band that mean the run has left
 # What decides where and when something is written, not what is computed.
 FREE: tuple[str, ...] = ("out", "card", "cache", "evaluate", "data.root", "train.log_every", "train.save_every")
-FREE += ("train.preview_every", "train.evaluate_every", "train.proxies_every")
+FREE += ("train.preview_every", "train.evaluate_every", "train.proxies_every", "train.peak_tflops", "train.tracker")
 
 
 @dataclass(frozen=True)

@@ -295,15 +295,15 @@ def _memory_rows(result: Forecast) -> list[Row]:
 
 def _cost_rows(result: Forecast) -> list[Row]:
     rows = [
-        ("FLOPs", _decimal(result.step_flops), "a step: products and convolutions, forward and backward"),
-        ("", _decimal(result.run_flops), "the whole run"),
+        ("FLOPs", decimal(result.step_flops), "a step: products and convolutions, forward and backward"),
+        ("", decimal(result.run_flops), "the whole run"),
     ]
     for name, cost in result.frozen.items():
-        count = _decimal(cost[1] * result.images_per_step) if cost else "?"
+        count = decimal(cost[1] * result.images_per_step) if cost else "?"
         rows.append(("", count, f"a step of the frozen {name}" + ("" if cost else ", not counted here")))
     if result.cache_bytes is not None:
         note = f"token cache on disk, {result.cache_rows:,} rows"
-        rows.append(("disk", _decimal(result.cache_bytes, "B"), note))
+        rows.append(("disk", decimal(result.cache_bytes, "B"), note))
     return rows
 
 
@@ -312,7 +312,7 @@ def _binary(num: float) -> str:
     return f"{num / 2**30:,.2f} GiB" if num >= 2**30 else f"{num / 2**20:,.1f} MiB"
 
 
-def _decimal(num: float, unit: str = "") -> str:
+def decimal(num: float, unit: str = "") -> str:
     """A count with a decimal prefix, three digits."""
     for prefix, size in (("Z", 1e21), ("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
         if num >= size:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tok1d.config import Recipe, build_config, to_mapping
 from tok1d.errors import ConfigError, WeightsError
@@ -26,13 +27,15 @@ class Judge:
 
     Args:
         trained, frozen: its parameters; a trained one has gradients and AdamW's moments.
-        flops_per_image: of a training step, forward and backward, of all its passes.
+        flops_per_image: of a training step in the game, forward and backward, of all its passes.
+        flops_before: the same before the discriminator plays.
         bytes_per_image: what its pass over a reconstruction keeps while the tokenizer's is kept too.
     """
 
     trained: int
     frozen: int
     flops_per_image: int
+    flops_before: int
     bytes_per_image: int
 
     @property
@@ -45,17 +48,21 @@ def judges(recipe: Recipe) -> dict[str, Judge | None]:
     """The judges of a recipe by name; None for one whose network is not known here."""
     found: dict[str, Judge | None] = {}
     bf16, sides = recipe.train.precision == "bf16", recipe.data.image_sizes or [recipe.data.image_size]
+    # The adaptive weight takes the gradient of what it compares once more, down to the last layer's output.
+    again = recipe.adversarial.weight > 0 and recipe.adversarial.adaptive
     if recipe.perceptual.weight > 0:
-        found["LPIPS"] = _in_turn([_lpips(side, bf16) for side in sides])
+        found["LPIPS"] = _in_turn([_lpips(side, bf16, again) for side in sides])
     if recipe.perceptual.logits > 0:
-        found["classifier"] = _in_turn([_classifier(recipe.perceptual.classifier, side, bf16) for side in sides])
+        name = recipe.perceptual.classifier
+        found["classifier"] = _in_turn([_classifier(name, side, bf16, again) for side in sides])
     if recipe.adversarial.weight > 0:
         config = recipe.adversarial.discriminator
         if isinstance(config, DinoConfig) and config.backbone != KNOWN_BACKBONE:
             found["discriminator"] = None
         else:
             key = (type(config), tuple(to_mapping(config).items()))
-            rest = (recipe.data.channels, bool(recipe.adversarial.consistency), bf16)
+            game = recipe.adversarial
+            rest = (recipe.data.channels, bool(game.consistency), bool(game.lecam), game.adaptive, bf16)
             found["discriminator"] = _in_turn([_discriminator(key, side, *rest) for side in sides])
     return found
 
@@ -65,8 +72,11 @@ def _in_turn(each: Sequence[Judge | None]) -> Judge | None:
     known = [judge for judge in each if judge is not None]
     if not known:
         return None
-    flops = sum(judge.flops_per_image for judge in known) // len(known)
-    return replace(known[0], flops_per_image=flops, bytes_per_image=max(judge.bytes_per_image for judge in known))
+    flops, before = (
+        sum(getattr(judge, key) for judge in known) // len(known) for key in ("flops_per_image", "flops_before")
+    )
+    most = max(judge.bytes_per_image for judge in known)
+    return replace(known[0], flops_per_image=flops, flops_before=before, bytes_per_image=most)
 
 
 class _Pass(nn.Module):
@@ -104,28 +114,43 @@ def _measured(network: nn.Module, size: int, channels: int, *, learns: bool, bf1
     return measure(_Pass(network, learns=learns), batch, bf16=bf16)
 
 
+def _forward_flops(network: nn.Module, size: int, channels: int) -> int:
+    """FLOPs an image of a forward pass alone."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.empty(2, channels, size, size, device="meta"))
+    return counter.get_total_flops() // 2
+
+
 @lru_cache
-def _lpips(size: int, bf16: bool) -> Judge:
+def _lpips(size: int, bf16: bool, again: bool) -> Judge:
     with torch.device("meta"):
         network = LPIPS(vgg16(), [torch.empty(width) for width in WIDTHS])
+    return _distance(network, size, bf16, again)
+
+
+def _distance(network: nn.Module, size: int, bf16: bool, again: bool) -> Judge:
+    """A frozen network that images and reconstructions pass, with `again` a second backward pass in the game."""
+    against = _Against(network)
+    cost = _measured(against, size, 3, learns=False, bf16=bf16)
+    more = cost.flops_per_image - _forward_flops(against, size, 3) if again else 0
     parameters = sum(p.numel() for p in network.parameters())
-    cost = _measured(_Against(network), size, 3, learns=False, bf16=bf16)
-    return Judge(0, parameters, cost.flops_per_image, cost.bytes_per_image)
+    return Judge(0, parameters, cost.flops_per_image + more, cost.flops_per_image, cost.bytes_per_image)
 
 
 @lru_cache
-def _classifier(name: str, size: int, bf16: bool) -> Judge | None:
+def _classifier(name: str, size: int, bf16: bool, again: bool) -> Judge | None:
     try:
         with torch.device("meta"):
             network = LogitsDistance(classifier_network(name, pretrained=False))
     except (ConfigError, WeightsError):  # no timm, or not a name of it
         return None
-    cost = _measured(_Against(network), size, 3, learns=False, bf16=bf16)
-    return Judge(0, sum(p.numel() for p in network.parameters()), cost.flops_per_image, cost.bytes_per_image)
+    return _distance(network, size, bf16, again)
 
 
 @lru_cache
-def _discriminator(key: Any, size: int, channels: int, consistency: bool, bf16: bool) -> Judge:
+def _discriminator(
+    key: Any, size: int, channels: int, consistency: bool, lecam: bool, again: bool, bf16: bool
+) -> Judge:
     config = build_config(key[0], dict(key[1]))
     frozen, seen = 0, size
     if isinstance(config, DinoConfig):
@@ -143,4 +168,8 @@ def _discriminator(key: Any, size: int, channels: int, consistency: bool, bf16: 
     judging = _measured(network, seen, channels, learns=False, bf16=bf16)
     passes = 4 if consistency else 2  # images and reconstructions
     flops = judging.flops_per_image + passes * learning.flops_per_image
-    return Judge(trained, frozen, flops, judging.bytes_per_image)
+    forward = _forward_flops(network, seen, channels)
+    if again:
+        flops += judging.flops_per_image - forward
+    # LeCAM's means follow the logits of images and reconstructions from the first step on.
+    return Judge(trained, frozen, flops, 2 * forward if lecam else 0, judging.bytes_per_image)

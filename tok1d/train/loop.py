@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,10 +27,12 @@ from tok1d.train.log import JsonLog
 from tok1d.train.nonfinite import Evidence, NonFiniteError, repeat, suspects, write_dump
 from tok1d.train.optim import learning_rate
 from tok1d.train.options import apply_options
+from tok1d.train.peaks import peak_of
 from tok1d.train.players import Batch, Moment, Side, Tensors, total_loss
 from tok1d.train.speed import Meter
 from tok1d.train.stop import StopSignal, agreed
 from tok1d.train.task import Task
+from tok1d.train.trackers import Track, tracker_options, tracking, untracked
 from tok1d.train.watch import Watch
 
 
@@ -71,39 +73,49 @@ def fit(recipe: Recipe, task: Task, out: Path, *, seconds: float | None = None, 
             replay lies in `out`.
         KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGUSR1, once the step is done and the checkpoint written.
     """
+    run = begin(recipe, task, out)
+    accelerator, main = run.accelerator, run.accelerator.is_main_process
+    state = checkpoint.load_latest(out / "checkpoints", accelerator.device, quiet=not main)
+    if state is not None:
+        run.load(state)
+    run.prepare()
+    with StopSignal() as stop, tracking(recipe, accelerator, out, run.step) as run.track:
+        run.loop(stop, seconds, quiet=quiet or not main)
+    if stop.received is not None and run.step < recipe.train.steps:
+        raise KeyboardInterrupt
+    for side in run.sides:
+        if side.ema is not None:
+            side.ema.swap()
+        side.player.module.eval()
+    return Result(run.step, run.spent, str(accelerator.device), run.step >= recipe.train.steps)
+
+
+def begin(recipe: Recipe, task: Task, out: Path) -> Run:
+    """A run before its first step, on this process's device; nothing is read or written.
+
+    Raises:
+        ConfigError: a precision, a batch size or a compiler that this device or these processes do not allow.
+    """
     from accelerate import Accelerator
 
     config = recipe.train
     # Asked before Accelerator, which keeps its precision for the life of the process.
     if config.precision == "bf16" and processes().device.type == "cpu":
         raise ConfigError("train.precision: bf16 is for GPUs (on a CPU it is slower than fp32), expected fp32")
-    accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=_gloo())
+    accelerator = Accelerator(
+        mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=_gloo(), **tracker_options(recipe, out)
+    )
     world = accelerator.num_processes
     if config.batch_size % world:
         raise ConfigError(f"train.batch_size: expected a multiple of {world} processes, received {config.batch_size}")
     for player in task.players:
         apply_options(player.module, checkpoint_activations=config.checkpoint_activations, compile=config.compile)
     sides = [Side(player, config, accelerator.device) for player in task.players]
-    main = accelerator.is_main_process
-    run = _Run(recipe, task, out, accelerator, sides, Watch(quiet=not main))
-    state = checkpoint.load_latest(out / "checkpoints", accelerator.device, quiet=not main)
-    if state is not None:
-        run.load(state)
-    for side in sides:
-        side.prepare(accelerator)
-    with StopSignal() as stop:
-        run.loop(stop, seconds, quiet=quiet or not main)
-    if stop.received is not None and run.step < config.steps:
-        raise KeyboardInterrupt
-    for side in sides:
-        if side.ema is not None:
-            side.ema.swap()
-        side.player.module.eval()
-    return Result(run.step, run.spent, str(accelerator.device), run.step >= config.steps)
+    return Run(recipe, task, out, accelerator, sides, Watch(quiet=not accelerator.is_main_process))
 
 
 @dataclass
-class _Run:
+class Run:
     """State of a run between steps."""
 
     recipe: Recipe
@@ -116,6 +128,17 @@ class _Run:
     spent: float = 0.0
     sums: Tensors = field(default_factory=dict)  # of what is logged, over the steps after `since`
     since: int = 0
+    track: Track = untracked
+
+    def __post_init__(self) -> None:
+        device = self.accelerator.device
+        self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+        self.culprits = torch.zeros(len(self.sides), dtype=torch.bool, device=device)
+
+    def prepare(self) -> None:
+        """The players' forward passes over all processes, once their weights are there."""
+        for side in self.sides:
+            side.prepare(self.accelerator)
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
@@ -136,13 +159,10 @@ class _Run:
     def loop(self, stop: StopSignal, seconds: float | None, *, quiet: bool) -> None:
         from tqdm import tqdm
 
-        config, device = self.recipe.train, self.accelerator.device
-        main = self.accelerator.is_main_process
+        config, main = self.recipe.train, self.accelerator.is_main_process
         log = JsonLog(self.out / "log.jsonl", self.step) if main else None
-        self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)
-        self.culprits = torch.zeros(len(self.sides), dtype=torch.bool, device=device)
         before, mark = self.spent, time.perf_counter()
-        meter, ahead = Meter(config.batch_size * config.accumulate), closing(prefetch(self._batches()))
+        meter, ahead = self._meter(), closing(prefetch(self.batches(range(self.step, config.steps))))
         bar = tqdm(total=config.steps, initial=self.step, disable=quiet, unit="step", smoothing=0.05)
         with ahead as steps, bar:  # whatever happens, the bar ends its line and the reading thread its work
             for batches in meter.timed(steps):
@@ -158,8 +178,7 @@ class _Run:
                     self._check_finite()
                     entry = {**self._log_entry(), **meter.entry()}
                     bar.set_postfix_str(" ".join(f"{k} {v:.4g}" for k, v in entry.items() if k.startswith("loss")))
-                    if log is not None:
-                        log.write(entry)
+                    self._tell(log, entry)
                     self.watch.look(entry)
                     self.sums, self.since = {}, self.step
                 self.measure(log)
@@ -170,13 +189,24 @@ class _Run:
                 if ending:
                     break
 
-    def _batches(self) -> Iterator[list[Batch]]:
-        """The batches of one optimizer step after the other, read ahead in a thread."""
+    def _meter(self) -> Meter:
         config = self.recipe.train
+        peak = peak_of(self.accelerator.device, config.precision, config.peak_tflops)
+        peaks = None if peak is None else peak * self.accelerator.num_processes
+        return Meter(config.batch_size * config.accumulate, self.task.flops, peaks, self.step)
+
+    def _tell(self, log: JsonLog | None, entry: dict[str, Any]) -> None:
+        """A line for the log and the tracker (main process)."""
+        if log is not None:
+            log.write(entry)
+            self.track(entry)
+
+    def batches(self, steps: Iterable[int]) -> Iterator[list[Batch]]:
+        """This process's batches of one optimizer step after the other."""
+        num = self.recipe.train.accumulate
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        for step in range(self.step, config.steps):
-            first = step * config.accumulate
-            yield [self.task.batch(first + i, rank, world) for i in range(config.accumulate)]
+        for step in steps:
+            yield [self.task.batch(step * num + i, rank, world) for i in range(num)]
 
     def train_step(self, batches: list[Batch]) -> Tensors:
         """One optimizer step of every player; returns detached means on the device, without waiting for it."""
@@ -328,7 +358,7 @@ class _Run:
         for each in due:
             devices = [device] if device.type == "cuda" else []
             with self._shown(averaged=each.averaged), torch.random.fork_rng(devices):
-                log.write({"step": self.step, **each.run(self.task.model)})
+                self._tell(log, {"step": self.step, **each.run(self.task.model)})
 
     def preview(self) -> None:
         """Write a picture with the averaged weights."""

@@ -21,20 +21,22 @@ from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import ConfigError, InputError, WeightsError
 from tok1d.evaluate.report import Record, write_records
 from tok1d.evaluate.sampling import generator_guidance, sampling_options, takes_interval
+from tok1d.train.flops import step_flops_or_none
 from tok1d.train.loop import Result, fit, processes
 from tok1d.train.task import Measure, Task
 from tok1d.train.tasks import build_task, open_split
+from tok1d.train.trackers import check_tracker
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
 
 # What may change between sittings of one run: it decides what is written when, not what is computed.
 FREE_KEYS = {
     *("out", "card", "train.log_every", "train.save_every", "train.preview_every", "train.evaluate_every"),
-    *("train.keep_last", "train.keep_every", "train.proxies_every"),
+    *("train.keep_last", "train.keep_every", "train.proxies_every", "train.peak_tflops", "train.tracker"),
     *("data.workers", "data.on_broken"),  # a run that a broken image stopped may go on without it
 }
 # report.json first: interrupted after it, the folder holds no finished run any more.
-RUN_FILES = ("report.json", "log.jsonl", "model", "checkpoints", "samples", "cache")
+RUN_FILES = ("report.json", "log.jsonl", "model", "checkpoints", "samples", "cache", "tensorboard", "wandb")
 
 
 def is_finished(out: Path) -> bool:
@@ -135,12 +137,15 @@ def train(
     Args:
         seconds: end this sitting, with a checkpoint, after so much training time.
     """
+    check_tracker(recipe)
     with _first_process_first() as first_process:
         out = prepare(recipe, overwrite=overwrite and first_process)
         commit = code_version()  # as the run begins: a long run outlives edits of the checkout
         task = build_task(recipe)
     _check_evaluate(recipe, task.model)
     task.measures += evaluations(recipe)
+    if first_process:
+        task.flops = step_flops_or_none(recipe)
     result = fit(recipe, task, out, seconds=seconds, quiet=quiet)
     tell_broken(task.images)
     if result.finished and first_process:

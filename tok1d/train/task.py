@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from tok1d.train.players import Batch, Player, alone
+
+if TYPE_CHECKING:
+    from tok1d.train.flops import StepFlops
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Task:
         samples: (micro_step, rank, world) -> a name for each row of that batch, for reports; None numbers them.
         images: the training images, which know what of them could not be read.
         measures: what is measured meanwhile, before the checkpoint of the same step.
+        flops: what a step computes, for the log; None is not known.
     """
 
     model: nn.Module
@@ -48,6 +52,7 @@ class Task:
     samples: Callable[[int, int, int], list[str]] | None = None
     images: Any = None
     measures: list[Measure] = field(default_factory=list)
+    flops: StepFlops | None = None
 
     def __post_init__(self) -> None:
         self.players = self.players or [alone(self.model)]

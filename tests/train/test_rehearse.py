@@ -1,0 +1,193 @@
+"""What a run will take: the median step times their number, by real steps that leave no trace."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tok1d.cli import run as run_cli
+from tok1d.config import load_recipe
+from tok1d.data import fashion_mnist, folder, records
+from tok1d.errors import ConfigError, DataError
+from tok1d.train import rehearse as rehearsing
+from tok1d.train import run
+from tok1d.train.forecast_judges import judges
+from tok1d.train.rehearse import WARMUP, Phase, phases, rehearse, rows
+from tok1d.train.rehearse_task import rehearsal, untrained
+from tok1d.zoo import store
+
+Tiny = Callable[..., str]
+GAME = (
+    *("adversarial.weight=0.4", "adversarial.start=5", "adversarial.discriminator={name: patch, width: 4, layers: 1}"),
+)
+
+
+class Stopwatch:
+    """A clock by which step i of a phase waits waits[i] and takes times[i] seconds in all."""
+
+    def __init__(self, times: list[float], waits: list[float]) -> None:
+        self.now, self.reads = 0.0, 0
+        self.parts = [part for time, wait in zip(times, waits) for part in (0.0, wait, time - wait)]
+
+    def __call__(self) -> float:
+        self.now += self.parts[self.reads % len(self.parts)]
+        self.reads += 1
+        return self.now
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+
+
+def test_hours_are_the_median_step_times_their_number(tiny: Tiny, fashion: None) -> None:
+    recipe = load_recipe(tiny("classifier"), ["train.steps=7200", "train.peak_tflops=2"])
+    times = [99.0] * WARMUP + [3.0, 1.0, 2.0, 50.0, 1.5]
+    result = rehearse(recipe, 5, Stopwatch(times, [0.5] * len(times)))
+    assert result.timed[0].seconds == pytest.approx([3.0, 1.0, 2.0, 50.0, 1.5])
+    assert result.hours == pytest.approx(2.0 * 7200 / 3600)
+    assert result.timed[0].waited == pytest.approx(5 * 0.5 / 57.5)
+    flops = result.timed[0].flops
+    assert flops is not None
+    text = rows(result)
+    assert ("", "4", "images a second") in text
+    assert any(cells[0] == "hours" and cells[1] == "4" for cells in text)
+    assert any(cells[1] == f"{flops / 2.0 / 2e12:.1%}" and "utilisation" in cells[2] for cells in text)
+
+
+def test_both_sides_of_the_game_are_measured_and_weighted(tiny: Tiny, fashion: None) -> None:
+    recipe = load_recipe(tiny("maetok"), ["train.steps=3600", *GAME, "adversarial.start=901"])
+    assert [(each.first, each.steps) for each in phases(recipe)] == [(0, 900), (900, 2700)]
+    slow = [1.0] * (WARMUP + 2) + [4.0] * (WARMUP + 2)
+    result = rehearse(recipe, 2, Stopwatch(slow, [0.0] * len(slow)))
+    assert result.hours == pytest.approx((900 * 1.0 + 2700 * 4.0) / 3600)
+    before, playing = result.timed
+    assert before.flops is not None and playing.flops is not None and playing.flops > before.flops
+    never = load_recipe(tiny("maetok"), [*GAME, "adversarial.start=100"])
+    assert len(phases(never)) == 1 and len(phases(load_recipe(tiny("maetok"), [*GAME, "adversarial.start=1"]))) == 1
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 1000])
+def test_measured_steps_are_in_their_phase(steps: int) -> None:
+    phase = Phase("", 40, steps)
+    places = [phase.at(i) for i in range(20)]
+    assert min(places) >= 40 and max(places) < 40 + steps and len(set(places)) == min(20, steps)
+
+
+def test_the_discriminator_plays_in_its_phase(tiny: Tiny, fashion: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, bool]] = []
+    step = rehearsing.Run.train_step
+
+    def watched(self: rehearsing.Run, batches: list[Any]) -> Any:
+        logged = step(self, batches)
+        seen.append((self.step, float(logged["d_loss_adversarial"]) > 0))
+        return logged
+
+    monkeypatch.setattr(rehearsing.Run, "train_step", watched)
+    rehearse(load_recipe(tiny("maetok"), [*GAME]), 1)
+    assert all(plays == (place + 1 >= 5) for place, plays in seen)
+    assert {plays for _, plays in seen} == {False, True}
+
+
+def test_nothing_is_written_and_training_is_the_same_after_it(
+    tiny: Tiny, fashion: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("TOK1D_CACHE", str(tmp_path / "cache"))
+    path = tiny("tokenizer")
+    before = files(tmp_path)
+    assert run_cli(["train", path, "--dry-run", "--measure", "--measure-steps", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "hours" in text and "64 images of fashion_mnist" in text and "median of 2" in text
+    assert files(tmp_path) == before
+    prints = []
+    for name, first in (("plain", False), ("after", True)):
+        recipe = replace(load_recipe(path), out=str(tmp_path / name))
+        if first:
+            rehearse(recipe, 1)
+        out = run.train(recipe, quiet=True)
+        prints.append(store.fingerprint(store.load(str(out / "model"))))
+    assert prints[0] == prints[1]
+
+
+def test_a_run_at_work_is_not_disturbed(tiny: Tiny, fashion: None, tmp_path: Path) -> None:
+    recipe = replace(load_recipe(tiny("classifier")), out=str(tmp_path / "run"))
+    run.train(recipe, quiet=True, seconds=0)
+    before = files(tmp_path)
+    rehearse(recipe, 1)
+    assert files(tmp_path) == before
+
+
+def test_without_data_batches_are_random_and_it_says_so(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOK1D_CACHE", str(tmp_path / "cache"))
+    result = rehearse(load_recipe(tiny("classifier")), 1)
+    assert result.source.startswith("random images (Fashion-MNIST is not in") and not result.loads
+    assert not any("waiting" in cells[2] for cells in rows(result))
+    assert not (tmp_path / "cache").exists()
+    generator = rehearse(load_recipe(tiny("generator", tokenizer="nowhere"), [f"cache={tmp_path / 'no'}"]), 1)
+    assert generator.source.startswith("random tokens") and "making the token cache" in generator.omitted
+    assert not list(tmp_path.iterdir())
+
+
+def test_teachers_are_not_fetched(tiny: Tiny) -> None:
+    overrides = [
+        "model.alignment={teacher: vit_tiny_patch14_nowhere, image_size: 28}",
+        "model.decoder.align_depth=1",
+        "model.decoder.patch=7",
+    ]
+    assert untrained(load_recipe(tiny("tokenizer"), overrides)).model.alignment.weights == "random"
+    dino = load_recipe(tiny("maetok"), ["adversarial.weight=0.4"])
+    assert untrained(dino).adversarial.discriminator.weights == "random"
+    other = "adversarial.discriminator.backbone=vit_base_patch16_224.dino"
+    unknown = load_recipe(tiny("maetok"), ["adversarial.weight=0.4", other])
+    with pytest.raises(ConfigError, match=r"--measure fetches none, expected a file of vit_base_patch16_224.dino's"):
+        untrained(unknown)
+    assert judges(unknown) == {"discriminator": None}
+
+
+def test_lpips_is_as_large_as_the_real_one(tiny: Tiny, fashion: None) -> None:
+    recipe = load_recipe(tiny("maetok"), ["perceptual.weight=1.0"])
+    losses = rehearsal(recipe).task.players[0].losses
+    assert losses is not None
+    known = judges(recipe)["LPIPS"]
+    assert known is not None and known.frozen == 14_714_688 + 64 + 128 + 256 + 512 + 512
+
+
+def test_what_does_not_fit_is_one_line(tiny: Tiny, fashion: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(rehearsing.Run, "train_step", full)
+    with pytest.raises(ConfigError, match=r"^train.batch_size: 8 images at a time do not fit") as error:
+        rehearse(load_recipe(tiny("classifier")), 1)
+    assert "\n" not in str(error.value)
+
+
+def test_measure_belongs_to_the_dry_run(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tiny("classifier")
+    assert run_cli(["train", path, "--measure"]) == 2
+    assert "--measure: it belongs to --dry-run" in capsys.readouterr().err
+    assert run_cli(["train", path, "--dry-run"]) == 0
+    assert "--measure times ten of its steps" in capsys.readouterr().out
+    assert run_cli(["train", path, "--dry-run", "--measure", "train.precision=bf16"]) == (
+        0 if torch.cuda.is_available() else 2
+    )
+
+
+def test_records_are_neither_kept_nor_made_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOK1D_CACHE", str(tmp_path / "cache"))
+    image = tmp_path / "broken.png"
+    image.write_bytes(b"nothing")
+    with records.nothing_written():
+        assert folder._checked(["broken.png"], [image], 1) == {"broken.png": None}, "not looked at"
+        with pytest.raises(DataError, match="is not in"):
+            fashion_mnist.find()
+        records.keep(tmp_path / "kept.json", {})
+        assert not (tmp_path / "cache").exists() and not (tmp_path / "kept.json").exists()
+    assert folder._checked(["broken.png"], [image], 1)["broken.png"] is not None
+    assert len(list((tmp_path / "cache" / "checked").iterdir())) == 1, "once looked through, it is known"
