@@ -44,18 +44,18 @@ class Judge:
 def judges(recipe: Recipe) -> dict[str, Judge | None]:
     """The judges of a recipe by name; None for one whose network is not known here."""
     found: dict[str, Judge | None] = {}
-    bf16, sides = recipe.train.precision == "bf16", recipe.data.image_sizes or [recipe.data.image_size]
+    half, sides = recipe.train.precision != "fp32", recipe.data.image_sizes or [recipe.data.image_size]
     if recipe.perceptual.weight > 0:
-        found["LPIPS"] = _in_turn([_lpips(side, bf16) for side in sides])
+        found["LPIPS"] = _in_turn([_lpips(side, half) for side in sides])
     if recipe.perceptual.logits > 0:
-        found["classifier"] = _in_turn([_classifier(recipe.perceptual.classifier, side, bf16) for side in sides])
+        found["classifier"] = _in_turn([_classifier(recipe.perceptual.classifier, side, half) for side in sides])
     if recipe.adversarial.weight > 0:
         config = recipe.adversarial.discriminator
         if isinstance(config, DinoConfig) and config.backbone != KNOWN_BACKBONE:
             found["discriminator"] = None
         else:
             key = (type(config), tuple(to_mapping(config).items()))
-            rest = (recipe.data.channels, bool(recipe.adversarial.consistency), bf16)
+            rest = (recipe.data.channels, bool(recipe.adversarial.consistency), half)
             found["discriminator"] = _in_turn([_discriminator(key, side, *rest) for side in sides])
     return found
 
@@ -96,36 +96,36 @@ class _Against(nn.Module):
         return self.distance(images, images.detach())
 
 
-def _measured(network: nn.Module, size: int, channels: int, *, learns: bool, bf16: bool) -> Measured:
+def _measured(network: nn.Module, size: int, channels: int, *, learns: bool, half: bool) -> Measured:
     def batch(num: int) -> tuple[Tensor, Tensor]:
         return torch.empty(num, channels, size, size, device="meta"), torch.empty(0)
 
     network.requires_grad_(learns)
-    return measure(_Pass(network, learns=learns), batch, bf16=bf16)
+    return measure(_Pass(network, learns=learns), batch, half=half)
 
 
 @lru_cache
-def _lpips(size: int, bf16: bool) -> Judge:
+def _lpips(size: int, half: bool) -> Judge:
     with torch.device("meta"):
         network = LPIPS(vgg16(), [torch.empty(width) for width in WIDTHS])
     parameters = sum(p.numel() for p in network.parameters())
-    cost = _measured(_Against(network), size, 3, learns=False, bf16=bf16)
+    cost = _measured(_Against(network), size, 3, learns=False, half=half)
     return Judge(0, parameters, cost.flops_per_image, cost.bytes_per_image)
 
 
 @lru_cache
-def _classifier(name: str, size: int, bf16: bool) -> Judge | None:
+def _classifier(name: str, size: int, half: bool) -> Judge | None:
     try:
         with torch.device("meta"):
             network = LogitsDistance(classifier_network(name, pretrained=False))
     except (ConfigError, WeightsError):  # no timm, or not a name of it
         return None
-    cost = _measured(_Against(network), size, 3, learns=False, bf16=bf16)
+    cost = _measured(_Against(network), size, 3, learns=False, half=half)
     return Judge(0, sum(p.numel() for p in network.parameters()), cost.flops_per_image, cost.bytes_per_image)
 
 
 @lru_cache
-def _discriminator(key: Any, size: int, channels: int, consistency: bool, bf16: bool) -> Judge:
+def _discriminator(key: Any, size: int, channels: int, consistency: bool, half: bool) -> Judge:
     config = build_config(key[0], dict(key[1]))
     frozen, seen = 0, size
     if isinstance(config, DinoConfig):
@@ -139,8 +139,8 @@ def _discriminator(key: Any, size: int, channels: int, consistency: bool, bf16: 
     if isinstance(network, DinoDiscriminator):
         frozen = sum(p.numel() for p in network.trunk.parameters())
     trained = sum(p.numel() for p in network.parameters())
-    learning = _measured(network, seen, channels, learns=True, bf16=bf16)
-    judging = _measured(network, seen, channels, learns=False, bf16=bf16)
+    learning = _measured(network, seen, channels, learns=True, half=half)
+    judging = _measured(network, seen, channels, learns=False, half=half)
     passes = 4 if consistency else 2  # images and reconstructions
     flops = judging.flops_per_image + passes * learning.flops_per_image
     return Judge(trained, frozen, flops, judging.bytes_per_image)
