@@ -111,6 +111,9 @@ def test_state_and_steps_add_up(tiny: Callable[..., str]) -> None:
     assert result.state_bytes == 20 * count + 4 * (4 * 16)
     assert forecast(load_recipe(path, ["train.ema=0"])).state_bytes == 16 * count + 4 * (4 * 16)
     assert result.memory() - result.memory(DEVICES) == 7 * result.measured.bytes_per_image
+    shared = forecast(load_recipe(path, ["train.accumulate=2", "train.shard=optimizer"]))
+    assert shared.memory() == result.memory()
+    assert shared.memory(DEVICES) == result.memory(DEVICES) - 8 * count * 7 // 8
     assert (result.images_per_step, result.num_images) == (16, 64)
     assert result.run_flops == 6 * 16 * result.measured.flops_per_image
 

@@ -230,7 +230,8 @@ def assert_same(one: Path, two: Path) -> None:
 @pytest.mark.parametrize("kind", ["tokenizer", "game", "fp16"])
 def test_a_shared_out_optimizer_makes_the_same_bits(both: Path, kind: str) -> None:
     assert_same(both / kind, both / f"{kind}-shard")
-    assert max(entry["grad_norm"] for entry in read_log(both / kind / "log.jsonl")) > 0.06  # more than the clip, so it was clipped
+    norms = [entry["grad_norm"] for entry in read_log(both / kind / "log.jsonl")]
+    assert max(norms) > 0.06  # more than the clip of the tokenizer: it was clipped
 
 
 @pytest.mark.slow
