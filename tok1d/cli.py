@@ -146,6 +146,8 @@ def train(
         name=recipe,
         seconds=None if minutes is None else minutes * 60,
     )
+    if int(os.environ.get("RANK", "0")):
+        return  # the first process tells
     if run.is_finished(out):
         print_records(read_records(out / "report.json"))
         print(f"model: {out / 'model'}\nreport: {out / 'report.json'}")

@@ -26,7 +26,7 @@ def replay(
     from tok1d import apply
     from tok1d.config import recipe_from_text
     from tok1d.errors import InputError
-    from tok1d.train import nonfinite
+    from tok1d.train import nonfinite, precision
     from tok1d.train.tasks import build_task
 
     state = nonfinite.read_dump(dump)
@@ -38,9 +38,14 @@ def replay(
     for player in task.players:
         player.module.to(place)
     nonfinite.load_dump(task, state, str(dump))
-    precision = nonfinite.precision_of(recipe, place)
     evidence = nonfinite.repeat(
-        recipe, task, state["step"], rank=rank, world=state.get("world", 1), precision=precision
+        recipe,
+        task,
+        state["step"],
+        rank=rank,
+        world=state.get("world", 1),
+        precision=precision.precision_of(recipe.train.precision, place),
+        scale=state.get("scale", 1.0),
     )
     _show(state["step"], evidence)
     for suspect in nonfinite.suspects(recipe, [evidence]):

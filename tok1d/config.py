@@ -154,7 +154,12 @@ class OptimConfig:
 class TrainConfig(OptimConfig):
     """One training run: the optimizer's settings and what happens every so many steps."""
 
-    precision: Literal["fp32", "bf16"] = option("fp32", "arithmetic of the forward pass; bf16 is for GPUs")
+    precision: Literal["fp32", "bf16", "fp16"] = option(
+        "fp32", "arithmetic of the forward pass; bf16 and fp16 (with a loss scale) are for GPUs"
+    )
+    shard: Literal["none", "optimizer"] = option(
+        "none", "optimizer: each process holds AdamW's moments of its share of the weights; the weights stay the same"
+    )
     log_every: int = option(50, "steps between lines of the log", ge=1)
     checkpoint_activations: bool = option(False, "compute blocks again in the backward pass: less memory, more time")
     compile: bool = option(False, "torch.compile of the transformer blocks: faster steps after a slow first one")

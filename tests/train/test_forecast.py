@@ -32,10 +32,10 @@ class Toy(nn.Module):
         return {"loss": self.body(batch[0]).sum(), "seen": batch[0].sum()}
 
 
-def toy(body: Callable[[], nn.Module], shape: tuple[int, ...], *, bf16: bool = False) -> Measured:
+def toy(body: Callable[[], nn.Module], shape: tuple[int, ...], *, half: bool = False) -> Measured:
     with torch.device("meta"):
         model = Toy(body())
-    return measure(model, lambda num: (torch.empty(num, *shape, device="meta"), torch.empty(0)), bf16=bf16)
+    return measure(model, lambda num: (torch.empty(num, *shape, device="meta"), torch.empty(0)), half=half)
 
 
 def mlp() -> nn.Module:
@@ -53,16 +53,16 @@ def test_a_small_network_in_closed_form() -> None:
 
 
 def test_half_precision_halves_activations_and_keeps_a_copy_of_weights() -> None:
-    measured = toy(mlp, (IN,), bf16=True)
+    measured = toy(mlp, (IN,), half=True)
     assert measured.bytes_per_image == 2 * (IN + 2 * HIDDEN)
     assert measured.bytes_of_any_batch == 2 * HIDDEN * OUT, "the first layer's is not needed for a gradient"
     assert measured.flops_per_image == toy(mlp, (IN,)).flops_per_image
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_attention_keeps_no_matrix_of_scores(bf16: bool) -> None:
-    dim, heads, size = 16, 2, 2 if bf16 else 4
-    measured = toy(lambda: Attention(dim, heads), (LENGTH, dim), bf16=bf16)
+@pytest.mark.parametrize("half", [False, True])
+def test_attention_keeps_no_matrix_of_scores(half: bool) -> None:
+    dim, heads, size = 16, 2, 2 if half else 4
+    measured = toy(lambda: Attention(dim, heads), (LENGTH, dim), half=half)
     kept = LENGTH * dim * size * (1 + 3 + 1)  # input; q, k, v in one; result
     copy = LENGTH * dim * size  # the result with its heads side by side
     normalisers = 4 * heads * LENGTH
@@ -111,6 +111,9 @@ def test_state_and_steps_add_up(tiny: Callable[..., str]) -> None:
     assert result.state_bytes == 20 * count + 4 * (4 * 16)
     assert forecast(load_recipe(path, ["train.ema=0"])).state_bytes == 16 * count + 4 * (4 * 16)
     assert result.memory() - result.memory(DEVICES) == 7 * result.measured.bytes_per_image
+    shared = forecast(load_recipe(path, ["train.accumulate=2", "train.shard=optimizer"]))
+    assert shared.memory() == result.memory()
+    assert shared.memory(DEVICES) == result.memory(DEVICES) - 8 * count * 7 // 8
     assert (result.images_per_step, result.num_images) == (16, 64)
     assert result.run_flops == 6 * 16 * result.measured.flops_per_image
 

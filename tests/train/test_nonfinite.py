@@ -145,7 +145,7 @@ GOOD = Evidence(samples=["a", "b", "c", "d"], losses={"loss": 1.0}, weights={"en
     ],
 )
 def test_who_is_blamed(tiny: Tiny, evidence: Evidence, more: dict[str, Any], expected: list[str]) -> None:
-    found = suspects(load_recipe(tiny("tokenizer")), [evidence], **more)
+    found = suspects(load_recipe(tiny("tokenizer"), ["train.precision=bf16"]), [evidence], **more)
     assert len(found) == len(expected)
     for text, start in zip(found, expected):
         assert text.startswith(start)

@@ -23,30 +23,53 @@ from tok1d.zoo import store
 from tok1d.zoo.card import Card
 
 Tiny = Callable[..., str]
-KINDS = ["tokenizer", "generator", "smap", "sit"]
+KINDS = ["tokenizer", "generator", "smap", "smap-batch", "maetok", "maskgit", "sit"]
 # A tokenizer with noise, times, dropped tokens and stochastic depth; generators with dropout, dropped classes and a
 # head that draws four times for each token.
 CHANGES = {
-    "tokenizer": ["model.encoder.drop_path=0.3"],
+    "tokenizer": ["model.encoder.drop_path=0.3", "train.clip=0.05"],
     "generator": ["model.head.batch_mul=4", "model.dropout=0.2", "model.class_dropout=0.5"],
     "smap": ["model.tail_drop.keep_per=sample"],
+    "smap-batch": ["model.tail_drop.keep_per=iteration"],  # one draw for the whole batch
+    "maetok": ["model.mask={low: 0.1, high: 0.9}"],  # as many masked patches as it happens, which the loss counts
+    "maskgit": ["model.class_dropout=0.5", "model.attention_dropout=0"],  # inside its kernel a process's own
     "sit": ["model.class_dropout=0.5"],
+    "game": [
+        *("adversarial.weight=0.4", "adversarial.start=2", "model.token_dim=8", "train.clip=0.1"),
+        "adversarial.discriminator={name: patch, width: 4, layers: 1}",
+    ],
 }
+RECIPES = {"smap-batch": "smap", "game": "maetok"}
+MASKGIT = """
+kind: generator
+data: {image_size: 32, pad: 2}
+model: {name: maskgit, num_tokens: 4, vocab_size: 16, num_classes: 10, dim: 16, depth: 1, heads: 2, steps: 2}
+train: {steps: 6, batch_size: 8, lr: 1e-3, warmup: 2, ema: 0.9, log_every: 2}
+"""
+SHARD, FP16 = ["train.shard=optimizer"], ["train.precision=fp16"]
 WORKER = """
 import json, os, sys
 from pathlib import Path
 from tok1d.config import load_recipe
 from tok1d.data.images import ArrayImages
 from tok1d.errors import Tok1dError
-from tok1d.train import run, stop
+from tok1d.train import optim, players, precision, run, stop
 from tok1d.train.tasks import build_task
 
-stop.AGREE_EVERY = 2
+stop.AGREE_EVERY, precision.ON_CPU, precision.FIRST_SCALE = 2, True, 2.0**12
+made = []
+
+
+def recorded(*args, **keys):
+    made.append(optim.build_optimizer(*args, **keys))
+    return made[-1]
+
+
+players.build_optimizer = recorded
+read = ArrayImages.captioned_batch
 for case in json.loads(Path(sys.argv[1]).read_text()):
     recipe = load_recipe(case["recipe"], case["overrides"])
     if case["bad"] >= 0:
-        read = ArrayImages.captioned_batch
-
         def spoiled(self, indices, **when):
             pixels, *rest = read(self, indices, **when)
             pixels[[i for i, index in enumerate(indices) if index == case["bad"]]] = float("nan")
@@ -57,7 +80,10 @@ for case in json.loads(Path(sys.argv[1]).read_text()):
         with run._first_process_first():
             out = run.prepare(recipe)
             task = build_task(recipe)
+        made.clear()
         run.fit(recipe, task, out, quiet=True, seconds=case["seconds"])
+        held = [[v.numel() for s in optim.own_part(o).state.values() for v in s.values()] for o in made]
+        Path(f"{recipe.out}-rank{os.environ['RANK']}.json").write_text(json.dumps([sum(each) for each in held]))
     except Tok1dError as error:
         Path(f"{recipe.out}-rank{os.environ['RANK']}.txt").write_text(str(error))
 """
@@ -77,7 +103,11 @@ def write_images(root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Iterator[Path]:
-    """A folder in which two processes have trained every kind: KIND, KIND-short (two of four steps), nan."""
+    """A folder in which two processes have trained every kind: KIND, KIND-short (two of four steps), nan.
+
+    And with the optimizer's state shared out: tokenizer-shard, -cut (stopped and resumed), -short, nan-shard; the same
+    game of two players and fp16 without and with it.
+    """
     root = tmp_path_factory.mktemp("processes")
     write_images(root / "data")
     write_recipes(root, tiny)
@@ -86,7 +116,19 @@ def both(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Iterator[Path]
         for name, seconds in ((kind, None), (f"{kind}-short", 0.0)):
             if kind in ("tokenizer", "generator") or seconds is None:
                 cases.append({**case(root, kind, name), "seconds": seconds, "bad": -1})
-    cases.append({**case(root, "tokenizer", "nan"), "seconds": None, "bad": 0})
+    for kind, name, seconds, more in (
+        ("tokenizer", "tokenizer-shard", None, SHARD),
+        ("tokenizer", "tokenizer-shard-cut", 0.0, SHARD),
+        ("tokenizer", "tokenizer-shard-cut", None, SHARD),
+        ("tokenizer", "tokenizer-shard-short", 0.0, SHARD),
+        ("game", "game", None, []),
+        ("game", "game-shard", None, SHARD),
+        ("tokenizer", "fp16", None, FP16),
+        ("tokenizer", "fp16-shard", None, FP16 + SHARD),
+    ):
+        cases.append({**case(root, kind, name, *more), "seconds": seconds, "bad": -1})
+    for name, more in (("nan", []), ("nan-shard", SHARD)):
+        cases.append({**case(root, "tokenizer", name, *more), "seconds": None, "bad": 0})
     (root / "cases.json").write_text(json.dumps(cases))
     (root / "worker.py").write_text(WORKER)
     with socket.socket() as free:
@@ -106,24 +148,27 @@ def both(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Iterator[Path]
 
 def write_recipes(root: Path, tiny: Tiny) -> None:
     """KIND.yaml for all kinds, and the tokenizers that the generators learn from."""
-    for kind in KINDS:
-        keys, made = {}, {"generator": "tokenizer", "sit": "maetok"}.get(kind)
+    for kind in CHANGES:
+        keys, made = {}, {"generator": "tokenizer", "sit": "maetok", "maskgit": "titok"}.get(kind)
         if made:
             torch.manual_seed(0)
-            store.save_model(store.build_model(load_recipe(tiny(made)).model), root / "models" / made, Card())
+            ids = ["model.bottleneck={name: vq, size: 16}"] if kind == "maskgit" else []
+            store.save_model(store.build_model(load_recipe(tiny(made), ids).model), root / "models" / made, Card())
             keys["tokenizer"] = root / "models" / made
-        (root / f"{kind}.yaml").write_text(Path(tiny(kind, **keys)).read_text())
+        lines = "".join(f"{key}: {value}\n" for key, value in keys.items())
+        text = MASKGIT + lines if kind == "maskgit" else Path(tiny(RECIPES.get(kind, kind), **keys)).read_text()
+        (root / f"{kind}.yaml").write_text(text)
 
 
-def case(root: Path, kind: str, name: str) -> dict[str, Any]:
+def case(root: Path, kind: str, name: str, *changes: str) -> dict[str, Any]:
     """A recipe of four steps as file and overrides, in folder `name`."""
     more = [f"data.root={root / 'data'}", "train.steps=4", "train.log_every=1", f"out={root / name}"]
-    return {"recipe": str(root / f"{kind}.yaml"), "overrides": [*CHANGES[kind], *more]}
+    return {"recipe": str(root / f"{kind}.yaml"), "overrides": [*CHANGES[kind], *more, *changes]}
 
 
-def alone(root: Path, kind: str, name: str) -> Path:
+def alone(root: Path, kind: str, name: str, *changes: str) -> Path:
     """The same training by this one process."""
-    given = case(root, kind, name)
+    given = case(root, kind, name, *changes)
     recipe = load_recipe(given["recipe"], given["overrides"])
     out = run.prepare(recipe)
     run.fit(recipe, build_task(recipe), out, quiet=True)
@@ -162,14 +207,69 @@ def test_one_process_goes_on_where_two_stopped_and_says_so(both: Path, kind: str
     assert_close(both / kind, out)
 
 
+def same(one: Any, two: Any) -> bool:
+    """Equal to the last bit, tensors included."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, two)
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(two) and all(same(a, b) for a, b in zip(one, two))
+    return one == two
+
+
+def assert_same(one: Path, two: Path) -> None:
+    """Checkpoints of step 4 that differ in nothing but the seconds: weights, averages, optimizers, loss scale."""
+    a, b = newest(one), newest(two)
+    assert a["step"] == 4 and a.keys() == b.keys()
+    for key in a.keys() - {"seconds"}:
+        assert same(a[key], b[key]), key
+
+
 @pytest.mark.slow
-def test_both_processes_stop_at_what_one_of_them_saw(both: Path) -> None:
-    lines = [(both / f"nan-rank{rank}.txt").read_text() for rank in range(2)]
+@pytest.mark.parametrize("kind", ["tokenizer", "game", "fp16"])
+def test_a_shared_out_optimizer_makes_the_same_bits(both: Path, kind: str) -> None:
+    assert_same(both / kind, both / f"{kind}-shard")
+    norms = [entry["grad_norm"] for entry in read_log(both / kind / "log.jsonl")]
+    assert max(norms) > 0.06  # more than the clip of the tokenizer: it was clipped
+
+
+@pytest.mark.slow
+def test_each_process_holds_half_of_the_moments(both: Path) -> None:
+    for kind, allowed in (("tokenizer", 0.05), ("game", 0.25)):  # one tensor is most of this small discriminator
+        whole = [json.loads((both / f"{kind}-rank{rank}.json").read_text()) for rank in range(2)]
+        parts = [json.loads((both / f"{kind}-shard-rank{rank}.json").read_text()) for rank in range(2)]
+        assert whole[0] == whole[1] and [a + b for a, b in zip(*parts)] == whole[0]
+        assert len(whole[0]) == (2 if kind == "game" else 1)
+        for part in parts:
+            assert [share / all for share, all in zip(part, whole[0])] == pytest.approx([0.5] * len(part), abs=allowed)
+
+
+@pytest.mark.slow
+def test_a_shared_out_run_that_was_stopped_ends_with_the_same_bits(both: Path) -> None:
+    assert_same(both / "tokenizer", both / "tokenizer-shard-cut")
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_from_a_shared_out_optimizer(both: Path, capsys: Any) -> None:
+    assert newest(both / "tokenizer-shard-short")["step"] == 2
+    assert_close(both / "tokenizer", alone(both, "tokenizer", "tokenizer-shard-short"))
+    capsys.readouterr()
+    alone(both, "tokenizer", "tokenizer-alone-shard", *SHARD)
+    assert capsys.readouterr().err == "train.shard=optimizer: there is one process, which holds everything\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nan", "nan-shard"])
+def test_both_processes_stop_at_what_one_of_them_saw(both: Path, name: str) -> None:
+    lines = [(both / f"{name}-rank{rank}.txt").read_text() for rank in range(2)]
     assert lines[0] == lines[1] and "image 0 has pixels or tokens that are not finite" in lines[0]
-    (dump,) = (both / "nan").glob("nonfinite-step-*.pt")
+    (dump,) = (both / name).glob("nonfinite-step-*.pt")
     state = torch.load(dump, weights_only=True)
     assert state["world"] == 2 and [len(each["samples"]) for each in state["evidence"]] == [4, 4]
     assert sum(each["bad_samples"] == ["image 0"] for each in state["evidence"]) == 1
+    plain = torch.load(both / "nan" / dump.name, weights_only=True)
+    assert same(state["model"], plain["model"]) and same(state["optimizer"], plain["optimizer"])
 
 
 def shares(make: Callable[[], torch.Tensor], rows: int, world: int, copies: int = 1) -> list[torch.Tensor]:
@@ -206,9 +306,10 @@ def test_copies_keep_their_order() -> None:
     assert torch.equal(torch.cat([part.view(4, 12, 3) for part in parts], 1).view(-1, 3), whole)
 
 
-def test_what_is_no_batch_is_the_same_everywhere_and_single_numbers_are_not() -> None:
+def test_what_is_no_batch_is_the_same_everywhere() -> None:
+    (whole,) = shares(lambda: torch.cat([torch.rand(7), torch.rand(1)]), 8, 1)
     a, b = shares(lambda: torch.cat([torch.rand(7), torch.rand(1)]), 4, 2)
-    assert torch.equal(a[:7], b[:7]) and a[7] != b[7]
+    assert torch.equal(a, whole) and torch.equal(b, whole)
 
 
 def test_draws_too_large_to_share_are_each_process_s_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tok1d.bottleneck.plain import Terms
-from tok1d.bottleneck.shared import full_precision
+from tok1d.nn.precision import full_precision
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from tok1d.nn.precision import full_precision
+
 
 class Normalised(nn.Module):
     """Linear to the token width, then, per token over its channels, (x - mean) / std.
 
     The std is the unbiased one (n - 1) and, by default, there is no epsilon: LayerNorm differs from this by
-    sqrt(D / (D - 1)). Being per token, it commutes with dropping later tokens.
+    sqrt(D / (D - 1)). Being per token, it commutes with dropping later tokens. All this is in the precision of the
+    weights, also under autocast: statistics of half-precision tokens would not be those of the same tokens in a cache.
 
     Args:
         dim: encoder width.
@@ -28,8 +31,9 @@ class Normalised(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, K, dim) -> (B, K, D)."""
-        tokens = self.proj(features)
-        if not self.normalise:
-            return tokens
-        mean = tokens.mean(-1, keepdim=True)
-        return (tokens - mean) / (tokens.std(-1, keepdim=True) + self.eps)
+        with full_precision(features):
+            tokens = self.proj(features.to(self.proj.weight.dtype))
+            if not self.normalise:
+                return tokens
+            mean = tokens.mean(-1, keepdim=True)
+            return (tokens - mean) / (tokens.std(-1, keepdim=True) + self.eps)

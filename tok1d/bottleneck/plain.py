@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from tok1d.nn.precision import full_precision
+
 Terms = dict[str, Tensor]
 
 
 class Plain(nn.Module):
-    """Linear to the token width: the plain autoencoder (MAETok, section 3.2). No loss of its own."""
+    """Linear to the token width: the plain autoencoder (MAETok, section 3.2). No loss of its own.
+
+    In the precision of the weights, also under autocast.
+    """
 
     vocab_size: int | None = None
 
@@ -23,11 +28,12 @@ class Plain(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Terms]:
         """(B, L, dim) -> (B, L, C)."""
-        return self.proj(features), {}
+        return self.encode(features), {}
 
     def encode(self, features: Tensor) -> Tensor:
         """(B, L, dim) -> (B, L, C)."""
-        return self.proj(features)
+        with full_precision(features):
+            return self.proj(features.to(self.proj.weight.dtype))
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Tokens are what the decoder reads. (B, L, C) -> (B, L, C)."""

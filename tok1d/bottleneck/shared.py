@@ -1,18 +1,9 @@
-"""What bottlenecks share: arithmetic that autocast leaves alone, and statistics over all processes of a training."""
+"""What bottlenecks and losses share: statistics over all processes of a training."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor, distributed
-
-
-def full_precision(x: Tensor) -> AbstractContextManager:
-    """A block in which autocast does nothing on the device of `x`: distances are differences of large numbers."""
-    if x.device.type == "meta":  # which autocast does not know
-        return nullcontext()
-    return torch.autocast(x.device.type, enabled=False)
 
 
 def num_processes() -> int:
@@ -29,6 +20,17 @@ def mean_of_processes(x: Tensor) -> Tensor:
     from torch.distributed.nn.functional import all_reduce
 
     return all_reduce(x) / world
+
+
+def mean_over_processes(x: Tensor) -> Tensor:
+    """The mean of a tensor over all training processes, without gradient; in a single process the tensor itself."""
+    x = x.detach()
+    world = num_processes()
+    if world == 1:
+        return x
+    total = x.clone()
+    distributed.all_reduce(total)
+    return total / world
 
 
 def count_codes(ids: Tensor, size: int, *, shared: bool) -> Tensor:

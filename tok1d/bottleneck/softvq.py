@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tok1d.bottleneck.plain import Terms
-from tok1d.bottleneck.shared import code_statistics, count_codes, full_precision
+from tok1d.bottleneck.shared import code_statistics, count_codes
 from tok1d.bottleneck.vq import entropy_loss, init_codebook
+from tok1d.nn.precision import full_precision
 
 
 class SoftVQ(nn.Module):

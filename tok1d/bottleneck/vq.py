@@ -10,10 +10,10 @@ from tok1d.bottleneck.plain import Terms
 from tok1d.bottleneck.shared import (
     code_statistics,
     count_codes,
-    full_precision,
     mean_of_processes,
     nearest_rows,
 )
+from tok1d.nn.precision import full_precision
 
 
 def entropy_loss(affinity: Tensor, *, eps: float, temperature: float = 0.01, shared: bool = False) -> Tensor:

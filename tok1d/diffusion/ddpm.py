@@ -18,6 +18,7 @@ from torch import Tensor
 from tok1d.diffusion.path import expand
 from tok1d.diffusion.solver import Field, Randn
 from tok1d.errors import InputError
+from tok1d.nn.precision import single
 
 
 def linear_betas(steps: int = 1000) -> np.ndarray:
@@ -158,7 +159,7 @@ class Chain:
         The bound sees the noise prediction detached, so it trains the variance only; it is not rescaled.
         """
         x_t = self.noised(data, noise, t)
-        output = network(x_t, t)
+        output = single(network(x_t, t))
         if not learned_variance:
             return {"mse": (noise - output).square().flatten(1).mean(1)}
         predicted, raw = output.chunk(2, dim=1)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from tok1d.diffusion.path import Path, Prediction, expand
+from tok1d.nn.precision import single
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def direction_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
     LightningDiT's velocity-direction loss (arXiv 2501.01423, section 4).
     """
-    return (1 - cosine_similarity(prediction, target, dim=-1)).flatten(1).mean(1)
+    return (1 - cosine_similarity(single(prediction), single(target), dim=-1)).flatten(1).mean(1)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class FlowObjective:
 
     def loss(self, network: Callable[[Tensor, Tensor], Tensor], data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Per-sample weighted mean squared error (B,) of network(x_t, t)."""
-        error = network(self.path.interpolate(data, noise, t), t) - self.target(data, noise, t)
+        error = single(network(self.path.interpolate(data, noise, t), t)) - self.target(data, noise, t)
         loss = error.square().flatten(1).mean(1)
         if self.weight_power == 0:
             return loss

@@ -36,6 +36,7 @@ from tok1d.nn.block import Block, SwiGLU, swiglu_hidden
 from tok1d.nn.embed import LabelEmbed
 from tok1d.nn.norm import RMSNorm
 from tok1d.nn.position import axial_angles, grid_coordinates, sequence_angles
+from tok1d.nn.precision import single
 
 
 @dataclass
@@ -170,7 +171,7 @@ class LlamaGen(nn.Module):
 
     def loss_rows(self, ids: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy (B,) of the ids (B, k) of each sequence, in nats; labels as `labels` gives them."""
-        logits = self(ids[:, :-1], labels)
+        logits = single(self(ids[:, :-1], labels))
         return F.cross_entropy(logits.transpose(1, 2), ids, reduction="none").mean(1)
 
     def losses(self, batch: tuple[Tensor, Tensor | None], progress: float) -> dict[str, Tensor]:

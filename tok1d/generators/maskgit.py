@@ -23,9 +23,11 @@ from tok1d.diffusion.solver import Generators, Randn, uniform_from
 from tok1d.errors import ConfigError, InputError
 from tok1d.generators.base import class_ids, training_ids
 from tok1d.generators.categorical import gumbel
+from tok1d.losses.masked import weighted_mean
 from tok1d.nn.attention import Attention, dropped, full
 from tok1d.nn.block import Block, Mlp, PostNormBlock, run_with_skips
 from tok1d.nn.embed import LabelEmbed
+from tok1d.nn.precision import single
 
 
 @dataclass
@@ -167,9 +169,9 @@ class MaskGIT(nn.Module):
     def loss(self, logits: Tensor, ids: Tensor, hidden: Tensor) -> Tensor:
         """Cross-entropy of logits (B, K, V) with smoothed targets, a mean weighted by what was hidden (B, K)."""
         smoothing = self.config.label_smoothing
-        errors = F.cross_entropy(logits.transpose(1, 2), ids, reduction="none", label_smoothing=smoothing)
+        errors = F.cross_entropy(single(logits).transpose(1, 2), ids, reduction="none", label_smoothing=smoothing)
         weights = torch.where(hidden, 1.0, self.config.visible_weight)
-        return (errors * weights).sum() / (weights.sum() + 1e-8)
+        return weighted_mean(errors, weights, shared=self.training, least=1e-8)
 
     def losses(self, batch: tuple[Tensor, Tensor | None], progress: float) -> dict[str, Tensor]:
         """The loss on (ids (B, K), classes (B,) or None), and "accuracy", the share of hidden ids it guesses."""

@@ -23,6 +23,7 @@ from tok1d.errors import ConfigError, InputError
 from tok1d.generators.base import class_ids, training_ids
 from tok1d.generators.statistics import NormalisedTokens, Statistics
 from tok1d.nn.embed import LabelEmbed
+from tok1d.nn.precision import single
 
 
 @dataclass
@@ -239,7 +240,7 @@ class FlowModel(SequenceModel):
         x_t = self.objective.path.interpolate(tokens, noise, t)
         target = self.objective.target(tokens, noise, t)
         prediction = self.guidance_free(x_t, t, labels, beta) if self.config.guidance_free else self.net(x_t, t, labels)
-        losses = {"loss": (prediction - target).square().flatten(1).mean(1)}
+        losses = {"loss": (single(prediction) - target).square().flatten(1).mean(1)}
         if self.config.direction_weight:
             losses["loss_direction"] = self.config.direction_weight * direction_loss(prediction, target)
         return losses
@@ -253,7 +254,7 @@ class FlowModel(SequenceModel):
         beta = torch.where(labels == self.label_embed.null, 1.0, beta)
         with torch.no_grad():
             free = self.net(x_t, t, torch.full_like(labels, self.label_embed.null))
-        return combine(self.net(x_t, t, labels, beta), free, beta[:, None, None])
+        return combine(single(self.net(x_t, t, labels, beta)), single(free), beta[:, None, None])
 
     def field(self, labels: Tensor, guidance: Guidance) -> Field:
         """The velocity f(x, t) the samplers follow, in normalised tokens (B, K, D)."""

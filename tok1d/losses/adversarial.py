@@ -7,15 +7,17 @@ A tokenizer's training has two players. The tokenizer adds `AdversarialLoss.gene
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from tok1d.bottleneck.shared import mean_over_processes
 from tok1d.config import option
 from tok1d.losses.augment import augment
 from tok1d.losses.discriminator import DinoConfig, DiscriminatorConfig
@@ -77,27 +79,22 @@ def linear_ramp(step: int, steps: int) -> float:
     return min(1.0, step / steps) if steps else 1.0
 
 
-def mean_over_processes(x: Tensor) -> Tensor:
-    """The mean of a tensor over all training processes, without gradient; in a single process the tensor itself."""
-    x = x.detach()
-    if not distributed.is_available() or not distributed.is_initialized():
-        return x
-    total = x.clone()
-    distributed.all_reduce(total)
-    return total / distributed.get_world_size()
-
-
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, *, scale: float = 1.0) -> Tensor:
     """|d reconstruction| / (|d adversarial| + 1e-4) in [0, 1e4], without gradient (VQGAN, equation 7).
 
     Frobenius norms of the gradients in `last_layer`, the weight of the layer that makes the pixels; over several
-    processes those of their mean gradients, as the optimizer sees them.
+    processes those of their mean gradients, as the optimizer sees them. 0 where one of them is not finite (fp16).
+
+    Args:
+        scale: of the losses in these backward passes, a power of 2, which keeps gradients of half precision from
+            becoming 0; the norms are divided by it, so that it changes nothing else.
     """
     numerator, denominator = (
-        mean_over_processes(torch.autograd.grad(loss, last_layer, retain_graph=True)[0]).float().norm()
+        mean_over_processes(torch.autograd.grad(loss * scale, last_layer, retain_graph=True)[0]).float().norm() / scale
         for loss in (reconstruction, adversarial)
     )
-    return (numerator / (denominator + 1e-4)).clamp(0, 1e4)
+    ratio = (numerator / (denominator + 1e-4)).clamp(0, 1e4)
+    return torch.where(torch.isfinite(numerator) & torch.isfinite(denominator), ratio, 0.0)
 
 
 class LeCam(nn.Module):
@@ -175,7 +172,9 @@ class AdversarialLoss(nn.Module):
         weight = config.weight * linear_ramp(step - config.start, config.warmup)
         if not config.adaptive:
             return {"loss_adversarial": weight * loss}
-        factor = adaptive_weight(torch.stack(list(reconstruction.values())).sum(), loss, last_layer)
+        # Losses are means over pixels: times their number, gradients are of the order of 1.
+        scale = 2.0 ** math.floor(math.log2(fake.numel()))
+        factor = adaptive_weight(torch.stack(list(reconstruction.values())).sum(), loss, last_layer, scale=scale)
         return {"loss_adversarial": weight * factor * loss, "adaptive_weight": factor}
 
     def discriminator_losses(

@@ -5,19 +5,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tok1d.bottleneck.shared import mean_over_processes, num_processes
 
-def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+
+def weighted_mean(values: Tensor, weight: Tensor, *, shared: bool, least: float = 1.0) -> Tensor:
+    """The sum of values times weight over the sum of the weight, which is at least `least`.
+
+    Args:
+        shared: the weight is that of an average process of the training, every one of which has to call: the mean of
+            what they return is then the weighted mean over all of them, however their weights differ.
+    """
+    total = weight.sum()
+    if shared:
+        total, least = mean_over_processes(total), least / num_processes()
+    return (values * weight).sum() / total.clamp(min=least)
+
+
+def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor | None = None, *, shared: bool = False) -> Tensor:
     """Squared error averaged over the masked patches and their channels (MAETok, equation 8); 0 where none is masked.
 
     Args:
         prediction, target: (B, N, D).
         mask: (B, N) bool, True where the error counts; None counts every patch.
+        shared: the patches of all processes, see `weighted_mean`.
     """
     errors = (prediction.float() - target.float()).square().mean(-1)
     if mask is None:
         return errors.mean()
-    weight = mask.to(errors.dtype)
-    return (errors * weight).sum() / weight.sum().clamp(min=1)
+    return weighted_mean(errors, mask.to(errors.dtype), shared=shared)
 
 
 def bag_of_words(ids: Tensor, vocab_size: int) -> Tensor:

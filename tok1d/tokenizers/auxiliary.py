@@ -20,6 +20,7 @@ from tok1d.losses.features import load_teacher
 from tok1d.losses.hog import BINS, hog
 from tok1d.losses.masked import bag_of_words, caption_loss, masked_mse
 from tok1d.nn.position import resample_grid
+from tok1d.nn.precision import single
 from tok1d.tokenizers.pixel_decoder import TokenDecoder
 from tok1d.tokenizers.vit import ViTConfig
 
@@ -136,7 +137,7 @@ class AuxiliaryDecoder(nn.Module):
         grid = (images.shape[-2] // self.patch, images.shape[-1] // self.patch)
         prediction = self(tokens, grid)
         if self.config.target != "text":
-            return self.config.weight * masked_mse(prediction, self.target(images, grid), mask)
+            return self.config.weight * masked_mse(prediction, self.target(images, grid), mask, shared=self.training)
         if words is None:
             raise InputError("auxiliary target text: expected batches of (images, labels, captions), got no captions")
         if not words.is_floating_point():
@@ -152,7 +153,7 @@ class AuxiliaryDecoder(nn.Module):
         elif config.target == "pixels":
             features = F.unfold(2 * images - 1, self.patch, stride=self.patch).transpose(1, 2)
         else:
-            features = resize_bilinear(self._teacher_features(images), grid)
+            features = resize_bilinear(single(self._teacher_features(images)), grid)
         norm = config.norm or ("layernorm" if config.is_teacher else "none")
         if norm == "none":
             return features

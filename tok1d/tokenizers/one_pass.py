@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from tok1d.diffusion.guidance import Guidance, as_guidance
 from tok1d.errors import ConfigError, InputError
+from tok1d.nn.precision import single
 from tok1d.tokenizers.bottlenecks import BottleneckConfig, SoftVQConfig
 from tok1d.tokenizers.prefix import resolve_keep
 
@@ -130,4 +131,4 @@ def to_images(painted: Tensor) -> Tensor:
 
 def pixel_error(kind: str, painted: Tensor, images: Tensor) -> Tensor:
     """Mean squared ("mse") or absolute ("l1") error of what is painted in [-1, 1] against images in [0, 1]."""
-    return (F.mse_loss if kind == "mse" else F.l1_loss)(painted, 2 * images - 1)
+    return (F.mse_loss if kind == "mse" else F.l1_loss)(single(painted), 2 * single(images) - 1)

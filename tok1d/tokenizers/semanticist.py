@@ -9,7 +9,6 @@ or along a continuous flow (few steps).
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -156,11 +155,7 @@ class Semanticist(nn.Module):
         if images.dim() != 4 or images.shape[1] != channels:
             raise InputError(f"expected images of shape (B, {channels}, H, W), got {tuple(images.shape)}")
         self._check_size(images.shape[2], images.shape[3], patch, "encoder")
-        features, weight = self.encoder(images), self.bottleneck.proj.weight
-        kind = images.device.type
-        # Statistics of bfloat16 tokens would not be those of the same tokens in a cache.
-        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
-            return self.bottleneck(features.to(weight.dtype))
+        return self.bottleneck(self.encoder(images))
 
     def _check_size(self, height: int, width: int, unit: int, part: str) -> None:
         if min(height, width) < 1 or height % unit or width % unit:

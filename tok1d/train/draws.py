@@ -39,8 +39,9 @@ class _Shared(TorchFunctionMode):
     """Draws what one process would for the batch of all, and gives each process the rows of its own part.
 
     Rows are known by the first dimension: a multiple of this process's batch. Other draws are the same in all
-    processes, again as one would make them. Each process's own are a single number for its whole batch (how much of
-    the tail SMAP drops), draws of more than SHARED_NUMBERS, and dropout inside attention kernels.
+    processes, again as one would make them, also a single number for a whole batch (how much of the tail SMAP drops);
+    where a process has but one row that number is taken for the row's. Each process's own are draws of more than
+    SHARED_NUMBERS, and dropout inside attention kernels.
 
     Args:
         rows: of this process's batch.
@@ -74,10 +75,10 @@ class _Shared(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _part(self, func: Any, bounds: tuple[Any, ...], shape: tuple[int, ...], kwargs: dict[str, Any]) -> Tensor:
-        if not shape or not shape[0] or (shape[0] % self.rows and shape != (1,)):
+        if not shape or not shape[0] or shape[0] % self.rows:
             return func(*bounds, shape, **kwargs)
         numel = self.world * torch.Size(shape).numel()
-        if numel > SHARED_NUMBERS or (shape == (1,) and self.rows > 1):
+        if numel > SHARED_NUMBERS:
             device = torch.device(kwargs.get("device") or "cpu")
             return func(*bounds, shape, generator=self._own_generator(device), **kwargs)
         copies = self.copies if shape[0] % (self.rows * self.copies) == 0 else 1

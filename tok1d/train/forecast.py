@@ -48,6 +48,7 @@ class Forecast:
     num_images: int | None
     bytes_per_parameter: int
     precision: str
+    shard: str
     measured: Measured
     frozen: dict[str, tuple[int, int] | None]
     cache_rows: int | None = None
@@ -73,10 +74,14 @@ class Forecast:
         return self.trainable * self.bytes_per_parameter + 4 * frozen + beside
 
     def memory(self, devices: int = 1) -> int:
-        """Bytes that each of so many devices needs in a training step, without workspaces of kernels."""
+        """Bytes that each of so many devices needs in a training step, without workspaces of kernels.
+
+        With `train.shard` optimizer it holds its share of the model's moments (those of a discriminator count in full).
+        """
         num = self.batch_size // devices
         beside = num * sum(judge.bytes_per_image for judge in self.known_judges)
-        return self.state_bytes + self.measured.activations(num) + beside
+        elsewhere = 8 * self.trainable * (devices - 1) // devices if self.shard == "optimizer" else 0
+        return self.state_bytes - elsewhere + self.measured.activations(num) + beside
 
     @property
     def step_flops(self) -> int:
@@ -112,6 +117,7 @@ def forecast(recipe: Recipe) -> Forecast:
         num_images=num_images,
         bytes_per_parameter=20 if train.ema > 0 else 16,
         precision=train.precision,
+        shard=train.shard,
         measured=_measured(recipe, model),
         frozen=frozen_networks(recipe.model),
         cache_rows=rows,
@@ -122,9 +128,9 @@ def forecast(recipe: Recipe) -> Forecast:
 
 
 def _measured(recipe: Recipe, model: nn.Module) -> Measured:
-    bf16 = recipe.train.precision == "bf16"
+    half = recipe.train.precision != "fp32"
     sizes: list[int | None] = [*recipe.data.image_sizes] or [None]
-    each = {size: measure(model, partial(meta_batch, recipe, size=size), bf16=bf16) for size in sizes}
+    each = {size: measure(model, partial(meta_batch, recipe, size=size), half=half) for size in sizes}
     return Measured(
         sum(each[size].flops_per_image for size in sizes) // len(sizes),
         max(one.bytes_per_image for one in each.values()),
@@ -287,7 +293,8 @@ def _memory_rows(result: Forecast) -> list[Row]:
         ("", _binary(result.memory()), f"in all on one device ({size:,} images at a time)"),
     ]
     if size % DEVICES == 0:
-        each = f"in all on each of {DEVICES} devices ({size // DEVICES:,} images each)"
+        shared = ", AdamW's moments shared out" if result.shard == "optimizer" else ""
+        each = f"in all on each of {DEVICES} devices ({size // DEVICES:,} images each{shared})"
         rows.append(("", _binary(result.memory(DEVICES)), each))
     rows.append(("", "", "activations: the tensors autograd saves, counted; workspaces of kernels come on top"))
     return rows

@@ -47,14 +47,14 @@ class Judge:
 def judges(recipe: Recipe) -> dict[str, Judge | None]:
     """The judges of a recipe by name; None for one whose network is not known here."""
     found: dict[str, Judge | None] = {}
-    bf16, sides = recipe.train.precision == "bf16", recipe.data.image_sizes or [recipe.data.image_size]
+    half, sides = recipe.train.precision != "fp32", recipe.data.image_sizes or [recipe.data.image_size]
     # The adaptive weight takes the gradient of what it compares once more, down to the last layer's output.
     again = recipe.adversarial.weight > 0 and recipe.adversarial.adaptive
     if recipe.perceptual.weight > 0:
-        found["LPIPS"] = _in_turn([_lpips(side, bf16, again) for side in sides])
+        found["LPIPS"] = _in_turn([_lpips(side, half, again) for side in sides])
     if recipe.perceptual.logits > 0:
         name = recipe.perceptual.classifier
-        found["classifier"] = _in_turn([_classifier(name, side, bf16, again) for side in sides])
+        found["classifier"] = _in_turn([_classifier(name, side, half, again) for side in sides])
     if recipe.adversarial.weight > 0:
         config = recipe.adversarial.discriminator
         if isinstance(config, DinoConfig) and config.backbone != KNOWN_BACKBONE:
@@ -62,7 +62,7 @@ def judges(recipe: Recipe) -> dict[str, Judge | None]:
         else:
             key = (type(config), tuple(to_mapping(config).items()))
             game = recipe.adversarial
-            rest = (recipe.data.channels, bool(game.consistency), bool(game.lecam), game.adaptive, bf16)
+            rest = (recipe.data.channels, bool(game.consistency), bool(game.lecam), game.adaptive, half)
             found["discriminator"] = _in_turn([_discriminator(key, side, *rest) for side in sides])
     return found
 
@@ -106,12 +106,12 @@ class _Against(nn.Module):
         return self.distance(images, images.detach())
 
 
-def _measured(network: nn.Module, size: int, channels: int, *, learns: bool, bf16: bool) -> Measured:
+def _measured(network: nn.Module, size: int, channels: int, *, learns: bool, half: bool) -> Measured:
     def batch(num: int) -> tuple[Tensor, Tensor]:
         return torch.empty(num, channels, size, size, device="meta"), torch.empty(0)
 
     network.requires_grad_(learns)
-    return measure(_Pass(network, learns=learns), batch, bf16=bf16)
+    return measure(_Pass(network, learns=learns), batch, half=half)
 
 
 def _forward_flops(network: nn.Module, size: int, channels: int) -> int:
@@ -122,34 +122,34 @@ def _forward_flops(network: nn.Module, size: int, channels: int) -> int:
 
 
 @lru_cache
-def _lpips(size: int, bf16: bool, again: bool) -> Judge:
+def _lpips(size: int, half: bool, again: bool) -> Judge:
     with torch.device("meta"):
         network = LPIPS(vgg16(), [torch.empty(width) for width in WIDTHS])
-    return _distance(network, size, bf16, again)
+    return _distance(network, size, half, again)
 
 
-def _distance(network: nn.Module, size: int, bf16: bool, again: bool) -> Judge:
+def _distance(network: nn.Module, size: int, half: bool, again: bool) -> Judge:
     """A frozen network that images and reconstructions pass, with `again` a second backward pass in the game."""
     against = _Against(network)
-    cost = _measured(against, size, 3, learns=False, bf16=bf16)
+    cost = _measured(against, size, 3, learns=False, half=half)
     more = cost.flops_per_image - _forward_flops(against, size, 3) if again else 0
     parameters = sum(p.numel() for p in network.parameters())
     return Judge(0, parameters, cost.flops_per_image + more, cost.flops_per_image, cost.bytes_per_image)
 
 
 @lru_cache
-def _classifier(name: str, size: int, bf16: bool, again: bool) -> Judge | None:
+def _classifier(name: str, size: int, half: bool, again: bool) -> Judge | None:
     try:
         with torch.device("meta"):
             network = LogitsDistance(classifier_network(name, pretrained=False))
     except (ConfigError, WeightsError):  # no timm, or not a name of it
         return None
-    return _distance(network, size, bf16, again)
+    return _distance(network, size, half, again)
 
 
 @lru_cache
 def _discriminator(
-    key: Any, size: int, channels: int, consistency: bool, lecam: bool, again: bool, bf16: bool
+    key: Any, size: int, channels: int, consistency: bool, lecam: bool, again: bool, half: bool
 ) -> Judge:
     config = build_config(key[0], dict(key[1]))
     frozen, seen = 0, size
@@ -164,8 +164,8 @@ def _discriminator(
     if isinstance(network, DinoDiscriminator):
         frozen = sum(p.numel() for p in network.trunk.parameters())
     trained = sum(p.numel() for p in network.parameters())
-    learning = _measured(network, seen, channels, learns=True, bf16=bf16)
-    judging = _measured(network, seen, channels, learns=False, bf16=bf16)
+    learning = _measured(network, seen, channels, learns=True, half=half)
+    judging = _measured(network, seen, channels, learns=False, half=half)
     passes = 4 if consistency else 2  # images and reconstructions
     flops = judging.flops_per_image + passes * learning.flops_per_image
     forward = _forward_flops(network, seen, channels)

@@ -53,15 +53,15 @@ class Measured:
         return self.bytes_of_any_batch + num * self.bytes_per_image
 
 
-def measure(model: nn.Module, batch: Callable[[int], Batch], *, bf16: bool) -> Measured:
+def measure(model: nn.Module, batch: Callable[[int], Batch], *, half: bool) -> Measured:
     """Run two training steps of a meta model, on 2 and on 4 images: both costs are straight lines in their number.
 
     Products of attention count in full, masked or not, and nothing counts twice for being computed again.
     """
     model.train()
     with FlopCounterMode(display=False) as counter:
-        two = _kept_bytes(model, batch(2), bf16=bf16, backward=True)
-    four = _kept_bytes(model, batch(4), bf16=bf16)
+        two = _kept_bytes(model, batch(2), half=half, backward=True)
+    four = _kept_bytes(model, batch(4), half=half)
     per_image = (four - two) // 2
     return Measured(counter.get_total_flops() // 2, per_image, two - 2 * per_image)
 
@@ -70,15 +70,15 @@ def count_flops(model: nn.Module, batch: Callable[[int], Batch]) -> int:
     """FLOPs an image of a training step, as `measure` counts them, in half its time."""
     model.train()
     kept = _Kept(model)
-    with FlopCounterMode(display=False) as counter, _AsOnGPU(kept, bf16=False):
+    with FlopCounterMode(display=False) as counter, _AsOnGPU(kept, half=False):
         total_loss(model.losses(batch(2), 0.5)).backward()  # type: ignore[operator]
     model.zero_grad()
     return counter.get_total_flops() // 2
 
 
-def _kept_bytes(model: nn.Module, batch: Batch, *, bf16: bool, backward: bool = False) -> int:
+def _kept_bytes(model: nn.Module, batch: Batch, *, half: bool, backward: bool = False) -> int:
     kept = _Kept(model)
-    with saved_tensors_hooks(kept.add, lambda tensor: tensor), _AsOnGPU(kept, bf16=bf16):
+    with saved_tensors_hooks(kept.add, lambda tensor: tensor), _AsOnGPU(kept, half=half):
         loss = total_loss(model.losses(batch, 0.5))  # type: ignore[operator]
     if backward:
         loss.backward()
@@ -106,14 +106,14 @@ class _Kept:
 
 
 class _AsOnGPU(TorchFunctionMode):
-    """Operations as a GPU runs them: attention and dropout fused, and with `bf16` those of torch.autocast.
+    """Operations as a GPU runs them: attention and dropout fused, and with `half` those of torch.autocast.
 
     On the meta device attention would keep its matrix of scores, which no fused kernel does.
     """
 
-    def __init__(self, kept: _Kept, *, bf16: bool) -> None:
+    def __init__(self, kept: _Kept, *, half: bool) -> None:
         super().__init__()
-        self.kept, self.bf16 = kept, bf16
+        self.kept, self.half = kept, half
         self.copies: dict[int, Tensor] = {}  # autocast casts a weight once a step
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -122,14 +122,14 @@ class _AsOnGPU(TorchFunctionMode):
             return self._attention(*(self._half(arg) for arg in args), **kwargs)
         if func is F.dropout and kwargs.get("training", True) and kwargs.get("p", 0.5) > 0:
             return torch.native_dropout(args[0], kwargs["p"], True)[0]
-        if self.bf16 and func in _HALF:
+        if self.half and func in _HALF:
             args = tuple(self._half(arg) for arg in args)
-        elif self.bf16 and func in _FULL:
+        elif self.half and func in _FULL:
             args = tuple(arg.float() if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args)
         return func(*args, **kwargs)
 
     def _half(self, arg: Any) -> Any:
-        if not self.bf16 or not isinstance(arg, Tensor) or arg.dtype != torch.float32:
+        if not self.half or not isinstance(arg, Tensor) or arg.dtype != torch.float32:
             return arg
         if not arg.is_leaf or not arg.requires_grad:
             return arg.bfloat16()

@@ -29,11 +29,14 @@ from tok1d.train.optim import learning_rate
 from tok1d.train.options import apply_options
 from tok1d.train.peaks import peak_of
 from tok1d.train.players import Batch, Moment, Side, Tensors, total_loss
+from tok1d.train.precision import LossScale, precision_of
 from tok1d.train.speed import Meter
 from tok1d.train.stop import StopSignal, agreed
 from tok1d.train.task import Task
 from tok1d.train.trackers import Track, tracker_options, tracking, untracked
 from tok1d.train.watch import Watch
+
+SCALE, SKIPPED = "scale", "skipped"  # in the log of fp16: the mean loss scale, and the share of skipped steps
 
 
 @dataclass
@@ -75,7 +78,9 @@ def fit(recipe: Recipe, task: Task, out: Path, *, seconds: float | None = None, 
     """
     run = begin(recipe, task, out)
     accelerator, main = run.accelerator, run.accelerator.is_main_process
-    state = checkpoint.load_latest(out / "checkpoints", accelerator.device, quiet=not main)
+    # What no device is to hold in full must not go through it.
+    place = torch.device("cpu") if run.shard else accelerator.device
+    state = checkpoint.load_latest(out / "checkpoints", place, quiet=not main)
     if state is not None:
         run.load(state)
     run.prepare()
@@ -99,19 +104,20 @@ def begin(recipe: Recipe, task: Task, out: Path) -> Run:
     from accelerate import Accelerator
 
     config = recipe.train
-    # Asked before Accelerator, which keeps its precision for the life of the process.
-    if config.precision == "bf16" and processes().device.type == "cpu":
-        raise ConfigError("train.precision: bf16 is for GPUs (on a CPU it is slower than fp32), expected fp32")
-    accelerator = Accelerator(
-        mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=_gloo(), **tracker_options(recipe, out)
-    )
-    world = accelerator.num_processes
+    precision = precision_of(config.precision, processes().device)
+    # Its own precision would be that of the process's first run.
+    accelerator = Accelerator(mixed_precision="no", cpu=_gloo(), **tracker_options(recipe, out))
+    world, main = accelerator.num_processes, accelerator.is_main_process
     if config.batch_size % world:
         raise ConfigError(f"train.batch_size: expected a multiple of {world} processes, received {config.batch_size}")
     for player in task.players:
         apply_options(player.module, checkpoint_activations=config.checkpoint_activations, compile=config.compile)
-    sides = [Side(player, config, accelerator.device) for player in task.players]
-    return Run(recipe, task, out, accelerator, sides, Watch(quiet=not accelerator.is_main_process))
+    shard = config.shard == "optimizer" and world > 1
+    if config.shard != "none" and not shard:
+        print(f"train.shard={config.shard}: there is one process, which holds everything", file=sys.stderr)
+    sides = [Side(player, config, accelerator.device, precision=precision, shard=shard) for player in task.players]
+    scale = LossScale(accelerator.device) if config.precision == "fp16" else None
+    return Run(recipe, task, out, accelerator, sides, Watch(quiet=not main), scale, shard)
 
 
 @dataclass
@@ -124,6 +130,8 @@ class Run:
     accelerator: Any
     sides: list[Side]
     watch: Watch
+    scale: LossScale | None = None  # of fp16
+    shard: bool = False  # each process holds its part of the optimizers' state
     step: int = 0
     spent: float = 0.0
     sums: Tensors = field(default_factory=dict)  # of what is logged, over the steps after `since`
@@ -134,6 +142,8 @@ class Run:
         device = self.accelerator.device
         self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)
         self.culprits = torch.zeros(len(self.sides), dtype=torch.bool, device=device)
+        self.bad_scale = torch.ones((), device=device)
+        self.bad_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
 
     def prepare(self) -> None:
         """The players' forward passes over all processes, once their weights are there."""
@@ -148,6 +158,8 @@ class Run:
             side.load_state_dict(own, source)
         self.step, self.spent = state["step"], state["seconds"]
         self.sums, self.since = state.get("sums", {}), state.get("since", self.step)
+        if self.scale is not None:
+            self.scale.load_state_dict(state["scale"])
         before, now = state.get("processes", self.accelerator.num_processes), self.accelerator.num_processes
         if before != now and self.accelerator.is_main_process:
             print(
@@ -215,12 +227,22 @@ class Run:
         for i, batch in enumerate(batches):
             for name, value in self._gradients(batch, i, len(batches), totals).items():
                 logged[name] = logged.get(name, 0) + value.detach() / len(batches)
+        if self.scale is not None:
+            for side in self.sides:
+                self.scale.unscale(side.optimizer)
         norms = [side.clip() for side in self.sides]
         halted = self._halted(totals, norms)
         for side, norm in zip(self.sides, norms):
             side.step(self.step, halted)
             logged[f"{side.player.prefix}grad_norm"] = norm.detach()
-        return logged
+        return logged if self.scale is None else self._with_scale(logged, self.scale)
+
+    def _with_scale(self, logged: Tensors, scale: LossScale) -> Tensors:
+        """What to log with the loss scale, and whether the step was skipped: then its gradients count for nothing."""
+        skipped = scale.in_a_row > 0
+        for name in [name for name in logged if name.endswith("grad_norm")]:
+            logged[name] = torch.where(skipped, 0.0, logged[name])
+        return logged | {SCALE: scale.used, SKIPPED: skipped.float()}
 
     def _gradients(self, batch: Batch, i: int, num: int, totals: list[Tensor]) -> Tensors:
         """Forward and backward pass of the players in turn on batch `i` of a step of `num`; returns what to log."""
@@ -236,7 +258,7 @@ class Run:
                 with self._seeded(self.step * num + i, side, moved):
                     terms, made = side.forward(moved, moment, seen)
                 loss = total_loss(terms) / num
-                accelerator.backward(loss)
+                accelerator.backward(loss if self.scale is None else self.scale.scale(loss))
             totals[n] += loss.detach()
             seen |= {name: value.detach() for name, value in made.items()}
             logged |= {player.prefix + name: value for name, value in terms.items()}
@@ -249,16 +271,27 @@ class Run:
         return seeded(self.recipe.seed, micro_step, rank, world, side.player.prefix, batch, copies=copies_of(module))
 
     def _halted(self, totals: list[Tensor], norms: list[Tensor]) -> Tensor:
-        """Whether this step, or one before it, was not finite, on the device."""
-        bad = torch.stack([~(torch.isfinite(total) & torch.isfinite(norm)) for total, norm in zip(totals, norms)])
+        """Whether no weight is to change, on the device: this step, or one before it, is to stop the run.
+
+        In fp16, too, where this step is only skipped: losses are finite, gradients overflowed.
+        """
+        bad = torch.stack([~torch.isfinite(torch.stack(each)) for each in (totals, norms)])
         if self.accelerator.num_processes > 1:
             bad = self.accelerator.reduce(bad.float(), "sum") > 0
+        stops = whose = bad.any(0)
+        if self.scale is not None:
+            gives_up = self.scale.update(whose.any())
+            stops = whose & (bad[0].any() | gives_up)
         # The fused optimizer skips its update on the device where found_inf is 1; it stays 1 from the first bad
         # step on, so nothing has to wait for the device to keep the weights as they were before that step.
-        first = bad.any() & (self.first_bad < 0)
+        first = stops.any() & (self.first_bad < 0)
         self.first_bad = torch.where(first, self.step, self.first_bad)
-        self.culprits = torch.where(first, bad, self.culprits)
-        return self.first_bad >= 0
+        self.culprits = torch.where(first, stops, self.culprits)
+        if self.scale is None:
+            return self.first_bad >= 0
+        self.bad_scale = torch.where(first, self.scale.used, self.bad_scale)
+        self.bad_in_a_row = torch.where(first & gives_up, self.scale.in_a_row, self.bad_in_a_row)
+        return (self.first_bad >= 0) | whose.any()
 
     def _check_finite(self) -> None:
         """Stop the run if a step since the last look was not finite, leaving a dump to replay it."""
@@ -268,39 +301,41 @@ class Run:
         # The first of them: what it made spoils those after it.
         player = self.sides[self.culprits.tolist().index(True)].player
         whose = f"{player.name}: " if len(self.sides) > 1 else ""
-        evidence, fp32 = self._look_again(bad)
+        scale, skipped = float(self.bad_scale), int(self.bad_in_a_row)
+        gave_up = f" in {skipped} steps in a row, now with loss scale {scale:g}" if skipped else ""
+        evidence, fp32 = self._look_again(bad, scale)
         blamed = suspects(self.recipe, evidence, rose=self.watch.rose(), fp32=fp32)
         advice = (
             f"suspects: {'; '.join(blamed)}" if blamed else "no suspect stands out: try a lower train.lr or train.clip"
         )
         raise NonFiniteError(
-            f"step {bad}: {whose}loss or gradient is not finite; the run stopped before using it; {advice}; "
-            + self._dump(bad, evidence)
+            f"step {bad}: {whose}loss or gradient is not finite{gave_up}; the run stopped before using it; {advice}; "
+            + self._dump(bad, evidence, scale)
         )
 
-    def _look_again(self, bad: int) -> tuple[list[Evidence], Evidence | None]:
-        """The step once more, as every process saw it, and in fp32 where the run is in bf16."""
+    def _look_again(self, bad: int, scale: float) -> tuple[list[Evidence], Evidence | None]:
+        """The step once more, as every process saw it, and in fp32 where the run is in half precision."""
         from accelerate.utils import gather_object
 
         accelerator, found = self.accelerator, []
         rank, world = accelerator.process_index, accelerator.num_processes
-        bf16 = self.recipe.train.precision == "bf16"
-        for precision in (accelerator.autocast, nullcontext) if bf16 else (nullcontext,):
-            found.append(
-                repeat(self.recipe, self.task, bad, rank=rank, world=world, precision=precision, one_by_one=world == 1)
-            )
+        names = [self.recipe.train.precision]
+        names += ["fp32"] if names != ["fp32"] else []
+        for name in names:
+            how: dict[str, Any] = {"precision": precision_of(name, accelerator.device), "one_by_one": world == 1}
+            found.append(repeat(self.recipe, self.task, bad, rank=rank, world=world, scale=scale, **how))
             for side in self.sides:
                 side.optimizer.zero_grad(set_to_none=True)
                 side.buffers.settle(torch.ones((), dtype=torch.bool, device=accelerator.device))
-        return gather_object([found[0]]), found[1] if bf16 else None
+        return gather_object([found[0]]), found[1] if len(found) > 1 else None
 
-    def _dump(self, bad: int, evidence: list[Evidence]) -> str:
+    def _dump(self, bad: int, evidence: list[Evidence], scale: float) -> str:
         """Leave what repeats the step; says where, or why not."""
-        path = self.out / f"nonfinite-step-{bad:08d}.pt"
-        if self.accelerator.is_main_process:
-            players = {side.player.name: side.state() for side in self.sides}
+        path, main = self.out / f"nonfinite-step-{bad:08d}.pt", self.accelerator.is_main_process
+        players = {side.player.name: side.state(main=main) for side in self.sides}
+        if main:
             try:
-                write_dump(path, self.recipe, bad, self.accelerator.num_processes, players, evidence)
+                write_dump(path, self.recipe, bad, self.accelerator.num_processes, players, evidence, scale=scale)
             except WeightsError as error:
                 return str(error)
         return f"tok1d replay {path} shows it again"
@@ -309,6 +344,9 @@ class Run:
         count = max(self.step - self.since, 1)
         self._average_sums()
         values = {name: float(value) / count for name, value in self.sums.items()}
+        taken = 1 - values.get(SKIPPED, 0.0)
+        for name in [name for name in values if taken and name.endswith("grad_norm")]:
+            values[name] /= taken  # the mean over the steps that were not skipped
         rates = {f"{side.player.prefix}lr": learning_rate(self.step - 1, side.config) for side in self.sides}
         return {
             "step": self.step,
@@ -322,15 +360,17 @@ class Run:
         """Write a checkpoint (main process)."""
         self._check_finite()
         self._average_sums()
-        if self.accelerator.is_main_process:
-            first, *others = self.sides
+        main = self.accelerator.is_main_process
+        first, *others = [side.state_dict(main=main) for side in self.sides]
+        if main:
             state = {
-                **first.state_dict(),
-                "players": {side.player.name: side.state_dict() for side in others},
+                **first,
+                "players": {side.player.name: state for side, state in zip(self.sides[1:], others)},
                 "seconds": self.spent,
                 "sums": self.sums,
                 "since": self.since,
                 "processes": self.accelerator.num_processes,
+                **({} if self.scale is None else {"scale": self.scale.state_dict()}),
             }
             keep = {"keep_last": self.recipe.train.keep_last, "keep_every": self.recipe.train.keep_every}
             checkpoint.save(self.out / "checkpoints", self.step, state, **keep)

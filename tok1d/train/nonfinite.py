@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -16,7 +15,8 @@ from tok1d.config import Recipe, to_yaml
 from tok1d.errors import Tok1dError, WeightsError
 from tok1d.train import checkpoint
 from tok1d.train.draws import copies_of, seed_of, seeded
-from tok1d.train.players import Moment, Player, Tensors, total_loss
+from tok1d.train.players import Moment, Player, Tensors, compute_losses, total_loss
+from tok1d.train.precision import Precision
 from tok1d.train.task import Task
 from tok1d.zoo.store import load_state
 
@@ -57,16 +57,6 @@ class Evidence:
         return all(bool(torch.isfinite(torch.tensor(value))) for value in values)
 
 
-Precision = Callable[[], AbstractContextManager[Any]]
-
-
-def precision_of(recipe: Recipe, device: torch.device) -> Precision:
-    """How a run's forward pass computes on a device: under autocast where the recipe and the device have it."""
-    if recipe.train.precision != "bf16" or device.type == "cpu":
-        return nullcontext
-    return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
-
-
 def repeat(
     recipe: Recipe,
     task: Task,
@@ -76,8 +66,13 @@ def repeat(
     world: int = 1,
     precision: Precision = nullcontext,
     one_by_one: bool = True,
+    scale: float = 1.0,
 ) -> Evidence:
-    """Compute the losses and gradients of a step again, from the weights as they are; the gradients stay on them."""
+    """Compute the losses and gradients of a step again, from the weights as they are; the gradients stay on them.
+
+    Args:
+        scale: of the losses in the backward pass (fp16); the gradients are divided by it.
+    """
     accumulate, seen_all = recipe.train.accumulate, Evidence(rank)
     moment, device = Moment(step, recipe.train.steps), next(task.model.parameters()).device
     for player in task.players:
@@ -94,15 +89,17 @@ def repeat(
         for player in task.players:
             seen_all.seeds.append(seed_of(recipe.seed, micro_step, 0, player.prefix))
             copies = copies_of(player.module)
-            with seeded(recipe.seed, micro_step, rank, world, player.prefix, batch, copies=copies), precision():
-                terms, made = player.losses(batch, moment, seen)
-                loss = total_loss(terms) / accumulate
-            loss.backward()
+            with seeded(recipe.seed, micro_step, rank, world, player.prefix, batch, copies=copies):
+                terms, made = compute_losses(player, batch, moment, seen, precision)
+            (total_loss(terms) / accumulate * scale).backward()
             seen |= {name: value.detach() for name, value in made.items()}
             for name, value in terms.items():
                 key = player.prefix + name
                 seen_all.losses[key] = seen_all.losses.get(key, 0.0) + float(value.detach()) / accumulate
     for player in task.players:
+        for parameter in player.module.parameters() if scale != 1 else ():
+            if parameter.grad is not None:
+                parameter.grad /= scale
         _weigh(player, seen_all)
     return seen_all
 
@@ -120,10 +117,10 @@ def _sample_losses(player: Player, batch: tuple[Tensor, ...], moment: Moment, pr
     losses = []
     state = {name: value.clone() for name, value in player.module.state_dict().items()}
     try:
-        with torch.no_grad(), precision():
+        with torch.no_grad():
             for i in range(min(len(batch[0]), MOST_SAMPLES)):
                 torch.manual_seed(0)
-                terms, _ = player.losses(tuple(part[i : i + 1] for part in batch), moment, {})
+                terms, _ = compute_losses(player, tuple(part[i : i + 1] for part in batch), moment, {}, precision)
                 losses.append(float(total_loss(terms)))
     except Exception:
         losses = []
@@ -157,7 +154,7 @@ def suspects(recipe: Recipe, evidence: list[Evidence], *, rose: str = "", fp32: 
     for each in evidence if clean else ():
         found += _large_samples(each)
     if fp32 is not None and fp32.finite:
-        found.append("train.precision=bf16: the same step is finite in fp32")
+        found.append(f"train.precision={recipe.train.precision}: the same step is finite in fp32")
     large = {name: rms for each in evidence for name, rms in each.weights.items() if not rms < LARGE_WEIGHT}
     if large:
         name = max(large, key=lambda part: large[part])
@@ -189,18 +186,27 @@ def _discriminator(evidence: list[Evidence]) -> list[str]:
 
 
 def write_dump(
-    path: Path, recipe: Recipe, step: int, world: int, players: dict[str, dict[str, Any]], evidence: list[Evidence]
+    path: Path,
+    recipe: Recipe,
+    step: int,
+    world: int,
+    players: dict[str, dict[str, Any]],
+    evidence: list[Evidence],
+    *,
+    scale: float = 1.0,
 ) -> None:
     """Write what `replay` needs, and what the processes saw.
 
     Args:
         players: name -> weights and optimizer state before the step, the model first.
+        scale: of the losses in the backward pass (fp16).
 
     Raises:
         WeightsError: no room.
     """
     (first, *others), told = list(players.items()), [asdict(each) for each in evidence]
     content = {"step": step, "recipe": to_yaml(recipe), "seed": recipe.seed, "world": world, "evidence": told}
+    content["scale"] = scale
     checkpoint.write(path, {**content, **first[1], "players": dict(others)})
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tok1d.config import OptimConfig
 
@@ -29,12 +30,16 @@ def learning_rate(step: int, config: OptimConfig) -> float:
     return config.lr_min + (config.lr - config.lr_min) * left
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, config: OptimConfig, *, shard: bool = False) -> torch.optim.Optimizer:
     """Fused AdamW in two groups, of which the first decays.
 
     By default these are the weights of linear and convolution layers; `config.decay` "tables_too" takes every
     parameter of two or more dimensions, so also positions, queries, null tokens and embeddings, as Semanticist's
     release does.
+
+    Args:
+        shard: each process of a training holds the moments of its share of the parameters, steps these and sends them
+            to the others (ZeRO, arXiv 1910.02054, stage 1); the weights are those without it, bit for bit.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d)]
@@ -45,4 +50,41 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         {"params": [p for p, yes in zip(trainable, decays) if not yes], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+    settings: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2), "fused": True}
+    if not shard:
+        return torch.optim.AdamW(groups, **settings)
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    return ZeroRedundancyOptimizer(groups, torch.optim.AdamW, **settings)
+
+
+def own_part(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """What of an optimizer steps in this process: itself, unless it is sharded."""
+    return getattr(optimizer, "optim", optimizer)
+
+
+def apply_step(optimizer: torch.optim.Optimizer, halted: Tensor) -> None:
+    """One step, which changes nothing where `halted`, a bool on the device, is true; nothing waits for the device."""
+    fused: Any = own_part(optimizer)
+    fused.found_inf, fused.grad_scale = halted.float(), None
+    optimizer.step()
+
+
+def full_state(optimizer: torch.optim.Optimizer, *, main: bool) -> dict[str, Any]:
+    """The whole state as an unsharded optimizer has it, in the main process; every process has to call."""
+    if own_part(optimizer) is optimizer:
+        return optimizer.state_dict()
+    optimizer.consolidate_state_dict(to=0)  # type: ignore[attr-defined]
+    return optimizer.state_dict() if main else {}
+
+
+def load_full_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take over what `full_state` gave, or of it this process's share."""
+    own = own_part(optimizer)
+    if own is optimizer:
+        optimizer.load_state_dict(state)
+        return
+    optimizer.load_state_dict({**state, "state": dict(state["state"])})  # it empties the entries of others
+    optimizer.state.clear()  # a second copy, which nothing reads
+    for parameter, values in own.state.items():
+        values["step"] = values["step"].to(parameter.device)  # the fused kernel wants it beside the moments

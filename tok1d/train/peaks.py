@@ -35,17 +35,19 @@ PEAKS: dict[str, Peak] = {
     r"GeForce RTX 4090": (165.2, 82.6, 82.6),
     r"GeForce RTX 5090": (209.5, 104.8, 104.8),
 }
+FP16 = {r"V100-SXM[23]-(16|32)GB": 125.0, r"V100-PCIE-(16|32)GB": 112.0, r"T4": 65.0}  # elsewhere as in bf16
 
 
 def known_peak(name: str, precision: str, *, tf32: bool = False) -> float | None:
-    """Dense peak in TFLOP/s of a GPU by its driver's name, in "bf16" or "fp32" (with `tf32` on its tensor cores).
+    """Dense peak in TFLOP/s of a GPU by its driver's name, in "bf16", "fp16" or "fp32" (with `tf32` on tensor cores).
 
     None for a device that is not in the table, or without such arithmetic.
     """
     short = re.sub(r"^(NVIDIA|Tesla|NVIDIA Tesla) ", "", name)
     for pattern, (bf16, on_tensor_cores, plain) in PEAKS.items():
         if re.fullmatch(pattern, short):
-            return bf16 if precision == "bf16" else on_tensor_cores if tf32 and on_tensor_cores else plain
+            half = {"bf16": bf16, "fp16": FP16.get(pattern, bf16)}
+            return half[precision] if precision in half else on_tensor_cores if tf32 and on_tensor_cores else plain
     return None
 
 

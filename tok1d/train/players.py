@@ -8,6 +8,7 @@ after the other (generator, its average, discriminator), but a loss that is not 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from tok1d.config import OptimConfig
+from tok1d.nn.precision import single
 from tok1d.train.ema import EMA
-from tok1d.train.optim import build_optimizer, learning_rate
+from tok1d.train.optim import apply_step, build_optimizer, full_state, learning_rate, load_full_state
+from tok1d.train.precision import Precision
 from tok1d.zoo.store import load_state
 
 Batch = tuple[Tensor, ...]  # images or tokens, labels, and of captioned images words
@@ -68,35 +71,60 @@ def total_loss(terms: Tensors) -> Tensor:
     return torch.stack([value for name, value in terms.items() if name.startswith("loss")]).sum()
 
 
-class Side:
-    """A player in training, with what its steps need: the optimizer and the averages of its weights."""
+def compute_losses(
+    player: Player, batch: Batch, moment: Moment, seen: Tensors, precision: Precision
+) -> tuple[Tensors, Tensors]:
+    """A player's forward pass in some precision; what comes out is float32 where it was half."""
+    with precision():
+        found = player.losses(batch, moment, seen)
+    terms, made = ({name: single(value) for name, value in each.items()} for each in found)
+    return terms, made
 
-    def __init__(self, player: Player, train: OptimConfig, device: torch.device) -> None:
+
+class Side:
+    """A player in training, with what its steps need: the optimizer and the averages of its weights.
+
+    Args:
+        precision: of the forward pass. shard: the optimizer's state is shared out over the processes.
+    """
+
+    def __init__(
+        self,
+        player: Player,
+        train: OptimConfig,
+        device: torch.device,
+        *,
+        precision: Precision = nullcontext,
+        shard: bool = False,
+    ) -> None:
         self.player, self.config = player, player.optim or train
         assert self.config.steps == train.steps, f"{player.name}: a schedule of {self.config.steps} steps"
         player.module.train().to(device)
-        self.optimizer = build_optimizer(player.module, self.config)
+        self.optimizer = build_optimizer(player.module, self.config, shard=shard)
         self.ema = EMA(player.module, self.config.ema) if self.config.ema > 0 else None
-        self.forward: Any = _Losses(player)
+        self.forward: Any = _Losses(player, precision)
 
-    def state(self) -> dict[str, Any]:
-        """Weights, buffers and the optimizer's state: what the next step starts from."""
-        return {"model": self.player.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+    def state(self, *, main: bool) -> dict[str, Any]:
+        """Weights, buffers and the optimizer's state: what the next step starts from.
 
-    def state_dict(self) -> dict[str, Any]:
+        Whole in the main process; every process has to call.
+        """
+        return {"model": self.player.module.state_dict(), "optimizer": full_state(self.optimizer, main=main)}
+
+    def state_dict(self, *, main: bool) -> dict[str, Any]:
         """`state` and the averages."""
-        return {**self.state(), "ema": self.ema.state_dict() if self.ema is not None else {}}
+        return {**self.state(main=main), "ema": self.ema.state_dict() if self.ema is not None else {}}
 
     def load_state_dict(self, state: dict[str, Any], source: str) -> None:
         """Go on from what `state_dict` gave; raises WeightsError naming `source` where the weights do not fit."""
         load_state(self.player.module, state["model"], source)
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_full_state(self.optimizer, state["optimizer"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
 
     def prepare(self, accelerator: Any) -> None:
-        """The forward pass as accelerate wants it, over all processes and in the run's precision."""
-        self.forward, _ = accelerator.prepare(self.forward, self.optimizer)
+        """The forward pass as accelerate wants it, over all processes."""
+        self.forward = accelerator.prepare(self.forward)
         self.buffers = _Buffers(self.player.module)
 
     def clip(self) -> Tensor:
@@ -108,9 +136,7 @@ class Side:
         """Optimizer step `step` (0-based), which changes no weight and no buffer where `halted` is true."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.config)
-        self.optimizer.found_inf = halted.float()  # type: ignore[attr-defined]
-        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
-        self.optimizer.step()
+        apply_step(self.optimizer, halted)
         self.optimizer.zero_grad(set_to_none=True)
         self.buffers.settle(halted)
         if self.ema is not None:
@@ -120,12 +146,12 @@ class Side:
 class _Losses(nn.Module):
     """A player's losses as a forward pass over its module, so that distributed wrappers see it."""
 
-    def __init__(self, player: Player) -> None:
+    def __init__(self, player: Player, precision: Precision) -> None:
         super().__init__()
-        self.module, self.losses = player.module, player.losses
+        self.module, self.player, self.precision = player.module, player, precision
 
     def forward(self, batch: Batch, moment: Moment, seen: Tensors) -> tuple[Tensors, Tensors]:
-        return self.losses(batch, moment, seen)
+        return compute_losses(self.player, batch, moment, seen, self.precision)
 
 
 class _Buffers:

@@ -29,10 +29,11 @@ from tok1d.train.trackers import check_tracker
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
 
-# What may change between sittings of one run: it decides what is written when, not what is computed.
+# What may change between sittings of one run: it decides what is written when and held where, not what is computed.
 FREE_KEYS = {
     *("out", "card", "train.log_every", "train.save_every", "train.preview_every", "train.evaluate_every"),
     *("train.keep_last", "train.keep_every", "train.proxies_every", "train.peak_tflops", "train.tracker"),
+    "train.shard",  # where the optimizer's state lies
     *("data.workers", "data.on_broken"),  # a run that a broken image stopped may go on without it
 }
 # report.json first: interrupted after it, the folder holds no finished run any more.
