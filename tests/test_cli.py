@@ -26,7 +26,7 @@ Tiny = Callable[..., str]
 COMMANDS = [
     *("demo", "recipes", "config", "train", "encode", "reconstruct", "generate", "convert", "export", "reference"),
     *("compare", "launch", "replay"),
-    *("evaluate reconstruction", "evaluate generation", "analyze prefix"),
+    *("evaluate reconstruction", "evaluate generation", "evaluate grid", "analyze prefix"),
 ]
 HEAVY = ["torch", "numpy", "omegaconf", "PIL", "accelerate", "matplotlib", "tqdm", "tok1d.config"]
 

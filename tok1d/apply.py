@@ -131,7 +131,7 @@ def new_folder(out: Path, *, overwrite: bool) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all, in a folder that is made if need be."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text)

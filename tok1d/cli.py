@@ -440,7 +440,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _interrupted(arguments: list[str]) -> int:
-    resumes = arguments[:1] in (["demo"], ["train"], ["encode"])
+    resumes = arguments[:1] in (["demo"], ["train"], ["encode"]) or arguments[:2] == ["evaluate", "grid"]
     return _fail("interrupted; " + ("the same command goes on" if resumes else "run the command again"), 130)
 
 

@@ -39,6 +39,7 @@ from tok1d.cli_reference import NETWORK_HELP
 if TYPE_CHECKING:
     from tok1d.evaluate.job import Job
     from tok1d.evaluate.samples import Save
+    from tok1d.evaluation import Request
 
 Out = Annotated[
     Path | None,
@@ -98,57 +99,33 @@ def evaluate_reconstruction(
     device: Device = None,
 ) -> None:
     """Reconstructions against their originals: PSNR, SSIM, ... from prefixes, and distances by feature networks."""
-    from tok1d import apply
-    from tok1d.diffusion.guidance import Guidance
-    from tok1d.errors import InputError
-    from tok1d.evaluate import setup
     from tok1d.evaluate.labels import LABELS
-    from tok1d.evaluate.reconstruction import evaluate_reconstruction as measure
-    from tok1d.train import run
-    from tok1d.train.tasks import padding_of
-    from tok1d.train.trained import load_model
+    from tok1d.evaluate.setup import parse_metrics
+    from tok1d.evaluation import Reconstruction
 
     if label:
         one_of("--label", label, LABELS)
-    wanted = setup.parse_metrics(metrics)
-    job, save = _job(out, save_samples, save_images, shard, quiet)
-    tokenizer = load_model(model, device=setup.pick_device(device))
-    if not hasattr(tokenizer, "spec"):
-        raise InputError(f"{model}: expected a tokenizer, this is the model {tokenizer.config.name}")
-    pad, place = padding_of(tokenizer), next(tokenizer.parameters()).device
-    counts = apply.parse_counts(keep, "--keep", 0, tokenizer.spec.length) if keep else []
-    interval = apply.parse_interval(guidance_interval, "--guidance-interval")
-    measures = setup.open_measures(
-        "reconstruction",
-        wanted,
-        network or [],
+    request = Reconstruction(
+        model=model,
         data=data,
-        config=tokenizer.config,
-        device=place,
-        pad=pad,
+        keep=keep,
+        num=num,
+        metrics=parse_metrics(metrics),
+        network=tuple(network or ()),
+        reference=tuple(reference or ()),
+        allow_other_reference=allow_other_reference,
         eight_bit=eight_bit,
-    )
-    known = setup.open_references(
-        "reconstruction", reference or [], measures.networks, allow_other=allow_other_reference
-    )
-    records = measure(
-        tokenizer,
-        run.first(apply.open_data(data, tokenizer, data_root=data_root), num),
-        keep=counts,
         steps=steps,
-        guidance=Guidance(guidance, interval=interval),
-        solver=solver or None,
+        solver=solver,
+        guidance=guidance,
+        guidance_interval=guidance_interval,
+        label=label,
         batch_size=batch_size,
         seed=seed,
-        pad=pad,
-        label=label or None,
-        protocol=run.protocol_of(tokenizer, pad=pad),
-        measures=measures,
-        references=known,
-        job=job,
-        save=save,
+        data_root=data_root,
+        device=device,
     )
-    _tell(records, job, out, save)
+    _run(request, out, save_samples, save_images, shard, quiet)
 
 
 def evaluate_generation(
@@ -191,74 +168,50 @@ def evaluate_generation(
     device: Device = None,
 ) -> None:
     """Samples against a reference: label agreement, distances, precision, recall, ... by feature networks."""
-    from tok1d import apply
-    from tok1d.condition import is_conditional
-    from tok1d.errors import InputError
-    from tok1d.evaluate import setup
     from tok1d.evaluate.generation import CLASSES
-    from tok1d.evaluate.generation import evaluate_generation as measure
-    from tok1d.train import run
-    from tok1d.train.tasks import padding_of
-    from tok1d.train.trained import load_pair
+    from tok1d.evaluate.setup import parse_metrics
+    from tok1d.evaluation import Generation
 
     one_of("--classes", classes, tuple(CLASSES))
     one_of("--split", split, ("train", "test"))
-    wanted = setup.parse_metrics(metrics)
-    job, save = _job(out, save_samples, save_images, shard, quiet)
-    generator, tokenizer = load_pair(model, device=setup.pick_device(device))
-    pad, place = padding_of(tokenizer), next(tokenizer.parameters()).device
-    data = data or ("fashion_mnist" if generator.card.data == "fashion_mnist" else "")
-    measures = setup.open_measures(
-        "generation",
-        wanted,
-        network or [],
+    request = Generation(
+        model=model,
         data=data,
-        config=tokenizer.config,
-        device=place,
-        pad=pad,
-        eight_bit=eight_bit,
-    )
-    known = setup.open_references("generation", reference or [], measures.networks, allow_other=allow_other_reference)
-    if not data and known is None:
-        raise InputError(f"{model}: expected DATA, a folder of images, or --reference FILE to compare its samples with")
-    guided = apply.guidance_for(
-        generator,
-        guidance,
-        schedule=guidance_schedule,
-        interval=guidance_interval,
-        weak_model=weak_model,
-        conditional=not unconditional and is_conditional(generator.config),
-    )
-    images: Any = None
-    if data:
-        images = apply.open_data(data, tokenizer, split=split, data_root=data_root, generator=generator)
-    records = measure(
-        generator,
-        tokenizer,
-        images,
         num=num,
-        keep=apply.parse_counts(keep, "--keep", 1, generator.config.num_tokens) if keep else [],
-        unconditional=unconditional,
         classes=classes,
-        guidance=guided,
+        split=split,
+        unconditional=unconditional,
+        keep=keep,
+        metrics=parse_metrics(metrics),
+        network=tuple(network or ()),
+        reference=tuple(reference or ()),
+        allow_other_reference=allow_other_reference,
+        eight_bit=eight_bit,
+        guidance=guidance,
+        guidance_schedule=guidance_schedule,
+        guidance_interval=guidance_interval,
+        weak_model=weak_model,
         temperature=temperature,
+        sampler=sampler,
         steps=steps,
-        sampler=sampler or None,
         top_k=top_k,
         top_p=top_p,
-        decoder_steps=decoder_steps,
-        decoder_solver=decoder_solver or None,
         decoder_guidance=decoder_guidance,
+        decoder_solver=decoder_solver,
+        decoder_steps=decoder_steps,
         batch_size=batch_size,
         seed=seed,
-        pad=pad,
-        protocol=run.protocol_of(generator),
-        measures=measures,
-        references=known or (lambda: setup.image_references(images, measures, of=split, about=f"{data}, {split}")),
-        job=job,
-        save=save,
+        data_root=data_root,
+        device=device,
     )
-    _tell(records, job, out, save)
+    _run(request, out, save_samples, save_images, shard, quiet)
+
+
+def _run(
+    request: Request, out: Path | None, samples: Path | None, pictures: Path | None, shard: str, quiet: bool
+) -> None:
+    job, save = _job(out, samples, pictures, shard, quiet)
+    _tell(request.prepare().measure(job, save), job, out, save)
 
 
 def _job(

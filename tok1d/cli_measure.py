@@ -9,6 +9,7 @@ import typer
 
 from tok1d.cli_evaluate import evaluate_generation, evaluate_reconstruction
 from tok1d.cli_explain import evaluate_explain
+from tok1d.cli_grid import evaluate_grid
 from tok1d.cli_options import (
     Data,
     DataRoot,
@@ -23,6 +24,7 @@ from tok1d.cli_options import (
 evaluate_app = typer.Typer(help="Measure a model with numbers that state their protocol.", no_args_is_help=True)
 evaluate_app.command("reconstruction")(evaluate_reconstruction)
 evaluate_app.command("generation")(evaluate_generation)
+evaluate_app.command("grid")(evaluate_grid)
 evaluate_app.command("explain")(evaluate_explain)
 analyze_app = typer.Typer(help="Look inside a tokenizer's code.", no_args_is_help=True)
 

@@ -25,6 +25,8 @@ METRICS = (*PAIRS, *ON_FEATURES)
 TODAY = ("psnr", "mse", "labels", "fd")  # what a run's report holds
 SUBSET, NUM_SUBSETS = 1000, 100  # of KID
 K_MANIFOLD, K_DENSITY = 3, 5
+LOW = ("mse", "lpips", "fd", "fid", "rfid", "gfid", "sfd", "sfid", "kd", "kid")  # names of records, without networks
+HIGH = ("psnr", "ssim", "label_agreement", "judge_accuracy", "score", "inception_score", *MANIFOLD)
 
 
 @dataclass(frozen=True)
@@ -242,6 +244,20 @@ def called(number: Number, kind: str) -> str:
         return "judge_accuracy" if kind == "reconstruction" else "label_agreement"
     ours = {"fd": "rfid" if kind == "reconstruction" else "gfid", "sfd": "sfid", "score": "inception_score"}
     return metric_name(ours.get(number.metric, number.metric), number.network or "")
+
+
+def names_of(measures: Measures, kind: str) -> list[str]:
+    """Names of the records that a measurement may give, `kind` as in `called`."""
+    pairs = [called(Number(metric, None), kind) for metric in measures.of_pairs if kind == "reconstruction"]
+    networks = [network.label for network in measures.networks]
+    return pairs + [called(Number(metric, None, each), kind) for each in networks for metric in measures.of_features]
+
+
+def lower_is_better(name: str) -> bool:
+    """Whether the best value of a record of that name is the lowest: distances and errors, not shares and scores."""
+    metric = name.partition("@")[0]
+    assert metric in LOW or metric in HIGH, name
+    return metric in LOW
 
 
 def own_networks(judge: Any, pad: int = 0) -> list[FrozenNetwork]:

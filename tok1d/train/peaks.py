@@ -47,7 +47,8 @@ def known_peak(name: str, precision: str, *, tf32: bool = False) -> float | None
     for pattern, (bf16, on_tensor_cores, plain) in PEAKS.items():
         if re.fullmatch(pattern, short):
             half = {"bf16": bf16, "fp16": FP16.get(pattern, bf16)}
-            return half[precision] if precision in half else on_tensor_cores if tf32 and on_tensor_cores else plain
+            full = on_tensor_cores if tf32 and on_tensor_cores else plain
+            return half.get(precision, full)
     return None
 
 

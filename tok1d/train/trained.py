@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tok1d.config import load_recipe, to_yaml
+from tok1d.config import Recipe, load_recipe, to_yaml
 from tok1d.errors import WeightsError
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
@@ -27,14 +27,9 @@ def load_checkpoint(name: str, *, device: Any = "cpu") -> Any:
     Raises:
         WeightsError: no checkpoint of a run there, or none with averages.
     """
-    found = _NAME.fullmatch(name)
-    if found is None or not Path(found["path"]).is_file():
-        raise WeightsError(f"{name}: expected a run's checkpoint, RUN/checkpoints/step-00001000.pt, found none")
+    recipe, found = _recipe_of(name), _NAME.fullmatch(name)
+    assert found is not None
     path = Path(found["path"])
-    recipe_file = path.parents[1] / "config.yaml"
-    if not recipe_file.is_file():
-        raise WeightsError(f"{name}: expected the run's recipe in {recipe_file}, found none")
-    recipe = load_recipe(str(recipe_file))
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         weights, averages = state["model"], state["ema"]
@@ -70,3 +65,37 @@ def load_pair(name: str, *, device: Any = "cpu") -> tuple[Any, Any]:
     if not hasattr(generator, "sample"):
         raise WeightsError(f"{name}: expected a generator, this is a {generator.config.name}")
     return generator, store.load(generator.card.tokenizer, device=device)
+
+
+def kept_checkpoints(name: str) -> list[str]:
+    """The checkpoints that a run still has, oldest first, by the name of its folder RUN or of its model RUN/model."""
+    run = Path(name)
+    for folder in (run, run.parent) if run.name == "model" else (run,):
+        found = [path for path in folder.glob("checkpoints/step-*.pt") if path.stem.removeprefix("step-").isdecimal()]
+        if found:
+            return [str(path) for path in sorted(found)]
+    return []
+
+
+def is_generator(name: str) -> bool:
+    """Whether a model by any name, or of a checkpoint, is a generator, or else a tokenizer; no weights are read.
+
+    Raises:
+        WeightsError: no such model, or one of neither kind.
+    """
+    config = _recipe_of(name).model if is_checkpoint(name) else store.read_config(store.resolve(name))[0]
+    kind = store.model_class(config)
+    if not hasattr(kind, "sample") and not hasattr(kind, "encode"):
+        raise WeightsError(f"{name}: expected a tokenizer or a generator, this is a {config.name}")
+    return hasattr(kind, "sample")
+
+
+def _recipe_of(name: str) -> Recipe:
+    """The recipe of a checkpoint's run."""
+    found = _NAME.fullmatch(name)
+    if found is None or not Path(found["path"]).is_file():
+        raise WeightsError(f"{name}: expected a run's checkpoint, RUN/checkpoints/step-00001000.pt, found none")
+    recipe_file = Path(found["path"]).parents[1] / "config.yaml"
+    if not recipe_file.is_file():
+        raise WeightsError(f"{name}: expected the run's recipe in {recipe_file}, found none")
+    return load_recipe(str(recipe_file))

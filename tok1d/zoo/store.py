@@ -42,10 +42,15 @@ CLASSES = {
 }
 
 
-def build_model(config: Any) -> nn.Module:
-    """The model that a configuration (`SemanticistConfig`, ...) describes, freshly initialised."""
+def model_class(config: Any) -> type[nn.Module]:
+    """The class of the model that a configuration (`SemanticistConfig`, ...) describes."""
     module, _ = MODEL_CONFIGS[config.name]
-    return getattr(importlib.import_module(module), CLASSES[config.name])(config)
+    return getattr(importlib.import_module(module), CLASSES[config.name])
+
+
+def build_model(config: Any) -> nn.Module:
+    """The model that a configuration describes, freshly initialised."""
+    return model_class(config)(config)
 
 
 def fingerprint(model: nn.Module) -> str:
