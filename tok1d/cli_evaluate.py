@@ -218,12 +218,18 @@ def _job(
     out: Path | None, samples: Path | None, pictures: Path | None, shard: str, quiet: bool
 ) -> tuple[Job, Save | None]:
     """The job and what images it keeps; the records are written before its blocks are removed."""
+    from tok1d.evaluate.job import drop_torn
     from tok1d.evaluate.report import write_records
     from tok1d.evaluate.samples import Save
     from tok1d.evaluate.setup import open_job
 
     save = Save(samples, pictures) if samples or pictures else None
-    finish = None if out is None else lambda records: write_records(out, records)
+
+    def finish(records: list[Any]) -> None:
+        if out is not None:
+            write_records(out, records)
+        drop_torn(*(path for path in (out, samples) if path is not None))
+
     return open_job(out, shard, quiet=quiet, finish=finish, beside=samples or pictures), save
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tok1d import cli
 from tok1d.errors import ConfigError, DataError, InputError
-from tok1d.evaluate.job import Job
+from tok1d.evaluate.job import Job, drop_torn
 from tok1d.evaluate.measures import Measures
 from tok1d.evaluate.sample_batch import SampleImages
 
@@ -82,6 +82,14 @@ def test_blocks_stay_until_the_records_are_written_and_others_are_left_alone(tmp
         Job(part=(0, 2))
     with pytest.raises(ConfigError, match="received 2 of 2"):
         Job(tmp_path, (2, 2))
+
+
+def test_only_the_torn_files_of_these_names_are_dropped(tmp_path: Path) -> None:
+    kept, torn = ["a[1].json", ".a1.json.7.tmp", ".a[1].npz.7.tmp"], ".a[1].json.7.tmp"
+    for name in (*kept, torn):
+        (tmp_path / name).touch()
+    drop_torn(tmp_path / "a[1].json", tmp_path / "none.npz")
+    assert all((tmp_path / name).exists() for name in kept) and not (tmp_path / torn).exists()
 
 
 def evaluate(*arguments: object) -> int:

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from tok1d.errors import DataError
 from tok1d.evaluate.features import Features
+from tok1d.evaluate.kernel import kernel_distance_subsets
+from tok1d.evaluate.manifold import manifold
 from tok1d.evaluate.metrics import frechet_distance
 from tok1d.evaluate.score import ScoreSums, inception_score
 from tok1d.evaluate.tally import Tally
@@ -37,9 +39,13 @@ def tally(**options: Any) -> Tally:
 
 
 def numbers(found: Tally, other: Tally) -> list[float]:
+    """Of every metric that a tally gives."""
     assert found.spatial is not None and other.spatial is not None and found.agreement is not None
     distances = [frechet_distance(found.pooled, other.pooled), frechet_distance(found.spatial, other.spatial)]
-    return [*distances, found.score.mean, found.score.std, found.agreement]
+    kid = kernel_distance_subsets(other.features, found.features, num_subsets=3, subset_size=20)
+    shape = manifold(other.features, found.features)
+    shares = [shape.precision, shape.recall, shape.density, shape.coverage]
+    return [*distances, found.score.mean, found.score.std, found.agreement, kid.mean, kid.std, *shares]
 
 
 @settings(max_examples=15, deadline=None)
@@ -63,6 +69,10 @@ def test_shards_in_any_order_equal_one_pass(order: list[int], cuts: list[int], t
     other = tally().update(images(seed=5)[0], range(NUM))
     assert numbers(merged, other) == pytest.approx(numbers(whole, other), rel=1e-10, abs=1e-10)
     assert torch.equal(merged.features, whole.features)
+    for got, expected in ((merged.pooled, whole.pooled), (merged.spatial, whole.spatial)):
+        assert got is not None and expected is not None and got.count == expected.count == NUM
+        assert torch.allclose(got.mean, expected.mean, rtol=1e-10, atol=0)
+        assert torch.allclose(got.covariance, expected.covariance, rtol=1e-10, atol=1e-12)
     assert torch.equal(merged.seen, torch.arange(NUM)) and merged.num_images == NUM
 
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,16 @@ def fingerprint(protocol: Mapping[str, Any]) -> str:
     """16 hex digits of all that an evaluation depends on."""
     text = json.dumps(protocol, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def drop_torn(*paths: Path) -> None:
+    """Remove what processes that were killed while they wrote these files left beside them.
+
+    Only for the one process that writes them: while it holds its job's lock, any temporary file is of a killed one.
+    """
+    for path in paths:
+        for left in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+            left.unlink(missing_ok=True)
 
 
 def _write(path: Path, columns: list[Columns]) -> None:
