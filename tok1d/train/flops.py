@@ -48,7 +48,7 @@ def step_flops(recipe: Recipe) -> StepFlops:
     encode does not (`cache=none`), nor what is computed a second time (`train.checkpoint_activations`). Where SMAP
     drops the same tail of a whole batch, the count is that of the mean number of tokens.
     """
-    train, sizes = recipe.train, [*recipe.data.image_sizes] or [None]
+    train, sizes = recipe.train, list[int | None](recipe.data.image_sizes) or [None]
     with torch.random.fork_rng(devices=[]):
         with torch.device("meta"):
             model = store.build_model(recipe.model)
