@@ -11,13 +11,14 @@ Trainings go to RUNS/NAME and resume from their checkpoints; records go to bench
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from table import main as run_table
-from table import train, trained
+from table import train, trained, values
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 
@@ -70,42 +71,24 @@ def judge() -> Any:
 
 
 def reconstruct(
-    tokenizer: Any, *, keep: int, num: int = NUM_IMAGES, batch_size: int = 250, seed: int = 0, **decoding: Any
-) -> dict[str, Any]:
-    """Error, Fréchet distance and accuracy of decoded prefixes, with the decoder's calls counted as they happen."""
-    import torch
+    tokenizer: Any, *, keep: tuple[int, ...] = KEEP, num: int | None = None, **decoding: Any
+) -> list[dict[str, Any]]:
+    """Error, Fréchet distance and accuracy of decoded prefixes, by `evaluate_reconstruction`."""
+    from tok1d.evaluate.reconstruction import evaluate_reconstruction
 
-    from tok1d.evaluate.metrics import mse_per_image, psnr_per_image
-    from tok1d.evaluate.reconstruction import Judged
-
-    images, network = test_images(num), judge()
-    real, fake = Judged(network), Judged(network)
-    sums, rows = {"psnr": 0.0, "mse": 0.0}, [0]
-    hook = tokenizer.decoder.register_forward_pre_hook(
-        lambda _, args: rows.__setitem__(0, rows[0] + args[0].shape[0])  # guided calls hold every image twice
-    )
-    began = time.perf_counter()
-    with torch.no_grad():
-        for start in range(0, num, batch_size):
-            x, labels = images.batch(range(start, min(start + batch_size, num)))
-            source = torch.Generator().manual_seed(seed * 1_000_003 + start)
-            y = tokenizer.decode(tokenizer.encode(x), keep=keep, generator=source, **decoding)
-            sums["psnr"] += float(psnr_per_image(y, x).sum())
-            sums["mse"] += float(mse_per_image(y, x).sum())
-            real.update(x, labels)
-            fake.update(y, labels)
-    hook.remove()
-    return {
-        "keep": keep,
+    num, began = num or NUM_IMAGES, time.perf_counter()
+    found = evaluate_reconstruction(tokenizer, test_images(num), keep=keep, judge=judge(), batch_size=250, **decoding)
+    seconds, (first, *_) = time.perf_counter() - began, found
+    calls = re.search(r"([\d.]+) evaluations an image", first.sampler or "")
+    assert calls is not None, first.sampler
+    shared = {
         "num_images": num,
         **decoding,
-        "psnr": sums["psnr"] / num,
-        "mse": sums["mse"] / num,
-        "fd@fashion-mnist-cnn": fake.distance(real),
-        "judge_accuracy": fake.agreement,
-        "calls_per_image": rows[0] / num,
-        "seconds": time.perf_counter() - began,
+        "sampler": first.sampler,
+        "calls_per_image": float(calls[1]),
+        "seconds": seconds,
     }
+    return [{"keep": k, **shared, **{record.name: record.value for record in found if record.keep == k}} for k in keep]
 
 
 def tokenizer_row(kind: str, seed: int) -> Callable[[Path], dict[str, Any]]:
@@ -119,16 +102,17 @@ def tokenizer_row(kind: str, seed: int) -> Callable[[Path], dict[str, Any]]:
         curve = explained_curve(tokenizer, test_images(500), num_images=500, num_times=10, seed=0)
         return {
             **trained(runs / f"{kind}-{seed}"),
-            "prefixes": [reconstruct(tokenizer, keep=k, **decoding) for k in KEEP],
+            "prefixes": reconstruct(tokenizer, **decoding),
             "curve": [{"keep": point.keep, "loss": point.loss, "share": point.share} for point in curve],
         }
 
     return row
 
 
-def sampler_row(kind: str, solver: str, steps: int, num: int = NUM_IMAGES) -> Callable[[Path], dict[str, Any]]:
+def sampler_row(kind: str, solver: str, steps: int, num: int | None = None) -> Callable[[Path], dict[str, Any]]:
     """All tokens of seed 0, decoded with one sampler."""
-    return lambda runs: reconstruct(train_tokenizer(kind, 0, runs), keep=8, num=num, solver=solver, steps=steps)
+    how = {"keep": (8,), "num": num, "solver": solver, "steps": steps}
+    return lambda runs: reconstruct(train_tokenizer(kind, 0, runs), **how)[0]
 
 
 def guidance_row(kind: str, scale: float) -> Callable[[Path], dict[str, Any]]:
@@ -136,7 +120,7 @@ def guidance_row(kind: str, scale: float) -> Callable[[Path], dict[str, Any]]:
 
     def row(runs: Path) -> dict[str, Any]:
         tokenizer = train_tokenizer(kind, 0, runs)
-        return {"prefixes": [reconstruct(tokenizer, keep=k, steps=10, guidance=scale) for k in KEEP]}
+        return {"prefixes": reconstruct(tokenizer, steps=10, guidance=scale)}
 
     return row
 
@@ -164,31 +148,22 @@ def increments_row(kind: str, seed: int) -> Callable[[Path], dict[str, Any]]:
     return row
 
 
-def generate(num_tokens: int, runs: Path, *, num: int = NUM_IMAGES, guidance: float = 2.0, **head: Any) -> dict:
-    """Label agreement and Fréchet distance of class-balanced samples, decoded in 10 steps."""
-    import torch
-
-    from tok1d.evaluate.generation import balanced_labels
-    from tok1d.evaluate.reconstruction import Judged
+def generate(num_tokens: int, runs: Path, *, num: int | None = None, guidance: float = 2.0, **head: Any) -> dict:
+    """Label agreement and Fréchet distance of class-balanced samples, decoded in 10 steps, by `evaluate_generation`."""
+    from tok1d.evaluate.generation import evaluate_generation
 
     generator, tokenizer = train_generator(num_tokens, runs), train_tokenizer("nested", 0, runs)
-    network, images = judge(), test_images(10_000)
-    real, fake, labels = Judged(network), Judged(network), balanced_labels(num, 10)
-    began = time.perf_counter()
-    with torch.no_grad():
-        for start in range(0, num, 250):
-            source = torch.Generator().manual_seed(start)
-            tokens = generator.sample(labels[start : start + 250], guidance=guidance, generator=source, **head)
-            fake.update(tokenizer.decode(tokens, steps=10, generator=source), labels[start : start + 250])
-        for start in range(0, len(images), 500):
-            real.update(*images.batch(range(start, start + 500)))
+    num, began = num or NUM_IMAGES, time.perf_counter()
+    found = evaluate_generation(
+        generator, tokenizer, test_images(10_000), judge(), num=num, guidance=guidance, decoder_steps=10, **head
+    )
     return {
         "num_tokens": num_tokens,
         "num_images": num,
         "guidance": guidance,
+        "drawing": found[0].sampler,
         **head,
-        "label_agreement": fake.agreement,
-        "fd@fashion-mnist-cnn": fake.distance(real),
+        **values(found),
         "seconds": time.perf_counter() - began,
     }
 
@@ -203,7 +178,7 @@ def generator_row(num_tokens: int) -> Callable[[Path], dict[str, Any]]:
     return row
 
 
-def head_row(sampler: str, steps: int, num: int = NUM_IMAGES) -> Callable[[Path], dict[str, Any]]:
+def head_row(sampler: str, steps: int, num: int | None = None) -> Callable[[Path], dict[str, Any]]:
     """The generator of all tokens with one sampler of its head."""
     return lambda runs: generate(8, runs, num=num, sampler=sampler, steps=steps)
 
@@ -244,10 +219,10 @@ def rows() -> dict[str, Callable[[Path], dict[str, Any]]]:
     return table
 
 
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     import semanticist_pages
 
-    run_table("semanticist_table.py", __doc__, rows(), RESULTS, semanticist_pages.write)
+    run_table("semanticist_table.py", __doc__, rows(), RESULTS, semanticist_pages.write, args)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 
 from tok1d.config import build_model_config, load_recipe
 from tok1d.errors import ConfigError, DataError
+from tok1d.evaluate.reconstruction import evaluate_reconstruction
 from tok1d.generators.head import HeadConfig
 from tok1d.losses.discriminator import DinoConfig, PatchConfig
 from tok1d.losses.features import load_teacher
@@ -24,13 +25,17 @@ from tok1d.zoo.card import Card
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
+import bundled
 import maetok
 import maetok_pages
 import maetok_table
 import semanticist
+import semanticist_pages
+import semanticist_table
 import smap
 import smap_pages
 import smap_table
+import soak
 import table
 from speed import records, slow
 from speed.maetok_models import MAETokBench, MAETokSizes
@@ -590,3 +595,81 @@ def test_without_transformers_one_line_names_the_extra(
     assert all(len(line) <= 100 for line in shown.out.splitlines())
     assert list(SMAP_ROWS)[-1] == "llamagen-generate", "the row that may fail is the last"
     assert smap.main([*args, "--markdown"]) == 0 and "samples/s" in capsys.readouterr().out
+
+
+def test_rows_of_semanticist_are_measured_by_the_evaluator(
+    fashion: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    few = ["train.steps=2", "train.warmup=0", "train.log_every=1", "train.batch_size=8", "evaluate.num_images=8"]
+
+    def train(recipe: str, overrides: list[str], out: Path) -> Any:
+        drawn = ["evaluate.num_samples=10"] if recipe.endswith("generator") else []
+        return table.train(recipe, [*overrides, *few, *drawn], out)
+
+    monkeypatch.setattr("tok1d.train.run.code_version", lambda: "commit")
+    monkeypatch.setattr(semanticist_table, "train", train)
+    monkeypatch.setattr(semanticist_table, "NUM_IMAGES", 20)
+    monkeypatch.setattr(semanticist_table, "RESULTS", tmp_path / "results")
+    chosen = ["sampler-flow-euler-2", "guidance-2", "generator-2"]
+    semanticist_table.main(["--runs", str(tmp_path / "runs"), "--only", *chosen])
+    found = table.read(tmp_path / "results")
+    plain, guided, drawn = (found[name] for name in chosen)
+    assert plain["calls_per_image"] == 2 and guided["prefixes"][0]["calls_per_image"] == 20
+    assert [prefix["keep"] for prefix in guided["prefixes"]] == [1, 2, 4, 8]
+    tokenizer = table.train("", [], tmp_path / "runs" / "nested-0")
+    again = evaluate_reconstruction(tokenizer, semanticist_table.test_images(20), keep=[8], steps=2, batch_size=7)
+    assert plain["psnr"] == pytest.approx(again[0].value, rel=1e-5)
+    assert [sample["guidance"] for sample in drawn["samples"]] == [1, 2]
+    assert "euler, 10 evaluations" in drawn["samples"][0]["drawing"]
+    assert "| 20 |" in semanticist_pages.samplers(found) and "| 2 |" in semanticist_pages.generators(found)
+
+
+def test_growth_is_that_of_the_lows() -> None:
+    """Memory that swings by 300 MB and leaks 2 MB in ten minutes, and files that do not grow."""
+    readings = [
+        {"minute": n / 12, "rss_mb": 500 + 0.2 * n / 12 + 300 * (n % 7 > 3), "files": 20 + n % 2, "threads": 5}
+        for n in range(12 * 60)
+    ]
+    found = soak.summary(readings, warm_up=10, stretch=5)
+    assert found["rss_mb"]["in_ten_minutes"] == pytest.approx(2, abs=0.05)
+    assert found["files"] == {"in_ten_minutes": 0, "first_low": 20, "last_low": 20}
+    assert found["highest_rss_mb"] > 800
+    with pytest.raises(ValueError, match="two stretches"):
+        soak.growth(readings[:100], "rss_mb", warm_up=10, stretch=5)
+
+
+def test_a_process_is_watched_and_asked_to_end(tmp_path: Path) -> None:
+    waits = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); time.sleep(60)"
+    readings = soak.watch([sys.executable, "-c", waits], 0.01, 0.05, tmp_path / "log.jsonl")
+    assert readings and all(entry["rss_mb"] > 1 and entry["threads"] >= 1 for entry in readings)
+    assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == readings
+
+
+def test_the_readme_tables_of_bundled_models_are_what_their_records_say() -> None:
+    found = bundled.read()
+    assert found.keys() == bundled.commands().keys(), "python benchmarks/bundled.py measures the missing ones"
+    page = bundled.PAGE.read_text()
+    for name, make in bundled.TABLES.items():
+        assert f"<!-- table {name} -->\n{make(found)}\n<!-- end -->" in page, "python benchmarks/bundled.py --write"
+    for name, measured in found.items():
+        assert {store.fingerprint(store.load(name))} == {record["weights_hash"] for record in measured}
+
+
+def test_a_row_of_bundled_models_is_the_command_s_own_record(
+    fashion: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bundled, "RESULTS", tmp_path)
+    short = ["evaluate", "reconstruction", "fashion-mnist-maetok", "fashion_mnist", "--num", "80", "--metrics", "all"]
+    monkeypatch.setattr(bundled, "commands", lambda: {"fashion-mnist-maetok": short})
+    assert bundled.main([]) == 0
+    found = bundled.read()
+    records = found["fashion-mnist-maetok"]
+    assert {record["name"] for record in records} == set(bundled.METRICS) - {"label_agreement"}
+    table = bundled.reconstructions(found)
+    psnr = next(record["value"] for record in records if record["name"] == "psnr")
+    assert f"| PSNR, dB | {psnr:.2f} |" in table and "| LPIPS | none |" in table
+    assert "- LPIPS: " in bundled.unavailable(found)
+    (tmp_path / "fashion-mnist-maetok.json").rename(tmp_path / "kept")
+    capsys.readouterr()
+    bundled.main(["--list"])
+    assert capsys.readouterr().out.startswith("missing tok1d evaluate reconstruction fashion-mnist-maetok")

@@ -1,0 +1,165 @@
+"""All bundled models under all metrics: the commands of the README's tables, one file of records each.
+
+    python benchmarks/bundled.py              # the missing ones, in order; a killed one goes on
+    python benchmarks/bundled.py --list
+    python benchmarks/bundled.py --write      # put the tables into README.md
+
+Each row is one `tok1d evaluate` command, shown by --list; its records go to benchmarks/results/bundled/NAME.json as the
+command writes them, with all that a number depends on. Estimated on two cores: an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from table import fill, markdown
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
+
+RESULTS = Path(__file__).parent / "results" / "bundled"
+PAGE = Path(__file__).parents[1] / "README.md"
+NETWORK = "@fashion-mnist-cnn"
+PAIRS = {
+    "Semanticist": ("fashion-mnist-semanticist", "fashion-mnist-epsilon-llamagen", "1,2,4,8", "2"),
+    "MAETok": ("fashion-mnist-maetok", "fashion-mnist-sit", "", "1.5"),
+    "SMAP": ("fashion-mnist-smap", "fashion-mnist-card", "1,2,4,8,16", "1.5"),
+}
+METRICS = {  # name in the records: name in the table, digits, factor
+    "psnr": ("PSNR, dB", 2, 1.0),
+    "mse": ("squared error", 4, 1.0),
+    "ssim": ("SSIM", 3, 1.0),
+    "lpips": ("LPIPS", 3, 1.0),
+    "judge_accuracy": ("judge accuracy, %", 1, 100.0),
+    "label_agreement": ("label agreement, %", 1, 100.0),
+    f"fd{NETWORK}": (f"`fd{NETWORK}`", 2, 1.0),
+    f"sfd{NETWORK}": (f"`sfd{NETWORK}`", 2, 1.0),
+    f"kd{NETWORK}": (f"`kd{NETWORK}`, 1e-3", 2, 1e3),
+    f"score{NETWORK}": (f"`score{NETWORK}`", 2, 1.0),
+    f"precision{NETWORK}": ("precision", 3, 1.0),
+    f"recall{NETWORK}": ("recall", 3, 1.0),
+    f"density{NETWORK}": ("density", 3, 1.0),
+    f"coverage{NETWORK}": ("coverage", 3, 1.0),
+}
+Records = dict[str, list[dict[str, Any]]]
+
+
+def commands() -> dict[str, list[str]]:
+    """The arguments of `tok1d` by row."""
+    found = {}
+    for tokenizer, generator, keep, guidance in PAIRS.values():
+        found[tokenizer] = ["evaluate", "reconstruction", tokenizer, "fashion_mnist", "--metrics", "all"]
+        sampled = ["evaluate", "generation", generator, "fashion_mnist", "--num", "2000", "--metrics", "all"]
+        found[generator] = [*sampled, "--guidance", guidance, *(["--keep", keep] if keep else [])]
+    return found
+
+
+def read() -> Records:
+    """The records of the rows that are there."""
+    return {name: json.loads(path.read_text()) for name in commands() if (path := RESULTS / f"{name}.json").exists()}
+
+
+def cell(records: Sequence[dict[str, Any]], name: str, keep: int | None) -> str:
+    """One number as a table has it; "none" where the record says that it is unavailable, "" where there is none."""
+    for record in records:
+        if record["name"] == name and record["keep"] == keep:
+            _, digits, factor = METRICS[name]
+            return "none" if record["value"] is None else f"{factor * float(record['value']):.{digits}f}"
+    return ""
+
+
+def most(records: Sequence[dict[str, Any]]) -> int:
+    """The most tokens that were decoded."""
+    return max(record["keep"] for record in records if record["keep"] is not None)
+
+
+def side(which: int, names: Sequence[str], records: Records) -> str:
+    """All metrics of the three tokenizers (0) or generators (1), from all tokens."""
+    models = {family: records[pair[which]] for family, pair in PAIRS.items() if pair[which] in records}
+    body = [
+        [METRICS[name][0], *(cell(found, name, most(found)) for found in models.values())]
+        for name in METRICS
+        if name in names
+    ]
+    return markdown(["", *models], body)
+
+
+def reconstructions(records: Records) -> str:
+    return side(0, [name for name in METRICS if name != "label_agreement"], records)
+
+
+def samples(records: Records) -> str:
+    return side(
+        1, [name for name in METRICS if name not in ("psnr", "mse", "ssim", "lpips", "judge_accuracy")], records
+    )
+
+
+def prefixes(family: str) -> Callable[[Records], str]:
+    """What the first tokens of a family give, reconstructed and sampled."""
+
+    def table(records: Records) -> str:
+        tokenizer, generator, *_ = PAIRS[family]
+        decoded, drawn = records[tokenizer], records.get(generator, [])
+        given, new = ("psnr", "judge_accuracy", f"fd{NETWORK}"), ("label_agreement", f"fd{NETWORK}")
+        head = ["tokens kept", *(METRICS[name][0] for name in given)]
+        head += [METRICS["label_agreement"][0], f"`fd{NETWORK}` of samples"]
+        counts = sorted({record["keep"] for record in decoded if record["keep"] is not None})
+        body = [
+            [
+                str(keep),
+                *(cell(decoded, name, keep) for name in given),
+                *(cell(drawn, name, keep) for name in new),
+            ]
+            for keep in counts
+        ]
+        return markdown(head, body)
+
+    return table
+
+
+def unavailable(records: Records) -> str:
+    """Why cells say "none"."""
+    reasons = {r["name"]: r["note"] for found in records.values() for r in found if r["value"] is None}
+    return "\n".join(f"- {METRICS[name][0]}: {reason.removeprefix('LPIPS: ')}" for name, reason in reasons.items())
+
+
+TABLES: dict[str, Callable[[Any], str]] = {
+    "reconstructions": reconstructions,
+    "samples": samples,
+    "semanticist": prefixes("Semanticist"),
+    "smap": prefixes("SMAP"),
+    "unavailable": unavailable,
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    from tok1d.cli import run
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=[], metavar="MODEL", help="these, also if they are there")
+    parser.add_argument("--list", action="store_true", help="show the commands, and which have been run")
+    parser.add_argument("--write", action="store_true", help="write the tables into README.md")
+    arguments = parser.parse_args(args)
+    if unknown := set(arguments.only) - commands().keys():
+        parser.error(f"no row {', '.join(sorted(unknown))}; --list shows them")
+    if arguments.write:
+        fill(PAGE, TABLES, read())
+        return 0
+    for name, command in commands().items():
+        out = RESULTS / f"{name}.json"
+        if arguments.list:
+            print(f"{'done   ' if out.exists() else 'missing'} tok1d {' '.join(command)}")
+        elif name in arguments.only or (not arguments.only and not out.exists()):
+            print(f"tok1d {' '.join(command)}", flush=True)
+            if code := run([*command, "--out", str(out)]):
+                return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

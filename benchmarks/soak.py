@@ -1,0 +1,170 @@
+"""A long training watched from outside: does its memory grow, do its open files?
+
+    python benchmarks/soak.py fashion_mnist/semanticist --minutes 60 train.evaluate_every=250 evaluate.num_images=1000
+
+Trains with previews, evaluations and checkpoints on, in a process of its own that is stopped (SIGTERM, so with a
+checkpoint) after so many minutes. Every `--every` seconds its resident memory, open files and threads are read; every
+reading is a line of OUT.soak.jsonl, beside the run folder, as it is made. The record goes to
+benchmarks/results/soak.json; `--write` puts it into docs/reliability.md.
+
+Growth is that of the lows: memory goes up and down with every evaluation, and what is never given back raises the
+lowest reading of each stretch of `--stretch` minutes. A line through them is the growth in ten minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+RESULT = Path(__file__).parent / "results" / "soak.json"
+PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
+MB = 2**20
+Readings = list[dict[str, float]]
+
+
+def read(process: Any, began: float) -> dict[str, float]:
+    """Resident memory (MB), open files and threads of a process and its children, by minutes since it began."""
+    family = [process, *process.children(recursive=True)]
+    return {
+        "minute": round((time.monotonic() - began) / 60, 3),
+        "rss_mb": round(sum(each.memory_info().rss for each in family) / MB, 3),
+        "files": sum(each.num_fds() for each in family),
+        "threads": sum(each.num_threads() for each in family),
+    }
+
+
+def watch(command: Sequence[str], minutes: float, every: float, log: Path) -> Readings:
+    """Run a command for so long, then ask it to end; what was read of it on the way."""
+    import psutil
+
+    readings: Readings = []
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as lines, subprocess.Popen(command) as running:
+        process, began = psutil.Process(running.pid), time.monotonic()
+        while running.poll() is None and time.monotonic() - began < 60 * minutes:
+            try:
+                readings.append(read(process, began))
+            except psutil.Error:  # it, or a child of it, ended just now
+                continue
+            lines.write(json.dumps(readings[-1]) + "\n")
+            lines.flush()
+            time.sleep(every)
+        running.send_signal(signal.SIGTERM)
+    return readings
+
+
+def growth(readings: Readings, key: str, *, warm_up: float, stretch: float) -> dict[str, float]:
+    """How the lows of a reading rise, in ten minutes, by a line through the lowest of each stretch after the warm-up.
+
+    Raises:
+        ValueError: less than two whole stretches after the warm-up.
+    """
+    warm = [entry for entry in readings if entry["minute"] >= warm_up]
+    count = int((warm[-1]["minute"] - warm_up) / stretch) if warm else 0
+    lows = [
+        min(e[key] for e in warm if warm_up + n * stretch <= e["minute"] < warm_up + (n + 1) * stretch)
+        for n in range(count)
+    ]
+    if len(lows) < 2:
+        raise ValueError(f"expected two stretches of {stretch:g} minutes after {warm_up:g}, found {len(lows)}")
+    slope = statistics.linear_regression([n * stretch for n in range(count)], lows).slope
+    return {"in_ten_minutes": round(10 * slope, 3), "first_low": lows[0], "last_low": lows[-1]}
+
+
+def summary(readings: Readings, *, warm_up: float, stretch: float) -> dict[str, Any]:
+    """The figures of docs/reliability.md."""
+    return {
+        "minutes": readings[-1]["minute"],
+        "readings": len(readings),
+        "warm_up": warm_up,
+        "stretch": stretch,
+        **{key: growth(readings, key, warm_up=warm_up, stretch=stretch) for key in ("rss_mb", "files", "threads")},
+        "highest_rss_mb": max(entry["rss_mb"] for entry in readings),
+    }
+
+
+def table(record: dict[str, Any]) -> str:
+    """The record as Markdown."""
+    rows = [
+        f"| {name} | {found['first_low']:g} | {found['last_low']:g} | {found['in_ten_minutes']:+g} |"
+        for name, found in (
+            ("resident memory, MB", record["rss_mb"]),
+            ("open files", record["files"]),
+            ("threads", record["threads"]),
+        )
+    ]
+    head = [f"| lows of {record['stretch']:g} minutes | first | last | in ten minutes |", "|---|---:|---:|---:|"]
+    said = (
+        f"`{record['command']}` at `{record['commit']}`, {record['machine']}: {record['minutes']:.0f} minutes, "
+        f"{record['steps']:,} steps, {record['previews']} previews, {record['evaluations']} evaluations, "
+        f"{record['checkpoints']} checkpoints; the first {record['warm_up']:g} minutes are left out. "
+        f"Highest reading {record['highest_rss_mb']:.0f} MB."
+    )
+    return "\n".join([said, "", *head, *rows])
+
+
+def done(out: Path, every: int) -> dict[str, int]:
+    """What the run did: steps, previews, evaluations, and checkpoints (by its rule: most are removed again)."""
+    entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    steps = max(entry["step"] for entry in entries)
+    return {
+        "steps": steps,
+        "previews": len(list((out / "samples").glob("*.png"))),
+        "evaluations": sum(any("@" in key for key in entry) for entry in entries),
+        "checkpoints": steps // every if every else 0,
+    }
+
+
+def write(record: dict[str, Any]) -> None:
+    """Put the table into the page, between its markers."""
+    text = PAGE.read_text()
+    put = f"<!-- soak: begin -->\n\n{table(record)}\n\n<!-- soak: end -->"
+    PAGE.write_text(re.sub(r"<!-- soak: begin -->.*<!-- soak: end -->", lambda _: put, text, flags=re.DOTALL))
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", nargs="?", default="fashion_mnist/semanticist")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--every", type=float, default=5, help="seconds between readings")
+    parser.add_argument("--warm-up", type=float, default=10, help="minutes that are left out")
+    parser.add_argument("--stretch", type=float, default=5, help="minutes of which the lowest reading counts")
+    parser.add_argument("--write", action="store_true", help="put the record into docs/reliability.md, run nothing")
+    arguments = parser.parse_args(args)
+    if arguments.write:
+        write(json.loads(RESULT.read_text()))
+        return
+
+    import platform
+
+    from tok1d.config import load_recipe
+    from tok1d.train.run import code_version
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    command = [sys.executable, "-m", "tok1d.cli", "train", arguments.recipe, *arguments.overrides]
+    commit = code_version()
+    readings = watch(command, arguments.minutes, arguments.every, Path(f"{recipe.out}.soak.jsonl"))
+    record = {
+        "command": " ".join(["python", "benchmarks/soak.py", *(args or sys.argv[1:])]),
+        "commit": commit,
+        "machine": f"{platform.machine()}, {os.environ.get('OMP_NUM_THREADS', os.cpu_count())} threads",
+        **summary(readings, warm_up=arguments.warm_up, stretch=arguments.stretch),
+        **done(Path(recipe.out), recipe.train.save_every),
+    }
+    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    print(table(record))
+
+
+if __name__ == "__main__":
+    main()
