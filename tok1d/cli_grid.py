@@ -80,9 +80,10 @@ def evaluate_grid(
 ) -> None:
     """Evaluate every combination of lists of settings, models and checkpoints; one table, the best marked.
 
-    A cell is what evaluate generation (of tokenizers evaluate reconstruction) measures with these settings, and
-    DIR/cells/NAME.json is its --out. Before any is measured, each makes one image. Interrupted, the same command goes
-    on, also inside a cell; with longer lists, it measures what is new.
+    A cell is what evaluate generation (of tokenizers reconstruction) measures;
+    DIR/cells/NAME.json is its --out. Before any is measured, each makes one image.
+    Interrupted, the same command goes on, also inside a cell; longer lists measure
+    what is new.
     """
     from tok1d.evaluate import grid
     from tok1d.evaluate.generation import CLASSES
