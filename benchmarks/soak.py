@@ -63,7 +63,7 @@ def watch(command: Sequence[str], minutes: float, every: float, log: Path) -> Re
     return readings
 
 
-def growth(readings: Readings, key: str, *, warm_up: float, stretch: float) -> dict[str, float]:
+def growth(readings: Readings, key: str, *, warm_up: float, stretch: float) -> dict[str, Any]:
     """How the lows of a reading rise, in ten minutes, by a line through the lowest of each stretch after the warm-up.
 
     Raises:
@@ -78,7 +78,7 @@ def growth(readings: Readings, key: str, *, warm_up: float, stretch: float) -> d
     if len(lows) < 2:
         raise ValueError(f"expected two stretches of {stretch:g} minutes after {warm_up:g}, found {len(lows)}")
     slope = statistics.linear_regression([n * stretch for n in range(count)], lows).slope
-    return {"in_ten_minutes": round(10 * slope, 3), "first_low": lows[0], "last_low": lows[-1]}
+    return {"in_ten_minutes": round(10 * slope, 3), "lows": lows}
 
 
 def summary(readings: Readings, *, warm_up: float, stretch: float) -> dict[str, Any]:
@@ -95,20 +95,17 @@ def summary(readings: Readings, *, warm_up: float, stretch: float) -> dict[str, 
 
 def table(record: dict[str, Any]) -> str:
     """The record as Markdown."""
+    named = (("resident memory, MB", "rss_mb"), ("open files", "files"), ("threads", "threads"))
     rows = [
-        f"| {name} | {found['first_low']:g} | {found['last_low']:g} | {found['in_ten_minutes']:+g} |"
-        for name, found in (
-            ("resident memory, MB", record["rss_mb"]),
-            ("open files", record["files"]),
-            ("threads", record["threads"]),
-        )
+        f"| {name} | {' '.join(f'{low:.0f}' for low in record[key]['lows'])} | {record[key]['in_ten_minutes']:+g} |"
+        for name, key in named
     ]
-    head = [f"| lows of {record['stretch']:g} minutes | first | last | in ten minutes |", "|---|---:|---:|---:|"]
+    head = [f"| | lowest reading of each {record['stretch']:g} minutes | growth in ten minutes |", "|---|---|---:|"]
     said = (
         f"`{record['command']}` at `{record['commit']}`, {record['machine']}: {record['minutes']:.0f} minutes, "
-        f"{record['steps']:,} steps, {record['previews']} previews, {record['evaluations']} evaluations, "
-        f"{record['checkpoints']} checkpoints; the first {record['warm_up']:g} minutes are left out. "
-        f"Highest reading {record['highest_rss_mb']:.0f} MB."
+        f"{record['steps']:,} steps, {record['previews']} previews, {record['evaluations']} evaluations (of "
+        f"averaged and of raw weights), {record['checkpoints']} checkpoints; the first "
+        f"{record['warm_up']:g} minutes are left out. Highest reading {record['highest_rss_mb']:.0f} MB."
     )
     return "\n".join([said, "", *head, *rows])
 

@@ -632,7 +632,7 @@ def test_growth_is_that_of_the_lows() -> None:
     ]
     found = soak.summary(readings, warm_up=10, stretch=5)
     assert found["rss_mb"]["in_ten_minutes"] == pytest.approx(2, abs=0.05)
-    assert found["files"] == {"in_ten_minutes": 0, "first_low": 20, "last_low": 20}
+    assert found["files"] == {"in_ten_minutes": 0, "lows": [20] * 9}
     assert found["highest_rss_mb"] > 800
     with pytest.raises(ValueError, match="two stretches"):
         soak.growth(readings[:100], "rss_mb", warm_up=10, stretch=5)
