@@ -44,7 +44,8 @@ def replay(
         state["step"],
         rank=rank,
         world=state.get("world", 1),
-        precision=precision.precision_of(recipe.train.precision, place),
+        # A CPU repeats a GPU's step in fp32, as it would train.
+        precision=precision.precision_of("fp32" if place.type == "cpu" else recipe.train.precision, place),
         scale=state.get("scale", 1.0),
     )
     _show(state["step"], evidence)

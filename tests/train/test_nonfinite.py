@@ -71,6 +71,7 @@ def test_a_planted_nan_is_named_stops_before_the_step_and_is_shown_again(
 
     shown = replayed(capsys, str(dump))
     assert f"suspect: image {BAD} has pixels" in shown and f"step {step}: not finite, as in the training" in shown
+    assert "not finite, as in the training" in replayed(capsys, str(dump), "train.precision=bf16")
     assert os.listdir(tmp_path) == ["run"]
 
 
