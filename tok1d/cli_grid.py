@@ -109,7 +109,12 @@ def evaluate_grid(
         "decoder_steps": decoder_steps,
         "decoder_guidance": decoder_guidance,
     }
-    fixed = {"classes": classes, "split": split, "unconditional": unconditional, "weak_model": weak_model}
+    fixed: dict[str, Any] = {
+        "classes": classes,
+        "split": split,
+        "unconditional": unconditional,
+        "weak_model": weak_model,
+    }
     kind = _kind(models, [name for name, value in {**lists, **fixed}.items() if value])
     axes = {"model": models, **grid.parse_axes(lists)}
     for name, choices in (("label", LABELS), ("classes", tuple(CLASSES)), ("split", ("train", "test"))):
