@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tok1d.bottleneck import shared
 from tok1d.config import build_config
 from tok1d.errors import ConfigError
-from tok1d.losses import adversarial
 from tok1d.losses.adversarial import (
     AdversarialConfig,
     AdversarialLoss,
@@ -98,9 +98,9 @@ def test_lecam_means_and_formula() -> None:
 
 
 def test_means_are_those_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adversarial.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(adversarial.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(adversarial.distributed, "all_reduce", lambda x: x.add_(10.0))  # the other one's
+    monkeypatch.setattr(shared.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(shared.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(shared.distributed, "all_reduce", lambda x: x.add_(10.0))  # the other one's
     lecam, logits = LeCam(decay=0.0), torch.full((2,), 4.0)
     lecam.update(logits, -logits)
     assert (lecam.mean_real.item(), lecam.mean_fake.item()) == (7.0, 3.0)
