@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -191,9 +190,6 @@ def submit(words: list[str], resources: Resources, *, cluster: Cluster = "slurm"
         return executor.submit(Command(arguments)), logs
     except Exception as error:  # sbatch's refusals come as submitit's own kind
         raise InputError(f"launch: {' '.join(str(error).split())[:300]}") from None
-    finally:
-        with suppress(OSError):  # submitit leaves a folder named after the placeholder
-            (logs / "%j").rmdir()
 
 
 def wait(job: Any) -> None:
