@@ -24,9 +24,10 @@ MOST_POINTS = 200
 WINDOW_LINES, WINDOW_SHARE = 5, 0.05  # what is averaged: so many lines of the log, at least so much of the run
 BAND, LEAST = 3.0, 0.05  # fluctuations, and share of the reference's average, that a run's average may be above it
 LINES_OUTSIDE = 3  # successive lines above the band that mean the run has left
-# What decides where and when something is written, not what is computed.
+# What decides where and when something is written or held, not what is computed.
 FREE: tuple[str, ...] = ("out", "card", "cache", "evaluate", "data.root", "train.log_every", "train.save_every")
 FREE += ("train.preview_every", "train.evaluate_every", "train.proxies_every", "train.peak_tflops", "train.tracker")
+FREE += ("train.shard", "train.keep_last", "train.keep_every", "data.workers", "data.on_broken")
 
 
 @dataclass(frozen=True)
@@ -98,14 +99,18 @@ def recipe_hash(recipe: Mapping[str, Any]) -> str:
 def differences(recipe: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Settings of a recipe that are not as the reference's: key -> (its, the reference's).
 
-    A setting that only one of them has, because it is younger, counts where it is not off (0, false, null or empty).
+    A setting that only one of them has, because it is younger, counts unless it is off (0, false, null, none, empty).
     """
     a, b = flat(recipe), flat(reference)
     return {
         key: (a.get(key), b.get(key))
         for key in sorted(a.keys() | b.keys())
-        if a.get(key) != b.get(key) and not (key not in a or key not in b) * (not (a.get(key) or b.get(key)))
+        if a.get(key) != b.get(key) and not (_off(a.get(key)) and _off(b.get(key)) and not (key in a and key in b))
     }
+
+
+def _off(value: Any) -> bool:
+    return not value or value == "none"
 
 
 def read_run(folder: str | Path) -> Curve:
@@ -163,11 +168,16 @@ def _points(lines: Sequence[str]) -> list[dict[str, float]]:
 
 
 def thinned(points: Sequence[dict[str, float]], most: int = MOST_POINTS) -> list[dict[str, float]]:
-    """At most so many of the points, evenly spaced, the last among them; as logged, nothing is averaged."""
-    if len(points) <= most:
-        return list(points)
-    chosen = {round(i * (len(points) - 1) / (most - 1)) for i in range(most)}
-    return [point for i, point in enumerate(points) if i in chosen]
+    """At most so many points of the losses and as many of what is measured on the way, evenly spaced, with the last.
+
+    As logged, nothing is averaged.
+    """
+    kept = []
+    for wanted in (True, False):
+        group = [point for point in points if (_total(point) is not None) == wanted]
+        chosen = {round(i * (len(group) - 1) / (most - 1)) for i in range(most)}
+        kept += [point for i, point in enumerate(group) if len(group) <= most or i in chosen]
+    return sorted(kept, key=lambda point: point["step"])
 
 
 def save_curve(curve: Curve, path: Path) -> None:
