@@ -1,6 +1,7 @@
 """All bundled models under all metrics: the commands of the README's tables, one file of records each.
 
     python benchmarks/bundled.py              # the missing ones, in order; a killed one goes on
+    python benchmarks/bundled.py --again      # all of them anew
     python benchmarks/bundled.py --list
     python benchmarks/bundled.py --write      # put the tables into README.md
 
@@ -142,6 +143,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[], metavar="MODEL", help="these, also if they are there")
+    parser.add_argument("--again", action="store_true", help="all of them, also those that are there")
     parser.add_argument("--list", action="store_true", help="show the commands, and which have been run")
     parser.add_argument("--write", action="store_true", help="write the tables into README.md")
     arguments = parser.parse_args(args)
@@ -154,7 +156,9 @@ def main(args: Sequence[str] | None = None) -> int:
         out = RESULTS / f"{name}.json"
         if arguments.list:
             print(f"{'done   ' if out.exists() else 'missing'} tok1d {' '.join(command)}")
-        elif name in arguments.only or (not arguments.only and not out.exists()):
+        elif out.exists() and not (arguments.again or name in arguments.only):
+            print(f"{name}: measured already, --again or --only {name} measures it anew")
+        elif arguments.again or name in arguments.only or not arguments.only:
             print(f"tok1d {' '.join(command)}", flush=True)
             if code := run([*command, "--out", str(out)]):
                 return code

@@ -60,6 +60,10 @@ def watch(command: Sequence[str], minutes: float, every: float, log: Path) -> Re
             lines.flush()
             time.sleep(every)
         running.send_signal(signal.SIGTERM)
+        if (code := running.wait()) not in (0, 130):
+            raise RuntimeError(
+                f"the training ended with code {code} after {(time.monotonic() - began) / 60:.1f} minutes"
+            )
     return readings
 
 

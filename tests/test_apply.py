@@ -217,7 +217,7 @@ def test_whole_sequences_are_drawn_with_their_own_options(whole: Path, capsys: A
         (("--keep", 2), "keep: these tokens have no order, all 4 are needed; received 2"),
         (("--decode-keep", "every"), "keep: these tokens have no order"),
         (("--guidance-schedule", "linear"), "no schedule over the tokens"),
-        (("--decoder-steps", 3), "--decoder-steps: this tokenizer paints in one pass, leave it away; received 3"),
+        (("--decoder-steps", 3), "--decoder-steps: this tokenizer paints in one pass, leave it out; received 3"),
         (("--decoder-guidance", 2), "--decoder-guidance: this tokenizer paints in one pass"),
         (("--decoder-solver", "heun"), "--decoder-solver: this tokenizer paints in one pass"),
         (("--sampler", "ddim"), "sampler: this model samples with 'sde', 'euler' or 'heun', got 'ddim'"),
@@ -259,12 +259,12 @@ def test_ids_are_drawn_with_their_own_options(of_ids: Path, capsys: Any) -> None
     few = drawn("maskgit", "plain", "--guidance", 1, *best)
     assert few != drawn("maskgit", "guided", "--guidance", 50, "--guidance-schedule", "constant", *best)
     for model, options, message in (
-        ("llamagen", ("--sampler", "sde"), "--sampler: llamagen has none, leave it away; received sde"),
-        ("llamagen", ("--steps", 4), "steps: this generator draws a token in one call, leave it away; received 4"),
+        ("llamagen", ("--sampler", "sde"), "--sampler: llamagen has none, leave it out; received sde"),
+        ("llamagen", ("--steps", 4), "steps: this generator draws a token in one call, leave it out; received 4"),
         ("llamagen", ("--top-p", 0), "top_p: expected a probability in (0, 1], where 1 is off, got 0"),
         ("llamagen", ("--keep", 2), "keep: these tokens have no order, all 4 are needed; received 2"),
-        ("maskgit", ("--top-k", 3), "--top-k: maskgit has none, leave it away; received 3"),
-        ("maskgit", ("--top-p", 0.5), "--top-p: maskgit has none, leave it away; received 0.5"),
+        ("maskgit", ("--top-k", 3), "--top-k: maskgit has none, leave it out; received 3"),
+        ("maskgit", ("--top-p", 0.5), "--top-p: maskgit has none, leave it out; received 0.5"),
         ("maskgit", ("--weak-model", of_ids / "llamagen"), "no weak_model"),
     ):
         command = ("generate", of_ids / model, "--classes", "3", "--out", of_ids / "wrong")

@@ -643,6 +643,8 @@ def test_a_process_is_watched_and_asked_to_end(tmp_path: Path) -> None:
     readings = soak.watch([sys.executable, "-c", waits], 0.01, 0.05, tmp_path / "log.jsonl")
     assert readings and all(entry["rss_mb"] > 1 and entry["threads"] >= 1 for entry in readings)
     assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == readings
+    with pytest.raises(RuntimeError, match="ended with code 3"):
+        soak.watch([sys.executable, "-c", "raise SystemExit(3)"], 1, 0.01, tmp_path / "log.jsonl")
 
 
 def test_the_readme_tables_of_bundled_models_are_what_their_records_say() -> None:
@@ -669,6 +671,8 @@ def test_a_row_of_bundled_models_is_the_command_s_own_record(
     psnr = next(record["value"] for record in records if record["name"] == "psnr")
     assert f"| PSNR, dB | {psnr:.2f} |" in table and "| LPIPS | none |" in table
     assert "- LPIPS: " in bundled.unavailable(found)
+    capsys.readouterr()
+    assert bundled.main([]) == 0 and "measured already, --again" in capsys.readouterr().out
     (tmp_path / "fashion-mnist-maetok.json").rename(tmp_path / "kept")
     capsys.readouterr()
     bundled.main(["--list"])

@@ -284,9 +284,9 @@ def check_wanted(
     reads = "--captions" if told else "--classes" if generator.config.num_classes else ""
     for name, given in (("--classes", classes), ("--captions", captions)):
         if given and unconditional:
-            raise InputError(f"{name}: --unconditional draws without {name[2:]}; leave it away")
+            raise InputError(f"{name}: --unconditional draws without {name[2:]}; leave it out")
         if given and name != reads:
-            advice = f"is told {reads[2:]}, use {reads}" if reads else f"knows no {name[2:]}; leave it away"
+            advice = f"is told {reads[2:]}, use {reads}" if reads else f"knows no {name[2:]}; leave it out"
             raise InputError(f"{name}: this generator {advice}")
     if told and not unconditional and not captions:
         raise InputError("--captions: this generator is told captions, expected one at least, or --unconditional")

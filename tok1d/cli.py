@@ -123,19 +123,21 @@ def train(
     minutes: Annotated[float | None, typer.Option(min=0, help="stop after so much training; go on later")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell parameters, steps, memory, FLOPs")] = False,
     measure: Annotated[bool, typer.Option("--measure", help="with --dry-run: time steps here, tell the hours")] = False,
-    measure_steps: Annotated[int, typer.Option(min=1, help="steps that --measure times")] = 10,
+    measure_steps: Annotated[int | None, typer.Option(min=1, help="steps that --measure times; default: 10")] = None,
 ) -> None:
     """Train a tokenizer, a generator or a classifier. The same command resumes.
 
-    With --dry-run neither data nor weights are looked at; with it nothing is written, with --measure neither.
+    --dry-run looks at neither data nor weights; with --measure it reads the data that are here. Neither writes.
     """
     from tok1d.config import load_recipe
     from tok1d.errors import InputError
 
     if measure and not dry_run:
         raise InputError("--measure: it belongs to --dry-run, give both")
+    if measure_steps is not None and not measure:
+        raise InputError("--measure-steps: it belongs to --dry-run --measure, give all three")
     if dry_run:
-        tell_cost(load_recipe(recipe, overrides or ()), measure_steps if measure else None)
+        tell_cost(load_recipe(recipe, overrides or ()), (measure_steps or 10) if measure else None)
         return
     from tok1d.evaluate.report import read_records
     from tok1d.train import run

@@ -177,7 +177,7 @@ def _kind(models: list[str], given: list[str]) -> type[Request]:
             what = "a generator" if drawing[0] else "a tokenizer"
             other = {"solver": "--decoder-solver"} if drawing[0] else {}
             other |= {each: f"--{each.removeprefix('decoder_')}" for each in given if each.startswith("decoder_")}
-            remedy = f"use {other[name]}" if name in other else "leave it away"
+            remedy = f"use {other[name]}" if name in other else "leave it out"
             raise InputError(f"{option(name)}: {models[0]} is {what} and has none; {remedy}")
     return kind
 
@@ -202,6 +202,7 @@ def _run(requests: list[Request], axes: dict[str, list[Any]], out: Path, best: s
     chosen = find_metric(best, list(metrics)) if best else ""
     for number, (request, path) in enumerate(zip(requests, paths), start=1):
         if path.exists():
+            _tidy(path)
             continue
         where = f"cell {number}/{len(requests)}"
         if not quiet:
@@ -229,10 +230,25 @@ def _attempted(request: Request, opened: Opened, folder: Path, about: str) -> tu
     return name, names_of(prepared.measures, request.kind)
 
 
+def _tidy(path: Path) -> None:
+    """Remove what a kill left beside a cell's finished record: its blocks, and torn files."""
+    import shutil
+
+    from tok1d.evaluate.job import drop_torn
+
+    drop_torn(path)
+    shutil.rmtree(path.with_name(f"{path.name}.parts"), ignore_errors=True)
+
+
 def _measure(request: Request, opened: Opened, path: Path, job: Job) -> None:
+    from tok1d.evaluate.job import drop_torn
     from tok1d.evaluate.report import write_records
 
-    job.finish = lambda records: write_records(path, records)
+    def finish(records: list[Any]) -> None:
+        drop_torn(path)
+        write_records(path, records)
+
+    job.finish = finish
     request.prepare(opened).measure(job)
 
 

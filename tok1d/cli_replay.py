@@ -34,6 +34,9 @@ def replay(
         raise InputError(f"--rank: expected 0..{state.get('world', 1) - 1}, received {rank}")
     recipe = recipe_from_text(state["recipe"], str(dump), overrides or ())
     place = torch.device(apply.pick_device(device))
+    trained_in, asked = recipe.train.precision, any(each.startswith("train.precision=") for each in overrides or ())
+    # A CPU repeats a GPU's step in fp32, as it would train, unless it is told otherwise: that is refused.
+    used = "fp32" if place.type == "cpu" and not asked else trained_in
     task = build_task(recipe)
     for player in task.players:
         player.module.to(place)
@@ -44,10 +47,15 @@ def replay(
         state["step"],
         rank=rank,
         world=state.get("world", 1),
-        # A CPU repeats a GPU's step in fp32, as it would train.
-        precision=precision.precision_of("fp32" if place.type == "cpu" else recipe.train.precision, place),
+        precision=precision.precision_of(used, place),
         scale=state.get("scale", 1.0),
     )
+    if used != trained_in:
+        print(f"in {used}, as this is a CPU; the training was in {trained_in}, where the same step may overflow")
+    if (world := state.get("world", 1)) > 1:
+        print(
+            f"rank {rank} of {world} alone: losses that are means over all processes' masked patches or ids are its own"
+        )
     _show(state["step"], evidence)
     for suspect in nonfinite.suspects(recipe, [evidence]):
         print(f"suspect: {suspect}")

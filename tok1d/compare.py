@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 # Logged beside the losses, but not what a run is judged by.
-_ASIDE = ("lr", "grad_norm", "seconds", "images_per_second", "loader_wait", "tflops", "mfu")
+_ASIDE: tuple[str, ...] = ("lr", "grad_norm", "seconds", "images_per_second", "loader_wait", "tflops", "mfu")
+_ASIDE += ("scale", "skipped")
 _PANELS = 12
 RULE = (
     "On track: the loss, averaged over the last 5 lines of the log (at least 5 % of the run), lies inside the "

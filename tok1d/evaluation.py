@@ -38,7 +38,8 @@ class Opened:
         """What `make` gives, or gave the last time if the key was the same."""
         held = self._held.get(purpose)
         if held is None or held[0] != key:
-            self._held.pop(purpose, None)  # a model's memory is free before the next one is read
+            self._held.pop(purpose, None)
+            held = None  # a model's memory is free before the next one is read
             held = self._held[purpose] = (key, make())
         return held[1]
 
@@ -259,8 +260,10 @@ class Generation(Request):
         def measure(num: int = 1000 if self.num is None else self.num, **how: Any) -> list[Record]:
             return call(num=num, **how)
 
+        weak = guidance.weak_model
         identity = {
             "weights": weights,
+            "weak": None if weak is None else fingerprint(weak),
             "images": None if images is None else images.fingerprint(),
             "measures": str(measures),
             "references": _fingerprints(known),

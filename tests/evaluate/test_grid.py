@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,14 +12,14 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from tok1d import cli
 from tok1d.errors import InputError
 from tok1d.evaluate import grid, setup
 from tok1d.evaluate.measures import METRICS, Measures, Number, called, lower_is_better
 from tok1d.evaluate.report import Record
-from tok1d.evaluation import Generation, Reconstruction
+from tok1d.evaluation import Generation, Opened, Reconstruction
 from tok1d.zoo import store
 
 Tiny = Callable[..., str]
@@ -47,6 +48,7 @@ def test_lists_of_values() -> None:
         ("steps", "10,2.5"),
         ("guidance", "1,,2"),
         ("guidance", "1,nan"),
+        ("temperature", "inf"),
         ("guidance", "-1"),
         ("top_p", "0.5,1.5"),
         ("top_k", "few"),
@@ -240,8 +242,12 @@ def test_an_interrupted_grid_goes_on_where_it_was(
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
     assert not list(tmp_path.rglob("*.parts")) and not list(tmp_path.rglob(".*tmp"))
 
+    finished = next((broken / "cells").glob("*.json"))  # as a kill after its record leaves it
+    finished.with_name(f"{finished.name}.parts").mkdir()
+    finished.with_name(f".{finished.name}.1.tmp").touch()
     measured.clear()
     assert evaluate(*command, "--out", broken) == 0 and not measured
+    assert not list(tmp_path.rglob("*.parts")) and not list(tmp_path.rglob(".*tmp"))
     assert evaluate(*command[:-1], "1,4", "--out", broken) == 0 and sum(measured) == 130
     assert [each["settings"]["guidance"] for each in content(broken)["cells"]] == [1.0, 4.0]
 
@@ -252,6 +258,20 @@ def test_an_interrupted_grid_goes_on_where_it_was(
         patch.setenv("RANK", "0"), patch.setenv("WORLD_SIZE", "2")  # as torchrun tells it
         assert evaluate(*command, "--out", shared) == 0 and sum(measured) == 3 * 130
     assert (shared / "grid.json").read_bytes() == (whole / "grid.json").read_bytes()
+
+
+def test_a_model_is_let_go_before_the_next_is_read() -> None:
+    opened = Opened()
+    gone = weakref.ref(opened.once("model", 1, lambda: nn.Linear(1, 1)))
+    found = [gone() is None, opened.once("model", 2, lambda: gone() is None)]
+    assert found == [False, True]
+
+
+def test_a_cell_knows_the_weights_that_guide_it(generator: Path) -> None:
+    request = Generation(model=str(generator / "model"), data="fashion_mnist", guidance=2.0)
+    weak = replace(request, weak_model=str(generator / "model"))
+    found = [each.prepare(Opened()).identity["weak"] for each in (request, weak)]
+    assert found == [None, store.fingerprint(store.load(generator / "model"))]
 
 
 def test_checkpoints_are_an_axis(generator: Path, tmp_path: Path) -> None:
@@ -306,7 +326,7 @@ def test_a_mistake_in_any_cell_stops_before_the_first(
         ((model, "--weights", "mean", "--checkpoints"), "--weights: expected ema or raw"),
         ((tmp_path / "cache", "--checkpoints"), "--checkpoints: expected the folder of a run"),
         ((f"{model},{tokenizer}", "fashion_mnist"), "only generators or only tokenizers"),
-        ((tokenizer, "fashion_mnist", "--temperature", "0.5,1"), "is a tokenizer and has none; leave it away"),
+        ((tokenizer, "fashion_mnist", "--temperature", "0.5,1"), "is a tokenizer and has none; leave it out"),
         ((tokenizer, "fashion_mnist", "--decoder-steps", "1,2"), "use --steps"),
         ((tokenizer, "fashion_mnist", "--steps", "1,2", "--label", "true"), "reads no label"),
         ((tokenizer,), "expected DATA"),

@@ -259,9 +259,9 @@ def test_options_that_a_generator_does_not_have_are_named(tiny: Tiny) -> None:
     assert sampling_options(sit, steps=3, sampler=None, top_k=None) == {"steps": 3}
     assert sampling_options(ids, top_k=0, top_p=0.5) == {"top_k": 0, "top_p": 0.5}
     for model, prefix, options, message in (
-        (sit, "--", {"top_k": 3}, "--top-k: sit has none, leave it away; received 3"),
-        (sit, "evaluate.", {"top_p": 0.5}, "evaluate.top_p: sit has none, leave it away; received 0.5"),
-        (ids, "--", {"sampler": "euler"}, "--sampler: llamagen has none, leave it away; received euler"),
+        (sit, "--", {"top_k": 3}, "--top-k: sit has none, leave it out; received 3"),
+        (sit, "evaluate.", {"top_p": 0.5}, "evaluate.top_p: sit has none, leave it out; received 0.5"),
+        (ids, "--", {"sampler": "euler"}, "--sampler: llamagen has none, leave it out; received euler"),
     ):
         with pytest.raises(InputError) as caught:
             sampling_options(model, prefix, **options)

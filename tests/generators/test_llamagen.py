@@ -286,7 +286,7 @@ BAD_CALLS: list[tuple[Call, str]] = [
     (lambda m: m.sample(num=0), "got num 0"),
     (lambda m: m.sample(num=1, length=K + 1), "1..9, got 10"),
     (lambda m: m.sample(num=1, length=0), "1..9, got 0"),
-    (lambda m: m.sample(num=1, steps=4), "draws a token in one call, leave it away; received 4"),
+    (lambda m: m.sample(num=1, steps=4), "draws a token in one call, leave it out; received 4"),
     (lambda m: m.sample(num=1, top_k=-1), "top_k: expected 0 (off)"),
     (lambda m: m.sample(num=1, top_p=0.0), "top_p: expected a probability in (0, 1]"),
     (lambda m: m.sample(num=1, top_p=1.5), "got 1.5"),

@@ -147,6 +147,8 @@ def test_peaks_are_of_whole_devices() -> None:
     assert known_peak("NVIDIA A100-SXM4-80GB", "fp32", tf32=True) == 156.0
     assert known_peak("Tesla T4", "fp32", tf32=True) == 8.1, "it has no TF32"
     assert known_peak("Tesla V100-SXM2-16GB", "bf16") is None
+    assert known_peak("Tesla V100-SXM2-16GB", "fp16") == 125.0 and known_peak("NVIDIA Tesla T4", "fp16") == 65.0
+    assert known_peak("NVIDIA H100 80GB HBM3", "fp16") == 989.4
     for other in ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA A10G"):
         assert known_peak(other, "bf16") is None, other
     for bf16, tf32, fp32 in PEAKS.values():

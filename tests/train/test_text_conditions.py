@@ -108,7 +108,7 @@ def test_from_captions_to_pictures(
     for options, message in (
         ([], "--captions: this generator is told captions, expected one at least, or --unconditional"),
         (["--classes", "3"], "--classes: this generator is told captions, use --captions"),
-        (["--captions", "a", "--unconditional"], "--captions: --unconditional draws without captions; leave it away"),
+        (["--captions", "a", "--unconditional"], "--captions: --unconditional draws without captions; leave it out"),
         (["--captions", "none.txt"], "--captions: cannot read none.txt, No such file"),
         (["--captions", "  "], "--captions: expected at least one caption that says something"),
     ):

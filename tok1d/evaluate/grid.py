@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -34,7 +35,7 @@ def number_list(low: float, high: float | None = None, *, whole: bool = False) -
                 value = int(part) if whole else float(part)
             except ValueError:
                 value = low - 1
-            if not low <= value <= (float("inf") if high is None else high):
+            if not (math.isfinite(value) and low <= value <= (value if high is None else high)):
                 raise InputError(f"{what}: expected {kind} {span} separated by commas, received {part!r}")
             found.append(value)
         return _once(found)

@@ -36,7 +36,7 @@ def label_used(tokenizer: Any, num_classes: int, wanted: str | None = None, *, c
     spec = tokenizer.spec
     if not spec.needs_label:
         if wanted is not None:
-            raise InputError(f"label: this tokenizer reads no label, leave it away; received {wanted}")
+            raise InputError(f"label: this tokenizer reads no label, leave it out; received {wanted}")
         return None
     if reads_captions(tokenizer):
         if wanted == "true" and not captioned:

@@ -76,7 +76,7 @@ def decoder_options(
     scale = as_guidance(guidance).scale
     for name, value in (("steps", steps), ("guidance", None if scale == 1 else scale), ("solver", solver)):
         if value is not None:
-            raise InputError(f"{prefix}{name}: this tokenizer paints in one pass, leave it away; received {value}")
+            raise InputError(f"{prefix}{name}: this tokenizer paints in one pass, leave it out; received {value}")
     return {}
 
 
@@ -94,7 +94,7 @@ def sampling_options(generator: Any, prefix: str = "", **options: Any) -> dict[s
     for name, value in given.items():
         if name not in known:
             shown = prefix + (name.replace("_", "-") if prefix == "--" else name)
-            raise InputError(f"{shown}: {generator.config.name} has none, leave it away; received {value}")
+            raise InputError(f"{shown}: {generator.config.name} has none, leave it out; received {value}")
     return given
 
 

@@ -216,7 +216,7 @@ class LlamaGen(nn.Module):
         if cond is None and (num is None or num < 1):
             raise InputError(f"sample needs a condition, or num for how many sequences to draw, got num {num}")
         if steps not in (None, 1):
-            raise InputError(f"steps: this generator draws a token in one call, leave it away; received {steps}")
+            raise InputError(f"steps: this generator draws a token in one call, leave it out; received {steps}")
         check_filter(top_k=top_k, top_p=top_p, temperature=temperature)
         labels = self.labels(cond, num or 0)
         length = self.config.num_tokens if length is None else length

@@ -281,7 +281,7 @@ class Run:
         stops = whose = bad.any(0)
         if self.scale is not None:
             gives_up = self.scale.update(whose.any())
-            stops = whose & (bad[0].any() | gives_up)
+            stops = torch.where(bad[0].any(), bad[0], whose & gives_up)
         # The fused optimizer skips its update on the device where found_inf is 1; it stays 1 from the first bad
         # step on, so nothing has to wait for the device to keep the weights as they were before that step.
         first = stops.any() & (self.first_bad < 0)

@@ -43,7 +43,7 @@ def known_peak(name: str, precision: str, *, tf32: bool = False) -> float | None
 
     None for a device that is not in the table, or without such arithmetic.
     """
-    short = re.sub(r"^(NVIDIA|Tesla|NVIDIA Tesla) ", "", name)
+    short = re.sub(r"^(NVIDIA )?(Tesla )?", "", name)
     for pattern, (bf16, on_tensor_cores, plain) in PEAKS.items():
         if re.fullmatch(pattern, short):
             half = {"bf16": bf16, "fp16": FP16.get(pattern, bf16)}

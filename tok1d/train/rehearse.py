@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -122,7 +123,7 @@ def rehearse(recipe: Recipe, steps: int = 10, clock: Clock = time.perf_counter) 
         try:
             return _rehearse(recipe, steps, clock, flops)
         except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "memory" not in str(error):
+            if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate memory", str(error)):
                 raise
             raise ConfigError(
                 f"train.batch_size: {recipe.train.batch_size} images at a time do not fit into this device's memory; "
@@ -196,8 +197,7 @@ def _omitted(recipe: Recipe) -> list[str]:
     found = ["the evaluation at the end"]
     for key, what in (*each, ("save_every", "checkpoint")):
         every = getattr(config, key)
-        if every:
-            num = config.steps // every
+        if num := config.steps // every if every else 0:
             found.append(f"{num:,} {what if num == 1 else what.removesuffix('y') + 'ie' * what.endswith('y') + 's'}")
     if recipe.kind == "generator" and recipe.cache != NO_CACHE and not (Path(str(recipe.cache)) / INDEX).exists():
         found.append("making the token cache")

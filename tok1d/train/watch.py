@@ -28,6 +28,7 @@ class Watch:
     def look(self, entry: dict[str, Any]) -> list[str]:
         """Warnings that a log line gives rise to, printed on stderr; each kind comes once a sitting."""
         found = {"spike": self._spike(entry), "codes": self._codes(entry), "discriminator": self._discriminator(entry)}
+        found["adaptive"] = self._adaptive(entry)
         return [self.tell(kind, text) for kind, text in found.items() if text and kind not in self.said]
 
     def tell(self, kind: str, text: str) -> str:
@@ -72,6 +73,15 @@ class Watch:
         return (
             f"step {entry['step']}: a batch uses {used:.1%} of the codebook; where this does not grow, the codes are "
             "dying: set model.bottleneck.revival, a lower train.lr, or fewer codes"
+        )
+
+    def _adaptive(self, entry: dict[str, Any]) -> str:
+        if entry.get("adaptive_weight") != 0:
+            return ""
+        return (
+            f"step {entry['step']}: the adaptive weight of the adversarial loss was 0 since the last line of the log: "
+            "the discriminator taught nothing. Its gradients overflow in half precision: set train.precision=bf16 or "
+            "fp32, or adversarial.adaptive=false"
         )
 
     def _discriminator(self, entry: dict[str, Any]) -> str:
