@@ -192,7 +192,9 @@ def save_curve(curve: Curve, path: Path) -> None:
     head = {
         "format": 1,
         "recipe_hash": recipe_hash(curve.recipe),
-        **{key: getattr(curve, key) for key in ("seed", "commit", "device", "final", "recipe")},
+        **{key: getattr(curve, key) for key in ("seed", "commit", "device", "final")},
+        # Without the places of the machine that it was made on.
+        "recipe": {**curve.recipe, "out": "", "cache": None, "data": {**curve.recipe.get("data", {}), "root": None}},
     }
     lines = [json.dumps(entry) for entry in (head, *thinned(curve.points))]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
