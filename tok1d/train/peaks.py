@@ -7,11 +7,12 @@ import re
 import torch
 
 # Dense peaks in TFLOP/s: (bf16 with fp32 accumulation, TF32, fp32 outside tensor cores); None: the GPU has none.
-# After NVIDIA's data sheets, from memory and not yet checked against them:
-# V100, T4, A100, A10, A30, A40, L4, L40, L40S, RTX A6000, RTX 6000 Ada, H100 (SXM, PCIe, NVL),
-# H200 (SXM, NVL), HGX B200, where needed without the factor 2 of sparsity; GeForce: appendices of the white papers on
-# GA102, Ada and Blackwell (RTX). Keys match the whole name that the driver gives, so that neither laptop versions nor
-# slices of a GPU (MIG) count as the GPU.
+# After NVIDIA's data sheets for V100, T4, A100, A10, A30, A40, L4, L40, L40S, RTX A6000, RTX 6000 Ada,
+# H100 (SXM, PCIe, NVL), H200 (SXM, NVL), HGX B200, where needed without the factor 2 of sparsity; GeForce: appendices
+# of the white papers on GA102, Ada and Blackwell (RTX). Entered from memory; the bf16 (V100, T4: fp16) entries of all
+# but RTX 6000 Ada, RTX 5090 and H200 NVL were then found the same in others' copies: tables of Lightning, TorchTitan,
+# pages of sellers. Keys match the whole name that the driver gives, so that neither laptop versions nor slices of a GPU
+# (MIG) count as the GPU.
 Peak = tuple[float | None, float | None, float]
 PEAKS: dict[str, Peak] = {
     r"V100-SXM[23]-(16|32)GB": (None, None, 15.7),
