@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 from tok1d import cli, launch
 from tok1d.errors import InputError
+from tok1d.train.stop import StopSignal
 from tok1d.zoo import store
 
 submitit = pytest.importorskip("submitit", reason="needs submitit: pip install 'tok1d[slurm]'")
@@ -79,6 +81,51 @@ def test_what_is_wrong_is_told_before_anything_is_submitted(
     assert message in err and err.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
+def as_job(monkeypatch: pytest.MonkeyPatch) -> int:
+    """The process is a job's; returns the number of the signal that announces its end."""
+    from submitit.core.job_environment import JobEnvironment
+
+    for name, value in {"JOB_ID": 1, "NTASKS": 1, "JOB_NUM_NODES": 1, "NODEID": 0, "GLOBALID": 0, "LOCALID": 0}.items():
+        monkeypatch.setenv(f"SUBMITIT_LOCAL_{name}", str(value))
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+    return signal.Signals[f"SIG{JobEnvironment.USR_SIG}"]
+
+
+def test_what_is_requeued_does_not_overwrite_what_it_goes_on_from() -> None:
+    command = launch.Command(["train", "recipe.yaml", "--overwrite", "seed=1"])
+    assert command.checkpoint().function.arguments == ["train", "recipe.yaml", "seed=1"]
+
+
+@pytest.mark.parametrize(("code", "again"), [(0, False), (130, True), (2, False)])
+def test_only_what_was_stopped_is_requeued(monkeypatch: pytest.MonkeyPatch, code: int, again: bool) -> None:
+    """The signal comes in the last step of a training, in one before it, or in one that fails."""
+    number, requeued = as_job(monkeypatch), []
+    before = {each: signal.getsignal(each) for each in (number, signal.SIGTERM)}
+
+    def trained(arguments: list[str]) -> int:
+        with StopSignal() as stop:
+            for each in (number, signal.SIGTERM, number):  # as SLURM may send them
+                signal.raise_signal(each)
+            assert stop.received == signal.SIGTERM
+        return code
+
+    monkeypatch.setattr(cli, "run", trained)
+    signal.signal(number, lambda *_: requeued.append(1))
+    try:
+        with nullcontext() if code != 2 else pytest.raises(RuntimeError, match="exit code 2"):
+            launch.Command(["train", "recipe.yaml"])()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert bool(requeued) == again
+
+
+def test_a_job_may_run_out_of_time_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submitit.SlurmExecutor, "affinity", classmethod(lambda cls: 2))
+    executor = launch.executor_for("slurm", tmp_path, launch.Resources(), "job")
+    assert executor._executor.max_num_timeout == launch.TIMEOUTS >= 1000
+
+
 @pytest.mark.slow
 def test_two_processes_train_and_one_measures(
     tiny: Tiny, tmp_path: Path, photos: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
@@ -107,13 +154,11 @@ def test_a_preempted_training_saves_is_requeued_and_ends_as_the_unbroken_one(
     tiny: Tiny, tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """submitit's own handler stands in the process; the signal comes in the middle of a step."""
-    from submitit.core.job_environment import JobEnvironment
-
     from tok1d.train import loop
 
     recipe = [tiny("tokenizer"), "data.name=folder", f"data.root={photos}", "train.steps=4"]
     assert cli.run(["train", *recipe, f"out={tmp_path / 'whole'}"]) == 0
-    train_step, number = loop.Run.train_step, signal.Signals[f"SIG{JobEnvironment.USR_SIG}"]
+    train_step, number = loop.Run.train_step, as_job(monkeypatch)
     requeued: list[Any] = []
 
     def requeue(number: int, frame: Any) -> None:
@@ -125,9 +170,6 @@ def test_a_preempted_training_saves_is_requeued_and_ends_as_the_unbroken_one(
         return train_step(self, batches)
 
     monkeypatch.setattr(loop.Run, "train_step", preempted)
-    for name, value in {"JOB_ID": 1, "NTASKS": 1, "JOB_NUM_NODES": 1, "NODEID": 0, "GLOBALID": 0, "LOCALID": 0}.items():
-        monkeypatch.setenv(f"SUBMITIT_LOCAL_{name}", str(value))
-    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
     before = {each: signal.getsignal(each) for each in (number, signal.SIGTERM)}
     signal.signal(number, requeue)
     try:

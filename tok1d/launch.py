@@ -14,6 +14,8 @@ from tok1d.errors import ConfigError, InputError, Tok1dError
 
 COMMANDS = ("train", "encode", "evaluate")  # what may stand in front; anything else is a recipe to train
 LOGS = "slurm"  # folder of a job's logs in the run's folder
+SAVED = 130  # exit code of a command that was stopped and can go on
+TIMEOUTS = 10_000  # a job may run out of its time so often; each time it goes on where it was
 Cluster = Literal["slurm", "local", "debug"]
 
 
@@ -64,7 +66,7 @@ class Command:
             os.environ["MASTER_ADDR"] = "127.0.0.1"
         requeue = self._save_first()
         code = cli.run(self.arguments)
-        if self._preempted is not None and callable(requeue):
+        if code == SAVED and self._preempted is not None and callable(requeue):
             requeue(self._preempted, None)  # of the first process; it ends here, the others return
         elif code:
             raise RuntimeError(f"tok1d {' '.join(self.arguments)} ended with exit code {code}: see the log above")
@@ -74,7 +76,7 @@ class Command:
         """What runs when the job is requeued: the same command, which goes on from what is on disk."""
         from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(Command(self.arguments))
+        return DelayedSubmission(Command([word for word in self.arguments if word != "--overwrite"]))
 
     def _save_first(self) -> Any:
         """Let a training save before submitit requeues the job; returns submitit's own handler of the signal."""
@@ -131,7 +133,7 @@ def executor_for(cluster: Cluster, logs: Path, resources: Resources, name: str) 
         raise InputError("launch: needs the package submitit: pip install 'tok1d[slurm]'") from None
     if cluster == "slurm" and submitit.SlurmExecutor.affinity() <= 0:
         raise InputError("launch: no SLURM here (no srun); --dry-run prints the script, --cluster local runs it here")
-    executor = submitit.AutoExecutor(folder=logs / "%j", cluster=cluster)
+    executor = submitit.AutoExecutor(folder=logs / "%j", cluster=cluster, slurm_max_num_timeout=TIMEOUTS)
     executor.update_parameters(
         name=name,
         nodes=resources.nodes,
@@ -159,7 +161,7 @@ def script(logs: Path, resources: Resources, name: str) -> str:
         def affinity(cls) -> int:
             return 1
 
-    executor = Anywhere(folder=logs / "%j")
+    executor = Anywhere(folder=logs / "%j", max_num_timeout=TIMEOUTS)
     executor.update_parameters(
         job_name=name,
         nodes=resources.nodes,

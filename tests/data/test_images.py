@@ -282,11 +282,29 @@ def test_a_large_folder_is_looked_through_once_until_a_file_changes(folder, tmp_
     monkeypatch.setenv("TOK1D_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("tok1d.data.folder.CHECKED_BELOW", 1)
     broken, looked = break_files(folder), []
-    real = folder_module.broken_reason
-    monkeypatch.setattr(folder_module, "broken_reason", lambda path: looked.append(path) or real(path))
+    real = folder_module._look
+    monkeypatch.setattr(folder_module, "_look", lambda path: looked.append(path) or real(path))
     first = FolderImages(folder, Transform(8))
     assert len(looked) == len(first) + len(broken) and [path for path, _ in first.broken] == [*map(str, broken)]
     again = FolderImages(folder, Transform(8))
     assert len(looked) == len(first) + len(broken) and again.files == first.files and again.broken == first.broken
     (folder / "a" / "3.webp").write_bytes(b"gone bad")
     assert len(FolderImages(folder, Transform(8))) == len(first) - 1
+
+
+def test_a_file_that_could_not_be_opened_is_looked_at_again(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("TOK1D_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("tok1d.data.folder.CHECKED_BELOW", 1)
+    real = folder_module.Image.open
+    whole = FolderImages(folder, Transform(8), "skip", files=None)
+    (tmp_path / "cache" / "checked").rename(tmp_path / "before")
+
+    def refused(path, *args, **kwargs):
+        if str(path).endswith(whole.files[0]):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *args, **kwargs)
+
+    with monkeypatch.context() as once:
+        once.setattr(folder_module.Image, "open", refused)
+        assert FolderImages(folder, Transform(8), "skip").files == whole.files[1:]
+    assert FolderImages(folder, Transform(8), "skip").files == whole.files

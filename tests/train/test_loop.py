@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tok1d.config import Recipe, TrainConfig, load_recipe
 from tok1d.errors import ConfigError, WeightsError
 from tok1d.evaluate.networks import CNNConfig
-from tok1d.train import stop
+from tok1d.train import checkpoint, stop
 from tok1d.train.draws import seed_of
 from tok1d.train.log import read_log
 from tok1d.train.loop import fit
@@ -192,13 +192,25 @@ def test_a_signal_ends_the_step_at_hand_and_gives_the_handlers_back(tmp_path: Pa
     assert checkpoints(tmp_path) == ["step-00000003.pt"] and signal.getsignal(number) is before
 
 
-def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path: Path) -> None:
+def test_a_later_ctrl_c_does_not_wait_for_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stop, "IMPATIENT", -1.0)
     model = Line()
     interrupt_at(model, 2)
     interrupt_at(model, 2)
     with pytest.raises(KeyboardInterrupt):
         fit(recipe(), task(model), tmp_path, quiet=True)
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("more", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_signals_that_come_together_do_not_lose_the_step(tmp_path: Path, number: int, more: int) -> None:
+    model = Line()
+    for each in (number, more, more):
+        interrupt_at(model, 2, each)
+    with pytest.raises(KeyboardInterrupt):
+        fit(recipe(), task(model), tmp_path, quiet=True)
+    assert checkpoints(tmp_path) == ["step-00000003.pt"]
 
 
 def test_two_half_batches_make_the_step_of_a_whole_one(tmp_path: Path) -> None:
@@ -337,15 +349,88 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path: Path) -> Non
         fit(recipe(), task(other), tmp_path, quiet=True)
 
 
-def test_several_processes_ask_each_other_only_now_and_then() -> None:
-    asked = []
+def spoiled(state: dict[str, Any], what: str) -> dict[str, Any]:
+    """A checkpoint of `Line` with something else in one place."""
+    moments, weights = state["optimizer"]["state"], state["model"]
+    return (
+        state
+        | {
+            "optimizer": {"optimizer": {}},
+            "no group": {"optimizer": {**state["optimizer"], "param_groups": []}},
+            "moments": {
+                "optimizer": {**state["optimizer"], "state": {0: {**moments[0], "exp_avg": torch.zeros(2, 2)}}}
+            },
+            "moments of nothing": {"optimizer": {**state["optimizer"], "state": {7: moments[0]}}},
+            "averages": {"ema": {}},
+            "shape of an average": {"ema": {name: value.new_zeros(1) for name, value in weights.items()}},
+            "weights": {"model": [1]},
+            "text": {"model": {**weights, "layer.bias": "x"}},
+            "step": {"step": "x"},
+            "step before all": {"step": -5},
+            "step after all": {"step": 99},
+            "seconds": {"seconds": None},
+            "players": {"players": None},
+            "sums": {"sums": 3},
+        }[what]
+    )
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        *(
+            "optimizer",
+            "no group",
+            "moments",
+            "moments of nothing",
+            "averages",
+            "shape of an average",
+            "weights",
+            "text",
+        ),
+        *("step", "step before all", "step after all", "seconds", "players", "sums"),
+    ],
+)
+def test_a_checkpoint_that_holds_something_else_is_refused_in_a_line(tmp_path: Path, what: str) -> None:
+    settings = recipe(ema=0.9, save_every=4)
+    fit(settings, task(Line()), tmp_path, seconds=0.0, quiet=True)
+    path = tmp_path / "checkpoints" / checkpoints(tmp_path)[-1]
+    state = checkpoint.load_latest(path.parent, torch.device("cpu"))
+    assert state is not None
+    checkpoint.write(path, spoiled(state, what))
+    with pytest.raises(WeightsError, match=r"checkpoints: .*(delete it|start anew)") as refused:
+        fit(settings, task(Line()), tmp_path, quiet=True)
+    assert "\n" not in str(refused.value)
+    checkpoint.write(path, state)
+    assert fit(settings, task(Line()), tmp_path, quiet=True).finished
+
+
+def test_a_training_on_other_images_is_told_of(tmp_path: Path, capsys: Any) -> None:
+    for num in (7, 7, 6):
+        work = task(Line())
+        work.images = range(num)
+        fit(recipe(), work, tmp_path, seconds=0.0, quiet=True)
+        told = capsys.readouterr().err
+        assert ("written by a training on 7 images, going on with 6" in told) == (num == 6)
+
+
+@pytest.mark.parametrize(("seconds", "asks"), [(0.01, [4, 14]), (0.24, [4, 8, 12]), (3.0, list(range(4, 15)))])
+def test_several_processes_ask_each_other_about_once_a_second(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, asks: list[int]
+) -> None:
+    asked, now = [], [0.0]
+    monkeypatch.setattr(stop.time, "perf_counter", lambda: now[0])
 
     class Two:
         num_processes, device = 2, torch.device("cpu")
 
         def reduce(self, votes: Tensor, how: str) -> Tensor:
-            asked.append(float(votes))
-            return votes + 1  # the other process wants to stop
+            asked.append(votes.tolist())
+            return 2 * votes + torch.tensor([1.0, 0.0])  # the other is as slow, and wants to stop
 
-    answers = [stop.agreed(False, step, Two()) for step in range(1, 2 * stop.AGREE_EVERY + 1)]
-    assert asked == [0.0, 0.0] and [i + 1 for i, yes in enumerate(answers) if yes] == [10, 20]
+    agreement, answers = stop.Agreement(Two(), 3), []
+    for step in range(4, 15):
+        now[0] += seconds
+        answers.append(agreement.stop(False, step))
+    assert [step for step, yes in zip(range(4, 15), answers) if yes] == asks
+    assert [wish for wish, _ in asked] == [0.0] * len(asks) and asked[-1][1] == pytest.approx(seconds)

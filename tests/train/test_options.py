@@ -11,7 +11,7 @@ from tok1d.config import load_recipe
 from tok1d.errors import ConfigError
 from tok1d.nn.attention import Attention
 from tok1d.nn.block import Block, Mlp
-from tok1d.train import options, run
+from tok1d.train import draws, options, run
 from tok1d.train.options import apply_options, blocks_of, no_compiler
 from tok1d.train.tasks import build_task
 from tok1d.zoo import store
@@ -68,6 +68,27 @@ def test_blocks_that_compute_twice_make_the_same_steps(
         assert bool(calls[0]) == saves
     for name, value in ends[0].items():
         torch.testing.assert_close(ends[1][name], value, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("large", [False, True])
+def test_blocks_that_compute_twice_draw_the_same_over_several_processes(
+    rank: int, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backward pass runs after the step's draws have ended, as in the loop."""
+    if large:  # each process draws its own, here after others
+        monkeypatch.setattr(draws, "SHARED_NUMBERS", 1)
+    x, found = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(3)), []
+    for saves in (False, True):
+        module = Small()
+        apply_options(module, checkpoint_activations=saves, compile=False)
+        with draws.seeded(1, 2, rank, 2, "", [x]):
+            loss = module(torch.nn.functional.dropout(x, 0.3))
+        torch.manual_seed(9)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in module.parameters())])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_blocks_keep_only_what_they_were_given() -> None:

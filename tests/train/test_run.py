@@ -57,6 +57,44 @@ def test_the_same_recipe_goes_on_and_what_is_free_may_change(tiny: Tiny, tmp_pat
     assert (out / "log.jsonl").exists()
 
 
+def test_only_the_first_of_several_processes_writes(tiny: Tiny, tmp_path: Path) -> None:
+    wanted = recipe(tiny, tmp_path / "run")
+    assert run.prepare(wanted, first=False) == tmp_path / "run" and not (tmp_path / "run").exists()
+    out = run.prepare(wanted)
+    begin(out)
+    run.prepare(wanted, overwrite=True, first=False)
+    assert sorted(os.listdir(out)) == ["config.yaml", "log.jsonl"]
+    with pytest.raises(ConfigError, match=r"seed=0"):
+        run.prepare(recipe(tiny, out, "seed=3"), first=False)
+
+
+def interrupt_removal(broken: pytest.MonkeyPatch, after: int) -> None:
+    """StopIteration where more than so many files or folders are removed."""
+    removed = iter(range(after))
+    for place, name in ((shutil, "rmtree"), (Path, "unlink")):
+        real = getattr(place, name)
+        broken.setattr(place, name, lambda *a, real=real, **k: (next(removed), real(*a, **k)))
+
+
+def test_no_recipe_takes_over_the_checkpoints_of_another(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not without the log either, and not where the removal of a run was interrupted at any file."""
+    old, new = (recipe(tiny, tmp_path / "run", f"seed={seed}") for seed in (1, 2))
+    for kept in range(len(run.RUN_FILES) + 2):
+        out = run.prepare(old, overwrite=True)
+        finish(out)
+        (out / "checkpoints").mkdir()
+        (out / "checkpoints" / "step-00000001.pt").write_text("1")
+        with monkeypatch.context() as broken, suppress(StopIteration):
+            interrupt_removal(broken, kept)
+            run.prepare(new, overwrite=True)
+        if (out / "checkpoints").exists():
+            (out / "log.jsonl").unlink(missing_ok=True)
+            with pytest.raises(ConfigError, match=r"finished run|seed=1"):
+                run.prepare(new)
+
+
 @pytest.mark.parametrize("change", ["train.lr=0.5", "seed=3", "model.encoder.depth=2", "data.flip=true"])
 def test_another_recipe_is_refused_by_its_key(tiny: Tiny, tmp_path: Path, change: str) -> None:
     out = run.prepare(recipe(tiny, tmp_path / "run"))
@@ -325,10 +363,19 @@ WORKER = """
 import os, sys
 import torch
 from tok1d.config import load_recipe
-from tok1d.train import run, stop
+from tok1d.train import loop, run
 
-stop.AGREE_EVERY = 2
-rank, fit = int(os.environ["RANK"]), run.fit
+rank, fit, prepare = int(os.environ["RANK"]), run.fit, loop.Run.prepare
+
+
+def viewed(self):
+    prepare(self)
+    assert all(side.forward.gradient_as_bucket_view for side in self.sides)
+    waits = torch.distributed.group.WORLD._get_backend(torch.device("cpu")).options._timeout
+    assert waits >= loop.PATIENCE, waits
+
+
+loop.Run.prepare = viewed
 
 
 def spy(recipe, task, out, **options):
@@ -370,7 +417,7 @@ def test_two_processes_stop_together_go_on_and_end_like_one(tiny: Tiny, tmp_path
         output.seek(0)
         assert code == 0, output.read()[-4000:]
     assert run.is_finished(out) and json.loads((out / "report.json").read_text())
-    for steps in (2, 6):
+    for steps in (1, 6):
         ends = [torch.load(f"{out}-rank{rank}-{steps}.pt") for rank in range(2)]
         assert [end[0] for end in ends] == [steps, steps]
         for name, value in ends[0][1].items():

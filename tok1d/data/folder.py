@@ -60,17 +60,22 @@ def classes_of(root: str | Path, files: Sequence[str], *, captioned: bool = Fals
 
 def broken_reason(path: str | Path) -> str | None:
     """Tell why an image file is broken, or None, reading as little of it as its format allows."""
+    return _look(path)[0]
+
+
+def _look(path: str | Path) -> tuple[str | None, bool]:
+    """As `broken_reason`, and whether the file itself is to blame: a disk or a right may be there again tomorrow."""
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                return f"{image.width}x{image.height} pixels, at most {MAX_PIXELS} are read"
+                return f"{image.width}x{image.height} pixels, at most {MAX_PIXELS} are read", True
             image.verify()
         if not _looks_complete(path):
             with Image.open(path) as image:
                 image.load()
     except DECODE_ERRORS as error:
-        return reason(error)
-    return None
+        return reason(error), getattr(error, "errno", None) is None
+    return None, True
 
 
 def _looks_complete(path: str | Path) -> bool:
@@ -161,7 +166,8 @@ def _checked(files: list[str], paths: list[Path], workers: int | None) -> dict[s
     broken: dict[str, str] | None = recall(record)
     if not isinstance(broken, dict):
         # A look at every file pays where it is remembered; else the images that are read tell themselves.
-        looked = zip(files, threads(workers).map(broken_reason, paths), strict=True) if writing() else ()
-        broken = {file: why for file, why in looked if why is not None}
-        keep(record, broken)
+        looked = list(threads(workers).map(_look, paths)) if writing() else []
+        broken = {file: why for file, (why, _) in zip(files, looked) if why is not None}
+        if all(lasts for _, lasts in looked):
+            keep(record, broken)
     return {file: broken.get(file) for file in files}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -31,8 +31,21 @@ def seeded(
     if world == 1:
         yield
         return
-    with _Shared(len(batch[0]), rank, world, copies, seed_of(seed, micro_step, rank + 1, prefix)):
-        yield
+    global _active
+    with _Shared(len(batch[0]), rank, world, copies, seed_of(seed, micro_step, rank + 1, prefix)) as _active:
+        try:
+            yield
+        finally:
+            _active = None
+
+
+def recomputing() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """For `torch.utils.checkpoint`: contexts of a block's forward pass, and of its repetition with equal draws.
+
+    The repetition runs in the backward pass, where `seeded` has ended, on a GPU in another thread; torch puts back its
+    own random numbers, this the rest.
+    """
+    return nullcontext(), nullcontext() if _active is None else _active.again()
 
 
 class _Shared(TorchFunctionMode):
@@ -86,6 +99,14 @@ class _Shared(TorchFunctionMode):
         parts = whole.view(copies, self.world, shape[0] // copies, *shape[1:])
         return parts[:, self.rank].reshape(shape)
 
+    def again(self) -> _Shared:
+        """A mode that draws from here on what this one will."""
+        copy = _Shared(self.rows, self.rank, self.world, self.copies, self.own_seed)
+        for device, generator in self.own.items():
+            copy.own[device] = torch.Generator(device)
+            copy.own[device].set_state(generator.get_state())
+        return copy
+
     def _own_generator(self, device: torch.device) -> torch.Generator:
         if device not in self.own:
             self.own[device] = torch.Generator(device).manual_seed(self.own_seed)
@@ -99,6 +120,9 @@ class _Shared(TorchFunctionMode):
             return x * kept / (1 - p)
         ones = torch.ones(self.world * x.shape[0], *x.shape[1:], dtype=x.dtype, device=x.device)
         return x * F.dropout(ones, p, True)[self.rank * x.shape[0] : (self.rank + 1) * x.shape[0]]
+
+
+_active: _Shared | None = None  # of the forward pass that this process is in
 
 
 def copies_of(model: Any) -> int:

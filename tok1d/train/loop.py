@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,13 @@ from tok1d.train.peaks import peak_of
 from tok1d.train.players import Batch, Moment, Side, Tensors, total_loss
 from tok1d.train.precision import LossScale, precision_of
 from tok1d.train.speed import Meter
-from tok1d.train.stop import StopSignal, agreed
+from tok1d.train.stop import Agreement, StopSignal
 from tok1d.train.task import Task
 from tok1d.train.trackers import Track, tracker_options, tracking, untracked
 from tok1d.train.watch import Watch
 
+# How long processes wait for one of them, which encodes a cache or evaluates alone; torch's own 10 minutes are too few.
+PATIENCE = timedelta(hours=24)
 SCALE, SKIPPED = "scale", "skipped"  # in the log of fp16: the mean loss scale, and the share of skipped steps
 
 
@@ -58,7 +61,7 @@ def processes() -> Any:
     """accelerate's `PartialState`: which of how many processes (torchrun) this is, and its device."""
     from accelerate import PartialState
 
-    return PartialState(cpu=_gloo())
+    return PartialState(cpu=_gloo(), timeout=PATIENCE)
 
 
 def fit(recipe: Recipe, task: Task, out: Path, *, seconds: float | None = None, quiet: bool = False) -> Result:
@@ -101,12 +104,15 @@ def begin(recipe: Recipe, task: Task, out: Path) -> Run:
     Raises:
         ConfigError: a precision, a batch size or a compiler that this device or these processes do not allow.
     """
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
 
     config = recipe.train
     precision = precision_of(config.precision, processes().device)
     # Its own precision would be that of the process's first run.
-    accelerator = Accelerator(mixed_precision="no", cpu=_gloo(), **tracker_options(recipe, out))
+    views = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # no second copy of all gradients
+    accelerator = Accelerator(
+        mixed_precision="no", cpu=_gloo(), kwargs_handlers=[views], **tracker_options(recipe, out)
+    )
     world, main = accelerator.num_processes, accelerator.is_main_process
     if config.batch_size % world:
         raise ConfigError(f"train.batch_size: expected a multiple of {world} processes, received {config.batch_size}")
@@ -151,13 +157,29 @@ class Run:
             side.prepare(self.accelerator)
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint.
+
+        Raises:
+            WeightsError: it is of another training, or holds something else than `save` writes.
+        """
         source = str(self.out / "checkpoints")
-        names = [side.player.name for side in self.sides]
+        try:
+            self._load(state, source)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise WeightsError(
+                f"{source}: the checkpoint of step {state.get('step')} does not fit this training ({why}); delete it "
+                "to go on from the one before, or start anew with --overwrite"
+            ) from error
+
+    def _load(self, state: dict[str, Any], source: str) -> None:
+        names, steps = [side.player.name for side in self.sides], self.recipe.train.steps
+        if not (isinstance(state["step"], int) and 0 <= state["step"] <= steps):
+            raise ValueError(f"expected a step from 0 to {steps}, found {state['step']!r}")
         for side, own in zip(self.sides, checkpoint.by_player(state, names, source)):
             side.load_state_dict(own, source)
-        self.step, self.spent = state["step"], state["seconds"]
-        self.sums, self.since = state.get("sums", {}), state.get("since", self.step)
+        self.step, self.spent = state["step"], float(state["seconds"])
+        self.sums, self.since = dict(state.get("sums", {})), int(state.get("since", self.step))
         if self.scale is not None:
             self.scale.load_state_dict(state["scale"])
         before, now = state.get("processes", self.accelerator.num_processes), self.accelerator.num_processes
@@ -167,6 +189,17 @@ class Run:
                 f"equals that of {before} up to rounding, not to the last bit",
                 file=sys.stderr,
             )
+        before, now = state.get("images"), self._num_images()
+        if None not in (before, now) and before != now and self.accelerator.is_main_process:
+            print(
+                f"step {self.step}: written by a training on {before} images, going on with {now}; from here on "
+                "batches are others than those of an unbroken run",
+                file=sys.stderr,
+            )
+
+    def _num_images(self) -> int | None:
+        """How many images there are to train on, where that is known: their order follows from it."""
+        return len(self.task.images) if hasattr(self.task.images, "__len__") else None
 
     def loop(self, stop: StopSignal, seconds: float | None, *, quiet: bool) -> None:
         from tqdm import tqdm
@@ -174,6 +207,7 @@ class Run:
         config, main = self.recipe.train, self.accelerator.is_main_process
         log = JsonLog(self.out / "log.jsonl", self.step) if main else None
         before, mark = self.spent, time.perf_counter()
+        agreement = Agreement(self.accelerator, self.step)
         meter, ahead = self._meter(), closing(prefetch(self.batches(range(self.step, config.steps))))
         bar = tqdm(total=config.steps, initial=self.step, disable=quiet, unit="step", smoothing=0.05)
         with ahead as steps, bar:  # whatever happens, the bar ends its line and the reading thread its work
@@ -185,7 +219,7 @@ class Run:
                 self.spent = before + time.perf_counter() - mark
                 done = self.step >= config.steps
                 wanted = stop.received is not None or (seconds is not None and self.spent - before >= seconds)
-                ending = done or agreed(wanted, self.step, self.accelerator)
+                ending = done or agreement.stop(wanted, self.step)
                 if done or self.step % config.log_every == 0:
                     self._check_finite()
                     entry = {**self._log_entry(), **meter.entry()}
@@ -370,6 +404,7 @@ class Run:
                 "sums": self.sums,
                 "since": self.since,
                 "processes": self.accelerator.num_processes,
+                "images": self._num_images(),
                 **({} if self.scale is None else {"scale": self.scale.state_dict()}),
             }
             keep = {"keep_last": self.recipe.train.keep_last, "keep_every": self.recipe.train.keep_every}

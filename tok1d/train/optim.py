@@ -79,7 +79,16 @@ def full_state(optimizer: torch.optim.Optimizer, *, main: bool) -> dict[str, Any
 
 
 def load_full_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take over what `full_state` gave, or of it this process's share."""
+    """Take over what `full_state` gave, or of it this process's share.
+
+    Raises:
+        LookupError, TypeError, ValueError: it is of other weights.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for i, values in state["state"].items():
+        for name, value in values.items():
+            if torch.is_tensor(value) and value.dim() and value.shape != parameters[i].shape:
+                raise ValueError(f"{name} {i}: expected {tuple(parameters[i].shape)}, found {tuple(value.shape)}")
     own = own_part(optimizer)
     if own is optimizer:
         optimizer.load_state_dict(state)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tok1d.errors import ConfigError
+from tok1d.train.draws import recomputing
 
 
 def apply_options(module: nn.Module, *, checkpoint_activations: bool, compile: bool) -> None:
@@ -55,7 +56,9 @@ def _recompute(block: nn.Module) -> None:
     def recomputed(*args: Any, **kwargs: Any) -> Any:
         if not (torch.is_grad_enabled() and block.training):
             return forward(*args, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        if torch.compiler.is_compiling():  # a compiled block repeats its own draws
+            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, context_fn=recomputing, **kwargs)
 
     block.forward = recomputed
 

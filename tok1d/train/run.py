@@ -36,8 +36,9 @@ FREE_KEYS = {
     "train.shard",  # where the optimizer's state lies
     *("data.workers", "data.on_broken"),  # a run that a broken image stopped may go on without it
 }
-# report.json first: interrupted after it, the folder holds no finished run any more.
-RUN_FILES = ("report.json", "log.jsonl", "model", "checkpoints", "samples", "cache", "tensorboard", "wandb")
+# In this order: interrupted after report.json, the folder holds no finished run any more, and as long as checkpoints
+# are there, so is the log that tells of a run.
+RUN_FILES = ("report.json", "checkpoints", "log.jsonl", "model", "samples", "cache", "tensorboard", "wandb")
 
 
 def is_finished(out: Path) -> bool:
@@ -45,8 +46,12 @@ def is_finished(out: Path) -> bool:
     return (out / "report.json").exists() and (out / "model" / "config.json").exists()
 
 
-def prepare(recipe: Recipe, *, overwrite: bool = False) -> Path:
+def prepare(recipe: Recipe, *, overwrite: bool = False, first: bool = True) -> Path:
     """The run folder with its config.yaml, new or continued.
+
+    Args:
+        overwrite: remove the run that is there.
+        first: of several processes; the others look and write nothing.
 
     Raises:
         ConfigError: a finished run is there (and not `overwrite`), an unfinished one of another recipe, a folder
@@ -55,15 +60,17 @@ def prepare(recipe: Recipe, *, overwrite: bool = False) -> Path:
     out = Path(recipe.out)
     config, temporary = out / "config.yaml", out / ".config.yaml.tmp"
     try:
-        if overwrite and (config.exists() or is_finished(out)):
+        if overwrite and first and (config.exists() or is_finished(out)):
             _clear(out)
         elif is_finished(out):
             raise ConfigError(f"{out}: holds a finished run; pass --overwrite to train anew, or out=FOLDER for another")
-        elif (out / "log.jsonl").exists() and config.exists():
+        elif config.exists() and _has_begun(out):
             _check_same(load_recipe(str(config)), recipe, out)
             return out
         elif not config.exists() and out.exists() and _holds_else(out, ("slurm", temporary.name)):
             raise ConfigError(f"{out}: not empty and not a run folder; choose another with out=FOLDER")
+        elif not first:
+            return out
         # Also where a config.yaml is but no log: that run never began (no data, say), so its recipe may change.
         out.mkdir(parents=True, exist_ok=True)
         temporary.write_text(to_yaml(recipe))
@@ -73,6 +80,12 @@ def prepare(recipe: Recipe, *, overwrite: bool = False) -> Path:
             temporary.unlink()
         raise ConfigError(f"{out}: cannot write the run folder ({error.strerror}); try out=FOLDER") from None
     return out
+
+
+def _has_begun(out: Path) -> bool:
+    """Whether the run in a folder has steps behind it that another recipe must not take over."""
+    checkpoints = out / "checkpoints"
+    return (out / "log.jsonl").exists() or (checkpoints.is_dir() and any(checkpoints.iterdir()))
 
 
 def _holds_else(folder: Path, names: tuple[str, ...]) -> bool:
@@ -140,7 +153,7 @@ def train(
     """
     check_tracker(recipe)
     with _first_process_first() as first_process:
-        out = prepare(recipe, overwrite=overwrite and first_process)
+        out = prepare(recipe, overwrite=overwrite, first=first_process)
         commit = code_version()  # as the run begins: a long run outlives edits of the checkout
         task = build_task(recipe)
     _check_evaluate(recipe, task.model)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType
 from typing import Any
 
 import torch
 
-AGREE_EVERY = 10  # after so many steps several processes ask each other whether one of them has to stop
+# Several processes ask each other whether one of them has to stop after so many seconds, or so many steps.
+AGREE_SECONDS, AGREE_EVERY = 1.0, 10
+IMPATIENT = 1.0  # seconds after the first signal from which a Ctrl-C is a second one
 # Ctrl-C, and what schedulers send before they take a machine away. Windows has no SIGUSR1.
 NUMBERS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
 
@@ -16,11 +19,13 @@ NUMBERS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, 
 class StopSignal:
     """Turns the first Ctrl-C, SIGTERM or SIGUSR1 into a request to stop after the step at hand.
 
-    A second Ctrl-C or SIGTERM interrupts at once; schedulers may send SIGUSR1 more than once.
+    A Ctrl-C more than a second later interrupts at once. Schedulers and launchers send their signals more than once, to
+    all processes and through each other, so no number of those loses the step.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._since = 0.0
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -36,20 +41,34 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number in (signal.SIGINT, signal.SIGTERM):
+        if self.received is None:
+            self.received, self._since = number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._since > IMPATIENT:
             raise KeyboardInterrupt
-        self.received = number
 
 
-def agreed(wanted: bool, step: int, accelerator: Any) -> bool:
-    """Whether to stop after `step`, of which `wanted` is this process's wish.
+class Agreement:
+    """How several processes agree to stop at the same step; otherwise they would wait for each other forever.
 
-    Several processes stop at the same step or wait for each other forever; as asking waits for the device, they ask
-    only every AGREE_EVERY steps.
+    As asking waits for the device, they ask only about every AGREE_SECONDS, in steps that all of them count alike, and
+    at least every AGREE_EVERY steps.
     """
-    if accelerator.num_processes == 1:
-        return wanted
-    if step % AGREE_EVERY:
-        return False
-    votes = torch.tensor(float(wanted), device=accelerator.device)
-    return bool(accelerator.reduce(votes, "sum") > 0)
+
+    def __init__(self, accelerator: Any, step: int) -> None:
+        self.accelerator, self.last, self.due = accelerator, step, step + 1
+        self.mark = time.perf_counter()
+
+    def stop(self, wanted: bool, step: int) -> bool:
+        """Whether to stop after `step`, of which `wanted` is this process's wish."""
+        world = self.accelerator.num_processes
+        if world == 1:
+            return wanted
+        if step < self.due:
+            return False
+        seconds = (time.perf_counter() - self.mark) / max(step - self.last, 1)
+        votes = torch.tensor([float(wanted), seconds], device=self.accelerator.device)
+        wishes, seconds = self.accelerator.reduce(votes, "sum").tolist()
+        wait = AGREE_SECONDS * world / max(seconds, 1e-9)
+        self.last, self.due = step, step + int(min(max(wait, 1), AGREE_EVERY))
+        self.mark = time.perf_counter()
+        return wishes > 0

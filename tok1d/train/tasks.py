@@ -219,7 +219,8 @@ def _reconstruction_preview(recipe: Recipe) -> Any:
     def preview(model: nn.Module, path: Path) -> None:
         from tok1d.evaluate.reconstruction import token_counts
 
-        x, _, cond = Told(model, open_split(recipe, "test")).batch(range(10))
+        images = open_split(recipe, "test")
+        x, _, cond = Told(model, images).batch(range(min(10, len(images))))
         x = x.to(next(model.parameters()).device)
         tokens = model.encode(x, cond)  # type: ignore[operator]
         rows = [model.decode(tokens, cond, keep=k) for k in token_counts(model.spec)]  # type: ignore
