@@ -156,6 +156,7 @@ def test_a_command_that_lacks_its_second_word_shows_the_help(arguments: list[str
         ("train fashion_mnist/judge train.lrr=1", r"^train\.lrr: unknown key; did you mean train\.lr\?"),
         ("train fashion_mnist/judge train.lr=fast", r"^train\.lr: expected float > 0, received 'fast'|^train\.lr: "),
         ("train fashion_mnist/judge lr", "expected key=value"),
+        ("reconstruct runs/fashion_mnist/smap/model x --out y", r"yet: train it .*tok1d train fashion_mnist/smap\)"),
         ("convert mystery x --out y", "format 'mystery': expected one of semanticist-tokenizer"),
         ("export nowhere --out y", "expected a finished run"),
     ],

@@ -489,10 +489,14 @@ def test_generator_counts(size: str, total: int, trunk: int | None, head: int | 
         assert found == {"trunk": trunk, "head": head}
 
 
-@pytest.mark.parametrize("name", [L, AR, "imagenet256/card_b", "imagenet256/card_l", "imagenet256/card_xl"])
+COSTED = [L, AR, *(f"imagenet256/{name}" for name in ("card_b", "card_l", "card_xl", "maetok_ablation"))]
+COSTED += ["imagenet256/maetok_b_128", "imagenet256/maetok_b_128_finetune", "imagenet512/maetok_b_128"]
+
+
+@pytest.mark.parametrize("name", [*COSTED, "captioned256/maetok_b_128"])
 def test_the_cost_on_the_card_is_what_the_forecast_says(name: str) -> None:
     recipe = load_recipe(name)
-    told = re.match(r"(\d+) EFLOP for 250,000 steps of (?:8 x 256 images|2048 sequences)", recipe.card.cost)
+    told = re.match(r"(\d+) EFLOP for [\d,]+ steps of (?:8 x 256 images|2048 sequences|512 images)", recipe.card.cost)
     assert told and forecast(recipe).run_flops == pytest.approx(int(told[1]) * 1e18, rel=0.03)
 
 

@@ -14,6 +14,7 @@ from tok1d.cli_cost import tell_cost
 from tok1d.cli_launch import PASSED_ON, launch
 from tok1d.cli_measure import analyze_app, evaluate_app
 from tok1d.cli_options import (
+    DATA_HELP,
     SHARD_HELP,
     VIEWS_HELP,
     Data,
@@ -222,7 +223,7 @@ def encode(
 @app.command(short_help="Decode images from their first tokens.")
 def reconstruct(
     model: Model,
-    images: Annotated[str, typer.Argument(help="fashion_mnist, a folder of images, or one image file")],
+    images: Annotated[str, typer.Argument(help=f"{DATA_HELP}, or one image file", show_default=False)],
     out: Annotated[Path, typer.Option(help="folder for the pictures")],
     keep: Annotated[
         str,
@@ -395,7 +396,13 @@ def convert(
     ],
     path: Annotated[Path, typer.Argument(help="published weights: .safetensors, .pt or .pkl")],
     out: Annotated[Path, typer.Option(help="model folder to write")],
-    options: Annotated[list[str] | None, typer.Argument(help="key=value, what the file alone cannot tell")] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(help="key=value, what the file alone cannot tell; a wrong key lists those of the format"),
+    ] = None,
+    tokenizer: Annotated[
+        str, typer.Option(help="of a generator: the model whose tokens it makes, so that its samples can be decoded")
+    ] = "",
     overwrite: Overwrite = False,
 ) -> None:
     """Turn published weights into a tok1d model folder."""
@@ -403,7 +410,7 @@ def convert(
     from tok1d.zoo import convert as module
 
     folder = apply.new_folder(out, overwrite=overwrite)
-    print(f"model: {module.convert(format, path, folder, options or [])}")
+    print(f"model: {module.convert(format, path, folder, options or [], tokenizer=tokenizer)}")
 
 
 def _fail(message: str, code: int = 2) -> int:
@@ -442,8 +449,11 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _interrupted(arguments: list[str]) -> int:
-    resumes = arguments[:1] in (["demo"], ["train"], ["encode"]) or arguments[:2] == ["evaluate", "grid"]
-    return _fail("interrupted; " + ("the same command goes on" if resumes else "run the command again"), 130)
+    command = arguments[:1]
+    resumes = command in (["demo"], ["train"], ["encode"]) or arguments[:2] == ["evaluate", "grid"]
+    resumes |= command == ["evaluate"] and any(word.partition("=")[0] == "--out" for word in arguments)
+    again = "run the command again" + (" with --overwrite" if command in (["reconstruct"], ["generate"]) else "")
+    return _fail(f"interrupted; {'the same command goes on' if resumes else again}", 130)
 
 
 def main() -> None:

@@ -132,7 +132,7 @@ def executor_for(cluster: Cluster, logs: Path, resources: Resources, name: str) 
     except ModuleNotFoundError:
         raise InputError("launch: needs the package submitit: pip install 'tok1d[slurm]'") from None
     if cluster == "slurm" and submitit.SlurmExecutor.affinity() <= 0:
-        raise InputError("launch: no SLURM here (no srun); --dry-run prints the script, --cluster local runs it here")
+        raise InputError("launch: no SLURM here (no srun); run it where sbatch is, or --cluster local runs it here")
     executor = submitit.AutoExecutor(folder=logs / "%j", cluster=cluster, slurm_max_num_timeout=TIMEOUTS)
     executor.update_parameters(
         name=name,

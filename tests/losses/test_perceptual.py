@@ -130,7 +130,7 @@ def test_missing_weights_are_told_in_one_line(tmp_path: Path, monkeypatch: pytes
     torch.save(heads("lin{}.model.1.weight"), tmp_path / "vgg.pth")
     given = str(tmp_path / "vgg.pth")
     assert "VGG16's weights, found none downloaded" in (lpips_missing(heads=given) or "")
-    with pytest.raises(WeightsError, match=r"found no file none\.pth.*give vgg=FILE"):
+    with pytest.raises(WeightsError, match=r"found no file none\.pth.*into .*checkpoints.*perceptual\.vgg=FILE"):
         load_lpips("none.pth", given)
 
     def offline(*args: object, **options: object) -> None:

@@ -433,3 +433,13 @@ def test_two_processes_stop_together_go_on_and_end_like_one(tiny: Tiny, tmp_path
         torch.testing.assert_close(ends[0][1][name], value, atol=2e-5, rtol=1e-4)
     norms = [[entry["grad_norm"] for entry in read_log(Path(folder) / "log.jsonl")] for folder in (out, alone.out)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)  # AdamW forgets the gradient's scale, the log does not
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "maetok"])
+def test_a_preview_of_fewer_test_images_than_its_columns(tiny: Tiny, tmp_path: Path, fashion: None, kind: str) -> None:
+    wanted = recipe(tiny, tmp_path / "run", "data.limit_test=3", kind=kind)
+    task = build_task(wanted)
+    assert task.preview is not None
+    task.preview(task.model.eval(), tmp_path / "preview.png")
+    with Image.open(tmp_path / "preview.png") as picture:
+        assert picture.width < 4 * 2 * (task.model.config.image_size + 4)

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tok1d import cli
 from tok1d.errors import WeightsError
 from tok1d.generators.autoregressive import EpsilonLlamaGen, EpsilonLlamaGenConfig
 from tok1d.generators.head import HeadConfig
@@ -14,6 +15,7 @@ from tok1d.nn.position import sincos_2d
 from tok1d.tokenizers.query_encoder import EncoderConfig
 from tok1d.tokenizers.semanticist import Semanticist, SemanticistConfig
 from tok1d.tokenizers.token_dit import DecoderConfig
+from tok1d.zoo import store
 from tok1d.zoo.adapters.keymap import KeyMap, clean, read_published
 from tok1d.zoo.adapters.semanticist import (
     PARTS,
@@ -200,3 +202,27 @@ def test_a_key_map_renames_whole_names_only() -> None:
     assert keys.ours("a.12.x.bias") == "b.12.y.bias"
     assert keys.published("b.0.y.weight") == "a.0.x.weight"
     assert keys.ours("a.12.x.bias.more") is keys.ours("z.a.1.x.bias") is keys.ours("a.one.x.bias") is None
+
+
+def test_a_converted_generator_knows_its_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    head = HeadConfig(width=8, depth=2)
+    made = EpsilonLlamaGen(
+        EpsilonLlamaGenConfig(num_tokens=8, token_dim=16, num_classes=10, dim=8, depth=2, heads=2, head=head)
+    )
+    save_file(to_published(made.state_dict()), tmp_path / "ar.safetensors")
+    command = ["convert", "semanticist-ar", str(tmp_path / "ar.safetensors"), "heads=2", "--out", str(tmp_path / "ar")]
+    assert cli.run([*command, "--tokenizer", "fashion-mnist-semanticist"]) == 0, capsys.readouterr().err
+    pair = store.load_pair(tmp_path / "ar")
+    assert same(pair[0].state_dict(), made.state_dict()) and pair[1].spec.length == 8
+    pictures = tmp_path / "pictures"
+    assert cli.run(["generate", str(tmp_path / "ar"), "--num", "1", "--classes", "3", "--out", str(pictures)]) == 0
+    capsys.readouterr()
+    refused = [str(tmp_path / "other") if word == str(tmp_path / "ar") else word for word in command]
+    for name, message in {
+        "fashion-mnist-maetok": "num_tokens: these tokens have no order, expected all 16, received 8",
+        "fashion-mnist-sit": "--tokenizer: expected a tokenizer, fashion-mnist-sit is the model sit",
+    }.items():
+        assert cli.run([*refused, "--tokenizer", name]) == 2
+        told = capsys.readouterr().err
+        assert message in told and told.count("\n") == 1 and not (tmp_path / "other").exists()

@@ -107,7 +107,7 @@ def open_inception(
         InputError: eight_bit=False.
     """
     if not eight_bit:
-        raise InputError("inception: its graph reads images of 8 bits; leave eight_bit=False to other networks")
+        raise InputError("inception: its graph reads images of 8 bits; leave out --float (eight_bit=False)")
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError:

@@ -206,7 +206,7 @@ def table(records: Sequence[Record]) -> "Table":
     result = Table()
     columns = {name: cells for name, cells in grid.items() if name not in shared}
     for name in columns:
-        result.add_column(name, justify="right" if name in _NUMBERS else "left")
+        result.add_column(name, justify="right" if name in _NUMBERS else "left", overflow="fold")
     for row in zip(*columns.values()):
         # Text, not str: a name such as "[red]" is shown, not read as markup.
         result.add_row(*(Text(cell) for cell in row))

@@ -154,8 +154,19 @@ def find_heads(path: str | None = None) -> Path | None:
 
 def find_vgg(path: str | None = None) -> Path | None:
     """The file of VGG16's weights: the given one, else torchvision's download where it is done; None without."""
-    file = Path(path) if path is not None else Path(torch.hub.get_dir(), "checkpoints", Path(VGG_URL).name)
+    file = Path(path) if path is not None else _download_place() / Path(VGG_URL).name
     return file if file.is_file() else None
+
+
+def _download_place() -> Path:
+    """Where torchvision and lpips keep such weights, too."""
+    return Path(torch.hub.get_dir(), "checkpoints")
+
+
+def _shown(place: Path) -> str:
+    """A folder as one types it, the same on every machine where it is the default."""
+    home = Path.home()
+    return f"~/{place.relative_to(home)}" if place.is_relative_to(home) else str(place)
 
 
 def lpips_missing(vgg: str | None = None, heads: str | None = None) -> str | None:
@@ -163,12 +174,15 @@ def lpips_missing(vgg: str | None = None, heads: str | None = None) -> str | Non
     if find_heads(heads) is None:
         found = f"no file {heads}" if heads else "none and no lpips package"
         return (
-            f"LPIPS: expected its linear heads, found {found}; pip install lpips, or give heads=FILE "
-            "(weights/v0.1/vgg.pth of that package)"
+            f"LPIPS: expected its linear heads, found {found}; pip install lpips (in a training also "
+            "perceptual.heads=FILE, weights/v0.1/vgg.pth of that package)"
         )
     if find_vgg(vgg) is None:
         found = f"no file {vgg}" if vgg else "none downloaded"
-        return f"LPIPS: expected VGG16's weights, found {found}; fetch {VGG_URL} and give vgg=FILE"
+        return (
+            f"LPIPS: expected VGG16's weights, found {found}; fetch {VGG_URL} into {_shown(_download_place())} "
+            "(in a training also perceptual.vgg=FILE)"
+        )
     return None
 
 
@@ -191,7 +205,7 @@ def load_lpips(vgg: str | None = None, heads: str | None = None) -> LPIPS:
 
 
 def _download_vgg() -> None:
-    target = Path(torch.hub.get_dir(), "checkpoints", Path(VGG_URL).name)
+    target = _download_place() / Path(VGG_URL).name
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # It writes beside the target, checks the hash, then renames.
@@ -199,5 +213,6 @@ def _download_vgg() -> None:
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise WeightsError(
-            f"LPIPS: VGG16's weights could not be fetched ({reason}); fetch {VGG_URL} elsewhere and give vgg=FILE"
+            f"LPIPS: VGG16's weights could not be fetched ({reason}); fetch {VGG_URL} elsewhere and put it into "
+            f"{_shown(_download_place())}, or in a training give perceptual.vgg=FILE"
         ) from None

@@ -258,7 +258,7 @@ def make_card(recipe: Recipe, model: torch.nn.Module, result: Result, *, name: s
         },
         weights="ema" if recipe.train.ema > 0 else "raw",
         fingerprint=store.fingerprint(model),
-        tokenizer=_portable(recipe.tokenizer) if recipe.tokenizer else "",
+        tokenizer=portable(recipe.tokenizer) if recipe.tokenizer else "",
         tokenizer_fingerprint=store.fingerprint(tokenizer) if tokenizer is not None else "",
     )
 
@@ -271,7 +271,7 @@ def _origin(name: str) -> str:
         return name
 
 
-def _portable(name: str) -> str:
+def portable(name: str) -> str:
     """Bundled and hub names stay; a folder becomes an absolute path, so that the run can be used from anywhere."""
     return str(Path(name).resolve()) if Path(name).exists() else name
 

@@ -52,15 +52,18 @@ def parse_options(function: Callable[..., nn.Module], options: Sequence[str]) ->
     return given
 
 
-def convert(format: str, path: Path, out: Path, options: Sequence[str] = ()) -> Path:
+def convert(format: str, path: Path, out: Path, options: Sequence[str] = (), *, tokenizer: str = "") -> Path:
     """Read published weights and write our model folder; of "kl16" (MAR's autoencoder), a diffusers folder.
 
     Args:
         format: a key of `FORMATS`.
         options: key=value, what the file alone cannot tell (heads, say).
+        tokenizer: of a generator, the tokenizer whose tokens it makes, by any name; kept in the card, so that the
+            generator can be sampled by name.
 
     Raises:
-        InputError: an unknown format or option. WeightsError: files that do not fit it.
+        InputError: an unknown format or option, or a tokenizer for what is no generator. ConfigError: a tokenizer of
+            other tokens. WeightsError: files that do not fit it.
     """
     if format not in FORMATS:
         raise InputError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
@@ -79,9 +82,25 @@ def convert(format: str, path: Path, out: Path, options: Sequence[str] = ()) -> 
             model.save_pretrained(folder)  # type: ignore[operator]
         return out
     card = Card(
+        **(_of_tokenizer(model, tokenizer, format) if tokenizer else {}),
         recipe_name=f"converted from {Path(path).name} ({format})",
         fingerprint=store.fingerprint(model),
         licence="that of the published weights",
     )
     store.save_model(model, out, card)
     return out
+
+
+def _of_tokenizer(model: nn.Module, name: str, format: str) -> dict[str, Any]:
+    """What the card of a generator says of its tokenizer, which makes such tokens."""
+    from tok1d.train.run import portable
+    from tok1d.train.tasks import check_tokens
+
+    config: Any = model.config
+    if not hasattr(model, "sample"):
+        raise InputError(f"--tokenizer: expected with a generator, {format} is none")
+    tokenizer: Any = store.load(name)
+    if not hasattr(tokenizer, "spec"):
+        raise InputError(f"--tokenizer: expected a tokenizer, {name} is the model {tokenizer.config.name}")
+    check_tokens(config, tokenizer.spec, config.num_tokens)
+    return {"tokenizer": portable(name), "tokenizer_fingerprint": store.fingerprint(tokenizer)}

@@ -150,8 +150,18 @@ def resolve(name: str | Path, base: Path | None = None) -> Path:
         raise WeightsError(f"{text}: expected a model folder with config.json and model.safetensors, found none there")
     if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).parent.exists():
         return _download(text)
+    if recipe := _trained_by(text):
+        raise WeightsError(f"no model {text!r} yet: train it first (tok1d train {recipe}), or name another model")
     bundled = ", ".join(bundled_names()) or "none bundled"
     raise WeightsError(f"no model {text!r}: expected a model folder (a finished run's RUN/model) or one of {bundled}")
+
+
+def _trained_by(name: str) -> str:
+    """The recipe whose run would leave a model there, runs/RECIPE/model; "" for another name."""
+    from tok1d.config import recipe_names
+
+    recipe = name.removeprefix("runs/").removesuffix("/model")
+    return recipe if name == f"runs/{recipe}/model" and recipe in recipe_names() else ""
 
 
 def _download(name: str) -> Path:
@@ -250,7 +260,10 @@ def load_pair(name: str | Path, *, device: str | torch.device = "cpu") -> tuple[
         raise WeightsError(f"{name}: this is a {generator.config.name}; generate needs a generator's model folder")
     card = generator.card
     if not card.tokenizer:
-        raise WeightsError(f"{folder}: names no tokenizer for its tokens; set card.tokenizer in its config.json")
+        raise WeightsError(
+            f"{folder}: names no tokenizer for its tokens; convert it with --tokenizer MODEL, or set card.tokenizer in "
+            "its config.json"
+        )
     tokenizer = load(card.tokenizer, device=device, base=folder)
     found = fingerprint(tokenizer)
     if card.tokenizer_fingerprint and found != card.tokenizer_fingerprint:
