@@ -227,6 +227,52 @@ def test_a_faithful_record_matches_its_protocol() -> None:
     assert "reference" in [line.key for line in compare(measured(other, "mine"), published("maetok")).differences]
 
 
+def test_a_reconstruction_is_compared_with_its_paper_s_kind_of_reference() -> None:
+    """Whichever of the two stands first; a reference of which only a fingerprint is known is not stated to differ."""
+    told: dict[str, Any] = {
+        "name": "rfid",
+        "value": 0.6,
+        "num_images": 50_000,
+        "network": "inception@672682",
+        "crop": "center 256",
+        "keep": 256,
+        "sampler": "ancestral, 500 evaluations an image",
+        "steps": 250,
+        "guidance": 3.0,
+        "weights": "ema",
+    }
+    for reference, expected in (
+        ("50000 validation images 77d4fd3f41a32d54", "not stated"),
+        ("50000 test images 77d4fd3f41a32d54", "not stated"),
+        ("5000 own images 77d4fd3f41a32d54", "not stated"),
+        ("77d4fd3f41a32d54", "not stated"),
+        ("50000 train images 77d4fd3f41a32d54", "differs"),
+    ):
+        record = Record(**told | {"reference": reference})
+        for protocol in ("semanticist/rfid", "maetok/rfid"):
+            mine, paper = measured(record, "mine"), published(protocol)
+            for found in (compare(mine, paper), compare(paper, mine)):
+                lines = {line.key: line.status for line in found.lines}
+                assert lines["reference"] == expected, reference
+                assert lines["crop"] == ("same" if protocol == "semanticist/rfid" else "not stated")
+                assert found.comparable == ("no" if expected == "differs" else "not known")
+                deciding = {"semanticist": "reference set is", "maetok": "reference set and crop and resize is"}
+                unknown = f"Not known: {deciding[protocol.split('/')[0]]} not stated."
+                assert found.verdict == unknown or expected == "differs"
+    other = measured(Record(**told | {"crop": "center 512"}), "mine")
+    assert "crop" in [line.key for line in compare(other, published("semanticist/rfid")).differences]
+
+
+def test_an_older_record_s_reference_is_known_by_its_fingerprint() -> None:
+    def same(a: str, b: str) -> bool:
+        facts = [measured(Record(**SAMPLES | {"reference": each}), each) for each in (a, b)]
+        return compare(*facts).comparable == "yes"
+
+    assert same("77d4", "10000 test images 77d4") and same("first 100 of 77d4", "first 100 test images 77d4")
+    assert not same("77d4", "10000 test images fb1a") and not same("77d4", "first 100 test images 77d4")
+    assert not same("100 test images 77d4", "200 test images 77d4")
+
+
 def test_several_records_choose_a_distance_both_have(tmp_path: Path) -> None:
     def records(*pairs: tuple[str, int]) -> list[Record]:
         return [Record(name=name, value=1.0, num_images=9, keep=keep, network="cnn") for name, keep in pairs]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tok1d import cli
 from tok1d.data.images import ArrayImages, open_images
@@ -21,13 +22,16 @@ from tok1d.evaluate.reference import (
     cache_path,
     cached_reference,
     check_reference,
+    images_told,
     load_reference,
     measure_reference,
     reference_fingerprint,
+    split_of,
     spread,
     with_features,
 )
 from tok1d.evaluate.sample_batch import SampleImages, write_sample_batch
+from tok1d.train.run import first
 
 
 class Rows(FrozenNetwork):
@@ -74,6 +78,23 @@ def test_statistics_are_those_of_the_features_in_any_batch_size() -> None:
 
 def test_numbers_are_spread_over_a_sorted_set() -> None:
     assert spread(10, 4) == [0, 2, 5, 7] and spread(3, None) == [0, 1, 2] == spread(3, 9)
+
+
+@pytest.mark.parametrize(
+    ("folders", "of"), [(("train", "val"), "validation"), (("train", "test"), "test"), (("train",), "own"), ((), "own")]
+)
+def test_a_set_is_of_the_split_that_its_folder_is_named_after(
+    tmp_path: Path, folders: tuple[str, ...], of: str
+) -> None:
+    for folder in folders or (".",):
+        (tmp_path / folder / "cats").mkdir(parents=True)
+        for number in range(40):
+            Image.new("L", (8, 8), number).save(tmp_path / folder / "cats" / f"{number}.png")
+    images = open_images("folder", "test", root=tmp_path, image_size=8, channels=1)
+    assert split_of(images) == split_of(first(images, 1)) == of
+    assert images_told(images, of) == f"{len(images)} {of} images {images.fingerprint()}"
+    assert images_told(first(images, 1), of) == f"first 1 {of} images {images.fingerprint()}"
+    assert split_of(image_set()) == "test"
 
 
 def test_a_reference_survives_its_file(tmp_path: Path) -> None:

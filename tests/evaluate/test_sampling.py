@@ -130,6 +130,7 @@ def test_reconstruction_records_state_the_sampler(
     records = evaluate_reconstruction(model, images, keep=[0, 4], batch_size=2, **options)
     assert {(r.name, r.keep) for r in records} == {(name, keep) for name in ("psnr", "mse") for keep in (0, 4)}
     assert {(r.sampler, r.guidance, r.steps) for r in records} == {(sampler, guidance, options["steps"])}
+    assert {r.reference for r in records} == {f"3 test images {images.fingerprint()}"}
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 6, 100])

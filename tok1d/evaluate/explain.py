@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -111,19 +112,31 @@ def compare(a: Facts, b: Facts) -> Explanation:
         ]
     lines = [_line(key, a.settings.get(key), b.settings.get(key)) for key in keys]
     if bool(a.sources) != bool(b.sources):
-        lines = [replace(line, status="not stated") if _may_be_same(line) else line for line in lines]
+        papers = [line.a if a.sources else line.b for line in lines]
+        records = [line.b if a.sources else line.a for line in lines]
+        same_data = not any(line.key == "data" and line.status == "differs" for line in lines)
+        lines = [
+            replace(line, status="not stated") if same_data and _may_be_same(line, paper, record) else line
+            for line, paper, record in zip(lines, papers, records)
+        ]
     return Explanation(a, b, [line for line in lines if {line.a, line.b} - {None, ABSENT, NONE}])
 
 
-_SPLITS = {"ADM statistics": "train", "ImageNet training": "train", "ImageNet validation": "validation"}
+# A paper's words, and the splits that a record's reference may be of: test images of ImageNet are its val/.
+_SPLITS = {
+    "ADM statistics": ("train",),
+    "ImageNet training": ("train",),
+    "ImageNet validation": ("validation", "test"),
+}
 
 
-def _may_be_same(line: Line) -> bool:
-    """Whether a paper's reference, told in words, may be a record's, told by its split and a fingerprint."""
+def _may_be_same(line: Line, paper: str | None, record: str | None) -> bool:
+    """Whether a paper's reference, told in words, may be a record's, told by its split, if known, and a fingerprint."""
     if line.key != "reference" or line.status != "differs":
         return False
-    split = [split for words, split in _SPLITS.items() if words in f"{line.a} {line.b}"]
-    return bool(split) and f"{split[0]} images " in f"{line.a} {line.b}"
+    splits = next((splits for words, splits in _SPLITS.items() if words in (paper or "")), None)
+    told = re.search(r"\b(train|validation|test) images ", record or "")
+    return splits is None or told is None or told[1] in splits
 
 
 def _line(key: str, a: str | None, b: str | None) -> Line:
@@ -132,9 +145,22 @@ def _line(key: str, a: str | None, b: str | None) -> Line:
         status = "not stated"
     elif ABSENT in (a, b):
         status = "same" if {a, b} <= {ABSENT, NONE} else "does not apply"
-    elif a.lower() != b.lower():
+    elif a.lower() != b.lower() and not (key == "reference" and _same_images(a, b)):
         status = "differs"
     return Line(key, a, b, status)
+
+
+_IMAGES = re.compile(
+    r"(?P<first>first )?((?P<count>\d+) )?(of )?((train|validation|test|own) )?(images )?(?P<hash>\w+)"
+)
+
+
+def _same_images(a: str, b: str) -> bool:
+    """Whether records name one reference; older ones state neither the split nor, of a whole set, the count."""
+    x, y = _IMAGES.fullmatch(a), _IMAGES.fullmatch(b)
+    if x is None or y is None or (x["first"], x["hash"]) != (y["first"], y["hash"]):
+        return False
+    return x["count"] == y["count"] or None in (x["count"], y["count"])
 
 
 def explain(a: str, b: str, *, metric: str = "", keep: int | None = None) -> Explanation:

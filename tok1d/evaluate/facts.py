@@ -145,7 +145,8 @@ def _tokenizer(value: str | None, record: Record) -> dict[str, str | None]:
 
 
 def _crop(value: str | None, record: Record) -> dict[str, str | None]:
-    return {"crop": value}  # every image has been cropped somehow: null is not stated
+    # Every image has been cropped somehow: null is not stated. Protocols call the same code by its origin.
+    return {"crop": value and re.sub(r"^center (?=\d)", "ADM center crop ", value)}
 
 
 _READERS: dict[str, Callable[[Any, Record], dict[str, str | None]]] = {

@@ -18,6 +18,7 @@ from tok1d.evaluate.labels import Told
 from tok1d.evaluate.measures import Compared, Gathered, Measures, own_networks, record_of, strip
 from tok1d.evaluate.metrics import Moments, accuracy, frechet_distance
 from tok1d.evaluate.networks import CNN
+from tok1d.evaluate.reference import images_told, split_of
 from tok1d.evaluate.report import Record, versions
 from tok1d.evaluate.samples import Save, saving
 from tok1d.evaluate.sampling import PAINTING, counted, decoder_options, guidance_text, noise_of
@@ -96,6 +97,7 @@ def evaluate_reconstruction(
     judge: CNN | None = None,
     pad: int = 0,
     label: str | None = None,
+    of: str = "",
     protocol: dict[str, Any] | None = None,
     measures: Measures | None = None,
     references: Sequence[Compared] | None = None,
@@ -114,6 +116,7 @@ def evaluate_reconstruction(
         judge: measures its accuracy and the Fréchet distance, unless `measures` are given.
         pad: width of the images' border, in pixels, that nothing of this measures.
         label: of a tokenizer that wants one, "true" or "null"; default: see `label_used`.
+        of: which images these are, of `reference.OF`; default: see `split_of`.
         protocol: what every record states besides (weights, weights_hash, ...).
         measures: which metrics by which networks (default: PSNR and squared error, and the judge's).
         references: one a network of `measures`; default: the very images.
@@ -169,8 +172,8 @@ def evaluate_reconstruction(
                 keep_image(strip(columns, f"{saved} "), numbers)
         if options:
             common["sampler"] = f"{options['solver']}, {columns['evaluations'].item():g} evaluations an image"
-        common["reference"] = images.fingerprint()
-        compared = references or sets["real"].compared(images.fingerprint())
+        common["reference"] = told_of = images_told(images, of or split_of(images))
+        compared = references or sets["real"].compared(told_of)
         records = [
             record_of(number, "reconstruction", measures, compared, keep=k, **common)
             for k in lengths

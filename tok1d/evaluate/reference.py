@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tok1d.data.fashion_mnist import cache_home
-from tok1d.data.images import ImageSet, prefetch
+from tok1d.data.images import ArrayImages, FolderImages, ImageSet, prefetch
 from tok1d.errors import DataError, InputError
 from tok1d.evaluate.features import INCEPTION, FrozenNetwork
 from tok1d.evaluate.metrics import Moments
@@ -28,6 +29,7 @@ Kind = Literal["reconstruction", "generation"]
 FITTING: dict[str, tuple[str, ...]] = {"reconstruction": ("validation", "test", "own"), "generation": ("train", "own")}
 INCEPTION_DIM = 2048
 ADM_NOTE = "statistics in ADM's form, which do not say of what; the released ones are of the training images"
+_WORDS = {"validation": {"val", "validation", "valid"}, "test": {"test"}}  # in the name of a folder or shard
 Progress = Callable[[int], object]
 
 
@@ -255,6 +257,28 @@ def _batches(images: ImageSet, indices: list[int], batch_size: int) -> Iterator[
     for part, (x, _) in prefetch((part, images.batch(part)) for part in parts):
         assert len(x) == len(part), "references are of one view an image"
         yield x
+
+
+def split_of(images: Any) -> str:
+    """Which images a set opened for its test split holds, one of `OF`: what its folder or shards are named after.
+
+    Of a folder that is no split, part of which was set aside for testing, it is "own".
+    """
+    images = images if hasattr(images, "transform") else getattr(images, "images", images)  # of the first of a set
+    if isinstance(images, ArrayImages):
+        return "test"  # of Fashion-MNIST
+    if isinstance(images, FolderImages):
+        told = [{images.root.name}]
+    else:
+        told = [set(re.split(r"[^a-z]+", "/".join(Path(shard).parts[-2:]))) for shard in getattr(images, "shards", [])]
+    found = [of for of, words in _WORDS.items() if told and all(words & names for names in told)]
+    return found[0] if found else "own"
+
+
+def images_told(images: ImageSet, of: str) -> str:
+    """What a record states of images that are compared with themselves: count, split and fingerprint."""
+    first, _, fingerprint = images.fingerprint().rpartition(" of ")
+    return f"{'first ' if first else ''}{len(images)} {of} images {fingerprint}"
 
 
 def cache_path(fingerprint: str) -> Path:
