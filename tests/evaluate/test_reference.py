@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 from tok1d import cli
-from tok1d.data.images import ArrayImages, open_images
+from tok1d.data.images import ArrayImages, FolderImages, open_images
 from tok1d.data.transforms import Transform
 from tok1d.errors import DataError, InputError
 from tok1d.evaluate.features import Features, FrozenNetwork
+from tok1d.evaluate.measures import Measures, Number, record_of
 from tok1d.evaluate.metrics import frechet_distance
 from tok1d.evaluate.reference import (
     Reference,
@@ -31,6 +32,7 @@ from tok1d.evaluate.reference import (
     with_features,
 )
 from tok1d.evaluate.sample_batch import SampleImages, write_sample_batch
+from tok1d.evaluate.setup import image_references
 from tok1d.train.run import first
 
 
@@ -78,6 +80,35 @@ def test_statistics_are_those_of_the_features_in_any_batch_size() -> None:
 
 def test_numbers_are_spread_over_a_sorted_set() -> None:
     assert spread(10, 4) == [0, 2, 5, 7] and spread(3, None) == [0, 1, 2] == spread(3, 9)
+
+
+def test_statistics_of_images_that_could_not_be_read_are_not_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file is unreadable for a moment: another image stands in, the reference says so, and the next pass is clean."""
+    for number in range(12):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number:02d}.png")
+    clean = measure_reference(FolderImages(tmp_path, Transform(8, 1)), Rows(), of="test")
+    measures, images = Measures(("fd",), [Rows()]), FolderImages(tmp_path, Transform(8, 1))
+    file = tmp_path / "05.png"
+    content = file.read_bytes()
+    file.write_bytes(bytes(len(content)))
+    (compared,) = image_references(images, measures, of="test")
+    damaged, cached = cached_reference(images, Rows(), of="test")
+    file.write_bytes(content)
+    assert "skipped 1 broken images of 12" in capsys.readouterr().err
+    assert not cached and damaged.replaced == compared.replaced == 1 and damaged.fingerprint != clean.fingerprint
+    assert damaged.note == "1 unreadable image replaced by another"
+    measured = Number("fd", 1.0, measures.networks[0].label, compared=True)
+    record = record_of(measured, "generation", measures, [compared], num_images=9)
+    assert record.note == "1 unreadable reference image replaced by another"
+    read = load_reference(damaged.save(tmp_path / "damaged.npz"))
+    assert read.replaced == 1 and read.fingerprint == damaged.fingerprint
+    again, cached = cached_reference(FolderImages(tmp_path, Transform(8, 1)), Rows(), of="test")
+    assert not cached and again.fingerprint == clean.fingerprint and (again.replaced, again.note) == (0, "")
+    assert torch.equal(again.pooled.mean, clean.pooled.mean)
+    assert cached_reference(FolderImages(tmp_path, Transform(8, 1)), Rows(), of="test")[1]
 
 
 @pytest.mark.parametrize(

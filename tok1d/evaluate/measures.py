@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tok1d.data.decoded import replaced_text
 from tok1d.data.transforms import without_border
 from tok1d.errors import InputError
 from tok1d.evaluate.features import Features, FrozenNetwork, metric_name
@@ -125,12 +126,13 @@ class Measures:
 
 @dataclass(frozen=True)
 class Compared:
-    """A reference set under one network."""
+    """A reference set under one network; `replaced` of its images could not be read, and others stood in for them."""
 
     pooled: Moments
     spatial: Moments | None
     features: Tensor | None
     fingerprint: str
+    replaced: int = 0
 
 
 class Gathered:
@@ -156,10 +158,10 @@ class Gathered:
             shown = labels if network.classifies and logits is not None else None
             tally.update(Features(columns[f"{i} pooled"], spatial, logits), indices, shown)
 
-    def compared(self, fingerprint: str) -> list[Compared]:
-        """This set as the reference of others, for each network."""
+    def compared(self, fingerprint: str, replaced: int = 0) -> list[Compared]:
+        """This set as the reference of others, for each network; `replaced` as in `Compared`."""
         return [
-            Compared(each.pooled, each.spatial, each.features if each.keep_features else None, fingerprint)
+            Compared(each.pooled, each.spatial, each.features if each.keep_features else None, fingerprint, replaced)
             for each in self.tallies
         ]
 
@@ -279,12 +281,13 @@ def record_of(
 ) -> Record:
     """A number with its protocol."""
     by = {network.label: i for i, network in enumerate(measures.networks)}
-    name, told = called(number, kind), dict(common)
+    name, told, replaced = called(number, kind), dict(common), ""
     if number.network is not None:
         told["network"] = number.network
     if number.network in by:
         told["rounding"] = measures.networks[by[number.network]].rounding
     if number.compared:
-        told["reference"] = references[by[number.network or ""]].fingerprint
-    notes = "; ".join(filter(None, (note, number.note)))
+        reference = references[by[number.network or ""]]
+        told["reference"], replaced = reference.fingerprint, replaced_text(reference.replaced, "reference image")
+    notes = "; ".join(filter(None, (note, number.note, replaced)))
     return Record(name=name, value=number.value, unit=number.unit, note=notes, **told)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tok1d.data.decoded import replaced_among, replaced_text, whole_set
 from tok1d.data.fashion_mnist import cache_home
 from tok1d.data.images import ArrayImages, FolderImages, ImageSet, prefetch
 from tok1d.errors import DataError, InputError
@@ -45,6 +46,7 @@ class Reference:
         images: what the images are, in words. crop: how they were cropped and to which size.
         features: (N, dim) float32 of all images, or of some spread evenly over the set.
         rounding: of the images before the network, see `FrozenNetwork.rounding`; "" where the file does not tell it.
+        replaced: how many of the images could not be read, so that others stood in for them.
     """
 
     pooled: Moments
@@ -58,6 +60,7 @@ class Reference:
     features: Tensor | None = None
     note: str = ""
     rounding: str = ""
+    replaced: int = 0
 
     def __str__(self) -> str:
         """What a record states: split, count and fingerprint."""
@@ -93,7 +96,7 @@ class Reference:
             arrays |= {"mu_s": self.spatial.mean.numpy(), "sigma_s": self.spatial.covariance.numpy()}
         if self.features is not None:
             arrays["features"] = self.features.numpy()
-        told = ("network", "fingerprint", "num_images", "of", "images", "crop", "note", "rounding")
+        told = ("network", "fingerprint", "num_images", "of", "images", "crop", "note", "rounding", "replaced")
         arrays["tok1d"] = np.array(json.dumps({key: getattr(self, key) for key in told}))
         path = Path(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -207,7 +210,7 @@ def measure_reference(
     batch_size: int = 100,
     progress: Progress | None = None,
 ) -> Reference:
-    """Statistics of a set of images, in one pass.
+    """Statistics of a set of images, in one pass. Where some could not be read, note and fingerprint say so.
 
     Args:
         num: so many images, spread evenly; None: all.
@@ -238,17 +241,22 @@ def measure_reference(
     if done < 2:
         raise DataError(f"reference: expected at least two images, found {done}")
     transform = getattr(images, "transform", None)
+    fingerprint, replaced = reference_fingerprint(images, network, num), replaced_among(images, chosen)
+    if replaced:  # other statistics than those of the same images when all can be read
+        fingerprint = hashlib.sha256(f"{fingerprint} without {replaced}".encode()).hexdigest()[:16]
     return Reference(
         pooled,
         network.label,
-        reference_fingerprint(images, network, num),
+        fingerprint,
         done,
         of,
         images=about,
         crop=transform.fingerprint() if transform is not None else "as stored",
         spatial=spatial,
         features=torch.cat(features) if features else None,
+        note=replaced_text(len(replaced)),
         rounding=network.rounding,
+        replaced=len(replaced),
     )
 
 
@@ -264,7 +272,7 @@ def split_of(images: Any) -> str:
 
     Of a folder that is no split, part of which was set aside for testing, it is "own".
     """
-    images = images if hasattr(images, "transform") else getattr(images, "images", images)  # of the first of a set
+    images = whole_set(images)
     if isinstance(images, ArrayImages):
         return "test"  # of Fashion-MNIST
     if isinstance(images, FolderImages):
@@ -299,7 +307,8 @@ def cached_reference(
 ) -> tuple[Reference, bool]:
     """As `measure_reference`, read from the cache where the fingerprint fits and enough features are kept there.
 
-    A cache file that is damaged is measured anew; a cache that cannot be written is left out.
+    A cache file that is damaged is measured anew; a cache that cannot be written is left out. Statistics of a set of
+    which some images could not be read are not cached: the next time they may be.
 
     Returns:
         The reference, and whether it was read.
@@ -322,8 +331,9 @@ def cached_reference(
         batch_size=batch_size,
         progress=progress,
     )
-    with suppress(DataError):
-        measured.save(path)
+    if not measured.replaced:
+        with suppress(DataError):
+            measured.save(path)
     return measured, False
 
 

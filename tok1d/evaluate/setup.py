@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tok1d.data.decoded import tell_broken
 from tok1d.data.images import ImageSet
 from tok1d.errors import DataError, InputError, WeightsError
 from tok1d.evaluate.features import INCEPTION, FrozenNetwork, open_network
@@ -119,7 +120,7 @@ def _networks(
 
 def compared_with(reference: Any) -> Compared:
     """A `Reference` as the other side of a measurement."""
-    return Compared(reference.pooled, reference.spatial, reference.features, str(reference))
+    return Compared(reference.pooled, reference.spatial, reference.features, str(reference), reference.replaced)
 
 
 def open_references(
@@ -154,12 +155,17 @@ def open_references(
 def image_references(
     images: ImageSet, measures: Measures, *, of: str, about: str = "", batch_size: int = 250
 ) -> list[Compared]:
-    """Statistics of a set of images under each network, cached, with the features of `NUM_FEATURES` if needed."""
+    """Statistics of a set of images under each network, cached, with the features of `NUM_FEATURES` if needed.
+
+    Names on stderr what cannot be read.
+    """
     num = NUM_FEATURES if any(name in measures.metrics for name in ("kid", *MANIFOLD)) else 0
-    return [
+    found = [
         compared_with(cached_reference(images, network, of=of, num_features=num, about=about, batch_size=batch_size)[0])
         for network in measures.networks
     ]
+    tell_broken(images)
+    return found
 
 
 def open_job(
