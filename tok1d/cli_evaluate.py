@@ -234,7 +234,7 @@ def _job(
 
 
 def _tell(records: Any, job: Job, out: Path | None, save: Save | None) -> None:
-    if not records:
+    if job.waiting:
         print(f"part {job.part[0]}/{job.part[1]} is done; the last part to finish writes {out or 'the images'}")
         return
     print_records(records)

@@ -146,6 +146,16 @@ def test_options_and_mistakes(generator: Path, tmp_path: Path, capsys: pytest.Ca
     found = {entry["name"]: entry for entry in comparable(out)}
     assert found["ssim"]["value"] is not None and found["psnr"]["unit"] == "dB"
     assert found["sfd@fashion-mnist-cnn"]["value"] is None and "no maps" in found["sfd@fashion-mnist-cnn"]["note"]
+    drawn = ("generation", generator, "--metrics", "labels", "--num", 8, "--out", out)
+    for options in ((), ("--unconditional",)):
+        capsys.readouterr()
+        assert evaluate(*drawn, *options, "--guidance", 1) == 0
+        (entry,), printed = comparable(out), capsys.readouterr().out
+        assert entry["name"] == "label_agreement" and f"records: {out}" in printed and "part 0/1" not in printed
+        assert entry["value"] is None if options else entry["value"] is not None
+        assert entry["note"] == (
+            "unconditional; the images were drawn without labels that they could show" if options else ""
+        )
     checkpoint = next((generator.parent / "checkpoints").glob("*.pt"))
     assert evaluate("generation", f"{checkpoint}:raw", "--num", 8, "--metrics", "fd", "--out", out) == 0
     assert {(entry["name"], entry["weights"]) for entry in comparable(out)} == {("fd@fashion-mnist-cnn", "raw")}

@@ -46,6 +46,7 @@ class Job:
     label: str = "evaluate"
     finish: Callable[[list[Any]], None] | None = None
     name: str = field(default="", init=False)
+    waiting: bool = field(default=False, init=False)  # for blocks of other processes, after `run`
 
     def __post_init__(self) -> None:
         number, parts = self.part
@@ -84,7 +85,8 @@ class Job:
         self._begin()
         self._measure(blocks, paths, measure)
         with self._alone() as alone:
-            if not alone or not all(path.exists() for path in paths):
+            self.waiting = not alone or not all(path.exists() for path in paths)
+            if self.waiting:
                 yield None
             else:
                 yield _read(blocks, paths)

@@ -52,6 +52,7 @@ class Measures:
         pad: width of the images' border, in pixels, that nothing of this sees.
         lpips: its network where LPIPS is asked for and its weights are there.
         missing: why a metric, or a network, is not available: {"lpips": "..."}.
+        asked: those that were asked for by name: where one cannot be had, a record says why.
     """
 
     metrics: tuple[str, ...] = TODAY
@@ -59,6 +60,7 @@ class Measures:
     pad: int = 0
     lpips: Any = None
     missing: dict[str, str] = field(default_factory=dict)
+    asked: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in self.metrics:
@@ -177,7 +179,8 @@ class Gathered:
             yield from self._on_features(network, tally, reference)
         for name, reason in self.measures.missing.items():
             if name not in METRICS:  # a network
-                yield Number("fd", None, network=name, note=reason)
+                for metric in [each for each in ON_FEATURES if each in self.measures.asked] or ["fd"]:
+                    yield Number(metric, None, network=name, note=reason)
 
     def agreement(self) -> Iterator[Number]:
         """Label agreement alone, of networks that know the labels."""
@@ -191,6 +194,8 @@ class Gathered:
             if name == "labels":
                 if tally.agreement is not None:
                     yield Number(name, tally.agreement, network.label)
+                elif name in self.measures.asked:
+                    yield Number(name, None, network.label, note=_no_labels(network))
                 continue
             reason = self._impossible(name, network, tally, reference)
             compared = name != "score"
@@ -236,6 +241,12 @@ class Gathered:
             if min(tally.num_images, len(reference.features)) < least[0]:
                 return f"needs {least[0]} {least[1]}, found {min(tally.num_images, len(reference.features))}"
         return ""
+
+
+def _no_labels(network: FrozenNetwork) -> str:
+    if network.classifies:
+        return "the images were drawn without labels that they could show"
+    return f"{network.name} does not know the labels of the images"
 
 
 def called(number: Number, kind: str) -> str:

@@ -85,7 +85,7 @@ def open_measures(
             f"no judge network is bundled for {data or 'these images'} at this size, and {reasons or 'none is given'}"
         )
     chosen = tuple(name for name in metrics if opened or name not in ON_FEATURES)
-    return Measures(chosen, opened, pad, lpips, missing)
+    return Measures(chosen, opened, pad, lpips, missing, asked=tuple(name for name in wanted if name in possible))
 
 
 def _networks(
