@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tok1d.errors import InputError
 from tok1d.evaluate.facts import Measured, measured, read_measured
 from tok1d.evaluate.published import ABSENT, NONE, Facts, is_protocol, published
-from tok1d.evaluate.report import Record
+from tok1d.evaluate.report import Record, column_names, network_names
 from tok1d.evaluate.settings import VERSION, rank, setting
 
 if TYPE_CHECKING:
@@ -167,7 +167,8 @@ def explain(a: str, b: str, *, metric: str = "", keep: int | None = None) -> Exp
     """Compare two numbers by name: files of records, runs, models, or published protocols ("maetok/rfid").
 
     Args:
-        metric, keep: which of several records; default: a Fréchet distance, of most tokens, that both have.
+        metric, keep: which of several records; default: a Fréchet distance, of most tokens, that both have. Where
+            networks share a name of a metric, "label_agreement@NETWORK", or "NETWORK@HASH", tells them apart.
 
     Raises:
         InputError: nothing of that name, or no such record.
@@ -201,10 +202,11 @@ def _facts(name: str, file: Measured | None, common: _Common, metric: str, keep:
     found = [
         i
         for i, record in enumerate(file.records)
-        if metric in ("", record.name) and (keep is None or record.keep == keep)
+        if metric in ("", record.name, *network_names(record.name, record.network)) and keep in (None, record.keep)
     ]
     if not found:
-        pairs = dict.fromkeys((record.name, record.keep) for record in file.records)
+        names = column_names((record.name, record.network) for record in file.records)
+        pairs = dict.fromkeys((names[record.name, record.network], record.keep) for record in file.records)
         there = ", ".join(what if kept is None else f"{what} keep {kept}" for what, kept in pairs)
         wanted = " ".join(filter(None, (metric, "" if keep is None else f"keep {keep}")))
         raise InputError(f"{name}: no record of {wanted}; there are {there}")

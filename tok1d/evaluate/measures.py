@@ -16,7 +16,7 @@ from tok1d.evaluate.kernel import kernel_distance_subsets
 from tok1d.evaluate.manifold import manifold
 from tok1d.evaluate.metrics import Moments, frechet_distance, mse_per_image, psnr_per_image
 from tok1d.evaluate.pairs import SSIM_VARIANT, lpips_per_image, ssim_per_image
-from tok1d.evaluate.report import Record
+from tok1d.evaluate.report import Record, column_names
 from tok1d.evaluate.tally import Tally
 
 PAIRS = ("psnr", "mse", "ssim", "lpips")
@@ -260,10 +260,10 @@ def called(number: Number, kind: str) -> str:
 
 
 def names_of(measures: Measures, kind: str) -> list[str]:
-    """Names of the records that a measurement may give, `kind` as in `called`."""
-    pairs = [called(Number(metric, None), kind) for metric in measures.of_pairs if kind == "reconstruction"]
-    networks = [network.label for network in measures.networks]
-    return pairs + [called(Number(metric, None, each), kind) for each in networks for metric in measures.of_features]
+    """What a grid calls the records that a measurement may give, `kind` as in `called`."""
+    pairs = [Number(metric, None) for metric in measures.of_pairs if kind == "reconstruction"]
+    on_features = [Number(metric, None, each.label) for each in measures.networks for metric in measures.of_features]
+    return list(column_names((called(each, kind), each.network) for each in pairs + on_features).values())
 
 
 def lower_is_better(name: str) -> bool:
