@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -139,12 +138,13 @@ def _open(data: str, split: str, size: int, channels: int, border: int, data_roo
 
 def _holds_statistics(path: Path) -> bool:
     """Whether an .npz file holds statistics; one of images alone, or none at all, does not."""
-    import numpy as np
+    from tok1d.errors import DataError
+    from tok1d.evaluate.npz import open_npz
 
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with open_npz(path, "an .npz file") as content:
             return "mu" in content.files
-    except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile):
+    except DataError:
         return False
 
 

@@ -15,6 +15,7 @@ from tok1d.errors import ConfigError, DataError, InputError
 from tok1d.evaluate.job import Job, drop_torn
 from tok1d.evaluate.measures import Measures
 from tok1d.evaluate.sample_batch import SampleImages
+from tok1d.evaluate.setup import open_job
 
 Tiny = Callable[..., str]
 
@@ -90,6 +91,16 @@ def test_only_the_torn_files_of_these_names_are_dropped(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     drop_torn(tmp_path / "a[1].json", tmp_path / "none.npz")
     assert all((tmp_path / name).exists() for name in kept) and not (tmp_path / torn).exists()
+
+
+def test_blocks_lie_beside_a_folder_whatever_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pictures").mkdir()
+    monkeypatch.chdir(tmp_path / "pictures")
+    for name in (".", "..", "../pictures"):
+        folder = open_job(None, beside=Path(name)).folder
+        assert folder is not None and folder.resolve() == Path(f"{Path(name).resolve()}.parts")
+    with pytest.raises(InputError, match="expected a folder with a name, received /"):
+        open_job(None, beside=Path("/"))
 
 
 def evaluate(*arguments: object) -> int:

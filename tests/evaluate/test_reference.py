@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -318,6 +319,34 @@ def test_wrong_batches_leave_no_file(tmp_path: Path, batches: list[torch.Tensor]
     with pytest.raises(DataError, match=message):
         write_sample_batch(tmp_path / "out" / "samples.npz", batches, num)
     assert os.listdir(tmp_path / "out") == []
+
+
+def changed(content: bytes, rng: np.random.Generator) -> bytes:
+    """The content with one byte changed."""
+    place = int(rng.integers(len(content)))
+    return content[:place] + bytes([content[place] ^ int(rng.integers(1, 256))]) + content[place + 1 :]
+
+
+def test_damaged_and_misnamed_files_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, rng = tmp_path / "file.npz", np.random.default_rng(0)
+    with file.open("wb") as opened:
+        np.save(opened, np.zeros((4, 8, 8, 3), np.uint8))
+    for read in (load_reference, SampleImages):
+        with pytest.raises(DataError, match=r"file\.npz: expected .*, found"):
+            read(file)
+    assert cli.run(["reference", str(file), "--network", "fashion-mnist-cnn"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    statistics = {"mu": np.zeros(2048), "sigma": np.eye(64)}
+    for read, arrays in (
+        (load_reference, statistics),
+        (SampleImages, {"arr_0": rng.integers(0, 9, (8, 16, 16, 3)).astype(np.uint8)}),
+    ):
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        content = file.read_bytes()
+        for _ in range(200):
+            file.write_bytes(changed(content, rng))
+            with suppress(DataError):  # nothing else; some bytes, such as times, matter to nobody
+                read(file)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> str:

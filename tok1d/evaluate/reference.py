@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from tok1d.data.images import ArrayImages, FolderImages, ImageSet, prefetch
 from tok1d.errors import DataError, InputError
 from tok1d.evaluate.features import INCEPTION, FrozenNetwork
 from tok1d.evaluate.metrics import Moments
+from tok1d.evaluate.npz import open_npz
 from tok1d.evaluate.sample_batch import SampleImages
 
 OF = ("train", "validation", "test", "own")  # which images a reference is of; "own": a set that is no split
@@ -127,13 +127,9 @@ def load_reference(path: str | Path, *, of: str | None = None) -> Reference:
     path = Path(path)
     if of is not None and of not in OF:
         raise InputError(f"reference of: expected one of {', '.join(OF)}, received {of!r}")
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            found = {key: content[key] for key in content.files if key != "arr_0"}
-            holds_images = "arr_0" in content.files
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
-        raise DataError(f"{path}: expected reference statistics in an .npz file, found: {reason}") from None
+    with open_npz(path, "reference statistics in an .npz file") as content:
+        found = {key: content[key] for key in content.files if key != "arr_0"}
+        holds_images = "arr_0" in content.files
     if "mu" not in found or "sigma" not in found:
         what = "a sample batch; tok1d reference measures one" if holds_images else f"the keys {', '.join(found) or '-'}"
         raise DataError(f"{path}: expected reference statistics with mu and sigma, found {what}")

@@ -194,6 +194,9 @@ def open_job(
     if place is not None and place.is_dir() and place == out:
         raise InputError(f"--out: expected the name of a file, {out} is a folder")
     if place is not None:
+        place = place if place.name not in ("", "..") else place.resolve()  # "." has no name
+        if not place.name:
+            raise InputError(f"--save-images: expected a folder with a name, received {place}")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
