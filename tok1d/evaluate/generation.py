@@ -169,7 +169,7 @@ def evaluate_generation(
     drawn_by = reference.fingerprint() if reference is not None and (captioned or classes == "train") else ""
     whole = [*lengths, how, decoding.get("solver"), fingerprint(generator), drawn_by, str(measures), str(save), note]
     about = {"kind": "generation", "common": common, "whole": whole, "versions": versions()}
-    with job.run(about, num, batch_size, measure) as batches:
+    with job.run(about, num, batch_size, measure, save.begin if save is not None else None) as batches:
         if batches is None:
             return []
         sets = {k: Gathered(measures) for k in lengths}

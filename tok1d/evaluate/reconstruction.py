@@ -164,7 +164,7 @@ def evaluate_reconstruction(
     )
     whole = [*lengths, options.get("solver"), images.fingerprint(), fingerprint(tokenizer), str(measures), str(save)]
     about = {"kind": "reconstruction", "common": common, "whole": whole, "versions": versions()}
-    with job.run(about, len(images), batch_size, measure) as batches:
+    with job.run(about, len(images), batch_size, measure, save.begin if save is not None else None) as batches:
         if batches is None:
             tell_broken(images)
             return []
