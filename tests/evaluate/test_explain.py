@@ -262,6 +262,22 @@ def test_a_reconstruction_is_compared_with_its_paper_s_kind_of_reference() -> No
     assert "crop" in [line.key for line in compare(other, published("semanticist/rfid")).differences]
 
 
+def test_a_folder_is_no_name_of_a_data_set() -> None:
+    """Of a recipe that reads a folder or shards, only the images' size is known."""
+    record = Record(name="rfid", value=0.5, num_images=50_000, network="inception@672682", keep=128)
+    for name in ("folder", "webdataset", "huggingface"):
+        for size, status in ((256, "not stated"), (272, "differs")):
+            recipe = {"data": {"name": name, "image_size": size}}
+            mine = measured(record, "mine", recipe=recipe)
+            for found in (compare(mine, published("maetok/rfid")), compare(published("maetok/rfid"), mine)):
+                (line,) = [line for line in found.lines if line.key == "data"]
+                assert line.status == status and {line.a, line.b} == {f"{size}x{size}", "ImageNet 256x256"}
+            assert not [line for line in compare(mine, mine).lines if line.key == "data" and line.status != "same"]
+    recipe = {"data": {"name": "fashion_mnist", "image_size": 256}}
+    found = compare(measured(record, "mine", recipe=recipe), published("maetok/rfid"))
+    assert "data" in [line.key for line in found.differences]
+
+
 def test_an_older_record_s_reference_is_known_by_its_fingerprint() -> None:
     def same(a: str, b: str) -> bool:
         facts = [measured(Record(**SAMPLES | {"reference": each}), each) for each in (a, b)]

@@ -146,8 +146,14 @@ def _line(key: str, a: str | None, b: str | None) -> Line:
     elif ABSENT in (a, b):
         status = "same" if {a, b} <= {ABSENT, NONE} else "does not apply"
     elif a.lower() != b.lower() and not (key == "reference" and _same_images(a, b)):
-        status = "differs"
+        status = "not stated" if key == "data" and _only_size(a, b) else "differs"
     return Line(key, a, b, status)
+
+
+def _only_size(a: str, b: str) -> bool:
+    """Whether one side tells of its data set only the images' size, which is the other's."""
+    (*named_a, size_a), (*named_b, size_b) = a.split(" "), b.split(" ")
+    return size_a == size_b and not (named_a and named_b)
 
 
 _IMAGES = re.compile(

@@ -162,6 +162,9 @@ _READERS: dict[str, Callable[[Any, Record], dict[str, str | None]]] = {
 }
 
 
+_READERS_OF_ANY = ("folder", "webdataset", "huggingface")  # data.name that does not tell which data set is read
+
+
 def _of_recipe(recipe: Mapping[str, Any]) -> dict[str, str | None]:
     """What a recipe says of the model, beside the record."""
     if not recipe:
@@ -171,7 +174,7 @@ def _of_recipe(recipe: Mapping[str, Any]) -> dict[str, str | None]:
     size = (data.get("image_size") or 0) - 2 * (data.get("pad") or 0)  # of what is measured
     batch = (train.get("batch_size") or 0) * (train.get("accumulate") or 1)
     found: dict[str, str | None] = {
-        "data": f"{data.get('name')} {size}x{size}",
+        "data": f"{size}x{size}" if data.get("name") in _READERS_OF_ANY else f"{data.get('name')} {size}x{size}",
         "ema_decay": None if decay is None else text_of(decay) if decay else NONE,
         "train_batch": str(batch) if batch else None,
         "train_steps": None if train.get("steps") is None else str(train["steps"]),
