@@ -118,6 +118,16 @@ def test_six_settings_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "may be compared once" in printed
 
 
+def test_a_spread_is_no_setting() -> None:
+    def noted(note: str) -> Facts:
+        return measured(Record(**SAMPLES | {"note": note}), "a")
+
+    for form in ("100 subsets of 1000, spread {}", "unconditional; mean of 10 chunks, spread {}; 2 images"):
+        assert compare(noted(form.format(0.0012)), noted(form.format("1.3e-05"))).comparable == "yes"
+    different = compare(noted("100 subsets of 1000, spread 0.1"), noted("100 subsets of 500, spread 0.1"))
+    assert [(line.a, line.b) for line in different.differences] == [("100 subsets of 1000", "100 subsets of 500")]
+
+
 def test_no_guidance_is_one_difference() -> None:
     plain = Record(**SAMPLES | {"guidance": 1.0})
     found = compare(measured(plain, "a"), measured(changed(set()), "b"))

@@ -149,6 +149,11 @@ def _crop(value: str | None, record: Record) -> dict[str, str | None]:
     return {"crop": value and re.sub(r"^center (?=\d)", "ADM center crop ", value)}
 
 
+def _note(value: str | None, record: Record) -> dict[str, str | None]:
+    """The spread over subsets or chunks, which notes tell too, is a result and no setting."""
+    return {"note": None if value is None else re.sub(r", spread [^\s;]+", "", value) or NONE}
+
+
 _READERS: dict[str, Callable[[Any, Record], dict[str, str | None]]] = {
     "network": _network,
     "sampler": _sampler,
@@ -159,6 +164,7 @@ _READERS: dict[str, Callable[[Any, Record], dict[str, str | None]]] = {
     "rounding": _rounding,
     "classes": _classes,
     "tokenizer": _tokenizer,
+    "note": _note,
 }
 
 
