@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +16,7 @@ from tok1d.evaluate.features import Features, FrozenNetwork, metric_name
 from tok1d.evaluate.kernel import kernel_distance_subsets
 from tok1d.evaluate.manifold import manifold
 from tok1d.evaluate.metrics import Moments, frechet_distance, mse_per_image, psnr_per_image
-from tok1d.evaluate.pairs import SSIM_VARIANT, lpips_per_image, ssim_per_image
+from tok1d.evaluate.pairs import SSIM_VARIANT, lpips_per_image, lpips_told, ssim_per_image
 from tok1d.evaluate.report import Record, column_names
 from tok1d.evaluate.tally import Tally
 
@@ -74,6 +75,11 @@ class Measures:
         """For the fingerprint of a protocol."""
         networks = [f"{each.label} {'8bit' if each.eight_bit else 'float'}" for each in self.networks]
         return f"{', '.join(self.metrics)}; {', '.join(networks)}; border {self.pad}; {sorted(self.missing)}"
+
+    @cached_property
+    def variants(self) -> dict[str, str]:
+        """Which of several metrics of one name it is, in words."""
+        return {"ssim": SSIM_VARIANT} | ({} if self.lpips is None else {"lpips": lpips_told(self.lpips)})
 
     @property
     def of_pairs(self) -> tuple[str, ...]:
@@ -170,7 +176,7 @@ class Gathered:
     def numbers(self, references: Sequence[Compared]) -> Iterator[Number]:
         """All metrics: of pairs first, then of each network against its reference."""
         for name in self.measures.of_pairs:
-            unit, note = "dB" if name == "psnr" else "", SSIM_VARIANT if name == "ssim" else ""
+            unit, note = "dB" if name == "psnr" else "", self.measures.variants.get(name, "")
             if name in self.sums:
                 yield Number(name, self.sums[name] / self.count, unit=unit, note=note)
             else:
