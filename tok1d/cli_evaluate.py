@@ -15,6 +15,7 @@ from tok1d.cli_options import (
     DecoderSolver,
     DecoderSteps,
     Device,
+    EightBit,
     Guide,
     Interval,
     Label,
@@ -60,10 +61,6 @@ ReferenceFile = Annotated[
 ]
 AnyReference = Annotated[
     bool, typer.Option("--allow-other-reference", help="take the reference of the other measurement too")
-]
-EightBit = Annotated[
-    bool | None,
-    typer.Option("--eight-bit/--float", help="round images first, as files are; default: but for the bundled judge"),
 ]
 SaveSamples = Annotated[Path | None, typer.Option(help="write the images to this .npz file, in ADM's form")]
 SaveImages = Annotated[

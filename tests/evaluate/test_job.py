@@ -227,6 +227,10 @@ def test_options_and_mistakes(generator: Path, tmp_path: Path, capsys: pytest.Ca
     assert {(entry["name"], entry["weights"]) for entry in comparable(out)} == {("fd@fashion-mnist-cnn", "raw")}
     reference = tmp_path / "train.npz"
     assert cli.run(["reference", "fashion_mnist", "--out", str(reference)]) == 0
+    for named in ((), ("--network", "fashion-mnist-cnn")):  # they round alike, see `open_network`
+        assert evaluate("generation", generator, "--num", 8, "--metrics", "fd", "--reference", reference, *named) == 0
+    assert evaluate("generation", generator, "--num", 8, "--reference", reference, "--eight-bit") == 2
+    assert "pass --float" in capsys.readouterr().err
     capsys.readouterr()
     for arguments, message in (
         (("generation", generator, "--metrics", "fid"), "--metrics: expected all"),

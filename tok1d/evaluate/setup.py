@@ -52,8 +52,7 @@ def open_measures(
         wanted: names of metrics; none: all that need nothing that is missing here.
         networks: texts of `open_network`; none: the judge bundled for the data, else Inception if it is here.
         data: name of the data. config: of the tokenizer, with `image_size` and `channels` of its images.
-        eight_bit: round images to 8 bits first; default: for all networks but the bundled judge, which read them as
-            they are when it was trained.
+        eight_bit: round images to 8 bits first; default: see `open_network`.
 
     Raises:
         InputError: nothing that could be measured.
@@ -109,8 +108,7 @@ def _networks(
     found = []
     for text in texts or [INCEPTION]:
         try:
-            rounded = True if eight_bit is None else eight_bit
-            found.append(open_network(text, device=device, pad=pad, eight_bit=rounded, download=bool(texts)))
+            found.append(open_network(text, device=device, pad=pad, eight_bit=eight_bit, download=bool(texts)))
         except WeightsError as error:
             if not text.startswith((INCEPTION, "timm:")):
                 raise
