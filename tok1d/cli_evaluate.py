@@ -15,6 +15,7 @@ from tok1d.cli_options import (
     DecoderSolver,
     DecoderSteps,
     Device,
+    EightBit,
     Guide,
     Interval,
     Label,
@@ -61,12 +62,10 @@ ReferenceFile = Annotated[
 AnyReference = Annotated[
     bool, typer.Option("--allow-other-reference", help="take the reference of the other measurement too")
 ]
-EightBit = Annotated[
-    bool | None,
-    typer.Option("--eight-bit/--float", help="round images first, as files are; default: but for the bundled judge"),
-]
 SaveSamples = Annotated[Path | None, typer.Option(help="write the images to this .npz file, in ADM's form")]
-SaveImages = Annotated[Path | None, typer.Option(help="write the images as pictures into this folder")]
+SaveImages = Annotated[
+    Path | None, typer.Option(help="write the images as pictures into this folder, for which it is empty or new")
+]
 Shard = Annotated[str, typer.Option(help=SHARD_HELP)]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar")]
 
@@ -218,11 +217,15 @@ def _job(
     out: Path | None, samples: Path | None, pictures: Path | None, shard: str, quiet: bool
 ) -> tuple[Job, Save | None]:
     """The job and what images it keeps; the records are written before its blocks are removed."""
+    from tok1d.errors import ConfigError
     from tok1d.evaluate.job import drop_torn
     from tok1d.evaluate.report import write_records
     from tok1d.evaluate.samples import Save
     from tok1d.evaluate.setup import open_job
 
+    for option, path in (("--out", out), ("--save-samples", samples)):
+        if pictures is not None and path is not None and path.resolve().is_relative_to(pictures.resolve()):
+            raise ConfigError(f"{option}: expected a file outside the folder of --save-images, received {path}")
     save = Save(samples, pictures) if samples or pictures else None
 
     def finish(records: list[Any]) -> None:
@@ -234,7 +237,7 @@ def _job(
 
 
 def _tell(records: Any, job: Job, out: Path | None, save: Save | None) -> None:
-    if not records:
+    if job.waiting:
         print(f"part {job.part[0]}/{job.part[1]} is done; the last part to finish writes {out or 'the images'}")
         return
     print_records(records)

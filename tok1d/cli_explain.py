@@ -16,7 +16,10 @@ def evaluate_explain(
     a: Annotated[str, typer.Argument(help=NUMBER_HELP, show_default=False)],
     b: Annotated[str, typer.Argument(help="the number to compare with, named as A is", show_default=False)],
     metric: Annotated[
-        str, typer.Option(help="of several records, such as psnr or fd@inception; default: a Fréchet distance")
+        str,
+        typer.Option(
+            help="of several records, such as psnr or label_agreement@NETWORK[@HASH]; default: a Fréchet distance"
+        ),
     ] = "",
     keep: Annotated[int | None, typer.Option(min=0, help="of several records; default: the most tokens")] = None,
     brief: Annotated[bool, typer.Option("--brief", help="without the table of all settings")] = False,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tok1d.cli_evaluate import AnyReference, EightBit, Metrics, Network, Quiet, ReferenceFile, Shard
-from tok1d.cli_options import DataRoot, Device, Seed, Unconditional, WeakModel, one_of
+from tok1d.cli_evaluate import AnyReference, Metrics, Network, Quiet, ReferenceFile, Shard
+from tok1d.cli_options import DataRoot, Device, EightBit, Seed, Unconditional, WeakModel, one_of
 
 if TYPE_CHECKING:
     from tok1d.evaluate.grid import Cell

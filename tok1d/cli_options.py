@@ -86,6 +86,10 @@ Label = Annotated[
         "the images have the classes of the training"
     ),
 ]
+EightBit = Annotated[
+    bool | None,
+    typer.Option("--eight-bit/--float", help="round images first, as files are; default: but for the bundled judge"),
+]
 OnBroken = Annotated[str, typer.Option(help="what an unreadable image does: stop, or skip (it is counted)")]
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tok1d.cli_options import DataRoot, Device, OnBroken, Overwrite, one_of
+from tok1d.cli_options import DataRoot, Device, EightBit, OnBroken, Overwrite, one_of
 
 if TYPE_CHECKING:
     from tok1d.evaluate.reference import Reference
@@ -37,6 +36,7 @@ def reference(
     channels: Annotated[int | None, typer.Option(min=1, max=3, help="1 (grey) or 3; default: the network's")] = None,
     num: Annotated[int | None, typer.Option(min=2, help="images, spread evenly over the set; default: all")] = None,
     features: Annotated[int, typer.Option(min=0, help=FEATURES_HELP)] = 0,
+    eight_bit: EightBit = None,
     batch_size: Annotated[int, typer.Option(min=1, help="images at a time")] = 100,
     data_root: DataRoot = None,
     on_broken: OnBroken = "stop",
@@ -58,12 +58,11 @@ def reference(
     _check_out(out)
     place = apply.pick_device(device)
     if data.endswith(".npz") and _holds_statistics(Path(data)):
-        _write(
-            _of_statistics(Path(data), network, place, of, features, batch_size), out, overwrite, f"read from {data}"
-        )
+        known = _of_statistics(Path(data), network, place, of, features, batch_size, eight_bit)
+        _write(known, out, overwrite, f"read from {data}")
         return
     border, shape = _like(model) if model else (0, (None, None))
-    opened = open_network(network or default_network(data), device=place, pad=border)
+    opened = open_network(network or default_network(data), device=place, pad=border, eight_bit=eight_bit)
     images: Any = _open(
         data,
         split,
@@ -139,16 +138,19 @@ def _open(data: str, split: str, size: int, channels: int, border: int, data_roo
 
 def _holds_statistics(path: Path) -> bool:
     """Whether an .npz file holds statistics; one of images alone, or none at all, does not."""
-    import numpy as np
+    from tok1d.errors import DataError
+    from tok1d.evaluate.npz import open_npz
 
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with open_npz(path, "an .npz file") as content:
             return "mu" in content.files
-    except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile):
+    except DataError:
         return False
 
 
-def _of_statistics(path: Path, network: str, device: str, of: str, features: int, batch_size: int) -> Reference:
+def _of_statistics(
+    path: Path, network: str, device: str, of: str, features: int, batch_size: int, eight_bit: bool | None
+) -> Reference:
     """The reference in a file of statistics, with the features of all images that it holds if asked for any."""
     from tok1d.evaluate.features import INCEPTION, open_network
     from tok1d.evaluate.reference import load_reference, with_features
@@ -156,7 +158,8 @@ def _of_statistics(path: Path, network: str, device: str, of: str, features: int
     known = load_reference(path, of=of or None)
     if not features:
         return known
-    return with_features(known, path, open_network(network or INCEPTION, device=device), batch_size=batch_size)
+    opened = open_network(network or INCEPTION, device=device, eight_bit=eight_bit)
+    return with_features(known, path, opened, batch_size=batch_size)
 
 
 def _write(reference: Reference, out: Path | None, overwrite: bool, how: str) -> None:

@@ -118,6 +118,16 @@ def test_six_settings_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "may be compared once" in printed
 
 
+def test_a_spread_is_no_setting() -> None:
+    def noted(note: str) -> Facts:
+        return measured(Record(**SAMPLES | {"note": note}), "a")
+
+    for form in ("100 subsets of 1000, spread {}", "unconditional; mean of 10 chunks, spread {}; 2 images"):
+        assert compare(noted(form.format(0.0012)), noted(form.format("1.3e-05"))).comparable == "yes"
+    different = compare(noted("100 subsets of 1000, spread 0.1"), noted("100 subsets of 500, spread 0.1"))
+    assert [(line.a, line.b) for line in different.differences] == [("100 subsets of 1000", "100 subsets of 500")]
+
+
 def test_no_guidance_is_one_difference() -> None:
     plain = Record(**SAMPLES | {"guidance": 1.0})
     found = compare(measured(plain, "a"), measured(changed(set()), "b"))
@@ -225,6 +235,67 @@ def test_a_faithful_record_matches_its_protocol() -> None:
         assert key in same
     other = Record(**told | {"reference": "50000 validation images 0123456789abcdef"})
     assert "reference" in [line.key for line in compare(measured(other, "mine"), published("maetok")).differences]
+
+
+def test_a_reconstruction_is_compared_with_its_paper_s_kind_of_reference() -> None:
+    """Whichever of the two stands first; a reference of which only a fingerprint is known is not stated to differ."""
+    told: dict[str, Any] = {
+        "name": "rfid",
+        "value": 0.6,
+        "num_images": 50_000,
+        "network": "inception@672682",
+        "crop": "center 256",
+        "keep": 256,
+        "sampler": "ancestral, 500 evaluations an image",
+        "steps": 250,
+        "guidance": 3.0,
+        "weights": "ema",
+    }
+    for reference, expected in (
+        ("50000 validation images 77d4fd3f41a32d54", "not stated"),
+        ("50000 test images 77d4fd3f41a32d54", "not stated"),
+        ("5000 own images 77d4fd3f41a32d54", "not stated"),
+        ("77d4fd3f41a32d54", "not stated"),
+        ("50000 train images 77d4fd3f41a32d54", "differs"),
+    ):
+        record = Record(**told | {"reference": reference})
+        for protocol in ("semanticist/rfid", "maetok/rfid"):
+            mine, paper = measured(record, "mine"), published(protocol)
+            for found in (compare(mine, paper), compare(paper, mine)):
+                lines = {line.key: line.status for line in found.lines}
+                assert lines["reference"] == expected, reference
+                assert lines["crop"] == ("same" if protocol == "semanticist/rfid" else "not stated")
+                assert found.comparable == ("no" if expected == "differs" else "not known")
+                told_so = ("crop and resize" in found.verdict) == (protocol == "maetok/rfid")
+                assert "reference set" in found.verdict and (told_so or expected == "differs")
+    other = measured(Record(**told | {"crop": "center 512"}), "mine")
+    assert "crop" in [line.key for line in compare(other, published("semanticist/rfid")).differences]
+
+
+def test_a_folder_is_no_name_of_a_data_set() -> None:
+    """Of a recipe that reads a folder or shards, only the images' size is known."""
+    record = Record(name="rfid", value=0.5, num_images=50_000, network="inception@672682", keep=128)
+    for name in ("folder", "webdataset", "huggingface"):
+        for size, status in ((256, "not stated"), (272, "differs")):
+            recipe = {"data": {"name": name, "image_size": size}}
+            mine = measured(record, "mine", recipe=recipe)
+            for found in (compare(mine, published("maetok/rfid")), compare(published("maetok/rfid"), mine)):
+                (line,) = [line for line in found.lines if line.key == "data"]
+                assert line.status == status and {line.a, line.b} == {f"{size}x{size}", "ImageNet 256x256"}
+            assert not [line for line in compare(mine, mine).lines if line.key == "data" and line.status != "same"]
+    recipe = {"data": {"name": "fashion_mnist", "image_size": 256}}
+    found = compare(measured(record, "mine", recipe=recipe), published("maetok/rfid"))
+    assert "data" in [line.key for line in found.differences]
+
+
+def test_an_older_record_s_reference_is_known_by_its_fingerprint() -> None:
+    def same(a: str, b: str) -> bool:
+        facts = [measured(Record(**SAMPLES | {"reference": each}), each) for each in (a, b)]
+        return compare(*facts).comparable == "yes"
+
+    assert same("77d4", "10000 test images 77d4") and same("first 100 of 77d4", "first 100 test images 77d4")
+    assert not same("77d4", "10000 test images fb1a") and not same("77d4", "first 100 test images 77d4")
+    assert not same("100 test images 77d4", "200 test images 77d4")
 
 
 def test_several_records_choose_a_distance_both_have(tmp_path: Path) -> None:

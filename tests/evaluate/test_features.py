@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from tok1d.evaluate.feature_networks import INCEPTION_FILE, OwnNetwork, clean_na
 from tok1d.evaluate.features import Features, FrozenNetwork, default_network, metric_name, open_network
 from tok1d.evaluate.networks import CNN, CNNConfig
 from tok1d.evaluate.report import Record
+from tok1d.evaluate.setup import open_measures
 from tok1d.evaluate.tally import Tally
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
@@ -120,6 +122,13 @@ def test_the_bundled_judge_is_the_default_for_its_data() -> None:
     network = open_network(default_network("fashion_mnist"))
     assert network.name == "fashion-mnist-cnn" and network.classifies
     assert open_network("fashion-mnist-cnn").label == network.label
+    texts = ("fashion-mnist-cnn", "model:fashion-mnist-cnn", f"model:{store.BUNDLED / 'fashion-mnist-cnn'}")
+    for text in texts:  # read as it is when it was trained, however it is named
+        assert [open_network(text, eight_bit=told).eight_bit for told in (None, True, False)] == [False, True, False]
+    sizes = SimpleNamespace(image_size=28, channels=1)
+    for named in ((), *((text,) for text in texts)):
+        opened = open_measures("generation", ("fd",), named, data="fashion_mnist", config=sizes, device="cpu")
+        assert [each.rounding for each in opened.networks] == [network.rounding]
     assert default_network("photos") == "inception"
 
 

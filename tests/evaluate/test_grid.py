@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from tok1d import cli
 from tok1d.errors import InputError
 from tok1d.evaluate import grid, setup
-from tok1d.evaluate.measures import METRICS, Measures, Number, called, lower_is_better
-from tok1d.evaluate.report import Record
+from tok1d.evaluate.explain import explain
+from tok1d.evaluate.features import FrozenNetwork
+from tok1d.evaluate.measures import METRICS, Measures, Number, called, lower_is_better, names_of
+from tok1d.evaluate.report import Record, write_records
 from tok1d.evaluation import Generation, Opened, Reconstruction
 from tok1d.zoo import store
 
@@ -146,6 +148,44 @@ def test_what_is_written_and_shown() -> None:
     assert grid.legend(rows) == "* is the lowest fd@cnn, highest psnr"
     other = replace(CELLS[0], records=[replace(CELLS[0].records[0], reference="others")])
     assert grid.legend(grid.rows_of([*CELLS, other])).endswith("mind what is compared: fd@cnn")
+
+
+def two_classifiers(first: str, second: str) -> list[Record]:
+    """What one cell says of samples by two networks; of the first twice as much."""
+    return [
+        Record(name=name, value=value, num_images=5, keep=4, network=network, reference="64 images")
+        for network, values in ((first, (0.5, 3.0)), (second, (0.25, 1.5)))
+        for name, value in zip(("label_agreement", f"fd@{network.partition('@')[0]}"), values)
+    ]
+
+
+def test_no_network_s_number_is_lost_beside_another_s(tmp_path: Path) -> None:
+    for networks, columns in (
+        (("cnn@ab", "mlp@cd"), ("label_agreement@cnn", "fd@cnn", "label_agreement@mlp", "fd@mlp")),
+        (
+            ("cnn@ab", "cnn@cd"),
+            ("label_agreement@cnn@ab", "fd@cnn@ab", "label_agreement@cnn@cd", "fd@cnn@cd"),
+        ),
+    ):
+        cells = [grid.Cell(Generation(model="m"), "a", two_classifiers(*networks))]
+        rows = grid.rows_of(cells)
+        (written,) = csv.DictReader(grid.csv_text(rows, []).splitlines())
+        assert [float(written[name]) for name in columns] == [0.5, 3.0, 0.25, 1.5]
+        assert {name: each["value"] for name, each in grid.to_json(cells, {})["best"].items()} == dict(
+            zip(columns, (0.5, 3.0, 0.25, 1.5))
+        )
+        path = tmp_path / "records.json"
+        write_records(path, cells[0].records)
+        for name, value in zip(columns, (0.5, 3.0, 0.25, 1.5)):
+            assert explain(str(path), "maetok", metric=name).a.value == value
+        with pytest.raises(InputError, match=", ".join(f"{name} keep 4" for name in columns)):
+            explain(str(path), "maetok", metric="psnr")
+        with pytest.raises(InputError, match="--best: expected one of label_agreement@cnn"):
+            grid.find_metric("label_agreement", grid.metrics_of(rows))
+        measures = Measures(
+            ("labels", "fd"), [FrozenNetwork(*each.split("@"), device="cpu", dim=1) for each in networks]
+        )
+        assert names_of(measures, "generation") == list(columns)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tok1d import cli
@@ -15,6 +16,8 @@ from tok1d.errors import ConfigError, DataError, InputError
 from tok1d.evaluate.job import Job, drop_torn
 from tok1d.evaluate.measures import Measures
 from tok1d.evaluate.sample_batch import SampleImages
+from tok1d.evaluate.samples import Save, saving
+from tok1d.evaluate.setup import open_job
 
 Tiny = Callable[..., str]
 
@@ -92,6 +95,66 @@ def test_only_the_torn_files_of_these_names_are_dropped(tmp_path: Path) -> None:
     assert all((tmp_path / name).exists() for name in kept) and not (tmp_path / torn).exists()
 
 
+def test_blocks_lie_beside_a_folder_whatever_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pictures").mkdir()
+    monkeypatch.chdir(tmp_path / "pictures")
+    for name in (".", "..", "../pictures"):
+        folder = open_job(None, beside=Path(name)).folder
+        assert folder is not None and folder.resolve() == Path(f"{Path(name).resolve()}.parts")
+    with pytest.raises(InputError, match="expected a folder with a name, received /"):
+        open_job(None, beside=Path("/"))
+
+
+def drawn(folder: Path, value: float, *, num: int = 100, part: tuple[int, int] = (0, 1), until: int = 1000) -> bool:
+    """Grey pictures of that value into a folder, interrupted at a number; whether all parts are done."""
+    save = Save(folder=folder)
+
+    def measure(numbers: range) -> dict[str, Tensor]:
+        if numbers.start >= until:
+            raise KeyboardInterrupt
+        return squares(numbers) | save.columns(torch.full((len(numbers), 1, 4, 4), value), numbers)
+
+    job = Job(folder.with_name(f"{folder.name}.parts"), part)
+    with job.run({"value": value}, num, 32, measure, save.begin) as batches:
+        if batches is None:
+            return False
+        with saving(save, num):
+            list(batches)
+    return True
+
+
+def greys(folder: Path) -> set[int]:
+    found = [Image.open(path).getpixel((0, 0)) for path in folder.glob("*.png")]
+    assert sorted(path.name for path in folder.glob("*.png")) == [f"{i:06d}.png" for i in range(len(found))]
+    return {len(found), *found}  # type: ignore[arg-type]
+
+
+def test_pictures_of_two_evaluations_do_not_mix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "pictures"
+    with pytest.raises(KeyboardInterrupt):
+        drawn(folder, 1.0, until=64)
+    for num in (5, 200):
+        with pytest.raises(ConfigError, match="holds pictures of another evaluation"):
+            drawn(folder, 0.2, num=num)
+    assert drawn(folder, 1.0) and drawn(folder, 1.0) and greys(folder) == {100, 255}
+    with pytest.raises(ConfigError, match="holds pictures of another evaluation"):
+        drawn(folder, 1.0, num=50)
+    shared = tmp_path / "shared"
+    assert [drawn(shared, 1.0, part=(i, 2)) for i in (1, 0)] == [False, True] and greys(shared) == {100, 255}
+    for path in shared.glob("*.png"):
+        path.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        drawn(shared, 0.2, until=64)
+    (shared / "000003.png").unlink()
+    with pytest.raises(DataError, match=r"expected 100 pictures, 1 of finished blocks are gone, such as 000003\.png"):
+        drawn(shared, 0.2)
+    (shared / "notes.txt").touch()
+    with pytest.raises(ConfigError, match=r"pictures alone, found notes\.txt"):
+        Save(folder=shared)
+    assert evaluate("generation", "none", "--save-images", folder, "--out", folder / "r.json") == 2
+    assert "--out: expected a file outside" in capsys.readouterr().err
+
+
 def evaluate(*arguments: object) -> int:
     return cli.run(["evaluate", *map(str, arguments), "--quiet"])
 
@@ -113,7 +176,7 @@ def test_records_for_any_shards_after_any_kill(
 ) -> None:
     """The very same file: alone, in two parts, and after an interruption."""
     command = ["generation", generator, "--num", 130, "--batch-size", 32, "--keep", "1,3", "--classes", "random"]
-    command += ["--save-samples", tmp_path / "samples.npz"]
+    command += ["--save-samples", tmp_path / "samples.npz", "--save-images", tmp_path / "pictures"]
     alone, shared, resumed = (tmp_path / f"{name}.json" for name in ("alone", "shared", "resumed"))
     assert evaluate(*command, "--out", alone) == 0
     pixels = SampleImages(tmp_path / "samples.npz").fingerprint()
@@ -133,6 +196,9 @@ def test_records_for_any_shards_after_any_kill(
     assert evaluate(*command, "--out", resumed) == 0
     assert comparable(alone) == comparable(shared) == comparable(resumed)
     assert SampleImages(tmp_path / "samples.npz").fingerprint() == pixels
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 130
+    assert evaluate(*command, "--seed", 1, "--out", tmp_path / "other.json") == 2
+    assert "pictures of another evaluation" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.parts")) and not list(tmp_path.glob(".*tmp"))
     names = {entry["name"].partition("@")[0] for entry in comparable(alone)}
     assert names == {"label_agreement", "fd", "kd", "score", "precision", "recall", "density", "coverage"}
@@ -146,11 +212,25 @@ def test_options_and_mistakes(generator: Path, tmp_path: Path, capsys: pytest.Ca
     found = {entry["name"]: entry for entry in comparable(out)}
     assert found["ssim"]["value"] is not None and found["psnr"]["unit"] == "dB"
     assert found["sfd@fashion-mnist-cnn"]["value"] is None and "no maps" in found["sfd@fashion-mnist-cnn"]["note"]
+    drawn = ("generation", generator, "--metrics", "labels", "--num", 8, "--out", out)
+    for options in ((), ("--unconditional",)):
+        capsys.readouterr()
+        assert evaluate(*drawn, *options, "--guidance", 1) == 0
+        (entry,), printed = comparable(out), capsys.readouterr().out
+        assert entry["name"] == "label_agreement" and f"records: {out}" in printed and "part 0/1" not in printed
+        assert entry["value"] is None if options else entry["value"] is not None
+        assert entry["note"] == (
+            "unconditional; the images were drawn without labels that they could show" if options else ""
+        )
     checkpoint = next((generator.parent / "checkpoints").glob("*.pt"))
     assert evaluate("generation", f"{checkpoint}:raw", "--num", 8, "--metrics", "fd", "--out", out) == 0
     assert {(entry["name"], entry["weights"]) for entry in comparable(out)} == {("fd@fashion-mnist-cnn", "raw")}
     reference = tmp_path / "train.npz"
     assert cli.run(["reference", "fashion_mnist", "--out", str(reference)]) == 0
+    for named in ((), ("--network", "fashion-mnist-cnn")):  # they round alike, see `open_network`
+        assert evaluate("generation", generator, "--num", 8, "--metrics", "fd", "--reference", reference, *named) == 0
+    assert evaluate("generation", generator, "--num", 8, "--reference", reference, "--eight-bit") == 2
+    assert "pass --float" in capsys.readouterr().err
     capsys.readouterr()
     for arguments, message in (
         (("generation", generator, "--metrics", "fid"), "--metrics: expected all"),

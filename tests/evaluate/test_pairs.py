@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from tok1d.errors import DataError, WeightsError
+from tok1d.evaluate.measures import Gathered, Measures
 from tok1d.evaluate.pairs import lpips_per_image, open_lpips, ssim_per_image
 from tok1d.losses.perceptual import LPIPS, vgg16
+from tok1d.zoo.store import fingerprint
 
 
 def pair(channels: int, size: int = 28) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,6 +61,10 @@ def test_lpips_is_of_each_image_alone_and_clamped() -> None:
     torch.manual_seed(0)
     widths = (2, 3, 4, 4, 4)
     network = LPIPS(vgg16(widths), [torch.rand(width) for width in widths])
+    found = Gathered(Measures(("lpips",), lpips=network))
+    found.update({"lpips": torch.tensor([0.5])}, range(1))
+    (number,) = found.numbers([])
+    assert number.note == f"VGG16, heads v0.1, images at their own size, weights {fingerprint(network)}"
     a, b = pair(3)
     together = lpips_per_image(network, a, b)
     assert torch.allclose(torch.cat([lpips_per_image(network, x[None], y[None]) for x, y in zip(a, b)]), together)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,25 +10,31 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tok1d import cli
-from tok1d.data.images import ArrayImages, open_images
+from tok1d.data.images import ArrayImages, FolderImages, open_images
 from tok1d.data.transforms import Transform
 from tok1d.errors import DataError, InputError
 from tok1d.evaluate.features import Features, FrozenNetwork
+from tok1d.evaluate.measures import Measures, Number, record_of
 from tok1d.evaluate.metrics import frechet_distance
 from tok1d.evaluate.reference import (
     Reference,
     cache_path,
     cached_reference,
     check_reference,
+    images_told,
     load_reference,
     measure_reference,
     reference_fingerprint,
+    split_of,
     spread,
     with_features,
 )
 from tok1d.evaluate.sample_batch import SampleImages, write_sample_batch
+from tok1d.evaluate.setup import image_references
+from tok1d.train.run import first
 
 
 class Rows(FrozenNetwork):
@@ -74,6 +81,52 @@ def test_statistics_are_those_of_the_features_in_any_batch_size() -> None:
 
 def test_numbers_are_spread_over_a_sorted_set() -> None:
     assert spread(10, 4) == [0, 2, 5, 7] and spread(3, None) == [0, 1, 2] == spread(3, 9)
+
+
+def test_statistics_of_images_that_could_not_be_read_are_not_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file is unreadable for a moment: another image stands in, the reference says so, and the next pass is clean."""
+    for number in range(12):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number:02d}.png")
+    clean = measure_reference(FolderImages(tmp_path, Transform(8, 1)), Rows(), of="test")
+    measures, images = Measures(("fd",), [Rows()]), FolderImages(tmp_path, Transform(8, 1))
+    file = tmp_path / "05.png"
+    content = file.read_bytes()
+    file.write_bytes(bytes(len(content)))
+    (compared,) = image_references(images, measures, of="test")
+    damaged, cached = cached_reference(images, Rows(), of="test")
+    file.write_bytes(content)
+    assert "skipped 1 broken images of 12" in capsys.readouterr().err
+    assert not cached and damaged.replaced == compared.replaced == 1 and damaged.fingerprint != clean.fingerprint
+    assert damaged.note == "1 unreadable image replaced by another"
+    measured = Number("fd", 1.0, measures.networks[0].label, compared=True)
+    record = record_of(measured, "generation", measures, [compared], num_images=9)
+    assert record.note == "1 unreadable reference image replaced by another"
+    read = load_reference(damaged.save(tmp_path / "damaged.npz"))
+    assert read.replaced == 1 and read.fingerprint == damaged.fingerprint
+    again, cached = cached_reference(FolderImages(tmp_path, Transform(8, 1)), Rows(), of="test")
+    assert not cached and again.fingerprint == clean.fingerprint and (again.replaced, again.note) == (0, "")
+    assert torch.equal(again.pooled.mean, clean.pooled.mean)
+    assert cached_reference(FolderImages(tmp_path, Transform(8, 1)), Rows(), of="test")[1]
+
+
+@pytest.mark.parametrize(
+    ("folders", "of"), [(("train", "val"), "validation"), (("train", "test"), "test"), (("train",), "own"), ((), "own")]
+)
+def test_a_set_is_of_the_split_that_its_folder_is_named_after(
+    tmp_path: Path, folders: tuple[str, ...], of: str
+) -> None:
+    for folder in folders or (".",):
+        (tmp_path / folder / "cats").mkdir(parents=True)
+        for number in range(40):
+            Image.new("L", (8, 8), number).save(tmp_path / folder / "cats" / f"{number}.png")
+    images = open_images("folder", "test", root=tmp_path, image_size=8, channels=1)
+    assert split_of(images) == split_of(first(images, 1)) == of
+    assert images_told(images, of) == f"{len(images)} {of} images {images.fingerprint()}"
+    assert images_told(first(images, 1), of) == f"first 1 {of} images {images.fingerprint()}"
+    assert split_of(image_set()) == "test"
 
 
 def test_a_reference_survives_its_file(tmp_path: Path) -> None:
@@ -266,6 +319,34 @@ def test_wrong_batches_leave_no_file(tmp_path: Path, batches: list[torch.Tensor]
     with pytest.raises(DataError, match=message):
         write_sample_batch(tmp_path / "out" / "samples.npz", batches, num)
     assert os.listdir(tmp_path / "out") == []
+
+
+def changed(content: bytes, rng: np.random.Generator) -> bytes:
+    """The content with one byte changed."""
+    place = int(rng.integers(len(content)))
+    return content[:place] + bytes([content[place] ^ int(rng.integers(1, 256))]) + content[place + 1 :]
+
+
+def test_damaged_and_misnamed_files_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, rng = tmp_path / "file.npz", np.random.default_rng(0)
+    with file.open("wb") as opened:
+        np.save(opened, np.zeros((4, 8, 8, 3), np.uint8))
+    for read in (load_reference, SampleImages):
+        with pytest.raises(DataError, match=r"file\.npz: expected .*, found"):
+            read(file)
+    assert cli.run(["reference", str(file), "--network", "fashion-mnist-cnn"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    statistics = {"mu": np.zeros(2048), "sigma": np.eye(64)}
+    for read, arrays in (
+        (load_reference, statistics),
+        (SampleImages, {"arr_0": rng.integers(0, 9, (8, 16, 16, 3)).astype(np.uint8)}),
+    ):
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        content = file.read_bytes()
+        for _ in range(200):
+            file.write_bytes(changed(content, rng))
+            with suppress(DataError):  # nothing else; some bytes, such as times, matter to nobody
+                read(file)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> str:

@@ -1,21 +1,26 @@
 """Records state the sampler as it ran: counted evaluations of the networks, guidance with its interval or schedule."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from tok1d.config import load_recipe
-from tok1d.data.images import open_images
+from tok1d.data.images import FolderImages, open_images
+from tok1d.data.transforms import Transform
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
 from tok1d.evaluate.generation import balanced_labels, evaluate_generation
+from tok1d.evaluate.job import Job
 from tok1d.evaluate.metrics import psnr_per_image
 from tok1d.evaluate.reconstruction import Judged, evaluate_reconstruction, token_counts
 from tok1d.evaluate.sampling import counted, decoder_options, guidance_text, sampling_options
 from tok1d.tokenizers.base import TokenSpec
+from tok1d.train.run import first
 from tok1d.zoo import store
 
 Tiny = Callable[..., str]
@@ -130,6 +135,28 @@ def test_reconstruction_records_state_the_sampler(
     records = evaluate_reconstruction(model, images, keep=[0, 4], batch_size=2, **options)
     assert {(r.name, r.keep) for r in records} == {(name, keep) for name in ("psnr", "mse") for keep in (0, 4)}
     assert {(r.sampler, r.guidance, r.steps) for r in records} == {(sampler, guidance, options["steps"])}
+    assert {r.reference for r in records} == {f"3 test images {images.fingerprint()}"}
+
+
+def test_records_say_how_many_images_could_not_be_read(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where another process, which can read them again, goes on with the blocks."""
+    model, folder = random_model(tiny("tokenizer")), tmp_path / "images"
+    folder.mkdir()
+    for number in range(70):
+        Image.new("L", (28, 28), number).save(folder / f"{number:02d}.png")
+    file = folder / "03.png"
+    content, opened = file.read_bytes(), [FolderImages(folder, Transform(28, 1)) for _ in range(2)]
+    file.write_bytes(bytes(len(content)))
+    for part, images in enumerate(opened):
+        job = Job(tmp_path / "parts", (part, 2))
+        records = evaluate_reconstruction(model, first(images, 69), keep=[4], steps=1, batch_size=64, job=job)
+        told = capsys.readouterr().err
+        if part == 0:
+            assert not records and f"skipped {file}: " in told
+            file.write_bytes(content)
+    assert not told and [record.note for record in records] == 2 * ["1 unreadable image replaced by another"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 6, 100])

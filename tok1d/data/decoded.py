@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -125,13 +125,32 @@ class DecodedImages:
         raise DataError(f"{name}: {why}; nor can the {IN_A_ROW - 1} images before it be read: is the disk there?")
 
 
-def tell_broken(images: object) -> None:
+def replaced_among(images: Any, indices: Iterable[int]) -> list[int]:
+    """Those of a set's images, read before, that were broken, so that another one stood in for them."""
+    images = whole_set(images)
+    names = {name for name, _ in getattr(images, "replaced", [])}
+    return [i for i in indices if images.name(i) in names] if names else []
+
+
+def replaced_text(num: int, what: str = "image") -> str:
+    """So many replaced images in words, "" for none."""
+    many = f"{num} unreadable {what}s replaced by others" if num > 1 else f"1 unreadable {what} replaced by another"
+    return many if num else ""
+
+
+def whole_set(images: Any) -> Any:
+    """The set that `images` are the first ones of, or themselves."""
+    return images if hasattr(images, "transform") else getattr(images, "images", images)
+
+
+def tell_broken(images: Any) -> None:
     """Name on stderr the images of a set that could not be read and were skipped, each once, and count all of them."""
+    images = whole_set(images)
     told = getattr(images, "__dict__", {}).setdefault("_told", set())
     new = [(path, why) for path, why in getattr(images, "broken", []) if path not in told]
     for path, why in new:
         print(f"skipped {path}: {why}", file=sys.stderr)
         told.add(path)
     if new:
-        kept = len(images) + len(told) - len(getattr(images, "replaced", []))  # type: ignore[arg-type]
+        kept = len(images) + len(told) - len(getattr(images, "replaced", []))
         print(f"skipped {len(told)} broken images of {kept}", file=sys.stderr)

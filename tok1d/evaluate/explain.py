@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tok1d.errors import InputError
 from tok1d.evaluate.facts import Measured, measured, read_measured
 from tok1d.evaluate.published import ABSENT, NONE, Facts, is_protocol, published
-from tok1d.evaluate.report import Record
+from tok1d.evaluate.report import Record, column_names, network_names
 from tok1d.evaluate.settings import VERSION, rank, setting
 
 if TYPE_CHECKING:
@@ -111,19 +112,31 @@ def compare(a: Facts, b: Facts) -> Explanation:
         ]
     lines = [_line(key, a.settings.get(key), b.settings.get(key)) for key in keys]
     if bool(a.sources) != bool(b.sources):
-        lines = [replace(line, status="not stated") if _may_be_same(line) else line for line in lines]
+        papers = [line.a if a.sources else line.b for line in lines]
+        records = [line.b if a.sources else line.a for line in lines]
+        same_data = not any(line.key == "data" and line.status == "differs" for line in lines)
+        lines = [
+            replace(line, status="not stated") if same_data and _may_be_same(line, paper, record) else line
+            for line, paper, record in zip(lines, papers, records)
+        ]
     return Explanation(a, b, [line for line in lines if {line.a, line.b} - {None, ABSENT, NONE}])
 
 
-_SPLITS = {"ADM statistics": "train", "ImageNet training": "train", "ImageNet validation": "validation"}
+# A paper's words, and the splits that a record's reference may be of: test images of ImageNet are its val/.
+_SPLITS = {
+    "ADM statistics": ("train",),
+    "ImageNet training": ("train",),
+    "ImageNet validation": ("validation", "test"),
+}
 
 
-def _may_be_same(line: Line) -> bool:
-    """Whether a paper's reference, told in words, may be a record's, told by its split and a fingerprint."""
+def _may_be_same(line: Line, paper: str | None, record: str | None) -> bool:
+    """Whether a paper's reference, told in words, may be a record's, told by its split, if known, and a fingerprint."""
     if line.key != "reference" or line.status != "differs":
         return False
-    split = [split for words, split in _SPLITS.items() if words in f"{line.a} {line.b}"]
-    return bool(split) and f"{split[0]} images " in f"{line.a} {line.b}"
+    splits = next((splits for words, splits in _SPLITS.items() if words in (paper or "")), None)
+    told = re.search(r"\b(train|validation|test) images ", record or "")
+    return splits is None or told is None or told[1] in splits
 
 
 def _line(key: str, a: str | None, b: str | None) -> Line:
@@ -132,16 +145,36 @@ def _line(key: str, a: str | None, b: str | None) -> Line:
         status = "not stated"
     elif ABSENT in (a, b):
         status = "same" if {a, b} <= {ABSENT, NONE} else "does not apply"
-    elif a.lower() != b.lower():
-        status = "differs"
+    elif a.lower() != b.lower() and not (key == "reference" and _same_images(a, b)):
+        status = "not stated" if key == "data" and _only_size(a, b) else "differs"
     return Line(key, a, b, status)
+
+
+def _only_size(a: str, b: str) -> bool:
+    """Whether one side tells of its data set only the images' size, which is the other's."""
+    (*named_a, size_a), (*named_b, size_b) = a.split(" "), b.split(" ")
+    return size_a == size_b and not (named_a and named_b)
+
+
+_IMAGES = re.compile(
+    r"(?P<first>first )?((?P<count>\d+) )?(of )?((train|validation|test|own) )?(images )?(?P<hash>\w+)"
+)
+
+
+def _same_images(a: str, b: str) -> bool:
+    """Whether records name one reference; older ones state neither the split nor, of a whole set, the count."""
+    x, y = _IMAGES.fullmatch(a), _IMAGES.fullmatch(b)
+    if x is None or y is None or (x["first"], x["hash"]) != (y["first"], y["hash"]):
+        return False
+    return x["count"] == y["count"] or None in (x["count"], y["count"])
 
 
 def explain(a: str, b: str, *, metric: str = "", keep: int | None = None) -> Explanation:
     """Compare two numbers by name: files of records, runs, models, or published protocols ("maetok/rfid").
 
     Args:
-        metric, keep: which of several records; default: a Fréchet distance, of most tokens, that both have.
+        metric, keep: which of several records; default: a Fréchet distance, of most tokens, that both have. Where
+            networks share a name of a metric, "label_agreement@NETWORK", or "NETWORK@HASH", tells them apart.
 
     Raises:
         InputError: nothing of that name, or no such record.
@@ -175,10 +208,11 @@ def _facts(name: str, file: Measured | None, common: _Common, metric: str, keep:
     found = [
         i
         for i, record in enumerate(file.records)
-        if metric in ("", record.name) and (keep is None or record.keep == keep)
+        if metric in ("", record.name, *network_names(record.name, record.network)) and keep in (None, record.keep)
     ]
     if not found:
-        pairs = dict.fromkeys((record.name, record.keep) for record in file.records)
+        names = column_names((record.name, record.network) for record in file.records)
+        pairs = dict.fromkeys((names[record.name, record.network], record.keep) for record in file.records)
         there = ", ".join(what if kept is None else f"{what} keep {kept}" for what, kept in pairs)
         wanted = " ".join(filter(None, (metric, "" if keep is None else f"keep {keep}")))
         raise InputError(f"{name}: no record of {wanted}; there are {there}")

@@ -145,7 +145,13 @@ def _tokenizer(value: str | None, record: Record) -> dict[str, str | None]:
 
 
 def _crop(value: str | None, record: Record) -> dict[str, str | None]:
-    return {"crop": value}  # every image has been cropped somehow: null is not stated
+    # Every image has been cropped somehow: null is not stated. Protocols call the same code by its origin.
+    return {"crop": value and re.sub(r"^center (?=\d)", "ADM center crop ", value)}
+
+
+def _note(value: str | None, record: Record) -> dict[str, str | None]:
+    """The spread over subsets or chunks, which notes tell too, is a result and no setting."""
+    return {"note": None if value is None else re.sub(r", spread [^\s;]+", "", value) or NONE}
 
 
 _READERS: dict[str, Callable[[Any, Record], dict[str, str | None]]] = {
@@ -158,7 +164,11 @@ _READERS: dict[str, Callable[[Any, Record], dict[str, str | None]]] = {
     "rounding": _rounding,
     "classes": _classes,
     "tokenizer": _tokenizer,
+    "note": _note,
 }
+
+
+_READERS_OF_ANY = ("folder", "webdataset", "huggingface")  # data.name that does not tell which data set is read
 
 
 def _of_recipe(recipe: Mapping[str, Any]) -> dict[str, str | None]:
@@ -170,7 +180,7 @@ def _of_recipe(recipe: Mapping[str, Any]) -> dict[str, str | None]:
     size = (data.get("image_size") or 0) - 2 * (data.get("pad") or 0)  # of what is measured
     batch = (train.get("batch_size") or 0) * (train.get("accumulate") or 1)
     found: dict[str, str | None] = {
-        "data": f"{data.get('name')} {size}x{size}",
+        "data": f"{size}x{size}" if data.get("name") in _READERS_OF_ANY else f"{data.get('name')} {size}x{size}",
         "ema_decay": None if decay is None else text_of(decay) if decay else NONE,
         "train_batch": str(batch) if batch else None,
         "train_steps": None if train.get("steps") is None else str(train["steps"]),

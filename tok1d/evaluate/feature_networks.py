@@ -212,8 +212,11 @@ def _make_timm(timm: Any, name: str, size: int | None, *, pretrained: bool) -> A
         raise WeightsError(f"timm:{name}: timm could not make it ({_line(error)}); give timm:{name}:FILE") from None
 
 
-def open_own(text: str, *, device: str | torch.device, pad: int, eight_bit: bool = True) -> OwnNetwork:
+def open_own(text: str, *, device: str | torch.device, pad: int, eight_bit: bool | None = None) -> OwnNetwork:
     """A classifier from a model folder or of a bundled name; it is named after the bundled model, or after its run.
+
+    Args:
+        eight_bit: default: True but for a bundled one.
 
     Raises:
         WeightsError: no such model, or one that is no classifier.
@@ -225,11 +228,12 @@ def open_own(text: str, *, device: str | torch.device, pad: int, eight_bit: bool
     if not isinstance(model, CNN):
         raise WeightsError(f"{text}: expected a classifier to measure with, found the model {model.config.name}")
     folder = Path(model.folder)  # type: ignore[arg-type]
-    if folder.is_relative_to(BUNDLED.resolve()):
+    bundled = folder.is_relative_to(BUNDLED.resolve())
+    if bundled:
         name = folder.relative_to(BUNDLED.resolve()).as_posix()
     else:
         name = folder.parent.name if folder.name == "model" else folder.name
-    return OwnNetwork(model, clean_name(name), pad=pad, eight_bit=eight_bit)
+    return OwnNetwork(model, clean_name(name), pad=pad, eight_bit=not bundled if eight_bit is None else eight_bit)
 
 
 def clean_name(text: str) -> str:

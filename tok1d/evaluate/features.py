@@ -136,7 +136,12 @@ def metric_name(metric: str, network: str) -> str:
 
 
 def open_network(
-    text: str, *, device: str | torch.device = "cpu", pad: int = 0, eight_bit: bool = True, download: bool = True
+    text: str,
+    *,
+    device: str | torch.device = "cpu",
+    pad: int = 0,
+    eight_bit: bool | None = None,
+    download: bool = True,
 ) -> FrozenNetwork:
     """A feature network by its text.
 
@@ -147,7 +152,8 @@ def open_network(
 
     Args:
         pad: width of a border, in pixels, that is cropped before anything else.
-        eight_bit: see `FrozenNetwork`; Inception always rounds.
+        eight_bit: see `FrozenNetwork`; Inception always rounds. Default: all round but the bundled judge, however it is
+            named, which read images as they are when it was trained.
         download: fetch weights that are not on this machine.
 
     Raises:
@@ -161,9 +167,9 @@ def open_network(
         raise InputError(f"pad: expected a border of at least 0 pixels, received {pad}")
     kind, _, rest = text.partition(":")
     if kind == INCEPTION:
-        return open_inception(rest or None, device=device, pad=pad, eight_bit=eight_bit, download=download)
+        return open_inception(rest or None, device=device, pad=pad, eight_bit=eight_bit is not False, download=download)
     if kind == "timm" and rest:
-        return open_timm(rest, device=device, pad=pad, eight_bit=eight_bit, download=download)
+        return open_timm(rest, device=device, pad=pad, eight_bit=eight_bit is not False, download=download)
     if kind == "model" and rest:
         return open_own(rest, device=device, pad=pad, eight_bit=eight_bit)
     if text in bundled_names():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tok1d.condition import is_conditional, text_condition
+from tok1d.data.decoded import replaced_among, tell_broken
 from tok1d.data.images import ImageSet
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
@@ -168,7 +169,7 @@ def evaluate_generation(
     drawn_by = reference.fingerprint() if reference is not None and (captioned or classes == "train") else ""
     whole = [*lengths, how, decoding.get("solver"), fingerprint(generator), drawn_by, str(measures), str(save), note]
     about = {"kind": "generation", "common": common, "whole": whole, "versions": versions()}
-    with job.run(about, num, batch_size, measure) as batches:
+    with job.run(about, num, batch_size, measure, save.begin if save is not None else None) as batches:
         if batches is None:
             return []
         sets = {k: Gathered(measures) for k in lengths}
@@ -218,10 +219,12 @@ def _conditions(
 
 
 def measured_set(images: ImageSet, measures: Measures, batch_size: int = 250) -> list[Compared]:
-    """What the networks make of all images of a set, to compare others with."""
+    """What the networks make of all images of a set, to compare others with; names on stderr what cannot be read."""
     found = Gathered(measures)
     for start in range(0, len(images), batch_size):
         numbers = range(start, min(start + batch_size, len(images)))
         x, _ = images.batch(numbers)
         found.update(measures.features(x), numbers)
-    return found.compared(f"{len(images)} images {images.fingerprint()}")
+    tell_broken(images)
+    replaced = len(replaced_among(images, range(len(images))))
+    return found.compared(f"{len(images)} images {images.fingerprint()}", replaced)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tok1d.errors import InputError
 from tok1d.evaluate.job import fingerprint
 from tok1d.evaluate.measures import lower_is_better
-from tok1d.evaluate.report import Record
+from tok1d.evaluate.report import Record, column_names
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -129,7 +129,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """What one cell measured of the images from one number of tokens, by metric."""
+    """What one cell measured of the images from one number of tokens, by metric as `column_names` calls it."""
 
     cell: Cell
     keep: int | None
@@ -144,10 +144,11 @@ def rows_of(cells: Sequence[Cell]) -> list[Row]:
     """A row a cell and number of tokens; records of the originals, which keep none, are left out."""
     rows = []
     for cell in cells:
+        names = column_names((record.name, record.network) for record in cell.records)
         kept: dict[int, dict[str, Record]] = {}
         for record in cell.records:
             if record.keep is not None:
-                kept.setdefault(record.keep, {})[record.name] = record
+                kept.setdefault(record.keep, {})[names[record.name, record.network]] = record
         rows += [Row(cell, keep, records) for keep, records in kept.items()]
     return rows
 

@@ -46,6 +46,7 @@ class Job:
     label: str = "evaluate"
     finish: Callable[[list[Any]], None] | None = None
     name: str = field(default="", init=False)
+    waiting: bool = field(default=False, init=False)  # for blocks of other processes, after `run`
 
     def __post_init__(self) -> None:
         number, parts = self.part
@@ -59,7 +60,12 @@ class Job:
 
     @contextmanager
     def run(
-        self, protocol: Mapping[str, Any], num: int, batch_size: int, measure: Measure
+        self,
+        protocol: Mapping[str, Any],
+        num: int,
+        batch_size: int,
+        measure: Measure,
+        begin: Callable[[str], None] | None = None,
     ) -> Iterator[Iterator[Rows] | None]:
         """Measure this process's blocks; gives all images in batches, in order, or None where blocks are missing.
 
@@ -69,22 +75,26 @@ class Job:
         Args:
             protocol: all that the outcome depends on; blocks of another one are left alone.
             measure: a batch's numbers -> columns with a row for each; a pure function.
+            begin: called with the job's name, a hash of all that the outcome depends on, before anything is measured.
 
         Raises:
             DataError: the folder cannot be written, or a block in it cannot be read.
         """
         batches = [range(start, min(start + batch_size, num)) for start in range(0, num, batch_size)]
+        self.name = fingerprint({**protocol, "num": num, "batch_size": batch_size})
+        if begin is not None:
+            begin(self.name)
         if self.folder is None:
             yield ((rows, measure(rows)) for rows in self._shown(batches, 0))
             return
         size = -(-LEAST_BLOCK // batch_size)
         blocks = [batches[i : i + size] for i in range(0, len(batches), size)]
-        self.name = fingerprint({**protocol, "num": num, "batch_size": batch_size})
         paths = [self.folder / f"{self.name}-{i:06d}.pt" for i in range(len(blocks))]
         self._begin()
         self._measure(blocks, paths, measure)
         with self._alone() as alone:
-            if not alone or not all(path.exists() for path in paths):
+            self.waiting = not alone or not all(path.exists() for path in paths)
+            if self.waiting:
                 yield None
             else:
                 yield _read(blocks, paths)

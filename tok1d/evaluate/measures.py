@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
+from tok1d.data.decoded import replaced_text
 from tok1d.data.transforms import without_border
 from tok1d.errors import InputError
 from tok1d.evaluate.features import Features, FrozenNetwork, metric_name
 from tok1d.evaluate.kernel import kernel_distance_subsets
 from tok1d.evaluate.manifold import manifold
 from tok1d.evaluate.metrics import Moments, frechet_distance, mse_per_image, psnr_per_image
-from tok1d.evaluate.pairs import SSIM_VARIANT, lpips_per_image, ssim_per_image
-from tok1d.evaluate.report import Record
+from tok1d.evaluate.pairs import SSIM_VARIANT, lpips_per_image, lpips_told, ssim_per_image
+from tok1d.evaluate.report import Record, column_names
 from tok1d.evaluate.tally import Tally
 
 PAIRS = ("psnr", "mse", "ssim", "lpips")
@@ -51,6 +53,7 @@ class Measures:
         pad: width of the images' border, in pixels, that nothing of this sees.
         lpips: its network where LPIPS is asked for and its weights are there.
         missing: why a metric, or a network, is not available: {"lpips": "..."}.
+        asked: those that were asked for by name: where one cannot be had, a record says why.
     """
 
     metrics: tuple[str, ...] = TODAY
@@ -58,6 +61,7 @@ class Measures:
     pad: int = 0
     lpips: Any = None
     missing: dict[str, str] = field(default_factory=dict)
+    asked: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in self.metrics:
@@ -71,6 +75,11 @@ class Measures:
         """For the fingerprint of a protocol."""
         networks = [f"{each.label} {'8bit' if each.eight_bit else 'float'}" for each in self.networks]
         return f"{', '.join(self.metrics)}; {', '.join(networks)}; border {self.pad}; {sorted(self.missing)}"
+
+    @cached_property
+    def variants(self) -> dict[str, str]:
+        """Which of several metrics of one name it is, in words."""
+        return {"ssim": SSIM_VARIANT} | ({} if self.lpips is None else {"lpips": lpips_told(self.lpips)})
 
     @property
     def of_pairs(self) -> tuple[str, ...]:
@@ -125,12 +134,13 @@ class Measures:
 
 @dataclass(frozen=True)
 class Compared:
-    """A reference set under one network."""
+    """A reference set under one network; `replaced` of its images could not be read, and others stood in for them."""
 
     pooled: Moments
     spatial: Moments | None
     features: Tensor | None
     fingerprint: str
+    replaced: int = 0
 
 
 class Gathered:
@@ -156,17 +166,17 @@ class Gathered:
             shown = labels if network.classifies and logits is not None else None
             tally.update(Features(columns[f"{i} pooled"], spatial, logits), indices, shown)
 
-    def compared(self, fingerprint: str) -> list[Compared]:
-        """This set as the reference of others, for each network."""
+    def compared(self, fingerprint: str, replaced: int = 0) -> list[Compared]:
+        """This set as the reference of others, for each network; `replaced` as in `Compared`."""
         return [
-            Compared(each.pooled, each.spatial, each.features if each.keep_features else None, fingerprint)
+            Compared(each.pooled, each.spatial, each.features if each.keep_features else None, fingerprint, replaced)
             for each in self.tallies
         ]
 
     def numbers(self, references: Sequence[Compared]) -> Iterator[Number]:
         """All metrics: of pairs first, then of each network against its reference."""
         for name in self.measures.of_pairs:
-            unit, note = "dB" if name == "psnr" else "", SSIM_VARIANT if name == "ssim" else ""
+            unit, note = "dB" if name == "psnr" else "", self.measures.variants.get(name, "")
             if name in self.sums:
                 yield Number(name, self.sums[name] / self.count, unit=unit, note=note)
             else:
@@ -175,7 +185,8 @@ class Gathered:
             yield from self._on_features(network, tally, reference)
         for name, reason in self.measures.missing.items():
             if name not in METRICS:  # a network
-                yield Number("fd", None, network=name, note=reason)
+                for metric in [each for each in ON_FEATURES if each in self.measures.asked] or ["fd"]:
+                    yield Number(metric, None, network=name, note=reason)
 
     def agreement(self) -> Iterator[Number]:
         """Label agreement alone, of networks that know the labels."""
@@ -189,6 +200,8 @@ class Gathered:
             if name == "labels":
                 if tally.agreement is not None:
                     yield Number(name, tally.agreement, network.label)
+                elif name in self.measures.asked:
+                    yield Number(name, None, network.label, note=_no_labels(network))
                 continue
             reason = self._impossible(name, network, tally, reference)
             compared = name != "score"
@@ -236,6 +249,12 @@ class Gathered:
         return ""
 
 
+def _no_labels(network: FrozenNetwork) -> str:
+    if network.classifies:
+        return "the images were drawn without labels that they could show"
+    return f"{network.name} does not know the labels of the images"
+
+
 def called(number: Number, kind: str) -> str:
     """A record's name for a metric; `kind` is "reconstruction" or "generation"."""
     if number.metric in PAIRS:
@@ -247,10 +266,10 @@ def called(number: Number, kind: str) -> str:
 
 
 def names_of(measures: Measures, kind: str) -> list[str]:
-    """Names of the records that a measurement may give, `kind` as in `called`."""
-    pairs = [called(Number(metric, None), kind) for metric in measures.of_pairs if kind == "reconstruction"]
-    networks = [network.label for network in measures.networks]
-    return pairs + [called(Number(metric, None, each), kind) for each in networks for metric in measures.of_features]
+    """What a grid calls the records that a measurement may give, `kind` as in `called`."""
+    pairs = [Number(metric, None) for metric in measures.of_pairs if kind == "reconstruction"]
+    on_features = [Number(metric, None, each.label) for each in measures.networks for metric in measures.of_features]
+    return list(column_names((called(each, kind), each.network) for each in pairs + on_features).values())
 
 
 def lower_is_better(name: str) -> bool:
@@ -279,12 +298,13 @@ def record_of(
 ) -> Record:
     """A number with its protocol."""
     by = {network.label: i for i, network in enumerate(measures.networks)}
-    name, told = called(number, kind), dict(common)
+    name, told, replaced = called(number, kind), dict(common), ""
     if number.network is not None:
         told["network"] = number.network
     if number.network in by:
         told["rounding"] = measures.networks[by[number.network]].rounding
     if number.compared:
-        told["reference"] = references[by[number.network or ""]].fingerprint
-    notes = "; ".join(filter(None, (note, number.note)))
+        reference = references[by[number.network or ""]]
+        told["reference"], replaced = reference.fingerprint, replaced_text(reference.replaced, "reference image")
+    notes = "; ".join(filter(None, (note, number.note, replaced)))
     return Record(name=name, value=number.value, unit=number.unit, note=notes, **told)

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from tok1d.errors import DataError, WeightsError
 from tok1d.losses.perceptual import LPIPS, load_lpips, lpips_missing
+from tok1d.zoo.store import fingerprint
 
 SSIM_VARIANT = "Gaussian window of 11 pixels, sigma 1.5, data range 1, borders mirrored"
 SSIM_WINDOW = 11
+LPIPS_VARIANT = "VGG16, heads v0.1, images at their own size"
 LPIPS_LEAST = 16  # pixels that VGG16's five stages need
 
 
@@ -46,6 +48,11 @@ def open_lpips(
     if not download and (missing := lpips_missing(vgg, heads)):
         raise WeightsError(missing)
     return load_lpips(vgg, heads).to(device).eval()
+
+
+def lpips_told(network: LPIPS) -> str:
+    """What a record says of it: `LPIPS_VARIANT`, and a hash of all its weights."""
+    return f"{LPIPS_VARIANT}, weights {fingerprint(network)}"
 
 
 @torch.no_grad()

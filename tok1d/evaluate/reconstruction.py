@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tok1d.data.decoded import replaced_among, replaced_text, tell_broken
 from tok1d.data.images import ImageSet
 from tok1d.data.transforms import without_border
 from tok1d.diffusion.guidance import Guidance
@@ -18,6 +19,7 @@ from tok1d.evaluate.labels import Told
 from tok1d.evaluate.measures import Compared, Gathered, Measures, own_networks, record_of, strip
 from tok1d.evaluate.metrics import Moments, accuracy, frechet_distance
 from tok1d.evaluate.networks import CNN
+from tok1d.evaluate.reference import images_told, split_of
 from tok1d.evaluate.report import Record, versions
 from tok1d.evaluate.samples import Save, saving
 from tok1d.evaluate.sampling import PAINTING, counted, decoder_options, guidance_text, noise_of
@@ -96,6 +98,7 @@ def evaluate_reconstruction(
     judge: CNN | None = None,
     pad: int = 0,
     label: str | None = None,
+    of: str = "",
     protocol: dict[str, Any] | None = None,
     measures: Measures | None = None,
     references: Sequence[Compared] | None = None,
@@ -106,7 +109,8 @@ def evaluate_reconstruction(
 
     PSNR is the mean over images of the per-image value in dB, output clamped to [0, 1]. All prefix lengths of
     an image start from the same noise, which belongs to (seed, number of the image). The sampler is recorded with the
-    number of network evaluations an image took.
+    number of network evaluations an image took; the note says how many images could not be read and were replaced by
+    others, which are named on stderr.
 
     Args:
         keep: prefix lengths (default: those of `token_counts`).
@@ -114,6 +118,7 @@ def evaluate_reconstruction(
         judge: measures its accuracy and the Fréchet distance, unless `measures` are given.
         pad: width of the images' border, in pixels, that nothing of this measures.
         label: of a tokenizer that wants one, "true" or "null"; default: see `label_used`.
+        of: which images these are, of `reference.OF`; default: see `split_of`.
         protocol: what every record states besides (weights, weights_hash, ...).
         measures: which metrics by which networks (default: PSNR and squared error, and the judge's).
         references: one a network of `measures`; default: the very images.
@@ -146,7 +151,8 @@ def evaluate_reconstruction(
                 found |= save.columns(y, numbers)
             columns |= {f"{k} {key}": value for key, value in found.items()}
         columns["evaluations"] = torch.tensor(evaluations.rows / len(x))
-        return columns
+        # Kept with the block: whoever goes on with it may be able to read all of them.
+        return columns | {"replaced": torch.tensor(len(replaced_among(images, numbers)))}
 
     common: dict[str, Any] = dict(
         num_images=len(images),
@@ -158,27 +164,31 @@ def evaluate_reconstruction(
     )
     whole = [*lengths, options.get("solver"), images.fingerprint(), fingerprint(tokenizer), str(measures), str(save)]
     about = {"kind": "reconstruction", "common": common, "whole": whole, "versions": versions()}
-    with job.run(about, len(images), batch_size, measure) as batches:
+    with job.run(about, len(images), batch_size, measure, save.begin if save is not None else None) as batches:
         if batches is None:
+            tell_broken(images)
             return []
-        sets = {k: Gathered(measures) for k in ("real", *lengths)}
+        sets, replaced = {k: Gathered(measures) for k in ("real", *lengths)}, 0
         with saving(save, len(images)) as keep_image:
             for numbers, columns in batches:
                 for k, gathered in sets.items():
                     gathered.update(strip(columns, f"{k} "), numbers, columns["labels"])
                 keep_image(strip(columns, f"{saved} "), numbers)
+                replaced += int(columns.get("replaced", 0))  # blocks of older versions lack it
+        tell_broken(images)
         if options:
             common["sampler"] = f"{options['solver']}, {columns['evaluations'].item():g} evaluations an image"
-        common["reference"] = images.fingerprint()
-        compared = references or sets["real"].compared(images.fingerprint())
+        common["reference"] = told_of = images_told(images, of or split_of(images))
+        compared = references or sets["real"].compared(told_of)
         records = [
-            record_of(number, "reconstruction", measures, compared, keep=k, **common)
+            record_of(number, "reconstruction", measures, compared, keep=k, note=replaced_text(replaced), **common)
             for k in lengths
             for number in sets[k].numbers(compared)
         ]
         for number in sets["real"].agreement():
             number = replace(number, note="the test images themselves")
-            records.append(record_of(number, "reconstruction", measures, compared, **common))
+            note = replaced_text(replaced)
+            records.append(record_of(number, "reconstruction", measures, compared, note=note, **common))
         if job.finish is not None:
             job.finish(records)
     return records

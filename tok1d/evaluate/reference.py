@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zipfile
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tok1d.data.decoded import replaced_among, replaced_text, whole_set
 from tok1d.data.fashion_mnist import cache_home
-from tok1d.data.images import ImageSet, prefetch
+from tok1d.data.images import ArrayImages, FolderImages, ImageSet, prefetch
 from tok1d.errors import DataError, InputError
 from tok1d.evaluate.features import INCEPTION, FrozenNetwork
 from tok1d.evaluate.metrics import Moments
+from tok1d.evaluate.npz import open_npz
 from tok1d.evaluate.sample_batch import SampleImages
 
 OF = ("train", "validation", "test", "own")  # which images a reference is of; "own": a set that is no split
@@ -28,6 +30,7 @@ Kind = Literal["reconstruction", "generation"]
 FITTING: dict[str, tuple[str, ...]] = {"reconstruction": ("validation", "test", "own"), "generation": ("train", "own")}
 INCEPTION_DIM = 2048
 ADM_NOTE = "statistics in ADM's form, which do not say of what; the released ones are of the training images"
+_WORDS = {"validation": {"val", "validation", "valid"}, "test": {"test"}}  # in the name of a folder or shard
 Progress = Callable[[int], object]
 
 
@@ -43,6 +46,7 @@ class Reference:
         images: what the images are, in words. crop: how they were cropped and to which size.
         features: (N, dim) float32 of all images, or of some spread evenly over the set.
         rounding: of the images before the network, see `FrozenNetwork.rounding`; "" where the file does not tell it.
+        replaced: how many of the images could not be read, so that others stood in for them.
     """
 
     pooled: Moments
@@ -56,6 +60,7 @@ class Reference:
     features: Tensor | None = None
     note: str = ""
     rounding: str = ""
+    replaced: int = 0
 
     def __str__(self) -> str:
         """What a record states: split, count and fingerprint."""
@@ -91,7 +96,7 @@ class Reference:
             arrays |= {"mu_s": self.spatial.mean.numpy(), "sigma_s": self.spatial.covariance.numpy()}
         if self.features is not None:
             arrays["features"] = self.features.numpy()
-        told = ("network", "fingerprint", "num_images", "of", "images", "crop", "note", "rounding")
+        told = ("network", "fingerprint", "num_images", "of", "images", "crop", "note", "rounding", "replaced")
         arrays["tok1d"] = np.array(json.dumps({key: getattr(self, key) for key in told}))
         path = Path(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -122,13 +127,9 @@ def load_reference(path: str | Path, *, of: str | None = None) -> Reference:
     path = Path(path)
     if of is not None and of not in OF:
         raise InputError(f"reference of: expected one of {', '.join(OF)}, received {of!r}")
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            found = {key: content[key] for key in content.files if key != "arr_0"}
-            holds_images = "arr_0" in content.files
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
-        raise DataError(f"{path}: expected reference statistics in an .npz file, found: {reason}") from None
+    with open_npz(path, "reference statistics in an .npz file") as content:
+        found = {key: content[key] for key in content.files if key != "arr_0"}
+        holds_images = "arr_0" in content.files
     if "mu" not in found or "sigma" not in found:
         what = "a sample batch; tok1d reference measures one" if holds_images else f"the keys {', '.join(found) or '-'}"
         raise DataError(f"{path}: expected reference statistics with mu and sigma, found {what}")
@@ -205,7 +206,7 @@ def measure_reference(
     batch_size: int = 100,
     progress: Progress | None = None,
 ) -> Reference:
-    """Statistics of a set of images, in one pass.
+    """Statistics of a set of images, in one pass. Where some could not be read, note and fingerprint say so.
 
     Args:
         num: so many images, spread evenly; None: all.
@@ -236,17 +237,22 @@ def measure_reference(
     if done < 2:
         raise DataError(f"reference: expected at least two images, found {done}")
     transform = getattr(images, "transform", None)
+    fingerprint, replaced = reference_fingerprint(images, network, num), replaced_among(images, chosen)
+    if replaced:  # other statistics than those of the same images when all can be read
+        fingerprint = hashlib.sha256(f"{fingerprint} without {replaced}".encode()).hexdigest()[:16]
     return Reference(
         pooled,
         network.label,
-        reference_fingerprint(images, network, num),
+        fingerprint,
         done,
         of,
         images=about,
         crop=transform.fingerprint() if transform is not None else "as stored",
         spatial=spatial,
         features=torch.cat(features) if features else None,
+        note=replaced_text(len(replaced)),
         rounding=network.rounding,
+        replaced=len(replaced),
     )
 
 
@@ -255,6 +261,28 @@ def _batches(images: ImageSet, indices: list[int], batch_size: int) -> Iterator[
     for part, (x, _) in prefetch((part, images.batch(part)) for part in parts):
         assert len(x) == len(part), "references are of one view an image"
         yield x
+
+
+def split_of(images: Any) -> str:
+    """Which images a set opened for its test split holds, one of `OF`: what its folder or shards are named after.
+
+    Of a folder that is no split, part of which was set aside for testing, it is "own".
+    """
+    images = whole_set(images)
+    if isinstance(images, ArrayImages):
+        return "test"  # of Fashion-MNIST
+    if isinstance(images, FolderImages):
+        told = [{images.root.name}]
+    else:
+        told = [set(re.split(r"[^a-z]+", "/".join(Path(shard).parts[-2:]))) for shard in getattr(images, "shards", [])]
+    found = [of for of, words in _WORDS.items() if told and all(words & names for names in told)]
+    return found[0] if found else "own"
+
+
+def images_told(images: ImageSet, of: str) -> str:
+    """What a record states of images that are compared with themselves: count, split and fingerprint."""
+    first, _, fingerprint = images.fingerprint().rpartition(" of ")
+    return f"{'first ' if first else ''}{len(images)} {of} images {fingerprint}"
 
 
 def cache_path(fingerprint: str) -> Path:
@@ -275,7 +303,8 @@ def cached_reference(
 ) -> tuple[Reference, bool]:
     """As `measure_reference`, read from the cache where the fingerprint fits and enough features are kept there.
 
-    A cache file that is damaged is measured anew; a cache that cannot be written is left out.
+    A cache file that is damaged is measured anew; a cache that cannot be written is left out. Statistics of a set of
+    which some images could not be read are not cached: the next time they may be.
 
     Returns:
         The reference, and whether it was read.
@@ -298,8 +327,9 @@ def cached_reference(
         batch_size=batch_size,
         progress=progress,
     )
-    with suppress(DataError):
-        measured.save(path)
+    if not measured.replaced:
+        with suppress(DataError):
+            measured.save(path)
     return measured, False
 
 

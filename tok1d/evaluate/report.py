@@ -6,7 +6,8 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -89,6 +90,30 @@ class Record:
         """The record of `to_json`'s dictionary; raises TypeError or ValueError where it is not one."""
         value = content.get("value")
         return cls(**content | {"value": None if value is None else float(value)})
+
+
+def column_names(measured: Iterable[tuple[str, str | None]]) -> dict[tuple[str, str | None], str]:
+    """What to call each metric and network, (name, "name@hash"): the metric's name where only one network has it.
+
+    Else "label_agreement@cnn", and "label_agreement@cnn@ab12" or "fd@cnn@ab12" where networks of other weights are
+    called the same.
+    """
+    pairs = dict.fromkeys(measured)
+    names = Counter(name for name, _ in pairs)
+    longer = {pair: network_names(*pair)[0] for pair in pairs}
+    taken = Counter(longer.values())
+    return {
+        pair: pair[0] if names[pair[0]] == 1 else longer[pair] if taken[longer[pair]] == 1 else network_names(*pair)[1]
+        for pair in pairs
+    }
+
+
+def network_names(name: str, network: str | None) -> tuple[str, str]:
+    """A metric's name with its network's, without and with the hash; those of no network stay as they are."""
+    if network is None:
+        return name, name
+    metric = name.partition("@")[0]
+    return f"{metric}@{network.partition('@')[0]}", f"{metric}@{network}"
 
 
 def frechet_name(network: str) -> str:

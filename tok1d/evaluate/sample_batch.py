@@ -17,9 +17,11 @@ from torch import Tensor
 
 from tok1d.errors import DataError
 from tok1d.evaluate.features import to_rgb
+from tok1d.evaluate.npz import open_npz, reading
 from tok1d.pictures import to_uint8
 
 KEY = "arr_0"
+_EXPECTED = f"an .npz file with images in {KEY}, as the ADM suite reads"
 _LOCAL_HEADER = 30  # bytes of a zip entry's own header before its name and extra field
 
 
@@ -72,15 +74,10 @@ class SampleImages:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        try:
+        with reading(self.path, _EXPECTED):
             with zipfile.ZipFile(self.path) as archive:
                 self._info = archive.getinfo(f"{KEY}.npy")
             self.pixels = self._open()
-        except (OSError, zipfile.BadZipFile, KeyError, ValueError, struct.error) as error:
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
-            raise DataError(
-                f"{path}: expected an .npz file with images in {KEY}, as the ADM suite reads, found: {reason}"
-            ) from None
         if self.pixels.ndim != 4 or self.pixels.shape[3] != 3 or self.pixels.dtype != np.uint8 or not len(self.pixels):
             raise DataError(
                 f"{path}: expected uint8 images (N, H, W, 3) in {KEY}, found {self.pixels.dtype} {self.pixels.shape}"
@@ -89,7 +86,7 @@ class SampleImages:
 
     def _open(self) -> np.ndarray:
         if self._info.compress_type != zipfile.ZIP_STORED:
-            with np.load(self.path, allow_pickle=False) as content:
+            with open_npz(self.path, _EXPECTED) as content:
                 return content[KEY]
         with self.path.open("rb") as file:
             file.seek(self._info.header_offset)

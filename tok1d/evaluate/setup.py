@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tok1d.data.decoded import tell_broken
 from tok1d.data.images import ImageSet
 from tok1d.errors import DataError, InputError, WeightsError
 from tok1d.evaluate.features import INCEPTION, FrozenNetwork, open_network
@@ -51,8 +52,7 @@ def open_measures(
         wanted: names of metrics; none: all that need nothing that is missing here.
         networks: texts of `open_network`; none: the judge bundled for the data, else Inception if it is here.
         data: name of the data. config: of the tokenizer, with `image_size` and `channels` of its images.
-        eight_bit: round images to 8 bits first; default: for all networks but the bundled judge, which read them as
-            they are when it was trained.
+        eight_bit: round images to 8 bits first; default: see `open_network`.
 
     Raises:
         InputError: nothing that could be measured.
@@ -84,7 +84,7 @@ def open_measures(
             f"no judge network is bundled for {data or 'these images'} at this size, and {reasons or 'none is given'}"
         )
     chosen = tuple(name for name in metrics if opened or name not in ON_FEATURES)
-    return Measures(chosen, opened, pad, lpips, missing)
+    return Measures(chosen, opened, pad, lpips, missing, asked=tuple(name for name in wanted if name in possible))
 
 
 def _networks(
@@ -108,8 +108,7 @@ def _networks(
     found = []
     for text in texts or [INCEPTION]:
         try:
-            rounded = True if eight_bit is None else eight_bit
-            found.append(open_network(text, device=device, pad=pad, eight_bit=rounded, download=bool(texts)))
+            found.append(open_network(text, device=device, pad=pad, eight_bit=eight_bit, download=bool(texts)))
         except WeightsError as error:
             if not text.startswith((INCEPTION, "timm:")):
                 raise
@@ -119,7 +118,7 @@ def _networks(
 
 def compared_with(reference: Any) -> Compared:
     """A `Reference` as the other side of a measurement."""
-    return Compared(reference.pooled, reference.spatial, reference.features, str(reference))
+    return Compared(reference.pooled, reference.spatial, reference.features, str(reference), reference.replaced)
 
 
 def open_references(
@@ -154,12 +153,17 @@ def open_references(
 def image_references(
     images: ImageSet, measures: Measures, *, of: str, about: str = "", batch_size: int = 250
 ) -> list[Compared]:
-    """Statistics of a set of images under each network, cached, with the features of `NUM_FEATURES` if needed."""
+    """Statistics of a set of images under each network, cached, with the features of `NUM_FEATURES` if needed.
+
+    Names on stderr what cannot be read.
+    """
     num = NUM_FEATURES if any(name in measures.metrics for name in ("kid", *MANIFOLD)) else 0
-    return [
+    found = [
         compared_with(cached_reference(images, network, of=of, num_features=num, about=about, batch_size=batch_size)[0])
         for network in measures.networks
     ]
+    tell_broken(images)
+    return found
 
 
 def open_job(
@@ -188,6 +192,9 @@ def open_job(
     if place is not None and place.is_dir() and place == out:
         raise InputError(f"--out: expected the name of a file, {out} is a folder")
     if place is not None:
+        place = place if place.name not in ("", "..") else place.resolve()  # "." has no name
+        if not place.name:
+            raise InputError(f"--save-images: expected a folder with a name, received {place}")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
