@@ -187,6 +187,18 @@ def test_wrong_models_and_devices_are_one_line(fails: Callable[..., str], models
     assert not (models / "out").exists()
 
 
+def test_networks_that_are_not_here_are_told_of(
+    fails: Callable[..., str], models: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*args: object, **options: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    told = fails("evaluate", "generation", models / "generator", photos, "--network", "inception")
+    assert "--network: none of the networks asked for is here: inception" in told and "no judge" not in told
+
+
 def test_wrong_numbers_and_folders_are_one_line(fails: Callable[..., str], models: Path, photos: Path) -> None:
     out, full, empty = ["--out", models / "out"], models / "full", models / "empty"
     reconstruct, generate = ["reconstruct", models / "tokenizer"], ["generate", models / "generator"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tok1d.cli_options import (
+    DATA_HELP,
     SHARD_HELP,
     Data,
     DataRoot,
@@ -130,7 +131,7 @@ def evaluate_reconstruction(
 def evaluate_generation(
     model: Model,
     data: Annotated[
-        str, typer.Argument(help="fashion_mnist, or a folder of images; default: those that the model was trained on")
+        str, typer.Argument(help=f"{DATA_HELP}; default: fashion_mnist, for models that were trained on it")
     ] = "",
     num: Annotated[int, typer.Option(min=1, help="samples")] = 1000,
     classes: Annotated[str, typer.Option(help="of the samples: balanced, random, or train: as often as there")] = (

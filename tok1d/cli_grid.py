@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tok1d.cli_evaluate import AnyReference, Metrics, Network, Quiet, ReferenceFile, Shard
-from tok1d.cli_options import DataRoot, Device, EightBit, Seed, Unconditional, WeakModel, one_of
+from tok1d.cli_options import DATA_HELP, DataRoot, Device, EightBit, Seed, Unconditional, WeakModel, one_of
 
 if TYPE_CHECKING:
     from tok1d.evaluate.grid import Cell
@@ -29,9 +29,7 @@ def evaluate_grid(
     ],
     data: Annotated[
         str,
-        typer.Argument(
-            help="fashion_mnist, or a folder of images; of generators default: those that they were trained on"
-        ),
+        typer.Argument(help=f"{DATA_HELP}; of generators default: fashion_mnist, for those that were trained on it"),
     ] = "",
     more: Annotated[
         list[str] | None, typer.Option("--model", help="one more model, its name taken whole; may come again")

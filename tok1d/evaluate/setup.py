@@ -80,6 +80,8 @@ def open_measures(
             metrics = [name for name in metrics if name not in ("labels", "score")]
     if kind == "generation" and not opened:
         reasons = "; ".join(missing.values())
+        if networks:
+            raise InputError(f"--network: none of the networks asked for is here: {reasons}")
         raise InputError(
             f"no judge network is bundled for {data or 'these images'} at this size, and {reasons or 'none is given'}"
         )
