@@ -356,7 +356,13 @@ def test_ctrl_c_elsewhere_promises_nothing(models: Path, capsys: Any, monkeypatc
 
     monkeypatch.setattr(store, "load_pair", pressed)
     assert cli.run(["generate", str(models / "generator"), "--out", str(models / "out")]) == 130
-    assert capsys.readouterr().err == "error: interrupted; run the command again\n"
+    assert capsys.readouterr().err == "error: interrupted; run the command again with --overwrite\n"
+    for words, again in (
+        ([], "run the command again"),
+        (["--out", str(models / "e.json")], "the same command goes on"),
+    ):
+        assert cli.run(["evaluate", "generation", str(models / "generator"), *words]) == 130
+        assert capsys.readouterr().err == f"error: interrupted; {again}\n"
 
 
 @pytest.mark.parametrize(
