@@ -347,7 +347,7 @@ def test_smap_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None:
     recipe, size = load_recipe(name), 512 if "512/" in name else 256
     card, data, train, model = recipe.card, recipe.data, recipe.train, recipe.model
     assert card.reproduces.startswith("SMAP (arXiv 2603.25249)") and card.paper and card.ours == "not run at this scale"
-    assert (data.image_size, data.num_images, data.crop, data.flip) == (size, 1_281_167, "random", True)
+    assert (data.image_size, data.num_images, data.crop, data.flip) == (size, 1_281_167, "random_scale", True)
     # 100 epochs of 5004 steps, 20 of them warm-up, to within a thousandth.
     assert (train.batch_size, train.steps, train.warmup) == (256, 500_000, 100_000)
     assert (recipe.perceptual.weight, recipe.adversarial.weight, recipe.adversarial.start) == (1, 0.2, 20_000)

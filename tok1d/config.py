@@ -75,7 +75,9 @@ class DataConfig:
         [], "MAETok and kin: sides of training images, a batch has one of them, evenly drawn; empty is image_size", ge=1
     )
     channels: Literal[1, 3] = option(1, "1 for grey, 3 for colour")
-    crop: Literal["center", "random"] = option("center", "where training images are cut square")
+    crop: Literal["center", "random", "random_scale"] = option(
+        "center", "where training images are cut square; random_scale shows 0.8 to 1 of the short side"
+    )
     flip: bool = option(False, "mirror training images left to right at random")
     pad: int = option(0, "black border on each side, in pixels, inside image_size: 28 and 2 make 32", ge=0)
     on_broken: Literal["stop", "skip"] = option(

@@ -59,7 +59,13 @@ def test_the_fast_path_equals_the_path_through_pil(shape, channels, flip, pad):
 
 
 @pytest.mark.parametrize(
-    "options", [{"flip": True}, {"size": 5, "crop": "random"}, {"size": 11, "crop": "random", "flip": True}]
+    "options",
+    [
+        {"flip": True},
+        {"size": 5, "crop": "random"},
+        {"size": 11, "crop": "random", "flip": True},
+        {"crop": "random_scale"},
+    ],
 )
 def test_augmentation_is_a_pure_function_of_seed_epoch_and_index(options):
     data = array_set((64, 8, 12), **options)

@@ -85,6 +85,23 @@ def test_random_crops_come_from_the_generator_and_reach_both_ends():
     assert lefts == [pixels(transforms.random_crop(image, 10, again))[0, 0] for _ in range(300)]
 
 
+def test_crops_of_random_scale_show_eight_tenths_to_all_of_the_short_side():
+    """On a ramp of 80 columns a crop of 20 shows 80 to 64 of them; each of the six short sides is as likely."""
+    ramp = Image.fromarray(np.arange(80, dtype=np.uint8)[None].repeat(80, 0))
+    rng = np.random.default_rng(0)
+    crops = [pixels(transforms.random_scale_crop(ramp, 20, rng)).astype(float) for _ in range(600)]
+    steps = np.array([np.polyfit(np.arange(4, 16), crop[5, 4:16], 1)[0] for crop in crops])
+    sides = np.round(80 / steps)
+    counts = [int((sides == side).sum()) for side in range(20, 26)]
+    assert sum(counts) == 600 and min(counts) > 70
+    assert min(crop.min() for crop in crops) < 3 and max(crop.max() for crop in crops) > 76
+    whole = Transform(20, 1, "random_scale", True)
+    draws = np.random.default_rng(3).random(4)
+    assert whole(ramp, np.random.default_rng(3)).equal(whole.apply(ramp, draws))
+    full = Transform(20, 1, "center").apply(ramp, draws)
+    assert Transform(20, 1, "random_scale").apply(ramp, (*draws[:3], 0.0)).equal(full), "smallest short side: no slack"
+
+
 def test_to_tensor_is_channels_first_in_0_1():
     image = picture(5, 4)
     tensor = to_tensor(image)
@@ -180,10 +197,10 @@ def test_fingerprints_tell_transforms_apart_and_never_change():
         Transform(size, channels, crop, flip).fingerprint()
         for size in (28, 32)
         for channels in (1, 3)
-        for crop in ("center", "random")
+        for crop in ("center", "random", "random_scale")
         for flip in (False, True)
     ]
-    assert len(set(every)) == 16
+    assert len(set(every)) == 24
     assert Transform(28, 1).fingerprint() == "adm-center-crop/28px/1ch/noflip"  # stored in caches and cards
 
 
@@ -193,9 +210,9 @@ def test_impossible_transforms_are_refused(wrong):
         Transform(**wrong)
 
 
-@pytest.mark.parametrize("crop", ["center", "random", "center+flip", "tencrop"])
+@pytest.mark.parametrize("crop", ["center", "random", "random_scale", "center+flip", "tencrop"])
 def test_a_border_is_black_around_the_smaller_crop(crop):
-    image, flip, draws = picture(50, 40), crop == "random", (0.3, 0.8, 0.1)
+    image, flip, draws = picture(50, 40), crop in transforms.RANDOM, (0.3, 0.8, 0.1, 0.6)
     plain, padded = Transform(20, 3, crop, flip), Transform(26, 3, crop, flip, pad=3)
     inner, whole = plain.apply(image, draws), padded.apply(image, draws)
     assert whole.shape == (*inner.shape[:-2], 26, 26) and whole.dtype == torch.uint8

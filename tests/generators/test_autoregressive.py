@@ -343,6 +343,9 @@ BAD_CALLS: list[tuple[str, Call, str]] = [
     ("too short", lambda m: m.sample(num=1, length=0), "1..5, got 0"),
     ("sampler", lambda m: m.sample(num=1, sampler="dopri5"), "got 'dopri5'"),
     ("steps", lambda m: m.sample(num=1, steps=1), "at least 2 steps, got 1"),
+    ("temperature", lambda m: m.sample(num=1, temperature=-1.0), "finite number of 0 or more, got -1"),
+    ("no number", lambda m: m.sample(num=1, temperature=float("nan")), "finite number of 0 or more, got nan"),
+    ("guidance", lambda m: m.sample(num=1, guidance=float("inf")), "expected a finite scale"),
     ("interval", lambda m: m.sample(num=1, guidance=Guidance(2.0, interval=(0.2, 0.8))), "no interval"),
     ("weak model", lambda m: m.sample(num=1, guidance=Guidance(2.0, weak_model=m)), "no weak_model"),
 ]

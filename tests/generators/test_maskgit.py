@@ -277,6 +277,8 @@ BAD_CALLS: list[tuple[Call, str]] = [
     (lambda m: m.sample(), "or num"),
     (lambda m: m.sample(num=1, length=3), "draws all 8 tokens at once, got 3"),
     (lambda m: m.sample(num=1, steps=0), "at least 1 step, got 0"),
+    (lambda m: m.sample(num=1, temperature=float("nan")), "finite number of 0 or more, got nan"),
+    (lambda m: m.sample(num=1, guidance=float("nan")), "expected a finite scale"),
     (lambda m: m.sample(num=1, guidance=Guidance(2.0, weak_model=m)), "no weak_model"),
 ]
 

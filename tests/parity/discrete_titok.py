@@ -140,8 +140,9 @@ def run_stage_two(case: Case) -> None:
     model, io = published_tokenizer(case), case.io
     config = model.config
     shrunk = case.config["pixel_decoder"]
-    assert config.stage == "finetune" and config.pixels.mult == shrunk["channel_mult"]
-    assert (config.pixels.width, config.pixels.blocks) == (shrunk["hidden_channels"], shrunk["num_res_blocks"])
+    assert config.stage == "finetune" and config.pixels.blocks == shrunk["num_res_blocks"]
+    widths = [shrunk["hidden_channels"] * mult for mult in shrunk["channel_mult"]]
+    assert [config.pixels.width * mult for mult in config.pixels.mult] == widths
     entries = check_codes(case, model, model.states(io["image"]), losses=False)
     side = config.image_size // config.decoder.patch
     logits = model.decoder.logits(entries, (side, side))

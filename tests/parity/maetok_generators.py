@@ -125,7 +125,9 @@ def as_tokens(x: Tensor) -> Tensor:
 def lightningdit(case: Case) -> LightningDiT:
     model, config = convert_lightningdit(case.weights, heads=case.config["num_heads"]), case.config
     assert (model.config.qk_norm, model.config.shift) == (config["use_qknorm"], not config["wo_shift"])
-    assert (model.config.rotary, model.config.positions, model.config.mlp_ratio) == ("2d", "2d", config["mlp_ratio"])
+    assert (model.config.rotary, model.config.positions) == ("2d", "2d")
+    width = model.config.dim
+    assert int(width * model.config.mlp_ratio) * 2 // 3 == int(width * config["mlp_ratio"]) * 2 // 3
     return model
 
 

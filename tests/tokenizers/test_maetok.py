@@ -15,6 +15,7 @@ from tok1d.tokenizers.auxiliary import AuxiliaryDecoder
 from tok1d.tokenizers.maetok import MAETok, MAETokConfig
 from tok1d.tokenizers.masking import draw_mask
 from tok1d.train.optim import build_optimizer
+from tok1d.train.players import Moment
 from tok1d.zoo.store import build_model
 
 SMALL = {"patch": 4, "dim": 16, "depth": 2, "heads": 2, "layer_scale": 0.5}
@@ -242,6 +243,21 @@ def test_stage_two_trains_the_pixel_decoder_alone(images: Tensor) -> None:
         optimizer.step()
     moved = {name.split(".")[0] for name, value in second.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {"decoder"}
+
+
+def test_stage_two_moves_no_codebook(images: Tensor) -> None:
+    """Not by gradients, and not by the revival of codes that are not chosen."""
+    model = tokenizer(stage="finetune", bottleneck={"name": "vq", "size": 8, "revival": True}).train()
+    before = {name: value.clone() for name, value in model.bottleneck.state_dict().items()}
+    for _ in range(3):
+        model.losses((images,), 0.5)
+    assert all(torch.equal(value, model.bottleneck.state_dict()[name]) for name, value in before.items())
+
+
+def test_stage_two_ends_clean() -> None:
+    model = tokenizer(stage="finetune").train()
+    masks = [model.training_mask(torch.zeros(2, 3, 16, 16), Moment(step, 20).progress) for step in range(20)]
+    assert [mask.sum(1).unique().tolist() for mask in masks[:1] + masks[-2:]] == [[10], [1], [0]]
 
 
 def test_masking_fades_out_over_stage_two() -> None:

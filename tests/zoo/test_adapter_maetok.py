@@ -117,6 +117,8 @@ def test_wrappers_of_names_are_stripped(tmp_path: Path) -> None:
         ({"heads": 2}, {"quant_conv.weight": None}, "quant_conv.weight"),
         ({"heads": 2}, {"encoder.model.patch_embed.proj.weight": None}, "convolutional ones are not supported"),
         ({"heads": 2, "to_pixel": "siren"}, {}, "to_pixel=siren paints no images"),
+        ({"heads": 2, "rope_theta": "ten"}, {}, 'rope_theta: expected a number, found "ten"'),
+        ({"heads": 2, "base_image_size": [32, 32]}, {}, "base_image_size: expected a number"),
     ],
 )
 def test_refusals_are_one_line(tmp_path: Path, options: dict[str, Any], change: dict[str, None], message: str) -> None:
@@ -126,6 +128,29 @@ def test_refusals_are_one_line(tmp_path: Path, options: dict[str, Any], change: 
     with pytest.raises(WeightsError, match=message) as error:
         convert_tokenizer(tmp_path, encoder_heads=heads, decoder_heads=heads)
     assert "\n" not in str(error.value)
+
+
+def test_null_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = ("rope_theta", "enc_token_drop", "enc_token_drop_max", "vq_mean", "vq_std", "base_image_size", "tau")
+    publish(tokenizer(), tmp_path, **dict.fromkeys(keys))
+    found = convert_tokenizer(tmp_path, encoder_heads=2, decoder_heads=2).config
+    assert (found.encoder.rope_theta, found.mask.low, found.mask.high) == (10.0, 0.4, 0.6)
+    assert "generators expect" not in capsys.readouterr().err
+
+
+def test_a_mask_token_stays_where_the_configuration_masks_nothing(tmp_path: Path) -> None:
+    model = tokenizer()
+    publish(model, tmp_path, enc_token_drop=0, enc_token_drop_max=0)
+    found = convert_tokenizer(tmp_path, encoder_heads=2, decoder_heads=2)
+    assert torch.equal(found.encoder.mask_token, model.encoder.mask_token)
+
+
+def test_a_mask_token_of_a_decoder_without_queries_is_left_out(tmp_path: Path) -> None:
+    model = tokenizer(num_tokens=0)
+    state = publish(model, tmp_path)
+    save_file({**state, "decoder.mask_token": torch.zeros(1, 1, 16)}, tmp_path / "model.safetensors")
+    found = convert_tokenizer(tmp_path, encoder_heads=2, decoder_heads=2)
+    assert all(torch.equal(value, found.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 def test_a_broken_configuration_is_told(tmp_path: Path) -> None:

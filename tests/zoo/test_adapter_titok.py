@@ -97,6 +97,19 @@ def test_conversion_finds_the_model_in_the_folder(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("mult", [[2, 2, 4, 4], [2, 3, 4, 4], [3, 2, 1, 1]])
+def test_any_levels_of_the_pixel_decoder(tmp_path: Path, mult: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the products of width and multiples are in the weights."""
+    monkeypatch.setitem(MODELS, "levels", {**MODELS["legacy"], "pixels": {**PIXELS, "mult": mult}})
+    model = tokenizer("levels")
+    publish(model, tmp_path)
+    found = convert_titok(tmp_path, **HEADS)
+    pixels = found.config.pixels
+    assert [pixels.width * each for each in pixels.mult] == [32 * each for each in mult]
+    ids = torch.arange(5)[None]
+    assert torch.equal(found.decode(ids), model.decode(ids))
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_names_and_shapes_survive_a_round_trip(kind: str) -> None:
     state = tokenizer(kind).state_dict()

@@ -114,11 +114,18 @@ def _check(rows: np.ndarray, components: Sequence[int], dims: int | None, varian
 
 
 def _project(rows: np.ndarray, dims: int | None, variance: float) -> tuple[np.ndarray, float]:
-    """Standardised principal components (N, dims), and the share of the variance they hold."""
+    """Standardised principal components (N, dims), and the share of the variance they hold.
+
+    Raises:
+        InputError: more components than the tokens vary in: the others are rounding errors, scaled up.
+    """
     from sklearn.decomposition import PCA
 
     pca = PCA(svd_solver="full").fit(rows)
     shares = np.cumsum(pca.explained_variance_ratio_)
+    rank = int((pca.singular_values_ > pca.singular_values_[0] * max(rows.shape) * np.finfo(np.float64).eps).sum())
+    if dims is not None and dims > rank:
+        raise InputError(f"dims: expected at most {rank}, the dimensions in which these tokens vary, got {dims}")
     if dims is None:
         dims = min(int(np.searchsorted(shares, variance - 1e-12)) + 1, len(shares))
     projected = pca.transform(rows)[:, :dims]

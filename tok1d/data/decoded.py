@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tok1d.data.order import uniforms
-from tok1d.data.transforms import Transform, decode_image, reason
+from tok1d.data.transforms import NUM_DRAWS, Transform, decode_image, reason
 from tok1d.errors import DataError
 
 OnBroken = Literal["stop", "skip"]
@@ -91,7 +91,7 @@ class DecodedImages:
         self, indices: Sequence[int] | np.ndarray, *, seed: int = 0, epoch: int = 0
     ) -> tuple[Tensor, Tensor, list[str]]:
         """As `batch`, with the caption of every row."""
-        draws = uniforms(3, seed=seed, epoch=epoch, indices=indices)
+        draws = uniforms(NUM_DRAWS, seed=seed, epoch=epoch, indices=indices)
         loaded = list(threads(self.workers).map(self._load, [int(i) for i in indices], draws))
         images = torch.stack([image for image, _ in loaded]).flatten(0, -4).float().div_(255)
         rows = np.repeat([used for _, used in loaded], self.transform.num_views)

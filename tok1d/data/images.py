@@ -21,7 +21,7 @@ from tok1d.data.decoded import DecodedImages, OnBroken
 from tok1d.data.folder import FolderImages, classes_of, list_images
 from tok1d.data.order import uniforms
 from tok1d.data.splits import Split, is_test
-from tok1d.data.transforms import Crop, Transform
+from tok1d.data.transforms import NUM_DRAWS, Crop, Transform
 from tok1d.errors import DataError
 
 __all__ = ["ArrayImages", "DecodedImages", "FolderImages", "ImageSet", "at_size", "open_images", "prefetch"]
@@ -126,19 +126,19 @@ class ArrayImages:
     def _crop_is_noop(self) -> bool:
         channels = self.images.shape[3] if self.images.ndim == 4 else 1
         size = self.transform.inner
-        one_view = self.transform.num_views == 1
-        return one_view and self.images.shape[1:3] == (size, size) and channels in (1, self.transform.channels)
+        plain = self.transform.num_views == 1 and self.transform.crop != "random_scale"
+        return plain and self.images.shape[1:3] == (size, size) and channels in (1, self.transform.channels)
 
     def _whole(self, indices: np.ndarray, seed: int, epoch: int) -> Tensor:
         pixels = self.images[indices]
         if self.transform.flip:
-            flipped = uniforms(3, seed=seed, epoch=epoch, indices=indices)[:, 2] < 0.5
+            flipped = uniforms(NUM_DRAWS, seed=seed, epoch=epoch, indices=indices)[:, 2] < 0.5
             pixels[flipped] = pixels[flipped, :, ::-1]
         batch = torch.from_numpy(pixels)
         return self.transform.border(batch.unsqueeze(1) if batch.ndim == 3 else batch.permute(0, 3, 1, 2))
 
     def _by_pil(self, indices: np.ndarray, seed: int, epoch: int) -> Tensor:
-        draws = uniforms(3, seed=seed, epoch=epoch, indices=indices)
+        draws = uniforms(NUM_DRAWS, seed=seed, epoch=epoch, indices=indices)
         images = (Image.fromarray(self.images[index]) for index in indices)
         views = [self.transform.apply(image, draw) for image, draw in zip(images, draws, strict=True)]
         return torch.stack(views).flatten(0, -4)

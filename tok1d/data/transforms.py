@@ -1,6 +1,7 @@
 """The only crop, resize and decode code of the project: PIL images in, PIL images or tensors out."""
 
 import io
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,8 +25,11 @@ DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image
 
 WHITE = (255, 255, 255)
 VIEW_SCALES = (1.05, 1.10)
-Crop = Literal["center", "random", "center+flip", "tencrop"]
-NUM_VIEWS: dict[Crop, int] = {"center": 1, "random": 1, "center+flip": 2, "tencrop": 20}
+NUM_DRAWS = 4  # random numbers of an image: crop across, crop down, flip, scale
+SMALLEST_SHARE = 0.8  # of the short side, that a crop of random scale shows
+Crop = Literal["center", "random", "random_scale", "center+flip", "tencrop"]
+RANDOM: tuple[Crop, ...] = ("random", "random_scale")
+NUM_VIEWS: dict[Crop, int] = {"center": 1, "random": 1, "random_scale": 1, "center+flip": 2, "tencrop": 20}
 
 
 def decode_image(
@@ -83,11 +87,7 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 
     Box halving while the short side is at least 2 * `size`, one bicubic resize of the short side, floor crop.
     """
-    while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    if min(image.size) != size:
-        scale = size / min(image.size)
-        image = _resize(image, round(image.width * scale), round(image.height * scale))
+    image = _short_side(image, size)
     return _crop(image, (image.width - size) // 2, (image.height - size) // 2, size)
 
 
@@ -116,6 +116,11 @@ def random_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Imag
     return _crop_at(image, size, *rng.random(2))
 
 
+def random_scale_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
+    """Resize the short side to between `size` and `size` / 0.8 as ADM does, and crop a random square of `size`."""
+    return _scaled_crop_at(image, size, *rng.random(3))
+
+
 def to_tensor(image: Image.Image | np.ndarray) -> Tensor:
     """Convert a PIL image or uint8 array (H, W) or (H, W, C) to a float tensor (C, H, W) in [0, 1]."""
     return _to_uint8(image).float().div_(255)
@@ -136,6 +141,23 @@ def _crop(image: Image.Image, left: int, top: int, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
+def _short_side(image: Image.Image, size: int) -> Image.Image:
+    """The image with its short side of `size` pixels: box halving while it is twice as long, one bicubic resize."""
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    if min(image.size) != size:
+        scale = size / min(image.size)
+        image = _resize(image, round(image.width * scale), round(image.height * scale))
+    return image
+
+
+def _scaled_crop_at(image: Image.Image, size: int, across: float, down: float, scale: float) -> Image.Image:
+    """A short side of `size` to ceil(`size` / 0.8) pixels, each as likely, then the crop where two draws say."""
+    longest = math.ceil(size / SMALLEST_SHARE)
+    image = _short_side(image, size + int(scale * (longest + 1 - size)))
+    return _crop(image, int(across * (image.width - size + 1)), int(down * (image.height - size + 1)), size)
+
+
 def _crop_at(image: Image.Image, size: int, across: float, down: float) -> Image.Image:
     """Resize the short side to `size`, then crop where two draws in [0, 1) say."""
     short, width, height = min(image.size), image.width, image.height
@@ -149,9 +171,9 @@ def _crop_at(image: Image.Image, size: int, across: float, down: float) -> Image
 class Transform:
     """From a PIL image to a square tensor: centre or random crop to `size` pixels, `channels` 1 or 3, optional flip.
 
-    The crops "center+flip" and "tencrop" give several views of an image, of both directions. With `pad` the crop is
-    smaller by a black border of that many pixels on each side, `size` includes it. Raises ConfigError for values out
-    of range.
+    "random" crops from the short side at `size`, "random_scale" from one of up to `size` / 0.8. The crops "center+flip"
+    and "tencrop" give several views of an image, of both directions. With `pad` the crop is smaller by a black border
+    of that many pixels on each side, `size` includes it. Raises ConfigError for values out of range.
     """
 
     size: int
@@ -188,12 +210,12 @@ class Transform:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> Tensor:
         """Return uint8 (C, size, size), of V > 1 views (V, C, size, size); `rng` may go when nothing is random."""
-        if rng is None and (self.flip or self.crop == "random"):
+        if rng is None and (self.flip or self.crop in RANDOM):
             raise ValueError("a random transform needs a generator")
-        return self.apply(image, rng.random(3) if rng is not None else (0.0, 0.0, 1.0))
+        return self.apply(image, rng.random(NUM_DRAWS) if rng is not None else (0.0, 0.0, 1.0, 0.0))
 
     def apply(self, image: Image.Image, draws: Sequence[float] | np.ndarray) -> Tensor:
-        """Return uint8 (C, size, size) for three draws in [0, 1): crop across, crop down, and flip (below 0.5).
+        """Return uint8 (C, size, size) for draws in [0, 1): crop across, crop down, flip (below 0.5), and scale.
 
         Crops of V > 1 views return (V, C, size, size); nothing of them is random.
         """
@@ -203,14 +225,22 @@ class Transform:
             return self.border(torch.stack([_to_uint8(view) for view in views(image, self.inner)]))
         if self.crop == "center":
             image = center_crop(image, self.inner)
-        else:
+        elif self.crop == "random":
             image = _crop_at(image, self.inner, draws[0], draws[1])
+        else:
+            image = _scaled_crop_at(image, self.inner, draws[0], draws[1], draws[3])
         return self.border(_to_uint8(ImageOps.mirror(image) if self.flip and draws[2] < 0.5 else image))
 
     def fingerprint(self) -> str:
         """Return a string that is equal for equal transforms, across runs and machines."""
-        kinds = {"random": "short-side-random", "center+flip": "adm-center+flip", "tencrop": "adm-ten"}
-        kind = kinds.get(self.crop, "adm-center")
+        kinds = {
+            "center": "adm-center",
+            "random": "short-side-random",
+            "random_scale": "adm-random-scale",
+            "center+flip": "adm-center+flip",
+            "tencrop": "adm-ten",
+        }
+        kind = kinds[self.crop]
         border = f"/pad{self.pad}" if self.pad else ""
         return f"{kind}-crop/{self.size}px/{self.channels}ch/{'flip' if self.flip else 'noflip'}{border}"
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tok1d.diffusion.solver import Field
+from tok1d.errors import InputError
 
 Schedule = Literal["constant", "linear", "power_cosine"]
 
@@ -31,6 +32,9 @@ class Guidance:
             growing from 1 to `scale`, "linear" or as "power_cosine".
         weak_model: a weaker model to guide away from instead of the unconditional one (arXiv 2406.02507).
         power: of the power-cosine schedule; above 1 most of the guidance comes late (MDT, arXiv 2303.14389).
+
+    Raises:
+        InputError: a scale that is not finite.
     """
 
     scale: float = 1.0
@@ -38,6 +42,10 @@ class Guidance:
     schedule: Schedule = "constant"
     weak_model: Any = None
     power: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise InputError(f"guidance: expected a finite scale, 1 is off, got {self.scale}")
 
     def acts_at(self, t: float) -> bool:
         """Whether a time (0 = noise, 1 = data) lies in the interval, both ends included."""

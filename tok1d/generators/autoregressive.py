@@ -17,7 +17,7 @@ from tok1d.config import option
 from tok1d.diffusion.guidance import Guidance, as_guidance
 from tok1d.diffusion.solver import Generators, Randn, randn_from
 from tok1d.errors import ConfigError, InputError
-from tok1d.generators.base import class_ids, training_ids
+from tok1d.generators.base import check_temperature, class_ids, training_ids
 from tok1d.generators.head import DiffusionHead, HeadConfig
 from tok1d.nn.attention import Attend, Attention, KVCache, causal
 from tok1d.nn.block import Block, SwiGLU, swiglu_hidden
@@ -122,7 +122,7 @@ class CausalGenerator(nn.Module):
                 (B, D), then what the sampler draws.
 
         Raises:
-            InputError: class ids, lengths or guidance this model cannot serve.
+            InputError: class ids, lengths, guidance or a temperature this model cannot serve.
         """
         if cond is None and (num is None or num < 1):
             raise InputError(f"sample needs a condition, or num for how many sequences to draw, got num {num}")
@@ -130,6 +130,7 @@ class CausalGenerator(nn.Module):
         length = self.config.num_tokens if length is None else length
         if not 1 <= length <= self.config.num_tokens:
             raise InputError(f"length must lie in 1..{self.config.num_tokens}, got {length}")
+        check_temperature(temperature)
         guidance = as_guidance(guidance, self.guidance_schedule)
         if guidance.weak_model is not None or guidance.interval != (0.0, 1.0):
             raise InputError("guidance of the diffusion head has a scale and a schedule, no interval and no weak_model")

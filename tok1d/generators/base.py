@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from tok1d.diffusion.guidance import Guidance
+from tok1d.errors import InputError
 from tok1d.nn.embed import class_ids, training_ids
 
-__all__ = ["Generator", "class_ids", "training_ids"]
+__all__ = ["Generator", "check_temperature", "class_ids", "training_ids"]
 
 
 class Generator(Protocol):
@@ -33,3 +35,13 @@ class Generator(Protocol):
     ) -> Tensor:
         """Raw tokens that the tokenizer can decode; `num` for unconditional models."""
         ...
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse a temperature that is no finite number from 0.
+
+    Raises:
+        InputError: below 0, infinite or not a number.
+    """
+    if not 0 <= temperature < math.inf:
+        raise InputError(f"temperature: expected a finite number of 0 or more, got {temperature:g}")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tok1d.errors import InputError
+from tok1d.generators.base import check_temperature
 
 COLDEST = 1e-5  # logits are divided by no smaller temperature
 
@@ -20,8 +21,7 @@ def check_filter(*, top_k: int = 0, top_p: float = 1.0, temperature: float = 1.0
         raise InputError(f"top_k: expected 0 (off) or a number of entries, got {top_k}")
     if not 0 < top_p <= 1:
         raise InputError(f"top_p: expected a probability in (0, 1], where 1 is off, got {top_p:g}")
-    if temperature < 0:
-        raise InputError(f"temperature: expected 0 or more, got {temperature:g}")
+    check_temperature(temperature)
 
 
 def filter_logits(logits: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:

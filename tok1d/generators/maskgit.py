@@ -21,7 +21,7 @@ from tok1d.config import option
 from tok1d.diffusion.guidance import Guidance, Schedule, combine
 from tok1d.diffusion.solver import Generators, Randn, uniform_from
 from tok1d.errors import ConfigError, InputError
-from tok1d.generators.base import class_ids, training_ids
+from tok1d.generators.base import check_temperature, class_ids, training_ids
 from tok1d.generators.categorical import gumbel
 from tok1d.losses.masked import weighted_mean
 from tok1d.nn.attention import Attention, dropped, full
@@ -224,6 +224,7 @@ class MaskGIT(nn.Module):
         steps = config.steps if steps is None else steps
         if steps < 1:
             raise InputError(f"a sampler needs at least 1 step, got {steps}")
+        check_temperature(temperature)
         if not isinstance(guidance, Guidance):
             guidance = Guidance(float(guidance), schedule=self.guidance_schedule, power=self.guidance_power)
         if guidance.weak_model is not None:

@@ -20,7 +20,7 @@ from tok1d.diffusion.objective import FlowObjective, Times, direction_loss
 from tok1d.diffusion.path import Path
 from tok1d.diffusion.solver import Field, Generators, Randn, euler, heun, interpolant_sde, randn_from, time_grid
 from tok1d.errors import ConfigError, InputError
-from tok1d.generators.base import class_ids, training_ids
+from tok1d.generators.base import check_temperature, class_ids, training_ids
 from tok1d.generators.statistics import NormalisedTokens, Statistics
 from tok1d.nn.embed import LabelEmbed
 from tok1d.nn.precision import single
@@ -174,6 +174,7 @@ class SequenceModel(NormalisedTokens):
                 f"length: this generator draws all {config.num_tokens} tokens at once, got {length}; "
                 "leave it out and decode a prefix of them"
             )
+        check_temperature(temperature)
         labels = self.labels(cond, num or 0)
         randn = randn or randn_from(generator or torch.Generator(labels.device).manual_seed(0))
         return self.sample_from(

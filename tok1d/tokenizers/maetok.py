@@ -138,6 +138,7 @@ class MAETok(nn.Module):
         super().train(mode)
         if self.frozen:
             self.encoder.eval()
+            self.bottleneck.eval()  # a codebook with revival would move
         return self
 
     def encode(self, images: Tensor, cond: Tensor | None = None) -> Tensor:

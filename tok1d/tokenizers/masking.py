@@ -17,14 +17,14 @@ SPREAD = 0.25  # standard deviation of the release's normal, in ratios
 
 @dataclass
 class MaskConfig:
-    """Masking in training. The paper: uniform 0.4 to 0.6 a sample; the release: distribution=truncnorm, per=batch."""
+    """Masking in training, by default as in the release; the paper reads as distribution=uniform, per=sample."""
 
     low: float = option(0.4, "smallest share of masked patches", ge=0, le=1)
     high: float = option(0.6, "largest share of masked patches; 0 masks none and leaves out the mask token", ge=0, le=1)
     distribution: Literal["uniform", "truncnorm"] = option(
-        "uniform", "of the share; truncnorm is half a bell that rises towards `high`"
+        "truncnorm", "of the share; truncnorm is half a bell that rises towards `high`"
     )
-    per: Literal["sample", "batch"] = option("sample", "who shares a share")
+    per: Literal["sample", "batch"] = option("batch", "who shares a share")
 
     def check(self) -> None:
         """Raise ConfigError on an empty range."""

@@ -35,8 +35,8 @@ class Moment:
 
     @property
     def progress(self) -> float:
-        """Share of the run that is done, in [0, 1)."""
-        return self.step / self.steps
+        """Where in the run this step is, from 0 (the first) to 1 (the last)."""
+        return self.step / max(self.steps - 1, 1)
 
 
 @dataclass

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import io
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from torch import nn
 
-from tok1d.errors import InputError, Tok1dError
+from tok1d import config_fields
+from tok1d.config import build_model_config, to_mapping
+from tok1d.errors import ConfigError, InputError, Tok1dError, WeightsError
 from tok1d.zoo import store
 from tok1d.zoo.adapters import autoencoder, llamagen, maetok, maskgit, semanticist, sit, titok
 from tok1d.zoo.card import Card
@@ -31,25 +34,42 @@ FORMATS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+# What a numeric option of a conversion may be, beyond its type.
+_BOUNDS: dict[str, dict[str, float]] = {
+    **{key: {"ge": 1} for key in ("heads", "encoder_heads", "decoder_heads", "num_tokens", "align_depth")},
+    **{key: {"ge": 1} for key in ("groups", "autoencoder_groups")},
+    **{key: {"gt": 0} for key in ("std", "rope_base", "scaling_factor", "autoencoder_scale")},
+    "class_dropout": {"ge": 0, "le": 1},
+}
+
+
 def parse_options(function: Callable[..., nn.Module], options: Sequence[str]) -> dict[str, Any]:
     """key=value texts as the keyword arguments of a conversion.
 
     Raises:
-        InputError: no such option, or a value that cannot be read.
+        InputError: no such option, or a value that cannot be read, is of another type or out of range.
     """
     from omegaconf import OmegaConf
 
-    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    known = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    names, hints = [p.name for p in known], get_type_hints(function)
     given: dict[str, Any] = {}
     for option in options:
-        key, equals, _ = option.partition("=")
-        if not equals or key not in known:
-            raise InputError(f"option {option!r}: expected key=value with a key of {', '.join(known)}")
+        key, equals, text = option.partition("=")
+        if not equals or key not in names:
+            raise InputError(f"option {option!r}: expected key=value with a key of {', '.join(names)}")
         try:
             given[key] = OmegaConf.from_dotlist([option])[key]
         except Exception:
             raise InputError(f"option {option!r}: the value cannot be read; quote it?") from None
-    return given
+        if str in get_args(hints[key]) and given[key] is not None:
+            given[key] = text  # a path, whatever it looks like
+    fields = [(p.name, hints[p.name], config_fields.option(p.default, **_BOUNDS.get(p.name, {}))) for p in known]
+    try:
+        checked = config_fields.build(dataclasses.make_dataclass("Options", fields), given)
+    except ConfigError as error:
+        raise InputError(f"option {error}") from None
+    return {key: getattr(checked, key) for key in given}
 
 
 def convert(format: str, path: Path, out: Path, options: Sequence[str] = (), *, tokenizer: str = "") -> Path:
@@ -76,11 +96,22 @@ def convert(format: str, path: Path, out: Path, options: Sequence[str] = (), *, 
         if str(path) in message or isinstance(error, InputError):
             raise
         raise type(error)(f"{path}: {message.removeprefix('published weights: ')}") from None
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0][:120]
+        raise WeightsError(
+            f"{path}: weights or a config.json of other shapes or types than those of {format} "
+            f"({type(error).__name__}: {reason}); is this the right file and format?"
+        ) from error
     print(notes.getvalue(), end="", file=sys.stderr)
     if format == "kl16":
         with store.replacing(out) as folder:
             model.save_pretrained(folder)  # type: ignore[operator]
         return out
+    config: Any = model.config
+    try:
+        build_model_config(to_mapping(config))  # as loading will
+    except ConfigError as error:
+        raise WeightsError(f"{path}: a model that ours cannot be: {error}") from None
     card = Card(
         **(_of_tokenizer(model, tokenizer, format) if tokenizer else {}),
         recipe_name=f"converted from {Path(path).name} ({format})",

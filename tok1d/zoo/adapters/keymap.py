@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tok1d.errors import WeightsError
@@ -23,7 +24,7 @@ _WRAPPERS = ("_orig_mod", "module")
 # Where a file's weights lie, if not at the top: averaged ones before raw ones.
 _OUTER = ("state_dict", "ema", "model", "module")
 # A release's step directory: the averaged weights, which it evaluates, before the raw ones.
-_DIRECTORY_FILES = ("custom_checkpoint_1.pkl", "model.safetensors")
+_DIRECTORY_FILES = ("custom_checkpoint_1.pkl", "model.safetensors", "pytorch_model.bin")
 
 
 class KeyMap:
@@ -118,6 +119,14 @@ def read_published(path: str | Path) -> State:
     return clean(content, str(path))
 
 
+def without_prefix(state: State, prefixes: Iterable[str]) -> State:
+    """Names without the first of the prefixes that an averaging or training wrapper put in front of all of them."""
+    for prefix in prefixes:
+        if all(name.startswith(prefix) for name in state):
+            return {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
 def published_options(file: str | Path) -> dict[str, Any]:
     """The constructor arguments in the config.json of a published folder; empty without one."""
     file = Path(file)
@@ -131,20 +140,71 @@ def published_options(file: str | Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _read_archive(path: Path) -> dict:
+def _options_of_trainers() -> list[Any]:
+    """Harmless classes, of the options and counters that trainers store beside the weights."""
     import argparse
+    import codecs
+    import pathlib
 
-    import torch
+    import numpy as np
 
+    kinds = {type(np.dtype(kind)) for kind in "?bhilqBHILQefd"}
+    scalar = np.float64(0).__reduce__()[0]  # its module's name changed with numpy 2
+    scalars = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    return [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath, codecs.encode, np.dtype, *kinds, *scalars]
+
+
+def _read_archive(path: Path) -> dict:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # trainers store their options beside the weights
+        with torch.serialization.safe_globals(_options_of_trainers()):
             content = torch.load(path, weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        if (refused := re.search(r"Unsupported global: GLOBAL (\S+)", str(error))) is not None:
+            raise WeightsError(
+                f"{path}: holds a {refused[1]}; of a pickle, which could run code, only plain tensors, numbers and "
+                "texts are read: save the state dict alone"
+            ) from None
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise WeightsError(f"{path}: not a torch archive of plain tensors ({reason}); fetch it again") from None
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path}: expected a dictionary of weights, found a {type(content).__name__}")
     return dict(content)
+
+
+def option_number(options: Mapping[str, Any], key: str, default: float, source: str | Path) -> float:
+    """A number among published options; the default where it is absent or null.
+
+    Raises:
+        WeightsError: something else than a number.
+    """
+    value = options.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise WeightsError(f"{source}: config.json: {key}: expected a number, found {json.dumps(value)[:60]}")
+    return value
+
+
+def compare_options(options: Mapping[str, Any], found: Mapping[str, Any], source: str | Path) -> None:
+    """Refuse a config.json that speaks of another model than the weights beside it; absent and null say nothing.
+
+    Raises:
+        WeightsError: an option has another value than the weights.
+    """
+    for key, value in found.items():
+        stated = options.get(key)
+        if stated is not None and stated != value:
+            raise WeightsError(f"{source}: config.json says {key}={stated!r}, the weights are of {value!r}")
+
+
+def table_tolerance(stored: Tensor) -> float:
+    """How far a stored table of sines and cosines may be from the computed one: its type's rounding, at least 1e-4."""
+    return max(1e-4, torch.finfo(stored.dtype).eps) if stored.is_floating_point() else 1e-4
+
+
+def mlp_ratio(hidden: int, width: int) -> float:
+    """The ratio r with int(width * r) == hidden; hidden / width, where rounding does not take one off."""
+    return hidden / width if int(width * (hidden / width)) == hidden else (hidden + 0.5) / width
 
 
 def fill_model(model: nn.Module, state: State, names: Mapping[str, str], source: str) -> None:

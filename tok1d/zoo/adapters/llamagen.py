@@ -29,11 +29,13 @@ KEYS = KeyMap(
     ]
 )
 COMPUTED = "freqs_cis"
+CACHED = ".kv_cache."  # of a model that was saved after it had sampled
 
 
 def from_published(state: Mapping[str, Tensor]) -> State:
     """Published names (cleaned) -> ours; names that are no weight of a LlamaGen stay as they are."""
-    return {KEYS.ours(name) or name: value for name, value in state.items() if name != COMPUTED}
+    kept = {name: value for name, value in state.items() if name != COMPUTED and CACHED not in name}
+    return {KEYS.ours(name) or name: value for name, value in kept.items()}
 
 
 def to_published(state: Mapping[str, Tensor]) -> State:

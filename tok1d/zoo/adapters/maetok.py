@@ -20,7 +20,17 @@ from tok1d.tokenizers.bottlenecks import BottleneckConfig, KLConfig, PlainConfig
 from tok1d.tokenizers.maetok import MAETok, MAETokConfig
 from tok1d.tokenizers.masking import MaskConfig
 from tok1d.tokenizers.vit import ViTConfig
-from tok1d.zoo.adapters.keymap import KeyMap, State, below, fill_model, listing, read_published, same
+from tok1d.zoo.adapters.keymap import (
+    KeyMap,
+    State,
+    below,
+    fill_model,
+    listing,
+    mlp_ratio,
+    option_number,
+    read_published,
+    same,
+)
 from tok1d.zoo.adapters.semanticist import VIT_HEADS
 
 VIT = [
@@ -82,6 +92,8 @@ def from_published(state: Mapping[str, Tensor]) -> tuple[State, list[str]]:
             ignored.append(name)
     if "decoder.vit.freqs" in renamed:
         renamed.pop(DECODER_TABLE, None)
+    if "encoder.queries" not in renamed:
+        renamed.pop("decoder.mask_token", None)  # stored, and without queries nothing hides behind it
     return renamed, ignored
 
 
@@ -127,7 +139,7 @@ def tokenizer_config(
         decoder.patch = math.isqrt(_shape(state, "decoder.head.proj.weight")[0] // channels)
     else:
         decoder.patch = 2 ** sum(f"decoder.head.convs.{k}.weight" in state for k in range(1, 5))
-    image_size = int(options.get("base_image_size") or options.get("image_size") or 0) or None
+    image_size = int(_number(options, "base_image_size", 0) or _number(options, "image_size", 0)) or None
     for network, grid in ((encoder, side), (decoder, decoder_side)):
         image_size = grid * network.patch if grid else image_size
     if image_size is None:
@@ -170,37 +182,41 @@ def _vit_config(state: State, part: str, options: dict[str, Any], heads: int | N
         dim=dim,
         depth=1 + max(int(name.removeprefix(vit).split(".")[1]) for name in state if name.startswith(f"{vit}blocks.")),
         heads=heads,
-        mlp_ratio=hidden / dim,
+        mlp_ratio=mlp_ratio(hidden, dim),
         layer_scale=1e-5 if gamma in state else 0.0,
         class_token=class_token,
         registers=registers,
         absolute=table is not None,
         rotary="mixed" if f"{vit}freqs" in state else "none",
-        rope_theta=float(options.get("rope_theta", 10.0)),
+        rope_theta=_number(options, "rope_theta", 10.0),
     )
     return config, side
 
 
 def _bottleneck_config(state: State, token_dim: int, options: dict[str, Any]) -> BottleneckConfig:
-    l2 = bool(options.get("codebook_l2_norm", True))
-    entropy = float(options.get("entropy_loss_ratio", 0.0))
+    l2 = options.get("codebook_l2_norm") is not False
+    entropy = _number(options, "entropy_loss_ratio", 0.0)
     codebook = state.get("bottleneck.codebook")
     if codebook is None:
         double = _shape(state, "bottleneck.proj.weight")[0] == 2 * token_dim
-        return KLConfig(weight=float(options.get("kl_loss_weight", 1e-6))) if double else PlainConfig()
+        return KLConfig(weight=_number(options, "kl_loss_weight", 1e-6)) if double else PlainConfig()
     if codebook.dim() == 2:
-        beta = float(options.get("commit_loss_beta", 0.25))
+        beta = _number(options, "commit_loss_beta", 0.25)
         return VQConfig(size=codebook.shape[0], l2=l2, beta=beta, entropy=entropy)
     num, size, _ = codebook.shape
-    return SoftVQConfig(size=size, num_codebooks=num, tau=float(options.get("tau", 0.1)), l2=l2, entropy=entropy)
+    return SoftVQConfig(size=size, num_codebooks=num, tau=_number(options, "tau", 0.1), l2=l2, entropy=entropy)
+
+
+def _number(options: Mapping[str, Any], key: str, default: float) -> float:
+    return float(option_number(options, key, default, "published weights"))
 
 
 def _mask_config(state: State, options: dict[str, Any]) -> MaskConfig:
     """The release's masking, where the file has a mask token."""
     if "encoder.mask_token" not in state:
         return MaskConfig(low=0.0, high=0.0)
-    high = float(options.get("enc_token_drop_max", 0.6))
-    low = min(float(options.get("enc_token_drop", 0.4)), high)
+    high = _number(options, "enc_token_drop_max", 0.6) or 0.6  # 0 where it was trained on with its mask token unused
+    low = min(_number(options, "enc_token_drop", 0.4), high)
     return MaskConfig(low=low, high=high, distribution="truncnorm", per="batch")
 
 
@@ -226,7 +242,7 @@ def convert_tokenizer(
     state, ignored = from_published(read_published(path))
     if ignored:
         print(f"{path}: not part of the tokenizer, left out: {listing(ignored)}", file=sys.stderr)
-    mean, std = options.get("vq_mean", 0.0), options.get("vq_std", 1.0)
+    mean, std = _number(options, "vq_mean", 0.0), _number(options, "vq_std", 1.0)
     if (mean, std) != (0.0, 1.0):
         print(f"{path}: published generators expect (tokens - {mean}) / {std}", file=sys.stderr)
     if options.get("to_pixel") in ("siren", "identity"):

@@ -17,7 +17,19 @@ from torch import Size, Tensor
 
 from tok1d.errors import ConfigError, WeightsError
 from tok1d.generators.maskgit import MaskGIT, MaskGITConfig
-from tok1d.zoo.adapters.keymap import KeyMap, State, below, fill_model, published_options, read_published, same
+from tok1d.zoo.adapters.keymap import (
+    KeyMap,
+    State,
+    below,
+    compare_options,
+    fill_model,
+    mlp_ratio,
+    option_number,
+    published_options,
+    read_published,
+    same,
+    without_prefix,
+)
 from tok1d.zoo.compat.guidance import maskgit_guidance
 
 VIT = KeyMap(
@@ -54,6 +66,7 @@ UVIT = KeyMap(
 )
 BUFFERS = ("model.embeddings.position_ids", "model.embeddings.token_type_ids")  # older libraries store them
 APART = ("query", "key", "value")
+AVERAGED = ("ema_model.", "ema.")  # in front of every name of some files
 HEADS = {768: 16, 1024: 16}  # width -> attention heads, which no weight file tells
 
 
@@ -163,13 +176,15 @@ def convert_maskgit(file: str | Path, *, heads: int | None = None, class_dropout
     Raises:
         WeightsError: a damaged or wrong file.
     """
-    state = from_published(read_published(file), str(file))
+    state = from_published(without_prefix(read_published(file), AVERAGED), str(file))
     given = _generator_options(file)
     codes, dim = _shape(state, "net.out.weight", file)
     heads = heads or given.get("num_attention_heads") or HEADS.get(dim)
     if heads is None:
         raise WeightsError(f"{file}: its weights do not tell the attention heads of width {dim}: give heads=")
     hidden = _shape(state, "net.blocks.0.mlp.fc1.weight", file)[0]
+    if class_dropout is None:
+        class_dropout = option_number(given, "class_label_dropout", 0.1, file)
     config = MaskGITConfig(
         num_tokens=state["net.positions"].shape[1] - 1,
         vocab_size=codes,
@@ -178,11 +193,11 @@ def convert_maskgit(file: str | Path, *, heads: int | None = None, class_dropout
         dim=dim,
         depth=1 + max(int(name.split(".")[2]) for name in state if name.startswith("net.blocks.")),
         heads=int(heads),
-        # As dim times it is rounded down: a little more where it is no whole ratio.
-        mlp_ratio=hidden / dim if hidden % dim == 0 else (hidden + 0.5) / dim,
-        class_dropout=float(given.get("class_label_dropout", 0.1) if class_dropout is None else class_dropout),
+        mlp_ratio=mlp_ratio(hidden, dim),
+        class_dropout=class_dropout,
         **_sampling(given, file),
     )
+    compare_options(given, {"image_seq_len": config.num_tokens, "condition_num_classes": config.num_classes}, file)
     try:
         config.check()
     except ConfigError as error:
@@ -209,11 +224,13 @@ def _generator_options(file: str | Path) -> dict[str, Any]:
 def _sampling(given: dict[str, Any], file: str | Path) -> dict[str, Any]:
     """The release's default way of sampling, as far as its config tells it."""
     found: dict[str, Any] = {}
-    if "num_steps" in given:
-        found["steps"] = int(given["num_steps"])
-    if "randomize_temperature" in given:
-        found["noise"] = float(given["randomize_temperature"])
-    if "guidance_decay" in given:
+    if given.get("num_steps") is not None:
+        found["steps"] = int(option_number(given, "num_steps", 0, file))
+    if given.get("randomize_temperature") is not None:
+        found["noise"] = option_number(given, "randomize_temperature", 0.0, file)
+    if given.get("guidance_scale_pow") is not None:
+        found["guidance_power"] = option_number(given, "guidance_scale_pow", 0.0, file)
+    if given.get("guidance_decay") is not None:
         try:
             found["guidance_schedule"] = maskgit_guidance(1.0, given["guidance_decay"]).schedule
         except KeyError:

@@ -22,7 +22,18 @@ from tok1d.tokenizers.query_encoder import EncoderConfig
 from tok1d.tokenizers.semanticist import Semanticist, SemanticistConfig
 from tok1d.tokenizers.token_dit import DecoderConfig
 from tok1d.zoo.adapters.autoencoder import DEFAULTS, build_network, latents_of
-from tok1d.zoo.adapters.keymap import KeyMap, State, below, clean, fill_model, listing, read_published, same
+from tok1d.zoo.adapters.keymap import (
+    KeyMap,
+    State,
+    below,
+    clean,
+    fill_model,
+    listing,
+    mlp_ratio,
+    read_published,
+    same,
+    table_tolerance,
+)
 from tok1d.zoo.store import read_weights
 
 ENCODER = [
@@ -152,12 +163,12 @@ def check_positions(table: Tensor, source: str) -> None:
     """Compare a stored position table (1, T, H) with the computed one.
 
     Raises:
-        WeightsError: a difference above 1e-4.
+        WeightsError: a difference above 1e-4, or the rounding of a file in half precision.
     """
     side = math.isqrt(table.shape[-2])
     if side**2 == table.shape[-2] and table.shape[-1] % 4 == 0:
         difference = float((table.float().cpu() - sincos_2d(table.shape[-1], side, side)).abs().max())
-        if difference <= 1e-4:
+        if difference <= table_tolerance(table):
             return
     else:
         difference = math.inf
@@ -193,11 +204,6 @@ def _heads(given: int | None, width: int, known: Mapping[int, int], option: str)
     return heads
 
 
-def _ratio(hidden: int, width: int) -> float:
-    """The ratio r with int(width * r) == hidden."""
-    return hidden / width if int(width * (hidden / width)) == hidden else (hidden + 0.5) / width
-
-
 def encoder_config(
     state: State, *, heads: int | None = None, causal: bool = True, prefix: str = ""
 ) -> tuple[EncoderConfig, dict[str, int]]:
@@ -210,7 +216,7 @@ def encoder_config(
         dim=dim,
         depth=_depth(state, prefix),
         heads=_heads(heads, dim, VIT_HEADS, "encoder_heads"),
-        mlp_ratio=_ratio(_shape(state, f"{prefix}blocks.0.mlp.fc1.weight")[0], dim),
+        mlp_ratio=mlp_ratio(_shape(state, f"{prefix}blocks.0.mlp.fc1.weight")[0], dim),
         causal=causal,
     )
     return config, {"image_size": math.isqrt(num_patches) * patch, "channels": channels, "num_tokens": num_tokens}
@@ -231,7 +237,7 @@ def decoder_config(
         dim=dim,
         depth=_depth(state, prefix),
         heads=_heads(heads, dim, DIT_HEADS, "decoder_heads"),
-        mlp_ratio=_ratio(_shape(state, f"{prefix}blocks.0.mlp.fc1.weight")[0], dim),
+        mlp_ratio=mlp_ratio(_shape(state, f"{prefix}blocks.0.mlp.fc1.weight")[0], dim),
     )
     if f"{prefix}projector.0.weight" in state:
         config.align_depth = align_depth

@@ -6,8 +6,10 @@ Both changes are linear in weights, so they are made here once and the model kno
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -19,7 +21,19 @@ from tok1d.generators.lightningdit import LightningDiT, LightningDiTConfig, rota
 from tok1d.generators.sequence import SequenceModel
 from tok1d.generators.sit import DiT, DiTConfig, SiT, SiTConfig, position_table
 from tok1d.nn.embed import time_rates
-from tok1d.zoo.adapters.keymap import KeyMap, State, below, fill_model, listing, published_options, read_published, same
+from tok1d.zoo.adapters.keymap import (
+    KeyMap,
+    State,
+    below,
+    fill_model,
+    listing,
+    mlp_ratio,
+    option_number,
+    published_options,
+    read_published,
+    same,
+    table_tolerance,
+)
 
 Kind = Literal["sit", "dit", "lightningdit"]
 Positions = Literal["1d", "2d"]
@@ -112,7 +126,7 @@ def reverse_time(state: Mapping[str, Tensor]) -> State:
         f = time_rates(weight.shape[1]).double().to(weight.device)
         cosines, sines, rest = weight.tensor_split([len(f), 2 * len(f)], dim=1)
         turned = [cosines * f.cos() + sines * f.sin(), cosines * f.sin() - sines * f.cos(), rest]
-        reversed_state[name] = torch.cat(turned, dim=1).to(state[name].dtype)
+        reversed_state[name] = torch.cat(turned, dim=1).to(torch.promote_types(state[name].dtype, torch.float32))
     return reversed_state
 
 
@@ -224,7 +238,7 @@ def _read(
         "heads": int(heads),
     }
     if "net.blocks.0.mlp.fc1.weight" in state:
-        options["mlp_ratio"] = state["net.blocks.0.mlp.fc1.weight"].shape[0] / dim
+        options["mlp_ratio"] = mlp_ratio(state["net.blocks.0.mlp.fc1.weight"].shape[0], dim)
     return published, state, options
 
 
@@ -248,7 +262,7 @@ def _positions(published: State, file: str | Path, dim: int) -> Positions:
             computed = position_table(kind, dim, table.shape[-2])
         except ConfigError:
             continue
-        if float((table - computed).abs().max()) <= 1e-4:
+        if float((table - computed).abs().max()) <= table_tolerance(published["pos_embed"]):
             return kind
     raise WeightsError(
         f"{file}: pos_embed {tuple(table.shape)} is neither the sine-cosine table of a sequence nor of a square grid; "
@@ -265,7 +279,7 @@ def _rotary(stored: Tensor, config: LightningDiTConfig, source: str) -> Position
         except ConfigError:
             continue
         assert angles is not None
-        if float((stored.float().cpu()[:, ::2] - angles.cos()).abs().max()) <= 1e-4:
+        if float((stored.float().cpu()[:, ::2] - angles.cos()).abs().max()) <= table_tolerance(stored):
             return kind
     raise WeightsError(f"{source}: {TABLES[1]} are not the angles of a sequence or square grid of {config.heads} heads")
 
@@ -273,7 +287,7 @@ def _rotary(stored: Tensor, config: LightningDiTConfig, source: str) -> Position
 def _swiglu_ratio(dim: int, hidden: int) -> float:
     """The mlp_ratio whose SwiGLU, two thirds of it, has so many hidden numbers."""
     near = range(3 * hidden // 2 - 1, 3 * hidden // 2 + 3)
-    for full in sorted(near, key=lambda full: full % dim > 0):  # several may fit: whole ratios first
+    for full in sorted(near, key=lambda full: Fraction(full, dim).denominator):  # several may fit: round ratios first
         if int(2 / 3 * full) == hidden and int(dim * (full / dim)) == full:
             return full / dim
     raise WeightsError(f"published weights: a SwiGLU of {hidden} hidden numbers at width {dim} is not one of ours")
@@ -285,10 +299,15 @@ def _scalar_statistics(mean: float | None, std: float | None, tokenizer: str | N
         options = published_options(Path(tokenizer))
         if not {"vq_mean", "vq_std"} <= options.keys():
             raise WeightsError(f"tokenizer {tokenizer}: expected a config.json with vq_mean and vq_std there")
-        mean, std = (options[key] if given is None else given for key, given in (("vq_mean", mean), ("vq_std", std)))
+        mean = option_number(options, "vq_mean", 0.0, tokenizer) if mean is None else mean
+        std = option_number(options, "vq_std", 1.0, tokenizer) if std is None else std
+    if (mean is None) != (std is None):
+        raise WeightsError(f"mean and std: expected both, or tokenizer=, received mean={mean}, std={std}")
     if mean is None or std is None:
         print("token statistics: none given, taken as 0 and 1; give mean= and std=, or tokenizer=", file=sys.stderr)
         return None
+    if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+        raise WeightsError(f"token statistics: expected finite numbers with std > 0, found mean={mean}, std={std}")
     return torch.tensor([float(mean)]), torch.tensor([float(std)])
 
 

@@ -19,7 +19,18 @@ from torch import Size, Tensor, nn
 from tok1d.errors import ConfigError, WeightsError
 from tok1d.tokenizers.bottlenecks import KLConfig, VQConfig
 from tok1d.tokenizers.titok import TiTok, TiTokConfig, TiTokViTConfig
-from tok1d.zoo.adapters.keymap import KeyMap, State, below, fill_model, listing, read_published
+from tok1d.zoo.adapters.keymap import (
+    KeyMap,
+    State,
+    below,
+    compare_options,
+    fill_model,
+    listing,
+    mlp_ratio,
+    option_number,
+    read_published,
+    without_prefix,
+)
 from tok1d.zoo.compat.titok import LegacyTiTok, LegacyTiTokConfig, PixelsConfig
 
 VIT = [
@@ -156,7 +167,7 @@ def convert_titok(
         WeightsError: a damaged or wrong file, or a config.json that contradicts it.
     """
     path = Path(path)
-    published = _without_prefix(read_published(_weight_file(path)))
+    published = without_prefix(read_published(path), AVERAGED)
     state, ignored = from_published(published)
     if ignored:
         print(f"{path}: not part of the tokenizer, left out: {listing(ignored)}", file=sys.stderr)
@@ -178,20 +189,6 @@ def _published_names(model: nn.Module) -> dict[str, str]:
 
 def _published_name(name: str) -> str:
     return LEGACY_KEYS.published(name) or KEYS.published(name) or name
-
-
-def _weight_file(path: Path) -> Path:
-    """The file of a hub folder that has no safetensors; else the path itself."""
-    older = path / "pytorch_model.bin"
-    return older if older.is_file() and not (path / "model.safetensors").is_file() else path
-
-
-def _without_prefix(state: State) -> State:
-    """Names without what an averaging or training wrapper put in front of all of them."""
-    for prefix in AVERAGED:
-        if all(name.startswith(prefix) for name in state):
-            return {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
 
 
 def _read_options(folder: Path) -> dict[str, Any]:
@@ -221,7 +218,7 @@ def _config(state: State, options: dict[str, Any], heads: dict[str, int | None],
     if codebook is None:
         if _shape(state, "bottleneck.proj.weight")[0] != 2 * token_dim:
             raise WeightsError("published weights: quantize.embedding.weight is missing; is this the right file?")
-        bottleneck = KLConfig(weight=float(options.get("losses", {}).get("kl_weight", 1e-6)))
+        bottleneck = KLConfig(weight=option_number(options.get("losses", {}), "kl_weight", 1e-6, "published weights"))
     else:
         bottleneck = _vq_config(codebook, options, l2, default=False, revival="bottleneck.usage" in state)
     text: dict[str, Any] = {}
@@ -283,14 +280,14 @@ def _vit_config(state: State, part: str, heads: int | None) -> TiTokViTConfig:
         raise WeightsError(f"published weights do not tell the attention heads of width {dim}: give {part}_heads")
     blocks = f"{part}.vit.blocks."
     depth = 1 + max(int(name.removeprefix(blocks).split(".")[0]) for name in state if name.startswith(blocks))
-    return TiTokViTConfig(dim=dim, depth=depth, heads=heads, mlp_ratio=hidden / dim)
+    return TiTokViTConfig(dim=dim, depth=depth, heads=heads, mlp_ratio=mlp_ratio(hidden, dim))
 
 
 def _vq_config(
     codebook: Tensor, options: dict[str, Any], l2: bool | None, *, default: bool, revival: bool = False
 ) -> VQConfig:
     l2 = bool(options.get("use_l2_norm", default)) if l2 is None else l2
-    beta = float(options.get("commitment_cost", 0.25))
+    beta = option_number(options, "commitment_cost", 0.25, "published weights")
     return VQConfig(size=codebook.shape[0], l2=l2, beta=beta, revival=revival)
 
 
@@ -300,7 +297,8 @@ def _pixels_config(state: State) -> PixelsConfig:
     names = [name.removeprefix(painter).split(".") for name in state if name.startswith(painter)]
     levels = 1 + max((int(name[1]) for name in names if name[0] == "levels"), default=-1)
     widths = [_shape(state, f"{painter}levels.{i}.blocks.0.norm2.weight")[0] for i in range(levels)]
-    width = _shape(state, f"{painter}norm_out.weight")[0]
+    # Of all levels' channels the greatest common divisor: only the products with `mult` are in the weights.
+    width = math.gcd(*widths, _shape(state, f"{painter}norm_out.weight")[0])
     return PixelsConfig(
         code_dim=_shape(state, "decoder.codebook")[1],
         width=width,
@@ -310,7 +308,6 @@ def _pixels_config(state: State) -> PixelsConfig:
 
 
 def _compare(config: Any, options: dict[str, Any], source: str) -> None:
-    """Refuse a config.json that speaks of another model than the weights beside it."""
     found = {
         "num_latent_tokens": config.num_tokens,
         "token_size": config.token_dim,
@@ -318,9 +315,9 @@ def _compare(config: Any, options: dict[str, Any], source: str) -> None:
     }
     if isinstance(config.bottleneck, VQConfig):
         found["codebook_size"] = config.bottleneck.size
-    for key, value in found.items():
-        if options.get(key, value) != value:
-            raise WeightsError(f"{source}: config.json says {key}={options[key]}, the weights are of {value}")
+    if options.get("quantize_mode") in ("vq", "vae"):
+        found["quantize_mode"] = "vq" if isinstance(config.bottleneck, VQConfig) else "vae"
+    compare_options(options, found, source)
 
 
 def _side(state: State, part: str) -> int:
