@@ -167,6 +167,10 @@ def encode(
     views: Annotated[str, typer.Option(help=VIEWS_HELP)] = "center",
     num_tokens: Annotated[int | None, typer.Option(min=1, help="keep the first tokens only; default: all")] = None,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16 (continuous tokens)")] = "float32",
+    moments: Annotated[
+        bool,
+        typer.Option("--moments", help="KL tokenizers: means and standard deviations, for sample_latents=true"),
+    ] = False,
     shard: Annotated[str, typer.Option(help=SHARD_HELP)] = "",
     rows_per_shard: Annotated[int, typer.Option(min=1, help="rows of a file, the least one process writes")] = 65536,
     seed: Annotated[int, typer.Option(min=0, help="seed of --views random")] = 0,
@@ -194,12 +198,14 @@ def encode(
     part = cache.parse_part(shard) if shard else cache.process_part()
     tokenizer = load_tokenizer(model, device or cache.process_device())
     cache.tokens_kept(tokenizer.spec, num_tokens)
+    if moments:
+        cache.check_variational(tokenizer, "--moments")
     images = cache.with_views(
         apply.open_data(data, tokenizer, split=split, data_root=data_root, on_broken=on_broken),
         views,  # type: ignore[arg-type]
     )
     if dry_run:
-        sizes = {"num_tokens": num_tokens, "dtype": dtype, "rows_per_shard": rows_per_shard}
+        sizes = {"num_tokens": num_tokens, "dtype": dtype, "rows_per_shard": rows_per_shard, "moments": moments}
         count = images.transform.num_views
         print(cache.forecast(cache.cache_layout(tokenizer.spec, count, **sizes), len(images), count, out))  # type: ignore
         return
@@ -212,6 +218,7 @@ def encode(
         part=part,
         seed=seed,
         rows_per_shard=rows_per_shard,
+        moments=moments,
         overwrite=overwrite,
     )
     if made is None:

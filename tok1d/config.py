@@ -257,6 +257,9 @@ class Recipe:
     draws: Literal["every_image", "released"] = option(
         "every_image", "generators: each image once an epoch in a random view, or released: rows with replacement"
     )
+    sample_latents: bool = option(
+        False, "generators on a KL tokenizer: learn samples of its posterior, drawn anew every step, not its means"
+    )
     num_tokens: int | None = option(None, "generators: train on the first tokens only; null is all", ge=1)
     model: Any = dataclasses.field(
         kw_only=True, metadata={"help": "the model, a section whose name picks the rest", "build": _build_model}
@@ -300,6 +303,8 @@ class Recipe:
                     f"{key}: only generators read it, expected null for kind={self.kind}, "
                     f"received {config_fields.show(getattr(self, key))}"
                 )
+        if self.sample_latents and self.kind != "generator":
+            raise ConfigError(f"sample_latents: only generators read it, expected false for kind={self.kind}")
         for key, default in (("cache_views", "center"), ("cache_dtype", "float32"), ("draws", "every_image")):
             if (self.kind != "generator" or self.cache == NO_CACHE) and getattr(self, key) != default:
                 raise ConfigError(

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tok1d.bottleneck.kl import Posterior
 from tok1d.config import option
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import ConfigError, WeightsError
@@ -28,6 +29,7 @@ from tok1d.tokenizers.one_pass import (
     checked_tokens,
     height_and_width,
     pixel_error,
+    posterior_of,
     refuse_prefixes,
     refuse_sampling,
     to_images,
@@ -151,6 +153,15 @@ class MAETok(nn.Module):
         """
         self._check_images(images)
         return self.bottleneck.encode(self.encoder(2 * images - 1))
+
+    def posterior(self, images: Tensor, cond: Tensor | None = None) -> Posterior:
+        """The normals (B, L, C) of which a KL bottleneck's decoder reads samples in training; `encode` gives the means.
+
+        Raises:
+            InputError: another bottleneck, or as `encode`.
+        """
+        self._check_images(images)
+        return posterior_of(self.bottleneck, self.encoder(2 * images - 1))
 
     def decode(
         self,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tok1d.bottleneck.kl import KL, Posterior
 from tok1d.diffusion.guidance import Guidance, as_guidance
 from tok1d.errors import ConfigError, InputError
 from tok1d.nn.precision import single
@@ -100,6 +101,17 @@ def checked_tokens(
         if low < 0 or high >= vocab_size:
             raise InputError(f"expected ids in 0..{vocab_size - 1}, got {low if low < 0 else high}")
     return tokens.long()
+
+
+def posterior_of(bottleneck: nn.Module, states: Tensor) -> Posterior:
+    """The normals of a KL bottleneck for encoder states (B, L, dim).
+
+    Raises:
+        InputError: a bottleneck without any.
+    """
+    if not isinstance(bottleneck, KL):
+        raise InputError(f"posterior: expected a tokenizer with a KL bottleneck, this has {type(bottleneck).__name__}")
+    return bottleneck.posterior(states)
 
 
 def refuse_sampling(steps: int | None, guidance: float | Guidance) -> None:

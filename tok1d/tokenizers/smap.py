@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tok1d.bottleneck.kl import Posterior
 from tok1d.condition import ConditionConfig
 from tok1d.config import option
 from tok1d.diffusion.guidance import Guidance
@@ -34,6 +35,7 @@ from tok1d.tokenizers.one_pass import (
     checked_tokens,
     height_and_width,
     pixel_error,
+    posterior_of,
     refuse_sampling,
     to_images,
 )
@@ -136,6 +138,15 @@ class SMAP(nn.Module):
         """
         self._check_images(images)
         return self.bottleneck.encode(self._states(images, self._given(cond, images)))
+
+    def posterior(self, images: Tensor, cond: Tensor | None = None) -> Posterior:
+        """The normals (B, N, C) of which a KL bottleneck's decoder reads samples in training; `encode` gives the means.
+
+        Raises:
+            InputError: another bottleneck, or as `encode`.
+        """
+        self._check_images(images)
+        return posterior_of(self.bottleneck, self._states(images, self._given(cond, images)))
 
     def decode(
         self,

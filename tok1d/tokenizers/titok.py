@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tok1d.bottleneck.kl import Posterior
 from tok1d.config import option
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import ConfigError, InputError
@@ -29,6 +30,7 @@ from tok1d.tokenizers.one_pass import (
     check_parts,
     checked_tokens,
     height_and_width,
+    posterior_of,
     refuse_prefixes,
     refuse_sampling,
 )
@@ -215,9 +217,20 @@ class TiTok(nn.Module):
         Raises:
             InputError: another number of channels than the model's, or a size that the patches do not divide.
         """
+        return self.bottleneck.encode(self._states(images))
+
+    def _states(self, images: Tensor) -> Tensor:
         config = self.config
         check_images(images, channels=config.channels, patch=config.encoder.patch, image_size=config.image_size)
-        return self.bottleneck.encode(self.encoder(images))
+        return self.encoder(images)
+
+    def posterior(self, images: Tensor, cond: Tensor | None = None) -> Posterior:
+        """The normals (B, L, C) of which a KL bottleneck's decoder reads samples in training; `encode` gives the means.
+
+        Raises:
+            InputError: another bottleneck, or as `encode`.
+        """
+        return posterior_of(self.bottleneck, self._states(images))
 
     def decode(
         self,

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tok1d.bottleneck.kl import KL
 from tok1d.data.decoded import DecodedImages, tell_broken
 from tok1d.data.images import ArrayImages, ImageSet, prefetch
 from tok1d.data.order import batch_indices, uniforms
@@ -26,6 +27,7 @@ from tok1d.evaluate.labels import Told, labels_given
 from tok1d.zoo import store
 
 ROWS_PER_SHARD = 65536
+_LATENT_DRAWS = 1  # of a KL tokenizer's samples, beside seed and step
 _VIEW_DRAWS = 1  # stream of the draws that pick a view; 0 are the augmentations'
 
 
@@ -56,18 +58,49 @@ def parse_part(text: str) -> tuple[int, int]:
 
 @torch.no_grad()
 def encode_batch(
-    tokenizer: Any, images: Tensor, labels: Tensor | None, length: int, *, label: str | None = "true"
+    tokenizer: Any,
+    images: Tensor,
+    labels: Tensor | None,
+    length: int,
+    *,
+    label: str | None = "true",
+    moments: bool = False,
 ) -> Tensor:
     """The first `length` tokens (B, K, D) or (B, K) of images (B, C, H, W), in float32 whatever autocast is on.
 
     Args:
         labels: (B,), or captions (B, T, E) of a tokenizer that reads those.
         label: as `label_used` gives it; "true" hands the labels to a tokenizer that wants them.
+        moments: of a KL tokenizer, (B, K, 2 D): a token's mean, then its standard deviation.
     """
     device = next(tokenizer.parameters()).device
     cond = labels_given(label, labels, device) if tokenizer.spec.needs_label else None
     with torch.autocast(device.type, enabled=False):
+        if moments:
+            posterior = tokenizer.posterior(images.to(device), cond)
+            return torch.cat([posterior.mean, posterior.std], dim=-1)[:, :length]
         return tokenizer.encode(images.to(device), cond)[:, :length]
+
+
+def sampled(moments: Tensor, *, seed: int, step: int, rank: int) -> Tensor:
+    """Samples (B, K, D) of tokens' means and standard deviations (B, K, 2 D), as a KL tokenizer's decoder reads them.
+
+    The noise belongs to (seed, step, row of the batch of all processes): a resumed run draws the same.
+    """
+    mean, std = moments.chunk(2, dim=-1)
+    draws = np.random.default_rng([seed, step, _LATENT_DRAWS])
+    noise = draws.standard_normal(((rank + 1) * len(mean), *mean.shape[1:]), dtype=np.float32)[rank * len(mean) :]
+    return mean + std * torch.from_numpy(noise).to(mean)
+
+
+def check_variational(tokenizer: Any, key: str) -> None:
+    """Refuse a tokenizer whose tokens are no samples; `key` is the setting that asks for them.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    if not isinstance(getattr(tokenizer, "bottleneck", None), KL):
+        raise ConfigError(f"{key}: expected a tokenizer with a KL bottleneck, received {tokenizer.config.name}")
 
 
 def check_places(images: ArrayImages | DecodedImages) -> None:
@@ -105,8 +138,11 @@ def cache_layout(
     num_tokens: int | None = None,
     dtype: str = "float32",
     rows_per_shard: int = ROWS_PER_SHARD,
+    moments: bool = False,
 ) -> Layout:
     """The layout of a cache of a tokenizer's first tokens (None: all); ids are int64 whatever `dtype` is.
+
+    With `moments` a token is twice as many numbers: mean and standard deviation.
 
     A shard holds whole images: as many as fit into `rows_per_shard` rows, at least one.
 
@@ -115,7 +151,7 @@ def cache_layout(
     """
     length = tokens_kept(spec, num_tokens)
     stored = dtype if spec.vocab_size is None else "int64"
-    dim = spec.dim if spec.vocab_size is None else 0
+    dim = (2 if moments else 1) * spec.dim if spec.vocab_size is None else 0
     return Layout(length, dim, stored, max(views, rows_per_shard // views * views))  # type: ignore[arg-type]
 
 
@@ -141,6 +177,7 @@ def encode_images(
     seed: int = 0,
     batch_size: int = 500,
     rows_per_shard: int = ROWS_PER_SHARD,
+    moments: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> TokenCache | None:
@@ -156,19 +193,27 @@ def encode_images(
         seed: of random views.
         batch_size: views that are encoded at once.
         rows_per_shard: rows of a file; a part is at least one file.
+        moments: of a KL tokenizer, hold means and standard deviations, for `sample_latents`.
 
     Returns:
         The cache, or None where other parts are missing.
 
     Raises:
         DataError: no room, or another cache is there.
-        ConfigError: more tokens than the tokenizer makes.
+        ConfigError: more tokens than the tokenizer makes, or moments of one without a KL bottleneck.
     """
     from tqdm import tqdm
 
+    if moments:
+        check_variational(tokenizer, "--moments")
     views = images.transform.num_views
     layout = cache_layout(
-        tokenizer.eval().spec, views, num_tokens=num_tokens, dtype=dtype, rows_per_shard=rows_per_shard
+        tokenizer.eval().spec,
+        views,
+        num_tokens=num_tokens,
+        dtype=dtype,
+        rows_per_shard=rows_per_shard,
+        moments=moments,
     )
     told = Told(tokenizer, images)
     meta = {
@@ -178,6 +223,7 @@ def encode_images(
         "views": views,
         "keep": layout.num_tokens,
         "num_classes": images.num_classes,
+        **({"moments": True} if moments else {}),
         **({"label": told.used} if told.used is not None else {}),
         **({"captions": captions_fingerprint(images.captions)} if told.embed is not None else {}),
         **({"seed": seed} if images.transform.crop == "random" else {}),
@@ -195,7 +241,7 @@ def encode_images(
     with bar, closing(prefetch(batches())) as ahead:
         for x, labels, cond in ahead:
             check_places(images)
-            writer.write(encode_batch(tokenizer, x, cond, layout.num_tokens), labels)
+            writer.write(encode_batch(tokenizer, x, cond, layout.num_tokens, moments=moments), labels)
             bar.update(len(labels))
     tell_broken(images)
     return TokenCache(folder) if writer.close() else None

@@ -226,7 +226,8 @@ def token_cache(recipe: Recipe, num_images: int | None) -> tuple[int | None, int
     rows = num_images * NUM_VIEWS[recipe.cache_views]
     if hasattr(recipe.model, "vocab_size"):
         return rows, Layout(length, 0, "int64", rows_per_shard=rows).num_bytes(rows)
-    return rows, Layout(length, recipe.model.token_dim, recipe.cache_dtype, rows_per_shard=rows).num_bytes(rows)
+    dim = (2 if recipe.sample_latents else 1) * recipe.model.token_dim
+    return rows, Layout(length, dim, recipe.cache_dtype, rows_per_shard=rows).num_bytes(rows)
 
 
 def table(result: Forecast) -> Any:

@@ -26,7 +26,7 @@ from tok1d.losses.perceptual import LPIPS, WIDTHS, PerceptualLoss, vgg16
 from tok1d.tokenizers.auxiliary import TEACHER
 from tok1d.tokenizers.latent_space import autoencoder_class, locate
 from tok1d.train.adversarial import build_players
-from tok1d.train.cache import every_image, released
+from tok1d.train.cache import every_image, released, sampled
 from tok1d.train.forecast import meta_batch
 from tok1d.train.forecast_measure import AUTOENCODERS
 from tok1d.train.players import Batch
@@ -150,7 +150,9 @@ def _tokens(recipe: Recipe, model: Any) -> tuple[BatchFunction, str, bool]:
     if not (Path(str(recipe.cache)) / INDEX).exists():
         return _random(recipe), f"random tokens ({recipe.cache} is not made yet)", False
     cache, length = TokenCache(Path(str(recipe.cache))), recipe.num_tokens or recipe.model.num_tokens
+    moments = bool(cache.meta.get("moments"))
     wanted, found = meta_batch(recipe, 1)[0], cache.batch([0])[0]
+    found = found.chunk(2, dim=-1)[0] if moments else found
     if cache.num_tokens < length or found.shape[2:] != wanted.shape[2:] or found.dtype != wanted.dtype:
         return _random(recipe), f"random tokens ({recipe.cache} holds others)", False
     rows_of = released if recipe.draws == "released" else every_image
@@ -160,6 +162,10 @@ def _tokens(recipe: Recipe, model: Any) -> tuple[BatchFunction, str, bool]:
     def batch(micro_step: int, rank: int, world: int) -> Batch:
         rows = rows_of(len(cache), cache.views, size // world, seed=seed, step=micro_step, rank=rank, world=world)
         tokens, labels = cache.batch(rows)
+        if recipe.sample_latents and moments:
+            tokens = sampled(tokens, seed=seed, step=micro_step, rank=rank)
+        elif moments:
+            tokens = tokens.chunk(2, dim=-1)[0]
         return tokens[:, :length], *(told(len(labels)) if captioned else (labels,))
 
     return batch, f"{len(cache):,} cached rows of tokens" + ", random captions" * captioned, True

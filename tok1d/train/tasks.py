@@ -25,11 +25,13 @@ from tok1d.tokenizers.base import TokenSpec
 from tok1d.train.adversarial import build_players
 from tok1d.train.cache import (
     captions_fingerprint,
+    check_variational,
     encode_batch,
     encode_images,
     every_image,
     process_device,
     released,
+    sampled,
     tokens_kept,
     with_views,
 )
@@ -242,6 +244,7 @@ def open_cache(recipe: Recipe, tokenizer: Any, images: Images) -> TokenCache:
             num_tokens=recipe.num_tokens,
             dtype=recipe.cache_dtype,
             seed=recipe.seed,
+            moments=recipe.sample_latents,
         )
         assert cache is not None, "one process writes all parts"
         return cache
@@ -252,6 +255,11 @@ def open_cache(recipe: Recipe, tokenizer: Any, images: Images) -> TokenCache:
         raise DataError(
             f"{folder}: holds views {found}, the recipe asks for {wanted}: set cache_views as it was encoded, "
             "or cache to another folder"
+        )
+    if recipe.sample_latents and not cache.meta.get("moments"):
+        raise DataError(
+            f"{folder}: holds means alone, sample_latents=true needs their standard deviations too: encode with "
+            "--moments, or cache to another folder"
         )
     cache.check(tokenizer_fingerprint=store.fingerprint(tokenizer), data_fingerprint=images.fingerprint())
     told = reads_captions(tokenizer) and any(images.captions)
@@ -271,6 +279,8 @@ def _generator_task(recipe: Recipe) -> Task:
     pad = padding_of(tokenizer)
     if tokenizer.card.recipe and pad != recipe.data.pad:
         raise ConfigError(f"data.pad: expected {pad} as in the tokenizer's training, received {recipe.data.pad}")
+    if recipe.sample_latents:
+        check_variational(tokenizer, "sample_latents")
     check_condition(config, tokenizer, recipe.tokenizer)
     class_table = shared_classes(config, tokenizer, recipe.tokenizer)
     from_images = recipe.cache == NO_CACHE
@@ -393,6 +403,10 @@ def _cached(recipe: Recipe, tokenizer: Any, length: int) -> tuple[BatchFunction,
     def batch(micro_step: int, rank: int, world: int) -> Batch:
         rows = rows_of(len(cache), cache.views, size // world, seed=seed, step=micro_step, rank=rank, world=world)
         tokens, labels = cache.batch(rows)
+        if recipe.sample_latents:
+            tokens = sampled(tokens, seed=seed, step=micro_step, rank=rank)
+        elif cache.meta.get("moments"):
+            tokens = tokens.chunk(2, dim=-1)[0]
         if embed is None:
             return tokens[:, :length], labels
         return tokens[:, :length], embed([images.captions[row // cache.views] for row in rows], device)
@@ -412,6 +426,9 @@ def _encoded(recipe: Recipe, tokenizer: Any, length: int) -> tuple[BatchFunction
     def batch(micro_step: int, rank: int, world: int) -> Batch:
         x, labels, captions = read(micro_step, rank, world)
         told = labels if embed is None else embed(captions, device)
-        return encode_batch(frozen, x, told, length, label=used), labels if own is None else told
+        tokens = encode_batch(frozen, x, told, length, label=used, moments=recipe.sample_latents)
+        if recipe.sample_latents:
+            tokens = sampled(tokens, seed=recipe.seed, step=micro_step, rank=rank)
+        return tokens, labels if own is None else told
 
     return batch, images.num_classes, images

@@ -35,7 +35,7 @@ FORMATS: dict[str, Callable[..., nn.Module]] = {
 
 
 # What a numeric option of a conversion may be, beyond its type.
-_BOUNDS: dict[str, dict[str, float]] = {
+_BOUNDS: dict[str, dict[str, Any]] = {
     **{key: {"ge": 1} for key in ("heads", "encoder_heads", "decoder_heads", "num_tokens", "align_depth")},
     **{key: {"ge": 1} for key in ("groups", "autoencoder_groups")},
     **{key: {"gt": 0} for key in ("std", "rope_base", "scaling_factor", "autoencoder_scale")},
@@ -66,7 +66,7 @@ def parse_options(function: Callable[..., nn.Module], options: Sequence[str]) ->
             given[key] = text  # a path, whatever it looks like
     fields = [(p.name, hints[p.name], config_fields.option(p.default, **_BOUNDS.get(p.name, {}))) for p in known]
     try:
-        checked = config_fields.build(dataclasses.make_dataclass("Options", fields), given)
+        checked: Any = config_fields.build(dataclasses.make_dataclass("Options", fields), given)
     except ConfigError as error:
         raise InputError(f"option {error}") from None
     return {key: getattr(checked, key) for key in given}
