@@ -23,7 +23,7 @@ from tok1d.evaluate.samples import Save
 from tok1d.train import run
 from tok1d.train.tasks import padding_of
 from tok1d.train.trained import load_model, load_pair
-from tok1d.zoo.store import fingerprint
+from tok1d.zoo.store import fingerprint, model_identity
 
 T = TypeVar("T")
 
@@ -173,7 +173,7 @@ class Reconstruction(Request):
             protocol=run.protocol_of(tokenizer, pad=pad),
         )
         identity = {
-            "weights": opened.once("weights", (self.model, device), lambda: fingerprint(tokenizer)),
+            "weights": opened.once("weights", (self.model, device), lambda: model_identity(tokenizer)),
             "images": wanted.fingerprint(),
             "measures": str(measures),
             "references": _fingerprints(known),
@@ -226,7 +226,7 @@ class Generation(Request):
                     data, tokenizer, split=self.split, data_root=self.data_root, generator=generator
                 ),
             )
-        weights = opened.once("weights", (self.model, device), lambda: [fingerprint(model) for model in pair])
+        weights = opened.once("weights", (self.model, device), lambda: [model_identity(model) for model in pair])
         call = partial(
             evaluate_generation,
             generator,

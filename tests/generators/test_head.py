@@ -205,6 +205,15 @@ def test_the_condition_is_embedded_once_a_token(rows: tuple[Tensor, ...]) -> Non
     assert timed == [6], "every time once, for all rows"
 
 
+def test_a_ddpm_head_takes_the_release_s_step_specifications(rows: tuple[Tensor, ...]) -> None:
+    """ "10" and 10 are one chain, "ddim10" another: from step 0 at a stride of 100."""
+    x, _, cond = rows
+    ddpm = head(objective="ddpm")
+    assert torch.equal(sample(ddpm, x, cond, steps=10), sample(ddpm, x, cond, steps="10"))
+    assert not torch.equal(sample(ddpm, x, cond, steps=10), sample(ddpm, x, cond, steps="ddim10"))
+    assert ddpm.chain.respace("ddim10").step_map == list(range(0, 1000, 100))
+
+
 def test_bad_input_is_told_in_one_line(rows: tuple[Tensor, ...]) -> None:
     x, _, cond = rows
     for objective, options, message in (
@@ -214,6 +223,7 @@ def test_bad_input_is_told_in_one_line(rows: tuple[Tensor, ...]) -> None:
         ("ddpm", {"sampler": "heun"}, "got 'heun'"),
         ("ddpm", {"steps": 0}, "at least 2 steps, got 0"),
         ("ddpm", {"steps": 1001}, "cannot take 1001 steps"),
+        ("interpolant", {"steps": "ddim10"}, "steps: expected a number for sampler=sde, got 'ddim10'"),
     ):
         with pytest.raises(InputError) as caught:
             sample(head(objective=objective), x, cond, **options)

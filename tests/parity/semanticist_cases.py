@@ -72,11 +72,11 @@ def run_encoder(case: Case) -> None:
     load_part(encoder, state, "encoder.")
     image = case.io["image"]
     case.check("tokens_in", encoder.embed(image))
-    with outputs_of(encoder.blocks[0]) as first, inputs_of(encoder.blocks[-1]) as last:
+    with inputs_of(encoder.blocks[0]) as first, inputs_of(encoder.blocks[-1]) as last:
         case.check("slots", encoder(image))
-    case.check("block0_out", first[0])
-    # The encoder computes the tokens alone here; the recording has the patches too.
+    # The last block computes the tokens alone in the encoder; the recording has the patches too.
     attend = prefix_causal(1 + encoder.num_patches) if config.causal else full
+    case.check("block0_out", encoder.blocks[0](first[0], attend))
     case.check("last_block_out", encoder.blocks[-1](last[0], attend))
     if "attn_mask" in case.io:
         case.check("attn_mask", prefix_causal_mask(1 + encoder.num_patches, encoder.num_tokens))
@@ -334,7 +334,7 @@ def run_diffloss_ddpm(case: Case) -> None:
             start=io[f"{run}.init"],
             randn=draws(*io[f"{run}.noise"]),
             scale=scale,
-            steps=int(config["respacing"]),
+            steps=config["respacing"],
             temperature=config["temperature"],
         )
         case.check(f"{run}.sample", sample)
@@ -547,6 +547,7 @@ def run_tokenizer_e2e(case: Case) -> None:
         case.weights,
         encoder_heads=config["enc_heads"],
         decoder_heads=config["dit_heads"],
+        causal=config.get("is_causal", True),
         normalise=config["norm_slots"],
         align_depth=config["dit"]["encoder_depth"],
         autoencoder=EMBEDDED,

@@ -1,5 +1,8 @@
 """Counts of kept tokens and their masks."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -28,7 +31,8 @@ def test_draws_are_uniform_and_include_both_ends(lowest: int) -> None:
 
 def test_ways_to_say_how_many() -> None:
     assert resolve_keep(None, 3, 8, CPU).tolist() == [8, 8, 8]
-    assert resolve_keep(2, 3, 8, CPU).tolist() == [2, 2, 2]
+    for two in (2, np.int64(2), torch.tensor(2)):
+        assert resolve_keep(two, 3, 8, CPU).tolist() == [2, 2, 2]
     counts = resolve_keep(torch.tensor([0, 8, 3], dtype=torch.int32), 3, 8, CPU)
     assert counts.tolist() == [0, 8, 3] and counts.dtype == torch.int64
 
@@ -39,11 +43,15 @@ def test_ways_to_say_how_many() -> None:
         (9, "keep must lie in 0..8 (this model has 8 tokens), got 9"),
         (-1, "keep must lie in 0..8 (this model has 8 tokens), got -1"),
         (torch.tensor([1, 12, 3]), "got 12"),
-        (torch.tensor([1, 2]), "a tensor of shape (3,), got shape (2,)"),
-        (torch.tensor(2), "got shape ()"),
+        (torch.tensor([1, 2]), "a tensor of ints of shape (3,), got shape (2,)"),
+        (torch.tensor([1.9, 2.0, 3.0]), "ints of shape (3,), got shape (3,) of torch.float32"),
+        (torch.tensor([True, False, True]), "got shape (3,) of torch.bool"),
+        ([1, 2, 3], "got [1, 2, 3]"),
+        (4.0, "got 4.0"),
+        (True, "got True"),
     ],
 )
-def test_bad_counts_are_told_in_one_line(keep: int | torch.Tensor, message: str) -> None:
+def test_bad_counts_are_told_in_one_line(keep: Any, message: str) -> None:
     with pytest.raises(InputError) as caught:
         resolve_keep(keep, 3, 8, CPU)
     assert message in str(caught.value) and "\n" not in str(caught.value)

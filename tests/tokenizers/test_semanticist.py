@@ -395,6 +395,7 @@ BAD_CALLS: list[tuple[str, Call, str]] = [
     ("generators", lambda m, x, z: m.decode(z, generator=[seeded()]), "one for each of 3 rows, got 1"),
     ("solver", lambda m, x, z: m.decode(z, solver="dopri5"), "got 'dopri5'"),
     ("no steps", lambda m, x, z: m.decode(z, steps=0), "got 0"),
+    ("schedule", lambda m, x, z: m.decode(z, guidance=Guidance(2.0, schedule="linear")), "got schedule='linear'"),
     ("weak model", lambda m, x, z: m.decode(z, guidance=Guidance(2.0, weak_model=m)), "not against a weak_model"),
 ]
 

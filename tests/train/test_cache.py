@@ -293,3 +293,21 @@ def test_processes_of_torchrun_take_their_parts(tmp_path: Path, monkeypatch: Any
         monkeypatch.setenv("RANK", str(rank))
         assert cli.run(words) == 0
     assert "64 rows of 4 tokens" in capsys.readouterr().out and len(TokenCache(tmp_path / "c")) == 64
+
+
+def test_a_tokenizer_of_other_heads_has_other_tokens(tmp_path: Path, fashion: None, tiny: Tiny) -> None:
+    """Weights alone do not tell them apart, as those of a file that was converted with a wrong option."""
+    torch.manual_seed(0)
+    recipe = load_recipe(tiny("tokenizer"))
+    for heads in (2, 4):
+        recipe.model.encoder.heads = heads
+        torch.manual_seed(0)
+        store.save_model(store.build_model(recipe.model), tmp_path / f"heads{heads}", Card())
+    two, four = (store.load(tmp_path / f"heads{heads}") for heads in (2, 4))
+    assert store.fingerprint(two) == store.fingerprint(four)
+    assert store.model_identity(two) != store.model_identity(four)
+    path = tiny("generator", tokenizer=tmp_path / "heads2")
+    build_task(load_recipe(path, [f"cache={tmp_path / 'cache'}", f"out={tmp_path / 'run'}"]))
+    again = [f"cache={tmp_path / 'cache'}", f"out={tmp_path / 'other'}", f"tokenizer={tmp_path / 'heads4'}"]
+    with pytest.raises(DataError, match=r"made by a tokenizer of encoder\.heads=2, this is of 4: run tok1d encode"):
+        build_task(load_recipe(path, again))

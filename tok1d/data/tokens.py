@@ -6,7 +6,7 @@ A folder without index.json is unfinished. Shard files hold "tokens", (R, K, D) 
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -123,8 +123,19 @@ class TokenCache:
             values = values.view(torch.bfloat16)
         return values.float() if self.layout.dim else values, torch.from_numpy(labels)
 
-    def check(self, *, tokenizer_fingerprint: str | None = None, data_fingerprint: str | None = None) -> None:
-        """Raise DataError where the cache was made by another tokenizer or from other data than those given."""
+    def check(
+        self,
+        *,
+        tokenizer_fingerprint: str | None = None,
+        tokenizer_settings: Mapping[str, Any] | None = None,
+        data_fingerprint: str | None = None,
+    ) -> None:
+        """Raise DataError where the cache was made by another tokenizer or from other data than those given.
+
+        Args:
+            tokenizer_settings: dotted key -> value, what a fingerprint of weights does not show (heads, say); a key
+                that only one side has says nothing.
+        """
         expected = {"tokenizer": tokenizer_fingerprint, "data": data_fingerprint}
         for kind, wanted in expected.items():
             found = self.meta.get(f"{kind}_fingerprint", "unknown")
@@ -132,6 +143,13 @@ class TokenCache:
                 made = "made by tokenizer" if kind == "tokenizer" else "made from data"
                 raise DataError(
                     f"{self.folder}: the cache was {made} {found}, this is {wanted}: run tok1d encode again"
+                )
+        made_with, settings = self.meta.get("tokenizer_settings", {}), tokenizer_settings or {}
+        for key in sorted(made_with.keys() & settings.keys()):
+            if made_with[key] != settings[key]:
+                raise DataError(
+                    f"{self.folder}: the cache was made by a tokenizer of {key}={made_with[key]}, this is of "
+                    f"{settings[key]}: run tok1d encode again"
                 )
 
 

@@ -35,7 +35,7 @@ from tok1d.evaluate.sampling import (
 )
 from tok1d.generators.sequence import SequenceModel
 from tok1d.text import CaptionEmbeddings
-from tok1d.zoo.store import fingerprint
+from tok1d.zoo.store import fingerprint, model_identity
 
 # How classes are drawn, and what a record calls it.
 CLASSES = {"balanced": "balanced", "random": "uniformly random", "train": "as in the reference images"}
@@ -167,7 +167,17 @@ def evaluate_generation(
         **(protocol or {}),
     )
     drawn_by = reference.fingerprint() if reference is not None and (captioned or classes == "train") else ""
-    whole = [*lengths, how, decoding.get("solver"), fingerprint(generator), drawn_by, str(measures), str(save), note]
+    whole = [
+        *lengths,
+        how,
+        decoding.get("solver"),
+        model_identity(generator),
+        model_identity(tokenizer),
+        drawn_by,
+        str(measures),
+        str(save),
+        note,
+    ]
     about = {"kind": "generation", "common": common, "whole": whole, "versions": versions()}
     with job.run(about, num, batch_size, measure, save.begin if save is not None else None) as batches:
         if batches is None:

@@ -24,7 +24,7 @@ from tok1d.evaluate.report import Record, versions
 from tok1d.evaluate.samples import Save, saving
 from tok1d.evaluate.sampling import PAINTING, counted, decoder_options, guidance_text, noise_of
 from tok1d.tokenizers.base import TokenSpec
-from tok1d.zoo.store import fingerprint
+from tok1d.zoo.store import fingerprint, model_identity
 
 
 def prefix_lengths(length: int) -> list[int]:
@@ -162,7 +162,7 @@ def evaluate_reconstruction(
         seed=seed,
         **(protocol or {}),
     )
-    whole = [*lengths, options.get("solver"), images.fingerprint(), fingerprint(tokenizer), str(measures), str(save)]
+    whole = [*lengths, options.get("solver"), images.fingerprint(), model_identity(tokenizer), str(measures), str(save)]
     about = {"kind": "reconstruction", "common": common, "whole": whole, "versions": versions()}
     with job.run(about, len(images), batch_size, measure, save.begin if save is not None else None) as batches:
         if batches is None:

@@ -224,7 +224,7 @@ class DiffusionHead(nn.Module):
         return name or self.config.sampler
 
     @torch.no_grad()
-    def table(self, steps: int | None = None, sampler: str | None = None) -> SamplingTable:
+    def table(self, steps: int | str | None = None, sampler: str | None = None) -> SamplingTable:
         """What `sample` of many tokens with these steps and this sampler computes once.
 
         Raises:
@@ -234,9 +234,11 @@ class DiffusionHead(nn.Module):
         device = self.net.out.weight.device
         if sampler == "ancestral":
             # A chain of one step keeps the cleanest: noise would come out.
-            if steps < 2:
+            if isinstance(steps, int) and steps < 2:
                 raise InputError(f"a DDPM head needs at least 2 steps, got {steps}")
             return SamplingTable(self.net, torch.tensor(self.chain.respace(steps).step_map, device=device))
+        if not isinstance(steps, int):
+            raise InputError(f"steps: expected a number for sampler={sampler}, got {steps!r}")
         if sampler == "sde":
             return SamplingTable(self.net, sde_times(steps, last_step=self.config.last_step, device=device))
         return SamplingTable(self.net, time_grid(steps, device=device)[:-1])  # neither ODE sampler calls it at 1
@@ -250,7 +252,7 @@ class DiffusionHead(nn.Module):
         *,
         uncond: Tensor | None = None,
         scale: float = 1.0,
-        steps: int | None = None,
+        steps: int | str | None = None,
         sampler: str | None = None,
         temperature: float = 1.0,
         table: SamplingTable | None = None,
@@ -259,7 +261,8 @@ class DiffusionHead(nn.Module):
 
         Args:
             cond: (R, C) conditions; `uncond` (R, C) the unconditional ones, needed where scale != 1.
-            steps: network evaluations. sampler: "sde", "euler" or "heun" (interpolant); DDPM is ancestral.
+            steps: network evaluations; of a DDPM head also "ddimN" or "a,b,c", see `respaced_steps`.
+            sampler: "sde", "euler" or "heun" (interpolant); DDPM is ancestral.
             temperature: multiplies the sampler's noise (no effect on the ODE samplers).
             table: the `table` of these steps and this sampler, where many tokens are sampled; default: made here.
 
@@ -271,6 +274,7 @@ class DiffusionHead(nn.Module):
         field = self.field(cond, uncond, scale, table)
         if self.config.objective == "ddpm":
             return ancestral(field, start, self.chain.respace(steps), randn, temperature=temperature)
+        assert isinstance(steps, int), "as `table` has checked"
         if sampler == "sde":
             return interpolant_sde(field, start, steps, randn, last_step=self.config.last_step, temperature=temperature)
         times = time_grid(steps, device=start.device)

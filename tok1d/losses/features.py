@@ -143,7 +143,8 @@ def _own_teacher(name: str, weights: str | None, image_size: int) -> Teacher:
 class _PatchTokens(nn.Module):
     """A timm vision transformer's last features after its final norm, without class and register tokens.
 
-    For DINOv2 these are what its own code calls x_norm_patchtokens.
+    For DINOv2 these are what its own code calls x_norm_patchtokens, but for its position table at another size than
+    that of its training: timm resamples it antialiased and to the exact size, DINOv2's code does neither.
     """
 
     def __init__(self, vit: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -26,19 +28,26 @@ def prefix_mask(keep: Tensor, length: int) -> Tensor:
 
 
 def resolve_keep(keep: int | Tensor | None, batch: int, length: int, device: torch.device) -> Tensor:
-    """`keep` as (B,) int64: None keeps all, an int serves the whole batch.
+    """`keep` as (B,) int64: None keeps all, an integer (also a tensor of one) serves the whole batch.
 
     Raises:
-        InputError: a count outside 0..length, or a tensor that is not (B,).
+        InputError: a count outside 0..length, or something else than integers, one for the batch or (B,).
     """
     if keep is None:
         keep = length
-    if isinstance(keep, int):
-        keep = torch.full((batch,), keep, dtype=torch.int64, device=device)
-    if keep.shape != (batch,):
-        raise InputError(f"keep must be an int or a tensor of shape ({batch},), got shape {tuple(keep.shape)}")
-    low, high = int(keep.min()), int(keep.max())
+    counts = torch.as_tensor(keep) if _counts(keep) else None
+    if counts is None or counts.shape not in ((), (batch,)):
+        found = f"shape {tuple(keep.shape)} of {keep.dtype}" if isinstance(keep, Tensor) else f"{keep!r}"[:60]
+        raise InputError(f"keep must be an int or a tensor of ints of shape ({batch},), got {found}")
+    low, high = int(counts.min()), int(counts.max())
     if low < 0 or high > length:
-        found = low if low < 0 else high
-        raise InputError(f"keep must lie in 0..{length} (this model has {length} tokens), got {found}")
-    return keep.to(device=device, dtype=torch.int64)
+        wrong = low if low < 0 else high
+        raise InputError(f"keep must lie in 0..{length} (this model has {length} tokens), got {wrong}")
+    return counts.to(device=device, dtype=torch.int64).expand(batch)
+
+
+def _counts(keep: object) -> bool:
+    """Whether this is an integer or integers: no truth values, no fractions."""
+    if isinstance(keep, Tensor):
+        return not keep.is_floating_point() and not keep.is_complex() and keep.dtype != torch.bool
+    return isinstance(keep, Integral) and not isinstance(keep, bool)

@@ -50,7 +50,9 @@ class FlowConfig:
 class NestedConfig:
     """Prefix dropping (section 3.2) and the dropping of all tokens that guidance needs."""
 
-    after: float = option(0.125, "share of the training after which prefixes are dropped (release: 50 of 400 epochs)")
+    after: float = option(
+        0.125, "share of the training after which prefixes are dropped (release: 50 of 400 epochs)", ge=0, le=1
+    )
     drop_before: float = option(0.1, "before that: probability of dropping all tokens", ge=0, le=1)
     drop_after: float = option(
         0.0, "after that: probability of dropping all tokens (the release trains none)", ge=0, le=1
@@ -370,6 +372,8 @@ class Semanticist(nn.Module):
         tokens, length = self._checked(tokens), self.spec.length
         if guidance.weak_model is not None:
             raise InputError("a Semanticist decoder guides against its null tokens, not against a weak_model")
+        if guidance.schedule != "constant":
+            raise InputError(f"guidance of a decoder is constant over its tokens, got schedule={guidance.schedule!r}")
         batch, given, _ = tokens.shape
         counts = resolve_keep(keep, batch, given, tokens.device)
         padded = torch.nn.functional.pad(tokens, (0, 0, 0, length - given))

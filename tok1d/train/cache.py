@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tok1d.bottleneck.kl import KL
+from tok1d.config import to_mapping
 from tok1d.data.decoded import DecodedImages, tell_broken
 from tok1d.data.images import ArrayImages, ImageSet, prefetch
 from tok1d.data.order import batch_indices, uniforms
@@ -24,6 +25,7 @@ from tok1d.data.tokens import Layout, TokenCache
 from tok1d.data.transforms import Crop
 from tok1d.errors import ConfigError, DataError
 from tok1d.evaluate.labels import Told, labels_given
+from tok1d.train.curves import flat
 from tok1d.zoo import store
 
 ROWS_PER_SHARD = 65536
@@ -91,6 +93,14 @@ def sampled(moments: Tensor, *, seed: int, step: int, rank: int) -> Tensor:
     draws = np.random.default_rng([seed, step, _LATENT_DRAWS])
     noise = draws.standard_normal(((rank + 1) * len(mean), *mean.shape[1:]), dtype=np.float32)[rank * len(mean) :]
     return mean + std * torch.from_numpy(noise).to(mean)
+
+
+def encoder_settings(tokenizer: Any) -> dict[str, Any]:
+    """Dotted key -> value of what decides its tokens beside its weights (heads, normalisation); {} if unknown."""
+    config = getattr(tokenizer, "config", None)
+    deciding = ("image_size", "encoder", "bottleneck", "condition", "normalise", "normalise_eps")
+    found = flat(to_mapping(config)) if config is not None else {}
+    return {key: value for key, value in found.items() if key.split(".")[0] in deciding}
 
 
 def check_variational(tokenizer: Any, key: str) -> None:
@@ -218,6 +228,7 @@ def encode_images(
     told = Told(tokenizer, images)
     meta = {
         "tokenizer_fingerprint": store.fingerprint(tokenizer),
+        "tokenizer_settings": encoder_settings(tokenizer),
         "data_fingerprint": images.fingerprint(),
         "transform": images.transform.fingerprint(),
         "views": views,

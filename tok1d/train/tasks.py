@@ -28,6 +28,7 @@ from tok1d.train.cache import (
     check_variational,
     encode_batch,
     encode_images,
+    encoder_settings,
     every_image,
     process_device,
     released,
@@ -261,7 +262,11 @@ def open_cache(recipe: Recipe, tokenizer: Any, images: Images) -> TokenCache:
             f"{folder}: holds means alone, sample_latents=true needs their standard deviations too: encode with "
             "--moments, or cache to another folder"
         )
-    cache.check(tokenizer_fingerprint=store.fingerprint(tokenizer), data_fingerprint=images.fingerprint())
+    cache.check(
+        tokenizer_fingerprint=store.fingerprint(tokenizer),
+        tokenizer_settings=encoder_settings(tokenizer),
+        data_fingerprint=images.fingerprint(),
+    )
     told = reads_captions(tokenizer) and any(images.captions)
     if cache.meta.get("captions") != (captions_fingerprint(images.captions) if told else None):
         raise DataError(f"{folder}: encoded with other captions than data.captions gives now: cache to another folder")

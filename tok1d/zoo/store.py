@@ -62,6 +62,12 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:12]
 
 
+def model_identity(model: nn.Module) -> str:
+    """The fingerprint of a model's weights, and 12 hex digits of its configuration: what it computes, heads and all."""
+    settings = json.dumps(to_mapping(getattr(model, "config")), sort_keys=True, default=str)  # noqa: B009
+    return f"{fingerprint(model)}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
+
+
 def save_model(model: nn.Module, folder: Path, card: Card, *, dtype: torch.dtype = torch.float32) -> None:
     """Write a model folder, whole or not at all; an existing model folder is replaced.
 

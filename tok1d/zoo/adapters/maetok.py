@@ -92,8 +92,6 @@ def from_published(state: Mapping[str, Tensor]) -> tuple[State, list[str]]:
             ignored.append(name)
     if "decoder.vit.freqs" in renamed:
         renamed.pop(DECODER_TABLE, None)
-    if "encoder.queries" not in renamed:
-        renamed.pop("decoder.mask_token", None)  # stored, and without queries nothing hides behind it
     return renamed, ignored
 
 
@@ -240,6 +238,8 @@ def convert_tokenizer(
     path = Path(path)
     options = _read_options(path if path.is_dir() else path.parent)
     state, ignored = from_published(read_published(path))
+    if "encoder.queries" not in state:
+        state.pop("decoder.mask_token", None)  # stored, and without queries no forward pass reads it
     if ignored:
         print(f"{path}: not part of the tokenizer, left out: {listing(ignored)}", file=sys.stderr)
     mean, std = _number(options, "vq_mean", 0.0), _number(options, "vq_std", 1.0)

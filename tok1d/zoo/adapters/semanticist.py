@@ -167,7 +167,7 @@ def check_positions(table: Tensor, source: str) -> None:
     """
     side = math.isqrt(table.shape[-2])
     if side**2 == table.shape[-2] and table.shape[-1] % 4 == 0:
-        difference = float((table.float().cpu() - sincos_2d(table.shape[-1], side, side)).abs().max())
+        difference = float((table.detach().float().cpu() - sincos_2d(table.shape[-1], side, side)).abs().max())
         if difference <= table_tolerance(table):
             return
     else:
@@ -306,7 +306,10 @@ def tokenizer_config(
     try:
         config.check()
     except ConfigError as error:
-        raise WeightsError(f"published weights that do not fit {latents.path or 'pixels'}: {error}") from None
+        options = {"encoder.heads": "encoder_heads=", "decoder.heads": "decoder_heads=", "align_depth": "align_depth="}
+        told = next((f"; give {option}" for key, option in options.items() if key in str(error)), "")
+        fits = "" if told else f" that do not fit {latents.path or 'pixels'}"
+        raise WeightsError(f"published weights{fits}: {error}{told}") from None
     return config
 
 
