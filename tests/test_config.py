@@ -295,7 +295,7 @@ def test_field_rows(minimal):
     rows = {row.key: row for row in field_rows(load_recipe(minimal, ["train.lr=0.5"]))}
     assert dataclasses.astuple(rows["train.lr"])[1:4] == ("float > 0", "required", "0.5")
     assert dataclasses.astuple(rows["data.limit"])[1:4] == ("int >= 1 or null", "null", "null")
-    assert rows["data.crop"].type == "center or random"
+    assert rows["data.crop"].type == "center or random or random_scale"
     assert rows["evaluate.keep"].type == "list of int >= 0"
     assert rows["model.encoder.depth"].default == "5"
     assert rows["model.encoder.dropout"].type == "float >= 0 and < 1"
@@ -327,7 +327,10 @@ def test_field_rows(minimal):
         ("model.sizes=3", "model.sizes: expected list of int or null, received 3"),
         ("model.sizes=[x]", "model.sizes[0]: expected int, received 'x'"),
         ("data.limit=x", "data.limit: expected int or null, received 'x'"),
-        ("data.crop=centre", "data.crop: expected center or random, received 'centre'; did you mean center?"),
+        (
+            "data.crop=centre",
+            "data.crop: expected center or random or random_scale, received 'centre'; did you mean center?",
+        ),
         ("data.channels=2", "data.channels: expected 1 or 3, received 2"),
         ("data.channels=true", "data.channels: expected 1 or 3, received true"),
         ("evaluate.keep=4", "evaluate.keep: expected list of int, received 4"),

@@ -186,7 +186,7 @@ def test_a_model_alone_is_a_plain_loop(tmp_path: Path) -> None:
     optimizer, ema = adamw(plain, settings.train), EMA(plain, 0.5)
     for step in range(6):
         torch.manual_seed(seed_of(0, step))
-        stepped(optimizer, plain.losses(batches(4)(step, 0, 1), step / 6)["loss"], step, settings.train)
+        stepped(optimizer, plain.losses(batches(4)(step, 0, 1), step / 5)["loss"], step, settings.train)
         ema.update(step)
     assert_same(newest(tmp_path)["model"], dict(plain.state_dict()))
     assert_same(dict(model.layer.named_parameters()), {k.split(".")[1]: v for k, v in ema.averages.items()})
@@ -371,7 +371,7 @@ def test_players_learn_at_which_step_of_how_many_they_are(tmp_path: Path) -> Non
         player.losses = lambda b, moment, s, losses=losses: (moments.append(moment), losses(b, moment, s))[1]
     fit(settings, task, tmp_path, quiet=True)
     assert moments == [Moment(step, 3) for step in range(3) for _ in range(4)]
-    assert [moment.progress for moment in moments[::4]] == [0, 1 / 3, 2 / 3]
+    assert [moment.progress for moment in moments[::4]] == [0, 1 / 2, 1]
 
 
 def test_gradients_that_reach_another_player_are_noticed(tmp_path: Path) -> None:
