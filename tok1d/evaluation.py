@@ -23,7 +23,7 @@ from tok1d.evaluate.samples import Save
 from tok1d.train import run
 from tok1d.train.tasks import padding_of
 from tok1d.train.trained import load_model, load_pair
-from tok1d.zoo.store import fingerprint, model_identity
+from tok1d.zoo.store import model_identity
 
 T = TypeVar("T")
 
@@ -263,7 +263,7 @@ class Generation(Request):
         weak = guidance.weak_model
         identity = {
             "weights": weights,
-            "weak": None if weak is None else fingerprint(weak),
+            "weak": None if weak is None else model_identity(weak),
             "images": None if images is None else images.fingerprint(),
             "measures": str(measures),
             "references": _fingerprints(known),

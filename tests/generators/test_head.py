@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -208,8 +209,10 @@ def test_the_condition_is_embedded_once_a_token(rows: tuple[Tensor, ...]) -> Non
 def test_a_ddpm_head_takes_the_release_s_step_specifications(rows: tuple[Tensor, ...]) -> None:
     """ "10" and 10 are one chain, "ddim10" another: from step 0 at a stride of 100."""
     x, _, cond = rows
-    ddpm = head(objective="ddpm")
+    ddpm, flow = head(objective="ddpm"), head()
     assert torch.equal(sample(ddpm, x, cond, steps=10), sample(ddpm, x, cond, steps="10"))
+    for model in (ddpm, flow):
+        assert torch.equal(sample(model, x, cond, steps=10), sample(model, x, cond, steps=np.int64(10)))
     assert not torch.equal(sample(ddpm, x, cond, steps=10), sample(ddpm, x, cond, steps="ddim10"))
     assert ddpm.chain.respace("ddim10").step_map == list(range(0, 1000, 100))
 
@@ -222,6 +225,8 @@ def test_bad_input_is_told_in_one_line(rows: tuple[Tensor, ...]) -> None:
         ("interpolant", {"steps": 0, "sampler": "euler"}, "at least 1 step, got 0"),
         ("ddpm", {"sampler": "heun"}, "got 'heun'"),
         ("ddpm", {"steps": 0}, "at least 2 steps, got 0"),
+        ("ddpm", {"steps": np.int64(1)}, "at least 2 steps, got 1"),
+        ("ddpm", {"steps": "ddim1"}, "at least 2 steps, got ddim1"),
         ("ddpm", {"steps": 1001}, "cannot take 1001 steps"),
         ("interpolant", {"steps": "ddim10"}, "steps: expected a number for sampler=sde, got 'ddim10'"),
     ):

@@ -358,6 +358,7 @@ def close(expected: list[float]) -> Any:
     [
         (NestedConfig(), 0.1, [0.1, 0, 0, 0, 0.9]),
         (NestedConfig(), 0.125, [0, 0.25, 0.25, 0.25, 0.25]),
+        (NestedConfig(after=1.0), 1.0, [0.1, 0, 0, 0, 0.9]),  # never
         (NestedConfig(drop_after=0.2), 1.0, [0.2, 0.2, 0.2, 0.2, 0.2]),
         (NestedConfig(enabled=False, drop_before=0.3), 1.0, [0.3, 0, 0, 0, 0.7]),
     ],

@@ -14,6 +14,7 @@ from tok1d.data.tokens import TokenCache
 from tok1d.errors import ConfigError, DataError, InputError
 from tok1d.train.cache import encode_batch, sampled
 from tok1d.train.forecast import forecast
+from tok1d.train.rehearse_task import _tokens
 from tok1d.train.tasks import build_task, open_split
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
@@ -112,3 +113,44 @@ def test_tokens_that_are_no_samples_are_refused(tiny: Tiny, tmp_path: Path, fash
     out = tmp_path / "cache"
     assert cli.run(["encode", str(tmp_path / "model"), "fashion_mnist", "--out", str(out), "--moments"]) == 2
     assert "--moments: expected a tokenizer with a KL bottleneck" in capsys.readouterr().err and not out.exists()
+
+
+def test_the_first_tokens_have_the_same_noise_whatever_the_cache_holds(
+    tiny: Tiny, tmp_path: Path, fashion: None
+) -> None:
+    """Two of four tokens: from images, from a cache of two and from one of four."""
+    torch.manual_seed(0)
+    store.save_model(store.build_model(load_recipe(tiny("smap")).model), tmp_path / "model", Card())
+    path = tiny("sit", tokenizer=tmp_path / "model", sample_latents="true")
+    changes = ["num_tokens=2", "model.num_tokens=2", "data.pad=0", f"out={tmp_path / 'run'}"]
+    out = str(tmp_path / "four")
+    assert cli.run(["encode", str(tmp_path / "model"), "fashion_mnist", "--moments", "--out", out]) == 0
+    caches = ["none", str(tmp_path / "two"), out]
+    batches = [build_task(load_recipe(path, [*changes, f"cache={cache}"])).batch(5, 0, 1)[0] for cache in caches]
+    for batch in batches[1:]:
+        torch.testing.assert_close(batch, batches[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_cache_begun_without_settings_is_finished_with_them(
+    tiny: Tiny, tmp_path: Path, fashion: None, monkeypatch: Any
+) -> None:
+    """What a tokenizer's settings are is told by who finishes a cache: they do not make it another."""
+    torch.manual_seed(0)
+    store.save_model(store.build_model(load_recipe(tiny("smap")).model), tmp_path / "model", Card())
+    words = ["encode", str(tmp_path / "model"), "fashion_mnist", "--out", str(tmp_path / "c"), "--rows-per-shard", "20"]
+    with monkeypatch.context() as older:
+        older.setattr("tok1d.train.cache.encoder_settings", lambda tokenizer: {})
+        assert cli.run([*words, "--shard", "0/2"]) == 0
+    assert cli.run([*words, "--shard", "1/2"]) == 0
+    settings = TokenCache(tmp_path / "c").about["tokenizer_settings"]
+    assert settings["encoder.heads"] == 2 and "bottleneck.weight" not in settings
+
+
+def test_the_measured_dry_run_takes_no_cache_of_means(tiny: Tiny, tmp_path: Path, fashion: None) -> None:
+    torch.manual_seed(0)
+    store.save_model(store.build_model(load_recipe(tiny("smap")).model), tmp_path / "model", Card())
+    path, cache = tiny("sit", tokenizer=tmp_path / "model"), f"cache={tmp_path / 'cache'}"
+    build_task(load_recipe(path, [cache, f"out={tmp_path / 'run'}"]))
+    recipe = load_recipe(path, [cache, "sample_latents=true"])
+    _, told, real = _tokens(recipe, store.build_model(recipe.model))
+    assert "holds means alone" in told and not real

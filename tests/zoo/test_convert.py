@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,12 @@ def test_options_are_numbers_texts_and_paths() -> None:
     assert parse_options(FORMATS["maetok-sit"], ["heads=null", "tokenizer=null"]) == {"heads": None, "tokenizer": None}
 
 
+@pytest.mark.parametrize("text", ["2024", "a [x", "a b: c", "${x}", "[x"])
+def test_a_path_may_look_like_anything(text: str) -> None:
+    for written in (text, f'"{text}"', f"'{text}'"):
+        assert parse_options(FORMATS["maetok-sit"], [f"tokenizer={written}"]) == {"tokenizer": text}
+
+
 @pytest.mark.parametrize("format", FILES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_read(tmp_path: Path, format: str, dtype: torch.dtype) -> None:
@@ -141,6 +148,22 @@ def test_counters_and_paths_of_a_trainer_are_no_obstacle(tmp_path: Path) -> None
     content = {"model": {"a": torch.ones(2)}, "args": options, "steps": np.int64(3), "done": np.bool_(True)}
     torch.save(content, tmp_path / "trainer.pt")
     assert torch.equal(read_published(tmp_path / "trainer.pt")["a"], torch.ones(2))
+
+
+def test_the_names_of_other_versions_are_known(tmp_path: Path) -> None:
+    """Python 3.13 calls a path's class pathlib._local.PosixPath, numpy 1 its scalars numpy.core's."""
+    torch.save({"model": {"a": torch.ones(2)}, "out": Path("/runs"), "step": np.int64(3)}, tmp_path / "new.pt")
+    with zipfile.ZipFile(tmp_path / "new.pt") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    pickled = next(name for name in parts if name.endswith("data.pkl"))
+    changes = {b"cpathlib\n": b"cpathlib._local\n", b"cnumpy._core.multiarray\n": b"cnumpy.core.multiarray\n"}
+    for old, new in changes.items():
+        assert old in parts[pickled]
+        parts[pickled] = parts[pickled].replace(old, new)
+    with zipfile.ZipFile(tmp_path / "other.pt", "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    assert torch.equal(read_published(tmp_path / "other.pt")["a"], torch.ones(2))
 
 
 class Elsewhere:

@@ -30,6 +30,7 @@ class TokenWriter:
     Args:
         meta: JSON that says what the rows are: `tokenizer_fingerprint`, `data_fingerprint`, `transform`, `keep`,
             `views` (rows per image, default 1; row i * views + v is view v of image i).
+        about: more JSON for the index, of the writer that finishes the cache; no other settings make another cache.
         overwrite: write this part anew, whatever is there.
 
     Raises:
@@ -44,10 +45,11 @@ class TokenWriter:
         rows: int,
         *,
         meta: dict[str, Any],
+        about: dict[str, Any] | None = None,
         part: tuple[int, int] = (0, 1),
         overwrite: bool = False,
     ) -> None:
-        self.folder, self.layout, self.rows = Path(folder), layout, rows
+        self.folder, self.layout, self.rows, self._about = Path(folder), layout, rows, about or {}
         if rows < 1:
             raise DataError(f"{self.folder}: a token cache needs at least one row, there are none to write")
         self._identity = json.dumps({"format": FORMAT, **asdict(layout), "meta": meta}, sort_keys=True)
@@ -113,7 +115,7 @@ class TokenWriter:
                 return False
             if set(range(len(names))) != self._finished_shards(strict=False):
                 return False
-            index = {**json.loads(self._identity), "rows": self.rows, "shards": names}
+            index = {**json.loads(self._identity), "about": self._about, "rows": self.rows, "shards": names}
             temporary = self._temporary(INDEX)
             temporary.write_text(json.dumps(index, indent=1) + "\n")
             os.replace(temporary, self.folder / INDEX)

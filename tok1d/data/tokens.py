@@ -75,6 +75,7 @@ class TokenCache:
                 )
             self.layout = Layout(*(index[key] for key in ("num_tokens", "dim", "dtype", "rows_per_shard")))
             self.meta: dict[str, Any] = index["meta"]
+            self.about: dict[str, Any] = index.get("about", {})
             self._rows, names = int(index["rows"]), list(index["shards"])
             _check_index(self.layout, self._rows, names, self.meta)
         except FileNotFoundError as error:
@@ -144,7 +145,7 @@ class TokenCache:
                 raise DataError(
                     f"{self.folder}: the cache was {made} {found}, this is {wanted}: run tok1d encode again"
                 )
-        made_with, settings = self.meta.get("tokenizer_settings", {}), tokenizer_settings or {}
+        made_with, settings = self.about.get("tokenizer_settings", {}), tokenizer_settings or {}
         for key in sorted(made_with.keys() & settings.keys()):
             if made_with[key] != settings[key]:
                 raise DataError(

@@ -44,7 +44,7 @@ class Guidance:
     power: float = 1.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.scale):
+        if isinstance(self.scale, int | float) and not math.isfinite(self.scale):
             raise InputError(f"guidance: expected a finite scale, 1 is off, got {self.scale}")
 
     def acts_at(self, t: float) -> bool:

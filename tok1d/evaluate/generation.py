@@ -167,12 +167,12 @@ def evaluate_generation(
         **(protocol or {}),
     )
     drawn_by = reference.fingerprint() if reference is not None and (captioned or classes == "train") else ""
+    weak = getattr(guidance, "weak_model", None)
     whole = [
         *lengths,
         how,
         decoding.get("solver"),
-        model_identity(generator),
-        model_identity(tokenizer),
+        *(model_identity(model) for model in (generator, tokenizer, weak) if model is not None),
         drawn_by,
         str(measures),
         str(save),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -234,10 +235,11 @@ class DiffusionHead(nn.Module):
         device = self.net.out.weight.device
         if sampler == "ancestral":
             # A chain of one step keeps the cleanest: noise would come out.
-            if isinstance(steps, int) and steps < 2:
+            chain = self.chain.respace(steps)
+            if len(chain) < 2 or (isinstance(steps, Integral) and steps < 2):  # 0 steps are all of them
                 raise InputError(f"a DDPM head needs at least 2 steps, got {steps}")
-            return SamplingTable(self.net, torch.tensor(self.chain.respace(steps).step_map, device=device))
-        if not isinstance(steps, int):
+            return SamplingTable(self.net, torch.tensor(chain.step_map, device=device))
+        if not isinstance(steps, Integral):
             raise InputError(f"steps: expected a number for sampler={sampler}, got {steps!r}")
         if sampler == "sde":
             return SamplingTable(self.net, sde_times(steps, last_step=self.config.last_step, device=device))
@@ -274,7 +276,8 @@ class DiffusionHead(nn.Module):
         field = self.field(cond, uncond, scale, table)
         if self.config.objective == "ddpm":
             return ancestral(field, start, self.chain.respace(steps), randn, temperature=temperature)
-        assert isinstance(steps, int), "as `table` has checked"
+        assert isinstance(steps, Integral), "as `table` has checked"
+        steps = int(steps)
         if sampler == "sde":
             return interpolant_sde(field, start, steps, randn, last_step=self.config.last_step, temperature=temperature)
         times = time_grid(steps, device=start.device)

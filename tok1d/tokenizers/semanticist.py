@@ -51,7 +51,10 @@ class NestedConfig:
     """Prefix dropping (section 3.2) and the dropping of all tokens that guidance needs."""
 
     after: float = option(
-        0.125, "share of the training after which prefixes are dropped (release: 50 of 400 epochs)", ge=0, le=1
+        0.125,
+        "share of the training after which prefixes are dropped (release: 50 of 400 epochs); 1: never",
+        ge=0,
+        le=1,
     )
     drop_before: float = option(0.1, "before that: probability of dropping all tokens", ge=0, le=1)
     drop_after: float = option(
@@ -202,7 +205,7 @@ class Semanticist(nn.Module):
             u: (B,) in [0, 1); all tokens are dropped where it is below the probability of that. Default: drawn.
         """
         nested, length = self.config.nested, self.spec.length
-        if nested.enabled and progress >= nested.after:
+        if nested.enabled and nested.after <= progress and nested.after < 1:
             keep, drop = draw_keep(batch, length, device=device), nested.drop_after
         else:
             keep, drop = torch.full((batch,), length, device=device), nested.drop_before

@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,8 @@ def encode_batch(
 def sampled(moments: Tensor, *, seed: int, step: int, rank: int) -> Tensor:
     """Samples (B, K, D) of tokens' means and standard deviations (B, K, 2 D), as a KL tokenizer's decoder reads them.
 
-    The noise belongs to (seed, step, row of the batch of all processes): a resumed run draws the same.
+    The noise belongs to (seed, step, row of the batch of all processes): a resumed run draws the same, with the same
+    version of numpy.
     """
     mean, std = moments.chunk(2, dim=-1)
     draws = np.random.default_rng([seed, step, _LATENT_DRAWS])
@@ -98,9 +99,12 @@ def sampled(moments: Tensor, *, seed: int, step: int, rank: int) -> Tensor:
 def encoder_settings(tokenizer: Any) -> dict[str, Any]:
     """Dotted key -> value of what decides its tokens beside its weights (heads, normalisation); {} if unknown."""
     config = getattr(tokenizer, "config", None)
+    found = flat(to_mapping(config)) if is_dataclass(config) else {}
     deciding = ("image_size", "encoder", "bottleneck", "condition", "normalise", "normalise_eps")
-    found = flat(to_mapping(config)) if config is not None else {}
-    return {key: value for key, value in found.items() if key.split(".")[0] in deciding}
+    # Of the training alone, and where a text encoder lies, which says not which one it is.
+    beside = {f"bottleneck.{key}" for key in ("weight", "beta", "entropy", "revival", "decay")}
+    beside |= {"encoder.drop_path", "condition.encoder", "condition.dropout"}
+    return {key: value for key, value in found.items() if key.split(".")[0] in deciding and key not in beside}
 
 
 def check_variational(tokenizer: Any, key: str) -> None:
@@ -228,7 +232,6 @@ def encode_images(
     told = Told(tokenizer, images)
     meta = {
         "tokenizer_fingerprint": store.fingerprint(tokenizer),
-        "tokenizer_settings": encoder_settings(tokenizer),
         "data_fingerprint": images.fingerprint(),
         "transform": images.transform.fingerprint(),
         "views": views,
@@ -239,7 +242,8 @@ def encode_images(
         **({"captions": captions_fingerprint(images.captions)} if told.embed is not None else {}),
         **({"seed": seed} if images.transform.crop == "random" else {}),
     }
-    writer = TokenWriter(folder, layout, len(images) * views, meta=meta, part=part, overwrite=overwrite)
+    about = {"tokenizer_settings": encoder_settings(tokenizer)}
+    writer = TokenWriter(folder, layout, len(images) * views, meta=meta, about=about, part=part, overwrite=overwrite)
 
     def batches() -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         step = max(1, batch_size // views)

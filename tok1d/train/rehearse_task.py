@@ -151,6 +151,8 @@ def _tokens(recipe: Recipe, model: Any) -> tuple[BatchFunction, str, bool]:
         return _random(recipe), f"random tokens ({recipe.cache} is not made yet)", False
     cache, length = TokenCache(Path(str(recipe.cache))), recipe.num_tokens or recipe.model.num_tokens
     moments = bool(cache.meta.get("moments"))
+    if recipe.sample_latents and not moments:
+        return _random(recipe), f"random tokens ({recipe.cache} holds means alone)", False
     wanted, found = meta_batch(recipe, 1)[0], cache.batch([0])[0]
     found = found.chunk(2, dim=-1)[0] if moments else found
     if cache.num_tokens < length or found.shape[2:] != wanted.shape[2:] or found.dtype != wanted.dtype:
@@ -162,11 +164,12 @@ def _tokens(recipe: Recipe, model: Any) -> tuple[BatchFunction, str, bool]:
     def batch(micro_step: int, rank: int, world: int) -> Batch:
         rows = rows_of(len(cache), cache.views, size // world, seed=seed, step=micro_step, rank=rank, world=world)
         tokens, labels = cache.batch(rows)
-        if recipe.sample_latents and moments:
+        tokens = tokens[:, :length]
+        if recipe.sample_latents:
             tokens = sampled(tokens, seed=seed, step=micro_step, rank=rank)
         elif moments:
             tokens = tokens.chunk(2, dim=-1)[0]
-        return tokens[:, :length], *(told(len(labels)) if captioned else (labels,))
+        return tokens, *(told(len(labels)) if captioned else (labels,))
 
     return batch, f"{len(cache):,} cached rows of tokens" + ", random captions" * captioned, True
 

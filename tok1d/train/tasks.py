@@ -408,13 +408,14 @@ def _cached(recipe: Recipe, tokenizer: Any, length: int) -> tuple[BatchFunction,
     def batch(micro_step: int, rank: int, world: int) -> Batch:
         rows = rows_of(len(cache), cache.views, size // world, seed=seed, step=micro_step, rank=rank, world=world)
         tokens, labels = cache.batch(rows)
+        tokens = tokens[:, :length]
         if recipe.sample_latents:
             tokens = sampled(tokens, seed=seed, step=micro_step, rank=rank)
         elif cache.meta.get("moments"):
             tokens = tokens.chunk(2, dim=-1)[0]
         if embed is None:
-            return tokens[:, :length], labels
-        return tokens[:, :length], embed([images.captions[row // cache.views] for row in rows], device)
+            return tokens, labels
+        return tokens, embed([images.captions[row // cache.views] for row in rows], device)
 
     return batch, int(cache.meta.get("num_classes", 0)), images
 

@@ -58,12 +58,14 @@ def parse_options(function: Callable[..., nn.Module], options: Sequence[str]) ->
         key, equals, text = option.partition("=")
         if not equals or key not in names:
             raise InputError(f"option {option!r}: expected key=value with a key of {', '.join(names)}")
+        if str in get_args(hints[key]):  # a path, whatever it looks like
+            quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+            given[key] = None if text in ("null", "~", "") else text[1:-1] if quoted else text
+            continue
         try:
             given[key] = OmegaConf.from_dotlist([option])[key]
         except Exception:
             raise InputError(f"option {option!r}: the value cannot be read; quote it?") from None
-        if str in get_args(hints[key]) and given[key] is not None:
-            given[key] = text  # a path, whatever it looks like
     fields = [(p.name, hints[p.name], config_fields.option(p.default, **_BOUNDS.get(p.name, {}))) for p in known]
     try:
         checked: Any = config_fields.build(dataclasses.make_dataclass("Options", fields), given)

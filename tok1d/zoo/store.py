@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ def fingerprint(model: nn.Module) -> str:
 
 def model_identity(model: nn.Module) -> str:
     """The fingerprint of a model's weights, and 12 hex digits of its configuration: what it computes, heads and all."""
-    settings = json.dumps(to_mapping(getattr(model, "config")), sort_keys=True, default=str)  # noqa: B009
+    config = getattr(model, "config", None)
+    settings = json.dumps(to_mapping(config), sort_keys=True, default=str) if is_dataclass(config) else repr(config)
     return f"{fingerprint(model)}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
 
 

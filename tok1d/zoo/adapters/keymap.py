@@ -21,6 +21,8 @@ State = dict[str, Tensor]
 _PLACEHOLDERS = {"i": r"\d+", "j": r"\d+", "p": "weight|bias"}
 # Path components that wrappers add: torch.compile and (distributed) data parallelism.
 _WRAPPERS = ("_orig_mod", "module")
+# Classes of pathlib that trainers' options may hold.
+_PATHS = ("PosixPath", "PurePosixPath")
 # Where a file's weights lie, if not at the top: averaged ones before raw ones.
 _OUTER = ("state_dict", "ema", "model", "module")
 # A release's step directory: the averaged weights, which it evaluates, before the raw ones.
@@ -148,10 +150,17 @@ def _options_of_trainers() -> list[Any]:
 
     import numpy as np
 
+    scalar = np.float64(0).__reduce__()[0]
     kinds = {type(np.dtype(kind)) for kind in "?bhilqBHILQefd"}
-    scalar = np.float64(0).__reduce__()[0]  # its module's name changed with numpy 2
-    scalars = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    return [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath, codecs.encode, np.dtype, *kinds, *scalars]
+    plain = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath, codecs.encode, np.dtype, *kinds]
+    if torch.torch_version.TorchVersion(torch.__version__) < (2, 6):  # type: ignore[operator]
+        return plain  # which knows no other names
+    # Names of other versions of numpy and Python.
+    return [
+        *plain,
+        *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+        *((getattr(pathlib, name), f"{module}.{name}") for name in _PATHS for module in ("pathlib", "pathlib._local")),
+    ]
 
 
 def _read_archive(path: Path) -> dict:
