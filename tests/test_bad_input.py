@@ -491,11 +491,16 @@ def cache_cases(bench: Bench) -> Iterator[Case]:
         (folder / "index.json").write_bytes(content)
         yield use(folder, folder)
     for path, content in spoilt_json(index, bench.rng, 40):
-        if path[0] == "meta" and path[-1] not in _READ_OF_META:
-            continue  # told to people, not read
+        if path[0] == "about" or (path[0] == "meta" and path[-1] not in _READ_OF_META):
+            continue  # told to people, not read; `about` is below
         folder = bench.copy("cache")
         (folder / "index.json").write_text(json.dumps(content))
         yield use(folder, "num_classes" if path[-1] == "num_classes" else folder)
+    settings = [{"tokenizer_settings": each} for each in (True, 3, [1], {"encoder.heads": 77})]
+    for about in (True, 7, "x", [1], *settings):
+        folder = bench.copy("cache")
+        (folder / "index.json").write_text(json.dumps({**index, "about": about}))
+        yield use(folder, folder)
     for change in ("missing", "folder", "shapes", "labels"):
         folder = bench.copy("cache")
         (folder / shard).unlink()

@@ -311,7 +311,7 @@ def test_a_cell_knows_the_weights_that_guide_it(generator: Path) -> None:
     request = Generation(model=str(generator / "model"), data="fashion_mnist", guidance=2.0)
     weak = replace(request, weak_model=str(generator / "model"))
     found = [each.prepare(Opened()).identity["weak"] for each in (request, weak)]
-    assert found == [None, store.fingerprint(store.load(generator / "model"))]
+    assert found == [None, store.model_identity(store.load(generator / "model"))]
 
 
 def test_checkpoints_are_an_axis(generator: Path, tmp_path: Path) -> None:

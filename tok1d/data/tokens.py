@@ -75,7 +75,8 @@ class TokenCache:
                 )
             self.layout = Layout(*(index[key] for key in ("num_tokens", "dim", "dtype", "rows_per_shard")))
             self.meta: dict[str, Any] = index["meta"]
-            self.about: dict[str, Any] = index.get("about", {})
+            self.about: dict[str, Any] = dict(index.get("about", {}))
+            self._settings: dict[str, Any] = dict(self.about.get("tokenizer_settings", {}))
             self._rows, names = int(index["rows"]), list(index["shards"])
             _check_index(self.layout, self._rows, names, self.meta)
         except FileNotFoundError as error:
@@ -145,7 +146,7 @@ class TokenCache:
                 raise DataError(
                     f"{self.folder}: the cache was {made} {found}, this is {wanted}: run tok1d encode again"
                 )
-        made_with, settings = self.about.get("tokenizer_settings", {}), tokenizer_settings or {}
+        made_with, settings = self._settings, tokenizer_settings or {}
         for key in sorted(made_with.keys() & settings.keys()):
             if made_with[key] != settings[key]:
                 raise DataError(
