@@ -678,3 +678,11 @@ def test_a_row_of_bundled_models_is_the_command_s_own_record(
     capsys.readouterr()
     bundled.main(["--list"])
     assert capsys.readouterr().out.startswith("missing tok1d evaluate reconstruction fashion-mnist-maetok")
+
+
+def test_the_masked_rows_of_maetok_draw_as_those_on_record() -> None:
+    """Uniform shares, one a sample; the library's default is the release's."""
+    for kind in ("ae-mask", "vae-mask", "hog"):
+        base, overrides = maetok_table.TOKENIZERS[kind]
+        mask = load_recipe(base, overrides).model.mask
+        assert (mask.low, mask.high, mask.distribution, mask.per) == (0.4, 0.6, "uniform", "sample"), kind
