@@ -135,6 +135,55 @@ def test_reconstruct_at_another_size(folders: Path, capsys: Any) -> None:
     assert not (folders / "odd").exists()
 
 
+def test_overwriting_leaves_no_picture_of_the_run_before(folders: Path, capsys: Any) -> None:
+    (folders / "few").mkdir()
+    for number in range(3):
+        Image.fromarray(np.full((28, 28), number, np.uint8)).save(folders / "few" / f"{number}.png")
+    command = ["reconstruct", folders / "tokenizer", folders / "few", "--out", folders / "out", "--steps", 1]
+    assert run(capsys, *command, "--keep", "1,4")[0] == 0
+    (folders / "out" / "notes.txt").touch()
+    assert run(capsys, *command, "--keep", "4", "--num", 2, "--overwrite")[0] == 0
+    kept = {f"image00{i}_{what}.png" for i in range(2) for what in ("keep004", "original")}
+    assert {path.name for path in (folders / "out").iterdir()} == kept | {"overview.png", "notes.txt"}
+    command = ["generate", folders / "generator", "--out", folders / "drawn", "--guidance", 1, "--decoder-steps", 1]
+    assert run(capsys, *command, "--classes", "3,4", "--num", 2)[0] == 0
+    assert run(capsys, *command, "--classes", "4", "--num", 1, "--overwrite")[0] == 0
+    assert {path.name for path in (folders / "drawn").iterdir()} == {"class004_000.png", "overview.png"}
+
+
+def test_images_that_cannot_be_decoded_are_not_shown(
+    folders: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They pass the look at the file and fail later; the next good one would stand in for them."""
+    for number in range(4):
+        path = folders / "set" / ("train" if number < 2 else "test") / "a" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((28, 28), 60 * number, np.uint8)).save(path)
+    monkeypatch.setattr("tok1d.data.folder.broken_reason", lambda path: None)
+    command = ["reconstruct", folders / "tokenizer", folders / "set", "--keep", "4", "--steps", 1]
+    assert "(mean of 2 images)" in run(capsys, *command, "--out", folders / "both")[1]  # the test images of the folder
+    assert pixels(folders / "both" / "image001_original.png")[0, 0] == 180
+    (folders / "set" / "test" / "a" / "2.png").write_bytes(b"broken")
+    code, out = run(capsys, *command, "--out", folders / "one")
+    assert code == 0 and "(mean of 1 images)" in out
+    assert not (folders / "one" / "image001_original.png").exists()
+    assert pixels(folders / "one" / "image000_original.png")[0, 0] == 180
+    code, out = run(capsys, "encode", folders / "tokenizer", folders / "set", "--split", "test", "--out", folders / "c")
+    assert code == 0 and "2 rows of 4 tokens" in out and out.endswith("1 unreadable image replaced by another\n")
+    code, err = run(capsys, *command, "--num", 1, "--out", folders / "none")
+    assert code == 2 and "2.png: not a readable image" in err and not (folders / "none").exists()
+
+
+@pytest.mark.parametrize("names", [("train",), ("train", "val"), ("",)])
+def test_own_folders_have_the_classes_of_their_training(tmp_path: Path, tiny: Tiny, names: tuple[str, ...]) -> None:
+    for name in names:
+        for label in "ab":
+            (tmp_path / name / label).mkdir(parents=True)
+            Image.new("L", (8, 8)).save(tmp_path / name / label / "1.png")
+    found = apply.open_own(str(tmp_path), random_model(tiny("tokenizer")))
+    assert found.class_names == ["a", "b"] and len(found) == 2 and found.batch([0, 1])[1].tolist() == [0, 1]
+
+
 def test_solver_and_interval_reach_the_decoder(folders: Path, capsys: Any) -> None:
     command = ["reconstruct", folders / "tokenizer", folders / "photo.png", "--keep", "4", "--steps", 4]
 

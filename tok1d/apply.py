@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from tok1d.condition import text_condition
 from tok1d.data.captions import BESIDE, LABELS, captions_of
-from tok1d.data.decoded import tell_broken
-from tok1d.data.images import ImageSet, kind_of, open_images
+from tok1d.data.decoded import replaced_among, tell_broken, whole_set
+from tok1d.data.images import ImageSet, kind_of, open_images, without_train
+from tok1d.data.splits import split_folders
+from tok1d.data.subset import subset
 from tok1d.diffusion.guidance import Guidance, Schedule
-from tok1d.errors import ConfigError, InputError
+from tok1d.errors import ConfigError, DataError, InputError
 from tok1d.evaluate.labels import Told, label_used, labels_given
 from tok1d.evaluate.metrics import psnr_per_image
 from tok1d.evaluate.reconstruction import token_counts
@@ -99,8 +102,8 @@ def captions_for(data: str, *models: Any) -> str | None:
 def open_own(
     path: str, model: Any, *, data_root: str | None = None, on_broken: str = "skip", size: int | None = None
 ) -> ImageSet:
-    """The images to reconstruct: the test split of "fashion_mnist", shards or a saved data set, every image of a
-    folder, or one image file.
+    """The images to reconstruct: the test split of "fashion_mnist", of shards, of a saved data set or of a folder with
+    train/ and test/, every image of any other folder, or one image file.
 
     For a tokenizer of captions, text files beside the images hold theirs.
     """
@@ -115,6 +118,9 @@ def open_own(
         root, files, on_broken = where.parent, [where.name], "stop"
     else:
         root, files = where, list_images(where)
+        if split_folders(file.split("/")[0] for file in files) is not None:
+            return open_data(path, model, data_root=data_root, on_broken=on_broken, size=size)
+        root, files = without_train(root, files)
     found = captions_of(root, "", files, BESIDE) if text_condition(model.config) is not None else {}
     return FolderImages(root, transform, on_broken, files=files, captions=found or None)  # type: ignore[arg-type]
 
@@ -127,6 +133,13 @@ def new_folder(out: Path, *, overwrite: bool) -> Path:
     if out.exists() and any(out.iterdir()) and not overwrite:
         raise ConfigError(f"{out}: not empty; pass --overwrite to write into it, or choose another --out")
     return out
+
+
+def _clear(out: Path, own: str) -> None:
+    """Remove the pictures that an earlier run of a command left in its folder, by the pattern of their names."""
+    for path in out.iterdir() if out.is_dir() else ():
+        if re.fullmatch(own, path.name):
+            path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -184,10 +197,11 @@ def reconstruct(
 ) -> dict[int, float]:
     """Write overview.png (originals above their reconstructions, one row a prefix) and a PNG each; PSNR per keep.
 
-    Images of another size than the training's are painted at their own.
+    Images of another size than the training's are painted at their own. Those that cannot be decoded are left out.
 
     Args:
         keep: numbers of leading tokens; of tokens without an order only all.
+        num: so many images, see `subset`.
         label: of a tokenizer that wants one, "true" or "null"; default: see `label_used`.
 
     Raises:
@@ -196,7 +210,14 @@ def reconstruct(
     keep = token_counts(tokenizer.spec, keep)
     options = decoder_options(tokenizer, steps=steps, guidance=guidance, solver=solver)
     device = next(tokenizer.parameters()).device
-    x, _, cond = Told(tokenizer, images, label).batch(range(min(num, len(images))))
+    images = subset(images, num)
+    x, _, cond = Told(tokenizer, images, label).batch(range(len(images)))
+    if stand_ins := replaced_among(images, range(len(images))):  # they could not be decoded: no originals to show
+        whole = torch.tensor([i for i in range(len(x)) if i not in stand_ins])
+        if not len(whole):
+            name, why = whole_set(images).replaced[0]
+            raise DataError(f"{name}: {why}; nor can the other images be decoded that were chosen")
+        x, cond = x[whole], None if cond is None else cond[whole.to(cond.device)]
     x = x.to(device)
     tokens = tokenizer.encode(x, cond)
     if x.shape[-2:] != (tokenizer.config.image_size,) * 2:
@@ -208,6 +229,8 @@ def reconstruct(
         y = tokenizer.decode(tokens, cond, keep=k, generator=sources, **options)
         rows.append(y)
         psnr[k] = float(psnr_per_image(y, x).mean())
+    _clear(out, r"image\d+_(keep\d+|original)\.png|overview\.png")
+    for k, y in zip(keep, rows[1:], strict=True):
         for i, image in enumerate(y):
             save_png(to_pil(image), out / f"image{i:03d}_keep{k:03d}.png")
     for i, image in enumerate(x):
@@ -373,6 +396,7 @@ def generate(
             given = labels_given(used, cond, device)
             painted.append(tokenizer.decode(tokens, given, keep=k, generator=sources, **options).cpu())
     drawn = torch.cat(images)
+    _clear(out, r"(class\d+_|image(\d+_)?)\d+\.png|(overview|progressive)\.png")
     for i, image in enumerate(drawn):
         what, copy = keys[i]
         name = f"class{what:03d}_" if num_classes else f"image{'' if embed is None else f'{i // num:03d}_'}"

@@ -189,6 +189,7 @@ def encode(
     die and run again; the last one finishes the cache.
     """
     from tok1d import apply
+    from tok1d.data.decoded import replaced_text
     from tok1d.train import cache
 
     one_of("--split", split, ("train", "test"))
@@ -224,7 +225,8 @@ def encode(
     if made is None:
         print(f"shard {part[0]}/{part[1]} is written; {out} is finished when the others are")
     else:
-        print(f"{len(made)} rows of {made.num_tokens} tokens in {out}")
+        replaced = replaced_text(len(getattr(images, "replaced", [])))
+        print(f"{len(made)} rows of {made.num_tokens} tokens in {out}{', ' if replaced else ''}{replaced}")
 
 
 @app.command(short_help="Decode images from their first tokens.")
@@ -238,7 +240,9 @@ def reconstruct(
             help="numbers of leading tokens, such as 1,4,8; default: 1,2,4,...,all (SMAP: 0 too); without order all"
         ),
     ] = "",
-    num: Annotated[int, typer.Option(min=1, help="how many of the images")] = 8,
+    num: Annotated[
+        int, typer.Option(min=1, help="how many of the images, spread evenly; of fashion_mnist the first")
+    ] = 8,
     steps: Steps = None,
     solver: Solver = "",
     guidance: DecoderGuidance = 1.0,
@@ -255,7 +259,8 @@ def reconstruct(
 ) -> None:
     """Encode images and decode them from their first tokens; writes overview.png and one PNG each."""
     from tok1d import apply
-    from tok1d.data.folder import tell_broken
+    from tok1d.data.decoded import replaced_among, tell_broken
+    from tok1d.data.subset import subset
     from tok1d.diffusion.guidance import Guidance
     from tok1d.evaluate.labels import LABELS, label_used
     from tok1d.evaluate.reconstruction import token_counts
@@ -285,8 +290,10 @@ def reconstruct(
     tell_broken(source)
     if used is not None:
         print(f"label given to encoder and decoder: {used}")
+    shown = subset(source, num)
+    count = len(shown) - len(replaced_among(shown, range(len(shown))))
     for k, value in psnr.items():
-        print(f"keep {k:4d} of {length}: PSNR {value:.2f} dB (mean of {min(num, len(source))} images)")
+        print(f"keep {k:4d} of {length}: PSNR {value:.2f} dB (mean of {count} images)")
     print(f"pictures: {folder / 'overview.png'}")
 
 

@@ -77,7 +77,12 @@ def evaluate_reconstruction(
     keep: Annotated[
         str, typer.Option(help="numbers of leading tokens; default: 1,2,4,...,all (SMAP: 0 too); without order all")
     ] = "",
-    num: Annotated[int | None, typer.Option(min=1, help="first images only; default: all")] = None,
+    num: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="so many images only: the first of fashion_mnist, of others spread evenly; default: all"
+        ),
+    ] = None,
     metrics: Metrics = "",
     network: Network = None,
     reference: ReferenceFile = None,

@@ -26,6 +26,7 @@ evaluate_app.command("reconstruction")(evaluate_reconstruction)
 evaluate_app.command("generation")(evaluate_generation)
 evaluate_app.command("grid")(evaluate_grid)
 evaluate_app.command("explain")(evaluate_explain)
+HELD_OUT = "test images, spread evenly over the set; of fashion_mnist the first"
 analyze_app = typer.Typer(help="Look inside a tokenizer's code.", no_args_is_help=True)
 
 
@@ -34,7 +35,7 @@ def analyze_prefix(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option(help="folder for curve.json and curve.png")],
-    num: Annotated[int, typer.Option(min=1, help="held-out images")] = 500,
+    num: Annotated[int, typer.Option(min=1, help=HELD_OUT)] = 500,
     seed: Seed = 0,
     data_root: DataRoot = None,
     device: Device = None,
@@ -65,7 +66,7 @@ def analyze_increments(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option(help="folder for increments.json")],
-    num: Annotated[int, typer.Option(min=1, help="held-out images")] = 500,
+    num: Annotated[int, typer.Option(min=1, help=HELD_OUT)] = 500,
     seed: Seed = 0,
     data_root: DataRoot = None,
     device: Device = None,
@@ -95,7 +96,7 @@ def analyze_swap(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option(help="folder for swap.json and swap.png")],
-    num: Annotated[int, typer.Option(min=2, help="held-out images, of which pairs are made")] = 500,
+    num: Annotated[int, typer.Option(min=2, help=f"{HELD_OUT}; pairs are made of them")] = 500,
     data_root: DataRoot = None,
     device: Device = None,
     overwrite: Overwrite = False,
@@ -117,7 +118,7 @@ def analyze_swap(
     images = apply.open_data(data, tokenizer, data_root=data_root)
     judge = run.judge_for(data, tokenizer.config, place, pad=pad)
     found = swap(tokenizer, images, judge, num_images=num, pad=pad)
-    save_png(swap_picture(tokenizer, images), folder / "swap.png")
+    save_png(swap_picture(tokenizer, images, num_images=num), folder / "swap.png")
     content = {
         "model": model,
         "data": data,
@@ -146,7 +147,7 @@ def analyze_mixture(
     variance: Annotated[float, typer.Option(help="share of the variance to keep")] = 0.9,
     covariance: Annotated[str, typer.Option(help="of a component: diag or full")] = "diag",
     seeds: Annotated[str, typer.Option(help="seeds of the fits, separated by commas")] = "0",
-    num: Annotated[int, typer.Option(min=1, help="held-out images")] = 5000,
+    num: Annotated[int, typer.Option(min=1, help=HELD_OUT)] = 5000,
     data_root: DataRoot = None,
     device: Device = None,
     overwrite: Overwrite = False,

@@ -187,7 +187,7 @@ class TrainConfig(OptimConfig):
 class EvaluateConfig:
     """What the evaluation of a run measures."""
 
-    num_images: int = option(1000, "first test images that are reconstructed", ge=1)
+    num_images: int = option(1000, "test images that are reconstructed", ge=1)
     num_samples: int = option(1000, "images a generator draws", ge=1)
     keep: list[int] = option([], "numbers of leading tokens to decode from; empty is 1, 2, 4, ... all", ge=0)
     steps: int = option(25, "steps of a diffusion decoder", ge=1)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 from tok1d import apply
 from tok1d.condition import is_conditional
+from tok1d.data.subset import subset
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
 from tok1d.evaluate import setup
@@ -158,7 +159,7 @@ class Reconstruction(Request):
             (self.model, self.data, self.data_root),
             lambda: apply.open_data(self.data, tokenizer, data_root=self.data_root),
         )
-        wanted, pad = run.first(images, self.num), measures.pad
+        wanted, pad = subset(images, self.num), measures.pad
         call = partial(
             evaluate_reconstruction,
             tokenizer,
@@ -182,7 +183,7 @@ class Reconstruction(Request):
         def measure(images: Any = wanted, **how: Any) -> list[Record]:
             return call(images, **how)
 
-        return Prepared(measure, {"images": run.first(images, 1)}, measures, known, identity)
+        return Prepared(measure, {"images": subset(images, 1)}, measures, known, identity)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tok1d import cli
 from tok1d.analyze.swap import VARIANTS, partners, swap, swap_picture
 from tok1d.config import load_recipe, to_yaml
+from tok1d.data.folder import FolderImages
 from tok1d.data.images import ArrayImages
 from tok1d.data.transforms import Transform
 from tok1d.errors import InputError
@@ -105,6 +106,20 @@ def test_the_picture_has_a_row_a_variant(images: ArrayImages) -> None:
     assert np.array_equal(first[2], first[0].reshape(-1, 2)[:, ::-1].flatten()) and (first[2] != first[0]).all()
 
 
+def test_a_folder_sorted_by_class_is_paired_too(tmp_path: Path) -> None:
+    """120 images of each of two classes: the first hundred are of one."""
+    for label in range(2):
+        (tmp_path / str(label)).mkdir()
+        for number in range(120):
+            Image.fromarray(np.full((2, 2), label, np.uint8)).save(tmp_path / str(label) / f"{number}.png")
+    data, model = FolderImages(tmp_path, Transform(2, 1), class_names=list("0123")), Two("decoder")
+    for num in (100, 240):
+        found = swap(model, data, Reader(), num_images=num)  # type: ignore[arg-type]
+        assert 0.7 * num < found[0].num <= num and (found[1].condition, found[1].tokens) == (1, 0)
+    first = np.asarray(swap_picture(model, data, columns=6, zoom=1))[0, ::4]
+    assert (first.reshape(3, 2).sum(1) == 1).all()
+
+
 def test_what_cannot_be_swapped_is_refused(images: ArrayImages) -> None:
     free, few = Two("tokens"), ArrayImages(images.images, images.labels * 0, ["a"], Transform(2, 1))
     free.spec = TokenSpec(3, 1, ordered=True)
@@ -114,7 +129,7 @@ def test_what_cannot_be_swapped_is_refused(images: ArrayImages) -> None:
         swap(Two("tokens"), few)
     alike = ArrayImages(images.images, images.labels * 0, list("abcd"), Transform(2, 1))
     for function in (swap, swap_picture):
-        with pytest.raises(InputError, match="images of different classes, the first 21 have none"):
+        with pytest.raises(InputError, match="images of different classes, these 21 have none"):
             function(Two("tokens"), alike)
 
 

@@ -6,7 +6,9 @@ import torch
 from PIL import Image
 
 from tok1d.data import folder as folder_module
+from tok1d.data.decoded import replaced_among
 from tok1d.data.images import ArrayImages, FolderImages, open_images, prefetch
+from tok1d.data.subset import subset
 from tok1d.data.transforms import Transform
 from tok1d.errors import DataError
 
@@ -128,6 +130,12 @@ def test_linked_class_folders_are_followed_and_circles_are_not(folder, tmp_path)
     assert len(FolderImages(folder, Transform(8))) == 5
 
 
+def test_a_folder_linked_to_its_sibling_stands_under_both_names(folder):
+    (folder / "a-link").symlink_to(folder / "a")
+    data = FolderImages(folder, Transform(8))
+    assert data.class_names == ["a", "a-b", "a-link", "b"] and data.files[2] == "a-link/3.webp"
+
+
 def test_folders_without_images_say_so_in_one_line(tmp_path):
     (tmp_path / "empty" / "class").mkdir(parents=True)
     (tmp_path / "file").touch()
@@ -180,6 +188,44 @@ def test_only_broken_images_is_an_error(tmp_path):
         FolderImages(tmp_path, Transform(8), on_broken="skip")
 
 
+def test_errors_of_any_kind_that_a_format_raises_make_an_image_broken(folder, monkeypatch):
+    """AVIF raises RuntimeError, DDS NotImplementedError, odd EXIF TypeError."""
+    found = Image.open
+
+    def load(path, *rest):
+        if str(path).endswith("2.jpg"):
+            raise RuntimeError("no such box")
+        return found(path, *rest)
+
+    later = FolderImages(folder, Transform(8))
+    monkeypatch.setattr("PIL.Image.open", load)
+    data = FolderImages(folder, Transform(8))
+    assert [why for _, why in data.broken] == ["no such box"] and len(data) == 3
+    later.batch(range(4))
+    assert later.replaced == [(data.broken[0][0], "not a readable image: no such box")]
+    with pytest.raises(DataError, match=r"2\.jpg: broken image: no such box"):
+        FolderImages(folder, Transform(8), on_broken="stop")
+
+
+def test_a_subset_of_a_folder_meets_every_class_and_is_named(folder):
+    """Ten images of each of four classes, sorted: four of them are one of each."""
+    for name in ("a", "a-b", "b", "c"):
+        for number in range(10):
+            save(folder / "even" / name / f"{number}.png")
+    data = FolderImages(folder / "even", Transform(8))
+    some = subset(data, 4)
+    images, labels = some.batch([3, 0])
+    assert labels.tolist() == [3, 0] and images.equal(data.batch([30, 0])[0])
+    assert some.fingerprint() == f"spread 4 of {data.fingerprint()}" and some.name(3) == data.name(30)
+    assert len(some.captions) == 4 and subset(data, 40) is data and subset(data, None) is data
+    broken = folder / "even" / "b" / "0.png"
+    broken.write_bytes(b"gone bad")
+    assert some.batch([2])[1].tolist() == [2] and replaced_among(some, range(4)) == [2]
+    arrays = array_set()
+    assert subset(arrays, 2).batch([1])[0].equal(arrays.batch([1])[0])
+    assert subset(subset(arrays, 3), 2).fingerprint() == f"first 2 of first 3 of {arrays.fingerprint()}"
+
+
 def test_files_that_break_later_are_replaced_by_the_next_good_one(folder):
     data = {mode: FolderImages(folder, Transform(8), on_broken=mode) for mode in ("skip", "stop")}
     expected = data["skip"].batch([0, 0])
@@ -206,8 +252,10 @@ def test_folder_limit_meets_every_class(tmp_path):
     assert data.labels.tolist() == [0, 1, 2]
 
 
-def test_train_and_test_folders_share_their_classes(tmp_path):
-    for name in ("train/a/1.png", "train/c/2.png", "val/b/3.png"):
+@pytest.mark.parametrize("names", [("train", "val"), ("train", "test"), ("training", "validation")])
+def test_train_and_test_folders_share_their_classes(tmp_path, names):
+    train, test = names
+    for name in (f"{train}/a/1.png", f"{train}/c/2.png", f"{test}/b/3.png"):
         save(tmp_path / name)
     train, test = (open_images("folder", split, root=tmp_path, image_size=8, channels=3) for split in ("train", "test"))
     assert train.class_names == test.class_names == ["a", "b", "c"]

@@ -189,6 +189,62 @@ def test_what_is_wrong_is_named(shards: Path, saved: Path, tmp_path: Path) -> No
         opened(saved)
 
 
+def test_a_shard_that_is_cut_off_anywhere_is_refused(shards: Path) -> None:
+    """tarfile itself takes a header that is cut off or damaged for the end of the archive."""
+    path = shards / "all-002.tar"
+    whole = path.read_bytes()
+    members = index_shard(str(path), "png", "cls", None)
+    end = len(whole.rstrip(b"\0")) + 1
+    for cut in range(512, end, 256):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(DataError, match=r"all-002\.tar: not a readable shard of whole samples"):
+            index_shard(str(path), "png", "cls", None)
+    header = members[4][1] - 512
+    path.write_bytes(whole[:header] + b"x" * 512 + whole[header + 512 :])
+    with pytest.raises(DataError, match=r"invalid header|cut off or damaged at byte"):
+        index_shard(str(path), "png", "cls", None)
+    path.write_bytes(whole)
+    assert index_shard(str(path), "png", "cls", None) == members
+
+
+def test_classes_are_those_of_all_splits(tmp_path: Path) -> None:
+    """Class 2 is in the training images alone."""
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    parts = {}
+    for split, classes in (("train", (0, 1, 2)), ("test", (0, 1))):
+        with webdataset.ShardWriter(str(tmp_path / f"{split}-%03d.tar"), verbose=0) as sink:
+            for label in classes:
+                sink.write({"__key__": str(label), "png": png(PIXELS[label]), "cls": label})
+        rows = {"image": [{"bytes": png(PIXELS[i]), "path": None} for i in classes], "label": list(classes)}
+        parts[split] = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    for root in (f"{tmp_path}/{{train,test}}-000.tar", tmp_path / "saved"):
+        for split, count in (("train", 3), ("test", 2)):
+            data = opened(root, split)
+            assert data.num_classes == 3 and data.labels.tolist() == list(range(count))
+
+
+def test_captions_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    rows = {"image": [{"bytes": png(PIXELS[i]), "path": None} for i in range(30)]}
+    features = {"image": datasets.Image(), "one": datasets.Value("string")}
+    features |= {"many": datasets.Sequence(datasets.Value("string")), "number": datasets.Value("int64")}
+    rows |= {"one": [None, *map(str, range(29))], "many": [["a dog", "two dogs"]] * 30, "number": list(range(30))}
+    datasets.Dataset.from_dict(rows, features=datasets.Features(features)).save_to_disk(str(tmp_path / "saved"))
+    assert opened(tmp_path / "saved", captions="one").captions[:2] == ["", "0"]
+    for column in ("many", "number"):
+        with pytest.raises(DataError, match=rf"data\.captions: column {column} expected one text a row, found"):
+            opened(tmp_path / "saved", captions=column)
+
+
+def test_images_and_shards_in_one_folder_are_refused(shards: Path) -> None:
+    assert kind_of(str(shards)) == "webdataset"
+    (shards / "c").mkdir()
+    (shards / "c" / "1.png").write_bytes(png(PIXELS[0]))
+    with pytest.raises(DataError, match=r"expected images or shards, found both .*1\.png and .*\.tar: move one"):
+        kind_of(str(shards))
+    assert kind_of(f"{shards}/all-{{000..003}}.tar") == "webdataset" and kind_of(str(shards / "c")) == "folder"
+
+
 def test_a_disk_that_went_away_ends_the_search(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = opened(shards)
     for path in shards.glob("*.tar"):

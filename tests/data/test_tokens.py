@@ -201,6 +201,15 @@ def test_finished_and_foreign_caches_are_not_overwritten_unless_asked(tmp_path):
     )
 
 
+def test_a_copy_of_a_shard_is_not_one(tmp_path):
+    copy = fill(tmp_path) / "shard-00000 (1).safetensors"
+    copy.write_bytes((tmp_path / "shard-00000.safetensors").read_bytes())
+    assert len(TokenCache(fill(tmp_path, overwrite=True))) == len(TOKENS) and copy.exists()
+    (tmp_path / "index.json").unlink()
+    with pytest.raises(DataError, match=r"something else than a token cache \(shard-00000 \(1\)"):
+        begin(tmp_path)
+
+
 def test_parts_may_overwrite_one_after_the_other(tmp_path):
     fill(tmp_path / "cache")
     other, meta = TOKENS[:14] + 1, {**META, "tokenizer_fingerprint": "def"}

@@ -43,7 +43,7 @@ def test_center_crop_by_a_power_of_two_is_box_averaging_alone():
 def test_a_constant_image_stays_constant_under_every_crop(size):
     image = Image.new("RGB", (50, 37), (10, 200, 77))
     views = [*transforms.tencrop_views(image, size), *transforms.centercrop_views(image, size)]
-    views.append(transforms.random_crop(image, size, np.random.default_rng(0)))
+    views.append(transforms.random_crop(image, size, 0.7, 0.2))
     for view in views:
         assert view.size == (size, size)
         assert (pixels(view) == (10, 200, 77)).all()
@@ -76,20 +76,20 @@ def test_centercrop_views_mirror_each_other():
     np.testing.assert_array_equal(pixels(crop)[:, ::-1], pixels(mirrored))
 
 
-def test_random_crops_come_from_the_generator_and_reach_both_ends():
+def test_random_crops_lie_where_the_draws_say_and_reach_both_ends():
     image = Image.fromarray(np.arange(30, dtype=np.uint8)[None].repeat(10, 0))  # grey level = column
     rng = np.random.default_rng(0)
-    lefts = [pixels(transforms.random_crop(image, 10, rng))[0, 0] for _ in range(300)]
+    lefts = [pixels(transforms.random_crop(image, 10, *rng.random(2)))[0, 0] for _ in range(300)]
     assert set(lefts) == set(range(21))
-    again = np.random.default_rng(0)
-    assert lefts == [pixels(transforms.random_crop(image, 10, again))[0, 0] for _ in range(300)]
+    draws = np.random.default_rng(0).random((300, 2))
+    assert lefts == [int(21 * across) for across, _ in draws]
 
 
 def test_crops_of_random_scale_show_eight_tenths_to_all_of_the_short_side():
     """On a ramp of 80 columns a crop of 20 shows 80 to 64 of them; each of the six short sides is as likely."""
     ramp = Image.fromarray(np.arange(80, dtype=np.uint8)[None].repeat(80, 0))
     rng = np.random.default_rng(0)
-    crops = [pixels(transforms.random_scale_crop(ramp, 20, rng)).astype(float) for _ in range(600)]
+    crops = [pixels(transforms.random_scale_crop(ramp, 20, *rng.random(3))).astype(float) for _ in range(600)]
     steps = np.array([np.polyfit(np.arange(4, 16), crop[5, 4:16], 1)[0] for crop in crops])
     sides = np.round(80 / steps)
     counts = [int((sides == side).sum()) for side in range(20, 26)]
@@ -115,6 +115,20 @@ def test_exif_rotation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6  # shown rotated by 90 degrees clockwise
     np.testing.assert_array_equal(pixels(decode_image(encoded(image, exif=exif))), np.rot90(pixels(image), -1))
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_every_orientation_is_as_pil_shows_it_other_tags_damaged_or_not(orientation):
+    image = picture(6, 4)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif[0x011A] = 72.0  # the horizontal resolution
+    whole = encoded(image, "JPEG", exif=exif)
+    expected = pixels(ImageOps.exif_transpose(Image.open(io.BytesIO(whole))))
+    np.testing.assert_array_equal(pixels(decode_image(whole)), expected)
+    fraction, text = b"\x01\x1a\x00\x05\x00\x00\x00\x01", b"\x01\x1a\x00\x02\x00\x00\x00\x04"
+    assert fraction in whole
+    np.testing.assert_array_equal(pixels(decode_image(whole.replace(fraction, text))), expected)
 
 
 def test_alpha_is_composited_over_white_or_the_stated_colour():

@@ -14,6 +14,7 @@ from PIL import Image
 
 from tok1d import cli
 from tok1d.data.images import ArrayImages, FolderImages, open_images
+from tok1d.data.subset import subset
 from tok1d.data.transforms import Transform
 from tok1d.errors import DataError, InputError
 from tok1d.evaluate.features import Features, FrozenNetwork
@@ -34,7 +35,6 @@ from tok1d.evaluate.reference import (
 )
 from tok1d.evaluate.sample_batch import SampleImages, write_sample_batch
 from tok1d.evaluate.setup import image_references
-from tok1d.train.run import first
 
 
 class Rows(FrozenNetwork):
@@ -123,9 +123,9 @@ def test_a_set_is_of_the_split_that_its_folder_is_named_after(
         for number in range(40):
             Image.new("L", (8, 8), number).save(tmp_path / folder / "cats" / f"{number}.png")
     images = open_images("folder", "test", root=tmp_path, image_size=8, channels=1)
-    assert split_of(images) == split_of(first(images, 1)) == of
+    assert split_of(images) == split_of(subset(images, 1)) == of
     assert images_told(images, of) == f"{len(images)} {of} images {images.fingerprint()}"
-    assert images_told(first(images, 1), of) == f"first 1 {of} images {images.fingerprint()}"
+    assert images_told(subset(images, 1), of) == f"spread 1 {of} images {images.fingerprint()}"
     assert split_of(image_set()) == "test"
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from tok1d.config import load_recipe
 from tok1d.data.images import FolderImages, open_images
+from tok1d.data.subset import subset
 from tok1d.data.transforms import Transform
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
@@ -20,7 +21,6 @@ from tok1d.evaluate.metrics import psnr_per_image
 from tok1d.evaluate.reconstruction import Judged, evaluate_reconstruction, token_counts
 from tok1d.evaluate.sampling import counted, decoder_options, guidance_text, sampling_options
 from tok1d.tokenizers.base import TokenSpec
-from tok1d.train.run import first
 from tok1d.zoo import store
 
 Tiny = Callable[..., str]
@@ -151,7 +151,7 @@ def test_records_say_how_many_images_could_not_be_read(
     file.write_bytes(bytes(len(content)))
     for part, images in enumerate(opened):
         job = Job(tmp_path / "parts", (part, 2))
-        records = evaluate_reconstruction(model, first(images, 69), keep=[4], steps=1, batch_size=64, job=job)
+        records = evaluate_reconstruction(model, subset(images, 69), keep=[4], steps=1, batch_size=64, job=job)
         told = capsys.readouterr().err
         if part == 0:
             assert not records and f"skipped {file}: " in told

@@ -14,6 +14,7 @@ from torch import nn
 from tok1d import cli
 from tok1d.config import Recipe, load_recipe, to_yaml
 from tok1d.data.fashion_mnist import TEMPLATES
+from tok1d.data.subset import subset
 from tok1d.data.tokens import TokenCache
 from tok1d.errors import ConfigError, DataError, InputError
 from tok1d.evaluate.generation import evaluate_generation
@@ -292,7 +293,7 @@ def test_samples_are_judged_by_the_classes_of_the_captioned_images(pair: Any, ti
     tokenizer, wanted = pair("card")
     generator: Any = store.build_model(wanted.model).eval()
     judge: Any = store.build_model(load_recipe(tiny("classifier")).model).eval()
-    reference, given = run.first(open_split(wanted, "test"), 6), []
+    reference, given = subset(open_split(wanted, "test"), 6), []
     sample, decode = generator.sample, tokenizer.decode
     generator.sample = lambda cond, **how: given.append(cond) or sample(cond, **how)
     tokenizer.decode = lambda tokens, cond, **how: given.append(cond) or decode(tokens, cond, **how)
@@ -303,7 +304,7 @@ def test_samples_are_judged_by_the_classes_of_the_captioned_images(pair: Any, ti
     assert {record.name for record in records if record.keep == 0} > {"label_agreement"}
     free = evaluate_generation(generator, tokenizer, reference, judge, num=4, unconditional=True, pad=2)
     assert {(record.label, record.note) for record in free} == {("null", "unconditional")}
-    bare = run.first(open_split(load_recipe(tiny("smap")), "test"), 6)
+    bare = subset(open_split(load_recipe(tiny("smap")), "test"), 6)
     with pytest.raises(InputError, match="told captions, the reference images have none; draw it unconditionally"):
         evaluate_generation(generator, tokenizer, bare, judge, num=4, pad=2)
 

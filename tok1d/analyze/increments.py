@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tok1d.analyze.prefix import latents_and_noise
 from tok1d.data.images import ImageSet
+from tok1d.data.subset import subset
 from tok1d.errors import InputError
 from tok1d.tokenizers.prefix import prefix_mask
 
@@ -68,7 +69,8 @@ def increments(
         name = type(tokenizer).__name__
         raise InputError(f"increments need a tokenizer with a diffusion decoder (Semanticist), got {name}")
     length = tokenizer.spec.length
-    count = min(num_images, len(images))
+    images = subset(images, max(num_images, 0))
+    count = len(images)
     if length < 2 or count < 1 or num_times < 1:
         raise InputError(f"increments need at least 2 tokens, 1 image and 1 time, got {length}, {count}, {num_times}")
     device = next(tokenizer.parameters()).device

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tok1d.data.images import ImageSet
+from tok1d.data.subset import subset
 from tok1d.errors import InputError
 
 Covariance = Literal["diag", "full"]
@@ -50,7 +51,7 @@ class Mixtures:
 
 
 def collect_tokens(tokenizer: Any, images: ImageSet, *, num: int = 5000, batch_size: int = 250) -> Tensor:
-    """Continuous tokens (N, K, D) of the first images of a set.
+    """Continuous tokens (N, K, D) of some images of a set, see `subset`.
 
     Raises:
         InputError: a tokenizer that makes ids, or no images.
@@ -60,7 +61,8 @@ def collect_tokens(tokenizer: Any, images: ImageSet, *, num: int = 5000, batch_s
 
     if tokenizer.spec.dim is None:
         raise InputError("mixtures are fitted to continuous tokens, this tokenizer makes ids of a vocabulary")
-    count, length = min(num, len(images)), tokens_kept(tokenizer.spec, None)
+    images = subset(images, max(num, 0))
+    count, length = len(images), tokens_kept(tokenizer.spec, None)
     if count < 1:
         raise InputError(f"mixtures need images, got {count}")
     parts, told = [], Told(tokenizer, images)

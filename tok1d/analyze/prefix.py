@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tok1d.data.images import ImageSet
+from tok1d.data.subset import subset
 from tok1d.errors import InputError
 from tok1d.evaluate.reconstruction import prefix_lengths
 from tok1d.tokenizers.prefix import prefix_mask
@@ -43,7 +44,7 @@ def explained_curve(
     batch_size: int = 100,
     seed: int = 0,
 ) -> list[CurvePoint]:
-    """Denoising loss of the first images of a set, over uniform times, against the number of tokens kept.
+    """Denoising loss of some images of a set (see `subset`), over uniform times, against the number of tokens kept.
 
     Semanticist's explained-variance curve (arXiv 2503.08685): no token is 0 %, all tokens are 100 %. The loss is the
     unweighted squared error of what the network predicts, averaged over images and `num_times` midpoints of equal
@@ -60,7 +61,8 @@ def explained_curve(
         raise InputError(f"the curve needs a tokenizer with a diffusion decoder (Semanticist), got {name}")
     length = tokenizer.spec.length
     lengths = _lengths(keep, length)
-    count = min(num_images, len(images))
+    images = subset(images, max(num_images, 0))
+    count = len(images)
     for name, value in (("num_images", count), ("num_times", num_times), ("batch_size", batch_size)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
@@ -88,12 +90,16 @@ def latents_and_noise(
     tokenizer: Any, images: Tensor, indices: Sequence[int], seed: int
 ) -> tuple[Tensor, list[torch.Generator]]:
     """Latents of held-out images and a source of noise for each: both belong to (seed, image), not to the batch."""
-    posterior = [torch.Generator().manual_seed(seed * 1_000_003 + index + 500_009) for index in indices]
+    posterior = [_source(seed * 1_000_003 + index + 500_009) for index in indices]
     space, (height, width) = tokenizer.latent_space, images.shape[2:]
     shape = (space.channels, height // space.factor, width // space.factor)
     noise = torch.stack([torch.randn(shape, generator=source) for source in posterior]).to(images)
-    sources = [torch.Generator().manual_seed(seed * 1_000_003 + index) for index in indices]
+    sources = [_source(seed * 1_000_003 + index) for index in indices]
     return space.encode(images, noise=noise), sources
+
+
+def _source(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed % 2**63)
 
 
 def _sum(rows: Tensor) -> float:

@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from tok1d.data.images import ImageSet
+from tok1d.data.decoded import whole_set
+from tok1d.data.images import ArrayImages, ImageSet
+from tok1d.data.order import permutation
+from tok1d.data.subset import subset
 from tok1d.data.transforms import without_border
 from tok1d.errors import InputError
 from tok1d.evaluate.labels import label_used
@@ -78,9 +82,17 @@ def partners(labels: Tensor) -> Tensor:
 
 
 def paired(images: ImageSet, num: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches of images, their labels, and the indices of their partners, all of which are in the batch."""
-    for start in range(0, num, batch_size):
-        x, labels = images.batch(range(start, min(start + batch_size, num)))
+    """Batches of images, their labels, and the indices of their partners, all of which are in the batch.
+
+    Of `num` images, see `subset`; those that are not in random order as they are come in one, so that a batch has many
+    classes.
+    """
+    chosen = subset(images, num)
+    order = np.arange(len(chosen))
+    if not isinstance(whole_set(images), ArrayImages):
+        order = permutation(len(chosen), 0, 0)
+    for start in range(0, len(order), batch_size):
+        x, labels = chosen.batch(order[start : start + batch_size])
         partner = partners(labels)
         kept = (partner != torch.arange(len(partner))).nonzero()[:, 0]
         place = torch.full((len(partner),), -1).scatter(0, kept, torch.arange(len(kept)))
@@ -117,7 +129,7 @@ def swap(
     batch_size: int = 100,
     pad: int = 0,
 ) -> list[Swap]:
-    """Every variant over pairs of the first images that differ in class, both ways: which class does the judge see?
+    """Every variant over pairs of images that differ in class, both ways: which class does the judge see?
 
     If identity follows the label and appearance the tokens, `condition` is high and `tokens` low where they disagree.
 
@@ -141,7 +153,7 @@ def swap(
             seen = torch.full_like(labels, -1) if judge is None else judge(y).argmax(1)
             sums[variant] += torch.stack([(seen == told).sum(), (seen == labels).sum(), error]).double().cpu()
     if not count:
-        raise InputError(f"swap needs images of different classes, the first {num} have none")
+        raise InputError(f"swap needs images of different classes, these {num} have none")
     found = []
     for variant, (_, _, with_tokens) in VARIANTS.items():
         condition, own, error = (sums[variant] / count).tolist()
@@ -151,8 +163,18 @@ def swap(
 
 
 @torch.no_grad()
-def swap_picture(tokenizer: Any, images: ImageSet, *, columns: int = 10, within: int = 100, zoom: int = 2) -> Image:
+def swap_picture(
+    tokenizer: Any,
+    images: ImageSet,
+    *,
+    num_images: int = 500,
+    batch_size: int = 100,
+    columns: int = 10,
+    zoom: int = 2,
+) -> Image:
     """Images in neighbouring pairs (A, B), and below them a row a variant, each from the tokens of its own column.
+
+    The pairs are the first of those that `swap` measures with the same `num_images` and `batch_size`.
 
     Raises:
         InputError: as `swap`.
@@ -160,10 +182,10 @@ def swap_picture(tokenizer: Any, images: ImageSet, *, columns: int = 10, within:
     from tok1d.pictures import grid
 
     check_swap(tokenizer, images)
-    num = min(within, len(images))
-    found = next(iter(paired(images, num, num)), None)
+    num = min(num_images, len(images))
+    found = next(paired(images, num, batch_size), None)
     if found is None:
-        raise InputError(f"swap needs images of different classes, the first {num} have none")
+        raise InputError(f"swap needs images of different classes, these {num} have none")
     x, labels, partner = (part.to(next(tokenizer.parameters()).device) for part in found)
     firsts = [i for i, j in enumerate(partner.tolist()) if i < j][: max(columns // 2, 1)]
     order = torch.tensor([k for i in firsts for k in (i, int(partner[i]))], device=x.device)

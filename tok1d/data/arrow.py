@@ -16,8 +16,12 @@ from tok1d.errors import DataError
 _TEST_SPLITS = ("test", "validation", "val", "valid")
 
 
-def open_arrow(root: str | Path, split: Split) -> tuple[Any, bool]:
-    """The data set at `root`, of a dictionary of them the split's own, and whether it is one; raises DataError."""
+def open_arrow(root: str | Path, split: Split) -> tuple[Any, bool, list[Any]]:
+    """The data set at `root`, of a dictionary of them the split's own, whether it is one, and all that are there.
+
+    Raises:
+        DataError: no such folder or split.
+    """
     import datasets
 
     if not Path(root).is_dir():
@@ -28,16 +32,17 @@ def open_arrow(root: str | Path, split: Split) -> tuple[Any, bool]:
         why = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise DataError(f"{root}: not a folder that datasets' save_to_disk wrote ({why})") from None
     if not isinstance(found, datasets.DatasetDict):
-        return found, False
+        return found, False, [found]
     names = ("train",) if split == "train" else _TEST_SPLITS
     name = next((name for name in names if name in found), None)
     if name is None:
         if set(found) == {"train"}:
-            return found["train"], False
+            return found["train"], False, [found["train"]]
         raise DataError(
             f"{root}: has the splits {', '.join(found)}: expected {' or '.join(names)} for the {split} images"
         )
-    return found[name], split == "test" or any(other in found for other in _TEST_SPLITS)
+    own = split == "test" or any(other in found for other in _TEST_SPLITS)
+    return found[name], own, list(found.values())
 
 
 class ArrowImages(DecodedImages):
@@ -69,7 +74,7 @@ class ArrowImages(DecodedImages):
     ) -> None:
         import datasets
 
-        data, own_split = open_arrow(root, split)
+        data, own_split, everything = open_arrow(root, split)
         self._column, columns = image_key or "image", ", ".join(data.column_names)
         for what, key in (("image_key", self._column), ("label_key", label_key), ("captions", captions)):
             if key is not None and key not in data.column_names:
@@ -84,9 +89,11 @@ class ArrowImages(DecodedImages):
                 f"{root}: {len(data)} rows, none in the {split} split: save a DatasetDict with train and test"
             )
         label_key = label_key or ("label" if "label" in data.column_names else None)
-        names, labels = _classes(data, label_key, root)
+        names, labels = _classes(data, label_key, root, everything)
         told = data[captions] if captions is not None else None
-        texts = ["" if told is None else str(told[row] or "") for row in self._rows]
+        texts = ["" if told is None or told[row] is None else told[row] for row in self._rows]
+        if (odd := next((text for text in texts if not isinstance(text, str)), None)) is not None:
+            raise DataError(f"{root}: data.captions: column {captions} expected one text a row, found {str(odd)[:60]}")
         super().__init__(transform, on_broken, names, labels[self._rows], texts, workers)
 
     def name(self, index: int) -> str:
@@ -110,8 +117,8 @@ def root_name(root: str | Path) -> str:
     return Path(root).resolve().name
 
 
-def _classes(data: Any, key: str | None, root: str | Path) -> tuple[list[str], np.ndarray]:
-    """Names of the classes and the class of every row."""
+def _classes(data: Any, key: str | None, root: str | Path, everything: list[Any]) -> tuple[list[str], np.ndarray]:
+    """Names of the classes of all splits and the class of every row of one."""
     import datasets
 
     if key is None:
@@ -122,4 +129,11 @@ def _classes(data: Any, key: str | None, root: str | Path) -> tuple[list[str], n
         raise DataError(f"{root}: data.label_key: column {key} expected numbers from 0 on, found {wrong!r}")
     labels = np.array(values, dtype=np.int64)
     known = list(feature.names) if isinstance(feature, datasets.ClassLabel) else []
-    return known or [str(number) for number in range(int(labels.max()) + 1)], labels
+    highest = max([int(labels.max()), *(_highest(each, key) for each in everything if each is not data)])
+    return known or [str(number) for number in range(highest + 1)], labels
+
+
+def _highest(data: Any, key: str) -> int:
+    """The highest class of another split, -1 where it has none."""
+    values = data[key][:] if key in data.column_names else []
+    return max((value for value in values if type(value) is int), default=-1)

@@ -127,8 +127,7 @@ class DecodedImages:
 
 def replaced_among(images: Any, indices: Iterable[int]) -> list[int]:
     """Those of a set's images, read before, that were broken, so that another one stood in for them."""
-    images = whole_set(images)
-    names = {name for name, _ in getattr(images, "replaced", [])}
+    names = {name for name, _ in getattr(whole_set(images), "replaced", [])}
     return [i for i in indices if images.name(i) in names] if names else []
 
 
@@ -139,8 +138,10 @@ def replaced_text(num: int, what: str = "image") -> str:
 
 
 def whole_set(images: Any) -> Any:
-    """The set that `images` are the first ones of, or themselves."""
-    return images if hasattr(images, "transform") else getattr(images, "images", images)
+    """The set that `images` are some of, or themselves."""
+    while not hasattr(images, "transform") and hasattr(images, "images"):
+        images = images.images
+    return images
 
 
 def tell_broken(images: Any) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from tok1d.data.decoded import DecodedImages, OnBroken, tell_broken, threads
 from tok1d.data.fashion_mnist import cache_home
 from tok1d.data.records import keep, recall, writing
-from tok1d.data.transforms import DECODE_ERRORS, MAX_PIXELS, Transform, reason
+from tok1d.data.transforms import MAX_PIXELS, Transform, reason
 from tok1d.errors import DataError
 
 __all__ = ["SUFFIXES", "FolderImages", "OnBroken", "classes_of", "list_images", "tell_broken"]
@@ -29,18 +29,28 @@ def list_images(root: str | Path) -> list[str]:
     if not root.is_dir():
         raise DataError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}: expected a folder of images")
     files: list[str] = []
-    seen: set[str] = set()
+    above: dict[str, set[str]] = {}  # of a folder, the real places of all folders that it lies in
     for place, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(place)
+        real, outer = os.path.realpath(place), above.get(os.path.dirname(place), set())
+        above[place] = outer | {real}
         # Links to folders are followed (class folders often are links), circles are not.
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
-        if real not in seen:
+        folders[:] = [] if real in outer else [name for name in folders if not name.startswith(".")]
+        if real not in outer:
             images = (name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith("."))
             files.extend(Path(place, name).relative_to(root).as_posix() for name in images)
-        seen.add(real)
     if not files:
         raise DataError(f"{root}: no images there: expected {', '.join(SUFFIXES)} files, in class folders or directly")
     return sorted(files, key=lambda file: file.split("/"))
+
+
+def first_image(root: str | Path) -> Path | None:
+    """Some image below a folder, or None; links to folders are not followed."""
+    for place, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                return Path(place, name)
+    return None
 
 
 def classes_of(root: str | Path, files: Sequence[str], *, captioned: bool = False) -> list[str]:
@@ -73,7 +83,9 @@ def _look(path: str | Path) -> tuple[str | None, bool]:
         if not _looks_complete(path):
             with Image.open(path) as image:
                 image.load()
-    except DECODE_ERRORS as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # see `decode_image`
         return reason(error), getattr(error, "errno", None) is None
     return None, True
 

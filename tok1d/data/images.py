@@ -18,9 +18,9 @@ from torch import Tensor
 from tok1d.data import fashion_mnist
 from tok1d.data.captions import LABELS, captions_of
 from tok1d.data.decoded import DecodedImages, OnBroken
-from tok1d.data.folder import FolderImages, classes_of, list_images
+from tok1d.data.folder import FolderImages, classes_of, first_image, list_images
 from tok1d.data.order import uniforms
-from tok1d.data.splits import Split, is_test
+from tok1d.data.splits import Split, is_test, split_folders
 from tok1d.data.transforms import NUM_DRAWS, Crop, Transform
 from tok1d.errors import DataError
 
@@ -163,12 +163,13 @@ def open_images(
 ) -> ArrayImages | DecodedImages:
     """Open one split of a data set: "fashion_mnist" (`root` optional), "folder", "webdataset" or "huggingface".
 
-    A folder with train/ and test/ (or val/) subfolders is split by them; any other by a hash of the relative path,
-    5 % to test, so that a file stays in its split when others come or go. `limit` keeps the first that many of
-    Fashion-MNIST; of a folder, whose files are sorted by class, that many spread evenly. `captions` are "labels" (of
-    Fashion-MNIST: sentences that name the class), "files" or a file of a folder, see `captions.captions_of`; with
-    them a folder needs no class folders; of webdataset a member, of huggingface a column. `image_key` and `label_key`
-    are such too, see `ShardImages` and `ArrowImages`. `workers` threads decode. Raises DataError.
+    A folder with train/ and test/ (or val/, validation/) subfolders is split by them; any other by a hash of the
+    relative path, 5 % to test, so that a file stays in its split when others come or go. `limit` keeps the first that
+    many of Fashion-MNIST; of a folder, whose files are sorted by class, that many spread evenly. `captions` are
+    "labels" (of Fashion-MNIST: sentences that name the class), "files" or a file of a folder, see
+    `captions.captions_of`; with them a folder needs no class folders; of webdataset a member, of huggingface a column.
+    `image_key` and `label_key` are such too, see `ShardImages` and `ArrowImages`. `workers` threads decode.
+    Raises DataError.
     """
     if split not in ("train", "test"):
         raise DataError(f"split: expected train or test, found {split!r}")
@@ -214,15 +215,22 @@ def _open_library(name: str, *arguments: Any, **options: Any) -> DecodedImages:
 
 def kind_of(place: str) -> DataName:
     """Which data set a command's DATA is: "fashion_mnist", a pattern or folder of tar shards, a saved arrow folder, or
-    else a folder of images."""
+    else a folder of images. Raises DataError where a folder holds both shards and images."""
     root = Path(place)
     if place == "fashion_mnist":
         return "fashion_mnist"
     if (root / "dataset_dict.json").is_file() or (root / "dataset_info.json").is_file():
         return "huggingface"
-    if place.endswith(".tar") or any(next(root.glob(shape), None) for shape in ("*.tar", "*/*.tar")):
+    if place.endswith(".tar") and not root.is_dir():
         return "webdataset"
-    return "folder"
+    shard = next((found for shape in ("*.tar", "*/*.tar") for found in root.glob(shape)), None)
+    if shard is None:
+        return "folder"
+    if (image := first_image(root)) is not None:
+        raise DataError(
+            f"{place}: expected images or shards, found both {image} and {shard}: move one of them elsewhere"
+        )
+    return "webdataset"
 
 
 def at_size(images: ArrayImages | DecodedImages, size: int) -> ArrayImages | DecodedImages:
@@ -239,25 +247,28 @@ def _folder_split(root: Path, split: Split, captioned: bool) -> tuple[Path, list
     """
     files = list_images(root)
     parts = {file.split("/")[0] for file in files}
-    test = next((part for part in ("test", "val") if part in parts), None)
-    if test is not None and "train" in parts:
-        inside = {
-            part: [file[len(part) + 1 :] for file in files if file.startswith(f"{part}/")] for part in ("train", test)
-        }
+    if (pair := split_folders(parts)) is not None:
+        inside = {part: [file[len(part) + 1 :] for file in files if file.startswith(f"{part}/")] for part in pair}
         names = sorted(
             {name for part, within in inside.items() for name in classes_of(root / part, within, captioned=captioned)}
         )
         flat = [part for part, within in inside.items() if any("/" not in file for file in within)]
         if len(flat) == 1 and not captioned:
             raise DataError(f"{root}: {flat[0]}/ has no class folders but its sibling has: give both or neither")
-        part = "train" if split == "train" else test
+        part = pair[split == "test"]
         return root / part, inside[part], [root.resolve().name] if flat else names
-    if parts == {"train"}:  # not a class of that name: a set whose test part has yet to be chosen
-        root, files = root / "train", [file.removeprefix("train/") for file in files]
+    root, files = without_train(root, files)
     chosen = [file for file in files if is_test(file) == (split == "test")]
     if not chosen:
         raise DataError(f"{root}: {split} split of {len(files)} images is empty: make train/ and test/ folders in it")
     return root, chosen, classes_of(root, files, captioned=captioned)
+
+
+def without_train(root: Path, files: list[str]) -> tuple[Path, list[str]]:
+    """A folder and its files; where all lie in train/ that one: no class, its test part is yet to be chosen."""
+    if {file.split("/")[0] for file in files} == {"train"}:
+        return root / "train", [file.removeprefix("train/") for file in files]
+    return root, files
 
 
 def prefetch(iterator: Iterator[T], depth: int = 2) -> Generator[T, None, None]:

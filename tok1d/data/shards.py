@@ -24,7 +24,7 @@ from tok1d.errors import DataError
 
 IMAGE_KEYS = "jpg;jpeg;png;webp"
 _LABEL_KEY = "cls"
-FORMAT = "tok1d-shards-1"
+FORMAT = "tok1d-shards-2"
 
 
 def find_shards(root: str) -> list[str]:
@@ -81,6 +81,10 @@ def index_shard(path: str, image_keys: str, label_key: str, caption_key: str | N
                         raise ValueError(f"label {number} of {sample['__key__']}")
                     caption = text(sample, caption_key) or ""
                     rows.append([sample["__key__"], image.offset_data, image.size, number, caption])
+            # tarfile takes a header that is cut off or damaged for the end; the real end is a block of zeros.
+            archive.fileobj.seek(archive.offset)
+            if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise ValueError(f"cut off or damaged at byte {archive.offset}")
     except (OSError, tarfile.TarError, EOFError, ValueError) as error:
         why = " ".join(str(error.args[0] if error.args else error).split())
         raise DataError(f"{path}: not a readable shard of whole samples ({why}): write it again") from None
@@ -130,7 +134,8 @@ class ShardImages(DecodedImages):
         limit: int | None = None,
         workers: int | None = None,
     ) -> None:
-        shards, by_name = part_of(find_shards(root), split)
+        everything = find_shards(root)
+        shards, by_name = part_of(everything, split)
         keys = (image_key or IMAGE_KEYS, label_key or _LABEL_KEY, captions)
         found = [(number, *row) for number, rows in enumerate(index_shards(shards, *keys)) for row in rows]
         rows = found if by_name else [row for row in found if is_test(row[1]) == (split == "test")]
@@ -147,6 +152,9 @@ class ShardImages(DecodedImages):
             raise DataError(
                 f"{shards[unlabelled[0]]}: sample {unlabelled[1]} has no {keys[1]}; expected a class for every image"
             )
+        if label_key is not None or labels[0] is not None:  # the other split may have classes that this one lacks
+            others = index_shards([path for path in everything if path not in shards], *keys)
+            labels += [row[3] for rows_of_shard in others for row in rows_of_shard]
         num_classes = 1 + max(label or 0 for label in labels)
         own = np.array([row[4] or 0 for row in rows], dtype=np.int64)
         names = [str(number) for number in range(num_classes)]

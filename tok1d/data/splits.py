@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 from typing import Literal, TypeVar
 
@@ -16,6 +16,14 @@ def is_test(name: str) -> bool:
     """Whether an image of that name is one of the 5 % for testing: by a hash, so it stays when others come or go."""
     digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") % 100 < TEST_PERCENT
+
+
+def split_folders(names: Iterable[str]) -> tuple[str, str] | None:
+    """Those of a set's folders that hold its training and its test images, by their names; None without both."""
+    found = set(names)
+    train = next((name for name in _TRAIN if name in found), None)
+    test = next((name for name in _TEST if name in found), None)
+    return None if train is None or test is None else (train, test)
 
 
 def part_of(paths: Sequence[str], split: Split) -> tuple[list[str], bool]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import shutil
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from torch import Tensor
 from tok1d.data.tokens import FORMAT, INDEX, Layout, Shard, shard_name
 from tok1d.errors import DataError
 
-_SHARDS = "shard-[0-9]*.safetensors"
+_SHARDS = re.compile(r"shard-\d{5,}\.safetensors")
 
 
 class TokenWriter:
@@ -144,7 +145,7 @@ class TokenWriter:
         index = self.folder / INDEX
         others = [] if overwrite or not self.folder.is_dir() else [path.name for path in self.folder.iterdir()]
         if alien := next(
-            (name for name in sorted(others) if name != INDEX and "shard-" not in name and name[0] != "."), None
+            (name for name in sorted(others) if name != INDEX and not _SHARDS.fullmatch(name) and name[0] != "."), None
         ):
             raise DataError(f"{self.folder}: holds something else than a token cache ({alien}): choose another folder")
         if index.exists() and not overwrite and (alone or not self._is_ours(index)):
@@ -152,7 +153,7 @@ class TokenWriter:
                 f"{self.folder}: already holds a finished token cache: choose another folder or --overwrite"
             )
         kept = self._finished_shards(strict=not overwrite) - (set(self._own) if overwrite else set())
-        files = {path: path.stat().st_size for path in self.folder.glob(_SHARDS)}
+        files = {path: path.stat().st_size for path in self._shards()}
         outdated = [path for path in files if _number(path) not in kept]
         self._check_room(kept, freed=sum(files[path] for path in outdated))
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -176,7 +177,7 @@ class TokenWriter:
     def _finished_shards(self, *, strict: bool) -> set[int]:
         """Numbers of the whole shards of these settings; raises DataError on other settings if `strict`."""
         finished = set()
-        for path in self.folder.glob(_SHARDS):
+        for path in self._shards():
             try:
                 shard = Shard(path)
             except DataError:
@@ -191,6 +192,9 @@ class TokenWriter:
             elif shard.rows == self._shard_rows(number):
                 finished.add(number)
         return finished
+
+    def _shards(self) -> list[Path]:
+        return [path for path in self.folder.glob("shard-*") if _SHARDS.fullmatch(path.name)]
 
     def _check_room(self, kept: set[int], freed: int) -> None:
         needed = self.layout.num_bytes(self.rows - sum(map(self._shard_rows, kept))) - freed

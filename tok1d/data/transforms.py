@@ -2,7 +2,6 @@
 
 import io
 import math
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,8 +19,16 @@ from tok1d.errors import ConfigError, DataError
 MAX_PIXELS = 100_000_000
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
-# What PIL's format plugins raise on damaged files, besides OSError (which holds UnidentifiedImageError).
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+# EXIF's orientations and what sets them upright; `ImageOps.exif_transpose` fails where any other tag is damaged.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 WHITE = (255, 255, 255)
 VIEW_SCALES = (1.05, 1.10)
@@ -47,8 +54,11 @@ def decode_image(
                     f"{name}: {image.width}x{image.height} pixels, at most {MAX_PIXELS} are read: shrink it"
                 )
             image.load()
-            return flatten(ImageOps.exif_transpose(image), channels, background)
-    except DECODE_ERRORS as error:
+            turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+            return flatten(image if turn is None else image.transpose(turn), channels, background)
+    except (DataError, MemoryError):  # told already; of this machine, not of the image
+        raise
+    except Exception as error:  # every format plugin of PIL has errors of its own, RuntimeError and TypeError too
         raise DataError(f"{name}: not a readable image: {reason(error)}") from error
 
 
@@ -111,14 +121,23 @@ def centercrop_views(image: Image.Image, size: int) -> list[Image.Image]:
     return [crop, ImageOps.mirror(crop)]
 
 
-def random_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
-    """Resize the short side to `size` (bicubic, antialiased) and crop a random square."""
-    return _crop_at(image, size, *rng.random(2))
+def random_crop(image: Image.Image, size: int, across: float, down: float) -> Image.Image:
+    """Resize the short side to `size` (bicubic, antialiased), crop the square where two draws in [0, 1) say."""
+    short, width, height = min(image.size), image.width, image.height
+    if short != size:
+        width, height = (size if side == short else int(size * side / short) for side in image.size)
+        image = _resize(image, width, height)
+    return _crop(image, int(across * (width - size + 1)), int(down * (height - size + 1)), size)
 
 
-def random_scale_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
-    """Resize the short side to between `size` and `size` / 0.8 as ADM does, and crop a random square of `size`."""
-    return _scaled_crop_at(image, size, *rng.random(3))
+def random_scale_crop(image: Image.Image, size: int, across: float, down: float, scale: float) -> Image.Image:
+    """Resize the short side as ADM does to `size` to ceil(`size` / 0.8) pixels, each as likely, then crop.
+
+    `across`, `down` and `scale` are draws in [0, 1).
+    """
+    longest = math.ceil(size / SMALLEST_SHARE)
+    image = _short_side(image, size + int(scale * (longest + 1 - size)))
+    return _crop(image, int(across * (image.width - size + 1)), int(down * (image.height - size + 1)), size)
 
 
 def to_tensor(image: Image.Image | np.ndarray) -> Tensor:
@@ -149,22 +168,6 @@ def _short_side(image: Image.Image, size: int) -> Image.Image:
         scale = size / min(image.size)
         image = _resize(image, round(image.width * scale), round(image.height * scale))
     return image
-
-
-def _scaled_crop_at(image: Image.Image, size: int, across: float, down: float, scale: float) -> Image.Image:
-    """A short side of `size` to ceil(`size` / 0.8) pixels, each as likely, then the crop where two draws say."""
-    longest = math.ceil(size / SMALLEST_SHARE)
-    image = _short_side(image, size + int(scale * (longest + 1 - size)))
-    return _crop(image, int(across * (image.width - size + 1)), int(down * (image.height - size + 1)), size)
-
-
-def _crop_at(image: Image.Image, size: int, across: float, down: float) -> Image.Image:
-    """Resize the short side to `size`, then crop where two draws in [0, 1) say."""
-    short, width, height = min(image.size), image.width, image.height
-    if short != size:
-        width, height = (size if side == short else int(size * side / short) for side in image.size)
-        image = _resize(image, width, height)
-    return _crop(image, int(across * (width - size + 1)), int(down * (height - size + 1)), size)
 
 
 @dataclass(frozen=True)
@@ -226,9 +229,9 @@ class Transform:
         if self.crop == "center":
             image = center_crop(image, self.inner)
         elif self.crop == "random":
-            image = _crop_at(image, self.inner, draws[0], draws[1])
+            image = random_crop(image, self.inner, draws[0], draws[1])
         else:
-            image = _scaled_crop_at(image, self.inner, draws[0], draws[1], draws[3])
+            image = random_scale_crop(image, self.inner, draws[0], draws[1], draws[3])
         return self.border(_to_uint8(ImageOps.mirror(image) if self.flip and draws[2] < 0.5 else image))
 
     def fingerprint(self) -> str:

@@ -157,14 +157,14 @@ def _only_size(a: str, b: str) -> bool:
 
 
 _IMAGES = re.compile(
-    r"(?P<first>first )?((?P<count>\d+) )?(of )?((train|validation|test|own) )?(images )?(?P<hash>\w+)"
+    r"(?P<some>(first|spread) )?((?P<count>\d+) )?(of )?((train|validation|test|own) )?(images )?(?P<hash>\w+)"
 )
 
 
 def _same_images(a: str, b: str) -> bool:
     """Whether records name one reference; older ones state neither the split nor, of a whole set, the count."""
     x, y = _IMAGES.fullmatch(a), _IMAGES.fullmatch(b)
-    if x is None or y is None or (x["first"], x["hash"]) != (y["first"], y["hash"]):
+    if x is None or y is None or (x["some"], x["hash"]) != (y["some"], y["hash"]):
         return False
     return x["count"] == y["count"] or None in (x["count"], y["count"])
 

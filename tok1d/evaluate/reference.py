@@ -281,8 +281,8 @@ def split_of(images: Any) -> str:
 
 def images_told(images: ImageSet, of: str) -> str:
     """What a record states of images that are compared with themselves: count, split and fingerprint."""
-    first, _, fingerprint = images.fingerprint().rpartition(" of ")
-    return f"{'first ' if first else ''}{len(images)} {of} images {fingerprint}"
+    some, _, fingerprint = images.fingerprint().rpartition(" of ")  # "first 100"
+    return f"{some or len(images)} {of} images {fingerprint}"
 
 
 def cache_path(fingerprint: str) -> Path:

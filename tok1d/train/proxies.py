@@ -56,11 +56,11 @@ class Proxies:
 
     def _images(self) -> list[Any]:
         if not self._sets:
-            from tok1d.train.run import first
+            from tok1d.data.subset import subset
             from tok1d.train.tasks import open_split
 
             for split, num in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
-                self._sets.append(first(open_split(self.recipe, split), num))
+                self._sets.append(subset(open_split(self.recipe, split), num))
         return self._sets
 
 
@@ -100,10 +100,10 @@ def _ranges(count: int, size: int = 250) -> Iterator[range]:
 def prefix_curve(sample: _Sample) -> Numbers:
     """PSNR of reconstructions, or the denoising loss, from 1, 2, 4, ... tokens; of tokens without order from all."""
     from tok1d.analyze.prefix import explained_curve
+    from tok1d.data.subset import subset
     from tok1d.evaluate.reconstruction import evaluate_reconstruction, prefix_lengths
-    from tok1d.train.run import first
 
-    tokenizer, images = sample.tokenizer, first(sample.test, PREFIX_IMAGES)
+    tokenizer, images = sample.tokenizer, subset(sample.test, PREFIX_IMAGES)
     if hasattr(tokenizer, "prediction_error"):
         lengths = prefix_lengths(tokenizer.spec.length)
         points = explained_curve(tokenizer, images, keep=lengths, num_images=len(images), num_times=5)

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from tok1d.condition import is_conditional
 from tok1d.config import Recipe, load_recipe, to_mapping, to_yaml
 from tok1d.data.decoded import tell_broken
-from tok1d.data.images import ImageSet
+from tok1d.data.subset import subset
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import ConfigError, InputError, WeightsError
 from tok1d.evaluate.report import Record, write_records
@@ -305,11 +306,12 @@ def evaluations(recipe: Recipe) -> list[Measure]:
     config = recipe.train
     if not config.evaluate_every:
         return []
+    test = cache(lambda: open_split(recipe, "test"))  # once a run: a large folder takes a while to list
 
     def measure(weights: str) -> Callable[[Any], dict[str, Any]]:
         def run(model: Any) -> dict[str, Any]:
             found = {}
-            for record in evaluate(recipe, model):
+            for record in evaluate(recipe, model, test()):
                 if record.keep is not None:
                     found[f"{weights}_{record.name}@{record.keep}"] = record.value
                 elif recipe.kind == "classifier":  # elsewhere it is what the judge says of the test images themselves
@@ -322,15 +324,15 @@ def evaluations(recipe: Recipe) -> list[Measure]:
     return [*averaged, Measure(config.evaluate_every, measure("raw"), averaged=False)]
 
 
-def evaluate(recipe: Recipe, model: Any) -> list[Record]:
-    """The measurements that end a run, as `recipe.evaluate` says."""
+def evaluate(recipe: Recipe, model: Any, test: Any = None) -> list[Record]:
+    """The measurements that end a run, as `recipe.evaluate` says; of `test` images that are open already, or not."""
     from tok1d.evaluate.classification import evaluate_classifier
     from tok1d.evaluate.generation import evaluate_generation
     from tok1d.evaluate.reconstruction import evaluate_reconstruction
 
     config, data = recipe.evaluate, recipe.data
     protocol = {**protocol_of(model, pad=data.pad), "weights": "ema" if recipe.train.ema > 0 else "raw"}
-    test = open_split(recipe, "test")
+    test = open_split(recipe, "test") if test is None else test
     if recipe.kind == "classifier":
         return evaluate_classifier(model, test, protocol=protocol)
     shared: dict[str, Any] = {"seed": recipe.seed, "batch_size": config.batch_size, "pad": data.pad}
@@ -339,7 +341,7 @@ def evaluate(recipe: Recipe, model: Any) -> list[Record]:
     if recipe.kind == "tokenizer":
         return evaluate_reconstruction(
             model,
-            first(test, config.num_images),
+            subset(test, config.num_images),
             keep=config.keep,
             steps=None if model.spec.deterministic else config.steps,
             guidance=Guidance(config.guidance, interval=config.guidance_interval),
@@ -368,29 +370,3 @@ def evaluate(recipe: Recipe, model: Any) -> list[Record]:
         protocol=protocol,
         **shared,
     )
-
-
-class _First:
-    """The first `num` images of a set."""
-
-    def __init__(self, images: Any, num: int) -> None:
-        self.images, self.num = images, num
-        self.num_classes, self.class_names = images.num_classes, images.class_names
-        self.captions = getattr(images, "captions", [])[:num]
-
-    def __len__(self) -> int:
-        return self.num
-
-    def batch(self, indices: Any, *, seed: int = 0, epoch: int = 0) -> Any:
-        return self.images.batch(indices, seed=seed, epoch=epoch)
-
-    def captioned_batch(self, indices: Any, *, seed: int = 0, epoch: int = 0) -> Any:
-        return self.images.captioned_batch(indices, seed=seed, epoch=epoch)
-
-    def fingerprint(self) -> str:
-        return f"first {self.num} of {self.images.fingerprint()}"
-
-
-def first(images: ImageSet, num: int | None) -> ImageSet:
-    """The first `num` images of a set, or the set itself where it has no more."""
-    return images if num is None or num >= len(images) else _First(images, num)

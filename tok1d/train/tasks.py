@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tok1d.config import NO_CACHE, Recipe
 from tok1d.data.decoded import DecodedImages, tell_broken
 from tok1d.data.images import ArrayImages, at_size, open_images
 from tok1d.data.order import batch_indices, choice
+from tok1d.data.subset import subset
 from tok1d.data.tokens import INDEX, TokenCache
 from tok1d.errors import ConfigError, DataError
 from tok1d.evaluate.labels import Told, label_used, labels_given, reads_captions
@@ -219,11 +221,12 @@ def caption_words(recipe: Recipe, images: Images) -> CaptionWords | None:
 
 
 def _reconstruction_preview(recipe: Recipe) -> Any:
+    test = cache(lambda: subset(open_split(recipe, "test"), 10))
+
     def preview(model: nn.Module, path: Path) -> None:
         from tok1d.evaluate.reconstruction import token_counts
 
-        images = open_split(recipe, "test")
-        x, _, cond = Told(model, images).batch(range(min(10, len(images))))
+        x, _, cond = Told(model, test()).batch(range(len(test())))
         x = x.to(next(model.parameters()).device)
         tokens = model.encode(x, cond)  # type: ignore[operator]
         rows = [model.decode(tokens, cond, keep=k) for k in token_counts(model.spec)]  # type: ignore
@@ -304,7 +307,8 @@ def _generator_task(recipe: Recipe) -> Task:
 
 
 def _sample_preview(recipe: Recipe, tokenizer: Any) -> Any:
-    """Ten samples, of the first classes or of the first test images' captions, as the tokenizer decodes them."""
+    """Ten samples, of the first classes or of some test images' captions, as the tokenizer decodes them."""
+    test = cache(lambda: subset(open_split(recipe, "test"), 10))
 
     def preview(model: Any, path: Path) -> None:
         device, told, num_classes = (
@@ -314,8 +318,7 @@ def _sample_preview(recipe: Recipe, tokenizer: Any) -> Any:
         )
         cond: Tensor | None = None
         if told is not None:
-            test = open_split(recipe, "test")
-            captions = test.captioned_batch(range(min(10, len(test))))[2]
+            captions = test().captioned_batch(range(len(test())))[2]
             cond = CaptionEmbeddings(told, captions)(captions, device)
         elif num_classes:
             cond = torch.arange(10, device=device) % num_classes
