@@ -5,7 +5,8 @@
 Trains with previews, evaluations and checkpoints on, in a process of its own that is stopped (SIGTERM, so with a
 checkpoint) after so many minutes. Every `--every` seconds its resident memory, open files and threads are read; every
 reading is a line of OUT.soak.jsonl, beside the run folder, as it is made. The record goes to
-benchmarks/results/soak.json; `--write` puts it into docs/reliability.md.
+benchmarks/results/soak.json; `--write` puts it into docs/reliability.md, and the growth of all runs whose readings
+lie in benchmarks/results/soak/.
 
 What counts as growth is the slope of a line through all readings after the warm-up. The slope through the lowest of
 each stretch of `--stretch` minutes is told beside it: what is never given back raises both, dips of a minute move the
@@ -16,8 +17,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
-import re
 import signal
 import statistics
 import subprocess
@@ -28,8 +29,10 @@ from pathlib import Path
 from typing import Any
 
 RESULT = Path(__file__).parent / "results" / "soak.json"
+READINGS = RESULT.with_suffix("")  # a file a run, named after its commit
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 MB = 2**20
+WARM_UP, STRETCH = 10.0, 5.0  # minutes
 NAMED = (
     ("resident memory, MB", "rss_mb"),
     ("of it anonymous, MB", "anonymous_mb"),
@@ -139,11 +142,39 @@ def done(out: Path, every: int) -> dict[str, int]:
     }
 
 
-def write(record: dict[str, Any]) -> None:
-    """Put the table into the page, between its markers."""
-    text = PAGE.read_text()
-    put = f"<!-- soak: begin -->\n\n{table(record)}\n\n<!-- soak: end -->"
-    PAGE.write_text(re.sub(r"<!-- soak: begin -->.*<!-- soak: end -->", lambda _: put, text, flags=re.DOTALL))
+def standard_error(readings: Readings, key: str, *, warm_up: float, stretch: float) -> float:
+    """Of the growth in ten minutes: of a line through the means of the stretches, which are about independent."""
+    warm = [entry for entry in readings if entry["minute"] >= warm_up]
+    times = [warm_up + n * stretch for n in range(int((warm[-1]["minute"] - warm_up) / stretch))]
+    means = [statistics.mean(e[key] for e in warm if t <= e["minute"] < t + stretch) for t in times]
+    slope, start = statistics.linear_regression(times, means)
+    left = sum((mean - start - slope * t) ** 2 for t, mean in zip(times, means, strict=True)) / (len(times) - 2)
+    return 10 * math.sqrt(left / sum((t - statistics.mean(times)) ** 2 for t in times))
+
+
+def history(folder: Path = READINGS, *, warm_up: float = WARM_UP, stretch: float = STRETCH) -> str:
+    """The growth of resident memory in all runs whose readings are kept, as Markdown."""
+    rows = []
+    for path in sorted(folder.glob("*.jsonl")):
+        readings = [json.loads(line) for line in path.read_text().splitlines()]
+        found = growth(readings, "rss_mb", warm_up=warm_up, stretch=stretch)
+        error = standard_error(readings, "rss_mb", warm_up=warm_up, stretch=stretch)
+        lows = found["lows_in_ten_minutes"]
+        rows.append(f"| `{path.stem}` | {found['in_ten_minutes']:+.2f} | {error:.2f} | {lows:+.2f} |")
+    head = [
+        "| at | MB in ten minutes, all readings | its standard error | lows of five minutes |",
+        "|---|---:|---:|---:|",
+    ]
+    return "\n".join([*head, *rows])
+
+
+def page(record: dict[str, Any], text: str) -> str:
+    """The page with both tables between their markers."""
+    for name, made in (("soak", table(record)), ("soaks", history())):
+        before, rest = text.split(f"<!-- {name}: begin -->")
+        after = rest.split(f"<!-- {name}: end -->")[1]
+        text = f"{before}<!-- {name}: begin -->\n\n{made}\n\n<!-- {name}: end -->{after}"
+    return text
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -152,12 +183,12 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--every", type=float, default=5, help="seconds between readings")
-    parser.add_argument("--warm-up", type=float, default=10, help="minutes that are left out")
-    parser.add_argument("--stretch", type=float, default=5, help="minutes of which the lowest reading counts")
+    parser.add_argument("--warm-up", type=float, default=WARM_UP, help="minutes that are left out")
+    parser.add_argument("--stretch", type=float, default=STRETCH, help="minutes of which the lowest reading counts")
     parser.add_argument("--write", action="store_true", help="put the record into docs/reliability.md, run nothing")
     arguments = parser.parse_args(args)
     if arguments.write:
-        write(json.loads(RESULT.read_text()))
+        PAGE.write_text(page(json.loads(RESULT.read_text()), PAGE.read_text()))
         return
 
     import platform

@@ -1,6 +1,7 @@
 """The benchmark runs, its slow variants give the library's numbers, and its records are kept."""
 
 import json
+import math
 import shutil
 import sys
 from dataclasses import replace
@@ -644,6 +645,22 @@ def test_growth_is_told_twice() -> None:
     assert found["highest_rss_mb"] > 800
     with pytest.raises(ValueError, match="two stretches"):
         soak.growth(readings[:100], "rss_mb", warm_up=10, stretch=5)
+
+
+def test_a_growth_has_its_standard_error() -> None:
+    """Of a leak without noise none; of means that alternate by 2 around it, about 2 / sqrt(10) / 14.4 a minute."""
+
+    def made(swing: float) -> soak.Readings:
+        return [{"minute": n / 12, "x": 0.3 * n / 12 + swing * (n // 60 % 2)} for n in range(12 * 60 + 1)]
+
+    assert soak.standard_error(made(0), "x", warm_up=10, stretch=5) == pytest.approx(0, abs=1e-9)
+    found = soak.standard_error(made(4), "x", warm_up=10, stretch=5)
+    assert found == pytest.approx(10 * 2 / math.sqrt(10) / 14.36, rel=0.15)
+
+
+def test_the_page_of_the_soak_is_what_its_records_say() -> None:
+    text = soak.PAGE.read_text()
+    assert soak.page(json.loads(soak.RESULT.read_text()), text) == text, "python benchmarks/soak.py --write"
 
 
 def test_a_process_is_watched_and_asked_to_end(tmp_path: Path) -> None:

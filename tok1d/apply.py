@@ -114,13 +114,12 @@ def open_own(
         return open_data(path, model, data_root=data_root, on_broken=on_broken, size=size)
     transform = Transform(size or model.config.image_size, model.config.channels, pad=padding_of(model))
     where = Path(path)
+    if where.is_dir() and split_folders(place.name for place in where.iterdir()) is not None:
+        return open_data(path, model, data_root=data_root, on_broken=on_broken, size=size)
     if where.is_file():
         root, files, on_broken = where.parent, [where.name], "stop"
     else:
-        root, files = where, list_images(where)
-        if split_folders(file.split("/")[0] for file in files) is not None:
-            return open_data(path, model, data_root=data_root, on_broken=on_broken, size=size)
-        root, files = without_train(root, files)
+        root, files = without_train(where, list_images(where))
     found = captions_of(root, "", files, BESIDE) if text_condition(model.config) is not None else {}
     return FolderImages(root, transform, on_broken, files=files, captions=found or None)  # type: ignore[arg-type]
 

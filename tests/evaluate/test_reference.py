@@ -14,6 +14,7 @@ from PIL import Image
 
 from tok1d import cli
 from tok1d.data.images import ArrayImages, FolderImages, open_images
+from tok1d.data.splits import spread
 from tok1d.data.subset import subset
 from tok1d.data.transforms import Transform
 from tok1d.errors import DataError, InputError
@@ -30,7 +31,6 @@ from tok1d.evaluate.reference import (
     measure_reference,
     reference_fingerprint,
     split_of,
-    spread,
     with_features,
 )
 from tok1d.evaluate.sample_batch import SampleImages, write_sample_batch
@@ -80,7 +80,7 @@ def test_statistics_are_those_of_the_features_in_any_batch_size() -> None:
 
 
 def test_numbers_are_spread_over_a_sorted_set() -> None:
-    assert spread(10, 4) == [0, 2, 5, 7] and spread(3, None) == [0, 1, 2] == spread(3, 9)
+    assert spread(range(10), 4) == [0, 2, 5, 7] and spread(range(3), None) == [0, 1, 2] == spread(range(3), 9)
 
 
 def test_statistics_of_images_that_could_not_be_read_are_not_kept(
@@ -270,7 +270,7 @@ def test_the_cache_gives_features_only_where_enough_are_kept() -> None:
     assert whole is not None
     for reference, _ in hits[1:-1]:
         assert reference.features is not None
-        assert torch.equal(reference.features, whole[spread(30, len(reference.features))])
+        assert torch.equal(reference.features, whole[spread(range(30), len(reference.features))])
 
 
 def test_a_damaged_cache_is_measured_anew() -> None:

@@ -69,7 +69,7 @@ def increments(
         name = type(tokenizer).__name__
         raise InputError(f"increments need a tokenizer with a diffusion decoder (Semanticist), got {name}")
     length = tokenizer.spec.length
-    images = subset(images, max(num_images, 0))
+    images = subset(images, num_images)
     count = len(images)
     if length < 2 or count < 1 or num_times < 1:
         raise InputError(f"increments need at least 2 tokens, 1 image and 1 time, got {length}, {count}, {num_times}")

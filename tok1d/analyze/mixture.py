@@ -61,7 +61,7 @@ def collect_tokens(tokenizer: Any, images: ImageSet, *, num: int = 5000, batch_s
 
     if tokenizer.spec.dim is None:
         raise InputError("mixtures are fitted to continuous tokens, this tokenizer makes ids of a vocabulary")
-    images = subset(images, max(num, 0))
+    images = subset(images, num)
     count, length = len(images), tokens_kept(tokenizer.spec, None)
     if count < 1:
         raise InputError(f"mixtures need images, got {count}")

@@ -61,7 +61,7 @@ def explained_curve(
         raise InputError(f"the curve needs a tokenizer with a diffusion decoder (Semanticist), got {name}")
     length = tokenizer.spec.length
     lengths = _lengths(keep, length)
-    images = subset(images, max(num_images, 0))
+    images = subset(images, num_images)
     count = len(images)
     for name, value in (("num_images", count), ("num_times", num_times), ("batch_size", batch_size)):
         if value < 1:

@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 
 from tok1d.data.decoded import DecodedImages, OnBroken
-from tok1d.data.splits import Split, is_test, spread
+from tok1d.data.splits import TEST_NAMES, TRAIN_NAMES, Split, is_test, spread
 from tok1d.data.transforms import Transform
 from tok1d.errors import DataError
-
-_TEST_SPLITS = ("test", "validation", "val", "valid")
 
 
 def open_arrow(root: str | Path, split: Split) -> tuple[Any, bool, list[Any]]:
@@ -33,7 +31,7 @@ def open_arrow(root: str | Path, split: Split) -> tuple[Any, bool, list[Any]]:
         raise DataError(f"{root}: not a folder that datasets' save_to_disk wrote ({why})") from None
     if not isinstance(found, datasets.DatasetDict):
         return found, False, [found]
-    names = ("train",) if split == "train" else _TEST_SPLITS
+    names = TRAIN_NAMES if split == "train" else TEST_NAMES
     name = next((name for name in names if name in found), None)
     if name is None:
         if set(found) == {"train"}:
@@ -41,7 +39,7 @@ def open_arrow(root: str | Path, split: Split) -> tuple[Any, bool, list[Any]]:
         raise DataError(
             f"{root}: has the splits {', '.join(found)}: expected {' or '.join(names)} for the {split} images"
         )
-    own = split == "test" or any(other in found for other in _TEST_SPLITS)
+    own = split == "test" or any(other in found for other in TEST_NAMES)
     return found[name], own, list(found.values())
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from tok1d.data.decoded import DecodedImages, OnBroken, tell_broken, threads
 from tok1d.data.fashion_mnist import cache_home
 from tok1d.data.records import keep, recall, writing
+from tok1d.data.splits import spread
 from tok1d.data.transforms import MAX_PIXELS, Transform, reason
 from tok1d.errors import DataError
 
@@ -123,8 +124,7 @@ class FolderImages(DecodedImages):
         self.root = Path(root)
         listed = list(files if files is not None else list_images(root))
         names = list(class_names or classes_of(root, listed, captioned=captions is not None))
-        if limit is not None and limit < len(listed):
-            listed = [listed[i * len(listed) // limit] for i in range(limit)]
+        listed = spread(listed, limit)
         super().__init__(transform, on_broken, names, np.zeros(0, np.int64), [], workers)
         self.files = self._without_broken(listed)
         if not self.files:

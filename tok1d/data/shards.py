@@ -152,8 +152,8 @@ class ShardImages(DecodedImages):
             raise DataError(
                 f"{shards[unlabelled[0]]}: sample {unlabelled[1]} has no {keys[1]}; expected a class for every image"
             )
-        if label_key is not None or labels[0] is not None:  # the other split may have classes that this one lacks
-            others = index_shards([path for path in everything if path not in shards], *keys)
+        if labels[0] is not None:  # the other split may have classes that this one lacks
+            others = index_shards(sorted(set(everything) - set(shards)), *keys)
             labels += [row[3] for rows_of_shard in others for row in rows_of_shard]
         num_classes = 1 + max(label or 0 for label in labels)
         own = np.array([row[4] or 0 for row in rows], dtype=np.int64)

@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 T = TypeVar("T")
 Split = Literal["train", "test"]
 TEST_PERCENT = 5
-_TRAIN, _TEST = ("train", "training"), ("test", "val", "validation", "valid", "eval")
+TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("test", "val", "validation", "valid", "eval")
 
 
 def is_test(name: str) -> bool:
@@ -21,8 +21,8 @@ def is_test(name: str) -> bool:
 def split_folders(names: Iterable[str]) -> tuple[str, str] | None:
     """Those of a set's folders that hold its training and its test images, by their names; None without both."""
     found = set(names)
-    train = next((name for name in _TRAIN if name in found), None)
-    test = next((name for name in _TEST if name in found), None)
+    train = next((name for name in TRAIN_NAMES if name in found), None)
+    test = next((name for name in TEST_NAMES if name in found), None)
     return None if train is None or test is None else (train, test)
 
 
@@ -40,9 +40,9 @@ def part_of(paths: Sequence[str], split: Split) -> tuple[list[str], bool]:
 def _kind(path: str) -> Split | None:
     for part in reversed(PurePath(path).parts[-2:]):  # the name before its folder
         words = re.split(r"[^a-z]+", part.lower())
-        if any(word in words for word in _TEST):
+        if any(word in words for word in TEST_NAMES):
             return "test"
-        if any(word in words for word in _TRAIN):
+        if any(word in words for word in TRAIN_NAMES):
             return "train"
     return None
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from tok1d.data.decoded import replaced_among, replaced_text, whole_set
 from tok1d.data.fashion_mnist import cache_home
 from tok1d.data.images import ArrayImages, FolderImages, ImageSet, prefetch
+from tok1d.data.splits import spread
 from tok1d.errors import DataError, InputError
 from tok1d.evaluate.features import INCEPTION, FrozenNetwork
 from tok1d.evaluate.metrics import Moments
@@ -189,12 +190,6 @@ def reference_fingerprint(images: ImageSet, network: FrozenNetwork, num: int | N
     return hashlib.sha256(" ".join([*parts, "8bit" if network.eight_bit else "float"]).encode()).hexdigest()[:16]
 
 
-def spread(total: int, num: int | None) -> list[int]:
-    """`num` numbers spread evenly over range(total), so that a set sorted by class gives all classes; None: all."""
-    num = total if num is None else min(num, total)
-    return [i * total // num for i in range(num)]
-
-
 def measure_reference(
     images: ImageSet,
     network: FrozenNetwork,
@@ -219,8 +214,8 @@ def measure_reference(
     """
     if of not in OF:
         raise InputError(f"reference of: expected one of {', '.join(OF)}, received {of!r}")
-    chosen = spread(len(images), num)
-    kept = set(spread(len(chosen), num_features))
+    chosen = spread(range(len(images)), num)  # a set sorted by class gives all classes
+    kept = set(spread(range(len(chosen)), num_features))
     pooled, features = Moments(network.dim), []
     spatial = Moments(network.spatial_dim) if network.spatial_dim else None
     done = 0
@@ -337,7 +332,7 @@ def _features(features: Tensor | None, wanted: int, total: int) -> Tensor | None
     """`wanted` of the kept features, those that a pass would have kept; None where they are not there."""
     if features is None or len(features) not in (wanted, total) or not wanted:
         return None
-    return features if len(features) == wanted else features[spread(total, wanted)]
+    return features if len(features) == wanted else features[spread(range(total), wanted)]
 
 
 def with_features(

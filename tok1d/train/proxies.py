@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tok1d.config import Recipe
+from tok1d.data.subset import subset
 from tok1d.errors import Tok1dError
 
 Numbers = dict[str, float]
@@ -56,7 +57,6 @@ class Proxies:
 
     def _images(self) -> list[Any]:
         if not self._sets:
-            from tok1d.data.subset import subset
             from tok1d.train.tasks import open_split
 
             for split, num in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
@@ -100,7 +100,6 @@ def _ranges(count: int, size: int = 250) -> Iterator[range]:
 def prefix_curve(sample: _Sample) -> Numbers:
     """PSNR of reconstructions, or the denoising loss, from 1, 2, 4, ... tokens; of tokens without order from all."""
     from tok1d.analyze.prefix import explained_curve
-    from tok1d.data.subset import subset
     from tok1d.evaluate.reconstruction import evaluate_reconstruction, prefix_lengths
 
     tokenizer, images = sample.tokenizer, subset(sample.test, PREFIX_IMAGES)
