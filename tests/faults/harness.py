@@ -260,6 +260,8 @@ def go_on(machine: Machine, kill: Kill, out: Path) -> Kill:
             problems.append("another log")
         if (out / "report.json").read_bytes() != (good / "report.json").read_bytes():
             problems.append("another report")
+        if len({tuple(sorted(path.name for path in folder.glob("samples/*.png"))) for folder in (out, good)}) > 1:
+            problems.append("other previews")
         if temporaries(out):
             problems.append(f"left {', '.join(path.name for path in temporaries(out))}")
     kill.problems = "; ".join(problems)

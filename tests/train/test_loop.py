@@ -318,6 +318,32 @@ def test_the_model_ends_with_its_averages_in_eval_mode(tmp_path: Path) -> None:
     assert not torch.equal(state["ema"]["layer.weight"], state["model"]["layer.weight"])
 
 
+def test_a_preview_that_a_kill_cut_off_is_drawn_when_the_run_goes_on(tmp_path: Path) -> None:
+    """Its step is in the checkpoint already, so no step would draw it again."""
+    drawn: list[tuple[str, Any]] = []
+
+    def preview(model: nn.Module, path: Path) -> None:
+        if not drawn:
+            drawn.append(("cut off", None))
+            raise KeyboardInterrupt
+        drawn.append((path.name, model.layer.weight.detach().clone()))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    def run() -> None:
+        line = task(Line())
+        line.preview = preview
+        fit(recipe(ema=0.5, preview_every=2, save_every=2, steps=6), line, tmp_path, quiet=True)
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    average = torch.load(tmp_path / "checkpoints" / "step-00000002.pt", weights_only=True)["ema"]["layer.weight"]
+    for _ in range(2):  # the second time nothing is left to do
+        run()
+        assert [name for name, _ in drawn] == ["cut off", "step-00000002.png", "step-00000004.png"]
+    assert torch.equal(drawn[1][1], average)
+
+
 def test_previews_see_the_averages_and_leave_training_as_it_was(runs: tuple[Path, Path]) -> None:
     seen, (out, plain_out) = [], runs
 

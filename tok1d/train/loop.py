@@ -157,7 +157,7 @@ class Run:
             side.prepare(self.accelerator)
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint.
+        """Go on from a checkpoint; a preview that was due just after it and is not there is drawn now.
 
         Raises:
             WeightsError: it is of another training, or holds something else than `save` writes.
@@ -171,6 +171,14 @@ class Run:
                 f"{source}: the checkpoint of step {state.get('step')} does not fit this training ({why}); delete it "
                 "to go on from the one before, or start anew with --overwrite"
             ) from error
+        every = self.recipe.train.preview_every
+        if every and 0 < self.step < self.recipe.train.steps and self.step % every == 0 and not self._picture.exists():
+            self.preview()
+
+    @property
+    def _picture(self) -> Path:
+        """The file of this step's preview."""
+        return self.out / "samples" / f"step-{self.step:08d}.png"
 
     def _load(self, state: dict[str, Any], source: str) -> None:
         names, steps = [side.player.name for side in self.sides], self.recipe.train.steps
@@ -442,7 +450,7 @@ class Run:
         if self.sides[0].ema is not None:
             self.watch.preview(self.sides[0].ema, self.step)
         with self._shown(), torch.no_grad():
-            self.task.preview(self.task.model, self.out / "samples" / f"step-{self.step:08d}.png")
+            self.task.preview(self.task.model, self._picture)
 
     @contextmanager
     def _shown(self, *, averaged: bool = True) -> Iterator[None]:
