@@ -109,9 +109,8 @@ def run_maskgit_schedule(case: Case) -> None:
 
 def maskgit(case: Case) -> MaskGIT:
     config = case.config
-    model = convert_maskgit(
-        case.weights, heads=config["num_attention_heads"], class_dropout=config["class_label_dropout"]
-    )
+    dropout = config["class_label_dropout"] or 0.1  # a file holds a null class also where it was never drawn
+    model = convert_maskgit(case.weights, heads=config["num_attention_heads"], class_dropout=dropout)
     ours = model.config
     assert (ours.num_tokens, ours.vocab_size) == (config["image_seq_len"], config["codebook_size"])
     assert (ours.trunk, ours.num_classes) == (config["model_type"].lower(), config["condition_num_classes"])

@@ -3,9 +3,10 @@
 import filecmp
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -34,11 +35,11 @@ class Case:
     not read as an input has to be compared.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, families: Mapping[str, str]) -> None:
         self.folder = folder.resolve()
         content = json.loads((folder / "case.json").read_text())
         self.kind: str = content["case"]
-        self.family: str = content.get("system") or self.folder.parent.name
+        self.family: str = content.get("system") or families.get(self.kind) or self.folder.parent.name
         self.name = f"{self.family}/{self.folder.name}"
         self.config: dict[str, Any] = content.get("config") or {}
         self.tolerance: dict[str, float] = content.get("tolerance", content)
@@ -96,15 +97,18 @@ class Case:
         return len(equal) == len(files)
 
 
-def find_cases(roots: Sequence[Path]) -> list[Case]:
+def find_cases(roots: Sequence[Path], families: Mapping[str, str] = MappingProxyType({})) -> list[Case]:
     """All cases below the roots, by name; a recording found twice is listed once.
+
+    Args:
+        families: kind -> family, of cases that do not tell it; else the folder's name does.
 
     Raises:
         pytest.UsageError: a root without any case.
     """
     cases: dict[str, list[Case]] = {}
     for root in roots:
-        found = [Case(path.parent) for path in sorted(root.rglob("case.json"))]
+        found = [Case(path.parent, families) for path in sorted(root.rglob("case.json"))]
         if not found:
             raise pytest.UsageError(f"--parity-root {root}: expected folders with a case.json, found none")
         for case in found:

@@ -33,6 +33,8 @@ RUNNERS = {
         **discrete_generators.RUNNERS,
     },
 }
+FAMILIES = {kind: family for family, runners in RUNNERS.items() for kind in runners}
+assert len(FAMILIES) == sum(map(len, RUNNERS.values())), "a kind of two families"
 assert maetok_generators.RUNNERS is maetok_cases.RUNNERS, "they register their cases in the same place"
 
 HERE = Path(__file__).parent
@@ -42,7 +44,7 @@ DEFAULT_ROOTS = [HERE / "cases", HERE.parents[2] / "shared" / "parity"]
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     given = metafunc.config.getoption("--parity-root")
     roots = [Path(root) for root in given] if given else [root for root in DEFAULT_ROOTS if root.is_dir()]
-    cases = find_cases(roots)
+    cases = find_cases(roots, FAMILIES)
     wanted = set(metafunc.config.getoption("--parity-family"))
     absent = wanted - {case.family for case in cases}
     if absent:

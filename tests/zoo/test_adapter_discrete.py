@@ -71,6 +71,14 @@ def test_llamagen_in_any_wrapper(tmp_path: Path, wrapper: str) -> None:
     assert same_model(convert_llamagen(tmp_path / "c2i_B_256.pt", **LLAMAGEN), model)
 
 
+def test_llamagen_length_is_that_of_a_stored_table_or_256(tmp_path: Path) -> None:
+    state = llamagen.to_published(small_llamagen(rope="2d").state_dict())
+    for name, table in {"with": {"freqs_cis": torch.zeros(10, 4, 2)}, "without": {}}.items():
+        save_file({**state, **table}, tmp_path / f"{name}.safetensors")
+    assert convert_llamagen(tmp_path / "with.safetensors", heads=2).config.num_tokens == 9
+    assert convert_llamagen(tmp_path / "without.safetensors", heads=2).config.num_tokens == 256
+
+
 def test_llamagen_through_the_command(tmp_path: Path) -> None:
     model = small_llamagen(rope="2d")
     torch.save({"model": llamagen.to_published(model.state_dict())}, tmp_path / "c2i.pt")
@@ -90,6 +98,8 @@ def test_llamagen_files_that_do_not_fit(tmp_path: Path) -> None:
 
     assert "attention heads of width 16: give heads=" in fails(state, heads=None)
     assert "rope: 2d needs a square number of tokens, received 8" in fails(state, num_tokens=8)
+    table = {"freqs_cis": torch.zeros(5, 4, 2)}
+    assert "freqs_cis is of 4 tokens, expected num_tokens=4, found 9" in fails({**state, **table})
     assert "weights not part of this model: 1 (vision.proj)" in fails({**state, "vision.proj": torch.zeros(1)})
     without = {name: value for name, value in state.items() if name != "layers.1.attention.wo.weight"}
     assert "weights missing: 1 (layers.1.attention.wo.weight)" in fails(without)

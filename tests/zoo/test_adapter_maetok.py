@@ -138,6 +138,23 @@ def test_null_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "generators expect" not in capsys.readouterr().err
 
 
+def test_what_a_lone_softvq_file_does_not_tell_can_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tokenizer(**MODELS["softvq"])
+    publish(model, tmp_path)
+    image = torch.rand(2, 3, 32, 32)
+    (tmp_path / "config.json").unlink()
+    bare = convert_tokenizer(tmp_path / "model.safetensors", encoder_heads=2, decoder_heads=2)
+    assert "no config.json tells SoftVQ's temperature, taken as 0.1; give tau=" in capsys.readouterr().err
+    assert (bare.config.bottleneck.tau, bare.config.bottleneck.l2) == (0.1, True)  # type: ignore[union-attr]
+    given = {"encoder_heads": 2, "decoder_heads": 2, "tau": 0.2}
+    found = convert_tokenizer(tmp_path / "model.safetensors", **given)
+    assert "temperature" not in capsys.readouterr().err
+    torch.testing.assert_close(found.encode(image), model.encode(image))
+    assert not torch.allclose(bare.encode(image), model.encode(image), atol=1e-3)
+    plain = convert_tokenizer(tmp_path / "model.safetensors", **given, l2=False)
+    assert not plain.config.bottleneck.l2  # type: ignore[union-attr]
+
+
 def test_a_mask_token_stays_where_the_configuration_masks_nothing(tmp_path: Path) -> None:
     model = tokenizer()
     publish(model, tmp_path, enc_token_drop=0, enc_token_drop_max=0)

@@ -19,6 +19,7 @@ from tok1d.nn.position import sincos_2d, sincos_interleaved
 from tok1d.zoo.adapters.sit import (
     KEYS,
     STATISTICS,
+    _swiglu_ratio,
     convert_dit,
     convert_lightningdit,
     convert_sit,
@@ -120,6 +121,13 @@ def test_a_trainers_file_gives_its_averaged_weights(tmp_path: Path) -> None:
     torch.save(content, tmp_path / "0400000.pt")
     found = convert_dit(tmp_path / "0400000.pt", heads=3, mean=0.0, std=1.0)
     assert found.config == averaged.config and same_model(found, averaged)
+
+
+@pytest.mark.parametrize("ratio", [1, 2.5, 8 / 3, 4])
+def test_every_width_has_a_ratio_of_its_swiglu(ratio: float) -> None:
+    for dim in range(4, 2200):
+        hidden = int(2 / 3 * int(dim * ratio))
+        assert int(2 / 3 * int(dim * _swiglu_ratio(dim, hidden))) == hidden, (dim, hidden)
 
 
 def test_lightningdit_finds_its_positions_and_statistics(tmp_path: Path) -> None:

@@ -309,6 +309,29 @@ def test_the_unit_sphere_can_be_given(tmp_path: Path) -> None:
     assert convert_titok(tmp_path, **HEADS).config.bottleneck.l2  # type: ignore[union-attr]
 
 
+def test_the_weight_of_the_commitment_can_be_given(tmp_path: Path) -> None:
+    publish(tokenizer("vq"), tmp_path)
+    rewrite(tmp_path, commitment_cost=0.5)
+    assert convert_titok(tmp_path, **HEADS).config.bottleneck.beta == 0.5  # type: ignore[union-attr]
+    assert convert_titok(tmp_path, **HEADS, beta=0.0).config.bottleneck.beta == 0.0  # type: ignore[union-attr]
+
+
+def test_the_weight_of_the_bottleneck_in_stage_one(tmp_path: Path) -> None:
+    model = tokenizer("legacy stage one")
+    publish(model, tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["losses"]["quantizer_weight"] = 0.5
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    found = {weight: convert_titok(tmp_path, **HEADS, quantizer_weight=weight) for weight in (None, 1.0, 0.0)}
+    assert [each.config.quantizer_weight for each in found.values()] == [0.5, 1.0, 0.0]  # type: ignore[union-attr]
+    side = 16 // model.config.decoder.patch
+    batch = (torch.rand(2, 3, 16, 16), None, torch.zeros(2, side**2, dtype=torch.long))
+    half, whole, none = (each.losses(batch, 0.0) for each in found.values())
+    assert half["loss_code"] == whole["loss_code"] == none["loss_code"]
+    for name in ("loss_vq", "loss_commit"):
+        assert 2 * half[name] == whole[name] > 0 == none[name]
+
+
 def test_a_broken_configuration_is_told(tmp_path: Path) -> None:
     publish(tokenizer("vq"), tmp_path)
     for text, message in (("{", r"config\.json: not JSON"), ("[]", "expected a mapping of options, found a list")):

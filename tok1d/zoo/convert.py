@@ -38,7 +38,8 @@ FORMATS: dict[str, Callable[..., nn.Module]] = {
 _BOUNDS: dict[str, dict[str, Any]] = {
     **{key: {"ge": 1} for key in ("heads", "encoder_heads", "decoder_heads", "num_tokens", "align_depth")},
     **{key: {"ge": 1} for key in ("groups", "autoencoder_groups")},
-    **{key: {"gt": 0} for key in ("std", "rope_base", "scaling_factor", "autoencoder_scale")},
+    **{key: {"gt": 0} for key in ("std", "rope_base", "scaling_factor", "autoencoder_scale", "tau")},
+    **{key: {"ge": 0} for key in ("beta", "quantizer_weight")},
     "class_dropout": {"ge": 0, "le": 1},
 }
 

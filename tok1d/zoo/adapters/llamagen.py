@@ -51,7 +51,7 @@ def to_published(state: Mapping[str, Tensor]) -> State:
 def convert_llamagen(
     file: str | Path,
     *,
-    num_tokens: int = 256,
+    num_tokens: int | None = None,
     heads: int | None = None,
     class_dropout: float = 0.1,
     rope: Literal["1d", "2d", "none"] = "2d",
@@ -60,7 +60,8 @@ def convert_llamagen(
     """A published LlamaGen as our model in eval mode.
 
     Args:
-        num_tokens: 256 for the models of 256 pixels, 576 for those of 384.
+        num_tokens: 256 for the models of 256 pixels, 576 for those of 384; default: as many as a rotary table in the
+            file has, else 256.
         heads: attention heads; default: those of the published widths.
         class_dropout: as trained; above 0 the last row of the class table is the null class.
         rope, rope_base: rotary positions; every release's are those of a square grid.
@@ -68,7 +69,9 @@ def convert_llamagen(
     Raises:
         WeightsError: a damaged or wrong file, or options that do not fit it.
     """
-    state = from_published(read_published(file))
+    published = read_published(file)
+    state = from_published(published)
+    num_tokens = _num_tokens(published.get(COMPUTED), num_tokens, file)
     rows, dim = _shape(state, "label_embed.table.weight", file)
     heads = heads or GPT_HEADS.get(dim)
     if heads is None:
@@ -96,6 +99,16 @@ def convert_llamagen(
     model = LlamaGen(config)
     fill_model(model, state, {name: KEYS.published(name) or name for name in model.state_dict()}, str(file))
     return model.eval()
+
+
+def _num_tokens(table: Tensor | None, given: int | None, file: str | Path) -> int:
+    """The number of tokens as given, or as the rotary table tells, which has a row for the class before them."""
+    told = None if table is None else len(table) - 1
+    if given is None:
+        return 256 if told is None else told
+    if told not in (None, given):
+        raise WeightsError(f"{file}: {COMPUTED} is of {told} tokens, expected num_tokens={told}, found {given}")
+    return given
 
 
 def _shape(state: State, name: str, file: str | Path) -> Size:

@@ -225,18 +225,30 @@ def _shape(state: State, name: str) -> Size:
 
 
 def convert_tokenizer(
-    path: str | Path, *, encoder_heads: int | None = None, decoder_heads: int | None = None
+    path: str | Path,
+    *,
+    encoder_heads: int | None = None,
+    decoder_heads: int | None = None,
+    tau: float | None = None,
+    l2: bool | None = None,
 ) -> MAETok:
     """A published tokenizer, a folder (config.json, model.safetensors) or a weight file, as our model in eval mode.
 
     What the file holds beside the tokenizer is listed on stderr, and so are the latents' mean and standard deviation,
     which our generators keep and not our tokenizers.
 
+    Args:
+        encoder_heads, decoder_heads: attention heads; default: those of the published widths.
+        tau: temperature of a SoftVQ bottleneck; default: as config.json says, else the release's default 0.1, which
+            stderr tells.
+        l2: whether codes are compared on the unit sphere; default: as config.json says, else they are.
+
     Raises:
         WeightsError: a damaged or wrong file.
     """
     path = Path(path)
     options = _read_options(path if path.is_dir() else path.parent)
+    options |= {key: value for key, value in (("tau", tau), ("codebook_l2_norm", l2)) if value is not None}
     state, ignored = from_published(read_published(path))
     if "encoder.queries" not in state:
         state.pop("decoder.mask_token", None)  # stored, and without queries no forward pass reads it
@@ -247,6 +259,9 @@ def convert_tokenizer(
         print(f"{path}: published generators expect (tokens - {mean}) / {std}", file=sys.stderr)
     if options.get("to_pixel") in ("siren", "identity"):
         raise WeightsError(f"{path}: to_pixel={options['to_pixel']} paints no images, expected linear or conv")
+    codebook = state.get("bottleneck.codebook")
+    if codebook is not None and codebook.dim() == 3 and options.get("tau") is None:
+        print(f"{path}: no config.json tells SoftVQ's temperature, taken as 0.1; give tau=", file=sys.stderr)
     model = MAETok(tokenizer_config(state, options, encoder_heads=encoder_heads, decoder_heads=decoder_heads))
     names = {name: next(iter(to_published({name: value}))) for name, value in model.state_dict().items()}
     fill_model(model, state, names, str(path))

@@ -203,7 +203,9 @@ def convert_maskgit(file: str | Path, *, heads: int | None = None, class_dropout
     except ConfigError as error:
         raise WeightsError(f"{file}: {error}") from None
     if config.class_dropout == 0:
-        raise WeightsError(f"{file}: holds a null class, expected class_dropout above 0")
+        raise WeightsError(
+            f"{file}: holds a null class, expected class_dropout above 0; give class_dropout=, read by training alone"
+        )
     model = MaskGIT(config)
     keys = UVIT if config.trunk == "uvit" else VIT
     names = {name: keys.published(name) or name for name in model.state_dict()}

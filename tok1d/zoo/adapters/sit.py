@@ -288,8 +288,8 @@ def _swiglu_ratio(dim: int, hidden: int) -> float:
     """The mlp_ratio whose SwiGLU, two thirds of it, has so many hidden numbers."""
     near = range(3 * hidden // 2 - 1, 3 * hidden // 2 + 3)
     for full in sorted(near, key=lambda full: Fraction(full, dim).denominator):  # several may fit: round ratios first
-        if int(2 / 3 * full) == hidden and int(dim * (full / dim)) == full:
-            return full / dim
+        if int(2 / 3 * full) == hidden:
+            return mlp_ratio(full, dim)
     raise WeightsError(f"published weights: a SwiGLU of {hidden} hidden numbers at width {dim} is not one of ours")
 
 

@@ -153,7 +153,13 @@ def _is_table(name: str, value: Tensor) -> bool:
 
 
 def convert_titok(
-    path: str | Path, *, encoder_heads: int | None = None, decoder_heads: int | None = None, l2: bool | None = None
+    path: str | Path,
+    *,
+    encoder_heads: int | None = None,
+    decoder_heads: int | None = None,
+    l2: bool | None = None,
+    beta: float | None = None,
+    quantizer_weight: float | None = None,
 ) -> TiTok | LegacyTiTok:
     """A published TiTok, a weight file or a folder (config.json, model.safetensors), as our model in eval mode.
 
@@ -162,6 +168,9 @@ def convert_titok(
     Args:
         encoder_heads, decoder_heads: attention heads; default: those of the published widths.
         l2: whether codes are compared on the unit sphere; default: as config.json says, else of two-stage models alone.
+        beta: weight of the commitment loss, which training on reads; default: as config.json says, else 0.25.
+        quantizer_weight: of a two-stage model, weight of all the bottleneck's losses; default: as config.json says,
+            else 1.
 
     Raises:
         WeightsError: a damaged or wrong file, or a config.json that contradicts it.
@@ -172,6 +181,10 @@ def convert_titok(
     if ignored:
         print(f"{path}: not part of the tokenizer, left out: {listing(ignored)}", file=sys.stderr)
     options = _read_options(path if path.is_dir() else path.parent)
+    if beta is not None:
+        options["commitment_cost"] = beta
+    if quantizer_weight is not None:
+        options["losses"] = {**options.get("losses", {}), "quantizer_weight": quantizer_weight}
     heads = {"encoder": encoder_heads, "decoder": decoder_heads}
     legacy = is_legacy(published)
     if options.get("is_legacy", legacy) != legacy:
@@ -235,7 +248,10 @@ def _legacy_config(
     shared["decoder"].patch = max(shared["image_size"] // _side(state, "decoder"), 1)
     bottleneck = _vq_config(_tensor(state, "bottleneck.codebook"), options, l2, default=True)
     codes = _shape(state, "decoder.fc2.weight")[0]
-    config = LegacyTiTokConfig(**shared, bottleneck=bottleneck, codes=codes, stage="train")
+    weight = option_number(options.get("losses", {}), "quantizer_weight", 1.0, "published weights")
+    config = LegacyTiTokConfig(
+        **shared, bottleneck=bottleneck, codes=codes, stage="train", quantizer_weight=float(weight)
+    )
     if any(name.startswith(("decoder.painter.", "decoder.codebook")) for name in state):
         config.stage, config.pixels = "finetune", _pixels_config(state)
     return _checked(config, state)

@@ -69,6 +69,7 @@ class LegacyTiTokConfig:
     stage: Literal["train", "finetune"] = option(
         "finetune", "train predicts codes and paints nothing; in finetune the decoder paints and learns alone"
     )
+    quantizer_weight: float = option(1.0, "weight of the bottleneck's losses beside that of the codes, in train", ge=0)
 
     def check(self) -> None:
         """Raise ConfigError on another bottleneck than VQ, or patches that do not divide the image."""
@@ -253,7 +254,7 @@ class LegacyTiTok(nn.Module):
         """The losses of either stage; stage one wants MaskGIT-VQGAN's codes (B, N) as the batch's third entry.
 
         N are the decoder's patches, row by row. Stage one: "loss_code", the cross-entropy of the codes, and the
-        bottleneck's terms (section 3.3). Stage two: see `reconstruct`.
+        bottleneck's terms (section 3.3), its losses times `quantizer_weight`. Stage two: see `reconstruct`.
 
         Raises:
             InputError: images or codes that do not fit the model.
@@ -271,7 +272,11 @@ class LegacyTiTok(nn.Module):
                 f"stage=train: expected batches of (images, labels, codes) with MaskGIT-VQGAN's codes of shape "
                 f"{tuple(logits.shape[:2])}, got {found}"
             )
-        return {"loss_code": F.cross_entropy(logits.flatten(0, 1), codes.flatten()), **terms}
+        weighted = {
+            name: self.config.quantizer_weight * term if name.startswith("loss_") else term
+            for name, term in terms.items()
+        }
+        return {"loss_code": F.cross_entropy(logits.flatten(0, 1), codes.flatten()), **weighted}
 
     def reconstruct(self, batch: Any, progress: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Stage two's pass: encoder, queries and codebook are frozen, both decoders learn.
