@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -97,7 +96,7 @@ class Case:
         return len(equal) == len(files)
 
 
-def find_cases(roots: Sequence[Path], families: Mapping[str, str] = MappingProxyType({})) -> list[Case]:
+def find_cases(roots: Sequence[Path], families: Mapping[str, str]) -> list[Case]:
     """All cases below the roots, by name; a recording found twice is listed once.
 
     Args:

@@ -151,7 +151,14 @@ def test_what_a_lone_softvq_file_does_not_tell_can_be_given(tmp_path: Path, caps
     assert "temperature" not in capsys.readouterr().err
     torch.testing.assert_close(found.encode(image), model.encode(image))
     assert not torch.allclose(bare.encode(image), model.encode(image), atol=1e-3)
-    plain = convert_tokenizer(tmp_path / "model.safetensors", **given, l2=False)
+    publish(tokenizer(), tmp_path)
+    with pytest.raises(WeightsError, match="tau: of a SoftVQ bottleneck alone, this one is plain"):
+        convert_tokenizer(tmp_path, **given)
+
+
+def test_the_unit_sphere_can_be_given(tmp_path: Path) -> None:
+    publish(tokenizer(**MODELS["softvq"]), tmp_path)
+    plain = convert_tokenizer(tmp_path, encoder_heads=2, decoder_heads=2, l2=False)
     assert not plain.config.bottleneck.l2  # type: ignore[union-attr]
 
 

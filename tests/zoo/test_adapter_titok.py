@@ -330,6 +330,9 @@ def test_the_weight_of_the_bottleneck_in_stage_one(tmp_path: Path) -> None:
     assert half["loss_code"] == whole["loss_code"] == none["loss_code"]
     for name in ("loss_vq", "loss_commit"):
         assert 2 * half[name] == whole[name] > 0 == none[name]
+    publish(tokenizer("vq"), tmp_path)
+    with pytest.raises(WeightsError, match="quantizer_weight: of two-stage models alone"):
+        convert_titok(tmp_path, **HEADS, quantizer_weight=0.5)
 
 
 def test_a_broken_configuration_is_told(tmp_path: Path) -> None:

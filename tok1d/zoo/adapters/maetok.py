@@ -259,10 +259,14 @@ def convert_tokenizer(
         print(f"{path}: published generators expect (tokens - {mean}) / {std}", file=sys.stderr)
     if options.get("to_pixel") in ("siren", "identity"):
         raise WeightsError(f"{path}: to_pixel={options['to_pixel']} paints no images, expected linear or conv")
-    codebook = state.get("bottleneck.codebook")
-    if codebook is not None and codebook.dim() == 3 and options.get("tau") is None:
-        print(f"{path}: no config.json tells SoftVQ's temperature, taken as 0.1; give tau=", file=sys.stderr)
-    model = MAETok(tokenizer_config(state, options, encoder_heads=encoder_heads, decoder_heads=decoder_heads))
+    config = tokenizer_config(state, options, encoder_heads=encoder_heads, decoder_heads=decoder_heads)
+    if isinstance(config.bottleneck, SoftVQConfig):
+        if options.get("tau") is None:
+            taken = config.bottleneck.tau
+            print(f"{path}: no config.json tells SoftVQ's temperature, taken as {taken:g}; give tau=", file=sys.stderr)
+    elif tau is not None:
+        raise WeightsError(f"{path}: tau: of a SoftVQ bottleneck alone, this one is {config.bottleneck.name}")
+    model = MAETok(config)
     names = {name: next(iter(to_published({name: value}))) for name, value in model.state_dict().items()}
     fill_model(model, state, names, str(path))
     return model.eval()

@@ -190,6 +190,8 @@ def convert_titok(
     if options.get("is_legacy", legacy) != legacy:
         raise WeightsError(f"{path}: config.json says is_legacy={options['is_legacy']}, the weights say {legacy}")
     config = (_legacy_config if legacy else _config)(state, options, heads, l2)
+    if quantizer_weight is not None and not legacy:
+        raise WeightsError(f"{path}: quantizer_weight: of two-stage models alone, this one is of one stage")
     _compare(config, options, str(path))
     model = LegacyTiTok(config) if isinstance(config, LegacyTiTokConfig) else TiTok(config)
     fill_model(model, state, _published_names(model), str(path))
