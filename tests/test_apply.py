@@ -10,12 +10,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tok1d import apply, cli
-from tok1d.config import load_recipe, to_yaml
+from tok1d.cli import app as cli
+from tok1d.config.load import load_recipe, to_yaml
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
+from tok1d.inference import images as sources
+from tok1d.inference import parse
+from tok1d.inference import pictures as apply
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
+from tok1d.zoo.weights import fingerprint
 
 Tiny = Callable[..., str]
 
@@ -37,7 +41,7 @@ def pair(tiny: Tiny) -> tuple[Any, Any]:
 def folders(pair: tuple[Any, Any], tmp_path: Path) -> Path:
     generator, tokenizer = pair
     store.save_model(tokenizer, tmp_path / "tokenizer", Card())
-    card = Card(tokenizer="../tokenizer", tokenizer_fingerprint=store.fingerprint(tokenizer))
+    card = Card(tokenizer="../tokenizer", tokenizer_fingerprint=fingerprint(tokenizer))
     store.save_model(generator, tmp_path / "generator", card)
     pixels = np.random.default_rng(0).integers(0, 256, (60, 50), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
@@ -57,13 +61,13 @@ def run(capsys: Any, *arguments: object) -> tuple[int, str]:
 
 @pytest.mark.parametrize(("text", "expected"), [("", (0, 1)), ("0.2,0.8", (0.2, 0.8)), ("0, 1", (0, 1))])
 def test_intervals(text: str, expected: tuple[float, float]) -> None:
-    assert apply.parse_interval(text, "--x") == expected
+    assert parse.parse_interval(text, "--x") == expected
 
 
 @pytest.mark.parametrize("text", ["0.5", "a,b", "0.8,0.2", "0.5,0.5", "-0.1,1", "0,1.5", "0,0.5,1", "nan,1", ","])
 def test_other_intervals_are_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"^--x: expected two .*such as 0\.2,0\.8, received '") as caught:
-        apply.parse_interval(text, "--x")
+        parse.parse_interval(text, "--x")
     assert "\n" not in str(caught.value)
 
 
@@ -180,7 +184,7 @@ def test_own_folders_have_the_classes_of_their_training(tmp_path: Path, tiny: Ti
         for label in "ab":
             (tmp_path / name / label).mkdir(parents=True)
             Image.new("L", (8, 8)).save(tmp_path / name / label / "1.png")
-    found = apply.open_own(str(tmp_path), random_model(tiny("tokenizer")))
+    found = sources.open_own(str(tmp_path), random_model(tiny("tokenizer")))
     assert found.class_names == ["a", "b"] and len(found) == 2 and found.batch([0, 1])[1].tolist() == [0, 1]
 
 
@@ -241,7 +245,7 @@ def whole(tiny: Tiny, tmp_path: Path) -> Path:
     tokenizer = random_model(tiny("maetok"))
     recipe = to_yaml(load_recipe(tiny("maetok")))
     store.save_model(tokenizer, tmp_path / "tokenizer", Card(recipe=recipe))
-    card = Card(tokenizer="../tokenizer", tokenizer_fingerprint=store.fingerprint(tokenizer))
+    card = Card(tokenizer="../tokenizer", tokenizer_fingerprint=fingerprint(tokenizer))
     for name, change in (("sit", []), ("weak", ["model.dim=8"]), ("blind", ["model.num_classes=0"])):
         store.save_model(random_model(tiny("sit", tokenizer="x"), *change), tmp_path / name, card)
     return tmp_path
@@ -284,7 +288,7 @@ def of_ids(tiny: Tiny, tmp_path: Path) -> Path:
     overrides = ["model.bottleneck={name: vq, size: 16}"]
     tokenizer = random_model(tiny("maetok"), *overrides)
     store.save_model(tokenizer, tmp_path / "tokenizer", Card(recipe=to_yaml(load_recipe(tiny("maetok"), overrides))))
-    card = Card(tokenizer="../tokenizer", tokenizer_fingerprint=store.fingerprint(tokenizer))
+    card = Card(tokenizer="../tokenizer", tokenizer_fingerprint=fingerprint(tokenizer))
     for name in ("llamagen", "maskgit"):
         model = random_model(tiny("sit", tokenizer="x"), f"model={{name: {name}, {sizes}}}")
         store.save_model(model, tmp_path / name, card)
@@ -358,4 +362,4 @@ def test_an_unordered_tokenizer_in_one_pass_reconstructs(whole: Path, capsys: An
 
 
 def test_one_number_without_a_comma_is_a_list_of_one() -> None:
-    assert apply.parse_counts("32", "--keep", 0, 64) == [32]
+    assert parse.parse_counts("32", "--keep", 0, 64) == [32]

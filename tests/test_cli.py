@@ -16,11 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tok1d import cli
-from tok1d.config import load_recipe
+from tok1d.cli import app as cli
+from tok1d.config.load import load_recipe
 from tok1d.train import loop
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
+from tok1d.zoo.weights import fingerprint
 
 Tiny = Callable[..., str]
 COMMANDS = [
@@ -28,7 +29,7 @@ COMMANDS = [
     *("compare", "launch", "replay"),
     *("evaluate reconstruction", "evaluate generation", "evaluate grid", "analyze prefix"),
 ]
-HEAVY = ["torch", "numpy", "omegaconf", "PIL", "accelerate", "matplotlib", "tqdm", "tok1d.config"]
+HEAVY = ["torch", "numpy", "omegaconf", "PIL", "accelerate", "matplotlib", "tqdm", "tok1d.config.recipe"]
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def models(tiny: Tiny, tmp_path: Path) -> Path:
     """A folder with a tokenizer, a generator for it and a classifier, all of random weights."""
     tokenizer = random_model(tiny("tokenizer"))
     store.save_model(tokenizer, tmp_path / "models" / "tokenizer", Card())
-    card = Card(tokenizer="../tokenizer", tokenizer_fingerprint=store.fingerprint(tokenizer))
+    card = Card(tokenizer="../tokenizer", tokenizer_fingerprint=fingerprint(tokenizer))
     generator = random_model(tiny("generator", tokenizer="x"))
     store.save_model(generator, tmp_path / "models" / "generator", card)
     store.save_model(random_model(tiny("classifier")), tmp_path / "models" / "cnn", Card())
@@ -289,7 +290,7 @@ def test_the_whole_chain(
     ]  # fmt: skip
     card = store.load(tokenizer_run / "model").card
     assert (card.trained["steps"], card.data, card.weights, card.seed) == (6, "fashion_mnist", "ema", 0)
-    assert card.fingerprint == store.fingerprint(store.load(tokenizer_run / "model")) and card.commit
+    assert card.fingerprint == fingerprint(store.load(tokenizer_run / "model")) and card.commit
     names = {(record.name, record.keep) for record in card.records}
     assert {("psnr", 1), ("psnr", 4), ("judge_accuracy", 2), ("fd@fashion-mnist-cnn", 4)} <= names
     assert "finished run; pass --overwrite" in fails(*train)
@@ -322,7 +323,7 @@ def test_the_whole_chain(
     assert files(tmp_path / "b") == ["increments.json"]
     ok("export", tokenizer_run, "--out", tmp_path / "given")
     given = store.load(tmp_path / "given")
-    assert given.card.weights == "ema, stored as float16" and given.card.fingerprint == store.fingerprint(given)
+    assert given.card.weights == "ema, stored as float16" and given.card.fingerprint == fingerprint(given)
     assert temporary_files(tmp_path) == []
 
     ok("train", tiny("tokenizer", out=tokenizer_run, seed=5), "--overwrite")

@@ -12,25 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tok1d import config as config_module
-from tok1d.config import (
-    MODEL_CONFIGS,
-    CardConfig,
-    DataConfig,
-    EvaluateConfig,
-    Recipe,
-    TrainConfig,
-    build_config,
-    build_model_config,
-    field_rows,
-    load_card,
-    load_recipe,
-    option,
-    recipe_names,
-    to_mapping,
-    to_yaml,
-)
-from tok1d.config_fields import nearest
+from tok1d.config import recipe as config_module
+from tok1d.config.fields import build_config, nearest, option, to_mapping
+from tok1d.config.load import field_rows, load_card, load_recipe, recipe_names, to_yaml
+from tok1d.config.recipe import CardConfig, DataConfig, EvaluateConfig, Recipe, TrainConfig
+from tok1d.config.registry import MODEL_CONFIGS, build_model_config
 from tok1d.errors import ConfigError
 
 

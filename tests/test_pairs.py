@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tok1d.config import load_recipe, to_yaml
+from tok1d.config.load import load_recipe, to_yaml
 from tok1d.data.tokens import TokenCache
 from tok1d.errors import ConfigError
 from tok1d.train.loop import fit
@@ -151,7 +151,7 @@ def test_another_vocabulary_or_length_is_refused(pair: Any) -> None:
 
 
 def test_ids_go_through_the_cache(pair: Any, fashion: None, tmp_path: Path) -> None:
-    from tok1d.train.cache import encode_images
+    from tok1d.inference.cache import encode_images
     from tok1d.train.tasks import open_split
 
     tokenizer, recipe = pair("vq", "sit")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tok1d import cli
+from tok1d.cli import app as cli
 from tok1d.data import decoded
 from tok1d.data.images import kind_of, open_images
 from tok1d.data.shards import find_shards, index_shard

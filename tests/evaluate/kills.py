@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 PRELOAD = [
-    *("torch", "torchmetrics.functional.image", "tok1d.cli", "tok1d.cli_evaluate", "tok1d.train.run", "tqdm"),
+    *("torch", "torchmetrics.functional.image", "tok1d.cli.app", "tok1d.cli.evaluate", "tok1d.train.run", "tqdm"),
     *("tok1d.tokenizers.semanticist", "tok1d.generators.autoregressive", "tok1d.evaluate.generation"),
-    *("tok1d.evaluate.reconstruction", "tok1d.evaluate.setup", "tok1d.train.trained", "safetensors.torch"),
+    *("tok1d.evaluate.reconstruction", "tok1d.evaluate.setup", "tok1d.zoo.checkpoints", "safetensors.torch"),
 ]
 COMMON = ["--batch-size", "32", "--quiet", "--metrics", "all"]
 FAMILIES = {
@@ -167,7 +167,7 @@ class Machine:
             os.dup2(log, 2)
             os.environ.update({"RANK": str(part[0]), "LOCAL_RANK": str(part[0]), "WORLD_SIZE": str(part[1])})
             watch(write)
-            from tok1d import cli
+            from tok1d.cli import app as cli
 
             code = cli.run([*words, "--save-samples", str(images)])
             sys.stdout.flush()

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tok1d import cli
+from tok1d.cli import app as cli
 from tok1d.errors import ConfigError, DataError, InputError
 from tok1d.evaluate.job import Job, drop_torn
 from tok1d.evaluate.measures import Measures

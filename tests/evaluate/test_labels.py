@@ -11,21 +11,23 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tok1d import apply, cli
-from tok1d.config import load_recipe, to_yaml
+from tok1d.cli import app as cli
+from tok1d.config.load import load_recipe, to_yaml
 from tok1d.data.images import open_images
-from tok1d.demo_measure import quick_look
+from tok1d.demo.measure import quick_look
 from tok1d.errors import ConfigError, InputError
 from tok1d.evaluate.generation import evaluate_generation
-from tok1d.evaluate.labels import label_used, labels_given
-from tok1d.evaluate.reconstruction import evaluate_reconstruction, token_counts
-from tok1d.evaluate.report import Record
+from tok1d.evaluate.reconstruction import evaluate_reconstruction
+from tok1d.inference import pictures as apply
+from tok1d.inference.cache import encode_images
+from tok1d.inference.labels import label_used, labels_given
 from tok1d.tokenizers.base import TokenSpec
-from tok1d.train.cache import encode_images
+from tok1d.tokenizers.prefix import token_counts
 from tok1d.train.loop import fit
 from tok1d.train.tasks import build_task, open_split
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
+from tok1d.zoo.record import Record
 
 Tiny = Callable[..., str]
 SIT = "{name: sit, num_tokens: 4, token_dim: 4, num_classes: 10, dim: 16, depth: 1, heads: 2, steps: 2}"

@@ -10,7 +10,7 @@ from tok1d.errors import DataError, WeightsError
 from tok1d.evaluate.measures import Gathered, Measures
 from tok1d.evaluate.pairs import lpips_per_image, open_lpips, ssim_per_image
 from tok1d.losses.perceptual import LPIPS, vgg16
-from tok1d.zoo.store import fingerprint
+from tok1d.zoo.weights import fingerprint
 
 
 def pair(channels: int, size: int = 28) -> tuple[torch.Tensor, torch.Tensor]:

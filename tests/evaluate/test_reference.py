@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tok1d import cli
-from tok1d.data.images import ArrayImages, FolderImages, open_images
+from tok1d.cli import app as cli
+from tok1d.data.folder import FolderImages
+from tok1d.data.images import ArrayImages, open_images
 from tok1d.data.splits import spread
 from tok1d.data.subset import subset
 from tok1d.data.transforms import Transform
@@ -365,7 +366,7 @@ def test_the_command_measures_once_and_reads_the_cache(
     reference = load_reference(out)
     assert reference.network.startswith("fashion-mnist-cnn@") and reference.images == "fashion_mnist, test"
     images = open_images("fashion_mnist", "test", image_size=28, channels=1)
-    from tok1d.evaluate.features import open_network
+    from tok1d.evaluate.feature_networks import open_network
 
     expected = measure_reference(images, open_network("fashion-mnist-cnn"), of="test")
     assert torch.allclose(reference.pooled.mean, expected.pooled.mean) and reference.fingerprint == expected.fingerprint
@@ -381,7 +382,7 @@ def test_the_command_measures_once_and_reads_the_cache(
 def test_the_command_measures_folders_and_sample_batches(
     tiny: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tok1d.config import load_recipe
+    from tok1d.config.load import load_recipe
     from tok1d.pictures import save_png, to_pil
     from tok1d.zoo import store
     from tok1d.zoo.card import Card

@@ -9,19 +9,22 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tok1d.config import load_recipe
-from tok1d.data.images import FolderImages, open_images
+from tok1d.config.load import load_recipe
+from tok1d.data.folder import FolderImages
+from tok1d.data.images import open_images
 from tok1d.data.subset import subset
 from tok1d.data.transforms import Transform
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
 from tok1d.evaluate.generation import balanced_labels, evaluate_generation
 from tok1d.evaluate.job import Job
-from tok1d.evaluate.metrics import psnr_per_image
-from tok1d.evaluate.reconstruction import Judged, evaluate_reconstruction, token_counts
-from tok1d.evaluate.sampling import counted, decoder_options, guidance_text, sampling_options
+from tok1d.evaluate.reconstruction import Judged, evaluate_reconstruction
+from tok1d.inference.sampling import counted, decoder_options, guidance_text, sampling_options
+from tok1d.losses.pixel import psnr_per_image
 from tok1d.tokenizers.base import TokenSpec
+from tok1d.tokenizers.prefix import token_counts
 from tok1d.zoo import store
+from tok1d.zoo.weights import fingerprint
 
 Tiny = Callable[..., str]
 DIT = ["model={name: dit, num_tokens: 4, token_dim: 4, num_classes: 10, dim: 16, depth: 1, heads: 2}"]
@@ -302,7 +305,7 @@ def test_a_weak_model_is_counted_and_named(tiny: Tiny, fashion: None) -> None:
     guidance = Guidance(2.0, weak_model=weak)
     records = evaluate_generation(generator, tokenizer, images, judge, num=10, pad=2, guidance=guidance)
     assert records[0].sampler == "sde 2 steps, 4 evaluations a sequence"
-    assert records[0].guidance == f"2 against sit@{store.fingerprint(weak)}"
+    assert records[0].guidance == f"2 against sit@{fingerprint(weak)}"
 
 
 @pytest.mark.parametrize(("kind", "tokenizer", "pad"), [("sit", "maetok", 2), ("generator", "tokenizer", 0)])

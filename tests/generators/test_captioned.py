@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tok1d.condition import ConditionConfig
+from tok1d.config.condition import ConditionConfig
 from tok1d.errors import ConfigError, InputError
 from tok1d.generators.autoregressive import CachedDecoder
 from tok1d.generators.captions import CaptionPrefix, CaptionVectors, causal_behind

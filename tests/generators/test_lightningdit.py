@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tok1d.config import build_config
+from tok1d.config.fields import build_config
 from tok1d.errors import ConfigError
 from tok1d.generators.lightningdit import LightningBlock, LightningDiT, LightningDiTConfig
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tok1d.config import build_config
+from tok1d.config.fields import build_config
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import ConfigError, InputError
 from tok1d.generators.sit import DiT, DiTConfig, SiT, SiTConfig, position_table

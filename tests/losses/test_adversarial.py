@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tok1d.bottleneck import shared
-from tok1d.config import build_config
+from tok1d.config.fields import build_config
 from tok1d.errors import ConfigError
 from tok1d.losses.adversarial import (
     AdversarialConfig,

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from tok1d.errors import ConfigError, WeightsError
-from tok1d.losses.classifier import LogitsDistance, load_classifier
+from tok1d.losses.classifier import LogitsDistance
 from tok1d.losses.perceptual import PerceptualConfig, PerceptualLoss
+from tok1d.zoo.pretrained.classifier import load_classifier
 
 
 class Means(nn.Module):

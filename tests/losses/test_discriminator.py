@@ -20,8 +20,6 @@ from tok1d.losses.discriminator import (
     PatchDiscriminator,
     SpectralConv1d,
     _Blur,
-    build_discriminator,
-    load_trunk,
 )
 from tok1d.zoo.adapters.discriminator import (
     BLUR_PATCH,
@@ -31,6 +29,7 @@ from tok1d.zoo.adapters.discriminator import (
     heads_from_published,
     trunk_from_published,
 )
+from tok1d.zoo.pretrained.discriminator import build_discriminator, load_trunk
 
 
 def seeded(seed: int = 0) -> torch.Generator:

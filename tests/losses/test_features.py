@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tok1d.errors import ConfigError, InputError, WeightsError
-from tok1d.losses.features import IMAGENET_MEAN, IMAGENET_STD, Teacher, load_teacher
+from tok1d.losses.features import IMAGENET_MEAN, IMAGENET_STD, Teacher
+from tok1d.zoo.pretrained.teachers import load_teacher
 from tok1d.zoo.store import load
 
 

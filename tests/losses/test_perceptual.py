@@ -10,17 +10,9 @@ from torch import Tensor, nn
 
 from tok1d.errors import WeightsError
 from tok1d.losses import perceptual
-from tok1d.losses.perceptual import (
-    LPIPS,
-    WIDTHS,
-    PerceptualConfig,
-    PerceptualLoss,
-    find_heads,
-    load_lpips,
-    lpips_missing,
-    vgg16,
-)
+from tok1d.losses.perceptual import LPIPS, WIDTHS, PerceptualConfig, PerceptualLoss, vgg16
 from tok1d.zoo.adapters.lpips import heads_from_published, read_heads
+from tok1d.zoo.pretrained.lpips import find_heads, load_lpips, lpips_missing
 
 
 def images(*shape: int) -> Tensor:

@@ -12,14 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tok1d.config import build_config
+from tok1d.config.fields import build_config
 from tok1d.errors import ConfigError, WeightsError
 from tok1d.tokenizers import latent_space
-from tok1d.tokenizers.latent_space import Autoencoder, LatentConfig, Pixels, locate, read_network
+from tok1d.tokenizers.latent_space import Autoencoder, LatentConfig, Pixels
 from tok1d.tokenizers.query_encoder import EncoderConfig
 from tok1d.tokenizers.semanticist import Semanticist, SemanticistConfig
 from tok1d.tokenizers.token_dit import DecoderConfig
 from tok1d.train.ema import EMA
+from tok1d.zoo.pretrained.autoencoder import locate, read_network
 
 CHANNELS, FACTOR, SCALE, SHIFT = 5, 2, 0.4, 0.3
 WEIGHTS = "diffusion_pytorch_model.safetensors"

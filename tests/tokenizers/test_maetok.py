@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tok1d.config import OptimConfig, build_model_config
+from tok1d.config.recipe import OptimConfig
+from tok1d.config.registry import build_model_config
 from tok1d.errors import ConfigError, InputError, WeightsError
 from tok1d.losses.hog import hog
 from tok1d.tokenizers.auxiliary import AuxiliaryDecoder

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tok1d.config import build_config
+from tok1d.config.fields import build_config
 from tok1d.errors import ConfigError
 from tok1d.tokenizers.masking import SPREAD, MaskConfig, draw_mask, draw_ratios
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import build_model_config
+from tok1d.config.registry import build_model_config
 from tok1d.errors import ConfigError, InputError
 from tok1d.tokenizers.smap import SMAP, SMAPConfig
 from tok1d.tokenizers.tail_drop import TailDropConfig, draw_tail
-from tok1d.train.draws import seed_of
+from tok1d.train.rng import seed_of
 from tok1d.zoo.store import build_model
 
 SMALL = {"patch": 4, "dim": 16, "depth": 2, "heads": 2}

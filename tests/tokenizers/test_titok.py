@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tok1d.config import build_model_config
+from tok1d.config.registry import build_model_config
 from tok1d.errors import ConfigError, InputError
 from tok1d.tokenizers.titok import TiTok
 from tok1d.zoo.compat.titok import LegacyTiTok, PixelBlock, PixelLevel, legacy_order

@@ -11,14 +11,15 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from tok1d.config import ANY_SIZE, Recipe, load_recipe
+from tok1d.config.load import load_recipe
+from tok1d.config.recipe import ANY_SIZE, Recipe
+from tok1d.cost.forecast import forecast, meta_batch, table
 from tok1d.errors import ConfigError, DataError
-from tok1d.text import CaptionWords
 from tok1d.train import run
-from tok1d.train.forecast import forecast, meta_batch, table
 from tok1d.train.loop import fit
 from tok1d.train.tasks import build_task, open_split
 from tok1d.zoo import store
+from tok1d.zoo.pretrained.text import CaptionWords
 
 Tiny = Callable[..., str]
 TEXT = "model.auxiliary=[{target: hog, cell: 4, depth: 1}, {target: text, dim: 64, depth: 1, tokenizer: %s}]"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import load_recipe
+from tok1d.config.load import load_recipe
 from tok1d.errors import ConfigError
 from tok1d.nn.attention import Attention
 from tok1d.nn.block import Block, Mlp

@@ -17,13 +17,16 @@ import pytest
 import torch
 from PIL import Image
 
-from tok1d.config import Recipe, load_recipe
+from tok1d.config.load import load_recipe
+from tok1d.config.recipe import Recipe
 from tok1d.errors import ConfigError, DataError, WeightsError
+from tok1d.inference.cache import encode_images
 from tok1d.train import run
 from tok1d.train.log import read_log
-from tok1d.train.tasks import build_task, encode_images, open_split
+from tok1d.train.tasks import build_task, open_split
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
+from tok1d.zoo.weights import fingerprint
 
 Tiny = Callable[..., str]
 
@@ -297,7 +300,7 @@ def test_stage_two_starts_from_stage_one(tiny: Tiny, tmp_path: Path, fashion: No
     (tmp_path / "elsewhere").rename(tmp_path / "first")
     run.train(wanted, quiet=True)
     model = store.load(tmp_path / "run" / "model")
-    assert model.card.trained["init_from"] == f"{tmp_path / 'first'}@{store.fingerprint(first)}"
+    assert model.card.trained["init_from"] == f"{tmp_path / 'first'}@{fingerprint(first)}"
     assert not [name for name in model.state_dict() if name.startswith("auxiliary")]
     for name, value in model.state_dict().items():
         same = torch.equal(value, first.state_dict()[name])
@@ -337,7 +340,7 @@ def test_the_cache_holds_what_the_tokenizer_says(tiny: Tiny, tmp_path: Path, fas
     tokens, labels = cache.batch(range(64))
     torch.testing.assert_close(tokens, expected)
     assert torch.equal(labels, images.batch(range(64))[1]) and cache.meta["num_classes"] == 10
-    cache.check(tokenizer_fingerprint=store.fingerprint(tokenizer), data_fingerprint=images.fingerprint())
+    cache.check(tokenizer_fingerprint=fingerprint(tokenizer), data_fingerprint=images.fingerprint())
 
 
 def test_an_installed_copy_inside_another_checkout_names_its_version(

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tok1d.config import build_model_config
+from tok1d.config.registry import build_model_config
 from tok1d.errors import WeightsError
 from tok1d.tokenizers.maetok import MAETok
 from tok1d.zoo import store

@@ -16,10 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from tok1d.data import fashion_mnist
+from tok1d.data.arrow import ArrowImages
 from tok1d.data.captions import LABELS, captions_of
 from tok1d.data.decoded import DecodedImages, OnBroken
 from tok1d.data.folder import FolderImages, classes_of, first_image, list_images
 from tok1d.data.order import uniforms
+from tok1d.data.shards import ShardImages
 from tok1d.data.splits import Split, is_test, split_folders
 from tok1d.data.transforms import NUM_DRAWS, Crop, Transform
 from tok1d.errors import DataError
@@ -203,10 +205,7 @@ def _open_library(name: str, *arguments: Any, **options: Any) -> DecodedImages:
     """A set that another library wrote; raises DataError that says what to install where that library is missing."""
     try:
         if name == "webdataset":
-            from tok1d.data.shards import ShardImages
-
             return ShardImages(*arguments, **options)
-        from tok1d.data.arrow import ArrowImages
 
         return ArrowImages(*arguments, **options)
     except ModuleNotFoundError as error:

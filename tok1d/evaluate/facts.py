@@ -11,7 +11,7 @@ from typing import Any
 
 from tok1d.errors import DataError
 from tok1d.evaluate.published import ABSENT, NONE, Facts, published, text_of
-from tok1d.evaluate.report import Record
+from tok1d.zoo.record import Record
 
 BUNDLED = Path(__file__).parents[1] / "zoo" / "bundled"
 # Settings that a record has only where they apply, such as steps of a diffusion decoder.

@@ -8,19 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tok1d.condition import is_conditional, text_condition
+from tok1d.config.condition import is_conditional, text_condition
 from tok1d.data.decoded import replaced_among, tell_broken
 from tok1d.data.images import ImageSet
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
 from tok1d.evaluate.job import Job
-from tok1d.evaluate.labels import label_used, labels_given
 from tok1d.evaluate.measures import Compared, Gathered, Measures, own_networks, record_of, strip
 from tok1d.evaluate.networks import CNN
-from tok1d.evaluate.reconstruction import token_counts
-from tok1d.evaluate.report import Record, versions
 from tok1d.evaluate.samples import Save, saving
-from tok1d.evaluate.sampling import (
+from tok1d.generators.sequence import SequenceModel
+from tok1d.inference.labels import label_used, labels_given
+from tok1d.inference.sampling import (
     CHOOSING,
     DRAWING,
     PAINTING,
@@ -33,9 +32,11 @@ from tok1d.evaluate.sampling import (
     sampling_options,
     sampling_text,
 )
-from tok1d.generators.sequence import SequenceModel
-from tok1d.text import CaptionEmbeddings
-from tok1d.zoo.store import fingerprint, model_identity
+from tok1d.tokenizers.prefix import token_counts
+from tok1d.zoo.pretrained.text import CaptionEmbeddings
+from tok1d.zoo.record import Record, versions
+from tok1d.zoo.store import model_identity
+from tok1d.zoo.weights import fingerprint
 
 # How classes are drawn, and what a record calls it.
 CLASSES = {"balanced": "balanced", "random": "uniformly random", "train": "as in the reference images"}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tok1d.errors import InputError
 from tok1d.evaluate.job import fingerprint
 from tok1d.evaluate.measures import lower_is_better
-from tok1d.evaluate.report import Record, column_names
+from tok1d.zoo.record import Record, column_names
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tok1d.config import option
+from tok1d.config.fields import option
 from tok1d.errors import ConfigError, DataError
 from tok1d.evaluate.metrics import accuracy
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from tok1d.errors import DataError, WeightsError
-from tok1d.losses.perceptual import LPIPS, load_lpips, lpips_missing
-from tok1d.zoo.store import fingerprint
+from tok1d.losses.perceptual import LPIPS
+from tok1d.zoo.pretrained.lpips import load_lpips, lpips_missing
+from tok1d.zoo.weights import fingerprint
 
 SSIM_VARIANT = "Gaussian window of 11 pixels, sigma 1.5, data range 1, borders mirrored"
 SSIM_WINDOW = 11

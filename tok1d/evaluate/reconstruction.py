@@ -13,39 +13,18 @@ from tok1d.data.decoded import replaced_among, replaced_text, tell_broken
 from tok1d.data.images import ImageSet
 from tok1d.data.transforms import without_border
 from tok1d.diffusion.guidance import Guidance
-from tok1d.errors import InputError
 from tok1d.evaluate.job import Job
-from tok1d.evaluate.labels import Told
 from tok1d.evaluate.measures import Compared, Gathered, Measures, own_networks, record_of, strip
 from tok1d.evaluate.metrics import Moments, accuracy, frechet_distance
 from tok1d.evaluate.networks import CNN
 from tok1d.evaluate.reference import images_told, split_of
-from tok1d.evaluate.report import Record, versions
 from tok1d.evaluate.samples import Save, saving
-from tok1d.evaluate.sampling import PAINTING, counted, decoder_options, guidance_text, noise_of
-from tok1d.tokenizers.base import TokenSpec
-from tok1d.zoo.store import fingerprint, model_identity
-
-
-def prefix_lengths(length: int) -> list[int]:
-    """1, 2, 4, ... and the whole length."""
-    lengths = [2**i for i in range(length.bit_length()) if 2**i < length]
-    return [*lengths, length]
-
-
-def token_counts(spec: TokenSpec, keep: Sequence[int] = ()) -> list[int]:
-    """Numbers of leading tokens to decode: `keep`, or 1, 2, 4, ..., all; of tokens without an order only all.
-
-    Where the decoder is told the class, 0 tokens come first: the image that the class alone gives.
-
-    Raises:
-        InputError: fewer tokens of a tokenizer that needs all.
-    """
-    if spec.ordered:
-        return list(keep) or [*([0] if spec.needs_label else []), *prefix_lengths(spec.length)]
-    if few := [k for k in keep if k != spec.length]:
-        raise InputError(f"keep: these tokens have no order, all {spec.length} are needed; received {few[0]}")
-    return [spec.length]
+from tok1d.inference.labels import Told
+from tok1d.inference.sampling import PAINTING, counted, decoder_options, guidance_text, noise_of
+from tok1d.tokenizers.prefix import token_counts
+from tok1d.zoo.record import Record, versions
+from tok1d.zoo.store import model_identity
+from tok1d.zoo.weights import fingerprint
 
 
 class Judged:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from tok1d.data.decoded import replaced_among, replaced_text, whole_set
 from tok1d.data.fashion_mnist import cache_home
-from tok1d.data.images import ArrayImages, FolderImages, ImageSet, prefetch
+from tok1d.data.folder import FolderImages
+from tok1d.data.images import ArrayImages, ImageSet, prefetch
 from tok1d.data.splits import spread
 from tok1d.errors import DataError, InputError
 from tok1d.evaluate.features import INCEPTION, FrozenNetwork

@@ -22,18 +22,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tok1d.condition import ConditionConfig
-from tok1d.config import option
+from tok1d.config.condition import ConditionConfig
+from tok1d.config.fields import option
 from tok1d.diffusion.guidance import Guidance, as_guidance, combine
 from tok1d.diffusion.solver import Generators, Randn, exponential_from
 from tok1d.errors import ConfigError, InputError
 from tok1d.generators.autoregressive import EpsilonLlamaGenConfig
-from tok1d.generators.base import class_ids, training_ids
 from tok1d.generators.captions import CaptionPrefix, causal_behind
 from tok1d.generators.categorical import check_filter, draw_ids, filter_logits
 from tok1d.nn.attention import Attend, Attention, KVCache, causal, masked, rotary
 from tok1d.nn.block import Block, SwiGLU, swiglu_hidden
-from tok1d.nn.embed import LabelEmbed
+from tok1d.nn.embed import LabelEmbed, class_ids, training_ids
 from tok1d.nn.norm import RMSNorm
 from tok1d.nn.position import axial_angles, grid_coordinates, sequence_angles
 from tok1d.nn.precision import single

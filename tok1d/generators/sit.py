@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import option
+from tok1d.config.fields import option
 from tok1d.diffusion.ddpm import Chain, ancestral, ddim
 from tok1d.diffusion.guidance import Guidance, guided
 from tok1d.diffusion.solver import Field, Randn

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import option
+from tok1d.config.fields import option
 from tok1d.errors import ConfigError
 from tok1d.generators.sequence import FlowConfig, FlowModel
 from tok1d.nn.attention import Attention

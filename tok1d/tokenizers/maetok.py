@@ -16,14 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from tok1d.bottleneck.kl import Posterior
-from tok1d.config import option
+from tok1d.config.fields import option
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import ConfigError, WeightsError
 from tok1d.tokenizers.auxiliary import AuxiliaryConfig, AuxiliaryDecoder, LatentAlignment, LatentAlignmentConfig
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.tokenizers.bottlenecks import BottleneckConfig, PlainConfig, build_bottleneck
-from tok1d.tokenizers.masking import MaskConfig, draw_mask, draw_ratios
-from tok1d.tokenizers.one_pass import (
+from tok1d.tokenizers.deterministic import (
     check_images,
     check_parts,
     checked_tokens,
@@ -34,6 +33,7 @@ from tok1d.tokenizers.one_pass import (
     refuse_sampling,
     to_images,
 )
+from tok1d.tokenizers.masking import MaskConfig, draw_mask, draw_ratios
 from tok1d.tokenizers.pixel_decoder import PixelDecoder
 from tok1d.tokenizers.pixel_encoder import PixelEncoder
 from tok1d.tokenizers.vit import ViTConfig

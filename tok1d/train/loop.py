@@ -19,18 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tok1d.config import Recipe
+from tok1d.config.recipe import Recipe
+from tok1d.cost.peaks import peak_of
 from tok1d.data.images import prefetch
 from tok1d.errors import ConfigError, WeightsError
+from tok1d.losses.total import Batch, Tensors, total_loss
 from tok1d.train import checkpoint
-from tok1d.train.draws import copies_of, seeded
 from tok1d.train.log import JsonLog
 from tok1d.train.nonfinite import Evidence, NonFiniteError, repeat, suspects, write_dump
 from tok1d.train.optim import learning_rate
 from tok1d.train.options import apply_options
-from tok1d.train.peaks import peak_of
-from tok1d.train.players import Batch, Moment, Side, Tensors, total_loss
+from tok1d.train.players import Moment, Side
 from tok1d.train.precision import LossScale, precision_of
+from tok1d.train.rng import copies_of, seeded
 from tok1d.train.speed import Meter
 from tok1d.train.stop import Agreement, StopSignal
 from tok1d.train.task import Task

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import OptimConfig
+from tok1d.config.recipe import OptimConfig
 
 
 def learning_rate(step: int, config: OptimConfig) -> float:

@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tok1d.errors import ConfigError
-from tok1d.train.draws import recomputing
+from tok1d.nn.attention import Attention
+from tok1d.train.rng import recomputing
 
 
 def apply_options(module: nn.Module, *, checkpoint_activations: bool, compile: bool) -> None:
@@ -36,7 +37,6 @@ def apply_options(module: nn.Module, *, checkpoint_activations: bool, compile: b
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
     """The trainable transformer blocks of a module, in order."""
-    from tok1d.nn.attention import Attention
 
     found: dict[int, nn.Module] = {}
     for part in module.modules():

@@ -14,21 +14,30 @@ from typing import Any
 
 import torch
 
-from tok1d.condition import is_conditional
-from tok1d.config import Recipe, load_recipe, to_mapping, to_yaml
+from tok1d import __version__
+from tok1d.config.condition import is_conditional
+from tok1d.config.fields import to_mapping
+from tok1d.config.load import load_recipe, to_yaml
+from tok1d.config.recipe import Recipe
+from tok1d.cost.flops import step_flops_or_none
 from tok1d.data.decoded import tell_broken
 from tok1d.data.subset import subset
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import ConfigError, InputError, WeightsError
-from tok1d.evaluate.report import Record, write_records
-from tok1d.evaluate.sampling import generator_guidance, sampling_options, takes_interval
-from tok1d.train.flops import step_flops_or_none
+from tok1d.evaluate.classification import evaluate_classifier
+from tok1d.evaluate.generation import evaluate_generation
+from tok1d.evaluate.protocol import judge_for, protocol_of
+from tok1d.evaluate.reconstruction import evaluate_reconstruction
+from tok1d.inference.sampling import generator_guidance, sampling_options, takes_interval
 from tok1d.train.loop import Result, fit, processes
 from tok1d.train.task import Measure, Task
 from tok1d.train.tasks import build_task, open_split
 from tok1d.train.trackers import check_tracker
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
+from tok1d.zoo.record import Record, write_records
+from tok1d.zoo.store import portable
+from tok1d.zoo.weights import fingerprint
 
 # What may change between sittings of one run: it decides what is written when and held where, not what is computed.
 FREE_KEYS = {
@@ -123,7 +132,6 @@ def _check_same(old: Recipe, new: Recipe, out: Path) -> None:
 
 def code_version() -> str:
     """The commit of the code in use, with "+" where files differ from it; the package version outside a checkout."""
-    from tok1d import __version__
 
     folder = Path(__file__).parent
     try:
@@ -258,44 +266,18 @@ def make_card(recipe: Recipe, model: torch.nn.Module, result: Result, *, name: s
             **({"init_from": _origin(recipe.init_from)} if recipe.init_from else {}),
         },
         weights="ema" if recipe.train.ema > 0 else "raw",
-        fingerprint=store.fingerprint(model),
+        fingerprint=fingerprint(model),
         tokenizer=portable(recipe.tokenizer) if recipe.tokenizer else "",
-        tokenizer_fingerprint=store.fingerprint(tokenizer) if tokenizer is not None else "",
+        tokenizer_fingerprint=fingerprint(tokenizer) if tokenizer is not None else "",
     )
 
 
 def _origin(name: str) -> str:
     """Name, as the recipe has it, and fingerprint of the weights that a training started from."""
     try:
-        return f"{name}@{store.fingerprint(store.load(name))}"
+        return f"{name}@{fingerprint(store.load(name))}"
     except WeightsError:  # gone since the training began
         return name
-
-
-def portable(name: str) -> str:
-    """Bundled and hub names stay; a folder becomes an absolute path, so that the run can be used from anywhere."""
-    return str(Path(name).resolve()) if Path(name).exists() else name
-
-
-def judge_for(data: str, images: Any, device: Any, *, pad: int = 0) -> Any:
-    """The bundled judge for a data set, on a device; None where there is none for such images.
-
-    Args:
-        images: a configuration with their `image_size` and `channels`. pad: width of their border in pixels.
-    """
-    if data != "fashion_mnist" or "fashion-mnist-cnn" not in store.bundled_names():
-        return None
-    judge = store.load("fashion-mnist-cnn", device=device)
-    fits = (images.image_size - 2 * pad, images.channels) == (judge.config.image_size, judge.config.channels)
-    return judge if fits else None
-
-
-def protocol_of(model: Any, *, pad: int = 0) -> dict[str, Any]:
-    """What every record on a model states: which weights, in which precision, which crop inside which border."""
-    weights = getattr(model, "card", Card()).weights.split(",")[0] or None
-    size = getattr(model.config, "image_size", None)
-    crop = None if size is None else f"center {size - 2 * pad}" + (f" in {size}, border not measured" if pad else "")
-    return {"weights": weights, "precision": "fp32", "weights_hash": store.fingerprint(model), "crop": crop}
 
 
 def evaluations(recipe: Recipe) -> list[Measure]:
@@ -326,9 +308,6 @@ def evaluations(recipe: Recipe) -> list[Measure]:
 
 def evaluate(recipe: Recipe, model: Any, test: Any = None) -> list[Record]:
     """The measurements that end a run, as `recipe.evaluate` says; of `test` images that are open already, or not."""
-    from tok1d.evaluate.classification import evaluate_classifier
-    from tok1d.evaluate.generation import evaluate_generation
-    from tok1d.evaluate.reconstruction import evaluate_reconstruction
 
     config, data = recipe.evaluate, recipe.data
     protocol = {**protocol_of(model, pad=data.pad), "weights": "ema" if recipe.train.ema > 0 else "raw"}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tok1d.errors import WeightsError
-from tok1d.zoo.store import load_state, read_weights
+from tok1d.zoo.weights import load_state, read_weights
 
 State = dict[str, Tensor]
 

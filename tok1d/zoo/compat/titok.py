@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tok1d.config import option
+from tok1d.config.fields import option
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import ConfigError, InputError
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.tokenizers.bottlenecks import VQConfig, build_bottleneck
-from tok1d.tokenizers.one_pass import (
+from tok1d.tokenizers.deterministic import (
     Size,
     check_grid,
     check_images,
