@@ -38,7 +38,7 @@ def make_bench(args: argparse.Namespace, sizes: MAETokSizes, device: torch.devic
     """
     low, high = args.interval
     if not 0 <= low < high <= 1:
-        raise ConfigError(f"--interval: expected two rising times in 0..1, received {low:g} {high:g}")
+        raise ConfigError(f"--interval: expected two rising times in 0..1, got {low:g} {high:g}")
     return MAETokBench(sizes, device, args.precision, args.steps, (low, high))
 
 

@@ -40,7 +40,7 @@ def make_bench(args: argparse.Namespace, sizes: Sizes, device: torch.device) -> 
     """
     head_steps = args.head_steps or ([25] if args.quick else [25, 50])
     if min(head_steps) < 2:
-        raise ConfigError(f"--head-steps: the SDE sampler needs at least 2 steps, received {min(head_steps)}")
+        raise ConfigError(f"--head-steps: the SDE sampler needs at least 2 steps, got {min(head_steps)}")
     interval = (args.interval[0], args.interval[1])
     steps = (args.decoder_steps, tuple(head_steps), tuple(args.euler_steps))
     return Bench(sizes, device, args.precision, *steps, interval)

@@ -94,7 +94,7 @@ def growth(readings: Readings, key: str, *, warm_up: float, stretch: float) -> d
         for n in range(count)
     ]
     if len(lows) < 2:
-        raise ValueError(f"expected two stretches of {stretch:g} minutes after {warm_up:g}, found {len(lows)}")
+        raise ValueError(f"expected two stretches of {stretch:g} minutes after {warm_up:g}, got {len(lows)}")
     slope = statistics.linear_regression([n * stretch for n in range(count)], lows).slope
     line = statistics.linear_regression([e["minute"] for e in warm], [e[key] for e in warm]).slope
     return {"in_ten_minutes": round(10 * line, 3), "lows_in_ten_minutes": round(10 * slope, 3), "lows": lows}

@@ -178,7 +178,7 @@ def test_the_release_is_known_at_its_own_sizes_only(bench: Bench) -> None:
 
 @pytest.mark.parametrize(
     "args, found",
-    [(["--precision", "bf16"], "bf16"), (["--head-steps", "1"], "received 1")]
+    [(["--precision", "bf16"], "bf16"), (["--head-steps", "1"], "got 1")]
     + ([] if torch.cuda.is_available() else [(["--device", "cuda"], "no GPU")]),
 )
 def test_mistakes_are_one_line(args: list[str], found: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_the_maetok_command_keeps_its_records(tmp_path: Path, capsys: pytest.Cap
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(table) == 4 and len({line.count("|") for line in table}) == 1
     assert maetok.main([*args, "--interval", "0.8", "0.2"], TOY_MAETOK) == 2
-    assert "received 0.8 0.2" in capsys.readouterr().err
+    assert "got 0.8 0.2" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -355,7 +355,7 @@ def test_the_teacher_of_the_table_is_an_encoder_of_patches(tmp_path: Path) -> No
     features = teacher(images)
     assert features.shape == (2, 4, 16) and not features.requires_grad
     torch.testing.assert_close(tokenizer.bottleneck.encode(features), tokenizer.encode(images))
-    with pytest.raises(ConfigError, match="found a tokenizer or generator without features of patches"):
+    with pytest.raises(ConfigError, match="got a tokenizer or generator without features of patches"):
         load_teacher(str(tmp_path / "3"), image_size=16)
 
 

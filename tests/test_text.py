@@ -164,11 +164,11 @@ def test_an_encoder_that_will_not_do_is_one_line(bpe: str, tmp_path: Path) -> No
     transformers.GPT2Model(transformers.GPT2Config(**sizes)).save_pretrained(tmp_path / "gpt")
     for name in ("clip", "gpt"):
         read(bpe).save_pretrained(tmp_path / name)
-    with pytest.raises(ConfigError, match="expected a max_length up to 20, received 21"):
+    with pytest.raises(ConfigError, match="expected a max_length up to 20, got 21"):
         TextEncoder(str(tmp_path / "clip"), 21).encode(["a"])
-    with pytest.raises(ConfigError, match="expected a max_length of at least 1, received 0"):
+    with pytest.raises(ConfigError, match="expected a max_length of at least 1, got 0"):
         TextEncoder("anything", 0)
-    with pytest.raises(ConfigError, match="expected T5, CLIP, BERT or kin, found gpt2"):
+    with pytest.raises(ConfigError, match="expected T5, CLIP, BERT or kin, got gpt2"):
         TextEncoder(str(tmp_path / "gpt")).encode(["a"])
     file = tmp_path / "clip" / "model.safetensors"
     state = load_file(file)
@@ -218,8 +218,8 @@ def test_one_encoder_serves_all_threads_and_users(text_folder: str) -> None:
 def test_an_encoder_that_does_not_fit_the_model_is_one_line(text_folder: str) -> None:
     for keys, message in (
         ({"encoder": ""}, r"^model\.condition\.encoder: no text encoder is bundled, expected a transformers name or"),
-        ({"dim": 9}, r"^model\.condition\.dim: expected 16, the width of .*text encoder\d*, received 9$"),
-        ({"length": 21}, "expected a max_length up to 20, received 21"),
+        ({"dim": 9}, r"^model\.condition\.dim: expected 16, the width of .*text encoder\d*, got 9$"),
+        ({"length": 21}, "expected a max_length up to 20, got 21"),
     ):
         with pytest.raises(ConfigError, match=message) as caught:
             CaptionEmbeddings(condition(text_folder, **keys), [])

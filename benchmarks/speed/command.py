@@ -84,7 +84,7 @@ class Benchmark:
             ConfigError: a device or precision that this machine does not have.
         """
         if args.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("--device: expected cpu, received cuda, but PyTorch finds no GPU here")
+            raise ConfigError("--device: expected cpu, got cuda, but PyTorch finds no GPU here")
         if args.precision == "bf16" and args.device == "cpu":
             raise ConfigError("--precision: bf16 is for GPUs (on a CPU it is slower than fp32), expected fp32")
         device = torch.device(args.device)

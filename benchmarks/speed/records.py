@@ -70,7 +70,7 @@ def load(path: Path) -> list[Record]:
         records = json.loads(path.read_text())
         return [record for record in records if key(record)]
     except (ValueError, TypeError, KeyError, OSError) as error:
-        raise DataError(f"{path}: expected a JSON list of benchmark records, found {error!r}; move it away") from None
+        raise DataError(f"{path}: expected a JSON list of benchmark records, got {error!r}; move it away") from None
 
 
 def key(record: Record) -> tuple[Any, ...]:

@@ -251,7 +251,7 @@ def shared_chain(machine: Machine, family: str) -> Chain:
     codes.append(machine.ended(*machine.start(family, name, lambda tell: None, (1, 2))))
     if codes != [-signal.SIGKILL, 0, 0]:
         log = (machine.root / f"{name}.log").read_text()[-300:]
-        raise AssertionError(f"{name}: expected a killed process and two that end, found {codes}: {log}")
+        raise AssertionError(f"{name}: expected a killed process and two that end, got {codes}: {log}")
     chain.problems += machine.problems(family, name)
     return chain
 

@@ -140,7 +140,7 @@ def test_the_bundled_judge_is_the_default_for_its_data() -> None:
         ("timm:", InputError, "expected inception"),
         ("timm:no_such_model", InputError, "timm has no such model"),
         ("model:nowhere", WeightsError, "no model 'nowhere'"),
-        ("model:fashion-mnist-maetok", WeightsError, "expected a classifier to measure with, found the model maetok"),
+        ("model:fashion-mnist-maetok", WeightsError, "expected a classifier to measure with, got the model maetok"),
     ],
 )
 def test_what_is_no_network_is_refused_in_one_line(text: str, error: type[Exception], message: str) -> None:

@@ -359,7 +359,7 @@ def test_a_mistake_in_any_cell_stops_before_the_first(
         ((model, "--guidance", "1,2", "--guidance-interval", "0:1,0.2:0.8"), "no interval"),
         ((model, "--guidance", "1,2", "--guidance-schedule", "linear,steep"), "--guidance-schedule: expected"),
         ((model, "--keep", "9"), "--keep: expected numbers in 1..3"),
-        ((model, "--guidance", "1,2,x"), "--guidance: expected numbers from 0 separated by commas, received 'x'"),
+        ((model, "--guidance", "1,2,x"), "--guidance: expected numbers from 0 separated by commas, got 'x'"),
         ((model, "--best", "fid"), "--best: expected one of label_agreement"),
         ((model, "--label", "true"), "--label:"),
         ((model, "--solver", "euler"), "use --decoder-solver"),

@@ -23,8 +23,9 @@ from tok1d.inference.cache import encode_images
 from tok1d.inference.labels import label_used, labels_given
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.tokenizers.prefix import token_counts
+from tok1d.train.images import open_split
 from tok1d.train.loop import fit
-from tok1d.train.tasks import build_task, open_split
+from tok1d.train.tasks import build_task
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
 from tok1d.zoo.record import Record
@@ -179,11 +180,11 @@ def test_a_person_s_own_images_have_the_null_class(
     assert cli.run([*command, "--label", "true"]) == 2
     assert "label: expected images of the tokenizer's 10 classes, these have 1; use null" in capsys.readouterr().err
     assert cli.run([*command, "--label", "maybe"]) == 2
-    assert "--label: expected true or null, received 'maybe'" in capsys.readouterr().err
+    assert "--label: expected true or null, got 'maybe'" in capsys.readouterr().err
 
 
 def test_a_tokenizer_learns_from_its_own_number_of_classes(tiny: Tiny, fashion: None, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^model\.num_classes: the data have 10 classes, received 12$"):
+    with pytest.raises(ConfigError, match=r"^model\.num_classes: the data have 10 classes, got 12$"):
         build_task(load_recipe(tiny("smap"), ["model.num_classes=12"]))
     build_task(load_recipe(tiny("smap"), ["model.num_classes=12", "model.use_condition=false"]))
     for overrides in ([], ["model.bottleneck={name: vq, size: 16}", "model.tail_drop.keep_per=sample"]):

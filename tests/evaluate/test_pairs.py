@@ -82,7 +82,7 @@ def test_small_or_unequal_images_are_refused(shapes: tuple[tuple[int, ...], tupl
 
 
 def test_lpips_without_its_weights_is_unavailable(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="expected VGG16's weights, found no file") as caught:
+    with pytest.raises(WeightsError, match="expected VGG16's weights, got no file") as caught:
         heads = tmp_path / "heads.pth"
         heads.touch()
         open_lpips(vgg=str(tmp_path / "none.pth"), heads=str(heads))

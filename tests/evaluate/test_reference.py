@@ -204,9 +204,9 @@ def test_the_images_in_adms_file_give_features_for_precision_and_recall(adm: Cal
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8)}, "found a sample batch; tok1d reference measures one"),
-        ({"mean": np.zeros(3)}, "found the keys mean"),
-        ({"mu": np.zeros(3), "sigma": np.eye(3)}, "Inception's 2048 numbers, found \\(3,\\)"),
+        ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8)}, "got a sample batch; tok1d reference measures one"),
+        ({"mean": np.zeros(3)}, "got the keys mean"),
+        ({"mu": np.zeros(3), "sigma": np.eye(3)}, "Inception's 2048 numbers, got \\(3,\\)"),
         ({"mu": np.zeros(2048), "sigma": np.eye(3)}, "a mean \\(dim,\\) and a covariance \\(dim, dim\\)"),
         ({"mu": np.zeros(3), "sigma": np.eye(3), "tok1d": np.array("{")}, "damaged reference statistics"),
         ({"mu": np.array([None]), "sigma": np.eye(3)}, "expected reference statistics in an .npz file"),
@@ -311,8 +311,8 @@ def test_sample_batches_are_streamed_in_adms_form(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("batches", "num", "message"),
     [
-        ([torch.zeros(2, 3, 4, 4)], 3, "expected 3 images, at least one, received 2"),
-        ([], 0, "received 0"),
+        ([torch.zeros(2, 3, 4, 4)], 3, "expected 3 images, at least one, got 2"),
+        ([], 0, "got 0"),
         ([torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 5, 4)], 2, "of one shape"),
     ],
 )

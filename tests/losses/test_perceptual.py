@@ -86,7 +86,7 @@ def test_heads_in_their_layouts(tmp_path: Path) -> None:
         torch.save(state, tmp_path / "vgg.pth")
         found = read_heads(tmp_path / "vgg.pth")
         assert [(head.shape, head[0].item()) for head in found] == [((w,), i + 1.0) for i, w in enumerate(WIDTHS)]
-    with pytest.raises(WeightsError, match="found 0 of them"):
+    with pytest.raises(WeightsError, match="got 0 of them"):
         heads_from_published({"classifier.weight": torch.zeros(1)}, "file")
     small = {name: value[:, :2] for name, value in state.items() if name.startswith("lin")}
     save_file({name: value.contiguous() for name, value in small.items()}, tmp_path / "small.safetensors")
@@ -121,7 +121,7 @@ def test_missing_weights_are_told_in_one_line(tmp_path: Path, monkeypatch: pytes
     assert "no file there.pth" in (lpips_missing(heads="there.pth") or "")
     torch.save(heads("lin{}.model.1.weight"), tmp_path / "vgg.pth")
     given = str(tmp_path / "vgg.pth")
-    assert "VGG16's weights, found none downloaded" in (lpips_missing(heads=given) or "")
+    assert "VGG16's weights, got none downloaded" in (lpips_missing(heads=given) or "")
     with pytest.raises(WeightsError, match=r"found no file none\.pth.*into .*checkpoints.*perceptual\.vgg=FILE"):
         load_lpips("none.pth", given)
 

@@ -123,7 +123,7 @@ def test_captions_must_be_there(images: Tensor) -> None:
 
 def test_a_teacher_of_another_width_is_told(images: Tensor) -> None:
     model = tokenizer(auxiliary=[{**TEACHER, "dim": 6}]).train()
-    with pytest.raises(ConfigError, match="features of width 5, set dim to that, received 6"):
+    with pytest.raises(ConfigError, match="features of width 5, set dim to that, got 6"):
         model.losses((images,), 0.0)
 
 

@@ -58,5 +58,5 @@ def test_a_range_of_one_share(distribution: str) -> None:
 
 
 def test_an_empty_range_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"^low: expected at most high=0\.2, received 0\.4$"):
+    with pytest.raises(ConfigError, match=r"^low: expected at most high=0\.2, got 0\.4$"):
         build_config(MaskConfig, {"high": 0.2})

@@ -215,7 +215,7 @@ def test_images_and_ids_are_checked(make: Any) -> None:
         ("titok", {"encoder": {"heads": 5}}, "model.encoder.heads: 5 does not divide dim 768"),
         ("titok", {"num_tokens": 6, "bottleneck": {"name": "softvq"}}, "model.bottleneck.num_codebooks: 4 does not"),
         ("titok", {"encoder": {"size": "huge"}}, "model.encoder.size: expected base or large or small"),
-        ("titok_legacy", {"pixels": {"width": 48}}, "model.pixels.width: expected a multiple of 32, received 48"),
+        ("titok_legacy", {"pixels": {"width": 48}}, "model.pixels.width: expected a multiple of 32, got 48"),
         ("titok_legacy", {"pixels": {"mult": []}}, "model.pixels.mult: expected at least one level"),
         ("titok_legacy", {"bottleneck": {"name": "kl"}}, "model.bottleneck.name: expected vq"),
     ],

@@ -190,7 +190,7 @@ def test_a_run_with_a_discriminator_resumes_as_if_unbroken(tmp_path: Path) -> No
 
 def test_lpips_without_weights_is_refused_before_the_training() -> None:
     settings = recipe("perceptual.weight=1.0", "perceptual.heads=nowhere.pth")
-    with pytest.raises(WeightsError, match="LPIPS: expected its linear heads, found no file nowhere") as error:
+    with pytest.raises(WeightsError, match="LPIPS: expected its linear heads, got no file nowhere") as error:
         build_players(settings, model(settings))
     assert "\n" not in str(error.value)
 

@@ -24,9 +24,10 @@ from tok1d.data.tokens import Layout, TokenCache
 from tok1d.data.transforms import NUM_VIEWS, Transform, centercrop_views, tencrop_views, to_tensor
 from tok1d.errors import ConfigError, DataError
 from tok1d.inference.cache import encode_batch, encode_images, forecast, parse_part, with_views
+from tok1d.train.images import open_split
 from tok1d.train.rows import every_image, released
 from tok1d.train.task import Task
-from tok1d.train.tasks import build_task, open_split
+from tok1d.train.tasks import build_task
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
 from tok1d.zoo.weights import fingerprint
@@ -157,7 +158,7 @@ def test_tokens_are_encoded_in_float32_whatever_autocast_is_on() -> None:
 def test_a_part_is_named_by_two_numbers() -> None:
     assert parse_part("0/1") == (0, 1) and parse_part("3/16") == (3, 16)
     for text in ("", "4", "4/4", "-1/4", "1/0", "a/b", "1/2/3"):
-        with pytest.raises(ConfigError, match=r"^--shard: expected I/N with I in 0\.\.N-1, such as 0/4, received"):
+        with pytest.raises(ConfigError, match=r"^--shard: expected I/N with I in 0\.\.N-1, such as 0/4, got"):
             parse_part(text)
 
 

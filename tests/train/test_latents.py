@@ -15,9 +15,10 @@ from tok1d.cost.forecast import forecast
 from tok1d.data.tokens import TokenCache
 from tok1d.errors import ConfigError, DataError, InputError
 from tok1d.inference.cache import encode_batch
+from tok1d.train.images import open_split
 from tok1d.train.profile_task import _tokens
 from tok1d.train.rows import sampled
-from tok1d.train.tasks import build_task, open_split
+from tok1d.train.tasks import build_task
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
 

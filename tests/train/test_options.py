@@ -127,7 +127,7 @@ def test_frozen_and_nested_blocks_are_left_alone() -> None:
 
 
 def test_without_a_compiler_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options, "no_compiler", lambda: "torch.compile needs a C++ compiler on a CPU, found none")
+    monkeypatch.setattr(options, "no_compiler", lambda: "torch.compile needs a C++ compiler on a CPU, got none")
     with pytest.raises(ConfigError, match=r"^train\.compile: torch\.compile needs a C\+\+ compiler"):
         apply_options(Small(), checkpoint_activations=False, compile=True)
 

@@ -20,10 +20,11 @@ from tok1d.data.subset import subset
 from tok1d.data.tokens import TokenCache
 from tok1d.errors import ConfigError, DataError, InputError
 from tok1d.evaluate.generation import evaluate_generation
-from tok1d.inference.labels import Told
+from tok1d.inference.labels import ConditionedImages
 from tok1d.train import run
+from tok1d.train.images import open_split
 from tok1d.train.loop import fit
-from tok1d.train.tasks import build_task, open_split
+from tok1d.train.tasks import build_task
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
 from tok1d.zoo.pretrained.text import CaptionEmbeddings
@@ -168,7 +169,7 @@ def test_generators_learn_tokens_with_their_captions(pair: Any, tmp_path: Path, 
     tokenizer, wanted = pair(generator, f"cache={cache}", "data.flip=false")
     task = build_task(wanted)
     images = open_split(wanted, "train")
-    x, labels, cond = Told(tokenizer, images).batch(range(64))
+    x, labels, cond = ConditionedImages(tokenizer, images).batch(range(64))
     assert cond is not None and len({tuple(row.flatten().tolist()) for row in cond}) == len(set(images.captions)) > 10
     every, expected = tokenizer.encode(x, cond), labels if generator == "free" else cond
     for step in range(3):
@@ -287,7 +288,7 @@ def test_images_without_captions_have_none(
     (tmp_path / "photos" / "1.txt").write_text("a photo of a dress")
     text, (without, captioned) = painted("true")
     assert "label given to encoder and decoder: true" in text and without == first != captioned
-    images = Told(model, open_split(load_recipe(tiny("smap")), "test"))
+    images = ConditionedImages(model, open_split(load_recipe(tiny("smap")), "test"))
     assert images.used == "null" and images.batch([0])[2] is None
 
 

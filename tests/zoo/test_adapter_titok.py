@@ -337,7 +337,7 @@ def test_the_weight_of_the_bottleneck_in_stage_one(tmp_path: Path) -> None:
 
 def test_a_broken_configuration_is_told(tmp_path: Path) -> None:
     publish(tokenizer("vq"), tmp_path)
-    for text, message in (("{", r"config\.json: not JSON"), ("[]", "expected a mapping of options, found a list")):
+    for text, message in (("{", r"config\.json: not JSON"), ("[]", "expected a mapping of options, got a list")):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(WeightsError, match=message):
             convert_titok(tmp_path, **HEADS)

@@ -11,7 +11,7 @@ import typer
 
 from tok1d.cli.analyze import analyze_app, evaluate_app
 from tok1d.cli.compare import compare
-from tok1d.cli.cost import tell_cost
+from tok1d.cli.cost import print_cost
 from tok1d.cli.launch import PASSED_ON, launch
 from tok1d.cli.options import (
     DATA_HELP,
@@ -138,7 +138,7 @@ def train(
     if measure_steps is not None and not measure:
         raise InputError("--measure-steps: it belongs to --dry-run --measure, give all three")
     if dry_run:
-        tell_cost(load_recipe(recipe, overrides or ()), (measure_steps or 10) if measure else None)
+        print_cost(load_recipe(recipe, overrides or ()), (measure_steps or 10) if measure else None)
         return
     from tok1d.train import run
     from tok1d.zoo.record import read_records
@@ -260,7 +260,7 @@ def reconstruct(
 ) -> None:
     """Encode images and decode them from their first tokens; writes overview.png and one PNG each."""
     from tok1d import files
-    from tok1d.data.decoded import replaced_among, tell_broken
+    from tok1d.data.decoded import replaced_among, report_broken
     from tok1d.data.subset import subset
     from tok1d.diffusion.guidance import Guidance
     from tok1d.inference import images as sources
@@ -291,7 +291,7 @@ def reconstruct(
         seed=seed,
         label=used,
     )
-    tell_broken(source)
+    report_broken(source)
     if used is not None:
         print(f"label given to encoder and decoder: {used}")
     shown = subset(source, num)
@@ -349,7 +349,7 @@ def generate(
     parse.check_wanted(generator, classes, texts, unconditional=unconditional)
     wanted = parse.parse_counts(classes, "--classes", 0, generator.config.num_classes - 1) if classes else None
     if keep is not None and keep > generator.config.num_tokens:
-        raise InputError(f"--keep: expected 1..{generator.config.num_tokens}, received {keep}")
+        raise InputError(f"--keep: expected 1..{generator.config.num_tokens}, got {keep}")
     length = keep or generator.config.num_tokens
     every = list(range(1, length + 1)) if decode_keep == "every" else []
     prefixes = parse.parse_counts(decode_keep, "--decode-keep", 0, length) if decode_keep and not every else every

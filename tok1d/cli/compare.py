@@ -37,7 +37,7 @@ def compare(
     read = [curves.read_run(run) for run in runs]
     if save_curve is not None:
         if len(read) != 1:
-            raise InputError(f"--save-curve: expected one run, received {len(read)}")
+            raise InputError(f"--save-curve: expected one run, got {len(read)}")
         if save_curve.exists() and not overwrite:
             raise InputError(f"--save-curve: {save_curve} exists; pass --overwrite to replace it")
         curves.save_curve(read[0], save_curve)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 HINT = "hours: not known from a recipe alone; --measure times ten of its steps on this machine"
 
 
-def tell_cost(recipe: Recipe, measure_steps: int | None) -> None:
+def print_cost(recipe: Recipe, measure_steps: int | None) -> None:
     """Print the forecast of a recipe, and with `measure_steps` what so many of its steps take here.
 
     Of several processes (torchrun) the first one prints.
@@ -25,6 +25,6 @@ def tell_cost(recipe: Recipe, measure_steps: int | None) -> None:
     if measure_steps is None:
         console.print(HINT, style="dim")
         return
-    from tok1d.train import rehearse
+    from tok1d.train import profile
 
-    console.print(rehearse.table(rehearse.rehearse(recipe, measure_steps)))
+    console.print(profile.table(profile.rehearse(recipe, measure_steps)))

@@ -231,7 +231,7 @@ def _job(
 
     for option, path in (("--out", out), ("--save-samples", samples)):
         if pictures is not None and path is not None and path.resolve().is_relative_to(pictures.resolve()):
-            raise ConfigError(f"{option}: expected a file outside the folder of --save-images, received {path}")
+            raise ConfigError(f"{option}: expected a file outside the folder of --save-images, got {path}")
     save = Save(samples, pictures) if samples or pictures else None
 
     def finish(records: list[Any]) -> None:

@@ -145,7 +145,7 @@ def _models(names: list[str], checkpoints: bool, weights: list[str]) -> list[str
     found: list[str] = []
     kept = {name: kept_checkpoints(name) if checkpoints else [] for name in names}
     if checkpoints and not any(kept.values()):
-        raise InputError(f"--checkpoints: expected the folder of a run that keeps some, found none in {names[0]}")
+        raise InputError(f"--checkpoints: expected the folder of a run that keeps some, got none in {names[0]}")
     for name in names:
         is_run = bool(kept[name]) and not (Path(name) / "config.json").is_file()
         for each in kept[name] if is_run else [*kept[name], name]:
@@ -167,7 +167,7 @@ def _kind(models: list[str], given: list[str]) -> type[Request]:
     drawing = [is_generator(model) for model in models]
     if len(set(drawing)) > 1:
         pair = [models[drawing.index(kind)] for kind in (True, False)]
-        raise InputError(f"MODEL: expected only generators or only tokenizers, received {pair[0]} and {pair[1]}")
+        raise InputError(f"MODEL: expected only generators or only tokenizers, got {pair[0]} and {pair[1]}")
     kind = Generation if drawing[0] else Reconstruction
     known = {field.name for field in fields(kind)}
     for name in given:

@@ -42,7 +42,7 @@ def launch(
     for text in slurm or []:
         key, equals, value = text.partition("=")
         if not (equals and key and value):
-            raise InputError(f"--slurm: expected KEY=VALUE such as account=ME, received {text!r}")
+            raise InputError(f"--slurm: expected KEY=VALUE such as account=ME, got {text!r}")
         further[key.replace("-", "_")] = value
     resources = module.Resources(nodes, gpus, tasks, cpus, module.parse_time(time), partition, further)
     if dry_run:

@@ -110,7 +110,7 @@ def one_of(what: str, value: str, choices: tuple[str, ...]) -> None:
     from tok1d.errors import InputError
 
     if value not in choices:
-        raise InputError(f"{what}: expected {' or '.join(choices)}, received {value!r}")
+        raise InputError(f"{what}: expected {' or '.join(choices)}, got {value!r}")
 
 
 def print_records(records: Any) -> None:

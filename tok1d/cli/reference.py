@@ -47,7 +47,7 @@ def reference(
     from tqdm import tqdm
 
     from tok1d import devices
-    from tok1d.data.decoded import tell_broken
+    from tok1d.data.decoded import report_broken
     from tok1d.evaluate.feature_networks import open_network
     from tok1d.evaluate.features import default_network
     from tok1d.evaluate.reference import OF, cache_path, cached_reference
@@ -84,7 +84,7 @@ def reference(
             batch_size=batch_size,
             progress=bar.update,
         )
-    tell_broken(images)
+    report_broken(images)
     where = cache_path(found.fingerprint)
     how = (
         f"read from the cache, {where}" if cached else f"measured, cached as {where}" if where.is_file() else "measured"
@@ -96,7 +96,7 @@ def _check_out(out: Path | None) -> None:
     from tok1d.errors import ConfigError
 
     if out is not None and (out.suffix != ".npz" or out.is_dir()):
-        raise ConfigError(f"--out: expected the name of an .npz file, received {out}")
+        raise ConfigError(f"--out: expected the name of an .npz file, got {out}")
 
 
 def _like(model: str) -> tuple[int, tuple[int, int]]:
@@ -122,7 +122,7 @@ def _open(data: str, split: str, size: int, channels: int, border: int, data_roo
         return SampleImages(data)
     if split == "all":
         if data == "fashion_mnist":
-            raise InputError("--split: of fashion_mnist expected train or test, received all")
+            raise InputError("--split: of fashion_mnist expected train or test, got all")
         # Their classes do not matter here, so they are listed as of one.
         transform, files = Transform(size, channels, pad=border), list_images(data)
         return FolderImages(data, transform, on_broken, files=files, class_names=[Path(data).name])  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ def replay(
 
     state = nonfinite.read_dump(dump)
     if rank >= state.get("world", 1):
-        raise InputError(f"--rank: expected 0..{state.get('world', 1) - 1}, received {rank}")
+        raise InputError(f"--rank: expected 0..{state.get('world', 1) - 1}, got {rank}")
     recipe = recipe_from_text(state["recipe"], str(dump), overrides or ())
     place = torch.device(devices.pick_device(device))
     trained_in, asked = recipe.train.precision, any(each.startswith("train.precision=") for each in overrides or ())

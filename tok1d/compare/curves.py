@@ -136,7 +136,7 @@ def read_run(folder: str | Path) -> Curve:
             f"{error.filename and Path(error.filename).name}: {error.strerror or error}"
         ) from None
     except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-        raise DataError(f"{folder}: expected the log of a run, found something else ({error}); train anew") from None
+        raise DataError(f"{folder}: expected the log of a run, got something else ({error}); train anew") from None
 
 
 def _json(path: Path, default: Any = None) -> Any:
@@ -211,7 +211,7 @@ def read_curve(path: Path) -> Curve:
         told = {key: head[key] for key in ("recipe", "final", "seed", "commit", "device")}
         return Curve(name=name, points=_points(lines[1:]), **told)
     except OSError as error:
-        raise DataError(f"{path}: expected a curve file, found {error.strerror or error}") from None
+        raise DataError(f"{path}: expected a curve file, got {error.strerror or error}") from None
     except (ValueError, IndexError, KeyError, TypeError) as error:
         raise DataError(f"{path}: expected a curve that tok1d compare --save-curve wrote ({error})") from None
 

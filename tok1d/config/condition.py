@@ -28,20 +28,20 @@ class ConditionConfig:
     def check(self) -> None:
         """Raise ConfigError on a text encoder that nobody asks."""
         if self.encoder and not self.is_text:
-            raise ConfigError(f"encoder: read with kind=text alone, expected nothing, received {self.encoder}")
+            raise ConfigError(f"encoder: read with kind=text alone, expected nothing, got {self.encoder}")
 
     def check_encoder(self) -> None:
         """Raise ConfigError where no text encoder is named and one is needed."""
         if not self.encoder:
             raise ConfigError(
                 "model.condition.encoder: no text encoder is bundled, expected a transformers name or a local folder "
-                "(of CLIP, T5 or kin), received nothing"
+                "(of CLIP, T5 or kin), got nothing"
             )
 
     def check_classes(self, num_classes: int) -> None:
         """Raise ConfigError, for a generator's `num_classes`, on a model of captions that has classes too."""
         if self.is_text and num_classes:
-            raise ConfigError(f"num_classes: condition.kind=text is told no class, expected 0, received {num_classes}")
+            raise ConfigError(f"num_classes: condition.kind=text is told no class, expected 0, got {num_classes}")
 
 
 def is_conditional(config: Any) -> bool:

@@ -193,7 +193,7 @@ def _check_bounds(hint: Any, value: Any, key: str, bounds: dict[str, float]) -> 
         return
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if is_number and not all(_OPERATORS[sign](value, limit) for sign, limit in bounds.items()):
-        raise ConfigError(f"{key}: expected {type_name(hint, bounds)}, received {show(value)}")
+        raise ConfigError(f"{key}: expected {type_name(hint, bounds)}, got {show(value)}")
 
 
 def _as_float(value: float) -> float:
@@ -254,7 +254,7 @@ def _mismatch(hint: Any, value: Any, key: str) -> ConfigError:
         advice = f"; did you mean {' or '.join(near)}?"
     elif str in (hint, *get_args(hint)) and isinstance(value, bool | int | float):
         advice = "; quote it to make it text"
-    return ConfigError(f"{key or 'recipe'}: expected {type_name(hint)}, received {show(value)}{advice}")
+    return ConfigError(f"{key or 'recipe'}: expected {type_name(hint)}, got {show(value)}{advice}")
 
 
 def _unknown_key(cls: Any, name: Any, key: str) -> ConfigError:
@@ -285,8 +285,8 @@ def known_name(name: Any, known: Iterable[str], key: str) -> str:
         return name
     near = nearest(str(name), known)
     advice = f"; did you mean {' or '.join(near)}?" if near else ""
-    received = "nothing" if name is None else show(name)
-    raise ConfigError(f"{key}: expected {' or '.join(known) or 'no name at all'}, received {received}{advice}")
+    got = "nothing" if name is None else show(name)
+    raise ConfigError(f"{key}: expected {' or '.join(known) or 'no name at all'}, got {got}{advice}")
 
 
 def nearest(word: str, names: Iterable[str]) -> list[str]:

@@ -76,7 +76,7 @@ def _locate(name: str, folder: Path) -> Path:
     advice = f"; did you mean {' or '.join(near)}?" if near else ""
     shown = config_fields.show(name)
     if os.path.isdir(path):
-        raise ConfigError(f"recipe {name}: expected a YAML file or a recipe's name, found a folder{advice}")
+        raise ConfigError(f"recipe {name}: expected a YAML file or a recipe's name, got a folder{advice}")
     if path.suffix in (".yaml", ".yml"):
         raise ConfigError(f"recipe {shown}: no such file{advice or '; tok1d recipes lists the named ones'}")
     raise ConfigError(f"recipe {shown}: unknown name and no such file{advice or '; tok1d recipes lists them'}")
@@ -99,7 +99,7 @@ def _read(name: str, folder: Path = Path(), above: tuple[Path, ...] = ()) -> dic
     if base is None:
         return tree
     if not isinstance(base, str):
-        raise ConfigError(f"base: expected a recipe's name or file, received {config_fields.show(base)}")
+        raise ConfigError(f"base: expected a recipe's name or file, got {config_fields.show(base)}")
     inherited = _read(base, path.parent, chain)
     inherited.pop("out", None)  # else two recipes would train into one folder
     return _merge(inherited, tree)
@@ -126,7 +126,7 @@ def _parse(text: str, source: str) -> dict[str, Any]:
     except AssertionError:  # how OmegaConf meets a lone number
         pass
     if not isinstance(tree, dict):
-        raise ConfigError(f"{source}: expected a mapping of keys, received {config_fields.show(tree or text)}")
+        raise ConfigError(f"{source}: expected a mapping of keys, got {config_fields.show(tree or text)}")
     return _renamed(tree)
 
 

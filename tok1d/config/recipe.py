@@ -84,17 +84,17 @@ class DataConfig:
             "huggingface": "a folder that datasets' save_to_disk wrote",
         }
         if self.name in needs and not self.root:
-            raise ConfigError(f"root: name={self.name} needs {needs[self.name]}, received null")
+            raise ConfigError(f"root: name={self.name} needs {needs[self.name]}, got null")
         for key in ("image_key", "label_key"):
             if getattr(self, key) is not None and self.name not in ("webdataset", "huggingface"):
-                raise ConfigError(f"{key}: read with webdataset and huggingface alone, received {getattr(self, key)}")
+                raise ConfigError(f"{key}: read with webdataset and huggingface alone, got {getattr(self, key)}")
         if self.captions is not None and (self.captions == "labels") != (self.name == "fashion_mnist"):
             words = {"fashion_mnist": "labels", "folder": "files or a file of JSON lines"}
             expected = words.get(self.name, "a member's or column's name")
-            raise ConfigError(f"captions: name={self.name} takes {expected}, received {self.captions}")
+            raise ConfigError(f"captions: name={self.name} takes {expected}, got {self.captions}")
         smallest = min([self.image_size, *self.image_sizes])
         if 2 * self.pad >= smallest:
-            raise ConfigError(f"pad: expected less than half of image_size={smallest}, received {self.pad}")
+            raise ConfigError(f"pad: expected less than half of image_size={smallest}, got {self.pad}")
 
 
 @dataclass
@@ -122,10 +122,10 @@ class OptimConfig:
     def check(self) -> None:
         """Raise ConfigError on a warm-up longer than the run or a last learning rate above the highest."""
         if self.warmup > self.steps:
-            raise ConfigError(f"warmup: expected at most steps={self.steps}, received {self.warmup}")
+            raise ConfigError(f"warmup: expected at most steps={self.steps}, got {self.warmup}")
         for key in ("lr_min", "warmup_init"):
             if (getattr(self, key) or 0.0) > self.lr:
-                raise ConfigError(f"{key}: expected at most lr={self.lr}, received {getattr(self, key)}")
+                raise ConfigError(f"{key}: expected at most lr={self.lr}, got {getattr(self, key)}")
         if self.decay_steps is not None and self.schedule == "constant":
             raise ConfigError(f"decay_steps: schedule=constant does not decay, expected null, got {self.decay_steps}")
 
@@ -187,7 +187,7 @@ class EvaluateConfig:
         """Raise ConfigError on an interval that is none."""
         low, high = self.guidance_interval
         if not 0 <= low < high <= 1:
-            raise ConfigError(f"guidance_interval: expected two growing times in 0..1, received [{low}, {high}]")
+            raise ConfigError(f"guidance_interval: expected two growing times in 0..1, got [{low}, {high}]")
 
 
 def _loss_class(name: str) -> Any:
@@ -260,18 +260,18 @@ class Recipe:
         if kind != self.kind:
             raise ConfigError(f"model.name: {name} is a {kind}, but the recipe's kind is {self.kind}")
         if self.kind == "generator" and not self.tokenizer:
-            raise ConfigError("tokenizer: a generator needs a model folder or a bundled name, received null")
+            raise ConfigError("tokenizer: a generator needs a model folder or a bundled name, got null")
         if self.kind != "tokenizer" and self.train.proxies_every:
             raise ConfigError(f"train.proxies_every: only tokenizers read it, expected 0 for kind={self.kind}")
         if self.kind != "generator" and self.evaluate.unconditional:
             raise ConfigError(f"evaluate.unconditional: only generators read it, expected false for kind={self.kind}")
         if getattr(self.model, "stage", "train") == "finetune" and self.init_from is None:
-            raise ConfigError("init_from: model.stage=finetune goes on from a finished run's model, received null")
+            raise ConfigError("init_from: model.stage=finetune goes on from a finished run's model, got null")
         for key in ("tokenizer", "cache", "num_tokens"):
             if self.kind != "generator" and getattr(self, key) is not None:
                 raise ConfigError(
                     f"{key}: only generators read it, expected null for kind={self.kind}, "
-                    f"received {config_fields.show(getattr(self, key))}"
+                    f"got {config_fields.show(getattr(self, key))}"
                 )
         if self.sample_latents and self.kind != "generator":
             raise ConfigError(f"sample_latents: only generators read it, expected false for kind={self.kind}")
@@ -279,21 +279,20 @@ class Recipe:
             if (self.kind != "generator" or self.cache == NO_CACHE) and getattr(self, key) != default:
                 raise ConfigError(
                     f"{key}: only generators that train from a cache read it, expected {default}, "
-                    f"received {getattr(self, key)}"
+                    f"got {getattr(self, key)}"
                 )
         for key in LOSS_CONFIGS:
             for weight in ("weight", "logits"):
-                received = getattr(getattr(self, key), weight, 0.0)
-                if name not in JUDGED and received > 0:
+                got = getattr(getattr(self, key), weight, 0.0)
+                if name not in JUDGED and got > 0:
                     raise ConfigError(
-                        f"{key}.{weight}: read with {', '.join(JUDGED)} alone, expected 0 for {name}, "
-                        f"received {received:g}"
+                        f"{key}.{weight}: read with {', '.join(JUDGED)} alone, expected 0 for {name}, got {got:g}"
                     )
         for key in ("image_size", "channels"):
             expected = getattr(self.data, key)
-            received = getattr(self.model, key, expected)
-            if self.kind != "generator" and received != expected:
-                raise ConfigError(f"model.{key}: expected data.{key}={expected}, received {received}")
+            got = getattr(self.model, key, expected)
+            if self.kind != "generator" and got != expected:
+                raise ConfigError(f"model.{key}: expected data.{key}={expected}, got {got}")
         self._check_images(name)
 
     def _check_images(self, name: str | None) -> None:
@@ -302,17 +301,15 @@ class Recipe:
             who = "condition.kind=text" if self.reads_captions else "the auxiliary target text"
             raise ConfigError(
                 f"data.captions: {who} learns from captions; expected labels (fashion_mnist), files "
-                "or a file of JSON lines (folder), received null"
+                "or a file of JSON lines (folder), got null"
             )
         if self.data.image_sizes and name not in ANY_SIZE:
             raise ConfigError(
                 f"data.image_sizes: read with {', '.join(ANY_SIZE)} alone, expected [] for {name}, "
-                f"received {self.data.image_sizes}"
+                f"got {self.data.image_sizes}"
             )
         for size in self.data.image_sizes:
             for part in ("encoder", "decoder"):
                 if size % getattr(self.model, part).patch:
                     patch = getattr(self.model, part).patch
-                    raise ConfigError(
-                        f"data.image_sizes: expected multiples of model.{part}.patch={patch}, received {size}"
-                    )
+                    raise ConfigError(f"data.image_sizes: expected multiples of model.{part}.patch={patch}, got {size}")

@@ -31,7 +31,7 @@ _KIND_OF_PACKAGE = {"tokenizers": "tokenizer", "zoo": "tokenizer", "generators":
 
 def _build_model(value: Any, key: str) -> Any:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{key}: expected a mapping with a name, received {config_fields.show(value)}")
+        raise ConfigError(f"{key}: expected a mapping with a name, got {config_fields.show(value)}")
     cls = model_config_class(value.get("name"), f"{key}.name")
     return config_fields.build(cls, value, key)
 

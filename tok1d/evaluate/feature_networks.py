@@ -225,7 +225,7 @@ def open_own(text: str, *, device: str | torch.device, pad: int, eight_bit: bool
 
     model = load(text, device=device)
     if not isinstance(model, CNN):
-        raise WeightsError(f"{text}: expected a classifier to measure with, found the model {model.config.name}")
+        raise WeightsError(f"{text}: expected a classifier to measure with, got the model {model.config.name}")
     folder = Path(model.folder)  # type: ignore[arg-type]
     bundled = folder.is_relative_to(BUNDLED.resolve())
     if bundled:
@@ -277,7 +277,7 @@ def open_network(
     """
 
     if pad < 0:
-        raise InputError(f"pad: expected a border of at least 0 pixels, received {pad}")
+        raise InputError(f"pad: expected a border of at least 0 pixels, got {pad}")
     kind, _, rest = text.partition(":")
     if kind == INCEPTION:
         return open_inception(rest or None, device=device, pad=pad, eight_bit=eight_bit is not False, download=download)
@@ -287,4 +287,4 @@ def open_network(
         return open_own(rest, device=device, pad=pad, eight_bit=eight_bit)
     if text in bundled_names():
         return open_own(text, device=device, pad=pad, eight_bit=eight_bit)
-    raise InputError(f"feature network: expected {KINDS}, received {text!r}")
+    raise InputError(f"feature network: expected {KINDS}, got {text!r}")

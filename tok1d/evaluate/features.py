@@ -110,7 +110,7 @@ class FrozenNetwork:
         """
         if images.ndim != 4 or images.shape[1] not in (1, 3) or min(images.shape[-2:]) <= 2 * self.pad:
             raise DataError(
-                f"{self.name}: expected images (B, 1 or 3, H, W) larger than a border of {self.pad} pixels, found "
+                f"{self.name}: expected images (B, 1 or 3, H, W) larger than a border of {self.pad} pixels, got "
                 f"{tuple(images.shape)}"
             )
         images = without_border(images, self.pad).to(self.device, torch.float32).clamp(0, 1)

@@ -68,7 +68,7 @@ class Measures:
     def __post_init__(self) -> None:
         for name in self.metrics:
             if name not in METRICS:
-                raise InputError(f"metrics: expected some of {', '.join(METRICS)}, received {name!r}")
+                raise InputError(f"metrics: expected some of {', '.join(METRICS)}, got {name!r}")
         self.metrics = tuple(name for name in METRICS if name in self.metrics)
         for network in self.networks:
             assert network.pad == self.pad, "networks are opened with the images' border"
@@ -247,7 +247,7 @@ class Gathered:
             if reference.features is None:
                 return "the reference holds no features; make one with tok1d reference --features N"
             if min(tally.num_images, len(reference.features)) < least[0]:
-                return f"needs {least[0]} {least[1]}, found {min(tally.num_images, len(reference.features))}"
+                return f"needs {least[0]} {least[1]}, got {min(tally.num_images, len(reference.features))}"
         return ""
 
 

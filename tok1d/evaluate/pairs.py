@@ -71,6 +71,6 @@ def lpips_per_image(network: LPIPS, a: Tensor, b: Tensor) -> Tensor:
 def _check(name: str, a: Tensor, b: Tensor, least: int) -> None:
     if a.shape != b.shape or a.ndim != 4 or min(a.shape[-2:]) < least:
         raise DataError(
-            f"{name}: expected two batches (B, C, H, W) of one shape, of at least {least} pixels a side, found "
+            f"{name}: expected two batches (B, C, H, W) of one shape, of at least {least} pixels a side, got "
             f"{tuple(a.shape)} and {tuple(b.shape)}"
         )

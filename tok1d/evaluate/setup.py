@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tok1d.data.decoded import tell_broken
+from tok1d.data.decoded import report_broken
 from tok1d.data.images import ImageSet
 from tok1d.devices import pick_device as pick
 from tok1d.devices import process_device, process_part
@@ -36,7 +36,7 @@ def parse_metrics(text: str) -> tuple[str, ...]:
         return METRICS
     for name in names:
         if name not in METRICS:
-            raise InputError(f"--metrics: expected all, or some of {','.join(METRICS)}, received {name!r}")
+            raise InputError(f"--metrics: expected all, or some of {','.join(METRICS)}, got {name!r}")
     return names
 
 
@@ -168,7 +168,7 @@ def image_references(
         compared_with(cached_reference(images, network, of=of, num_features=num, about=about, batch_size=batch_size)[0])
         for network in measures.networks
     ]
-    tell_broken(images)
+    report_broken(images)
     return found
 
 
@@ -199,7 +199,7 @@ def open_job(
     if place is not None:
         place = place if place.name not in ("", "..") else place.resolve()  # "." has no name
         if not place.name:
-            raise InputError(f"--save-images: expected a folder with a name, received {place}")
+            raise InputError(f"--save-images: expected a folder with a name, got {place}")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -76,7 +76,7 @@ class LlamaGenConfig:
         if self.heads % (self.kv_heads or self.heads):
             raise ConfigError(f"kv_heads: {self.kv_heads} does not divide heads {self.heads}")
         if self.rope == "2d" and math.isqrt(self.num_tokens) ** 2 != self.num_tokens:
-            raise ConfigError(f"rope: 2d needs a square number of tokens, received {self.num_tokens}; take 1d")
+            raise ConfigError(f"rope: 2d needs a square number of tokens, got {self.num_tokens}; take 1d")
         pairs = {"1d": 2, "2d": 4, "none": 1}[self.rope]
         if self.dim // self.heads % pairs:
             raise ConfigError(f"rope: {self.rope} needs heads of a multiple of {pairs}, not {self.dim // self.heads}")
@@ -215,7 +215,7 @@ class LlamaGen(nn.Module):
         if cond is None and (num is None or num < 1):
             raise InputError(f"sample needs a condition, or num for how many sequences to draw, got num {num}")
         if steps not in (None, 1):
-            raise InputError(f"steps: this generator draws a token in one call, leave it out; received {steps}")
+            raise InputError(f"steps: this generator draws a token in one call, leave it out; got {steps}")
         check_filter(top_k=top_k, top_p=top_p, temperature=temperature)
         labels = self.labels(cond, num or 0)
         length = self.config.num_tokens if length is None else length

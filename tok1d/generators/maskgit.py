@@ -59,7 +59,7 @@ class MaskGITConfig:
         if self.dim % self.heads:
             raise ConfigError(f"heads: {self.heads} does not divide dim {self.dim}")
         if self.trunk == "uvit" and self.depth % 2 == 0:
-            raise ConfigError(f"depth: a uvit has an odd number of blocks, received {self.depth}")
+            raise ConfigError(f"depth: a uvit has an odd number of blocks, got {self.depth}")
 
 
 def mask_ratio(time: Tensor) -> Tensor:

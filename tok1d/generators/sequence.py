@@ -49,7 +49,7 @@ class SequenceConfig:
         if self.dim % self.heads:
             raise ConfigError(f"heads: {self.heads} does not divide dim {self.dim}")
         if self.dim % 2:
-            raise ConfigError(f"dim: expected an even width, received {self.dim}")
+            raise ConfigError(f"dim: expected an even width, got {self.dim}")
 
 
 @dataclass
@@ -311,7 +311,5 @@ def grid_side(num_tokens: int) -> int:
     """The side of a square grid of so many tokens; ConfigError where there is none."""
     side = math.isqrt(num_tokens)
     if side**2 != num_tokens:
-        raise ConfigError(
-            f"num_tokens: two-dimensional positions need a square number of tokens, received {num_tokens}"
-        )
+        raise ConfigError(f"num_tokens: two-dimensional positions need a square number of tokens, got {num_tokens}")
     return side

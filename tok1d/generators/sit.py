@@ -65,7 +65,7 @@ def position_table(kind: str, dim: int, num_tokens: int) -> Tensor:
     if kind == "1d":
         return sincos_interleaved(dim, num_tokens)
     if dim % 4:
-        raise ConfigError(f"dim: two-dimensional positions need a multiple of 4, received {dim}")
+        raise ConfigError(f"dim: two-dimensional positions need a multiple of 4, got {dim}")
     side = grid_side(num_tokens)
     return sincos_2d(dim, side, side)
 

@@ -36,7 +36,7 @@ class USiTConfig(FlowConfig):
         """Contradictions between the fields."""
         super().check()
         if self.depth % 2 == 0:
-            raise ConfigError(f"depth: expected an odd number of blocks, received {self.depth}")
+            raise ConfigError(f"depth: expected an odd number of blocks, got {self.depth}")
 
 
 class USiTNetwork(nn.Module):

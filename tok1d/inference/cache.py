@@ -14,13 +14,13 @@ from torch import Tensor
 
 from tok1d.bottleneck.kl import KL
 from tok1d.config.fields import flat, to_mapping
-from tok1d.data.decoded import DecodedImages, tell_broken
+from tok1d.data.decoded import DecodedImages, report_broken
 from tok1d.data.images import ArrayImages, ImageSet, prefetch
 from tok1d.data.token_writer import TokenWriter, free_bytes, show_bytes
 from tok1d.data.tokens import Layout, TokenCache
 from tok1d.data.transforms import Crop
 from tok1d.errors import ConfigError, DataError
-from tok1d.inference.labels import Told, labels_given
+from tok1d.inference.labels import ConditionedImages, labels_given
 from tok1d.zoo.weights import fingerprint
 
 ROWS_PER_SHARD = 65536
@@ -37,7 +37,7 @@ def parse_part(text: str) -> tuple[int, int]:
     """ "1/4" as (1, 4); raises ConfigError where it is not I/N with 0 <= I < N."""
     number, slash, parts = text.partition("/")
     if not (slash and number.isdecimal() and parts.isdecimal() and int(number) < int(parts)):
-        raise ConfigError(f"--shard: expected I/N with I in 0..N-1, such as 0/4, received {text!r}")
+        raise ConfigError(f"--shard: expected I/N with I in 0..N-1, such as 0/4, got {text!r}")
     return int(number), int(parts)
 
 
@@ -85,7 +85,7 @@ def check_variational(tokenizer: Any, key: str) -> None:
         ConfigError: so it is.
     """
     if not isinstance(getattr(tokenizer, "bottleneck", None), KL):
-        raise ConfigError(f"{key}: expected a tokenizer with a KL bottleneck, received {tokenizer.config.name}")
+        raise ConfigError(f"{key}: expected a tokenizer with a KL bottleneck, got {tokenizer.config.name}")
 
 
 def check_places(images: ArrayImages | DecodedImages) -> None:
@@ -112,7 +112,7 @@ def tokens_kept(spec: Any, num_tokens: int | None) -> int:
     """How many first tokens are kept, None being all; raises ConfigError for more than the tokenizer makes."""
     length = spec.length if num_tokens is None else num_tokens
     if not 1 <= length <= spec.length:
-        raise ConfigError(f"num_tokens: expected 1..{spec.length} (the tokenizer's length), received {length}")
+        raise ConfigError(f"num_tokens: expected 1..{spec.length} (the tokenizer's length), got {length}")
     return length
 
 
@@ -200,7 +200,7 @@ def encode_images(
         rows_per_shard=rows_per_shard,
         moments=moments,
     )
-    told = Told(tokenizer, images)
+    told = ConditionedImages(tokenizer, images)
     meta = {
         "tokenizer_fingerprint": fingerprint(tokenizer),
         "data_fingerprint": images.fingerprint(),
@@ -229,5 +229,5 @@ def encode_images(
             check_places(images)
             writer.write(encode_batch(tokenizer, x, cond, layout.num_tokens, moments=moments), labels)
             bar.update(len(labels))
-    tell_broken(images)
+    report_broken(images)
     return TokenCache(folder) if writer.close() else None

@@ -7,7 +7,7 @@ from typing import Any
 
 from tok1d.config.condition import text_condition
 from tok1d.data.captions import BESIDE, LABELS, captions_of
-from tok1d.data.decoded import tell_broken
+from tok1d.data.decoded import report_broken
 from tok1d.data.folder import FolderImages, list_images
 from tok1d.data.images import ImageSet, kind_of, open_images, without_train
 from tok1d.data.splits import split_folders
@@ -42,7 +42,7 @@ def open_data(
         image_key=trained_with(model, "image_key", None) if same else None,
         label_key=trained_with(model, "label_key", None) if same else None,
     )
-    tell_broken(images)
+    report_broken(images)
     return images
 
 

@@ -36,7 +36,7 @@ def label_used(tokenizer: Any, num_classes: int, wanted: str | None = None, *, c
     spec = tokenizer.spec
     if not spec.needs_label:
         if wanted is not None:
-            raise InputError(f"label: this tokenizer reads no label, leave it out; received {wanted}")
+            raise InputError(f"label: this tokenizer reads no label, leave it out; got {wanted}")
         return None
     if reads_captions(tokenizer):
         if wanted == "true" and not captioned:
@@ -56,7 +56,7 @@ def labels_given(used: str | None, labels: Tensor | None, device: torch.device) 
     return labels.to(device) if used == "true" and labels is not None else None
 
 
-class Told:
+class ConditionedImages:
     """Images of a set with what a tokenizer is told of them.
 
     Args:

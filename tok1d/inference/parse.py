@@ -19,12 +19,12 @@ def parse_counts(text: str, what: str, low: int, high: int) -> list[int]:
     try:
         values = [int(part) for part in text.replace(" ", "").split(",") if part]
     except ValueError:
-        raise InputError(f"{what}: expected numbers separated by commas, such as 1,4, received {text!r}") from None
+        raise InputError(f"{what}: expected numbers separated by commas, such as 1,4, got {text!r}") from None
     if not values:
-        raise InputError(f"{what}: expected at least one number in {low}..{high}, received {text!r}")
+        raise InputError(f"{what}: expected at least one number in {low}..{high}, got {text!r}")
     for value in values:
         if not low <= value <= high:
-            raise InputError(f"{what}: expected numbers in {low}..{high}, received {value}")
+            raise InputError(f"{what}: expected numbers in {low}..{high}, got {value}")
     return values
 
 
@@ -35,9 +35,9 @@ def parse_interval(text: str, what: str) -> tuple[float, float]:
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"{what}: expected two times such as 0.2,0.8, received {text!r}") from None
+        raise InputError(f"{what}: expected two times such as 0.2,0.8, got {text!r}") from None
     if not 0 <= low < high <= 1:
-        raise InputError(f"{what}: expected two growing times in 0..1, such as 0.2,0.8, received {text!r}")
+        raise InputError(f"{what}: expected two growing times in 0..1, such as 0.2,0.8, got {text!r}")
     return low, high
 
 
@@ -61,13 +61,13 @@ def guidance_for(
     """
     if schedule not in ("", *get_args(Schedule)):
         known = ", ".join(get_args(Schedule))
-        raise InputError(f"--guidance-schedule: expected one of {known}, received {schedule!r}")
+        raise InputError(f"--guidance-schedule: expected one of {known}, got {schedule!r}")
     weak = store.load(weak_model, device=next(generator.parameters()).device) if weak_model else None
     guidable = conditional or weak is not None
     if scale is None:
         scale = 2.0 if guidable else 1.0
     if scale != 1 and not guidable:
-        raise InputError(f"--guidance: without classes it needs a --weak-model, else pass 1; received {scale:g}")
+        raise InputError(f"--guidance: without classes it needs a --weak-model, else pass 1; got {scale:g}")
     own = generator_guidance(generator, scale)
     found = replace(own, interval=parse_interval(interval, "--guidance-interval"), weak_model=weak)
     return replace(found, schedule=schedule) if schedule else found  # type: ignore[arg-type]
@@ -88,7 +88,7 @@ def parse_captions(texts: Sequence[str]) -> list[str]:
                 f"--captions: cannot read {text}, {why}; expected captions, or files of one a line"
             ) from None
     if texts and not any(caption.strip() for caption in found):
-        raise InputError("--captions: expected at least one caption that says something, received none")
+        raise InputError("--captions: expected at least one caption that says something, got none")
     return found
 
 

@@ -15,15 +15,15 @@ from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import DataError, InputError
-from tok1d.files import _clear
-from tok1d.inference.labels import Told, label_used, labels_given
+from tok1d.files import clear
+from tok1d.inference.labels import ConditionedImages, label_used, labels_given
 from tok1d.inference.parse import check_wanted
 from tok1d.inference.sampling import (
-    PAINTING,
+    DECODER_NOISE,
     decoder_options,
-    draws_whole,
     generator_guidance,
     noise_of,
+    samples_all_at_once,
     sampling_options,
 )
 from tok1d.losses.pixel import psnr_per_image
@@ -62,7 +62,7 @@ def reconstruct(
     options = decoder_options(tokenizer, steps=steps, guidance=guidance, solver=solver)
     device = next(tokenizer.parameters()).device
     images = subset(images, num)
-    x, _, cond = Told(tokenizer, images, label).batch(range(len(images)))
+    x, _, cond = ConditionedImages(tokenizer, images, label).batch(range(len(images)))
     if stand_ins := replaced_among(images, range(len(images))):  # they could not be decoded: no originals to show
         whole = torch.tensor([i for i in range(len(x)) if i not in stand_ins])
         if not len(whole):
@@ -76,11 +76,11 @@ def reconstruct(
     rows: list[Tensor] = [x]
     psnr = {}
     for k in keep:
-        sources = [noise_of(seed, PAINTING, i) for i in range(len(x))]
+        sources = [noise_of(seed, DECODER_NOISE, i) for i in range(len(x))]
         y = tokenizer.decode(tokens, cond, keep=k, generator=sources, **options)
         rows.append(y)
         psnr[k] = float(psnr_per_image(y, x).mean())
-    _clear(out, r"image\d+_(keep\d+|original)\.png|overview\.png")
+    clear(out, r"image\d+_(keep\d+|original)\.png|overview\.png")
     for k, y in zip(keep, rows[1:], strict=True):
         for i, image in enumerate(y):
             save_png(to_pil(image), out / f"image{i:03d}_keep{k:03d}.png")
@@ -149,7 +149,7 @@ def generate(
     keys = [(what, copy) for what in wanted for copy in range(num)]
     length = keep or generator.config.num_tokens
     token_counts(tokenizer.spec, [length, *prefixes])
-    whole, used = draws_whole(generator), label_used(tokenizer, num_classes, captioned=embed is not None)
+    whole, used = samples_all_at_once(generator), label_used(tokenizer, num_classes, captioned=embed is not None)
     how = sampling_options(
         generator, "--", temperature=temperature, steps=steps, sampler=sampler, top_k=top_k, top_p=top_p
     )
@@ -176,7 +176,7 @@ def generate(
             given = labels_given(used, cond, device)
             painted.append(tokenizer.decode(tokens, given, keep=k, generator=sources, **options).cpu())
     drawn = torch.cat(images)
-    _clear(out, r"(class\d+_|image(\d+_)?)\d+\.png|(overview|progressive)\.png")
+    clear(out, r"(class\d+_|image(\d+_)?)\d+\.png|(overview|progressive)\.png")
     for i, image in enumerate(drawn):
         what, copy = keys[i]
         name = f"class{what:03d}_" if num_classes else f"image{'' if embed is None else f'{i // num:03d}_'}"

@@ -18,7 +18,7 @@ from tok1d.generators.maskgit import MaskGIT
 from tok1d.generators.sequence import SequenceModel
 from tok1d.zoo.weights import fingerprint
 
-DRAWING, PAINTING, CHOOSING = "tokens", "pixels", "classes"  # purposes of an image's noise
+TOKEN_NOISE, DECODER_NOISE, CLASS_NOISE = "tokens", "pixels", "classes"  # purposes of an image's noise
 
 
 def noise_of(*key: int | str) -> torch.Generator:
@@ -77,7 +77,7 @@ def decoder_options(
     scale = as_guidance(guidance).scale
     for name, value in (("steps", steps), ("guidance", None if scale == 1 else scale), ("solver", solver)):
         if value is not None:
-            raise InputError(f"{prefix}{name}: this tokenizer paints in one pass, leave it out; received {value}")
+            raise InputError(f"{prefix}{name}: this tokenizer paints in one pass, leave it out; got {value}")
     return {}
 
 
@@ -95,11 +95,11 @@ def sampling_options(generator: Any, prefix: str = "", **options: Any) -> dict[s
     for name, value in given.items():
         if name not in known:
             shown = prefix + (name.replace("_", "-") if prefix == "--" else name)
-            raise InputError(f"{shown}: {generator.config.name} has none, leave it out; received {value}")
+            raise InputError(f"{shown}: {generator.config.name} has none, leave it out; got {value}")
     return given
 
 
-def draws_whole(generator: Any) -> bool:
+def samples_all_at_once(generator: Any) -> bool:
     """Whether a generator draws all tokens together, so that only their full number can be asked for."""
     return isinstance(generator, SequenceModel | MaskGIT)
 
@@ -146,7 +146,7 @@ def sampling_text(
     Args:
         evaluations: rows that the networks were evaluated on, for a sequence of `num_tokens` tokens or ids.
     """
-    whole = draws_whole(generator)
+    whole = samples_all_at_once(generator)
     warmth = "" if temperature == 1 else f", temperature {temperature:g}"
     told = f"{evaluations / (1 if whole else num_tokens):g} evaluations"
     if isinstance(generator, LlamaGen):

@@ -45,7 +45,7 @@ def parse_time(text: str) -> int:
     days, hours, minutes, seconds, alone, *clock = (int(part or 0) for part in found.groups()) if found else [0] * 8
     total = days * 1440 + (hours + clock[0]) * 60 + minutes + clock[1] + alone + -(-(seconds + clock[2]) // 60)
     if total < 1:
-        raise InputError(f"--time: expected minutes, HH:MM:SS or D-HH:MM:SS, received {text!r}")
+        raise InputError(f"--time: expected minutes, HH:MM:SS or D-HH:MM:SS, got {text!r}")
     return total
 
 
@@ -120,7 +120,7 @@ def check_batch(batch_size: int | None, resources: Resources) -> None:
     if batch_size is not None and batch_size % world:
         raise ConfigError(
             f"train.batch_size: expected a multiple of {world} processes ({resources.nodes} nodes x "
-            f"{resources.tasks_per_node}), received {batch_size}"
+            f"{resources.tasks_per_node}), got {batch_size}"
         )
 
 

@@ -53,7 +53,7 @@ class BlurPatchConfig:
     def check(self) -> None:
         """Raise ConfigError on a width that the 32 normalisation groups do not divide."""
         if self.width % GROUPS:
-            raise ConfigError(f"width: expected a multiple of {GROUPS}, received {self.width}")
+            raise ConfigError(f"width: expected a multiple of {GROUPS}, got {self.width}")
 
 
 DiscriminatorConfig = DinoConfig | PatchConfig | BlurPatchConfig

@@ -12,7 +12,7 @@ def mse_per_image(a: Tensor, b: Tensor) -> Tensor:
     """Mean squared difference of each pair of images `(B, ...)`, clamped to [0, 1]; `(B,)`, float32 or wider."""
     if a.shape != b.shape:
         raise DataError(
-            f"two image batches of the same shape are compared, found {tuple(a.shape)} and "
+            f"two image batches of the same shape are compared, got {tuple(a.shape)} and "
             f"{tuple(b.shape)}; resize one of them"
         )
     # Half precision has no room for squares of small differences; float64 stays float64.

@@ -72,10 +72,10 @@ class AuxiliaryConfig:
     def check(self) -> None:
         """Raise ConfigError on an unknown target, or one that does not say its width."""
         if self.target not in ("hog", "pixels", "text") and (not self.is_teacher or self.target == TEACHER):
-            raise ConfigError(f"target: expected hog, pixels, text or teacher:NAME, received {self.target!r}")
+            raise ConfigError(f"target: expected hog, pixels, text or teacher:NAME, got {self.target!r}")
         if (self.is_teacher or self.target == "text") and self.dim is None:
             what = "the width of the teacher's features" if self.is_teacher else "the size of the vocabulary"
-            raise ConfigError(f"dim: {self.target} needs {what}, received null")
+            raise ConfigError(f"dim: {self.target} needs {what}, got null")
 
 
 class TokenMixer(nn.Module):
@@ -176,7 +176,7 @@ class AuxiliaryDecoder(nn.Module):
         if features.shape[-1] != self.out.out_features:
             raise ConfigError(
                 f"model.auxiliary: {config.target} has features of width {features.shape[-1]}, set dim to that, "
-                f"received {self.out.out_features}"
+                f"got {self.out.out_features}"
             )
         return features
 
@@ -208,7 +208,7 @@ class LatentAlignmentConfig(AlignmentConfig):
         """Raise ConfigError on a teacher without its width."""
         super().check()
         if self.teacher and self.dim is None:
-            raise ConfigError("dim: alignment needs the width of the teacher's features, received null")
+            raise ConfigError("dim: alignment needs the width of the teacher's features, got null")
 
 
 class LatentAlignment(nn.Module):

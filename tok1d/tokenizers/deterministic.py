@@ -40,7 +40,7 @@ def check_parts(
             raise ConfigError(f"{part}.patch: {net.patch} does not divide image_size {image_size}")
     patch = decoder.patch
     if head == "conv" and (patch < 2 or patch & (patch - 1)):
-        raise ConfigError(f"decoder.patch: head=conv doubles its way up, expected 2, 4, 8, ..., received {patch}")
+        raise ConfigError(f"decoder.patch: head=conv doubles its way up, expected 2, 4, 8, ..., got {patch}")
     if isinstance(bottleneck, SoftVQConfig) and length % bottleneck.num_codebooks:
         raise ConfigError(f"bottleneck.num_codebooks: {bottleneck.num_codebooks} does not divide {length} tokens")
 

@@ -36,11 +36,9 @@ class LatentConfig:
         for key in ("path", "channels", "factor"):
             value = getattr(self, key)
             if self.space == "autoencoder" and not value:
-                raise ConfigError(f"{key}: space=autoencoder needs it, received {show(value)}")
+                raise ConfigError(f"{key}: space=autoencoder needs it, got {show(value)}")
             if self.space == "pixels" and value:
-                raise ConfigError(
-                    f"{key}: only space=autoencoder reads it, received {show(value)}; set that or drop it"
-                )
+                raise ConfigError(f"{key}: only space=autoencoder reads it, got {show(value)}; set that or drop it")
 
 
 class LatentSpace(Protocol):
@@ -106,15 +104,16 @@ class Autoencoder:
         Raises:
             WeightsError: nothing there, no AutoencoderKL, or another geometry than the configuration's.
         """
-        if self._network is None and self.reader is None:
+        if self._network is not None:
+            return self._network
+        if self.reader is None:
             raise WeightsError(
                 f"autoencoder {self.config.path}: expected a network, got none; build the model by tok1d.load or "
                 "tok1d.zoo.store.build_model, or call latent_space.use(network)"
             )
-        if self._network is None:
-            # Reading must neither draw from the run's random numbers nor make tensors of inference mode.
-            with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
-                self.use(self.reader(self.config.path, self.base))
+        # Reading must neither draw from the run's random numbers nor make tensors of inference mode.
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+            self.use(self.reader(self.config.path, self.base))
         return self._network
 
     def use(self, network: Any) -> None:

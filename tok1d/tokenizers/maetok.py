@@ -84,7 +84,7 @@ class MAETokConfig:
         check_parts(self.image_size, self.encoder, self.decoder, self.bottleneck, self.length, head=self.head)
         patch = self.decoder.patch
         if not self.num_tokens and patch != self.encoder.patch:
-            raise ConfigError(f"decoder.patch: num_tokens=0 needs the encoder's {self.encoder.patch}, received {patch}")
+            raise ConfigError(f"decoder.patch: num_tokens=0 needs the encoder's {self.encoder.patch}, got {patch}")
         self._check_masking()
 
     def _check_masking(self) -> None:

@@ -29,7 +29,7 @@ class MaskConfig:
     def check(self) -> None:
         """Raise ConfigError on an empty range."""
         if self.low > self.high:
-            raise ConfigError(f"low: expected at most high={self.high}, received {self.low}")
+            raise ConfigError(f"low: expected at most high={self.high}, got {self.low}")
 
 
 def draw_ratios(

@@ -72,5 +72,5 @@ def token_counts(spec: TokenSpec, keep: Sequence[int] = ()) -> list[int]:
     if spec.ordered:
         return list(keep) or [*([0] if spec.needs_label else []), *prefix_lengths(spec.length)]
     if few := [k for k in keep if k != spec.length]:
-        raise InputError(f"keep: these tokens have no order, all {spec.length} are needed; received {few[0]}")
+        raise InputError(f"keep: these tokens have no order, all {spec.length} are needed; got {few[0]}")
     return [spec.length]

@@ -78,10 +78,10 @@ class SMAPConfig:
         except ConfigError as error:
             raise ConfigError(f"tail_drop.{error}") from None
         if self.condition.is_text and not self.use_condition:
-            raise ConfigError("condition.kind: use_condition=false is told nothing, expected class, received text")
+            raise ConfigError("condition.kind: use_condition=false is told nothing, expected class, got text")
         if self.label_dropout and not self.use_condition:
             raise ConfigError(
-                f"label_dropout: use_condition=false has no label, expected 0, received {self.label_dropout:g}"
+                f"label_dropout: use_condition=false has no label, expected 0, got {self.label_dropout:g}"
             )
 
 

@@ -32,7 +32,7 @@ def export(
         InputError: the run is not finished.
     """
     if not is_finished(run):
-        raise InputError(f"{run}: expected a finished run (tok1d train ends it), found none")
+        raise InputError(f"{run}: expected a finished run (tok1d train ends it), got none")
     recipe = load_recipe(str(run / "config.yaml"), overrides)
     trained = store.load(run / "model")
     model = without_auxiliary(trained) if isinstance(trained, MAETok) else trained

@@ -116,7 +116,7 @@ def begin(recipe: Recipe, task: Task, out: Path) -> Run:
     )
     world, main = accelerator.num_processes, accelerator.is_main_process
     if config.batch_size % world:
-        raise ConfigError(f"train.batch_size: expected a multiple of {world} processes, received {config.batch_size}")
+        raise ConfigError(f"train.batch_size: expected a multiple of {world} processes, got {config.batch_size}")
     for player in task.players:
         apply_options(player.module, checkpoint_activations=config.checkpoint_activations, compile=config.compile)
     shard = config.shard == "optimizer" and world > 1
@@ -184,7 +184,7 @@ class Run:
     def _load(self, state: dict[str, Any], source: str) -> None:
         names, steps = [side.player.name for side in self.sides], self.recipe.train.steps
         if not (isinstance(state["step"], int) and 0 <= state["step"] <= steps):
-            raise ValueError(f"expected a step from 0 to {steps}, found {state['step']!r}")
+            raise ValueError(f"expected a step from 0 to {steps}, got {state['step']!r}")
         for side, own in zip(self.sides, checkpoint.by_player(state, names, source)):
             side.load_state_dict(own, source)
         self.step, self.spent = state["step"], float(state["seconds"])

@@ -68,11 +68,11 @@ def no_compiler() -> str:
     if torch.cuda.is_available():
         from torch.utils._triton import has_triton
 
-        return "" if has_triton() else "torch.compile needs Triton on a GPU, found none"
+        return "" if has_triton() else "torch.compile needs Triton on a GPU, got none"
     from torch._inductor import cpp_builder
 
     try:
         cpp_builder.get_cpp_compiler()
     except Exception:
-        return "torch.compile needs a C++ compiler on a CPU, found none"
+        return "torch.compile needs a C++ compiler on a CPU, got none"
     return ""

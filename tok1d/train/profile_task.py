@@ -18,7 +18,7 @@ from tok1d.config.condition import text_condition
 from tok1d.config.recipe import NO_CACHE, Recipe
 from tok1d.cost.forecast import meta_batch
 from tok1d.cost.measure import AUTOENCODERS
-from tok1d.data.decoded import tell_broken
+from tok1d.data.decoded import report_broken
 from tok1d.data.records import nothing_written
 from tok1d.data.tokens import INDEX, TokenCache
 from tok1d.errors import ConfigError, DataError, WeightsError
@@ -28,9 +28,10 @@ from tok1d.losses.perceptual import LPIPS, WIDTHS, PerceptualLoss, vgg16
 from tok1d.losses.total import Batch
 from tok1d.tokenizers.auxiliary import TEACHER
 from tok1d.train.adversarial import build_players
+from tok1d.train.images import open_split
 from tok1d.train.rows import every_image, released, sampled
 from tok1d.train.task import Task
-from tok1d.train.tasks import BatchFunction, check_classes, open_split, read_batches
+from tok1d.train.tasks import BatchFunction, check_classes, read_batches
 from tok1d.zoo import store
 from tok1d.zoo.adapters.autoencoder import autoencoder_class
 from tok1d.zoo.pretrained.autoencoder import locate
@@ -132,7 +133,7 @@ def _images(recipe: Recipe, model: Any) -> tuple[BatchFunction, str, bool]:
         images = open_split(recipe, "train", augment=True)
     except DataError as error:
         return _random(recipe), f"random images ({error})", False
-    tell_broken(images)
+    report_broken(images)
     check_classes(model, images.num_classes)
     read, captioned = read_batches(recipe, images), text_condition(recipe.model) is not None
     words, told = recipe.learns_words, _told(recipe)

@@ -25,9 +25,9 @@ from tok1d.evaluate.reconstruction import Judged, evaluate_reconstruction, judge
 from tok1d.generators.llamagen import LlamaGenConfig
 from tok1d.generators.sit import SiTConfig
 from tok1d.inference.cache import encode_batch
-from tok1d.inference.labels import Told, label_used, labels_given
+from tok1d.inference.labels import ConditionedImages, label_used, labels_given
 from tok1d.tokenizers.prefix import prefix_lengths
-from tok1d.train.tasks import open_split
+from tok1d.train.images import open_split
 from tok1d.zoo.store import build_model
 
 Numbers = dict[str, float]
@@ -87,7 +87,7 @@ class _Sample:
     @torch.no_grad()
     def _tokens(self, images: Any) -> tuple[Tensor, Tensor]:
 
-        told, tokens, labels = Told(self.tokenizer, images), [], []
+        told, tokens, labels = ConditionedImages(self.tokenizer, images), [], []
         for rows in _ranges(len(images)):
             x, y, cond = told.batch(rows)
             tokens.append(encode_batch(self.tokenizer, x, cond, self.tokenizer.spec.length).to(self.device))

@@ -20,7 +20,7 @@ from tok1d.config.fields import to_mapping
 from tok1d.config.load import load_recipe, to_yaml
 from tok1d.config.recipe import Recipe
 from tok1d.cost.flops import step_flops_or_none
-from tok1d.data.decoded import tell_broken
+from tok1d.data.decoded import report_broken
 from tok1d.data.subset import subset
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import ConfigError, InputError, WeightsError
@@ -29,9 +29,10 @@ from tok1d.evaluate.generation import evaluate_generation
 from tok1d.evaluate.protocol import judge_for, protocol_of
 from tok1d.evaluate.reconstruction import evaluate_reconstruction
 from tok1d.inference.sampling import generator_guidance, sampling_options, takes_interval
+from tok1d.train.images import open_split
 from tok1d.train.loop import Result, fit, processes
 from tok1d.train.task import Measure, Task
-from tok1d.train.tasks import build_task, open_split
+from tok1d.train.tasks import build_task
 from tok1d.train.trackers import check_tracker
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
@@ -170,7 +171,7 @@ def train(
     if first_process:
         task.flops = step_flops_or_none(recipe)
     result = fit(recipe, task, out, seconds=seconds, quiet=quiet)
-    tell_broken(task.images)
+    report_broken(task.images)
     if result.finished and first_process:
         finish(recipe, task, result, out, name=name, commit=commit)
     return out
@@ -198,14 +199,14 @@ def _check_evaluate(recipe: Recipe, model: Any) -> None:
     length = tokenizer.spec.length if recipe.kind == "tokenizer" else model.config.num_tokens
     for k in config.keep:
         if k > length:
-            raise ConfigError(f"evaluate.keep: expected numbers up to {length}, the model's tokens, received {k}")
+            raise ConfigError(f"evaluate.keep: expected numbers up to {length}, the model's tokens, got {k}")
         if k < length and not tokenizer.spec.ordered:
-            raise ConfigError(f"evaluate.keep: these tokens have no order, expected [] or [{length}], received {k}")
+            raise ConfigError(f"evaluate.keep: these tokens have no order, expected [] or [{length}], got {k}")
     if getattr(tokenizer.config, "objective", None) == "ddpm" and not 2 <= config.steps <= 1000:
-        raise ConfigError(f"evaluate.steps: a DDPM decoder takes 2 to 1000 steps, received {config.steps}")
+        raise ConfigError(f"evaluate.steps: a DDPM decoder takes 2 to 1000 steps, got {config.steps}")
     reason = _unguidable(recipe, model)
     if reason and config.guidance != 1:
-        raise ConfigError(f"evaluate.guidance: {reason}, expected 1, received {config.guidance:g}")
+        raise ConfigError(f"evaluate.guidance: {reason}, expected 1, got {config.guidance:g}")
     if recipe.kind == "generator":
         _check_drawing(recipe, model)
 
@@ -222,10 +223,10 @@ def _unguidable(recipe: Recipe, model: Any) -> str:
 def _check_drawing(recipe: Recipe, model: Any) -> None:
     config = recipe.evaluate
     if config.unconditional and not model.label_embed.has_null:
-        raise ConfigError("evaluate.unconditional: needs a null class, expected model.class_dropout > 0, received 0")
+        raise ConfigError("evaluate.unconditional: needs a null class, expected model.class_dropout > 0, got 0")
     if config.guidance_interval != (0, 1) and not takes_interval(model):
-        received = list(config.guidance_interval)
-        raise ConfigError(f"evaluate.guidance_interval: {model.config.name} has none, expected [0, 1], got {received}")
+        got = list(config.guidance_interval)
+        raise ConfigError(f"evaluate.guidance_interval: {model.config.name} has none, expected [0, 1], got {got}")
     try:
         sampling_options(model, "evaluate.", top_k=config.top_k, top_p=config.top_p)
     except InputError as error:

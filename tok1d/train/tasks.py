@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from tok1d.config.condition import ConditionConfig, text_condition
 from tok1d.config.recipe import NO_CACHE, Recipe
-from tok1d.data.decoded import DecodedImages, tell_broken
-from tok1d.data.images import ArrayImages, at_size, open_images
+from tok1d.data.decoded import report_broken
+from tok1d.data.images import at_size
 from tok1d.data.order import batch_indices, choice
 from tok1d.data.subset import subset
 from tok1d.data.tokens import INDEX, TokenCache
@@ -30,11 +30,12 @@ from tok1d.inference.cache import (
     tokens_kept,
     with_views,
 )
-from tok1d.inference.labels import Told, label_used, labels_given, reads_captions
+from tok1d.inference.labels import ConditionedImages, label_used, labels_given, reads_captions
 from tok1d.losses.total import Batch
 from tok1d.pictures import grid, save_png
 from tok1d.tokenizers.prefix import token_counts
 from tok1d.train.adversarial import build_players
+from tok1d.train.images import Images, open_split
 from tok1d.train.proxies import Proxies
 from tok1d.train.rows import every_image, released, sampled
 from tok1d.train.task import Measure, Task
@@ -46,30 +47,8 @@ from tok1d.zoo.transfer import init_from
 from tok1d.zoo.weights import fingerprint
 
 BatchFunction = Callable[[int, int, int], Batch]
-Images = ArrayImages | DecodedImages
 _SIZE_DRAWS = 2  # stream of the draws of a batch's image size; 0 are the augmentations', 1 the cached views'
 STATISTICS_ROWS = 10_000  # token sequences that mean and std are measured on
-
-
-def open_split(recipe: Recipe, split: str, *, augment: bool = False) -> Images:
-    """The recipe's images; augmented only for training."""
-    data = recipe.data
-    return open_images(
-        data.name,
-        split,  # type: ignore[arg-type]
-        root=data.root,
-        image_size=data.image_size,
-        channels=data.channels,
-        crop=data.crop if augment else "center",
-        flip=data.flip and augment,
-        pad=data.pad,
-        on_broken=data.on_broken,
-        limit=data.limit if split == "train" else data.limit_test,
-        captions=data.captions,
-        image_key=data.image_key,
-        label_key=data.label_key,
-        workers=data.workers,
-    )
 
 
 def build_task(recipe: Recipe) -> Task:
@@ -86,7 +65,7 @@ def build_task(recipe: Recipe) -> Task:
         init_from(model, recipe.init_from)
     players = build_players(recipe, model, resumed=resumes(recipe))
     images = open_split(recipe, "train", augment=True)
-    tell_broken(images)
+    report_broken(images)
     check_classes(model, images.num_classes)
     preview = _reconstruction_preview(recipe) if recipe.kind == "tokenizer" else None
     task = Task(model, image_batches(recipe, images), preview, players, sample_names(recipe, images), images)
@@ -117,7 +96,7 @@ def check_classes(model: Any, num_classes: int) -> None:
     """
     known = getattr(getattr(model, "spec", None), "num_classes", 0)
     if known and known != num_classes:
-        raise ConfigError(f"model.num_classes: the data have {num_classes} classes, received {known}")
+        raise ConfigError(f"model.num_classes: the data have {num_classes} classes, got {known}")
 
 
 def resumes(recipe: Recipe) -> bool:
@@ -209,7 +188,7 @@ def _reconstruction_preview(recipe: Recipe) -> Any:
 
     def preview(model: nn.Module, path: Path) -> None:
 
-        x, _, cond = Told(model, test()).batch(range(len(test())))
+        x, _, cond = ConditionedImages(model, test()).batch(range(len(test())))
         x = x.to(next(model.parameters()).device)
         tokens = model.encode(x, cond)  # type: ignore[operator]
         rows = [model.decode(tokens, cond, keep=k) for k in token_counts(model.spec)]  # type: ignore
@@ -269,7 +248,7 @@ def _generator_task(recipe: Recipe) -> Task:
     check_tokens(config, spec, length)
     pad = padding_of(tokenizer)
     if tokenizer.card.recipe and pad != recipe.data.pad:
-        raise ConfigError(f"data.pad: expected {pad} as in the tokenizer's training, received {recipe.data.pad}")
+        raise ConfigError(f"data.pad: expected {pad} as in the tokenizer's training, got {recipe.data.pad}")
     if recipe.sample_latents:
         check_variational(tokenizer, "sample_latents")
     check_condition(config, tokenizer, recipe.tokenizer)
@@ -342,7 +321,7 @@ def _cached(recipe: Recipe, tokenizer: Any, length: int) -> tuple[BatchFunction,
 def _encoded(recipe: Recipe, tokenizer: Any, length: int) -> tuple[BatchFunction, int, Images]:
     """Batches of tokens (B, length, D) or ids encoded as they are needed, the number of classes, and the images."""
     images, frozen = open_split(recipe, "train", augment=True), tokenizer.to(process_device())
-    tell_broken(images)
+    report_broken(images)
     read, own = read_batches(recipe, images), text_condition(recipe.model)
     used = label_used(tokenizer, images.num_classes, captioned=any(images.captions))
     reads = tokenizer.config.condition if reads_captions(tokenizer) and used == "true" else None

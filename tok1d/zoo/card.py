@@ -48,7 +48,7 @@ class Card:
         for name, value in content.items():
             kind = {"seed": int | None, "trained": dict, "records": list}.get(name, str)
             if not isinstance(value, kind) or isinstance(value, bool):
-                raise TypeError(f"card.{name} is a {kind}, found {value!r}"[:160])
+                raise TypeError(f"card.{name} is a {kind}, got {value!r}"[:160])
         return cls(**{**content, "records": [Record.from_json(record) for record in content.get("records", [])]})
 
     def to_markdown(self, model: str) -> str:

@@ -96,8 +96,8 @@ def _recipe_of(name: str) -> Recipe:
     """The recipe of a checkpoint's run."""
     found = _NAME.fullmatch(name)
     if found is None or not Path(found["path"]).is_file():
-        raise WeightsError(f"{name}: expected a run's checkpoint, RUN/checkpoints/step-00001000.pt, found none")
+        raise WeightsError(f"{name}: expected a run's checkpoint, RUN/checkpoints/step-00001000.pt, got none")
     recipe_file = Path(found["path"]).parents[1] / "config.yaml"
     if not recipe_file.is_file():
-        raise WeightsError(f"{name}: expected the run's recipe in {recipe_file}, found none")
+        raise WeightsError(f"{name}: expected the run's recipe in {recipe_file}, got none")
     return load_recipe(str(recipe_file))

@@ -26,9 +26,9 @@ def shared_classes(config: Any, tokenizer: Any, name: str) -> Tensor | None:
         )
     table: Tensor = tokenizer.class_vectors()
     for key, expected in zip(("num_classes", "class_dim"), table.shape):
-        received = getattr(config, key)
-        if received != expected:
-            raise ConfigError(f"model.{key}: expected {expected} as the tokenizer's class table, received {received}")
+        got = getattr(config, key)
+        if got != expected:
+            raise ConfigError(f"model.{key}: expected {expected} as the tokenizer's class table, got {got}")
     return table
 
 
@@ -43,15 +43,15 @@ def check_condition(config: Any, tokenizer: Any, name: str) -> None:
         if spec.reads_captions and config.num_classes:
             raise ConfigError(
                 f"tokenizer: {name} is told captions, expected a generator with model.condition.kind=text, or "
-                f"unconditional (model.num_classes=0), received one of {config.num_classes} classes"
+                f"unconditional (model.num_classes=0), got one of {config.num_classes} classes"
             )
         return
     if spec.needs_label and not spec.reads_captions:
-        raise ConfigError(f"model.condition.kind: {name} is told classes, expected class, received text")
+        raise ConfigError(f"model.condition.kind: {name} is told classes, expected class, got text")
     for key in ("encoder", "dim", "length") if spec.reads_captions else ():
-        expected, received = (getattr(each, key) for each in (tokenizer.config.condition, own))
-        if expected != received:
-            raise ConfigError(f"model.condition.{key}: expected {expected} as the tokenizer's, received {received}")
+        expected, got = (getattr(each, key) for each in (tokenizer.config.condition, own))
+        if expected != got:
+            raise ConfigError(f"model.condition.{key}: expected {expected} as the tokenizer's, got {got}")
 
 
 def check_tokens(config: Any, spec: TokenSpec, length: int) -> None:
@@ -65,14 +65,14 @@ def check_tokens(config: Any, spec: TokenSpec, length: int) -> None:
         made, wanted = kinds[spec.vocab_size is None], kinds[not hasattr(config, "vocab_size")]
         raise ConfigError(f"tokenizer: expected one that makes {wanted}, as {config.name} models; this makes {made}")
     if length < spec.length and not spec.ordered:
-        raise ConfigError(f"num_tokens: these tokens have no order, expected all {spec.length}, received {length}")
+        raise ConfigError(f"num_tokens: these tokens have no order, expected all {spec.length}, got {length}")
     for key, expected in (("num_tokens", length), ("token_dim", spec.dim), ("vocab_size", spec.vocab_size)):
         if getattr(config, key, expected) != expected:
-            received = getattr(config, key)
-            raise ConfigError(f"model.{key}: expected {expected} as the tokenizer makes them, received {received}")
+            got = getattr(config, key)
+            raise ConfigError(f"model.{key}: expected {expected} as the tokenizer makes them, got {got}")
 
 
 def check_num_classes(config: Any, classes: int) -> None:
     """Refuse data of another number of classes than a generator of classes is for; raises ConfigError."""
     if config.num_classes and config.num_classes != classes:
-        raise ConfigError(f"model.num_classes: the data have {classes} classes, received {config.num_classes}")
+        raise ConfigError(f"model.num_classes: the data have {classes} classes, got {config.num_classes}")

@@ -63,15 +63,15 @@ class Record:
         network = self.network.partition("@")[0] if self.network else None
         published = self.name.lower().endswith("fid") or self.name.lower() in ("kid", "inception_score")
         if published and network != "inception":
-            raise ValueError(f"'{self.name}' is measured with the network 'inception', found {network!r}")
+            raise ValueError(f"'{self.name}' is measured with the network 'inception', got {network!r}")
         if self.name.startswith("fd@") and self.name != f"fd@{network}":
             raise ValueError(f"'{self.name}' is named after another network than its own, {network!r}")
         if self.weights not in ("ema", "raw", None):
-            raise ValueError(f"weights is 'ema' or 'raw', found {self.weights!r}")
+            raise ValueError(f"weights is 'ema' or 'raw', got {self.weights!r}")
         if self.label not in ("true", "null", None):
-            raise ValueError(f"label is 'true' or 'null', found {self.label!r}")
+            raise ValueError(f"label is 'true' or 'null', got {self.label!r}")
         if self.num_images < 0:
-            raise ValueError(f"num_images is a count, found {self.num_images}")
+            raise ValueError(f"num_images is a count, got {self.num_images}")
         if self.value is None and not self.note:
             raise ValueError(f"'{self.name}' has no value: its note must say why")
 
@@ -130,7 +130,7 @@ def write_records(path: str | Path, records: Sequence[Record]) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise DataError(
-            f"a writable place for records is expected, found {path}: {reason}; choose another folder or free space"
+            f"a writable place for records is expected, got {path}: {reason}; choose another folder or free space"
         ) from error
     finally:
         with contextlib.suppress(OSError):  # already renamed, or never made
@@ -150,5 +150,5 @@ def read_records(path: str | Path) -> list[Record]:
         ) from error
     except (TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"a JSON list of metric records is expected in {path}, found something else ({error}); evaluate again"
+            f"a JSON list of metric records is expected in {path}, got something else ({error}); evaluate again"
         ) from error

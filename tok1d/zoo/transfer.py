@@ -41,7 +41,7 @@ def init_from(model: Any, name: str) -> list[str]:
         raise WeightsError(f"init_from: {error}") from None
     if first.config.name != model.config.name:
         raise ConfigError(f"init_from: expected a {model.config.name}, {name} is a {first.config.name}")
-    theirs, own, told = dict(first.state_dict()), model.state_dict(), _Told()
+    theirs, own, told = dict(first.state_dict()), model.state_dict(), _Notes()
     state: dict[str, Tensor] = {}
     for key in own:
         value = theirs.get(key)
@@ -60,7 +60,7 @@ def init_from(model: Any, name: str) -> list[str]:
     return list(told)
 
 
-class _Told(list[str]):
+class _Notes(list[str]):
     """What is told, each once."""
 
     def add(self, text: str) -> None:
@@ -68,7 +68,7 @@ class _Told(list[str]):
             self.append(text)
 
 
-def _fitted(key: str, value: Tensor | None, own: Tensor, first: Any, model: Any, told: _Told) -> Tensor | None:
+def _fitted(key: str, value: Tensor | None, own: Tensor, first: Any, model: Any, told: _Notes) -> Tensor | None:
     """A weight of another shape as this model needs it; None where there is no way."""
     if key.startswith(TRAINING_ONLY):
         told.add("auxiliary parts are drawn anew")
@@ -111,7 +111,7 @@ def _resampled(module: nn.Module, value: Tensor, own: Tensor) -> Tensor | None:
     return torch.cat([head, resample_grid(grid, (sides[0],) * 2, (sides[1],) * 2), tail], dim=1)
 
 
-def _other_channels(key: str, value: Tensor, own: Tensor, old: int, new: int, told: _Told) -> Tensor | None:
+def _other_channels(key: str, value: Tensor, own: Tensor, old: int, new: int, told: _Notes) -> Tensor | None:
     """Weights on pixels of other channels: grey images, repeated where there are three, give what they gave."""
 
     def inputs(weight: Tensor) -> Tensor:  # (out, C, ...): a sum over equal channels stays what it was

@@ -82,7 +82,7 @@ def from_mar(state: Mapping[str, Tensor], source: str = "published weights") -> 
     if unexpected or not renamed:
         shown = f"{len(unexpected)} names such as {min(unexpected)}" if unexpected else "no weights"
         raise WeightsError(
-            f"{source}: expected a KL autoencoder in MAR's layout, found {shown}; give a diffusers folder or kl16.ckpt"
+            f"{source}: expected a KL autoencoder in MAR's layout, got {shown}; give a diffusers folder or kl16.ckpt"
         )
     return renamed
 

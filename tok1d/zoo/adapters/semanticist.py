@@ -292,7 +292,7 @@ def tokenizer_config(
     if latent["out_channels"] != 2 * latent["channels"]:
         raise WeightsError(
             f"expected a decoder with learned variance ({2 * latent['channels']} output channels), "
-            f"found {latent['out_channels']}"
+            f"got {latent['out_channels']}"
         )
     config = SemanticistConfig(
         image_size=image["image_size"],

@@ -57,7 +57,7 @@ def load_trunk(config: DinoConfig) -> DinoTrunk:
         trunk = trunk_from_published(network.vit.state_dict(), source)
     if config.image_size % trunk.patch_embed.patch:
         raise ConfigError(
-            f"image_size: expected a multiple of {trunk.patch_embed.patch}, the patches of {source}, received "
+            f"image_size: expected a multiple of {trunk.patch_embed.patch}, the patches of {source}, got "
             f"{config.image_size}"
         )
     return trunk

@@ -51,13 +51,13 @@ def lpips_missing(vgg: str | None = None, heads: str | None = None) -> str | Non
     if find_heads(heads) is None:
         found = f"no file {heads}" if heads else "none and no lpips package"
         return (
-            f"LPIPS: expected its linear heads, found {found}; pip install lpips (in a training also "
+            f"LPIPS: expected its linear heads, got {found}; pip install lpips (in a training also "
             "perceptual.heads=FILE, weights/v0.1/vgg.pth of that package)"
         )
     if find_vgg(vgg) is None:
         found = f"no file {vgg}" if vgg else "none downloaded"
         return (
-            f"LPIPS: expected VGG16's weights, found {found}; fetch {VGG_URL} into {_shown(_download_place())} "
+            f"LPIPS: expected VGG16's weights, got {found}; fetch {VGG_URL} into {_shown(_download_place())} "
             "(in a training also perceptual.vgg=FILE)"
         )
     return None

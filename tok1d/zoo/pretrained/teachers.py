@@ -80,13 +80,13 @@ def _own_teacher(name: str, weights: str | None, image_size: int) -> Teacher:
     if not (config.name == "cnn" or of_patches):
         raise ConfigError(
             f"teacher {name}: expected a timm name, a tok1d classifier or a maetok with num_tokens=0, "
-            "found a tokenizer or generator without features of patches"
+            "got a tokenizer or generator without features of patches"
         )
     if weights is not None:
-        raise ConfigError(f"teacher {name}: a tok1d model holds its weights, received others; leave them out")
+        raise ConfigError(f"teacher {name}: a tok1d model holds its weights, got others; leave them out")
     if config.image_size != image_size:
         raise ConfigError(
-            f"teacher {name}: sees images of {config.image_size} pixels, received image_size={image_size}; "
+            f"teacher {name}: sees images of {config.image_size} pixels, got image_size={image_size}; "
             f"set it to {config.image_size}"
         )
     zeros, ones = [0.0] * config.channels, [1.0] * config.channels
@@ -129,7 +129,7 @@ def _timm_teacher(name: str, weights: str | None, image_size: int) -> Teacher:
             f"teacher {name}: timm could not make it ({_first_line(error)}); without a network give weights=FILE"
         ) from None
     if not hasattr(vit, "num_prefix_tokens"):
-        raise ConfigError(f"teacher {name}: expected a vision transformer of timm, found a network of another kind")
+        raise ConfigError(f"teacher {name}: expected a vision transformer of timm, got a network of another kind")
     known = vit.pretrained_cfg
     if weights is None and not any(known.get(place) for place in ("hf_hub_id", "url", "file")):
         raise WeightsError(f"teacher {name}: timm has no trained weights of it; give weights=FILE or another teacher")

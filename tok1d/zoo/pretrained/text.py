@@ -80,7 +80,7 @@ class TextEncoder:
 
     def __init__(self, name: str, max_length: int = 77) -> None:
         if max_length < 1:
-            raise ConfigError(f"text encoder {name}: expected a max_length of at least 1, received {max_length}")
+            raise ConfigError(f"text encoder {name}: expected a max_length of at least 1, got {max_length}")
         self.name, self.max_length = name, max_length
         self._parts: tuple[Any, Any] | None = None
         self._lock = threading.RLock()  # transformers' fast tokenizers fail where two threads use one
@@ -125,7 +125,7 @@ class TextEncoder:
             limit = getattr(network.config, "max_position_embeddings", None)
             if limit is not None and self.max_length > limit:
                 raise ConfigError(
-                    f"text encoder {self.name}: expected a max_length up to {limit}, received {self.max_length}"
+                    f"text encoder {self.name}: expected a max_length up to {limit}, got {self.max_length}"
                 )
             self._parts = tokenizer, network.float().eval().requires_grad_(False)
         return self._parts
@@ -159,7 +159,7 @@ class CaptionEmbeddings:
         if self.encoder.dim != condition.dim:
             raise ConfigError(
                 f"model.condition.dim: expected {self.encoder.dim}, the width of {condition.encoder}, "
-                f"received {condition.dim}"
+                f"got {condition.dim}"
             )
         most = KEPT_BYTES // (4 * condition.length * condition.dim)
         self.kept: dict[str, Tensor] | None = {} if len(set(captions)) <= most else None
@@ -225,7 +225,7 @@ def _encoder(transformers: Any, name: str) -> Any:
 
     kind = transformers.AutoConfig.from_pretrained(name).model_type
     if kind != "clip" and kind not in KNOWN:
-        raise ConfigError(f"text encoder {name}: expected T5, CLIP, BERT or kin, found {kind}")
+        raise ConfigError(f"text encoder {name}: expected T5, CLIP, BERT or kin, got {kind}")
     cls = transformers.CLIPTextModel if kind == "clip" else transformers.AutoModelForTextEncoding
     network, found = cls.from_pretrained(name, output_loading_info=True)
     if found["missing_keys"]:
