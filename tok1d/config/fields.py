@@ -28,15 +28,16 @@ def option(
     gt: float | None = None,
     le: float | None = None,
     lt: float | None = None,
+    **metadata: Any,
 ) -> Any:
     """A dataclass field with help and a range; without `default` it is required (and keyword-only).
 
     `default` may be a list, a dict, a dataclass instance (each config gets its own copy) or a dataclass type.
-    Ranges hold for a number and for each number of a list.
+    Ranges hold for a number and for each number of a list. Further keywords become metadata of the field.
     """
     limits = {">=": ge, ">": gt, "<=": le, "<": lt}
     bounds = {sign: limit for sign, limit in limits.items() if limit is not None}
-    metadata = {"help": help, "bounds": bounds}
+    metadata |= {"help": help, "bounds": bounds}
     if default is MISSING:
         return dataclasses.field(metadata=metadata, kw_only=True)
     if isinstance(default, type) and dataclasses.is_dataclass(default):
