@@ -119,21 +119,21 @@ def differences(found: dict[str, str], wanted: dict[str, str], *, exact: bool) -
     return texts
 
 
-def compare(recorded: dict[str, str]) -> str:
+def unlike(recorded: dict[str, str]) -> str:
     """How this machine differs from that of a record, "" where it does not."""
     here = machine()
-    unlike = [f"{name} {recorded.get(name)}, here {here[name]}" for name in here if recorded.get(name) != here[name]]
-    return "; ".join(unlike)
+    texts = [f"{name} {recorded.get(name)}, here {here[name]}" for name in here if recorded.get(name) != here[name]]
+    return "; ".join(texts)
 
 
 def check(path: Path, prefix: str) -> int:
     """Print every difference from a record; 1 where there is one."""
     recorded, wanted = read(path)
-    unlike = compare(recorded)
-    if unlike:
-        print(f"recorded on another kind of machine ({unlike}): numbers are compared to 1e-4, hashes are not")
+    other = unlike(recorded)
+    if other:
+        print(f"recorded on another kind of machine ({other}): numbers are compared to 1e-4, hashes are not")
     wanted = {key: value for key, value in wanted.items() if key.startswith(prefix)}
-    texts = differences(compute(prefix, told=True), wanted, exact=not unlike)
+    texts = differences(compute(prefix, told=True), wanted, exact=not other)
     print("\n".join([*texts, f"{len(texts)} of {len(wanted)} values differ"]))
     return int(bool(texts) or not wanted)
 

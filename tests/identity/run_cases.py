@@ -59,7 +59,7 @@ TEXT = {"kind": "text", "encoder": "@TEXT", "dim": 16, "length": 12}
 
 # Name -> (names of runs whose models are read, the recipe); "@NAME" stands for the model of such a run.
 RUNS: dict[str, tuple[tuple[str, ...], Recipe]] = {
-    "semanticist_flow": ((), tokenizer(SEMANTICIST, FASHION_28, {"proxies_every": 1, "evaluate_every": 1})),
+    "semanticist_flow": ((), tokenizer(SEMANTICIST, FASHION_28, {"proxies_every": 2, "evaluate_every": 1})),
     "semanticist_aligned": ((), tokenizer(ALIGNED, FASHION_28, ANNEALED)),
     "maetok": (
         (),
@@ -108,7 +108,7 @@ RUNS: dict[str, tuple[tuple[str, ...], Recipe]] = {
             cache_dtype="bfloat16",
         ),
     ),
-    "sit": ((), generator({"name": "sit", **SEQUENCE}, "fashion-mnist-maetok", FASHION_32, cache="none")),
+    "sit": ((), generator({"name": "sit", **SEQUENCE}, "fashion-mnist-maetok", FASHION_32)),
     "sit_sampled": (
         (),
         generator({"name": "sit", **SEQUENCE}, "fashion-mnist-smap", FASHION_32, STRICT, sample_latents=True),
@@ -126,7 +126,10 @@ RUNS: dict[str, tuple[tuple[str, ...], Recipe]] = {
             *({"name": "lightningdit", **SEQUENCE}, "fashion-mnist-maetok", FASHION_32), **{"cache_views": "random"}
         ),
     ),
-    "usit": ((), generator({"name": "usit", **SEQUENCE}, "fashion-mnist-maetok", FASHION_32)),
+    "usit": (
+        (),
+        generator({"name": "usit", **SEQUENCE, "statistics": "none"}, "fashion-mnist-maetok", FASHION_32, cache="none"),
+    ),
     "llamagen": (("smap_vq",), generator({"name": "llamagen", **IDS}, "@smap_vq", FASHION_32)),
     "maskgit": (("titok_vq",), generator({"name": "maskgit", **IDS}, "@titok_vq", FASHION_32)),
     "cnn": (

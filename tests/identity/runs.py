@@ -196,7 +196,8 @@ def write_folder(folder: Path) -> Path:
 def write_text_encoder(folder: Path) -> Path:
     """A random text encoder of CLIP's kind, 16 numbers wide, and a tokenizer of letters."""
     import torch
-    from tokenizers import Tokenizer, models as kinds, pre_tokenizers, processors
+    from tokenizers import Tokenizer, pre_tokenizers, processors
+    from tokenizers import models as kinds
     from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
     letters = ["<unk>", "<pad>", "<eos>", *"abcdefghijklmnopqrstuvwxyzTS-,/"]
