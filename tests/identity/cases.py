@@ -143,7 +143,7 @@ MASKED_SAMPLES: list[Mapping] = [
     {"steps": 3},
     {"steps": 3, "guidance": 2.0, "temperature": 0.5, "rows": True},
     {"steps": 4, "guidance": 2.0, "schedule": "power_cosine", "power": 3.0, "annealing": False},
-    {"steps": 3, "guidance": 1.5, "interval": (0.3, 0.8), "schedule": "constant"},
+    {"steps": 4, "temperature": 0.05, "guidance": 4.0, "interval": (0.3, 0.8), "schedule": "constant"},
     {"null": True},
 ]
 

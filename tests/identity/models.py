@@ -98,7 +98,7 @@ def tokenizer_values(model: Any, images: Tensor, cond: Tensor | None, asked: lis
     yield "encode", tokens
     if cond is not None and cond.dtype == torch.int64:
         yield "encode/null", names.encode(model, images, None)
-    if getattr(getattr(model.config, "bottleneck", None), "name", "") == "kl":
+    if names.is_variational(model):
         yield "posterior", names.posterior(model, images, cond)
     length, _, vocab = names.token_shape(model)
     if vocab is not None:  # ids of fresh weights are hardly different
@@ -178,11 +178,12 @@ def bundled(name: str) -> Values:
     """A bundled model: its weights and what it does."""
     model, asked, cond = names.load(name), cases.BUNDLED[name], inputs("class")
     yield "weights", state(model)
-    if hasattr(model, "decode"):
+    role = names.role(model)
+    if role == "tokenizer":
         told = cond if name.endswith("smap") else None
         yield from tokenizer_values(model, images_for(model), told, asked)
         yield from training(model, (images_for(model), cond))
-    elif hasattr(model, "sample"):
+    elif role == "generator":
         yield from sample_values(model, cond, asked, weak=names.load(name))
         length, dim, _ = names.drawn_shape(model)
         yield from training(model, (torch.randn(BATCH, length, dim, generator=seeded(4)), cond))

@@ -5,7 +5,7 @@ of `cases.py`, which stay as they were written, into those of the day.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -21,6 +21,7 @@ from tok1d.diffusion.guidance import Guidance
 from tok1d.train import run
 from tok1d.zoo import store
 
+CACHE_VARIABLE = "TOK1D_CACHE"  # of the environment: where files are kept between commands
 Noise = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -52,6 +53,16 @@ def build_of_recipe(name: str) -> Any:
 def load(name: str | Path) -> Any:
     """A bundled model, or one in a folder, in eval mode."""
     return store.load(name)
+
+
+def role(model: Any) -> str:
+    """Whether a model is a tokenizer, a generator or a classifier."""
+    return "tokenizer" if hasattr(model, "decode") else "generator" if hasattr(model, "sample") else "classifier"
+
+
+def is_variational(model: Any) -> bool:
+    """Whether a tokenizer has a KL bottleneck."""
+    return getattr(getattr(model.config, "bottleneck", None), "name", "") == "kl"
 
 
 def token_shape(model: Any) -> tuple[int, int | None, int | None]:
@@ -168,9 +179,25 @@ def report(path: Path) -> dict[str, Any]:
     return {f"{each['name']}@{each['keep']}": each["value"] for each in records}
 
 
-def are_records(content: Any) -> bool:
-    """Whether the content of a JSON file is one of records."""
-    return isinstance(content, list) and all(isinstance(each, dict) and "weights_hash" in each for each in content)
+def figures(path: Path) -> dict[str, Any]:
+    """What a JSON file that a command wrote says: of records their figures by name, of another file all its numbers."""
+    content = json.loads(path.read_text())
+    if isinstance(content, list) and all(isinstance(each, dict) and "weights_hash" in each for each in content):
+        return report(path)
+    numbers = list(_leaves(content))
+    return {"numbers": torch.tensor(numbers, dtype=torch.float64)} if numbers else {}
+
+
+def _leaves(tree: Any) -> Iterator[float]:
+    """All numbers of a tree, keys in alphabetical order."""
+    if isinstance(tree, Mapping):
+        for _, value in sorted(tree.items()):
+            yield from _leaves(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _leaves(value)
+    elif isinstance(tree, int | float) and not isinstance(tree, bool):
+        yield float(tree)
 
 
 def run_report(out: Path) -> dict[str, Any]:

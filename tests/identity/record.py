@@ -25,6 +25,7 @@ if str(HERE) not in sys.path:
 import cases  # noqa: E402 (found beside this file, whoever imports it)
 import models  # noqa: E402
 import names  # noqa: E402
+import numpy as np  # noqa: E402
 import runs  # noqa: E402
 import torch  # noqa: E402
 from lines import line, same_numbers  # noqa: E402
@@ -50,15 +51,15 @@ def groups(place: Path) -> dict[str, Group]:
 @contextmanager
 def one_thread() -> Iterator[None]:
     """One thread and deterministic algorithms; a cache folder of its own; afterwards all as it was."""
-    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    threads, strict = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms would import the compiler
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(strict)
+        torch.set_deterministic_debug_mode(strict)
 
 
 def compute(prefix: str = "", *, told: bool = False) -> dict[str, str]:
@@ -87,7 +88,7 @@ def machine() -> dict[str, str]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "processor": _processor(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
+        "numpy": np.__version__,
         "threads": "1",
     }
 

@@ -1,6 +1,5 @@
 """The tiny trainings and the commands of the record of identity: what they leave, as named values."""
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,16 +25,16 @@ def groups(place: Path) -> dict[str, Callable[[], models.Values]]:
 
 @contextmanager
 def cache_in(place: Path) -> Iterator[None]:
-    """What tok1d keeps between commands stays below `place`; accelerate's processes are left alone."""
-    before = os.environ.get("TOK1D_CACHE")
-    os.environ["TOK1D_CACHE"] = str(place / "kept")
+    """What tok1d keeps between commands stays below `place`."""
+    before = os.environ.get(names.CACHE_VARIABLE)
+    os.environ[names.CACHE_VARIABLE] = str(place / "kept")
     try:
         yield
     finally:
         if before is None:
-            del os.environ["TOK1D_CACHE"]
+            del os.environ[names.CACHE_VARIABLE]
         else:
-            os.environ["TOK1D_CACHE"] = before
+            os.environ[names.CACHE_VARIABLE] = before
 
 
 class Workshop:
@@ -79,7 +78,7 @@ class Workshop:
         names.train(self._recipe(name, 1), place / f"{name}-one")
         resumed = place / f"{name}-resumed"
         names.train(self._recipe(name, 2), resumed, stop_after_one_step=True)
-        yield from checkpoint_values(f"stopped/{name}", resumed)
+        yield from checkpoint_values("stopped", resumed)
         names.train(self._recipe(name, 2), resumed)
         for label, out in (("one", place / f"{name}-one"), ("two", two), ("resumed", resumed)):
             yield from run_values(label, out)
@@ -131,28 +130,7 @@ def written(out: Path) -> models.Values:
                     (f"{place}/{name}", arrays[name]) for name in sorted(arrays) if arrays[name].dtype.kind in "fiub"
                 )
         elif path.suffix == ".json":
-            yield from json_values(place, path)
-
-
-def json_values(place: str, path: Path) -> models.Values:
-    """Figures of a file of records, one a name; of another file, all its numbers."""
-    content = json.loads(path.read_text())
-    if names.are_records(content):
-        yield from ((f"{place}/{name}", value) for name, value in names.report(path).items())
-    elif numbers := list(leaves(content)):
-        yield place, np.array(numbers)
-
-
-def leaves(tree: Any) -> Iterator[float]:
-    """All numbers of a tree, keys in alphabetical order."""
-    if isinstance(tree, dict):
-        for _, value in sorted(tree.items()):
-            yield from leaves(value)
-    elif isinstance(tree, list):
-        for value in tree:
-            yield from leaves(value)
-    elif isinstance(tree, int | float) and not isinstance(tree, bool):
-        yield float(tree)
+            yield from ((f"{place}/{name}", value) for name, value in names.figures(path).items())
 
 
 def shapes(num: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
