@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from tok1d import cli
-from tok1d.config import MODEL_CONFIGS, build_model_config, load_recipe, recipe_names
+from tok1d.config.load import load_recipe, recipe_names
+from tok1d.config.registry import MODEL_CONFIGS, build_model_config
 from tok1d.data.tokens import TokenCache
 from tok1d.diffusion.guidance import Guidance
 from tok1d.train import run
