@@ -184,7 +184,7 @@ def loss_of(generator: Any, tokens: Any, labels: Any, source: Any) -> float:
         return float(generator.loss_rows(tokens, labels).mean())
     if name == "maskgit":
         time, order = torch.rand(len(tokens), generator=source), torch.rand(tokens.shape, generator=source)
-        seen, hidden = generator.hide(tokens, time=time, order=order)
+        seen, hidden = generator.mask(tokens, time=time, order=order)
         return float(generator.loss(generator.net(seen, labels), tokens, hidden))
     tokens = generator.normalise(tokens)
     states, target = generator.hidden(tokens, labels).flatten(0, 1), tokens.flatten(0, 1)

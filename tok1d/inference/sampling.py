@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tok1d.config.sampling import SampleSettings
 from tok1d.data.order import seed_from
 from tok1d.diffusion.guidance import Guidance, Schedule, as_guidance
 from tok1d.errors import InputError
@@ -91,11 +91,7 @@ def sampling_options(generator: Any, prefix: str = "", **options: Any) -> dict[s
         InputError: one that this generator's `sample` does not have.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    known = inspect.signature(type(generator).sample).parameters
-    for name, value in given.items():
-        if name not in known:
-            shown = prefix + (name.replace("_", "-") if prefix == "--" else name)
-            raise InputError(f"{shown}: {generator.config.name} has none, leave it out; got {value}")
+    SampleSettings(**given).check(generator.kind, generator.config.name, prefix)
     return given
 
 
