@@ -271,5 +271,5 @@ def grid_side(num_tokens: int) -> int:
     """The side of a square grid of `num_tokens` tokens; raises ConfigError where they do not form a square."""
     side = math.isqrt(num_tokens)
     if side**2 != num_tokens:
-        raise ConfigError(f"num_tokens: expected, for two-dimensional positions, a square number of tokens, got {num_tokens}")
+        raise ConfigError(f"num_tokens: two-dimensional positions need a square number of tokens, got {num_tokens}")
     return side
