@@ -20,7 +20,7 @@ from tok1d.evaluate.generation import evaluate_generation
 from tok1d.evaluate.reconstruction import evaluate_reconstruction
 from tok1d.inference import pictures as apply
 from tok1d.inference.cache import encode_images
-from tok1d.inference.labels import label_used, labels_given
+from tok1d.inference.conditions import choose_condition, cond_for
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.tokenizers.prefix import token_counts
 from tok1d.train.images import open_split
@@ -72,17 +72,17 @@ def test_whose_label_is_used() -> None:
         SimpleNamespace(spec=TokenSpec(4, 4, **keys))  # type: ignore[arg-type]
         for keys in ({"needs_label": True}, {"needs_label": True, "num_classes": 10}, {})
     )
-    assert label_used(free, 10) is None
-    assert label_used(wanting, 10) == label_used(wanting, 3) == label_used(knowing, 10) == "true"
-    assert label_used(knowing, 3) == label_used(knowing, 0) == label_used(wanting, 0) == "null"
-    assert label_used(knowing, 10, "null") == "null" and label_used(knowing, 10, "true") == "true"
+    assert choose_condition(free, 10) is None
+    assert choose_condition(wanting, 10) == choose_condition(wanting, 3) == choose_condition(knowing, 10) == "true"
+    assert choose_condition(knowing, 3) == choose_condition(knowing, 0) == choose_condition(wanting, 0) == "null"
+    assert choose_condition(knowing, 10, "null") == "null" and choose_condition(knowing, 10, "true") == "true"
     with pytest.raises(InputError, match=r"^label: expected images of the tokenizer's 10 classes, these have 3; use n"):
-        label_used(knowing, 3, "true")
+        choose_condition(knowing, 3, "true")
     with pytest.raises(InputError, match=r"^label: this tokenizer reads no label"):
-        label_used(free, 10, "null")
+        choose_condition(free, 10, "null")
     labels = torch.tensor([1, 2])
-    assert labels_given("null", labels, labels.device) is labels_given(None, labels, labels.device) is None
-    assert torch.equal(labels_given("true", labels, labels.device), labels)  # type: ignore[arg-type]
+    assert cond_for("null", labels, labels.device) is cond_for(None, labels, labels.device) is None
+    assert torch.equal(cond_for("true", labels, labels.device), labels)  # type: ignore[arg-type]
 
 
 def test_sweeps_begin_with_the_class_alone() -> None:

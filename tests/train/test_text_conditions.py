@@ -20,7 +20,7 @@ from tok1d.data.subset import subset
 from tok1d.data.tokens import TokenCache
 from tok1d.errors import ConfigError, DataError, InputError
 from tok1d.evaluate.generation import evaluate_generation
-from tok1d.inference.labels import ConditionedImages
+from tok1d.inference.conditions import ConditionedImages
 from tok1d.train import run
 from tok1d.train.images import open_split
 from tok1d.train.loop import fit
@@ -289,7 +289,7 @@ def test_images_without_captions_have_none(
     text, (without, captioned) = painted("true")
     assert "label given to encoder and decoder: true" in text and without == first != captioned
     images = ConditionedImages(model, open_split(load_recipe(tiny("smap")), "test"))
-    assert images.used == "null" and images.batch([0])[2] is None
+    assert images.condition == "null" and images.batch([0])[2] is None
 
 
 def test_samples_are_judged_by_the_classes_of_the_captioned_images(pair: Any, tiny: Tiny) -> None:

@@ -19,16 +19,18 @@ from tok1d.config.condition import is_conditional
 from tok1d.config.fields import to_mapping
 from tok1d.config.load import load_recipe, to_yaml
 from tok1d.config.recipe import Recipe
+from tok1d.config.sampling import Decoding
 from tok1d.cost.flops import step_flops_or_none
 from tok1d.data.decoded import report_broken
 from tok1d.data.subset import subset
-from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import ConfigError, InputError, WeightsError
 from tok1d.evaluate.classification import evaluate_classifier
 from tok1d.evaluate.generation import evaluate_generation
-from tok1d.evaluate.protocol import judge_for, protocol_of
+from tok1d.evaluate.measures import Measuring, by_classifier
+from tok1d.evaluate.protocol import classifier_for, protocol_of
 from tok1d.evaluate.reconstruction import evaluate_reconstruction
-from tok1d.inference.sampling import generator_guidance, sampling_options, takes_interval
+from tok1d.evaluate.request import Reconstructions, Samples
+from tok1d.inference.sampling import decoder_options
 from tok1d.train.images import open_split
 from tok1d.train.loop import Result, fit, processes
 from tok1d.train.task import Measure, Task
@@ -209,6 +211,12 @@ def _check_evaluate(recipe: Recipe, model: Any) -> None:
         raise ConfigError(f"evaluate.guidance: {reason}, expected 1, got {config.guidance:g}")
     if recipe.kind == "generator":
         _check_drawing(recipe, model)
+    prefix = "evaluate.decoder_" if recipe.kind == "generator" else "evaluate."
+    try:
+        decoding = config.decoding(generator=recipe.kind == "generator")
+        decoder_options(tokenizer, _readable(decoding, tokenizer), prefix)
+    except InputError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _unguidable(recipe: Recipe, model: Any) -> str:
@@ -224,11 +232,16 @@ def _check_drawing(recipe: Recipe, model: Any) -> None:
     config = recipe.evaluate
     if config.unconditional and not model.label_embed.has_null:
         raise ConfigError("evaluate.unconditional: needs a null class, expected model.class_dropout > 0, got 0")
-    if config.guidance_interval != (0, 1) and not takes_interval(model):
+    if config.guidance_interval != (0, 1) and model.guidance_interval_of is None:
         got = list(config.guidance_interval)
         raise ConfigError(f"evaluate.guidance_interval: {model.config.name} has none, expected [0, 1], got {got}")
+    over_time = model.guidance_interval_of == "time"
+    for key, read in (("guidance_schedule", not over_time), ("weak_model", over_time)):
+        if getattr(config, key) and not read:
+            raise ConfigError(f"evaluate.{key}: {model.config.name} has none, leave it out; got {getattr(config, key)}")
     try:
-        sampling_options(model, "evaluate.", top_k=config.top_k, top_p=config.top_p)
+        config.sampling.settings.check(model.kind, model.config.name, "evaluate.")
+        model.resolved_settings(config.sampling.settings)  # refuses an unknown sampler
     except InputError as error:
         raise ConfigError(str(error)) from None
 
@@ -315,38 +328,32 @@ def evaluate(recipe: Recipe, model: Any, test: Any = None) -> list[Record]:
     test = open_split(recipe, "test") if test is None else test
     if recipe.kind == "classifier":
         return evaluate_classifier(model, test, protocol=protocol)
-    shared: dict[str, Any] = {"seed": recipe.seed, "batch_size": config.batch_size, "pad": data.pad}
     device = next(model.parameters()).device
-    judge = judge_for(data.name, data, device, pad=data.pad)
+    classifier = classifier_for(data.name, data, device, pad=data.pad)
+    shared: dict[str, Any] = {"keep": tuple(config.keep), "batch_size": config.batch_size, "seed": recipe.seed}
     if recipe.kind == "tokenizer":
+        decoding = config.decoding(generator=False)
+        how = Reconstructions(**vars(_readable(decoding, model)), **shared)
+        measures = by_classifier(classifier, "reconstruction", data.pad)
         return evaluate_reconstruction(
-            model,
-            subset(test, config.num_images),
-            keep=config.keep,
-            steps=None if model.spec.deterministic else config.steps,
-            guidance=Guidance(config.guidance, interval=config.guidance_interval),
-            judge=judge,
-            protocol=protocol,
-            **shared,
+            model, subset(test, config.num_images), how, Measuring(measures, protocol=protocol)
         )
-    if judge is None:
-        reason = "no judge network is bundled for these images"
+    if classifier is None:
+        reason = "no classifier is bundled for these images"
         return [Record(name="label_agreement", value=None, num_images=0, note=reason, **protocol)]
     assert recipe.tokenizer is not None
     tokenizer = store.load(recipe.tokenizer, device=device)
-    return evaluate_generation(
-        model,
-        tokenizer,
-        test,
-        judge,
+    decoding = _readable(config.decoding(generator=True), tokenizer)
+    samples = Samples(
+        **vars(config.sampling),
+        **{f"decoder_{name}": value for name, value in vars(decoding).items()},
         num=config.num_samples,
-        keep=config.keep,
-        unconditional=config.unconditional,
-        guidance=replace(generator_guidance(model, config.guidance), interval=config.guidance_interval),
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        decoder_steps=None if tokenizer.spec.deterministic else config.steps,
-        protocol=protocol,
         **shared,
     )
+    measures = by_classifier(classifier, "generation", data.pad)
+    return evaluate_generation(model, tokenizer, test, samples, Measuring(measures, protocol=protocol))
+
+
+def _readable(decoding: Decoding, tokenizer: Any) -> Decoding:
+    """The same settings; for a deterministic decoder without steps, which always have a value in a recipe."""
+    return replace(decoding, steps=None) if tokenizer.spec.deterministic else decoding
