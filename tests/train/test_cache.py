@@ -23,8 +23,8 @@ from tok1d.data.order import uniforms
 from tok1d.data.tokens import Layout, TokenCache
 from tok1d.data.transforms import NUM_VIEWS, Transform, centercrop_views, tencrop_views, to_tensor
 from tok1d.errors import ConfigError, DataError
-from tok1d.inference.request import CacheFormat
 from tok1d.inference.cache import encode_batch, encode_images, forecast, parse_part, with_views
+from tok1d.inference.request import CacheFormat
 from tok1d.train.images import open_split
 from tok1d.train.rows import every_image, released
 from tok1d.train.task import Task

@@ -115,7 +115,7 @@ def sampling_record(
     own = generator.resolved_settings(settings)
     unit = "sequence" if generator.parallel else "token"
     return {
-        "sampler": own.pop("sampler"),
+        "sampler": own["sampler"],  # first
         **settings.read_by(generator.kind),
         **own,
         **_guidance_record(guidance, scheduled=generator.guidance_interval_of != "time"),
