@@ -142,7 +142,8 @@ def test_first_tokens_in_every_type_and_ids(tmp_path: Path) -> None:
         cache = encode(array_set(), tmp_path / dtype, num_tokens=2, dtype=dtype)
         assert cache is not None
         assert torch.equal(cache.batch(range(7))[0], tokens[:, :2].to(getattr(torch, dtype)).float())
-    ids = encode_images(Pixels(vocab_size=256, dim=None), array_set(), tmp_path / "ids", format=CacheFormat(dtype="float16"), quiet=True)
+    half = CacheFormat(dtype="float16")
+    ids = encode_images(Pixels(vocab_size=256, dim=None), array_set(), tmp_path / "ids", format=half, quiet=True)
     assert ids is not None and ids.layout.dtype == "int64" and ids.batch([3])[0].dtype == torch.int64
     with pytest.raises(ConfigError, match=r"num_tokens: expected 1\.\.3"):
         encode(array_set(), tmp_path / "no", num_tokens=4)
