@@ -133,15 +133,15 @@ def _open(request: ReferenceRequest, size: int, channels: int, border: int) -> I
             raise InputError("--split: of fashion_mnist expected train or test, got all")
         # Classes do not matter here, so all files are listed as one class.
         transform, files = Transform(size, channels, pad=border), list_images(data)
-        return FolderImages(data, transform, request.on_broken, files=files, class_names=[Path(data).name])  # type: ignore[arg-type]
+        return FolderImages(data, transform, request.on_broken, files=files, class_names=[Path(data).name])
     return open_images(
         "fashion_mnist" if data == "fashion_mnist" else "folder",
-        split,  # type: ignore[arg-type]
+        split,
         root=request.data_root if data == "fashion_mnist" else data,
         image_size=size,
         channels=channels,
         pad=border,
-        on_broken=request.on_broken,  # type: ignore[arg-type]
+        on_broken=request.on_broken,
     )
 
 

@@ -110,7 +110,8 @@ class Option:
         Raises:
             InputError: see `value`; or an empty element.
         """
-        what, found = flag_of(self.name), {}
+        what = flag_of(self.name)
+        found: dict[Any, None] = {}
         for each in parse_words(text, what):
             if self.hint == tuple[float, float]:
                 if each.count(":") != 1:

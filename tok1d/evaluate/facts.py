@@ -77,9 +77,8 @@ def _sampling(value: Mapping[str, Any] | None, record: Record) -> dict[str, str 
     scale = value.get("guidance")
     if scale is None:
         return settings
-    settings["guidance"] = text_of(scale)
-    if "weak_model" in value:
-        settings["guidance"] += f" against {value['weak_model']}"
+    weak = f" against {value['weak_model']}" if "weak_model" in value else ""
+    settings["guidance"] = text_of(scale) + weak
     if scale != 1 and not isinstance(scale, str):  # at 1 nothing is guided, so schedule and interval do not matter
         power = f" {value['guidance_power']:g}" if "guidance_power" in value else ""
         settings["guidance_schedule"] = value.get("guidance_schedule", "constant") + power

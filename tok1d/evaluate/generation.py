@@ -202,8 +202,8 @@ def evaluate_generation(
         "tokenizer": fingerprint(tokenizer),
         **measuring.protocol,
     }
-    about = {"kind": "generation", "common": common, "versions": versions(), "whole": _whole(sampler, reference)}
-    about["whole"] += [str(measures), str(save), sampler.note]
+    whole = [*_whole(sampler, reference), str(measures), str(save), sampler.note]
+    about = {"kind": "generation", "common": common, "whole": whole, "versions": versions()}
     batches_of = measuring.batches(about, num, how.batch_size, lambda numbers: sampler.columns(numbers, measuring))
     with batches_of as batches:
         if batches is None:

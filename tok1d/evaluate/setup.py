@@ -117,8 +117,8 @@ def _networks(request: Request, missing: dict[str, str], place: Place) -> list[F
     found = []
     for text in texts or [INCEPTION]:
         try:
-            how = {"device": device, "pad": pad, "eight_bit": request.eight_bit, "download": bool(texts)}
-            found.append(open_network(text, **how))
+            eight_bit, download = request.eight_bit, bool(texts)
+            found.append(open_network(text, device=device, pad=pad, eight_bit=eight_bit, download=download))
         except WeightsError as error:
             if not text.startswith((INCEPTION, "timm:")):
                 raise

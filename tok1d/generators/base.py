@@ -39,6 +39,10 @@ class Generator(Protocol):
         """The weights."""
         ...
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights and buffers by name."""
+        ...
+
     def evaluated_networks(self, guidance: Guidance) -> list[nn.Module]:
         """The networks that sampling calls, once a row and evaluation."""
         ...

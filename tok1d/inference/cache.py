@@ -133,7 +133,7 @@ def cache_layout(spec: TokenSpec, views: int, format: CacheFormat) -> Layout:
     length, rows = tokens_kept(spec, format.num_tokens), format.rows_per_shard
     stored = format.dtype if spec.vocab_size is None else "int64"
     dim = 0 if spec.dim is None or spec.vocab_size is not None else (2 if format.moments else 1) * spec.dim
-    return Layout(length, dim, stored, max(views, rows // views * views))  # type: ignore[arg-type]
+    return Layout(length, dim, stored, max(views, rows // views * views))
 
 
 def forecast(layout: Layout, num_images: int, views: int, folder: Path) -> str:

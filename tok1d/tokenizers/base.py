@@ -50,6 +50,10 @@ class Tokenizer(Protocol):
         """The weights."""
         ...
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights and buffers by name."""
+        ...
+
     def eval(self) -> Self:
         """The tokenizer itself, in evaluation mode."""
         ...
