@@ -672,7 +672,7 @@ def test_a_process_is_watched_and_asked_to_end(tmp_path: Path) -> None:
         soak.watch([sys.executable, "-c", "raise SystemExit(3)"], 1, 0.01, tmp_path / "log.jsonl")
 
 
-def test_the_readme_tables_of_bundled_models_are_what_their_records_say() -> None:
+def test_the_results_tables_of_bundled_models_are_what_their_records_say() -> None:
     found = bundled.read()
     assert found.keys() == bundled.commands().keys(), "python benchmarks/bundled.py measures the missing ones"
     page = bundled.PAGE.read_text()
@@ -697,7 +697,7 @@ def test_a_row_of_bundled_models_is_the_command_s_own_record(
     assert f"| PSNR, dB | {psnr:.2f} |" in table and "| LPIPS | none |" in table
     assert "- LPIPS: " in bundled.unavailable(found)
     capsys.readouterr()
-    assert bundled.main([]) == 0 and "measured already, --again" in capsys.readouterr().out
+    assert bundled.main([]) == 0 and "already measured; --again" in capsys.readouterr().out
     (tmp_path / "fashion-mnist-maetok.json").rename(tmp_path / "kept")
     capsys.readouterr()
     bundled.main(["--list"])
