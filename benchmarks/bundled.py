@@ -142,7 +142,9 @@ def main(args: Sequence[str] | None = None) -> int:
     from tok1d.cli import run
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=[], metavar="MODEL", help="measure these, even if they have been measured")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="MODEL", help="measure these, even if they have been measured"
+    )
     parser.add_argument("--again", action="store_true", help="measure all, even those that have been measured")
     parser.add_argument("--list", action="store_true", help="print the commands and which have been run")
     parser.add_argument("--write", action="store_true", help="write the tables into docs/results.md")

@@ -175,7 +175,7 @@ def test_the_release_is_known_at_its_own_sizes_only(bench: Bench) -> None:
 
 @pytest.mark.parametrize(
     "args, found",
-    [(["--precision", "bf16"], "bf16"), (["--head-steps", "1"], "received 1")]
+    [(["--precision", "bf16"], "bf16"), (["--head-steps", "1"], "got 1")]
     + ([] if torch.cuda.is_available() else [(["--device", "cuda"], "no GPU")]),
 )
 def test_mistakes_are_one_line(args: list[str], found: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_the_maetok_command_keeps_its_records(tmp_path: Path, capsys: pytest.Cap
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(table) == 4 and len({line.count("|") for line in table}) == 1
     assert maetok.main([*args, "--interval", "0.8", "0.2"], TOY_MAETOK) == 2
-    assert "received 0.8 0.2" in capsys.readouterr().err
+    assert "got 0.8 0.2" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -335,10 +335,10 @@ def test_claims_hold_where_the_difference_exceeds_the_spread_of_seeds() -> None:
     def verdicts(masked: list[float], hog: float) -> list[str]:
         return [line.split(" | ")[-1][:-2] for line in maetok_pages.claims(records(masked, hog)).splitlines()[2:]]
 
-    assert verdicts([7.0, 8.0, 9.0], 4.9) == ["shows", "shows"]
+    assert verdicts([7.0, 8.0, 9.0], 4.9) == ["confirmed", "confirmed"]
     assert verdicts([7.0, 8.0, 10.5], 4.0) == ["not established at this scale"] * 2
-    assert verdicts([13.0, 14.0, 15.0], 12.0) == ["the opposite shows", "not established at this scale"]
-    assert verdicts([7.0], 1.0) == ["one seed, spread not known yet"] * 2
+    assert verdicts([13.0, 14.0, 15.0], 12.0) == ["contradicted", "not established at this scale"]
+    assert verdicts([7.0], 1.0) == ["one seed, spread not known"] * 2
 
 
 def test_the_teacher_of_the_table_is_an_encoder_of_patches(tmp_path: Path) -> None:
@@ -477,27 +477,27 @@ def test_claims_of_smap_hold_where_they_exceed_the_spread_of_seeds() -> None:
     claims = {(claim.new, claim.old): claim for claim in smap_pages.CLAIMS}
     short = smap_pages.truncation("", "kl16", "labelled/1/mse")
     headline = claims[short.new, short.old]
-    assert verdict(headline, {"kl16": [1.0, 2.0, 3.0], "kl16-full": [4.0, 5.0, 6.0]}) == "shows"
+    assert verdict(headline, {"kl16": [1.0, 2.0, 3.0], "kl16-full": [4.0, 5.0, 6.0]}) == "confirmed"
     assert verdict(headline, {"kl16": [1.0, 2.0, 4.5], "kl16-full": [4.0, 5.0, 6.0]}) == "not established at this scale"
-    assert verdict(headline, {"kl16": [7.0, 8.0, 9.0], "kl16-full": [4.0, 5.0, 6.0]}) == "the opposite shows"
-    assert verdict(headline, {"kl16": [1.0], "kl16-full": [4.0]}) == "one seed, spread not known yet"
+    assert verdict(headline, {"kl16": [7.0, 8.0, 9.0], "kl16-full": [4.0, 5.0, 6.0]}) == "contradicted"
+    assert verdict(headline, {"kl16": [1.0], "kl16-full": [4.0]}) == "one seed, spread not known"
     assert verdict(headline, {"kl16": [1.0]}) == "absent"
 
     [rising] = [claim for claim in smap_pages.CLAIMS if claim.new[1] == "labelled/0/judge_accuracy"]
-    assert verdict(rising, {"kl16": [0.8, 0.9, 1.0], "kl16-full": [0.1, 0.2, 0.3]}) == "shows"
-    assert verdict(rising, {"kl16": [0.1, 0.2, 0.3], "kl16-full": [0.8, 0.9, 1.0]}) == "the opposite shows"
+    assert verdict(rising, {"kl16": [0.8, 0.9, 1.0], "kl16-full": [0.1, 0.2, 0.3]}) == "confirmed"
+    assert verdict(rising, {"kl16": [0.1, 0.2, 0.3], "kl16-full": [0.8, 0.9, 1.0]}) == "contradicted"
 
     swapped = [{"swap": {"swapped": {"condition": 0.9 + i / 100, "tokens": 0.1}}} for i in range(3)]
     lines = smap_pages.claims({f"kl16-{i}": record for i, record in enumerate(swapped)}).splitlines()[2:]
-    assert len(lines) == 1 and "| 10.0 (10.0 to 10.0) | 91.0 (90.0 to 92.0) | shows |" in lines[0]
+    assert len(lines) == 1 and "| 10.0 (10.0 to 10.0) | 91.0 (90.0 to 92.0) | confirmed |" in lines[0]
 
-    sharing = smap_pages.drawn("sharing the class table helps CARD", "card-shared", "card-independent")[0]
+    sharing = smap_pages.drawn("sharing the class table improves CARD", "card-shared", "card-independent")[0]
     assert sharing in smap_pages.CLAIMS
-    assert verdict(sharing, {"card-shared": [1.0, 2.0, 3.0], "card-independent": [3.5, 4.0, 5.0]}) == "shows"
+    assert verdict(sharing, {"card-shared": [1.0, 2.0, 3.0], "card-independent": [3.5, 4.0, 5.0]}) == "confirmed"
     # One seed against several: seed 0 of both, against the larger range of the pair, here 3.
     pair = {"card-shared": [5.0, 7.0, 8.0], "card-independent": [5.0, 6.0, 7.0]}
     [other] = [claim for claim in smap_pages.CLAIMS if claim.old == ("llamagen", f"unguided/{table.FD}")]
-    for value, said in ((8.1, "shows"), (7.9, "not established at this scale"), (1.9, "the opposite shows")):
+    for value, said in ((8.1, "confirmed"), (7.9, "not established at this scale"), (1.9, "contradicted")):
         assert verdict(other, {**pair, "llamagen": [value]}) == said
 
 
