@@ -105,7 +105,7 @@ def prefixes(family: str) -> Callable[[Records], str]:
 
     def table(records: Records) -> str:
         tokenizer, generator, *_ = PAIRS[family]
-        decoded, drawn = records[tokenizer], records.get(generator, [])
+        decoded, sampled = records[tokenizer], records.get(generator, [])
         given, new = ("psnr", "judge_accuracy", f"fd{NETWORK}"), ("label_agreement", f"fd{NETWORK}")
         head = ["tokens kept", *(METRICS[name][0] for name in given)]
         head += [METRICS["label_agreement"][0], f"`fd{NETWORK}` of samples"]
@@ -114,7 +114,7 @@ def prefixes(family: str) -> Callable[[Records], str]:
             [
                 str(keep),
                 *(cell(decoded, name, keep) for name in given),
-                *(cell(drawn, name, keep) for name in new),
+                *(cell(sampled, name, keep) for name in new),
             ]
             for keep in counts
         ]

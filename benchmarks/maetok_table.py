@@ -27,7 +27,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from table import FD, PAD, SIZE, RowFunction, images, judge, train, trained, values
+from table import FD, PAD, SIZE, RowFunction, classifier, images, train, trained, values
 from table import main as run_table
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
@@ -120,7 +120,9 @@ def tokenizer_row(kind: str, seed: int) -> RowFunction:
         from tok1d.evaluate.reconstruction import evaluate_reconstruction
 
         tokenizer = train_tokenizer(kind, seed, runs)
-        found = evaluate_reconstruction(tokenizer, images("test", NUM_IMAGES), judge=judge(), pad=PAD, batch_size=250)
+        found = evaluate_reconstruction(
+            tokenizer, images("test", NUM_IMAGES), judge=classifier(), pad=PAD, batch_size=250
+        )
         return {
             **trained(runs / f"{kind}-{seed}"),
             "num_images": NUM_IMAGES,
@@ -160,7 +162,7 @@ def sit_row(kind: str, seed: int) -> RowFunction:
         generator, tokenizer = train_sit(kind, seed, runs), train_tokenizer(kind, seed, runs)
         reference, how = images("test", 10_000), {"steps": SAMPLER_STEPS, "num": NUM_IMAGES, "seed": seed, "pad": PAD}
         conditional, unconditional = (
-            evaluate_generation(generator, tokenizer, reference, judge(), unconditional=without, **how)
+            evaluate_generation(generator, tokenizer, reference, classifier(), unconditional=without, **how)
             for without in (False, True)
         )
         return {

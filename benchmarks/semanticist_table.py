@@ -65,7 +65,7 @@ def test_images(num: int) -> Any:
     return open_images("fashion_mnist", "test", image_size=28, channels=1, limit=num)
 
 
-def judge() -> Any:
+def classifier() -> Any:
     from tok1d.zoo import store
 
     return store.load("fashion-mnist-cnn")
@@ -78,7 +78,9 @@ def reconstruct(
     from tok1d.evaluate.reconstruction import evaluate_reconstruction
 
     num, began = num or NUM_IMAGES, time.perf_counter()
-    found = evaluate_reconstruction(tokenizer, test_images(num), keep=keep, judge=judge(), batch_size=250, **decoding)
+    found = evaluate_reconstruction(
+        tokenizer, test_images(num), keep=keep, judge=classifier(), batch_size=250, **decoding
+    )
     seconds, (first, *_) = time.perf_counter() - began, found
     calls = re.search(r"([\d.]+) evaluations an image", first.sampler or "")
     assert calls is not None, first.sampler
@@ -156,7 +158,7 @@ def generate(num_tokens: int, runs: Path, *, num: int | None = None, guidance: f
     generator, tokenizer = train_generator(num_tokens, runs), train_tokenizer("nested", 0, runs)
     num, began = num or NUM_IMAGES, time.perf_counter()
     found = evaluate_generation(
-        generator, tokenizer, test_images(10_000), judge(), num=num, guidance=guidance, decoder_steps=10, **head
+        generator, tokenizer, test_images(10_000), classifier(), num=num, guidance=guidance, decoder_steps=10, **head
     )
     return {
         "num_tokens": num_tokens,

@@ -67,7 +67,7 @@ def truncation(text: str, kind: str, path: str) -> Claim:
     return Claim(text, (kind, path), (f"{kind}-full", path))
 
 
-def drawn(text: str, new: str, old: str) -> list[Claim]:
+def generated(text: str, new: str, old: str) -> list[Claim]:
     """The samples of one generator against those of another, unguided and guided."""
     return [Claim(f"{text}, {how}", (new, f"{how}/{FD}"), (old, f"{how}/{FD}")) for how in ("unguided", "guided")]
 
@@ -103,11 +103,11 @@ CLAIMS = [
         for n in (16, 4)
         for name in ("kl", "vq")
     ),
-    *drawn("a condition in the tokenizer improves CARD", "card-independent", "card-unconditioned"),
-    *drawn("sharing the class table improves CARD", "card-shared", "card-independent"),
+    *generated("a condition in the tokenizer improves CARD", "card-independent", "card-unconditioned"),
+    *generated("sharing the class table improves CARD", "card-shared", "card-independent"),
     Claim("sharing lowers CARD's loss", ("card-shared", "test_loss"), ("card-independent", "test_loss")),
-    *drawn("CARD (KL) is better than LlamaGen (VQ)", "card-shared", "llamagen"),
-    *drawn("CARD (KL) is better than MaskGIT (VQ)", "card-shared", "maskgit"),
+    *generated("CARD (KL) is better than LlamaGen (VQ)", "card-shared", "llamagen"),
+    *generated("CARD (KL) is better than MaskGIT (VQ)", "card-shared", "maskgit"),
 ]
 
 
@@ -136,7 +136,7 @@ def digits(path: str) -> int:
     return DIGITS.get(path.split("/")[-1], 1)
 
 
-def label_told(record: dict[str, Any], how: str) -> str:
+def label_of(record: dict[str, Any], how: str) -> str:
     """The label that encoder and decoder received in a sweep of a record."""
     if how == "labelled":
         return "true"
@@ -153,7 +153,7 @@ def lengths(records: Records) -> str:
         for how in ("labelled", "unlabelled"):
             if there and how in there[0]:
                 cells = [cell(records, kind, f"{how}/all/{metric}") for metric in NAMES]
-                body.append([name, str(n), label_told(there[0], how), *cells])
+                body.append([name, str(n), label_of(there[0], how), *cells])
     return markdown(["tokenizer", "tokens in training", "label", *NAMES.values()], body)
 
 
@@ -164,7 +164,7 @@ def prefixes(records: Records, how: str, metrics: Sequence[str]) -> str:
         there = [] if "titok" in kind else seeds(records, kind)
         for metric in metrics if there and how in there[0] else ():
             cells = [cell(records, kind, f"{how}/{k}/{metric}") for k in counts]
-            body.append([f"{name}, {n} tokens", label_told(there[0], how), NAMES[metric], *cells])
+            body.append([f"{name}, {n} tokens", label_of(there[0], how), NAMES[metric], *cells])
     return markdown(["tokenizer", "label", "metric", *map(str, counts)], body)
 
 
@@ -205,9 +205,9 @@ def samplers(records: Records) -> str:
     for name, record in records.items():
         for how in ("unguided", "guided"):
             if how in record:
-                drawn_so = record[how]
-                told = [str(drawn_so["guidance"]), drawn_so["sampler"], drawn_so["label"] or "none"]
-                body.append([f"`{name}`", f"{record['num_images']:,}", how, *told])
+                sampling = record[how]
+                settings = [str(sampling["guidance"]), sampling["sampler"], sampling["label"] or "none"]
+                body.append([f"`{name}`", f"{record['num_images']:,}", how, *settings])
     return markdown(["row", "samples", "setting", "guidance", "sampler", "label of the decoder"], body)
 
 

@@ -30,7 +30,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from table import PAD, RowFunction, images, judge, train, trained, values
+from table import PAD, RowFunction, classifier, images, train, trained, values
 from table import main as run_table
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
@@ -106,7 +106,7 @@ def sweep(tokenizer: Any, label: str | None) -> dict[str, dict[str, float]]:
     spec = tokenizer.spec
     keep = [k for k in KEEP if k <= spec.length and (k or spec.needs_label)] if spec.ordered else []
     found = evaluate_reconstruction(
-        tokenizer, images("test", NUM_IMAGES), keep=keep, judge=judge(), pad=PAD, batch_size=250, label=label
+        tokenizer, images("test", NUM_IMAGES), keep=keep, judge=classifier(), pad=PAD, batch_size=250, label=label
     )
     counts = sorted({record.keep for record in found if record.keep is not None})
     return {str(k): values([record for record in found if record.keep == k]) for k in counts}
@@ -116,7 +116,7 @@ def swaps(tokenizer: Any) -> dict[str, dict[str, float | None]]:
     """The classifier's class of images decoded with a swapped label, or from a label alone, by variant."""
     from tok1d.analyze.swap import swap
 
-    found = swap(tokenizer, images("test", NUM_IMAGES), judge(), num_images=NUM_IMAGES, batch_size=250, pad=PAD)
+    found = swap(tokenizer, images("test", NUM_IMAGES), classifier(), num_images=NUM_IMAGES, batch_size=250, pad=PAD)
     return {
         each.variant: {"num": each.num, "condition": each.condition, "tokens": each.tokens, "error": each.error}
         for each in found
@@ -167,12 +167,12 @@ def held_out_loss(generator: Any, tokenizer: Any) -> float:
 
     tokens, labels = tokens_of(tokenizer)
     source, total = torch.Generator().manual_seed(0), 0.0
-    draws = 1 if generator.config.name == "llamagen" else LOSS_DRAWS
+    repeats = 1 if generator.config.name == "llamagen" else LOSS_DRAWS
     with torch.no_grad():
-        for _ in range(draws):
+        for _ in range(repeats):
             for part in torch.arange(len(tokens)).split(500):
                 total += len(part) * loss_of(generator, tokens[part], labels[part], source)
-    return total / (draws * len(tokens))
+    return total / (repeats * len(tokens))
 
 
 def loss_of(generator: Any, tokens: Any, labels: Any, source: Any) -> float:
@@ -202,7 +202,7 @@ def generator_row(kind: str, seed: int) -> RowFunction:
         reference, found = images("test", 10_000), {}
         for name, scale in (("unguided", 1.0), ("guided", GUIDANCE)):
             records = evaluate_generation(
-                generator, tokenizer, reference, judge(), num=NUM_IMAGES, guidance=scale, seed=seed, pad=PAD
+                generator, tokenizer, reference, classifier(), num=NUM_IMAGES, guidance=scale, seed=seed, pad=PAD
             )
             found[name] = {
                 **values(records),

@@ -26,7 +26,7 @@ def images(split: str, num: int) -> Any:
     return open_images("fashion_mnist", split, image_size=SIZE, channels=1, pad=PAD, limit=num)  # type: ignore[arg-type]
 
 
-def judge() -> Any:
+def classifier() -> Any:
     from tok1d.zoo import store
 
     return store.load("fashion-mnist-cnn")

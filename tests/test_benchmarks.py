@@ -491,7 +491,7 @@ def test_claims_of_smap_hold_where_they_exceed_the_spread_of_seeds() -> None:
     lines = smap_pages.claims({f"kl16-{i}": record for i, record in enumerate(swapped)}).splitlines()[2:]
     assert len(lines) == 1 and "| 10.0 (10.0 to 10.0) | 91.0 (90.0 to 92.0) | confirmed |" in lines[0]
 
-    sharing = smap_pages.drawn("sharing the class table improves CARD", "card-shared", "card-independent")[0]
+    sharing = smap_pages.generated("sharing the class table improves CARD", "card-shared", "card-independent")[0]
     assert sharing in smap_pages.CLAIMS
     assert verdict(sharing, {"card-shared": [1.0, 2.0, 3.0], "card-independent": [3.5, 4.0, 5.0]}) == "confirmed"
     # One seed against several: seed 0 of both, against the larger range of the pair, here 3.

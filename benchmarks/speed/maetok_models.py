@@ -171,27 +171,27 @@ class TokenizerTrainer:
         self.model = bench.build(targets).train()
         self.stepper = Stepper(self.model, fused=fused)
         self.images = bench.images(bench.sizes.train_batch)
-        self.game: AdversarialLoss | None = None
+        self.adversarial: AdversarialLoss | None = None
         if discriminator is not None:
             config = AdversarialConfig(weight=0.4, start=1, discriminator=discriminator)
             torch.manual_seed(0)
-            self.game = AdversarialLoss(config, build_discriminator(discriminator, 3)).train().to(bench.device)
-            self.other = Stepper(self.game, fused=fused, averaged=False)
+            self.adversarial = AdversarialLoss(config, build_discriminator(discriminator, 3)).train().to(bench.device)
+            self.other = Stepper(self.adversarial, fused=fused, averaged=False)
 
     def step(self) -> Tensor:
         """One step of tokenizer and discriminator; returns the loss of the tokenizer before it."""
         torch.manual_seed(0)
         with self.bench.autocast():
             fake, _, terms = self.model.reconstruct((self.images,), 0.0)
-            if self.game is not None:
-                judged = {"loss_reconstruction": terms["loss_reconstruction"]}
+            if self.adversarial is not None:
+                compared = {"loss_reconstruction": terms["loss_reconstruction"]}
                 last = self.model.decoder.last_weight
-                terms |= self.game.generator_terms(self.images, fake, 1, last, judged)
+                terms |= self.adversarial.generator_terms(self.images, fake, 1, last, compared)
             loss = total_loss(terms)
         loss.backward()
-        if self.game is not None:
+        if self.adversarial is not None:
             with self.bench.autocast():
-                theirs = total_loss(self.game.discriminator_losses(self.images, fake, 1))
+                theirs = total_loss(self.adversarial.discriminator_losses(self.images, fake, 1))
             theirs.backward()
             self.other.step()
         self.stepper.step()

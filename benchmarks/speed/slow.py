@@ -153,7 +153,7 @@ Conditions = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 def trunk(model: CausalGenerator, labels: Tensor, length: int, *, cache: bool, one_batch: bool) -> Conditions:
     """Head conditions of token i given tokens (B, length, D), of which those before i count: two (B, dim).
 
-    With a cache, i must be asked for in order.
+    With a cache, i must be requested in order.
     """
     null = model.labels(None, len(labels))
     if not cache:
