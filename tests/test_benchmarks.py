@@ -682,6 +682,16 @@ def test_the_results_tables_of_bundled_models_are_what_their_records_say() -> No
         assert {store.fingerprint(store.load(name))} == {record["weights_hash"] for record in measured}
 
 
+@pytest.mark.parametrize("name", ["semanticist", "maetok", "smap"])
+def test_the_tables_of_experiments_are_what_their_records_say(name: str) -> None:
+    pages = {"semanticist": semanticist_pages, "maetok": maetok_pages, "smap": smap_pages}[name]
+    results = {"semanticist": semanticist_table, "maetok": maetok_table, "smap": smap_table}[name].RESULTS
+    found, page = table.read(results), pages.PAGE.read_text()
+    for title, make in pages.TABLES.items():
+        expected = f"<!-- table {title} -->\n{make(found)}\n<!-- end -->"
+        assert expected in page, f"python benchmarks/{name}_table.py --write"
+
+
 def test_a_row_of_bundled_models_is_the_command_s_own_record(
     fashion: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
