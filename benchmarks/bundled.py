@@ -139,7 +139,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    from tok1d.cli import run
+    from tok1d.cli.app import run
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(

@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 from unittest.mock import patch
 
-from tok1d import cli
+from tok1d.cli import app as cli
 
 PAGE = Path(__file__).parents[1] / "docs" / "evaluation.md"
 BLOCK = re.compile(r"(<!-- explain (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)

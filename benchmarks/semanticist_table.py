@@ -21,6 +21,8 @@ from typing import Any
 from table import main as run_table
 from table import train, trained, values
 
+from tok1d.zoo.weights import fingerprint
+
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 
 RESULTS = Path(__file__).parent / "results" / "semanticist_table"
@@ -139,7 +141,7 @@ def increments_row(kind: str, seed: int) -> Callable[[Path], dict[str, Any]]:
         tokenizer = store.load("fashion-mnist-semanticist") if bundled else train_tokenizer(kind, seed, runs)
         found = increments(tokenizer, test_images(500), num_images=500, num_times=10, seed=0)
         return {
-            "fingerprint": store.fingerprint(tokenizer),
+            "fingerprint": fingerprint(tokenizer),
             "cosine": found.cosine.tolist(),
             "absolute": found.absolute.tolist(),
             "energy": found.energy.tolist(),

@@ -200,11 +200,11 @@ def main(args: Sequence[str] | None = None) -> None:
 
     import platform
 
-    from tok1d.config import load_recipe
+    from tok1d.config.load import load_recipe
     from tok1d.train.run import code_version
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    command = [sys.executable, "-m", "tok1d.cli", "train", arguments.recipe, *arguments.overrides]
+    command = [sys.executable, "-m", "tok1d", "train", arguments.recipe, *arguments.overrides]
     commit = code_version()
     readings = watch(command, arguments.minutes, arguments.every, Path(f"{recipe.out}.soak.jsonl"))
     record = {

@@ -39,7 +39,7 @@ def values(records: list[Any]) -> dict[str, float]:
 
 def train(recipe: str, overrides: list[str], out: Path) -> Any:
     """The model of a run folder, which is trained first if the run is not finished."""
-    from tok1d.config import load_recipe
+    from tok1d.config.load import load_recipe
     from tok1d.train import run
     from tok1d.zoo import store
 

@@ -10,12 +10,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tok1d import apply, cli
-from tok1d.config import load_recipe, to_yaml
+from tok1d.cli import app as cli
+from tok1d.config.load import load_recipe, to_yaml
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
+from tok1d.inference import images as sources
+from tok1d.inference import parse
+from tok1d.inference import pictures as apply
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
+from tok1d.zoo.weights import fingerprint
 
 Tiny = Callable[..., str]
 
@@ -37,7 +41,7 @@ def pair(tiny: Tiny) -> tuple[Any, Any]:
 def folders(pair: tuple[Any, Any], tmp_path: Path) -> Path:
     generator, tokenizer = pair
     store.save_model(tokenizer, tmp_path / "tokenizer", Card())
-    card = Card(tokenizer="../tokenizer", tokenizer_fingerprint=store.fingerprint(tokenizer))
+    card = Card(tokenizer="../tokenizer", tokenizer_fingerprint=fingerprint(tokenizer))
     store.save_model(generator, tmp_path / "generator", card)
     pixels = np.random.default_rng(0).integers(0, 256, (60, 50), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
@@ -57,13 +61,13 @@ def run(capsys: Any, *arguments: object) -> tuple[int, str]:
 
 @pytest.mark.parametrize(("text", "expected"), [("", (0, 1)), ("0.2,0.8", (0.2, 0.8)), ("0, 1", (0, 1))])
 def test_intervals(text: str, expected: tuple[float, float]) -> None:
-    assert apply.parse_interval(text, "--x") == expected
+    assert parse.parse_interval(text, "--x") == expected
 
 
 @pytest.mark.parametrize("text", ["0.5", "a,b", "0.8,0.2", "0.5,0.5", "-0.1,1", "0,1.5", "0,0.5,1", "nan,1", ","])
 def test_other_intervals_are_refused(text: str) -> None:
-    with pytest.raises(InputError, match=r"^--x: expected two .*such as 0\.2,0\.8, received '") as caught:
-        apply.parse_interval(text, "--x")
+    with pytest.raises(InputError, match=r"^--x: expected two .*such as 0\.2,0\.8, got '") as caught:
+        parse.parse_interval(text, "--x")
     assert "\n" not in str(caught.value)
 
 
@@ -180,7 +184,7 @@ def test_own_folders_have_the_classes_of_their_training(tmp_path: Path, tiny: Ti
         for label in "ab":
             (tmp_path / name / label).mkdir(parents=True)
             Image.new("L", (8, 8)).save(tmp_path / name / label / "1.png")
-    found = apply.open_own(str(tmp_path), random_model(tiny("tokenizer")))
+    found = sources.open_own(str(tmp_path), random_model(tiny("tokenizer")))
     assert found.class_names == ["a", "b"] and len(found) == 2 and found.batch([0, 1])[1].tolist() == [0, 1]
 
 
@@ -220,10 +224,10 @@ def test_generate_with_every_option(folders: Path, capsys: Any) -> None:
     assert names == ["class003_000.png", "class003_001.png", "overview.png", "progressive.png"]
     assert Image.open(folders / "g" / "progressive.png").size == (3 * 58, 3 * 58)  # two samples, prefixes 1 and 2
     for options, message in (
-        (("--decode-keep", "1,4"), "--decode-keep: expected numbers in 0..3, received 4"),
+        (("--decode-keep", "1,4"), "--decode-keep: expected numbers in 0..3, got 4"),
         (
             ("--guidance-schedule", "cosine"),
-            "--guidance-schedule: expected one of constant, linear, power_cosine, received 'cosine'",
+            "--guidance-schedule: expected one of constant, linear, power_cosine, got 'cosine'",
         ),
         (("--sampler", "ancestral"), "sampler: the head samples with 'sde', 'euler' or 'heun', got 'ancestral'"),
         (("--decoder-solver", "ddim"), "solver: a flow decoder samples with"),
@@ -241,7 +245,7 @@ def whole(tiny: Tiny, tmp_path: Path) -> Path:
     tokenizer = random_model(tiny("maetok"))
     recipe = to_yaml(load_recipe(tiny("maetok")))
     store.save_model(tokenizer, tmp_path / "tokenizer", Card(recipe=recipe))
-    card = Card(tokenizer="../tokenizer", tokenizer_fingerprint=store.fingerprint(tokenizer))
+    card = Card(tokenizer="../tokenizer", tokenizer_fingerprint=fingerprint(tokenizer))
     for name, change in (("sit", []), ("weak", ["model.dim=8"]), ("blind", ["model.num_classes=0"])):
         store.save_model(random_model(tiny("sit", tokenizer="x"), *change), tmp_path / name, card)
     return tmp_path
@@ -263,10 +267,10 @@ def test_whole_sequences_are_drawn_with_their_own_options(whole: Path, capsys: A
     assert drawn("never", "--guidance-interval", "0.9,0.95") == plain  # after the last step's time
     assert drawn("itself", "--weak-model", whole / "sit") == plain
     for options, message in (
-        (("--keep", 2), "keep: these tokens have no order, all 4 are needed; received 2"),
+        (("--keep", 2), "keep: these tokens have no order, all 4 are needed; got 2"),
         (("--decode-keep", "every"), "keep: these tokens have no order"),
         (("--guidance-schedule", "linear"), "no schedule over the tokens"),
-        (("--decoder-steps", 3), "--decoder-steps: this tokenizer paints in one pass, leave it out; received 3"),
+        (("--decoder-steps", 3), "--decoder-steps: this tokenizer paints in one pass, leave it out; got 3"),
         (("--decoder-guidance", 2), "--decoder-guidance: this tokenizer paints in one pass"),
         (("--decoder-solver", "heun"), "--decoder-solver: this tokenizer paints in one pass"),
         (("--sampler", "ddim"), "sampler: this model samples with 'sde', 'euler' or 'heun', got 'ddim'"),
@@ -284,7 +288,7 @@ def of_ids(tiny: Tiny, tmp_path: Path) -> Path:
     overrides = ["model.bottleneck={name: vq, size: 16}"]
     tokenizer = random_model(tiny("maetok"), *overrides)
     store.save_model(tokenizer, tmp_path / "tokenizer", Card(recipe=to_yaml(load_recipe(tiny("maetok"), overrides))))
-    card = Card(tokenizer="../tokenizer", tokenizer_fingerprint=store.fingerprint(tokenizer))
+    card = Card(tokenizer="../tokenizer", tokenizer_fingerprint=fingerprint(tokenizer))
     for name in ("llamagen", "maskgit"):
         model = random_model(tiny("sit", tokenizer="x"), f"model={{name: {name}, {sizes}}}")
         store.save_model(model, tmp_path / name, card)
@@ -308,12 +312,12 @@ def test_ids_are_drawn_with_their_own_options(of_ids: Path, capsys: Any) -> None
     few = drawn("maskgit", "plain", "--guidance", 1, *best)
     assert few != drawn("maskgit", "guided", "--guidance", 50, "--guidance-schedule", "constant", *best)
     for model, options, message in (
-        ("llamagen", ("--sampler", "sde"), "--sampler: llamagen has none, leave it out; received sde"),
-        ("llamagen", ("--steps", 4), "steps: this generator draws a token in one call, leave it out; received 4"),
+        ("llamagen", ("--sampler", "sde"), "--sampler: llamagen has none, leave it out; got sde"),
+        ("llamagen", ("--steps", 4), "steps: this generator draws a token in one call, leave it out; got 4"),
         ("llamagen", ("--top-p", 0), "top_p: expected a probability in (0, 1], where 1 is off, got 0"),
-        ("llamagen", ("--keep", 2), "keep: these tokens have no order, all 4 are needed; received 2"),
-        ("maskgit", ("--top-k", 3), "--top-k: maskgit has none, leave it out; received 3"),
-        ("maskgit", ("--top-p", 0.5), "--top-p: maskgit has none, leave it out; received 0.5"),
+        ("llamagen", ("--keep", 2), "keep: these tokens have no order, all 4 are needed; got 2"),
+        ("maskgit", ("--top-k", 3), "--top-k: maskgit has none, leave it out; got 3"),
+        ("maskgit", ("--top-p", 0.5), "--top-p: maskgit has none, leave it out; got 0.5"),
         ("maskgit", ("--weak-model", of_ids / "llamagen"), "no weak_model"),
     ):
         command = ("generate", of_ids / model, "--classes", "3", "--out", of_ids / "wrong")
@@ -329,7 +333,7 @@ def test_drawing_without_classes(whole: Path, capsys: Any) -> None:
         assert run(capsys, "generate", whole / model, "--num", 2, "--out", out, *options)[0] == 0
         assert sorted(path.name for path in out.iterdir()) == names
         code, err = run(capsys, "generate", whole / model, "--out", whole / "wrong", "--guidance", 3, *options)
-        assert code == 2 and "--guidance: without classes it needs a --weak-model, else pass 1; received 3" in err
+        assert code == 2 and "--guidance: without classes it needs a --weak-model, else pass 1; got 3" in err
     code, _ = run(
         capsys, "generate", whole / "sit", "--unconditional", "--num", 2, "--out", whole / "w", "--weak-model",
         whole / "weak",
@@ -347,7 +351,7 @@ def test_an_unordered_tokenizer_in_one_pass_reconstructs(whole: Path, capsys: An
     assert original.shape == (32, 32) and (original[2:-2, 2:-2] > 0).all(), "within the border of the training"
     assert original.sum() == original[2:-2, 2:-2].sum()
     for options, message in (
-        (("--keep", "1,4"), "keep: these tokens have no order, all 4 are needed; received 1"),
+        (("--keep", "1,4"), "keep: these tokens have no order, all 4 are needed; got 1"),
         (("--steps", 2), "steps: this tokenizer paints in one pass"),
         (("--solver", "euler"), "solver: this tokenizer paints in one pass"),
         (("--guidance", 2), "guidance: this tokenizer paints in one pass"),
@@ -358,4 +362,4 @@ def test_an_unordered_tokenizer_in_one_pass_reconstructs(whole: Path, capsys: An
 
 
 def test_one_number_without_a_comma_is_a_list_of_one() -> None:
-    assert apply.parse_counts("32", "--keep", 0, 64) == [32]
+    assert parse.parse_counts("32", "--keep", 0, 64) == [32]

@@ -25,10 +25,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from tok1d import cli
-from tok1d.config import field_rows, load_recipe
+from tok1d.cli import app as cli
+from tok1d.config.load import field_rows, load_recipe
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
+from tok1d.zoo.weights import fingerprint, read_weights
 
 Tiny = Callable[..., str]
 KINDS = ["tokenizer", "generator", "maetok", "smap", "titok", "sit", "classifier"]
@@ -100,7 +101,7 @@ def bench(tiny: Tiny, tmp_path: Path) -> Bench:
         save_images(made.photos / split / name, 6, np.random.default_rng(len(split)))
     tokenizer = save_model(tiny("tokenizer"), made.root / "tokenizer", [])
     (made.root / "tokenizer" / "notes.txt").write_text("mine")
-    card = Card(tokenizer=str(made.root / "tokenizer"), tokenizer_fingerprint=store.fingerprint(tokenizer))
+    card = Card(tokenizer=str(made.root / "tokenizer"), tokenizer_fingerprint=fingerprint(tokenizer))
     save_model(made.recipe("generator"), made.root / "generator", ["model.num_classes=2"], card)
     save_model(tiny("classifier"), made.root / "cnn", [])
     save_model(tiny("smap"), made.root / "smap", [])
@@ -601,7 +602,7 @@ def model_cases(bench: Bench) -> Iterator[Case]:
         elif change == "another's weights":
             shutil.copy(bench.root / "cnn" / weights, folder / weights)
         else:
-            state = store.read_weights(folder / weights)
+            state = read_weights(folder / weights)
             state.pop(sorted(state)[0])
             save_file(state, folder / weights)
         yield from use(folder, folder)
@@ -780,7 +781,7 @@ def test_real_processes_end_in_the_same_way(bench: Bench) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
     for each in chosen:
         before = listing(bench.root)
-        command = [sys.executable, "-m", "tok1d.cli", *each.arguments]
+        command = [sys.executable, "-m", "tok1d.cli.app", *each.arguments]
         done = subprocess.run(command, cwd=bench.root, env=environment, capture_output=True, text=True)
         assert not complaint(each, done.returncode, done.stdout, done.stderr), each
         assert not left_behind(before, listing(bench.root), bench.root), each

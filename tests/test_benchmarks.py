@@ -11,18 +11,19 @@ from typing import Any
 import pytest
 import torch
 
-from tok1d.config import build_model_config, load_recipe
+from tok1d.config.load import load_recipe
+from tok1d.config.registry import build_model_config
 from tok1d.errors import ConfigError, DataError
 from tok1d.evaluate.reconstruction import evaluate_reconstruction
 from tok1d.generators.head import HeadConfig
 from tok1d.losses.discriminator import DinoConfig, PatchConfig
-from tok1d.losses.features import load_teacher
 from tok1d.tokenizers.query_encoder import EncoderConfig
 from tok1d.tokenizers.smap import PLAIN_VIT
 from tok1d.tokenizers.token_dit import DecoderConfig
 from tok1d.tokenizers.vit import ViTConfig
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
+from tok1d.zoo.pretrained.teachers import load_teacher
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -46,6 +47,8 @@ from speed.models import Bench, Sizes
 from speed.rows import RELEASED_HEAD, ROWS
 from speed.smap_models import SMAPBench, SMAPSizes, TruncationTrainer, transformers_twin
 from speed.smap_rows import SMAP_ROWS
+
+from tok1d.zoo.weights import fingerprint
 
 TOY = replace(
     Sizes(),
@@ -352,7 +355,7 @@ def test_the_teacher_of_the_table_is_an_encoder_of_patches(tmp_path: Path) -> No
     features = teacher(images)
     assert features.shape == (2, 4, 16) and not features.requires_grad
     torch.testing.assert_close(tokenizer.bottleneck.encode(features), tokenizer.encode(images))
-    with pytest.raises(ConfigError, match="found a tokenizer or generator without features of patches"):
+    with pytest.raises(ConfigError, match="got a tokenizer or generator without features of patches"):
         load_teacher(str(tmp_path / "3"), image_size=16)
 
 
@@ -679,7 +682,7 @@ def test_the_results_tables_of_bundled_models_are_what_their_records_say() -> No
     for name, make in bundled.TABLES.items():
         assert f"<!-- table {name} -->\n{make(found)}\n<!-- end -->" in page, "python benchmarks/bundled.py --write"
     for name, measured in found.items():
-        assert {store.fingerprint(store.load(name))} == {record["weights_hash"] for record in measured}
+        assert {fingerprint(store.load(name))} == {record["weights_hash"] for record in measured}
 
 
 @pytest.mark.parametrize("name", ["semanticist", "maetok", "smap"])

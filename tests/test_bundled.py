@@ -10,8 +10,10 @@ from safetensors import safe_open
 import tok1d
 from tok1d.data import fashion_mnist
 from tok1d.data.images import ImageSet, open_images
-from tok1d.evaluate.metrics import accuracy, psnr_per_image
+from tok1d.evaluate.metrics import accuracy
+from tok1d.losses.pixel import psnr_per_image
 from tok1d.zoo import store
+from tok1d.zoo.weights import fingerprint
 
 PAIRS = {
     "fashion-mnist-semanticist": "fashion-mnist-epsilon-llamagen",
@@ -40,7 +42,7 @@ def test_names() -> None:
 def test_card_and_storage(name: str) -> None:
     model = tok1d.load(name)
     card = model.card
-    assert card.fingerprint == store.fingerprint(model)
+    assert card.fingerprint == fingerprint(model)
     assert card.recipe and card.commit and card.trained["steps"] > 0 and card.seed is not None
     assert card.weights == "ema, stored as float16"
     assert card.records and all(r.weights_hash == card.fingerprint and r.value is not None for r in card.records)
@@ -59,7 +61,7 @@ def test_sizes() -> None:
 def test_pair_belongs_together() -> None:
     for name in (*PAIRS, *PAIRS.values()):
         generator, tokenizer = tok1d.load_pair(name)
-        assert generator.card.tokenizer_fingerprint == store.fingerprint(tokenizer)
+        assert generator.card.tokenizer_fingerprint == fingerprint(tokenizer)
         assert (tokenizer.folder.name, generator.folder.name) in PAIRS.items()
 
 

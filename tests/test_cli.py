@@ -16,11 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tok1d import cli
-from tok1d.config import load_recipe
+from tok1d.cli import app as cli
+from tok1d.config.load import load_recipe
 from tok1d.train import loop
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
+from tok1d.zoo.weights import fingerprint
 
 Tiny = Callable[..., str]
 COMMANDS = [
@@ -28,7 +29,7 @@ COMMANDS = [
     *("compare", "launch", "replay"),
     *("evaluate reconstruction", "evaluate generation", "evaluate grid", "analyze prefix"),
 ]
-HEAVY = ["torch", "numpy", "omegaconf", "PIL", "accelerate", "matplotlib", "tqdm", "tok1d.config"]
+HEAVY = ["torch", "numpy", "omegaconf", "PIL", "accelerate", "matplotlib", "tqdm", "tok1d.config.recipe"]
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def models(tiny: Tiny, tmp_path: Path) -> Path:
     """A folder with a tokenizer, a generator for it and a classifier, all of random weights."""
     tokenizer = random_model(tiny("tokenizer"))
     store.save_model(tokenizer, tmp_path / "models" / "tokenizer", Card())
-    card = Card(tokenizer="../tokenizer", tokenizer_fingerprint=store.fingerprint(tokenizer))
+    card = Card(tokenizer="../tokenizer", tokenizer_fingerprint=fingerprint(tokenizer))
     generator = random_model(tiny("generator", tokenizer="x"))
     store.save_model(generator, tmp_path / "models" / "generator", card)
     store.save_model(random_model(tiny("classifier")), tmp_path / "models" / "cnn", Card())
@@ -145,16 +146,16 @@ def test_a_command_that_lacks_its_second_word_shows_the_help(arguments: list[str
         ("generate x --out y --num 0", "--num.*greater than or equal to 1; see tok1d generate --help"),
         ("generate x --out y --num some", "--num.*see tok1d generate --help"),
         ("generate x --out y --colour red", "No such option: --colour.*see tok1d generate --help"),
-        ("encode x y --out z --split val", "--split: expected train or test, received 'val'"),
-        ("encode x y --out z --dtype int8", "--dtype: expected float32 or float16 or bfloat16, received 'int8'"),
-        ("encode x y --out z --on-broken ignore", "--on-broken: expected stop or skip, received 'ignore'"),
-        ("reconstruct x y --out z --on-broken ignore", "--on-broken: expected stop or skip, received 'ignore'"),
-        ("export x --out z --dtype bf16", "--dtype: expected float16 or float32, received 'bf16'"),
+        ("encode x y --out z --split val", "--split: expected train or test, got 'val'"),
+        ("encode x y --out z --dtype int8", "--dtype: expected float32 or float16 or bfloat16, got 'int8'"),
+        ("encode x y --out z --on-broken ignore", "--on-broken: expected stop or skip, got 'ignore'"),
+        ("reconstruct x y --out z --on-broken ignore", "--on-broken: expected stop or skip, got 'ignore'"),
+        ("export x --out z --dtype bf16", "--dtype: expected float16 or float32, got 'bf16'"),
         ("config fashion_mnist/judg", "unknown name.*did you mean fashion_mnist/judge?"),
         ("train fashion_mnist/judg", "unknown name.*did you mean fashion_mnist/judge?"),
         ("train nowhere.yaml", "no such file"),
         ("train fashion_mnist/judge train.lrr=1", r"^train\.lrr: unknown key; did you mean train\.lr\?"),
-        ("train fashion_mnist/judge train.lr=fast", r"^train\.lr: expected float > 0, received 'fast'|^train\.lr: "),
+        ("train fashion_mnist/judge train.lr=fast", r"^train\.lr: expected float > 0, got 'fast'|^train\.lr: "),
         ("train fashion_mnist/judge lr", "expected key=value"),
         ("reconstruct runs/fashion_mnist/smap/model x --out y", r"yet: train it .*tok1d train fashion_mnist/smap\)"),
         ("convert mystery x --out y", "format 'mystery': expected one of semanticist-tokenizer"),
@@ -173,7 +174,7 @@ def test_wrong_models_and_devices_are_one_line(fails: Callable[..., str], models
     out = ["--out", models / "out"]
     tokenizer, generator = models / "tokenizer", models / "generator"
     assert "no model" in fails("reconstruct", models / "none" / "model", photos, *out)
-    assert "found none there" in fails("generate", photos, *out)
+    assert "got none there" in fails("generate", photos, *out)
     assert "tok1d convert" in fails("generate", models / "weights.pkl", *out)
     assert "expected a tokenizer, this is the model epsilon_llamagen" in fails("reconstruct", generator, photos, *out)
     assert "needs a generator's model folder" in fails("generate", tokenizer, *out)
@@ -202,11 +203,11 @@ def test_networks_that_are_not_here_are_told_of(
 def test_wrong_numbers_and_folders_are_one_line(fails: Callable[..., str], models: Path, photos: Path) -> None:
     out, full, empty = ["--out", models / "out"], models / "full", models / "empty"
     reconstruct, generate = ["reconstruct", models / "tokenizer"], ["generate", models / "generator"]
-    assert "--keep: expected numbers in 0..4, received 5" in fails(*reconstruct, photos, *out, "--keep", "1,5")
-    assert "such as 1,4, received 'all'" in fails(*reconstruct, photos, *out, "--keep", "all")
+    assert "--keep: expected numbers in 0..4, got 5" in fails(*reconstruct, photos, *out, "--keep", "1,5")
+    assert "such as 1,4, got 'all'" in fails(*reconstruct, photos, *out, "--keep", "all")
     assert "at least one number" in fails(*reconstruct, photos, *out, "--keep", ",")
-    assert "--classes: expected numbers in 0..9, received 10" in fails(*generate, *out, "--classes", "3,10")
-    assert "--keep: expected 1..3, received 4" in fails(*generate, *out, "--keep", "4")
+    assert "--classes: expected numbers in 0..9, got 10" in fails(*generate, *out, "--classes", "3,10")
+    assert "--keep: expected 1..3, got 4" in fails(*generate, *out, "--keep", "4")
     encode = ["encode", models / "tokenizer"]
     assert "num_tokens: expected 1..4" in fails(*encode, photos, *out, "--num-tokens", "5", "--on-broken", "skip")
     empty.mkdir()
@@ -289,7 +290,7 @@ def test_the_whole_chain(
     ]  # fmt: skip
     card = store.load(tokenizer_run / "model").card
     assert (card.trained["steps"], card.data, card.weights, card.seed) == (6, "fashion_mnist", "ema", 0)
-    assert card.fingerprint == store.fingerprint(store.load(tokenizer_run / "model")) and card.commit
+    assert card.fingerprint == fingerprint(store.load(tokenizer_run / "model")) and card.commit
     names = {(record.name, record.keep) for record in card.records}
     assert {("psnr", 1), ("psnr", 4), ("judge_accuracy", 2), ("fd@fashion-mnist-cnn", 4)} <= names
     assert "finished run; pass --overwrite" in fails(*train)
@@ -322,7 +323,7 @@ def test_the_whole_chain(
     assert files(tmp_path / "b") == ["increments.json"]
     ok("export", tokenizer_run, "--out", tmp_path / "given")
     given = store.load(tmp_path / "given")
-    assert given.card.weights == "ema, stored as float16" and given.card.fingerprint == store.fingerprint(given)
+    assert given.card.weights == "ema, stored as float16" and given.card.fingerprint == fingerprint(given)
     assert temporary_files(tmp_path) == []
 
     ok("train", tiny("tokenizer", out=tokenizer_run, seed=5), "--overwrite")

@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tok1d import cli
-from tok1d.compare import hold_against, page
-from tok1d.config import load_recipe, to_mapping
+from tok1d.cli import app as cli
+from tok1d.compare import curves
+from tok1d.compare.curves import Curve, differences, read_curve, read_run, recipe_hash, thinned, track
+from tok1d.compare.runs import hold_against, page
+from tok1d.config.fields import flat, to_mapping
+from tok1d.config.load import load_recipe
 from tok1d.errors import DataError, InputError
-from tok1d.train import curves
-from tok1d.train.curves import Curve, differences, flat, read_curve, read_run, recipe_hash, thinned, track
 
 RECIPE: dict[str, Any] = {
     "kind": "tokenizer",

@@ -12,25 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tok1d import config as config_module
-from tok1d.config import (
-    MODEL_CONFIGS,
-    CardConfig,
-    DataConfig,
-    EvaluateConfig,
-    Recipe,
-    TrainConfig,
-    build_config,
-    build_model_config,
-    field_rows,
-    load_card,
-    load_recipe,
-    option,
-    recipe_names,
-    to_mapping,
-    to_yaml,
-)
-from tok1d.config_fields import nearest
+from tok1d.config import recipe as config_module
+from tok1d.config.fields import build_config, nearest, option, to_mapping
+from tok1d.config.load import field_rows, load_card, load_recipe, recipe_names, to_yaml
+from tok1d.config.recipe import CardConfig, DataConfig, EvaluateConfig, Recipe, TrainConfig
+from tok1d.config.registry import MODEL_CONFIGS, build_model_config
 from tok1d.errors import ConfigError
 
 
@@ -312,45 +298,45 @@ def test_field_rows(minimal):
         ("model.dropout=0", "did you mean model.encoder.dropout or model.decoder.dropout?"),
         ("model.bottleneck.codes=3", "model.bottleneck.codes: unknown key; expected one of name"),
         ("data.sharpness=1", "data.sharpness: unknown key; expected one of name, root, image_size"),
-        ("train.steps=1.0", "train.steps: expected int, received 1.0"),
-        ("train.steps=true", "train.steps: expected int, received true"),
-        ("train.steps='7'", "train.steps: expected int, received '7'"),
-        ("train.steps=", "train.steps: expected int, received null"),
-        ("train.lr=fast", "train.lr: expected float, received 'fast'"),
-        ("train.lr=.nan", "train.lr: expected float, received nan"),
-        ("train.lr=true", "train.lr: expected float, received true"),
-        ("train=3", "train: expected mapping of keys, received 3"),
-        ("model=toy", "model: expected a mapping with a name, received 'toy'"),
-        ("data.flip=1", "data.flip: expected true or false, received 1"),
-        ("data.root=12", "data.root: expected str or null, received 12; quote it"),
-        ("data.root={a: 1}", "data.root: expected str or null, received {'a': 1}"),
-        ("model.sizes=3", "model.sizes: expected list of int or null, received 3"),
-        ("model.sizes=[x]", "model.sizes[0]: expected int, received 'x'"),
-        ("data.limit=x", "data.limit: expected int or null, received 'x'"),
+        ("train.steps=1.0", "train.steps: expected int, got 1.0"),
+        ("train.steps=true", "train.steps: expected int, got true"),
+        ("train.steps='7'", "train.steps: expected int, got '7'"),
+        ("train.steps=", "train.steps: expected int, got null"),
+        ("train.lr=fast", "train.lr: expected float, got 'fast'"),
+        ("train.lr=.nan", "train.lr: expected float, got nan"),
+        ("train.lr=true", "train.lr: expected float, got true"),
+        ("train=3", "train: expected mapping of keys, got 3"),
+        ("model=toy", "model: expected a mapping with a name, got 'toy'"),
+        ("data.flip=1", "data.flip: expected true or false, got 1"),
+        ("data.root=12", "data.root: expected str or null, got 12; quote it"),
+        ("data.root={a: 1}", "data.root: expected str or null, got {'a': 1}"),
+        ("model.sizes=3", "model.sizes: expected list of int or null, got 3"),
+        ("model.sizes=[x]", "model.sizes[0]: expected int, got 'x'"),
+        ("data.limit=x", "data.limit: expected int or null, got 'x'"),
         (
             "data.crop=centre",
-            "data.crop: expected center or random or random_scale, received 'centre'; did you mean center?",
+            "data.crop: expected center or random or random_scale, got 'centre'; did you mean center?",
         ),
-        ("data.channels=2", "data.channels: expected 1 or 3, received 2"),
-        ("data.channels=true", "data.channels: expected 1 or 3, received true"),
-        ("evaluate.keep=4", "evaluate.keep: expected list of int, received 4"),
-        ("evaluate.keep=[1,x]", "evaluate.keep[1]: expected int, received 'x'"),
-        ("evaluate.keep=[1,-1]", "evaluate.keep[1]: expected int >= 0, received -1"),
-        ("model.range=[0]", "model.range: expected [float, float], received [0]"),
-        ("model.rates.a=x", "model.rates.a: expected float, received 'x'"),
-        ("model.patch=x", "model.patch: expected int or list of int, received 'x'"),
-        ("model.patch=0", "model.patch: expected int >= 1 or list of int >= 1, received 0"),
-        ("model.decoder.depth=0", "model.decoder.depth: expected int >= 1, received 0"),
-        ("model.bottleneck.name=vqq", "model.bottleneck.name: expected plain or vq, received 'vqq'; did you mean vq?"),
-        ("model.vit.size=M", "model.vit.size: expected L or S, received 'M'; did you mean"),
-        ("model.vit.size=4", "model.vit.size: expected L or S, received 4"),
+        ("data.channels=2", "data.channels: expected 1 or 3, got 2"),
+        ("data.channels=true", "data.channels: expected 1 or 3, got true"),
+        ("evaluate.keep=4", "evaluate.keep: expected list of int, got 4"),
+        ("evaluate.keep=[1,x]", "evaluate.keep[1]: expected int, got 'x'"),
+        ("evaluate.keep=[1,-1]", "evaluate.keep[1]: expected int >= 0, got -1"),
+        ("model.range=[0]", "model.range: expected [float, float], got [0]"),
+        ("model.rates.a=x", "model.rates.a: expected float, got 'x'"),
+        ("model.patch=x", "model.patch: expected int or list of int, got 'x'"),
+        ("model.patch=0", "model.patch: expected int >= 1 or list of int >= 1, got 0"),
+        ("model.decoder.depth=0", "model.decoder.depth: expected int >= 1, got 0"),
+        ("model.bottleneck.name=vqq", "model.bottleneck.name: expected plain or vq, got 'vqq'; did you mean vq?"),
+        ("model.vit.size=M", "model.vit.size: expected L or S, got 'M'; did you mean"),
+        ("model.vit.size=4", "model.vit.size: expected L or S, got 4"),
         ("model.vit.szie=L", "model.vit.szie: unknown key; did you mean model.vit.size?"),
         ("model.encoder.size=L", "model.encoder.size: unknown key; "),
-        ("train.lr=-1", "train.lr: expected float > 0, received -1.0"),
-        ("train.ema=1", "train.ema: expected float >= 0 and < 1, received 1.0"),
-        ("data.limit=0", "data.limit: expected int >= 1 or null, received 0"),
+        ("train.lr=-1", "train.lr: expected float > 0, got -1.0"),
+        ("train.ema=1", "train.ema: expected float >= 0 and < 1, got 1.0"),
+        ("data.limit=0", "data.limit: expected int >= 1 or null, got 0"),
         ("train.steps=???", "train.steps: required; expected int >= 1, set it with train.steps=VALUE"),
-        ("model.name=toi", "received 'toi'; did you mean toy?"),
+        ("model.name=toi", "got 'toi'; did you mean toy?"),
         ("model.name=null", "model.name: expected card or cnn or"),
         ("seed=${train.step}", "seed: expected ${KEY} of a key written"),
         ("seed=${", "seed: expected ${KEY} of a key written"),
@@ -372,9 +358,9 @@ def test_mistake_in_override_and_in_yaml_is_told_the_same(minimal, tmp_path, ove
     [
         (["model.encoder.heads=5"], "model.encoder.heads: 5 does not divide width 64"),
         (["model.decoder={heads: 5}"], "model.decoder.heads: 5 does not divide"),
-        (["train.warmup=101"], "train.warmup: expected at most steps=100, received 101"),
-        (["train.lr_min=1"], "train.lr_min: expected at most lr=0.001, received 1.0"),
-        (["train.warmup_init=1"], "train.warmup_init: expected at most lr=0.001, received 1.0"),
+        (["train.warmup=101"], "train.warmup: expected at most steps=100, got 101"),
+        (["train.lr_min=1"], "train.lr_min: expected at most lr=0.001, got 1.0"),
+        (["train.warmup_init=1"], "train.warmup_init: expected at most lr=0.001, got 1.0"),
         (["train.schedule=constant", "train.decay_steps=9"], "train.decay_steps: schedule=constant does not decay"),
         (["kind=generator"], "tokenizer: a generator needs"),
         (["tokenizer=x"], "tokenizer: only generators read it"),
@@ -385,7 +371,7 @@ def test_mistake_in_override_and_in_yaml_is_told_the_same(minimal, tmp_path, ove
         (["=3"], "override '=3': expected key=value"),
         (["train..lr=3"], "expected key=value"),
         (["evaluate.keep[0]=3"], "expected a whole list"),
-        (["data.pad=14"], "data.pad: expected less than half of image_size=28, received 14"),
+        (["data.pad=14"], "data.pad: expected less than half of image_size=28, got 14"),
         (["evaluate.keep=[1"], "override 'evaluate.keep=[1': the value is not valid YAML"),
         (['"a\nb"=3'], "unknown key"),
     ],
@@ -399,7 +385,7 @@ def test_model_must_fit_kind_and_data(minimal, monkeypatch):
     assert load_recipe(minimal, cnn).model.name == "cnn"
     assert "model.name: cnn is a classifier, but" in error_of(load_recipe, minimal, cnn[:1])
     message = error_of(load_recipe, minimal, [*cnn, "data.image_size=32"])
-    assert message == "model.image_size: expected data.image_size=32, received 28"
+    assert message == "model.image_size: expected data.image_size=32, got 28"
     linked = [*cnn, "data.image_size=32", "model.image_size=${data.image_size}"]
     assert load_recipe(minimal, linked).model.image_size == 32
 
@@ -408,14 +394,14 @@ def test_model_must_fit_kind_and_data(minimal, monkeypatch):
     ("text", "words"),
     [
         ("kind: tokenizer\ntrain: [1\n", "line 3: not valid YAML"),
-        ("seed: 1\nseed: 2\n", "line 2: not valid YAML, found duplicate key seed"),
+        ("seed: 1\nseed: 2\n", "line 2: not valid YAML, got duplicate key seed"),
         ("seed: 1\n\x01", "line 2: not valid YAML"),
         ("a: !!python/object:os.system x", "line 1: not valid YAML"),
         ("a: !!set {x}", "not a supported"),
         ("- 1\n", "expected a mapping of keys"),
         ("3", "expected a mapping of keys"),
         ("null: 3", "key type"),
-        ("base: 3", "base: expected a recipe's name or file, received 3"),
+        ("base: 3", "base: expected a recipe's name or file, got 3"),
         ("base: me.yaml", "inherit in a circle"),
         ("base: other.yaml", "recipe 'other.yaml': no such file"),
         ('"see\\nd": 1', "unknown key; "),

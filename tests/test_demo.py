@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tok1d import demo
-from tok1d.demo_page import Check, Page, Probe, Shown, Strip, render
+from tok1d.demo import run as demo
+from tok1d.demo.page import Check, Page, Probe, Shown, Strip, render
 from tok1d.errors import ConfigError
-from tok1d.evaluate.report import Record
 from tok1d.pictures import data_uri
+from tok1d.zoo.record import Record
 
 SECTIONS = ["done", "reconstructions", "curve", "growing", "samples", "numbers", "probe", "next"]
 TOKENIZER = [

@@ -15,8 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tok1d import cli, launch
+from tok1d.cli import app as cli
 from tok1d.errors import InputError
+from tok1d.launch import slurm as launch
 from tok1d.train.stop import StopSignal
 from tok1d.zoo import store
 
@@ -92,7 +93,7 @@ def as_job(monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def test_what_is_requeued_does_not_overwrite_what_it_goes_on_from() -> None:
-    command = launch.Command(["train", "recipe.yaml", "--overwrite", "seed=1"])
+    command = launch.Command(["train", "recipe.yaml", "--overwrite", "seed=1"], cli.run)
     assert command.checkpoint().function.arguments == ["train", "recipe.yaml", "seed=1"]
 
 
@@ -109,11 +110,10 @@ def test_only_what_was_stopped_is_requeued(monkeypatch: pytest.MonkeyPatch, code
             assert stop.received == signal.SIGTERM
         return code
 
-    monkeypatch.setattr(cli, "run", trained)
     signal.signal(number, lambda *_: requeued.append(1))
     try:
         with nullcontext() if code != 2 else pytest.raises(RuntimeError, match="exit code 2"):
-            launch.Command(["train", "recipe.yaml"])()
+            launch.Command(["train", "recipe.yaml"], trained)()
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
@@ -173,7 +173,7 @@ def test_a_preempted_training_saves_is_requeued_and_ends_as_the_unbroken_one(
     before = {each: signal.getsignal(each) for each in (number, signal.SIGTERM)}
     signal.signal(number, requeue)
     try:
-        command = launch.Command(["train", *recipe, f"out={tmp_path / 'run'}"])
+        command = launch.Command(["train", *recipe, f"out={tmp_path / 'run'}"], cli.run)
         command()
         assert requeued == ["step-00000002.pt"]
         assert not (tmp_path / "run" / "report.json").exists()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tok1d import cli
+from tok1d.cli import app as cli
 
 PAGE = Path(__file__).parents[1] / "docs" / "own-data.md"
 SHORT = ["train.steps=2", "train.warmup=0", "train.batch_size=4", "train.log_every=1", "train.save_every=0"]

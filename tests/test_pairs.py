@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tok1d.config import load_recipe, to_yaml
+from tok1d.config.load import load_recipe, to_yaml
 from tok1d.data.tokens import TokenCache
 from tok1d.errors import ConfigError
 from tok1d.train.loop import fit
@@ -142,8 +142,8 @@ def test_continuous_tokens_are_refused_by_generators_of_ids(
 
 def test_another_vocabulary_or_length_is_refused(pair: Any) -> None:
     for change, message in (
-        ("model.vocab_size=32", "model.vocab_size: expected 16 as the tokenizer makes them, received 32"),
-        ("model.num_tokens=9", "model.num_tokens: expected 4 as the tokenizer makes them, received 9"),
+        ("model.vocab_size=32", "model.vocab_size: expected 16 as the tokenizer makes them, got 32"),
+        ("model.num_tokens=9", "model.num_tokens: expected 4 as the tokenizer makes them, got 9"),
     ):
         with pytest.raises(ConfigError) as caught:
             build_task(pair("vq", "llamagen", change)[1])
@@ -151,8 +151,8 @@ def test_another_vocabulary_or_length_is_refused(pair: Any) -> None:
 
 
 def test_ids_go_through_the_cache(pair: Any, fashion: None, tmp_path: Path) -> None:
-    from tok1d.train.cache import encode_images
-    from tok1d.train.tasks import open_split
+    from tok1d.inference.cache import encode_images
+    from tok1d.train.images import open_split
 
     tokenizer, recipe = pair("vq", "sit")
     images = open_split(recipe, "train")
@@ -167,12 +167,12 @@ def test_ids_go_through_the_cache(pair: Any, fashion: None, tmp_path: Path) -> N
 def test_some_of_the_tokens_are_enough_only_where_they_are_ordered(pair: Any, generator: str) -> None:
     part = ("num_tokens=3", "model.num_tokens=3")
     assert build_task(pair("semanticist", generator, *part)[1]).batch(0, 0, 1)[0].shape == (8, 3, 4)
-    with pytest.raises(ConfigError, match=r"^num_tokens: these tokens have no order, expected all 4, received 3$"):
+    with pytest.raises(ConfigError, match=r"^num_tokens: these tokens have no order, expected all 4, got 3$"):
         build_task(pair("maetok", generator, *part)[1])
 
 
 def test_the_border_of_the_tokenizer_s_images_is_kept(pair: Any) -> None:
-    with pytest.raises(ConfigError, match=r"^data\.pad: expected 2 as in the tokenizer's training, received 0$"):
+    with pytest.raises(ConfigError, match=r"^data\.pad: expected 2 as in the tokenizer's training, got 0$"):
         build_task(pair("maetok", "sit", "data.pad=0")[1])
 
 
@@ -191,9 +191,7 @@ def test_class_vectors_come_from_a_tokenizer_that_has_some(pair: Any, tmp_path: 
 
 def test_shared_class_vectors_travel_with_the_generator(pair: Any, tmp_path: Path) -> None:
     shared, width = "model.class_source=shared", "model.class_dim=16"
-    with pytest.raises(
-        ConfigError, match=r"^model\.class_dim: expected 16 as the tokenizer's class table, received 9$"
-    ):
+    with pytest.raises(ConfigError, match=r"^model\.class_dim: expected 16 as the tokenizer's class table, got 9$"):
         build_task(pair("smap kl", "card", shared, "model.class_dim=9")[1])
     tokenizer, recipe = pair("smap kl", "card", shared, width)
     task = build_task(recipe)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import load_recipe, recipe_names
+from tok1d.config.load import load_recipe, recipe_names
+from tok1d.cost.forecast import count_parameters, forecast, images_of_epoch
 from tok1d.errors import ConfigError
 from tok1d.generators.autoregressive import EpsilonLlamaGenConfig
 from tok1d.nn.block import swiglu_hidden
 from tok1d.tokenizers.query_encoder import EncoderConfig
 from tok1d.tokenizers.token_dit import DecoderConfig
-from tok1d.train.forecast import count_parameters, forecast, images_of_epoch
 from tok1d.train.optim import learning_rate
 from tok1d.train.tasks import build_task
 from tok1d.zoo import store

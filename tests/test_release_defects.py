@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import Recipe, TrainConfig
+from tok1d.config.recipe import Recipe, TrainConfig
 from tok1d.errors import WeightsError
 from tok1d.evaluate.networks import CNNConfig
 from tok1d.train.loop import fit

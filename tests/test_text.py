@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from tok1d.condition import ConditionConfig
+from tok1d.config.condition import ConditionConfig
 from tok1d.data.fashion_mnist import captions as label_captions
 from tok1d.errors import ConfigError, InputError, WeightsError
 from tok1d.losses.masked import caption_loss
-from tok1d.text import CaptionEmbeddings, CaptionWords, TextEncoder
+from tok1d.zoo.pretrained.text import CaptionEmbeddings, CaptionWords, TextEncoder
 
 CAPTIONS = ["a photo of a dress", "", "a dress, a dress", "a photo of a bag"]
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -71,7 +71,7 @@ def test_rare_words_weigh_more(bpe: str) -> None:
 def test_weights_of_many_captions_are_those_of_a_fixed_part(bpe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     few, many = CaptionWords(bpe, 70), CaptionWords(bpe, 70)
     captions = label_captions(np.arange(3000) % 10)
-    monkeypatch.setattr("tok1d.text.IDF_CAPTIONS", 1500)  # also two chunks
+    monkeypatch.setattr("tok1d.zoo.pretrained.text.IDF_CAPTIONS", 1500)  # also two chunks
     many.fit(captions)
     few.fit(captions[::2])
     assert few.idf is not None and many.idf is not None and torch.equal(few.idf, many.idf)
@@ -164,11 +164,11 @@ def test_an_encoder_that_will_not_do_is_one_line(bpe: str, tmp_path: Path) -> No
     transformers.GPT2Model(transformers.GPT2Config(**sizes)).save_pretrained(tmp_path / "gpt")
     for name in ("clip", "gpt"):
         read(bpe).save_pretrained(tmp_path / name)
-    with pytest.raises(ConfigError, match="expected a max_length up to 20, received 21"):
+    with pytest.raises(ConfigError, match="expected a max_length up to 20, got 21"):
         TextEncoder(str(tmp_path / "clip"), 21).encode(["a"])
-    with pytest.raises(ConfigError, match="expected a max_length of at least 1, received 0"):
+    with pytest.raises(ConfigError, match="expected a max_length of at least 1, got 0"):
         TextEncoder("anything", 0)
-    with pytest.raises(ConfigError, match="expected T5, CLIP, BERT or kin, found gpt2"):
+    with pytest.raises(ConfigError, match="expected T5, CLIP, BERT or kin, got gpt2"):
         TextEncoder(str(tmp_path / "gpt")).encode(["a"])
     file = tmp_path / "clip" / "model.safetensors"
     state = load_file(file)
@@ -196,7 +196,7 @@ def test_embeddings_of_repeated_captions_are_made_once(text_folder: str, monkeyp
 
 def test_too_many_captions_to_keep_are_encoded_a_batch(text_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = CaptionEmbeddings(condition(text_folder), CAPTIONS)
-    monkeypatch.setattr("tok1d.text.KEPT_BYTES", 4 * 12 * 16 * 3)
+    monkeypatch.setattr("tok1d.zoo.pretrained.text.KEPT_BYTES", 4 * 12 * 16 * 3)
     embed = CaptionEmbeddings(condition(text_folder), CAPTIONS)  # four different ones
     assert embed.kept is None and kept.kept is not None
     torch.testing.assert_close(embed(CAPTIONS), kept(CAPTIONS), atol=1e-5, rtol=1e-5)
@@ -218,8 +218,8 @@ def test_one_encoder_serves_all_threads_and_users(text_folder: str) -> None:
 def test_an_encoder_that_does_not_fit_the_model_is_one_line(text_folder: str) -> None:
     for keys, message in (
         ({"encoder": ""}, r"^model\.condition\.encoder: no text encoder is bundled, expected a transformers name or"),
-        ({"dim": 9}, r"^model\.condition\.dim: expected 16, the width of .*text encoder\d*, received 9$"),
-        ({"length": 21}, "expected a max_length up to 20, received 21"),
+        ({"dim": 9}, r"^model\.condition\.dim: expected 16, the width of .*text encoder\d*, got 9$"),
+        ({"length": 21}, "expected a max_length up to 20, got 21"),
     ):
         with pytest.raises(ConfigError, match=message) as caught:
             CaptionEmbeddings(condition(text_folder, **keys), [])

@@ -33,6 +33,6 @@ def load_pair(name: str | Path, *, device: str = "cpu") -> tuple[Any, Any]:
 
 def recipes() -> list[str]:
     """Names of the packaged recipes."""
-    from tok1d.config import recipe_names
+    from tok1d.config.load import recipe_names
 
     return recipe_names()

@@ -1,4 +1,4 @@
-"""Mistakes a person can make, told in one line."""
+"""Errors that a user can cause, each one line, and the words of other libraries' errors."""
 
 
 class Tok1dError(Exception):
@@ -22,3 +22,10 @@ class WeightsError(Tok1dError):
 
 class InputError(Tok1dError, ValueError):
     """An argument outside what the model at hand can do: a count above its length, a class it does not know."""
+
+
+def reason_of(error: BaseException, limit: int = 160) -> str:
+    """Why something failed, as one line of at most `limit` characters: the system's words, the first line of the
+    message, or the error's type where it has none."""
+    said = getattr(error, "strerror", None) or next((line for line in str(error).splitlines() if line.strip()), "")
+    return " ".join(str(said).split())[:limit] or type(error).__name__

@@ -12,7 +12,7 @@ from speed import slow
 from speed.measure import Row
 from torch import Tensor, nn
 
-from tok1d.config import OptimConfig
+from tok1d.config.recipe import OptimConfig
 from tok1d.diffusion.solver import Randn, randn_from
 from tok1d.train.ema import EMA
 from tok1d.train.optim import build_optimizer

@@ -13,18 +13,13 @@ from tok1d.diffusion.guidance import Guidance, guided
 from tok1d.diffusion.solver import Field
 from tok1d.generators.sit import SiT, SiTConfig
 from tok1d.losses.adversarial import AdversarialConfig, AdversarialLoss
-from tok1d.losses.discriminator import (
-    DinoConfig,
-    DinoTrunk,
-    DiscriminatorConfig,
-    PatchConfig,
-    build_discriminator,
-)
+from tok1d.losses.discriminator import DinoConfig, DinoTrunk, DiscriminatorConfig, PatchConfig
 from tok1d.losses.features import Teacher
+from tok1d.losses.total import total_loss
 from tok1d.tokenizers.auxiliary import AuxiliaryConfig, AuxiliaryDecoder
 from tok1d.tokenizers.maetok import MAETok, MAETokConfig
 from tok1d.tokenizers.vit import ViTConfig
-from tok1d.train.players import total_loss
+from tok1d.zoo.pretrained.discriminator import build_discriminator
 
 TEACHER = "teacher:vit"
 

@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import OptimConfig
+from tok1d.config.recipe import OptimConfig
 from tok1d.diffusion.guidance import Guidance, combine, guided
 from tok1d.diffusion.path import Path
 from tok1d.diffusion.solver import Field, Randn, euler_maruyama, interpolant_sde

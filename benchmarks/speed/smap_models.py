@@ -18,12 +18,12 @@ from tok1d.generators.card import CARD, CARDConfig
 from tok1d.generators.head import HeadConfig
 from tok1d.generators.llamagen import LlamaGen, LlamaGenConfig
 from tok1d.generators.maskgit import MaskGIT, MaskGITConfig
+from tok1d.losses.total import total_loss
 from tok1d.nn.attention import causal, rotary
 from tok1d.nn.block import swiglu_hidden
 from tok1d.tokenizers.bottlenecks import KLConfig
 from tok1d.tokenizers.smap import PLAIN_VIT, SMAP, SMAPConfig
 from tok1d.tokenizers.vit import ViTConfig
-from tok1d.train.players import total_loss
 
 # Names in a block of transformers and of tok1d, without queries, keys and values.
 BLOCK_NAMES = {

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tok1d import cli
 from tok1d.analyze.mixture import fit_mixtures
+from tok1d.cli import app as cli
 from tok1d.errors import InputError
 
 CENTRES = torch.tensor([[8.0, 0.0, 1.0], [-8.0, 2.0, 0.0], [0.0, -9.0, -1.0]], dtype=torch.float64)

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tok1d import cli
 from tok1d.analyze.swap import VARIANTS, partners, swap, swap_picture
-from tok1d.config import load_recipe, to_yaml
+from tok1d.cli import app as cli
+from tok1d.config.load import load_recipe, to_yaml
 from tok1d.data.folder import FolderImages
 from tok1d.data.images import ArrayImages
 from tok1d.data.transforms import Transform

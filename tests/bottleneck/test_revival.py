@@ -14,7 +14,7 @@ from torch import Tensor, distributed, nn
 from tok1d.bottleneck.kl import KL
 from tok1d.bottleneck.softvq import SoftVQ
 from tok1d.bottleneck.vq import VQ
-from tok1d.config import build_model_config
+from tok1d.config.registry import build_model_config
 from tok1d.tokenizers.smap import SMAP
 from tok1d.train.players import _Buffers
 

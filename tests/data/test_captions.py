@@ -109,7 +109,7 @@ def test_captions_of_fashion_mnist_name_the_class(fashion):
     assert len(fashion_mnist.NOUNS) == len(fashion_mnist.CLASS_NAMES)
     plain = open_images("fashion_mnist", "train", image_size=28, channels=1)
     assert plain.captioned_batch([1, 2])[2] == ["", ""] and plain.fingerprint() == data.fingerprint()
-    with pytest.raises(DataError, match="expected labels or none, found 'files'"):
+    with pytest.raises(DataError, match="expected labels or none, got 'files'"):
         open_images("fashion_mnist", "train", image_size=28, channels=1, captions="files")
 
 
@@ -117,9 +117,9 @@ def test_captions_of_fashion_mnist_name_the_class(fashion):
     ("line", "message"),
     [
         ("{'file': 1}", r"line 3: not JSON \(.*\): expected \{\"file\""),
-        ('{"file": "a.png"}', r'line 3: expected .*, found \{"file": "a.png"\}$'),
-        ('{"file": "a.png", "caption": 3}', r"line 3: expected .*, found "),
-        ('["a.png", "text"]', r"line 3: expected .*, found "),
+        ('{"file": "a.png"}', r'line 3: expected .*, got \{"file": "a.png"\}$'),
+        ('{"file": "a.png", "caption": 3}', r"line 3: expected .*, got "),
+        ('["a.png", "text"]', r"line 3: expected .*, got "),
         ("[" * 100_000, r"line 3: not JSON"),
         ('{"file": "./1.png", "caption": "again"}', r"line 3: a second caption of 1\.png: keep one"),
     ],
@@ -152,7 +152,7 @@ def test_captions_that_cannot_be_read_or_are_of_other_images_are_told(tmp_path):
 
 def test_arrays_need_a_caption_each():
     images, transform = np.zeros((2, 8, 8), np.uint8), Transform(8, 1)
-    with pytest.raises(DataError, match="captions: expected one for each of 2 images, found 1"):
+    with pytest.raises(DataError, match="captions: expected one for each of 2 images, got 1"):
         ArrayImages(images, np.zeros(2, np.int64), ["x"], transform, ["one"])
 
 

@@ -7,7 +7,8 @@ from PIL import Image
 
 from tok1d.data import folder as folder_module
 from tok1d.data.decoded import replaced_among
-from tok1d.data.images import ArrayImages, FolderImages, open_images, prefetch
+from tok1d.data.folder import FolderImages
+from tok1d.data.images import ArrayImages, open_images, prefetch
 from tok1d.data.subset import subset
 from tok1d.data.transforms import Transform
 from tok1d.errors import DataError

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tok1d import cli
+from tok1d.cli import app as cli
 from tok1d.data import decoded
 from tok1d.data.images import kind_of, open_images
 from tok1d.data.shards import find_shards, index_shard
@@ -124,8 +124,8 @@ def test_a_broken_sample_is_named_counted_and_replaced_by_the_next(
     assert images[0].equal(images[1]) and labels[0] == labels[1] and captions[0] == captions[1] != ""
     assert data.broken == data.replaced and len(data.broken) == 1
     capsys.readouterr()
-    decoded.tell_broken(data)
-    decoded.tell_broken(data)
+    decoded.report_broken(data)
+    decoded.report_broken(data)
     err = capsys.readouterr().err.splitlines()
     assert data.name(at) in err[0] and err[1] == f"skipped 1 broken images of {len(data)}" and len(err) == 2
     with pytest.raises(DataError, match=r"(0007|row 7): broken image: not a readable image: .*data\.on_broken=skip"):
@@ -240,7 +240,7 @@ def test_images_and_shards_in_one_folder_are_refused(shards: Path) -> None:
     assert kind_of(str(shards)) == "webdataset"
     (shards / "c").mkdir()
     (shards / "c" / "1.png").write_bytes(png(PIXELS[0]))
-    with pytest.raises(DataError, match=r"expected images or shards, found both .*1\.png and .*\.tar: move one"):
+    with pytest.raises(DataError, match=r"expected images or shards, got both .*1\.png and .*\.tar: move one"):
         kind_of(str(shards))
     assert kind_of(f"{shards}/all-{{000..003}}.tar") == "webdataset" and kind_of(str(shards / "c")) == "folder"
 

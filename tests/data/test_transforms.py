@@ -237,5 +237,5 @@ def test_a_border_is_black_around_the_smaller_crop(crop):
 
 @pytest.mark.parametrize("pad", [-1, 13, 14])
 def test_a_border_that_leaves_no_image_is_refused(pad):
-    with pytest.raises(ConfigError, match=f"^pad: expected less than half of the image size 26, found {pad}$"):
+    with pytest.raises(ConfigError, match=f"^pad: expected less than half of the image size 26, got {pad}$"):
         Transform(26, pad=pad)

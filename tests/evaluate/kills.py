@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 PRELOAD = [
-    *("torch", "torchmetrics.functional.image", "tok1d.cli", "tok1d.cli_evaluate", "tok1d.train.run", "tqdm"),
+    *("torch", "torchmetrics.functional.image", "tok1d.cli.app", "tok1d.cli.evaluate", "tok1d.train.run", "tqdm"),
     *("tok1d.tokenizers.semanticist", "tok1d.generators.autoregressive", "tok1d.evaluate.generation"),
-    *("tok1d.evaluate.reconstruction", "tok1d.evaluate.setup", "tok1d.train.trained", "safetensors.torch"),
+    *("tok1d.evaluate.reconstruction", "tok1d.evaluate.setup", "tok1d.zoo.checkpoints", "safetensors.torch"),
 ]
 COMMON = ["--batch-size", "32", "--quiet", "--metrics", "all"]
 FAMILIES = {
@@ -167,7 +167,7 @@ class Machine:
             os.dup2(log, 2)
             os.environ.update({"RANK": str(part[0]), "LOCAL_RANK": str(part[0]), "WORLD_SIZE": str(part[1])})
             watch(write)
-            from tok1d import cli
+            from tok1d.cli import app as cli
 
             code = cli.run([*words, "--save-samples", str(images)])
             sys.stdout.flush()
@@ -251,7 +251,7 @@ def shared_chain(machine: Machine, family: str) -> Chain:
     codes.append(machine.ended(*machine.start(family, name, lambda tell: None, (1, 2))))
     if codes != [-signal.SIGKILL, 0, 0]:
         log = (machine.root / f"{name}.log").read_text()[-300:]
-        raise AssertionError(f"{name}: expected a killed process and two that end, found {codes}: {log}")
+        raise AssertionError(f"{name}: expected a killed process and two that end, got {codes}: {log}")
     chain.problems += machine.problems(family, name)
     return chain
 

@@ -15,8 +15,8 @@ from tok1d.evaluate import generation, reconstruction
 from tok1d.evaluate.feature_networks import OwnNetwork
 from tok1d.evaluate.features import Features
 from tok1d.evaluate.measures import METRICS, ON_FEATURES, Measures
-from tok1d.evaluate.sampling import noise_of
-from tok1d.train.tasks import padding_of
+from tok1d.inference.sampling import noise_of
+from tok1d.zoo.card import padding_of
 
 NUM, BATCH_SIZES = 120, (32, 50, 250)
 MEASURED = [name for name in METRICS if name != "lpips"]  # whose weights are not in the package

@@ -132,9 +132,9 @@ def test_small_or_foreign_sets_are_refused() -> None:
     for measure in (kernel_distance, manifold):
         with pytest.raises(DataError, match="one network"):
             measure(x, y)
-        with pytest.raises(DataError, match="images in either set, found 30 and 1"):
+        with pytest.raises(DataError, match="images in either set, got 30 and 1"):
             measure(x, x[:1])
-    with pytest.raises(DataError, match="at least 1000 images in either set, found 30 and 30"):
+    with pytest.raises(DataError, match="at least 1000 images in either set, got 30 and 30"):
         kernel_distance_subsets(x, x)
     with pytest.raises(InputError, match="float16, float32, float64"):
         manifold(x, x, distances="bfloat16")  # type: ignore[arg-type]

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tok1d import cli
-from tok1d.config import load_recipe, recipe_names
+from tok1d.cli import app as cli
+from tok1d.config.load import load_recipe, recipe_names
 from tok1d.errors import DataError, InputError
 from tok1d.evaluate.explain import compare, explain, table
-from tok1d.evaluate.facts import BUNDLED, Facts, measured
-from tok1d.evaluate.published import protocol_names, published
-from tok1d.evaluate.report import Record, write_records
+from tok1d.evaluate.facts import BUNDLED, measured
+from tok1d.evaluate.published import Facts, protocol_names, published
 from tok1d.evaluate.settings import SETTINGS, rank
+from tok1d.zoo.record import Record, write_records
 
 SYSTEMS = ("llamagen", "maetok", "mar", "semanticist", "sit", "smap", "titok")
 
@@ -326,7 +326,7 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("sit/rfid", InputError, "did you mean sit/gfid"),
         (str(tmp_path / "broken.json"), DataError, "evaluate again"),
         (str(tmp_path / "empty.json"), DataError, "no records"),
-        (str(tmp_path / "folder"), DataError, "found a folder without"),
+        (str(tmp_path / "folder"), DataError, "got a folder without"),
     ):
         with pytest.raises(error, match=message):
             explain(name, "maetok")

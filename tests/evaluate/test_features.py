@@ -12,14 +12,15 @@ from torch.nn import functional as F
 
 from tok1d.errors import DataError, InputError, WeightsError
 from tok1d.evaluate import feature_networks
-from tok1d.evaluate.feature_networks import INCEPTION_FILE, OwnNetwork, clean_name
-from tok1d.evaluate.features import Features, FrozenNetwork, default_network, metric_name, open_network
+from tok1d.evaluate.feature_networks import INCEPTION_FILE, OwnNetwork, clean_name, open_network
+from tok1d.evaluate.features import Features, FrozenNetwork, default_network, metric_name
 from tok1d.evaluate.networks import CNN, CNNConfig
-from tok1d.evaluate.report import Record
 from tok1d.evaluate.setup import open_measures
 from tok1d.evaluate.tally import Tally
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
+from tok1d.zoo.record import Record
+from tok1d.zoo.weights import fingerprint
 
 FIDELITY = "pip install torch-fidelity brings the Inception graph"
 
@@ -94,7 +95,7 @@ def test_a_classifier_trained_here_gives_its_features_and_logits(own: Callable[.
     folder = own("digits/model")
     network, model = open_network(f"model:{folder}", pad=2), store.load(folder)
     assert isinstance(network, OwnNetwork) and network.name == "digits"
-    assert network.label == f"digits@{store.fingerprint(model)}"
+    assert network.label == f"digits@{fingerprint(model)}"
     assert (network.dim, network.num_classes, network.image_size, network.channels) == (8, 10, 16, 1)
     images = rand(5, 1, 20, 20)
     seen = (images[..., 2:-2, 2:-2] * 255).round() / 255
@@ -139,7 +140,7 @@ def test_the_bundled_judge_is_the_default_for_its_data() -> None:
         ("timm:", InputError, "expected inception"),
         ("timm:no_such_model", InputError, "timm has no such model"),
         ("model:nowhere", WeightsError, "no model 'nowhere'"),
-        ("model:fashion-mnist-maetok", WeightsError, "expected a classifier to measure with, found the model maetok"),
+        ("model:fashion-mnist-maetok", WeightsError, "expected a classifier to measure with, got the model maetok"),
     ],
 )
 def test_what_is_no_network_is_refused_in_one_line(text: str, error: type[Exception], message: str) -> None:

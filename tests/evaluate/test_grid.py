@@ -14,15 +14,16 @@ import pytest
 from rich.console import Console
 from torch import Tensor, nn
 
-from tok1d import cli
+from tok1d.cli import app as cli
 from tok1d.errors import InputError
 from tok1d.evaluate import grid, setup
 from tok1d.evaluate.explain import explain
 from tok1d.evaluate.features import FrozenNetwork
 from tok1d.evaluate.measures import METRICS, Measures, Number, called, lower_is_better, names_of
-from tok1d.evaluate.report import Record, write_records
-from tok1d.evaluation import Generation, Opened, Reconstruction
+from tok1d.evaluate.request import Generation, Opened, Reconstruction
 from tok1d.zoo import store
+from tok1d.zoo.record import Record, write_records
+from tok1d.zoo.weights import fingerprint
 
 Tiny = Callable[..., str]
 
@@ -327,7 +328,7 @@ def test_checkpoints_are_an_axis(generator: Path, tmp_path: Path) -> None:
     said = {each["settings"]["model"]: each["records"][0] for each in found["cells"]}
     assert [said[name]["weights"] for name in names] == ["ema", "raw"] * 3
     hashes = [said[name]["weights_hash"] for name in names]
-    assert len(set(hashes)) == 6 and hashes[4] == store.fingerprint(store.load(generator / "model"))
+    assert len(set(hashes)) == 6 and hashes[4] == fingerprint(store.load(generator / "model"))
     assert evaluate("grid", f"{files[0]}:raw,{files[2]}", *common) == 0
     assert content(tmp_path / "grid")["axes"]["model"] == [f"{files[0]}:raw", str(files[2])]
 
@@ -358,7 +359,7 @@ def test_a_mistake_in_any_cell_stops_before_the_first(
         ((model, "--guidance", "1,2", "--guidance-interval", "0:1,0.2:0.8"), "no interval"),
         ((model, "--guidance", "1,2", "--guidance-schedule", "linear,steep"), "--guidance-schedule: expected"),
         ((model, "--keep", "9"), "--keep: expected numbers in 1..3"),
-        ((model, "--guidance", "1,2,x"), "--guidance: expected numbers from 0 separated by commas, received 'x'"),
+        ((model, "--guidance", "1,2,x"), "--guidance: expected numbers from 0 separated by commas, got 'x'"),
         ((model, "--best", "fid"), "--best: expected one of label_agreement"),
         ((model, "--label", "true"), "--label:"),
         ((model, "--solver", "euler"), "use --decoder-solver"),

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tok1d import cli
+from tok1d.cli import app as cli
 from tok1d.errors import ConfigError, DataError, InputError
 from tok1d.evaluate.job import Job, drop_torn
 from tok1d.evaluate.measures import Measures
@@ -83,7 +83,7 @@ def test_blocks_stay_until_the_records_are_written_and_others_are_left_alone(tmp
         list(batches or ())
     with pytest.raises(InputError, match="--out FILE"):
         Job(part=(0, 2))
-    with pytest.raises(ConfigError, match="received 2 of 2"):
+    with pytest.raises(ConfigError, match="got 2 of 2"):
         Job(tmp_path, (2, 2))
 
 
@@ -101,7 +101,7 @@ def test_blocks_lie_beside_a_folder_whatever_it_is_called(tmp_path: Path, monkey
     for name in (".", "..", "../pictures"):
         folder = open_job(None, beside=Path(name)).folder
         assert folder is not None and folder.resolve() == Path(f"{Path(name).resolve()}.parts")
-    with pytest.raises(InputError, match="expected a folder with a name, received /"):
+    with pytest.raises(InputError, match="expected a folder with a name, got /"):
         open_job(None, beside=Path("/"))
 
 
@@ -149,7 +149,7 @@ def test_pictures_of_two_evaluations_do_not_mix(tmp_path: Path, capsys: pytest.C
     with pytest.raises(DataError, match=r"expected 100 pictures, 1 of finished blocks are gone, such as 000003\.png"):
         drawn(shared, 0.2)
     (shared / "notes.txt").touch()
-    with pytest.raises(ConfigError, match=r"pictures alone, found notes\.txt"):
+    with pytest.raises(ConfigError, match=r"pictures alone, got notes\.txt"):
         Save(folder=shared)
     assert evaluate("generation", "none", "--save-images", folder, "--out", folder / "r.json") == 2
     assert "--out: expected a file outside" in capsys.readouterr().err
@@ -238,7 +238,7 @@ def test_options_and_mistakes(generator: Path, tmp_path: Path, capsys: pytest.Ca
         (("generation", generator, "--classes", "some"), "--classes: expected"),
         (("generation", generator, "--shard", "0/2"), "--out FILE"),
         (("generation", generator, "--save-samples", "x.txt"), ".npz"),
-        (("generation", f"{tmp_path}/none.pt"), "found none"),
+        (("generation", f"{tmp_path}/none.pt"), "got none"),
         (("reconstruction", tokenizer, "fashion_mnist", "--reference", reference), "--allow-other-reference"),
     ):
         assert evaluate(*arguments) == 2

@@ -11,21 +11,24 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tok1d import apply, cli
-from tok1d.config import load_recipe, to_yaml
+from tok1d.cli import app as cli
+from tok1d.config.load import load_recipe, to_yaml
 from tok1d.data.images import open_images
-from tok1d.demo_measure import quick_look
+from tok1d.demo.measure import quick_look
 from tok1d.errors import ConfigError, InputError
 from tok1d.evaluate.generation import evaluate_generation
-from tok1d.evaluate.labels import label_used, labels_given
-from tok1d.evaluate.reconstruction import evaluate_reconstruction, token_counts
-from tok1d.evaluate.report import Record
+from tok1d.evaluate.reconstruction import evaluate_reconstruction
+from tok1d.inference import pictures as apply
+from tok1d.inference.cache import encode_images
+from tok1d.inference.labels import label_used, labels_given
 from tok1d.tokenizers.base import TokenSpec
-from tok1d.train.cache import encode_images
+from tok1d.tokenizers.prefix import token_counts
+from tok1d.train.images import open_split
 from tok1d.train.loop import fit
-from tok1d.train.tasks import build_task, open_split
+from tok1d.train.tasks import build_task
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
+from tok1d.zoo.record import Record
 
 Tiny = Callable[..., str]
 SIT = "{name: sit, num_tokens: 4, token_dim: 4, num_classes: 10, dim: 16, depth: 1, heads: 2, steps: 2}"
@@ -177,11 +180,11 @@ def test_a_person_s_own_images_have_the_null_class(
     assert cli.run([*command, "--label", "true"]) == 2
     assert "label: expected images of the tokenizer's 10 classes, these have 1; use null" in capsys.readouterr().err
     assert cli.run([*command, "--label", "maybe"]) == 2
-    assert "--label: expected true or null, received 'maybe'" in capsys.readouterr().err
+    assert "--label: expected true or null, got 'maybe'" in capsys.readouterr().err
 
 
 def test_a_tokenizer_learns_from_its_own_number_of_classes(tiny: Tiny, fashion: None, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^model\.num_classes: the data have 10 classes, received 12$"):
+    with pytest.raises(ConfigError, match=r"^model\.num_classes: the data have 10 classes, got 12$"):
         build_task(load_recipe(tiny("smap"), ["model.num_classes=12"]))
     build_task(load_recipe(tiny("smap"), ["model.num_classes=12", "model.use_condition=false"]))
     for overrides in ([], ["model.bottleneck={name: vq, size: 16}", "model.tail_drop.keep_per=sample"]):

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tok1d.errors import DataError
-from tok1d.evaluate.metrics import Moments, accuracy, frechet_distance, mse_per_image, psnr_per_image
+from tok1d.evaluate.metrics import Moments, accuracy, frechet_distance
+from tok1d.losses.pixel import mse_per_image, psnr_per_image
 
 
 def features(num: int, dim: int, seed: int = 0) -> torch.Tensor:

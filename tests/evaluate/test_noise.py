@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import load_recipe
+from tok1d.config.load import load_recipe
 from tok1d.data.images import open_images
 from tok1d.evaluate.generation import evaluate_generation
 from tok1d.evaluate.measures import Measures

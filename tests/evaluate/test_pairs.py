@@ -10,7 +10,7 @@ from tok1d.errors import DataError, WeightsError
 from tok1d.evaluate.measures import Gathered, Measures
 from tok1d.evaluate.pairs import lpips_per_image, open_lpips, ssim_per_image
 from tok1d.losses.perceptual import LPIPS, vgg16
-from tok1d.zoo.store import fingerprint
+from tok1d.zoo.weights import fingerprint
 
 
 def pair(channels: int, size: int = 28) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,7 +82,7 @@ def test_small_or_unequal_images_are_refused(shapes: tuple[tuple[int, ...], tupl
 
 
 def test_lpips_without_its_weights_is_unavailable(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="expected VGG16's weights, found no file") as caught:
+    with pytest.raises(WeightsError, match="expected VGG16's weights, got no file") as caught:
         heads = tmp_path / "heads.pth"
         heads.touch()
         open_lpips(vgg=str(tmp_path / "none.pth"), heads=str(heads))

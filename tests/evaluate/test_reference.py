@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tok1d import cli
-from tok1d.data.images import ArrayImages, FolderImages, open_images
+from tok1d.cli import app as cli
+from tok1d.data.folder import FolderImages
+from tok1d.data.images import ArrayImages, open_images
 from tok1d.data.splits import spread
 from tok1d.data.subset import subset
 from tok1d.data.transforms import Transform
@@ -203,9 +204,9 @@ def test_the_images_in_adms_file_give_features_for_precision_and_recall(adm: Cal
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8)}, "found a sample batch; tok1d reference measures one"),
-        ({"mean": np.zeros(3)}, "found the keys mean"),
-        ({"mu": np.zeros(3), "sigma": np.eye(3)}, "Inception's 2048 numbers, found \\(3,\\)"),
+        ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8)}, "got a sample batch; tok1d reference measures one"),
+        ({"mean": np.zeros(3)}, "got the keys mean"),
+        ({"mu": np.zeros(3), "sigma": np.eye(3)}, "Inception's 2048 numbers, got \\(3,\\)"),
         ({"mu": np.zeros(2048), "sigma": np.eye(3)}, "a mean \\(dim,\\) and a covariance \\(dim, dim\\)"),
         ({"mu": np.zeros(3), "sigma": np.eye(3), "tok1d": np.array("{")}, "damaged reference statistics"),
         ({"mu": np.array([None]), "sigma": np.eye(3)}, "expected reference statistics in an .npz file"),
@@ -310,8 +311,8 @@ def test_sample_batches_are_streamed_in_adms_form(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("batches", "num", "message"),
     [
-        ([torch.zeros(2, 3, 4, 4)], 3, "expected 3 images, at least one, received 2"),
-        ([], 0, "received 0"),
+        ([torch.zeros(2, 3, 4, 4)], 3, "expected 3 images, at least one, got 2"),
+        ([], 0, "got 0"),
         ([torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 5, 4)], 2, "of one shape"),
     ],
 )
@@ -365,7 +366,7 @@ def test_the_command_measures_once_and_reads_the_cache(
     reference = load_reference(out)
     assert reference.network.startswith("fashion-mnist-cnn@") and reference.images == "fashion_mnist, test"
     images = open_images("fashion_mnist", "test", image_size=28, channels=1)
-    from tok1d.evaluate.features import open_network
+    from tok1d.evaluate.feature_networks import open_network
 
     expected = measure_reference(images, open_network("fashion-mnist-cnn"), of="test")
     assert torch.allclose(reference.pooled.mean, expected.pooled.mean) and reference.fingerprint == expected.fingerprint
@@ -381,7 +382,7 @@ def test_the_command_measures_once_and_reads_the_cache(
 def test_the_command_measures_folders_and_sample_batches(
     tiny: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tok1d.config import load_recipe
+    from tok1d.config.load import load_recipe
     from tok1d.pictures import save_png, to_pil
     from tok1d.zoo import store
     from tok1d.zoo.card import Card

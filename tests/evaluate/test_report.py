@@ -11,15 +11,8 @@ import pytest
 from rich.console import Console
 
 from tok1d.errors import DataError
-from tok1d.evaluate.report import (
-    Record,
-    frechet_name,
-    html_table,
-    read_records,
-    table,
-    versions,
-    write_records,
-)
+from tok1d.evaluate.report import html_table, table
+from tok1d.zoo.record import Record, frechet_name, read_records, versions, write_records
 
 
 def record(**changes: Any) -> Record:

@@ -9,19 +9,22 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tok1d.config import load_recipe
-from tok1d.data.images import FolderImages, open_images
+from tok1d.config.load import load_recipe
+from tok1d.data.folder import FolderImages
+from tok1d.data.images import open_images
 from tok1d.data.subset import subset
 from tok1d.data.transforms import Transform
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
 from tok1d.evaluate.generation import balanced_labels, evaluate_generation
 from tok1d.evaluate.job import Job
-from tok1d.evaluate.metrics import psnr_per_image
-from tok1d.evaluate.reconstruction import Judged, evaluate_reconstruction, token_counts
-from tok1d.evaluate.sampling import counted, decoder_options, guidance_text, sampling_options
+from tok1d.evaluate.reconstruction import Judged, evaluate_reconstruction
+from tok1d.inference.sampling import counted, decoder_options, guidance_text, sampling_options
+from tok1d.losses.pixel import psnr_per_image
 from tok1d.tokenizers.base import TokenSpec
+from tok1d.tokenizers.prefix import token_counts
 from tok1d.zoo import store
+from tok1d.zoo.weights import fingerprint
 
 Tiny = Callable[..., str]
 DIT = ["model={name: dit, num_tokens: 4, token_dim: 4, num_classes: 10, dim: 16, depth: 1, heads: 2}"]
@@ -64,9 +67,9 @@ def test_a_decoder_in_one_pass_takes_no_options(tiny: Tiny) -> None:
     model = random_model(tiny("maetok"))
     assert decoder_options(model, guidance=Guidance(1.0, (0.2, 0.8))) == {}
     for options, message in (
-        ({"steps": 3}, "x-steps: .*received 3"),
-        ({"guidance": 2.0}, "x-guidance: .*received 2.0"),
-        ({"solver": "heun"}, "x-solver: .*received heun"),
+        ({"steps": 3}, "x-steps: .*got 3"),
+        ({"guidance": 2.0}, "x-guidance: .*got 2.0"),
+        ({"solver": "heun"}, "x-solver: .*got heun"),
     ):
         with pytest.raises(InputError, match=f"^{message}$"):
             decoder_options(model, prefix="x-", **options)  # type: ignore[arg-type]
@@ -78,7 +81,7 @@ def test_prefixes_belong_to_ordered_tokens() -> None:
     ordered, unordered = TokenSpec(6, 2, ordered=True), TokenSpec(6, 2)
     assert token_counts(ordered) == [1, 2, 4, 6] and token_counts(ordered, [0, 3]) == [0, 3]
     assert token_counts(unordered) == token_counts(unordered, [6]) == [6]
-    with pytest.raises(InputError, match=r"^keep: these tokens have no order, all 6 are needed; received 3$"):
+    with pytest.raises(InputError, match=r"^keep: these tokens have no order, all 6 are needed; got 3$"):
         token_counts(unordered, [6, 3])
 
 
@@ -286,9 +289,9 @@ def test_options_that_a_generator_does_not_have_are_named(tiny: Tiny) -> None:
     assert sampling_options(sit, steps=3, sampler=None, top_k=None) == {"steps": 3}
     assert sampling_options(ids, top_k=0, top_p=0.5) == {"top_k": 0, "top_p": 0.5}
     for model, prefix, options, message in (
-        (sit, "--", {"top_k": 3}, "--top-k: sit has none, leave it out; received 3"),
-        (sit, "evaluate.", {"top_p": 0.5}, "evaluate.top_p: sit has none, leave it out; received 0.5"),
-        (ids, "--", {"sampler": "euler"}, "--sampler: llamagen has none, leave it out; received euler"),
+        (sit, "--", {"top_k": 3}, "--top-k: sit has none, leave it out; got 3"),
+        (sit, "evaluate.", {"top_p": 0.5}, "evaluate.top_p: sit has none, leave it out; got 0.5"),
+        (ids, "--", {"sampler": "euler"}, "--sampler: llamagen has none, leave it out; got euler"),
     ):
         with pytest.raises(InputError) as caught:
             sampling_options(model, prefix, **options)
@@ -302,7 +305,7 @@ def test_a_weak_model_is_counted_and_named(tiny: Tiny, fashion: None) -> None:
     guidance = Guidance(2.0, weak_model=weak)
     records = evaluate_generation(generator, tokenizer, images, judge, num=10, pad=2, guidance=guidance)
     assert records[0].sampler == "sde 2 steps, 4 evaluations a sequence"
-    assert records[0].guidance == f"2 against sit@{store.fingerprint(weak)}"
+    assert records[0].guidance == f"2 against sit@{fingerprint(weak)}"
 
 
 @pytest.mark.parametrize(("kind", "tokenizer", "pad"), [("sit", "maetok", 2), ("generator", "tokenizer", 0)])

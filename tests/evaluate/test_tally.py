@@ -105,7 +105,7 @@ def test_a_state_survives_safetensors(tmp_path: Any) -> None:
 def test_an_image_is_counted_once() -> None:
     features, _ = images()
     some, all_of_them = torch.arange(5), tally().update(features, range(NUM))
-    with pytest.raises(DataError, match="every image once, found 5 twice, such as 0"):
+    with pytest.raises(DataError, match="every image once, got 5 twice, such as 0"):
         all_of_them.update(part(features, some), some)
     with pytest.raises(DataError, match="every image once"):
         all_of_them.merge(tally().update(part(features, some), some))
@@ -125,7 +125,7 @@ Refuse = Callable[[], object]
         (lambda: tally(keep_features=False).features, "keep_features"),
         (lambda: Tally(DIM).score, "needs a network with logits"),
         (lambda: Tally(DIM).update(images()[0], range(NUM)), "the network that it was started with"),
-        (lambda: tally().update(images()[0], range(3)), "one number for each of 60 images, found 3"),
+        (lambda: tally().update(images()[0], range(3)), "one number for each of 60 images, got 3"),
         (lambda: tally().score, "needs images"),
     ],
 )

@@ -30,8 +30,8 @@ PRELOAD = [
         "torch._dynamo",
         "accelerate",
         "safetensors.torch",
-        "tok1d.cli",
-        "tok1d.demo",
+        "tok1d.cli.app",
+        "tok1d.demo.run",
         "tok1d.train.run",
         "tok1d.tokenizers.maetok",
     ),
@@ -143,7 +143,7 @@ def child(arguments: list[str], output: str, stage: tuple[int, int, float] | Non
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    from tok1d import cli
+    from tok1d.cli import app as cli
 
     if stage is not None:
         die_while_writing(*stage)

@@ -15,8 +15,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from tok1d import cli
-from tok1d.config import load_recipe
+from tok1d.cli import app as cli
+from tok1d.config.load import load_recipe
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
 

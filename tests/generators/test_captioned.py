@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tok1d.condition import ConditionConfig
+from tok1d.config.condition import ConditionConfig
 from tok1d.errors import ConfigError, InputError
 from tok1d.generators.autoregressive import CachedDecoder
 from tok1d.generators.captions import CaptionPrefix, CaptionVectors, causal_behind
@@ -181,7 +181,7 @@ def test_models_of_classes_refuse_captions(name: str) -> None:
         model.sample(COND)
     with pytest.raises(InputError, match=r"^expected class ids"):
         model.losses((tokens_for(model), COND), 0.0)
-    with pytest.raises(ConfigError, match=r"^num_classes: condition\.kind=text .*, expected 0, received 4$"):
+    with pytest.raises(ConfigError, match=r"^num_classes: condition\.kind=text .*, expected 0, got 4$"):
         replace(model.config, condition=TEXT).check()
 
 

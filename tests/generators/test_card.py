@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import build_model_config, to_mapping
+from tok1d.config.fields import to_mapping
+from tok1d.config.registry import build_model_config
 from tok1d.diffusion.guidance import Guidance
 from tok1d.diffusion.solver import randn_from
 from tok1d.errors import ConfigError, InputError

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tok1d.config import build_config
+from tok1d.config.fields import build_config
 from tok1d.errors import ConfigError
 from tok1d.generators.lightningdit import LightningBlock, LightningDiT, LightningDiTConfig
 
@@ -47,7 +47,7 @@ def test_rotary_positions_alone_tell_tokens_apart() -> None:
 
 def test_positions_that_do_not_fit_are_refused() -> None:
     LightningDiTConfig(num_tokens=9, **SIZES, rotary="2d", positions="2d").check()
-    with pytest.raises(ConfigError, match="square number of tokens, received 8"):
+    with pytest.raises(ConfigError, match="square number of tokens, got 8"):
         LightningDiTConfig(num_tokens=8, **SIZES, rotary="2d").check()
     with pytest.raises(ConfigError, match="tokens need positions"):
         LightningDiTConfig(**SIZES, rotary="none").check()

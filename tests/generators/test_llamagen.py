@@ -286,7 +286,7 @@ BAD_CALLS: list[tuple[Call, str]] = [
     (lambda m: m.sample(num=0), "got num 0"),
     (lambda m: m.sample(num=1, length=K + 1), "1..9, got 10"),
     (lambda m: m.sample(num=1, length=0), "1..9, got 0"),
-    (lambda m: m.sample(num=1, steps=4), "draws a token in one call, leave it out; received 4"),
+    (lambda m: m.sample(num=1, steps=4), "draws a token in one call, leave it out; got 4"),
     (lambda m: m.sample(num=1, top_k=-1), "top_k: expected 0 (off)"),
     (lambda m: m.sample(num=1, top_p=0.0), "top_p: expected a probability in (0, 1]"),
     (lambda m: m.sample(num=1, top_p=1.5), "got 1.5"),
@@ -309,7 +309,7 @@ def test_bad_input_is_told_in_one_line(call: Call, message: str) -> None:
     [
         ({"heads": 3}, "heads: 3 does not divide dim 16"),
         ({"kv_heads": 3}, "kv_heads: 3 does not divide heads 4"),
-        ({"num_tokens": 128, "rope": "2d"}, "rope: 2d needs a square number of tokens, received 128; take 1d"),
+        ({"num_tokens": 128, "rope": "2d"}, "rope: 2d needs a square number of tokens, got 128; take 1d"),
         ({"heads": 16}, "rope: 1d needs heads of a multiple of 2, not 1"),
         ({"heads": 8, "rope": "2d"}, "rope: 2d needs heads of a multiple of 4, not 2"),
     ],

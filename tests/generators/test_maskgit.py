@@ -293,7 +293,7 @@ def test_bad_input_is_told_in_one_line(call: Call, message: str) -> None:
 def test_contradictions_of_a_configuration() -> None:
     with pytest.raises(ConfigError, match=r"^heads: 3 does not divide dim 16$"):
         config(heads=3).check()
-    with pytest.raises(ConfigError, match=r"^depth: a uvit has an odd number of blocks, received 4$"):
+    with pytest.raises(ConfigError, match=r"^depth: a uvit has an odd number of blocks, got 4$"):
         config(trunk="uvit", depth=4).check()
     config(depth=4).check()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tok1d.config import build_config
+from tok1d.config.fields import build_config
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import ConfigError, InputError
 from tok1d.generators.sit import DiT, DiTConfig, SiT, SiTConfig, position_table
@@ -49,9 +49,9 @@ def test_positions_are_computed_and_tell_tokens_apart() -> None:
 
 def test_grid_positions_need_a_grid() -> None:
     assert position_table("2d", 8, 9).shape == (9, 8)
-    with pytest.raises(ConfigError, match="square number of tokens, received 6"):
+    with pytest.raises(ConfigError, match="square number of tokens, got 6"):
         SiTConfig(num_tokens=6, dim=8, heads=2, positions="2d").check()
-    with pytest.raises(ConfigError, match="multiple of 4, received 6"):
+    with pytest.raises(ConfigError, match="multiple of 4, got 6"):
         SiTConfig(num_tokens=9, dim=6, heads=2, positions="2d").check()
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tok1d.config import build_config
+from tok1d.config.fields import build_config
 from tok1d.errors import ConfigError
 from tok1d.generators.usit import USiT, USiTConfig
 
@@ -52,5 +52,5 @@ def test_time_class_and_beta_are_tokens_that_change_the_output(guidance_free: bo
 
 
 def test_an_even_depth_has_no_middle() -> None:
-    with pytest.raises(ConfigError, match="odd number of blocks, received 4"):
+    with pytest.raises(ConfigError, match="odd number of blocks, got 4"):
         USiTConfig(depth=4).check()

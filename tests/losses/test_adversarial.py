@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tok1d.bottleneck import shared
-from tok1d.config import build_config
+from tok1d.config.fields import build_config
 from tok1d.errors import ConfigError
 from tok1d.losses.adversarial import (
     AdversarialConfig,
@@ -236,5 +236,5 @@ def test_configuration() -> None:
     assert config.discriminator == PatchConfig(layers=2) and config.start == 30000
     with pytest.raises(ConfigError, match=r"discriminator\.name.*blur_patch"):
         build_config(AdversarialConfig, {"discriminator": {"name": "blur"}})
-    with pytest.raises(ConfigError, match="expected a multiple of 32, received 40"):
+    with pytest.raises(ConfigError, match="expected a multiple of 32, got 40"):
         build_config(AdversarialConfig, {"discriminator": {"name": "blur_patch", "width": 40}})

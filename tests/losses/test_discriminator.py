@@ -20,8 +20,6 @@ from tok1d.losses.discriminator import (
     PatchDiscriminator,
     SpectralConv1d,
     _Blur,
-    build_discriminator,
-    load_trunk,
 )
 from tok1d.zoo.adapters.discriminator import (
     BLUR_PATCH,
@@ -31,6 +29,7 @@ from tok1d.zoo.adapters.discriminator import (
     heads_from_published,
     trunk_from_published,
 )
+from tok1d.zoo.pretrained.discriminator import build_discriminator, load_trunk
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -145,7 +144,7 @@ def test_a_trunk_from_a_file(tmp_path: Path) -> None:
     assert torch.equal(drawn, torch.rand(2)), "the global generator is not touched"
     x = images(1, 3, 16, 16)
     torch.testing.assert_close(found(x, [2]), network(x, [2]))
-    with pytest.raises(ConfigError, match=r"expected a multiple of 4, the patches of .*, received 18"):
+    with pytest.raises(ConfigError, match=r"expected a multiple of 4, the patches of .*, got 18"):
         load_trunk(DinoConfig(weights=str(path), image_size=18))
     with pytest.raises(WeightsError, match="no such file"):
         load_trunk(DinoConfig(weights=str(tmp_path / "none.pth")))
@@ -213,7 +212,7 @@ def test_a_blurring_patch_network_from_published_weights() -> None:
     state |= {f"blocks.{i}.1.kernel": torch.zeros(1, 1, 4, 4) for i in range(2)}  # stored, and computed here
     assert torch.equal(blur_patch_from_published(state, "file")(x), network(x))
     for change, message in (
-        ({"blocks.0.3.bias": torch.zeros(1)}, r"file: expected a patch discriminator .*, found 1 \(blocks.0.3.bias\)"),
+        ({"blocks.0.3.bias": torch.zeros(1)}, r"file: expected a patch discriminator .*, got 1 \(blocks.0.3.bias\)"),
         ({"block_in.0.weight": None}, "without its first layer or its stages"),
         ({"to_logits.0.bias": None}, r"weights missing: 1 \(to_logits.0.bias\)"),
     ):

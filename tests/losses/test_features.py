@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tok1d.errors import ConfigError, InputError, WeightsError
-from tok1d.losses.features import IMAGENET_MEAN, IMAGENET_STD, Teacher, load_teacher
+from tok1d.losses.features import IMAGENET_MEAN, IMAGENET_STD, Teacher
+from tok1d.zoo.pretrained.teachers import load_teacher
 from tok1d.zoo.store import load
 
 
@@ -50,11 +51,11 @@ def test_the_bundled_classifier_gives_its_feature_map() -> None:
     maps = features.transpose(1, 2).reshape(2, -1, 7, 7)
     rest = F.relu(classifier.project(classifier.trunk[-1](maps).flatten(1)))
     torch.testing.assert_close(rest, classifier.features(x))
-    with pytest.raises(ConfigError, match="sees images of 28 pixels, received image_size=224"):
+    with pytest.raises(ConfigError, match="sees images of 28 pixels, got image_size=224"):
         load_teacher("fashion-mnist-cnn")
     with pytest.raises(ConfigError, match="leave them out"):
         load_teacher("fashion-mnist-cnn", weights="some.pth", image_size=28)
-    with pytest.raises(ConfigError, match="found a tokenizer or generator"):
+    with pytest.raises(ConfigError, match="got a tokenizer or generator"):
         load_teacher("fashion-mnist-semanticist", image_size=28)
 
 

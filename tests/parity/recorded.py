@@ -72,7 +72,7 @@ class Case:
     def stated(self, name: str, word: str) -> float:
         """The number after `word` in what case.json says of a tensor."""
         found = re.search(rf"{word}\D{{0,3}}([\d.]*\d)", self._meanings[name])
-        assert found, f"{self.name}: expected {word!r} and a number, found {self._meanings[name]!r}"
+        assert found, f"{self.name}: expected {word!r} and a number, got {self._meanings[name]!r}"
         return float(found[1])
 
     def check(self, name: str, actual: Any, rows: Any = ...) -> None:
@@ -109,7 +109,7 @@ def find_cases(roots: Sequence[Path], families: Mapping[str, str]) -> list[Case]
     for root in roots:
         found = [Case(path.parent, families) for path in sorted(root.rglob("case.json"))]
         if not found:
-            raise pytest.UsageError(f"--parity-root {root}: expected folders with a case.json, found none")
+            raise pytest.UsageError(f"--parity-root {root}: expected folders with a case.json, got none")
         for case in found:
             twins = cases.setdefault(case.name, [])
             if not any(case.same_as(twin) for twin in twins):

@@ -452,7 +452,7 @@ def run_ema_checkpoint(case: Case) -> None:
 
 @runs("lr_schedule")
 def run_lr_schedule(case: Case) -> None:
-    from tok1d.config import OptimConfig
+    from tok1d.config.recipe import OptimConfig
     from tok1d.train.optim import learning_rate
 
     config = case.config
@@ -477,7 +477,7 @@ def run_cache_loader(case: Case) -> None:
 
     from tok1d.data.token_writer import TokenWriter
     from tok1d.data.tokens import Layout, TokenCache
-    from tok1d.train.cache import released
+    from tok1d.train.rows import released
 
     slots, config = case.io["slots"], case.config
     layout, meta, size = Layout(*slots.shape[1:], "float32", 8), {"views": config["num_augs"]}, config["batch_size"]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tok1d.config import OptimConfig, build_model_config
+from tok1d.config.recipe import OptimConfig
+from tok1d.config.registry import build_model_config
 from tok1d.errors import ConfigError, InputError, WeightsError
 from tok1d.losses.hog import hog
 from tok1d.tokenizers.auxiliary import AuxiliaryDecoder
@@ -122,7 +123,7 @@ def test_captions_must_be_there(images: Tensor) -> None:
 
 def test_a_teacher_of_another_width_is_told(images: Tensor) -> None:
     model = tokenizer(auxiliary=[{**TEACHER, "dim": 6}]).train()
-    with pytest.raises(ConfigError, match="features of width 5, set dim to that, received 6"):
+    with pytest.raises(ConfigError, match="features of width 5, set dim to that, got 6"):
         model.losses((images,), 0.0)
 
 

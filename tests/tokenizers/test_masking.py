@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tok1d.config import build_config
+from tok1d.config.fields import build_config
 from tok1d.errors import ConfigError
 from tok1d.tokenizers.masking import SPREAD, MaskConfig, draw_mask, draw_ratios
 
@@ -58,5 +58,5 @@ def test_a_range_of_one_share(distribution: str) -> None:
 
 
 def test_an_empty_range_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"^low: expected at most high=0\.2, received 0\.4$"):
+    with pytest.raises(ConfigError, match=r"^low: expected at most high=0\.2, got 0\.4$"):
         build_config(MaskConfig, {"high": 0.2})

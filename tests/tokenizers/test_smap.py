@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import build_model_config
+from tok1d.config.registry import build_model_config
 from tok1d.errors import ConfigError, InputError
 from tok1d.tokenizers.smap import SMAP, SMAPConfig
 from tok1d.tokenizers.tail_drop import TailDropConfig, draw_tail
-from tok1d.train.draws import seed_of
+from tok1d.train.rng import seed_of
 from tok1d.zoo.store import build_model
 
 SMALL = {"patch": 4, "dim": 16, "depth": 2, "heads": 2}
@@ -278,8 +278,8 @@ def test_decoding_rejects_what_it_cannot_do(tokens: Any, cond: Tensor, options: 
     [
         ({"decoder": {"patch": 5}}, "model.decoder.patch: 5 does not divide image_size 16"),
         ({"bottleneck": {"name": "softvq"}}, "model.bottleneck.num_codebooks: 4 does not divide 6 tokens"),
-        ({"tail_drop": {"group": 4}}, "model.tail_drop.group: expected a divisor of num_tokens=6, received 4"),
-        ({"tail_drop": {"min_keep": 7}}, "model.tail_drop.min_keep: expected at most num_tokens=6, received 7"),
+        ({"tail_drop": {"group": 4}}, "model.tail_drop.group: expected a divisor of num_tokens=6, got 4"),
+        ({"tail_drop": {"min_keep": 7}}, "model.tail_drop.min_keep: expected at most num_tokens=6, got 7"),
         ({"tail_drop": {"full_prob": 0.6, "zero_prob": 0.5}}, "model.tail_drop.zero_prob: expected at most 1 together"),
         ({"use_condition": False, "label_dropout": 0.1}, "model.label_dropout: use_condition=false has no label"),
     ],

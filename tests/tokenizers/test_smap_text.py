@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import build_model_config
+from tok1d.config.registry import build_model_config
 from tok1d.errors import ConfigError, InputError
 from tok1d.tokenizers.condition import TextCondition
 from tok1d.tokenizers.smap import SMAP

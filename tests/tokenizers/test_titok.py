@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tok1d.config import build_model_config
+from tok1d.config.registry import build_model_config
 from tok1d.errors import ConfigError, InputError
 from tok1d.tokenizers.titok import TiTok
 from tok1d.zoo.compat.titok import LegacyTiTok, PixelBlock, PixelLevel, legacy_order
@@ -215,7 +215,7 @@ def test_images_and_ids_are_checked(make: Any) -> None:
         ("titok", {"encoder": {"heads": 5}}, "model.encoder.heads: 5 does not divide dim 768"),
         ("titok", {"num_tokens": 6, "bottleneck": {"name": "softvq"}}, "model.bottleneck.num_codebooks: 4 does not"),
         ("titok", {"encoder": {"size": "huge"}}, "model.encoder.size: expected base or large or small"),
-        ("titok_legacy", {"pixels": {"width": 48}}, "model.pixels.width: expected a multiple of 32, received 48"),
+        ("titok_legacy", {"pixels": {"width": 48}}, "model.pixels.width: expected a multiple of 32, got 48"),
         ("titok_legacy", {"pixels": {"mult": []}}, "model.pixels.mult: expected at least one level"),
         ("titok_legacy", {"bottleneck": {"name": "kl"}}, "model.bottleneck.name: expected vq"),
     ],

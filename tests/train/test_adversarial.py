@@ -7,19 +7,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import Recipe, load_recipe
+from tok1d.config.load import load_recipe
+from tok1d.config.recipe import Recipe
+from tok1d.cost.forecast import forecast, table
 from tok1d.errors import ConfigError, WeightsError
 from tok1d.losses.adversarial import AdversarialLoss
-from tok1d.losses.discriminator import PatchDiscriminator, build_discriminator
+from tok1d.losses.discriminator import PatchDiscriminator
 from tok1d.losses.perceptual import PerceptualConfig, PerceptualLoss
 from tok1d.train import adversarial, checkpoint
 from tok1d.train.adversarial import build_players, discriminator_optim, keep_discriminator, tokenizer_losses
-from tok1d.train.forecast import forecast, table
 from tok1d.train.loop import fit
 from tok1d.train.players import Moment
 from tok1d.train.task import Task
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
+from tok1d.zoo.pretrained.discriminator import build_discriminator
 
 SMALL = (
     "data.image_size=16",
@@ -188,7 +190,7 @@ def test_a_run_with_a_discriminator_resumes_as_if_unbroken(tmp_path: Path) -> No
 
 def test_lpips_without_weights_is_refused_before_the_training() -> None:
     settings = recipe("perceptual.weight=1.0", "perceptual.heads=nowhere.pth")
-    with pytest.raises(WeightsError, match="LPIPS: expected its linear heads, found no file nowhere") as error:
+    with pytest.raises(WeightsError, match="LPIPS: expected its linear heads, got no file nowhere") as error:
         build_players(settings, model(settings))
     assert "\n" not in str(error.value)
 

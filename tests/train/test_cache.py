@@ -14,18 +14,23 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-from tok1d import cli
-from tok1d.config import Recipe, load_recipe
-from tok1d.data.images import ArrayImages, FolderImages
+from tok1d.cli import app as cli
+from tok1d.config.load import load_recipe
+from tok1d.config.recipe import Recipe
+from tok1d.data.folder import FolderImages
+from tok1d.data.images import ArrayImages
 from tok1d.data.order import uniforms
 from tok1d.data.tokens import Layout, TokenCache
 from tok1d.data.transforms import NUM_VIEWS, Transform, centercrop_views, tencrop_views, to_tensor
 from tok1d.errors import ConfigError, DataError
-from tok1d.train.cache import encode_batch, encode_images, every_image, forecast, parse_part, released, with_views
+from tok1d.inference.cache import encode_batch, encode_images, forecast, parse_part, with_views
+from tok1d.train.images import open_split
+from tok1d.train.rows import every_image, released
 from tok1d.train.task import Task
-from tok1d.train.tasks import build_task, open_split
+from tok1d.train.tasks import build_task
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
+from tok1d.zoo.weights import fingerprint
 
 Tiny = Callable[..., str]
 SIZE, LENGTH, DIM = 40, 3, 5
@@ -153,7 +158,7 @@ def test_tokens_are_encoded_in_float32_whatever_autocast_is_on() -> None:
 def test_a_part_is_named_by_two_numbers() -> None:
     assert parse_part("0/1") == (0, 1) and parse_part("3/16") == (3, 16)
     for text in ("", "4", "4/4", "-1/4", "1/0", "a/b", "1/2/3"):
-        with pytest.raises(ConfigError, match=r"^--shard: expected I/N with I in 0\.\.N-1, such as 0/4, received"):
+        with pytest.raises(ConfigError, match=r"^--shard: expected I/N with I in 0\.\.N-1, such as 0/4, got"):
             parse_part(text)
 
 
@@ -304,7 +309,7 @@ def test_a_tokenizer_of_other_heads_has_other_tokens(tmp_path: Path, fashion: No
         torch.manual_seed(0)
         store.save_model(store.build_model(recipe.model), tmp_path / f"heads{heads}", Card())
     two, four = (store.load(tmp_path / f"heads{heads}") for heads in (2, 4))
-    assert store.fingerprint(two) == store.fingerprint(four)
+    assert fingerprint(two) == fingerprint(four)
     assert store.model_identity(two) != store.model_identity(four)
     path = tiny("generator", tokenizer=tmp_path / "heads2")
     build_task(load_recipe(path, [f"cache={tmp_path / 'cache'}", f"out={tmp_path / 'run'}"]))

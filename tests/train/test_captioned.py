@@ -11,14 +11,16 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from tok1d.config import ANY_SIZE, Recipe, load_recipe
+from tok1d.config.load import load_recipe
+from tok1d.config.recipe import ANY_SIZE, Recipe
+from tok1d.cost.forecast import forecast, meta_batch, table
 from tok1d.errors import ConfigError, DataError
-from tok1d.text import CaptionWords
 from tok1d.train import run
-from tok1d.train.forecast import forecast, meta_batch, table
+from tok1d.train.images import open_split
 from tok1d.train.loop import fit
-from tok1d.train.tasks import build_task, open_split
+from tok1d.train.tasks import build_task
 from tok1d.zoo import store
+from tok1d.zoo.pretrained.text import CaptionWords
 
 Tiny = Callable[..., str]
 TEXT = "model.auxiliary=[{target: hog, cell: 4, depth: 1}, {target: text, dim: 64, depth: 1, tokenizer: %s}]"
@@ -117,11 +119,11 @@ def test_a_run_on_folders_with_both_ends_and_loads(tiny: Tiny, tmp_path: Path, b
     ("overrides", "message"),
     [
         (["model.auxiliary=[{target: text, dim: 9}]"], r"^data\.captions: .*text learns from captions; expected"),
-        (["data.captions=files"], r"^data\.captions: name=fashion_mnist takes labels, received files$"),
+        (["data.captions=files"], r"^data\.captions: name=fashion_mnist takes labels, got files$"),
         (["data.name=folder", "data.root=x", "data.captions=labels"], r"^data\.captions: name=folder takes files or "),
         (["data.image_sizes=[32, 36]"], r"^data\.image_sizes: .* multiples of model\.encoder\.patch=8, rec.* 36$"),
         (["model.decoder.patch=16", "data.image_sizes=[32, 40]"], r"multiples of model\.decoder\.patch=16, .*40$"),
-        (["data.image_sizes=[0]"], r"^data\.image_sizes\[0\]: expected int >= 1, received 0$"),
+        (["data.image_sizes=[0]"], r"^data\.image_sizes\[0\]: expected int >= 1, got 0$"),
         (["data.pad=5", "data.image_sizes=[8, 32]"], r"^data\.pad: expected less than half of image_size=8, rec.* 5$"),
     ],
 )

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from tok1d.config import load_recipe
-from tok1d.evaluate.report import read_records
+from tok1d.config.load import load_recipe
 from tok1d.train import run
 from tok1d.train.log import read_log
+from tok1d.zoo.record import read_records
 
 Tiny = Callable[..., str]
 

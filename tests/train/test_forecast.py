@@ -11,11 +11,11 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from tok1d.cli import run as run_cli
-from tok1d.config import load_recipe
+from tok1d.cli.app import run as run_cli
+from tok1d.config.load import load_recipe
+from tok1d.cost.forecast import DEVICES, forecast, meta_batch, table
+from tok1d.cost.measure import AUTOENCODERS, Measured, autoencoder_cost, measure, use_stand_ins
 from tok1d.nn.attention import Attention
-from tok1d.train.forecast import DEVICES, forecast, meta_batch, table
-from tok1d.train.forecast_measure import AUTOENCODERS, Measured, autoencoder_cost, measure, use_stand_ins
 from tok1d.zoo import store
 
 IN, HIDDEN, OUT, LENGTH = 8, 24, 4, 10

@@ -12,7 +12,7 @@ from tok1d.bottleneck.normalised import Normalised
 from tok1d.bottleneck.plain import Plain
 from tok1d.bottleneck.softvq import SoftVQ
 from tok1d.bottleneck.vq import VQ, entropy_loss
-from tok1d.config import load_recipe
+from tok1d.config.load import load_recipe
 from tok1d.diffusion.ddpm import Chain
 from tok1d.diffusion.objective import FlowObjective, direction_loss
 from tok1d.diffusion.path import Path
@@ -24,7 +24,7 @@ from tok1d.losses.classifier import LogitsDistance
 from tok1d.losses.hog import hog
 from tok1d.losses.masked import caption_loss, masked_mse
 from tok1d.losses.perceptual import LPIPS, vgg16
-from tok1d.tokenizers.one_pass import pixel_error
+from tok1d.tokenizers.deterministic import pixel_error
 from tok1d.train.tasks import build_task
 from tok1d.zoo import store
 from tok1d.zoo.card import Card

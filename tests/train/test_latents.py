@@ -8,14 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from tok1d import cli
-from tok1d.config import Recipe, load_recipe
+from tok1d.cli import app as cli
+from tok1d.config.load import load_recipe
+from tok1d.config.recipe import Recipe
+from tok1d.cost.forecast import forecast
 from tok1d.data.tokens import TokenCache
 from tok1d.errors import ConfigError, DataError, InputError
-from tok1d.train.cache import encode_batch, sampled
-from tok1d.train.forecast import forecast
-from tok1d.train.rehearse_task import _tokens
-from tok1d.train.tasks import build_task, open_split
+from tok1d.inference.cache import encode_batch
+from tok1d.train.images import open_split
+from tok1d.train.profile_task import _tokens
+from tok1d.train.rows import sampled
+from tok1d.train.tasks import build_task
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
 
@@ -139,7 +142,7 @@ def test_a_cache_begun_without_settings_is_finished_with_them(
     store.save_model(store.build_model(load_recipe(tiny("smap")).model), tmp_path / "model", Card())
     words = ["encode", str(tmp_path / "model"), "fashion_mnist", "--out", str(tmp_path / "c"), "--rows-per-shard", "20"]
     with monkeypatch.context() as older:
-        older.setattr("tok1d.train.cache.encoder_settings", lambda tokenizer: {})
+        older.setattr("tok1d.inference.cache.encoder_settings", lambda tokenizer: {})
         assert cli.run([*words, "--shard", "0/2"]) == 0
     assert cli.run([*words, "--shard", "1/2"]) == 0
     settings = TokenCache(tmp_path / "c").about["tokenizer_settings"]

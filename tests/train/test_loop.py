@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import Recipe, TrainConfig, load_recipe
+from tok1d.config.load import load_recipe
+from tok1d.config.recipe import Recipe, TrainConfig
 from tok1d.errors import ConfigError, WeightsError
 from tok1d.evaluate.networks import CNNConfig
 from tok1d.train import checkpoint, stop
-from tok1d.train.draws import seed_of
 from tok1d.train.log import read_log
 from tok1d.train.loop import fit
 from tok1d.train.nonfinite import NonFiniteError, replay
+from tok1d.train.rng import seed_of
 from tok1d.train.task import Task
 from tok1d.train.tasks import build_task
 from tok1d.zoo import store

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from tok1d import cli
-from tok1d.config import load_recipe
+from tok1d.cli import app as cli
+from tok1d.config.load import load_recipe
 from tok1d.data.images import ArrayImages
 from tok1d.errors import WeightsError
 from tok1d.train import checkpoint

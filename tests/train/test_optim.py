@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from tok1d.config import OptimConfig
+from tok1d.config.recipe import OptimConfig
 from tok1d.train.optim import build_optimizer, learning_rate
 
 

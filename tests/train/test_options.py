@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import load_recipe
+from tok1d.config.load import load_recipe
 from tok1d.errors import ConfigError
 from tok1d.nn.attention import Attention
 from tok1d.nn.block import Block, Mlp
@@ -127,7 +127,7 @@ def test_frozen_and_nested_blocks_are_left_alone() -> None:
 
 
 def test_without_a_compiler_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options, "no_compiler", lambda: "torch.compile needs a C++ compiler on a CPU, found none")
+    monkeypatch.setattr(options, "no_compiler", lambda: "torch.compile needs a C++ compiler on a CPU, got none")
     with pytest.raises(ConfigError, match=r"^train\.compile: torch\.compile needs a C\+\+ compiler"):
         apply_options(Small(), checkpoint_activations=False, compile=True)
 

@@ -15,18 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tok1d.config import Recipe, TrainConfig
+from tok1d.config.recipe import Recipe, TrainConfig
 from tok1d.errors import WeightsError
 from tok1d.evaluate.networks import CNNConfig
 from tok1d.losses.adversarial import AdversarialConfig, AdversarialLoss
 from tok1d.losses.discriminator import PatchDiscriminator
-from tok1d.train.draws import seed_of
 from tok1d.train.ema import EMA
 from tok1d.train.log import read_log
 from tok1d.train.loop import fit
 from tok1d.train.nonfinite import NonFiniteError, replay
 from tok1d.train.optim import learning_rate
 from tok1d.train.players import Moment, Player
+from tok1d.train.rng import seed_of
 from tok1d.train.task import Task
 
 TIMED = ("seconds", "images_per_second", "loader_wait", "tflops")

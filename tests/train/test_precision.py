@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tok1d import cli
-from tok1d.config import Recipe, TrainConfig
+from tok1d.cli import app as cli
+from tok1d.config.recipe import Recipe, TrainConfig
 from tok1d.errors import ConfigError
 from tok1d.evaluate.networks import CNNConfig
 from tok1d.losses.adversarial import adaptive_weight

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tok1d.config import load_recipe
+from tok1d.config.load import load_recipe
 from tok1d.train import draws, run
-from tok1d.train.draws import seeded
 from tok1d.train.log import read_log
+from tok1d.train.rng import seeded
 from tok1d.train.tasks import build_task
 from tok1d.zoo import store
 from tok1d.zoo.card import Card

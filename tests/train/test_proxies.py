@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import Recipe, TrainConfig, load_recipe
+from tok1d.config.load import load_recipe
+from tok1d.config.recipe import Recipe, TrainConfig
 from tok1d.errors import ConfigError
 from tok1d.evaluate.networks import CNNConfig
 from tok1d.evaluate.probe import linear_probe

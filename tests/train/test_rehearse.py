@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from tok1d.cli import run as run_cli
-from tok1d.config import load_recipe
+from tok1d.cli.app import run as run_cli
+from tok1d.config.load import load_recipe
+from tok1d.cost.loss_networks import judges
 from tok1d.data import fashion_mnist, folder, records
 from tok1d.errors import ConfigError, DataError
 from tok1d.train import rehearse as rehearsing
 from tok1d.train import run
-from tok1d.train.forecast_judges import judges
-from tok1d.train.rehearse import WARMUP, Phase, phases, rehearse, rows
-from tok1d.train.rehearse_task import rehearsal, untrained
+from tok1d.train.profile import WARMUP, Phase, phases, rehearse, rows
+from tok1d.train.profile_task import rehearsal, untrained
 from tok1d.zoo import store
+from tok1d.zoo.weights import fingerprint
 
 Tiny = Callable[..., str]
 GAME = (
@@ -109,7 +110,7 @@ def test_nothing_is_written_and_training_is_the_same_after_it(
         if first:
             rehearse(recipe, 1)
         out = run.train(recipe, quiet=True)
-        prints.append(store.fingerprint(store.load(str(out / "model"))))
+        prints.append(fingerprint(store.load(str(out / "model"))))
     assert prints[0] == prints[1]
 
 

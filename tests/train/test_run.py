@@ -17,13 +17,17 @@ import pytest
 import torch
 from PIL import Image
 
-from tok1d.config import Recipe, load_recipe
+from tok1d.config.load import load_recipe
+from tok1d.config.recipe import Recipe
 from tok1d.errors import ConfigError, DataError, WeightsError
+from tok1d.inference.cache import encode_images
 from tok1d.train import run
+from tok1d.train.images import open_split
 from tok1d.train.log import read_log
-from tok1d.train.tasks import build_task, encode_images, open_split
+from tok1d.train.tasks import build_task
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
+from tok1d.zoo.weights import fingerprint
 
 Tiny = Callable[..., str]
 
@@ -159,20 +163,20 @@ def test_steps_that_a_decoder_cannot_take_are_told_before_the_training(
     monkeypatch.setattr(run, "fit", lambda *_, **__: pytest.fail("trained"))
     for steps in (1, 1001):
         wanted = recipe(tiny, tmp_path / "run", "model.objective=ddpm", f"evaluate.steps={steps}")
-        with pytest.raises(ConfigError, match=rf"^evaluate\.steps: .* 2 to 1000 steps, received {steps}$"):
+        with pytest.raises(ConfigError, match=rf"^evaluate\.steps: .* 2 to 1000 steps, got {steps}$"):
             run.train(wanted, quiet=True)
     tokenizer = store.build_model(recipe(tiny, tmp_path / "x", "model.objective=ddpm").model)
     store.save_model(tokenizer, tmp_path / "tokenizer", Card())
     wanted = load_recipe(
         tiny("generator", tokenizer=tmp_path / "tokenizer"), [f"out={tmp_path / 'g'}", "evaluate.steps=1"]
     )
-    with pytest.raises(ConfigError, match=r"^evaluate\.steps: .* received 1$"):
+    with pytest.raises(ConfigError, match=r"^evaluate\.steps: .* got 1$"):
         run.train(wanted, quiet=True)
 
 
 def test_keep_above_the_length_is_told_before_the_training(tiny: Tiny, tmp_path: Path, fashion: None) -> None:
     wanted = recipe(tiny, tmp_path / "run", "evaluate.keep=[1,5]")
-    with pytest.raises(ConfigError, match=r"^evaluate\.keep: expected numbers up to 4, .* received 5$"):
+    with pytest.raises(ConfigError, match=r"^evaluate\.keep: expected numbers up to 4, .* got 5$"):
         run.train(wanted, quiet=True)
     assert not (tmp_path / "run" / "log.jsonl").exists()
 
@@ -185,14 +189,14 @@ def test_a_generator_takes_only_its_tokenizer_s_tokens(tiny: Tiny, tmp_path: Pat
     def build(*overrides: str) -> None:
         build_task(load_recipe(tiny("generator"), [*settings, *overrides]))
 
-    with pytest.raises(ConfigError, match=r"^model\.num_tokens: expected 4 as the tokenizer makes them, received 3"):
+    with pytest.raises(ConfigError, match=r"^model\.num_tokens: expected 4 as the tokenizer makes them, got 3"):
         build("num_tokens=null")
-    with pytest.raises(ConfigError, match=r"^model\.token_dim: expected 4 .* received 5"):
+    with pytest.raises(ConfigError, match=r"^model\.token_dim: expected 4 .* got 5"):
         build("model.token_dim=5")
-    with pytest.raises(ConfigError, match=r"^num_tokens: expected 1\.\.4 .* received 6"):
+    with pytest.raises(ConfigError, match=r"^num_tokens: expected 1\.\.4 .* got 6"):
         build("num_tokens=6", "model.num_tokens=6")
     build()  # writes the cache of three tokens
-    with pytest.raises(ConfigError, match=r"^model\.num_classes: the data have 10 classes, received 7"):
+    with pytest.raises(ConfigError, match=r"^model\.num_classes: the data have 10 classes, got 7"):
         build("model.num_classes=7")
     with pytest.raises(DataError, match="holds 3 tokens an image, 4 are needed"):
         build("num_tokens=4", "model.num_tokens=4")
@@ -213,9 +217,9 @@ def test_a_generator_takes_only_its_tokenizer_s_tokens(tiny: Tiny, tmp_path: Pat
     [
         ("maetok", "evaluate.keep=[1,4]", r"evaluate\.keep: these tokens have no order, expected \[\] or \[4\], .* 1"),
         ("maetok", "evaluate.guidance=2", r"evaluate\.guidance: this decoder paints in one pass, expected 1, .* 2"),
-        ("sit", "evaluate.keep=[2]", r"evaluate\.keep: these tokens have no order, expected \[\] or \[4\], received 2"),
+        ("sit", "evaluate.keep=[2]", r"evaluate\.keep: these tokens have no order, expected \[\] or \[4\], got 2"),
         ("sit", "model.class_dropout=0", r"evaluate\.guidance: .* trained without class_dropout, expected 1, .* 1\.5"),
-        ("sit", "model.num_classes=0", r"evaluate\.guidance: samples without classes .*, expected 1, received 1\.5"),
+        ("sit", "model.num_classes=0", r"evaluate\.guidance: samples without classes .*, expected 1, got 1\.5"),
         ("sit", "evaluate.unconditional=true", r"evaluate\.guidance: samples without classes .*, expected 1, .* 1\.5"),
         ("sit", "evaluate.guidance_interval=[0.5,0.2]", r"evaluate\.guidance_interval: expected two growing times .*"),
         (
@@ -241,7 +245,7 @@ def test_what_an_evaluation_cannot_do_is_told_before_the_training(
 def test_a_model_without_a_null_class_does_not_draw_without_classes(tiny: Tiny, tmp_path: Path, fashion: None) -> None:
     store.save_model(store.build_model(load_recipe(tiny("maetok")).model), tmp_path / "tokenizer", Card())
     settings = ["model.class_dropout=0", "evaluate.unconditional=true", f"tokenizer={tmp_path / 'tokenizer'}"]
-    with pytest.raises(ConfigError, match=r"^evaluate\.unconditional: needs a null class.*received 0$"):
+    with pytest.raises(ConfigError, match=r"^evaluate\.unconditional: needs a null class.*got 0$"):
         run.train(load_recipe(tiny("sit"), [*settings, f"out={tmp_path / 'run'}"]), quiet=True)
     with pytest.raises(ConfigError, match=r"^evaluate\.unconditional: only generators read it"):
         load_recipe(tiny("maetok"), ["evaluate.unconditional=true"])
@@ -297,7 +301,7 @@ def test_stage_two_starts_from_stage_one(tiny: Tiny, tmp_path: Path, fashion: No
     (tmp_path / "elsewhere").rename(tmp_path / "first")
     run.train(wanted, quiet=True)
     model = store.load(tmp_path / "run" / "model")
-    assert model.card.trained["init_from"] == f"{tmp_path / 'first'}@{store.fingerprint(first)}"
+    assert model.card.trained["init_from"] == f"{tmp_path / 'first'}@{fingerprint(first)}"
     assert not [name for name in model.state_dict() if name.startswith("auxiliary")]
     for name, value in model.state_dict().items():
         same = torch.equal(value, first.state_dict()[name])
@@ -337,7 +341,7 @@ def test_the_cache_holds_what_the_tokenizer_says(tiny: Tiny, tmp_path: Path, fas
     tokens, labels = cache.batch(range(64))
     torch.testing.assert_close(tokens, expected)
     assert torch.equal(labels, images.batch(range(64))[1]) and cache.meta["num_classes"] == 10
-    cache.check(tokenizer_fingerprint=store.fingerprint(tokenizer), data_fingerprint=images.fingerprint())
+    cache.check(tokenizer_fingerprint=fingerprint(tokenizer), data_fingerprint=images.fingerprint())
 
 
 def test_an_installed_copy_inside_another_checkout_names_its_version(

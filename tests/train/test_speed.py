@@ -10,17 +10,19 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tok1d.config import Recipe, load_recipe
+from tok1d.config.load import load_recipe
+from tok1d.config.recipe import Recipe
+from tok1d.cost import flops as counting
+from tok1d.cost.flops import StepFlops, step_flops, step_flops_or_none
+from tok1d.cost.peaks import PEAKS, known_peak, peak_of
 from tok1d.tokenizers.tail_drop import TailDropConfig, draw_tail, mean_kept
-from tok1d.train import flops as counting
 from tok1d.train import run
-from tok1d.train.flops import StepFlops, step_flops, step_flops_or_none
 from tok1d.train.log import read_log
 from tok1d.train.loop import begin
-from tok1d.train.peaks import PEAKS, known_peak, peak_of
-from tok1d.train.rehearse_task import rehearsal
+from tok1d.train.profile_task import rehearsal
 from tok1d.train.speed import Meter, utilisation
 from tok1d.zoo import store
+from tok1d.zoo.weights import fingerprint
 
 Tiny = Callable[..., str]
 CPU = torch.device("cpu")
@@ -177,5 +179,5 @@ def test_a_run_logs_its_utilisation_where_the_peak_is_known(train: Callable[...,
     for entry in read_log(told / "log.jsonl"):
         assert entry["mfu"] == pytest.approx(entry["tflops"] / 0.5, abs=1e-4)
         assert entry["tflops"] == pytest.approx(flops * entry["images_per_second"] / 8 / 1e12, rel=2e-3)
-    same = [store.fingerprint(store.load(str(out / "model"))) for out in (plain, told)]
+    same = [fingerprint(store.load(str(out / "model"))) for out in (plain, told)]
     assert same[0] == same[1], "what is logged changes no weights"

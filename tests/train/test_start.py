@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from tok1d.config import load_recipe
+from tok1d.config.load import load_recipe
 from tok1d.errors import ConfigError, WeightsError
-from tok1d.train.start import init_from
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
+from tok1d.zoo.transfer import init_from
+from tok1d.zoo.weights import fingerprint
 
 Tiny = Callable[..., str]
 
@@ -43,7 +44,7 @@ def changed(first: Any, second: Any) -> set[str]:
 @pytest.mark.parametrize("kind", ["tokenizer", "maetok", "smap", "titok", "generator", "sit", "classifier"])
 def test_equal_models_take_over_everything_and_tell_nothing(pair: Any, kind: str, capsys: Any) -> None:
     first, second, told = pair(kind)
-    assert store.fingerprint(first) == store.fingerprint(second) and told == [] and not capsys.readouterr().err
+    assert fingerprint(first) == fingerprint(second) and told == [] and not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["generator", "sit", "smap"])

@@ -11,21 +11,24 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tok1d import cli
-from tok1d.config import Recipe, load_recipe, to_yaml
+from tok1d.cli import app as cli
+from tok1d.config.load import load_recipe, to_yaml
+from tok1d.config.recipe import Recipe
+from tok1d.cost.forecast import forecast, meta_batch
 from tok1d.data.fashion_mnist import TEMPLATES
 from tok1d.data.subset import subset
 from tok1d.data.tokens import TokenCache
 from tok1d.errors import ConfigError, DataError, InputError
 from tok1d.evaluate.generation import evaluate_generation
-from tok1d.evaluate.labels import Told
-from tok1d.text import CaptionEmbeddings
+from tok1d.inference.labels import ConditionedImages
 from tok1d.train import run
-from tok1d.train.forecast import forecast, meta_batch
+from tok1d.train.images import open_split
 from tok1d.train.loop import fit
-from tok1d.train.tasks import build_task, open_split
+from tok1d.train.tasks import build_task
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
+from tok1d.zoo.pretrained.text import CaptionEmbeddings
+from tok1d.zoo.weights import read_weights
 
 Tiny = Callable[..., str]
 CAPTIONED = "data.captions=labels"
@@ -90,7 +93,7 @@ def test_from_captions_to_pictures(
     for name in ("smap", "card"):
         config = json.loads((tmp_path / name / "model" / "config.json").read_text())
         assert config["model"]["condition"]["encoder"] in told
-        weights = store.read_weights(tmp_path / name / "model" / "model.safetensors")
+        weights = read_weights(tmp_path / name / "model" / "model.safetensors")
         assert not any("text_model" in key for key in weights), "the text encoder is no part of the weights"
     (tmp_path / "two.txt").write_text("a photo of a boot\n\na dress\n")
 
@@ -166,7 +169,7 @@ def test_generators_learn_tokens_with_their_captions(pair: Any, tmp_path: Path, 
     tokenizer, wanted = pair(generator, f"cache={cache}", "data.flip=false")
     task = build_task(wanted)
     images = open_split(wanted, "train")
-    x, labels, cond = Told(tokenizer, images).batch(range(64))
+    x, labels, cond = ConditionedImages(tokenizer, images).batch(range(64))
     assert cond is not None and len({tuple(row.flatten().tolist()) for row in cond}) == len(set(images.captions)) > 10
     every, expected = tokenizer.encode(x, cond), labels if generator == "free" else cond
     for step in range(3):
@@ -285,7 +288,7 @@ def test_images_without_captions_have_none(
     (tmp_path / "photos" / "1.txt").write_text("a photo of a dress")
     text, (without, captioned) = painted("true")
     assert "label given to encoder and decoder: true" in text and without == first != captioned
-    images = Told(model, open_split(load_recipe(tiny("smap")), "test"))
+    images = ConditionedImages(model, open_split(load_recipe(tiny("smap")), "test"))
     assert images.used == "null" and images.batch([0])[2] is None
 
 

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from accelerate.tracking import GeneralTracker
 
-from tok1d.config import load_recipe
+from tok1d.config.load import load_recipe
 from tok1d.errors import ConfigError
 from tok1d.train import run, trackers
 from tok1d.train.log import read_log
 from tok1d.zoo import store
+from tok1d.zoo.weights import fingerprint
 
 Tiny = Callable[..., str]
 
@@ -70,11 +71,11 @@ def test_a_tracker_that_fails_stops_no_run(
     out = train(tiny, tmp_path / "run", "train.tracker=wandb")
     assert [entry["step"] for entry in notebook.told] == [2] and len(read_log(out / "log.jsonl")) == 3
     assert capsys.readouterr().err.count("train.tracker: wandb failed (the disk is full)") == 1
-    assert store.fingerprint(store.load(str(out / "model"))) == plain
+    assert fingerprint(store.load(str(out / "model"))) == plain
 
 
 def trained(tiny: Tiny, out: Path) -> str:
-    return store.fingerprint(store.load(str(train(tiny, out) / "model")))
+    return fingerprint(store.load(str(train(tiny, out) / "model")))
 
 
 def test_a_missing_package_is_told_before_the_training(

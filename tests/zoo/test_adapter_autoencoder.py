@@ -119,7 +119,7 @@ def test_mars_file_is_read_in_both_forms(tiny: Any, tmp_path: Path) -> None:
         ),
         (lambda state: state.pop("encoder.conv_in.weight"), 2, "not a whole KL autoencoder"),
         (lambda state: state.update(other=torch.zeros(1)), 2, "1 names such as other"),
-        (lambda state: state.clear() or state.update({"loss.x": torch.zeros(1)}), 2, "found no weights"),
+        (lambda state: state.clear() or state.update({"loss.x": torch.zeros(1)}), 2, "got no weights"),
         (lambda state: None, 32, "32 groups of a norm do not divide"),
     ],
     ids=["missing", "no input", "unexpected", "nothing", "groups"],

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tok1d.config import build_model_config
+from tok1d.config.registry import build_model_config
 from tok1d.errors import WeightsError
 from tok1d.tokenizers.maetok import MAETok
 from tok1d.zoo import store
@@ -117,7 +117,7 @@ def test_wrappers_of_names_are_stripped(tmp_path: Path) -> None:
         ({"heads": 2}, {"quant_conv.weight": None}, "quant_conv.weight"),
         ({"heads": 2}, {"encoder.model.patch_embed.proj.weight": None}, "convolutional ones are not supported"),
         ({"heads": 2, "to_pixel": "siren"}, {}, "to_pixel=siren paints no images"),
-        ({"heads": 2, "rope_theta": "ten"}, {}, 'rope_theta: expected a number, found "ten"'),
+        ({"heads": 2, "rope_theta": "ten"}, {}, 'rope_theta: expected a number, got "ten"'),
         ({"heads": 2, "base_image_size": [32, 32]}, {}, "base_image_size: expected a number"),
     ],
 )

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tok1d import cli
+from tok1d.cli import app as cli
 from tok1d.errors import WeightsError
 from tok1d.generators.autoregressive import EpsilonLlamaGen, EpsilonLlamaGenConfig
 from tok1d.generators.head import HeadConfig
@@ -231,7 +231,7 @@ def test_a_converted_generator_knows_its_tokenizer(tmp_path: Path, capsys: pytes
     capsys.readouterr()
     refused = [str(tmp_path / "other") if word == str(tmp_path / "ar") else word for word in command]
     for name, message in {
-        "fashion-mnist-maetok": "num_tokens: these tokens have no order, expected all 16, received 8",
+        "fashion-mnist-maetok": "num_tokens: these tokens have no order, expected all 16, got 8",
         "fashion-mnist-sit": "--tokenizer: expected a tokenizer, fashion-mnist-sit is the model sit",
     }.items():
         assert cli.run([*refused, "--tokenizer", name]) == 2

@@ -166,7 +166,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         convert_sit(save({**sit, "pos_embed": sit["pos_embed"] + 0.1}), heads=3)
     with pytest.raises(WeightsError, match=r"blocks\.1\.attn\.proj\.bias"):
         convert_sit(save({k: v for k, v in sit.items() if k != "blocks.1.attn.proj.bias"}), heads=3, mean=0, std=1)
-    with pytest.raises(WeightsError, match=r"expected patches of 1, found \(2, 2\)"):
+    with pytest.raises(WeightsError, match=r"expected patches of 1, got \(2, 2\)"):
         convert_sit(save({**sit, "x_embedder.proj.weight": torch.zeros(12, 3, 2, 2)}), heads=3)
     with pytest.raises(WeightsError, match=r"expected a config\.json with vq_mean"):
         convert_sit(save(sit), heads=3, tokenizer=str(tmp_path))

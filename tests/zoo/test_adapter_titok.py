@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tok1d.config import build_model_config
+from tok1d.config.registry import build_model_config
 from tok1d.errors import WeightsError
 from tok1d.zoo import store
 from tok1d.zoo.adapters.titok import KEYS, LEGACY_KEYS, convert_titok, from_published, to_published
@@ -184,7 +184,7 @@ def pixel_layout() -> dict[str, tuple[int, ...]]:
 def test_released_layouts_are_those_of_the_recipes(
     recipe: str, sides: Any, tokens: int, legacy: bool, entries: tuple[int, int]
 ) -> None:
-    from tok1d.config import load_recipe
+    from tok1d.config.load import load_recipe
 
     (encoder, _), (decoder, _) = sides
     size, token_dim = entries
@@ -337,7 +337,7 @@ def test_the_weight_of_the_bottleneck_in_stage_one(tmp_path: Path) -> None:
 
 def test_a_broken_configuration_is_told(tmp_path: Path) -> None:
     publish(tokenizer("vq"), tmp_path)
-    for text, message in (("{", r"config\.json: not JSON"), ("[]", "expected a mapping of options, found a list")):
+    for text, message in (("{", r"config\.json: not JSON"), ("[]", "expected a mapping of options, got a list")):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(WeightsError, match=message):
             convert_titok(tmp_path, **HEADS)

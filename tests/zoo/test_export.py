@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 
-from tok1d.config import load_recipe
+from tok1d.config.load import load_recipe
 from tok1d.train import run
+from tok1d.train.export import export
 from tok1d.zoo import store
-from tok1d.zoo.export import export
+from tok1d.zoo.weights import fingerprint
 
 
 def test_auxiliary_decoders_stay_behind(tiny: Callable[..., str], tmp_path: Path, fashion: None) -> None:
@@ -22,6 +23,6 @@ def test_auxiliary_decoders_stay_behind(tiny: Callable[..., str], tmp_path: Path
     with torch.no_grad():
         assert torch.equal(given.encode(images), trained.encode(images))
         assert torch.equal(given.decode(given.encode(images)), trained.decode(trained.encode(images)))
-    assert given.card.fingerprint == store.fingerprint(given) != store.fingerprint(trained)
+    assert given.card.fingerprint == fingerprint(given) != fingerprint(trained)
     before = {record.name: record.value for record in trained.card.records}
     assert {record.name: record.value for record in given.card.records} == before and len(records) > 1

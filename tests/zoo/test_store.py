@@ -16,12 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import tok1d
-from tok1d.config import load_recipe
+from tok1d.config.load import load_recipe
 from tok1d.errors import InputError, WeightsError
-from tok1d.evaluate.report import Record
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
 from tok1d.zoo.convert import convert, parse_options
+from tok1d.zoo.record import Record
+from tok1d.zoo.weights import fingerprint
 
 Tiny = Callable[..., str]
 KINDS = {"tokenizer": "semanticist", "generator": "epsilon_llamagen", "classifier": "cnn"}
@@ -83,16 +84,16 @@ def test_a_model_comes_back(build, tmp_path: Path, kind: str, dtype: torch.dtype
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_fingerprint_tells_every_weight(build, kind: str) -> None:
     model = build(kind)
-    whole = store.fingerprint(model)
+    whole = fingerprint(model)
     assert len(whole) == 12 and int(whole, 16) >= 0
-    assert store.fingerprint(build(kind)) == whole == store.fingerprint(model.eval())
+    assert fingerprint(build(kind)) == whole == fingerprint(model.eval())
     seen = {whole}
     for value in model.state_dict().values():
         kept = value.flatten()[-1].clone()
         value.view(-1)[-1] = torch.nextafter(kept, torch.tensor(torch.inf))
-        seen.add(store.fingerprint(model))
+        seen.add(fingerprint(model))
         value.view(-1)[-1] = kept
-    assert len(seen) == 1 + len(model.state_dict()) and store.fingerprint(model) == whole
+    assert len(seen) == 1 + len(model.state_dict()) and fingerprint(model) == whole
 
 
 def test_the_fingerprint_is_a_known_value() -> None:
@@ -101,18 +102,18 @@ def test_the_fingerprint_is_a_known_value() -> None:
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0, -2.5]]))
         model.bias.fill_(0.125)
-    assert store.fingerprint(model) == "d591b926d820"
+    assert fingerprint(model) == "d591b926d820"
 
 
 def test_the_fingerprint_outlives_storage_as_float16(build, tmp_path: Path) -> None:
     model = build()
     store.save_model(model, tmp_path / "rounded", Card(), dtype=torch.float16)
-    assert store.fingerprint(store.load(tmp_path / "rounded")) != store.fingerprint(model)
+    assert fingerprint(store.load(tmp_path / "rounded")) != fingerprint(model)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.half())
     store.save_model(model, tmp_path / "exact", Card(), dtype=torch.float16)
-    assert store.fingerprint(store.load(tmp_path / "exact")) == store.fingerprint(model)
+    assert fingerprint(store.load(tmp_path / "exact")) == fingerprint(model)
 
 
 def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
@@ -272,7 +273,7 @@ def pair(build, tmp_path: Path) -> tuple[Path, Path]:
     """Folders of a generator and, beside it, the tokenizer it names."""
     tokenizer = build("tokenizer")
     store.save_model(tokenizer, tmp_path / "tokenizer", Card(generator="../generator"))
-    card = Card(tokenizer="../tokenizer", tokenizer_fingerprint=store.fingerprint(tokenizer))
+    card = Card(tokenizer="../tokenizer", tokenizer_fingerprint=fingerprint(tokenizer))
     store.save_model(build("generator"), tmp_path / "generator", card)
     return tmp_path / "generator", tmp_path / "tokenizer"
 
@@ -290,7 +291,7 @@ def test_a_pair_that_does_not_fit_is_refused_by_fingerprint(pair: tuple[Path, Pa
     other = build("tokenizer", seed=7)
     store.save_model(other, pair[1], Card())
     message = refused("trained on tokenizer", pair[0], store.load_pair)
-    assert store.fingerprint(other) in message and store.fingerprint(build("tokenizer")) in message
+    assert fingerprint(other) in message and fingerprint(build("tokenizer")) in message
     refused("is a semanticist; generate needs a generator", pair[1], store.load_pair)
     shutil.rmtree(pair[1])
     refused(r"no model '\.\./tokenizer'", pair[0], store.load_pair)

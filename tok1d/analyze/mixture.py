@@ -14,6 +14,8 @@ from torch import Tensor
 from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
 from tok1d.errors import InputError
+from tok1d.inference.cache import encode_batch, tokens_kept
+from tok1d.inference.labels import ConditionedImages
 
 Covariance = Literal["diag", "full"]
 
@@ -56,8 +58,6 @@ def collect_tokens(tokenizer: Any, images: ImageSet, *, num: int = 5000, batch_s
     Raises:
         InputError: a tokenizer that makes ids, or no images.
     """
-    from tok1d.evaluate.labels import Told
-    from tok1d.train.cache import encode_batch, tokens_kept
 
     if tokenizer.spec.dim is None:
         raise InputError("mixtures are fitted to continuous tokens, this tokenizer makes ids of a vocabulary")
@@ -65,7 +65,7 @@ def collect_tokens(tokenizer: Any, images: ImageSet, *, num: int = 5000, batch_s
     count, length = len(images), tokens_kept(tokenizer.spec, None)
     if count < 1:
         raise InputError(f"mixtures need images, got {count}")
-    parts, told = [], Told(tokenizer, images)
+    parts, told = [], ConditionedImages(tokenizer, images)
     for start in range(0, count, batch_size):
         x, _, cond = told.batch(range(start, min(start + batch_size, count)))
         parts.append(encode_batch(tokenizer, x, cond, length).cpu())

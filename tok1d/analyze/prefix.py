@@ -12,8 +12,7 @@ from torch import Tensor
 from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
 from tok1d.errors import InputError
-from tok1d.evaluate.reconstruction import prefix_lengths
-from tok1d.tokenizers.prefix import prefix_mask
+from tok1d.tokenizers.prefix import prefix_lengths, prefix_mask
 
 if TYPE_CHECKING:
     from PIL.Image import Image

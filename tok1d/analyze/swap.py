@@ -16,8 +16,9 @@ from tok1d.data.order import permutation
 from tok1d.data.subset import subset
 from tok1d.data.transforms import without_border
 from tok1d.errors import InputError
-from tok1d.evaluate.labels import label_used
 from tok1d.evaluate.networks import CNN
+from tok1d.inference.labels import label_used
+from tok1d.pictures import grid
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -179,7 +180,6 @@ def swap_picture(
     Raises:
         InputError: as `swap`.
     """
-    from tok1d.pictures import grid
 
     check_swap(tokenizer, images)
     num = min(num_images, len(images))

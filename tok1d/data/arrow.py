@@ -91,7 +91,7 @@ class ArrowImages(DecodedImages):
         told = data[captions] if captions is not None else None
         texts = ["" if told is None or told[row] is None else told[row] for row in self._rows]
         if (odd := next((text for text in texts if not isinstance(text, str)), None)) is not None:
-            raise DataError(f"{root}: data.captions: column {captions} expected one text a row, found {str(odd)[:60]}")
+            raise DataError(f"{root}: data.captions: column {captions} expected one text a row, got {str(odd)[:60]}")
         super().__init__(transform, on_broken, names, labels[self._rows], texts, workers)
 
     def name(self, index: int) -> str:
@@ -124,7 +124,7 @@ def _classes(data: Any, key: str | None, root: str | Path, everything: list[Any]
     feature, values = data.features[key], data[key][:]
     if any(type(value) is not int or value < 0 for value in values):
         wrong = next(value for value in values if type(value) is not int or value < 0)
-        raise DataError(f"{root}: data.label_key: column {key} expected numbers from 0 on, found {wrong!r}")
+        raise DataError(f"{root}: data.label_key: column {key} expected numbers from 0 on, got {wrong!r}")
     labels = np.array(values, dtype=np.int64)
     known = list(feature.names) if isinstance(feature, datasets.ClassLabel) else []
     highest = max([int(labels.max()), *(_highest(each, key) for each in everything if each is not data)])

@@ -45,8 +45,8 @@ def _entry(line: str, place: str) -> tuple[str, str]:
         raise DataError(f"{place}: not JSON ({str(error).splitlines()[0]}): {expected}") from None
     file, caption = (entry.get(key) if isinstance(entry, dict) else None for key in ("file", "caption"))
     if not isinstance(file, str) or not isinstance(caption, str):
-        received = line.strip()
-        raise DataError(f"{place}: {expected}, found {received if len(received) <= 80 else received[:77] + '...'}")
+        got = line.strip()
+        raise DataError(f"{place}: {expected}, got {got if len(got) <= 80 else got[:77] + '...'}")
     return posixpath.normpath(file), caption
 
 

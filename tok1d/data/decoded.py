@@ -144,7 +144,7 @@ def whole_set(images: Any) -> Any:
     return images
 
 
-def tell_broken(images: Any) -> None:
+def report_broken(images: Any) -> None:
     """Name on stderr the images of a set that could not be read and were skipped, each once, and count all of them."""
     images = whole_set(images)
     told = getattr(images, "__dict__", {}).setdefault("_told", set())

@@ -47,9 +47,7 @@ def read_idx(path: str | Path) -> np.ndarray:
         raise DataError(f"{path}: cannot be read as an idx file: {error}") from error
     dtype = _IDX_TYPES.get(data[2]) if len(data) >= 4 and data[:2] == b"\0\0" else None
     if dtype is None:
-        raise DataError(
-            f"{path}: not an idx file: expected to begin 00 00 08 .., found {data[:4].hex(' ') or 'nothing'}"
-        )
+        raise DataError(f"{path}: not an idx file: expected to begin 00 00 08 .., got {data[:4].hex(' ') or 'nothing'}")
     start = 4 + 4 * data[3]
     shape = tuple(int(size) for size in np.frombuffer(data[4 : start if len(data) >= start else 4], ">u4"))
     expected = start + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
@@ -65,7 +63,7 @@ def load(split: str = "train", root: str | Path | None = None) -> tuple[np.ndarr
     `split` is "train" (60,000) or "test" (10,000); `root` as in `find`. Raises DataError.
     """
     if split not in _PREFIX:
-        raise DataError(f"Fashion-MNIST has the splits train and test, found {split!r}")
+        raise DataError(f"Fashion-MNIST has the splits train and test, got {split!r}")
     folder = find(root)
     images = read_idx(_file(folder, f"{_PREFIX[split]}-images-idx3-ubyte"))
     labels = read_idx(_file(folder, f"{_PREFIX[split]}-labels-idx1-ubyte"))

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tok1d.data.decoded import DecodedImages, OnBroken, tell_broken, threads
+from tok1d.data.decoded import DecodedImages, OnBroken, report_broken, threads
 from tok1d.data.fashion_mnist import cache_home
 from tok1d.data.records import keep, recall, writing
 from tok1d.data.splits import spread
 from tok1d.data.transforms import MAX_PIXELS, Transform, reason
 from tok1d.errors import DataError
 
-__all__ = ["SUFFIXES", "FolderImages", "OnBroken", "classes_of", "list_images", "tell_broken"]
+__all__ = ["SUFFIXES", "FolderImages", "OnBroken", "classes_of", "list_images", "report_broken"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 CHECKED_BELOW = 1000  # images of a folder that are looked through anew at every start

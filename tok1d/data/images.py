@@ -16,10 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from tok1d.data import fashion_mnist
+from tok1d.data.arrow import ArrowImages
 from tok1d.data.captions import LABELS, captions_of
 from tok1d.data.decoded import DecodedImages, OnBroken
 from tok1d.data.folder import FolderImages, classes_of, first_image, list_images
 from tok1d.data.order import uniforms
+from tok1d.data.shards import ShardImages
 from tok1d.data.splits import Split, is_test, split_folders
 from tok1d.data.transforms import NUM_DRAWS, Crop, Transform
 from tok1d.errors import DataError
@@ -72,13 +74,13 @@ class ArrayImages:
         captions: Sequence[str] | None = None,
     ) -> None:
         if images.dtype != np.uint8 or images.ndim not in (3, 4):
-            raise DataError(f"images: expected uint8 (N, H, W) or (N, H, W, C), found {images.dtype} {images.shape}")
+            raise DataError(f"images: expected uint8 (N, H, W) or (N, H, W, C), got {images.dtype} {images.shape}")
         if labels.shape != (len(images),) or not len(images):
-            raise DataError(f"labels: expected one for each of {len(images)} images (at least 1), found {labels.shape}")
+            raise DataError(f"labels: expected one for each of {len(images)} images (at least 1), got {labels.shape}")
         if labels.min() < 0 or labels.max() >= len(class_names):
-            raise DataError(f"labels: expected 0 to {len(class_names) - 1}, found {labels.min()} to {labels.max()}")
+            raise DataError(f"labels: expected 0 to {len(class_names) - 1}, got {labels.min()} to {labels.max()}")
         if captions is not None and len(captions) != len(images):
-            raise DataError(f"captions: expected one for each of {len(images)} images, found {len(captions)}")
+            raise DataError(f"captions: expected one for each of {len(images)} images, got {len(captions)}")
         self.captions = list(captions) if captions is not None else [""] * len(images)
         self.images = images[..., 0] if images.ndim == 4 and images.shape[3] == 1 else images
         self.labels = labels.astype(np.int64)
@@ -172,21 +174,21 @@ def open_images(
     Raises DataError.
     """
     if split not in ("train", "test"):
-        raise DataError(f"split: expected train or test, found {split!r}")
+        raise DataError(f"split: expected train or test, got {split!r}")
     if limit is not None and limit < 1:
-        raise DataError(f"limit: expected at least 1 image, found {limit}")
+        raise DataError(f"limit: expected at least 1 image, got {limit}")
     transform = Transform(image_size, channels, crop, flip, pad)
     if name == "fashion_mnist":
         if captions not in (None, LABELS):
-            raise DataError(f"captions of fashion_mnist: expected {LABELS} or none, found {captions!r}")
+            raise DataError(f"captions of fashion_mnist: expected {LABELS} or none, got {captions!r}")
         images, labels = fashion_mnist.load(split, root)
         images, labels = images[:limit], labels[:limit]
         sentences = fashion_mnist.captions(labels) if captions else None
         return ArrayImages(images, labels, fashion_mnist.CLASS_NAMES, transform, sentences)
     if name not in get_args(DataName):
-        raise DataError(f"data set: expected {' or '.join(get_args(DataName))}, found {name!r}")
+        raise DataError(f"data set: expected {' or '.join(get_args(DataName))}, got {name!r}")
     if root is None:
-        raise DataError(f"data set {name}: expected the path of a folder of images, found none")
+        raise DataError(f"data set {name}: expected the path of a folder of images, got none")
     if name != "folder":
         return _open_library(name, str(root), split, transform, on_broken, image_key=image_key, label_key=label_key,
                              captions=captions, limit=limit, workers=workers)  # fmt: skip
@@ -203,10 +205,7 @@ def _open_library(name: str, *arguments: Any, **options: Any) -> DecodedImages:
     """A set that another library wrote; raises DataError that says what to install where that library is missing."""
     try:
         if name == "webdataset":
-            from tok1d.data.shards import ShardImages
-
             return ShardImages(*arguments, **options)
-        from tok1d.data.arrow import ArrowImages
 
         return ArrowImages(*arguments, **options)
     except ModuleNotFoundError as error:
@@ -227,9 +226,7 @@ def kind_of(place: str) -> DataName:
     if shard is None:
         return "folder"
     if (image := first_image(root)) is not None:
-        raise DataError(
-            f"{place}: expected images or shards, found both {image} and {shard}: move one of them elsewhere"
-        )
+        raise DataError(f"{place}: expected images or shards, got both {image} and {shard}: move one of them elsewhere")
     return "webdataset"
 
 

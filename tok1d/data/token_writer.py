@@ -87,7 +87,7 @@ class TokenWriter:
         targets = torch.as_tensor(labels).cpu().to(torch.int64)
         if values.shape[1:] != layout.row or len(values) != len(targets):
             raise ValueError(
-                f"expected tokens (B, {layout.row}) and labels (B,), found {tuple(values.shape)} and {len(targets)}"
+                f"expected tokens (B, {layout.row}) and labels (B,), got {tuple(values.shape)} and {len(targets)}"
             )
         if values.is_floating_point() == (layout.dtype == "int64"):
             raise ValueError(f"a cache of {layout.dtype} cannot take {values.dtype}")

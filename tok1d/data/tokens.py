@@ -70,9 +70,7 @@ class TokenCache:
         try:
             index = json.loads(path.read_text())
             if index.get("format") != FORMAT:
-                raise DataError(
-                    f"{path}: expected format {FORMAT}, found {index.get('format')}: run tok1d encode again"
-                )
+                raise DataError(f"{path}: expected format {FORMAT}, got {index.get('format')}: run tok1d encode again")
             self.layout = Layout(*(index[key] for key in ("num_tokens", "dim", "dtype", "rows_per_shard")))
             self.meta: dict[str, Any] = index["meta"]
             self.about: dict[str, Any] = dict(index.get("about", {}))
@@ -193,7 +191,7 @@ def _check_index(layout: Layout, rows: int, names: list[Any], meta: Any) -> None
         raise ValueError(f"{len(names)} shards of {layout.rows_per_shard} rows for {rows} rows")
     for key in ("views", "num_classes"):
         if type(meta.get(key, 1)) is not int or meta.get(key, 1) < (key == "views"):
-            raise ValueError(f"{key} is a count, found {meta[key]!r}")
+            raise ValueError(f"{key} is a count, got {meta[key]!r}")
 
 
 def shard_name(number: int) -> str:

@@ -187,15 +187,15 @@ class Transform:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise ConfigError(f"image size: expected a positive number of pixels, found {self.size}")
+            raise ConfigError(f"image size: expected a positive number of pixels, got {self.size}")
         if self.channels not in (1, 3):
-            raise ConfigError(f"channels: expected 1 (grey) or 3 (RGB), found {self.channels}")
+            raise ConfigError(f"channels: expected 1 (grey) or 3 (RGB), got {self.channels}")
         if self.crop not in NUM_VIEWS:
-            raise ConfigError(f"crop: expected {', '.join(NUM_VIEWS)}, found {self.crop!r}")
+            raise ConfigError(f"crop: expected {', '.join(NUM_VIEWS)}, got {self.crop!r}")
         if self.flip and self.num_views > 1:
             raise ConfigError(f"flip: expected false, the views of crop={self.crop} are of both directions")
         if not 0 <= 2 * self.pad < self.size:
-            raise ConfigError(f"pad: expected less than half of the image size {self.size}, found {self.pad}")
+            raise ConfigError(f"pad: expected less than half of the image size {self.size}, got {self.pad}")
 
     @property
     def num_views(self) -> int:

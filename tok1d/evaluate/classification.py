@@ -8,7 +8,7 @@ import torch
 
 from tok1d.data.images import ImageSet
 from tok1d.evaluate.metrics import accuracy
-from tok1d.evaluate.report import Record
+from tok1d.zoo.record import Record
 
 
 @torch.no_grad()

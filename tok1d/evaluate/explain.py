@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from tok1d.errors import InputError
 from tok1d.evaluate.facts import Measured, measured, read_measured
 from tok1d.evaluate.published import ABSENT, NONE, Facts, is_protocol, published
-from tok1d.evaluate.report import Record, column_names, network_names
 from tok1d.evaluate.settings import VERSION, rank, setting
+from tok1d.zoo.record import Record, column_names, network_names
 
 if TYPE_CHECKING:
     from rich.table import Table

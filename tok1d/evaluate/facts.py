@@ -11,7 +11,7 @@ from typing import Any
 
 from tok1d.errors import DataError
 from tok1d.evaluate.published import ABSENT, NONE, Facts, published, text_of
-from tok1d.evaluate.report import Record
+from tok1d.zoo.record import Record
 
 BUNDLED = Path(__file__).parents[1] / "zoo" / "bundled"
 # Settings that a record has only where they apply, such as steps of a diffusion decoder.
@@ -215,7 +215,7 @@ def read_measured(name: str) -> Measured:
     if not path.exists():
         published(name)  # says what there is
     if not path.is_file():
-        raise DataError(f"{name}: expected a file of records, a run or a model; found a folder without any")
+        raise DataError(f"{name}: expected a file of records, a run or a model; got a folder without any")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         card = content.get("card", {}) if isinstance(content, dict) else {}
@@ -224,7 +224,7 @@ def read_measured(name: str) -> Measured:
         recipe = _recipe(card.get("recipe") or _beside(path))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
-            f"{path}: expected a JSON list of metric records or a model's config.json, found something else "
+            f"{path}: expected a JSON list of metric records or a model's config.json, got something else "
             f"({error}); evaluate again"
         ) from error
     if not records:

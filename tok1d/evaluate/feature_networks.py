@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tok1d.errors import InputError, WeightsError
-from tok1d.evaluate.features import INCEPTION, Features, FrozenNetwork, to_rgb
+from tok1d.evaluate.features import INCEPTION, KINDS, Features, FrozenNetwork, to_rgb
+from tok1d.evaluate.networks import CNN
+from tok1d.zoo.adapters.keymap import read_published
+from tok1d.zoo.pretrained.teachers import fill_timm
+from tok1d.zoo.store import BUNDLED, bundled_names, load
+from tok1d.zoo.weights import fingerprint
 
 # Of torch-fidelity's file (and pytorch-fid's, which is the same one): the weights of TensorFlow's graph of 2015-12-05.
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -72,7 +77,6 @@ class OwnNetwork(FrozenNetwork):
     """A classifier that `tok1d train` made: its features, and its logits, which name the classes of its data."""
 
     def __init__(self, model: Any, name: str, *, pad: int = 0, eight_bit: bool = True) -> None:
-        from tok1d.zoo.store import fingerprint
 
         config = model.config
         super().__init__(
@@ -112,7 +116,6 @@ def open_inception(
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError:
         raise WeightsError("inception: torch-fidelity is not installed; pip install 'tok1d[fidelity]'") from None
-    from tok1d.zoo.adapters.keymap import read_published
 
     path = Path(file) if file else _published_inception(download)
     if not path.is_file():
@@ -160,8 +163,6 @@ def open_timm(
     Raises:
         WeightsError: timm or trained weights are not here. InputError: a name that timm does not know.
     """
-    from tok1d.losses.features import fill_timm
-    from tok1d.zoo.store import fingerprint
 
     try:
         import timm
@@ -221,12 +222,10 @@ def open_own(text: str, *, device: str | torch.device, pad: int, eight_bit: bool
     Raises:
         WeightsError: no such model, or one that is no classifier.
     """
-    from tok1d.evaluate.networks import CNN
-    from tok1d.zoo.store import BUNDLED, load
 
     model = load(text, device=device)
     if not isinstance(model, CNN):
-        raise WeightsError(f"{text}: expected a classifier to measure with, found the model {model.config.name}")
+        raise WeightsError(f"{text}: expected a classifier to measure with, got the model {model.config.name}")
     folder = Path(model.folder)  # type: ignore[arg-type]
     bundled = folder.is_relative_to(BUNDLED.resolve())
     if bundled:
@@ -249,3 +248,43 @@ def _sha256(path: Path) -> str:
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def open_network(
+    text: str,
+    *,
+    device: str | torch.device = "cpu",
+    pad: int = 0,
+    eight_bit: bool | None = None,
+    download: bool = True,
+) -> FrozenNetwork:
+    """A feature network by its text.
+
+    - "inception" or "inception:FILE": the graph of the published FID, torch-fidelity's port. Weights other than the
+      published file's make a network that is named "inception-like".
+    - "timm:NAME", "timm:NAME:FILE", "timm:NAME:224" (another image size): a timm network such as DINOv2 or CLIP.
+    - "model:FOLDER" or a bundled name such as "fashion-mnist-cnn": a classifier that `tok1d train` made.
+
+    Args:
+        pad: width of a border, in pixels, that is cropped before anything else.
+        eight_bit: see `FrozenNetwork`; Inception always rounds. Default: all round but the bundled judge, however it is
+            named, which read images as they are when it was trained.
+        download: fetch weights that are not on this machine.
+
+    Raises:
+        WeightsError: weights or a package that are not here; the line says how to get them.
+        InputError: a text of another form.
+    """
+
+    if pad < 0:
+        raise InputError(f"pad: expected a border of at least 0 pixels, got {pad}")
+    kind, _, rest = text.partition(":")
+    if kind == INCEPTION:
+        return open_inception(rest or None, device=device, pad=pad, eight_bit=eight_bit is not False, download=download)
+    if kind == "timm" and rest:
+        return open_timm(rest, device=device, pad=pad, eight_bit=eight_bit is not False, download=download)
+    if kind == "model" and rest:
+        return open_own(rest, device=device, pad=pad, eight_bit=eight_bit)
+    if text in bundled_names():
+        return open_own(text, device=device, pad=pad, eight_bit=eight_bit)
+    raise InputError(f"feature network: expected {KINDS}, got {text!r}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tok1d.data.transforms import without_border
-from tok1d.errors import DataError, InputError
+from tok1d.errors import DataError
 
 INCEPTION = "inception"
 KINDS = "inception[:FILE], timm:NAME[:SIZE][:FILE] or model:FOLDER (or a bundled classifier's name)"
@@ -110,7 +110,7 @@ class FrozenNetwork:
         """
         if images.ndim != 4 or images.shape[1] not in (1, 3) or min(images.shape[-2:]) <= 2 * self.pad:
             raise DataError(
-                f"{self.name}: expected images (B, 1 or 3, H, W) larger than a border of {self.pad} pixels, found "
+                f"{self.name}: expected images (B, 1 or 3, H, W) larger than a border of {self.pad} pixels, got "
                 f"{tuple(images.shape)}"
             )
         images = without_border(images, self.pad).to(self.device, torch.float32).clamp(0, 1)
@@ -133,48 +133,6 @@ def metric_name(metric: str, network: str) -> str:
     """
     name = network.partition("@")[0]
     return metric if name == INCEPTION else f"{_OTHERWISE.get(metric, metric)}@{name}"
-
-
-def open_network(
-    text: str,
-    *,
-    device: str | torch.device = "cpu",
-    pad: int = 0,
-    eight_bit: bool | None = None,
-    download: bool = True,
-) -> FrozenNetwork:
-    """A feature network by its text.
-
-    - "inception" or "inception:FILE": the graph of the published FID, torch-fidelity's port. Weights other than the
-      published file's make a network that is named "inception-like".
-    - "timm:NAME", "timm:NAME:FILE", "timm:NAME:224" (another image size): a timm network such as DINOv2 or CLIP.
-    - "model:FOLDER" or a bundled name such as "fashion-mnist-cnn": a classifier that `tok1d train` made.
-
-    Args:
-        pad: width of a border, in pixels, that is cropped before anything else.
-        eight_bit: see `FrozenNetwork`; Inception always rounds. Default: all round but the bundled judge, however it is
-            named, which read images as they are when it was trained.
-        download: fetch weights that are not on this machine.
-
-    Raises:
-        WeightsError: weights or a package that are not here; the line says how to get them.
-        InputError: a text of another form.
-    """
-    from tok1d.evaluate.feature_networks import open_inception, open_own, open_timm
-    from tok1d.zoo.store import bundled_names
-
-    if pad < 0:
-        raise InputError(f"pad: expected a border of at least 0 pixels, received {pad}")
-    kind, _, rest = text.partition(":")
-    if kind == INCEPTION:
-        return open_inception(rest or None, device=device, pad=pad, eight_bit=eight_bit is not False, download=download)
-    if kind == "timm" and rest:
-        return open_timm(rest, device=device, pad=pad, eight_bit=eight_bit is not False, download=download)
-    if kind == "model" and rest:
-        return open_own(rest, device=device, pad=pad, eight_bit=eight_bit)
-    if text in bundled_names():
-        return open_own(text, device=device, pad=pad, eight_bit=eight_bit)
-    raise InputError(f"feature network: expected {KINDS}, received {text!r}")
 
 
 def default_network(data: str) -> str:

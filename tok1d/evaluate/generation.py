@@ -8,22 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tok1d.condition import is_conditional, text_condition
-from tok1d.data.decoded import replaced_among, tell_broken
+from tok1d.config.condition import is_conditional, text_condition
+from tok1d.data.decoded import replaced_among, report_broken
 from tok1d.data.images import ImageSet
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
 from tok1d.evaluate.job import Job
-from tok1d.evaluate.labels import label_used, labels_given
 from tok1d.evaluate.measures import Compared, Gathered, Measures, own_networks, record_of, strip
 from tok1d.evaluate.networks import CNN
-from tok1d.evaluate.reconstruction import token_counts
-from tok1d.evaluate.report import Record, versions
 from tok1d.evaluate.samples import Save, saving
-from tok1d.evaluate.sampling import (
-    CHOOSING,
-    DRAWING,
-    PAINTING,
+from tok1d.generators.sequence import SequenceModel
+from tok1d.inference.labels import label_used, labels_given
+from tok1d.inference.sampling import (
+    CLASS_NOISE,
+    DECODER_NOISE,
+    TOKEN_NOISE,
     counted,
     decoder_options,
     generator_guidance,
@@ -33,9 +32,11 @@ from tok1d.evaluate.sampling import (
     sampling_options,
     sampling_text,
 )
-from tok1d.generators.sequence import SequenceModel
-from tok1d.text import CaptionEmbeddings
-from tok1d.zoo.store import fingerprint, model_identity
+from tok1d.tokenizers.prefix import token_counts
+from tok1d.zoo.pretrained.text import CaptionEmbeddings
+from tok1d.zoo.record import Record, versions
+from tok1d.zoo.store import model_identity
+from tok1d.zoo.weights import fingerprint
 
 # How classes are drawn, and what a record calls it.
 CLASSES = {"balanced": "balanced", "random": "uniformly random", "train": "as in the reference images"}
@@ -57,8 +58,8 @@ def drawn_labels(how: str, num: int, num_classes: int, *, seed: int = 0, labels:
     if how == "balanced":
         return balanced_labels(num, num_classes)
     if how not in CLASSES:
-        raise InputError(f"classes: expected {', '.join(CLASSES)}, received {how!r}")
-    draws = torch.tensor([int(torch.randint(2**62, (), generator=noise_of(seed, CHOOSING, i))) for i in range(num)])
+        raise InputError(f"classes: expected {', '.join(CLASSES)}, got {how!r}")
+    draws = torch.tensor([int(torch.randint(2**62, (), generator=noise_of(seed, CLASS_NOISE, i))) for i in range(num)])
     if how == "random":
         return draws % num_classes
     if labels is None or not len(labels) or int(labels.max()) >= num_classes:
@@ -139,12 +140,12 @@ def evaluate_generation(
     def measure(numbers: range) -> dict[str, Tensor]:
         count = len(numbers)
         cond, labels = (None, None) if conditions is None else conditions(numbers.start, count)
-        drawing = [noise_of(seed, DRAWING, i) for i in numbers]
+        drawing = [noise_of(seed, TOKEN_NOISE, i) for i in numbers]
         with counted(*sampled_networks(generator, guidance)) as evaluations:
             tokens = generator.sample(cond, num=count, guidance=guidance, generator=drawing, **how)
         columns = {} if labels is None else {"labels": labels}
         for k in lengths:
-            sources = [noise_of(seed, PAINTING, i) for i in numbers]
+            sources = [noise_of(seed, DECODER_NOISE, i) for i in numbers]
             with counted(tokenizer.decoder) as painting:
                 y = tokenizer.decode(tokens, labels_given(used, cond, device), keep=k, generator=sources, **decoding)
             found = measures.features(y)
@@ -235,6 +236,6 @@ def measured_set(images: ImageSet, measures: Measures, batch_size: int = 250) ->
         numbers = range(start, min(start + batch_size, len(images)))
         x, _ = images.batch(numbers)
         found.update(measures.features(x), numbers)
-    tell_broken(images)
+    report_broken(images)
     replaced = len(replaced_among(images, range(len(images))))
     return found.compared(f"{len(images)} images {images.fingerprint()}", replaced)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tok1d.errors import InputError
 from tok1d.evaluate.job import fingerprint
 from tok1d.evaluate.measures import lower_is_better
-from tok1d.evaluate.report import Record, column_names
+from tok1d.zoo.record import Record, column_names
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,7 +36,7 @@ def number_list(low: float, high: float | None = None, *, whole: bool = False) -
             except ValueError:
                 value = low - 1
             if not (math.isfinite(value) and low <= value <= (value if high is None else high)):
-                raise InputError(f"{what}: expected {kind} {span} separated by commas, received {part!r}")
+                raise InputError(f"{what}: expected {kind} {span} separated by commas, got {part!r}")
             found.append(value)
         return _once(found)
 
@@ -47,7 +47,7 @@ def word_list(text: str, what: str) -> list[Any]:
     """ "euler,heun" as words; InputError where one is empty."""
     words = [part.strip() for part in text.split(",")]
     if not all(words):
-        raise InputError(f"{what}: expected values separated by commas, received {text!r}")
+        raise InputError(f"{what}: expected values separated by commas, got {text!r}")
     return _once(words)
 
 
@@ -56,7 +56,7 @@ def interval_list(text: str, what: str) -> list[Any]:
     found = word_list(text, what)
     for part in found:
         if part.count(":") != 1:
-            raise InputError(f"{what}: expected intervals such as 0:1,0.2:0.8, received {part!r}")
+            raise InputError(f"{what}: expected intervals such as 0:1,0.2:0.8, got {part!r}")
     return [part.replace(":", ",") for part in found]
 
 
@@ -171,7 +171,7 @@ def find_metric(text: str, names: Sequence[str]) -> str:
     """The metric that "fd" or "fd@inception" names; InputError where it is none or one of several."""
     found = [name for name in names if name == text] or [name for name in names if name.partition("@")[0] == text]
     if len(found) != 1:
-        raise InputError(f"--best: expected one of {', '.join(names)}, received {text!r}")
+        raise InputError(f"--best: expected one of {', '.join(names)}, got {text!r}")
     return found[0]
 
 

@@ -51,7 +51,7 @@ class Job:
     def __post_init__(self) -> None:
         number, parts = self.part
         if not 0 <= number < parts:
-            raise ConfigError(f"part: expected I of N with I in 0..N-1, received {number} of {parts}")
+            raise ConfigError(f"part: expected I of N with I in 0..N-1, got {number} of {parts}")
         if self.folder is None and parts > 1:
             raise InputError(f"{parts} processes share an evaluation through a folder; name one with --out FILE")
 

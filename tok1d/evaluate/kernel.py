@@ -85,11 +85,9 @@ def kernel_distance_subsets(
 
 def _check(x: Tensor, y: Tensor, least: int) -> None:
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
-        raise DataError(
-            f"KID: expected two sets of features of one network, found {tuple(x.shape)} and {tuple(y.shape)}"
-        )
+        raise DataError(f"KID: expected two sets of features of one network, got {tuple(x.shape)} and {tuple(y.shape)}")
     if min(len(x), len(y)) < least:
         raise DataError(
-            f"KID: expected at least {least} images in either set, found {len(x)} and {len(y)}; evaluate more images "
+            f"KID: expected at least {least} images in either set, got {len(x)} and {len(y)}; evaluate more images "
             "or set a smaller subset"
         )

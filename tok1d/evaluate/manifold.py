@@ -86,7 +86,7 @@ def manifold(
         InputError: another precision.
     """
     if distances not in get_args(Distances):
-        raise InputError(f"distances: expected {', '.join(get_args(Distances))}, received {distances!r}")
+        raise InputError(f"distances: expected {', '.join(get_args(Distances))}, got {distances!r}")
     _check(real, fake, max(k, k_density))
     if distances != "float16":
         # Distances do not depend on the origin; near it their expansion loses less to rounding.
@@ -126,11 +126,11 @@ def _share(inside: Tensor) -> float:
 def _check(real: Tensor, fake: Tensor, k: int) -> None:
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
         raise DataError(
-            f"precision and recall: expected two sets of features of one network, found {tuple(real.shape)} and "
+            f"precision and recall: expected two sets of features of one network, got {tuple(real.shape)} and "
             f"{tuple(fake.shape)}"
         )
     if min(len(real), len(fake)) <= k:
         raise DataError(
-            f"precision and recall: expected more than {k} images in either set, found {len(real)} and {len(fake)}; "
+            f"precision and recall: expected more than {k} images in either set, got {len(real)} and {len(fake)}; "
             "evaluate more images"
         )

@@ -12,13 +12,15 @@ from torch import Tensor
 from tok1d.data.decoded import replaced_text
 from tok1d.data.transforms import without_border
 from tok1d.errors import InputError
+from tok1d.evaluate.feature_networks import OwnNetwork
 from tok1d.evaluate.features import Features, FrozenNetwork, metric_name
 from tok1d.evaluate.kernel import kernel_distance_subsets
 from tok1d.evaluate.manifold import manifold
-from tok1d.evaluate.metrics import Moments, frechet_distance, mse_per_image, psnr_per_image
+from tok1d.evaluate.metrics import Moments, frechet_distance
 from tok1d.evaluate.pairs import SSIM_VARIANT, lpips_per_image, lpips_told, ssim_per_image
-from tok1d.evaluate.report import Record, column_names
 from tok1d.evaluate.tally import Tally
+from tok1d.losses.pixel import mse_per_image, psnr_per_image
+from tok1d.zoo.record import Record, column_names
 
 PAIRS = ("psnr", "mse", "ssim", "lpips")
 MANIFOLD = ("precision", "recall", "density", "coverage")
@@ -66,7 +68,7 @@ class Measures:
     def __post_init__(self) -> None:
         for name in self.metrics:
             if name not in METRICS:
-                raise InputError(f"metrics: expected some of {', '.join(METRICS)}, received {name!r}")
+                raise InputError(f"metrics: expected some of {', '.join(METRICS)}, got {name!r}")
         self.metrics = tuple(name for name in METRICS if name in self.metrics)
         for network in self.networks:
             assert network.pad == self.pad, "networks are opened with the images' border"
@@ -245,7 +247,7 @@ class Gathered:
             if reference.features is None:
                 return "the reference holds no features; make one with tok1d reference --features N"
             if min(tally.num_images, len(reference.features)) < least[0]:
-                return f"needs {least[0]} {least[1]}, found {min(tally.num_images, len(reference.features))}"
+                return f"needs {least[0]} {least[1]}, got {min(tally.num_images, len(reference.features))}"
         return ""
 
 
@@ -281,7 +283,6 @@ def lower_is_better(name: str) -> bool:
 
 def own_networks(judge: Any, pad: int = 0) -> list[FrozenNetwork]:
     """A judge as the only network, on images as they are, not rounded to 8 bits; none for None."""
-    from tok1d.evaluate.feature_networks import OwnNetwork
 
     if judge is None:
         return []

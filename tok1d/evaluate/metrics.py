@@ -9,24 +9,6 @@ from torch import Tensor
 from tok1d.errors import DataError
 
 
-def mse_per_image(a: Tensor, b: Tensor) -> Tensor:
-    """Mean squared difference of each pair of images `(B, ...)`, clamped to [0, 1]; `(B,)`, float32 or wider."""
-    if a.shape != b.shape:
-        raise DataError(
-            f"two image batches of the same shape are compared, found {tuple(a.shape)} and "
-            f"{tuple(b.shape)}; resize one of them"
-        )
-    # Half precision has no room for squares of small differences; float64 stays float64.
-    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-    difference = a.to(dtype).clamp(0, 1) - b.to(dtype).clamp(0, 1)
-    return difference.square().flatten(1).mean(dim=1)
-
-
-def psnr_per_image(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB `(B,)` of image pairs `(B, C, H, W)`, data range 1; inf where equal."""
-    return -10 * torch.log10(mse_per_image(a, b))
-
-
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Share of the rows of `(B, classes)` whose largest logit is at the label `(B,)`; a scalar in [0, 1]."""
     return (logits.argmax(dim=-1) == labels).float().mean()
@@ -49,12 +31,12 @@ class Moments:
         """Add features `(B, dim)` of any float type and device; raises DataError on other shapes, NaN or inf."""
         if features.ndim != 2 or features.shape[1] != self.dim:
             raise DataError(
-                f"features of shape (B, {self.dim}) are expected, found {tuple(features.shape)}; use the "
+                f"features of shape (B, {self.dim}) are expected, got {tuple(features.shape)}; use the "
                 "network that the moments were started with"
             )
         x = features.detach().to("cpu", torch.float64)
         if not torch.isfinite(x).all():
-            raise DataError("finite features are expected, found NaN or inf; check the images they come from")
+            raise DataError("finite features are expected, got NaN or inf; check the images they come from")
         if len(x):
             mean = x.mean(dim=0)
             centred = x - mean
@@ -65,7 +47,7 @@ class Moments:
         """Add everything that `other` has seen, as if both had been one pass."""
         if other.dim != self.dim:
             raise DataError(
-                f"moments of dimension {self.dim} are expected, found {other.dim}; merge moments of one network"
+                f"moments of dimension {self.dim} are expected, got {other.dim}; merge moments of one network"
             )
         if other.count:
             self._combine(other.count, other._mean, other._scatter)
@@ -100,11 +82,11 @@ class Moments:
         moments = cls(mean.numel())
         if mean.shape != (moments.dim,) or covariance.shape != (moments.dim, moments.dim):
             raise DataError(
-                f"statistics: expected a mean (dim,) and a covariance (dim, dim), found {tuple(mean.shape)} and "
+                f"statistics: expected a mean (dim,) and a covariance (dim, dim), got {tuple(mean.shape)} and "
                 f"{tuple(covariance.shape)}"
             )
         if count < 2 or not (torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
-            raise DataError(f"statistics: expected finite ones of at least 2 images, found a count of {count} or NaN")
+            raise DataError(f"statistics: expected finite ones of at least 2 images, got a count of {count} or NaN")
         moments.count = count
         moments._mean = mean.detach().to("cpu", torch.float64).clone()
         moments._scatter = covariance.detach().to("cpu", torch.float64) * (count - 1)
@@ -123,7 +105,7 @@ class Moments:
 
     def _require(self, count: int) -> None:
         if self.count < count:
-            raise DataError(f"at least {count} feature vectors are expected, found {self.count}; evaluate more images")
+            raise DataError(f"at least {count} feature vectors are expected, got {self.count}; evaluate more images")
 
 
 def _root(matrix: Tensor) -> Tensor:
@@ -143,7 +125,7 @@ def frechet_distance(m1: Moments, m2: Moments) -> float:
     """
     if m1.dim != m2.dim:
         raise DataError(
-            f"moments of one network are compared, found dimensions {m1.dim} and {m2.dim}; measure both sets "
+            f"moments of one network are compared, got dimensions {m1.dim} and {m2.dim}; measure both sets "
             "with the same network"
         )
     c1, c2 = m1.covariance, m2.covariance

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tok1d.config import option
+from tok1d.config.fields import option
 from tok1d.errors import ConfigError, DataError
 from tok1d.evaluate.metrics import accuracy
 
@@ -27,7 +27,7 @@ class CNNConfig:
     def check(self) -> None:
         """Raise ConfigError on a width that the four normalisation groups do not divide."""
         if self.width % 4:
-            raise ConfigError(f"width: expected a multiple of 4, received {self.width}")
+            raise ConfigError(f"width: expected a multiple of 4, got {self.width}")
 
 
 def _conv(channels_in: int, channels_out: int) -> nn.Sequential:
@@ -71,7 +71,7 @@ class CNN(nn.Module):
         expected = (self.config.channels, size, size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise DataError(
-                f"the classifier expects images (B, {expected[0]}, {size}, {size}), found "
+                f"the classifier expects images (B, {expected[0]}, {size}, {size}), got "
                 f"{tuple(images.shape)}; resize or convert them, or use a classifier made for them"
             )
         # Channels-last maps are a fifth faster on a CPU; the weights keep the plain layout that safetensors stores.

@@ -29,6 +29,6 @@ def open_npz(path: Path, expected: str) -> Iterator[np.lib.npyio.NpzFile]:
     with reading(path, expected):
         content = np.load(path, allow_pickle=False)
         if not isinstance(content, np.lib.npyio.NpzFile):
-            raise DataError(f"{path}: expected {expected}, found a single array; write it with numpy.savez")
+            raise DataError(f"{path}: expected {expected}, got a single array; write it with numpy.savez")
         with content:
             yield content

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from tok1d.errors import DataError, WeightsError
-from tok1d.losses.perceptual import LPIPS, load_lpips, lpips_missing
-from tok1d.zoo.store import fingerprint
+from tok1d.losses.perceptual import LPIPS
+from tok1d.zoo.pretrained.lpips import load_lpips, lpips_missing
+from tok1d.zoo.weights import fingerprint
 
 SSIM_VARIANT = "Gaussian window of 11 pixels, sigma 1.5, data range 1, borders mirrored"
 SSIM_WINDOW = 11
@@ -70,6 +71,6 @@ def lpips_per_image(network: LPIPS, a: Tensor, b: Tensor) -> Tensor:
 def _check(name: str, a: Tensor, b: Tensor, least: int) -> None:
     if a.shape != b.shape or a.ndim != 4 or min(a.shape[-2:]) < least:
         raise DataError(
-            f"{name}: expected two batches (B, C, H, W) of one shape, of at least {least} pixels a side, found "
+            f"{name}: expected two batches (B, C, H, W) of one shape, of at least {least} pixels a side, got "
             f"{tuple(a.shape)} and {tuple(b.shape)}"
         )

@@ -34,11 +34,11 @@ def linear_probe(
     x_test, y_test = _checked("test", test_x, test_y)
     if x.shape[1] != x_test.shape[1]:
         raise DataError(
-            f"test features of length {x.shape[1]} are expected, found {x_test.shape[1]}; encode both sets with "
+            f"test features of length {x.shape[1]} are expected, got {x_test.shape[1]}; encode both sets with "
             "the same model"
         )
     if len(np.unique(y)) < 2:
-        raise DataError("at least two classes are expected in the training labels, found one; add images")
+        raise DataError("at least two classes are expected in the training labels, got one; add images")
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=max_iterations, random_state=seed))
     with warnings.catch_warnings():
         # The bound on the iterations is part of the protocol, not a fault to report.
@@ -51,11 +51,11 @@ def _checked(name: str, x: Array, y: Array) -> tuple[np.ndarray, np.ndarray]:
     features, labels = _array(x).astype(np.float64), _array(y)
     if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
         raise DataError(
-            f"{name} features (N, F) with labels (N,) are expected, found {features.shape} and {labels.shape}; "
+            f"{name} features (N, F) with labels (N,) are expected, got {features.shape} and {labels.shape}; "
             "flatten the tokens of each image to one row"
         )
     if not np.isfinite(features).all():
-        raise DataError(f"finite {name} features are expected, found NaN or inf; check the encoder's output")
+        raise DataError(f"finite {name} features are expected, got NaN or inf; check the encoder's output")
     return features, labels
 
 

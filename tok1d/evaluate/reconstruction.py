@@ -9,43 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tok1d.data.decoded import replaced_among, replaced_text, tell_broken
+from tok1d.data.decoded import replaced_among, replaced_text, report_broken
 from tok1d.data.images import ImageSet
 from tok1d.data.transforms import without_border
 from tok1d.diffusion.guidance import Guidance
-from tok1d.errors import InputError
 from tok1d.evaluate.job import Job
-from tok1d.evaluate.labels import Told
 from tok1d.evaluate.measures import Compared, Gathered, Measures, own_networks, record_of, strip
 from tok1d.evaluate.metrics import Moments, accuracy, frechet_distance
 from tok1d.evaluate.networks import CNN
 from tok1d.evaluate.reference import images_told, split_of
-from tok1d.evaluate.report import Record, versions
 from tok1d.evaluate.samples import Save, saving
-from tok1d.evaluate.sampling import PAINTING, counted, decoder_options, guidance_text, noise_of
-from tok1d.tokenizers.base import TokenSpec
-from tok1d.zoo.store import fingerprint, model_identity
-
-
-def prefix_lengths(length: int) -> list[int]:
-    """1, 2, 4, ... and the whole length."""
-    lengths = [2**i for i in range(length.bit_length()) if 2**i < length]
-    return [*lengths, length]
-
-
-def token_counts(spec: TokenSpec, keep: Sequence[int] = ()) -> list[int]:
-    """Numbers of leading tokens to decode: `keep`, or 1, 2, 4, ..., all; of tokens without an order only all.
-
-    Where the decoder is told the class, 0 tokens come first: the image that the class alone gives.
-
-    Raises:
-        InputError: fewer tokens of a tokenizer that needs all.
-    """
-    if spec.ordered:
-        return list(keep) or [*([0] if spec.needs_label else []), *prefix_lengths(spec.length)]
-    if few := [k for k in keep if k != spec.length]:
-        raise InputError(f"keep: these tokens have no order, all {spec.length} are needed; received {few[0]}")
-    return [spec.length]
+from tok1d.inference.labels import ConditionedImages
+from tok1d.inference.sampling import DECODER_NOISE, counted, decoder_options, guidance_text, noise_of
+from tok1d.tokenizers.prefix import token_counts
+from tok1d.zoo.record import Record, versions
+from tok1d.zoo.store import model_identity
+from tok1d.zoo.weights import fingerprint
 
 
 class Judged:
@@ -134,7 +113,7 @@ def evaluate_reconstruction(
     device = next(tokenizer.parameters()).device
     lengths = token_counts(tokenizer.spec, keep)
     options = decoder_options(tokenizer, steps=steps, guidance=guidance, solver=solver)
-    told, job, saved = Told(tokenizer, images, label), job or Job(), max(lengths)
+    told, job, saved = ConditionedImages(tokenizer, images, label), job or Job(), max(lengths)
     measures = measures or Measures(networks=own_networks(judge, pad), pad=pad)
 
     def measure(numbers: range) -> dict[str, Tensor]:
@@ -143,7 +122,7 @@ def evaluate_reconstruction(
         tokens = tokenizer.encode(x, cond)
         columns = {"labels": labels} | {f"real {key}": value for key, value in measures.features(x).items()}
         for k in lengths:
-            sources = [noise_of(seed, PAINTING, i) for i in numbers]
+            sources = [noise_of(seed, DECODER_NOISE, i) for i in numbers]
             with counted(tokenizer.decoder) as evaluations:
                 y = tokenizer.decode(tokens, cond, keep=k, generator=sources, **options)
             found = measures.pairs(y, x) | measures.features(y)
@@ -166,7 +145,7 @@ def evaluate_reconstruction(
     about = {"kind": "reconstruction", "common": common, "whole": whole, "versions": versions()}
     with job.run(about, len(images), batch_size, measure, save.begin if save is not None else None) as batches:
         if batches is None:
-            tell_broken(images)
+            report_broken(images)
             return []
         sets, replaced = {k: Gathered(measures) for k in ("real", *lengths)}, 0
         with saving(save, len(images)) as keep_image:
@@ -175,7 +154,7 @@ def evaluate_reconstruction(
                     gathered.update(strip(columns, f"{k} "), numbers, columns["labels"])
                 keep_image(strip(columns, f"{saved} "), numbers)
                 replaced += int(columns.get("replaced", 0))  # blocks of older versions lack it
-        tell_broken(images)
+        report_broken(images)
         if options:
             common["sampler"] = f"{options['solver']}, {columns['evaluations'].item():g} evaluations an image"
         common["reference"] = told_of = images_told(images, of or split_of(images))

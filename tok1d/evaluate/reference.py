@@ -18,7 +18,8 @@ from torch import Tensor
 
 from tok1d.data.decoded import replaced_among, replaced_text, whole_set
 from tok1d.data.fashion_mnist import cache_home
-from tok1d.data.images import ArrayImages, FolderImages, ImageSet, prefetch
+from tok1d.data.folder import FolderImages
+from tok1d.data.images import ArrayImages, ImageSet, prefetch
 from tok1d.data.splits import spread
 from tok1d.errors import DataError, InputError
 from tok1d.evaluate.features import INCEPTION, FrozenNetwork
@@ -127,13 +128,13 @@ def load_reference(path: str | Path, *, of: str | None = None) -> Reference:
     """
     path = Path(path)
     if of is not None and of not in OF:
-        raise InputError(f"reference of: expected one of {', '.join(OF)}, received {of!r}")
+        raise InputError(f"reference of: expected one of {', '.join(OF)}, got {of!r}")
     with open_npz(path, "reference statistics in an .npz file") as content:
         found = {key: content[key] for key in content.files if key != "arr_0"}
         holds_images = "arr_0" in content.files
     if "mu" not in found or "sigma" not in found:
         what = "a sample batch; tok1d reference measures one" if holds_images else f"the keys {', '.join(found) or '-'}"
-        raise DataError(f"{path}: expected reference statistics with mu and sigma, found {what}")
+        raise DataError(f"{path}: expected reference statistics with mu and sigma, got {what}")
     try:
         told = json.loads(found["tok1d"].item()) if "tok1d" in found else _adm(found, path)
         reference = Reference(
@@ -155,7 +156,7 @@ def _moments(found: dict[str, np.ndarray], mean: str, covariance: str, told: dic
 def _adm(found: dict[str, np.ndarray], path: Path) -> dict[str, Any]:
     if found["mu"].shape != (INCEPTION_DIM,):
         raise DataError(
-            f"{path}: expected ADM's statistics of Inception's {INCEPTION_DIM} numbers, found {found['mu'].shape}"
+            f"{path}: expected ADM's statistics of Inception's {INCEPTION_DIM} numbers, got {found['mu'].shape}"
         )
     digest = hashlib.sha256()
     for key in ("mu", "sigma", "mu_s", "sigma_s"):
@@ -213,7 +214,7 @@ def measure_reference(
         DataError: fewer than two images, or such that the network does not take.
     """
     if of not in OF:
-        raise InputError(f"reference of: expected one of {', '.join(OF)}, received {of!r}")
+        raise InputError(f"reference of: expected one of {', '.join(OF)}, got {of!r}")
     chosen = spread(range(len(images)), num)  # a set sorted by class gives all classes
     kept = set(spread(range(len(chosen)), num_features))
     pooled, features = Moments(network.dim), []
@@ -230,7 +231,7 @@ def measure_reference(
         if progress is not None:
             progress(len(x))
     if done < 2:
-        raise DataError(f"reference: expected at least two images, found {done}")
+        raise DataError(f"reference: expected at least two images, got {done}")
     transform = getattr(images, "transform", None)
     fingerprint, replaced = reference_fingerprint(images, network, num), replaced_among(images, chosen)
     if replaced:  # other statistics than those of the same images when all can be read

@@ -47,11 +47,11 @@ def write_sample_batch(path: str | Path, batches: Iterable[Tensor], num: int) ->
                     header = {"descr": "|u1", "fortran_order": False, "shape": (num, *shape)}
                     np.lib.format.write_array_header_1_0(file, header)
                 if pixels.shape[1:] != shape:
-                    raise DataError(f"{path}: expected images of one shape {shape}, found also {pixels.shape[1:]}")
+                    raise DataError(f"{path}: expected images of one shape {shape}, got also {pixels.shape[1:]}")
                 count += len(pixels)
                 file.write(pixels.tobytes())
             if count != num or shape is None:
-                raise DataError(f"{path}: expected {num} images, at least one, received {count}")
+                raise DataError(f"{path}: expected {num} images, at least one, got {count}")
         os.replace(temporary, path)
     except OSError as error:
         raise DataError(
@@ -80,7 +80,7 @@ class SampleImages:
             self.pixels = self._open()
         if self.pixels.ndim != 4 or self.pixels.shape[3] != 3 or self.pixels.dtype != np.uint8 or not len(self.pixels):
             raise DataError(
-                f"{path}: expected uint8 images (N, H, W, 3) in {KEY}, found {self.pixels.dtype} {self.pixels.shape}"
+                f"{path}: expected uint8 images (N, H, W, 3) in {KEY}, got {self.pixels.dtype} {self.pixels.shape}"
             )
         self.class_names, self.num_classes, self.captions = ["unknown"], 1, [""] * len(self.pixels)
 

@@ -40,12 +40,12 @@ class Save:
 
     def __post_init__(self) -> None:
         if self.batch is not None and (self.batch.suffix != ".npz" or self.batch.is_dir()):
-            raise ConfigError(f"--save-samples: expected the name of an .npz file, received {self.batch}")
+            raise ConfigError(f"--save-samples: expected the name of an .npz file, got {self.batch}")
         if self.folder is not None and self.folder.exists() and not self.folder.is_dir():
-            raise ConfigError(f"--save-images: expected a folder to write into, found the file {self.folder}")
+            raise ConfigError(f"--save-images: expected a folder to write into, got the file {self.folder}")
         if other := next((name for name in self._there() if not _PICTURE.fullmatch(name)), None):
             raise ConfigError(
-                f"--save-images: expected a folder for pictures alone, found {other} in {self.folder}; choose another"
+                f"--save-images: expected a folder for pictures alone, got {other} in {self.folder}; choose another"
             )
 
     def _there(self) -> list[str]:

@@ -38,7 +38,7 @@ class ScoreSums:
 
     def __init__(self, num_classes: int, chunk: int | None = ADM_CHUNK) -> None:
         if chunk is not None and chunk < 1:
-            raise DataError(f"chunk: expected at least one image, or None for all, received {chunk}")
+            raise DataError(f"chunk: expected at least one image, or None for all, got {chunk}")
         self.num_classes, self.chunk = num_classes, chunk
         self._counts = torch.zeros(0, dtype=torch.int64)
         self._logs = torch.zeros(0, dtype=torch.float64)
@@ -59,7 +59,7 @@ class ScoreSums:
         """Add everything that `other` has seen; raises DataError where it counts other classes or chunks."""
         if (other.num_classes, other.chunk) != (self.num_classes, self.chunk):
             raise DataError(
-                f"score sums: expected {self.num_classes} classes in chunks of {self.chunk}, found {other.num_classes} "
+                f"score sums: expected {self.num_classes} classes in chunks of {self.chunk}, got {other.num_classes} "
                 f"in chunks of {other.chunk}"
             )
         size = len(other._counts)
@@ -80,7 +80,7 @@ class ScoreSums:
         """Mean and spread over the chunks; raises DataError before the first image."""
         met = self._counts > 0
         if not met.any():
-            raise DataError("an Inception Score needs images, found none")
+            raise DataError("an Inception Score needs images, got none")
         counts = self._counts[met].double()
         marginal = self._sums[met] / counts[:, None]
         divergence = self._logs[met] / counts - torch.special.xlogy(marginal, marginal).sum(dim=1)

@@ -7,15 +7,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tok1d.data.decoded import tell_broken
+from tok1d.data.decoded import report_broken
 from tok1d.data.images import ImageSet
+from tok1d.devices import pick_device as pick
+from tok1d.devices import process_device, process_part
 from tok1d.errors import DataError, InputError, WeightsError
-from tok1d.evaluate.features import INCEPTION, FrozenNetwork, open_network
+from tok1d.evaluate.feature_networks import open_network
+from tok1d.evaluate.features import INCEPTION, FrozenNetwork
 from tok1d.evaluate.job import Job
 from tok1d.evaluate.measures import MANIFOLD, METRICS, ON_FEATURES, PAIRS, Compared, Measures, own_networks
 from tok1d.evaluate.pairs import SSIM_WINDOW, open_lpips
+from tok1d.evaluate.protocol import judge_for
 from tok1d.evaluate.reference import Kind, cached_reference, check_reference, load_reference
-from tok1d.losses.perceptual import lpips_missing
+from tok1d.inference.cache import parse_part
+from tok1d.zoo.pretrained.lpips import lpips_missing
 
 NUM_FEATURES = 10_000  # of a reference, for KID, precision and recall; as many as ADM's files hold images
 
@@ -31,7 +36,7 @@ def parse_metrics(text: str) -> tuple[str, ...]:
         return METRICS
     for name in names:
         if name not in METRICS:
-            raise InputError(f"--metrics: expected all, or some of {','.join(METRICS)}, received {name!r}")
+            raise InputError(f"--metrics: expected all, or some of {','.join(METRICS)}, got {name!r}")
     return names
 
 
@@ -99,7 +104,6 @@ def _networks(
     pad: int,
     eight_bit: bool | None,
 ) -> list[FrozenNetwork]:
-    from tok1d.train.run import judge_for
 
     if not texts:
         judge = judge_for(data, config, device, pad=pad)
@@ -164,7 +168,7 @@ def image_references(
         compared_with(cached_reference(images, network, of=of, num_features=num, about=about, batch_size=batch_size)[0])
         for network in measures.networks
     ]
-    tell_broken(images)
+    report_broken(images)
     return found
 
 
@@ -187,7 +191,6 @@ def open_job(
         ConfigError: another shard. InputError: several processes without a place to share.
         DataError: the folder of `out` cannot be made.
     """
-    from tok1d.train.cache import parse_part, process_part
 
     part = parse_part(shard) if shard else process_part()
     place = out or beside
@@ -196,7 +199,7 @@ def open_job(
     if place is not None:
         place = place if place.name not in ("", "..") else place.resolve()  # "." has no name
         if not place.name:
-            raise InputError(f"--save-images: expected a folder with a name, received {place}")
+            raise InputError(f"--save-images: expected a folder with a name, got {place}")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -209,7 +212,5 @@ def open_job(
 
 def pick_device(device: str | None) -> str:
     """The asked device; else under torchrun this process's own GPU, or what there is."""
-    from tok1d.apply import pick_device as pick
-    from tok1d.train.cache import process_device
 
     return process_device() if device is None and "LOCAL_RANK" in os.environ else pick(device)

@@ -79,16 +79,16 @@ class Tally:
         """
         indices = torch.as_tensor(indices, dtype=torch.int64).cpu()
         if indices.shape != (len(features),):
-            raise DataError(f"tally: expected one number for each of {len(features)} images, found {len(indices)}")
+            raise DataError(f"tally: expected one number for each of {len(features)} images, got {len(indices)}")
         for part, wanted in ((features.spatial, self.spatial), (features.logits, self.scores)):
             if (part is None) != (wanted is None):
-                raise DataError("tally: expected the features of the network that it was started with, found others")
+                raise DataError("tally: expected the features of the network that it was started with, got others")
         seen = torch.zeros(int(indices.max()) + 1 if len(indices) else 0, dtype=torch.bool)
         seen[indices] = True
         if int(seen.sum()) < len(indices):
             raise DataError("tally: an image's number stands twice in a batch; expected every image once")
         if not torch.isfinite(features.pooled).all():  # before anything is counted
-            raise DataError("finite features are expected, found NaN or inf; check the images they come from")
+            raise DataError("finite features are expected, got NaN or inf; check the images they come from")
         self._mark(seen)
         self.pooled.update(features.pooled)
         if self.spatial is not None and features.spatial is not None:
@@ -106,9 +106,7 @@ class Tally:
     def merge(self, other: Tally) -> Self:
         """Add everything that `other` has counted; raises DataError where the two do not belong together."""
         if other.layout != self.layout:
-            raise DataError(
-                f"tally: expected one of {self.layout}, found {other.layout}; merge shards of one evaluation"
-            )
+            raise DataError(f"tally: expected one of {self.layout}, got {other.layout}; merge shards of one evaluation")
         self._mark(other._seen)
         self.pooled.merge(other.pooled)
         if self.spatial is not None and other.spatial is not None:
@@ -125,7 +123,7 @@ class Tally:
         size = min(len(seen), len(self._seen))
         twice = (seen[:size] & self._seen[:size]).nonzero().flatten()
         if len(twice):
-            raise DataError(f"tally: expected every image once, found {len(twice)} twice, such as {int(twice[0])}")
+            raise DataError(f"tally: expected every image once, got {len(twice)} twice, such as {int(twice[0])}")
         longer, shorter = (seen, self._seen) if len(seen) > len(self._seen) else (self._seen, seen)
         longer = longer.clone()
         longer[:size] |= shorter[:size]

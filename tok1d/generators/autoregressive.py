@@ -13,15 +13,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import option
+from tok1d.config.fields import option
 from tok1d.diffusion.guidance import Guidance, as_guidance
 from tok1d.diffusion.solver import Generators, Randn, randn_from
 from tok1d.errors import ConfigError, InputError
-from tok1d.generators.base import check_temperature, class_ids, training_ids
+from tok1d.generators.base import check_temperature
 from tok1d.generators.head import DiffusionHead, HeadConfig
 from tok1d.nn.attention import Attend, Attention, KVCache, causal
 from tok1d.nn.block import Block, SwiGLU, swiglu_hidden
-from tok1d.nn.embed import Condition, LabelEmbed
+from tok1d.nn.embed import Condition, LabelEmbed, class_ids, training_ids
 from tok1d.nn.norm import RMSNorm
 
 

@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from tok1d.condition import ConditionConfig
-from tok1d.config import option
+from tok1d.config.condition import ConditionConfig
+from tok1d.config.fields import option
 from tok1d.errors import ConfigError
 from tok1d.generators.autoregressive import CausalGenerator
 from tok1d.generators.captions import CaptionVectors

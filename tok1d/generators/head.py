@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tok1d.config import option
+from tok1d.config.fields import option
 from tok1d.diffusion.ddpm import Chain, ancestral
 from tok1d.diffusion.guidance import combine
 from tok1d.diffusion.objective import FlowObjective, Times

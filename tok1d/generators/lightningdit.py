@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import option
+from tok1d.config.fields import option
 from tok1d.errors import ConfigError
 from tok1d.generators.sequence import FlowConfig, FlowModel, grid_side
 from tok1d.generators.sit import condition, init_adaln_zero, position_table

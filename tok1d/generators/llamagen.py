@@ -22,18 +22,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tok1d.condition import ConditionConfig
-from tok1d.config import option
+from tok1d.config.condition import ConditionConfig
+from tok1d.config.fields import option
 from tok1d.diffusion.guidance import Guidance, as_guidance, combine
 from tok1d.diffusion.solver import Generators, Randn, exponential_from
 from tok1d.errors import ConfigError, InputError
 from tok1d.generators.autoregressive import EpsilonLlamaGenConfig
-from tok1d.generators.base import class_ids, training_ids
 from tok1d.generators.captions import CaptionPrefix, causal_behind
 from tok1d.generators.categorical import check_filter, draw_ids, filter_logits
 from tok1d.nn.attention import Attend, Attention, KVCache, causal, masked, rotary
 from tok1d.nn.block import Block, SwiGLU, swiglu_hidden
-from tok1d.nn.embed import LabelEmbed
+from tok1d.nn.embed import LabelEmbed, class_ids, training_ids
 from tok1d.nn.norm import RMSNorm
 from tok1d.nn.position import axial_angles, grid_coordinates, sequence_angles
 from tok1d.nn.precision import single
@@ -77,7 +76,7 @@ class LlamaGenConfig:
         if self.heads % (self.kv_heads or self.heads):
             raise ConfigError(f"kv_heads: {self.kv_heads} does not divide heads {self.heads}")
         if self.rope == "2d" and math.isqrt(self.num_tokens) ** 2 != self.num_tokens:
-            raise ConfigError(f"rope: 2d needs a square number of tokens, received {self.num_tokens}; take 1d")
+            raise ConfigError(f"rope: 2d needs a square number of tokens, got {self.num_tokens}; take 1d")
         pairs = {"1d": 2, "2d": 4, "none": 1}[self.rope]
         if self.dim // self.heads % pairs:
             raise ConfigError(f"rope: {self.rope} needs heads of a multiple of {pairs}, not {self.dim // self.heads}")
@@ -216,7 +215,7 @@ class LlamaGen(nn.Module):
         if cond is None and (num is None or num < 1):
             raise InputError(f"sample needs a condition, or num for how many sequences to draw, got num {num}")
         if steps not in (None, 1):
-            raise InputError(f"steps: this generator draws a token in one call, leave it out; received {steps}")
+            raise InputError(f"steps: this generator draws a token in one call, leave it out; got {steps}")
         check_filter(top_k=top_k, top_p=top_p, temperature=temperature)
         labels = self.labels(cond, num or 0)
         length = self.config.num_tokens if length is None else length

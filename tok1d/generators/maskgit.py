@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tok1d.config import option
+from tok1d.config.fields import option
 from tok1d.diffusion.guidance import Guidance, Schedule, combine
 from tok1d.diffusion.solver import Generators, Randn, uniform_from
 from tok1d.errors import ConfigError, InputError
-from tok1d.generators.base import check_temperature, class_ids, training_ids
+from tok1d.generators.base import check_temperature
 from tok1d.generators.categorical import gumbel
 from tok1d.losses.masked import weighted_mean
 from tok1d.nn.attention import Attention, dropped, full
 from tok1d.nn.block import Block, Mlp, PostNormBlock, run_with_skips
-from tok1d.nn.embed import LabelEmbed
+from tok1d.nn.embed import LabelEmbed, class_ids, training_ids
 from tok1d.nn.precision import single
 
 
@@ -59,7 +59,7 @@ class MaskGITConfig:
         if self.dim % self.heads:
             raise ConfigError(f"heads: {self.heads} does not divide dim {self.dim}")
         if self.trunk == "uvit" and self.depth % 2 == 0:
-            raise ConfigError(f"depth: a uvit has an odd number of blocks, received {self.depth}")
+            raise ConfigError(f"depth: a uvit has an odd number of blocks, got {self.depth}")
 
 
 def mask_ratio(time: Tensor) -> Tensor:

@@ -14,15 +14,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import option
+from tok1d.config.fields import option
 from tok1d.diffusion.guidance import Guidance, as_guidance, combine, guided
 from tok1d.diffusion.objective import FlowObjective, Times, direction_loss
 from tok1d.diffusion.path import Path
 from tok1d.diffusion.solver import Field, Generators, Randn, euler, heun, interpolant_sde, randn_from, time_grid
 from tok1d.errors import ConfigError, InputError
-from tok1d.generators.base import check_temperature, class_ids, training_ids
+from tok1d.generators.base import check_temperature
 from tok1d.generators.statistics import NormalisedTokens, Statistics
-from tok1d.nn.embed import LabelEmbed
+from tok1d.nn.embed import LabelEmbed, class_ids, training_ids
 from tok1d.nn.precision import single
 
 
@@ -49,7 +49,7 @@ class SequenceConfig:
         if self.dim % self.heads:
             raise ConfigError(f"heads: {self.heads} does not divide dim {self.dim}")
         if self.dim % 2:
-            raise ConfigError(f"dim: expected an even width, received {self.dim}")
+            raise ConfigError(f"dim: expected an even width, got {self.dim}")
 
 
 @dataclass
@@ -311,7 +311,5 @@ def grid_side(num_tokens: int) -> int:
     """The side of a square grid of so many tokens; ConfigError where there is none."""
     side = math.isqrt(num_tokens)
     if side**2 != num_tokens:
-        raise ConfigError(
-            f"num_tokens: two-dimensional positions need a square number of tokens, received {num_tokens}"
-        )
+        raise ConfigError(f"num_tokens: two-dimensional positions need a square number of tokens, got {num_tokens}")
     return side

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import option
+from tok1d.config.fields import option
 from tok1d.diffusion.ddpm import Chain, ancestral, ddim
 from tok1d.diffusion.guidance import Guidance, guided
 from tok1d.diffusion.solver import Field, Randn
@@ -65,7 +65,7 @@ def position_table(kind: str, dim: int, num_tokens: int) -> Tensor:
     if kind == "1d":
         return sincos_interleaved(dim, num_tokens)
     if dim % 4:
-        raise ConfigError(f"dim: two-dimensional positions need a multiple of 4, received {dim}")
+        raise ConfigError(f"dim: two-dimensional positions need a multiple of 4, got {dim}")
     side = grid_side(num_tokens)
     return sincos_2d(dim, side, side)
 

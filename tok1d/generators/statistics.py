@@ -49,7 +49,7 @@ class NormalisedTokens(nn.Module):
             total = total + (rows - shift).sum(0)
             squares = squares + (rows - shift).square().sum(0)
         if shift is None:
-            raise DataError("token statistics: expected tokens, found none: is the token cache empty?")
+            raise DataError("token statistics: expected tokens, got none: is the token cache empty?")
         mean = total / count
         std = (squares / count - mean.square()).clamp(min=0).sqrt()
         if not (torch.isfinite(mean + shift).all() and torch.isfinite(std).all() and (std > 0).all()):

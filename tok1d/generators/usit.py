@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import option
+from tok1d.config.fields import option
 from tok1d.errors import ConfigError
 from tok1d.generators.sequence import FlowConfig, FlowModel
 from tok1d.nn.attention import Attention
@@ -36,7 +36,7 @@ class USiTConfig(FlowConfig):
         """Contradictions between the fields."""
         super().check()
         if self.depth % 2 == 0:
-            raise ConfigError(f"depth: expected an odd number of blocks, received {self.depth}")
+            raise ConfigError(f"depth: expected an odd number of blocks, got {self.depth}")
 
 
 class USiTNetwork(nn.Module):

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from tok1d.bottleneck.shared import mean_over_processes
-from tok1d.config import option
+from tok1d.config.fields import option
 from tok1d.losses.augment import augment
 from tok1d.losses.discriminator import DinoConfig, DiscriminatorConfig
 

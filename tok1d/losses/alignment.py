@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from tok1d.config import option
+from tok1d.config.fields import option
 from tok1d.errors import ConfigError, InputError
 
 
@@ -30,7 +30,7 @@ class AlignmentConfig:
     def check(self) -> None:
         """Raise ConfigError on weights without the teacher they belong to."""
         if self.weights is not None and not self.teacher:
-            raise ConfigError("teacher: weights are given, so expected the timm name they belong to, received nothing")
+            raise ConfigError("teacher: weights are given, so expected the timm name they belong to, got nothing")
 
 
 def resize_tokens(tokens: Tensor, num: int) -> Tensor:

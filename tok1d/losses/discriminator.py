@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tok1d.config import option
+from tok1d.config.fields import option
 from tok1d.errors import ConfigError
-from tok1d.losses.features import IMAGENET_MEAN, IMAGENET_STD, load_teacher
+from tok1d.losses.features import IMAGENET_MEAN, IMAGENET_STD
 from tok1d.nn.block import Mlp
 from tok1d.nn.embed import PatchEmbed
 from tok1d.nn.vit import ViT
@@ -54,23 +53,10 @@ class BlurPatchConfig:
     def check(self) -> None:
         """Raise ConfigError on a width that the 32 normalisation groups do not divide."""
         if self.width % GROUPS:
-            raise ConfigError(f"width: expected a multiple of {GROUPS}, received {self.width}")
+            raise ConfigError(f"width: expected a multiple of {GROUPS}, got {self.width}")
 
 
 DiscriminatorConfig = DinoConfig | PatchConfig | BlurPatchConfig
-
-
-def build_discriminator(config: DiscriminatorConfig, channels: int) -> nn.Module:
-    """The discriminator of a configuration for images of so many channels, with fresh weights but for a frozen trunk.
-
-    Raises:
-        ConfigError, WeightsError: a backbone that cannot be had, or that is no plain vision transformer.
-    """
-    if isinstance(config, PatchConfig):
-        return PatchDiscriminator(channels, config.width, config.layers)
-    if isinstance(config, BlurPatchConfig):
-        return BlurPatchDiscriminator(channels, config.width, config.stages)
-    return DinoDiscriminator(load_trunk(config), image_size=config.image_size)
 
 
 class SpectralConv1d(nn.Conv1d):
@@ -210,35 +196,6 @@ class DinoDiscriminator(nn.Module):
             top, left = (int(torch.randint(0, side - size + 1, (), generator=generator)) for side in (height, width))
             return x[..., top : top + size, left : left + size]
         return F.interpolate(x, size=(size, size), mode="area" if height > size else "bicubic")
-
-
-def load_trunk(config: DinoConfig) -> DinoTrunk:
-    """The frozen vision transformer of a configuration.
-
-    Raises:
-        ConfigError, WeightsError: it cannot be had, or is no plain vision transformer.
-    """
-    from tok1d.zoo.adapters.discriminator import trunk_from_published
-    from tok1d.zoo.adapters.keymap import read_published
-
-    source = config.weights or config.backbone
-    if config.weights == "random":
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
-            trunk = DinoTrunk(384, 12, 6, patch=16, side=14)
-    elif config.weights is not None:
-        trunk = trunk_from_published(read_published(config.weights), source)
-    else:
-        network: Any = load_teacher(config.backbone, image_size=config.image_size).network
-        if not hasattr(network, "vit"):
-            raise ConfigError(f"backbone: {config.backbone} is a classifier of tok1d, expected a timm name")
-        trunk = trunk_from_published(network.vit.state_dict(), source)
-    if config.image_size % trunk.patch_embed.patch:
-        raise ConfigError(
-            f"image_size: expected a multiple of {trunk.patch_embed.patch}, the patches of {source}, received "
-            f"{config.image_size}"
-        )
-    return trunk
 
 
 class PatchDiscriminator(nn.Module):

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tok1d.config import option
+from tok1d.config.fields import option
 from tok1d.errors import ConfigError, InputError
 from tok1d.losses.alignment import AlignmentConfig, alignment_loss
-from tok1d.losses.features import load_teacher
+from tok1d.losses.features import TeacherName
 from tok1d.losses.hog import BINS, hog
 from tok1d.losses.masked import bag_of_words, caption_loss, masked_mse
 from tok1d.nn.position import resample_grid
@@ -72,10 +72,10 @@ class AuxiliaryConfig:
     def check(self) -> None:
         """Raise ConfigError on an unknown target, or one that does not say its width."""
         if self.target not in ("hog", "pixels", "text") and (not self.is_teacher or self.target == TEACHER):
-            raise ConfigError(f"target: expected hog, pixels, text or teacher:NAME, received {self.target!r}")
+            raise ConfigError(f"target: expected hog, pixels, text or teacher:NAME, got {self.target!r}")
         if (self.is_teacher or self.target == "text") and self.dim is None:
             what = "the width of the teacher's features" if self.is_teacher else "the size of the vocabulary"
-            raise ConfigError(f"dim: {self.target} needs {what}, received null")
+            raise ConfigError(f"dim: {self.target} needs {what}, got null")
 
 
 class TokenMixer(nn.Module):
@@ -117,7 +117,15 @@ class AuxiliaryDecoder(nn.Module):
         else:
             self.trunk = TokenMixer(side, num_tokens) if num_tokens else None
         self.out = nn.Linear(decoder.dim if config.depth else token_dim, config.width(patch, channels))
-        self.teacher: Features | None = None  # made by the first training step that needs it
+        self.teacher: Features | None = None  # given by what builds the training, see `teacher_name`
+
+    @property
+    def teacher_name(self) -> TeacherName | None:
+        """The teacher that the target needs; None for other targets."""
+        config = self.config
+        if not config.is_teacher:
+            return None
+        return TeacherName(config.target.removeprefix(TEACHER), config.weights, config.image_size)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, L, C) and the patches' (rows, columns) -> (B, N, D), or (B, vocabulary) of text."""
@@ -162,13 +170,13 @@ class AuxiliaryDecoder(nn.Module):
     def _teacher_features(self, images: Tensor) -> Tensor:
         config = self.config
         if self.teacher is None:
-            name = config.target.removeprefix(TEACHER)
-            self.teacher = load_teacher(name, weights=config.weights, image_size=config.image_size)
+            assert self.teacher_name is not None, "only teachers' features are asked for"
+            raise self.teacher_name.missing()
         features = self.teacher(images)
         if features.shape[-1] != self.out.out_features:
             raise ConfigError(
                 f"model.auxiliary: {config.target} has features of width {features.shape[-1]}, set dim to that, "
-                f"received {self.out.out_features}"
+                f"got {self.out.out_features}"
             )
         return features
 
@@ -200,7 +208,7 @@ class LatentAlignmentConfig(AlignmentConfig):
         """Raise ConfigError on a teacher without its width."""
         super().check()
         if self.teacher and self.dim is None:
-            raise ConfigError("dim: alignment needs the width of the teacher's features, received null")
+            raise ConfigError("dim: alignment needs the width of the teacher's features, got null")
 
 
 class LatentAlignment(nn.Module):
@@ -217,7 +225,12 @@ class LatentAlignment(nn.Module):
         hidden = nn.Linear(config.hidden, config.hidden)
         first, last = nn.Linear(token_dim, config.hidden), nn.Linear(config.hidden, config.dim)
         self.projector = nn.Sequential(first, nn.SiLU(), hidden, nn.SiLU(), last)
-        self.teacher: Features | None = None  # made by the first training step that needs it
+        self.teacher: Features | None = None  # given by what builds the training, see `teacher_name`
+
+    @property
+    def teacher_name(self) -> TeacherName:
+        """The teacher whose features the tokens learn."""
+        return TeacherName(self.config.teacher, self.config.weights, self.config.image_size)
 
     def loss(self, tokens: Tensor, images: Tensor) -> Tensor:
         """The weighted loss of tokens (B, L, C) of images (B, C, H, W) in [0, 1].
@@ -227,7 +240,7 @@ class LatentAlignment(nn.Module):
         """
         config = self.config
         if self.teacher is None:
-            self.teacher = load_teacher(config.teacher, weights=config.weights, image_size=config.image_size)
+            raise self.teacher_name.missing()
         features = self.teacher(images)
         if features.shape[-1] != config.dim:
             raise ConfigError(

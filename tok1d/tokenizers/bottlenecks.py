@@ -8,7 +8,7 @@ from tok1d.bottleneck.kl import KL
 from tok1d.bottleneck.plain import Plain
 from tok1d.bottleneck.softvq import SoftVQ
 from tok1d.bottleneck.vq import VQ
-from tok1d.config import option
+from tok1d.config.fields import option
 
 
 @dataclass

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from tok1d.nn.caption import Captions
 from tok1d.nn.embed import Condition, LabelEmbed, class_ids, training_ids
 
-Told = tuple[Tensor, Tensor | None]  # tokens (B, T, dim), and (B, T) bool, True for those that are seen; None: all
+ConditionTokens = tuple[
+    Tensor, Tensor | None
+]  # tokens (B, T, dim), and (B, T) bool, True for those that are seen; None: all
 
 
 class SharedCondition(nn.Module):
@@ -45,7 +47,7 @@ class SharedCondition(nn.Module):
         """Where conditions are checked and dropped."""
 
     @abstractmethod
-    def shared(self, cond: Tensor) -> Told:
+    def shared(self, cond: Tensor) -> ConditionTokens:
         """The vectors (B, length, dim) of a condition."""
 
     def given(self, cond: Tensor | None, batch: int, device: torch.device) -> Tensor:
@@ -56,12 +58,12 @@ class SharedCondition(nn.Module):
         """
         return (training_ids if self.training else class_ids)(self.source, cond, batch, device)
 
-    def for_encoder(self, cond: Tensor) -> Told:
+    def for_encoder(self, cond: Tensor) -> ConditionTokens:
         """A `given` condition as tokens (B, length, dim)."""
         vectors, seen = self.shared(cond)
         return vectors + self.encoder_position, seen
 
-    def for_decoder(self, cond: Tensor) -> Told:
+    def for_decoder(self, cond: Tensor) -> ConditionTokens:
         """A `given` condition as tokens (B, length, decoder_dim)."""
         vectors, seen = self.shared(cond)
         return self.proj(vectors) + self.decoder_position, seen
@@ -86,7 +88,7 @@ class ClassCondition(SharedCondition):
     def source(self) -> LabelEmbed:
         return self.label_embed
 
-    def shared(self, cond: Tensor) -> Told:
+    def shared(self, cond: Tensor) -> ConditionTokens:
         """The rows of class ids (B,), (B, 1, dim)."""
         return self.label_embed(cond)[:, None], None
 
@@ -112,7 +114,7 @@ class TextCondition(SharedCondition):
     def source(self) -> Captions:
         return self.captions
 
-    def shared(self, cond: Tensor) -> Told:
+    def shared(self, cond: Tensor) -> ConditionTokens:
         """Captions (B, T, E) as (B, T, dim)."""
         embeddings, seen = self.captions.filled(cond)
         return self.text_proj(embeddings), seen

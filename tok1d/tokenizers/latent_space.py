@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -10,8 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import option
-from tok1d.config_fields import show
+from tok1d.config.fields import option, show
 from tok1d.errors import ConfigError, WeightsError
 
 # As `latents.path`: the folder of this name inside the model's own folder, which travels with the model.
@@ -37,11 +36,9 @@ class LatentConfig:
         for key in ("path", "channels", "factor"):
             value = getattr(self, key)
             if self.space == "autoencoder" and not value:
-                raise ConfigError(f"{key}: space=autoencoder needs it, received {show(value)}")
+                raise ConfigError(f"{key}: space=autoencoder needs it, got {show(value)}")
             if self.space == "pixels" and value:
-                raise ConfigError(
-                    f"{key}: only space=autoencoder reads it, received {show(value)}; set that or drop it"
-                )
+                raise ConfigError(f"{key}: only space=autoencoder reads it, got {show(value)}; set that or drop it")
 
 
 class LatentSpace(Protocol):
@@ -97,6 +94,8 @@ class Autoencoder:
         self.config = config
         self.channels, self.factor, self.image_channels = config.channels, config.factor, image_channels
         self.base: Path | None = None  # the model's folder, where relative paths are looked for first
+        # Reads the network of a path; set by what builds the model (zoo/store.py), because models read no weights.
+        self.reader: Callable[[str, Path | None], Any] | None = None
         self._network: Any = None
 
     def load(self) -> Any:
@@ -105,10 +104,16 @@ class Autoencoder:
         Raises:
             WeightsError: nothing there, no AutoencoderKL, or another geometry than the configuration's.
         """
-        if self._network is None:
-            # Reading must neither draw from the run's random numbers nor make tensors of inference mode.
-            with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
-                self.use(read_network(self.config.path, self.base))
+        if self._network is not None:
+            return self._network
+        if self.reader is None:
+            raise WeightsError(
+                f"autoencoder {self.config.path}: expected a network, got none; build the model by tok1d.load or "
+                "tok1d.zoo.store.build_model, or call latent_space.use(network)"
+            )
+        # Reading must neither draw from the run's random numbers nor make tensors of inference mode.
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+            self.use(self.reader(self.config.path, self.base))
         return self._network
 
     def use(self, network: Any) -> None:
@@ -181,84 +186,3 @@ def geometry(config: Any) -> tuple[int, int]:
     """Latent channels and pixels per latent position of an AutoencoderKL's config."""
     # Diffusers' own defaults, for the keys that old configs leave out.
     return config.get("latent_channels", 4), 2 ** (len(config.get("block_out_channels", (64,))) - 1)
-
-
-def read_network(path: str, base: Path | None = None) -> Any:
-    """An AutoencoderKL from a diffusers folder, a model folder with one inside, a hub name or a file of MAR's.
-
-    Args:
-        base: relative paths are looked for from here first.
-
-    Raises:
-        WeightsError: nothing there, no AutoencoderKL, or weights that do not fit its config.
-    """
-    found = locate(path, base)
-    if found is not None and found.is_file():
-        from tok1d.zoo.adapters.autoencoder import load_mar
-
-        return load_mar(found)
-    read_config(path, base)
-    cls = autoencoder_class()
-    try:
-        network, info = cls.from_pretrained(str(found or path), output_loading_info=True)
-    except Exception as error:
-        raise WeightsError(f"autoencoder {path}: its weights cannot be read ({_reason(error)})") from None
-    for kind in ("missing", "unexpected"):
-        if info[f"{kind}_keys"]:
-            names = sorted(info[f"{kind}_keys"])
-            raise WeightsError(f"autoencoder {path}: {len(names)} {kind} weights such as {names[0]}; fetch it again")
-    return network
-
-
-def read_config(path: str, base: Path | None = None) -> dict[str, Any]:
-    """The diffusers config of a folder or hub name, without the weights; raises WeightsError as `read_network`."""
-    found = locate(path, base)
-    try:
-        file = _hub_config(path) if found is None else found / "config.json"
-        config = json.loads(file.read_text())
-    except Exception as error:
-        where = "not on this machine, and the hub gives none" if found is None else "no diffusers folder"
-        raise WeightsError(
-            f"autoencoder {path}: {where} ({_reason(error)}); expected a folder or hub name of an AutoencoderKL"
-        ) from None
-    kind = config.get("_class_name") if isinstance(config, dict) else None
-    if kind != "AutoencoderKL":
-        raise WeightsError(f"autoencoder {path}: expected a diffusers AutoencoderKL, its config.json is of {kind}")
-    return config
-
-
-def locate(path: str, base: Path | None = None) -> Path | None:
-    """The file or diffusers folder at a path, or None for a hub name; raises WeightsError where it can be neither."""
-    for place in ([base / path] if base else []) + [Path(path)]:
-        if place.exists():
-            inner = place / EMBEDDED
-            return inner if inner.is_dir() else place
-    is_file_name = Path(path).suffix in (".ckpt", ".safetensors", ".bin", ".pt", ".pth", ".pkl")
-    if path.count("/") == 1 and not path.startswith((".", "/", "~")) and not is_file_name:
-        return None
-    raise WeightsError(
-        f"autoencoder {path}: no such file or folder; set latents.path to a diffusers folder, a hub name such as "
-        "xwen99/mar-vae-kl16, or kl16.ckpt"
-    )
-
-
-def _hub_config(name: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    return Path(hf_hub_download(name, "config.json"))
-
-
-def autoencoder_class() -> Any:
-    """Diffusers' AutoencoderKL, imported now; raises WeightsError without diffusers."""
-    try:
-        from diffusers import AutoencoderKL
-    except ImportError as error:
-        raise WeightsError(
-            f"an autoencoder needs diffusers ({_reason(error)}): pip install 'tok1d[diffusers]'"
-        ) from None
-    return AutoencoderKL
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__

@@ -16,14 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from tok1d.bottleneck.kl import Posterior
-from tok1d.config import option
+from tok1d.config.fields import option
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import ConfigError, WeightsError
 from tok1d.tokenizers.auxiliary import AuxiliaryConfig, AuxiliaryDecoder, LatentAlignment, LatentAlignmentConfig
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.tokenizers.bottlenecks import BottleneckConfig, PlainConfig, build_bottleneck
-from tok1d.tokenizers.masking import MaskConfig, draw_mask, draw_ratios
-from tok1d.tokenizers.one_pass import (
+from tok1d.tokenizers.deterministic import (
     check_images,
     check_parts,
     checked_tokens,
@@ -34,6 +33,7 @@ from tok1d.tokenizers.one_pass import (
     refuse_sampling,
     to_images,
 )
+from tok1d.tokenizers.masking import MaskConfig, draw_mask, draw_ratios
 from tok1d.tokenizers.pixel_decoder import PixelDecoder
 from tok1d.tokenizers.pixel_encoder import PixelEncoder
 from tok1d.tokenizers.vit import ViTConfig
@@ -84,7 +84,7 @@ class MAETokConfig:
         check_parts(self.image_size, self.encoder, self.decoder, self.bottleneck, self.length, head=self.head)
         patch = self.decoder.patch
         if not self.num_tokens and patch != self.encoder.patch:
-            raise ConfigError(f"decoder.patch: num_tokens=0 needs the encoder's {self.encoder.patch}, received {patch}")
+            raise ConfigError(f"decoder.patch: num_tokens=0 needs the encoder's {self.encoder.patch}, got {patch}")
         self._check_masking()
 
     def _check_masking(self) -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tok1d.config import option
+from tok1d.config.fields import option
 from tok1d.errors import ConfigError
 
 SPREAD = 0.25  # standard deviation of the release's normal, in ratios
@@ -29,7 +29,7 @@ class MaskConfig:
     def check(self) -> None:
         """Raise ConfigError on an empty range."""
         if self.low > self.high:
-            raise ConfigError(f"low: expected at most high={self.high}, received {self.low}")
+            raise ConfigError(f"low: expected at most high={self.high}, got {self.low}")
 
 
 def draw_ratios(

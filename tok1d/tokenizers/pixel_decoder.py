@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tok1d.nn.embed import unpatchify
-from tok1d.tokenizers.one_pass import Head, check_grid
+from tok1d.tokenizers.deterministic import Head, check_grid
 from tok1d.tokenizers.vit import ViTConfig, build_vit
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from tok1d.errors import InputError
+from tok1d.tokenizers.base import TokenSpec
 
 
 def draw_keep(
@@ -51,3 +53,24 @@ def _counts(keep: object) -> bool:
     if isinstance(keep, Tensor):
         return not keep.is_floating_point() and not keep.is_complex() and keep.dtype != torch.bool
     return isinstance(keep, Integral) and not isinstance(keep, bool)
+
+
+def prefix_lengths(length: int) -> list[int]:
+    """1, 2, 4, ... and the whole length."""
+    lengths = [2**i for i in range(length.bit_length()) if 2**i < length]
+    return [*lengths, length]
+
+
+def token_counts(spec: TokenSpec, keep: Sequence[int] = ()) -> list[int]:
+    """Numbers of leading tokens to decode: `keep`, or 1, 2, 4, ..., all; of tokens without an order only all.
+
+    Where the decoder is told the class, 0 tokens come first: the image that the class alone gives.
+
+    Raises:
+        InputError: fewer tokens of a tokenizer that needs all.
+    """
+    if spec.ordered:
+        return list(keep) or [*([0] if spec.needs_label else []), *prefix_lengths(spec.length)]
+    if few := [k for k in keep if k != spec.length]:
+        raise InputError(f"keep: these tokens have no order, all {spec.length} are needed; got {few[0]}")
+    return [spec.length]

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import option
+from tok1d.config.fields import option
 from tok1d.nn.attention import Attention, after_prefix, full, prefix_causal
 from tok1d.nn.block import Block, Mlp
 from tok1d.nn.embed import PatchEmbed

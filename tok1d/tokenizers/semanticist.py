@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tok1d.bottleneck.normalised import Normalised
-from tok1d.config import option
+from tok1d.config.fields import option
 from tok1d.diffusion.ddpm import Chain, ancestral, ddim
 from tok1d.diffusion.guidance import Guidance, as_guidance, guided
 from tok1d.diffusion.objective import FlowObjective, Times
@@ -24,7 +24,7 @@ from tok1d.diffusion.path import Path
 from tok1d.diffusion.solver import Field, Generators, Randn, euler, heun, randn_from, time_grid
 from tok1d.errors import ConfigError, InputError
 from tok1d.losses.alignment import AlignmentConfig, alignment_loss
-from tok1d.losses.features import Teacher, load_teacher
+from tok1d.losses.features import Teacher, TeacherName
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.tokenizers.latent_space import LatentConfig, latent_space
 from tok1d.tokenizers.prefix import draw_keep, prefix_mask, resolve_keep
@@ -143,7 +143,7 @@ class Semanticist(nn.Module):
         flow = config.flow
         self.objective = FlowObjective(Path(flow.path), flow.prediction, flow.weight_power)
         self.times = Times(flow.times, flow.times_mean, flow.times_std)
-        self.teacher: Teacher | None = None  # made by the first training step that needs it
+        self.teacher: Teacher | None = None  # given by what builds the training, see `teacher_name`
         if self.decoder.projector is not None and not config.alignment.teacher:
             # Converted weights have a projector. No loss reaches it, and several processes would wait for its gradient.
             self.decoder.projector.requires_grad_(False)
@@ -182,6 +182,12 @@ class Semanticist(nn.Module):
         features = self.teacher_features(images) if self.config.alignment.teacher else None
         return self.denoising(latents, tokens, mask, features=features)
 
+    @property
+    def teacher_name(self) -> TeacherName | None:
+        """The teacher that the alignment needs; None without alignment."""
+        config = self.config.alignment
+        return TeacherName(config.teacher, config.weights, config.image_size) if config.teacher else None
+
     def teacher_features(self, images: Tensor) -> Tensor:
         """Features (B, N, align_dim) of images (B, C, H, W) in [0, 1] that alignment learns, without gradient.
 
@@ -190,7 +196,7 @@ class Semanticist(nn.Module):
         """
         config = self.config.alignment
         if self.teacher is None:
-            self.teacher = load_teacher(config.teacher, weights=config.weights, image_size=config.image_size)
+            raise TeacherName(config.teacher, config.weights, config.image_size).missing()
         features, width = self.teacher(images), self.config.decoder.align_dim
         if features.shape[-1] != width:
             raise ConfigError(

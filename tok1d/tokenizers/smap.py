@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from tok1d.bottleneck.kl import Posterior
-from tok1d.condition import ConditionConfig
-from tok1d.config import option
+from tok1d.config.condition import ConditionConfig
+from tok1d.config.fields import option
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import ConfigError, InputError
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.tokenizers.bottlenecks import BottleneckConfig, VQConfig, build_bottleneck
 from tok1d.tokenizers.condition import ClassCondition, TextCondition
-from tok1d.tokenizers.one_pass import (
+from tok1d.tokenizers.deterministic import (
     Size,
     check_images,
     check_parts,
@@ -78,10 +78,10 @@ class SMAPConfig:
         except ConfigError as error:
             raise ConfigError(f"tail_drop.{error}") from None
         if self.condition.is_text and not self.use_condition:
-            raise ConfigError("condition.kind: use_condition=false is told nothing, expected class, received text")
+            raise ConfigError("condition.kind: use_condition=false is told nothing, expected class, got text")
         if self.label_dropout and not self.use_condition:
             raise ConfigError(
-                f"label_dropout: use_condition=false has no label, expected 0, received {self.label_dropout:g}"
+                f"label_dropout: use_condition=false has no label, expected 0, got {self.label_dropout:g}"
             )
 
 

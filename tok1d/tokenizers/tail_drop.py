@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tok1d.config import option
+from tok1d.config.fields import option
 from tok1d.errors import ConfigError
 from tok1d.tokenizers.prefix import draw_keep
 
@@ -30,15 +30,15 @@ class TailDropConfig:
         """Raise ConfigError on probabilities that exceed 1 together."""
         if self.full_prob + self.zero_prob > 1:
             raise ConfigError(
-                f"zero_prob: expected at most 1 together with full_prob={self.full_prob:g}, received {self.zero_prob:g}"
+                f"zero_prob: expected at most 1 together with full_prob={self.full_prob:g}, got {self.zero_prob:g}"
             )
 
     def check_length(self, length: int) -> None:
         """Raise ConfigError where `length` tokens cannot be cut so."""
         if length % self.group:
-            raise ConfigError(f"group: expected a divisor of num_tokens={length}, received {self.group}")
+            raise ConfigError(f"group: expected a divisor of num_tokens={length}, got {self.group}")
         if self.min_keep > length:
-            raise ConfigError(f"min_keep: expected at most num_tokens={length}, received {self.min_keep}")
+            raise ConfigError(f"min_keep: expected at most num_tokens={length}, got {self.min_keep}")
 
 
 def draw_tail(config: TailDropConfig, length: int, num: int, device: torch.device | None = None) -> Tensor:

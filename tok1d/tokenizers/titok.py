@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tok1d.bottleneck.kl import Posterior
-from tok1d.config import option
+from tok1d.config.fields import option
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import ConfigError, InputError
 from tok1d.nn.embed import PatchEmbed, unpatchify
 from tok1d.nn.vit import ViT
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.tokenizers.bottlenecks import BottleneckConfig, VQConfig, build_bottleneck
-from tok1d.tokenizers.one_pass import (
+from tok1d.tokenizers.deterministic import (
     Size,
     check_grid,
     check_images,

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import option
+from tok1d.config.fields import option
 from tok1d.nn.block import AdaLNBlock
 from tok1d.nn.embed import PatchEmbed, TimeEmbed, unpatchify
 from tok1d.nn.norm import Modulation, modulate

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from tok1d.config import option
+from tok1d.config.fields import option
 from tok1d.errors import ConfigError
 from tok1d.nn.vit import ViT
 from tok1d.tokenizers.query_encoder import EncoderConfig

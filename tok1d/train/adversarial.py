@@ -11,14 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import OptimConfig, Recipe
+from tok1d.config.recipe import OptimConfig, Recipe
 from tok1d.errors import WeightsError
 from tok1d.losses.adversarial import AdversarialLoss, DiscriminatorOptim
-from tok1d.losses.discriminator import build_discriminator
 from tok1d.losses.perceptual import PerceptualLoss
+from tok1d.losses.total import Batch, Tensors
 from tok1d.train.loop import processes
-from tok1d.train.players import Batch, Moment, Player, Tensors
+from tok1d.train.players import Moment, Player
 from tok1d.zoo import store
+from tok1d.zoo.pretrained.discriminator import build_discriminator
+from tok1d.zoo.pretrained.lpips import load_perceptual
+from tok1d.zoo.weights import load_state
 
 NAME, PREFIX = "discriminator", "d_"  # what checkpoints and logs call the second player
 
@@ -46,7 +49,7 @@ def build_players(
         if recipe.init_from is not None and not resumed:
             keep_discriminator(game, recipe.init_from)
     if recipe.perceptual.used and perceptual is None:
-        perceptual = PerceptualLoss(recipe.perceptual)
+        perceptual = load_perceptual(recipe.perceptual)
     if game is None and perceptual is None:
         return []
     first = Player(model, tokenizer_losses(model, perceptual, game))
@@ -112,7 +115,7 @@ def keep_discriminator(game: AdversarialLoss, start: str) -> None:
         print(f"start={start}: no checkpoint with a discriminator beside it, a new one is trained", file=sys.stderr)
         return
     advice = f"{checkpoints[-1]}, use its adversarial.discriminator or move it away to train a new one"
-    store.load_state(game, state, advice)
+    load_state(game, state, advice)
 
 
 def _discriminator_state(path: Path) -> dict[str, Tensor] | None:

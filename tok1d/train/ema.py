@@ -46,9 +46,7 @@ class EMA:
         """Take over the averages of `state_dict`; raises KeyError or ValueError where they are of other weights."""
         for name, average in self.averages.items():
             if state[name].shape != average.shape:
-                raise ValueError(
-                    f"{name}: expected an average {tuple(average.shape)}, found {tuple(state[name].shape)}"
-                )
+                raise ValueError(f"{name}: expected an average {tuple(average.shape)}, got {tuple(state[name].shape)}")
             average.copy_(state[name])
 
     @torch.no_grad()

@@ -19,18 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tok1d.config import Recipe
+from tok1d.config.recipe import Recipe
+from tok1d.cost.peaks import peak_of
 from tok1d.data.images import prefetch
 from tok1d.errors import ConfigError, WeightsError
+from tok1d.losses.total import Batch, Tensors, total_loss
 from tok1d.train import checkpoint
-from tok1d.train.draws import copies_of, seeded
 from tok1d.train.log import JsonLog
 from tok1d.train.nonfinite import Evidence, NonFiniteError, repeat, suspects, write_dump
 from tok1d.train.optim import learning_rate
 from tok1d.train.options import apply_options
-from tok1d.train.peaks import peak_of
-from tok1d.train.players import Batch, Moment, Side, Tensors, total_loss
+from tok1d.train.players import Moment, Side
 from tok1d.train.precision import LossScale, precision_of
+from tok1d.train.rng import copies_of, seeded
 from tok1d.train.speed import Meter
 from tok1d.train.stop import Agreement, StopSignal
 from tok1d.train.task import Task
@@ -115,7 +116,7 @@ def begin(recipe: Recipe, task: Task, out: Path) -> Run:
     )
     world, main = accelerator.num_processes, accelerator.is_main_process
     if config.batch_size % world:
-        raise ConfigError(f"train.batch_size: expected a multiple of {world} processes, received {config.batch_size}")
+        raise ConfigError(f"train.batch_size: expected a multiple of {world} processes, got {config.batch_size}")
     for player in task.players:
         apply_options(player.module, checkpoint_activations=config.checkpoint_activations, compile=config.compile)
     shard = config.shard == "optimizer" and world > 1
@@ -183,7 +184,7 @@ class Run:
     def _load(self, state: dict[str, Any], source: str) -> None:
         names, steps = [side.player.name for side in self.sides], self.recipe.train.steps
         if not (isinstance(state["step"], int) and 0 <= state["step"] <= steps):
-            raise ValueError(f"expected a step from 0 to {steps}, found {state['step']!r}")
+            raise ValueError(f"expected a step from 0 to {steps}, got {state['step']!r}")
         for side, own in zip(self.sides, checkpoint.by_player(state, names, source)):
             side.load_state_dict(own, source)
         self.step, self.spent = state["step"], float(state["seconds"])

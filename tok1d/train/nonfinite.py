@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import Recipe, to_yaml
+from tok1d.config.load import to_yaml
+from tok1d.config.recipe import Recipe
 from tok1d.errors import Tok1dError, WeightsError
+from tok1d.losses.total import Tensors, total_loss
 from tok1d.train import checkpoint
-from tok1d.train.draws import copies_of, seed_of, seeded
-from tok1d.train.players import Moment, Player, Tensors, compute_losses, total_loss
+from tok1d.train.players import Moment, Player, compute_losses
 from tok1d.train.precision import Precision
+from tok1d.train.rng import copies_of, seed_of, seeded
 from tok1d.train.task import Task
-from tok1d.zoo.store import load_state
+from tok1d.zoo.weights import load_state
 
 LARGE_WEIGHT = 100.0  # root mean square of a part's weights that no healthy training reaches
 LARGE_LOSS = 100.0  # times the median of the batch

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import OptimConfig
+from tok1d.config.recipe import OptimConfig
 
 
 def learning_rate(step: int, config: OptimConfig) -> float:
@@ -88,7 +88,7 @@ def load_full_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> 
     for i, values in state["state"].items():
         for name, value in values.items():
             if torch.is_tensor(value) and value.dim() and value.shape != parameters[i].shape:
-                raise ValueError(f"{name} {i}: expected {tuple(parameters[i].shape)}, found {tuple(value.shape)}")
+                raise ValueError(f"{name} {i}: expected {tuple(parameters[i].shape)}, got {tuple(value.shape)}")
     own = own_part(optimizer)
     if own is optimizer:
         optimizer.load_state_dict(state)

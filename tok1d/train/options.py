@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tok1d.errors import ConfigError
-from tok1d.train.draws import recomputing
+from tok1d.nn.attention import Attention
+from tok1d.train.rng import recomputing
 
 
 def apply_options(module: nn.Module, *, checkpoint_activations: bool, compile: bool) -> None:
@@ -36,7 +37,6 @@ def apply_options(module: nn.Module, *, checkpoint_activations: bool, compile: b
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
     """The trainable transformer blocks of a module, in order."""
-    from tok1d.nn.attention import Attention
 
     found: dict[int, nn.Module] = {}
     for part in module.modules():
@@ -68,11 +68,11 @@ def no_compiler() -> str:
     if torch.cuda.is_available():
         from torch.utils._triton import has_triton
 
-        return "" if has_triton() else "torch.compile needs Triton on a GPU, found none"
+        return "" if has_triton() else "torch.compile needs Triton on a GPU, got none"
     from torch._inductor import cpp_builder
 
     try:
         cpp_builder.get_cpp_compiler()
     except Exception:
-        return "torch.compile needs a C++ compiler on a CPU, found none"
+        return "torch.compile needs a C++ compiler on a CPU, got none"
     return ""

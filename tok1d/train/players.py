@@ -15,15 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tok1d.config import OptimConfig
+from tok1d.config.recipe import OptimConfig
+from tok1d.losses.total import Batch, Tensors
 from tok1d.nn.precision import single
 from tok1d.train.ema import EMA
 from tok1d.train.optim import apply_step, build_optimizer, full_state, learning_rate, load_full_state
 from tok1d.train.precision import Precision
-from tok1d.zoo.store import load_state
-
-Batch = tuple[Tensor, ...]  # images or tokens, labels, and of captioned images words
-Tensors = dict[str, Tensor]
+from tok1d.zoo.weights import load_state
 
 
 @dataclass(frozen=True)
@@ -64,11 +62,6 @@ class Player:
 def alone(model: nn.Module) -> Player:
     """The only player of an ordinary training: a model with its own `losses(batch, progress)`."""
     return Player(model, lambda batch, moment, seen: (model.losses(batch, moment.progress), {}))  # type: ignore[operator]
-
-
-def total_loss(terms: Tensors) -> Tensor:
-    """The sum of the terms named "loss..."."""
-    return torch.stack([value for name, value in terms.items() if name.startswith("loss")]).sum()
 
 
 def compute_losses(

@@ -13,9 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tok1d.config import Recipe
+from tok1d.analyze.mixture import fit_mixtures
+from tok1d.analyze.prefix import explained_curve
+from tok1d.config.recipe import Recipe
 from tok1d.data.subset import subset
-from tok1d.errors import Tok1dError
+from tok1d.errors import InputError, Tok1dError
+from tok1d.evaluate.metrics import Moments, frechet_distance
+from tok1d.evaluate.probe import linear_probe
+from tok1d.evaluate.protocol import judge_for
+from tok1d.evaluate.reconstruction import Judged, evaluate_reconstruction, judge_name
+from tok1d.generators.llamagen import LlamaGenConfig
+from tok1d.generators.sit import SiTConfig
+from tok1d.inference.cache import encode_batch
+from tok1d.inference.labels import ConditionedImages, label_used, labels_given
+from tok1d.tokenizers.prefix import prefix_lengths
+from tok1d.train.images import open_split
+from tok1d.zoo.store import build_model
 
 Numbers = dict[str, float]
 
@@ -57,8 +70,6 @@ class Proxies:
 
     def _images(self) -> list[Any]:
         if not self._sets:
-            from tok1d.train.tasks import open_split
-
             for split, num in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
                 self._sets.append(subset(open_split(self.recipe, split), num))
         return self._sets
@@ -75,10 +86,8 @@ class _Sample:
 
     @torch.no_grad()
     def _tokens(self, images: Any) -> tuple[Tensor, Tensor]:
-        from tok1d.evaluate.labels import Told
-        from tok1d.train.cache import encode_batch
 
-        told, tokens, labels = Told(self.tokenizer, images), [], []
+        told, tokens, labels = ConditionedImages(self.tokenizer, images), [], []
         for rows in _ranges(len(images)):
             x, y, cond = told.batch(rows)
             tokens.append(encode_batch(self.tokenizer, x, cond, self.tokenizer.spec.length).to(self.device))
@@ -99,8 +108,6 @@ def _ranges(count: int, size: int = 250) -> Iterator[range]:
 
 def prefix_curve(sample: _Sample) -> Numbers:
     """PSNR of reconstructions, or the denoising loss, from 1, 2, 4, ... tokens; of tokens without order from all."""
-    from tok1d.analyze.prefix import explained_curve
-    from tok1d.evaluate.reconstruction import evaluate_reconstruction, prefix_lengths
 
     tokenizer, images = sample.tokenizer, subset(sample.test, PREFIX_IMAGES)
     if hasattr(tokenizer, "prediction_error"):
@@ -113,7 +120,6 @@ def prefix_curve(sample: _Sample) -> Numbers:
 
 def probe(sample: _Sample) -> Numbers:
     """Test accuracy of a linear classifier on the tokens."""
-    from tok1d.evaluate.probe import linear_probe
 
     train, test = (sample.vectors(tokens) for tokens in (sample.train_tokens, sample.test_tokens))
     return {"probe": linear_probe(train, sample.train_labels, test, sample.test_labels, seed=0)}
@@ -121,7 +127,6 @@ def probe(sample: _Sample) -> Numbers:
 
 def mixture(sample: _Sample) -> Numbers:
     """Nats an image by which a mixture of Gaussians is likelier than a single one, on standardised components."""
-    from tok1d.analyze.mixture import fit_mixtures
 
     rows = sample.vectors(sample.train_tokens)
     dims = min(DIMS, *rows.shape)
@@ -131,14 +136,10 @@ def mixture(sample: _Sample) -> Numbers:
 
 def generator_distance(sample: _Sample) -> Numbers:
     """Fréchet distance of a tiny SiT's (of ids a tiny LlamaGen's) samples after a short training on the tokens."""
-    from tok1d.evaluate.reconstruction import judge_name
-    from tok1d.train.run import judge_for
 
     data = sample.recipe.data
     judge = judge_for(data.name, data, sample.device, pad=data.pad)
     if judge is None and sample.tokenizer.spec.vocab_size is not None:
-        from tok1d.errors import InputError
-
         raise InputError("ids have no distance of their own, and no judge network is bundled for these images")
     tokens, labels = _draw(sample, _train(sample))
     if judge is None:
@@ -148,7 +149,6 @@ def generator_distance(sample: _Sample) -> Numbers:
 
 def _train(sample: _Sample) -> Any:
     """The tiny generator, trained on the tokens of the training images."""
-    from tok1d.zoo.store import build_model
 
     spec, classes = sample.tokenizer.spec, sample.real.num_classes
     torch.manual_seed(0)
@@ -171,11 +171,8 @@ def _train(sample: _Sample) -> Any:
 
 def _config(spec: Any, classes: int) -> Any:
     if spec.vocab_size is not None:
-        from tok1d.generators.llamagen import LlamaGenConfig
-
         shape: dict[str, Any] = {"num_tokens": spec.length, "vocab_size": spec.vocab_size, "num_classes": classes}
         return LlamaGenConfig(**shape, **SIZE, token_dropout=0.0, dropout=0.0)
-    from tok1d.generators.sit import SiTConfig
 
     shape = {"num_tokens": spec.length, "token_dim": spec.dim, "num_classes": classes}
     return SiTConfig(**shape, **SIZE, sampler="euler", steps=SAMPLE_STEPS)
@@ -196,7 +193,6 @@ def _draw(sample: _Sample, model: Any) -> tuple[Tensor, Tensor]:
 
 def _token_distance(real: Tensor, drawn: Tensor) -> float:
     """Fréchet distance of (N, F) rows on the real ones' standardised principal components."""
-    from tok1d.evaluate.metrics import Moments, frechet_distance
 
     mean = real.mean(0)
     _, scales, axes = torch.linalg.svd(real - mean, full_matrices=False)
@@ -211,8 +207,6 @@ def _token_distance(real: Tensor, drawn: Tensor) -> float:
 @torch.no_grad()
 def _image_distance(sample: _Sample, judge: Any, tokens: Tensor, labels: Tensor) -> float:
     """Fréchet distance of decoded samples to the training images, in the judge's features."""
-    from tok1d.evaluate.labels import label_used, labels_given
-    from tok1d.evaluate.reconstruction import Judged
 
     tokenizer, pad = sample.tokenizer, sample.recipe.data.pad
     used = label_used(tokenizer, sample.real.num_classes)

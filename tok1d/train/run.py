@@ -14,21 +14,31 @@ from typing import Any
 
 import torch
 
-from tok1d.condition import is_conditional
-from tok1d.config import Recipe, load_recipe, to_mapping, to_yaml
-from tok1d.data.decoded import tell_broken
+from tok1d import __version__
+from tok1d.config.condition import is_conditional
+from tok1d.config.fields import to_mapping
+from tok1d.config.load import load_recipe, to_yaml
+from tok1d.config.recipe import Recipe
+from tok1d.cost.flops import step_flops_or_none
+from tok1d.data.decoded import report_broken
 from tok1d.data.subset import subset
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import ConfigError, InputError, WeightsError
-from tok1d.evaluate.report import Record, write_records
-from tok1d.evaluate.sampling import generator_guidance, sampling_options, takes_interval
-from tok1d.train.flops import step_flops_or_none
+from tok1d.evaluate.classification import evaluate_classifier
+from tok1d.evaluate.generation import evaluate_generation
+from tok1d.evaluate.protocol import judge_for, protocol_of
+from tok1d.evaluate.reconstruction import evaluate_reconstruction
+from tok1d.inference.sampling import generator_guidance, sampling_options, takes_interval
+from tok1d.train.images import open_split
 from tok1d.train.loop import Result, fit, processes
 from tok1d.train.task import Measure, Task
-from tok1d.train.tasks import build_task, open_split
+from tok1d.train.tasks import build_task
 from tok1d.train.trackers import check_tracker
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
+from tok1d.zoo.record import Record, write_records
+from tok1d.zoo.store import portable
+from tok1d.zoo.weights import fingerprint
 
 # What may change between sittings of one run: it decides what is written when and held where, not what is computed.
 FREE_KEYS = {
@@ -123,7 +133,6 @@ def _check_same(old: Recipe, new: Recipe, out: Path) -> None:
 
 def code_version() -> str:
     """The commit of the code in use, with "+" where files differ from it; the package version outside a checkout."""
-    from tok1d import __version__
 
     folder = Path(__file__).parent
     try:
@@ -162,7 +171,7 @@ def train(
     if first_process:
         task.flops = step_flops_or_none(recipe)
     result = fit(recipe, task, out, seconds=seconds, quiet=quiet)
-    tell_broken(task.images)
+    report_broken(task.images)
     if result.finished and first_process:
         finish(recipe, task, result, out, name=name, commit=commit)
     return out
@@ -190,14 +199,14 @@ def _check_evaluate(recipe: Recipe, model: Any) -> None:
     length = tokenizer.spec.length if recipe.kind == "tokenizer" else model.config.num_tokens
     for k in config.keep:
         if k > length:
-            raise ConfigError(f"evaluate.keep: expected numbers up to {length}, the model's tokens, received {k}")
+            raise ConfigError(f"evaluate.keep: expected numbers up to {length}, the model's tokens, got {k}")
         if k < length and not tokenizer.spec.ordered:
-            raise ConfigError(f"evaluate.keep: these tokens have no order, expected [] or [{length}], received {k}")
+            raise ConfigError(f"evaluate.keep: these tokens have no order, expected [] or [{length}], got {k}")
     if getattr(tokenizer.config, "objective", None) == "ddpm" and not 2 <= config.steps <= 1000:
-        raise ConfigError(f"evaluate.steps: a DDPM decoder takes 2 to 1000 steps, received {config.steps}")
+        raise ConfigError(f"evaluate.steps: a DDPM decoder takes 2 to 1000 steps, got {config.steps}")
     reason = _unguidable(recipe, model)
     if reason and config.guidance != 1:
-        raise ConfigError(f"evaluate.guidance: {reason}, expected 1, received {config.guidance:g}")
+        raise ConfigError(f"evaluate.guidance: {reason}, expected 1, got {config.guidance:g}")
     if recipe.kind == "generator":
         _check_drawing(recipe, model)
 
@@ -214,10 +223,10 @@ def _unguidable(recipe: Recipe, model: Any) -> str:
 def _check_drawing(recipe: Recipe, model: Any) -> None:
     config = recipe.evaluate
     if config.unconditional and not model.label_embed.has_null:
-        raise ConfigError("evaluate.unconditional: needs a null class, expected model.class_dropout > 0, received 0")
+        raise ConfigError("evaluate.unconditional: needs a null class, expected model.class_dropout > 0, got 0")
     if config.guidance_interval != (0, 1) and not takes_interval(model):
-        received = list(config.guidance_interval)
-        raise ConfigError(f"evaluate.guidance_interval: {model.config.name} has none, expected [0, 1], got {received}")
+        got = list(config.guidance_interval)
+        raise ConfigError(f"evaluate.guidance_interval: {model.config.name} has none, expected [0, 1], got {got}")
     try:
         sampling_options(model, "evaluate.", top_k=config.top_k, top_p=config.top_p)
     except InputError as error:
@@ -258,44 +267,18 @@ def make_card(recipe: Recipe, model: torch.nn.Module, result: Result, *, name: s
             **({"init_from": _origin(recipe.init_from)} if recipe.init_from else {}),
         },
         weights="ema" if recipe.train.ema > 0 else "raw",
-        fingerprint=store.fingerprint(model),
+        fingerprint=fingerprint(model),
         tokenizer=portable(recipe.tokenizer) if recipe.tokenizer else "",
-        tokenizer_fingerprint=store.fingerprint(tokenizer) if tokenizer is not None else "",
+        tokenizer_fingerprint=fingerprint(tokenizer) if tokenizer is not None else "",
     )
 
 
 def _origin(name: str) -> str:
     """Name, as the recipe has it, and fingerprint of the weights that a training started from."""
     try:
-        return f"{name}@{store.fingerprint(store.load(name))}"
+        return f"{name}@{fingerprint(store.load(name))}"
     except WeightsError:  # gone since the training began
         return name
-
-
-def portable(name: str) -> str:
-    """Bundled and hub names stay; a folder becomes an absolute path, so that the run can be used from anywhere."""
-    return str(Path(name).resolve()) if Path(name).exists() else name
-
-
-def judge_for(data: str, images: Any, device: Any, *, pad: int = 0) -> Any:
-    """The bundled judge for a data set, on a device; None where there is none for such images.
-
-    Args:
-        images: a configuration with their `image_size` and `channels`. pad: width of their border in pixels.
-    """
-    if data != "fashion_mnist" or "fashion-mnist-cnn" not in store.bundled_names():
-        return None
-    judge = store.load("fashion-mnist-cnn", device=device)
-    fits = (images.image_size - 2 * pad, images.channels) == (judge.config.image_size, judge.config.channels)
-    return judge if fits else None
-
-
-def protocol_of(model: Any, *, pad: int = 0) -> dict[str, Any]:
-    """What every record on a model states: which weights, in which precision, which crop inside which border."""
-    weights = getattr(model, "card", Card()).weights.split(",")[0] or None
-    size = getattr(model.config, "image_size", None)
-    crop = None if size is None else f"center {size - 2 * pad}" + (f" in {size}, border not measured" if pad else "")
-    return {"weights": weights, "precision": "fp32", "weights_hash": store.fingerprint(model), "crop": crop}
 
 
 def evaluations(recipe: Recipe) -> list[Measure]:
@@ -326,9 +309,6 @@ def evaluations(recipe: Recipe) -> list[Measure]:
 
 def evaluate(recipe: Recipe, model: Any, test: Any = None) -> list[Record]:
     """The measurements that end a run, as `recipe.evaluate` says; of `test` images that are open already, or not."""
-    from tok1d.evaluate.classification import evaluate_classifier
-    from tok1d.evaluate.generation import evaluate_generation
-    from tok1d.evaluate.reconstruction import evaluate_reconstruction
 
     config, data = recipe.evaluate, recipe.data
     protocol = {**protocol_of(model, pad=data.pad), "weights": "ema" if recipe.train.ema > 0 else "raw"}

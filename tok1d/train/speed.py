@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from tok1d.train.flops import StepFlops
+    from tok1d.cost.flops import StepFlops
 
 T = TypeVar("T")
 Clock = Callable[[], float]

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from tok1d.train.players import Batch, Player, alone
+from tok1d.losses.total import Batch
+from tok1d.train.players import Player, alone
 
 if TYPE_CHECKING:
-    from tok1d.train.flops import StepFlops
+    from tok1d.cost.flops import StepFlops
 
 
 @dataclass(frozen=True)

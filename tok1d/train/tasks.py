@@ -11,81 +11,45 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tok1d.condition import ConditionConfig, text_condition
-from tok1d.config import NO_CACHE, Recipe
-from tok1d.data.decoded import DecodedImages, tell_broken
-from tok1d.data.images import ArrayImages, at_size, open_images
+from tok1d.config.condition import ConditionConfig, text_condition
+from tok1d.config.recipe import NO_CACHE, Recipe
+from tok1d.data.decoded import report_broken
+from tok1d.data.images import at_size
 from tok1d.data.order import batch_indices, choice
 from tok1d.data.subset import subset
 from tok1d.data.tokens import INDEX, TokenCache
+from tok1d.devices import process_device
 from tok1d.errors import ConfigError, DataError
-from tok1d.evaluate.labels import Told, label_used, labels_given, reads_captions
 from tok1d.generators.statistics import NormalisedTokens
-from tok1d.pictures import grid, save_png
-from tok1d.text import CaptionEmbeddings, CaptionWords
-from tok1d.tokenizers.base import TokenSpec
-from tok1d.train.adversarial import build_players
-from tok1d.train.cache import (
+from tok1d.inference.cache import (
     captions_fingerprint,
     check_variational,
     encode_batch,
     encode_images,
     encoder_settings,
-    every_image,
-    process_device,
-    released,
-    sampled,
     tokens_kept,
     with_views,
 )
-from tok1d.train.players import Batch
+from tok1d.inference.labels import ConditionedImages, label_used, labels_given, reads_captions
+from tok1d.losses.total import Batch
+from tok1d.pictures import grid, save_png
+from tok1d.tokenizers.prefix import token_counts
+from tok1d.train.adversarial import build_players
+from tok1d.train.images import Images, open_split
 from tok1d.train.proxies import Proxies
-from tok1d.train.start import init_from
+from tok1d.train.rows import every_image, released, sampled
 from tok1d.train.task import Measure, Task
 from tok1d.zoo import store
+from tok1d.zoo.card import padding_of
+from tok1d.zoo.pairs import check_condition, check_num_classes, check_tokens, shared_classes
+from tok1d.zoo.pretrained.teachers import give_teachers
+from tok1d.zoo.pretrained.text import CaptionEmbeddings, CaptionWords
+from tok1d.zoo.transfer import init_from
+from tok1d.zoo.weights import fingerprint
 
 BatchFunction = Callable[[int, int, int], Batch]
-Images = ArrayImages | DecodedImages
 _SIZE_DRAWS = 2  # stream of the draws of a batch's image size; 0 are the augmentations', 1 the cached views'
 STATISTICS_ROWS = 10_000  # token sequences that mean and std are measured on
-
-
-def open_split(recipe: Recipe, split: str, *, augment: bool = False) -> Images:
-    """The recipe's images; augmented only for training."""
-    data = recipe.data
-    return open_images(
-        data.name,
-        split,  # type: ignore[arg-type]
-        root=data.root,
-        image_size=data.image_size,
-        channels=data.channels,
-        crop=data.crop if augment else "center",
-        flip=data.flip and augment,
-        pad=data.pad,
-        on_broken=data.on_broken,
-        limit=data.limit if split == "train" else data.limit_test,
-        captions=data.captions,
-        image_key=data.image_key,
-        label_key=data.label_key,
-        workers=data.workers,
-    )
-
-
-def trained_with(model: Any, key: str, default: Any) -> Any:
-    """What a model's card says of the data it was trained on, `data.KEY` of its recipe; `default` without a card."""
-    import yaml
-
-    try:
-        recipe = yaml.safe_load(getattr(getattr(model, "card", None), "recipe", ""))
-    except yaml.YAMLError:  # a card is somebody's word, no recipe of ours
-        return default
-    data = recipe.get("data") if isinstance(recipe, dict) else None
-    return data.get(key, default) if isinstance(data, dict) else default
-
-
-def padding_of(model: Any) -> int:
-    """The border, in pixels, of the images that a model was trained on, as its card's recipe says; else 0."""
-    return int(trained_with(model, "pad", 0))
 
 
 def build_task(recipe: Recipe) -> Task:
@@ -98,11 +62,12 @@ def build_task(recipe: Recipe) -> Task:
     if recipe.kind == "generator":
         return _generator_task(recipe)
     model = store.build_model(recipe.model)
+    give_teachers(model)
     if recipe.init_from is not None and not resumes(recipe):
         init_from(model, recipe.init_from)
     players = build_players(recipe, model, resumed=resumes(recipe))
     images = open_split(recipe, "train", augment=True)
-    tell_broken(images)
+    report_broken(images)
     check_classes(model, images.num_classes)
     preview = _reconstruction_preview(recipe) if recipe.kind == "tokenizer" else None
     task = Task(model, image_batches(recipe, images), preview, players, sample_names(recipe, images), images)
@@ -133,7 +98,7 @@ def check_classes(model: Any, num_classes: int) -> None:
     """
     known = getattr(getattr(model, "spec", None), "num_classes", 0)
     if known and known != num_classes:
-        raise ConfigError(f"model.num_classes: the data have {num_classes} classes, received {known}")
+        raise ConfigError(f"model.num_classes: the data have {num_classes} classes, got {known}")
 
 
 def resumes(recipe: Recipe) -> bool:
@@ -224,9 +189,8 @@ def _reconstruction_preview(recipe: Recipe) -> Any:
     test = cache(lambda: subset(open_split(recipe, "test"), 10))
 
     def preview(model: nn.Module, path: Path) -> None:
-        from tok1d.evaluate.reconstruction import token_counts
 
-        x, _, cond = Told(model, test()).batch(range(len(test())))
+        x, _, cond = ConditionedImages(model, test()).batch(range(len(test())))
         x = x.to(next(model.parameters()).device)
         tokens = model.encode(x, cond)  # type: ignore[operator]
         rows = [model.decode(tokens, cond, keep=k) for k in token_counts(model.spec)]  # type: ignore
@@ -266,7 +230,7 @@ def open_cache(recipe: Recipe, tokenizer: Any, images: Images) -> TokenCache:
             "--moments, or cache to another folder"
         )
     cache.check(
-        tokenizer_fingerprint=store.fingerprint(tokenizer),
+        tokenizer_fingerprint=fingerprint(tokenizer),
         tokenizer_settings=encoder_settings(tokenizer),
         data_fingerprint=images.fingerprint(),
     )
@@ -286,7 +250,7 @@ def _generator_task(recipe: Recipe) -> Task:
     check_tokens(config, spec, length)
     pad = padding_of(tokenizer)
     if tokenizer.card.recipe and pad != recipe.data.pad:
-        raise ConfigError(f"data.pad: expected {pad} as in the tokenizer's training, received {recipe.data.pad}")
+        raise ConfigError(f"data.pad: expected {pad} as in the tokenizer's training, got {recipe.data.pad}")
     if recipe.sample_latents:
         check_variational(tokenizer, "sample_latents")
     check_condition(config, tokenizer, recipe.tokenizer)
@@ -329,73 +293,6 @@ def _sample_preview(recipe: Recipe, tokenizer: Any) -> Any:
     return preview
 
 
-def shared_classes(config: Any, tokenizer: Any, name: str) -> Tensor | None:
-    """The tokenizer's class vectors, `class_vectors() -> (num_classes, class_dim)`; None for a generator with its own.
-
-    Raises:
-        ConfigError: a tokenizer without any, or of other sizes than the generator's.
-    """
-    if not getattr(config, "shares_classes", False):
-        return None
-    if not hasattr(tokenizer, "class_vectors") or not tokenizer.spec.needs_label:
-        raise ConfigError(
-            f"model.class_source: shared needs a tokenizer with class vectors, {name} has none; "
-            "set model.class_source=independent"
-        )
-    table: Tensor = tokenizer.class_vectors()
-    for key, expected in zip(("num_classes", "class_dim"), table.shape):
-        received = getattr(config, key)
-        if received != expected:
-            raise ConfigError(f"model.{key}: expected {expected} as the tokenizer's class table, received {received}")
-    return table
-
-
-def check_condition(config: Any, tokenizer: Any, name: str) -> None:
-    """Refuse a generator that is told something else than its tokenizer's decoder wants to be told.
-
-    Raises:
-        ConfigError: a class for a decoder of captions or the reverse, or captions as another encoder reads them.
-    """
-    own, spec = text_condition(config), tokenizer.spec
-    if own is None:
-        if spec.reads_captions and config.num_classes:
-            raise ConfigError(
-                f"tokenizer: {name} is told captions, expected a generator with model.condition.kind=text, or "
-                f"unconditional (model.num_classes=0), received one of {config.num_classes} classes"
-            )
-        return
-    if spec.needs_label and not spec.reads_captions:
-        raise ConfigError(f"model.condition.kind: {name} is told classes, expected class, received text")
-    for key in ("encoder", "dim", "length") if spec.reads_captions else ():
-        expected, received = (getattr(each, key) for each in (tokenizer.config.condition, own))
-        if expected != received:
-            raise ConfigError(f"model.condition.{key}: expected {expected} as the tokenizer's, received {received}")
-
-
-def check_tokens(config: Any, spec: TokenSpec, length: int) -> None:
-    """Refuse a generator's configuration that does not fit the first `length` tokens of a tokenizer.
-
-    Raises:
-        ConfigError: ids for a generator of continuous tokens or the reverse, other sizes, part of unordered tokens.
-    """
-    if (spec.vocab_size is None) == hasattr(config, "vocab_size"):
-        kinds = {True: "continuous tokens", False: "ids of a vocabulary"}
-        made, wanted = kinds[spec.vocab_size is None], kinds[not hasattr(config, "vocab_size")]
-        raise ConfigError(f"tokenizer: expected one that makes {wanted}, as {config.name} models; this makes {made}")
-    if length < spec.length and not spec.ordered:
-        raise ConfigError(f"num_tokens: these tokens have no order, expected all {spec.length}, received {length}")
-    for key, expected in (("num_tokens", length), ("token_dim", spec.dim), ("vocab_size", spec.vocab_size)):
-        if getattr(config, key, expected) != expected:
-            received = getattr(config, key)
-            raise ConfigError(f"model.{key}: expected {expected} as the tokenizer makes them, received {received}")
-
-
-def check_num_classes(config: Any, classes: int) -> None:
-    """Refuse data of another number of classes than a generator of classes is for; raises ConfigError."""
-    if config.num_classes and config.num_classes != classes:
-        raise ConfigError(f"model.num_classes: the data have {classes} classes, received {config.num_classes}")
-
-
 def _cached(recipe: Recipe, tokenizer: Any, length: int) -> tuple[BatchFunction, int, Images]:
     """Batches of cached tokens (B, length, D) or ids (B, length), the number of classes, and the images."""
     images = with_views(open_split(recipe, "train"), recipe.cache_views)
@@ -426,7 +323,7 @@ def _cached(recipe: Recipe, tokenizer: Any, length: int) -> tuple[BatchFunction,
 def _encoded(recipe: Recipe, tokenizer: Any, length: int) -> tuple[BatchFunction, int, Images]:
     """Batches of tokens (B, length, D) or ids encoded as they are needed, the number of classes, and the images."""
     images, frozen = open_split(recipe, "train", augment=True), tokenizer.to(process_device())
-    tell_broken(images)
+    report_broken(images)
     read, own = read_batches(recipe, images), text_condition(recipe.model)
     used = label_used(tokenizer, images.num_classes, captioned=any(images.captions))
     reads = tokenizer.config.condition if reads_captions(tokenizer) and used == "true" else None

@@ -9,7 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tok1d.config import Recipe, to_yaml
+from tok1d.config.load import to_yaml
+from tok1d.config.recipe import Recipe
 from tok1d.errors import ConfigError
 
 Track = Callable[[dict[str, Any]], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from tok1d.evaluate.report import Record
+from tok1d.zoo.record import Record
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Card:
         for name, value in content.items():
             kind = {"seed": int | None, "trained": dict, "records": list}.get(name, str)
             if not isinstance(value, kind) or isinstance(value, bool):
-                raise TypeError(f"card.{name} is a {kind}, found {value!r}"[:160])
+                raise TypeError(f"card.{name} is a {kind}, got {value!r}"[:160])
         return cls(**{**content, "records": [Record.from_json(record) for record in content.get("records", [])]})
 
     def to_markdown(self, model: str) -> str:
@@ -71,3 +71,20 @@ class Card:
         if self.recipe:
             lines += ["", "## Recipe", "", "```yaml", self.recipe.rstrip(), "```"]
         return "\n".join(lines) + "\n"
+
+
+def trained_with(model: Any, key: str, default: Any) -> Any:
+    """What a model's card says of the data it was trained on, `data.KEY` of its recipe; `default` without a card."""
+    import yaml
+
+    try:
+        recipe = yaml.safe_load(getattr(getattr(model, "card", None), "recipe", ""))
+    except yaml.YAMLError:  # a card is somebody's word, no recipe of ours
+        return default
+    data = recipe.get("data") if isinstance(recipe, dict) else None
+    return data.get(key, default) if isinstance(data, dict) else default
+
+
+def padding_of(model: Any) -> int:
+    """The border, in pixels, of the images that a model was trained on, as its card's recipe says; else 0."""
+    return int(trained_with(model, "pad", 0))

@@ -13,12 +13,16 @@ from typing import Any, get_args, get_type_hints
 
 from torch import nn
 
-from tok1d import config_fields
-from tok1d.config import build_model_config, to_mapping
+from tok1d.config import fields as config_fields
+from tok1d.config.fields import to_mapping
+from tok1d.config.registry import build_model_config
 from tok1d.errors import ConfigError, InputError, Tok1dError, WeightsError
 from tok1d.zoo import store
 from tok1d.zoo.adapters import autoencoder, llamagen, maetok, maskgit, semanticist, sit, titok
 from tok1d.zoo.card import Card
+from tok1d.zoo.pairs import check_tokens
+from tok1d.zoo.store import portable
+from tok1d.zoo.weights import fingerprint
 
 FORMATS: dict[str, Callable[..., nn.Module]] = {
     "semanticist-tokenizer": semanticist.convert_tokenizer,
@@ -118,7 +122,7 @@ def convert(format: str, path: Path, out: Path, options: Sequence[str] = (), *, 
     card = Card(
         **(_of_tokenizer(model, tokenizer, format) if tokenizer else {}),
         recipe_name=f"converted from {Path(path).name} ({format})",
-        fingerprint=store.fingerprint(model),
+        fingerprint=fingerprint(model),
         licence="that of the published weights",
     )
     store.save_model(model, out, card)
@@ -127,8 +131,6 @@ def convert(format: str, path: Path, out: Path, options: Sequence[str] = (), *, 
 
 def _of_tokenizer(model: nn.Module, name: str, format: str) -> dict[str, Any]:
     """What the card of a generator says of its tokenizer, which makes such tokens."""
-    from tok1d.train.run import portable
-    from tok1d.train.tasks import check_tokens
 
     config: Any = model.config
     if not hasattr(model, "sample"):
@@ -137,4 +139,4 @@ def _of_tokenizer(model: nn.Module, name: str, format: str) -> dict[str, Any]:
     if not hasattr(tokenizer, "spec"):
         raise InputError(f"--tokenizer: expected a tokenizer, {name} is the model {tokenizer.config.name}")
     check_tokens(config, tokenizer.spec, config.num_tokens)
-    return {"tokenizer": portable(name), "tokenizer_fingerprint": store.fingerprint(tokenizer)}
+    return {"tokenizer": portable(name), "tokenizer_fingerprint": fingerprint(tokenizer)}

@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tok1d.config import MODEL_CONFIGS, build_model_config, to_mapping
+from tok1d.config.fields import to_mapping
+from tok1d.config.load import recipe_names
+from tok1d.config.registry import MODEL_CONFIGS, build_model_config
 from tok1d.errors import ConfigError, WeightsError
 from tok1d.tokenizers.latent_space import EMBEDDED, Autoencoder
 from tok1d.zoo.card import Card
+from tok1d.zoo.pretrained.autoencoder import connect_autoencoder
+from tok1d.zoo.weights import fingerprint, load_state, read_weights
 
 BUNDLED = Path(__file__).parent / "bundled"
 FORMAT = 1
@@ -51,16 +55,9 @@ def model_class(config: Any) -> type[nn.Module]:
 
 def build_model(config: Any) -> nn.Module:
     """The model that a configuration describes, freshly initialised."""
-    return model_class(config)(config)
-
-
-def fingerprint(model: nn.Module) -> str:
-    """12 hex digits of SHA-256 over all weights and buffers as float32: the identity of a model's weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]
+    model = model_class(config)(config)
+    connect_autoencoder(model)
+    return model
 
 
 def model_identity(model: nn.Module) -> str:
@@ -155,7 +152,7 @@ def resolve(name: str | Path, base: Path | None = None) -> Path:
     if Path(text).suffix in (".pt", ".pth", ".pkl", ".ckpt", ".safetensors", ".bin"):
         raise WeightsError(f"{text}: expected a model folder; published weight files go through 'tok1d convert' first")
     if Path(text).exists():
-        raise WeightsError(f"{text}: expected a model folder with config.json and model.safetensors, found none there")
+        raise WeightsError(f"{text}: expected a model folder with config.json and model.safetensors, got none there")
     if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).parent.exists():
         return _download(text)
     if recipe := _trained_by(text):
@@ -166,7 +163,6 @@ def resolve(name: str | Path, base: Path | None = None) -> Path:
 
 def _trained_by(name: str) -> str:
     """The recipe whose run would leave a model there, runs/RECIPE/model; "" for another name."""
-    from tok1d.config import recipe_names
 
     recipe = name.removeprefix("runs/").removesuffix("/model")
     return recipe if name == f"runs/{recipe}/model" and recipe in recipe_names() else ""
@@ -196,39 +192,6 @@ def read_config(folder: Path) -> tuple[Any, Card]:
         raise WeightsError(f"{path}: {error}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path}: not a tok1d model's config.json ({type(error).__name__}: {error})") from None
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A safetensors file; anything else, a pickle or a truncated file, is a one-line error."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file; a model folder holds config.json and model.safetensors")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        with path.open("rb") as file:
-            head = file.read(2)
-        # A zip (torch.save) or the first opcode of a pickle with its protocol.
-        is_pickle = head == b"PK" or (head[:1] == b"\x80" and head[1:] <= b"\x05")
-        what = "a pickle, not safetensors" if is_pickle else "truncated or corrupt"
-        raise WeightsError(
-            f"{path}: {what} ({str(error).splitlines()[0]}); fetch it again or go through 'tok1d convert'"
-        ) from None
-
-
-def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Strict loading that names what is missing, unexpected or of another shape."""
-    own = model.state_dict()
-    missing = sorted(own.keys() - state.keys())
-    unexpected = sorted(state.keys() - own.keys())
-    shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
-    for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(shapes))):
-        if keys:
-            shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-            raise WeightsError(f"{source}: {len(keys)} weights {kind} for this model: {shown}")
-    model.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()})
 
 
 def load(name: str | Path, *, device: str | torch.device = "cpu", base: Path | None = None) -> Any:
@@ -280,3 +243,8 @@ def load_pair(name: str | Path, *, device: str | torch.device = "cpu") -> tuple[
             "point it at the right one (config.json, card.tokenizer)"
         )
     return generator, tokenizer
+
+
+def portable(name: str) -> str:
+    """Bundled and hub names stay; a folder becomes an absolute path, so that the run can be used from anywhere."""
+    return str(Path(name).resolve()) if Path(name).exists() else name

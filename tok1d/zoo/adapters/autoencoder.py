@@ -6,7 +6,6 @@ Weights tell a whole AutoencoderKL but for the groups of its norms and the scale
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from tok1d.errors import WeightsError
-from tok1d.tokenizers.latent_space import LatentConfig, autoencoder_class, geometry, locate, read_config
 from tok1d.zoo.adapters.keymap import KeyMap, State, below, fill_model, read_published, same
 
 # Scale of MAR's KL-16 latents (arXiv 2406.11838), told by no weight file.
 MAR_SCALE = 0.2325
-# Latent channels -> the autoencoder of the published tokenizers, whose files do not hold it.
-DEFAULTS = {16: "xwen99/mar-vae-kl16"}
-# Latent channels -> pixels per latent position of the autoencoders in use: KL-16 and SD-VAE.
-KNOWN_FACTORS = {16: 16, 4: 8}
 
 _RESNET = [
     *same("norm1.{p}", "conv1.{p}", "norm2.{p}", "conv2.{p}"),
@@ -88,7 +82,7 @@ def from_mar(state: Mapping[str, Tensor], source: str = "published weights") -> 
     if unexpected or not renamed:
         shown = f"{len(unexpected)} names such as {min(unexpected)}" if unexpected else "no weights"
         raise WeightsError(
-            f"{source}: expected a KL autoencoder in MAR's layout, found {shown}; give a diffusers folder or kl16.ckpt"
+            f"{source}: expected a KL autoencoder in MAR's layout, got {shown}; give a diffusers folder or kl16.ckpt"
         )
     return renamed
 
@@ -183,30 +177,17 @@ def load_mar(path: str | Path, *, groups: int = 32, scaling_factor: float | None
     return build_network(state, groups=groups, scaling_factor=scaling_factor, source=str(path))
 
 
-def latents_of(autoencoder: str | None, channels: int, network: nn.Module | None = None) -> LatentConfig:
-    """The latent space that a published decoder of so many channels denoises in.
-
-    Args:
-        autoencoder: path or hub name; None is pixels. A hub name that cannot be reached is taken at its word, with a
-            message, where `KNOWN_FACTORS` has its channels.
-        network: the autoencoder itself where it is at hand already.
-
-    Raises:
-        WeightsError: no autoencoder there.
-    """
-    if autoencoder is None:
-        return LatentConfig()
-    if network is not None:
-        return LatentConfig("autoencoder", autoencoder, *geometry(network.config))
-    found = locate(autoencoder)
-    if found is not None:
-        config = load_mar(found).config if found.is_file() else read_config(autoencoder)
-        return LatentConfig("autoencoder", str(Path(autoencoder).resolve()), *geometry(config))
+def autoencoder_class() -> Any:
+    """Diffusers' AutoencoderKL, imported now; raises WeightsError without diffusers."""
     try:
-        return LatentConfig("autoencoder", autoencoder, *geometry(read_config(autoencoder)))
-    except WeightsError as error:
-        if channels not in KNOWN_FACTORS:
-            raise
-        factor = KNOWN_FACTORS[channels]
-        print(f"{error}; taken for {channels} channels of {factor} pixels a side", file=sys.stderr)
-        return LatentConfig("autoencoder", autoencoder, channels, factor)
+        from diffusers import AutoencoderKL
+    except ImportError as error:
+        raise WeightsError(
+            f"an autoencoder needs diffusers ({_reason(error)}): pip install 'tok1d[diffusers]'"
+        ) from None
+    return AutoencoderKL
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__

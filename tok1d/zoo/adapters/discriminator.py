@@ -70,7 +70,7 @@ def trunk_from_published(state: Mapping[str, Tensor], source: str, *, heads: int
     kernel, table = state.get("patch_embed.proj.weight"), state.get("pos_embed")
     blocks = {int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
     if strange or kernel is None or table is None or not blocks:
-        what = f"found {listing(strange)} besides" if strange else "without patches, positions or blocks"
+        what = f"got {listing(strange)} besides" if strange else "without patches, positions or blocks"
         raise WeightsError(f"{source}: expected a plain vision transformer such as DINO's ViT-S/16, {what}")
     dim, side = table.shape[-1], math.isqrt(table.shape[1] - 1)
     scaled = any(name.endswith(".gamma") for name in state)
@@ -110,7 +110,7 @@ def blur_patch_from_published(state: Mapping[str, Tensor], source: str) -> BlurP
     strange = [name for name in state if BLUR_PATCH.ours(name) is None]
     kernel, stages = state.get("block_in.0.weight"), sum(name.endswith(".2.bias") for name in state) - 1
     if strange or kernel is None or stages < 1 or kernel.shape[0] % GROUPS:
-        what = f"found {listing(strange)} besides" if strange else "without its first layer or its stages"
+        what = f"got {listing(strange)} besides" if strange else "without its first layer or its stages"
         raise WeightsError(f"{source}: expected a patch discriminator with blurred downsampling, {what}")
     with torch.random.fork_rng(devices=[]):  # the draws of the initial weights are thrown away
         network = BlurPatchDiscriminator(kernel.shape[1], kernel.shape[0], stages)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tok1d.errors import WeightsError
-from tok1d.zoo.store import load_state, read_weights
+from tok1d.zoo.weights import load_state, read_weights
 
 State = dict[str, Tensor]
 
@@ -117,7 +117,7 @@ def read_published(path: str | Path) -> State:
         content = dict(content[outer[0]])
     strange = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if strange or not content:
-        raise WeightsError(f"{path}: expected names and tensors, found {listing(strange)} entries of another kind")
+        raise WeightsError(f"{path}: expected names and tensors, got {listing(strange)} entries of another kind")
     return clean(content, str(path))
 
 
@@ -176,7 +176,7 @@ def _read_archive(path: Path) -> dict:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise WeightsError(f"{path}: not a torch archive of plain tensors ({reason}); fetch it again") from None
     if not isinstance(content, Mapping):
-        raise WeightsError(f"{path}: expected a dictionary of weights, found a {type(content).__name__}")
+        raise WeightsError(f"{path}: expected a dictionary of weights, got a {type(content).__name__}")
     return dict(content)
 
 
@@ -190,7 +190,7 @@ def option_number(options: Mapping[str, Any], key: str, default: float, source: 
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise WeightsError(f"{source}: config.json: {key}: expected a number, found {json.dumps(value)[:60]}")
+        raise WeightsError(f"{source}: config.json: {key}: expected a number, got {json.dumps(value)[:60]}")
     return value
 
 

@@ -107,7 +107,7 @@ def _num_tokens(table: Tensor | None, given: int | None, file: str | Path) -> in
     if given is None:
         return 256 if told is None else told
     if told not in (None, given):
-        raise WeightsError(f"{file}: {COMPUTED} is of {told} tokens, expected num_tokens={told}, found {given}")
+        raise WeightsError(f"{file}: {COMPUTED} is of {told} tokens, expected num_tokens={told}, got {given}")
     return given
 
 

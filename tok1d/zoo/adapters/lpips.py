@@ -25,7 +25,7 @@ def heads_from_published(state: State, source: str) -> list[Tensor]:
     found = {int(match[1]): value.flatten() for name, value in state.items() if (match := HEAD.fullmatch(name))}
     if sorted(found) != list(range(len(CONVS))):
         raise WeightsError(
-            f"{source}: expected lin0 to lin4 with model.1.weight, found {len(found)} of them; give the lpips "
+            f"{source}: expected lin0 to lin4 with model.1.weight, got {len(found)} of them; give the lpips "
             "package's weights/v0.1/vgg.pth"
         )
     return [found[level] for level in sorted(found)]
@@ -40,7 +40,7 @@ def read_heads(path: Path) -> list[Tensor]:
     heads = heads_from_published(read_published(path), str(path))
     sizes = tuple(head.numel() for head in heads)
     if sizes != WIDTHS:
-        raise WeightsError(f"{path}: expected heads of VGG16 for {WIDTHS} channels, found {sizes}")
+        raise WeightsError(f"{path}: expected heads of VGG16 for {WIDTHS} channels, got {sizes}")
     return heads
 
 

@@ -282,5 +282,5 @@ def _read_options(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: not JSON ({error}); fetch it again") from None
     if not isinstance(options, dict):
-        raise WeightsError(f"{path}: expected a mapping of options, found a {type(options).__name__}")
+        raise WeightsError(f"{path}: expected a mapping of options, got a {type(options).__name__}")
     return options

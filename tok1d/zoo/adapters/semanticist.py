@@ -21,7 +21,7 @@ from tok1d.tokenizers.latent_space import EMBEDDED, Autoencoder, LatentConfig
 from tok1d.tokenizers.query_encoder import EncoderConfig
 from tok1d.tokenizers.semanticist import Semanticist, SemanticistConfig
 from tok1d.tokenizers.token_dit import DecoderConfig
-from tok1d.zoo.adapters.autoencoder import DEFAULTS, build_network, latents_of
+from tok1d.zoo.adapters.autoencoder import build_network
 from tok1d.zoo.adapters.keymap import (
     KeyMap,
     State,
@@ -34,7 +34,8 @@ from tok1d.zoo.adapters.keymap import (
     same,
     table_tolerance,
 )
-from tok1d.zoo.store import read_weights
+from tok1d.zoo.pretrained.autoencoder import DEFAULTS, latents_of
+from tok1d.zoo.weights import read_weights
 
 ENCODER = [
     ("slot_embed", "queries"),
@@ -291,7 +292,7 @@ def tokenizer_config(
     if latent["out_channels"] != 2 * latent["channels"]:
         raise WeightsError(
             f"expected a decoder with learned variance ({2 * latent['channels']} output channels), "
-            f"found {latent['out_channels']}"
+            f"got {latent['out_channels']}"
         )
     config = SemanticistConfig(
         image_size=image["image_size"],

@@ -101,7 +101,7 @@ def _split(state: Mapping[str, Tensor]) -> State:
     for name, value in state.items():
         if name.startswith(GRID_EMBED):
             if value.dim() == 4 and value.shape[2:] != (1, 1):
-                raise WeightsError(f"{name}: expected patches of 1, found {tuple(value.shape[2:])}")
+                raise WeightsError(f"{name}: expected patches of 1, got {tuple(value.shape[2:])}")
             parts[name.replace(GRID_EMBED, EMBED)] = value.flatten(1) if value.dim() == 4 else value
         elif GATE_UP in name:
             parts[name.replace(GATE_UP, ".mlp.w1.")], parts[name.replace(GATE_UP, ".mlp.w2.")] = value.chunk(2)
@@ -302,12 +302,12 @@ def _scalar_statistics(mean: float | None, std: float | None, tokenizer: str | N
         mean = option_number(options, "vq_mean", 0.0, tokenizer) if mean is None else mean
         std = option_number(options, "vq_std", 1.0, tokenizer) if std is None else std
     if (mean is None) != (std is None):
-        raise WeightsError(f"mean and std: expected both, or tokenizer=, received mean={mean}, std={std}")
+        raise WeightsError(f"mean and std: expected both, or tokenizer=, got mean={mean}, std={std}")
     if mean is None or std is None:
         print("token statistics: none given, taken as 0 and 1; give mean= and std=, or tokenizer=", file=sys.stderr)
         return None
     if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
-        raise WeightsError(f"token statistics: expected finite numbers with std > 0, found mean={mean}, std={std}")
+        raise WeightsError(f"token statistics: expected finite numbers with std > 0, got mean={mean}, std={std}")
     return torch.tensor([float(mean)]), torch.tensor([float(std)])
 
 

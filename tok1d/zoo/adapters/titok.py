@@ -216,7 +216,7 @@ def _read_options(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: not JSON ({error}); fetch it again") from None
     if not isinstance(content, dict):
-        raise WeightsError(f"{path}: expected a mapping of options, found a {type(content).__name__}")
+        raise WeightsError(f"{path}: expected a mapping of options, got a {type(content).__name__}")
     options, losses = content, content.get("losses")
     for key in ("model", "vq_model"):
         inner = options.get(key)

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tok1d.config import option
+from tok1d.config.fields import option
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import ConfigError, InputError
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.tokenizers.bottlenecks import VQConfig, build_bottleneck
-from tok1d.tokenizers.one_pass import (
+from tok1d.tokenizers.deterministic import (
     Size,
     check_grid,
     check_images,
@@ -47,9 +47,9 @@ class PixelsConfig:
     def check(self) -> None:
         """Raise ConfigError on channels that the normalisation groups do not divide, or no level."""
         if self.width % GROUPS:
-            raise ConfigError(f"width: expected a multiple of {GROUPS}, received {self.width}")
+            raise ConfigError(f"width: expected a multiple of {GROUPS}, got {self.width}")
         if not self.mult:
-            raise ConfigError("mult: expected at least one level, received []")
+            raise ConfigError("mult: expected at least one level, got []")
 
 
 @dataclass
@@ -74,7 +74,7 @@ class LegacyTiTokConfig:
     def check(self) -> None:
         """Raise ConfigError on another bottleneck than VQ, or patches that do not divide the image."""
         if self.bottleneck.name != "vq":
-            raise ConfigError(f"bottleneck.name: expected vq, received {self.bottleneck.name}")
+            raise ConfigError(f"bottleneck.name: expected vq, got {self.bottleneck.name}")
         check_parts(self.image_size, self.encoder, self.decoder, self.bottleneck, self.num_tokens)
 
 

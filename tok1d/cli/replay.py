@@ -1,0 +1,77 @@
+"""`tok1d replay`: the step that stopped a training, once more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tok1d.cli.options import Device, Overrides
+
+
+def replay(
+    dump: Annotated[Path, typer.Argument(help="nonfinite-step-XXXXXXXX.pt in the run's folder")],
+    overrides: Overrides = None,
+    rank: Annotated[int, typer.Option(min=0, help="which process's part of the batch")] = 0,
+    device: Device = None,
+) -> None:
+    """Repeat the step that was not finite: same weights, images and random numbers.
+
+    Shows every loss, the norms of every part, and whom they blame. With key=value the step is tried otherwise:
+    train.precision=fp32, or another seed.
+    """
+    import torch
+
+    from tok1d import devices
+    from tok1d.config.load import recipe_from_text
+    from tok1d.errors import InputError
+    from tok1d.train import nonfinite, precision
+    from tok1d.train.tasks import build_task
+
+    state = nonfinite.read_dump(dump)
+    if rank >= state.get("world", 1):
+        raise InputError(f"--rank: expected 0..{state.get('world', 1) - 1}, got {rank}")
+    recipe = recipe_from_text(state["recipe"], str(dump), overrides or ())
+    place = torch.device(devices.pick_device(device))
+    trained_in, asked = recipe.train.precision, any(each.startswith("train.precision=") for each in overrides or ())
+    # A CPU repeats a GPU's step in fp32, as it would train, unless it is told otherwise: that is refused.
+    used = "fp32" if place.type == "cpu" and not asked else trained_in
+    task = build_task(recipe)
+    for player in task.players:
+        player.module.to(place)
+    nonfinite.load_dump(task, state, str(dump))
+    evidence = nonfinite.repeat(
+        recipe,
+        task,
+        state["step"],
+        rank=rank,
+        world=state.get("world", 1),
+        precision=precision.precision_of(used, place),
+        scale=state.get("scale", 1.0),
+    )
+    if used != trained_in:
+        print(f"in {used}, as this is a CPU; the training was in {trained_in}, where the same step may overflow")
+    if (world := state.get("world", 1)) > 1:
+        print(
+            f"rank {rank} of {world} alone: losses that are means over all processes' masked patches or ids are its own"
+        )
+    _show(state["step"], evidence)
+    for suspect in nonfinite.suspects(recipe, [evidence]):
+        print(f"suspect: {suspect}")
+    print(f"step {state['step']}: " + ("finite this time" if evidence.finite else "not finite, as in the training"))
+
+
+def _show(step: int, evidence: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("of step " + str(step), "value", "gradient")
+    for name, value in evidence.losses.items():
+        table.add_row(name, f"{value:.6g}", "")
+    for name, rms in evidence.weights.items():
+        table.add_row(f"weights of {name} (rms; norm)", f"{rms:.6g}", f"{evidence.gradients[name]:.6g}")
+    Console().print(table)
+    losses = evidence.sample_losses or [float("nan")] * len(evidence.samples)
+    rows = sorted(zip(losses, evidence.samples), key=lambda row: (row[0] == row[0], -row[0]))[:8]
+    print(f"samples ({len(evidence.samples)}): " + ", ".join(f"{name} ({loss:.4g})" for loss, name in rows))

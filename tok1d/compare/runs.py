@@ -1,0 +1,236 @@
+"""Runs against each other and against the curve their recipe ships: words, a picture, a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tok1d import files
+from tok1d.compare.curves import BAND, LEAST, Curve, Track, averaged, bands, differences, track, window_width
+from tok1d.pictures import data_uri, save_png
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Logged beside the losses, but not what a run is judged by.
+_ASIDE: tuple[str, ...] = ("lr", "grad_norm", "seconds", "images_per_second", "loader_wait", "tflops", "mfu")
+_ASIDE += ("scale", "skipped")
+_PANELS = 12
+RULE = (
+    "On track: the loss, averaged over the last 5 lines of the log (at least 5 % of the run), lies inside the "
+    f"reference's band or below. The band is {BAND:g} times the fluctuation of the reference's own lines around its "
+    f"average, at least {LEAST:.0%} of it. A run has left at the first of 3 successive lines above."
+)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A run beside its reference; without a reference, `reason` says why."""
+
+    run: Curve
+    reference: Curve | None
+    track: Track
+    other: dict[str, tuple[Any, Any]]
+
+    @property
+    def verdict(self) -> str:
+        """One line: on track or not, from which step, under which other settings."""
+        if self.reference is None:
+            return f"{self.run.name}: no recipe of this model ships a curve to hold it against (--to takes any run)"
+        track = self.track
+        words = {
+            "on track": f"on track up to step {track.until}",
+            "better": f"better than the reference at step {track.until}",
+            "off track": f"off track since step {track.left}",
+            "back on track": f"was off track at step {track.left}, on track again at step {track.until}",
+            "not known": f"on track or not is not known: {track.reason}",
+        }[track.state]
+        other = f", but not the same recipe (settings that differ: {len(self.other)})" if self.other else ""
+        return f"{self.run.name} against {self.reference.name}: {words}{other}"
+
+    def other_words(self) -> list[str]:
+        """The settings that are not as the reference's, a line each."""
+        return [f"{key}: {_shown(a)}, the reference has {_shown(b)}" for key, (a, b) in self.other.items()]
+
+    def final_rows(self) -> list[tuple[str, float | None, float | None]]:
+        """Metrics at the end: name, the run's, the reference's."""
+        theirs = self.reference.final if self.reference else {}
+        names = dict.fromkeys([*self.run.final, *theirs])
+        return [(name, self.run.final.get(name), theirs.get(name)) for name in names]
+
+    def final_words(self) -> list[str]:
+        """Metrics that both have, of as many tokens as possible, a line each."""
+        kept = {int(name.rpartition(" keep ")[2]) for name in self.run.final if " keep " in name}
+        return [
+            f"{name}: {mine:.4g}, the reference has {theirs:.4g}"
+            for name, mine, theirs in self.final_rows()
+            if mine is not None and theirs is not None
+            if " keep " not in name or name.endswith(f" keep {max(kept)}")
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the curves, for JSON."""
+        return {
+            "run": self.run.name,
+            "reference": self.reference and self.reference.name,
+            "state": self.track.state,
+            "left": self.track.left,
+            "until": self.track.until,
+            "differ": {key: list(pair) for key, pair in self.other.items()},
+            "final": {name: {"run": mine, "reference": theirs} for name, mine, theirs in self.final_rows()},
+            "verdict": self.verdict,
+        }
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else str(value)
+
+
+def hold_against(run: Curve, reference: Curve | None) -> Compared:
+    """A run beside a reference."""
+    if reference is None:
+        return Compared(run, None, Track("not known", reason="there is no reference"), {})
+    other = differences(run.recipe, reference.recipe)
+    if "model.name" in other:
+        return Compared(run, reference, Track("not known", reason="the reference is of another model"), other)
+    return Compared(run, reference, track(run, reference), other)
+
+
+def panels(curves: Sequence[Curve]) -> list[str]:
+    """What is drawn: the total loss, then its terms where there are several, then every other number."""
+    keys = list(dict.fromkeys(key for curve in curves for key in curve.keys))
+    terms = [key for key in keys if key.startswith("loss")]
+    rest = [key for key in keys if key not in terms and not key.endswith(_ASIDE)]
+    return ["loss", *(terms if len(terms) > 1 else []), *rest][:_PANELS]
+
+
+def draw(compared: Sequence[Compared]) -> Image:
+    """A panel a number: runs in colour (thin as logged, thick averaged), references black with the band."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    references = list({each.reference.name: each.reference for each in compared if each.reference}.values())
+    names = panels([*(each.run for each in compared), *references])
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(1.4 + 4.6 * columns, 0.6 + 3.2 * rows), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    for axes, key in zip(figure.subplots(rows, columns, squeeze=False).flat, names):
+        for reference in references:
+            _draw_reference(axes, reference, key)
+        for each, colour in zip(compared, _colours(len(compared))):
+            _draw_run(axes, each, key, colour)
+        _dress(axes, key)
+    for axes in list(figure.axes)[len(names) :]:
+        axes.remove()
+    figure.axes[0].legend(fontsize=8, frameon=False)
+    canvas.draw()
+    return Image.frombytes("RGBA", canvas.get_width_height(), canvas.buffer_rgba().tobytes()).convert("RGB")
+
+
+def _colours(count: int) -> list[str]:
+    return [f"C{i % 10}" for i in range(count)]
+
+
+def _label(curve: Curve) -> str:
+    """The last two parts of a run's folder or a recipe's name."""
+    return "/".join(Path(curve.name).parts[-2:])
+
+
+def _draw_reference(axes: Any, reference: Curve, key: str) -> None:
+    steps, values = reference.series(key)
+    if not steps:
+        return
+    if key != "loss" or len(steps) < 3:
+        axes.plot(steps, values, color="black", linewidth=1, marker="." if len(steps) < 25 else None)
+        return
+    mean, band = bands(steps, values, window_width(steps, steps))
+    low, high = ([m + sign * b for m, b in zip(mean, band)] for sign in (-1, 1))
+    axes.fill_between(steps, low, high, color="black", alpha=0.12, linewidth=0)
+    axes.plot(steps, mean, color="black", linewidth=1.5, label=f"{_label(reference)} (reference)")
+
+
+def _draw_run(axes: Any, each: Compared, key: str, colour: str) -> None:
+    steps, values = each.run.series(key)
+    if not steps:
+        return
+    if key != "loss":
+        axes.plot(steps, values, color=colour, linewidth=1, marker="." if len(steps) < 25 else None)
+        return
+    ref_steps = each.reference.series(key)[0] if each.reference else []
+    axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.4)
+    width = window_width(steps, ref_steps or steps)
+    axes.plot(steps, averaged(steps, values, width), color=colour, linewidth=1.8, label=_label(each.run))
+    if each.track.left is not None:
+        axes.axvline(each.track.left, color=colour, linestyle=":", linewidth=1.2)
+
+
+def _dress(axes: Any, key: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    drawn = [value for line in axes.get_lines() for value in _finite(line)]
+    if key.startswith("loss") and drawn and min(drawn) > 0 and max(drawn) > 3 * min(drawn):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_title("loss, all terms" if key == "loss" else key, fontsize=10)
+    axes.set_xlabel("step", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.3)
+
+
+def _finite(line: Any) -> list[float]:
+    import numpy as np
+
+    values = np.asarray(line.get_ydata(), dtype=float)
+    return [] if line.get_linestyle() == ":" else values[np.isfinite(values)].tolist()
+
+
+_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#222}
+img{max-width:100%}table{border-collapse:collapse;margin:.5rem 0 1.5rem}td,th{border-bottom:1px solid #ddd;
+padding:.2rem .8rem;text-align:left}td.number{text-align:right;font-variant-numeric:tabular-nums}"""
+
+
+def page(compared: Sequence[Compared], picture: str) -> str:
+    """The comparison as one HTML page that fetches nothing; `picture` is a data address."""
+    parts = ["<h1>Runs against their reference</h1>", f"<p>{escape(RULE)}</p>", f'<img alt="curves" src="{picture}">']
+    for each in compared:
+        parts.append(f"<h2>{escape(each.run.name)}</h2><p>{escape(each.verdict)}</p>")
+        if each.other and each.reference:
+            rows = [(key, _shown(mine), _shown(theirs)) for key, (mine, theirs) in each.other.items()]
+            parts.append(_table(("setting", each.run.name, each.reference.name), rows))
+        if final := each.final_rows():
+            rows = [(name, _number(mine), _number(theirs)) for name, mine, theirs in final]
+            parts.append(_table(("at the end", each.run.name, "reference"), rows, numbers=True))
+    body = "\n".join(parts)
+    head = f'<meta charset="utf-8"><title>tok1d compare</title><style>{_STYLE}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
+    kind = ' class="number"' if numbers else ""
+    cells = [
+        "<tr>" + "".join(f"<td{kind if i else ''}>{escape(cell)}</td>" for i, cell in enumerate(row)) + "</tr>"
+        for row in rows
+    ]
+    titles = "".join(f"<th>{escape(title)}</th>" for title in head)
+    return f"<table><thead><tr>{titles}</tr></thead><tbody>{''.join(cells)}</tbody></table>"
+
+
+def write(compared: Sequence[Compared], folder: Path) -> None:
+    """Write curves.png, curves.html and compare.json into a folder."""
+    import json
+
+    picture = draw(compared)
+    save_png(picture, folder / "curves.png")
+    files.write_text(folder / "curves.html", page(compared, data_uri(picture)))
+    files.write_text(folder / "compare.json", json.dumps([each.to_json() for each in compared], indent=1) + "\n")

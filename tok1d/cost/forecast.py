@@ -1,0 +1,329 @@
+"""What a training run will take, from its recipe alone: parameters, steps, memory, arithmetic, disk.
+
+The model is built on PyTorch's meta device, where tensors have shapes and no values: neither data nor weights are
+read, nothing is computed and nothing is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from tok1d.config.condition import text_condition
+from tok1d.config.recipe import NO_CACHE, Recipe
+from tok1d.cost.loss_networks import Judge, judges
+from tok1d.cost.measure import AUTOENCODERS, Measured, autoencoder_cost, measure, use_stand_ins
+from tok1d.data.tokens import Layout
+from tok1d.data.transforms import NUM_VIEWS
+from tok1d.losses.total import Batch
+from tok1d.zoo import store
+
+KNOWN_IMAGES = {"fashion_mnist": 60_000}
+DEVICES = 8  # of a typical machine; memory is told for one device and for each of these
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Counts are exact unless their name says estimate; bytes are of one process, FLOPs those of matrix products.
+
+    Args:
+        parameters: numbers by part of the model, with fixed position tables (as published counts are).
+        tables: how many of them are fixed tables, by part; zero parts are left out.
+        num_images: images (or sequences) of an epoch, None where the recipe does not tell.
+        frozen: networks that run beside the model, untrained: name -> parameters and forward FLOPs an image, None
+            where they are not known here.
+        cache_rows, cache_bytes: of a generator's token cache; None where there is none or `num_images` is None.
+        image_sizes: sides of the images of a run that mixes them: FLOPs are their mean, bytes those of the largest.
+    """
+
+    parameters: dict[str, int]
+    tables: dict[str, int]
+    trainable: int
+    batch_size: int
+    images_per_step: int
+    steps: int
+    num_images: int | None
+    bytes_per_parameter: int
+    precision: str
+    shard: str
+    measured: Measured
+    frozen: dict[str, tuple[int, int] | None]
+    cache_rows: int | None = None
+    cache_bytes: int | None = None
+    judges: dict[str, Judge | None] = field(default_factory=dict)
+    image_sizes: list[int] = field(default_factory=list)
+
+    @property
+    def known_judges(self) -> list[Judge]:
+        """Those that count."""
+        return [judge for judge in self.judges.values() if judge is not None]
+
+    @property
+    def total(self) -> int:
+        """All numbers of the model."""
+        return sum(self.parameters.values())
+
+    @property
+    def state_bytes(self) -> int:
+        """Weights, gradients, AdamW's two moments and the averaged weights in float32, frozen networks and judges."""
+        frozen = self.total - self.trainable + sum(cost[0] for cost in self.frozen.values() if cost)
+        beside = sum(judge.state_bytes for judge in self.known_judges)
+        return self.trainable * self.bytes_per_parameter + 4 * frozen + beside
+
+    def memory(self, devices: int = 1) -> int:
+        """Bytes that each of so many devices needs in a training step, without workspaces of kernels.
+
+        With `train.shard` optimizer it holds its share of the model's moments (those of a discriminator count in full).
+        """
+        num = self.batch_size // devices
+        beside = num * sum(judge.bytes_per_image for judge in self.known_judges)
+        elsewhere = 8 * self.trainable * (devices - 1) // devices if self.shard == "optimizer" else 0
+        return self.state_bytes - elsewhere + self.measured.activations(num) + beside
+
+    @property
+    def step_flops(self) -> int:
+        """FLOPs of one optimizer step, forward and backward, judges included and networks in `frozen` not."""
+        beside = sum(judge.flops_per_image for judge in self.known_judges)
+        return (self.measured.flops_per_image + beside) * self.images_per_step
+
+    @property
+    def run_flops(self) -> int:
+        """FLOPs of the whole run."""
+        return self.step_flops * self.steps
+
+
+def forecast(recipe: Recipe) -> Forecast:
+    """The forecast of a recipe of any kind; a generator's tokenizer is not looked at.
+
+    Raises:
+        ConfigError: as building the model does.
+    """
+    with torch.device("meta"):
+        model = store.build_model(recipe.model)
+    use_stand_ins(model)
+    parameters, tables = count_parameters(model, recipe.kind)
+    train, num_images = recipe.train, images_of_epoch(recipe)
+    rows, size = token_cache(recipe, num_images)
+    return Forecast(
+        parameters=parameters,
+        tables=tables,
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        batch_size=train.batch_size,
+        images_per_step=train.batch_size * train.accumulate,
+        steps=train.steps,
+        num_images=num_images,
+        bytes_per_parameter=20 if train.ema > 0 else 16,
+        precision=train.precision,
+        shard=train.shard,
+        measured=_measured(recipe, model),
+        frozen=frozen_networks(recipe.model),
+        cache_rows=rows,
+        cache_bytes=size,
+        judges=judges(recipe),
+        image_sizes=recipe.data.image_sizes,
+    )
+
+
+def _measured(recipe: Recipe, model: nn.Module) -> Measured:
+    half = recipe.train.precision != "fp32"
+    sizes: list[int | None] = [*recipe.data.image_sizes] or [None]
+    each = {size: measure(model, partial(meta_batch, recipe, size=size), half=half) for size in sizes}
+    return Measured(
+        sum(each[size].flops_per_image for size in sizes) // len(sizes),
+        max(one.bytes_per_image for one in each.values()),
+        max(one.bytes_of_any_batch for one in each.values()),
+    )
+
+
+def count_parameters(model: nn.Module, kind: str) -> tuple[dict[str, int], dict[str, int]]:
+    """Numbers of a model by part, fixed position tables and frozen class tables among them, and the former alone.
+
+    A tokenizer's parts are its modules, the alignment projector on its own; a generator's are trunk and head.
+    """
+    parameters: dict[str, int] = {}
+    tables: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        part = _part(name, kind)
+        parameters[part] = parameters.get(part, 0) + parameter.numel()
+    for name, buffer in model.named_buffers():
+        if not name.endswith(("positions", "label_embed.table")):
+            continue
+        part = _part(name, kind)
+        parameters[part] = parameters.get(part, 0) + buffer.numel()
+        if name.endswith("positions"):
+            tables[part] = tables.get(part, 0) + buffer.numel()
+    return parameters, tables
+
+
+def _part(name: str, kind: str) -> str:
+    first, *rest = name.split(".")
+    if kind == "generator":
+        return "head" if first == "head" else "trunk"
+    return "projector" if "projector" in rest else first
+
+
+def meta_batch(recipe: Recipe, num: int, size: int | None = None) -> Batch:
+    """`num` images, or token sequences for a generator, labels or captions, and words to be learnt, on "meta".
+
+    Args:
+        size: side of the images; default: the model's.
+    """
+    model = recipe.model
+    if recipe.kind == "generator":
+        length = recipe.num_tokens or model.num_tokens
+        if hasattr(model, "vocab_size"):
+            inputs = torch.zeros(num, length, dtype=torch.int64, device="meta")
+        else:
+            inputs = torch.empty(num, length, model.token_dim, device="meta")
+    else:
+        side = size or model.image_size
+        inputs = torch.empty(num, model.channels, side, side, device="meta")
+    told = text_condition(model)
+    if told is not None:
+        return inputs, torch.empty(num, told.length, told.dim, device="meta")
+    labels = torch.zeros(num, dtype=torch.int64, device="meta")
+    if not recipe.learns_words:
+        return inputs, labels
+    dim = next(each.dim for each in model.auxiliary if each.target == "text")
+    return inputs, labels, torch.empty(num, dim, device="meta")
+
+
+def images_of_epoch(recipe: Recipe) -> int | None:
+    """Training images as the recipe states them, or as the data set is known to have; no data is looked at."""
+    data = recipe.data
+    num = data.num_images or KNOWN_IMAGES.get(data.name)
+    return num if num is None or data.limit is None else min(num, data.limit)
+
+
+def frozen_networks(model: Any) -> dict[str, tuple[int, int] | None]:
+    """The untrained networks that a training runs: an autoencoder's encoder, a teacher, a text encoder."""
+    networks: dict[str, tuple[int, int] | None] = {}
+    latents = getattr(model, "latents", None)
+    if latents is not None and latents.space == "autoencoder":
+        known = (latents.channels, latents.factor) in AUTOENCODERS
+        networks["autoencoder"] = (
+            autoencoder_cost(latents.channels, latents.factor, model.image_size) if known else None
+        )
+    alignment = getattr(model, "alignment", None)
+    if alignment is not None and alignment.teacher:
+        networks["teacher"] = None
+    if text_condition(model) is not None:
+        networks["text encoder"] = None
+    for each in getattr(model, "auxiliary", []) if getattr(model, "stage", "train") == "train" else []:
+        if each.is_teacher:
+            networks[f"teacher {each.label}"] = None
+    return networks
+
+
+def token_cache(recipe: Recipe, num_images: int | None) -> tuple[int | None, int | None]:
+    """Rows and bytes of a generator's token cache; None where it has none or the number of images is not known."""
+    if recipe.kind != "generator" or recipe.cache == NO_CACHE or num_images is None:
+        return None, None
+    length = recipe.num_tokens or recipe.model.num_tokens
+    rows = num_images * NUM_VIEWS[recipe.cache_views]
+    if hasattr(recipe.model, "vocab_size"):
+        return rows, Layout(length, 0, "int64", rows_per_shard=rows).num_bytes(rows)
+    dim = (2 if recipe.sample_latents else 1) * recipe.model.token_dim
+    return rows, Layout(length, dim, recipe.cache_dtype, rows_per_shard=rows).num_bytes(rows)
+
+
+def table(result: Forecast) -> Any:
+    """The forecast as a short table (rich)."""
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column()
+    for cells in (*_parameter_rows(result), *_step_rows(result), *_memory_rows(result), *_cost_rows(result)):
+        grid.add_row(*cells)
+    return grid
+
+
+Row = tuple[str, str, str]
+
+
+def _parameter_rows(result: Forecast) -> list[Row]:
+    rows: list[Row] = []
+    for part, count in result.parameters.items():
+        fixed = result.tables.get(part)
+        note = f"{part}, incl. fixed position table of {fixed:,}" if fixed else part
+        rows.append(("" if rows else "parameters", f"{count:,}", note))
+    rows.append(("", f"{result.total:,}", f"total, of which {result.trainable:,} are trained"))
+    for name, cost in result.frozen.items():
+        note = "frozen, not in the model" if cost else "frozen, not counted here"
+        rows.append(("", f"{cost[0]:,}" if cost else "?", f"{name}, {note}"))
+    for name, judge in result.judges.items():
+        rows.append(_judge_row(name, judge))
+    return rows
+
+
+def _judge_row(name: str, judge: Judge | None) -> Row:
+    if judge is None:
+        return ("", "?", f"{name}, not in the model, its sizes not known here")
+    told = f"{judge.trained:,} trained" if judge.trained else "frozen"
+    held, each = _binary(judge.state_bytes), _binary(judge.bytes_per_image)
+    return ("", f"{judge.trained + judge.frozen:,}", f"{name}, not in the model: {told}; {held} and {each} an image")
+
+
+def _step_rows(result: Forecast) -> list[Row]:
+    steps = f"of {result.images_per_step:,} images"
+    if result.image_sizes:
+        steps += f", every batch of one of {', '.join(map(str, result.image_sizes))} px: FLOPs are the mean of them"
+    if result.num_images is None:
+        return [("steps", f"{result.steps:,}", f"{steps}; epochs unknown, set data.num_images")]
+    epoch = result.num_images / result.images_per_step
+    return [
+        ("steps", f"{result.steps:,}", steps),
+        ("", f"{epoch:,.1f}", f"steps an epoch of {result.num_images:,} images"),
+        ("", f"{result.steps / epoch:,.1f}", "epochs"),
+    ]
+
+
+def _memory_rows(result: Forecast) -> list[Row]:
+    measured, size = result.measured, result.batch_size
+    largest = f" of {max(result.image_sizes)} px" if result.image_sizes else ""
+    activations = f"activations an image{largest}, {result.precision}, eager, kept whole"
+    held = "weights 4, gradients 4, AdamW 8" + (", EMA 4" if result.bytes_per_parameter == 20 else "")
+    rows = [
+        ("memory", _binary(result.state_bytes), f"{held} bytes a trained parameter, 4 a frozen one"),
+        ("", _binary(measured.bytes_per_image), activations),
+        ("", _binary(result.memory()), f"in all on one device ({size:,} images at a time)"),
+    ]
+    if size % DEVICES == 0:
+        shared = ", AdamW's moments shared out" if result.shard == "optimizer" else ""
+        each = f"in all on each of {DEVICES} devices ({size // DEVICES:,} images each{shared})"
+        rows.append(("", _binary(result.memory(DEVICES)), each))
+    rows.append(("", "", "activations: the tensors autograd saves, counted; workspaces of kernels come on top"))
+    return rows
+
+
+def _cost_rows(result: Forecast) -> list[Row]:
+    rows = [
+        ("FLOPs", decimal(result.step_flops), "a step: products and convolutions, forward and backward"),
+        ("", decimal(result.run_flops), "the whole run"),
+    ]
+    for name, cost in result.frozen.items():
+        count = decimal(cost[1] * result.images_per_step) if cost else "?"
+        rows.append(("", count, f"a step of the frozen {name}" + ("" if cost else ", not counted here")))
+    if result.cache_bytes is not None:
+        note = f"token cache on disk, {result.cache_rows:,} rows"
+        rows.append(("disk", decimal(result.cache_bytes, "B"), note))
+    return rows
+
+
+def _binary(num: float) -> str:
+    """Bytes in GiB or MiB."""
+    return f"{num / 2**30:,.2f} GiB" if num >= 2**30 else f"{num / 2**20:,.1f} MiB"
+
+
+def decimal(num: float, unit: str = "") -> str:
+    """A count with a decimal prefix, three digits."""
+    for prefix, size in (("Z", 1e21), ("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if num >= size:
+            return f"{num / size:.3g} {prefix}{unit}"
+    return f"{num:,.0f} {unit}".rstrip()

@@ -1,0 +1,247 @@
+"""The demo's report as one HTML file: a pure function from what was measured to text.
+
+Nothing is fetched: pictures are data addresses, the style is inside, there is no script.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+from tok1d.evaluate.report import html_table
+from tok1d.zoo.record import Record
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A row of pictures with its name; `picture` is a data address."""
+
+    label: str
+    picture: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One tokenizer with its generator.
+
+    Args:
+        whose: "yours" or "bundled".
+        about: one line on their training.
+        decoding, sampling: protocol of the pictures.
+        reconstructions: originals, then decoded from 1, 2, 4, ... tokens.
+        growing: the same samples from 1, 2, 4, ... tokens; a column a class.
+        samples: a row a class.
+    """
+
+    whose: str
+    about: str
+    decoding: str
+    sampling: str
+    reconstructions: list[Strip]
+    growing: list[Strip]
+    samples: list[Strip]
+    reconstruction_records: list[Record] = field(default_factory=list)
+    generation_records: list[Record] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Accuracy in [0, 1] of a linear classifier on `size` numbers an image."""
+
+    whose: str
+    features: str
+    size: int
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of "done means": `met` is None where there is no target."""
+
+    what: str
+    measured: str
+    target: str = ""
+    met: bool | None = None
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that the report shows; `curve` is a data address, `commands` are (what for, command line)."""
+
+    models: list[Shown]
+    classes: list[str]
+    curve: str
+    curve_protocol: str
+    checks: list[Check]
+    probes: list[Probe]
+    probe_protocol: str
+    commands: list[tuple[str, str]]
+
+
+_STYLE = Path(__file__).with_name("page.css")
+
+
+def render(page: Page) -> str:
+    """The whole page as HTML text."""
+    both = len(page.models) > 1
+    beside = (
+        "“Yours” is what this command trained on this machine; “bundled” is what comes with the package."
+        if both
+        else "All of it was trained by this command on this machine; no bundled models were there to compare with."
+    )
+    parts = [
+        "<h1>Images as a few ordered tokens</h1>",
+        "<p>A tokenizer turned each image into a short sequence of tokens, the most important first, as principal "
+        "components are; a generator then learnt to write such sequences class by class. "
+        f"{beside}</p>",
+        *(f'<p class="note"><b>{escape(model.whose)}</b>: {escape(model.about)}</p>' for model in page.models),
+        _done(page.checks),
+        _reconstructions(page),
+        _curve(page),
+        _generation(page),
+        _numbers(page),
+        _probe(page),
+        _next(page.commands),
+    ]
+    style = _STYLE.read_text(encoding="utf-8")
+    head = (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>tok1d demo</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+    )
+    return head + "\n".join(parts) + "\n</body>\n</html>\n"
+
+
+def _section(name: str, title: str, lead: str, *body: str) -> str:
+    inner = "\n".join(body)
+    return f'<section id="{name}">\n<h2>{escape(title)}</h2>\n<p>{escape(lead)}</p>\n{inner}\n</section>'
+
+
+def _strips(strips: Sequence[Strip], heads: Sequence[str] = ()) -> str:
+    rows = [
+        f'<div class="strip"><span>{escape(strip.label)}</span><img alt="{escape(strip.label)}" src="{strip.picture}">'
+        "</div>"
+        for strip in strips
+    ]
+    if heads:
+        cells = "".join(f"<b>{escape(head)}</b>" for head in heads)
+        rows.insert(0, f'<div class="strip"><span></span><div class="heads">{cells}</div></div>')
+    return "\n".join(rows)
+
+
+def _card(title: str, note: str, body: str) -> str:
+    note = f'\n<p class="note">{escape(note)}</p>' if note else ""
+    return f'<div class="card">\n<h3>{escape(title)}</h3>{note}\n{body}\n</div>'
+
+
+def _pair(cards: Sequence[str]) -> str:
+    return '<div class="pair">\n' + "\n".join(cards) + "\n</div>"
+
+
+def _done(checks: Sequence[Check]) -> str:
+    rows = []
+    for check in checks:
+        verdict = "" if check.met is None else f'<b class="{"yes" if check.met else "no"}">{_yes(check.met)}</b>'
+        cells = (escape(check.what), escape(check.measured), escape(check.target), verdict)
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    table = _table(("yours", "measured", "target", "met"), rows)
+    return _section("done", "In short", "What this run was to reach, and what it reached.", table)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _table(heads: Sequence[str], rows: Sequence[str]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+    body = "\n".join(rows)
+    return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+
+
+def _reconstructions(page: Page) -> str:
+    lead = "The first test images, not selected, and what the decoder makes of their first 1, 2, 4, … tokens."
+    cards = [_card(model.whose, model.decoding, _strips(model.reconstructions)) for model in page.models]
+    return _section("reconstructions", "Originals and reconstructions", lead, _pair(cards))
+
+
+def _curve(page: Page) -> str:
+    lead = "How much of what all tokens do for the decoder the first few already do: no token is 0 %, all are 100 %."
+    plot = f'<img class="plot" alt="share of the denoising-loss reduction per tokens kept" src="{page.curve}">'
+    return _section(
+        "curve", "What each token is worth", lead, plot, f'<p class="note">{escape(page.curve_protocol)}</p>'
+    )
+
+
+def _generation(page: Page) -> str:
+    growing = [_card(model.whose, model.sampling, _strips(model.growing, page.classes)) for model in page.models]
+    samples = [_card(model.whose, "", _strips(model.samples)) for model in page.models]
+    return (
+        _section(
+            "growing",
+            "Samples that grow token by token",
+            "One generated sequence a class, decoded from its first tokens; the starting noise stays the same.",
+            _pair(growing),
+        )
+        + "\n"
+        + _section(
+            "samples", "Samples of every class", "The first ones drawn for each class, not selected.", _pair(samples)
+        )
+    )
+
+
+def _numbers(page: Page) -> str:
+    kinds = (("Reconstruction", "reconstruction_records"), ("Generation", "generation_records"))
+    body = []
+    for title, kind in kinds:
+        body += [f"<h3>{title}</h3>", _comparison(page.models, kind)]
+    for model in page.models:
+        records = [*model.reconstruction_records, *model.generation_records]
+        body.append(
+            f"<details><summary>every number of {escape(model.whose)} with its whole protocol</summary>"
+            f'<div class="scroll">{html_table(records)}</div></details>'
+        )
+    lead = "Each figure with the images it was measured on. Bundled figures come from the record beside the weights."
+    return _section("numbers", "Measured numbers", lead, *body)
+
+
+def _comparison(models: Sequence[Shown], kind: str) -> str:
+    """A row for every (metric, tokens kept, remark), a column for each model."""
+    cells: dict[tuple[str, str, str], dict[str, list[str]]] = {}
+    for model in models:
+        for record in getattr(model, kind):
+            known = record.value is not None
+            key = (record.name, "" if record.keep is None else str(record.keep), record.note if known else "")
+            cells.setdefault(key, {}).setdefault(model.whose, []).append(_cell(record))
+    rows = []
+    for key, by_model in cells.items():
+        columns = [escape(text) for text in key]
+        columns += ["<br>".join(by_model.get(model.whose, [])) for model in models]
+        rows.append("<tr>" + "".join(f"<td>{column}</td>" for column in columns) + "</tr>")
+    return _table(("metric", "tokens", "remark", *(model.whose for model in models)), rows)
+
+
+def _cell(record: Record) -> str:
+    if record.value is None:
+        return f"unavailable <small>{escape(record.note)}</small>"
+    protocol = [f"{record.num_images:,} images"]
+    protocol += [f"{record.steps} steps"] if record.steps is not None else []
+    protocol += [f"guidance {record.guidance}"] if record.guidance is not None else []
+    return f"{escape(f'{record.value:.4g} {record.unit}'.rstrip())} <small>{escape(', '.join(protocol))}</small>"
+
+
+def _probe(page: Page) -> str:
+    rows = [
+        f"<tr><td>{escape(probe.whose)}</td><td>{escape(probe.features)}</td>"
+        f'<td class="number">{probe.size}</td><td class="number">{probe.accuracy:.1%}</td></tr>'
+        for probe in page.probes
+    ]
+    table = _table(("whose", "features", "numbers an image", "accuracy"), rows)
+    lead = "How much of the class a linear classifier reads from the tokens; they were trained without any label."
+    return _section("probe", "Linear probe", lead, table, f'<p class="note">{escape(page.probe_protocol)}</p>')
+
+
+def _next(commands: Sequence[tuple[str, str]]) -> str:
+    body = [f"<p>{escape(purpose)}</p>\n<pre>{escape(command)}</pre>" for purpose, command in commands]
+    return _section("next", "How to go on", "Commands for a shell in the folder where the demo ran.", *body)

@@ -1,0 +1,87 @@
+"""Images for a model: opened at its size and channels, with the captions that it reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tok1d.config.condition import text_condition
+from tok1d.data.captions import BESIDE, LABELS, captions_of
+from tok1d.data.decoded import report_broken
+from tok1d.data.folder import FolderImages, list_images
+from tok1d.data.images import ImageSet, kind_of, open_images, without_train
+from tok1d.data.splits import split_folders
+from tok1d.data.transforms import Transform
+from tok1d.zoo.card import padding_of, trained_with
+
+
+def open_data(
+    name: str,
+    model: Any,
+    *,
+    split: str = "test",
+    data_root: str | None = None,
+    on_broken: str = "skip",
+    size: int | None = None,
+    generator: Any = None,
+) -> ImageSet:
+    """ "fashion_mnist", a folder of images, shards or a saved data set (see `kind_of`), at a tokenizer's channels and
+    size (or another), within the border that its training images had; nothing is augmented. With captions where the
+    tokenizer, or a generator, is told those. Names on stderr what cannot be read."""
+    config, kind = model.config, kind_of(name)
+    same = trained_with(model, "name", None) == kind  # then the keys are those of the training
+    images = open_images(
+        kind,
+        split,  # type: ignore[arg-type]
+        root=data_root if name == "fashion_mnist" else name,
+        image_size=size or config.image_size,
+        channels=config.channels,
+        pad=padding_of(model),
+        on_broken=on_broken,  # type: ignore[arg-type]
+        captions=captions_for(name, model, *([] if generator is None else [generator])),
+        image_key=trained_with(model, "image_key", None) if same else None,
+        label_key=trained_with(model, "label_key", None) if same else None,
+    )
+    report_broken(images)
+    return images
+
+
+def captions_for(data: str, *models: Any) -> str | None:
+    """Which captions of "fashion_mnist" or of a folder `open_images` is asked for; None where no model is told any.
+
+    Of a folder the file that the model's training read, as its card tells, if it is there; else text files beside the
+    images.
+    """
+    told = next((model for model in models if text_condition(model.config) is not None), None)
+    if told is None:
+        return None
+    if data == "fashion_mnist":
+        return LABELS
+    known = trained_with(told, "captions", BESIDE)
+    if (kind := kind_of(data)) != "folder":
+        own = trained_with(told, "name", None) == kind
+        return known if own else {"webdataset": "txt"}.get(kind, "caption")
+    return known if known not in (None, LABELS) and (Path(data) / known).is_file() else BESIDE
+
+
+def open_own(
+    path: str, model: Any, *, data_root: str | None = None, on_broken: str = "skip", size: int | None = None
+) -> ImageSet:
+    """The images to reconstruct: the test split of "fashion_mnist", of shards, of a saved data set or of a folder with
+    train/ and test/, every image of any other folder, or one image file.
+
+    For a tokenizer of captions, text files beside the images hold theirs.
+    """
+
+    if kind_of(path) != "folder":
+        return open_data(path, model, data_root=data_root, on_broken=on_broken, size=size)
+    transform = Transform(size or model.config.image_size, model.config.channels, pad=padding_of(model))
+    where = Path(path)
+    if where.is_dir() and split_folders(place.name for place in where.iterdir()) is not None:
+        return open_data(path, model, data_root=data_root, on_broken=on_broken, size=size)
+    if where.is_file():
+        root, files, on_broken = where.parent, [where.name], "stop"
+    else:
+        root, files = without_train(where, list_images(where))
+    found = captions_of(root, "", files, BESIDE) if text_condition(model.config) is not None else {}
+    return FolderImages(root, transform, on_broken, files=files, captions=found or None)  # type: ignore[arg-type]

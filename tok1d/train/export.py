@@ -1,0 +1,61 @@
+"""From a finished run to weights to give away: cast, measured after the cast, with their card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from tok1d.config.load import load_recipe, to_yaml
+from tok1d.errors import InputError
+from tok1d.tokenizers.auxiliary import LatentAlignmentConfig
+from tok1d.tokenizers.maetok import MAETok
+from tok1d.train.run import evaluate, is_finished
+from tok1d.zoo import store
+from tok1d.zoo.weights import fingerprint
+
+
+def export(
+    run: Path, out: Path, *, dtype: str = "float16", generator: str = "", overrides: Sequence[str] = ()
+) -> list[object]:
+    """Write the model of a finished run with its weights stored as `dtype`; returns the records of the cast model.
+
+    A MAETok leaves behind what only its training reads, auxiliary decoders and alignment.
+
+    Args:
+        generator: for a tokenizer, the name of a generator made for it, kept in its card.
+        overrides: key=value for the recipe's evaluate section (evaluate.num_images=10000).
+
+    Raises:
+        InputError: the run is not finished.
+    """
+    if not is_finished(run):
+        raise InputError(f"{run}: expected a finished run (tok1d train ends it), got none")
+    recipe = load_recipe(str(run / "config.yaml"), overrides)
+    trained = store.load(run / "model")
+    model = without_auxiliary(trained) if isinstance(trained, MAETok) else trained
+    kind = {"float16": torch.float16, "float32": torch.float32}[dtype]
+    with torch.no_grad():
+        for value in (*model.parameters(), *model.buffers()):
+            if value.is_floating_point():
+                value.copy_(value.to(kind))
+    card = replace(
+        trained.card,
+        recipe=to_yaml(recipe),  # its evaluate section is the one that the records follow
+        weights=trained.card.weights.split(",")[0] + ("" if dtype == "float32" else f", stored as {dtype}"),
+        fingerprint=fingerprint(model),
+        generator=generator,
+    )
+    card.records = evaluate(recipe, model)
+    store.save_model(model, out, card, dtype=kind)
+    return list(card.records)
+
+
+def without_auxiliary(model: MAETok) -> MAETok:
+    """The tokenizer alone, in eval mode: the same tokens and images, without auxiliary decoders and alignment."""
+    config = replace(model.config, auxiliary=[], alignment=LatentAlignmentConfig())
+    lean = MAETok(config)
+    lean.start_from(model)
+    return lean.to(next(model.parameters()).device).eval()

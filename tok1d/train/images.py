@@ -1,0 +1,30 @@
+"""The images of a recipe."""
+
+from __future__ import annotations
+
+from tok1d.config.recipe import Recipe
+from tok1d.data.decoded import DecodedImages
+from tok1d.data.images import ArrayImages, open_images
+
+Images = ArrayImages | DecodedImages
+
+
+def open_split(recipe: Recipe, split: str, *, augment: bool = False) -> Images:
+    """The recipe's images; augmented only for training."""
+    data = recipe.data
+    return open_images(
+        data.name,
+        split,  # type: ignore[arg-type]
+        root=data.root,
+        image_size=data.image_size,
+        channels=data.channels,
+        crop=data.crop if augment else "center",
+        flip=data.flip and augment,
+        pad=data.pad,
+        on_broken=data.on_broken,
+        limit=data.limit if split == "train" else data.limit_test,
+        captions=data.captions,
+        image_key=data.image_key,
+        label_key=data.label_key,
+        workers=data.workers,
+    )

@@ -1,0 +1,63 @@
+"""Discriminators of a configuration, the frozen DINO backbone loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from tok1d.errors import ConfigError
+from tok1d.losses.discriminator import (
+    BlurPatchConfig,
+    BlurPatchDiscriminator,
+    DinoConfig,
+    DinoDiscriminator,
+    DinoTrunk,
+    DiscriminatorConfig,
+    PatchConfig,
+    PatchDiscriminator,
+)
+from tok1d.zoo.adapters.discriminator import trunk_from_published
+from tok1d.zoo.adapters.keymap import read_published
+from tok1d.zoo.pretrained.teachers import load_teacher
+
+
+def build_discriminator(config: DiscriminatorConfig, channels: int) -> nn.Module:
+    """The discriminator of a configuration for images of so many channels, with fresh weights but for a frozen trunk.
+
+    Raises:
+        ConfigError, WeightsError: a backbone that cannot be had, or that is no plain vision transformer.
+    """
+    if isinstance(config, PatchConfig):
+        return PatchDiscriminator(channels, config.width, config.layers)
+    if isinstance(config, BlurPatchConfig):
+        return BlurPatchDiscriminator(channels, config.width, config.stages)
+    return DinoDiscriminator(load_trunk(config), image_size=config.image_size)
+
+
+def load_trunk(config: DinoConfig) -> DinoTrunk:
+    """The frozen vision transformer of a configuration.
+
+    Raises:
+        ConfigError, WeightsError: it cannot be had, or is no plain vision transformer.
+    """
+
+    source = config.weights or config.backbone
+    if config.weights == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            trunk = DinoTrunk(384, 12, 6, patch=16, side=14)
+    elif config.weights is not None:
+        trunk = trunk_from_published(read_published(config.weights), source)
+    else:
+        network: Any = load_teacher(config.backbone, image_size=config.image_size).network
+        if not hasattr(network, "vit"):
+            raise ConfigError(f"backbone: {config.backbone} is a classifier of tok1d, expected a timm name")
+        trunk = trunk_from_published(network.vit.state_dict(), source)
+    if config.image_size % trunk.patch_embed.patch:
+        raise ConfigError(
+            f"image_size: expected a multiple of {trunk.patch_embed.patch}, the patches of {source}, got "
+            f"{config.image_size}"
+        )
+    return trunk

@@ -1,0 +1,234 @@
+"""Captions for models: the words that MAETok's tokens learn to tell, and frozen text encoders (transformers)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tok1d.config.condition import ConditionConfig
+from tok1d.errors import ConfigError, InputError, WeightsError
+from tok1d.losses.masked import bag_of_words
+
+IDF_CAPTIONS = 100_000  # of a larger set, so many captions, evenly spread, tell how rare a word is
+KEPT_BYTES = 2**28  # of embeddings that are kept because their captions come again
+
+
+class CaptionWords:
+    """Captions to weighted bags of sub-words, as the auxiliary target text takes them.
+
+    Args:
+        name: a transformers tokenizer, a hub name or a local folder; CLIP's BPE has 49408 ids.
+        vocab_size: numbers of a bag, at least as many as the tokenizer has ids.
+
+    Raises:
+        ConfigError: transformers is not installed, or the vocabulary is larger.
+        WeightsError: there is no such tokenizer.
+    """
+
+    def __init__(self, name: str, vocab_size: int) -> None:
+        self.tokenizer, self.vocab_size = _load(name, "tokenizer"), vocab_size
+        self.idf: Tensor | None = None
+        count = len(self.tokenizer)
+        if count > vocab_size:
+            raise ConfigError(f"model.auxiliary: tokenizer {name} has {count} ids, set dim to that, got {vocab_size}")
+
+    def ids(self, captions: Sequence[str]) -> Tensor:
+        """The tokenizer's ids without special ones, (B, T) int64, filled up with -1; the longest caption has T."""
+        rows = self.tokenizer(list(captions), add_special_tokens=False, verbose=False)["input_ids"]
+        return torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True, padding_value=-1
+        )
+
+    def fit(self, captions: Sequence[str]) -> None:
+        """Weigh words from now on by the inverse document frequency they have in these captions.
+
+        log((1 + N) / (1 + n)) for a word in n of N captions, 0 for one that all have; empty captions are no captions.
+        """
+        captions = [caption for caption in captions if caption.strip()]
+        if len(captions) > IDF_CAPTIONS:
+            captions = [captions[i * len(captions) // IDF_CAPTIONS] for i in range(IDF_CAPTIONS)]
+        counts = torch.zeros(self.vocab_size)
+        for start in range(0, len(captions), 1000):
+            ids = self.ids(captions[start : start + 1000])
+            rows = torch.arange(len(ids))[:, None].expand_as(ids)[ids >= 0]
+            pairs = torch.unique(torch.stack([rows, ids[ids >= 0]]), dim=1)  # a word counts once a caption
+            counts += torch.bincount(pairs[1], minlength=self.vocab_size)
+        self.idf = ((1 + len(captions)) / (1 + counts)).log()
+
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        """(B, vocab_size): the weight of every word that occurs, 1 without `fit`, and 0; a row of zeros for ""."""
+        words = bag_of_words(self.ids(captions), self.vocab_size)
+        return words if self.idf is None else words * self.idf
+
+
+class TextEncoder:
+    """A frozen text encoder: captions to the states of its last layer, such as T5's encoder or CLIP's text tower.
+
+    It is read at the first use and is no `nn.Module`: its weights are no part of a model that holds it. Threads may
+    share it.
+
+    Args:
+        name: a transformers model with its tokenizer, a hub name or a local folder.
+        max_length: sub-words T of every caption, special ones included; longer captions are cut.
+    """
+
+    def __init__(self, name: str, max_length: int = 77) -> None:
+        if max_length < 1:
+            raise ConfigError(f"text encoder {name}: expected a max_length of at least 1, got {max_length}")
+        self.name, self.max_length = name, max_length
+        self._parts: tuple[Any, Any] | None = None
+        self._lock = threading.RLock()  # transformers' fast tokenizers fail where two threads use one
+
+    @property
+    def dim(self) -> int:
+        """The width E of the embeddings; reads the encoder."""
+        return int(self._load()[1].config.hidden_size)
+
+    @torch.no_grad()
+    def encode(self, captions: Sequence[str], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Embeddings (B, T, E) float32 and a mask (B, T) bool, True for sub-words; what is filled up is 0.
+
+        A caption's row does not depend on the others. The encoder moves to `device` and stays there.
+
+        Raises:
+            ConfigError: transformers is not installed, a model of another kind, or a `max_length` it does not take.
+            WeightsError: there is no such model, or weights of it are missing.
+        """
+        if isinstance(captions, str) or not captions:
+            raise InputError(f"text encoder {self.name}: expected a list of captions, got {captions!r}")
+        with self._lock:
+            tokenizer, network = self._load()
+            network.to(device)
+            found = tokenizer(
+                list(captions), padding="max_length", truncation=True, max_length=self.max_length, return_tensors="pt"
+            )
+            ids, mask = (found[key].to(device) for key in ("input_ids", "attention_mask"))
+            with torch.autocast(torch.device(device).type, enabled=False):
+                states = network(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+        return states * mask[..., None], mask.bool()
+
+    def _load(self) -> tuple[Any, Any]:
+        with self._lock:
+            return self._read()
+
+    def _read(self) -> tuple[Any, Any]:
+        if self._parts is None:
+            tokenizer, network = _load(self.name, "tokenizer"), _load(self.name, "text encoder")
+            if tokenizer.pad_token_id is None:
+                raise ConfigError(f"text encoder {self.name}: its tokenizer has no padding, expected another encoder")
+            limit = getattr(network.config, "max_position_embeddings", None)
+            if limit is not None and self.max_length > limit:
+                raise ConfigError(
+                    f"text encoder {self.name}: expected a max_length up to {limit}, got {self.max_length}"
+                )
+            self._parts = tokenizer, network.float().eval().requires_grad_(False)
+        return self._parts
+
+
+@lru_cache(maxsize=2)
+def text_encoder(name: str, max_length: int) -> TextEncoder:
+    """The encoder of that name and length; those used last are held, so that a process reads each once."""
+    return TextEncoder(name, max_length)
+
+
+class CaptionEmbeddings:
+    """Captions to the embeddings (B, T, E) that a model of them is told; a blank caption is none: zeros.
+
+    Captions that come again, as those made from labels do, are encoded once, each alone, and kept: as long as there are
+    no more different ones than `KEPT_BYTES` hold. Else every batch is encoded as it is. Either way what comes out is a
+    function of the batch, so that a resumed run equals an unbroken one.
+
+    Args:
+        condition: names the encoder, and T and E.
+        captions: those that will be asked for.
+
+    Raises:
+        ConfigError: no encoder is named, or its states have another width; or as `TextEncoder.encode`.
+        WeightsError: as `TextEncoder.encode`.
+    """
+
+    def __init__(self, condition: ConditionConfig, captions: Sequence[str]) -> None:
+        condition.check_encoder()
+        self.condition, self.encoder = condition, text_encoder(condition.encoder, condition.length)
+        if self.encoder.dim != condition.dim:
+            raise ConfigError(
+                f"model.condition.dim: expected {self.encoder.dim}, the width of {condition.encoder}, "
+                f"got {condition.dim}"
+            )
+        most = KEPT_BYTES // (4 * condition.length * condition.dim)
+        self.kept: dict[str, Tensor] | None = {} if len(set(captions)) <= most else None
+
+    def __call__(self, captions: Sequence[str], device: torch.device | str = "cpu") -> Tensor:
+        """(B, T, E) float32 on the device, where the encoder moves and stays."""
+        rows = torch.zeros(len(captions), self.condition.length, self.condition.dim, device=device)
+        places = [i for i, caption in enumerate(captions) if caption.strip()]
+        if places and self.kept is None:
+            rows[places] = self.encoder.encode([captions[i] for i in places], device)[0]
+        elif places:
+            rows[places] = torch.stack([self._kept(captions[i], device) for i in places])
+        return rows
+
+    def _kept(self, caption: str, device: torch.device | str) -> Tensor:
+        assert self.kept is not None
+        if caption not in self.kept:
+            self.kept[caption] = self.encoder.encode([caption], device)[0][0]
+        return self.kept[caption].to(device)
+
+
+def _load(name: str, what: str) -> Any:
+    """A tokenizer or a text encoder by name; whatever transformers raises becomes one line."""
+    try:
+        import transformers
+    except ImportError:
+        raise ConfigError(f"{what} {name}: transformers is not installed; pip install 'tok1d[text]'") from None
+    read = _tokenizer if what == "tokenizer" else _encoder
+    try:
+        with _quiet(transformers.utils.logging), torch.random.fork_rng(devices=[]):  # it draws weights, then reads them
+            return read(transformers, name)
+    except (ConfigError, WeightsError):
+        raise
+    except Exception as error:  # network, hub, disk: transformers passes on whatever its libraries raise
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise WeightsError(
+            f"{what} {name}: transformers cannot read it ({reason}); expected a hub name, or without a network a local "
+            "folder that save_pretrained wrote"
+        ) from None
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Without transformers' bars and tables: what is wrong is told by us."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _tokenizer(transformers: Any, name: str) -> Any:
+    return transformers.AutoTokenizer.from_pretrained(name)
+
+
+def _encoder(transformers: Any, name: str) -> Any:
+    """The text tower: of an encoder-decoder its encoder, of CLIP's pair the one without images."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES as KNOWN
+
+    kind = transformers.AutoConfig.from_pretrained(name).model_type
+    if kind != "clip" and kind not in KNOWN:
+        raise ConfigError(f"text encoder {name}: expected T5, CLIP, BERT or kin, got {kind}")
+    cls = transformers.CLIPTextModel if kind == "clip" else transformers.AutoModelForTextEncoding
+    network, found = cls.from_pretrained(name, output_loading_info=True)
+    if found["missing_keys"]:
+        missing = sorted(found["missing_keys"])
+        raise WeightsError(f"text encoder {name}: {len(missing)} weights are not there, such as {missing[0]}")
+    return network

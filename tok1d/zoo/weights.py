@@ -1,0 +1,52 @@
+"""Weights as tensors: their fingerprint, safetensors files, strict loading."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from tok1d.errors import WeightsError
+
+
+def fingerprint(model: nn.Module) -> str:
+    """12 hex digits of SHA-256 over all weights and buffers as float32: the identity of a model's weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A safetensors file; anything else, a pickle or a truncated file, is a one-line error."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file; a model folder holds config.json and model.safetensors")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        with path.open("rb") as file:
+            head = file.read(2)
+        # A zip (torch.save) or the first opcode of a pickle with its protocol.
+        is_pickle = head == b"PK" or (head[:1] == b"\x80" and head[1:] <= b"\x05")
+        what = "a pickle, not safetensors" if is_pickle else "truncated or corrupt"
+        raise WeightsError(
+            f"{path}: {what} ({str(error).splitlines()[0]}); fetch it again or go through 'tok1d convert'"
+        ) from None
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Strict loading that names what is missing, unexpected or of another shape."""
+    own = model.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    unexpected = sorted(state.keys() - own.keys())
+    shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+    for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(shapes))):
+        if keys:
+            shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+            raise WeightsError(f"{source}: {len(keys)} weights {kind} for this model: {shown}")
+    model.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()})
