@@ -43,6 +43,7 @@ from tok1d.train.task import Measure, Task
 from tok1d.zoo import store
 from tok1d.zoo.card import padding_of
 from tok1d.zoo.pairs import check_condition, check_num_classes, check_tokens, shared_classes
+from tok1d.zoo.pretrained.teachers import give_teachers
 from tok1d.zoo.pretrained.text import CaptionEmbeddings, CaptionWords
 from tok1d.zoo.transfer import init_from
 from tok1d.zoo.weights import fingerprint
@@ -62,6 +63,7 @@ def build_task(recipe: Recipe) -> Task:
     if recipe.kind == "generator":
         return _generator_task(recipe)
     model = store.build_model(recipe.model)
+    give_teachers(model)
     if recipe.init_from is not None and not resumes(recipe):
         init_from(model, recipe.init_from)
     players = build_players(recipe, model, resumed=resumes(recipe))
