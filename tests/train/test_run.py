@@ -217,11 +217,15 @@ def test_a_generator_takes_only_its_tokenizer_s_tokens(tiny: Tiny, tmp_path: Pat
     ("kind", "change", "message"),
     [
         ("maetok", "evaluate.keep=[1,4]", r"evaluate\.keep: these tokens have no order, expected \[\] or \[4\], .* 1"),
-        ("maetok", "evaluate.guidance=2", r"evaluate\.guidance: this decoder paints in one pass, expected 1, .* 2"),
+        (
+            "maetok",
+            "evaluate.guidance=2",
+            r"evaluate\.guidance: this decoder is deterministic and has no guidance, expected 1, .* 2",
+        ),
         ("sit", "evaluate.keep=[2]", r"evaluate\.keep: these tokens have no order, expected \[\] or \[4\], got 2"),
         ("sit", "model.class_dropout=0", r"evaluate\.guidance: .* trained without class_dropout, expected 1, .* 1\.5"),
-        ("sit", "model.num_classes=0", r"evaluate\.guidance: samples without classes .*, expected 1, got 1\.5"),
-        ("sit", "evaluate.unconditional=true", r"evaluate\.guidance: samples without classes .*, expected 1, .* 1\.5"),
+        ("sit", "model.num_classes=0", r"evaluate\.guidance: sampling without classes .*, expected 1, got 1\.5"),
+        ("sit", "evaluate.unconditional=true", r"evaluate\.guidance: sampling without classes .*, expected 1, .* 1\.5"),
         ("sit", "evaluate.guidance_interval=[0.5,0.2]", r"evaluate\.guidance_interval: expected two growing times .*"),
         (
             "generator",

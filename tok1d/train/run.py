@@ -7,7 +7,6 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,22 +14,14 @@ from typing import Any
 import torch
 
 from tok1d import __version__
-from tok1d.config.condition import is_conditional
 from tok1d.config.fields import to_mapping
 from tok1d.config.load import load_recipe, to_yaml
 from tok1d.config.recipe import Recipe
-from tok1d.config.sampling import Decoding
 from tok1d.cost.flops import step_flops_or_none
 from tok1d.data.decoded import report_broken
-from tok1d.data.subset import subset
-from tok1d.errors import ConfigError, InputError, WeightsError
-from tok1d.evaluate.classification import evaluate_classifier
-from tok1d.evaluate.generation import evaluate_generation
-from tok1d.evaluate.measures import Measuring, by_classifier
-from tok1d.evaluate.protocol import classifier_for, protocol_of
-from tok1d.evaluate.reconstruction import evaluate_reconstruction
-from tok1d.evaluate.request import Reconstructions, Samples
-from tok1d.inference.sampling import decoder_options
+from tok1d.data.images import ImageSet
+from tok1d.errors import ConfigError, WeightsError
+from tok1d.evaluate.of_recipe import check_evaluation, evaluate_model
 from tok1d.train.images import open_split
 from tok1d.train.loop import Result, fit, processes
 from tok1d.train.task import Measure, Task
@@ -168,7 +159,7 @@ def train(
         out = prepare(recipe, overwrite=overwrite, first=first_process)
         commit = code_version()  # as the run begins: a long run outlives edits of the checkout
         task = build_task(recipe)
-    _check_evaluate(recipe, task.model)
+    check_evaluation(recipe, task.model)
     task.measures += evaluations(recipe)
     if first_process:
         task.flops = step_flops_or_none(recipe)
@@ -188,62 +179,6 @@ def _first_process_first() -> Iterator[bool]:
     state = processes()
     with state.main_process_first():
         yield state.is_main_process
-
-
-def _check_evaluate(recipe: Recipe, model: Any) -> None:
-    """Before the training, not after it: the evaluation does only what these models can do."""
-    if recipe.kind == "classifier":
-        return
-    config, tokenizer = recipe.evaluate, model
-    if recipe.tokenizer:
-        with torch.device("meta"):  # of interest is what it can do, not its weights
-            tokenizer = store.build_model(store.read_config(store.resolve(recipe.tokenizer))[0])
-    length = tokenizer.spec.length if recipe.kind == "tokenizer" else model.config.num_tokens
-    for k in config.keep:
-        if k > length:
-            raise ConfigError(f"evaluate.keep: expected numbers up to {length}, the model's tokens, got {k}")
-        if k < length and not tokenizer.spec.ordered:
-            raise ConfigError(f"evaluate.keep: these tokens have no order, expected [] or [{length}], got {k}")
-    if getattr(tokenizer.config, "objective", None) == "ddpm" and not 2 <= config.steps <= 1000:
-        raise ConfigError(f"evaluate.steps: a DDPM decoder takes 2 to 1000 steps, got {config.steps}")
-    reason = _unguidable(recipe, model)
-    if reason and config.guidance != 1:
-        raise ConfigError(f"evaluate.guidance: {reason}, expected 1, got {config.guidance:g}")
-    if recipe.kind == "generator":
-        _check_drawing(recipe, model)
-    prefix = "evaluate.decoder_" if recipe.kind == "generator" else "evaluate."
-    try:
-        decoding = config.decoding(generator=recipe.kind == "generator")
-        decoder_options(tokenizer, _readable(decoding, tokenizer), prefix)
-    except InputError as error:
-        raise ConfigError(str(error)) from None
-
-
-def _unguidable(recipe: Recipe, model: Any) -> str:
-    """Why the evaluation cannot guide; "" where it can."""
-    if recipe.kind == "tokenizer":
-        return "this decoder paints in one pass" if model.spec.deterministic else ""
-    if recipe.evaluate.unconditional or not is_conditional(model.config):
-        return "samples without classes or captions are not guided"
-    return "" if model.label_embed.has_null else "this generator is trained without class_dropout"
-
-
-def _check_drawing(recipe: Recipe, model: Any) -> None:
-    config = recipe.evaluate
-    if config.unconditional and not model.label_embed.has_null:
-        raise ConfigError("evaluate.unconditional: needs a null class, expected model.class_dropout > 0, got 0")
-    if config.guidance_interval != (0, 1) and model.guidance_interval_of is None:
-        got = list(config.guidance_interval)
-        raise ConfigError(f"evaluate.guidance_interval: {model.config.name} has none, expected [0, 1], got {got}")
-    over_time = model.guidance_interval_of == "time"
-    for key, read in (("guidance_schedule", not over_time), ("weak_model", over_time)):
-        if getattr(config, key) and not read:
-            raise ConfigError(f"evaluate.{key}: {model.config.name} has none, leave it out; got {getattr(config, key)}")
-    try:
-        config.sampling.settings.check(model.kind, model.config.name, "evaluate.")
-        model.resolved_settings(config.sampling.settings)  # refuses an unknown sampler
-    except InputError as error:
-        raise ConfigError(str(error)) from None
 
 
 def finish(recipe: Recipe, task: Task, result: Result, out: Path, *, name: str = "", commit: str = "") -> list[Record]:
@@ -320,40 +255,6 @@ def evaluations(recipe: Recipe) -> list[Measure]:
     return [*averaged, Measure(config.evaluate_every, measure("raw"), averaged=False)]
 
 
-def evaluate(recipe: Recipe, model: Any, test: Any = None) -> list[Record]:
-    """The measurements that end a run, as `recipe.evaluate` says; of `test` images that are open already, or not."""
-
-    config, data = recipe.evaluate, recipe.data
-    protocol = {**protocol_of(model, pad=data.pad), "weights": "ema" if recipe.train.ema > 0 else "raw"}
-    test = open_split(recipe, "test") if test is None else test
-    if recipe.kind == "classifier":
-        return evaluate_classifier(model, test, protocol=protocol)
-    device = next(model.parameters()).device
-    classifier = classifier_for(data.name, data, device, pad=data.pad)
-    shared: dict[str, Any] = {"keep": tuple(config.keep), "batch_size": config.batch_size, "seed": recipe.seed}
-    if recipe.kind == "tokenizer":
-        decoding = config.decoding(generator=False)
-        how = Reconstructions(**vars(_readable(decoding, model)), **shared)
-        measures = by_classifier(classifier, "reconstruction", data.pad)
-        return evaluate_reconstruction(
-            model, subset(test, config.num_images), how, Measuring(measures, protocol=protocol)
-        )
-    if classifier is None:
-        reason = "no classifier is bundled for these images"
-        return [Record(name="label_agreement", value=None, num_images=0, note=reason, **protocol)]
-    assert recipe.tokenizer is not None
-    tokenizer = store.load(recipe.tokenizer, device=device)
-    decoding = _readable(config.decoding(generator=True), tokenizer)
-    samples = Samples(
-        **vars(config.sampling),
-        **{f"decoder_{name}": value for name, value in vars(decoding).items()},
-        num=config.num_samples,
-        **shared,
-    )
-    measures = by_classifier(classifier, "generation", data.pad)
-    return evaluate_generation(model, tokenizer, test, samples, Measuring(measures, protocol=protocol))
-
-
-def _readable(decoding: Decoding, tokenizer: Any) -> Decoding:
-    """The same settings; for a deterministic decoder without steps, which always have a value in a recipe."""
-    return replace(decoding, steps=None) if tokenizer.spec.deterministic else decoding
+def evaluate(recipe: Recipe, model: Any, test: ImageSet | None = None) -> list[Record]:
+    """The evaluation at the end of a run, see `evaluate_model`; `test` is opened here by default."""
+    return evaluate_model(recipe, model, open_split(recipe, "test") if test is None else test)

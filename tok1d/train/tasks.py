@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tok1d.config.condition import ConditionConfig, text_condition
 from tok1d.config.recipe import NO_CACHE, Recipe
@@ -189,12 +189,12 @@ def caption_words(recipe: Recipe, images: Images) -> CaptionWords | None:
 def _reconstruction_preview(recipe: Recipe) -> Any:
     test = cache(lambda: subset(open_split(recipe, "test"), 10))
 
-    def preview(model: nn.Module, path: Path) -> None:
+    def preview(model: Any, path: Path) -> None:
 
         x, _, cond = ConditionedImages(model, test()).batch(range(len(test())))
         x = x.to(next(model.parameters()).device)
-        tokens = model.encode(x, cond)  # type: ignore[operator]
-        rows = [model.decode(tokens, cond, keep=k) for k in token_counts(model.spec)]  # type: ignore
+        tokens = model.encode(x, cond)
+        rows = [model.decode(tokens, cond, keep=k) for k in token_counts(model.spec)]
         save_png(grid(torch.cat([x, *rows]), len(x), zoom=2), path)
 
     return preview
