@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tok1d import cli
+from tok1d.cli import app as cli
 from tok1d.config.load import load_recipe, recipe_names
 from tok1d.config.registry import MODEL_CONFIGS, build_model_config
 from tok1d.data.tokens import TokenCache
 from tok1d.diffusion.guidance import Guidance
 from tok1d.train import run
 from tok1d.zoo import store
+from tok1d.zoo.pretrained.teachers import give_teachers
 
 CACHE_VARIABLE = "TOK1D_CACHE"  # of the environment: where files are kept between commands
 Noise = torch.Generator | Sequence[torch.Generator] | None
@@ -43,7 +44,9 @@ def small_recipes() -> list[str]:
 
 def build(mapping: Mapping[str, Any]) -> Any:
     """A model of a configuration, its weights drawn from the global generator."""
-    return store.build_model(build_model_config(mapping))
+    model = store.build_model(build_model_config(mapping))
+    give_teachers(model)
+    return model
 
 
 def build_of_recipe(name: str) -> Any:
@@ -103,6 +106,8 @@ def _guidance(options: dict[str, Any]) -> Any:
 def decode(model: Any, tokens: Tensor, cond: Tensor | None, *, generator: Noise = None, **options: Any) -> Tensor:
     """Images of tokens; options: keep, steps, solver, size, guidance, interval."""
     guidance = _guidance(options)
+    if "solver" in options:  # as the argument was called when the cases were written
+        options["sampler"] = options.pop("solver")
     return model.decode(tokens, cond, generator=generator, guidance=guidance, **options)
 
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from tok1d.config.fields import option
-from tok1d.config.sampling import Kind, SampleSettings
-from tok1d.diffusion.guidance import Guidance, Schedule
+from tok1d.config.sampling import Kind, SampleSettings, Schedule
+from tok1d.diffusion.guidance import Guidance
 from tok1d.diffusion.solver import NoiseSource
 from tok1d.errors import ConfigError
+from tok1d.generators.base import IntervalOf
 from tok1d.generators.causal import CausalGenerator, Context, TokenSampler, init_llama, llama_blocks
 from tok1d.generators.head import DiffusionHead, HeadConfig
 from tok1d.nn.attention import Attend
@@ -32,7 +33,7 @@ class HeadGenerator(CausalGenerator):
     """
 
     kind: ClassVar[Kind] = "diffusion"
-    takes_interval: ClassVar[bool] = False
+    guidance_interval_of: ClassVar[IntervalOf | None] = None
 
     head_positions: nn.Parameter  # (1, K, dim), added to the states
     head: DiffusionHead
@@ -106,6 +107,10 @@ class HeadGenerator(CausalGenerator):
     def evaluated_networks(self, guidance: Guidance) -> list[nn.Module]:
         """The input layer of the head's network, which each of its evaluations calls once."""
         return [self.head.net.input]
+
+    def resolved_settings(self, settings: SampleSettings) -> dict[str, object]:
+        """The head's sampler and steps."""
+        return {"sampler": self.head.sampler(settings.sampler), "steps": settings.steps or self.head.config.steps}
 
 
 @dataclass

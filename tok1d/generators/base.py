@@ -6,16 +6,19 @@ import dataclasses
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from tok1d.config.sampling import Kind, SampleSettings
-from tok1d.diffusion.guidance import Guidance, Schedule
+from tok1d.config.sampling import EVERYWHERE, Kind, SampleSettings, Schedule
+from tok1d.diffusion.guidance import Guidance
 from tok1d.diffusion.solver import Generators, NoiseSource, exponential_from, randn_from, uniform_from
 from tok1d.errors import InputError
 from tok1d.nn.embed import Condition, class_ids, training_ids
+
+# The unit of a guidance interval: time of the diffusion, share of the steps, share of the tokens.
+IntervalOf = Literal["time", "steps", "sequence"]
 
 # The random numbers that a generator of each kind samples with.
 NOISE: dict[Kind, Callable[[Generators], NoiseSource]] = {
@@ -36,14 +39,14 @@ class GeneratorConfig(Protocol):
 class Generator(nn.Module):
     """A model of token sequences (B, K, D) or (B, K) int64, given class ids, captions or nothing.
 
-    A subclass sets the class attributes and makes `config` and `label_embed`, and implements `losses`, `generate` and
-    `evaluated_networks`.
+    A subclass sets the class attributes, makes `config` and `label_embed`, and implements `losses`, `generate`,
+    `evaluated_networks` and `resolved_settings`.
 
     Attributes:
         kind: how it samples; `SampleSettings` says which settings that kind reads.
         parallel: all tokens are generated together, so `length` cannot be chosen; else one after the other.
-        takes_schedule: whether a guidance scale may change over tokens or steps.
-        takes_interval: whether guidance may be limited to an interval (of time, tokens or steps).
+        guidance_interval_of: the unit of a guidance interval; None: it takes no interval. With "time" it takes no
+            guidance schedule.
         own_options: further keyword arguments of `sample`, passed on to `generate`.
         config: its configuration.
         label_embed: the embedding of its condition.
@@ -51,8 +54,7 @@ class Generator(nn.Module):
 
     kind: ClassVar[Kind]
     parallel: ClassVar[bool]
-    takes_schedule: ClassVar[bool] = True
-    takes_interval: ClassVar[bool] = True
+    guidance_interval_of: ClassVar[IntervalOf | None]
     own_options: ClassVar[tuple[str, ...]] = ()
 
     config: GeneratorConfig
@@ -104,7 +106,15 @@ class Generator(nn.Module):
 
     @abstractmethod
     def evaluated_networks(self, guidance: Guidance) -> list[nn.Module]:
-        """The modules whose calls count as evaluations of the network in sampling."""
+        """The modules whose calls count as evaluations of the network in sampling, one evaluation per row."""
+
+    @abstractmethod
+    def resolved_settings(self, settings: SampleSettings) -> dict[str, object]:
+        """The "sampler" of these settings, and further settings with the model's defaults, as a record states them.
+
+        Raises:
+            InputError: an unknown sampler.
+        """
 
     @torch.no_grad()
     def sample(
@@ -190,16 +200,14 @@ class Generator(nn.Module):
         """Refuse what this model's guidance does not have.
 
         Raises:
-            InputError: a weak model, or an interval where `takes_interval` is false.
+            InputError: a weak model, or an interval where `guidance_interval_of` is None.
         """
-        if guidance.weak_model is None and (self.takes_interval or guidance.interval == (0.0, 1.0)):
+        takes_interval = self.guidance_interval_of is not None
+        if guidance.weak_model is None and (takes_interval or guidance.interval == EVERYWHERE):
             return
-        has = (
-            "a scale, a schedule and an interval, no"
-            if self.takes_interval
-            else "a scale and a schedule, no interval and no"
-        )
-        raise InputError(f"guidance of this generator has {has} weak_model")
+        has = "a scale, a schedule and an interval" if takes_interval else "a scale and a schedule"
+        lacks = "no weak_model" if takes_interval else "no interval and no weak_model"
+        raise InputError(f"guidance of this generator has {has}, {lacks}")
 
 
 def check_temperature(temperature: float) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tok1d.config.condition import ConditionConfig
 from tok1d.config.fields import option
-from tok1d.diffusion.guidance import Schedule
+from tok1d.config.sampling import Schedule
 from tok1d.errors import ConfigError
 from tok1d.generators.autoregressive import HeadGenerator
 from tok1d.generators.captions import CaptionVectors

@@ -28,6 +28,7 @@ from tok1d.diffusion.guidance import Guidance, combine
 from tok1d.diffusion.solver import NoiseSource
 from tok1d.errors import ConfigError
 from tok1d.generators.autoregressive import EpsilonLlamaGenConfig
+from tok1d.generators.base import IntervalOf
 from tok1d.generators.captions import CaptionPrefix
 from tok1d.generators.categorical import check_filter, filter_logits, sample_ids
 from tok1d.generators.causal import CausalGenerator, Context, TokenSampler, init_llama, llama_blocks
@@ -108,6 +109,7 @@ class LlamaGen(CausalGenerator):
     """
 
     kind: ClassVar[Kind] = "categorical"
+    guidance_interval_of: ClassVar[IntervalOf | None] = "sequence"
     own_options: ClassVar[tuple[str, ...]] = ("greedy",)  # the most likely id instead of a random one
 
     config: LlamaGenConfig
@@ -195,3 +197,7 @@ class LlamaGen(CausalGenerator):
     def evaluated_networks(self, guidance: Guidance) -> list[nn.Module]:
         """The output layer, which each evaluation of the stack calls once."""
         return [self.out]
+
+    def resolved_settings(self, settings: SampleSettings) -> dict[str, object]:
+        """The name of the only sampler."""
+        return {"sampler": "categorical"}

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tok1d.config.fields import option
-from tok1d.config.sampling import Kind, SampleSettings
-from tok1d.diffusion.guidance import Guidance, Schedule, combine
+from tok1d.config.sampling import Kind, SampleSettings, Schedule
+from tok1d.diffusion.guidance import Guidance, combine
 from tok1d.diffusion.solver import NoiseSource
 from tok1d.errors import ConfigError, InputError
-from tok1d.generators.base import Generator
+from tok1d.generators.base import Generator, IntervalOf
 from tok1d.generators.categorical import gumbel
 from tok1d.losses.masked import weighted_mean
 from tok1d.nn.attention import Attention, dropped, full
@@ -139,6 +139,7 @@ class MaskGIT(Generator):
 
     kind: ClassVar[Kind] = "masked"
     parallel: ClassVar[bool] = True
+    guidance_interval_of: ClassVar[IntervalOf | None] = "steps"
     own_options: ClassVar[tuple[str, ...]] = ("annealing",)  # default: `config.annealing`
 
     config: MaskGITConfig
@@ -257,6 +258,11 @@ class MaskGIT(Generator):
     def evaluated_networks(self, guidance: Guidance) -> list[nn.Module]:
         """The network."""
         return [self.net]
+
+    def resolved_settings(self, settings: SampleSettings) -> dict[str, object]:
+        """The name of the only sampler, its steps, and the configured noise and annealing."""
+        config, steps = self.config, settings.steps or self.config.steps
+        return {"sampler": "maskgit", "steps": steps, "noise": config.noise, "annealed": config.annealing}
 
 
 def accuracy(logits: Tensor, ids: Tensor, masked: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from tok1d.diffusion.objective import FlowObjective, Times, direction_loss
 from tok1d.diffusion.path import Path
 from tok1d.diffusion.solver import Field, NoiseSource, euler, heun, interpolant_sde, time_grid
 from tok1d.errors import ConfigError, InputError
-from tok1d.generators.base import Generator
+from tok1d.generators.base import Generator, IntervalOf
 from tok1d.generators.statistics import NormalisedTokens, Statistics
 from tok1d.nn.embed import LabelEmbed
 from tok1d.nn.precision import single
@@ -89,7 +89,7 @@ class SequenceModel(NormalisedTokens, Generator):
 
     kind: ClassVar[Kind] = "diffusion"
     parallel: ClassVar[bool] = True
-    takes_schedule: ClassVar[bool] = False
+    guidance_interval_of: ClassVar[IntervalOf | None] = "time"
 
     config: SequenceConfig
     net: nn.Module
@@ -154,6 +154,14 @@ class SequenceModel(NormalisedTokens, Generator):
     def evaluated_networks(self, guidance: Guidance) -> list[nn.Module]:
         """The network, and that of a weak model."""
         return [self.net] if guidance.weak_model is None else [self.net, guidance.weak_model.net]
+
+    @abstractmethod
+    def sampler(self, name: str | None = None) -> str:
+        """The sampler of that name, by default the model's own; raises InputError for an unknown one."""
+
+    def resolved_settings(self, settings: SampleSettings) -> dict[str, object]:
+        """Sampler and steps."""
+        return {"sampler": self.sampler(settings.sampler), "steps": settings.steps or self.config.steps}
 
 
 class FlowModel(SequenceModel):

@@ -8,7 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from tok1d.diffusion.guidance import Guidance, Schedule
+from tok1d.config.sampling import Schedule
+from tok1d.diffusion.guidance import Guidance
 from tok1d.diffusion.solver import Field
 
 
