@@ -21,7 +21,7 @@ from tok1d.nn.attention import rotary
 from tok1d.nn.norm import Modulation, RMSNorm, modulate
 from tok1d.nn.position import rotate
 from tok1d.zoo.adapters.keymap import read_published
-from tok1d.zoo.adapters.semanticist import part
+from tok1d.zoo.adapters.semanticist_names import part
 from tok1d.zoo.adapters.sit import convert_dit, convert_lightningdit, convert_sit, from_published
 from tok1d.zoo.compat.guidance import first_channels, heun_held
 

@@ -22,16 +22,8 @@ from tok1d.tokenizers.semanticist import NestedConfig, Semanticist, SemanticistC
 from tok1d.tokenizers.token_dit import DecoderConfig, TokenDiT
 from tok1d.zoo.adapters.autoencoder import load_mar
 from tok1d.zoo.adapters.keymap import read_published
-from tok1d.zoo.adapters.semanticist import (
-    convert_ar,
-    convert_tokenizer,
-    decoder_config,
-    encoder_config,
-    from_published,
-    head_config,
-    load_part,
-    part,
-)
+from tok1d.zoo.adapters.semanticist import convert_ar, convert_tokenizer, decoder_config, encoder_config, head_config
+from tok1d.zoo.adapters.semanticist_names import from_published, load_part, part
 from tok1d.zoo.pretrained.autoencoder import read_network
 
 from .recorded import Case, draws, inputs_of, outputs_of

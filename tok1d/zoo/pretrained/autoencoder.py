@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from tok1d.errors import WeightsError
+from tok1d.errors import WeightsError, reason_of
 from tok1d.tokenizers.latent_space import EMBEDDED, Autoencoder, LatentConfig, geometry
-from tok1d.zoo.adapters.autoencoder import _reason, autoencoder_class, load_mar
+from tok1d.zoo.adapters.autoencoder import autoencoder_class, load_mar
 
 
 def read_network(path: str, base: Path | None = None) -> Any:
@@ -31,7 +31,7 @@ def read_network(path: str, base: Path | None = None) -> Any:
     try:
         network, info = cls.from_pretrained(str(found or path), output_loading_info=True)
     except Exception as error:
-        raise WeightsError(f"autoencoder {path}: its weights cannot be read ({_reason(error)})") from None
+        raise WeightsError(f"autoencoder {path}: its weights cannot be read ({reason_of(error)})") from None
     for kind in ("missing", "unexpected"):
         if info[f"{kind}_keys"]:
             names = sorted(info[f"{kind}_keys"])
@@ -48,7 +48,7 @@ def read_config(path: str, base: Path | None = None) -> dict[str, Any]:
     except Exception as error:
         where = "not on this machine, and the hub gives none" if found is None else "no diffusers folder"
         raise WeightsError(
-            f"autoencoder {path}: {where} ({_reason(error)}); expected a folder or hub name of an AutoencoderKL"
+            f"autoencoder {path}: {where} ({reason_of(error)}); expected a folder or hub name of an AutoencoderKL"
         ) from None
     kind = config.get("_class_name") if isinstance(config, dict) else None
     if kind != "AutoencoderKL":
