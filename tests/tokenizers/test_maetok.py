@@ -14,7 +14,7 @@ from tok1d.errors import ConfigError, InputError, WeightsError
 from tok1d.losses.hog import hog
 from tok1d.tokenizers.auxiliary import AuxiliaryDecoder
 from tok1d.tokenizers.maetok import MAETok, MAETokConfig
-from tok1d.tokenizers.masking import draw_mask
+from tok1d.tokenizers.masking import sample_mask
 from tok1d.train.optim import build_optimizer
 from tok1d.train.players import Moment
 from tok1d.zoo.store import build_model
@@ -58,7 +58,7 @@ def paint_patch(images: Tensor, patch: int) -> Tensor:
 @pytest.mark.parametrize("rotary", ["mixed", "axial", "none"])
 def test_a_masked_patch_reaches_no_latent(images: Tensor, rotary: str, num_tokens: int) -> None:
     model = tokenizer(encoder={"rotary": rotary}, num_tokens=num_tokens).train()
-    mask = draw_mask(torch.full((3,), 0.5), 16)
+    mask = sample_mask(torch.full((3,), 0.5), 16)
     mask[:, 5], mask[:, 6] = True, False
     before = model.reconstruct((images,), 0.0, mask=mask)[1]
     assert torch.equal(model.reconstruct((paint_patch(images, 5),), 0.0, mask=mask)[1], before)
@@ -85,7 +85,7 @@ def test_the_auxiliary_loss_is_blind_to_visible_patches(images: Tensor, aux_loss
     model = tokenizer(auxiliary=[{**TEACHER, "norm": "none"}], aux_loss_on=aux_loss_on)
     (decoder,) = model.auxiliary
     assert isinstance(decoder, AuxiliaryDecoder)
-    mask, features = draw_mask(torch.full((3,), 0.5), 16), torch.randn(3, 16, 5)
+    mask, features = sample_mask(torch.full((3,), 0.5), 16), torch.randn(3, 16, 5)
 
     def loss(features: Tensor) -> Tensor:
         decoder.teacher = lambda images: features
@@ -188,7 +188,7 @@ def test_the_loss_of_a_caption_is_that_of_its_words(images: Tensor) -> None:
     ids, weights = torch.tensor([[1, 2, -1], [4, 4, -1], [-1, -1, -1]]), torch.linspace(0.1, 2, 11)
     bag = torch.zeros(3, 11)
     bag[0, [1, 2]], bag[1, 4] = weights[[1, 2]], weights[4]
-    for mask in (draw_mask(torch.full((3,), 0.5), 16), torch.zeros(3, 16, dtype=torch.bool)):
+    for mask in (sample_mask(torch.full((3,), 0.5), 16), torch.zeros(3, 16, dtype=torch.bool)):
         _, latents, terms = model.reconstruct((images, torch.zeros(3), ids), 0.0, mask=mask)
         log_p = decoder(latents, (4, 4)).log_softmax(-1)
         plain = -((log_p[0, 1] + log_p[0, 2]) / 2 + log_p[1, 4]) * 2 / 3
@@ -211,7 +211,7 @@ def test_patches_as_tokens(images: Tensor) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 25}, "steps: this decoder is one pass, expected none, got 25"),
+        ({"steps": 25}, "steps: this decoder is a single forward pass, expected none, got 25"),
         ({"guidance": 2.0}, "guidance: this decoder is deterministic, expected 1, got 2.0"),
         ({"keep": 3}, "keep: these tokens are not ordered, so all 6 are needed, got 3"),
         ({"size": 18}, "multiples of 4 .*got 18x18"),

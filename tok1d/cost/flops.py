@@ -11,8 +11,6 @@ from tok1d.config.recipe import Recipe
 from tok1d.cost.forecast import frozen_networks, meta_batch
 from tok1d.cost.loss_networks import judges
 from tok1d.cost.measure import count_flops, use_stand_ins
-from tok1d.tokenizers.smap import SMAP
-from tok1d.tokenizers.tail_drop import mean_kept
 from tok1d.zoo import store
 
 
@@ -52,8 +50,7 @@ def step_flops(recipe: Recipe) -> StepFlops:
     with torch.random.fork_rng(devices=[]):
         with torch.device("meta"):
             model = store.build_model(recipe.model)
-        use_stand_ins(model)
-        _keep_mean(model)
+        use_stand_ins(model, average=True)
         counts = [count_flops(model, partial(meta_batch, recipe, size=size)) for size in sizes]
         beside = judges(recipe)
     own = sum(counts) // len(counts)
@@ -75,9 +72,3 @@ def step_flops_or_none(recipe: Recipe) -> StepFlops | None:
         return step_flops(recipe)
     except Exception:  # a layer without a meta kernel raises whatever PyTorch raises
         return None
-
-
-def _keep_mean(model: object) -> None:
-    if isinstance(model, SMAP) and model.config.tail_drop.enabled and model.config.tail_drop.keep_per == "iteration":
-        kept = round(mean_kept(model.config.tail_drop, model.config.num_tokens))
-        setattr(model, "training_keep", lambda images: kept)  # noqa: B010 (mypy knows no assignment to a method)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,9 +16,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tok1d.losses.total import Batch, total_loss
-from tok1d.tokenizers.auxiliary import AuxiliaryDecoder
-from tok1d.tokenizers.maetok import MAETok
-from tok1d.tokenizers.smap import SMAP
 
 # What torch.autocast runs in half precision, and what in float32; it has no effect on the meta device itself.
 _HALF = {F.linear, F.conv1d, F.conv2d, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm}
@@ -147,43 +143,10 @@ class _AsOnGPU(TorchFunctionMode):
         return out
 
 
-def use_stand_ins(model: Any) -> None:
-    """Let a tokenizer on the meta device train without its frozen networks: their outputs get shapes, no values."""
-    space = getattr(model, "latent_space", None)
-    if space is not None and not isinstance(space, nn.Module):  # an autoencoder, whose weights lie elsewhere
-
-        def encode(images: Tensor) -> Tensor:
-            batch, _, height, width = images.shape
-            return images.new_empty(batch, space.channels, height // space.factor, width // space.factor)
-
-        space.encode = encode
-    if isinstance(model, MAETok):
-        return _stand_in_teachers(model)
-    if isinstance(model, SMAP):  # as if no tail were dropped: the most a step can take, whatever would be drawn
-        length = model.spec.length
-        setattr(model, "training_keep", lambda images: length)  # noqa: B010 (mypy knows no assignment to a method)
-        return None
-    alignment = getattr(model.config, "alignment", None)
-    if alignment is not None and alignment.teacher:
-        patch = re.search(r"patch(\d+)", alignment.teacher)
-        num = (alignment.image_size // int(patch[1])) ** 2 if patch else model.decoder.grid**2
-        model.teacher_features = lambda images: images.new_empty(len(images), num, model.config.decoder.align_dim)
-
-
-def _stand_in_teachers(model: MAETok) -> None:
-    """As `use_stand_ins`, for the teachers of auxiliary decoders and of the alignment."""
-    config, num = model.config, (model.config.image_size // model.config.encoder.patch) ** 2
-
-    def features(dim: int) -> Callable[[Tensor], Tensor]:
-        return lambda images: images.new_empty(len(images), num, dim)
-
-    for each in model.auxiliary:
-        if isinstance(each, AuxiliaryDecoder) and each.config.is_teacher:
-            assert each.config.dim is not None, "checked"
-            each.teacher = features(each.config.dim)
-    if model.alignment is not None:
-        assert config.alignment.dim is not None, "checked"
-        model.alignment.teacher = features(config.alignment.dim)
+def use_stand_ins(model: Any, *, average: bool = False) -> None:
+    """Prepare a tokenizer on the meta device for counting; see `tok1d.tokenizers.base.Tokenizer`."""
+    if hasattr(model, "use_stand_ins"):
+        model.use_stand_ins(average=average)
 
 
 @lru_cache

@@ -15,7 +15,7 @@ from tok1d.errors import ConfigError
 from tok1d.losses.features import IMAGENET_MEAN, IMAGENET_STD
 from tok1d.nn.block import Mlp
 from tok1d.nn.embed import PatchEmbed
-from tok1d.nn.vit import ViT
+from tok1d.nn.vit import ViT, ViTShape
 
 GROUPS = 32  # of the normalisations of the blurring patch discriminator
 POOL = 16  # rows and columns of logits of the blurring patch discriminator
@@ -130,7 +130,7 @@ class DinoTrunk(nn.Module):
     ) -> None:
         super().__init__()
         self.patch_embed = PatchEmbed(patch, 3, dim)
-        self.vit = ViT(dim, depth, heads, side=side, layer_scale=layer_scale)
+        self.vit = ViT(ViTShape(dim, depth, heads, side, layer_scale=layer_scale))
         for module in self.vit.modules():
             if isinstance(module, Mlp):
                 module.approximate = "tanh"  # as the release's discriminator has it
