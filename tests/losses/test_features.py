@@ -32,7 +32,7 @@ def test_images_are_standardised_before_they_are_resampled() -> None:
 def test_grey_images_are_repeated_and_other_channels_refused() -> None:
     teacher, grey = Teacher(nn.Identity(), image_size=6), images(2, 1, 8, 8)
     torch.testing.assert_close(teacher.prepare(grey), teacher.prepare(grey.repeat(1, 3, 1, 1)))
-    with pytest.raises(InputError, match=r"3 channels, got images \(2, 4, 8, 8\)"):
+    with pytest.raises(InputError, match=r"3 channels, got \(2, 4, 8, 8\)"):
         teacher.prepare(images(2, 4, 8, 8))
     with pytest.raises(InputError, match="1 channels"):
         Teacher(nn.Identity(), image_size=6, mean=[0.0], std=[1.0]).prepare(images(2, 3, 8, 8))

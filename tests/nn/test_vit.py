@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from tok1d.nn.attention import Attention, full
 from tok1d.nn.block import Block, LayerScale, Mlp
 from tok1d.nn.position import grid_coordinates, mixed_angles, rotate
-from tok1d.nn.vit import Rotary, ViT
+from tok1d.nn.vit import Rotary, ViT, ViTShape
 
 
 def vit(rotation: Rotary = "mixed", **options: object) -> ViT:

@@ -18,6 +18,7 @@ from tok1d.tokenizers.masking import sample_mask
 from tok1d.train.optim import build_optimizer
 from tok1d.train.players import Moment
 from tok1d.zoo.store import build_model
+from tok1d.zoo.transfer import transfer
 
 SMALL = {"patch": 4, "dim": 16, "depth": 2, "heads": 2, "layer_scale": 0.5}
 HOG = {"target": "hog", "cell": 2, "depth": 1}
@@ -231,7 +232,7 @@ def test_images_are_checked() -> None:
 def test_stage_two_trains_the_pixel_decoder_alone(images: Tensor) -> None:
     first = tokenizer(auxiliary=[HOG])
     second = MAETok(replace(first.config, stage="finetune"))
-    second.start_from(first)
+    assert transfer(first, second) == ["auxiliary parts of it are left out"]
     assert not len(second.auxiliary)
     before = {name: value.clone() for name, value in second.train().state_dict().items()}
     assert all(torch.equal(value, first.state_dict()[name]) for name, value in before.items())
@@ -270,8 +271,8 @@ def test_masking_fades_out_over_stage_two() -> None:
 
 
 def test_stage_two_needs_a_model_of_its_own_sizes() -> None:
-    with pytest.raises(WeightsError, match="no fitting weights for encoder"):
-        tokenizer(stage="finetune", num_tokens=5).start_from(tokenizer())
+    with pytest.raises(WeightsError, match="weights of another shape for this model: bottleneck"):
+        transfer(tokenizer(), tokenizer(stage="finetune", token_dim=5))
 
 
 def test_a_teacher_that_the_projected_tokens_equal_aligns_perfectly(images: Tensor) -> None:
@@ -290,11 +291,11 @@ def test_a_teacher_that_the_projected_tokens_equal_aligns_perfectly(images: Tens
     [
         ({"decoder": {"patch": 5}}, "model.decoder.patch: 5 does not divide image_size 16"),
         ({"num_tokens": 0, "decoder": {"patch": 8}}, "model.decoder.patch: num_tokens=0 needs the encoder's 4"),
-        ({"head": "conv", "decoder": {"patch": 1}}, "model.decoder.patch: head=conv doubles"),
+        ({"head": "conv", "decoder": {"patch": 1}}, "model.decoder.patch: head=conv upsamples"),
         ({"bottleneck": {"name": "softvq"}}, "model.bottleneck.num_codebooks: 4 does not divide 6 tokens"),
         ({"auxiliary": [{"target": "hog"}]}, r"model.auxiliary\[0\].cell: 8 does not divide encoder.patch 4"),
-        ({"auxiliary": [HOG, HOG]}, r"model.auxiliary\[1\].target: hog is there twice"),
-        ({"auxiliary": [HOG], "mask": {"low": 0, "high": 0}}, "model.aux_loss_on: mask.high=0 leaves no masked patch"),
+        ({"auxiliary": [HOG, HOG]}, r"model.auxiliary\[1\].target: expected different targets, got hog twice"),
+        ({"auxiliary": [HOG], "mask": {"low": 0, "high": 0}}, "model.aux_loss_on: mask.high=0 masks no patches"),
         ({"stage": "finetune", "mask": {"low": 0, "high": 0}}, "model.finetune.ratio: .* no mask token, expected 0"),
         (
             {"auxiliary": [{"target": "dino"}]},

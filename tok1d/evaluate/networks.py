@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,6 +11,7 @@ from torch.nn import functional as F
 from tok1d.config.fields import option
 from tok1d.errors import ConfigError, DataError
 from tok1d.evaluate.metrics import accuracy
+from tok1d.nn.roles import CLASS_LOGITS, PIXELS_IN, Roles
 
 
 @dataclass
@@ -42,6 +45,8 @@ def _conv(channels_in: int, channels_out: int) -> nn.Sequential:
 
 class CNN(nn.Module):
     """Small classifier of images `(B, C, H, W)` in [0, 1]; its penultimate features carry `fd@`."""
+
+    roles: ClassVar[Roles] = {"stem": (PIXELS_IN,), "head": (CLASS_LOGITS,)}
 
     def __init__(self, config: CNNConfig) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from tok1d.nn.attention import Attention, dropped, full
 from tok1d.nn.block import Block, Mlp, PostNormBlock, run_with_skips
 from tok1d.nn.embed import LabelEmbed, class_ids, training_ids
 from tok1d.nn.precision import single
+from tok1d.nn.roles import TOKENS, Roles
 
 
 @dataclass
@@ -82,6 +83,8 @@ def masked_counts(num_tokens: int, steps: int) -> list[int]:
 
 class MaskGITNetwork(nn.Module):
     """Ids (B, K), V standing for a hidden one, and labels (B,) -> logits (B, K, V); nothing is causal."""
+
+    roles: ClassVar[Roles] = {"positions": (TOKENS,)}
 
     def __init__(self, config: MaskGITConfig) -> None:
         super().__init__()

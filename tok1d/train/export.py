@@ -14,6 +14,7 @@ from tok1d.tokenizers.auxiliary import LatentAlignmentConfig
 from tok1d.tokenizers.maetok import MAETok
 from tok1d.train.run import evaluate, is_finished
 from tok1d.zoo import store
+from tok1d.zoo.transfer import transfer
 from tok1d.zoo.weights import fingerprint
 
 
@@ -57,5 +58,5 @@ def without_auxiliary(model: MAETok) -> MAETok:
     """The tokenizer alone, in eval mode: the same tokens and images, without auxiliary decoders and alignment."""
     config = replace(model.config, auxiliary=[], alignment=LatentAlignmentConfig())
     lean = MAETok(config)
-    lean.start_from(model)
+    transfer(model, lean)
     return lean.to(next(model.parameters()).device).eval()
