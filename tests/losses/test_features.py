@@ -51,7 +51,7 @@ def test_the_bundled_classifier_gives_its_feature_map() -> None:
     maps = features.transpose(1, 2).reshape(2, -1, 7, 7)
     rest = F.relu(classifier.project(classifier.trunk[-1](maps).flatten(1)))
     torch.testing.assert_close(rest, classifier.features(x))
-    with pytest.raises(ConfigError, match="sees images of 28 pixels, got image_size=224"):
+    with pytest.raises(ConfigError, match="its images have 28 pixels a side, got image_size=224"):
         load_teacher("fashion-mnist-cnn")
     with pytest.raises(ConfigError, match="leave them out"):
         load_teacher("fashion-mnist-cnn", weights="some.pth", image_size=28)
@@ -142,7 +142,7 @@ def test_weights_of_a_file_are_renamed_and_loaded_strictly(timm: ModuleType, tmp
     [
         ("typo", ConfigError, "neither timm nor tok1d"),
         ("net", ConfigError, "expected a vision transformer"),
-        ("tiny", WeightsError, r"could not make it \(cannot reach the hub\)"),
+        ("tiny", WeightsError, r"could not make it \(cannot reach\)"),
         ("unknown-weights", WeightsError, "has no trained weights"),
     ],
 )

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tok1d.errors import InputError
-from tok1d.tokenizers.prefix import sample_keep, prefix_mask, resolve_keep
+from tok1d.tokenizers.prefix import prefix_mask, resolve_keep, sample_keep
 
 CPU = torch.device("cpu")
 

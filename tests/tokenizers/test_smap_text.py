@@ -146,7 +146,9 @@ def test_other_conditions_are_one_line(images: Tensor) -> None:
     text, classes = tokenizer(), tokenizer(condition={}, num_classes=4)
     tokens, labels = text.encode(images), torch.tensor([0, 1, 2])
     for call in (lambda: text.encode(images, labels), lambda: text.decode(tokens, labels)):
-        with pytest.raises(InputError, match=r"^this model is conditioned on captions, expected embeddings \(B, at most 7, 5\)"):
+        with pytest.raises(
+            InputError, match=r"^this model is conditioned on captions, expected embeddings \(B, at most 7, 5\)"
+        ):
             call()
     for call in (lambda: classes.encode(images, captions(1, 2, 3)), lambda: classes.decode(tokens, captions(1, 2, 3))):
         with pytest.raises(InputError, match=r"^expected class ids \(B,\) of integers, got torch\.float32"):

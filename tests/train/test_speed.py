@@ -15,7 +15,7 @@ from tok1d.config.recipe import Recipe
 from tok1d.cost import flops as counting
 from tok1d.cost.flops import StepFlops, step_flops, step_flops_or_none
 from tok1d.cost.peaks import PEAKS, known_peak, peak_of
-from tok1d.tokenizers.tail_drop import TailDropConfig, sample_tail, mean_kept
+from tok1d.tokenizers.tail_drop import TailDropConfig, mean_kept, sample_tail
 from tok1d.train import run
 from tok1d.train.log import read_log
 from tok1d.train.loop import begin

@@ -115,7 +115,7 @@ class VQ(Bottleneck):
 
     @torch.no_grad()
     def revive(self, z: Tensor, distances: Tensor, counts: Tensor) -> None:
-        """Move each entry c towards its nearest token z: c <- (1 - a) c + a z with a = exp(-10 K u / (1 - decay) - 0.001).
+        """Move each entry c towards its nearest token z: c <- (1 - a) c + a z, a = exp(-10 K u / (1 - decay) - 0.001).
 
         u is the running usage of the entry, updated first; rarely used entries move most.
 

@@ -1,7 +1,6 @@
 """The judge: a small classifier whose features and labels measure reconstructions and samples."""
 
 from dataclasses import dataclass
-
 from typing import ClassVar
 
 import torch

@@ -172,8 +172,10 @@ def run_with_skips(x: Tensor, blocks: nn.ModuleList, skips: nn.ModuleList, atten
 
 
 class AdaLNBlock(nn.Module):
-    """The adaLN-Zero block of DiT (arXiv 2212.09748, section 3.2): a condition vector shifts and scales both LayerNorms and
-    gates both branches."""
+    """The adaLN-Zero block of DiT (arXiv 2212.09748, section 3.2).
+
+    A condition vector shifts and scales the outputs of both LayerNorms and gates both branches.
+    """
 
     def __init__(
         self, dim: int, heads: int, mlp_ratio: float = 4.0, *, qk_norm: Literal["none", "layer", "rms"] = "none"

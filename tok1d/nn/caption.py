@@ -29,9 +29,7 @@ class Captions(Condition):
         self.dim, self.length = dim, length
         self.null_vector = nn.Parameter(torch.randn(1, dim) * 0.02)
 
-    def checked(
-        self, cond: Tensor | None, batch: int, device: torch.device, *, check_values: bool = True
-    ) -> Tensor:
+    def checked(self, cond: Tensor | None, batch: int, device: torch.device, *, check_values: bool = True) -> Tensor:
         """Captions (B, length, E) in the precision of the weights; see `Condition.checked`."""
         if cond is None:
             if not self.has_null:

@@ -44,7 +44,7 @@ def time_rates(width: int) -> Tensor:
 
 
 def time_waves(t: Tensor, rates: Tensor, width: int) -> Tensor:
-    """Cosines, then sines, of times (B,) at the frequencies `rates`; an odd width ends in a zero. (B, width) float32."""
+    """Times (B,) -> cosines, then sines at the frequencies `rates`, (B, width) float32; an odd width ends in a 0."""
     angles = t.float()[:, None] * rates
     return nn.functional.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, width - 2 * len(rates)))
 
@@ -95,9 +95,7 @@ class Condition(nn.Module):
         return True
 
     @abstractmethod
-    def checked(
-        self, cond: Tensor | None, batch: int, device: torch.device, *, check_values: bool = True
-    ) -> Tensor:
+    def checked(self, cond: Tensor | None, batch: int, device: torch.device, *, check_values: bool = True) -> Tensor:
         """The condition of `batch` samples on the device, the null condition for None.
 
         Args:
@@ -137,9 +135,7 @@ class ClassLabels(Condition):
     def is_conditional(self) -> bool:
         return self.num_classes > 0
 
-    def checked(
-        self, cond: Tensor | None, batch: int, device: torch.device, *, check_values: bool = True
-    ) -> Tensor:
+    def checked(self, cond: Tensor | None, batch: int, device: torch.device, *, check_values: bool = True) -> Tensor:
         """Class ids (B,); see `Condition.checked`."""
         if cond is None:
             if not self.has_null:
@@ -190,7 +186,7 @@ def class_ids(table: Condition, cond: Tensor | None, batch: int, device: torch.d
 
 
 def training_ids(table: Condition, cond: Tensor | None, batch: int, device: torch.device) -> Tensor:
-    """As `class_ids`, in a training step: some are replaced by the null condition, and ids are ignored without classes."""
+    """As `class_ids`, in a training step: some become the null condition; a model without classes ignores ids."""
     if not table.is_conditional:
         cond = None
     # Reading values from a GPU would synchronise, so they are only checked on the CPU.

@@ -108,7 +108,7 @@ class ViT(nn.Module):
         return int(self.class_row), 0
 
     def table(self, rows: int, columns: int) -> Tensor | None:
-        """The learned positions of a grid, (1, class row + rows * columns, dim), resampled to its size; None without."""
+        """The learned positions, (1, class row + rows * columns, dim), resampled to the grid; None without them."""
         if self.positions is None or rows == columns == self.side:
             return self.positions
         cls, patches = self.positions.tensor_split([int(self.class_row)], dim=1)

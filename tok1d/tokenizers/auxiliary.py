@@ -35,7 +35,9 @@ class AuxiliaryConfig:
         "classifier"
     )
     weight: float = option(1.0, "weight of the loss", gt=0)
-    depth: int = option(3, "blocks of the decoder, which is as wide as the pixel decoder; 0: a linear layer on the tokens", ge=0)
+    depth: int = option(
+        3, "blocks of the decoder, which is as wide as the pixel decoder; 0: a linear layer on the tokens", ge=0
+    )
     norm: Literal["layernorm", "l2", "none"] | None = option(
         None, "normalisation of the target features of each patch; null: layernorm for a teacher, none for others"
     )
@@ -227,8 +229,8 @@ class LatentAlignment(nn.Module):
 
     Args:
         token_dim: channels of a token.
-        repeat: whether tokens are repeated to the number of patches (nearest neighbour in the sequence); otherwise there
-            is one token per patch and the tokens are resampled as a grid.
+        repeat: whether tokens are repeated along the sequence to the number of patches; otherwise there is one token
+            per patch, and the tokens are resampled as a grid.
     """
 
     def __init__(self, config: LatentAlignmentConfig, token_dim: int, *, repeat: bool) -> None:

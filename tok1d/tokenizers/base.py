@@ -169,5 +169,5 @@ class ReconstructingTokenizer(Tokenizer, Protocol):
 
     @property
     def last_weight(self) -> Tensor:
-        """The weight of the decoder's last layer, for the adaptive adversarial weight (VQGAN, arXiv 2012.09841, eq. 7)."""
+        """The weight of the decoder's last layer, for the adaptive adversarial weight (VQGAN, equation 7)."""
         ...

@@ -88,7 +88,7 @@ class DeterministicTokenizer(nn.Module):
 
     @property
     def last_weight(self) -> Tensor:
-        """The weight of the decoder's last layer, for the adaptive adversarial weight (VQGAN, arXiv 2012.09841, eq. 7)."""
+        """The weight of the decoder's last layer, for the adaptive adversarial weight (VQGAN, equation 7)."""
         return self.decoder.last_weight
 
     def encode(self, images: Tensor, cond: Tensor | None = None) -> Tensor:

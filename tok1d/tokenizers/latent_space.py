@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,9 @@ class LatentConfig:
         "autoencoder: a diffusers folder, a hub name, MAR's kl16.ckpt, or 'autoencoder': stored in the model folder",
     )
     channels: int | None = option(None, "autoencoder: channels of its latents (KL-16: 16, SD-VAE: 4)", ge=1)
-    factor: int | None = option(None, "autoencoder: pixels per latent position along each axis (KL-16: 16, SD-VAE: 8)", ge=1)
+    factor: int | None = option(
+        None, "autoencoder: pixels per latent position along each axis (KL-16: 16, SD-VAE: 8)", ge=1
+    )
     sample: bool = option(
         True, "train on samples of the autoencoder's posterior, as the paper does; false: on its mean"
     )
@@ -164,12 +166,13 @@ class Autoencoder:
             )
         # Reading must leave the global random numbers unchanged, and must not create inference tensors.
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
-            network = self.reader(self.config.path, self.base)
-            self.use(network)
-        return network
+            self.use(self.reader(self.config.path, self.base))
+        assert self._network is not None
+        return self._network
 
-    def use(self, network: AutoencoderKL) -> None:
+    def use(self, network: AutoencoderKL | nn.Module) -> None:
         """Use this network and freeze it; raises WeightsError as `load`."""
+        network = cast(AutoencoderKL, network)
         config = network.config
         channels, factor = geometry(config)
         for key, expected, found in (
@@ -201,7 +204,7 @@ class Autoencoder:
     def encode(
         self, images: Tensor, *, noise: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Scaled latents of images (B, C, H, W) in [0, 1]: a sample of the posterior, or its mean without `config.sample`.
+        """Images (B, C, H, W) in [0, 1] -> scaled latents: a posterior sample, or the mean without `config.sample`.
 
         Args:
             noise: standard normal numbers of the latents' shape; default: from `generator` or the global generator.

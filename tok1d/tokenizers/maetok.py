@@ -117,7 +117,8 @@ class MAETok(DeterministicTokenizer):
         first_stage, patch = config.stage == "train", config.encoder.patch
         grid = {"patch": patch, "side": config.image_size // patch, "channels": config.channels}
         self.auxiliary = nn.ModuleList(
-            AuxiliaryDecoder(each, config.decoder, **grid, **tokens) for each in (config.auxiliary if first_stage else [])
+            AuxiliaryDecoder(each, config.decoder, **grid, **tokens)
+            for each in (config.auxiliary if first_stage else [])
         )
         self.alignment: LatentAlignment | None = None
         if config.alignment.teacher and first_stage:
@@ -154,7 +155,10 @@ class MAETok(DeterministicTokenizer):
         with self._encoder_grad():
             latents, terms = self.bottleneck(self.encoder(self._network_range(images), mask))
         pixels = self.decoder.decode(latents, (images.shape[-2], images.shape[-1]))
-        terms = {"loss_reconstruction": self._pixel_error(self.config.reconstruction, pixels, images), **({} if self.frozen else terms)}
+        terms = {
+            "loss_reconstruction": self._pixel_error(self.config.reconstruction, pixels, images),
+            **({} if self.frozen else terms),
+        }
         terms |= self._feature_terms(images, latents, mask, batch[2] if len(batch) > 2 else None)
         if mask is not None:
             terms["mask_ratio"] = mask.float().mean()

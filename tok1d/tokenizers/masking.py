@@ -17,7 +17,7 @@ SPREAD = 0.25  # standard deviation of the release's truncated normal distributi
 
 @dataclass
 class MaskConfig:
-    """Masking in training. The defaults follow the released code; the paper describes distribution=uniform, per=sample."""
+    """Masking in training. The defaults follow the release; the paper describes distribution=uniform, per=sample."""
 
     low: float = option(0.4, "smallest mask ratio, the share of masked patches", ge=0, le=1)
     high: float = option(0.6, "largest mask ratio; 0: no masking and no mask token", ge=0, le=1)

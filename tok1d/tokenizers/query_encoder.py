@@ -29,7 +29,9 @@ class EncoderConfig:
     heads: int = option(12, "attention heads", ge=1)
     mlp_ratio: float = option(4.0, "hidden width of the MLP over the width", gt=0)
     causal: bool = option(True, "query i attends to patches and queries 0..i, patches attend to patches")
-    drop_path: float = option(0.1, "stochastic depth rate of the last block; the rate grows linearly from 0 over the blocks", ge=0, lt=1)
+    drop_path: float = option(
+        0.1, "stochastic depth rate of the last block; the rate grows linearly from 0 over the blocks", ge=0, lt=1
+    )
 
 
 class QueryEncoder(nn.Module):
@@ -64,7 +66,7 @@ class QueryEncoder(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """Truncated normal with std 0.02 for linear layers, queries and positions; PyTorch's default for the patches."""
+        """Truncated normal with std 0.02, but PyTorch's default for the patch convolution."""
         for table in (self.cls_token, self.queries, self.positions):
             nn.init.trunc_normal_(table, std=0.02)
         init_linears(self)

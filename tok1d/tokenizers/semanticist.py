@@ -3,7 +3,7 @@ Components" Enable A New Language of Images, arXiv 2503.08685).
 
 Encode: patches and K queries pass a causal ViT; the states of the queries are projected to D channels and standardised.
 Drop: training keeps the first k ~ U{1..K} tokens and replaces the others by null tokens (section 4.3).
-Decode: a DiT denoises latents given the tokens, either with a discrete DDPM with learned variance (the paper) or along a
+Decode: a DiT denoises latents given the tokens, either by a discrete DDPM with learned variance (the paper) or by a
 continuous flow, which needs fewer steps.
 """
 
@@ -28,7 +28,7 @@ from tok1d.losses.features import Features, TeacherName, empty_features
 from tok1d.losses.total import Batch, Tensors
 from tok1d.tokenizers.base import Size, TokenSpec
 from tok1d.tokenizers.latent_space import Autoencoder, latent_space
-from tok1d.tokenizers.prefix import prefix_mask, sample_keep, resolve_keep
+from tok1d.tokenizers.prefix import prefix_mask, resolve_keep, sample_keep
 from tok1d.tokenizers.query_encoder import QueryEncoder
 from tok1d.tokenizers.semanticist_config import FlowConfig, NestedConfig, SemanticistConfig
 from tok1d.tokenizers.token_dit import TokenDiT
@@ -317,7 +317,7 @@ class Semanticist(nn.Module):
         guidance: Guidance | None = None,
         solver: str | None = None,
     ) -> Tensor:
-        """Tokens and initial noise `start` (B, C, H, W) -> latents of that shape; see `decode` for arguments and errors."""
+        """Tokens and initial noise `start` (B, C, H, W) -> latents of that shape; arguments and errors as `decode`."""
         steps, solver = self.config.steps if steps is None else steps, self.solver(solver)
         field = self.field(tokens, keep, guidance or Guidance())
         if self.config.objective == "ddpm":

@@ -22,7 +22,9 @@ class FlowConfig:
     times: Literal["uniform", "logit_normal"] = option("logit_normal", "distribution of training times")
     times_mean: float = option(-1.0, "logit_normal: mean; negative values favour noise")
     times_std: float = option(1.0, "logit_normal: standard deviation", gt=0)
-    weight_power: float = option(1.0, "power of the loss weight sigma(t)^-power; 2 with prediction=data is the velocity loss", ge=0)
+    weight_power: float = option(
+        1.0, "power of the loss weight sigma(t)^-power; 2 with prediction=data is the velocity loss", ge=0
+    )
     shift: float = option(1.0, "shift of the sampling times; above 1: more steps near the noise", gt=0)
     temperature: float = option(1.0, "scale of the initial noise in decoding; 0: towards the mean image", ge=0)
 
@@ -38,15 +40,13 @@ class NestedConfig:
         le=1,
     )
     drop_before: float = option(0.1, "before that: probability of dropping all tokens", ge=0, le=1)
-    drop_after: float = option(
-        0.0, "after that: probability of dropping all tokens (release: 0)", ge=0, le=1
-    )
+    drop_after: float = option(0.0, "after that: probability of dropping all tokens (release: 0)", ge=0, le=1)
     enabled: bool = option(True, "false: no suffixes are dropped, all tokens with probability drop_before")
 
 
 @dataclass
 class SemanticistConfig:
-    """A Semanticist tokenizer. The defaults are the paper's ViT-B/16 and DiT-L/2 at 256 px, but in the space of pixels."""
+    """A Semanticist tokenizer. The defaults are the paper's ViT-B/16 and DiT-L/2 at 256 px, but on pixels."""
 
     name: str = option("semanticist", "which model this is")
     image_size: int = option(256, "side of the square training images, in pixels", ge=1)

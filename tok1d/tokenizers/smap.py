@@ -18,7 +18,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from tok1d.config.condition import ConditionConfig
@@ -35,11 +34,10 @@ from tok1d.tokenizers.prefix import prefix_mask
 from tok1d.tokenizers.tail_drop import TailDropConfig, mean_kept, sample_tail
 from tok1d.tokenizers.vit import ViTConfig
 
+
 def plain_vit(dim: int = 768, depth: int = 12, heads: int = 12, patch: int = 16) -> ViTConfig:
     """A ViT with learned positions alone: no class token, no rotary positions, no LayerScale."""
-    return ViTConfig(
-        patch=patch, dim=dim, depth=depth, heads=heads, class_token=False, rotary="none", layer_scale=0.0
-    )
+    return ViTConfig(patch=patch, dim=dim, depth=depth, heads=heads, class_token=False, rotary="none", layer_scale=0.0)
 
 
 @dataclass
@@ -52,11 +50,11 @@ class SMAPConfig:
     num_tokens: int = option(128, "number of tokens", ge=1)
     token_dim: int = option(64, "channels of a token, or of a codebook entry; the paper has 16 for kl and softvq", ge=1)
     num_classes: int = option(1000, "number of classes, without the null class; condition.kind=text: not used", ge=1)
-    use_condition: bool = option(True, "false: neither side is conditioned on the class, the ablation of the shared condition")
-    condition: ConditionConfig = option(ConditionConfig())
-    label_dropout: float = option(
-        0.0, "probability of the null class, or of no caption, in training", ge=0, le=1
+    use_condition: bool = option(
+        True, "false: neither side is conditioned on the class, the ablation of the shared condition"
     )
+    condition: ConditionConfig = option(ConditionConfig())
+    label_dropout: float = option(0.0, "probability of the null class, or of no caption, in training", ge=0, le=1)
     bottleneck: BottleneckConfig = option(VQConfig(size=8192, l2=False, revival=True))
     encoder: ViTConfig = option(plain_vit())
     decoder: ViTConfig = option(plain_vit(dim=1024, depth=24, heads=16))
@@ -187,7 +185,8 @@ class SMAP(DeterministicTokenizer):
     def _encoder_cond(self, cond: Tensor | None, images: Tensor) -> Tensor | None:
         return None if self.condition is None else self.condition.checked(cond, len(images), images.device)
 
-    _decoder_cond = _encoder_cond
+    def _decoder_cond(self, cond: Tensor | None, tokens: Tensor) -> Tensor | None:
+        return self._encoder_cond(cond, tokens)
 
     def _states(self, images: Tensor, cond: Tensor | None) -> Tensor:
         tokens, visible = (None, None) if cond is None or self.condition is None else self.condition.for_encoder(cond)

@@ -49,9 +49,7 @@ class TiTokViTConfig:
 
     def build(self, side: int) -> ViT:
         """The ViT for a grid of `side` x `side` patches."""
-        return ViT(
-            ViTShape(self.dim, self.depth, self.heads, side, mlp_ratio=self.mlp_ratio, pre_norm=True, eps=1e-5)
-        )
+        return ViT(ViTShape(self.dim, self.depth, self.heads, side, mlp_ratio=self.mlp_ratio, pre_norm=True, eps=1e-5))
 
 
 @dataclass
@@ -233,7 +231,11 @@ class TiTok(DeterministicTokenizer):
         text = self._checked_text(batch[2] if len(batch) > 2 else None, len(images), "as a batch's third entry")
         latents, terms = self.bottleneck(self._states(images, None))
         pixels = self._pixels(latents, (images.shape[-2], images.shape[-1]), text, None)
-        return self._unsigned(pixels), latents, {"loss_reconstruction": self._pixel_error(self.config.reconstruction, pixels, images), **terms}
+        return (
+            self._unsigned(pixels),
+            latents,
+            {"loss_reconstruction": self._pixel_error(self.config.reconstruction, pixels, images), **terms},
+        )
 
     def _pixels(self, tokens: Tensor, size: tuple[int, int], cond: Tensor | None, visible: Tensor | None) -> Tensor:
         return self.decoder.decode(tokens, size, cond)

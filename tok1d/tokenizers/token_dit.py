@@ -32,7 +32,9 @@ class DecoderConfig:
     depth: int = option(24, "number of blocks", ge=1)
     heads: int = option(16, "attention heads", ge=1)
     mlp_ratio: float = option(4.0, "hidden width of the MLP over the width", gt=0)
-    align_depth: int = option(0, "block, counted from 1, whose states are aligned with a teacher; 0: no alignment", ge=0)
+    align_depth: int = option(
+        0, "block, counted from 1, whose states are aligned with a teacher; 0: no alignment", ge=0
+    )
     align_hidden: int = option(2048, "hidden width of the alignment projector", ge=1)
     align_dim: int = option(768, "width of the teacher's features", ge=1)
 
@@ -47,8 +49,8 @@ def projector(dim: int, hidden: int, out: int) -> nn.Sequential:
 class TokenDiT(nn.Module):
     """Denoises latents given a time and K condition tokens (Semanticist, section 4.2; DiT, arXiv 2212.09748).
 
-    Condition tokens have no positions: only the null tokens, one per position, depend on where they stand. So the output
-    does not depend on the order of the kept tokens.
+    Condition tokens have no positions, only null tokens differ by position. So the output does not depend on the order
+    of the kept tokens.
 
     Args:
         channels, size: latents are (B, channels, size, size) in training; other sizes that the patches divide are

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass, field, is_dataclass, replace
-from typing import TypeVar, cast
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -88,9 +88,7 @@ def resized(model: M, image_size: int) -> M:
         ConfigError: a size that the patches do not divide.
         WeightsError: a model with weights that cannot be adapted to another image size.
     """
-    config = getattr(model, "config")  # noqa: B009 (mypy knows attributes of nn.Module only as tensors or modules)
-    assert is_dataclass(config) and not isinstance(config, type)
-    config = replace(config, image_size=image_size)
+    config: Any = replace(cast(Any, model).config, image_size=image_size)
     config.check()
     with torch.random.fork_rng(devices=[]):  # the random initial weights are replaced
         new = cast(M, store.build_model(config))

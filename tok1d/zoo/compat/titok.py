@@ -161,7 +161,7 @@ class LegacyDecoder(MaskDecoder):
         return self.fc2(self.fc1(self.states(tokens, grid)).tanh())
 
     def expected_codes(self, logits: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The mean of the codes under the softmax of logits (B, rows * columns, codes). -> (B, code_dim, rows, columns)."""
+        """Logits (B, rows * columns, codes) -> the mean code under their softmax, (B, code_dim, rows, columns)."""
         assert self.codebook is not None, "stage one has no codebook of pixels"
         return (logits.softmax(-1) @ self.codebook).transpose(1, 2).unflatten(2, grid)
 
