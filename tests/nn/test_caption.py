@@ -76,9 +76,7 @@ def test_other_conditions_are_refused_in_one_line(cond: Tensor) -> None:
         with pytest.raises(InputError) as caught:
             call(Captions(E, T, 0.1), cond, 2, CPU)
         shape = f"(B, at most {T}, {E})"
-        expected = (
-            f"this model is conditioned on captions, expected embeddings {shape}, got {cond.dtype} of shape"
-        )
+        expected = f"this model is conditioned on captions, expected embeddings {shape}, got {cond.dtype} of shape"
         assert str(caught.value) == f"{expected} {tuple(cond.shape)}"
 
 

@@ -199,8 +199,8 @@ def _load(name: str, what: str) -> Any:
         raise
     except Exception as error:  # of the network, the hub or the disk: transformers passes on what its libraries raise
         raise WeightsError(
-            f"{what} {name}: transformers cannot read it ({reason_of(error)}); expected a hub name, or without a network "
-            "a local folder that save_pretrained wrote"
+            f"{what} {name}: transformers cannot read it ({reason_of(error)}); expected a hub name, or without a "
+            "network a local folder that save_pretrained wrote"
         ) from None
 
 
