@@ -1,11 +1,12 @@
-"""The experiments of docs/semanticist.md on Fashion-MNIST: one JSON record a row, only missing rows are run.
+"""Runs the experiments of docs/semanticist.md on Fashion-MNIST: one JSON record per row; only missing rows are run.
 
-    python benchmarks/semanticist_table.py                # the missing rows, in order; stop and go on as you like
+    python benchmarks/semanticist_table.py                # the missing rows, in order; resumes when interrupted
     python benchmarks/semanticist_table.py --only nested-0 plain-0
     python benchmarks/semanticist_table.py --list
-    python benchmarks/semanticist_table.py --write        # put the tables into docs/semanticist.md
+    python benchmarks/semanticist_table.py --write        # write the tables into docs/semanticist.md
 
-Trainings go to RUNS/NAME and resume from their checkpoints; records go to benchmarks/results/semanticist_table/.
+Trainings are written to RUNS/NAME and resume from their checkpoints; records are written to
+benchmarks/results/semanticist_table/.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ RESULTS = Path(__file__).parent / "results" / "semanticist_table"
 STEPS, NUM_IMAGES, KEEP = 2400, 2000, (1, 2, 4, 8)
 SEEDS = (0, 1, 2)
 
-# Everything but these keys is fashion_mnist/demo_tokenizer; nested and plain differ in one key.
+# Overrides of fashion_mnist/demo_tokenizer; nested and plain differ in one key.
 COMMON = [f"train.steps={STEPS}", "train.save_every=200", "evaluate.num_images=500", "evaluate.keep=[8]"]
 NESTED = ["model.nested.after=0.125", "model.nested.drop_before=0.1", "model.nested.drop_after=0.05"]
 TOKENIZERS = {
@@ -40,7 +41,7 @@ TOKENIZERS = {
 
 
 def train_tokenizer(kind: str, seed: int, runs: Path) -> Any:
-    """The trained tokenizer of a row, trained now where its run folder is not finished."""
+    """The tokenizer of a row, which is trained first if its run is not finished."""
     return train("fashion_mnist/demo_tokenizer", [*COMMON, *TOKENIZERS[kind], f"seed={seed}"], runs / f"{kind}-{seed}")
 
 
@@ -66,7 +67,7 @@ def test_images(num: int) -> Any:
     return open_images("fashion_mnist", "test", image_size=28, channels=1, limit=num)
 
 
-def judge() -> Any:
+def classifier() -> Any:
     from tok1d.zoo import store
 
     return store.load("fashion-mnist-cnn")
@@ -79,7 +80,9 @@ def reconstruct(
     from tok1d.evaluate.reconstruction import evaluate_reconstruction
 
     num, began = num or NUM_IMAGES, time.perf_counter()
-    found = evaluate_reconstruction(tokenizer, test_images(num), keep=keep, judge=judge(), batch_size=250, **decoding)
+    found = evaluate_reconstruction(
+        tokenizer, test_images(num), keep=keep, judge=classifier(), batch_size=250, **decoding
+    )
     seconds, (first, *_) = time.perf_counter() - began, found
     calls = re.search(r"([\d.]+) evaluations an image", first.sampler or "")
     assert calls is not None, first.sampler
@@ -94,7 +97,7 @@ def reconstruct(
 
 
 def tokenizer_row(kind: str, seed: int) -> Callable[[Path], dict[str, Any]]:
-    """One trained tokenizer: reconstruction per prefix and the share of the loss reduction each prefix brings."""
+    """A tokenizer: reconstruction and the share of the loss reduction, for each prefix."""
 
     def row(runs: Path) -> dict[str, Any]:
         from tok1d.analyze.prefix import explained_curve
@@ -118,7 +121,7 @@ def sampler_row(kind: str, solver: str, steps: int, num: int | None = None) -> C
 
 
 def guidance_row(kind: str, scale: float) -> Callable[[Path], dict[str, Any]]:
-    """Decoder guidance at one scale, by tokens kept."""
+    """Decoder guidance with one scale, by number of tokens kept."""
 
     def row(runs: Path) -> dict[str, Any]:
         tokenizer = train_tokenizer(kind, 0, runs)
@@ -157,7 +160,7 @@ def generate(num_tokens: int, runs: Path, *, num: int | None = None, guidance: f
     generator, tokenizer = train_generator(num_tokens, runs), train_tokenizer("nested", 0, runs)
     num, began = num or NUM_IMAGES, time.perf_counter()
     found = evaluate_generation(
-        generator, tokenizer, test_images(10_000), judge(), num=num, guidance=guidance, decoder_steps=10, **head
+        generator, tokenizer, test_images(10_000), classifier(), num=num, guidance=guidance, decoder_steps=10, **head
     )
     return {
         "num_tokens": num_tokens,
@@ -171,7 +174,7 @@ def generate(num_tokens: int, runs: Path, *, num: int | None = None, guidance: f
 
 
 def generator_row(num_tokens: int) -> Callable[[Path], dict[str, Any]]:
-    """A generator on the first tokens only, without guidance and with."""
+    """A generator on the first tokens only, without and with guidance."""
 
     def row(runs: Path) -> dict[str, Any]:
         samples = [generate(num_tokens, runs, guidance=g) for g in (1.0, 2.0)]
@@ -197,7 +200,7 @@ def rows() -> dict[str, Callable[[Path], dict[str, Any]]]:
     for solver in ("ancestral", "ddim"):
         for steps in (5, 10, 25, 50):
             table[f"sampler-ddpm-{solver}-{steps}"] = sampler_row("nested-ddpm", solver, steps)
-    # Fréchet distances depend on the number of images: rows on 500 are compared with rows on 500.
+    # A Fréchet distance depends on the number of images: rows with 500 are compared only with rows with 500.
     table["sampler-ddpm-ancestral-250-on-500"] = sampler_row("nested-ddpm", "ancestral", 250, 500)
     for steps in (5, 10, 25):
         table[f"sampler-flow-euler-{steps}-on-500"] = sampler_row("nested", "euler", steps, 500)
