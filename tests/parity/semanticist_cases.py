@@ -478,6 +478,7 @@ def run_cache_loader(case: Case) -> None:
     from tok1d.data.token_writer import TokenWriter
     from tok1d.data.tokens import Layout, TokenCache
     from tok1d.train.rows import released
+from tok1d.zoo.pretrained.autoencoder import read_network
 
     slots, config = case.io["slots"], case.config
     layout, meta, size = Layout(*slots.shape[1:], "float32", 8), {"views": config["num_augs"]}, config["batch_size"]
@@ -524,6 +525,7 @@ def run_vae_kl16(case: Case) -> None:
         with open(f"{folder}/config.json", "w") as file:
             json.dump({"_class_name": "AutoencoderKL", **case.config}, file)
         space = Autoencoder(LatentConfig("autoencoder", folder, *geometry(case.config)), case.config["in_channels"])
+        space.reader = read_network
         check_autoencoder(case, space)
 
 
