@@ -31,6 +31,7 @@ from tok1d.zoo.adapters.semanticist import (
     load_part,
     part,
 )
+from tok1d.zoo.pretrained.autoencoder import read_network
 
 from .recorded import Case, draws, inputs_of, outputs_of
 
@@ -478,7 +479,6 @@ def run_cache_loader(case: Case) -> None:
     from tok1d.data.token_writer import TokenWriter
     from tok1d.data.tokens import Layout, TokenCache
     from tok1d.train.rows import released
-from tok1d.zoo.pretrained.autoencoder import read_network
 
     slots, config = case.io["slots"], case.config
     layout, meta, size = Layout(*slots.shape[1:], "float32", 8), {"views": config["num_augs"]}, config["batch_size"]
