@@ -18,6 +18,7 @@ from tok1d.losses.total import Batch, Tensors
 from tok1d.nn.precision import single
 from tok1d.tokenizers.base import Size, TokenizerConfig, TokenSpec
 from tok1d.tokenizers.bottlenecks import BottleneckConfig, SoftVQConfig
+from tok1d.tokenizers.checks import check_images, checked_tokens, height_and_width
 from tok1d.tokenizers.prefix import prefix_mask, resolve_keep
 
 Head = Literal["linear", "conv"]  # the layers from a decoder's states to pixels
@@ -248,64 +249,6 @@ def check_parts(
         raise ConfigError(f"bottleneck.num_codebooks: {bottleneck.num_codebooks} does not divide {length} tokens")
 
 
-def check_images(images: Tensor, *, channels: int, patch: int, image_size: int) -> None:
-    """Raise InputError on images that are not (B, channels, H, W) or whose size is no multiple of `patch`."""
-    if images.dim() != 4 or images.shape[1] != channels:
-        raise InputError(f"expected images of shape (B, {channels}, H, W), got {tuple(images.shape)}")
-    height, width = images.shape[-2:]
-    if min(height, width) < 1 or height % patch or width % patch:
-        raise InputError(
-            f"image size: expected a height and a width that are multiples of {patch} (the encoder's patches; the "
-            f"model's own size is {image_size}), got {height}x{width}"
-        )
-
-
-def check_grid(size: tuple[int, int], patch: int) -> tuple[int, int]:
-    """Rows and columns of patches in an image of (H, W) pixels; raises InputError if the size is no multiple."""
-    height, width = size
-    if min(size) < 1 or height % patch or width % patch:
-        raise InputError(
-            f"image size: expected a height and a width that are multiples of {patch} (the decoder's patches), "
-            f"got {height}x{width}"
-        )
-    return height // patch, width // patch
-
-
-def checked_tokens(
-    tokens: Tensor,
-    length: int,
-    *,
-    dim: int,
-    vocab_size: int | None,
-    dtype: torch.dtype,
-    prefixes: bool = False,
-    where: str = "",
-) -> Tensor:
-    """Tokens (B, length, dim) converted to `dtype`, or ids (B, length) converted to int64.
-
-    Args:
-        prefixes: whether shorter sequences are accepted.
-        where: added to the expected shape in error messages.
-
-    Raises:
-        InputError: another shape or type, or ids outside 0..vocab_size - 1.
-    """
-    kind, counts = ("ids", f"{length}") if vocab_size else ("tokens", f"{length}, {dim}")
-    fits = tokens.dim() == (2 if vocab_size else 3) and tokens.is_floating_point() == (not vocab_size)
-    fits = fits and (tokens.shape[1] == length or (prefixes and tokens.shape[1] < length))
-    if not fits or (not vocab_size and tokens.shape[2] != dim):
-        expected = f"(B, {'at most ' if prefixes else ''}{counts})"
-        found = f"{tuple(tokens.shape)} of {tokens.dtype}"
-        raise InputError(f"expected {kind} of shape {expected}{where}, got {found}")
-    if not vocab_size:
-        return tokens.to(dtype)
-    if tokens.numel():
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= vocab_size:
-            raise InputError(f"expected ids in 0..{vocab_size - 1}, got {low if low < 0 else high}")
-    return tokens.long()
-
-
 def posterior_of(bottleneck: nn.Module, states: Tensor) -> Posterior:
     """The normal distributions of a KL bottleneck for encoder states (B, K, dim); raises InputError on another one."""
     if not isinstance(bottleneck, KL):
@@ -327,12 +270,6 @@ def refuse_prefixes(keep: int | Tensor | None, tokens: Tensor) -> None:
     length = tokens.shape[1]
     if keep is not None and int(resolve_keep(keep, len(tokens), length, tokens.device).min()) < length:
         raise InputError(f"keep: these tokens are not ordered, so all {length} are needed, got {keep}")
-
-
-def height_and_width(size: Size | None, default: int) -> tuple[int, int]:
-    """(H, W) of a size: a side, (H, W), or None for the default side."""
-    size = default if size is None else size
-    return (size, size) if isinstance(size, int) else size
 
 
 def pixel_error(kind: Literal["mse", "l1"], pixels: Tensor, target: Tensor) -> Tensor:

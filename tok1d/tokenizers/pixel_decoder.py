@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from tok1d.nn.embed import unpatchify
 from tok1d.nn.roles import PIXELS_OUT, TOKENS, Roles
-from tok1d.tokenizers.deterministic import Head, check_grid
+from tok1d.tokenizers.checks import check_grid
+from tok1d.tokenizers.deterministic import Head
 from tok1d.tokenizers.vit import ViTConfig
 
 

@@ -27,6 +27,7 @@ from tok1d.losses.alignment import alignment_loss
 from tok1d.losses.features import Features, TeacherName, empty_features
 from tok1d.losses.total import Batch, Tensors
 from tok1d.tokenizers.base import Size, TokenSpec
+from tok1d.tokenizers.checks import check_images, check_size, checked_tokens, height_and_width
 from tok1d.tokenizers.latent_space import Autoencoder, latent_space
 from tok1d.tokenizers.prefix import prefix_mask, resolve_keep, sample_keep
 from tok1d.tokenizers.query_encoder import QueryEncoder
@@ -85,19 +86,9 @@ class Semanticist(nn.Module):
         Raises:
             InputError: images with another number of channels, or a size that the patches do not divide.
         """
-        channels, patch = self.config.channels, self.config.encoder.patch
-        if images.dim() != 4 or images.shape[1] != channels:
-            raise InputError(f"expected images of shape (B, {channels}, H, W), got {tuple(images.shape)}")
-        self._check_size(images.shape[2], images.shape[3], patch, "encoder")
+        config = self.config
+        check_images(images, channels=config.channels, patch=config.encoder.patch, image_size=config.image_size)
         return self.bottleneck(self.encoder(images))
-
-    def _check_size(self, height: int, width: int, unit: int, part: str) -> None:
-        if min(height, width) < 1 or height % unit or width % unit:
-            native = self.config.image_size
-            raise InputError(
-                f"image size: expected a height and a width that are multiples of {unit} (the {part}'s patches; "
-                f"the model's own size is {native}), got {height}x{width}"
-            )
 
     def losses(self, batch: Batch, progress: float) -> Tensors:
         """The denoising losses of a batch (images, ...) at training progress in [0, 1] (section 4.1).
@@ -291,10 +282,10 @@ class Semanticist(nn.Module):
         Raises:
             InputError: a size that the decoder's patches do not divide.
         """
-        size = self.config.image_size if size is None else size
-        height, width = (size, size) if isinstance(size, int) else size
-        factor = self.latent_space.factor
-        self._check_size(height, width, factor * self.config.decoder.patch, "decoder")
+        config, factor = self.config, self.latent_space.factor
+        height, width = height_and_width(size, config.image_size)
+        why = f"the decoder's patches; the model's own size is {config.image_size}"
+        check_size(height, width, factor * config.decoder.patch, why)
         return self.latent_shape[0], height // factor, width // factor
 
     def solver(self, name: str | None = None) -> str:
@@ -371,9 +362,7 @@ class Semanticist(nn.Module):
 
     def _checked(self, tokens: Tensor) -> Tensor:
         """Checked tokens in the precision of the weights; caches may store them in half precision."""
-        length, dim = self.spec.length, self.spec.dim
-        if tokens.dim() != 3 or tokens.shape[1] > length or tokens.shape[2] != dim or not tokens.is_floating_point():
-            raise InputError(
-                f"expected tokens of shape (B, at most {length}, {dim}), got {tuple(tokens.shape)} of {tokens.dtype}"
-            )
-        return tokens.to(self.decoder.null_tokens.dtype)
+        config, dtype = self.config, self.decoder.null_tokens.dtype
+        return checked_tokens(
+            tokens, config.num_tokens, dim=config.token_dim, vocab_size=None, dtype=dtype, prefixes=True
+        )

@@ -22,7 +22,8 @@ from tok1d.nn.roles import PIXELS_IN, PIXELS_OUT, TOKENS, Roles
 from tok1d.nn.vit import ViT, ViTShape
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.tokenizers.bottlenecks import BottleneckConfig, VQConfig, build_bottleneck
-from tok1d.tokenizers.deterministic import DeterministicTokenizer, check_grid, check_parts
+from tok1d.tokenizers.checks import check_grid
+from tok1d.tokenizers.deterministic import DeterministicTokenizer, check_parts
 from tok1d.tokenizers.pixel_encoder import PixelEncoder
 
 

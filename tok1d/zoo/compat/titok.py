@@ -22,7 +22,8 @@ from tok1d.errors import ConfigError, InputError
 from tok1d.losses.total import Batch, Tensors
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.tokenizers.bottlenecks import VQConfig, build_bottleneck
-from tok1d.tokenizers.deterministic import DeterministicTokenizer, check_grid, check_parts
+from tok1d.tokenizers.checks import check_grid
+from tok1d.tokenizers.deterministic import DeterministicTokenizer, check_parts
 from tok1d.tokenizers.titok import MaskDecoder, TiTokEncoder, TiTokViTConfig, init_titok
 
 GROUPS = 32  # of every GroupNorm
