@@ -24,6 +24,7 @@ of the machine of docs/semanticist.md in trainings of this size (9.9 TFLOP in 23
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +118,13 @@ def tokenizer_row(kind: str, seed: int) -> RowFunction:
     """A tokenizer: reconstruction of the first test images, and a probe on its tokens."""
 
     def row(runs: Path) -> dict[str, Any]:
+        from tok1d.evaluate.measures import Measuring, by_classifier
         from tok1d.evaluate.reconstruction import evaluate_reconstruction
+        from tok1d.evaluate.request import Reconstructions
 
         tokenizer = train_tokenizer(kind, seed, runs)
-        found = evaluate_reconstruction(
-            tokenizer, images("test", NUM_IMAGES), judge=classifier(), pad=PAD, batch_size=250
-        )
+        measuring = Measuring(by_classifier(classifier(), "reconstruction", PAD))
+        found = evaluate_reconstruction(tokenizer, images("test", NUM_IMAGES), Reconstructions(), measuring)
         return {
             **trained(runs / f"{kind}-{seed}"),
             "num_images": NUM_IMAGES,
@@ -158,18 +160,21 @@ def sit_row(kind: str, seed: int) -> RowFunction:
 
     def row(runs: Path) -> dict[str, Any]:
         from tok1d.evaluate.generation import evaluate_generation
+        from tok1d.evaluate.measures import Measuring, by_classifier
+        from tok1d.evaluate.request import Samples
 
         generator, tokenizer = train_sit(kind, seed, runs), train_tokenizer(kind, seed, runs)
-        reference, how = images("test", 10_000), {"steps": SAMPLER_STEPS, "num": NUM_IMAGES, "seed": seed, "pad": PAD}
+        reference, measuring = images("test", 10_000), Measuring(by_classifier(classifier(), "generation", PAD))
+        how = Samples(steps=SAMPLER_STEPS, num=NUM_IMAGES, seed=seed, guidance=1.0)
         conditional, unconditional = (
-            evaluate_generation(generator, tokenizer, reference, classifier(), unconditional=without, **how)
+            evaluate_generation(generator, tokenizer, reference, replace(how, unconditional=without), measuring)
             for without in (False, True)
         )
         return {
             **({} if kind in FINETUNED else trained(runs / f"sit-{kind}-{seed}")),
             "test_loss": held_out_loss(generator, tokenizer),
             "num_images": NUM_IMAGES,
-            "sampler": conditional[0].sampler,
+            "sampler": conditional[0].sampler_text,
             "label_agreement": values(conditional)["label_agreement"],
             f"conditional_{FD}": values(conditional)[FD],
             f"unconditional_{FD}": values(unconditional)[FD],

@@ -12,7 +12,6 @@ benchmarks/results/semanticist_table/.
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -77,20 +76,20 @@ def reconstruct(
     tokenizer: Any, *, keep: tuple[int, ...] = KEEP, num: int | None = None, **decoding: Any
 ) -> list[dict[str, Any]]:
     """Error, Fréchet distance and accuracy of decoded prefixes, by `evaluate_reconstruction`."""
+    from tok1d.evaluate.measures import Measuring, by_classifier
     from tok1d.evaluate.reconstruction import evaluate_reconstruction
+    from tok1d.evaluate.request import Reconstructions
 
     num, began = num or NUM_IMAGES, time.perf_counter()
-    found = evaluate_reconstruction(
-        tokenizer, test_images(num), keep=keep, judge=classifier(), batch_size=250, **decoding
-    )
+    how = {"sampler" if key == "solver" else key: value for key, value in decoding.items()}
+    measuring = Measuring(by_classifier(classifier(), "reconstruction"))
+    found = evaluate_reconstruction(tokenizer, test_images(num), Reconstructions(keep=tuple(keep), **how), measuring)
     seconds, (first, *_) = time.perf_counter() - began, found
-    calls = re.search(r"([\d.]+) evaluations an image", first.sampler or "")
-    assert calls is not None, first.sampler
     shared = {
         "num_images": num,
         **decoding,
-        "sampler": first.sampler,
-        "calls_per_image": float(calls[1]),
+        "sampler": first.sampler_text,
+        "calls_per_image": first.decoding["evaluations"],
         "seconds": seconds,
     }
     return [{"keep": k, **shared, **{record.name: record.value for record in found if record.keep == k}} for k in keep]
@@ -156,17 +155,19 @@ def increments_row(kind: str, seed: int) -> Callable[[Path], dict[str, Any]]:
 def generate(num_tokens: int, runs: Path, *, num: int | None = None, guidance: float = 2.0, **head: Any) -> dict:
     """Label agreement and Fréchet distance of class-balanced samples, decoded in 10 steps, by `evaluate_generation`."""
     from tok1d.evaluate.generation import evaluate_generation
+    from tok1d.evaluate.measures import Measuring, by_classifier
+    from tok1d.evaluate.request import Samples
 
     generator, tokenizer = train_generator(num_tokens, runs), train_tokenizer("nested", 0, runs)
     num, began = num or NUM_IMAGES, time.perf_counter()
-    found = evaluate_generation(
-        generator, tokenizer, test_images(10_000), classifier(), num=num, guidance=guidance, decoder_steps=10, **head
-    )
+    how = Samples(num=num, guidance=guidance, decoder_steps=10, **head)
+    measuring = Measuring(by_classifier(classifier(), "generation"))
+    found = evaluate_generation(generator, tokenizer, test_images(10_000), how, measuring)
     return {
         "num_tokens": num_tokens,
         "num_images": num,
         "guidance": guidance,
-        "drawing": found[0].sampler,
+        "drawing": found[0].sampler_text,
         **head,
         **values(found),
         "seconds": time.perf_counter() - began,

@@ -101,13 +101,15 @@ def train_generator(kind: str, seed: int, runs: Path) -> tuple[Any, Any]:
 
 def sweep(tokenizer: Any, label: str | None) -> dict[str, dict[str, float]]:
     """Metrics of reconstructions by number of tokens kept (a string); all tokens only, if they are not ordered."""
+    from tok1d.evaluate.measures import Measuring, by_classifier
     from tok1d.evaluate.reconstruction import evaluate_reconstruction
+    from tok1d.evaluate.request import Reconstructions
 
     spec = tokenizer.spec
     keep = [k for k in KEEP if k <= spec.length and (k or spec.needs_label)] if spec.ordered else []
-    found = evaluate_reconstruction(
-        tokenizer, images("test", NUM_IMAGES), keep=keep, judge=classifier(), pad=PAD, batch_size=250, label=label
-    )
+    how = Reconstructions(keep=tuple(keep), label=label)
+    measuring = Measuring(by_classifier(classifier(), "reconstruction", PAD))
+    found = evaluate_reconstruction(tokenizer, images("test", NUM_IMAGES), how, measuring)
     counts = sorted({record.keep for record in found if record.keep is not None})
     return {str(k): values([record for record in found if record.keep == k]) for k in counts}
 
@@ -197,17 +199,19 @@ def generator_row(kind: str, seed: int) -> RowFunction:
 
     def row(runs: Path) -> dict[str, Any]:
         from tok1d.evaluate.generation import evaluate_generation
+        from tok1d.evaluate.measures import Measuring, by_classifier
+        from tok1d.evaluate.request import Samples
 
         generator, tokenizer = train_generator(kind, seed, runs)
         reference, found = images("test", 10_000), {}
         for name, scale in (("unguided", 1.0), ("guided", GUIDANCE)):
-            records = evaluate_generation(
-                generator, tokenizer, reference, classifier(), num=NUM_IMAGES, guidance=scale, seed=seed, pad=PAD
-            )
+            how = Samples(num=NUM_IMAGES, guidance=scale, seed=seed)
+            measures = by_classifier(classifier(), "generation", PAD)
+            records = evaluate_generation(generator, tokenizer, reference, how, Measuring(measures))
             found[name] = {
                 **values(records),
-                "sampler": records[0].sampler,
-                "guidance": records[0].guidance,
+                "sampler": records[0].sampler_text,
+                "guidance": records[0].guidance_text if scale != 1 else scale,
                 "label": records[0].label,
             }
         return {

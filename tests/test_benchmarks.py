@@ -14,7 +14,9 @@ import torch
 from tok1d.config.load import load_recipe
 from tok1d.config.registry import build_model_config
 from tok1d.errors import ConfigError, DataError
+from tok1d.evaluate.measures import Measures, Measuring
 from tok1d.evaluate.reconstruction import evaluate_reconstruction
+from tok1d.evaluate.request import Reconstructions
 from tok1d.generators.head import HeadConfig
 from tok1d.losses.discriminator import DinoConfig, PatchConfig
 from tok1d.tokenizers.query_encoder import EncoderConfig
@@ -621,7 +623,12 @@ def test_rows_of_semanticist_are_measured_by_the_evaluator(
     assert plain["calls_per_image"] == 2 and guided["prefixes"][0]["calls_per_image"] == 20
     assert [prefix["keep"] for prefix in guided["prefixes"]] == [1, 2, 4, 8]
     tokenizer = table.train("", [], tmp_path / "runs" / "nested-0")
-    again = evaluate_reconstruction(tokenizer, semanticist_table.test_images(20), keep=[8], steps=2, batch_size=7)
+    again = evaluate_reconstruction(
+        tokenizer,
+        semanticist_table.test_images(20),
+        Reconstructions(keep=(8,), steps=2, batch_size=7),
+        Measuring(Measures()),
+    )
     assert plain["psnr"] == pytest.approx(again[0].value, rel=1e-5)
     assert [sample["guidance"] for sample in drawn["samples"]] == [1, 2]
     assert "euler, 10 evaluations" in drawn["samples"][0]["drawing"]

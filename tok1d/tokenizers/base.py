@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tok1d.diffusion.guidance import Guidance
+from tok1d.diffusion.solver import Generators
 from tok1d.losses.total import Batch, Tensors
 
 Size = int | tuple[int, int]  # the side of a square image, or (height, width), in pixels
@@ -96,6 +97,11 @@ class Tokenizer(Protocol):
         """What its tokens are."""
         ...
 
+    @property
+    def decoder(self) -> nn.Module:
+        """The network that `decode` evaluates, once or at every sampling step."""
+        ...
+
     def encode(self, images: Tensor, cond: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) in [0, 1] -> tokens (B, K, D) or ids (B, K) int64; deterministic in eval mode.
 
@@ -115,7 +121,7 @@ class Tokenizer(Protocol):
         keep: int | Tensor | None = None,
         steps: int | None = None,
         guidance: float | Guidance = 1.0,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
         size: Size | None = None,
     ) -> Tensor:
         """Tokens (B, K, D) or ids (B, K) -> images (B, C, H, W) in [0, 1].
@@ -125,7 +131,7 @@ class Tokenizer(Protocol):
             keep: number of leading tokens to decode from, one int or (B,) int64; default: all.
             steps: sampling steps of a diffusion decoder; default: the model's own.
             guidance: guidance scale of a diffusion decoder; 1 is off.
-            generator: random numbers of a diffusion decoder.
+            generator: random numbers of a diffusion decoder, or a list of one per image.
             size: image size in pixels, a side or (H, W); default: `config.image_size`.
 
         Raises:
@@ -146,7 +152,7 @@ class Tokenizer(Protocol):
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
 
-    def state_dict(self) -> Mapping[str, Tensor]: ...
+    def state_dict(self) -> dict[str, Tensor]: ...
 
     def to(self, device: torch.device | str, /) -> Self: ...
 

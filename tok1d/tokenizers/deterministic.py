@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from tok1d.bottleneck.base import Bottleneck
 from tok1d.bottleneck.kl import KL, Posterior
 from tok1d.diffusion.guidance import Guidance, as_guidance
+from tok1d.diffusion.solver import Generators
 from tok1d.errors import ConfigError, InputError
 from tok1d.losses.total import Batch, Tensors
 from tok1d.nn.precision import single
@@ -40,19 +41,19 @@ class DeterministicConfig(TokenizerConfig, Protocol):
     def encoder(self) -> HasPatch: ...
 
 
-class ImageDecoder(Protocol):
-    """From the decoder's input (B, K, C) to pixels."""
+class ImageDecoder(nn.Module):
+    """A network from the tokens that it receives, (B, K, C), to pixels."""
 
     token_embed: nn.Linear  # the layer that reads tokens
 
     @property
+    @abstractmethod
     def last_weight(self) -> Tensor:
         """The weight of the last layer."""
-        ...
 
+    @abstractmethod
     def decode(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
         """Tokens (B, K, C) -> pixels (B, channels, H, W), in the tokenizer's range up to its error, not clamped."""
-        ...
 
 
 class DeterministicTokenizer(nn.Module):
@@ -123,7 +124,7 @@ class DeterministicTokenizer(nn.Module):
         keep: int | Tensor | None = None,
         steps: int | None = None,
         guidance: float | Guidance = 1.0,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
         size: Size | None = None,
     ) -> Tensor:
         """Tokens (B, K, C) or ids (B, K) -> images (B, channels, H, W) in [0, 1]; nothing is random.

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tok1d.nn.embed import unpatchify
 from tok1d.nn.roles import PIXELS_OUT, TOKENS, Roles
 from tok1d.tokenizers.checks import check_grid
-from tok1d.tokenizers.deterministic import Head
+from tok1d.tokenizers.deterministic import Head, ImageDecoder
 from tok1d.tokenizers.vit import ViTConfig
 
 
@@ -126,7 +126,7 @@ class ConvHead(nn.Module):
 HEADS: dict[Head, type[LinearHead | ConvHead]] = {"linear": LinearHead, "conv": ConvHead}
 
 
-class PixelDecoder(TokenDecoder):
+class PixelDecoder(TokenDecoder, ImageDecoder):
     """Tokens (B, K, C) to pixels (B, channels, H, W), in [-1, 1] up to their error; see `TokenDecoder`."""
 
     def __init__(

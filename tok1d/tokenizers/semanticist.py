@@ -38,7 +38,7 @@ __all__ = ["FlowConfig", "NestedConfig", "Semanticist", "SemanticistConfig"]
 
 
 # The first is the default.
-SOLVERS = {"ddpm": ("ancestral", "ddim"), "flow": ("euler", "heun")}
+SAMPLERS = {"ddpm": ("ancestral", "ddim"), "flow": ("euler", "heun")}
 
 
 class Semanticist(nn.Module):
@@ -244,7 +244,7 @@ class Semanticist(nn.Module):
         steps: int | None = None,
         guidance: float | Guidance = 1.0,
         generator: Generators | None = None,
-        solver: str | None = None,
+        sampler: str | None = None,
         size: Size | None = None,
     ) -> Tensor:
         """The first `keep` tokens -> images (B, C, H, W) in [0, 1]; sequences shorter than K are prefixes.
@@ -257,11 +257,11 @@ class Semanticist(nn.Module):
             guidance: scale of classifier-free guidance against the null tokens; 1 is off.
             generator: random numbers of the initial noise and of the sampler. With a list of one per image, an image
                 does not depend on its batch. Default: seeded with 0.
-            solver: "euler" or "heun" (flow), "ancestral" or "ddim" (DDPM).
+            sampler: "euler" or "heun" (flow), "ancestral" or "ddim" (DDPM).
             size: image size in pixels, a side or (H, W); default: that of the training images.
 
         Raises:
-            InputError: tokens of another shape, a count out of range, a solver the objective does not have, too
+            InputError: tokens of another shape, a count out of range, a sampler the objective does not have, too
                 few steps for it, or a size that the patches do not divide.
         """
         tokens = self._checked(tokens)
@@ -272,7 +272,7 @@ class Semanticist(nn.Module):
         if self.config.objective == "flow":
             start = start * self.config.flow.temperature
         latents = self.decode_latents(
-            tokens, start, randn, keep=keep, steps=steps, guidance=as_guidance(guidance), solver=solver
+            tokens, start, randn, keep=keep, steps=steps, guidance=as_guidance(guidance), sampler=sampler
         )
         return self.latent_space.decode(latents).clamp(0, 1)
 
@@ -288,12 +288,12 @@ class Semanticist(nn.Module):
         check_size(height, width, factor * config.decoder.patch, why)
         return self.latent_shape[0], height // factor, width // factor
 
-    def solver(self, name: str | None = None) -> str:
-        """The solver of that name, by default the objective's first; InputError for one it does not have."""
-        known = SOLVERS[self.config.objective]
+    def sampler(self, name: str | None = None) -> str:
+        """The sampler of that name, by default the objective's first; InputError for one it does not have."""
+        known = SAMPLERS[self.config.objective]
         if name not in (None, *known):
             kind = "DDPM" if self.config.objective == "ddpm" else "flow"
-            raise InputError(f"solver: a {kind} decoder samples with {known[0]!r} or {known[1]!r}, got {name!r}")
+            raise InputError(f"sampler: a {kind} decoder samples with {known[0]!r} or {known[1]!r}, got {name!r}")
         return name or known[0]
 
     @torch.no_grad()
@@ -306,20 +306,20 @@ class Semanticist(nn.Module):
         keep: int | Tensor | None = None,
         steps: int | str | None = None,
         guidance: Guidance | None = None,
-        solver: str | None = None,
+        sampler: str | None = None,
     ) -> Tensor:
         """Tokens and initial noise `start` (B, C, H, W) -> latents of that shape; arguments and errors as `decode`."""
-        steps, solver = self.config.steps if steps is None else steps, self.solver(solver)
+        steps, sampler = self.config.steps if steps is None else steps, self.sampler(sampler)
         field = self.field(tokens, keep, guidance or Guidance())
         if self.config.objective == "ddpm":
             if isinstance(steps, int) and steps < 2:  # the single step left would be t = 0: the output would be noise
                 raise InputError(f"a DDPM decoder needs at least 2 steps, got {steps}")
             chain = self.chain.respace(steps)
-            return ddim(field, start, chain) if solver == "ddim" else ancestral(field, start, chain, randn)
+            return ddim(field, start, chain) if sampler == "ddim" else ancestral(field, start, chain, randn)
         times = time_grid(int(steps), shift=self.config.flow.shift, device=start.device)
         if self.config.flow.prediction == "noise":  # at t = 0, where alpha = 0, predicted noise implies no velocity
             times[0] = times[1].clamp(max=0.02) / 2
-        return (heun if solver == "heun" else euler)(field, start, times)
+        return (heun if sampler == "heun" else euler)(field, start, times)
 
     def field(self, tokens: Tensor, keep: int | Tensor | None, guidance: Guidance) -> Field:
         """The function that samplers evaluate: guided noise and conditional variance (DDPM), or guided velocity (flow).

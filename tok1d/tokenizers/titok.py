@@ -23,7 +23,7 @@ from tok1d.nn.vit import ViT, ViTShape
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.tokenizers.bottlenecks import BottleneckConfig, VQConfig, build_bottleneck
 from tok1d.tokenizers.checks import check_grid
-from tok1d.tokenizers.deterministic import DeterministicTokenizer, check_parts
+from tok1d.tokenizers.deterministic import DeterministicTokenizer, ImageDecoder, check_parts
 from tok1d.tokenizers.pixel_encoder import PixelEncoder
 
 
@@ -146,7 +146,7 @@ class MaskDecoder(nn.Module):
         return self.vit(masks, grid, extra)[0]
 
 
-class TiTokDecoder(MaskDecoder):
+class TiTokDecoder(MaskDecoder, ImageDecoder):
     """Tokens to pixels: a linear layer from every state to its patch, then a 3x3 convolution over the image."""
 
     roles: ClassVar[Roles] = {

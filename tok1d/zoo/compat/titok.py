@@ -23,7 +23,7 @@ from tok1d.losses.total import Batch, Tensors
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.tokenizers.bottlenecks import VQConfig, build_bottleneck
 from tok1d.tokenizers.checks import check_grid
-from tok1d.tokenizers.deterministic import DeterministicTokenizer, check_parts
+from tok1d.tokenizers.deterministic import DeterministicTokenizer, ImageDecoder, check_parts
 from tok1d.tokenizers.titok import MaskDecoder, TiTokEncoder, TiTokViTConfig, init_titok
 
 GROUPS = 32  # of every GroupNorm
@@ -136,7 +136,7 @@ class CodeDecoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
-class LegacyDecoder(MaskDecoder):
+class LegacyDecoder(MaskDecoder, ImageDecoder):
     """Tokens to logits of codes, and in stage two the expected codes to pixels."""
 
     def __init__(self, config: LegacyTiTokConfig) -> None:
