@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tok1d.config.registry import build_model_config
 from tok1d.errors import ConfigError, InputError, WeightsError
 from tok1d.losses.features import IMAGENET_MEAN, IMAGENET_STD, Teacher
-from tok1d.zoo.pretrained.teachers import load_teacher
-from tok1d.zoo.store import load
+from tok1d.zoo.pretrained.teachers import give_teachers, load_teacher
+from tok1d.zoo.store import build_model, load
 
 
 def images(*shape: int) -> Tensor:
@@ -174,3 +175,30 @@ def test_a_file_in_the_layout_of_dinov2_fills_timms_own_network(tmp_path: Path) 
     assert expected.shape == (1, 4, 384) and teacher.mean.flatten().tolist() == pytest.approx(IMAGENET_MEAN)
     larger = load_teacher("vit_small_patch14_dinov2.lvd142m", weights=str(path), image_size=42)
     assert larger(x).shape == (1, 9, 384)
+
+
+def test_teachers_are_given_without_changing_random_numbers_or_weights() -> None:
+    decoder = {"patch": 7, "dim": 16, "depth": 1, "heads": 2, "align_depth": 1, "align_dim": 64}
+    keys = {
+        "name": "semanticist",
+        "image_size": 28,
+        "channels": 1,
+        "num_tokens": 4,
+        "token_dim": 4,
+        "encoder": {"patch": 14, "dim": 16, "depth": 1, "heads": 2},
+        "decoder": decoder,
+        "alignment": {"teacher": "fashion-mnist-cnn", "image_size": 28},
+    }
+    model, batch = build_model(build_model_config(keys)), (images(2, 1, 28, 28), torch.zeros(2))
+    with pytest.raises(
+        InputError, match=r"^teacher fashion-mnist-cnn: expected the loaded network, got none; call tok1d"
+    ):
+        model.losses(batch, 0.5)  # type: ignore[operator]
+    names, before = list(model.state_dict()), torch.get_rng_state()
+    give_teachers(model)
+    given = model.teacher
+    assert isinstance(given, Teacher) and torch.equal(torch.get_rng_state(), before)
+    assert list(model.state_dict()) == names and model.train() and not given.network.training
+    give_teachers(model)
+    assert model.teacher is given, "a teacher that is there stays"
+    assert "loss_align" in model.losses(batch, 0.5)  # type: ignore[operator]
