@@ -333,7 +333,7 @@ def test_damaged_and_misnamed_files_are_one_line(tmp_path: Path, capsys: pytest.
     with file.open("wb") as opened:
         np.save(opened, np.zeros((4, 8, 8, 3), np.uint8))
     for read in (load_reference, SampleImages):
-        with pytest.raises(DataError, match=r"file\.npz: expected .*, found"):
+        with pytest.raises(DataError, match=r"file\.npz: expected .*, got"):
             read(file)
     assert cli.run(["reference", str(file), "--network", "fashion-mnist-cnn"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
