@@ -285,7 +285,7 @@ def test_the_whole_chain(
     tokenizer_run, generator_run, cache = tmp_path / "tokenizer", tmp_path / "generator", tmp_path / "cache"
     train = ["train", tiny("tokenizer", out=tokenizer_run)]
     said = ok(*train, "--minutes", 0)
-    assert f"stopped; the same command goes on from the checkpoint in {tokenizer_run / 'checkpoints'}" in said
+    assert f"stopped; the same command resumes from the checkpoint in {tokenizer_run / 'checkpoints'}" in said
     assert f"model: {tokenizer_run / 'model'}" in ok(*train)
     assert files(tokenizer_run) == [
         "checkpoints/step-00000001.pt", "checkpoints/step-00000006.pt", "config.yaml", "log.jsonl", "model/README.md",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -21,12 +20,13 @@ from tok1d.data.fashion_mnist import cache_home
 from tok1d.data.folder import FolderImages
 from tok1d.data.images import ArrayImages, ImageSet, prefetch
 from tok1d.data.splits import spread
-from tok1d.errors import DataError, InputError
+from tok1d.errors import DataError, InputError, reason_of
 from tok1d.evaluate.features import INCEPTION, FrozenNetwork
 from tok1d.evaluate.metrics import Moments
 from tok1d.evaluate.npz import open_npz
 from tok1d.evaluate.request import Kind
 from tok1d.evaluate.sample_batch import SampleImages
+from tok1d.files import replacing
 
 OF = ("train", "validation", "test", "own")  # which images a reference is of; "own": a set that is no split
 FITTING: dict[str, tuple[str, ...]] = {"reconstruction": ("validation", "test", "own"), "generation": ("train", "own")}
@@ -70,13 +70,13 @@ class Reference:
         return f"{count}{self.of} images {self.fingerprint}"
 
     def check_network(self, network: FrozenNetwork) -> None:
-        """Refuse a network that these statistics are not of.
+        """Refuse another network than that of these statistics.
 
         Raises:
-            DataError: so it is.
+            DataError: it is another one.
         """
-        told = network.label if "@" in self.network else network.name
-        if told != self.network or network.dim != self.pooled.dim:
+        name = network.label if "@" in self.network else network.name
+        if name != self.network or network.dim != self.pooled.dim:
             raise DataError(
                 f"reference {self.fingerprint}: its statistics are of {self.network}, this evaluation measures with "
                 f"{network.label}; make one with tok1d reference, or choose the network with --network"
@@ -88,7 +88,7 @@ class Reference:
             )
 
     def save(self, path: str | Path) -> Path:
-        """Write an .npz file, whole or not at all: ADM's mu, sigma, mu_s, sigma_s, and what only we keep.
+        """Write an .npz file, whole or not at all: ADM's mu, sigma, mu_s, sigma_s, and the fields of this class.
 
         Raises:
             DataError: it cannot be written.
@@ -98,30 +98,24 @@ class Reference:
             arrays |= {"mu_s": self.spatial.mean.numpy(), "sigma_s": self.spatial.covariance.numpy()}
         if self.features is not None:
             arrays["features"] = self.features.numpy()
-        told = ("network", "fingerprint", "num_images", "of", "images", "crop", "note", "rounding", "replaced")
-        arrays["tok1d"] = np.array(json.dumps({key: getattr(self, key) for key in told}))
+        stated = ("network", "fingerprint", "num_images", "of", "images", "crop", "note", "rounding", "replaced")
+        arrays["tok1d"] = np.array(json.dumps({key: getattr(self, key) for key in stated}))
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
+            with replacing(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, **arrays)  # type: ignore[arg-type]
-            os.replace(temporary, path)
         except OSError as error:
-            raise DataError(f"{path}: cannot write the reference: {error.strerror or error}") from error
-        finally:
-            with suppress(OSError):  # already renamed, or never made
-                temporary.unlink()
+            raise DataError(f"{path}: cannot write the reference: {reason_of(error)}") from error
         return path
 
 
 def load_reference(path: str | Path, *, of: str | None = None) -> Reference:
     """A reference from a file of `Reference.save`, or of ADM's statistics (mu, sigma and, for sFID, mu_s, sigma_s).
 
-    ADM's files state nothing: they are taken to be of the published Inception and of training images.
+    ADM's files state nothing: statistics of the published Inception and of training images are assumed.
 
     Args:
-        of: which images it is of, if not what the file says.
+        of: which images it is of; default: as the file states.
 
     Raises:
         DataError: no such file, or one that holds no statistics.
