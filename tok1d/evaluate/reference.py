@@ -1,4 +1,4 @@
-"""Reference statistics: what a set of images looks like to a network, kept in one file that can be told apart."""
+"""Reference statistics: features of a set of images under a network, in a file with a fingerprint."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class Reference:
     """Statistics of a set of images under a network; `pooled`, `spatial` and `features` as in a `Tally`.
 
     Args:
-        network: name@hash; without hash where the file does not tell it (ADM's).
+        network: name@hash; without hash if the file does not state it (ADM's).
         fingerprint: of images, crop, size, count and network.
-        num_images: None where the file does not tell it.
+        num_images: None if the file does not state it.
         of: one of `OF`.
         images: what the images are, in words. crop: how they were cropped and to which size.
         features: (N, dim) float32 of all images, or of some spread evenly over the set.
-        rounding: of the images before the network, see `FrozenNetwork.rounding`; "" where the file does not tell it.
+        rounding: of the images before the network, see `FrozenNetwork.rounding`; "" if the file does not state it.
         replaced: how many of the images could not be read, so that others stood in for them.
     """
 
@@ -130,21 +130,21 @@ def load_reference(path: str | Path, *, of: str | None = None) -> Reference:
         what = "a sample batch; tok1d reference measures one" if holds_images else f"the keys {', '.join(found) or '-'}"
         raise DataError(f"{path}: expected reference statistics with mu and sigma, got {what}")
     try:
-        told = json.loads(found["tok1d"].item()) if "tok1d" in found else _adm(found, path)
+        stated = json.loads(found["tok1d"].item()) if "tok1d" in found else _adm(found, path)
         reference = Reference(
-            _moments(found, "mu", "sigma", told),
-            spatial=_moments(found, "mu_s", "sigma_s", told) if "mu_s" in found else None,
+            _moments(found, "mu", "sigma", stated),
+            spatial=_moments(found, "mu_s", "sigma_s", stated) if "mu_s" in found else None,
             features=torch.from_numpy(found["features"]) if "features" in found else None,
-            **told,
+            **stated,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: damaged reference statistics ({' '.join(str(error).split())[:120]})") from None
     return reference if of is None else replace(reference, of=of)
 
 
-def _moments(found: dict[str, np.ndarray], mean: str, covariance: str, told: dict[str, Any]) -> Moments:
+def _moments(found: dict[str, np.ndarray], mean: str, covariance: str, stated: dict[str, Any]) -> Moments:
     mu, sigma = (torch.from_numpy(np.asarray(found[key], dtype=np.float64)) for key in (mean, covariance))
-    return Moments.from_statistics(mu, sigma, told["num_images"] or 2)
+    return Moments.from_statistics(mu, sigma, stated["num_images"] or 2)
 
 
 def _adm(found: dict[str, np.ndarray], path: Path) -> dict[str, Any]:
@@ -157,8 +157,8 @@ def _adm(found: dict[str, np.ndarray], path: Path) -> dict[str, Any]:
         if key in found:
             digest.update(np.ascontiguousarray(found[key]).data)
     fingerprint = digest.hexdigest()[:16]
-    told = {"network": INCEPTION, "fingerprint": fingerprint, "num_images": None, "of": "train"}
-    return {**told, "images": path.name, "note": ADM_NOTE}
+    stated = {"network": INCEPTION, "fingerprint": fingerprint, "num_images": None, "of": "train"}
+    return {**stated, "images": path.name, "note": ADM_NOTE}
 
 
 def check_reference(kind: Kind, reference: Reference, *, allow_other: bool = False) -> None:
@@ -168,7 +168,7 @@ def check_reference(kind: Kind, reference: Reference, *, allow_other: bool = Fal
         allow_other: let it pass.
 
     Raises:
-        InputError: so it is.
+        InputError: naming the option that allows it.
     """
     if allow_other or reference.of in FITTING[kind]:
         return
@@ -196,7 +196,7 @@ def measure_reference(
     batch_size: int = 100,
     progress: Progress | None = None,
 ) -> Reference:
-    """Statistics of a set of images, in one pass. Where some could not be read, note and fingerprint say so.
+    """Statistics of a set of images, in a single pass. If some could not be read, note and fingerprint state it.
 
     Args:
         num: so many images, spread evenly; None: all.
@@ -262,14 +262,14 @@ def split_of(images: Any) -> str:
     if isinstance(images, ArrayImages):
         return "test"  # of Fashion-MNIST
     if isinstance(images, FolderImages):
-        told = [{images.root.name}]
+        names = [{images.root.name}]
     else:
-        told = [set(re.split(r"[^a-z]+", "/".join(Path(shard).parts[-2:]))) for shard in getattr(images, "shards", [])]
-    found = [of for of, words in _WORDS.items() if told and all(words & names for names in told)]
+        names = [set(re.split(r"[^a-z]+", "/".join(Path(shard).parts[-2:]))) for shard in getattr(images, "shards", [])]
+    found = [of for of, words in _WORDS.items() if names and all(words & each for each in names)]
     return found[0] if found else "own"
 
 
-def images_told(images: ImageSet, of: str) -> str:
+def describe_images(images: ImageSet, of: str) -> str:
     """What a record states of images that are compared with themselves: count, split and fingerprint."""
     some, _, fingerprint = images.fingerprint().rpartition(" of ")  # "first 100"
     return f"{some or len(images)} {of} images {fingerprint}"

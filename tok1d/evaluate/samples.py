@@ -86,7 +86,7 @@ class Save:
             )
 
     def columns(self, images: Tensor, numbers: range) -> dict[str, Tensor]:
-        """Write pictures of images (B, C, H, W) in [0, 1]; returns the pixels for a single file, kept with the block."""
+        """Write pictures of images (B, C, H, W) in [0, 1]; returns the pixels for a single file, kept in a block."""
         if self.folder is not None:
             for number, image in zip(numbers, images):
                 save_png(to_pil(image), self.folder / f"{number:06d}.png")

@@ -183,13 +183,13 @@ def open_job(
     quiet: bool = False,
     label: str = "evaluate",
     finish: Callable[[list[Record]], None] | None = None,
-    beside: Path | None = None,
+    fallback: Path | None = None,
 ) -> Job:
     """The job whose finished blocks are kept in OUT.parts; without `out` nothing is kept.
 
     Args:
         shard: "I/N"; default: this process's part under torchrun, else all.
-        beside: path whose .parts folder is used if there is no `out`.
+        fallback: path whose .parts folder is used if there is no `out`.
 
     Raises:
         ConfigError: another shard. InputError: several processes without a place to share.
@@ -197,7 +197,7 @@ def open_job(
     """
 
     part = parse_part(shard) if shard else process_part()
-    place = out or beside
+    place = out or fallback
     if place is not None and place.is_dir() and place == out:
         raise InputError(f"--out: expected the name of a file, {out} is a folder")
     if place is not None:
