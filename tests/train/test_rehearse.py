@@ -172,7 +172,7 @@ def test_what_does_not_fit_is_one_line(tiny: Tiny, fashion: None, monkeypatch: p
 def test_measure_belongs_to_the_dry_run(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     path = tiny("classifier")
     assert run_cli(["train", path, "--measure"]) == 2
-    assert "--measure: it belongs to --dry-run" in capsys.readouterr().err
+    assert "--measure: expected with --dry-run" in capsys.readouterr().err
     assert run_cli(["train", path, "--dry-run"]) == 0
     assert "--measure times ten of its steps" in capsys.readouterr().out
     assert run_cli(["train", path, "--dry-run", "--measure", "train.precision=bf16"]) == (

@@ -1,4 +1,4 @@
-"""The judge: a small classifier whose features and labels measure reconstructions and samples."""
+"""A small image classifier whose features and logits measure reconstructions and samples."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,7 +18,7 @@ class CNNConfig:
     """A convolutional classifier of three stages with `width`, 2 `width` and 4 `width` channels."""
 
     name: str = option("cnn", help="model name")
-    num_classes: int = option(10, help="classes told apart", ge=2)
+    num_classes: int = option(10, help="number of classes", ge=2)
     channels: int = option(1, help="image channels", ge=1)
     image_size: int = option(28, help="height and width of the images in pixels", ge=8)
     width: int = option(16, help="channels of the first stage, a multiple of 4", ge=4)
