@@ -15,7 +15,7 @@ from tok1d.config.load import load_recipe
 from tok1d.config.recipe import ANY_SIZE, Recipe
 from tok1d.cost.forecast import forecast, meta_batch, table
 from tok1d.errors import ConfigError, DataError
-from tok1d.train import run
+from tok1d.train import folder, run
 from tok1d.train.images import open_split
 from tok1d.train.loop import fit
 from tok1d.train.tasks import build_task
@@ -107,7 +107,7 @@ def test_a_run_on_folders_with_both_ends_and_loads(tiny: Tiny, tmp_path: Path, b
     (root / "captions.jsonl").write_text("\n".join(entries))
     data = ["data.name=folder", f"data.root={root}", "data.captions=captions.jsonl", "data.pad=0"]
     wanted = recipe(tiny, tmp_path / "run", *data, TEXT % bpe, SIZES)
-    assert run.train(wanted, quiet=True) == tmp_path / "run" and run.is_finished(tmp_path / "run")
+    assert run.train(wanted, quiet=True) == tmp_path / "run" and folder.is_finished(tmp_path / "run")
     model: Any = store.load(tmp_path / "run" / "model")
     assert model.encode(torch.rand(1, 1, 48, 48)).shape == (1, 4, 4)
     (root / "captions.jsonl").write_text('{"file": "val/16.png", "caption": "of the other split"}\n')

@@ -182,7 +182,7 @@ def test_a_log_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(json, "dumps", full_disk)
     with pytest.raises(DataError, match=r"log\.jsonl: No space left"):
         log.write({"step": 2})
-    monkeypatch.setattr(Path, "replace", full_disk)
+    monkeypatch.setattr(os, "replace", full_disk)
     with pytest.raises(DataError, match=r"log\.jsonl: No space left"):
         JsonLog(tmp_path / "log.jsonl", 0)
     assert os.listdir(tmp_path) == ["log.jsonl"] and read_log(tmp_path / "log.jsonl") == [{"step": 1}]

@@ -194,7 +194,7 @@ def test_a_signal_ends_the_step_at_hand_and_gives_the_handlers_back(tmp_path: Pa
 
 
 def test_a_later_ctrl_c_does_not_wait_for_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stop, "IMPATIENT", -1.0)
+    monkeypatch.setattr(stop, "SECOND_CTRL_C", -1.0)
     model = Line()
     interrupt_at(model, 2)
     interrupt_at(model, 2)

@@ -17,8 +17,9 @@ from tok1d.demo.measure import SEED, checks, commands, probes, quick_look, show,
 from tok1d.demo.page import Page, render
 from tok1d.errors import ConfigError, DataError
 from tok1d.pictures import data_uri
+from tok1d.train.folder import is_finished, prepare
 from tok1d.train.images import open_split
-from tok1d.train.run import is_finished, prepare, train
+from tok1d.train.run import train
 from tok1d.zoo import store
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from tok1d.cli.app import run as run_cli
 from tok1d.config.load import load_recipe
 from tok1d.cost.forecast import DEVICES, forecast, meta_batch, table
-from tok1d.cost.measure import AUTOENCODERS, Measured, autoencoder_cost, measure, use_stand_ins
+from tok1d.cost.measure import AUTOENCODERS, StepCost, autoencoder_cost, measure, use_stand_ins
 from tok1d.nn.attention import Attention
 from tok1d.zoo import store
 
@@ -32,7 +32,7 @@ class Toy(nn.Module):
         return {"loss": self.body(batch[0]).sum(), "seen": batch[0].sum()}
 
 
-def toy(body: Callable[[], nn.Module], shape: tuple[int, ...], *, half: bool = False) -> Measured:
+def toy(body: Callable[[], nn.Module], shape: tuple[int, ...], *, half: bool = False) -> StepCost:
     with torch.device("meta"):
         model = Toy(body())
     return measure(model, lambda num: (torch.empty(num, *shape, device="meta"), torch.empty(0)), half=half)
