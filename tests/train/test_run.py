@@ -72,12 +72,21 @@ def test_only_the_first_of_several_processes_writes(tiny: Tiny, tmp_path: Path) 
         folder.prepare(recipe(tiny, out, "seed=3"), first=False)
 
 
+class Interrupted(BaseException):
+    """A process that ends here."""
+
+
 def interrupt_removal(broken: pytest.MonkeyPatch, after: int) -> None:
-    """StopIteration where more than so many files or folders are removed."""
+    """Interrupted where more than so many files or folders are removed."""
     removed = iter(range(after))
+
+    def count() -> None:
+        if next(removed, None) is None:
+            raise Interrupted
+
     for place, name in ((shutil, "rmtree"), (Path, "unlink")):
         real = getattr(place, name)
-        broken.setattr(place, name, lambda *a, real=real, **k: (next(removed), real(*a, **k)))
+        broken.setattr(place, name, lambda *a, real=real, **k: (count(), real(*a, **k)))
 
 
 def test_no_recipe_takes_over_the_checkpoints_of_another(
@@ -90,7 +99,7 @@ def test_no_recipe_takes_over_the_checkpoints_of_another(
         finish(out)
         (out / "checkpoints").mkdir()
         (out / "checkpoints" / "step-00000001.pt").write_text("1")
-        with monkeypatch.context() as broken, suppress(StopIteration):
+        with monkeypatch.context() as broken, suppress(Interrupted):
             interrupt_removal(broken, kept)
             folder.prepare(new, overwrite=True)
         if (out / "checkpoints").exists():
@@ -223,8 +232,8 @@ def test_a_generator_takes_only_its_tokenizer_s_tokens(tiny: Tiny, tmp_path: Pat
         ),
         ("sit", "evaluate.keep=[2]", r"evaluate\.keep: these tokens have no order, expected \[\] or \[4\], got 2"),
         ("sit", "model.class_dropout=0", r"evaluate\.guidance: .* trained without class_dropout, expected 1, .* 1\.5"),
-        ("sit", "model.num_classes=0", r"evaluate\.guidance: samples without classes .*, expected 1, got 1\.5"),
-        ("sit", "evaluate.unconditional=true", r"evaluate\.guidance: samples without classes .*, expected 1, .* 1\.5"),
+        ("sit", "model.num_classes=0", r"evaluate\.guidance: sampling without classes .*, expected 1, got 1\.5"),
+        ("sit", "evaluate.unconditional=true", r"evaluate\.guidance: sampling without classes .*, expected 1, .* 1\.5"),
         ("sit", "evaluate.guidance_interval=[0.5,0.2]", r"evaluate\.guidance_interval: expected two growing times .*"),
         (
             "generator",

@@ -35,7 +35,7 @@ from tok1d.train.trackers import Track, tracker_options, tracking, untracked
 
 @dataclass
 class Result:
-    """How far a run is: optimizer steps done, seconds of training over all calls, device, and whether it is finished."""
+    """How far a run is: optimizer steps done, seconds of training over all calls, device, and whether it has ended."""
 
     steps: int
     seconds: float
