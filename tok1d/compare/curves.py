@@ -133,7 +133,8 @@ def read_run(folder: str | Path) -> Curve:
     try:
         recipe = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         points = _points((folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
-        card = _json(folder / "model" / "config.json", {}).get("card", {})
+        config: Settings = _json(folder / "model" / "config.json", {})
+        card = config.get("card", {})
         report: list[_Entry] = _json(folder / "report.json", [])
         if not isinstance(recipe, dict):
             raise TypeError("config.yaml holds no recipe")

@@ -33,9 +33,9 @@ _NOT_PLOTTED: tuple[str, ...] = ("lr", "grad_norm", "seconds", "images_per_secon
 _NOT_PLOTTED += ("scale", "skipped")
 _PANELS = 12
 RULE = (
-    "A run is on track if its loss, averaged over the last 5 lines of the log (at least 5 % of the run), lies in the "
+    "A run is on track if its loss, averaged over the last 5 lines of the log (at least 5 % of the run), is in the "
     f"reference's band or below it. The band reaches {BAND:g} standard deviations of the reference's noise to either "
-    f"side of its average, at least {LEAST:.0%} of it. A run is off track from the first of 3 successive lines above it."
+    f"side of its average, at least {LEAST:.0%} of it. A run is off track from the first of 3 lines in a row above it."
 )
 
 

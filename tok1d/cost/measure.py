@@ -203,7 +203,7 @@ def autoencoder_cost(channels: int, factor: int, image_size: int) -> tuple[int, 
         return None
     with torch.device("meta"):
         shape = AUTOENCODERS[channels, factor]
-        network = AutoencoderKL(latent_channels=channels, layers_per_block=2, norm_num_groups=32, **shape)
+        network: Any = AutoencoderKL(latent_channels=channels, layers_per_block=2, norm_num_groups=32, **shape)
         images = torch.empty(1, 3, image_size, image_size)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network.encode(images)
