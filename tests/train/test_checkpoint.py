@@ -96,7 +96,7 @@ def test_behind_a_damaged_checkpoint_the_one_before_is_found_and_told(tmp_path: 
         r"^warning: .*step-00000002\.pt .*the one before, step-00000001\.pt$", told
     )
     damage(tmp_path / "step-00000001.pt")
-    with pytest.raises(WeightsError, match=r"step-00000002\.pt.*step-00000001\.pt.*start anew") as caught:
+    with pytest.raises(WeightsError, match=r"step-00000002\.pt.*step-00000001\.pt.*start over") as caught:
         checkpoint.load_latest(tmp_path, CPU)
     assert "\n" not in str(caught.value)
 

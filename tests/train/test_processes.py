@@ -50,7 +50,7 @@ SHARD, FP16 = ["train.shard=optimizer"], ["train.precision=fp16"]
 WORKER = """
 import json, os, sys
 from pathlib import Path
-from tok1d.config import load_recipe
+from tok1d.config.load import load_recipe
 from tok1d.data.images import ArrayImages
 from tok1d.errors import Tok1dError
 from tok1d.train import optim, players, precision, run
@@ -203,7 +203,7 @@ def test_one_process_goes_on_where_two_stopped_and_says_so(both: Path, kind: str
     capsys.readouterr()
     out = alone(both, kind, f"{kind}-short")
     told = capsys.readouterr().err
-    assert told.startswith("step 1: written by 2 processes, going on with 1;") and "not to the last bit" in told
+    assert told.startswith("step 1: written by 2 processes, resuming with 1;") and "not to the last bit" in told
     assert_close(both / kind, out)
 
 

@@ -379,7 +379,7 @@ def test_an_installed_copy_inside_another_checkout_names_its_version(
 WORKER = """
 import os, sys
 import torch
-from tok1d.config import load_recipe
+from tok1d.config.load import load_recipe
 from tok1d.train import loop, processes, run
 
 rank, fit, prepare = int(os.environ["RANK"]), run.fit, loop.Run.prepare

@@ -155,7 +155,7 @@ def read_run(folder: str | Path) -> Curve:
         ) from None
     except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
         raise DataError(
-            f"{folder}: expected the log of a run, got something else ({reason_of(error)}); train anew"
+            f"{folder}: expected the log of a run, got something else ({reason_of(error)}); train again"
         ) from None
 
 

@@ -117,11 +117,11 @@ def load_latest(folder: Path, device: torch.device, *, quiet: bool = False) -> C
         state = _read(path, device)
         if not isinstance(state, str):
             if refused and not quiet:
-                print(f"warning: {refused}; going on from the one before, {path.name}", file=sys.stderr)
+                print(f"warning: {refused}; resuming from the one before, {path.name}", file=sys.stderr)
             return state
         refused = f"{refused}; {path.name}: {state}" if refused else f"cannot read the checkpoint {path} ({state})"
     if refused:
-        raise WeightsError(f"{refused}; no other is left: delete it to start anew")
+        raise WeightsError(f"{refused}; no other is left: delete it to start over")
     return None
 
 
@@ -213,6 +213,6 @@ def by_player(first: C, others: dict[str, C], names: list[str], source: str) -> 
         found, wanted = (", ".join([names[0], *sorted(each)]) for each in (others, names[1:]))
         raise WeightsError(
             f"{source}: made by a training of {found}, this one trains {wanted}; "
-            "use the recipe it was made with, or start anew with --overwrite"
+            "use the recipe it was made with, or start over with --overwrite"
         )
     return [first, *(others[name] for name in names[1:])]

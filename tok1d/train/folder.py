@@ -51,7 +51,7 @@ def prepare(recipe: Recipe, *, overwrite: bool = False, first: bool = True) -> P
         if overwrite and first and (config.exists() or is_finished(out)):
             _clear(out)
         elif is_finished(out):
-            raise ConfigError(f"{out}: holds a finished run; pass --overwrite to train anew, or out=FOLDER for another")
+            raise ConfigError(f"{out}: holds a finished run; pass --overwrite to train again, or out=FOLDER for another")
         elif config.exists() and _has_begun(out):
             _check_same(load_recipe(str(config)), recipe, out)
             return out
@@ -93,5 +93,5 @@ def _check_same(old: Recipe, new: Recipe, out: Path) -> None:
         if before.get(key) != now.get(key):
             raise ConfigError(
                 f"{out}: its unfinished run has {key}={before.get(key)}, this recipe has {now.get(key)}; "
-                "pass --overwrite to start anew, or out=FOLDER for another folder"
+                "pass --overwrite to start over, or out=FOLDER for another folder"
             )

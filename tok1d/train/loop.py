@@ -138,7 +138,7 @@ class Run(Stepper):
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise WeightsError(
                 f"{source}: the checkpoint of step {state.get('step')} does not fit this training "
-                f"({type(error).__name__}: {reason_of(error)}); delete it to go on from the one before, or start anew "
+                f"({type(error).__name__}: {reason_of(error)}); delete it to resume from the one before, or start over "
                 "with --overwrite"
             ) from error
         every = self.recipe.train.preview_every
@@ -165,14 +165,14 @@ class Run(Stepper):
         before, now = state.get("processes", self.accelerator.num_processes), self.accelerator.num_processes
         if before != now:
             print(
-                f"step {self.step}: written by {before} process{'es' * (before > 1)}, going on with {now}; the result "
+                f"step {self.step}: written by {before} process{'es' * (before > 1)}, resuming with {now}; the result "
                 f"equals that of {before} up to rounding, not to the last bit",
                 file=sys.stderr,
             )
         images, num_images = state.get("images"), self._num_images()
         if None not in (images, num_images) and images != num_images:
             print(
-                f"step {self.step}: written by a training on {images} images, going on with {num_images}; from here on "
+                f"step {self.step}: written by a training on {images} images, resuming with {num_images}; from here on "
                 "the batches differ from those of an uninterrupted run",
                 file=sys.stderr,
             )
