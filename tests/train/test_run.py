@@ -21,6 +21,7 @@ from tok1d.config.load import load_recipe
 from tok1d.config.recipe import Recipe
 from tok1d.errors import ConfigError, DataError, WeightsError
 from tok1d.inference.cache import encode_images
+from tok1d.inference.request import CacheFormat
 from tok1d.train import folder, run
 from tok1d.train.images import open_split
 from tok1d.train.log import read_log
@@ -348,7 +349,8 @@ def test_a_tokenizer_starts_from_its_like_alone(tiny: Tiny, tmp_path: Path, fash
 def test_the_cache_holds_what_the_tokenizer_says(tiny: Tiny, tmp_path: Path, fashion: None) -> None:
     settings = load_recipe(tiny("tokenizer"))
     tokenizer, images = store.build_model(settings.model).eval(), open_split(settings, "train")
-    cache = encode_images(tokenizer, images, tmp_path / "cache", num_tokens=2, batch_size=24, quiet=True)
+    kept = CacheFormat(num_tokens=2)
+    cache = encode_images(tokenizer, images, tmp_path / "cache", format=kept, batch_size=24, quiet=True)
     with torch.no_grad():
         expected = tokenizer.encode(images.batch(range(64))[0])[:, :2]
     tokens, labels = cache.batch(range(64))

@@ -17,7 +17,7 @@ from tok1d.config.recipe import EvaluateConfig, Recipe
 from tok1d.data.images import ImageSet
 from tok1d.demo.page import Check, ModelResults, Probe, Strip
 from tok1d.evaluate.probe import linear_probe
-from tok1d.inference.labels import label_used, labels_given
+from tok1d.inference.conditions import choose_condition, cond_for
 from tok1d.pictures import data_uri, grid, save_png
 from tok1d.tokenizers.prefix import prefix_lengths
 from tok1d.train.models import LoadedGenerator, LoadedTokenizer
@@ -49,7 +49,7 @@ def steps_of(tokenizer: LoadedTokenizer, how: EvaluateConfig) -> int | None:
 
 def condition_of(tokenizer: LoadedTokenizer, labels: Tensor, num_classes: int) -> Tensor | None:
     """The `cond` argument of a tokenizer: labels (B,) where it is conditioned on `num_classes` classes, else None."""
-    return labels_given(label_used(tokenizer, num_classes), labels, labels.device)
+    return cond_for(choose_condition(tokenizer, num_classes), labels, labels.device)
 
 
 def reconstruct(tokenizer: LoadedTokenizer, x: Tensor, cond: Tensor | None = None) -> dict[int, Tensor]:

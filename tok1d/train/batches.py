@@ -15,7 +15,7 @@ from tok1d.data.tokens import TokenCache
 from tok1d.devices import process_device
 from tok1d.errors import DataError
 from tok1d.inference.cache import encode_batch
-from tok1d.inference.labels import label_used, reads_captions
+from tok1d.inference.conditions import choose_condition, reads_captions
 from tok1d.losses.total import Batch
 from tok1d.train.images import Images
 from tok1d.train.models import LoadedTokenizer
@@ -117,7 +117,7 @@ def encoded_batches(recipe: Recipe, images: Images, tokenizer: LoadedTokenizer, 
     """Batches of the first `length` tokens or ids of images that are encoded at every step, and their condition."""
     frozen = tokenizer.to(process_device())
     read, generator_condition = read_batches(recipe, images), text_condition(recipe.model)
-    used = label_used(tokenizer, images.num_classes, captioned=any(images.captions))
+    used = choose_condition(tokenizer, images.num_classes, captioned=any(images.captions))
     captions_read = tokenizer.config.condition if reads_captions(tokenizer) and used == "true" else None
     embed = caption_embeddings(recipe, generator_condition or captions_read, images)
     device = process_device()

@@ -51,7 +51,9 @@ def prepare(recipe: Recipe, *, overwrite: bool = False, first: bool = True) -> P
         if overwrite and first and (config.exists() or is_finished(out)):
             _clear(out)
         elif is_finished(out):
-            raise ConfigError(f"{out}: holds a finished run; pass --overwrite to train again, or out=FOLDER for another")
+            raise ConfigError(
+                f"{out}: holds a finished run; pass --overwrite to train again, or out=FOLDER for another"
+            )
         elif config.exists() and _has_begun(out):
             _check_same(load_recipe(str(config)), recipe, out)
             return out

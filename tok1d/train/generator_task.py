@@ -22,7 +22,8 @@ from tok1d.inference.cache import (
     tokens_kept,
     with_views,
 )
-from tok1d.inference.labels import reads_captions
+from tok1d.inference.conditions import reads_captions
+from tok1d.inference.request import CacheFormat
 from tok1d.train.batches import cached_batches, caption_embeddings, encoded_batches
 from tok1d.train.folder import has_checkpoint
 from tok1d.train.images import Images, open_split
@@ -93,10 +94,8 @@ def open_cache(recipe: Recipe, tokenizer: LoadedTokenizer, images: Images) -> To
             tokenizer.to(process_device()),
             images,
             folder,
-            num_tokens=recipe.num_tokens,
-            dtype=recipe.cache_dtype,
+            format=CacheFormat(num_tokens=recipe.num_tokens, dtype=recipe.cache_dtype, moments=recipe.sample_latents),
             seed=recipe.seed,
-            moments=recipe.sample_latents,
         )
         assert cache is not None, "one process writes all parts"
         return cache

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tok1d.config.condition import text_condition
 from tok1d.config.recipe import Recipe
 from tok1d.data.subset import subset
-from tok1d.inference.labels import ConditionedImages, label_used, labels_given
+from tok1d.inference.conditions import ConditionedImages, choose_condition, cond_for
 from tok1d.pictures import grid, save_png
 from tok1d.tokenizers.prefix import token_counts
 from tok1d.train.images import open_split
@@ -29,7 +29,7 @@ def reconstruction_preview(recipe: Recipe) -> Preview:
 
     def preview(model: nn.Module, path: Path) -> None:
         tokenizer = cast(LoadedTokenizer, model)
-        x, _, cond = ConditionedImages(model, test()).batch(range(len(test())))
+        x, _, cond = ConditionedImages(tokenizer, test()).batch(range(len(test())))
         x = x.to(next(model.parameters()).device)
         tokens = tokenizer.encode(x, cond)
         rows = [tokenizer.decode(tokens, cond, keep=k) for k in token_counts(tokenizer.spec)]
@@ -51,9 +51,9 @@ def sample_preview(recipe: Recipe, tokenizer: LoadedTokenizer) -> Preview:
             cond = CaptionEmbeddings(text, captions)(captions, device)
         elif num_classes:
             cond = torch.arange(NUM_IMAGES, device=device) % num_classes
-        used = label_used(tokenizer, num_classes, captioned=text is not None)
+        used = choose_condition(tokenizer, num_classes, captioned=text is not None)
         tokens = generator.sample(cond, num=NUM_IMAGES)
-        images = tokenizer.to(device).decode(tokens, labels_given(used, cond, device))
+        images = tokenizer.to(device).decode(tokens, cond_for(used, cond, device))
         save_png(grid(images, len(images), zoom=2), path)
 
     return preview

@@ -19,15 +19,17 @@ from tok1d.config.recipe import Recipe
 from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
 from tok1d.errors import InputError, Tok1dError
+from tok1d.evaluate.measures import Measures, Measuring
 from tok1d.evaluate.metrics import Moments, frechet_distance
 from tok1d.evaluate.networks import CNN
 from tok1d.evaluate.probe import linear_probe
-from tok1d.evaluate.protocol import judge_for
-from tok1d.evaluate.reconstruction import Judged, evaluate_reconstruction, judge_name
+from tok1d.evaluate.protocol import classifier_for
+from tok1d.evaluate.reconstruction import Classified, classifier_name, evaluate_reconstruction
+from tok1d.evaluate.request import Reconstructions
 from tok1d.generators.llamagen import LlamaGenConfig
 from tok1d.generators.sit import SiTConfig
 from tok1d.inference.cache import encode_batch
-from tok1d.inference.labels import ConditionedImages, label_used, labels_given
+from tok1d.inference.conditions import ConditionedImages, choose_condition, cond_for
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.tokenizers.prefix import prefix_lengths
 from tok1d.train.images import open_split
@@ -119,7 +121,8 @@ def prefix_curve(tokens: _Tokens) -> Numbers:
         lengths = prefix_lengths(tokenizer.spec.length)
         points = explained_curve(tokenizer, images, keep=lengths, num_images=len(images), num_times=5)
         return {f"loss@{point.keep}": point.loss for point in points}
-    records = evaluate_reconstruction(tokenizer, images, pad=tokens.recipe.data.pad)
+    measuring = Measuring(Measures(pad=tokens.recipe.data.pad))
+    records = evaluate_reconstruction(tokenizer, images, Reconstructions(batch_size=100), measuring)
     return {f"psnr@{record.keep}": float(record.value or 0) for record in records if record.name == "psnr"}
 
 
@@ -140,13 +143,13 @@ def mixture(tokens: _Tokens) -> Numbers:
 def generator_distance(tokens: _Tokens) -> Numbers:
     """Fréchet distance of samples of a small SiT (for ids a small LlamaGen) that is trained on the tokens."""
     data = tokens.recipe.data
-    classifier = judge_for(data.name, data, tokens.device, pad=data.pad)
+    classifier = classifier_for(data.name, data, tokens.device, pad=data.pad)
     if classifier is None and tokens.tokenizer.spec.vocab_size is not None:
         raise InputError("ids have no distance of their own, and no classifier is bundled for these images")
     samples, labels = _sample(tokens, _train_generator(tokens))
     if classifier is None:
         return {"fd@tokens": _token_distance(tokens.vectors(tokens.train_tokens), tokens.vectors(samples))}
-    name = judge_name(classifier).partition("@")[0]
+    name = classifier_name(classifier).partition("@")[0]
     return {f"fd@{name}": _image_distance(tokens, classifier, samples, labels)}
 
 
@@ -208,16 +211,16 @@ def _token_distance(real: Tensor, samples: Tensor) -> float:
 def _image_distance(tokens: _Tokens, classifier: CNN, samples: Tensor, labels: Tensor) -> float:
     """Fréchet distance of decoded samples to the training images, in the classifier's features."""
     tokenizer, pad = tokens.tokenizer, tokens.recipe.data.pad
-    used = label_used(tokenizer, tokens.train.num_classes)
+    used = choose_condition(tokenizer, tokens.train.num_classes)
     options: dict[str, Any] = {}
     if not tokenizer.spec.deterministic:
         options["steps"] = min(DECODER_STEPS, tokenizer.config.steps)
-        options["solver"] = "ddim" if tokenizer.config.objective == "ddpm" else "euler"
-    decoded, real = Judged(classifier, pad), Judged(classifier, pad)
+        options["sampler"] = "ddim" if tokenizer.config.objective == "ddpm" else "euler"
+    decoded, real = Classified(classifier, pad), Classified(classifier, pad)
     rng = torch.Generator(tokens.device).manual_seed(1)
     for rows in _ranges(len(samples)):
         part = slice(rows.start, rows.stop)
-        cond = labels_given(used, labels[part], tokens.device)
+        cond = cond_for(used, labels[part], tokens.device)
         decoded.update(tokenizer.decode(samples[part], cond, generator=rng, **options), None)
     for rows in _ranges(len(tokens.train)):
         real.update(tokens.train.batch(rows)[0].to(tokens.device), None)
