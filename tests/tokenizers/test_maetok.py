@@ -16,7 +16,7 @@ from tok1d.tokenizers.auxiliary import AuxiliaryDecoder
 from tok1d.tokenizers.maetok import MAETok, MAETokConfig
 from tok1d.tokenizers.masking import sample_mask
 from tok1d.train.optim import build_optimizer
-from tok1d.train.players import Moment
+from tok1d.train.players import Progress
 from tok1d.zoo.store import build_model
 from tok1d.zoo.transfer import transfer
 
@@ -258,7 +258,7 @@ def test_stage_two_moves_no_codebook(images: Tensor) -> None:
 
 def test_stage_two_ends_clean() -> None:
     model = tokenizer(stage="finetune").train()
-    masks = [model.training_mask(torch.zeros(2, 3, 16, 16), Moment(step, 20).progress) for step in range(20)]
+    masks = [model.training_mask(torch.zeros(2, 3, 16, 16), Progress(step, 20).fraction) for step in range(20)]
     assert [mask.sum(1).unique().tolist() for mask in masks[:1] + masks[-2:]] == [[10], [1], [0]]
 
 

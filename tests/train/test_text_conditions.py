@@ -116,7 +116,7 @@ def test_from_captions_to_pictures(
         (["--classes", "3"], "--classes: this generator is conditioned on captions, use --captions"),
         (["--captions", "a", "--unconditional"], "--captions: --unconditional samples without captions; leave it out"),
         (["--captions", "none.txt"], "--captions: cannot read none.txt, No such file"),
-        (["--captions", "  "], "--captions: expected at least one caption that says something"),
+        (["--captions", "  "], "--captions: expected at least one caption with words, got none"),
     ):
         assert cli.run(["generate", "card/model", "--out", "wrong", *options]) == 2
         err = capsys.readouterr().err

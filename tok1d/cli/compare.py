@@ -31,7 +31,7 @@ def compare(
 
     from tok1d import files
     from tok1d.compare import curves
-    from tok1d.compare import runs as compare
+    from tok1d.compare import runs as module
     from tok1d.errors import InputError
 
     read = [curves.read_run(run) for run in runs]
@@ -44,14 +44,14 @@ def compare(
         print(f"curve: {save_curve}")
         return
     folder = files.new_folder(out, overwrite=overwrite) if out is not None else None
-    compared = [compare.hold_against(run, curves.reference_for(run, to)) for run in read]
+    compared = [module.compare(run, curves.reference_for(run, to)) for run in read]
     if as_json:
         print(json.dumps([each.to_json() for each in compared], indent=1))
     for each in () if as_json else compared:
         print(each.verdict)
-        for line in (*each.other_words(), *each.final_words()):
+        for line in (*each.difference_lines(), *each.final_lines()):
             print(f"  {line}")
     if folder is not None:
-        compare.write(compared, folder)
+        module.write(compared, folder)
         if not as_json:
             print(f"picture: {folder / 'curves.png'}\npage: {folder / 'curves.html'}")

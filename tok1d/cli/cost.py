@@ -27,4 +27,4 @@ def print_cost(recipe: Recipe, measure_steps: int | None) -> None:
         return
     from tok1d.train import profile
 
-    console.print(profile.table(profile.rehearse(recipe, measure_steps)))
+    console.print(profile.table(profile.profile_steps(recipe, measure_steps)))

@@ -26,7 +26,7 @@ def replay(
     from tok1d import devices
     from tok1d.config.load import recipe_from_text
     from tok1d.errors import InputError
-    from tok1d.train import nonfinite, precision
+    from tok1d.train import diagnose, nonfinite, precision
     from tok1d.train.tasks import build_task
 
     state = nonfinite.read_dump(dump)
@@ -41,7 +41,7 @@ def replay(
     for player in task.players:
         player.module.to(place)
     nonfinite.load_dump(task, state, str(dump))
-    evidence = nonfinite.repeat(
+    evidence = nonfinite.recompute_step(
         recipe,
         task,
         state["step"],
@@ -55,8 +55,8 @@ def replay(
     if (world := state.get("world", 1)) > 1:
         print(f"only rank {rank} of {world}: losses averaged over all processes (masked patches, ids) are of this rank")
     _show(state["step"], evidence)
-    for suspect in nonfinite.suspects(recipe, [evidence]):
-        print(f"suspect: {suspect}")
+    for cause in diagnose.likely_causes(recipe, [evidence]):
+        print(f"likely cause: {cause}")
     print(f"step {state['step']}: " + ("finite this time" if evidence.finite else "not finite, as in the training"))
 
 

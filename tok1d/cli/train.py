@@ -69,7 +69,7 @@ def train(
     if dry_run:
         print_cost(load_recipe(recipe, overrides or ()), (measure_steps or 10) if measure else None)
         return
-    from tok1d.train import run
+    from tok1d.train import folder, run
     from tok1d.zoo.record import read_records
 
     out = run.train(
@@ -80,7 +80,7 @@ def train(
     )
     if int(os.environ.get("RANK", "0")):
         return  # the first process prints
-    if run.is_finished(out):
+    if folder.is_finished(out):
         print_records(read_records(out / "report.json"))
         print(f"model: {out / 'model'}\nreport: {out / 'report.json'}")
     else:
