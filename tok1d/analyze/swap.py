@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tok1d.data.decoded import whole_set
 from tok1d.data.images import ArrayImages, ImageSet
 from tok1d.data.order import permutation
-from tok1d.data.subset import subset
+from tok1d.data.subset import subset, underlying
 from tok1d.data.transforms import without_border
 from tok1d.errors import InputError
 from tok1d.evaluate.networks import CNN
@@ -90,7 +89,7 @@ def paired(images: ImageSet, num: int, batch_size: int) -> Iterator[tuple[Tensor
     """
     chosen = subset(images, num)
     order = np.arange(len(chosen))
-    if not isinstance(whole_set(images), ArrayImages):
+    if not isinstance(underlying(images), ArrayImages):
         order = permutation(len(chosen), 0, 0)
     for start in range(0, len(order), batch_size):
         x, labels = chosen.batch(order[start : start + batch_size])

@@ -189,7 +189,7 @@ def encode(
     die and run again; the last one finishes the cache.
     """
     from tok1d import devices
-    from tok1d.data.decoded import replaced_text
+    from tok1d.data.broken import replaced_text
     from tok1d.inference import cache
     from tok1d.inference import images as sources
 
@@ -260,7 +260,7 @@ def reconstruct(
 ) -> None:
     """Encode images and decode them from their first tokens; writes overview.png and one PNG each."""
     from tok1d import files
-    from tok1d.data.decoded import replaced_among, report_broken
+    from tok1d.data.broken import replaced_indices, report_broken
     from tok1d.data.subset import subset
     from tok1d.diffusion.guidance import Guidance
     from tok1d.inference import images as sources
@@ -295,7 +295,7 @@ def reconstruct(
     if used is not None:
         print(f"label given to encoder and decoder: {used}")
     shown = subset(source, num)
-    count = len(shown) - len(replaced_among(shown, range(len(shown))))
+    count = len(shown) - len(replaced_indices(shown, range(len(shown))))
     for k, value in psnr.items():
         print(f"keep {k:4d} of {length}: PSNR {value:.2f} dB (mean of {count} images)")
     print(f"pictures: {folder / 'overview.png'}")

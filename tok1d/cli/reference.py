@@ -47,7 +47,7 @@ def reference(
     from tqdm import tqdm
 
     from tok1d import devices
-    from tok1d.data.decoded import report_broken
+    from tok1d.data.broken import report_broken
     from tok1d.evaluate.feature_networks import open_network
     from tok1d.evaluate.features import default_network
     from tok1d.evaluate.reference import OF, cache_path, cached_reference
@@ -114,6 +114,7 @@ def _like(model: str) -> tuple[int, tuple[int, int]]:
 def _open(data: str, split: str, size: int, channels: int, border: int, data_root: str | None, on_broken: str) -> Any:
     from tok1d.data.folder import FolderImages, list_images
     from tok1d.data.images import open_images
+    from tok1d.data.source import ImageSource
     from tok1d.data.transforms import Transform
     from tok1d.errors import InputError
     from tok1d.evaluate.sample_batch import SampleImages
@@ -126,15 +127,15 @@ def _open(data: str, split: str, size: int, channels: int, border: int, data_roo
         # Their classes do not matter here, so they are listed as of one.
         transform, files = Transform(size, channels, pad=border), list_images(data)
         return FolderImages(data, transform, on_broken, files=files, class_names=[Path(data).name])  # type: ignore[arg-type]
-    return open_images(
+    source = ImageSource(
         "fashion_mnist" if data == "fashion_mnist" else "folder",
-        split,  # type: ignore[arg-type]
         root=data_root if data == "fashion_mnist" else data,
         image_size=size,
         channels=channels,
         pad=border,
         on_broken=on_broken,  # type: ignore[arg-type]
     )
+    return open_images(source, split)  # type: ignore[arg-type]
 
 
 def _holds_statistics(path: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tok1d.data.decoded import replaced_among, replaced_text, report_broken
+from tok1d.data.broken import replaced_indices, replaced_text, report_broken
 from tok1d.data.images import ImageSet
 from tok1d.data.transforms import without_border
 from tok1d.diffusion.guidance import Guidance
@@ -131,7 +131,7 @@ def evaluate_reconstruction(
             columns |= {f"{k} {key}": value for key, value in found.items()}
         columns["evaluations"] = torch.tensor(evaluations.rows / len(x))
         # Kept with the block: whoever goes on with it may be able to read all of them.
-        return columns | {"replaced": torch.tensor(len(replaced_among(images, numbers)))}
+        return columns | {"replaced": torch.tensor(len(replaced_indices(images, numbers)))}
 
     common: dict[str, Any] = dict(
         num_images=len(images),

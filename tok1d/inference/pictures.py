@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tok1d.config.condition import text_condition
-from tok1d.data.decoded import replaced_among, whole_set
+from tok1d.data.broken import replaced_images, replaced_indices
 from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
 from tok1d.diffusion.guidance import Guidance
@@ -63,10 +63,10 @@ def reconstruct(
     device = next(tokenizer.parameters()).device
     images = subset(images, num)
     x, _, cond = ConditionedImages(tokenizer, images, label).batch(range(len(images)))
-    if stand_ins := replaced_among(images, range(len(images))):  # they could not be decoded: no originals to show
+    if stand_ins := replaced_indices(images, range(len(images))):  # they could not be decoded: no originals to show
         whole = torch.tensor([i for i in range(len(x)) if i not in stand_ins])
         if not len(whole):
-            name, why = whole_set(images).replaced[0]
+            name, why = replaced_images(images)[0]
             raise DataError(f"{name}: {why}; nor can the other images be decoded that were chosen")
         x, cond = x[whole], None if cond is None else cond[whole.to(cond.device)]
     x = x.to(device)

@@ -20,7 +20,7 @@ from tok1d.config.fields import to_mapping
 from tok1d.config.load import load_recipe, to_yaml
 from tok1d.config.recipe import Recipe
 from tok1d.cost.flops import step_flops_or_none
-from tok1d.data.decoded import report_broken
+from tok1d.data.broken import report_broken
 from tok1d.data.subset import subset
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import ConfigError, InputError, WeightsError

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tok1d.config.condition import ConditionConfig, text_condition
 from tok1d.config.recipe import NO_CACHE, Recipe
-from tok1d.data.decoded import report_broken
+from tok1d.data.broken import report_broken
 from tok1d.data.images import at_size
 from tok1d.data.order import batch_indices, choice
 from tok1d.data.subset import subset
