@@ -106,6 +106,8 @@ def _guidance(options: dict[str, Any]) -> Any:
 def decode(model: Any, tokens: Tensor, cond: Tensor | None, *, generator: Noise = None, **options: Any) -> Tensor:
     """Images of tokens; options: keep, steps, solver, size, guidance, interval."""
     guidance = _guidance(options)
+    if "solver" in options:  # as the argument was called when the cases were written
+        options["sampler"] = options.pop("solver")
     return model.decode(tokens, cond, generator=generator, guidance=guidance, **options)
 
 

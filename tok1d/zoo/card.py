@@ -61,11 +61,9 @@ class Card:
             lines += ["| name | value | images | tokens kept | protocol |", "|---|---|---|---|---|"]
             for r in self.records:
                 value = "unavailable" if r.value is None else f"{r.value:.4g} {r.unit}".strip()
-                protocol = ", ".join(
-                    f"{key} {getattr(r, key)}"
-                    for key in ("network", "sampler", "steps", "guidance", "seed")
-                    if getattr(r, key) is not None
-                )
+                shown = {"network": r.network, "sampler": r.sampler_text, "steps": r.decoder_steps}
+                shown |= {"guidance": r.guidance_text, "seed": r.seed}
+                protocol = ", ".join(f"{key} {each}" for key, each in shown.items() if each not in (None, ""))
                 keep = "" if r.keep is None else r.keep
                 lines.append(f"| {r.name} | {value} | {r.num_images} | {keep} | {protocol} |")
         if self.recipe:

@@ -23,7 +23,7 @@ from tok1d.errors import ConfigError, WeightsError
 from tok1d.tokenizers.latent_space import EMBEDDED, Autoencoder
 from tok1d.zoo.card import Card
 from tok1d.zoo.pretrained.autoencoder import connect_autoencoder
-from tok1d.zoo.weights import fingerprint, load_state, read_weights
+from tok1d.zoo.weights import HasWeights, fingerprint, load_state, read_weights
 
 BUNDLED = Path(__file__).parent / "bundled"
 FORMAT = 1
@@ -60,7 +60,7 @@ def build_model(config: Any) -> nn.Module:
     return model
 
 
-def model_identity(model: nn.Module) -> str:
+def model_identity(model: HasWeights) -> str:
     """The fingerprint of a model's weights, and 12 hex digits of its configuration: what it computes, heads and all."""
     config = getattr(model, "config", None)
     settings = json.dumps(to_mapping(config), sort_keys=True, default=str) if is_dataclass(config) else repr(config)
