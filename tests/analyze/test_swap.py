@@ -26,7 +26,10 @@ CLASSES = 4
 
 
 class Two(nn.Module):
-    """Images whose first pixel is their class; tokens are it and the rest. `follows`: what determines the decoded class."""
+    """Images whose first pixel is their class; tokens are it and the rest.
+
+    `follows`: what determines the class of a decoded image.
+    """
 
     def __init__(self, follows: str) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ class Increments:
 
     @property
     def off_diagonal(self) -> float:
-        """Mean absolute cosine of different tokens: 0 if orthogonal, about sqrt(2 / (pi n)) if random in n dimensions."""
+        """Mean absolute cosine of different tokens: 0 if orthogonal, about sqrt(2 / (pi n)) if random in n numbers."""
         size = len(self.energy)
         return float((self.absolute.sum() - self.absolute.trace()) / (size * (size - 1)))
 

@@ -191,7 +191,7 @@ def swap_picture(
     equal `num_images` and `batch_size`.
 
     Args:
-        columns: at most so many images.
+        columns: maximum number of images in a row.
         zoom: see `pictures.grid`.
 
     Raises:

@@ -113,7 +113,7 @@ class FolderImages(LazyImages):
             DataError for the first one. Files that fail only when they are decoded: see `LazyImages`.
         files: paths relative to `root`; default: all images below it, see `list_images`.
         class_names: names of the class folders; default: see `classes_of`.
-        limit: use so many files, at even distances in the sorted list, so that all classes occur.
+        limit: number of files to use, at even distances in the sorted list, so that all classes occur.
         captions: caption by file, for some or all files. Images with captions need no class folders.
         workers: see `LazyImages`.
 

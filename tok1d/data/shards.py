@@ -128,7 +128,7 @@ def index_shards(paths: list[str], image_keys: str, label_key: str, caption_key:
 class ShardImages(LazyImages):
     """One split of the images in webdataset shards.
 
-    The split is told by the names of the shards (see `part_of`), or else by a hash of the samples' names. Without
+    The names of the shards determine the split (see `part_of`), or else a hash of the samples' names. Without
     labels all images are of one class.
 
     Raises:
