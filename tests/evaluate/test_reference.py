@@ -14,7 +14,7 @@ from PIL import Image
 
 from tok1d.cli import app as cli
 from tok1d.data.folder import FolderImages
-from tok1d.data.images import ArrayImages, open_images
+from tok1d.data.images import ArrayImages, ImageSource, open_images
 from tok1d.data.splits import spread
 from tok1d.data.subset import subset
 from tok1d.data.transforms import Transform
@@ -123,7 +123,7 @@ def test_a_set_is_of_the_split_that_its_folder_is_named_after(
         (tmp_path / folder / "cats").mkdir(parents=True)
         for number in range(40):
             Image.new("L", (8, 8), number).save(tmp_path / folder / "cats" / f"{number}.png")
-    images = open_images("folder", "test", root=tmp_path, image_size=8, channels=1)
+    images = open_images(ImageSource("folder", root=tmp_path, image_size=8, channels=1), "test")
     assert split_of(images) == split_of(subset(images, 1)) == of
     assert describe_images(images, of) == f"{len(images)} {of} images {images.fingerprint()}"
     assert describe_images(subset(images, 1), of) == f"spread 1 {of} images {images.fingerprint()}"
@@ -365,7 +365,7 @@ def test_the_command_measures_once_and_reads_the_cache(
     assert "64 test images" in first and "features of 9 images" in first and "computed, cached as" in first
     reference = load_reference(out)
     assert reference.network.startswith("fashion-mnist-cnn@") and reference.images == "fashion_mnist, test"
-    images = open_images("fashion_mnist", "test", image_size=28, channels=1)
+    images = open_images(ImageSource("fashion_mnist", image_size=28, channels=1), "test")
     from tok1d.evaluate.feature_networks import open_network
 
     expected = measure_reference(images, open_network("fashion-mnist-cnn"), of="test")

@@ -120,7 +120,7 @@ def analyze_swap(
     files.write_text(folder / "swap.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     print(f"{found[0].num} images in pairs of different classes; rows of the picture: originals, then these")
     for each in found:
-        print(f"{each.variant:30s} {each.words()}")
+        print(f"{each.variant:30s} {each.describe()}")
     print(f"record: {folder / 'swap.json'}")
     print(f"picture: {folder / 'swap.png'}")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tok1d.config.condition import is_conditional, text_condition
-from tok1d.data.decoded import replaced_among, report_broken
+from tok1d.data.broken import replaced_indices, report_broken
 from tok1d.data.images import ImageSet
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
@@ -257,5 +257,5 @@ def measured_set(images: ImageSet, measures: Measures, batch_size: int = 250) ->
         x, _ = images.batch(numbers)
         found.update(measures.features(x), numbers)
     report_broken(images)
-    replaced = len(replaced_among(images, range(len(images))))
+    replaced = len(replaced_indices(images, range(len(images))))
     return found.compared(f"{len(images)} images {images.fingerprint()}", replaced)

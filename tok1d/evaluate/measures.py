@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tok1d.data.decoded import replaced_text
+from tok1d.data.broken import replaced_text
 from tok1d.data.transforms import without_border
 from tok1d.errors import InputError
 from tok1d.evaluate.feature_networks import OwnNetwork

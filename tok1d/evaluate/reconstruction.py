@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tok1d.data.decoded import replaced_among, replaced_text, report_broken
+from tok1d.data.broken import replaced_indices, replaced_text, report_broken
 from tok1d.data.images import ImageSet
 from tok1d.data.transforms import without_border
 from tok1d.evaluate.measures import BUNDLED_CLASSIFIER, Gathered, Measuring, record_of, strip
@@ -91,7 +91,7 @@ class Reconstructor:
             columns |= {f"{k} {key}": value for key, value in found.items()}
         columns["evaluations"] = torch.tensor(evaluations.rows / len(x))
         # Kept with the block: the process that resumes may be able to read all images.
-        return columns | {"replaced": torch.tensor(len(replaced_among(self.images, numbers)))}
+        return columns | {"replaced": torch.tensor(len(replaced_indices(self.images, numbers)))}
 
 
 @torch.no_grad()

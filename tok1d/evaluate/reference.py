@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tok1d.data.decoded import replaced_among, replaced_text, whole_set
+from tok1d.data.broken import replaced_indices, replaced_text
 from tok1d.data.fashion_mnist import cache_home
 from tok1d.data.folder import FolderImages
 from tok1d.data.images import ArrayImages, ImageSet, prefetch
 from tok1d.data.splits import spread
+from tok1d.data.subset import underlying
 from tok1d.errors import DataError, InputError, reason_of
 from tok1d.evaluate.features import INCEPTION, FrozenNetwork
 from tok1d.evaluate.metrics import Moments
@@ -227,7 +228,7 @@ def measure_reference(
     if done < 2:
         raise DataError(f"reference: expected at least two images, got {done}")
     transform = getattr(images, "transform", None)
-    fingerprint, replaced = reference_fingerprint(images, network, num), replaced_among(images, chosen)
+    fingerprint, replaced = reference_fingerprint(images, network, num), replaced_indices(images, chosen)
     if replaced:  # other statistics than those of the same images when all can be read
         fingerprint = hashlib.sha256(f"{fingerprint} without {replaced}".encode()).hexdigest()[:16]
     return Reference(
@@ -258,7 +259,7 @@ def split_of(images: Any) -> str:
 
     Of a folder that is no split, part of which was set aside for testing, it is "own".
     """
-    images = whole_set(images)
+    images = underlying(images)
     if isinstance(images, ArrayImages):
         return "test"  # of Fashion-MNIST
     if isinstance(images, FolderImages):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from tok1d.data.decoded import report_broken
+from tok1d.data.broken import report_broken
 from tok1d.data.images import ImageSet
 from tok1d.devices import pick_device as pick
 from tok1d.devices import process_device, process_part

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from tok1d.config.condition import text_condition
-from tok1d.data.captions import BESIDE, LABELS, captions_of
-from tok1d.data.decoded import report_broken
+from tok1d.data.broken import report_broken
+from tok1d.data.captions import CLASS_SENTENCES, TEXT_FILES, captions_of
 from tok1d.data.folder import FolderImages, list_images
 from tok1d.data.images import ImageSet, kind_of, open_images, without_train
+from tok1d.data.source import ImageSource
 from tok1d.data.splits import split_folders
 from tok1d.data.transforms import Transform
 from tok1d.zoo.card import padding_of, trained_with
@@ -37,9 +38,8 @@ def open_data(
     """
     config, kind = model.config, kind_of(name)
     same = trained_with(model, "name", None) == kind  # then the keys are those of the training
-    images = open_images(
+    source = ImageSource(
         kind,
-        split,  # type: ignore[arg-type]
         root=data_root if name == "fashion_mnist" else name,
         image_size=size or config.image_size,
         channels=config.channels,
@@ -49,6 +49,7 @@ def open_data(
         image_key=trained_with(model, "image_key", None) if same else None,
         label_key=trained_with(model, "label_key", None) if same else None,
     )
+    images = open_images(source, split)  # type: ignore[arg-type]
     report_broken(images)
     return images
 
@@ -63,12 +64,12 @@ def captions_for(data: str, *models: Any) -> str | None:
     if reader is None:
         return None
     if data == "fashion_mnist":
-        return LABELS
-    known = trained_with(reader, "captions", BESIDE)
+        return CLASS_SENTENCES
+    known = trained_with(reader, "captions", TEXT_FILES)
     if (kind := kind_of(data)) != "folder":
         own = trained_with(reader, "name", None) == kind
         return known if own else {"webdataset": "txt"}.get(kind, "caption")
-    return known if known not in (None, LABELS) and (Path(data) / known).is_file() else BESIDE
+    return known if known not in (None, CLASS_SENTENCES) and (Path(data) / known).is_file() else TEXT_FILES
 
 
 def open_own(
@@ -90,5 +91,5 @@ def open_own(
         root, files, on_broken = where.parent, [where.name], "stop"
     else:
         root, files = without_train(where, list_images(where))
-    found = captions_of(root, "", files, BESIDE) if text_condition(model.config) is not None else {}
+    found = captions_of(root, "", files, TEXT_FILES) if text_condition(model.config) is not None else {}
     return FolderImages(root, transform, on_broken, files=files, captions=found or None)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tok1d.config.condition import is_conditional, text_condition
 from tok1d.config.options import check_counts, parse_counts
-from tok1d.data.decoded import replaced_among, whole_set
+from tok1d.data.broken import replaced_images, replaced_indices
 from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
 from tok1d.diffusion.guidance import Guidance
@@ -64,12 +64,12 @@ def reconstruct(tokenizer: Tokenizer, images: ImageSet, out: Path, how: Reconstr
 def _decodable(tokenizer: Tokenizer, images: ImageSet, label: str | None) -> tuple[Tensor, Tensor | None]:
     """The images (B, C, H, W) that can be decoded, and their conditions."""
     x, _, cond = ConditionedImages(tokenizer, images, label).batch(range(len(images)))
-    replaced = replaced_among(images, range(len(images)))
+    replaced = replaced_indices(images, range(len(images)))
     if not replaced:
         return x, cond
     kept = torch.tensor([i for i in range(len(x)) if i not in replaced])
     if not len(kept):
-        name, why = whole_set(images).replaced[0]
+        name, why = replaced_images(images)[0]
         raise DataError(f"{name}: {why}; none of the other chosen images can be decoded either")
     return x[kept], None if cond is None else cond[kept.to(cond.device)]
 
