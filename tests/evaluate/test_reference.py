@@ -415,7 +415,7 @@ def test_the_command_measures_folders_and_sample_batches(
         (["fashion_mnist", "--of", "holdout"], "expected train or validation or test or own"),
         (["fashion_mnist", "--out", "x.pt"], "expected the name of an .npz file"),
         (["fashion_mnist", "--network", "vgg"], "feature network: expected"),
-        (["none.npz", "--network", "fashion-mnist-cnn"], "found: No such file"),
+        (["none.npz", "--network", "fashion-mnist-cnn"], "got: No such file"),
     ],
 )
 def test_mistakes_of_the_command_are_one_line(
