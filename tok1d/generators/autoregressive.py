@@ -23,6 +23,7 @@ from tok1d.generators.head import DiffusionHead, HeadConfig
 from tok1d.nn.attention import Attend
 from tok1d.nn.embed import LabelEmbed
 from tok1d.nn.norm import RMSNorm
+from tok1d.nn.roles import TOKENS, Roles
 
 
 class HeadGenerator(CausalGenerator):
@@ -151,6 +152,8 @@ class EpsilonLlamaGen(HeadGenerator):
     """Tokens (B, K, D) given class ids (B,); see the module's docstring."""
 
     config: EpsilonLlamaGenConfig
+
+    roles: ClassVar[Roles] = {"positions": (TOKENS,), "head_positions": (TOKENS,)}
 
     def __init__(self, config: EpsilonLlamaGenConfig) -> None:
         super().__init__()

@@ -26,6 +26,7 @@ from tok1d.generators.statistics import NormalisedTokens, Statistics
 from tok1d.nn.attention import Attend, rotary
 from tok1d.nn.norm import RMSNorm
 from tok1d.nn.position import sequence_angles
+from tok1d.nn.roles import TOKENS, Roles
 
 
 @dataclass
@@ -98,6 +99,8 @@ class CARD(NormalisedTokens, HeadGenerator):
 
     label_embed: ClassVectors | CaptionVectors
     config: CARDConfig
+
+    roles: ClassVar[Roles] = {"positions": (TOKENS,), "head_positions": (TOKENS,)}
 
     def __init__(self, config: CARDConfig) -> None:
         super().__init__()

@@ -37,6 +37,7 @@ from tok1d.nn.embed import LabelEmbed
 from tok1d.nn.norm import RMSNorm
 from tok1d.nn.position import axial_angles, grid_coordinates, sequence_angles
 from tok1d.nn.precision import single
+from tok1d.nn.roles import TOKENS, Roles
 
 
 @dataclass
@@ -116,6 +117,8 @@ class LlamaGen(CausalGenerator):
     label_embed: LabelEmbed | CaptionPrefix
     cos: Tensor
     sin: Tensor
+
+    roles: ClassVar[Roles] = {"positions": (TOKENS,)}
 
     def __init__(self, config: LlamaGenConfig) -> None:
         super().__init__()

@@ -29,6 +29,7 @@ from tok1d.nn.attention import Attention, dropped, full
 from tok1d.nn.block import Block, Mlp, PostNormBlock, run_with_skips
 from tok1d.nn.embed import LabelEmbed
 from tok1d.nn.precision import single
+from tok1d.nn.roles import TOKENS, Roles
 
 
 @dataclass
@@ -85,6 +86,8 @@ def masked_counts(num_tokens: int, steps: int) -> list[int]:
 
 class MaskGITNetwork(nn.Module):
     """Ids (B, K), with V for a masked one, and class ids (B,) -> logits (B, K, V); attention is bidirectional."""
+
+    roles: ClassVar[Roles] = {"positions": (TOKENS,)}
 
     def __init__(self, config: MaskGITConfig) -> None:
         super().__init__()

@@ -49,7 +49,7 @@ def check_condition(config: GeneratorConfig, tokenizer: Tokenizer, name: str) ->
     if spec.needs_label and not spec.reads_captions:
         raise ConfigError(f"model.condition.kind: {name} is conditioned on classes, expected class, got text")
     for key in ("encoder", "dim", "length") if spec.reads_captions else ():
-        expected, got = (getattr(each, key) for each in (tokenizer.config.condition, own))
+        expected, got = (getattr(each, key) for each in (text_condition(tokenizer.config), own))
         if expected != got:
             raise ConfigError(f"model.condition.{key}: expected {expected} as the tokenizer's, got {got}")
 
