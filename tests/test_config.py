@@ -11,12 +11,14 @@ from typing import Any, ClassVar, Literal
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from tok1d.config import recipe as config_module
-from tok1d.config.fields import build_config, nearest, option, to_mapping
+from tok1d.config import load as config_module
+from tok1d.config.fields import build_config, option, to_mapping
 from tok1d.config.load import field_rows, load_card, load_recipe, recipe_names, to_yaml
+from tok1d.config.nearest import nearest
 from tok1d.config.recipe import CardConfig, DataConfig, EvaluateConfig, Recipe, TrainConfig
-from tok1d.config.registry import MODEL_CONFIGS, build_model_config
+from tok1d.config.registry import MODELS, Entry, build_model_config
 from tok1d.errors import ConfigError
 
 
@@ -70,6 +72,11 @@ class Model:
 
 
 @dataclass
+class ToyGenerator:
+    name: str = option("toy_generator")
+
+
+@dataclass
 class Other:
     name: str = option("other")
     size: int = option(3, help="a required neighbour's neighbour")
@@ -84,8 +91,9 @@ train: {steps: 100, batch_size: 8, lr: 1e-3}
 
 @pytest.fixture(autouse=True)
 def toy_models(monkeypatch):
-    monkeypatch.setitem(MODEL_CONFIGS, "toy", (__name__, "Model"))
-    monkeypatch.setitem(MODEL_CONFIGS, "other", (__name__, "Other"))
+    monkeypatch.setitem(MODELS, "toy", Entry("tokenizer", nn.Module, Model))
+    monkeypatch.setitem(MODELS, "other", Entry("tokenizer", nn.Module, Other))
+    monkeypatch.setitem(MODELS, "toy_generator", Entry("generator", nn.Module, ToyGenerator))
 
 
 @pytest.fixture
@@ -216,7 +224,9 @@ def test_a_later_size_replaces_and_numbers_beside_it_win(tmp_path, base, child, 
 
 
 def test_generator_gets_a_cache_below_out(minimal):
-    recipe = load_recipe(minimal, ["kind=generator", "tokenizer=runs/t/model", "out=elsewhere"])
+    recipe = load_recipe(
+        minimal, ["kind=generator", "model.name=toy_generator", "tokenizer=runs/t/model", "out=elsewhere"]
+    )
     assert recipe.cache == "elsewhere/cache"
 
 
@@ -362,7 +372,7 @@ def test_mistake_in_override_and_in_yaml_is_told_the_same(minimal, tmp_path, ove
         (["train.lr_min=1"], "train.lr_min: expected at most lr=0.001, got 1.0"),
         (["train.warmup_init=1"], "train.warmup_init: expected at most lr=0.001, got 1.0"),
         (["train.schedule=constant", "train.decay_steps=9"], "train.decay_steps: schedule=constant does not decay"),
-        (["kind=generator"], "tokenizer: a generator needs"),
+        (["kind=generator", "model.name=toy_generator"], "tokenizer: a generator needs"),
         (["tokenizer=x"], "tokenizer: only generators read it"),
         (["num_tokens=3"], "num_tokens: only generators read it"),
         (["data.name=folder"], "data.root: name=folder needs"),
@@ -394,7 +404,7 @@ def test_model_must_fit_kind_and_data(minimal, monkeypatch):
     ("text", "words"),
     [
         ("kind: tokenizer\ntrain: [1\n", "line 3: not valid YAML"),
-        ("seed: 1\nseed: 2\n", "line 2: not valid YAML, got duplicate key seed"),
+        ("seed: 1\nseed: 2\n", "line 2: not valid YAML, found duplicate key seed"),
         ("seed: 1\n\x01", "line 2: not valid YAML"),
         ("a: !!python/object:os.system x", "line 1: not valid YAML"),
         ("a: !!set {x}", "not a supported"),
@@ -491,6 +501,6 @@ def test_nearest_is_symmetric_in_slips_and_silent_when_far():
 
 
 def test_importing_and_listing_needs_neither_torch_nor_omegaconf():
-    code = "import sys, tok1d.config as c; c.recipe_names(); print({'torch', 'omegaconf'} & set(sys.modules))"
+    code = "import sys, tok1d; tok1d.recipes(); print({'torch', 'omegaconf'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

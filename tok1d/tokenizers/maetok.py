@@ -10,7 +10,7 @@ Stage two: the encoder is frozen and the pixel decoder learns on, while fewer an
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +104,9 @@ class MAETokConfig:
 
 class MAETok(nn.Module):
     """The tokenizer; see the module's text. Images (B, C, H, W) in [0, 1], tokens (B, L, C), with VQ ids (B, L)."""
+
+    any_size: ClassVar[bool] = True
+    adversarial: ClassVar[bool] = True
 
     def __init__(self, config: MAETokConfig) -> None:
         super().__init__()

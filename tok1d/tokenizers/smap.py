@@ -15,7 +15,7 @@ place, on both sides; it is a trained row only with `label_dropout` > 0. So it i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,9 @@ class SMAPConfig:
 
 class SMAP(nn.Module):
     """The tokenizer; see the module's text. Images (B, C, H, W) in [0, 1], tokens (B, N, C), with VQ ids (B, N)."""
+
+    any_size: ClassVar[bool] = True
+    adversarial: ClassVar[bool] = True
 
     def __init__(self, config: SMAPConfig) -> None:
         super().__init__()

@@ -195,6 +195,9 @@ class TiTokDecoder(MaskDecoder):
 class TiTok(nn.Module):
     """The tokenizer; see the module's text. Images (B, C, H, W) in [0, 1], tokens (B, L, C), with VQ ids (B, L)."""
 
+    any_size: ClassVar[bool] = True
+    adversarial: ClassVar[bool] = True
+
     def __init__(self, config: TiTokConfig) -> None:
         super().__init__()
         self.config = config

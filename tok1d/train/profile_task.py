@@ -160,7 +160,7 @@ def _tokens(recipe: Recipe, model: Any) -> tuple[BatchFunction, str, bool]:
     found = found.chunk(2, dim=-1)[0] if moments else found
     if cache.num_tokens < length or found.shape[2:] != wanted.shape[2:] or found.dtype != wanted.dtype:
         return _random(recipe), f"random tokens ({recipe.cache} holds others)", False
-    rows_of = released if recipe.draws == "released" else every_image
+    rows_of = released if recipe.row_order == "released" else every_image
     size, seed = recipe.train.batch_size, recipe.seed
     captioned, told = text_condition(recipe.model) is not None, _told(recipe)
 

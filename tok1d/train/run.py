@@ -17,7 +17,7 @@ import torch
 from tok1d import __version__
 from tok1d.config.condition import is_conditional
 from tok1d.config.fields import to_mapping
-from tok1d.config.load import load_recipe, to_yaml
+from tok1d.config.load import stored_recipe, to_yaml
 from tok1d.config.recipe import Recipe
 from tok1d.cost.flops import step_flops_or_none
 from tok1d.data.decoded import report_broken
@@ -76,7 +76,7 @@ def prepare(recipe: Recipe, *, overwrite: bool = False, first: bool = True) -> P
         elif is_finished(out):
             raise ConfigError(f"{out}: holds a finished run; pass --overwrite to train anew, or out=FOLDER for another")
         elif config.exists() and _has_begun(out):
-            _check_same(load_recipe(str(config)), recipe, out)
+            _check_same(stored_recipe(config), recipe, out)
             return out
         elif not config.exists() and out.exists() and _holds_else(out, ("slurm", temporary.name)):
             raise ConfigError(f"{out}: not empty and not a run folder; choose another with out=FOLDER")

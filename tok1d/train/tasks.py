@@ -300,7 +300,7 @@ def _cached(recipe: Recipe, tokenizer: Any, length: int) -> tuple[BatchFunction,
     cache = open_cache(recipe, tokenizer, images)
     if cache.num_tokens < length:
         raise DataError(f"{recipe.cache}: holds {cache.num_tokens} tokens an image, {length} are needed; encode again")
-    rows_of = released if recipe.draws == "released" else every_image
+    rows_of = released if recipe.row_order == "released" else every_image
     size, seed = recipe.train.batch_size, recipe.seed
 
     def batch(micro_step: int, rank: int, world: int) -> Batch:

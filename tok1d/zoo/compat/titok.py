@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -189,6 +189,8 @@ class LegacyDecoder(MaskDecoder):
 
 class LegacyTiTok(nn.Module):
     """The tokenizer; see the module's text. Images (B, C, H, W) in [0, 1], ids (B, L)."""
+
+    adversarial: ClassVar[bool] = True
 
     def __init__(self, config: LegacyTiTokConfig) -> None:
         super().__init__()
