@@ -1,10 +1,10 @@
-# Two commands need nothing else: `make demo` and `make test`. Both set up .venv first, once.
-.PHONY: demo test test-faults lint types pytest format clean
+# `make demo` and `make test` need no preparation: both set up .venv first, once.
+.PHONY: demo test quick test-faults lint types pytest format clean
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-# Threads that wait by spinning make two jobs on one machine many times slower.
+# Without this, waiting threads keep the cores busy, and two jobs on one machine run many times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 demo: .venv/.demo
@@ -15,6 +15,7 @@ test: lint types pytest
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: .venv/.dev
 	$(BIN)/mypy
@@ -23,7 +24,15 @@ pytest: .venv/.dev
 	-$(BIN)/python -m tok1d.data.fashion_mnist
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Sixty kills (tests/faults); the table goes into docs/reliability.md.
+# For use while working: no mypy, and without the test files and tests that take long.
+LONG_FILES := benchmarks bad_input cache captioned compare demo disk evaluations export faults grid half job kills labels \
+	latents mixture options own_data pairs precision processes profile proxies recipes rehearse run text_conditions trackers
+LONG_TESTS := field_rows or yaml_round_trip or whole_chain or kl16 or torchmetrics or torch_fidelity or _sizes
+quick: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" -k "not ($(LONG_TESTS))" \
+		$(patsubst %,--ignore-glob='*/test_%.py',$(LONG_FILES))
+
+# Kills and restarts 60 trainings (tests/faults) and writes the table into docs/reliability.md.
 test-faults: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/harness.py --kills 20 --table docs/reliability.md
 

@@ -1,12 +1,12 @@
-"""All bundled models under all metrics: the commands of the README's tables, one file of records each.
+"""Measures all bundled models with all metrics, and fills the tables of docs/results.md.
 
-    python benchmarks/bundled.py              # the missing ones, in order; a killed one goes on
-    python benchmarks/bundled.py --again      # all of them anew
-    python benchmarks/bundled.py --list
-    python benchmarks/bundled.py --write      # put the tables into README.md
+    python benchmarks/bundled.py              # measure the missing models; an interrupted measurement resumes
+    python benchmarks/bundled.py --again      # measure all of them again
+    python benchmarks/bundled.py --list       # print the commands
+    python benchmarks/bundled.py --write      # write the tables into docs/results.md
 
-Each row is one `tok1d evaluate` command, shown by --list; its records go to benchmarks/results/bundled/NAME.json as the
-command writes them, with all that a number depends on. Nine minutes on one core.
+Each model is measured by one `tok1d evaluate` command. Its records, with the complete protocol, are written to
+benchmarks/results/bundled/NAME.json. All together take nine minutes on one core.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from table import fill, markdown
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 
 RESULTS = Path(__file__).parent / "results" / "bundled"
-PAGE = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 NETWORK = "@fashion-mnist-cnn"
 PAIRS = {
     "Semanticist": ("fashion-mnist-semanticist", "fashion-mnist-epsilon-llamagen", "1,2,4,8", "2"),
@@ -36,7 +36,7 @@ METRICS = {  # name in the records: name in the table, digits, factor
     "mse": ("squared error", 4, 1.0),
     "ssim": ("SSIM", 3, 1.0),
     "lpips": ("LPIPS", 3, 1.0),
-    "judge_accuracy": ("judge accuracy, %", 1, 100.0),
+    "judge_accuracy": ("classifier accuracy, %", 1, 100.0),
     "label_agreement": ("label agreement, %", 1, 100.0),
     f"fd{NETWORK}": (f"`fd{NETWORK}`", 2, 1.0),
     f"sfd{NETWORK}": (f"`sfd{NETWORK}`", 2, 1.0),
@@ -51,7 +51,7 @@ Records = dict[str, list[dict[str, Any]]]
 
 
 def commands() -> dict[str, list[str]]:
-    """The arguments of `tok1d` by row."""
+    """The arguments of `tok1d` for each model."""
     found = {}
     for tokenizer, generator, keep, guidance in PAIRS.values():
         found[tokenizer] = ["evaluate", "reconstruction", tokenizer, "fashion_mnist", "--metrics", "all"]
@@ -61,12 +61,12 @@ def commands() -> dict[str, list[str]]:
 
 
 def read() -> Records:
-    """The records of the rows that are there."""
+    """The records of the models that have been measured."""
     return {name: json.loads(path.read_text()) for name in commands() if (path := RESULTS / f"{name}.json").exists()}
 
 
 def cell(records: Sequence[dict[str, Any]], name: str, keep: int | None) -> str:
-    """One number as a table has it; "none" where the record says that it is unavailable, "" where there is none."""
+    """One cell of a table: the number, "none" if the record says it is unavailable, "" if there is no record."""
     for record in records:
         if record["name"] == name and record["keep"] == keep:
             _, digits, factor = METRICS[name]
@@ -75,12 +75,12 @@ def cell(records: Sequence[dict[str, Any]], name: str, keep: int | None) -> str:
 
 
 def most(records: Sequence[dict[str, Any]]) -> int:
-    """The most tokens that were decoded."""
+    """The largest number of decoded tokens."""
     return max(record["keep"] for record in records if record["keep"] is not None)
 
 
 def side(which: int, names: Sequence[str], records: Records) -> str:
-    """All metrics of the three tokenizers (0) or generators (1), from all tokens."""
+    """All metrics of the three tokenizers (0) or generators (1), with all tokens."""
     models = {family: records[pair[which]] for family, pair in PAIRS.items() if pair[which] in records}
     body = [
         [METRICS[name][0], *(cell(found, name, most(found)) for found in models.values())]
@@ -101,11 +101,11 @@ def samples(records: Records) -> str:
 
 
 def prefixes(family: str) -> Callable[[Records], str]:
-    """What the first tokens of a family give, reconstructed and sampled."""
+    """Reconstruction and generation by number of tokens, for the pair of one system."""
 
     def table(records: Records) -> str:
         tokenizer, generator, *_ = PAIRS[family]
-        decoded, drawn = records[tokenizer], records.get(generator, [])
+        decoded, sampled = records[tokenizer], records.get(generator, [])
         given, new = ("psnr", "judge_accuracy", f"fd{NETWORK}"), ("label_agreement", f"fd{NETWORK}")
         head = ["tokens kept", *(METRICS[name][0] for name in given)]
         head += [METRICS["label_agreement"][0], f"`fd{NETWORK}` of samples"]
@@ -114,7 +114,7 @@ def prefixes(family: str) -> Callable[[Records], str]:
             [
                 str(keep),
                 *(cell(decoded, name, keep) for name in given),
-                *(cell(drawn, name, keep) for name in new),
+                *(cell(sampled, name, keep) for name in new),
             ]
             for keep in counts
         ]
@@ -124,7 +124,7 @@ def prefixes(family: str) -> Callable[[Records], str]:
 
 
 def unavailable(records: Records) -> str:
-    """Why cells say "none"."""
+    """The reasons for "none" in the tables."""
     reasons = {r["name"]: r["note"] for found in records.values() for r in found if r["value"] is None}
     return "\n".join(f"- {METRICS[name][0]}: {reason.removeprefix('LPIPS: ')}" for name, reason in reasons.items())
 
@@ -142,13 +142,15 @@ def main(args: Sequence[str] | None = None) -> int:
     from tok1d.cli.app import run
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=[], metavar="MODEL", help="these, also if they are there")
-    parser.add_argument("--again", action="store_true", help="all of them, also those that are there")
-    parser.add_argument("--list", action="store_true", help="show the commands, and which have been run")
-    parser.add_argument("--write", action="store_true", help="write the tables into README.md")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="MODEL", help="measure these, even if they have been measured"
+    )
+    parser.add_argument("--again", action="store_true", help="measure all, even those that have been measured")
+    parser.add_argument("--list", action="store_true", help="print the commands and which have been run")
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/results.md")
     arguments = parser.parse_args(args)
     if unknown := set(arguments.only) - commands().keys():
-        parser.error(f"no row {', '.join(sorted(unknown))}; --list shows them")
+        parser.error(f"no model {', '.join(sorted(unknown))}; --list prints them")
     if arguments.write:
         fill(PAGE, TABLES, read())
         return 0
@@ -157,7 +159,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if arguments.list:
             print(f"{'done   ' if out.exists() else 'missing'} tok1d {' '.join(command)}")
         elif out.exists() and not (arguments.again or name in arguments.only):
-            print(f"{name}: measured already, --again or --only {name} measures it anew")
+            print(f"{name}: already measured; --again or --only {name} measures it again")
         elif arguments.again or name in arguments.only or not arguments.only:
             print(f"tok1d {' '.join(command)}", flush=True)
             if code := run([*command, "--out", str(out)]):

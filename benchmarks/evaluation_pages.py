@@ -1,4 +1,4 @@
-"""What `tok1d evaluate explain` prints, put into docs/evaluation.md: python benchmarks/evaluation_pages.py"""
+"""Writes the output of `tok1d evaluate explain` into docs/evaluation.md: python benchmarks/evaluation_pages.py"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BLOCK = re.compile(r"(<!-- explain (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def printed(arguments: str) -> str:
-    """The command and what it prints, 100 columns wide."""
+    """The command and its output, 100 columns wide."""
     output = io.StringIO()
     with patch.dict(os.environ, {"COLUMNS": "100"}), contextlib.redirect_stdout(output):
         assert cli.run(["evaluate", "explain", *shlex.split(arguments)]) == 0, arguments
@@ -26,7 +26,7 @@ def printed(arguments: str) -> str:
 
 
 def filled(text: str) -> str:
-    """The page with what every command in it prints now."""
+    """The page with the current output of every command in it."""
     return BLOCK.sub(lambda match: match[1] + printed(match[2]) + match[3], text)
 
 

@@ -1,11 +1,11 @@
-"""Speed of MAETok and SiT: what every part of the training and of sampling costs, and what resolution does to it.
+"""Speed of MAETok and SiT: the cost of each part of training and sampling, and its dependence on the resolution.
 
-    python benchmarks/maetok.py                     # all rows that the results file does not have yet
+    python benchmarks/maetok.py                     # all rows that are not in the results file
     python benchmarks/maetok.py --only encode guidance   # some of them (--list names all)
-    python benchmarks/maetok.py --quick             # less work a row, kept in runs/
-    python benchmarks/maetok.py --markdown          # the results file as a Markdown table; measures nothing
+    python benchmarks/maetok.py --quick             # less work per row; results in runs/
+    python benchmarks/maetok.py --markdown          # print the results file as a Markdown table; measures nothing
 
-See the README beside this file for what the rows mean.
+README.md in this folder explains the rows.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from tok1d.errors import ConfigError
 
 
 def options(parse: argparse.ArgumentParser) -> None:
-    """What this benchmark has besides the common options."""
+    """Options of this benchmark."""
     parse.add_argument("--steps", type=positive, default=25, help="Euler steps of the generator (default 25)")
     parse.add_argument(
-        "--interval", type=float, nargs=2, default=[0.25, 1.0], help="times of interval guidance, 0 = noise"
+        "--interval", type=float, nargs=2, default=[0.25, 1.0], help="interval of guidance in time, 0 = noise"
     )
 
 
 def make_bench(args: argparse.Namespace, sizes: MAETokSizes, device: torch.device) -> MAETokBench:
-    """Models and inputs, as the command line has them.
+    """Models and inputs for the options of the command line.
 
     Raises:
-        ConfigError: an empty interval.
+        ConfigError: the interval is empty or outside 0..1.
     """
     low, high = args.interval
     if not 0 <= low < high <= 1:
-        raise ConfigError(f"--interval: expected two rising times in 0..1, got {low:g} {high:g}")
+        raise ConfigError(f"--interval: expected two increasing times in 0..1, got {low:g} {high:g}")
     return MAETokBench(sizes, device, args.precision, args.steps, (low, high))
 
 
@@ -46,7 +46,7 @@ BENCHMARK = Benchmark("maetok", __doc__ or "", MAETOK_ROWS, options, make_bench,
 
 
 def main(argv: list[str] | None = None, sizes: Any = None) -> int:
-    """The command; returns its exit code. `sizes` replaces those that --quick chooses from."""
+    """Run the command and return its exit code. `sizes` replaces the default sizes."""
     return BENCHMARK.main(argv, sizes)
 
 

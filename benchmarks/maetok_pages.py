@@ -1,7 +1,7 @@
 """Tables of docs/maetok.md from the records of maetok_table.py.
 
-Seed spread of a figure: the larger of its ranges over the seeds of `ae` and of `ae-mask`. The headline comparison holds
-where the ranges of the two groups do not touch; one of single seeds where the difference exceeds the seed spread.
+Seed spread of a value: the larger of its ranges over the seeds of `ae` and of `ae-mask`. The comparison of these two is
+decided if the ranges do not overlap; a comparison of single seeds if the difference exceeds the seed spread.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ NAMES = {
     "hog": "AE + masking, target HOG",
     "teacher": "AE + masking, target teacher",
     "hog-teacher": "AE + masking, targets HOG and teacher",
-    "patches": "the teacher: AE + masking, patches as tokens",
+    "patches": "teacher: AE + masking, patches as tokens",
 }
-# What the paper says, as (new, old, figure, whether it rises); figures of the paper's tables are at ImageNet size.
+# Claims of the paper: (text, new, old, value, whether it rises). The values in the paper are for ImageNet.
 CLAIMS: list[tuple[str, str, str, str, bool]] = [
     ("masking improves generation", "ae-mask", "ae", CONDITIONAL, False),
     ("also without classes", "ae-mask", "ae", UNCONDITIONAL, False),
     ("masking lowers the SiT's loss", "ae-mask", "ae", "test_loss", False),
-    ("masking costs reconstruction", "ae-mask", "ae", "psnr", False),
-    ("masking makes tokens more linear in the class", "ae-mask", "ae", "probe_accuracy", True),
-    ("fine-tuning gives reconstruction back", "ae-mask-finetune", "ae-mask", "psnr", True),
+    ("masking lowers reconstruction quality", "ae-mask", "ae", "psnr", False),
+    ("masking makes classes more linearly separable (probe)", "ae-mask", "ae", "probe_accuracy", True),
+    ("fine-tuning restores reconstruction quality", "ae-mask-finetune", "ae-mask", "psnr", True),
     ("fine-tuning improves generation", "ae-mask-finetune", "ae-mask", CONDITIONAL, False),
     ("masking improves generation from a VAE", "vae-mask", "vae", CONDITIONAL, False),
-    ("HOG targets beat pixels", "hog", "ae-mask", CONDITIONAL, False),
-    ("a learned teacher beats pixels", "teacher", "ae-mask", CONDITIONAL, False),
-    ("HOG and teacher beat pixels", "hog-teacher", "ae-mask", CONDITIONAL, False),
+    ("HOG targets are better than pixels", "hog", "ae-mask", CONDITIONAL, False),
+    ("a learned teacher is better than pixels", "teacher", "ae-mask", CONDITIONAL, False),
+    ("HOG and teacher are better than pixels", "hog-teacher", "ae-mask", CONDITIONAL, False),
 ]
 PERCENT = ("probe_accuracy", "label_agreement")
 DIGITS = {"psnr": 2, "mse": 5, FD: 2, CONDITIONAL: 2, UNCONDITIONAL: 2, "test_loss": 4, "probe_accuracy": 1}
 
 
 def figures(records: Records, kind: str, figure: str) -> list[float]:
-    """A figure of a kind over its seeds, from the tokenizer's row or from its SiT's; shares in percent."""
+    """A value over the seeds of a kind, from the row of the tokenizer or of its SiT; fractions in percent."""
     groups = [*seeds(records, kind), *seeds(records, f"sit-{kind}")]
     return [record[figure] * (100 if figure in PERCENT else 1) for record in groups if figure in record]
 
@@ -55,15 +55,15 @@ def cell(records: Records, kind: str, figure: str) -> str:
 
 
 def results(records: Records) -> str:
-    """Every tokenizer: reconstruction, probe and its SiT."""
+    """All tokenizers: reconstruction, probe and their SiT."""
     columns = {
         "psnr": "PSNR, dB",
         "mse": "squared error",
         FD: f"`{FD}`",
         "probe_accuracy": "probe, %",
         "test_loss": "SiT: loss",
-        CONDITIONAL: "SiT: `fd@`, classes",
-        UNCONDITIONAL: "SiT: `fd@`, none",
+        CONDITIONAL: "SiT: `fd@`, with classes",
+        UNCONDITIONAL: "SiT: `fd@`, without",
     }
     body = [
         [name, *(cell(records, kind, figure) for figure in columns)]
@@ -74,7 +74,7 @@ def results(records: Records) -> str:
 
 
 def claims(records: Records) -> str:
-    """What the paper claims against what these rows show."""
+    """The claims of the paper, compared with these rows."""
     body = []
     for claim, new, old, figure, rises in CLAIMS:
         a, b = figures(records, new, figure), figures(records, old, figure)
@@ -82,7 +82,7 @@ def claims(records: Records) -> str:
             continue
         if (new, old) == HEADLINE[::-1] and min(len(a), len(b)) > 1:
             there = verdict(a, b) == "shown"
-        else:  # like with like: seed 0 of both
+        else:  # compare seed 0 of both
             a, b, groups = a[:1], b[:1], [figures(records, kind, figure) for kind in HEADLINE]
             if min(map(len, groups)) < 2:
                 there = None
@@ -93,7 +93,7 @@ def claims(records: Records) -> str:
 
 
 def samples(records: Records) -> str:
-    """How samples were drawn, and what the judge sees in those with classes."""
+    """The sampler of each row, and the label agreement of the samples with classes."""
     body = [
         [f"`{name}`", f"{r['num_images']:,}", r["sampler"], f"{100 * r['label_agreement']:.1f}"]
         for name, r in records.items()

@@ -1,33 +1,34 @@
-"""The experiments of docs/maetok.md on Fashion-MNIST: one JSON record a row, only missing rows are run.
+"""Runs the experiments of docs/maetok.md on Fashion-MNIST: one JSON record per row; only missing rows are run.
 
-    python benchmarks/maetok_table.py                # the missing rows, in order; stop and go on as you like
+    python benchmarks/maetok_table.py                # the missing rows, in order; resumes when interrupted
     python benchmarks/maetok_table.py --only ae-0 sit-ae-0
     python benchmarks/maetok_table.py --list
-    python benchmarks/maetok_table.py --write        # put the tables into docs/maetok.md
+    python benchmarks/maetok_table.py --write        # write the tables into docs/maetok.md
 
-A row KIND-SEED trains a tokenizer, sit-KIND-SEED a SiT on its tokens. Trainings go to RUNS/NAME and resume from their
-checkpoints; records go to benchmarks/results/maetok_table/.
+Row KIND-SEED trains a tokenizer, row sit-KIND-SEED a SiT on its tokens. Trainings are written to RUNS/NAME and resume
+from their checkpoints; records are written to benchmarks/results/maetok_table/.
 
-Time, estimated and not measured: counted FLOPs (tok1d train RECIPE --dry-run) at 40 GFLOP/s, about what one core of the
-machine of docs/semanticist.md reached in its trainings of such sizes (9.9 TFLOP in 239 s):
+Estimated time (not measured): counted FLOPs (tok1d train RECIPE --dry-run) at 40 GFLOP/s, about the speed of one core
+of the machine of docs/semanticist.md in trainings of this size (9.9 TFLOP in 239 s):
 
-    tokenizers of 1,500 steps    8 of 9.0 GFLOP a step (5.6 min each), with HOG 10.5 (6.6), with a teacher about 11.2
+    tokenizers, 1,500 steps      8 of 9.0 GFLOP per step (5.6 min each), with HOG 10.5 (6.6), with a teacher about 11.2
                                  (7.0), with both 12.7 (7.9), the teacher itself less than 9.0 (5.6)       72 min
     fine-tuning, 750 steps       of 6.0 GFLOP                                                               2 min
     11 SiT of 1,100 steps        of 10.3 GFLOP (4.7 min each), and 35 s to encode 60,000 images            58 min
-    12 times 2 x 2,000 samples   in 50 calls of 27 MFLOP a sequence: 68 s each                             27 min
+    12 times 2 x 2,000 samples   in 50 calls of 27 MFLOP per sequence: 68 s each                             27 min
     reconstructions and probes   15 s each                                                                  4 min
 
-163 minutes in all, so within 4 CPU-hours with a third to spare; no training is longer than 8 minutes.
+163 minutes in total, which is two thirds of 4 CPU-hours; no training is longer than 8 minutes.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from table import FD, PAD, SIZE, RowFunction, images, judge, train, trained, values
+from table import FD, PAD, SIZE, RowFunction, classifier, images, train, trained, values
 from table import main as run_table
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
@@ -39,7 +40,7 @@ SEEDS = (0, 1, 2)
 HEADLINE = ("ae", "ae-mask")
 TEACHER_DIM = 96  # width of the teacher's encoder
 
-# Recipe and overrides of each tokenizer; targets that are not pixels come from `auxiliary`.
+# Recipe and overrides of each tokenizer; targets other than pixels are added by `auxiliary`.
 AE, VAE, MASKED = "fashion_mnist/maetok_ae", "fashion_mnist/maetok_vae", ["model.mask.low=0.4", "model.mask.high=0.6"]
 TOKENIZERS: dict[str, tuple[str, list[str]]] = {
     "ae": (AE, []),
@@ -63,7 +64,7 @@ def auxiliary(kind: str, runs: Path) -> list[str]:
 
 
 def train_tokenizer(kind: str, seed: int, runs: Path) -> Any:
-    """The trained tokenizer of a row, trained now where its run folder is not finished; what it needs before it."""
+    """The tokenizer of a row; trains it, and first the models it depends on, if its run is not finished."""
     shared = [f"seed={seed}", "train.save_every=250"]
     if kind in FINETUNED:
         train_tokenizer(FINETUNED[kind], seed, runs)
@@ -78,7 +79,7 @@ def train_tokenizer(kind: str, seed: int, runs: Path) -> Any:
 
 
 def train_sit(kind: str, seed: int, runs: Path) -> Any:
-    """The SiT on the tokens of a tokenizer; fine-tuning leaves the tokens and so their SiT as they are."""
+    """The SiT on the tokens of a tokenizer; fine-tuning does not change the tokens, so their SiT is the same."""
     kind = FINETUNED.get(kind, kind)
     train_tokenizer(kind, seed, runs)
     overrides = [
@@ -105,7 +106,7 @@ def tokens_of(tokenizer: Any, split: str, num: int) -> tuple[Any, Any]:
 
 
 def probe(tokenizer: Any) -> float:
-    """Test accuracy of a logistic regression on all numbers of an image's tokens."""
+    """Test accuracy of a logistic regression on the concatenated tokens of an image."""
     from tok1d.evaluate.probe import linear_probe
 
     train_x, train_y = tokens_of(tokenizer, "train", NUM_PROBED)
@@ -114,13 +115,16 @@ def probe(tokenizer: Any) -> float:
 
 
 def tokenizer_row(kind: str, seed: int) -> RowFunction:
-    """One tokenizer: reconstruction of the first test images, and the probe of its tokens."""
+    """A tokenizer: reconstruction of the first test images, and a probe on its tokens."""
 
     def row(runs: Path) -> dict[str, Any]:
+        from tok1d.evaluate.measures import Measuring, by_classifier
         from tok1d.evaluate.reconstruction import evaluate_reconstruction
+        from tok1d.evaluate.request import Reconstructions
 
         tokenizer = train_tokenizer(kind, seed, runs)
-        found = evaluate_reconstruction(tokenizer, images("test", NUM_IMAGES), judge=judge(), pad=PAD, batch_size=250)
+        measuring = Measuring(by_classifier(classifier(), "reconstruction", PAD))
+        found = evaluate_reconstruction(tokenizer, images("test", NUM_IMAGES), Reconstructions(), measuring)
         return {
             **trained(runs / f"{kind}-{seed}"),
             "num_images": NUM_IMAGES,
@@ -133,9 +137,9 @@ def tokenizer_row(kind: str, seed: int) -> RowFunction:
 
 
 def held_out_loss(generator: Any, tokenizer: Any) -> float:
-    """The velocity's squared error on test tokens, normalised, with their classes; every generator gets the same noise.
+    """Squared error of the velocity on normalised test tokens with their classes; the same noise for every generator.
 
-    Mean over `LOSS_DRAWS` times of the training distribution an image.
+    Mean over `LOSS_DRAWS` times of the training distribution per image.
     """
     import torch
 
@@ -152,22 +156,25 @@ def held_out_loss(generator: Any, tokenizer: Any) -> float:
 
 
 def sit_row(kind: str, seed: int) -> RowFunction:
-    """A SiT: its loss, and samples with classes and without, unguided, against the 10,000 test images."""
+    """A SiT: its loss, and unguided samples with and without classes, against the 10,000 test images."""
 
     def row(runs: Path) -> dict[str, Any]:
         from tok1d.evaluate.generation import evaluate_generation
+        from tok1d.evaluate.measures import Measuring, by_classifier
+        from tok1d.evaluate.request import Samples
 
         generator, tokenizer = train_sit(kind, seed, runs), train_tokenizer(kind, seed, runs)
-        reference, how = images("test", 10_000), {"steps": SAMPLER_STEPS, "num": NUM_IMAGES, "seed": seed, "pad": PAD}
+        reference, measuring = images("test", 10_000), Measuring(by_classifier(classifier(), "generation", PAD))
+        how = Samples(steps=SAMPLER_STEPS, num=NUM_IMAGES, seed=seed, guidance=1.0)
         conditional, unconditional = (
-            evaluate_generation(generator, tokenizer, reference, judge(), unconditional=without, **how)
+            evaluate_generation(generator, tokenizer, reference, replace(how, unconditional=without), measuring)
             for without in (False, True)
         )
         return {
             **({} if kind in FINETUNED else trained(runs / f"sit-{kind}-{seed}")),
             "test_loss": held_out_loss(generator, tokenizer),
             "num_images": NUM_IMAGES,
-            "sampler": conditional[0].sampler,
+            "sampler": conditional[0].sampler_text,
             "label_agreement": values(conditional)["label_agreement"],
             f"conditional_{FD}": values(conditional)[FD],
             f"unconditional_{FD}": values(unconditional)[FD],
@@ -177,7 +184,7 @@ def sit_row(kind: str, seed: int) -> RowFunction:
 
 
 def rows() -> dict[str, RowFunction]:
-    """Every row by name, in the order they are run: the headline pair first, then what is compared with it."""
+    """All rows by name, in the order they are run: the pair with three seeds first, then the rows compared with it."""
     kinds = [(kind, 0) for kind in (*HEADLINE, *FINETUNED, "patches", "hog", "teacher", "hog-teacher", "vae")]
     kinds += [("vae-mask", 0), *((kind, seed) for seed in SEEDS[1:] for kind in HEADLINE)]
     table: dict[str, RowFunction] = {}

@@ -1,11 +1,11 @@
-"""Speed of Semanticist and epsilon-LlamaGen: each optimisation against the same work without it.
+"""Speed of Semanticist and epsilon-LlamaGen: each optimisation compared with the same computation without it.
 
-    python benchmarks/semanticist.py                     # all rows that the results file does not have yet
+    python benchmarks/semanticist.py                     # all rows that are not in the results file
     python benchmarks/semanticist.py --only encode ar    # some of them (--list names all)
-    python benchmarks/semanticist.py --quick             # a look in about a minute, at less work a row
-    python benchmarks/semanticist.py --markdown          # the results file as a Markdown table; measures nothing
+    python benchmarks/semanticist.py --quick             # less work per row, about a minute; results in runs/
+    python benchmarks/semanticist.py --markdown          # print the results file as a Markdown table; measures nothing
 
-See the README beside this file for what the rows mean.
+README.md in this folder explains the rows.
 """
 
 from __future__ import annotations
@@ -23,24 +23,28 @@ from tok1d.errors import ConfigError
 
 
 def options(parse: argparse.ArgumentParser) -> None:
-    """What this benchmark has besides the common options."""
+    """Options of this benchmark."""
     parse.add_argument("--decoder-steps", type=positive, default=25, help="flow decoder steps (default 25)")
     parse.add_argument(
         "--head-steps", type=positive, nargs="+", default=None, help="SDE steps of the head (default 25 50, quick 25)"
     )
-    parse.add_argument("--euler-steps", type=positive, nargs="+", default=[10], help="Euler steps of it (default 10)")
-    parse.add_argument("--interval", type=float, nargs=2, default=[0.25, 0.75], help="times of interval guidance")
+    parse.add_argument(
+        "--euler-steps", type=positive, nargs="+", default=[10], help="Euler steps of the head (default 10)"
+    )
+    parse.add_argument(
+        "--interval", type=float, nargs=2, default=[0.25, 0.75], help="interval of guidance in time, 0 = noise"
+    )
 
 
 def make_bench(args: argparse.Namespace, sizes: Sizes, device: torch.device) -> Bench:
-    """Models and inputs, as the command line has them.
+    """Models and inputs for the options of the command line.
 
     Raises:
-        ConfigError: a number of steps that the sampler cannot take.
+        ConfigError: too few steps for the sampler.
     """
     head_steps = args.head_steps or ([25] if args.quick else [25, 50])
     if min(head_steps) < 2:
-        raise ConfigError(f"--head-steps: the SDE sampler needs at least 2 steps, got {min(head_steps)}")
+        raise ConfigError(f"--head-steps: expected at least 2 steps for the SDE sampler, got {min(head_steps)}")
     interval = (args.interval[0], args.interval[1])
     steps = (args.decoder_steps, tuple(head_steps), tuple(args.euler_steps))
     return Bench(sizes, device, args.precision, *steps, interval)
@@ -50,7 +54,7 @@ BENCHMARK = Benchmark("semanticist", __doc__ or "", ROWS, options, make_bench, S
 
 
 def main(argv: list[str] | None = None, sizes: Any = None) -> int:
-    """The command; returns its exit code. `sizes` replaces those that --quick chooses from."""
+    """Run the command and return its exit code. `sizes` replaces the default sizes."""
     return BENCHMARK.main(argv, sizes)
 
 

@@ -1,4 +1,4 @@
-"""Tables and the picture of docs/semanticist.md from the records of semanticist_table.py."""
+"""Fills the tables and the picture of docs/semanticist.md from the records of semanticist_table.py."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ KEEP = (1, 2, 4, 8)
 
 
 def nesting(records: Records) -> str:
-    """Nested against not nested, by tokens kept."""
+    """With and without nested dropping, by number of tokens kept."""
     nested, plain = seeds(records, "nested"), seeds(records, "plain")
     body = []
     for i, keep in enumerate(KEEP):
         for label, key, digits in (("squared error", "mse", 4), (f"`{FD}`", FD, 2)):
             a, b = ([record["prefixes"][i][key] for record in group] for group in (nested, plain))
             body.append([f"{keep}, {label}", spread(a, digits), spread(b, digits), verdict(a, b)])
-    return markdown(["tokens kept, metric", "nested", "not nested", "difference"], body)
+    return markdown(["tokens kept, metric", "nested dropping", "without", "difference"], body)
 
 
 def shares(records: Records) -> str:
-    """The share of the loss reduction that each token adds."""
+    """The share of the loss reduction by token."""
     groups = {kind: seeds(records, kind) for kind in ("nested", "plain")}
     length = len(groups["nested"][0]["curve"]) - 1
     gains = {
@@ -38,11 +38,11 @@ def shares(records: Records) -> str:
         [str(k), *(spread(gains[kind][k - 1], 1) if gains[kind][k - 1] else "none" for kind in groups)]
         for k in range(1, length + 1)
     ]
-    return markdown(["token", "nested, %", "not nested, %"], body)
+    return markdown(["token", "nested dropping, %", "without, %"], body)
 
 
 def samplers(records: Records) -> str:
-    """Quality against decoder calls, DDPM and flow."""
+    """Quality by number of decoder calls, DDPM and flow."""
     body = []
     for name, r in records.items():
         if name.startswith("sampler-"):
@@ -62,7 +62,7 @@ def samplers(records: Records) -> str:
                 )
             )
     rows = [row for _, row in sorted(body, key=lambda pair: pair[0])]
-    return markdown(["decoder", "steps", "calls an image", "images", "PSNR, dB", f"`{FD}`", "accuracy, %"], rows)
+    return markdown(["decoder", "steps", "calls per image", "images", "PSNR, dB", f"`{FD}`", "accuracy, %"], rows)
 
 
 def generators(records: Records) -> str:
@@ -83,7 +83,7 @@ def generators(records: Records) -> str:
 
 
 def heads(records: Records) -> str:
-    """Samplers of the diffusion head."""
+    """The samplers of the diffusion head."""
     rows = [records[name] for name in records if name.startswith("head-")]
     rows.sort(key=lambda r: (r["num_images"] == 500, r["sampler"], r["steps"]))
     body = [
@@ -96,7 +96,7 @@ def heads(records: Records) -> str:
         ]
         for r in rows
     ]
-    return markdown(["head sampler", "calls a token", "samples", "label agreement, %", f"`{FD}`"], body)
+    return markdown(["head sampler", "calls per token", "samples", "label agreement, %", f"`{FD}`"], body)
 
 
 def guidance(records: Records) -> str:
@@ -105,7 +105,7 @@ def guidance(records: Records) -> str:
 
 
 def guidance_nonull(records: Records) -> str:
-    """The same, from a decoder whose all-null condition was not trained after nesting began."""
+    """The same for a decoder whose all-null condition was not trained after nested dropping began."""
     return _guidance(records, "guidance-nonull-", lambda name: True)
 
 
@@ -127,7 +127,7 @@ def _guidance(records: Records, prefix: str, wanted: Callable[[str], bool]) -> s
 
 
 def appendix(records: Records) -> str:
-    """Increments of successive tokens: cosines and energies."""
+    """Cosines and energies of the increments of successive tokens."""
     body = []
     for name in sorted(name for name in records if name.startswith("increments-")):
         r = records[name]
@@ -141,7 +141,7 @@ def appendix(records: Records) -> str:
                 f"{100 * r['falling']:.0f}",
             ]
         )
-    head = ["tokenizer", "mean abs. cosine", "successive", "share of energy, token 1 to 8", "falling pairs, %"]
+    head = ["tokenizer", "mean abs. cosine", "successive", "share of energy, tokens 1 to 8", "falling pairs, %"]
     return markdown(head, body)
 
 
@@ -159,7 +159,7 @@ TABLES: dict[str, Callable[[Records], str]] = {
 
 
 def picture(records: Records, path: Path) -> None:
-    """Mean absolute cosine between the increments of any two tokens, side by side."""
+    """Plot the mean absolute cosine between the increments of any two tokens."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,17 +1,17 @@
-"""The experiments of docs/semanticist.md on Fashion-MNIST: one JSON record a row, only missing rows are run.
+"""Runs the experiments of docs/semanticist.md on Fashion-MNIST: one JSON record per row; only missing rows are run.
 
-    python benchmarks/semanticist_table.py                # the missing rows, in order; stop and go on as you like
+    python benchmarks/semanticist_table.py                # the missing rows, in order; resumes when interrupted
     python benchmarks/semanticist_table.py --only nested-0 plain-0
     python benchmarks/semanticist_table.py --list
-    python benchmarks/semanticist_table.py --write        # put the tables into docs/semanticist.md
+    python benchmarks/semanticist_table.py --write        # write the tables into docs/semanticist.md
 
-Trainings go to RUNS/NAME and resume from their checkpoints; records go to benchmarks/results/semanticist_table/.
+Trainings are written to RUNS/NAME and resume from their checkpoints; records are written to
+benchmarks/results/semanticist_table/.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ RESULTS = Path(__file__).parent / "results" / "semanticist_table"
 STEPS, NUM_IMAGES, KEEP = 2400, 2000, (1, 2, 4, 8)
 SEEDS = (0, 1, 2)
 
-# Everything but these keys is fashion_mnist/demo_tokenizer; nested and plain differ in one key.
+# Overrides of fashion_mnist/demo_tokenizer; nested and plain differ in one key.
 COMMON = [f"train.steps={STEPS}", "train.save_every=200", "evaluate.num_images=500", "evaluate.keep=[8]"]
 NESTED = ["model.nested.after=0.125", "model.nested.drop_before=0.1", "model.nested.drop_after=0.05"]
 TOKENIZERS = {
@@ -40,7 +40,7 @@ TOKENIZERS = {
 
 
 def train_tokenizer(kind: str, seed: int, runs: Path) -> Any:
-    """The trained tokenizer of a row, trained now where its run folder is not finished."""
+    """The tokenizer of a row, which is trained first if its run is not finished."""
     return train("fashion_mnist/demo_tokenizer", [*COMMON, *TOKENIZERS[kind], f"seed={seed}"], runs / f"{kind}-{seed}")
 
 
@@ -66,7 +66,7 @@ def test_images(num: int) -> Any:
     return open_images("fashion_mnist", "test", image_size=28, channels=1, limit=num)
 
 
-def judge() -> Any:
+def classifier() -> Any:
     from tok1d.zoo import store
 
     return store.load("fashion-mnist-cnn")
@@ -76,25 +76,27 @@ def reconstruct(
     tokenizer: Any, *, keep: tuple[int, ...] = KEEP, num: int | None = None, **decoding: Any
 ) -> list[dict[str, Any]]:
     """Error, Fréchet distance and accuracy of decoded prefixes, by `evaluate_reconstruction`."""
+    from tok1d.evaluate.measures import Measuring, by_classifier
     from tok1d.evaluate.reconstruction import evaluate_reconstruction
+    from tok1d.evaluate.request import Reconstructions
 
     num, began = num or NUM_IMAGES, time.perf_counter()
-    found = evaluate_reconstruction(tokenizer, test_images(num), keep=keep, judge=judge(), batch_size=250, **decoding)
+    how = {"sampler" if key == "solver" else key: value for key, value in decoding.items()}
+    measuring = Measuring(by_classifier(classifier(), "reconstruction"))
+    found = evaluate_reconstruction(tokenizer, test_images(num), Reconstructions(keep=tuple(keep), **how), measuring)
     seconds, (first, *_) = time.perf_counter() - began, found
-    calls = re.search(r"([\d.]+) evaluations an image", first.sampler or "")
-    assert calls is not None, first.sampler
     shared = {
         "num_images": num,
         **decoding,
-        "sampler": first.sampler,
-        "calls_per_image": float(calls[1]),
+        "sampler": first.sampler_text,
+        "calls_per_image": first.decoding["evaluations"],
         "seconds": seconds,
     }
     return [{"keep": k, **shared, **{record.name: record.value for record in found if record.keep == k}} for k in keep]
 
 
 def tokenizer_row(kind: str, seed: int) -> Callable[[Path], dict[str, Any]]:
-    """One trained tokenizer: reconstruction per prefix and the share of the loss reduction each prefix brings."""
+    """A tokenizer: reconstruction and the share of the loss reduction, for each prefix."""
 
     def row(runs: Path) -> dict[str, Any]:
         from tok1d.analyze.prefix import explained_curve
@@ -118,7 +120,7 @@ def sampler_row(kind: str, solver: str, steps: int, num: int | None = None) -> C
 
 
 def guidance_row(kind: str, scale: float) -> Callable[[Path], dict[str, Any]]:
-    """Decoder guidance at one scale, by tokens kept."""
+    """Decoder guidance with one scale, by number of tokens kept."""
 
     def row(runs: Path) -> dict[str, Any]:
         tokenizer = train_tokenizer(kind, 0, runs)
@@ -153,17 +155,19 @@ def increments_row(kind: str, seed: int) -> Callable[[Path], dict[str, Any]]:
 def generate(num_tokens: int, runs: Path, *, num: int | None = None, guidance: float = 2.0, **head: Any) -> dict:
     """Label agreement and Fréchet distance of class-balanced samples, decoded in 10 steps, by `evaluate_generation`."""
     from tok1d.evaluate.generation import evaluate_generation
+    from tok1d.evaluate.measures import Measuring, by_classifier
+    from tok1d.evaluate.request import Samples
 
     generator, tokenizer = train_generator(num_tokens, runs), train_tokenizer("nested", 0, runs)
     num, began = num or NUM_IMAGES, time.perf_counter()
-    found = evaluate_generation(
-        generator, tokenizer, test_images(10_000), judge(), num=num, guidance=guidance, decoder_steps=10, **head
-    )
+    how = Samples(num=num, guidance=guidance, decoder_steps=10, **head)
+    measuring = Measuring(by_classifier(classifier(), "generation"))
+    found = evaluate_generation(generator, tokenizer, test_images(10_000), how, measuring)
     return {
         "num_tokens": num_tokens,
         "num_images": num,
         "guidance": guidance,
-        "drawing": found[0].sampler,
+        "drawing": found[0].sampler_text,
         **head,
         **values(found),
         "seconds": time.perf_counter() - began,
@@ -171,7 +175,7 @@ def generate(num_tokens: int, runs: Path, *, num: int | None = None, guidance: f
 
 
 def generator_row(num_tokens: int) -> Callable[[Path], dict[str, Any]]:
-    """A generator on the first tokens only, without guidance and with."""
+    """A generator on the first tokens only, without and with guidance."""
 
     def row(runs: Path) -> dict[str, Any]:
         samples = [generate(num_tokens, runs, guidance=g) for g in (1.0, 2.0)]
@@ -197,7 +201,7 @@ def rows() -> dict[str, Callable[[Path], dict[str, Any]]]:
     for solver in ("ancestral", "ddim"):
         for steps in (5, 10, 25, 50):
             table[f"sampler-ddpm-{solver}-{steps}"] = sampler_row("nested-ddpm", solver, steps)
-    # Fréchet distances depend on the number of images: rows on 500 are compared with rows on 500.
+    # A Fréchet distance depends on the number of images: rows with 500 are compared only with rows with 500.
     table["sampler-ddpm-ancestral-250-on-500"] = sampler_row("nested-ddpm", "ancestral", 250, 500)
     for steps in (5, 10, 25):
         table[f"sampler-flow-euler-{steps}-on-500"] = sampler_row("nested", "euler", steps, 500)

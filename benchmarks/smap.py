@@ -1,11 +1,11 @@
-"""Speed of SMAP and its generators: truncation in training, samples of CARD, LlamaGen and MaskGIT, what a cache saves.
+"""Speed of SMAP and its generators: tail dropping in training, sampling of CARD, LlamaGen and MaskGIT, KV caches.
 
-    python benchmarks/smap.py                     # all rows that the results file does not have yet
+    python benchmarks/smap.py                     # all rows that are not in the results file
     python benchmarks/smap.py --only card llamagen-cache   # some of them (--list names all)
-    python benchmarks/smap.py --quick             # less work a row, kept in runs/
-    python benchmarks/smap.py --markdown          # the results file as a Markdown table; measures nothing
+    python benchmarks/smap.py --quick             # less work per row; results in runs/
+    python benchmarks/smap.py --markdown          # print the results file as a Markdown table; measures nothing
 
-See the README beside this file for what the rows mean.
+README.md in this folder explains the rows.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from speed.smap_rows import SMAP_ROWS
 
 
 def options(parse: argparse.ArgumentParser) -> None:
-    """None besides the common ones."""
+    """This benchmark has only the common options."""
 
 
 def make_bench(args: argparse.Namespace, sizes: SMAPSizes, device: torch.device) -> SMAPBench:
-    """Models and inputs, as the command line has them."""
+    """Models and inputs for the options of the command line."""
     return SMAPBench(sizes, device, args.precision)
 
 
@@ -33,7 +33,7 @@ BENCHMARK = Benchmark("smap", __doc__ or "", SMAP_ROWS, options, make_bench, SMA
 
 
 def main(argv: list[str] | None = None, sizes: Any = None) -> int:
-    """The command; returns its exit code. `sizes` replaces those that --quick chooses from."""
+    """Run the command and return its exit code. `sizes` replaces the default sizes."""
     return BENCHMARK.main(argv, sizes)
 
 

@@ -1,21 +1,24 @@
-"""A long training watched from outside: does its memory grow, do its open files?
+"""A long soak test: does the memory of a training grow, does its number of open files?
 
     python benchmarks/soak.py fashion_mnist/semanticist --minutes 60 train.evaluate_every=250 evaluate.num_images=1000
 
-Trains with previews, evaluations and checkpoints on, in a process of its own that is stopped (SIGTERM, so with a
-checkpoint) after so many minutes. Every `--every` seconds its resident memory, open files and threads are read; every
-reading is a line of OUT.soak.jsonl, beside the run folder, as it is made. The record goes to
-benchmarks/results/soak.json; `--write` puts it into docs/reliability.md, and the growth of all runs whose readings
-lie in benchmarks/results/soak/.
+Trains with previews, evaluations and checkpoints in a process of its own, and stops it after `--minutes` with SIGTERM,
+so that it writes a checkpoint. Every `--every` seconds the script reads resident memory, open files and threads of that
+process. Each reading is one line of OUT.soak.jsonl, beside the run folder. The summary goes to
+benchmarks/results/soak.json. `--write` puts it into docs/reliability.md, together with the growth of all runs whose
+readings are in benchmarks/results/soak/. To keep the readings of a run there:
 
-What counts as growth is the slope of a line through all readings after the warm-up. The slope through the lowest of
-each stretch of `--stretch` minutes is told beside it: what is never given back raises both, dips of a minute move the
-second far more. Anonymous memory is resident memory without the pages of files.
+    gzip -9 -n -c OUT.soak.jsonl > benchmarks/results/soak/COMMIT.jsonl.gz
+
+Growth is the slope of a line through all readings after the warm-up. The slope through the lowest reading of each
+stretch of `--stretch` minutes is printed beside it: memory that is never given back raises both, but short dips change
+the second one much more. Anonymous memory is resident memory without the pages of files.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import math
 import os
@@ -29,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 RESULT = Path(__file__).parent / "results" / "soak.json"
-READINGS = RESULT.with_suffix("")  # a file a run, named after its commit
+READINGS = RESULT.with_suffix("")  # one compressed file per run, named after its commit
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 MB = 2**20
 WARM_UP, STRETCH = 10.0, 5.0  # minutes
@@ -43,8 +46,8 @@ Readings = list[dict[str, float]]
 
 
 def read(process: Any, began: float) -> dict[str, float]:
-    """Resident memory (MB; all of it, and the anonymous part where the system tells), open files and threads of a
-    process and its children, by minutes since it began."""
+    """Resident memory in MB (total, and its anonymous part where the system reports it), open files and threads of a
+    process and its children, with the minutes since the start."""
     family = [process, *process.children(recursive=True)]
     memory = [each.memory_info() for each in family]
     return {
@@ -57,7 +60,7 @@ def read(process: Any, began: float) -> dict[str, float]:
 
 
 def watch(command: Sequence[str], minutes: float, every: float, log: Path) -> Readings:
-    """Run a command for so long, then ask it to end; what was read of it on the way."""
+    """Run a command for so many minutes, then send SIGTERM; returns the readings."""
     import psutil
 
     readings: Readings = []
@@ -67,7 +70,7 @@ def watch(command: Sequence[str], minutes: float, every: float, log: Path) -> Re
         while running.poll() is None and time.monotonic() - began < 60 * minutes:
             try:
                 readings.append(read(process, began))
-            except psutil.Error:  # it, or a child of it, ended just now
+            except psutil.Error:  # the process or one of its children has just ended
                 continue
             lines.write(json.dumps(readings[-1]) + "\n")
             lines.flush()
@@ -81,11 +84,13 @@ def watch(command: Sequence[str], minutes: float, every: float, log: Path) -> Re
 
 
 def growth(readings: Readings, key: str, *, warm_up: float, stretch: float) -> dict[str, Any]:
-    """How a reading rises in ten minutes after the warm-up by a line through all readings (`in_ten_minutes`: this
-    counts), and by one through the lowest of each stretch (`lows_in_ten_minutes`), which dips of a minute move much.
+    """Growth of a reading in ten minutes, after the warm-up.
+
+    `in_ten_minutes` is the slope of a line through all readings; this is the result. `lows_in_ten_minutes` is the slope
+    through the lowest reading of each stretch, which short dips change much.
 
     Raises:
-        ValueError: less than two whole stretches after the warm-up.
+        ValueError: fewer than two whole stretches after the warm-up.
     """
     warm = [entry for entry in readings if entry["minute"] >= warm_up]
     count = int((warm[-1]["minute"] - warm_up) / stretch) if warm else 0
@@ -94,14 +99,14 @@ def growth(readings: Readings, key: str, *, warm_up: float, stretch: float) -> d
         for n in range(count)
     ]
     if len(lows) < 2:
-        raise ValueError(f"expected two stretches of {stretch:g} minutes after {warm_up:g}, got {len(lows)}")
+        raise ValueError(f"expected two stretches of {stretch:g} minutes after minute {warm_up:g}, got {len(lows)}")
     slope = statistics.linear_regression([n * stretch for n in range(count)], lows).slope
     line = statistics.linear_regression([e["minute"] for e in warm], [e[key] for e in warm]).slope
     return {"in_ten_minutes": round(10 * line, 3), "lows_in_ten_minutes": round(10 * slope, 3), "lows": lows}
 
 
 def summary(readings: Readings, *, warm_up: float, stretch: float) -> dict[str, Any]:
-    """The figures of docs/reliability.md."""
+    """The figures in docs/reliability.md."""
     return {
         "minutes": readings[-1]["minute"],
         "readings": len(readings),
@@ -120,18 +125,18 @@ def table(record: dict[str, Any]) -> str:
         for name, key in NAMED
     ]
     lowest = f"lowest reading of each {record['stretch']:g} minutes"
-    head = [f"| | {lowest} | growth in ten minutes, all readings | of the lowest ones |", "|---|---|---:|---:|"]
+    head = [f"| | {lowest} | growth in ten minutes, all readings | growth, lowest readings |", "|---|---|---:|---:|"]
     said = (
         f"`{record['command']}` at `{record['commit']}`, {record['machine']}: {record['minutes']:.0f} minutes, "
         f"{record['steps']:,} steps, {record['previews']} previews, {record['evaluations']} evaluations (of "
-        f"averaged and of raw weights), {record['checkpoints']} checkpoints; the first "
-        f"{record['warm_up']:g} minutes are left out. Highest reading {record['highest_rss_mb']:.0f} MB."
+        f"averaged and of raw weights), {record['checkpoints']} checkpoints; without the first "
+        f"{record['warm_up']:g} minutes. Highest reading {record['highest_rss_mb']:.0f} MB."
     )
     return "\n".join([said, "", *head, *rows])
 
 
 def done(out: Path, every: int) -> dict[str, int]:
-    """What the run did: steps, previews, evaluations, and checkpoints (by its rule: most are removed again)."""
+    """Steps, previews, evaluations and checkpoints of the run (checkpoints by the step count: most are deleted)."""
     entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     steps = max(entry["step"] for entry in entries)
     return {
@@ -143,7 +148,7 @@ def done(out: Path, every: int) -> dict[str, int]:
 
 
 def standard_error(readings: Readings, key: str, *, warm_up: float, stretch: float) -> float:
-    """Of the growth in ten minutes: of a line through the means of the stretches, which are about independent."""
+    """Standard error of the growth in ten minutes, by a line through the means of the stretches (about independent)."""
     warm = [entry for entry in readings if entry["minute"] >= warm_up]
     times = [warm_up + n * stretch for n in range(int((warm[-1]["minute"] - warm_up) / stretch))]
     means = [statistics.mean(e[key] for e in warm if t <= e["minute"] < t + stretch) for t in times]
@@ -153,23 +158,25 @@ def standard_error(readings: Readings, key: str, *, warm_up: float, stretch: flo
 
 
 def history(folder: Path = READINGS, *, warm_up: float = WARM_UP, stretch: float = STRETCH) -> str:
-    """The growth of resident memory in all runs whose readings are kept, as Markdown."""
+    """Growth of resident memory in all runs whose readings are stored, as Markdown."""
     rows = []
-    for path in sorted(folder.glob("*.jsonl")):
-        readings = [json.loads(line) for line in path.read_text().splitlines()]
+    for path in sorted(folder.glob("*.jsonl.gz"), key=lambda path: path.name.removesuffix(".jsonl.gz")):
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            readings = [json.loads(line) for line in lines]
         found = growth(readings, "rss_mb", warm_up=warm_up, stretch=stretch)
         error = standard_error(readings, "rss_mb", warm_up=warm_up, stretch=stretch)
         lows = found["lows_in_ten_minutes"]
-        rows.append(f"| `{path.stem}` | {found['in_ten_minutes']:+.2f} | {error:.2f} | {lows:+.2f} |")
+        name = path.name.removesuffix(".jsonl.gz")
+        rows.append(f"| `{name}` | {found['in_ten_minutes']:+.2f} | {error:.2f} | {lows:+.2f} |")
     head = [
-        "| at | MB in ten minutes, all readings | its standard error | lows of five minutes |",
+        "| commit | growth in ten minutes, MB, all readings | standard error | growth, lowest readings |",
         "|---|---:|---:|---:|",
     ]
     return "\n".join([*head, *rows])
 
 
 def page(record: dict[str, Any], text: str) -> str:
-    """The page with both tables between their markers."""
+    """The page with both tables written between their markers."""
     for name, made in (("soak", table(record)), ("soaks", history())):
         before, rest = text.split(f"<!-- {name}: begin -->")
         after = rest.split(f"<!-- {name}: end -->")[1]
@@ -183,9 +190,9 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--every", type=float, default=5, help="seconds between readings")
-    parser.add_argument("--warm-up", type=float, default=WARM_UP, help="minutes that are left out")
-    parser.add_argument("--stretch", type=float, default=STRETCH, help="minutes of which the lowest reading counts")
-    parser.add_argument("--write", action="store_true", help="put the record into docs/reliability.md, run nothing")
+    parser.add_argument("--warm-up", type=float, default=WARM_UP, help="minutes at the start that do not count")
+    parser.add_argument("--stretch", type=float, default=STRETCH, help="minutes of each stretch")
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/reliability.md; runs nothing")
     arguments = parser.parse_args(args)
     if arguments.write:
         PAGE.write_text(page(json.loads(RESULT.read_text()), PAGE.read_text()))
@@ -197,7 +204,7 @@ def main(args: Sequence[str] | None = None) -> None:
     from tok1d.train.run import code_version
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    command = [sys.executable, "-m", "tok1d.cli.app", "train", arguments.recipe, *arguments.overrides]
+    command = [sys.executable, "-m", "tok1d", "train", arguments.recipe, *arguments.overrides]
     commit = code_version()
     readings = watch(command, arguments.minutes, arguments.every, Path(f"{recipe.out}.soak.jsonl"))
     record = {

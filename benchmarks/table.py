@@ -1,6 +1,6 @@
-"""What the tables of experiments share: trainings that resume, one JSON record a row, tables between markers of a page.
+"""Common code of the experiment tables: trainings that resume, one JSON record per row, tables between markers.
 
-A comparison of several seeds is called "shown" where the ranges of the two groups do not touch, else "not established".
+A difference between several seeds is "shown" if the ranges of the two groups do not overlap, else "not established".
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from pathlib import Path
 from typing import Any
 
 FD = "fd@fashion-mnist-cnn"
-SIZE, PAD = 32, 2  # of the images of small recipes with patches of 8: 28 pixels in their border
+SIZE, PAD = 32, 2  # image size of small recipes with patches of 8: 28 pixels and a border
 Records = dict[str, dict[str, Any]]
 RowFunction = Callable[[Path], dict[str, Any]]
 
 
 def images(split: str, num: int) -> Any:
-    """The first Fashion-MNIST images of a split, in their border."""
+    """The first Fashion-MNIST images of a split, with their border."""
     from tok1d.data.images import open_images
 
     return open_images("fashion_mnist", split, image_size=SIZE, channels=1, pad=PAD, limit=num)  # type: ignore[arg-type]
 
 
-def judge() -> Any:
+def classifier() -> Any:
     from tok1d.zoo import store
 
     return store.load("fashion-mnist-cnn")
 
 
 def values(records: list[Any]) -> dict[str, float]:
-    """Metrics by name, without what the judge says of the test images themselves."""
+    """Metrics by name, without the accuracy of the classifier on the test images themselves."""
     return {record.name: record.value for record in records if record.keep is not None}
 
 
 def train(recipe: str, overrides: list[str], out: Path) -> Any:
-    """The model of a run folder, trained now where the run is not finished."""
+    """The model of a run folder, which is trained first if the run is not finished."""
     from tok1d.config.load import load_recipe
     from tok1d.train import run
     from tok1d.zoo import store
@@ -49,7 +49,7 @@ def train(recipe: str, overrides: list[str], out: Path) -> Any:
 
 
 def trained(out: Path) -> dict[str, Any]:
-    """Steps, seconds and whether the loss had flattened: its last tenth against the tenth before."""
+    """Steps, seconds and whether the loss had flattened: the last tenth of the run against the tenth before."""
     from tok1d.train.log import read_log
     from tok1d.zoo import store
 
@@ -72,7 +72,7 @@ def trained(out: Path) -> dict[str, Any]:
 
 
 def write_row(results: Path, script: str, name: str, content: dict[str, Any]) -> None:
-    """The record of a row, whole or not at all; `script` is the file in benchmarks/ that made it."""
+    """Write the record of a row, completely or not at all; `script` is the file in benchmarks/ that made it."""
     import platform
 
     import torch
@@ -100,23 +100,25 @@ def main(
     write: Callable[[Path], None],
     args: Sequence[str] | None = None,
 ) -> None:
-    """The command line of a table: run the missing rows or those named, list them, or write the page.
+    """The command line of a table: run the missing or the given rows, list them, or write the page.
 
     Args:
-        script: file name in benchmarks/, whose stem names the default folder of trainings.
-        rows: by name in the order they are run; each is given the folder of the trainings and returns its record.
-        results: folder of the records, which `write` is given to fill the page.
+        script: file name in benchmarks/; its stem is the name of the default folder of trainings.
+        rows: by name, in the order they are run; each receives the folder of the trainings and returns its record.
+        results: folder of the records; `write` receives it to fill the page.
     """
     stem = script.removesuffix(".py")
     page = f"docs/{stem.removesuffix('_table')}.md"
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="these rows, also if they are there")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="ROW", help="run these rows, even if they have a record"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs") / stem, help="folder of the trainings")
-    parser.add_argument("--list", action="store_true", help="list the rows and which are there")
+    parser.add_argument("--list", action="store_true", help="list the rows and whether they have a record")
     parser.add_argument("--write", action="store_true", help=f"write the tables into {page}")
     arguments = parser.parse_args(args)
     if unknown := set(arguments.only) - rows.keys():
-        parser.error(f"no row {', '.join(sorted(unknown))}; --list shows them")
+        parser.error(f"no row {', '.join(sorted(unknown))}; --list prints them")
     if arguments.write:
         write(results)
         return
@@ -135,7 +137,7 @@ def read(folder: Path) -> Records:
 
 
 def seeds(records: Records, kind: str) -> list[dict[str, Any]]:
-    """The records of a kind of row, seeds 0 to 2 as far as they are there."""
+    """The existing records of a kind of row, seeds 0 to 2."""
     return [records[f"{kind}-{seed}"] for seed in range(3) if f"{kind}-{seed}" in records]
 
 
@@ -146,7 +148,7 @@ def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """Mean and range of a figure over seeds."""
+    """Mean and range of a value over seeds, as text."""
     mean = sum(values) / len(values)
     if len(values) == 1:
         return f"{mean:.{digits}f}"
@@ -154,23 +156,23 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 def verdict(a: Sequence[float], b: Sequence[float]) -> str:
-    """Whether the ranges of two groups of seeds stay apart."""
+    """Whether the ranges of two groups of seeds do not overlap."""
     if len(a) < 2 or len(b) < 2:
         return "one seed"
     return "shown" if max(a) < min(b) or max(b) < min(a) else "not established at this scale"
 
 
 def said(there: bool | None, rises: bool, new: Sequence[float], old: Sequence[float]) -> str:
-    """The verdict in words; `there` is whether a difference exceeds the seed spread, None where that is not known."""
+    """The verdict in words; `there`: whether the difference exceeds the seed spread, None if that is not known."""
     if there is None:
-        return "one seed, spread not known yet"
+        return "one seed, spread not known"
     if not there:
         return "not established at this scale"
-    return "shows" if (sum(new) / len(new) > sum(old) / len(old)) == rises else "the opposite shows"
+    return "confirmed" if (sum(new) / len(new) > sum(old) / len(old)) == rises else "contradicted"
 
 
 def trainings(records: Records) -> str:
-    """What was trained: steps, parameters, seeds, time, and whether the loss had flattened."""
+    """The trainings: steps, parameters, seeds, time, and whether the loss had flattened."""
     body = []
     for name, record in records.items():
         if "steps" in record and "loss_change" in record:
@@ -190,7 +192,7 @@ def trainings(records: Records) -> str:
 
 
 def fill(page: Path, tables: Mapping[str, Callable[[Records], str]], records: Records) -> None:
-    """Put every table of a page, between `<!-- table NAME -->` and `<!-- end -->`, in place; the rest stays."""
+    """Fill every table of a page between `<!-- table NAME -->` and `<!-- end -->`; the rest is unchanged."""
 
     def put(match: re.Match[str]) -> str:
         return f"<!-- table {match[1]} -->\n{tables[match[1]](records)}\n<!-- end -->"

@@ -664,7 +664,7 @@ def option_cases(bench: Bench) -> Iterator[Case]:
         ("reconstruct", "--label", ["yes", "null"]),
         ("reconstruct", "--num", ["0", "-1", "x", "1.5"]),
         ("reconstruct", "--steps", ["0", "x"]),
-        ("reconstruct", "--solver", ["rk4", "ancestral"]),
+        ("reconstruct", "--sampler", ["rk4", "ancestral"]),
         ("reconstruct", "--guidance", ["-1", "x"]),
         ("reconstruct", "--guidance-interval", ["0.5", "x,y", "0.9,0.1", "-1,2", "0,0.5,1"]),
         ("reconstruct", "--size", ["0", "x", "27"]),
@@ -685,7 +685,7 @@ def option_cases(bench: Bench) -> Iterator[Case]:
         ("generate", "--top-k", ["3", "-1"]),
         ("generate", "--top-p", ["0.5", "2"]),
         ("generate", "--decoder-guidance", ["-3"]),
-        ("generate", "--decoder-solver", ["rk4"]),
+        ("generate", "--decoder-sampler", ["rk4"]),
         ("encode", "--split", ["val"]),
         ("encode", "--views", ["seven"]),
         ("encode", "--num-tokens", ["0", "5", "x"]),
@@ -703,7 +703,7 @@ def option_cases(bench: Bench) -> Iterator[Case]:
             culprit = value if option in ("--device", "--weak-model") else option
             if (option, value) == ("--size", "27"):
                 culprit = "27"
-            if option in ("--solver", "--sampler", "--decoder-solver"):
+            if option in ("--sampler", "--decoder-sampler"):
                 culprit = option.removeprefix("--").removeprefix("decoder-")
             if (option, value) in (("--label", "null"), ("--label", "true")):
                 culprit = "label"

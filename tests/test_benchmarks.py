@@ -14,7 +14,9 @@ import torch
 from tok1d.config.load import load_recipe
 from tok1d.config.registry import build_model_config
 from tok1d.errors import ConfigError, DataError
+from tok1d.evaluate.measures import Measures, Measuring
 from tok1d.evaluate.reconstruction import evaluate_reconstruction
+from tok1d.evaluate.request import Reconstructions
 from tok1d.generators.head import HeadConfig
 from tok1d.losses.discriminator import DinoConfig, PatchConfig
 from tok1d.tokenizers.query_encoder import EncoderConfig
@@ -338,10 +340,10 @@ def test_claims_hold_where_the_difference_exceeds_the_spread_of_seeds() -> None:
     def verdicts(masked: list[float], hog: float) -> list[str]:
         return [line.split(" | ")[-1][:-2] for line in maetok_pages.claims(records(masked, hog)).splitlines()[2:]]
 
-    assert verdicts([7.0, 8.0, 9.0], 4.9) == ["shows", "shows"]
+    assert verdicts([7.0, 8.0, 9.0], 4.9) == ["confirmed", "confirmed"]
     assert verdicts([7.0, 8.0, 10.5], 4.0) == ["not established at this scale"] * 2
-    assert verdicts([13.0, 14.0, 15.0], 12.0) == ["the opposite shows", "not established at this scale"]
-    assert verdicts([7.0], 1.0) == ["one seed, spread not known yet"] * 2
+    assert verdicts([13.0, 14.0, 15.0], 12.0) == ["contradicted", "not established at this scale"]
+    assert verdicts([7.0], 1.0) == ["one seed, spread not known"] * 2
 
 
 def test_the_teacher_of_the_table_is_an_encoder_of_patches(tmp_path: Path) -> None:
@@ -480,27 +482,27 @@ def test_claims_of_smap_hold_where_they_exceed_the_spread_of_seeds() -> None:
     claims = {(claim.new, claim.old): claim for claim in smap_pages.CLAIMS}
     short = smap_pages.truncation("", "kl16", "labelled/1/mse")
     headline = claims[short.new, short.old]
-    assert verdict(headline, {"kl16": [1.0, 2.0, 3.0], "kl16-full": [4.0, 5.0, 6.0]}) == "shows"
+    assert verdict(headline, {"kl16": [1.0, 2.0, 3.0], "kl16-full": [4.0, 5.0, 6.0]}) == "confirmed"
     assert verdict(headline, {"kl16": [1.0, 2.0, 4.5], "kl16-full": [4.0, 5.0, 6.0]}) == "not established at this scale"
-    assert verdict(headline, {"kl16": [7.0, 8.0, 9.0], "kl16-full": [4.0, 5.0, 6.0]}) == "the opposite shows"
-    assert verdict(headline, {"kl16": [1.0], "kl16-full": [4.0]}) == "one seed, spread not known yet"
+    assert verdict(headline, {"kl16": [7.0, 8.0, 9.0], "kl16-full": [4.0, 5.0, 6.0]}) == "contradicted"
+    assert verdict(headline, {"kl16": [1.0], "kl16-full": [4.0]}) == "one seed, spread not known"
     assert verdict(headline, {"kl16": [1.0]}) == "absent"
 
     [rising] = [claim for claim in smap_pages.CLAIMS if claim.new[1] == "labelled/0/judge_accuracy"]
-    assert verdict(rising, {"kl16": [0.8, 0.9, 1.0], "kl16-full": [0.1, 0.2, 0.3]}) == "shows"
-    assert verdict(rising, {"kl16": [0.1, 0.2, 0.3], "kl16-full": [0.8, 0.9, 1.0]}) == "the opposite shows"
+    assert verdict(rising, {"kl16": [0.8, 0.9, 1.0], "kl16-full": [0.1, 0.2, 0.3]}) == "confirmed"
+    assert verdict(rising, {"kl16": [0.1, 0.2, 0.3], "kl16-full": [0.8, 0.9, 1.0]}) == "contradicted"
 
     swapped = [{"swap": {"swapped": {"condition": 0.9 + i / 100, "tokens": 0.1}}} for i in range(3)]
     lines = smap_pages.claims({f"kl16-{i}": record for i, record in enumerate(swapped)}).splitlines()[2:]
-    assert len(lines) == 1 and "| 10.0 (10.0 to 10.0) | 91.0 (90.0 to 92.0) | shows |" in lines[0]
+    assert len(lines) == 1 and "| 10.0 (10.0 to 10.0) | 91.0 (90.0 to 92.0) | confirmed |" in lines[0]
 
-    sharing = smap_pages.drawn("sharing the class table helps CARD", "card-shared", "card-independent")[0]
+    sharing = smap_pages.generated("sharing the class table improves CARD", "card-shared", "card-independent")[0]
     assert sharing in smap_pages.CLAIMS
-    assert verdict(sharing, {"card-shared": [1.0, 2.0, 3.0], "card-independent": [3.5, 4.0, 5.0]}) == "shows"
+    assert verdict(sharing, {"card-shared": [1.0, 2.0, 3.0], "card-independent": [3.5, 4.0, 5.0]}) == "confirmed"
     # One seed against several: seed 0 of both, against the larger range of the pair, here 3.
     pair = {"card-shared": [5.0, 7.0, 8.0], "card-independent": [5.0, 6.0, 7.0]}
     [other] = [claim for claim in smap_pages.CLAIMS if claim.old == ("llamagen", f"unguided/{table.FD}")]
-    for value, said in ((8.1, "shows"), (7.9, "not established at this scale"), (1.9, "the opposite shows")):
+    for value, said in ((8.1, "confirmed"), (7.9, "not established at this scale"), (1.9, "contradicted")):
         assert verdict(other, {**pair, "llamagen": [value]}) == said
 
 
@@ -621,7 +623,12 @@ def test_rows_of_semanticist_are_measured_by_the_evaluator(
     assert plain["calls_per_image"] == 2 and guided["prefixes"][0]["calls_per_image"] == 20
     assert [prefix["keep"] for prefix in guided["prefixes"]] == [1, 2, 4, 8]
     tokenizer = table.train("", [], tmp_path / "runs" / "nested-0")
-    again = evaluate_reconstruction(tokenizer, semanticist_table.test_images(20), keep=[8], steps=2, batch_size=7)
+    again = evaluate_reconstruction(
+        tokenizer,
+        semanticist_table.test_images(20),
+        Reconstructions(keep=(8,), steps=2, batch_size=7),
+        Measuring(Measures()),
+    )
     assert plain["psnr"] == pytest.approx(again[0].value, rel=1e-5)
     assert [sample["guidance"] for sample in drawn["samples"]] == [1, 2]
     assert "euler, 10 evaluations" in drawn["samples"][0]["drawing"]
@@ -675,7 +682,7 @@ def test_a_process_is_watched_and_asked_to_end(tmp_path: Path) -> None:
         soak.watch([sys.executable, "-c", "raise SystemExit(3)"], 1, 0.01, tmp_path / "log.jsonl")
 
 
-def test_the_readme_tables_of_bundled_models_are_what_their_records_say() -> None:
+def test_the_results_tables_of_bundled_models_are_what_their_records_say() -> None:
     found = bundled.read()
     assert found.keys() == bundled.commands().keys(), "python benchmarks/bundled.py measures the missing ones"
     page = bundled.PAGE.read_text()
@@ -683,6 +690,16 @@ def test_the_readme_tables_of_bundled_models_are_what_their_records_say() -> Non
         assert f"<!-- table {name} -->\n{make(found)}\n<!-- end -->" in page, "python benchmarks/bundled.py --write"
     for name, measured in found.items():
         assert {fingerprint(store.load(name))} == {record["weights_hash"] for record in measured}
+
+
+@pytest.mark.parametrize("name", ["semanticist", "maetok", "smap"])
+def test_the_tables_of_experiments_are_what_their_records_say(name: str) -> None:
+    pages = {"semanticist": semanticist_pages, "maetok": maetok_pages, "smap": smap_pages}[name]
+    results = {"semanticist": semanticist_table, "maetok": maetok_table, "smap": smap_table}[name].RESULTS
+    found, page = table.read(results), pages.PAGE.read_text()
+    for title, make in pages.TABLES.items():
+        expected = f"<!-- table {title} -->\n{make(found)}\n<!-- end -->"
+        assert expected in page, f"python benchmarks/{name}_table.py --write"
 
 
 def test_a_row_of_bundled_models_is_the_command_s_own_record(
@@ -700,7 +717,7 @@ def test_a_row_of_bundled_models_is_the_command_s_own_record(
     assert f"| PSNR, dB | {psnr:.2f} |" in table and "| LPIPS | none |" in table
     assert "- LPIPS: " in bundled.unavailable(found)
     capsys.readouterr()
-    assert bundled.main([]) == 0 and "measured already, --again" in capsys.readouterr().out
+    assert bundled.main([]) == 0 and "already measured; --again" in capsys.readouterr().out
     (tmp_path / "fashion-mnist-maetok.json").rename(tmp_path / "kept")
     capsys.readouterr()
     bundled.main(["--list"])

@@ -110,7 +110,8 @@ def temporary_files(folder: Path) -> list[str]:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        f"import sys; from tok1d import cli; c = cli.run(['--help']); print(c, sorted(set({HEAVY}) & set(sys.modules)))"
+        "import sys; from tok1d.cli import app as cli; c = cli.run(['--help']); "
+        f"print(c, sorted(set({HEAVY}) & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 []" and "Start with tok1d demo" in done.stdout and not done.stderr

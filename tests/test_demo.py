@@ -89,8 +89,12 @@ def shown(whose: str, value: float | None = 0.5) -> Shown:
         reconstructions=[strip],
         growing=[strip],
         samples=[strip],
-        reconstruction_records=[Record(name="<psnr>", value=12.5, unit="dB", num_images=1000, keep=4, steps=20)],
-        generation_records=[Record(name="label_agreement", value=value, num_images=300, guidance=2.0, note=note)],
+        reconstruction_records=[
+            Record(name="<psnr>", value=12.5, unit="dB", num_images=1000, keep=4, decoding={"steps": 20})
+        ],
+        generation_records=[
+            Record(name="label_agreement", value=value, num_images=300, sampling={"guidance": 2.0}, note=note)
+        ],
     )
 
 

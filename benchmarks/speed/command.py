@@ -1,4 +1,4 @@
-"""The command line of a benchmark: measures rows, keeps their records, shows them."""
+"""The command line of a benchmark: measures rows, stores their records and prints them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Benchmark:
 
     Args:
         name: of the script, without ".py".
-        text: its first line says what it does.
-        options: adds the options of its own.
-        make: its models and inputs from the command line, sizes and device; raises ConfigError.
-        small, quick: the sizes, and those of --quick.
-        work: whether tables show the counted GFLOP in the place of the release's speed.
+        text: its first line describes the script.
+        options: adds the options of this benchmark.
+        make: makes models and inputs from the command line, sizes and device; raises ConfigError.
+        small, quick: the default sizes, and those of --quick.
+        work: whether tables show the counted GFLOP instead of the speed of the release.
     """
 
     name: str
@@ -44,21 +44,25 @@ class Benchmark:
         """The command line."""
         parse = argparse.ArgumentParser(prog=f"{self.name}.py", description=self.text.splitlines()[0])
         rows = list(self.rows)
-        parse.add_argument("--only", nargs="+", choices=rows, metavar="ROW", default=rows, help="these rows only")
-        parse.add_argument("--list", action="store_true", help="name the rows and stop")
-        parse.add_argument("--repeats", type=positive, default=None, help="timed pairs a row (default 7, quick 2)")
-        parse.add_argument("--threads", type=positive, default=None, help="CPU threads (default: PyTorch's own choice)")
+        parse.add_argument(
+            "--only", nargs="+", choices=rows, metavar="ROW", default=rows, help="measure only these rows"
+        )
+        parse.add_argument("--list", action="store_true", help="list the rows and exit")
+        parse.add_argument(
+            "--repeats", type=positive, default=None, help="timed pairs per row (default 7, with --quick 2)"
+        )
+        parse.add_argument("--threads", type=positive, default=None, help="CPU threads (default: PyTorch's default)")
         parse.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-        parse.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast, on cuda only")
+        parse.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast, only on cuda")
         self.options(parse)
         parse.add_argument("--out", type=Path, default=None, help="results file")
-        parse.add_argument("--again", action="store_true", help="measure rows that the results file already has")
-        parse.add_argument("--quick", action="store_true", help="less work a row; kept in runs/, not in results/")
-        parse.add_argument("--markdown", action="store_true", help="print the results file as Markdown and stop")
+        parse.add_argument("--again", action="store_true", help="also measure rows that are in the results file")
+        parse.add_argument("--quick", action="store_true", help="less work per row; results in runs/, not in results/")
+        parse.add_argument("--markdown", action="store_true", help="print the results file as Markdown and exit")
         return parse
 
     def main(self, argv: list[str] | None = None, sizes: Any = None) -> int:
-        """The command; returns its exit code. `sizes` replaces those that --quick chooses from."""
+        """Run the command and return its exit code. `sizes` replaces the default sizes."""
         argv = sys.argv[1:] if argv is None else argv
         args = self.parser().parse_args(argv)
         if args.out is None:
@@ -78,15 +82,15 @@ class Benchmark:
         return 0
 
     def run(self, args: argparse.Namespace, sizes: Any, command: str) -> None:
-        """Measure the rows asked for, one after the other, and print them as they come.
+        """Measure the selected rows one after the other, and print each when it is done.
 
         Raises:
-            ConfigError: a device or precision that this machine does not have.
+            ConfigError: the machine does not have the device or precision.
         """
         if args.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("--device: expected cpu, got cuda, but PyTorch finds no GPU here")
+            raise ConfigError("--device: expected cpu, got cuda, but PyTorch finds no GPU")
         if args.precision == "bf16" and args.device == "cpu":
-            raise ConfigError("--precision: bf16 is for GPUs (on a CPU it is slower than fp32), expected fp32")
+            raise ConfigError("--precision: expected fp32 on a CPU, got bf16, which is slower there")
         device = torch.device(args.device)
         bench = self.make(args, sizes, device)
         if args.threads is not None:

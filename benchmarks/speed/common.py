@@ -1,4 +1,4 @@
-"""What the benchmarks share: inputs on a device, registered rows, and the end of a training step."""
+"""Common code of the benchmarks: inputs on a device, registered rows, and the end of a training step."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Builder = Callable[[Any], Iterator[Row]]
 
 
 class Rows(dict[str, Builder]):
-    """Builders of rows by name, in the order they are measured in."""
+    """Builders of rows by name, in the order in which they are measured."""
 
     def builder(self, make: Builder) -> Builder:
-        """Register rows under the function's name."""
+        """Register the rows under the name of the function."""
         self[make.__name__.replace("_", "-")] = make
         return make
 
@@ -45,27 +45,27 @@ class Inputs:
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def autocast(self) -> AbstractContextManager[object]:
-        """What a forward pass runs under."""
+        """The autocast context of a forward pass."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     def randn(self) -> Randn:
-        """A source of noise that starts anew at every call of this method, on the device."""
+        """A source of noise on the device; each call of this method starts the same sequence."""
         return randn_from(torch.Generator(self.device).manual_seed(0))
 
     def noise(self, *shape: int) -> Tensor:
-        """Standard normal numbers, the same for the same shape."""
+        """Standard normal numbers; the same numbers for the same shape."""
         return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(self.device)
 
     def labels(self, batch: int) -> Tensor:
         return torch.arange(batch, device=self.device)
 
     def images(self, batch: int, size: int | None = None) -> Tensor:
-        """(batch, 3, H, W) in [0, 1], by default as large as the benchmark's."""
+        """(batch, 3, H, W) in [0, 1], by default with the image size of the benchmark."""
         size = size or self.sizes.image_size
         return self.noise(batch, 3, size, size).sigmoid()
 
     def ready(self, model: M) -> M:
-        """In eval mode on the device, with what starts at zero made random: else every result would be zero."""
+        """The model in eval mode on the device; parameters that are zero become random, else all results are zero."""
         for parameter in model.parameters():
             if not parameter.any():
                 nn.init.normal_(parameter, std=0.02)
@@ -73,7 +73,7 @@ class Inputs:
 
 
 def without_grad(bench: Inputs, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """`run` as at inference."""
+    """`run` without gradients, as at inference."""
 
     def call() -> Tensor:
         with torch.no_grad(), bench.autocast():
@@ -83,11 +83,11 @@ def without_grad(bench: Inputs, run: Callable[[], Tensor]) -> Callable[[], Tenso
 
 
 class Stepper:
-    """The end of a training step, as `tok1d.train.loop` takes it: clipping, AdamW, averages of the weights.
+    """The end of a training step as in `tok1d.train.loop`: clipping, AdamW, averages of the weights.
 
     Args:
         fused: fused AdamW and foreach averaging; else PyTorch's default AdamW and a loop.
-        averaged: whether weights are averaged (a discriminator's are not).
+        averaged: whether weights are averaged (not for a discriminator).
     """
 
     def __init__(self, model: nn.Module, *, fused: bool = True, averaged: bool = True) -> None:
@@ -96,7 +96,7 @@ class Stepper:
         self.ema = EMA(model, OPTIM.ema, ramp=False) if averaged else None
 
     def step(self) -> None:
-        """Step on the gradients that are there, and drop them."""
+        """Take a step with the current gradients, then clear them."""
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), OPTIM.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

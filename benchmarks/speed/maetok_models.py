@@ -1,4 +1,4 @@
-"""The MAETok and SiT that the benchmark runs, their training steps, and how much work a run is."""
+"""MAETok and SiT of the benchmark, their training steps, and the amount of work of a run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class MAETokSizes:
 
     name: str = "small"
     image_size: int = 128  # of training, encoding and decoding
-    resolutions: tuple[int, int] = (256, 512)  # that costs are compared between
+    resolutions: tuple[int, int] = (256, 512)  # whose costs are compared
     encoder: ViTConfig = field(default_factory=lambda: vit(True))
     decoder: ViTConfig = field(default_factory=lambda: vit(False))
     num_tokens: int = 128
@@ -48,7 +48,7 @@ class MAETokSizes:
     sit_depth: int = 12
     sit_heads: int = 6
     published_steps: int = 250  # of the generator
-    measured_steps: int = 8  # of any number of steps: the rest is arithmetic
+    measured_steps: int = 8  # for any number of steps; the time is extrapolated
     train_batch: int = 2
     encode_batch: int = 8
     batch: int = 2  # images sampled at once
@@ -63,17 +63,17 @@ QUICK_MAETOK = replace(
 
 @dataclass(frozen=True)
 class MAETokBench(Inputs):
-    """Models and inputs on one device; built when first asked for.
+    """Models and inputs on one device, built on first use.
 
     Args:
-        steps: Euler steps of the generator (the number of equal quality comes from the quality tables).
-        interval: times (0 = noise, 1 = tokens) at which interval guidance acts; MAETok's [0, 0.75] has noise at 1.
+        steps: Euler steps of the generator (the quality tables show which number gives equal quality).
+        interval: times (0 = noise, 1 = tokens) with guidance; MAETok's [0, 0.75] has noise at 1.
     """
 
     sizes: MAETokSizes
     steps: int = 25
     interval: tuple[float, float] = (0.25, 1.0)
-    scale: float = 1.9  # of guidance; its value costs nothing
+    scale: float = 1.9  # guidance scale; the value does not affect the cost
 
     def build(self, targets: tuple[str, ...] = (), *, patches: bool = False) -> MAETok:
         """A tokenizer with auxiliary decoders for targets; with `patches` its tokens are the patches' states."""
@@ -105,13 +105,13 @@ class MAETokBench(Inputs):
 
     @cached_property
     def tokenizer(self) -> MAETok:
-        """The trained tokenizer's stand-in; without gradients, since the FLOP counter fails on views of trained weights
-        under `no_grad`."""
+        """The tokenizer for inference. Its weights need no gradients: the FLOP counter fails under `no_grad` on views
+        of weights that do."""
         return self.build().requires_grad_(False)
 
     @cached_property
     def teacher(self) -> Teacher:
-        """A frozen untrained ViT as large as the encoder: features cost the same whatever the weights are."""
+        """A frozen untrained ViT of the size of the encoder; the cost does not depend on the weights."""
         sizes, encoder = self.sizes, self.sizes.encoder
         with torch.random.fork_rng(devices=[]):
             side = sizes.image_size // encoder.patch
@@ -135,7 +135,7 @@ class MAETokBench(Inputs):
 
 
 class _LastStates(nn.Module):
-    """A trunk's last states of its patches (B, N, D)."""
+    """The last patch states (B, N, D) of a trunk."""
 
     def __init__(self, trunk: DinoTrunk) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class _LastStates(nn.Module):
 
 
 class TokenizerTrainer:
-    """Whole steps of stage one on one batch: masking, losses, and the players' steps as `tok1d.train.loop` takes them.
+    """Complete steps of stage one on one batch: masking, losses, and the optimizer steps as in `tok1d.train.loop`.
 
     Args:
         targets: of auxiliary decoders.
@@ -166,27 +166,27 @@ class TokenizerTrainer:
         self.model = bench.build(targets).train()
         self.stepper = Stepper(self.model, fused=fused)
         self.images = bench.images(bench.sizes.train_batch)
-        self.game: AdversarialLoss | None = None
+        self.adversarial: AdversarialLoss | None = None
         if discriminator is not None:
             config = AdversarialConfig(weight=0.4, start=1, discriminator=discriminator)
             torch.manual_seed(0)
-            self.game = AdversarialLoss(config, build_discriminator(discriminator, 3)).train().to(bench.device)
-            self.other = Stepper(self.game, fused=fused, averaged=False)
+            self.adversarial = AdversarialLoss(config, build_discriminator(discriminator, 3)).train().to(bench.device)
+            self.other = Stepper(self.adversarial, fused=fused, averaged=False)
 
     def step(self) -> Tensor:
-        """One step of every player; the tokenizer's loss before it."""
+        """One step of tokenizer and discriminator; returns the loss of the tokenizer before it."""
         torch.manual_seed(0)
         with self.bench.autocast():
             fake, _, terms = self.model.reconstruct((self.images,), 0.0)
-            if self.game is not None:
-                judged = {"loss_reconstruction": terms["loss_reconstruction"]}
+            if self.adversarial is not None:
+                compared = {"loss_reconstruction": terms["loss_reconstruction"]}
                 last = self.model.decoder.last_weight
-                terms |= self.game.generator_terms(self.images, fake, 1, last, judged)
+                terms |= self.adversarial.generator_terms(self.images, fake, 1, last, compared)
             loss = total_loss(terms)
         loss.backward()
-        if self.game is not None:
+        if self.adversarial is not None:
             with self.bench.autocast():
-                theirs = total_loss(self.game.discriminator_losses(self.images, fake, 1))
+                theirs = total_loss(self.adversarial.discriminator_losses(self.images, fake, 1))
             theirs.backward()
             self.other.step()
         self.stepper.step()
@@ -194,7 +194,7 @@ class TokenizerTrainer:
 
 
 class GeneratorTrainer:
-    """Whole training steps of a SiT on tokens (B, K, D)."""
+    """Complete training steps of a SiT on tokens (B, K, D)."""
 
     def __init__(self, bench: MAETokBench, tokens: Tensor) -> None:
         self.bench, self.tokens = bench, tokens
@@ -202,7 +202,7 @@ class GeneratorTrainer:
         self.stepper = Stepper(self.model)
 
     def step(self) -> Tensor:
-        """One optimizer step; the loss before it."""
+        """One optimizer step; returns the loss before it."""
         torch.manual_seed(0)
         with self.bench.autocast():
             loss = total_loss(self.model.losses((self.tokens, self.bench.labels(len(self.tokens))), 0.0))
@@ -212,7 +212,7 @@ class GeneratorTrainer:
 
 
 def two_pass_velocity(model: SiT, labels: Tensor, scale: float) -> Field:
-    """The guided velocity of a SiT with a call for the classes and another for the null class."""
+    """The guided velocity of a SiT with one call for the classes and one for the null class."""
     null = model.labels(None, len(labels))
 
     def conditional(x: Tensor, t: Tensor) -> Tensor:

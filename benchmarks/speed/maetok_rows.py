@@ -1,4 +1,4 @@
-"""What is timed of MAETok and SiT: every builder makes one or more rows, one way against another."""
+"""The rows of the MAETok and SiT benchmark; each builder makes one or more rows."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def train_aux(bench: MAETokBench) -> Iterator[Row]:
 
 @builder
 def train_gan(bench: MAETokBench) -> Iterator[Row]:
-    """A step of both players: adaptive weight, LeCAM, the discriminator's own step."""
+    """A step of tokenizer and discriminator, with adaptive weight and LeCAM."""
     for config in (bench.sizes.patch_discriminator, bench.sizes.dino_discriminator):
         trainer = TokenizerTrainer(bench, discriminator=config)
         yield training_row(bench, f"train-gan-{config.name}", Arm(f"and {config.name} discriminator", trainer.step))
@@ -68,7 +68,7 @@ def decode(bench: MAETokBench) -> Iterator[Row]:
 
 @builder
 def resolution_tokenizer(bench: MAETokBench) -> Iterator[Row]:
-    """Encoding and decoding one image at two resolutions: more patches, as many tokens."""
+    """Encoding and decoding one image at two resolutions: more patches, the same number of tokens."""
     model, (low, high) = bench.tokenizer, bench.sizes.resolutions
     tokens = bench.noise(1, bench.sizes.num_tokens, bench.sizes.token_dim)
 
@@ -84,7 +84,7 @@ def resolution_tokenizer(bench: MAETokBench) -> Iterator[Row]:
 
 
 def encoded(bench: MAETokBench, size: int, *, patches: bool = False) -> Tensor:
-    """Tokens of images of that size, as a generator trains on them."""
+    """Tokens of images of this size, as used to train a generator."""
     model = bench.build(patches=True).requires_grad_(False) if patches else bench.tokenizer
     return without_grad(bench, lambda: model.encode(bench.images(bench.sizes.batch, size)))().float()
 
@@ -113,7 +113,7 @@ def resolution_generator(bench: MAETokBench) -> Iterator[Row]:
 
 @builder
 def positions(bench: MAETokBench) -> Iterator[Row]:
-    """At the higher resolution: the tokens against a two-dimensional latent, one position a patch."""
+    """At the higher resolution: the tokens against a 2D latent with one position per patch."""
     high = bench.sizes.resolutions[1]
     kinds = (encoded(bench, high), encoded(bench, high, patches=True))
     names = [f"{tokens.shape[1]} {what}" for tokens, what in zip(kinds, ("tokens", "positions"))]
@@ -121,7 +121,7 @@ def positions(bench: MAETokBench) -> Iterator[Row]:
 
 
 def sampling(bench: MAETokBench, what: str, guidance: float | Guidance, *, steps: int, sampler: str = "euler") -> Arm:
-    """Sampling a batch in so many steps, told from a few of them."""
+    """Sampling a batch in `steps` steps, extrapolated from a few of them."""
     model, labels, few = bench.sit, bench.labels(bench.sizes.batch), min(steps, bench.sizes.measured_steps)
 
     def run() -> Tensor:
@@ -132,7 +132,7 @@ def sampling(bench: MAETokBench, what: str, guidance: float | Guidance, *, steps
 
 @builder
 def sample(bench: MAETokBench) -> Iterator[Row]:
-    """Guided tokens of an image in our number of Euler steps, against the published one of the SDE."""
+    """Guided tokens of an image in `bench.steps` Euler steps, against the published number of SDE steps."""
     published = bench.sizes.published_steps
     ours = sampling(bench, f"{bench.steps} Euler steps", bench.scale, steps=bench.steps)
     other = sampling(bench, f"{published} SDE steps", bench.scale, steps=published, sampler="sde")
@@ -141,7 +141,7 @@ def sample(bench: MAETokBench) -> Iterator[Row]:
 
 @builder
 def guidance(bench: MAETokBench) -> Iterator[Row]:
-    """What guidance costs, everywhere and inside an interval."""
+    """The cost of guidance, at every step and within an interval."""
     (low, high), row = bench.interval, partial(Row, unit="image", units=bench.sizes.batch)
     always = sampling(bench, "guided always", bench.scale, steps=bench.steps)
     some = Guidance(bench.scale, interval=bench.interval)
@@ -152,7 +152,7 @@ def guidance(bench: MAETokBench) -> Iterator[Row]:
 
 @builder
 def streams(bench: MAETokBench) -> Iterator[Row]:
-    """A guided call for one image, and for a batch of them."""
+    """A guided call for one image and for a batch."""
     for batch in dict.fromkeys((1, bench.sizes.batch)):
         labels = bench.labels(batch)
         x, t = bench.noise(batch, bench.sizes.num_tokens, bench.sizes.token_dim), torch.full((1,), 0.5)

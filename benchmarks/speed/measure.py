@@ -1,4 +1,4 @@
-"""Paired timings: two ways of doing the same work, interleaved in one process."""
+"""Paired timings: two implementations of the same computation, interleaved in one process."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of doing the work.
+    """One implementation.
 
     Args:
-        run: does it once; may return a tensor, which is compared with the other arm's.
-        scale: the reported work over the work of `run` (250 steps told from 10 have 25).
+        run: runs it once; may return a tensor, which is compared with that of the other arm.
+        scale: reported work divided by the work of `run` (25 if 250 steps are extrapolated from 10).
     """
 
     name: str
@@ -30,14 +30,14 @@ class Arm:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: our way, and what it is compared with.
+    """One line of the table: the library, and what it is compared with.
 
     Args:
-        unit: what is counted ("image", "token", ...), `units` of it in one run.
-        slow: None where only the absolute figure is wanted.
-        same: whether both arms give the same numbers up to rounding.
-        release: seconds a unit of the released system, as the issue states them; not measured here.
-        max_repeats: for rows whose slow arm takes long.
+        unit: what is counted ("image", "token", ...); one run has `units` of them.
+        slow: None if only the absolute speed is measured.
+        same: whether both arms return the same numbers up to rounding.
+        release: seconds per unit of the released system, as reported for it; not measured here.
+        max_repeats: limit for rows with a long slow arm.
     """
 
     name: str
@@ -51,13 +51,13 @@ class Row:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for the device, so that the clock sees finished work."""
+    """Wait until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds_of(run: Callable[[], Any], number: int, device: torch.device) -> float:
-    """Seconds a call of `run`, over `number` calls in a row."""
+    """Seconds per call of `run`, over `number` successive calls."""
     synchronise(device)
     start = time.perf_counter()
     for _ in range(number):
@@ -67,7 +67,7 @@ def seconds_of(run: Callable[[], Any], number: int, device: torch.device) -> flo
 
 
 def matmul_limit(device: torch.device, dtype: torch.dtype, size: int, repeats: int = 10) -> float:
-    """GFLOP/s of the fastest of `repeats` products of two square matrices, after two to warm up."""
+    """GFLOP/s of the fastest of `repeats` products of two square matrices, after two warm-up products."""
     a, b = torch.randn(2, size, size, device=device, dtype=dtype).unbind()
     out = torch.empty_like(a)
     times = [seconds_of(lambda: torch.mm(a, b, out=out), 1, device) for _ in range(repeats + 2)]
@@ -75,16 +75,16 @@ def matmul_limit(device: torch.device, dtype: torch.dtype, size: int, repeats: i
 
 
 def measure(row: Row, repeats: int, min_seconds: float, device: torch.device, limit: float) -> dict[str, Any]:
-    """The figures of one row.
+    """Measure one row.
 
     Args:
-        repeats: timed pairs; their order alternates (fast slow, slow fast, ...), so that drift cancels.
-        min_seconds: short runs are repeated inside one timing until it lasts so long.
-        limit: the machine's matmul GFLOP/s.
+        repeats: timed pairs; the order alternates (fast slow, slow fast, ...), so that drift cancels.
+        min_seconds: short runs are repeated within one timing until it lasts this long.
+        limit: matmul GFLOP/s of the machine.
 
     Returns:
-        Per arm seconds a unit (median), GFLOP a unit and share of the limit; "ratio": slow over fast seconds of
-        each pair, as median, min and max; "difference": of the two results, relative to the largest entry.
+        Per arm seconds per unit (median), GFLOP per unit and fraction of the limit; "ratio": slow over fast seconds of
+        each pair, as median, min and max; "difference": between the two results, relative to the largest entry.
     """
     arms = [row.fast] if row.slow is None else [row.fast, row.slow]
     flops, outputs, numbers = [], [], []
@@ -94,7 +94,7 @@ def measure(row: Row, repeats: int, min_seconds: float, device: torch.device, li
             outputs.append(arm.run())
             warm = time.perf_counter() - start
         flops.append(counter.get_total_flops() * arm.scale / row.units)
-        if warm < 10:  # the counter slows small operations down; a long run is warm anyway and timed once a pair
+        if warm < 10:  # the FLOP counter slows small operations down; a long run needs no second warm-up
             warm = seconds_of(arm.run, 1, device)
         numbers.append(max(1, math.ceil(min_seconds / max(warm, 1e-9))))
     repeats = min(repeats, row.max_repeats or repeats)

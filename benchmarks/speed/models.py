@@ -1,4 +1,4 @@
-"""The models the benchmark runs, and how much work a run is."""
+"""Models of the benchmark, and the amount of work of a run."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tok1d.tokenizers.query_encoder import EncoderConfig
 from tok1d.tokenizers.semanticist import Semanticist, SemanticistConfig
 from tok1d.tokenizers.token_dit import DecoderConfig, TokenDiT
 
-# The release on a like CPU, seconds a unit as the issue states them: 3.2 images/s in training, 20 encoded images/s,
-# 53 ms a decoder call, 0.045 AR images/s. An image is arithmetic: 250 calls.
+# Seconds per unit of the release on a similar CPU, as reported: 3.2 images/s in training, 20 encoded images/s, 53 ms
+# per decoder call, 0.045 autoregressive images/s. "image" is computed: 250 calls.
 RELEASE = {"train": 1 / 3.2, "encode": 1 / 20, "call": 0.053, "image": 250 * 0.053, "ar": 1 / 0.045}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Model sizes (the defaults: the small ones the release's speed is known at) and the work of a run."""
+    """Model sizes (default: the small ones for which the speed of the release is known) and the work of a run."""
 
     name: str = "small"
     image_size: int = 128
@@ -38,11 +38,11 @@ class Sizes:
     ar_tokens: int = 32
     head: HeadConfig = field(default_factory=lambda: HeadConfig(width=512, depth=6))
     released_steps: int = 250  # of the decoder and of the head
-    measured_steps: int = 10  # of the released decoder steps: the rest is arithmetic
+    measured_steps: int = 10  # of the released decoder steps; the time is extrapolated
     train_batch: int = 4
     encode_batch: int = 8
-    batch: int = 16  # rows that share one time, or images sampled at once
-    few_tokens: int = 8  # tokens sampled where all are not needed
+    batch: int = 16  # rows with the same time, or images sampled at once
+    few_tokens: int = 8  # tokens sampled in rows that do not need all
     gemm: int = 2048
     min_seconds: float = 0.1
 
@@ -63,12 +63,12 @@ QUICK = replace(
 
 @dataclass(frozen=True)
 class Bench(Inputs):
-    """Models and inputs on one device; built when first asked for.
+    """Models and inputs on one device, built on first use.
 
     Args:
-        decoder_steps, head_steps, euler_steps: our numbers of steps (those of equal quality come from the quality
-            tables), of the decoder, of the head by its SDE and by Euler.
-        interval: times (0 = noise, 1 = data) at which interval guidance acts.
+        decoder_steps, head_steps, euler_steps: steps of the decoder, and of the head with the SDE and the Euler sampler
+            (the quality tables show which numbers give equal quality).
+        interval: times (0 = noise, 1 = data) with guidance.
     """
 
     sizes: Sizes
@@ -76,10 +76,10 @@ class Bench(Inputs):
     head_steps: tuple[int, ...] = (25, 50)
     euler_steps: tuple[int, ...] = (10,)
     interval: tuple[float, float] = (0.25, 0.75)
-    scale: float = 3.0  # of guidance; its value costs nothing
+    scale: float = 3.0  # guidance scale; the value does not affect the cost
 
     def release(self, name: str) -> float | None:
-        """Seconds a unit of the released system, at the sizes it is known at."""
+        """Seconds per unit of the released system, for the sizes for which it is known."""
         return RELEASE[name] if self.sizes.name == "small" else None
 
     def latents(self, batch: int) -> Tensor:
@@ -91,7 +91,7 @@ class Bench(Inputs):
 
     @cached_property
     def ddpm(self) -> Semanticist:
-        """The tokenizer with the paper's objective."""
+        """The tokenizer with the objective of the paper."""
         return self._tokenizer("ddpm")
 
     @cached_property
@@ -100,7 +100,7 @@ class Bench(Inputs):
         return self._tokenizer("flow")
 
     def _tokenizer(self, objective: Literal["ddpm", "flow"]) -> Semanticist:
-        """A Semanticist whose decoder works on latents that are given: no autoencoder is part of the benchmark."""
+        """A Semanticist whose decoder works on given latents; the benchmark has no autoencoder."""
         sizes, (channels, side) = self.sizes, self.sizes.latent
         torch.manual_seed(0)
         config = SemanticistConfig(

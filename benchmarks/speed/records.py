@@ -1,4 +1,4 @@
-"""Records of the rows: kept in one JSON file, shown as a table."""
+"""Records of the rows: stored in one JSON file, printed as a table."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import torch
 from tok1d.errors import DataError
 
 Record = dict[str, Any]
-SETTING = ("sizes", "device", "threads", "precision")  # together with the row's name: what a record is of
+SETTING = ("sizes", "device", "threads", "precision")  # identify a record, together with the name of the row
 
 
 def machine(device: torch.device, precision: str, command: str) -> Record:
-    """Where and how a record is measured."""
+    """Device, versions and command of a measurement."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     return {
         "device": name,
@@ -36,7 +36,7 @@ def machine(device: torch.device, precision: str, command: str) -> Record:
 
 
 def cpu_name() -> str:
-    """The processor's name, as far as the system tells it."""
+    """The name of the processor, if the system reports it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -45,7 +45,7 @@ def cpu_name() -> str:
 
 
 def commit() -> str:
-    """The commit of the working tree, with "+changes" where tracked files differ from it; "unknown" without git."""
+    """The commit of the working tree, with "+changes" if tracked files differ from it; "unknown" without git."""
 
     def git(*args: str) -> str:
         folder = Path(__file__).parent
@@ -74,12 +74,12 @@ def load(path: Path) -> list[Record]:
 
 
 def key(record: Record) -> tuple[Any, ...]:
-    """What makes a record replace another."""
+    """The key of a record; a record replaces another with the same key."""
     return (record["row"], *(record[name] for name in SETTING))
 
 
 def store(path: Path, record: Record) -> None:
-    """Add a record to the file, in the place of an older one of the same row and setting."""
+    """Add a record to the file; it replaces a record of the same row and setting."""
     records = load(path)
     keys = [key(old) for old in records]
     if key(record) in keys:
@@ -96,14 +96,14 @@ def store(path: Path, record: Record) -> None:
 
 
 def rate(seconds: float, unit: str) -> str:
-    """Images and tokens by the second, calls and steps by their milliseconds."""
+    """Images or tokens per second; milliseconds for calls and steps."""
     if unit in ("call", "step"):
         return f"{seconds * 1e3:.3g} ms"
     return f"{1 / seconds:.3g} {unit}s/s"
 
 
 def share(arm: Record) -> str:
-    """Of the matmul limit; empty where nothing is multiplied."""
+    """Percentage of the matmul limit; empty if the arm has no matrix product."""
     return f"{100 * arm['share']:.0f} %" if arm["gflop"] else ""
 
 
@@ -116,7 +116,7 @@ def ratio(record: Record) -> str:
 
 
 def lines(record: Record, work: bool = False) -> list[list[str]]:
-    """The cells of a record: one line for each arm. The last cell is the release's speed, or of `work` the GFLOP."""
+    """The cells of a record, one line per arm. The last cell is the speed of the release, or with `work` the GFLOP."""
     arms = [record[name] for name in ("fast", "slow") if name in record]
     last = [gflop(arm) if work else "" for arm in arms]
     if not work and record["release"]:
@@ -130,7 +130,7 @@ def lines(record: Record, work: bool = False) -> list[list[str]]:
 
 
 def gflop(arm: Record) -> str:
-    """Counted arithmetic a unit, in 10^9 operations."""
+    """Counted operations per unit, in 10^9."""
     return f"{arm['gflop']:.3g}"
 
 
@@ -139,17 +139,17 @@ WIDTHS = (19, 25, 15, 6, 18, 12)
 
 def header(work: bool = False) -> list[list[str]]:
     """The two lines above the cells of `lines`."""
-    last = ("GFLOP", "a unit") if work else ("release,", "from issue")
-    return [["", "", "", "of", "times faster", last[0]], ["row", "way", "speed", "limit", "(min-max)", last[1]]]
+    last = ("GFLOP", "per unit") if work else ("release,", "as reported")
+    return [["", "", "", "of", "times faster", last[0]], ["row", "variant", "speed", "limit", "(min-max)", last[1]]]
 
 
 def text_lines(rows: Sequence[Sequence[str]]) -> str:
-    """Cells under each other, 100 columns wide."""
+    """Aligned cells, at most 100 columns wide."""
     return "\n".join(" ".join(cell.ljust(width) for cell, width in zip(row, WIDTHS)).rstrip() for row in rows)
 
 
 def conditions(group: list[Record]) -> str:
-    """One line on where and when the records of one setting were measured."""
+    """One line with the machine, versions and dates of the records of one setting."""
     first = group[0]
     commits = dict.fromkeys(record["commit"] for record in group)
     days = dict.fromkeys(record["date"][:10] for record in group)
@@ -162,13 +162,13 @@ def conditions(group: list[Record]) -> str:
 
 
 def markdown(records: list[Record], work: bool = False) -> str:
-    """A table for each machine and setting; with `work` the GFLOP a unit of both ways, else the release's speed."""
+    """A table per machine and setting; with `work` the GFLOP per unit of both arms, else the speed of the release."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(str(key(record)[1:]), []).append(record)
     way = ["speed", *(["GFLOP"] if work else []), "of the limit"]
     titles = ["row", "ours", *way, "against", *way, "times faster (min-max)"]
-    titles += [] if work else ["release, from the issue"]
+    titles += [] if work else ["release, as reported"]
     parts = []
     for group in groups.values():
         parts += [conditions(group) + ".", ""]

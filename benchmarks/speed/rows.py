@@ -1,4 +1,4 @@
-"""What is timed: every builder makes one or more rows, our way against another."""
+"""The rows of the Semanticist benchmark; each builder makes one or more rows."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ builder = ROWS.builder
 
 
 class Trainer:
-    """Whole training steps on one batch, as `tok1d.train.loop` takes them, on a copy of the model.
+    """Complete training steps on one batch as in `tok1d.train.loop`, on a copy of the model.
 
     Args:
-        dense: the encoder under one dense mask.
+        dense: the encoder uses one dense mask.
         fused: fused AdamW and foreach averaging; else PyTorch's default AdamW and a loop.
     """
 
@@ -43,14 +43,14 @@ class Trainer:
         self.latents = bench.latents(bench.sizes.train_batch)
 
     def loss(self) -> Tensor:
-        """The denoising loss with nested dropping on, on latents that are given."""
+        """The denoising loss with nested dropping, on given latents."""
         torch.manual_seed(0)
         tokens = self.model.encode(self.images)
         mask = self.model.training_mask(len(tokens), 1.0, tokens.device)
         return torch.stack(list(self.model.denoising(self.latents, tokens, mask).values())).sum()
 
     def step(self) -> Tensor:
-        """One optimizer step; the loss before it."""
+        """One optimizer step; returns the loss before it."""
         with self.bench.autocast():
             if self.dense:
                 with slow.dense_mask(), slow.separate_modulation():
@@ -91,7 +91,7 @@ def encode(bench: Bench) -> Iterator[Row]:
 
 @builder
 def attention(bench: Bench) -> Iterator[Row]:
-    """Attention alone, at the benchmark's size and at the paper's (256 patches and 256 tokens, 12 heads)."""
+    """Attention only, at the size of the benchmark and of the paper (256 patches and 256 tokens, 12 heads)."""
     sizes = bench.sizes
     patches = (sizes.image_size // sizes.encoder.patch) ** 2
     shapes = [(patches, sizes.num_tokens, sizes.encoder.heads), (256, 256, 12)]
@@ -107,7 +107,7 @@ def attention(bench: Bench) -> Iterator[Row]:
 
 @builder
 def call(bench: Bench) -> Iterator[Row]:
-    """One decoder call on one latent, as a step of the released decoder makes."""
+    """One decoder call on one latent, as in a step of the released decoder."""
     x, tokens, model = bench.latents(1), bench.tokens(1), bench.ddpm
     t = torch.full((1,), 500, device=bench.device)
 
@@ -142,7 +142,7 @@ def call_guided(bench: Bench) -> Iterator[Row]:
 
 @builder
 def image(bench: Bench) -> Iterator[Row]:
-    """One decoded latent, unguided; the released chain is timed over a few steps and told for all of them."""
+    """One decoded latent, unguided; the released sampler is timed over a few steps and extrapolated to all."""
     start, tokens, sizes = bench.latents(1), bench.tokens(1), bench.sizes
 
     def flow() -> Tensor:
@@ -175,9 +175,9 @@ def interval(bench: Bench) -> Iterator[Row]:
 def head_row(
     bench: Bench, name: str, rows: int, fast: str, other: str, off: HeadSwitches, on: HeadSwitches | None = None
 ) -> Row:
-    """One guided token for each of `rows` images from the head: `on` (default: the library's way) against `off`.
+    """One guided token for each of `rows` images from the head: `on` (default: as in the library) against `off`.
 
-    The table of times serves all tokens of a sample, so it is made outside of what is timed.
+    The table of times is computed once for all tokens of a sample, so its computation is not timed.
     """
     head, steps = bench.generator.head, bench.head_steps[0]
     cond, uncond = bench.noise(2, rows, bench.sizes.ar_dim).unbind()
@@ -187,12 +187,12 @@ def head_row(
     def ours() -> Tensor:
         return head.sample(cond, start, bench.randn(), uncond=uncond, sampler="sde", table=table, **how)
 
-    def told(switches: HeadSwitches) -> Tensor:
+    def switched(switches: HeadSwitches) -> Tensor:
         known = table if switches.tabled else None
         return slow.sample_head(head, cond, uncond, start, bench.randn(), on=switches, table=known, **how)
 
-    first = ours if on is None else partial(told, on)
-    arms = (Arm(fast, without_grad(bench, first)), Arm(other, without_grad(bench, partial(told, off))))
+    first = ours if on is None else partial(switched, on)
+    arms = (Arm(fast, without_grad(bench, first)), Arm(other, without_grad(bench, partial(switched, off))))
     return Row(f"{name}-x{rows}", "token", rows, *arms, same=True)
 
 
@@ -230,7 +230,7 @@ def head_streams(bench: Bench) -> Iterator[Row]:
 
 @builder
 def head_steps(bench: Bench) -> Iterator[Row]:
-    """One guided token: our numbers of steps against the released one."""
+    """One guided token: the numbers of steps of `bench.head_steps` against the released one."""
     head, released = bench.generator.head, bench.sizes.released_steps
     cond, uncond = bench.noise(2, 1, bench.sizes.ar_dim).unbind()
     start = bench.noise(1, bench.sizes.token_dim)
@@ -247,7 +247,7 @@ def head_steps(bench: Bench) -> Iterator[Row]:
 
 @builder
 def ar_cache(bench: Bench) -> Iterator[Row]:
-    """The stack alone: the conditions of all tokens of guided sequences, token by token."""
+    """Only the transformer: the conditions of all tokens of guided sequences, token by token."""
     model, batch, length = bench.generator, min(bench.sizes.batch, 4), bench.sizes.ar_tokens
     tokens, labels = bench.noise(batch, length, bench.sizes.token_dim), bench.labels(batch)
 
@@ -262,7 +262,7 @@ def ar_cache(bench: Bench) -> Iterator[Row]:
 
 @builder
 def ar_streams(bench: Bench) -> Iterator[Row]:
-    """The stack alone, guided, one image."""
+    """Only the transformer, guided, one image."""
     model, length, labels = bench.generator, bench.sizes.ar_tokens, bench.labels(1)
     tokens = bench.noise(1, length, bench.sizes.token_dim)
 
@@ -281,7 +281,7 @@ def ar_streams(bench: Bench) -> Iterator[Row]:
 
 @builder
 def ar_batch(bench: Bench) -> Iterator[Row]:
-    """A few tokens of several images, guided: heads sampled for the whole batch, or image after image."""
+    """A few guided tokens of several images: the head sampled for the whole batch, or for one image after the other."""
     model, sizes, batch = bench.generator, bench.sizes, bench.sizes.batch
 
     def sample(labels: Tensor) -> Tensor:
@@ -298,9 +298,9 @@ def ar_batch(bench: Bench) -> Iterator[Row]:
 
 @builder
 def ar(bench: Bench) -> Iterator[Row]:
-    """One guided sequence with our numbers of head steps, against the released number and way.
+    """One guided sequence with the given numbers of head steps, against the released number and implementation.
 
-    The released way takes about the same time for every token, nearly all of it in the head: a few tokens tell it.
+    The released implementation takes about the same time for every token, so it is extrapolated from a few tokens.
     """
     model, sizes = bench.generator, bench.sizes
     labels, few, released = bench.labels(1), sizes.few_tokens, sizes.released_steps
@@ -322,7 +322,7 @@ def ar(bench: Bench) -> Iterator[Row]:
 
 
 def optimizer_row(bench: Bench, name: str, other: str, foreach: bool) -> Row:
-    """One AdamW step on the tokenizer's weights, with gradients that stay."""
+    """One AdamW step on the weights of the tokenizer, with constant gradients."""
 
     def arm(what: str, fused: bool) -> Arm:
         model = copy.deepcopy(bench.ddpm)
@@ -350,7 +350,7 @@ def adamw(bench: Bench) -> Iterator[Row]:
 
 @builder
 def ema(bench: Bench) -> Iterator[Row]:
-    """One update of the averages of the tokenizer's weights."""
+    """One update of the averages of the weights of the tokenizer."""
 
     def arm(what: str, loop: bool) -> Arm:
         model = copy.deepcopy(bench.ddpm)
@@ -359,7 +359,7 @@ def ema(bench: Bench) -> Iterator[Row]:
         before = watched.clone()
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.mul_(1.5)  # else the averages would have nowhere to go
+                parameter.mul_(1.5)  # else the averages would not change
 
         def run() -> Tensor:
             slow.loop_ema(average) if loop else average.update(0)

@@ -1,4 +1,4 @@
-"""What the library does not do: the same numbers with one optimisation taken away."""
+"""The same computations as in the library, each without one optimisation."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from tok1d.tokenizers.semanticist import Semanticist
 from tok1d.train.ema import EMA
 from tok1d.train.optim import build_optimizer
 
-_mask = functools.lru_cache(prefix_causal_mask)  # made once, so that only the attention itself is compared
+_mask = functools.lru_cache(prefix_causal_mask)  # computed once, so that only the attention is compared
 
 
 def dense_prefix_causal(prefix: int) -> Attend:
-    """`prefix_causal` as one boolean mask over the whole sequence; of `after_prefix` its last rows."""
+    """`prefix_causal` as one boolean mask over the whole sequence; its last rows for `after_prefix`."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return masked(_mask(prefix, k.shape[2] - prefix, q.device)[-q.shape[2] :])(q, k, v)
@@ -40,7 +40,7 @@ def dense_prefix_causal(prefix: int) -> Attend:
 
 @contextmanager
 def dense_mask() -> Iterator[None]:
-    """Inside, every causal query encoder runs under a dense mask."""
+    """In this context, every causal query encoder uses a dense mask."""
     patch = partial(mock.patch.object, query_encoder)
     with patch("prefix_causal", dense_prefix_causal), patch("after_prefix", dense_prefix_causal), all_rows(Block):
         yield
@@ -48,7 +48,7 @@ def dense_mask() -> Iterator[None]:
 
 @contextmanager
 def all_rows(*blocks: type[nn.Module]) -> Iterator[None]:
-    """Inside, blocks of these classes compute every position, and then give those asked for."""
+    """In this context, blocks of these classes compute every position and return the requested ones."""
     with ExitStack() as stack:
         for cls in blocks:
             stack.enter_context(mock.patch.object(cls, "forward", _all_rows(cls.forward)))
@@ -65,7 +65,7 @@ def _all_rows(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 @contextmanager
 def separate_modulation() -> Iterator[None]:
-    """Inside, DiT blocks multiply and add in separate passes over memory, and compute every position."""
+    """In this context, DiT blocks multiply and add in separate passes over memory, and compute every position."""
     with (
         mock.patch("tok1d.nn.block.modulate", lambda x, shift, scale: x * (1 + scale) + shift),
         mock.patch("tok1d.nn.block.gated", lambda x, gate, branch: x + gate * branch),
@@ -76,12 +76,12 @@ def separate_modulation() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class HeadSwitches:
-    """The optimisations of sampling one token from the diffusion head; all on is what the library does."""
+    """The optimisations of sampling one token from the diffusion head; the library uses all of them."""
 
-    one_call: bool = True  # one network call a step of the SDE, not one for the drift and one for the score
-    prepared: bool = True  # the condition's share computed once a token
+    one_call: bool = True  # one network call per SDE step, instead of one for the drift and one for the score
+    prepared: bool = True  # the part that depends on the condition is computed once per token
     shared_time: bool = True  # the time embedding and its modulation computed once for all rows
-    tabled: bool = True  # and once for all tokens of a sample, not at every step of every token
+    tabled: bool = True  # and once for all tokens of a sample, instead of at every step of every token
     one_batch: bool = True  # conditional and unconditional rows in one call
 
 
@@ -93,7 +93,7 @@ def head_velocity(
     on: HeadSwitches,
     table: SamplingTable | None = None,
 ) -> Field:
-    """The guided velocity (R, D) of a concat head for conditions (R, C); with a table, times are looked up."""
+    """The guided velocity (R, D) of a concat head for conditions (R, C); with a table, times are looked up in it."""
     net = head.net
 
     def network(rows: Tensor) -> Field:
@@ -153,7 +153,7 @@ Conditions = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 def trunk(model: CausalGenerator, labels: Tensor, length: int, *, cache: bool, one_batch: bool) -> Conditions:
     """Head conditions of token i given tokens (B, length, D), of which those before i count: two (B, dim).
 
-    With a cache, i must be asked for in order.
+    With a cache, i must be requested in order.
     """
     null = model.labels(None, len(labels))
     if not cache:
@@ -215,7 +215,7 @@ def two_pass_velocity(model: Semanticist, tokens: Tensor, scale: float) -> Field
 
 
 def unfused_adamw(model: nn.Module, config: OptimConfig, foreach: bool | None) -> torch.optim.AdamW:
-    """`build_optimizer` without the fused kernel; `foreach` None is PyTorch's own choice (on a CPU: a loop)."""
+    """`build_optimizer` without the fused kernel; `foreach` None: the default of PyTorch (on a CPU a loop)."""
     groups = [
         {"params": group["params"], "weight_decay": group["weight_decay"]}
         for group in build_optimizer(model, config).param_groups

@@ -1,4 +1,4 @@
-"""The SMAP, CARD, LlamaGen and MaskGIT that the benchmark runs, and the same work done otherwise."""
+"""SMAP, CARD, LlamaGen and MaskGIT of the benchmark, and alternative implementations of their sampling."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tok1d.tokenizers.bottlenecks import KLConfig
 from tok1d.tokenizers.smap import PLAIN_VIT, SMAP, SMAPConfig
 from tok1d.tokenizers.vit import ViTConfig
 
-# Of a block, transformers' names and ours, but for the queries, keys and values.
+# Names in a block of transformers and of tok1d, without queries, keys and values.
 BLOCK_NAMES = {
     "self_attn.o_proj": "attn.proj",
     "mlp.gate_proj": "mlp.gate",
@@ -51,7 +51,7 @@ class SMAPSizes:
     heads: int = 6
     head_width: int = 512
     head_depth: int = 3
-    head_steps: int = 25  # Euler steps a token
+    head_steps: int = 25  # Euler steps per token
     maskgit_steps: int = 8
     train_batch: int = 2
     batch: int = 2  # sequences sampled at once
@@ -64,13 +64,13 @@ QUICK_SMAP = replace(SMAPSizes(), name="quick", num_tokens=32, train_batch=1, ge
 
 @dataclass(frozen=True)
 class SMAPBench(Inputs):
-    """Models and inputs on one device; built when first asked for."""
+    """Models and inputs on one device, built on first use."""
 
     sizes: SMAPSizes
-    scale: float = 2.0  # of guidance; its value costs nothing
+    scale: float = 2.0  # guidance scale; the value does not affect the cost
 
     def tokenizer(self) -> SMAP:
-        """A SMAP with a KL bottleneck, to be trained."""
+        """A SMAP with a KL bottleneck, for training."""
         sizes = self.sizes
         torch.manual_seed(0)
         config = SMAPConfig(
@@ -84,13 +84,13 @@ class SMAPBench(Inputs):
         return self.ready(SMAP(config))
 
     def _sizes(self) -> dict[str, int]:
-        """What the generators have in common."""
+        """Common settings of the generators."""
         sizes = self.sizes
         return {"num_tokens": sizes.num_tokens, "dim": sizes.dim, "depth": sizes.depth, "heads": sizes.heads}
 
     @cached_property
     def card(self) -> CARD:
-        """With class vectors as wide as itself."""
+        """A CARD with class vectors of its own width."""
         sizes = self.sizes
         torch.manual_seed(0)
         head = HeadConfig(
@@ -118,12 +118,12 @@ class SMAPBench(Inputs):
 
 
 class TruncationTrainer:
-    """Training steps of a SMAP with numbers of kept tokens spread evenly over 0..N, as uniform draws are on average.
+    """Training steps of a SMAP with numbers of kept tokens spread evenly over 0..N, as in uniform sampling on average.
 
     Args:
-        keep: "iteration" cuts all sequences of a step at one number; "sample" masks the tail of each, at a number each;
-            "all" drops nothing.
-        steps: how many, each of another number; batches see every number as often.
+        keep: "iteration" cuts all sequences of a step at the same number of tokens; "sample" masks the tail of each
+            sequence at its own number; "all" drops nothing.
+        steps: number of steps, each with another number of tokens; every number is used equally often.
     """
 
     def __init__(self, bench: SMAPBench, keep: Literal["iteration", "sample", "all"], steps: int = 5) -> None:
@@ -142,7 +142,7 @@ class TruncationTrainer:
         self.keeps = ways[keep]
 
     def step(self) -> Tensor:
-        """All of the steps; the loss before the last."""
+        """Run all steps; returns the loss before the last one."""
         for keep in self.keeps:
             torch.manual_seed(0)
             with self.bench.autocast():
@@ -153,7 +153,7 @@ class TruncationTrainer:
 
 
 def card_without_cache(model: CARD, labels: Tensor, randn: Randn, scale: float) -> Tensor:
-    """`CARD.sample`, the whole sequence going through the stack again for every token: raw tokens (B, N, D)."""
+    """`CARD.sample` without a cache, the whole sequence computed again for every token: raw tokens (B, N, D)."""
     length = model.config.num_tokens
     conditions = slow.trunk(model, labels, length, cache=False, one_batch=True)
     tokens = model.head_positions.new_zeros(len(labels), length, model.config.token_dim)
@@ -165,7 +165,7 @@ def card_without_cache(model: CARD, labels: Tensor, randn: Randn, scale: float) 
 
 
 def llamagen_without_cache(model: LlamaGen, labels: Tensor, scale: float) -> Tensor:
-    """`LlamaGen.sample` of the likeliest ids, the whole sequence going through the stack again for every id: (B, N)."""
+    """Greedy `LlamaGen.sample` without a cache, the whole sequence computed again for every id: ids (B, N)."""
     ids = labels.new_zeros(len(labels), 0)
     classes = model.label_embed(torch.cat([labels, model.labels(None, len(labels))]))[:, None]
     for i in range(1, 1 + model.config.num_tokens):
@@ -179,7 +179,7 @@ def llamagen_without_cache(model: LlamaGen, labels: Tensor, scale: float) -> Ten
 
 
 def transformers_twin(model: LlamaGen) -> Any:
-    """The same network as transformers' `LlamaForCausalLM`, with the same weights; classes come in as vectors.
+    """The same network as `LlamaForCausalLM` of transformers with the same weights; classes are given as vectors.
 
     Raises:
         ConfigError: transformers is not installed.
@@ -188,11 +188,11 @@ def transformers_twin(model: LlamaGen) -> Any:
         from transformers import LlamaConfig, LlamaForCausalLM
     except ImportError:
         raise ConfigError(
-            "row llamagen-generate: transformers is not installed; pip install 'tok1d[text]', or name other rows "
-            "with --only"
+            "row llamagen-generate: expected transformers, got no installation of it; pip install 'tok1d[text]', or "
+            "select other rows with --only"
         ) from None
     config = model.config
-    assert (config.rope, config.rope_base, config.kv_heads) == ("1d", 10000.0, None), "the form that both have"
+    assert (config.rope, config.rope_base, config.kv_heads) == ("1d", 10000.0, None), "the variant that both implement"
     made = LlamaConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.dim,
@@ -220,7 +220,7 @@ def transformers_twin(model: LlamaGen) -> Any:
 
 
 def transformers_greedy(twin: Any, model: LlamaGen, labels: Tensor) -> Tensor:
-    """The likeliest ids (B, N) by transformers' `generate`, from our class vectors, unguided."""
+    """Greedy ids (B, N) of `generate` in transformers, from the class vectors of tok1d, unguided."""
     classes = model.label_embed(labels)[:, None]
     return twin.generate(
         inputs_embeds=classes,
@@ -233,6 +233,6 @@ def transformers_greedy(twin: Any, model: LlamaGen, labels: Tensor) -> Tensor:
 
 
 def halves(weight: Tensor, heads: int) -> Tensor:
-    """A projection's rows (heads * width, dim) for rotary pairs (j, j + width / 2), out of those for (2j, 2j + 1)."""
+    """Reorder the rows (heads * width, dim) of a projection from rotary pairs (2j, 2j + 1) to (j, j + width / 2)."""
     rows = weight.view(heads, -1, 2, weight.shape[1])
     return rows.transpose(1, 2).reshape(weight.shape)

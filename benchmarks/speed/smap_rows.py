@@ -1,4 +1,4 @@
-"""What is timed of SMAP and its generators: every builder makes one or more rows, one way against another."""
+"""The rows of the SMAP benchmark; each builder makes one or more rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ builder = SMAP_ROWS.builder
 
 @builder
 def train(bench: SMAPBench) -> Iterator[Row]:
-    """Steps with tails dropped once for all images of a step, against a mask an image, and against no dropping."""
+    """Steps with the same cut for all images, against a mask per image, and against no dropping."""
     one_cut = TruncationTrainer(bench, "iteration")
     units = bench.sizes.train_batch * len(one_cut.keeps)
     ours = Arm("one cut a step", one_cut.step)
@@ -32,7 +32,7 @@ def train(bench: SMAPBench) -> Iterator[Row]:
 
 
 def sampling_row(bench: SMAPBench, name: str, model: Any, **how: Any) -> Row:
-    """A batch of samples without guidance, and what guidance makes of it."""
+    """A batch of samples without and with guidance."""
     labels = bench.labels(bench.sizes.batch)
 
     def arm(what: str, scale: float) -> Arm:
@@ -61,7 +61,7 @@ def maskgit(bench: SMAPBench) -> Iterator[Row]:
 
 @builder
 def card_cache(bench: SMAPBench) -> Iterator[Row]:
-    """Guided samples with cached keys and values, and with all of the sequence again for every token."""
+    """Guided samples with cached keys and values, and with the whole sequence computed again for every token."""
     model, labels, scale = bench.card, bench.labels(bench.sizes.batch), bench.scale
 
     def cached() -> Tensor:
@@ -75,7 +75,7 @@ def card_cache(bench: SMAPBench) -> Iterator[Row]:
 
 @builder
 def llamagen_cache(bench: SMAPBench) -> Iterator[Row]:
-    """Guided greedy samples with cached keys and values, and with all of the sequence again for every id."""
+    """Guided greedy samples with cached keys and values, and with the whole sequence computed again for every id."""
     model, labels, scale = bench.llamagen, bench.labels(bench.sizes.batch), bench.scale
 
     def cached() -> Tensor:
@@ -94,7 +94,7 @@ def cache_row(name: str, batch: int, cached: Any, recomputed: Any) -> Row:
 
 @builder
 def llamagen_generate(bench: SMAPBench) -> Iterator[Row]:
-    """Unguided greedy samples, and those of transformers' `generate` with the same weights."""
+    """Unguided greedy samples, and those of `generate` in transformers with the same weights."""
     model, labels = bench.llamagen, bench.labels(bench.sizes.batch)
     twin = transformers_twin(model)
     ours = Arm("ours, greedy", without_grad(bench, lambda: model.sample(labels, greedy=True)))

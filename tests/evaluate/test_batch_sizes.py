@@ -1,6 +1,7 @@
 """The bundled models at three batch sizes: the same noise for every image, the same images, the same figures."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from tok1d.data.images import open_images
 from tok1d.evaluate import generation, reconstruction
 from tok1d.evaluate.feature_networks import OwnNetwork
 from tok1d.evaluate.features import Features
-from tok1d.evaluate.measures import METRICS, ON_FEATURES, Measures
+from tok1d.evaluate.measures import METRICS, ON_FEATURES, Measures, Measuring
+from tok1d.evaluate.request import Reconstructions, Samples
 from tok1d.inference.sampling import noise_of
 from tok1d.zoo.card import padding_of
 
@@ -63,7 +65,10 @@ def of_images(tokenizer: str, **options: Any) -> Callable[..., Any]:
     def measure(root: Path, batch_size: int, watched: Watched) -> Any:
         model = tok1d.load(tokenizer, device="cpu")
         return reconstruction.evaluate_reconstruction(
-            model, images_for(model, root), batch_size=batch_size, **shared(model), **options
+            model,
+            images_for(model, root),
+            Reconstructions(batch_size=batch_size, seed=3, **options),
+            measuring(padding_of(model)),
         )
 
     return measure
@@ -72,12 +77,11 @@ def of_images(tokenizer: str, **options: Any) -> Callable[..., Any]:
 def of_samples(generator: str, **options: Any) -> Callable[..., Any]:
     def measure(root: Path, batch_size: int, watched: Watched) -> Any:
         model, tokenizer = tok1d.load_pair(generator, device="cpu")
-        measured = shared(tokenizer, ON_FEATURES)
-        compared = generation.measured_set(images_for(tokenizer, root), measured["measures"])
+        measured = measuring(padding_of(tokenizer), ON_FEATURES)
+        compared = generation.measured_set(images_for(tokenizer, root), measured.measures)
         watched.images.clear()
-        return generation.evaluate_generation(
-            model, tokenizer, None, num=NUM, batch_size=batch_size, references=compared, **measured, **options
-        )
+        how = Samples(num=NUM, batch_size=batch_size, seed=3, **options)
+        return generation.evaluate_generation(model, tokenizer, None, how, replace(measured, references=compared))
 
     return measure
 
@@ -95,18 +99,48 @@ def images_for(tokenizer: Any, root: Path) -> Any:
     )
 
 
-def shared(tokenizer: Any, metrics: Sequence[str] = MEASURED) -> dict[str, Any]:
-    pad = padding_of(tokenizer)
-    return {"pad": pad, "seed": 3, "measures": Measures(tuple(metrics), [Mapped(pad)], pad)}
+def measuring(pad: int, metrics: Sequence[str] = MEASURED) -> Measuring:
+    return Measuring(Measures(tuple(metrics), [Mapped(pad)], pad))
 
 
 # What measures, which metrics, and how many sets of images the networks see (the originals are one).
 CASES: dict[str, tuple[Callable[..., Any], list[str], int]] = {
-    "one pass: MAETok": (of_images("fashion-mnist-maetok"), MEASURED, 2),
-    "one pass, told the class: SMAP": (of_images("fashion-mnist-smap", keep=[0, 3, 16]), MEASURED, 4),
-    "diffusion: Semanticist": (of_images("fashion-mnist-semanticist", keep=[1, 8], steps=3), MEASURED, 3),
+    "deterministic: MAETok": (of_images("fashion-mnist-maetok"), MEASURED, 2),
+    "deterministic, with the class: SMAP": (
+        of_images(
+            "fashion-mnist-smap",
+            keep=(
+                0,
+                3,
+                16,
+            ),
+        ),
+        MEASURED,
+        4,
+    ),
+    "diffusion: Semanticist": (
+        of_images(
+            "fashion-mnist-semanticist",
+            keep=(
+                1,
+                8,
+            ),
+            steps=3,
+        ),
+        MEASURED,
+        3,
+    ),
     "token by token: epsilon-LlamaGen": (
-        of_samples("fashion-mnist-epsilon-llamagen", keep=[2, 8], guidance=1.5, steps=4, decoder_steps=2),
+        of_samples(
+            "fashion-mnist-epsilon-llamagen",
+            keep=(
+                2,
+                8,
+            ),
+            guidance=1.5,
+            steps=4,
+            decoder_steps=2,
+        ),
         list(ON_FEATURES),
         2,
     ),

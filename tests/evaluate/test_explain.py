@@ -20,7 +20,8 @@ from tok1d.zoo.record import Record, write_records
 
 SYSTEMS = ("llamagen", "maetok", "mar", "semanticist", "sit", "smap", "titok")
 
-# What a record of samples says, and changes of it: setting -> fields of a record that differs in it alone.
+# What a record of samples says, in the form of older versions, and changes of it: setting -> fields of a record that
+# differs in it alone.
 SAMPLES: dict[str, Any] = {
     "name": "fd@cnn",
     "value": 8.1,
@@ -69,6 +70,10 @@ GUIDANCE = {
 }
 
 
+def record_of(fields: dict[str, Any]) -> Record:
+    return Record.from_json(fields)
+
+
 def changed(settings: set[str]) -> Record:
     """The record of samples, with these settings changed."""
     fields = dict(SAMPLES)
@@ -81,7 +86,7 @@ def changed(settings: set[str]) -> Record:
             fields[field] = fields[field].replace(old, new, 1)
     if "temperature" in settings:
         fields["sampler"] = fields["sampler"].replace("a token", "a token, temperature 0.9")
-    return Record(**fields)
+    return record_of(fields)
 
 
 EVERY = sorted({*CHANGES, *SAMPLER, *GUIDANCE, "temperature"})
@@ -120,7 +125,7 @@ def test_six_settings_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_a_spread_is_no_setting() -> None:
     def noted(note: str) -> Facts:
-        return measured(Record(**SAMPLES | {"note": note}), "a")
+        return measured(record_of(SAMPLES | {"note": note}), "a")
 
     for form in ("100 subsets of 1000, spread {}", "unconditional; mean of 10 chunks, spread {}; 2 images"):
         assert compare(noted(form.format(0.0012)), noted(form.format("1.3e-05"))).comparable == "yes"
@@ -129,13 +134,13 @@ def test_a_spread_is_no_setting() -> None:
 
 
 def test_no_guidance_is_one_difference() -> None:
-    plain = Record(**SAMPLES | {"guidance": 1.0})
+    plain = record_of(SAMPLES | {"guidance": 1.0})
     found = compare(measured(plain, "a"), measured(changed(set()), "b"))
     assert {line.key for line in found.differences} == {"guidance", "decoder_guidance"}
 
 
 def test_what_an_older_file_does_not_say_is_not_a_difference() -> None:
-    record = Record(**SAMPLES | {"label": None})
+    record = record_of(SAMPLES | {"label": None})
     stated = {key: value for key, value in record.to_json().items() if key != "label"}
     older, newer = measured(record, "a", stated=stated), measured(changed(set()), "b")
     found = compare(older, newer)
@@ -145,7 +150,7 @@ def test_what_an_older_file_does_not_say_is_not_a_difference() -> None:
 
 
 def test_words_of_another_form_stay_whole() -> None:
-    record = Record(**SAMPLES | {"sampler": "something (new)", "guidance": "cosine from 3"})
+    record = record_of(SAMPLES | {"sampler": "something (new)", "guidance": "cosine from 3"})
     settings = measured(record, "a").settings
     assert (settings["sampler"], settings["guidance"]) == ("something (new)", "cosine from 3")
 
@@ -157,7 +162,7 @@ def test_other_metrics_networks_and_missing_values_are_not_compared() -> None:
         {"network": "cnn@cd34"},
         {"value": None, "note": "x"},
     ):
-        found = compare(a, measured(Record(**SAMPLES | change), "b"))
+        found = compare(a, measured(record_of(SAMPLES | change), "b"))
         assert found.comparable == "no" and "may not be compared" in found.verdict
     unknown = compare(a, Facts("b", 1.0, {**a.settings, "reference": None}))
     assert unknown.comparable == "not known" and "reference set" in unknown.verdict
@@ -216,7 +221,7 @@ def test_a_faithful_record_matches_its_protocol() -> None:
         "guidance": "1.9 in 0.25..1",
         "classes": "uniformly random",
     }
-    found = compare(measured(Record(**told), "mine"), published("maetok"))
+    found = compare(measured(record_of(told), "mine"), published("maetok"))
     # The paper used the ADM suite itself; whether the reference is its file, a fingerprint cannot tell.
     assert [line.key for line in found.differences] == ["implementation"]
     assert found.comparable == "not known" and "reference set" in found.verdict
@@ -233,7 +238,7 @@ def test_a_faithful_record_matches_its_protocol() -> None:
         "classes",
     ):
         assert key in same
-    other = Record(**told | {"reference": "50000 validation images 0123456789abcdef"})
+    other = record_of(told | {"reference": "50000 validation images 0123456789abcdef"})
     assert "reference" in [line.key for line in compare(measured(other, "mine"), published("maetok")).differences]
 
 
@@ -258,7 +263,7 @@ def test_a_reconstruction_is_compared_with_its_paper_s_kind_of_reference() -> No
         ("77d4fd3f41a32d54", "not stated"),
         ("50000 train images 77d4fd3f41a32d54", "differs"),
     ):
-        record = Record(**told | {"reference": reference})
+        record = record_of(told | {"reference": reference})
         for protocol in ("semanticist/rfid", "maetok/rfid"):
             mine, paper = measured(record, "mine"), published(protocol)
             for found in (compare(mine, paper), compare(paper, mine)):
@@ -268,7 +273,7 @@ def test_a_reconstruction_is_compared_with_its_paper_s_kind_of_reference() -> No
                 assert found.comparable == ("no" if expected == "differs" else "not known")
                 told_so = ("crop and resize" in found.verdict) == (protocol == "maetok/rfid")
                 assert "reference set" in found.verdict and (told_so or expected == "differs")
-    other = measured(Record(**told | {"crop": "center 512"}), "mine")
+    other = measured(record_of(told | {"crop": "center 512"}), "mine")
     assert "crop" in [line.key for line in compare(other, published("semanticist/rfid")).differences]
 
 
@@ -290,7 +295,7 @@ def test_a_folder_is_no_name_of_a_data_set() -> None:
 
 def test_an_older_record_s_reference_is_known_by_its_fingerprint() -> None:
     def same(a: str, b: str) -> bool:
-        facts = [measured(Record(**SAMPLES | {"reference": each}), each) for each in (a, b)]
+        facts = [measured(record_of(SAMPLES | {"reference": each}), each) for each in (a, b)]
         return compare(*facts).comparable == "yes"
 
     assert same("77d4", "10000 test images 77d4") and same("first 100 of 77d4", "first 100 test images 77d4")

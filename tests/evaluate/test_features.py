@@ -15,7 +15,8 @@ from tok1d.evaluate import feature_networks
 from tok1d.evaluate.feature_networks import INCEPTION_FILE, OwnNetwork, clean_name, open_network
 from tok1d.evaluate.features import Features, FrozenNetwork, default_network, metric_name
 from tok1d.evaluate.networks import CNN, CNNConfig
-from tok1d.evaluate.setup import open_measures
+from tok1d.evaluate.request import Generation
+from tok1d.evaluate.setup import Place, open_measures
 from tok1d.evaluate.tally import Tally
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
@@ -119,7 +120,7 @@ def test_a_run_called_inception_does_not_become_inception(own: Callable[..., Pat
     assert clean_name("a b@c/d") == "a-b-c-d" and clean_name("@") == "model"
 
 
-def test_the_bundled_judge_is_the_default_for_its_data() -> None:
+def test_the_bundled_classifier_is_the_default_for_its_data() -> None:
     network = open_network(default_network("fashion_mnist"))
     assert network.name == "fashion-mnist-cnn" and network.classifies
     assert open_network("fashion-mnist-cnn").label == network.label
@@ -128,7 +129,8 @@ def test_the_bundled_judge_is_the_default_for_its_data() -> None:
         assert [open_network(text, eight_bit=told).eight_bit for told in (None, True, False)] == [False, True, False]
     sizes = SimpleNamespace(image_size=28, channels=1)
     for named in ((), *((text,) for text in texts)):
-        opened = open_measures("generation", ("fd",), named, data="fashion_mnist", config=sizes, device="cpu")
+        request = Generation(model="m", metrics=("fd",), network=named)
+        opened = open_measures(request, Place("fashion_mnist", sizes, "cpu"))
         assert [each.rounding for each in opened.networks] == [network.rounding]
     assert default_network("photos") == "inception"
 

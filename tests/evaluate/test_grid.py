@@ -6,7 +6,7 @@ import json
 import math
 import weakref
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from tok1d.cli import app as cli
+from tok1d.config.options import options_of
 from tok1d.errors import InputError
 from tok1d.evaluate import grid, setup
 from tok1d.evaluate.explain import explain
 from tok1d.evaluate.features import FrozenNetwork
 from tok1d.evaluate.measures import METRICS, Measures, Number, called, lower_is_better, names_of
-from tok1d.evaluate.request import Generation, Opened, Reconstruction
+from tok1d.evaluate.prepare import Opened, prepare
+from tok1d.evaluate.request import Generation, Reconstruction
 from tok1d.zoo import store
 from tok1d.zoo.record import Record, write_records
 from tok1d.zoo.weights import fingerprint
@@ -34,18 +36,15 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_lists_of_values() -> None:
-    texts = {
-        "steps": "10,25",
-        "guidance": "1, 1.5,1.50",
-        "guidance_interval": "0:1,0.2:0.8",
-        "sampler": "",
-        "label": "",
-    }
-    assert grid.parse_axes(texts) == {
-        "steps": [10, 25],
-        "guidance_interval": ["0,1", "0.2,0.8"],
-        "guidance": [1.0, 1.5],
-    }
+    options = {each.name: each for each in options_of(Generation)}
+    for name, text, expected in (
+        ("steps", "10,25", [10, 25]),
+        ("guidance_interval", "0:1,0.2:0.8", [(0.0, 1.0), (0.2, 0.8)]),
+        ("guidance", "1, 1.5,1.50", [1.0, 1.5]),
+        ("sampler", "sde,euler", ["sde", "euler"]),
+        ("guidance_schedule", "linear,constant", ["linear", "constant"]),
+    ):
+        assert options[name].values(text) == expected
     for name, text in (
         ("steps", "0"),
         ("steps", "10,2.5"),
@@ -56,9 +55,10 @@ def test_lists_of_values() -> None:
         ("top_p", "0.5,1.5"),
         ("top_k", "few"),
         ("guidance_interval", "0,1"),
+        ("guidance_schedule", "linear,steep"),
     ):
         with pytest.raises(InputError, match=f"--{name.replace('_', '-')}: expected"):
-            grid.parse_axes({name: text})
+            options[name].values(text)
 
 
 def test_cells_are_the_product_of_the_axes() -> None:
@@ -77,7 +77,7 @@ def test_cells_are_the_product_of_the_axes() -> None:
 def test_a_cell_is_named_after_what_its_numbers_depend_on() -> None:
     request, identity = Generation(model="m"), {"weights": "ab"}
     name = grid.cell_name(request, identity)
-    changes: list[dict[str, Any]] = [{"guidance": 2.0}, {"keep": "1,2"}, {"num": 5}, {"seed": 1}, {"metrics": ("fd",)}]
+    changes: list[dict[str, Any]] = [{"guidance": 2.0}, {"keep": (1, 2)}, {"num": 5}, {"seed": 1}, {"metrics": ("fd",)}]
     others = {grid.cell_name(replace(request, **change), identity) for change in changes}
     others |= {grid.cell_name(request, {"weights": "cd"}), grid.cell_name(Reconstruction(model="m"), identity)}
     assert len(others) == len(changes) + 2 and name not in others
@@ -228,10 +228,10 @@ def test_a_cell_is_the_single_command(generator: Path, tmp_path: Path, capsys: p
     shown = capsys.readouterr().out
     found = content(tmp_path / "grid")
     told = [
-        (each["settings"]["sampler"], each["settings"]["steps"], each["settings"]["guidance"])
+        (each["settings"]["steps"], each["settings"]["sampler"], each["settings"]["guidance"])
         for each in found["cells"]
     ]
-    assert told == list(itertools.product(["euler", "sde"], [2, 3], [1.0, 2.0]))
+    assert told == list(itertools.product([2, 3], ["euler", "sde"], [1.0, 2.0]))
     assert sorted(path.name for path in (tmp_path / "grid" / "cells").iterdir()) == sorted(
         f"{each['name']}.json" for each in found["cells"]
     )
@@ -311,7 +311,7 @@ def test_a_model_is_let_go_before_the_next_is_read() -> None:
 def test_a_cell_knows_the_weights_that_guide_it(generator: Path) -> None:
     request = Generation(model=str(generator / "model"), data="fashion_mnist", guidance=2.0)
     weak = replace(request, weak_model=str(generator / "model"))
-    found = [each.prepare(Opened()).identity["weak"] for each in (request, weak)]
+    found = [prepare(each, Opened()).identity["weak"] for each in (request, weak)]
     assert found == [None, store.model_identity(store.load(generator / "model"))]
 
 
@@ -359,10 +359,9 @@ def test_a_mistake_in_any_cell_stops_before_the_first(
         ((model, "--guidance", "1,2", "--guidance-interval", "0:1,0.2:0.8"), "no interval"),
         ((model, "--guidance", "1,2", "--guidance-schedule", "linear,steep"), "--guidance-schedule: expected"),
         ((model, "--keep", "9"), "--keep: expected numbers in 1..3"),
-        ((model, "--guidance", "1,2,x"), "--guidance: expected numbers from 0 separated by commas, got 'x'"),
+        ((model, "--guidance", "1,2,x"), "--guidance: expected float >= 0, got x"),
         ((model, "--best", "fid"), "--best: expected one of label_agreement"),
         ((model, "--label", "true"), "--label:"),
-        ((model, "--solver", "euler"), "use --decoder-solver"),
         ((model, "--weights", "ema"), "--weights: chooses"),
         ((model, "--weights", "mean", "--checkpoints"), "--weights: expected ema or raw"),
         ((tmp_path / "cache", "--checkpoints"), "--checkpoints: expected the folder of a run"),
@@ -381,7 +380,38 @@ def test_a_mistake_in_any_cell_stops_before_the_first(
     assert not measured and not out.exists()
 
 
-def test_settings_are_those_of_the_command() -> None:
-    """Every list that a grid takes is a setting of one of the single commands."""
-    known = {*asdict(Generation(model="m")), *asdict(Reconstruction(model="m"))}
-    assert set(grid.AXES) < known and set(grid.ELSEWHERE) < known
+def test_one_sampler_is_the_generator_s_or_the_decoder_s(
+    generator: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--sampler by the kind of the model; the old name --solver still works and says so."""
+    tokenizer = generator.parent / "tokenizer" / "model"
+    found = []
+    for number, (flag, model) in enumerate(
+        (("--sampler", tokenizer), ("--solver", tokenizer), ("--sampler", generator / "model"))
+    ):
+        out = tmp_path / str(number)
+        data = ["fashion_mnist"] if model == tokenizer else []
+        metrics = "psnr" if data else "labels"
+        values = "euler,heun"
+        assert evaluate("grid", model, *data, "--num", 4, "--metrics", metrics, flag, values, "--out", out) == 0
+        assert ("--solver is now called --sampler" in capsys.readouterr().err) == (flag == "--solver")
+        part = "decoding" if data else "sampling"
+        found.append([each["records"][0][part]["sampler"] for each in content(out)["cells"]])
+    assert found == 3 * [["euler", "heun"]]
+
+
+def test_every_setting_is_an_option_of_all_commands() -> None:
+    """Options, axes, recipe keys and records come from one declaration."""
+    from dataclasses import fields
+
+    import typer
+
+    from tok1d.config.recipe import EvaluateConfig
+    from tok1d.config.sampling import SampleSettings
+
+    group: Any = typer.main.get_command(cli.app)
+    evaluations = group.commands["evaluate"].commands
+    for field in fields(SampleSettings):
+        for command in (group.commands["generate"], evaluations["generation"], evaluations["grid"]):
+            assert f"--{field.name.replace('_', '-')}" in {name for each in command.params for name in each.opts}
+        assert field.name in {each.name for each in fields(EvaluateConfig)}

@@ -17,10 +17,13 @@ from tok1d.data.images import open_images
 from tok1d.demo.measure import quick_look
 from tok1d.errors import ConfigError, InputError
 from tok1d.evaluate.generation import evaluate_generation
+from tok1d.evaluate.measures import Measures, Measuring, by_classifier
 from tok1d.evaluate.reconstruction import evaluate_reconstruction
-from tok1d.inference import pictures as apply
+from tok1d.evaluate.request import Reconstructions, Samples
+from tok1d.inference import pictures
 from tok1d.inference.cache import encode_images
-from tok1d.inference.labels import label_used, labels_given
+from tok1d.inference.conditions import choose_condition, cond_for
+from tok1d.inference.request import SamplePictures
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.tokenizers.prefix import token_counts
 from tok1d.train.images import open_split
@@ -72,17 +75,17 @@ def test_whose_label_is_used() -> None:
         SimpleNamespace(spec=TokenSpec(4, 4, **keys))  # type: ignore[arg-type]
         for keys in ({"needs_label": True}, {"needs_label": True, "num_classes": 10}, {})
     )
-    assert label_used(free, 10) is None
-    assert label_used(wanting, 10) == label_used(wanting, 3) == label_used(knowing, 10) == "true"
-    assert label_used(knowing, 3) == label_used(knowing, 0) == label_used(wanting, 0) == "null"
-    assert label_used(knowing, 10, "null") == "null" and label_used(knowing, 10, "true") == "true"
+    assert choose_condition(free, 10) is None
+    assert choose_condition(wanting, 10) == choose_condition(wanting, 3) == choose_condition(knowing, 10) == "true"
+    assert choose_condition(knowing, 3) == choose_condition(knowing, 0) == choose_condition(wanting, 0) == "null"
+    assert choose_condition(knowing, 10, "null") == "null" and choose_condition(knowing, 10, "true") == "true"
     with pytest.raises(InputError, match=r"^label: expected images of the tokenizer's 10 classes, these have 3; use n"):
-        label_used(knowing, 3, "true")
+        choose_condition(knowing, 3, "true")
     with pytest.raises(InputError, match=r"^label: this tokenizer reads no label"):
-        label_used(free, 10, "null")
+        choose_condition(free, 10, "null")
     labels = torch.tensor([1, 2])
-    assert labels_given("null", labels, labels.device) is labels_given(None, labels, labels.device) is None
-    assert torch.equal(labels_given("true", labels, labels.device), labels)  # type: ignore[arg-type]
+    assert cond_for("null", labels, labels.device) is cond_for(None, labels, labels.device) is None
+    assert torch.equal(cond_for("true", labels, labels.device), labels)  # type: ignore[arg-type]
 
 
 def test_sweeps_begin_with_the_class_alone() -> None:
@@ -92,7 +95,8 @@ def test_sweeps_begin_with_the_class_alone() -> None:
 
 @pytest.mark.parametrize("label", [None, "true", "null"])
 def test_reconstructions_are_told_and_recorded(smap: Any, images: Any, label: str | None) -> None:
-    records = evaluate_reconstruction(smap, images, label=label, batch_size=4)
+    how = Reconstructions(label=label, batch_size=4)  # type: ignore[arg-type]
+    records = evaluate_reconstruction(smap, images, how, Measuring(Measures()))
     given = [[0, 1, 2, 3], [4, 5]] if label != "null" else [None, None]
     lengths = 4  # 0, 1, 2, 4
     assert smap.told["encode"] == given
@@ -111,14 +115,16 @@ def test_records_know_two_labels() -> None:
 def test_samples_are_decoded_with_their_class(smap: Any, tiny: Tiny, images: Any, tmp_path: Path, model: str) -> None:
     generator = random_model(tiny("sit", tokenizer="x"), f"model={model}")
     judge = random_model(tiny("classifier"))
-    records = evaluate_generation(generator, smap, images, judge, num=12, keep=[0, 4], batch_size=8, pad=2)
+    measuring = Measuring(by_classifier(judge, "generation", 2))
+    how = Samples(num=12, keep=(0, 4), batch_size=8, guidance=1.0)
+    records = evaluate_generation(generator, smap, images, how, measuring)
     assert smap.told["decode"] == [*2 * [[0, 1, 2, 3, 4, 5, 6, 7]], *2 * [[8, 9, 0, 1]]]
     assert {record.label for record in records} == {"true"}
     smap.told["decode"].clear()
-    free = evaluate_generation(generator, smap, images, judge, num=4, unconditional=True, batch_size=8, pad=2)
+    free = evaluate_generation(generator, smap, images, Samples(num=4, unconditional=True, batch_size=8), measuring)
     assert smap.told["decode"] == [None] and {record.label for record in free} == {"null"}
     smap.told["decode"].clear()
-    apply.generate(generator, smap, tmp_path, classes=[7, 2], num=2, prefixes=[0, 2])
+    pictures.generate(generator, smap, tmp_path, SamplePictures(classes=(7, 2), num=2, decode_keep="0,2"))
     assert smap.told["decode"] == 3 * [[7, 7, 2, 2]]
 
 
@@ -175,7 +181,7 @@ def test_a_person_s_own_images_have_the_null_class(
         out = str(tmp_path / f"{expected}{source}")
         assert cli.run(["reconstruct", str(tmp_path / "model"), path, "--out", out, "--overwrite", *label]) == 0
         text = capsys.readouterr().out
-        assert f"label given to encoder and decoder: {expected}" in text and "keep    0 of 4: PSNR" in text
+        assert f"condition of the tokenizer: {expected}" in text and "keep    0 of 4: PSNR" in text
     command = ["reconstruct", str(tmp_path / "model"), str(tmp_path / "own.png"), "--out", str(tmp_path / "no")]
     assert cli.run([*command, "--label", "true"]) == 2
     assert "label: expected images of the tokenizer's 10 classes, these have 1; use null" in capsys.readouterr().err

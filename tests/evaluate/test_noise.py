@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from tok1d.config.load import load_recipe
 from tok1d.data.images import open_images
 from tok1d.evaluate.generation import evaluate_generation
-from tok1d.evaluate.measures import Measures
+from tok1d.evaluate.measures import Measures, Measuring, by_classifier
 from tok1d.evaluate.reconstruction import evaluate_reconstruction
+from tok1d.evaluate.request import Reconstructions, Samples
 from tok1d.zoo import store
 
 Tiny = Callable[..., str]
@@ -73,7 +74,11 @@ def test_samples_do_not_depend_on_their_batch(
     for batch_size in (11, 4, 1):
         seen.clear()
         records = evaluate_generation(
-            generator, tokenizer, images, judge, num=11, pad=2, batch_size=batch_size, guidance=1.5, seed=3, **options
+            generator,
+            tokenizer,
+            images,
+            Samples(num=11, batch_size=batch_size, guidance=1.5, seed=3, **options),
+            Measuring(by_classifier(judge, "generation", 2)),
         )
         calls, reference = next(iter(seen.values())), -(-12 // batch_size)
         drawn = calls[:-reference]
@@ -93,7 +98,10 @@ def test_reconstructions_do_not_depend_on_their_batch(
     for batch_size in (11, 4, 1):
         seen.clear()
         records = evaluate_reconstruction(
-            tokenizer, images, keep=[4], steps=3, batch_size=batch_size, judge=judge, seed=3
+            tokenizer,
+            images,
+            Reconstructions(keep=(4,), steps=3, batch_size=batch_size, seed=3),
+            Measuring(by_classifier(judge, "reconstruction")),
         )
         painted = next(iter(seen.values()))[1::2]  # after the real images of a batch
         found.append({"images": torch.cat(painted), "records": records})

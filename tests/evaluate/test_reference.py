@@ -362,7 +362,7 @@ def test_the_command_measures_once_and_reads_the_cache(
 ) -> None:
     out = tmp_path / "test.npz"
     first = run(capsys, "fashion_mnist", "--split", "test", "--features", 9, "--out", out)
-    assert "64 test images" in first and "features of 9 images" in first and "measured, cached as" in first
+    assert "64 test images" in first and "features of 9 images" in first and "computed, cached as" in first
     reference = load_reference(out)
     assert reference.network.startswith("fashion-mnist-cnn@") and reference.images == "fashion_mnist, test"
     images = open_images("fashion_mnist", "test", image_size=28, channels=1)
@@ -371,7 +371,7 @@ def test_the_command_measures_once_and_reads_the_cache(
     expected = measure_reference(images, open_network("fashion-mnist-cnn"), of="test")
     assert torch.allclose(reference.pooled.mean, expected.pooled.mean) and reference.fingerprint == expected.fingerprint
     again = run(capsys, "fashion_mnist", "--split", "test", "--out", out)
-    assert "read from the cache" in again and "as it was" in again
+    assert "read from the cache" in again and "unchanged" in again
     assert load_reference(out).features is not None
     line = run(capsys, "fashion_mnist", "--split", "train", "--num", 20, "--out", out, code=2)
     assert "holds 64 test images" in line and "--overwrite" in line

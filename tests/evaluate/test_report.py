@@ -23,9 +23,7 @@ def record(**changes: Any) -> Record:
         "num_images": 10_000,
         "crop": "28x28, none",
         "keep": 4,
-        "sampler": "euler",
-        "steps": 12,
-        "guidance": 1.5,
+        "decoding": {"sampler": "euler", "steps": 12, "guidance": 1.5, "evaluations": 24.0, "unit": "image"},
         "weights": "ema",
         "precision": "float32",
         "seed": 0,
@@ -68,7 +66,7 @@ def test_versions_name_what_measured() -> None:
 def test_writing_and_reading_give_the_same_records(tmp_path: Path) -> None:
     records = [
         record(),
-        record(value=math.inf, guidance="4 linear", versions={"torch": "0"}),
+        record(value=math.inf, sampling={"sampler": "sde", "steps": 9, "guidance": 4.0}, versions={"torch": "0"}),
         record(name="lpips", value=None, note="its weights are not here", keep=None),
         Record(name="accuracy", value=0.5, num_images=2),
     ]
@@ -90,9 +88,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_records(path, [record(), record(seed={1, 2})])
     assert read_records(path) == [record()]
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
-    for place in (tmp_path / "missing" / "report.json", path / "report.json"):
-        with pytest.raises(DataError, match="writable"):
-            write_records(place, [record()])
+    with pytest.raises(DataError, match="writable"):
+        write_records(path / "report.json", [record()])
+    write_records(tmp_path / "new" / "report.json", [record()])
+    assert read_records(tmp_path / "new" / "report.json") == [record()]
 
 
 def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +126,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_the_html_table_escapes_and_shows_the_protocol() -> None:
     text = html_table([record(note="<script>&'\""), replace(record(), name="mse", value=0.001, unit="")])
     assert "<script>" not in text and "&lt;script&gt;&amp;" in text
-    for shown in ("19.54 dB", "10000", "euler", "ema float32 0123abcd", "28x28, none", "python"):
+    for shown in (
+        "19.54 dB",
+        "10000",
+        "euler, 24 evaluations an image",
+        "ema float32 0123abcd",
+        "28x28, none",
+        "python",
+    ):
         assert shown in text
     assert text.count("<tr>") == 3
     assert "<th>network</th>" not in text  # no record says anything there

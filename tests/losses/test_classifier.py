@@ -63,7 +63,7 @@ def test_terms_are_those_with_weight() -> None:
     both = PerceptualLoss(PerceptualConfig(weight=1.0, logits=0.1, warmup=10), first, second).terms(a, b, 5)
     torch.testing.assert_close(both["loss_logits"], 0.1 * second(a, b).mean())
     torch.testing.assert_close(both["loss_perceptual"], 0.5 * first(a, b).mean())
-    alone = PerceptualLoss(PerceptualConfig(logits=0.1), classifier=second)
+    alone = PerceptualLoss(PerceptualConfig(logits=0.1), logits=second)
     assert alone.terms(a, b, 1).keys() == {"loss_logits"}
     assert [PerceptualConfig(weight=w, logits=v).used for w, v in ((0, 0), (1, 0), (0, 1))] == [False, True, True]
 

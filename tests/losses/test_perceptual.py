@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tok1d.errors import WeightsError
-from tok1d.losses import perceptual
 from tok1d.losses.perceptual import LPIPS, WIDTHS, PerceptualConfig, PerceptualLoss, vgg16
 from tok1d.zoo.adapters.lpips import heads_from_published, read_heads
-from tok1d.zoo.pretrained.lpips import find_heads, load_lpips, lpips_missing
+from tok1d.zoo.pretrained import lpips as lpips_files
+from tok1d.zoo.pretrained.lpips import find_heads, load_lpips, load_perceptual, lpips_missing
 
 
 def images(*shape: int) -> Tensor:
@@ -90,7 +90,7 @@ def test_heads_in_their_layouts(tmp_path: Path) -> None:
         heads_from_published({"classifier.weight": torch.zeros(1)}, "file")
     small = {name: value[:, :2] for name, value in state.items() if name.startswith("lin")}
     save_file({name: value.contiguous() for name, value in small.items()}, tmp_path / "small.safetensors")
-    with pytest.raises(WeightsError, match=r"heads of VGG16 for .*found \(2, 2, 2, 2, 2\)"):
+    with pytest.raises(WeightsError, match=r"heads of VGG16 for .*got \(2, 2, 2, 2, 2\)"):
         read_heads(tmp_path / "small.safetensors")
 
 
@@ -113,16 +113,16 @@ def test_the_files_make_the_network(tmp_path: Path) -> None:
 
 
 def test_missing_weights_are_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
+    monkeypatch.setattr(lpips_files, "find_spec", lambda name: None)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: pytest.fail("no heads, so no download"))
     with pytest.raises(WeightsError, match=r"expected its linear heads.*pip install lpips"):
-        PerceptualLoss(PerceptualConfig(weight=1.0))
+        load_perceptual(PerceptualConfig(weight=1.0))
     assert "no file there.pth" in (lpips_missing(heads="there.pth") or "")
     torch.save(heads("lin{}.model.1.weight"), tmp_path / "vgg.pth")
     given = str(tmp_path / "vgg.pth")
     assert "VGG16's weights, got none downloaded" in (lpips_missing(heads=given) or "")
-    with pytest.raises(WeightsError, match=r"found no file none\.pth.*into .*checkpoints.*perceptual\.vgg=FILE"):
+    with pytest.raises(WeightsError, match=r"got no file none\.pth.*into .*checkpoints.*perceptual\.vgg=FILE"):
         load_lpips("none.pth", given)
 
     def offline(*args: object, **options: object) -> None:

@@ -21,6 +21,7 @@ from tok1d.tokenizers.semanticist import Semanticist, SemanticistConfig
 from tok1d.tokenizers.token_dit import DecoderConfig
 from tok1d.train.ema import EMA
 from tok1d.zoo.pretrained.autoencoder import locate, read_network
+from tok1d.zoo.store import build_model
 
 CHANNELS, FACTOR, SCALE, SHIFT = 5, 2, 0.4, 0.3
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -53,8 +54,16 @@ def images() -> Tensor:
     return torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-def space(folder: Path | str, **changes: Any) -> Autoencoder:
-    return Autoencoder(LatentConfig(**{**settings(folder), **changes}))
+def space(folder: Path | str, *, image_channels: int = 3, **changes: Any) -> Autoencoder:
+    made = Autoencoder(LatentConfig(**{**settings(folder), **changes}), image_channels)
+    made.reader = read_network
+    return made
+
+
+def built(folder: Path | str) -> Semanticist:
+    model = build_model(config(folder))
+    assert isinstance(model, Semanticist)
+    return model
 
 
 def settings(folder: Path | str) -> dict[str, Any]:
@@ -116,7 +125,7 @@ def test_given_noise_and_generators_decide_the_sample(folder: Path, images: Tens
 
 
 def test_the_network_is_no_part_of_the_model(folder: Path) -> None:
-    model = Semanticist(config(folder))
+    model = built(folder)
     names = set(model.state_dict())
     parameters = sum(p.numel() for p in model.parameters())
     network = model.latent_space.load()
@@ -136,7 +145,7 @@ def test_a_model_is_built_and_counted_without_the_weights() -> None:
 
 
 def test_training_reaches_the_encoder_through_constant_latents(folder: Path, images: Tensor) -> None:
-    model = Semanticist(config(folder))
+    model = built(folder)
     torch.nn.init.normal_(model.decoder.out.weight)
     torch.nn.init.normal_(model.decoder.blocks[0].modulation.linear.weight)
     losses = model.losses((images, torch.zeros(3)), 1.0)
@@ -162,7 +171,7 @@ def test_reading_draws_nothing_from_the_global_generator(folder: Path, images: T
 
 
 def test_decoding_tokens_never_encodes(folder: Path, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Semanticist(config(folder)).eval()
+    model = built(folder).eval()
     tokens = model.encode(images)
     expected = model.decode(tokens, keep=2)
     assert expected.shape == images.shape
@@ -231,7 +240,7 @@ def test_another_geometry_than_the_networks_is_told(folder: Path, changes: dict[
 
 
 def test_grey_images_do_not_enter_an_autoencoder_of_colour(folder: Path) -> None:
-    refused("channels is 1, the autoencoder has 3", Autoencoder(space(folder).config, image_channels=1))
+    refused("channels is 1, the autoencoder has 3", space(folder, image_channels=1))
 
 
 def test_nothing_there_is_told(tmp_path: Path) -> None:
@@ -288,3 +297,12 @@ def test_a_missing_weight_is_never_drawn_at_random(folder: Path, tmp_path: Path)
 def test_damaged_weights_are_told(folder: Path, tmp_path: Path) -> None:
     ours = altered(folder, tmp_path / "x", lambda to: (to / WEIGHTS).write_bytes(b"12345678"))  # type: ignore
     refused("its weights cannot be read", ours)
+
+
+def test_a_network_that_nobody_connected_is_told(folder: Path) -> None:
+    model = Semanticist(config(folder))
+    with pytest.raises(WeightsError, match="expected a network, got none; build the model by tok1d.load") as caught:
+        model.latent_space.load()
+    assert "\n" not in str(caught.value)
+    model.latent_space.use(read_network(str(folder)))
+    assert model.latent_space.load().config.latent_channels == CHANNELS

@@ -63,7 +63,7 @@ def seeded(seed: int = 5) -> torch.Generator:
 
 def latents(model: Semanticist, tokens: Tensor, **options: Any) -> Tensor:
     """Decoded latents, not clamped, from noise that depends on the seed alone."""
-    options.setdefault("solver", "euler" if model.config.objective == "flow" else "ancestral")
+    options.setdefault("sampler", "euler" if model.config.objective == "flow" else "ancestral")
     randn = randn_from(seeded(options.pop("seed", 5)))
     start = randn(torch.empty(len(tokens), *model.latent_shape))
     guidance = options.pop("guidance", 1.0)
@@ -167,8 +167,8 @@ def test_guidance_of_one_is_none_and_costs_one_call_a_step(model: Semanticist, t
 
 
 def test_guidance_of_zero_is_the_unconditional_model(model: Semanticist, tokens: Tensor) -> None:
-    solver = "euler" if model.config.objective == "flow" else "ddim"  # the variance would stay conditional
-    zero, none = latents(model, tokens, guidance=0.0, solver=solver), latents(model, tokens, keep=0, solver=solver)
+    sampler = "euler" if model.config.objective == "flow" else "ddim"  # the variance would stay conditional
+    zero, none = latents(model, tokens, guidance=0.0, sampler=sampler), latents(model, tokens, keep=0, sampler=sampler)
     torch.testing.assert_close(zero, none, atol=1e-5 * none.abs().max().item(), rtol=1e-4)
 
 
@@ -199,10 +199,10 @@ def test_the_published_decoder_takes_250_ancestral_steps(tokens: Tensor) -> None
     """The release's "250": every step of the respaced chain once, from the noisiest, all with its original index."""
     model, times = tokenizer("ddpm"), []
     model.decoder.register_forward_pre_hook(lambda module, inputs: times.append(int(inputs[1][0])))
-    assert SemanticistConfig().steps == 250 and model.solver() == "ancestral"
+    assert SemanticistConfig().steps == 250 and model.sampler() == "ancestral"
     by_default = latents(model, tokens, steps=250)
     assert times == respaced_steps(1000, "250")[::-1] and times[0] == 999 and times[-1] == 0
-    assert torch.equal(by_default, latents(model, tokens, steps=250, solver="ancestral"))
+    assert torch.equal(by_default, latents(model, tokens, steps=250, sampler="ancestral"))
 
 
 @pytest.mark.parametrize("steps", [2, 10])
@@ -213,7 +213,7 @@ def test_ddim_draws_no_noise_after_its_start(tokens: Tensor, steps: int) -> None
     def no_draw(x: Tensor) -> Tensor:
         raise AssertionError("DDIM is deterministic")
 
-    out = model.decode_latents(tokens, start, no_draw, steps=steps, solver="ddim")
+    out = model.decode_latents(tokens, start, no_draw, steps=steps, sampler="ddim")
     assert sizes == [3] * steps and out.isfinite().all()
     expected = ddim(model.field(tokens, None, Guidance()), start, model.chain.respace(steps))
     torch.testing.assert_close(out, expected.detach())
@@ -256,11 +256,11 @@ def test_any_size_is_encoded_and_decoded(model: Semanticist, tokens: Tensor, siz
 
 @pytest.mark.parametrize("path", ["linear", "cosine"])
 @pytest.mark.parametrize("prediction", ["data", "noise", "velocity"])
-@pytest.mark.parametrize("solver", ["euler", "heun"])
-def test_every_flow_decodes_to_finite_images(tokens: Tensor, path: Any, prediction: Any, solver: str) -> None:
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_every_flow_decodes_to_finite_images(tokens: Tensor, path: Any, prediction: Any, sampler: str) -> None:
     model = tokenizer(flow=FlowConfig(path=path, prediction=prediction))
     for steps in (1, 2, 7):
-        assert model.decode(tokens, steps=steps, guidance=1.5, solver=solver).isfinite().all()
+        assert model.decode(tokens, steps=steps, guidance=1.5, sampler=sampler).isfinite().all()
 
 
 @pytest.mark.parametrize("prediction", ["data", "noise", "velocity"])
@@ -273,8 +273,8 @@ def test_a_decoder_that_knows_the_image_paints_it(images: Tensor, tokens: Tensor
         return {"data": clean, "noise": noise, "velocity": path.velocity(clean, noise, t)}[prediction]
 
     model.decoder.forward = perfect  # type: ignore[method-assign]
-    for solver in ("euler", "heun"):
-        torch.testing.assert_close(model.decode(tokens, steps=5, solver=solver), images, atol=0.02, rtol=0)
+    for sampler in ("euler", "heun"):
+        torch.testing.assert_close(model.decode(tokens, steps=5, sampler=sampler), images, atol=0.02, rtol=0)
 
 
 def test_temperature_scales_the_start_of_a_flow(tokens: Tensor) -> None:
@@ -394,7 +394,7 @@ BAD_CALLS: list[tuple[str, Call, str]] = [
     ("size zero", lambda m, x, z: m.decode(z, size=0), "got 0x0"),
     ("ids", lambda m, x, z: m.decode(z.long()), "got (3, 4, 3) of torch.int64"),
     ("generators", lambda m, x, z: m.decode(z, generator=[seeded()]), "one for each of 3 rows, got 1"),
-    ("solver", lambda m, x, z: m.decode(z, solver="dopri5"), "got 'dopri5'"),
+    ("sampler", lambda m, x, z: m.decode(z, sampler="dopri5"), "got 'dopri5'"),
     ("no steps", lambda m, x, z: m.decode(z, steps=0), "got 0"),
     ("schedule", lambda m, x, z: m.decode(z, guidance=Guidance(2.0, schedule="linear")), "got schedule='linear'"),
     ("weak model", lambda m, x, z: m.decode(z, guidance=Guidance(2.0, weak_model=m)), "not against a weak_model"),
@@ -410,11 +410,11 @@ def test_bad_input_is_told_in_one_line(
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_solvers_belong_to_their_objective(tokens: Tensor) -> None:
-    for objective, solvers in (("flow", ["ancestral", "ddim"]), ("ddpm", ["euler", "heun"])):
-        for solver in solvers:
-            with pytest.raises(InputError, match=f"got '{solver}'"):
-                tokenizer(objective).decode(tokens, solver=solver)
+def test_samplers_belong_to_their_objective(tokens: Tensor) -> None:
+    for objective, samplers in (("flow", ["ancestral", "ddim"]), ("ddpm", ["euler", "heun"])):
+        for sampler in samplers:
+            with pytest.raises(InputError, match=f"got '{sampler}'"):
+                tokenizer(objective).decode(tokens, sampler=sampler)
     with pytest.raises(InputError, match="at least 2 steps, got 1"):
         tokenizer("ddpm").decode(tokens, steps=1)
     with pytest.raises(InputError, match="cannot take 2000 steps"):

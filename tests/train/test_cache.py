@@ -24,6 +24,7 @@ from tok1d.data.tokens import Layout, TokenCache
 from tok1d.data.transforms import NUM_VIEWS, Transform, centercrop_views, tencrop_views, to_tensor
 from tok1d.errors import ConfigError, DataError
 from tok1d.inference.cache import encode_batch, encode_images, forecast, parse_part, with_views
+from tok1d.inference.request import CacheFormat
 from tok1d.train.images import open_split
 from tok1d.train.rows import every_image, released
 from tok1d.train.task import Task
@@ -73,7 +74,8 @@ def folder_set(root: Path, views: Any) -> FolderImages:
 
 
 def encode(images: Any, folder: Path, **options: Any) -> TokenCache | None:
-    return encode_images(Pixels(), images, folder, quiet=True, **options)
+    held = {key: options.pop(key) for key in list(options) if key in CacheFormat.__dataclass_fields__}
+    return encode_images(Pixels(), images, folder, quiet=True, format=CacheFormat(**held), **options)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -140,7 +142,8 @@ def test_first_tokens_in_every_type_and_ids(tmp_path: Path) -> None:
         cache = encode(array_set(), tmp_path / dtype, num_tokens=2, dtype=dtype)
         assert cache is not None
         assert torch.equal(cache.batch(range(7))[0], tokens[:, :2].to(getattr(torch, dtype)).float())
-    ids = encode_images(Pixels(vocab_size=256, dim=None), array_set(), tmp_path / "ids", dtype="float16", quiet=True)
+    half = CacheFormat(dtype="float16")
+    ids = encode_images(Pixels(vocab_size=256, dim=None), array_set(), tmp_path / "ids", format=half, quiet=True)
     assert ids is not None and ids.layout.dtype == "int64" and ids.batch([3])[0].dtype == torch.int64
     with pytest.raises(ConfigError, match=r"num_tokens: expected 1\.\.3"):
         encode(array_set(), tmp_path / "no", num_tokens=4)

@@ -21,6 +21,7 @@ from tok1d.config.load import load_recipe
 from tok1d.config.recipe import Recipe
 from tok1d.errors import ConfigError, DataError, WeightsError
 from tok1d.inference.cache import encode_images
+from tok1d.inference.request import CacheFormat
 from tok1d.train import run
 from tok1d.train.images import open_split
 from tok1d.train.log import read_log
@@ -216,11 +217,15 @@ def test_a_generator_takes_only_its_tokenizer_s_tokens(tiny: Tiny, tmp_path: Pat
     ("kind", "change", "message"),
     [
         ("maetok", "evaluate.keep=[1,4]", r"evaluate\.keep: these tokens have no order, expected \[\] or \[4\], .* 1"),
-        ("maetok", "evaluate.guidance=2", r"evaluate\.guidance: this decoder paints in one pass, expected 1, .* 2"),
+        (
+            "maetok",
+            "evaluate.guidance=2",
+            r"evaluate\.guidance: this decoder is deterministic and has no guidance, expected 1, .* 2",
+        ),
         ("sit", "evaluate.keep=[2]", r"evaluate\.keep: these tokens have no order, expected \[\] or \[4\], got 2"),
         ("sit", "model.class_dropout=0", r"evaluate\.guidance: .* trained without class_dropout, expected 1, .* 1\.5"),
-        ("sit", "model.num_classes=0", r"evaluate\.guidance: samples without classes .*, expected 1, got 1\.5"),
-        ("sit", "evaluate.unconditional=true", r"evaluate\.guidance: samples without classes .*, expected 1, .* 1\.5"),
+        ("sit", "model.num_classes=0", r"evaluate\.guidance: sampling without classes .*, expected 1, got 1\.5"),
+        ("sit", "evaluate.unconditional=true", r"evaluate\.guidance: sampling without classes .*, expected 1, .* 1\.5"),
         ("sit", "evaluate.guidance_interval=[0.5,0.2]", r"evaluate\.guidance_interval: expected two growing times .*"),
         (
             "generator",
@@ -335,7 +340,8 @@ def test_a_tokenizer_starts_from_its_like_alone(tiny: Tiny, tmp_path: Path, fash
 def test_the_cache_holds_what_the_tokenizer_says(tiny: Tiny, tmp_path: Path, fashion: None) -> None:
     settings = load_recipe(tiny("tokenizer"))
     tokenizer, images = store.build_model(settings.model).eval(), open_split(settings, "train")
-    cache = encode_images(tokenizer, images, tmp_path / "cache", num_tokens=2, batch_size=24, quiet=True)
+    kept = CacheFormat(num_tokens=2)
+    cache = encode_images(tokenizer, images, tmp_path / "cache", format=kept, batch_size=24, quiet=True)
     with torch.no_grad():
         expected = tokenizer.encode(images.batch(range(64))[0])[:, :2]
     tokens, labels = cache.batch(range(64))

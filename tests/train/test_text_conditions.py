@@ -20,7 +20,9 @@ from tok1d.data.subset import subset
 from tok1d.data.tokens import TokenCache
 from tok1d.errors import ConfigError, DataError, InputError
 from tok1d.evaluate.generation import evaluate_generation
-from tok1d.inference.labels import ConditionedImages
+from tok1d.evaluate.measures import Measuring, by_classifier
+from tok1d.evaluate.request import Samples
+from tok1d.inference.conditions import ConditionedImages
 from tok1d.train import run
 from tok1d.train.images import open_split
 from tok1d.train.loop import fit
@@ -121,7 +123,7 @@ def test_from_captions_to_pictures(
         assert message in err and err.count("\n") == 1
     assert not (tmp_path / "wrong").exists()
     assert cli.run(["reconstruct", "smap/model", "fashion_mnist", "--num", "3", "--out", "r"]) == 0
-    assert "label given to encoder and decoder: true" in capsys.readouterr().out
+    assert "condition of the tokenizer: true" in capsys.readouterr().out
     assert cli.run(["encode", "smap/model", "fashion_mnist", "--out", "cache"]) == 0
     assert TokenCache(tmp_path / "cache").meta["captions"] == TokenCache(tmp_path / "card" / "cache").meta["captions"]
     assert cli.run(["analyze", "swap", "smap/model", "fashion_mnist", "--out", "s"]) == 2
@@ -282,14 +284,14 @@ def test_images_without_captions_have_none(
         return capsys.readouterr().out, found
 
     text, (first, second) = painted("null")
-    assert "label given to encoder and decoder: null" in text and first == second
+    assert "condition of the tokenizer: null" in text and first == second
     assert cli.run([*command, str(tmp_path / "no"), "--label", "true"]) == 2
     assert "label: this tokenizer reads captions, the images have none; use null" in capsys.readouterr().err
     (tmp_path / "photos" / "1.txt").write_text("a photo of a dress")
     text, (without, captioned) = painted("true")
-    assert "label given to encoder and decoder: true" in text and without == first != captioned
+    assert "condition of the tokenizer: true" in text and without == first != captioned
     images = ConditionedImages(model, open_split(load_recipe(tiny("smap")), "test"))
-    assert images.used == "null" and images.batch([0])[2] is None
+    assert images.condition == "null" and images.batch([0])[2] is None
 
 
 def test_samples_are_judged_by_the_classes_of_the_captioned_images(pair: Any, tiny: Tiny) -> None:
@@ -297,19 +299,22 @@ def test_samples_are_judged_by_the_classes_of_the_captioned_images(pair: Any, ti
     generator: Any = store.build_model(wanted.model).eval()
     judge: Any = store.build_model(load_recipe(tiny("classifier")).model).eval()
     reference, given = subset(open_split(wanted, "test"), 6), []
+    measuring = Measuring(by_classifier(judge, "generation", 2))
     sample, decode = generator.sample, tokenizer.decode
     generator.sample = lambda cond, **how: given.append(cond) or sample(cond, **how)
     tokenizer.decode = lambda tokens, cond, **how: given.append(cond) or decode(tokens, cond, **how)
-    records = evaluate_generation(generator, tokenizer, reference, judge, num=8, keep=[0, 4], batch_size=5, pad=2)
+    records = evaluate_generation(
+        generator, tokenizer, reference, Samples(num=8, keep=(0, 4), batch_size=5, guidance=1.0), measuring
+    )
     told = CaptionEmbeddings(wanted.model.condition, [])([reference.captions[i % 6] for i in range(8)])  # type: ignore
     assert torch.equal(torch.cat(given[::3]), told) and torch.equal(torch.cat(given[1::3]), told)
     assert {(record.label, record.note) for record in records} == {("true", "by captions of the reference images")}
     assert {record.name for record in records if record.keep == 0} > {"label_agreement"}
-    free = evaluate_generation(generator, tokenizer, reference, judge, num=4, unconditional=True, pad=2)
+    free = evaluate_generation(generator, tokenizer, reference, Samples(num=4, unconditional=True), measuring)
     assert {(record.label, record.note) for record in free} == {("null", "unconditional")}
     bare = subset(open_split(load_recipe(tiny("smap")), "test"), 6)
     with pytest.raises(InputError, match="told captions, the reference images have none; draw it unconditionally"):
-        evaluate_generation(generator, tokenizer, bare, judge, num=4, pad=2)
+        evaluate_generation(generator, tokenizer, bare, Samples(num=4), measuring)
 
 
 def test_a_forecast_needs_no_text_encoder(recipe: Callable[..., Recipe], pair: Any) -> None:

@@ -305,7 +305,8 @@ def test_a_generator_without_a_named_tokenizer_is_one_line(pair: tuple[Path, Pat
 
 
 def test_a_card_round_trips_and_reads_well(build, tmp_path: Path) -> None:
-    record = Record(name="psnr", value=19.5, unit="dB", num_images=10, keep=4, steps=25, seed=3, weights="ema")
+    decoding = {"steps": 25}
+    record = Record(name="psnr", value=19.5, unit="dB", num_images=10, keep=4, decoding=decoding, seed=3, weights="ema")
     missing = Record(name="fid", value=None, num_images=0, network="inception", note="no weights here")
     card = Card(
         recipe="kind: tokenizer\n", recipe_name="x/y", seed=3, commit="abc", data="fashion_mnist",

@@ -15,7 +15,7 @@ from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
 from tok1d.errors import InputError
 from tok1d.inference.cache import encode_batch, tokens_kept
-from tok1d.inference.labels import ConditionedImages
+from tok1d.inference.conditions import ConditionedImages
 
 Covariance = Literal["diag", "full"]
 

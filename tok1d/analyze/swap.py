@@ -17,7 +17,7 @@ from tok1d.data.subset import subset
 from tok1d.data.transforms import without_border
 from tok1d.errors import InputError
 from tok1d.evaluate.networks import CNN
-from tok1d.inference.labels import label_used
+from tok1d.inference.conditions import choose_condition
 from tok1d.pictures import grid
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def check_swap(tokenizer: Any, images: ImageSet) -> None:
         raise InputError(f"swap needs a tokenizer that is told the class and can do without tokens (SMAP), got {name}")
     if spec.reads_captions:
         raise InputError("swap compares classes, this tokenizer is told captions")
-    label_used(tokenizer, images.num_classes, "true")
+    choose_condition(tokenizer, images.num_classes, "true")
 
 
 @torch.no_grad()

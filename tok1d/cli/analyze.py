@@ -1,4 +1,4 @@
-"""The commands that measure: `tok1d evaluate`, gathered here, and `tok1d analyze`."""
+"""`tok1d analyze`: what the tokens of a tokenizer hold."""
 
 from __future__ import annotations
 
@@ -7,19 +7,11 @@ from typing import Annotated
 
 import typer
 
-from tok1d.cli.evaluate import evaluate_generation, evaluate_reconstruction
-from tok1d.cli.explain import evaluate_explain
-from tok1d.cli.grid import evaluate_grid
 from tok1d.cli.options import Data, DataRoot, Device, Model, Overwrite, Seed, load_tokenizer, one_of
-from tok1d.zoo.weights import fingerprint
+from tok1d.config.options import parse_counts
 
-evaluate_app = typer.Typer(help="Measure a model with numbers that state their protocol.", no_args_is_help=True)
-evaluate_app.command("reconstruction")(evaluate_reconstruction)
-evaluate_app.command("generation")(evaluate_generation)
-evaluate_app.command("grid")(evaluate_grid)
-evaluate_app.command("explain")(evaluate_explain)
 HELD_OUT = "test images, spread evenly over the set; of fashion_mnist the first"
-analyze_app = typer.Typer(help="Look inside a tokenizer's code.", no_args_is_help=True)
+analyze_app = typer.Typer(help="Analyze what the tokens of a tokenizer hold.", no_args_is_help=True)
 
 
 @analyze_app.command("prefix")
@@ -33,7 +25,7 @@ def analyze_prefix(
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """The PCA-like curve: the share of the denoising-loss reduction that the first k tokens bring."""
+    """The PCA-like curve: the share of the reduction of the denoising loss that the first k tokens explain."""
     import json
     from dataclasses import asdict
 
@@ -49,7 +41,7 @@ def analyze_prefix(
     save_png(plot_curve({model: points}), folder / "curve.png")
     files.write_text(folder / "curve.json", json.dumps([asdict(point) for point in points], indent=1) + "\n")
     for point in points:
-        share = "unavailable (the tokens bring no gain)" if point.share is None else f"{point.share:7.1%}"
+        share = "unavailable (the tokens do not reduce the loss)" if point.share is None else f"{point.share:7.1%}"
         print(f"keep {point.keep:4d}: loss {point.loss:.5f}, share {share}")
     print(f"picture: {folder / 'curve.png'}")
 
@@ -65,7 +57,7 @@ def analyze_increments(
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Are tokens like principal components? Cosines and energies of what each token adds to the prediction."""
+    """Cosines and energies of what each token adds to the prediction: orthogonal for principal components."""
     import json
 
     from tok1d import files
@@ -90,35 +82,39 @@ def analyze_swap(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option(help="folder for swap.json and swap.png")],
-    num: Annotated[int, typer.Option(min=2, help=f"{HELD_OUT}; pairs are made of them")] = 500,
+    num: Annotated[int, typer.Option(min=2, help=f"{HELD_OUT}; they form pairs")] = 500,
     data_root: DataRoot = None,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """What follows the class, what the tokens? Images decoded under another's label, or from a label alone (SMAP)."""
+    """What depends on the class and what on the tokens: images decoded with another class, or from a class alone.
+
+    For tokenizers that are conditioned on the class (SMAP).
+    """
     import json
 
     from tok1d import files
     from tok1d.analyze.swap import swap, swap_picture
     from tok1d.evaluate import protocol
-    from tok1d.evaluate.reconstruction import judge_name
+    from tok1d.evaluate.reconstruction import classifier_name
     from tok1d.inference import images as sources
     from tok1d.pictures import save_png
     from tok1d.zoo.card import padding_of
+    from tok1d.zoo.weights import fingerprint
 
     tokenizer = load_tokenizer(model, device)
     pad, place = padding_of(tokenizer), next(tokenizer.parameters()).device
     folder = files.new_folder(out, overwrite=overwrite)
     images = sources.open_data(data, tokenizer, data_root=data_root)
-    judge = protocol.judge_for(data, tokenizer.config, place, pad=pad)
-    found = swap(tokenizer, images, judge, num_images=num, pad=pad)
+    classifier = protocol.classifier_for(data, tokenizer.config, place, pad=pad)
+    found = swap(tokenizer, images, classifier, num_images=num, pad=pad)
     save_png(swap_picture(tokenizer, images, num_images=num), folder / "swap.png")
     content = {
         "model": model,
         "data": data,
         "weights_hash": fingerprint(tokenizer),
         "reference": images.fingerprint(),
-        "judge": None if judge is None else judge_name(judge),
+        "judge": None if classifier is None else classifier_name(classifier),
         "variants": [each.to_json() for each in found],
     }
     files.write_text(folder / "swap.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
@@ -136,28 +132,27 @@ def analyze_mixture(
     out: Annotated[Path, typer.Option(help="folder for mixture.json")],
     components: Annotated[str, typer.Option(help="numbers of components, separated by commas")] = "5,10,20",
     dims: Annotated[
-        int | None, typer.Option(min=1, help="principal components to keep; default: as few as hold --variance")
+        int | None, typer.Option(min=1, help="number of principal components; default: as few as hold --variance")
     ] = None,
-    variance: Annotated[float, typer.Option(help="share of the variance to keep")] = 0.9,
-    covariance: Annotated[str, typer.Option(help="of a component: diag or full")] = "diag",
+    variance: Annotated[float, typer.Option(help="share of the variance that the principal components hold")] = 0.9,
+    covariance: Annotated[str, typer.Option(help="covariance of a component: diag or full")] = "diag",
     seeds: Annotated[str, typer.Option(help="seeds of the fits, separated by commas")] = "0",
     num: Annotated[int, typer.Option(min=1, help=HELD_OUT)] = 5000,
     data_root: DataRoot = None,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """How many modes have the tokens? Likelihood of Gaussian mixtures on their principal components."""
+    """How many modes the tokens have: likelihood of Gaussian mixtures on their principal components."""
     import json
     from dataclasses import asdict
 
     from tok1d import files
     from tok1d.analyze.mixture import collect_tokens, fit_mixtures
     from tok1d.inference import images as sources
-    from tok1d.inference import parse
 
     one_of("--covariance", covariance, ("diag", "full"))
-    counts = parse.parse_counts(components, "--components", 1, num)
-    draws = parse.parse_counts(seeds, "--seeds", 0, 2**32 - 1)
+    counts = parse_counts(components, "--components", 1, num)
+    draws = parse_counts(seeds, "--seeds", 0, 2**32 - 1)
     tokenizer = load_tokenizer(model, device)
     folder = files.new_folder(out, overwrite=overwrite)
     tokens = collect_tokens(tokenizer, sources.open_data(data, tokenizer, data_root=data_root), num=num)

@@ -1,11 +1,20 @@
-"""What the commands share: the types of their options, and small helpers."""
+"""What the commands share: options made from dataclasses, the types of common options, and small helpers."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+
+from tok1d.config.options import Option, flag_of, options_of
+
+if TYPE_CHECKING:
+    from tok1d.tokenizers.base import Tokenizer
+    from tok1d.zoo.record import Record
 
 MODEL_HELP = (
     "a model folder (of a run: RUN/model), a bundled name such as fashion-mnist-semanticist, or OWNER/NAME on the hub"
@@ -15,86 +24,98 @@ DATA_HELP = (
     "datasets' save_to_disk wrote"
 )
 OVERRIDES_HELP = "key=value, such as train.lr=1e-3; tok1d config RECIPE --fields lists the keys"
-VIEWS_HELP = "of an image: center (1), center+flip (2), random (1, crop and flip), tencrop (20)"
 SHARD_HELP = (
-    "I/N, write the I-th (from 0) of N parts, such as $SLURM_ARRAY_TASK_ID/64; "
-    "default: all, or this process's part under torchrun"
+    "I/N: do part I (from 0) of N, such as $SLURM_ARRAY_TASK_ID/64; default: everything, or this process's part under "
+    "torchrun"
 )
 
 Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
 Data = Annotated[str, typer.Argument(help=DATA_HELP, show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help=OVERRIDES_HELP, show_default=False)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is there")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace existing files")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU where there is one")]
-Seed = Annotated[int, typer.Option(min=0, help="seed of all noise")]
-DataRoot = Annotated[str | None, typer.Option(help="folder of Fashion-MNIST's files; default: found or fetched")]
-Steps = Annotated[int | None, typer.Option(min=1, help="decoding steps; default: the model's own")]
-Solver = Annotated[
-    str, typer.Option(help="of the decoder: euler or heun (flow), ancestral or ddim (DDPM); default: the model's own")
-]
-DecoderGuidance = Annotated[float, typer.Option(min=0, help="guidance of the decoder by the tokens; 1 is off")]
-Interval = Annotated[
-    str,
-    typer.Option(help="when the decoder is guided, from 0 (noise) to 1 (image), such as 0.2,0.8; default: always"),
-]
-Guide = Annotated[float | None, typer.Option(min=0, help="guidance; 1 is off; default: 2, without classes 1")]
-Schedule = Annotated[
-    str,
-    typer.Option(
-        help="guidance over the tokens that are drawn one after the other, or over MaskGIT's steps: constant, or "
-        "growing to its scale, linear or power_cosine; default: the model's own"
-    ),
-]
-TokensInterval = Annotated[
-    str,
-    typer.Option(
-        help="when tokens are guided: SiT, DiT and kin in time from 0 (noise) to 1 (tokens), such as 0.25,1; "
-        "LlamaGen and MaskGIT in shares of the tokens or steps; default: always"
-    ),
-]
-WeakModel = Annotated[
-    str, typer.Option(help="guide away from this earlier or smaller model (SiT, DiT and kin), not from the null class")
-]
-Unconditional = Annotated[bool, typer.Option("--unconditional", help="draw without classes")]
-Temperature = Annotated[
-    float,
-    typer.Option(
-        min=0,
-        help="of the sampling noise (sde, ancestral, MaskGIT; CARD: also of its start), or of LlamaGen's probabilities",
-    ),
-]
-TopK = Annotated[int | None, typer.Option(min=0, help="LlamaGen: draw from so many likeliest ids; 0 and default: all")]
-TopP = Annotated[
-    float | None,
-    typer.Option(min=0, max=1, help="LlamaGen: draw from the likeliest ids of this probability; default: all"),
-]
-Sampler = Annotated[
-    str, typer.Option(help="of the generator: sde, euler, heun; of DDPM: ancestral, ddim; default: the model's own")
-]
-SamplerSteps = Annotated[
-    int | None,
-    typer.Option("--steps", min=1, help="of the generator, for a token or a whole sequence; default: the model's own"),
-]
-DecoderSteps = Annotated[int | None, typer.Option(min=1, help="of a diffusion decoder; default: the model's own")]
-DecoderSolver = Annotated[
-    str, typer.Option(help="of the decoder: euler or heun (flow), ancestral or ddim (DDPM); default: the model's own")
-]
-Label = Annotated[
-    str,
-    typer.Option(
-        help="for tokenizers that are told the class (SMAP): true, the images' own, or null, none; default: true where "
-        "the images have the classes of the training"
-    ),
-]
-EightBit = Annotated[
-    bool | None,
-    typer.Option("--eight-bit/--float", help="round images first, as files are; default: but for the bundled judge"),
-]
-OnBroken = Annotated[str, typer.Option(help="what an unreadable image does: stop, or skip (it is counted)")]
+Seed = Annotated[int, typer.Option(min=0, help="seed of all random numbers")]
+DataRoot = Annotated[str | None, typer.Option(help="folder of Fashion-MNIST's files; default: found or downloaded")]
+OnBroken = Annotated[str, typer.Option(help="for unreadable images: stop, or skip (skipped images are counted)")]
+Shard = Annotated[str, typer.Option(help=SHARD_HELP)]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar")]
 
 
-def load_tokenizer(model: str, device: str | None) -> Any:
-    """The tokenizer of that name on a device; any other model is a one-line error."""
+def expanded(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameters that are annotated with a dataclass become one option for each of its fields.
+
+    Type, help, bounds and default of an option are the field's, see `tok1d.config.fields.option`. Further metadata of
+    a field: `argument` makes it positional, `repeated` lets an option be given several times, `flags` names the two
+    flags of a truth value.
+
+    Raises (the command, not this function):
+        InputError: a value that the field does not take, named as the command line writes it.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, tuple[type, list[Option]]] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        if is_dataclass(hints[name]):
+            options = list(options_of(hints[name]))
+            groups[name] = (hints[name], options)
+            parameters += [parameter_of(option) for option in options]
+        else:
+            parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
+
+    def run(**given: Any) -> None:
+        for name, (cls, options) in groups.items():
+            given[name] = cls(**{option.name: option.value(given.pop(option.name)) for option in options})
+        command(**given)
+
+    return signed(run, command, parameters)
+
+
+def signed(
+    run: Callable[..., None], command: Callable[..., None], parameters: Sequence[inspect.Parameter]
+) -> Callable[..., None]:
+    """`run` with the name and the docstring of a command, and with these parameters, as typer reads them."""
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    run.__signature__ = inspect.Signature(list(parameters))  # type: ignore[attr-defined]
+    return run
+
+
+def parameter_of(option: Option) -> inspect.Parameter:
+    """An option as a parameter of a command."""
+    hint, default = option.hint, option.default
+    flag = option.metadata.get("flags", flag_of(option.name))
+    if option.metadata.get("argument"):
+        info: Any = typer.Argument(help=option.help, show_default=False)
+        default = inspect.Parameter.empty if default is MISSING else default
+    elif hint is bool:
+        info = typer.Option(flag, help=option.help)
+        hint = bool | None if default is None else bool
+    elif hint in (int, float):
+        low, high = (option.bounds.get(f"{sign}=", option.bounds.get(sign)) for sign in "><")
+        info = typer.Option(flag, min=low, max=high, help=option.help)
+        hint = hint | None if default is None else hint
+    elif option.metadata.get("repeated"):
+        info = typer.Option(flag, help=option.help)
+        hint, default = list[str] | None, None
+    elif hint is Path:
+        info = typer.Option(flag, help=option.help)
+        hint = Path if default is MISSING else Path | None
+        default = inspect.Parameter.empty if default is MISSING else default
+    else:  # a list, an interval or one of several words: read from text
+        return text_parameter(option.name, option.help, default if isinstance(default, str) else "")
+    return inspect.Parameter(
+        option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, info]
+    )
+
+
+def text_parameter(name: str, help: str, default: str = "") -> inspect.Parameter:
+    """A parameter of a command that is given as text."""
+    info = typer.Option(flag_of(name), help=help)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[str, info])
+
+
+def load_tokenizer(model: str, device: str | None) -> Tokenizer:
+    """The tokenizer of that name on a device; InputError for any other model."""
     from tok1d import devices
     from tok1d.errors import InputError
     from tok1d.zoo import store
@@ -113,7 +134,7 @@ def one_of(what: str, value: str, choices: tuple[str, ...]) -> None:
         raise InputError(f"{what}: expected {' or '.join(choices)}, got {value!r}")
 
 
-def print_records(records: Any) -> None:
+def print_records(records: Sequence[Record]) -> None:
     """Show metric records as a table."""
     from rich.console import Console
 
@@ -122,13 +143,3 @@ def print_records(records: Any) -> None:
     Console().print(table(records))
     if shared := shared_protocol(records):
         Console().print(shared, markup=False, highlight=False)
-
-
-def write_records(records: Any, out: Path | None) -> None:
-    """Show metric records and, with `out`, keep them as JSON."""
-    from tok1d.zoo import record
-
-    print_records(records)
-    if out is not None:
-        record.write_records(out, records)
-        print(f"records: {out}")

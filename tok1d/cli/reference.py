@@ -1,95 +1,102 @@
-"""`tok1d reference`: statistics of a set of images, made once and kept."""
+"""`tok1d reference`: statistics of a set of images under a feature network, computed once and stored."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Literal
 
-import typer
-
-from tok1d.cli.options import DataRoot, Device, EightBit, OnBroken, Overwrite, one_of
+from tok1d.cli.options import Device, Overwrite, expanded
+from tok1d.config.fields import option
+from tok1d.evaluate.request import NETWORK_HELP
 
 if TYPE_CHECKING:
+    from tok1d.data.images import ImageSet
+    from tok1d.evaluate.features import FrozenNetwork
     from tok1d.evaluate.reference import Reference
 
-DATA_HELP = "fashion_mnist, a folder of images, or an .npz file in ADM's form (samples or statistics)"
-NETWORK_HELP = (
-    "inception[:FILE], timm:NAME[:SIZE][:FILE] (DINOv2, CLIP, ...), model:FOLDER (a classifier trained here); default: "
-    "inception, of fashion_mnist its classifier"
-)
-SPLIT_HELP = "train, test (a folder's val/ too), or all: every image of a folder"
-OF_HELP = "what the images are: train (gFID), validation or test (rFID), own (both); default: the split, of all own"
-MODEL_HELP = "take size, channels and border from this model's images"
-FEATURES_HELP = "also keep the features of so many images, for KID, precision, recall, density, coverage"
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceRequest:
+    """Which images, by which network."""
+
+    data: str = option(
+        help="fashion_mnist, a folder of images, or an .npz file in ADM's form (samples or statistics)", argument=True
+    )
+    out: Path | None = option(None, "write this .npz file, with ADM's keys; default: only the cache")
+    network: str = option("", f"feature network: {NETWORK_HELP}")
+    split: Literal["train", "test", "all"] = option(
+        "train", "train, test (a folder's val/ too), or all: every image of a folder"
+    )
+    of: Literal["train", "validation", "test", "own"] | None = option(
+        None, "what the images are: train (gFID), validation or test (rFID), own (both); default: the split, of all own"
+    )
+    model: str = option("", "take size, channels and border from this model's images")
+    size: int | None = option(None, "crop to so many pixels; default: the network's, or 256", ge=1)
+    channels: int | None = option(None, "1 (grey) or 3; default: the network's", ge=1, le=3)
+    num: int | None = option(None, "number of images, spread evenly over the set; default: all", ge=2)
+    features: int = option(
+        0, "also store the features of so many images, for KID, precision, recall, density, coverage", ge=0
+    )
+    eight_bit: bool | None = option(
+        None,
+        "round images to 8 bits before the network, as image files are; default: except for the bundled classifier",
+        flags="--eight-bit/--float",
+    )
+    batch_size: int = option(100, "images of one forward pass", ge=1)
+    data_root: str | None = option(None, "folder of Fashion-MNIST's files; default: found or downloaded")
+    on_broken: Literal["stop", "skip"] = option(
+        "stop", "for unreadable images: stop, or skip (skipped images are counted)"
+    )
 
 
-def reference(
-    data: Annotated[str, typer.Argument(help=DATA_HELP, show_default=False)],
-    out: Annotated[Path | None, typer.Option(help="write this .npz file, ADM's keys; default: only the cache")] = None,
-    network: Annotated[str, typer.Option(help=NETWORK_HELP)] = "",
-    split: Annotated[str, typer.Option(help=SPLIT_HELP)] = "train",
-    of: Annotated[str, typer.Option(help=OF_HELP)] = "",
-    model: Annotated[str, typer.Option(help=MODEL_HELP)] = "",
-    size: Annotated[
-        int | None, typer.Option(min=1, help="crop to so many pixels; default: the network's, or 256")
-    ] = None,
-    channels: Annotated[int | None, typer.Option(min=1, max=3, help="1 (grey) or 3; default: the network's")] = None,
-    num: Annotated[int | None, typer.Option(min=2, help="images, spread evenly over the set; default: all")] = None,
-    features: Annotated[int, typer.Option(min=0, help=FEATURES_HELP)] = 0,
-    eight_bit: EightBit = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="images at a time")] = 100,
-    data_root: DataRoot = None,
-    on_broken: OnBroken = "stop",
-    device: Device = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Statistics of a set of images under a feature network: built once, fingerprinted, cached, in ADM's .npz form."""
-    from tqdm import tqdm
-
+@expanded
+def reference(request: ReferenceRequest, device: Device = None, overwrite: Overwrite = False) -> None:
+    """Statistics of a set of images under a feature network: computed once, cached, and written in ADM's .npz form."""
     from tok1d import devices
     from tok1d.data.decoded import report_broken
     from tok1d.evaluate.feature_networks import open_network
     from tok1d.evaluate.features import default_network
-    from tok1d.evaluate.reference import OF, cache_path, cached_reference
+    from tok1d.evaluate.reference import cache_path
 
-    one_of("--split", split, ("train", "test", "all"))
-    one_of("--on-broken", on_broken, ("stop", "skip"))
-    if of:
-        one_of("--of", of, OF)
-    _check_out(out)
-    place = devices.pick_device(device)
+    _check_out(request.out)
+    place, data = devices.pick_device(device), request.data
     if data.endswith(".npz") and _holds_statistics(Path(data)):
-        known = _of_statistics(Path(data), network, place, of, features, batch_size, eight_bit)
-        _write(known, out, overwrite, f"read from {data}")
+        _write(_of_statistics(request, place), request.out, overwrite, f"read from {data}")
         return
-    border, shape = _like(model) if model else (0, (None, None))
-    opened = open_network(network or default_network(data), device=place, pad=border, eight_bit=eight_bit)
-    images: Any = _open(
-        data,
-        split,
-        size or shape[0] or opened.image_size or (28 if data == "fashion_mnist" else 256),
-        channels or shape[1] or opened.channels or (1 if data == "fashion_mnist" else 3),
-        border,
-        data_root,
-        on_broken,
+    border, shape = _like(request.model) if request.model else (0, (None, None))
+    opened = open_network(
+        request.network or default_network(data), device=place, pad=border, eight_bit=request.eight_bit
     )
-    with tqdm(total=min(num or len(images), len(images)), unit="image", desc="reference", disable=None) as bar:
-        found, cached = cached_reference(
-            images,
-            opened,
-            of=of or ("own" if split == "all" or data.endswith(".npz") else split),
-            num=num,
-            num_features=features,
-            about=data if split == "all" else f"{data}, {split}",
-            batch_size=batch_size,
-            progress=bar.update,
-        )
+    grey = data == "fashion_mnist"
+    size = request.size or shape[0] or opened.image_size or (28 if grey else 256)
+    images = _open(request, size, request.channels or shape[1] or opened.channels or (1 if grey else 3), border)
+    found, cached = _computed(request, images, opened)
     report_broken(images)
     where = cache_path(found.fingerprint)
-    how = (
-        f"read from the cache, {where}" if cached else f"measured, cached as {where}" if where.is_file() else "measured"
-    )
-    _write(found, out, overwrite, how)
+    how = f"computed, cached as {where}" if where.is_file() else "computed"
+    _write(found, request.out, overwrite, f"read from the cache, {where}" if cached else how)
+
+
+def _computed(request: ReferenceRequest, images: ImageSet, network: FrozenNetwork) -> tuple[Reference, bool]:
+    """The statistics of the images, and whether they were in the cache."""
+    from tqdm import tqdm
+
+    from tok1d.evaluate.reference import cached_reference
+
+    own = request.split == "all" or request.data.endswith(".npz")
+    total = min(request.num or len(images), len(images))
+    with tqdm(total=total, unit="image", desc="reference", disable=None) as bar:
+        return cached_reference(
+            images,
+            network,
+            of=request.of or ("own" if own else request.split),
+            num=request.num,
+            num_features=request.features,
+            about=request.data if request.split == "all" else f"{request.data}, {request.split}",
+            batch_size=request.batch_size,
+            progress=bar.update,
+        )
 
 
 def _check_out(out: Path | None) -> None:
@@ -100,7 +107,7 @@ def _check_out(out: Path | None) -> None:
 
 
 def _like(model: str) -> tuple[int, tuple[int, int]]:
-    """The border of a model's images, and their size and channels."""
+    """The border of a model's images in pixels, and their size and channels."""
     from tok1d.errors import InputError
     from tok1d.zoo import store
     from tok1d.zoo.card import padding_of
@@ -111,29 +118,30 @@ def _like(model: str) -> tuple[int, tuple[int, int]]:
     return padding_of(loaded), (loaded.config.image_size, loaded.config.channels)
 
 
-def _open(data: str, split: str, size: int, channels: int, border: int, data_root: str | None, on_broken: str) -> Any:
+def _open(request: ReferenceRequest, size: int, channels: int, border: int) -> ImageSet:
     from tok1d.data.folder import FolderImages, list_images
     from tok1d.data.images import open_images
     from tok1d.data.transforms import Transform
     from tok1d.errors import InputError
     from tok1d.evaluate.sample_batch import SampleImages
 
+    data, split = request.data, request.split
     if data.endswith(".npz"):
         return SampleImages(data)
     if split == "all":
         if data == "fashion_mnist":
             raise InputError("--split: of fashion_mnist expected train or test, got all")
-        # Their classes do not matter here, so they are listed as of one.
+        # Classes do not matter here, so all files are listed as one class.
         transform, files = Transform(size, channels, pad=border), list_images(data)
-        return FolderImages(data, transform, on_broken, files=files, class_names=[Path(data).name])  # type: ignore[arg-type]
+        return FolderImages(data, transform, request.on_broken, files=files, class_names=[Path(data).name])
     return open_images(
         "fashion_mnist" if data == "fashion_mnist" else "folder",
-        split,  # type: ignore[arg-type]
-        root=data_root if data == "fashion_mnist" else data,
+        split,
+        root=request.data_root if data == "fashion_mnist" else data,
         image_size=size,
         channels=channels,
         pad=border,
-        on_broken=on_broken,  # type: ignore[arg-type]
+        on_broken=request.on_broken,
     )
 
 
@@ -149,23 +157,22 @@ def _holds_statistics(path: Path) -> bool:
         return False
 
 
-def _of_statistics(
-    path: Path, network: str, device: str, of: str, features: int, batch_size: int, eight_bit: bool | None
-) -> Reference:
-    """The reference in a file of statistics, with the features of all images that it holds if asked for any."""
+def _of_statistics(request: ReferenceRequest, device: str) -> Reference:
+    """The reference in a file of statistics, with the features of all its images if features are asked for."""
     from tok1d.evaluate.feature_networks import open_network
     from tok1d.evaluate.features import INCEPTION
     from tok1d.evaluate.reference import load_reference, with_features
 
-    known = load_reference(path, of=of or None)
-    if not features:
+    path = Path(request.data)
+    known = load_reference(path, of=request.of)
+    if not request.features:
         return known
-    opened = open_network(network or INCEPTION, device=device, eight_bit=eight_bit)
-    return with_features(known, path, opened, batch_size=batch_size)
+    opened = open_network(request.network or INCEPTION, device=device, eight_bit=request.eight_bit)
+    return with_features(known, path, opened, batch_size=request.batch_size)
 
 
 def _write(reference: Reference, out: Path | None, overwrite: bool, how: str) -> None:
-    """Tell what a reference is, and write it unless the file is there and holds another one."""
+    """Print what a reference is, and write it unless the file exists and holds another one."""
     from tok1d.errors import ConfigError, DataError
     from tok1d.evaluate.reference import load_reference
 
@@ -187,11 +194,11 @@ def _write(reference: Reference, out: Path | None, overwrite: bool, how: str) ->
             there = load_reference(out)
         except DataError:
             raise ConfigError(
-                f"{out}: is no reference; pass --overwrite to replace it, or choose another --out"
+                f"{out}: holds no reference; pass --overwrite to replace it, or choose another --out"
             ) from None
         if str(there) != str(reference):
             raise ConfigError(f"{out}: holds {there}; pass --overwrite to replace it, or choose another --out")
         if num_features(there) >= num_features(reference):
-            print(f"file: {out}, as it was")
+            print(f"file: {out}, unchanged")
             return
     print(f"file: {reference.save(out)}")

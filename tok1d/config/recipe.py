@@ -8,7 +8,9 @@ from typing import Any, Literal
 from tok1d.config import fields, registry
 from tok1d.config.condition import text_condition
 from tok1d.config.fields import option
+from tok1d.config.options import adding, fields_from
 from tok1d.config.registry import Kind
+from tok1d.config.sampling import Decoding, Sampling
 from tok1d.config.text import join, show
 from tok1d.errors import ConfigError
 
@@ -169,33 +171,35 @@ class TrainConfig(OptimConfig):
     )
 
 
-@dataclass
-class EvaluateConfig:
-    """What the evaluation of a run measures."""
+@dataclass(frozen=True)
+@adding(Decoding, "decoder_", without=("steps",))
+class EvaluateConfig(Sampling):
+    """What the evaluation of a run measures, and how: generators read `Sampling`, their tokenizer's decoder
+    `decoder_*`; tokenizers read sampler, guidance and guidance_interval as those of their decoder."""
 
-    num_images: int = option(1000, "test images that are reconstructed", ge=1)
-    num_samples: int = option(1000, "images a generator draws", ge=1)
-    keep: list[int] = option([], "numbers of leading tokens to decode from; empty is 1, 2, 4, ... all", ge=0)
-    steps: int = option(25, "steps of a diffusion decoder", ge=1)
-    guidance: float = option(1.0, "guidance scale; 1 is none", ge=0)
-    guidance_interval: tuple[float, float] = option(
-        (0.0, 1.0),
-        "times, 0 noise and 1 data, between which diffusion decoders and SiT, DiT and kin are guided; "
-        "LlamaGen and MaskGIT: shares of the tokens or steps",
-    )
-    unconditional: bool = option(False, "generators: draw without classes, of a model that knows them too")
-    temperature: float = option(1.0, "sampling temperature of a generator", ge=0)
-    top_k: int | None = option(None, "LlamaGen: draw from so many likeliest ids; null and 0 are all", ge=0)
-    top_p: float | None = option(
-        None, "LlamaGen: draw from the likeliest ids of this probability; null is all", gt=0, le=1
-    )
-    batch_size: int = option(100, "images at a time", ge=1)
+    num_images: int = option(1000, "tokenizers: test images that are reconstructed", ge=1)
+    num_samples: int = option(1000, "generators: samples", ge=1)
+    keep: list[int] = option([], "numbers of leading tokens to decode; empty is 1, 2, 4, ... all", ge=0)
+    steps: int = option(25, "steps of a diffusion decoder, also of a generator's tokenizer", ge=1)
+    sampling_steps: int | None = option(None, "generators: sampling steps; null is the model's own", ge=1)
+    guidance: float = option(1.0, "guidance scale; 1 is off", ge=0)
+    batch_size: int = option(100, "images of one forward pass", ge=1)
 
-    def check(self) -> None:
-        """Raise ConfigError on an interval that is none."""
-        low, high = self.guidance_interval
-        if not 0 <= low < high <= 1:
-            raise ConfigError(f"guidance_interval: expected two growing times in 0..1, got [{low}, {high}]")
+    @property
+    def sampling(self) -> Sampling:
+        """How a generator samples."""
+        return dataclasses.replace(fields_from(Sampling, self), steps=self.sampling_steps)
+
+    def decoding(self, *, generator: bool) -> Decoding:
+        """How the decoder of a tokenizer, or of a generator's tokenizer, samples."""
+        return dataclasses.replace(fields_from(Decoding, self, "decoder_" if generator else ""), steps=self.steps)
+
+    def check(self) -> None:  # type: ignore[override]
+        """Raise ConfigError on an interval whose ends do not grow within 0..1."""
+        for key in ("guidance_interval", "decoder_guidance_interval"):
+            low, high = getattr(self, key)
+            if not 0 <= low < high <= 1:
+                raise ConfigError(f"{key}: expected two growing times in 0..1, got [{low}, {high}]")
 
 
 def _loss_section(path: str, help: str) -> Any:  # as `option`

@@ -1,22 +1,25 @@
 """The options of sampling and decoding, declared once.
 
-The options of the commands, the axes of `evaluate grid`, the `evaluate` section of recipes and the settings of a record
-are made from these classes. A new option is a field here and the line that uses it.
+The options of the commands, the axes of `evaluate grid`, the `evaluate` section of recipes and the settings in a record
+are made from these classes by `tok1d.config.options`. To add an option, add a field here and the line that reads it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tok1d.config.fields import option
+from tok1d.config.options import fields_from, flag_of, null_is
 from tok1d.errors import InputError
 
 # How a generator samples: a diffusion head or a diffusion over the whole sequence, ids one by one from logits, or ids
 # in a few parallel steps (MaskGIT).
 Kind = Literal["diffusion", "categorical", "masked"]
+Schedule = Literal["constant", "linear", "power_cosine"]
 OF = "of"  # key of a field's metadata: the kinds of generators that read it; without it all do
+EVERYWHERE = (0.0, 1.0)  # the interval in which guidance always acts
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,19 @@ class SampleSettings:
         "LlamaGen's probabilities",
         ge=0,
     )
-    top_k: int = option(0, "sample from so many most likely ids; 0: all", ge=0, of=("categorical",))
+    top_k: int = option(
+        0, "LlamaGen: sample from so many most likely ids; 0: all", ge=0, of=("categorical",), build=null_is(0, int)
+    )
     top_p: float = option(
-        1.0, "sample from the most likely ids of this total probability; 1: all", gt=0, le=1, of=("categorical",)
+        1.0,
+        "LlamaGen: sample from the most likely ids of this total probability; 1: all",
+        gt=0,
+        le=1,
+        of=("categorical",),
+        build=null_is(1.0, float),
     )
 
-    def given(self) -> dict[str, object]:
+    def given(self) -> dict[str, Any]:
         """The settings that differ from their defaults."""
         return {
             field.name: getattr(self, field.name)
@@ -55,18 +65,68 @@ class SampleSettings:
             if getattr(self, field.name) != field.default
         }
 
+    def read_by(self, kind: Kind) -> dict[str, Any]:
+        """The settings that a kind of generator reads, defaults included."""
+        names = [field.name for field in dataclasses.fields(self) if kind in field.metadata.get(OF, (kind,))]
+        return {name: getattr(self, name) for name in names}
+
     def check(self, kind: Kind, model: str, prefix: str = "") -> None:
         """Refuse settings that a generator does not read.
 
         Args:
-            model: its name. prefix: of the names in messages, such as "--" or "evaluate.".
+            model: its name.
+            prefix: of the names in messages, such as "--" or "evaluate.".
 
         Raises:
             InputError: naming the first one.
         """
-        readers = {field.name: field.metadata.get(OF) for field in dataclasses.fields(self)}
+        read = self.read_by(kind)
         for name, value in self.given().items():
-            kinds = readers[name]
-            if kinds is not None and kind not in kinds:
-                shown = prefix + (name.replace("_", "-") if prefix == "--" else name)
+            if name not in read:
+                shown = flag_of(name) if prefix == "--" else prefix + name
                 raise InputError(f"{shown}: {model} has none, leave it out; got {value}")
+
+
+@dataclass(frozen=True)
+class Sampling(SampleSettings):
+    """How a generator samples, with guidance."""
+
+    guidance: float | None = option(
+        None, "guidance scale of the generator; 1 is off; default: 2, without classes or captions 1", ge=0
+    )
+    guidance_schedule: Schedule | None = option(
+        None,
+        "guidance scale over the tokens sampled one by one, or over MaskGIT's steps: constant, or growing from 1 "
+        "(linear, power_cosine); default: the model's own",
+    )
+    guidance_interval: tuple[float, float] = option(
+        EVERYWHERE,
+        "where the generator is guided: SiT, LightningDiT and USiT from time 0 (noise) to 1 (tokens), such as 0.25,1; "
+        "LlamaGen and MaskGIT: share of the tokens or steps; default: everywhere",
+    )
+    weak_model: str = option(
+        "",
+        "SiT, LightningDiT and USiT: guide away from this earlier or smaller model, not from the null class",
+        axis=False,
+    )
+    unconditional: bool = option(False, "sample without classes or captions", axis=False)
+
+    @property
+    def settings(self) -> SampleSettings:
+        """The part without guidance."""
+        return fields_from(SampleSettings, self)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a diffusion decoder of a tokenizer samples. Deterministic decoders read none of it."""
+
+    steps: int | None = option(None, "steps of a diffusion decoder; default: the model's own", ge=1)
+    sampler: str | None = option(
+        None, "of a diffusion decoder: euler or heun (flow), ancestral or ddim (DDPM); default: the model's own"
+    )
+    guidance: float = option(1.0, "guidance scale of a diffusion decoder; 1 is off", ge=0)
+    guidance_interval: tuple[float, float] = option(
+        EVERYWHERE,
+        "where a diffusion decoder is guided, from time 0 (noise) to 1 (image), such as 0.2,0.8; default: everywhere",
+    )

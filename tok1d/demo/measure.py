@@ -17,7 +17,7 @@ from tok1d.config.recipe import EvaluateConfig, Recipe
 from tok1d.data.images import ImageSet
 from tok1d.demo.page import Check, Probe, Shown, Strip
 from tok1d.evaluate.probe import linear_probe
-from tok1d.inference.labels import label_used, labels_given
+from tok1d.inference.conditions import choose_condition, cond_for
 from tok1d.pictures import data_uri, grid, save_png
 from tok1d.tokenizers.prefix import prefix_lengths
 from tok1d.zoo.card import Card
@@ -48,7 +48,7 @@ def steps_of(tokenizer: Any, how: EvaluateConfig) -> int | None:
 
 def told(tokenizer: Any, labels: Tensor, num_classes: int) -> Tensor | None:
     """What a tokenizer is told of labels (B,) out of so many classes: themselves where it wants them."""
-    return labels_given(label_used(tokenizer, num_classes), labels, labels.device)
+    return cond_for(choose_condition(tokenizer, num_classes), labels, labels.device)
 
 
 def reconstruct(tokenizer: Any, x: Tensor, cond: Tensor | None = None) -> dict[int, Tensor]:

@@ -226,8 +226,8 @@ def _cell(record: Record) -> str:
     if record.value is None:
         return f"unavailable <small>{escape(record.note)}</small>"
     protocol = [f"{record.num_images:,} images"]
-    protocol += [f"{record.steps} steps"] if record.steps is not None else []
-    protocol += [f"guidance {record.guidance}"] if record.guidance is not None else []
+    protocol += [f"{record.decoder_steps} steps"] if record.decoder_steps is not None else []
+    protocol += [f"guidance {record.guidance_text}"] if record.guidance_text else []
     return f"{escape(f'{record.value:.4g} {record.unit}'.rstrip())} <small>{escape(', '.join(protocol))}</small>"
 
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tok1d.config.sampling import Schedule
 from tok1d.diffusion.solver import Field
 from tok1d.errors import InputError
-
-Schedule = Literal["constant", "linear", "power_cosine"]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tok1d.config.sampling import EVERYWHERE
 from tok1d.errors import DataError
 from tok1d.evaluate.published import ABSENT, NONE, Facts, published, text_of
-from tok1d.zoo.record import Record
+from tok1d.zoo.record import DEFAULTS, SHOWN_FIRST, Record, details_text, guidance_text
+from tok1d.zoo.record_v0 import upgraded
 
 BUNDLED = Path(__file__).parents[1] / "zoo" / "bundled"
 # Settings that a record has only where they apply, such as steps of a diffusion decoder.
@@ -42,8 +44,8 @@ def measured(
             settings |= _READERS[key](value if key in known else None, record)
         else:
             settings[key] = (NONE if value in (None, "") else text_of(value)) if key in known else None
-    if "decoder_sampler" not in settings and "sampler" in known and record.keep is not None:
-        settings["decoder_sampler"] = "one pass"
+    if "decoder_sampler" not in settings and "decoding" in known and record.keep is not None:
+        settings["decoder_sampler"] = "deterministic"
     absent: dict[str, str | None] = dict.fromkeys(_WHERE_APPLICABLE, ABSENT)
     absent |= {key: None for name, key in _YOUNGER.items() if name not in known}
     settings = absent | settings | _of_recipe(recipe or {})
@@ -67,65 +69,44 @@ def _network(value: str | None, record: Record) -> dict[str, str | None]:
     return found
 
 
-_PART = re.compile(
-    r"(?P<name>\w+)(?: (?P<steps>\d+) steps)?(?:, [\d.e+-]+ evaluations (?P<unit>an image|a token|a sequence))?"
-    r"(?P<rest>(?:, (?!temperature)[^,;]+)*)(?:, temperature (?P<temperature>[\d.e+-]+))?"
-)
-
-
-def _sampler(value: str | None, record: Record) -> dict[str, str | None]:
-    """A record says "sde 50 steps, 100 evaluations a sequence; euler, 4 evaluations an image".
-
-    The number of evaluations follows from the rest and is left out; words of another form stay whole.
-    """
+def _sampling(value: Mapping[str, Any] | None, record: Record) -> dict[str, str | None]:
+    """The generator's settings; the number of evaluations follows from the others and is left out."""
     if value is None:
         return {}
-    settings: dict[str, str | None] = {}
-    for part in value.split("; "):
-        found = _PART.fullmatch(part)
-        if found is None:
-            return {"sampler": value}
-        if found["unit"] == "an image":
-            settings["decoder_sampler"] = found["name"] + found["rest"]
-            continue
-        settings["sampler"] = found["name"] + found["rest"]
-        settings["temperature"] = found["temperature"] or "1"
-        if found["steps"]:
-            settings["steps"] = found["steps"]
+    settings = _settings(value)
+    scale = value.get("guidance")
+    if scale is None:
+        return settings
+    weak = f" against {value['weak_model']}" if "weak_model" in value else ""
+    settings["guidance"] = text_of(scale) + weak
+    if scale != 1 and not isinstance(scale, str):  # at 1 nothing is guided, so schedule and interval do not matter
+        power = f" {value['guidance_power']:g}" if "guidance_power" in value else ""
+        settings["guidance_schedule"] = value.get("guidance_schedule", "constant") + power
+        low, high = value.get("guidance_interval", EVERYWHERE)
+        settings["guidance_interval"] = "always" if (low, high) == EVERYWHERE else f"{low:g}..{high:g}"
     return settings
 
 
-def _steps(value: int | None, record: Record) -> dict[str, str | None]:
-    """`steps` of a record are the decoder's where a diffusion decoder painted, else the sampler's."""
+def _decoding(value: Mapping[str, Any] | None, record: Record) -> dict[str, str | None]:
     if value is None:
         return {}
-    decoder = record.sampler is None or "an image" in record.sampler
-    return {"decoder_steps" if decoder else "steps": str(value)}
-
-
-_GUIDANCE = re.compile(
-    r"(?P<scale>[\d.e+-]+)(?: (?P<schedule>constant|linear|power_cosine(?: [\d.e+-]+)?))?"
-    r"(?: in (?P<interval>\S+?\.\.[^\s,]+))?(?P<rest>(?: against [^\s,]+)?)(?:, decoder (?P<decoder>[\d.e+-]+))?"
-)
-
-
-def _guidance(value: float | str | None, record: Record) -> dict[str, str | None]:
-    """A record says 1.5, "2 linear", "1.9 in 0.25..1", "2 linear, decoder 3"; of a reconstruction, the decoder's."""
-    if value is None:
-        return {}
-    text = text_of(value)
-    found = _GUIDANCE.fullmatch(text)
-    if found is None:
-        return {"guidance": text}
-    if record.sampler is not None and re.fullmatch(r"[^;]*an image", record.sampler):
-        return {"decoder_guidance": text}
-    settings: dict[str, str | None] = {"guidance": text_of(float(found["scale"])) + found["rest"]}
-    if float(found["scale"]) != 1:  # at 1 nothing is guided, so neither how nor when
-        settings["guidance_schedule"] = found["schedule"] or "constant"
-        settings["guidance_interval"] = found["interval"] or "always"
-    if record.sampler is not None and "an image" in record.sampler:
-        settings["decoder_guidance"] = found["decoder"] or "1"
+    settings = {f"decoder_{key}": text for key, text in _settings(value).items()}
+    if "guidance" in value:
+        settings["decoder_guidance"] = guidance_text(value).removesuffix(".0")
     return settings
+
+
+def _settings(value: Mapping[str, Any]) -> dict[str, str | None]:
+    """Settings without guidance; what a model's configuration adds (MaskGIT's noise) is shown with the sampler."""
+    own = {key: each for key, each in value.items() if key not in DEFAULTS and key not in SHOWN_FIRST}
+    settings = {
+        key: text_of(each)
+        for key, each in value.items()
+        if key not in own and key not in ("evaluations", "unit") and each is not None
+    }
+    if "sampler" in settings:
+        settings["sampler"] += details_text(own)
+    return dict(settings)
 
 
 def _versions(value: Mapping[str, str] | None, record: Record) -> dict[str, str | None]:
@@ -156,9 +137,8 @@ def _note(value: str | None, record: Record) -> dict[str, str | None]:
 
 _READERS: dict[str, Callable[[Any, Record], dict[str, str | None]]] = {
     "network": _network,
-    "sampler": _sampler,
-    "steps": _steps,
-    "guidance": _guidance,
+    "sampling": _sampling,
+    "decoding": _decoding,
     "versions": _versions,
     "crop": _crop,
     "rounding": _rounding,
@@ -219,7 +199,7 @@ def read_measured(name: str) -> Measured:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         card = content.get("card", {}) if isinstance(content, dict) else {}
-        entries = content if isinstance(content, list) else card["records"]
+        entries = [upgraded(entry) for entry in (content if isinstance(content, list) else card["records"])]
         records = [Record.from_json(entry) for entry in entries]
         recipe = _recipe(card.get("recipe") or _beside(path))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -1,8 +1,9 @@
-"""How well a generator draws: label agreement of its decoded samples, and their distances to reference images."""
+"""How good a generator's samples are: label agreement, and distances to reference images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,33 +14,31 @@ from tok1d.data.decoded import replaced_among, report_broken
 from tok1d.data.images import ImageSet
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
-from tok1d.evaluate.job import Job
-from tok1d.evaluate.measures import Compared, Gathered, Measures, own_networks, record_of, strip
-from tok1d.evaluate.networks import CNN
-from tok1d.evaluate.samples import Save, saving
-from tok1d.generators.sequence import SequenceModel
-from tok1d.inference.labels import label_used, labels_given
+from tok1d.evaluate.measures import Compared, Gathered, Measures, Measuring, record_of, strip
+from tok1d.evaluate.request import CLASSES, Samples
+from tok1d.evaluate.samples import saving
+from tok1d.generators.base import Generator
+from tok1d.inference.conditions import choose_condition, cond_for
 from tok1d.inference.sampling import (
     CLASS_NOISE,
     DECODER_NOISE,
     TOKEN_NOISE,
     counted,
     decoder_options,
-    generator_guidance,
-    guidance_text,
+    decoding_record,
+    guidance_of,
     noise_of,
-    sampled_networks,
-    sampling_options,
-    sampling_text,
+    sampling_record,
 )
+from tok1d.tokenizers.base import Tokenizer
 from tok1d.tokenizers.prefix import token_counts
 from tok1d.zoo.pretrained.text import CaptionEmbeddings
 from tok1d.zoo.record import Record, versions
 from tok1d.zoo.store import model_identity
 from tok1d.zoo.weights import fingerprint
 
-# How classes are drawn, and what a record calls it.
-CLASSES = {"balanced": "balanced", "random": "uniformly random", "train": "as in the reference images"}
+NUM = 1000  # samples, where none are asked for
+Conditions = Callable[[range], tuple[Tensor, Tensor]]
 
 
 def balanced_labels(num: int, num_classes: int) -> Tensor:
@@ -47,10 +46,10 @@ def balanced_labels(num: int, num_classes: int) -> Tensor:
     return torch.arange(num) % num_classes
 
 
-def drawn_labels(how: str, num: int, num_classes: int, *, seed: int = 0, labels: Tensor | None = None) -> Tensor:
+def choose_labels(how: str, num: int, num_classes: int, *, seed: int = 0, labels: Tensor | None = None) -> Tensor:
     """(num,) class ids: "balanced", "random" (uniform), or "train" (as often as among `labels`).
 
-    The class of an image belongs to (seed, number of the image), as its noise does.
+    The class of an image depends on the seed and the number of the image alone, as its noise does.
 
     Raises:
         InputError: another way, or "train" without labels of these classes.
@@ -59,174 +58,190 @@ def drawn_labels(how: str, num: int, num_classes: int, *, seed: int = 0, labels:
         return balanced_labels(num, num_classes)
     if how not in CLASSES:
         raise InputError(f"classes: expected {', '.join(CLASSES)}, got {how!r}")
-    draws = torch.tensor([int(torch.randint(2**62, (), generator=noise_of(seed, CLASS_NOISE, i))) for i in range(num)])
+    numbers = torch.tensor(
+        [int(torch.randint(2**62, (), generator=noise_of(seed, CLASS_NOISE, i))) for i in range(num)]
+    )
     if how == "random":
-        return draws % num_classes
+        return numbers % num_classes
     if labels is None or not len(labels) or int(labels.max()) >= num_classes:
-        raise InputError(f"classes: the reference images have no labels out of {num_classes} classes to draw by")
-    return labels[draws % len(labels)]
+        raise InputError(f"classes: the reference images have no labels out of {num_classes} classes")
+    return labels[numbers % len(labels)]
+
+
+class Sampler:
+    """Samples of a generator, decoded by its tokenizer from several numbers of their first tokens.
+
+    Args:
+        reference: the images whose captions or classes are used, where they are.
+        how: which samples; their number is set.
+        guidance: instead of what `how` says of it.
+
+    Raises:
+        InputError: settings that the generator or the tokenizer does not have, or captions that are missing.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        tokenizer: Tokenizer,
+        reference: ImageSet | None,
+        how: Samples,
+        guidance: Guidance | None = None,
+    ) -> None:
+        self.generator, self.tokenizer, self.how = generator, tokenizer, how
+        self.num = NUM if how.num is None else how.num
+        self.device = next(generator.parameters()).device
+        sampling = how.sampling
+        conditional = is_conditional(generator.config) and not sampling.unconditional
+        self.captioned = conditional and text_condition(generator.config) is not None
+        self.conditions = self._conditions(reference) if conditional else None
+        self.keep = token_counts(tokenizer.spec, how.keep or [generator.config.num_tokens])
+        num_classes = generator.config.num_classes if conditional else 0
+        self.label = choose_condition(tokenizer, num_classes, captioned=self.captioned)
+        self.settings = sampling.settings
+        self.settings.check(generator.kind, generator.config.name)
+        self.guidance = guidance_of(generator, sampling) if guidance is None else guidance
+        self.decoder_options = decoder_options(tokenizer, how.decoding, "decoder_")
+
+    def _conditions(self, reference: ImageSet | None) -> Conditions:
+        """Gives for numbers of samples what they are conditioned on, classes or captions, and their classes."""
+        config, device = self.generator.config, self.device
+        condition = text_condition(config)
+        if condition is None:
+            known = getattr(reference, "labels", None)
+            known = None if known is None else torch.as_tensor(known)
+            how = self.how
+            labels = choose_labels(how.classes, self.num, config.num_classes, seed=how.seed, labels=known).to(device)
+            return lambda numbers: 2 * (labels[numbers.start : numbers.stop],)
+        captions = getattr(reference, "captions", [])
+        if reference is None or not any(captions):
+            raise InputError(
+                "this generator is conditioned on captions, the reference images have none; pass --unconditional"
+            )
+        embed, images = CaptionEmbeddings(condition, captions), reference
+
+        def of_images(numbers: range) -> tuple[Tensor, Tensor]:
+            _, labels, captions = images.captioned_batch([i % len(images) for i in numbers])
+            return embed(captions, device), labels.to(device)
+
+        return of_images
+
+    def columns(self, numbers: range, measuring: Measuring) -> dict[str, Tensor]:
+        """What is measured of the samples of these numbers: labels, features of each number of tokens, evaluations."""
+        count, how = len(numbers), self.how
+        cond, labels = (None, None) if self.conditions is None else self.conditions(numbers)
+        with counted(*self.generator.evaluated_networks(self.guidance)) as sampling:
+            tokens = self.generator.sample(
+                cond,
+                num=count,
+                guidance=self.guidance,
+                generator=[noise_of(how.seed, TOKEN_NOISE, i) for i in numbers],  # type: ignore[arg-type]
+                **self.settings.given(),
+            )
+        columns = {} if labels is None else {"labels": labels}
+        for k in self.keep:
+            noise = [noise_of(how.seed, DECODER_NOISE, i) for i in numbers]
+            decoder_cond = cond_for(self.label, cond, self.device)
+            with counted(self.tokenizer.decoder) as decoding:
+                y = self.tokenizer.decode(tokens, decoder_cond, keep=k, generator=noise, **self.decoder_options)  # type: ignore[arg-type]
+            found = measuring.columns(y, numbers, last=k == max(self.keep))
+            columns |= {f"{k} {key}": value for key, value in found.items()}
+        rows = [sampling.rows / count, decoding.rows / count, tokens.shape[1]]
+        return columns | {"rows": torch.tensor(rows, dtype=torch.float64)}
+
+    @property
+    def note(self) -> str:
+        """What a record says of the conditions."""
+        if self.captioned:
+            return "by captions of the reference images"
+        return "unconditional" if self.conditions is None else ""
+
+    def records_of(self, rows: list[float]) -> dict[str, Any]:
+        """The settings of a record, with the evaluations that `columns` counted for an image."""
+        sampled, decoded, length = rows
+        return {
+            "sampling": sampling_record(self.generator, self.settings, self.guidance, sampled, int(length)),
+            "decoding": decoding_record(self.tokenizer, self.decoder_options, decoded),
+        }
 
 
 @torch.no_grad()
 def evaluate_generation(
-    generator: Any,
-    tokenizer: Any,
+    generator: Generator,
+    tokenizer: Tokenizer,
     reference: ImageSet | None,
-    judge: CNN | None = None,
+    how: Samples,
+    measuring: Measuring,
     *,
-    num: int = 1000,
-    keep: Sequence[int] = (),
-    unconditional: bool = False,
-    classes: str = "balanced",
-    guidance: float | Guidance = 1.0,
-    temperature: float = 1.0,
-    steps: int | None = None,
-    sampler: str | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    decoder_steps: int | None = None,
-    decoder_solver: str | None = None,
-    decoder_guidance: float = 1.0,
-    batch_size: int = 250,
-    seed: int = 0,
-    pad: int = 0,
-    protocol: dict[str, Any] | None = None,
-    measures: Measures | None = None,
-    references: Sequence[Compared] | Callable[[], Sequence[Compared]] | None = None,
-    job: Job | None = None,
-    save: Save | None = None,
+    guidance: Guidance | None = None,
 ) -> list[Record]:
-    """Label agreement of `num` samples, their Fréchet distance to `reference` images, and more.
+    """Metrics of samples: label agreement, their Frechet distance to reference images, and more.
 
-    A model of captions draws by those of the reference images, one after the other, and its samples should show their
-    classes. Samples of an unconditional model are compared with no labels.
+    A generator of captions is conditioned on those of the reference images, one after the other, and its samples
+    should show their classes. Samples of an unconditional model have no label agreement.
 
     Args:
-        reference: images to compare with; None where `references` are given and no captions are needed.
-        judge: the network of label agreement and Fréchet distance, unless `measures` are given.
-        keep: how many of a sample's tokens are decoded, one set of records each (default: all it generates).
-        unconditional: draw the null condition of a conditional model, without labels.
-        classes: how the samples' classes are drawn, see `drawn_labels`; "train" is as often as in `reference`.
-        guidance, temperature, steps, sampler, top_k, top_p: of the generator, those it has (a plain guidance scale
-            follows `generator_guidance`); decoder_steps, decoder_solver, decoder_guidance: of the tokenizer's decoder.
-        batch_size: images at a time; the noise belongs to (seed, number of the image), so it changes rounding alone.
-        pad: width of the images' border, in pixels, that the networks do not see.
-        measures: which metrics by which networks (default: label agreement and Fréchet distance by the judge).
-        references: one a network of `measures`, or what gives them; default: all images of `reference`.
-        job: how it is shared and resumed (default: at once, in this process).
-        save: writes the samples from the most tokens.
+        reference: images to compare with; None where `measuring` has references and no captions are needed.
+        how: which samples, and how they are made.
+        measuring: the metrics, and how the work is done.
+        guidance: instead of what `how` says of it, such as with a weak model in memory.
 
     Returns:
         The records; none where other processes have not finished their part.
 
     Raises:
-        InputError: whatever the generator or the tokenizer cannot do, or captions that are not there.
+        InputError: settings that the generator or the tokenizer does not have, or captions that are missing.
     """
-    device = next(generator.parameters()).device
-    conditional = is_conditional(generator.config) and not unconditional
-    captioned = conditional and text_condition(generator.config) is not None
-    conditions = _conditions(generator, reference, num, device, classes, seed) if conditional else None
-    lengths = token_counts(tokenizer.spec, keep or [generator.config.num_tokens])
-    # A sample's own class or caption, which the decoder is told too where it wants one.
-    used = label_used(tokenizer, generator.config.num_classes if conditional else 0, captioned=captioned)
-    job, saved = job or Job(), max(lengths)
-    measures = measures or Measures(("labels", "fd"), own_networks(judge, pad), pad)
-    guidance = generator_guidance(generator, guidance)
-    how = sampling_options(generator, sampler=sampler, steps=steps, temperature=temperature, top_k=top_k, top_p=top_p)
-    decoding = decoder_options(
-        tokenizer, steps=decoder_steps, guidance=decoder_guidance, solver=decoder_solver, prefix="decoder_"
-    )
-
-    def measure(numbers: range) -> dict[str, Tensor]:
-        count = len(numbers)
-        cond, labels = (None, None) if conditions is None else conditions(numbers.start, count)
-        drawing = [noise_of(seed, TOKEN_NOISE, i) for i in numbers]
-        with counted(*sampled_networks(generator, guidance)) as evaluations:
-            tokens = generator.sample(cond, num=count, guidance=guidance, generator=drawing, **how)
-        columns = {} if labels is None else {"labels": labels}
-        for k in lengths:
-            sources = [noise_of(seed, DECODER_NOISE, i) for i in numbers]
-            with counted(tokenizer.decoder) as painting:
-                y = tokenizer.decode(tokens, labels_given(used, cond, device), keep=k, generator=sources, **decoding)
-            found = measures.features(y)
-            if save is not None and k == saved:
-                found |= save.columns(y, numbers)
-            columns |= {f"{k} {key}": value for key, value in found.items()}
-        rows = [evaluations.rows / count, painting.rows / count, tokens.shape[1]]
-        return columns | {"rows": torch.tensor(rows, dtype=torch.float64)}
-
-    guided = guidance_text(guidance, over_tokens=not isinstance(generator, SequenceModel))
-    note = "by captions of the reference images" if captioned else "" if conditional else "unconditional"
-    common: dict[str, Any] = dict(
-        num_images=num,
-        steps=(decoder_steps or getattr(tokenizer.config, "steps", None)) if decoding else None,
-        guidance=guided if decoder_guidance == 1 else f"{guided}, decoder {decoder_guidance:g}",
-        seed=seed,
-        label=used,
-        classes=CLASSES[classes] if conditional and not captioned else None,
-        tokenizer=fingerprint(tokenizer),
-        **(protocol or {}),
-    )
-    drawn_by = reference.fingerprint() if reference is not None and (captioned or classes == "train") else ""
-    weak = getattr(guidance, "weak_model", None)
-    whole = [
-        *lengths,
-        how,
-        decoding.get("solver"),
-        *(model_identity(model) for model in (generator, tokenizer, weak) if model is not None),
-        drawn_by,
-        str(measures),
-        str(save),
-        note,
-    ]
+    sampler = Sampler(generator, tokenizer, reference, how, guidance)
+    num, measures, save = sampler.num, measuring.measures, measuring.save
+    common: dict[str, Any] = {
+        "num_images": num,
+        "seed": how.seed,
+        "label": sampler.label,
+        "classes": CLASSES[how.classes] if sampler.conditions is not None and not sampler.captioned else None,
+        "tokenizer": fingerprint(tokenizer),
+        **measuring.protocol,
+    }
+    whole = [*_whole(sampler, reference), str(measures), str(save), sampler.note]
     about = {"kind": "generation", "common": common, "whole": whole, "versions": versions()}
-    with job.run(about, num, batch_size, measure, save.begin if save is not None else None) as batches:
+    batches_of = measuring.batches(about, num, how.batch_size, lambda numbers: sampler.columns(numbers, measuring))
+    with batches_of as batches:
         if batches is None:
             return []
-        sets = {k: Gathered(measures) for k in lengths}
+        sets = {k: Gathered(measures) for k in sampler.keep}
         with saving(save, num) as keep_image:
             for numbers, columns in batches:
                 for k, gathered in sets.items():
                     gathered.update(strip(columns, f"{k} "), numbers, columns.get("labels"))
-                keep_image(strip(columns, f"{saved} "), numbers)
-        drawing, painting, length = columns["rows"].tolist()
-        common["sampler"] = sampling_text(generator, drawing, int(length), **how)
-        if decoding:
-            common["sampler"] += f"; {decoding['solver']}, {painting:g} evaluations an image"
+                keep_image(strip(columns, f"{max(sets)} "), numbers)
+        common |= sampler.records_of(columns["rows"].tolist())
+        references = measuring.references
         compared = references() if callable(references) else references
         if compared is None:
             assert reference is not None, "either images or statistics to compare with"
-            compared = measured_set(reference, measures, batch_size)
-        records = [
-            record_of(number, "generation", measures, compared, keep=k, note=note, **common)
-            for k in lengths
-            for number in sets[k].numbers(compared)
-        ]
-        if job.finish is not None:
-            job.finish(records)
-    return records
+            compared = measured_set(reference, measures, how.batch_size)
+        return measuring.finish(
+            [
+                record_of(number, "generation", measures, compared, keep=k, note=sampler.note, **common)
+                for k, gathered in sets.items()
+                for number in gathered.numbers(compared)
+            ]
+        )
 
 
-def _conditions(
-    generator: Any, reference: Any, num: int, device: torch.device, classes: str, seed: int
-) -> Callable[[int, int], tuple[Tensor, Tensor]]:
-    """What so many samples from a number on are drawn by, classes or captions, and the classes they should show."""
-    told, captions = text_condition(generator.config), getattr(reference, "captions", [])
-    if told is None:
-        known = getattr(reference, "labels", None)
-        known = None if known is None else torch.as_tensor(known)
-        labels = drawn_labels(classes, num, generator.config.num_classes, seed=seed, labels=known).to(device)
-        return lambda start, count: 2 * (labels[start : start + count],)
-    if not any(captions):
-        raise InputError("this generator is told captions, the reference images have none; draw it unconditionally")
-    embed = CaptionEmbeddings(told, captions)
-
-    def of_images(start: int, count: int) -> tuple[Tensor, Tensor]:
-        indices = [i % len(reference) for i in range(start, start + count)]
-        _, labels, captions = reference.captioned_batch(indices)
-        return embed(captions, device), labels.to(device)
-
-    return of_images
+def _whole(sampler: Sampler, reference: ImageSet | None) -> list[Any]:
+    """All that the samples depend on beside seed and number: settings, weights, images they are conditioned on."""
+    models = [sampler.generator, sampler.tokenizer, sampler.guidance.weak_model]
+    read = reference is not None and (sampler.captioned or sampler.how.classes == "train")
+    guidance = replace(sampler.guidance, weak_model=None)
+    return [
+        *sampler.keep,
+        sampler.settings.given(),
+        str(guidance),
+        {key: str(value) for key, value in sampler.decoder_options.items()},
+        *(model_identity(model) for model in models if model is not None),
+        reference.fingerprint() if read and reference is not None else "",
+    ]
 
 
 def measured_set(images: ImageSet, measures: Measures, batch_size: int = 250) -> list[Compared]:

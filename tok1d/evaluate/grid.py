@@ -5,97 +5,27 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tok1d.config.options import options_of
 from tok1d.errors import InputError
 from tok1d.evaluate.job import fingerprint
 from tok1d.evaluate.measures import lower_is_better
+from tok1d.evaluate.request import Request
 from tok1d.zoo.record import Record, column_names
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-Parse = Callable[[str, str], list[Any]]
-R = TypeVar("R")
-ELSEWHERE = ("data_root", "device")  # words of a request that no number should depend on
-
-
-def number_list(low: float, high: float | None = None, *, whole: bool = False) -> Parse:
-    """A parser of "1,1.5,2" as numbers in low..high; its second argument is the option's name for messages."""
-
-    def parse(text: str, what: str) -> list[Any]:
-        kind = "whole numbers" if whole else "numbers"
-        span = f"from {low:g}" if high is None else f"in {low:g}..{high:g}"
-        found: list[Any] = []
-        for part in word_list(text, what):
-            try:
-                value = int(part) if whole else float(part)
-            except ValueError:
-                value = low - 1
-            if not (math.isfinite(value) and low <= value <= (value if high is None else high)):
-                raise InputError(f"{what}: expected {kind} {span} separated by commas, got {part!r}")
-            found.append(value)
-        return _once(found)
-
-    return parse
-
-
-def word_list(text: str, what: str) -> list[Any]:
-    """ "euler,heun" as words; InputError where one is empty."""
-    words = [part.strip() for part in text.split(",")]
-    if not all(words):
-        raise InputError(f"{what}: expected values separated by commas, got {text!r}")
-    return _once(words)
-
-
-def interval_list(text: str, what: str) -> list[Any]:
-    """ "0:1,0.2:0.8" as intervals in the words of an evaluation, "0,1" and "0.2,0.8"."""
-    found = word_list(text, what)
-    for part in found:
-        if part.count(":") != 1:
-            raise InputError(f"{what}: expected intervals such as 0:1,0.2:0.8, got {part!r}")
-    return [part.replace(":", ",") for part in found]
-
-
-def _once(values: Iterable[Any]) -> list[Any]:
-    return list(dict.fromkeys(values))
-
-
-# Fields of a request that a list of values may be given for, in the order in which cells run: the last changes fastest.
-AXES: dict[str, Parse] = {
-    "sampler": word_list,
-    "solver": word_list,
-    "steps": number_list(1, whole=True),
-    "guidance_schedule": word_list,
-    "guidance_interval": interval_list,
-    "guidance": number_list(0),
-    "temperature": number_list(0),
-    "top_k": number_list(0, whole=True),
-    "top_p": number_list(0, 1),
-    "label": word_list,
-    "decoder_solver": word_list,
-    "decoder_steps": number_list(1, whole=True),
-    "decoder_guidance": number_list(0),
-}
-
-
-def option(name: str) -> str:
-    """How the command line writes a field: top_k is --top-k."""
-    return f"--{name.replace('_', '-')}"
-
-
-def parse_axes(texts: Mapping[str, str]) -> dict[str, list[Any]]:
-    """Options' texts as axes, those that are given; InputError where one is no list of such values."""
-    return {name: parse(texts[name], option(name)) for name, parse in AXES.items() if texts.get(name)}
+R = TypeVar("R", bound=Request)
 
 
 def cells_of(base: R, axes: Mapping[str, Sequence[Any]]) -> list[R]:
     """A request for every combination of the axes' values; the first axis changes slowest."""
     combinations = itertools.product(*axes.values())
-    return [replace(base, **dict(zip(axes, values))) for values in combinations]  # type: ignore[type-var]
+    return [replace(base, **dict(zip(axes, values))) for values in combinations]
 
 
 def varying(axes: Mapping[str, Sequence[Any]]) -> list[str]:
@@ -103,18 +33,24 @@ def varying(axes: Mapping[str, Sequence[Any]]) -> list[str]:
     return [name for name, values in axes.items() if len(values) > 1]
 
 
-def settings_of(request: Any) -> dict[str, Any]:
-    """A request's words, without where files and processors are."""
-    return {name: value for name, value in asdict(request).items() if name not in ELSEWHERE}
+def settings_of(request: Request) -> dict[str, Any]:
+    """The settings of a request, without locations of files and devices, on which no number depends."""
+    values = asdict(request)
+    return {each.name: values[each.name] for each in options_of(type(request)) if not each.metadata.get("elsewhere")}
 
 
-def cell_name(request: Any, identity: Mapping[str, Any]) -> str:
-    """16 hex digits of a cell's settings and of the weights and images that it is measured with."""
-    return fingerprint({"kind": request.kind, "settings": settings_of(request), "identity": identity})
+def cell_name(request: Request, identity: Mapping[str, Any]) -> str:
+    """16 hex digits of a cell's settings that are not defaults, and of the weights and images it is measured with.
+
+    An option that is added later with a default leaves the names of finished cells as they are.
+    """
+    settings, defaults = settings_of(request), {each.name: each.default for each in options_of(type(request))}
+    given = {name: value for name, value in settings.items() if value != defaults[name]}
+    return fingerprint({"kind": request.kind, "settings": given, "identity": identity})
 
 
-def described(request: Any, names: Sequence[str]) -> str:
-    """A cell in words: "guidance 1.5, steps 10"."""
+def described(request: Request, names: Sequence[str]) -> str:
+    """The settings of a cell as text: "guidance 1.5, steps 10"."""
     return ", ".join(f"{name.replace('_', ' ')} {_shown(getattr(request, name))}" for name in names)
 
 
@@ -122,7 +58,7 @@ def described(request: Any, names: Sequence[str]) -> str:
 class Cell:
     """A request with its name and its records."""
 
-    request: Any
+    request: Request
     name: str
     records: Sequence[Record]
 
@@ -155,7 +91,7 @@ def rows_of(cells: Sequence[Cell]) -> list[Row]:
 
 def metrics_of(rows: Sequence[Row]) -> list[str]:
     """Names of all metrics, in the order of the records."""
-    return _once(name for row in rows for name in row.records)
+    return list(dict.fromkeys(name for row in rows for name in row.records))
 
 
 def best_of(rows: Sequence[Row], metric: str) -> list[Row]:
@@ -264,7 +200,9 @@ def to_json(cells: Sequence[Cell], axes: Mapping[str, Sequence[Any]]) -> dict[st
     }
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_shown, value))
     return f"{value:g}" if isinstance(value, float) else "" if value is None else str(value)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,10 +15,14 @@ from tok1d.data.transforms import without_border
 from tok1d.errors import InputError
 from tok1d.evaluate.feature_networks import OwnNetwork
 from tok1d.evaluate.features import Features, FrozenNetwork, metric_name
+from tok1d.evaluate.job import Columns, Job, Measure
 from tok1d.evaluate.kernel import kernel_distance_subsets
 from tok1d.evaluate.manifold import manifold
 from tok1d.evaluate.metrics import Moments, frechet_distance
+from tok1d.evaluate.networks import CNN
 from tok1d.evaluate.pairs import SSIM_VARIANT, lpips_per_image, lpips_told, ssim_per_image
+from tok1d.evaluate.request import Kind
+from tok1d.evaluate.samples import Save
 from tok1d.evaluate.tally import Tally
 from tok1d.losses.pixel import mse_per_image, psnr_per_image
 from tok1d.zoo.record import Record, column_names
@@ -27,6 +32,7 @@ MANIFOLD = ("precision", "recall", "density", "coverage")
 ON_FEATURES = ("labels", "fd", "sfd", "kid", "score", *MANIFOLD)
 METRICS = (*PAIRS, *ON_FEATURES)
 TODAY = ("psnr", "mse", "labels", "fd")  # what a run's report holds
+BUNDLED_CLASSIFIER = "fashion-mnist-cnn"  # which classifiers without a label of their own are
 SUBSET, NUM_SUBSETS = 1000, 100  # of KID
 K_MANIFOLD, K_DENSITY = 3, 5
 LOW = ("mse", "lpips", "fd", "fid", "rfid", "gfid", "sfd", "sfid", "kd", "kid")  # names of records, without networks
@@ -132,6 +138,44 @@ class Measures:
             Tally(each.dim, spatial_dim=self._spatial(each), num_classes=self._classes(each), keep_features=keep)
             for each in self.networks
         ]
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What is measured of reconstructions or samples, and how the work is done.
+
+    Args:
+        measures: the metrics by their networks.
+        references: one for each network of `measures`, or a function that gives them; default: the images evaluated on.
+        protocol: what every record states besides (weights, weights_hash, ...).
+        job: how the images are shared by processes and resumed; default: at once, in this process.
+        save: writes the images decoded from the most tokens.
+        of: of reconstructions, which images these are, of `reference.OF`; default: see `split_of`.
+    """
+
+    measures: Measures
+    references: Sequence[Compared] | Callable[[], Sequence[Compared]] | None = None
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    job: Job = field(default_factory=Job)
+    save: Save | None = None
+    of: str = ""
+
+    def columns(self, images: Tensor, numbers: range, *, last: bool) -> dict[str, Tensor]:
+        """Features of decoded images, and with `last` (the most tokens) what is saved of them."""
+        saved = self.save.columns(images, numbers) if self.save is not None and last else {}
+        return self.measures.features(images) | saved
+
+    def batches(
+        self, about: Mapping[str, Any], num: int, batch_size: int, measure: Measure
+    ) -> AbstractContextManager[Iterator[tuple[range, Columns]] | None]:
+        """See `Job.run`."""
+        return self.job.run(about, num, batch_size, measure, self.save.begin if self.save is not None else None)
+
+    def finish(self, records: list[Record]) -> list[Record]:
+        """The same records, after the job has been given them, such as to write them."""
+        if self.job.finish is not None:
+            self.job.finish(records)
+        return records
 
 
 @dataclass(frozen=True)
@@ -281,12 +325,22 @@ def lower_is_better(name: str) -> bool:
     return metric in LOW
 
 
-def own_networks(judge: Any, pad: int = 0) -> list[FrozenNetwork]:
-    """A judge as the only network, on images as they are, not rounded to 8 bits; none for None."""
+def own_networks(classifier: CNN | None, pad: int = 0) -> list[FrozenNetwork]:
+    """A classifier as the only feature network, on images that are not rounded to 8 bits; none for None.
 
-    if judge is None:
+    Args:
+        pad: width of the images' border, in pixels, that is cut off first.
+    """
+    if classifier is None:
         return []
-    return [OwnNetwork(judge, getattr(judge, "label", "fashion-mnist-cnn"), pad=pad, eight_bit=False)]
+    return [OwnNetwork(classifier, getattr(classifier, "label", BUNDLED_CLASSIFIER), pad=pad, eight_bit=False)]
+
+
+def by_classifier(classifier: CNN | None, kind: Kind, pad: int = 0) -> Measures:
+    """What the report of a run holds: label agreement and Frechet distance by a classifier, of reconstructions also
+    PSNR and squared error, which need none."""
+    metrics = TODAY if kind == "reconstruction" else ("labels", "fd")
+    return Measures(metrics, own_networks(classifier, pad), pad)
 
 
 def strip(columns: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,10 +25,10 @@ from tok1d.errors import DataError, InputError
 from tok1d.evaluate.features import INCEPTION, FrozenNetwork
 from tok1d.evaluate.metrics import Moments
 from tok1d.evaluate.npz import open_npz
+from tok1d.evaluate.request import Kind
 from tok1d.evaluate.sample_batch import SampleImages
 
 OF = ("train", "validation", "test", "own")  # which images a reference is of; "own": a set that is no split
-Kind = Literal["reconstruction", "generation"]
 FITTING: dict[str, tuple[str, ...]] = {"reconstruction": ("validation", "test", "own"), "generation": ("train", "own")}
 INCEPTION_DIM = 2048
 ADM_NOTE = "statistics in ADM's form, which do not say of what; the released ones are of the training images"

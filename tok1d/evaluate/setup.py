@@ -1,11 +1,13 @@
-"""From the words of a command to what is measured: metrics, feature networks, references, and the job."""
+"""Metrics with their feature networks, references and the job of an evaluation, opened from a request."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from tok1d.data.decoded import report_broken
 from tok1d.data.images import ImageSet
@@ -17,55 +19,59 @@ from tok1d.evaluate.features import INCEPTION, FrozenNetwork
 from tok1d.evaluate.job import Job
 from tok1d.evaluate.measures import MANIFOLD, METRICS, ON_FEATURES, PAIRS, Compared, Measures, own_networks
 from tok1d.evaluate.pairs import SSIM_WINDOW, open_lpips
-from tok1d.evaluate.protocol import judge_for
-from tok1d.evaluate.reference import Kind, cached_reference, check_reference, load_reference
+from tok1d.evaluate.protocol import ImageConfig, classifier_for
+from tok1d.evaluate.reference import Reference, cached_reference, check_reference, load_reference
+from tok1d.evaluate.request import Kind, Request
 from tok1d.inference.cache import parse_part
 from tok1d.zoo.pretrained.lpips import lpips_missing
+from tok1d.zoo.record import Record
 
 NUM_FEATURES = 10_000  # of a reference, for KID, precision and recall; as many as ADM's files hold images
 
 
-def parse_metrics(text: str) -> tuple[str, ...]:
-    """ "psnr,fd" as names, "all" as all of them, "" as none chosen.
+@dataclass(frozen=True)
+class Place:
+    """Where networks are opened, and for which images.
+
+    Args:
+        data: name of the data.
+        config: of the tokenizer, with `image_size` and `channels` of its images.
+        pad: width of the images' border, in pixels, that is cut off first.
+    """
+
+    data: str
+    config: ImageConfig
+    device: str | torch.device
+    pad: int = 0
+
+
+def chosen_metrics(names: Sequence[str]) -> tuple[str, ...]:
+    """The names of metrics, ("all",) as all of them.
 
     Raises:
         InputError: a name that is no metric.
     """
-    names = tuple(part.strip() for part in text.split(",") if part.strip())
-    if names == ("all",):
+    if tuple(names) == ("all",):
         return METRICS
     for name in names:
         if name not in METRICS:
             raise InputError(f"--metrics: expected all, or some of {','.join(METRICS)}, got {name!r}")
-    return names
+    return tuple(names)
 
 
-def open_measures(
-    kind: Kind,
-    wanted: Sequence[str],
-    networks: Sequence[str],
-    *,
-    data: str,
-    config: Any,
-    device: Any,
-    pad: int = 0,
-    eight_bit: bool | None = None,
-) -> Measures:
-    """The metrics of a measurement with their networks.
+def open_measures(request: Request, place: Place) -> Measures:
+    """The metrics of a request with their networks.
 
-    Args:
-        wanted: names of metrics; none: all that need nothing that is missing here.
-        networks: texts of `open_network`; none: the judge bundled for the data, else Inception if it is here.
-        data: name of the data. config: of the tokenizer, with `image_size` and `channels` of its images.
-        eight_bit: round images to 8 bits first; default: see `open_network`.
+    Without metrics these are all whose networks and weights are available; without networks the classifier bundled
+    for the data, else Inception if its weights are available.
 
     Raises:
         InputError: nothing that could be measured.
         WeightsError: a classifier that is not there.
     """
-    missing: dict[str, str] = {}
-    opened = _networks(networks, missing, data=data, config=config, device=device, pad=pad, eight_bit=eight_bit)
-    possible = [name for name in METRICS if kind == "reconstruction" or name not in PAIRS]
+    wanted, missing = chosen_metrics(request.metrics), dict[str, str]()
+    opened = _networks(request, missing, place)
+    possible = [name for name in METRICS if request.kind == "reconstruction" or name not in PAIRS]
     metrics = [name for name in wanted or possible if name in possible]
     if wanted and not metrics:
         raise InputError(f"--metrics: samples have no originals; expected some of {','.join(possible)}")
@@ -74,47 +80,45 @@ def open_measures(
         if reason := lpips_missing():
             missing["lpips"] = reason
         else:
-            lpips = open_lpips(device=device, download=False)
-    if "ssim" in metrics and config.image_size - 2 * pad < SSIM_WINDOW:
+            lpips = open_lpips(device=place.device, download=False)
+    if "ssim" in metrics and place.config.image_size - 2 * place.pad < SSIM_WINDOW:
         missing["ssim"] = f"SSIM's window needs {SSIM_WINDOW} pixels"
     if not wanted:
-        metrics = [name for name in metrics if name not in missing]
-        if not any(network.spatial_dim for network in opened):
-            metrics = [name for name in metrics if name != "sfd"]
-        if not any(network.num_classes for network in opened):
-            metrics = [name for name in metrics if name not in ("labels", "score")]
-    if kind == "generation" and not opened:
+        metrics = [name for name in metrics if name not in missing and _measurable(name, opened)]
+    if request.kind == "generation" and not opened:
         reasons = "; ".join(missing.values())
-        if networks:
-            raise InputError(f"--network: none of the networks asked for is here: {reasons}")
+        if request.network:
+            raise InputError(f"--network: none of the networks asked for is available: {reasons}")
         raise InputError(
-            f"no judge network is bundled for {data or 'these images'} at this size, and {reasons or 'none is given'}"
+            f"no classifier is bundled for {place.data or 'these images'} at this size, and "
+            f"{reasons or 'none is given'}"
         )
     chosen = tuple(name for name in metrics if opened or name not in ON_FEATURES)
-    return Measures(chosen, opened, pad, lpips, missing, asked=tuple(name for name in wanted if name in possible))
+    asked = tuple(name for name in wanted if name in possible)
+    return Measures(chosen, opened, place.pad, lpips, missing, asked=asked)
 
 
-def _networks(
-    texts: Sequence[str],
-    missing: dict[str, str],
-    *,
-    data: str,
-    config: Any,
-    device: Any,
-    pad: int,
-    eight_bit: bool | None,
-) -> list[FrozenNetwork]:
+def _measurable(metric: str, networks: Sequence[FrozenNetwork]) -> bool:
+    """Whether some of the networks can give the metric."""
+    if metric == "sfd":
+        return any(network.spatial_dim for network in networks)
+    return metric not in ("labels", "score") or any(network.num_classes for network in networks)
 
+
+def _networks(request: Request, missing: dict[str, str], place: Place) -> list[FrozenNetwork]:
+    """The feature networks of a request; why one is not available goes into `missing`."""
+    texts, device, pad = request.network, place.device, place.pad
     if not texts:
-        judge = judge_for(data, config, device, pad=pad)
-        if judge is not None:
-            (network,) = own_networks(judge, pad)
-            network.eight_bit = bool(eight_bit)
+        classifier = classifier_for(place.data, place.config, device, pad=pad)
+        if classifier is not None:
+            (network,) = own_networks(classifier, pad)
+            network.eight_bit = bool(request.eight_bit)
             return [network]
     found = []
     for text in texts or [INCEPTION]:
         try:
-            found.append(open_network(text, device=device, pad=pad, eight_bit=eight_bit, download=bool(texts)))
+            eight_bit, download = request.eight_bit, bool(texts)
+            found.append(open_network(text, device=device, pad=pad, eight_bit=eight_bit, download=download))
         except WeightsError as error:
             if not text.startswith((INCEPTION, "timm:")):
                 raise
@@ -122,7 +126,7 @@ def _networks(
     return found
 
 
-def compared_with(reference: Any) -> Compared:
+def compared_with(reference: Reference) -> Compared:
     """A `Reference` as the other side of a measurement."""
     return Compared(reference.pooled, reference.spatial, reference.features, str(reference), reference.replaced)
 
@@ -178,7 +182,7 @@ def open_job(
     *,
     quiet: bool = False,
     label: str = "evaluate",
-    finish: Callable[[list[Any]], None] | None = None,
+    finish: Callable[[list[Record]], None] | None = None,
     beside: Path | None = None,
 ) -> Job:
     """The job whose finished blocks lie beside `out` in OUT.parts; without it nothing is kept.

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from tok1d.config.fields import option
+from tok1d.config.sampling import Kind, SampleSettings
 from tok1d.diffusion.guidance import Guidance, as_guidance
 from tok1d.diffusion.solver import Generators, Randn, randn_from
 from tok1d.errors import ConfigError, InputError
-from tok1d.generators.base import check_temperature
+from tok1d.generators.base import IntervalOf, check_temperature
 from tok1d.generators.head import DiffusionHead, HeadConfig
 from tok1d.nn.attention import Attend, Attention, KVCache, causal
 from tok1d.nn.block import Block, SwiGLU, swiglu_hidden
@@ -37,6 +38,9 @@ class CausalGenerator(nn.Module):
     blocks: nn.ModuleList
     head_positions: nn.Parameter  # (1, K, dim), told to the head
     head: DiffusionHead
+    kind: ClassVar[Kind] = "diffusion"
+    parallel: ClassVar[bool] = False
+    guidance_interval_of: ClassVar[IntervalOf | None] = None
 
     @property
     def num_prefix(self) -> int:
@@ -90,6 +94,14 @@ class CausalGenerator(nn.Module):
         labels = training_ids(self.label_embed, cond, tokens.shape[0], self.head_positions.device)
         hidden = self.hidden(tokens, labels)
         return {"loss": self.head.loss_rows(tokens.flatten(0, 1), hidden.flatten(0, 1)).mean()}
+
+    def evaluated_networks(self, guidance: Guidance) -> list[nn.Module]:
+        """The layer of the head that is called once an evaluation."""
+        return [self.head.net.input]
+
+    def resolved_settings(self, settings: SampleSettings) -> dict[str, Any]:
+        """The head's sampler and steps, the configuration's where the settings have none."""
+        return {"sampler": self.head.sampler(settings.sampler), "steps": settings.steps or self.config.head.steps}
 
     @torch.no_grad()
     def sample(

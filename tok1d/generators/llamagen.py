@@ -24,10 +24,12 @@ from torch.nn import functional as F
 
 from tok1d.config.condition import ConditionConfig
 from tok1d.config.fields import option
+from tok1d.config.sampling import Kind, SampleSettings
 from tok1d.diffusion.guidance import Guidance, as_guidance, combine
 from tok1d.diffusion.solver import Generators, Randn, exponential_from
 from tok1d.errors import ConfigError, InputError
 from tok1d.generators.autoregressive import EpsilonLlamaGenConfig
+from tok1d.generators.base import IntervalOf
 from tok1d.generators.captions import CaptionPrefix, causal_behind
 from tok1d.generators.categorical import check_filter, draw_ids, filter_logits
 from tok1d.nn.attention import Attend, Attention, KVCache, causal, masked, rotary
@@ -101,6 +103,9 @@ def rotary_table(config: LlamaGenConfig) -> tuple[Tensor, Tensor]:
 class LlamaGen(nn.Module):
     """Ids (B, K) int64 given classes (B,) int64, or captions (B, T, E); see the module's text."""
 
+    kind: ClassVar[Kind] = "categorical"
+    parallel: ClassVar[bool] = False
+    guidance_interval_of: ClassVar[IntervalOf] = "sequence"
     cos: Tensor
     sin: Tensor
 
@@ -178,6 +183,14 @@ class LlamaGen(nn.Module):
         ids, cond = batch
         labels = training_ids(self.label_embed, cond, len(ids), self.out.weight.device)
         return {"loss": self.loss_rows(ids, labels).mean()}
+
+    def evaluated_networks(self, guidance: Guidance) -> list[nn.Module]:
+        """The last layer, which is called once an id."""
+        return [self.out]
+
+    def resolved_settings(self, settings: SampleSettings) -> dict[str, Any]:
+        """The name of the only sampler."""
+        return {"sampler": "categorical"}
 
     @torch.no_grad()
     def sample(

@@ -11,17 +11,18 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tok1d.config.fields import option
+from tok1d.config.sampling import Kind, SampleSettings
 from tok1d.diffusion.guidance import Guidance, Schedule, combine
 from tok1d.diffusion.solver import Generators, Randn, uniform_from
 from tok1d.errors import ConfigError, InputError
-from tok1d.generators.base import check_temperature
+from tok1d.generators.base import IntervalOf, check_temperature
 from tok1d.generators.categorical import gumbel
 from tok1d.losses.masked import weighted_mean
 from tok1d.nn.attention import Attention, dropped, full
@@ -129,6 +130,10 @@ class MaskGITNetwork(nn.Module):
 class MaskGIT(nn.Module):
     """Ids (B, K) int64 given classes (B,) int64; see the module's text."""
 
+    kind: ClassVar[Kind] = "masked"
+    parallel: ClassVar[bool] = True
+    guidance_interval_of: ClassVar[IntervalOf] = "steps"
+
     def __init__(self, config: MaskGITConfig) -> None:
         super().__init__()
         self.config = config
@@ -180,6 +185,16 @@ class MaskGIT(nn.Module):
         seen, hidden = self.hide(ids)
         logits = self.net(seen, labels)
         return {"loss": self.loss(logits, ids, hidden), "accuracy": accuracy(logits, ids, hidden)}
+
+    def evaluated_networks(self, guidance: Guidance) -> list[nn.Module]:
+        """The network over the whole sequence."""
+        return [self.net]
+
+    def resolved_settings(self, settings: SampleSettings) -> dict[str, Any]:
+        """The name of the only sampler, its steps, and the configuration's noise and annealing."""
+        config = self.config
+        steps = settings.steps or config.steps
+        return {"sampler": "maskgit", "steps": steps, "noise": config.noise, "annealed": config.annealing}
 
     @torch.no_grad()
     def sample(

@@ -9,18 +9,19 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from tok1d.config.fields import option
+from tok1d.config.sampling import Kind, SampleSettings
 from tok1d.diffusion.guidance import Guidance, as_guidance, combine, guided
 from tok1d.diffusion.objective import FlowObjective, Times, direction_loss
 from tok1d.diffusion.path import Path
 from tok1d.diffusion.solver import Field, Generators, Randn, euler, heun, interpolant_sde, randn_from, time_grid
 from tok1d.errors import ConfigError, InputError
-from tok1d.generators.base import check_temperature
+from tok1d.generators.base import IntervalOf, check_temperature
 from tok1d.generators.statistics import NormalisedTokens, Statistics
 from tok1d.nn.embed import LabelEmbed, class_ids, training_ids
 from tok1d.nn.precision import single
@@ -81,6 +82,9 @@ class SequenceModel(NormalisedTokens):
     """
 
     net: nn.Module
+    kind: ClassVar[Kind] = "diffusion"
+    parallel: ClassVar[bool] = True
+    guidance_interval_of: ClassVar[IntervalOf] = "time"
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -132,6 +136,18 @@ class SequenceModel(NormalisedTokens):
             if not torch.allclose(getattr(self, key).cpu(), getattr(weak, key).cpu(), rtol=1e-2, atol=1e-3):
                 raise InputError(f"weak model: its {key} differs; it was trained on the tokens of another cache")
         return guidance
+
+    def evaluated_networks(self, guidance: Guidance) -> list[nn.Module]:
+        """The networks that sampling calls: the model's, and that of a weak model."""
+        return [self.net] if guidance.weak_model is None else [self.net, guidance.weak_model.net]
+
+    def resolved_settings(self, settings: SampleSettings) -> dict[str, Any]:
+        """Sampler and steps, the configuration's where the settings have none."""
+        return {"sampler": self.sampler(settings.sampler), "steps": settings.steps or self.config.steps}
+
+    @abstractmethod
+    def sampler(self, name: str | None = None) -> str:
+        """The sampler of that name, by default the configuration's; InputError for one there is not."""
 
     @torch.no_grad()
     def sample(

@@ -1,4 +1,4 @@
-"""What a person does with finished models: reconstruct and generate into a folder of pictures."""
+"""Pictures from finished models: reconstructions and samples, written into a folder."""
 
 from __future__ import annotations
 
@@ -9,179 +9,183 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tok1d.config.condition import text_condition
+from tok1d.config.condition import is_conditional, text_condition
+from tok1d.config.options import check_counts, parse_counts
 from tok1d.data.decoded import replaced_among, whole_set
 from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import DataError, InputError
 from tok1d.files import clear
-from tok1d.inference.labels import ConditionedImages, label_used, labels_given
-from tok1d.inference.parse import check_wanted
-from tok1d.inference.sampling import (
-    DECODER_NOISE,
-    decoder_options,
-    generator_guidance,
-    noise_of,
-    samples_all_at_once,
-    sampling_options,
-)
+from tok1d.generators.base import Generator
+from tok1d.inference.conditions import ConditionedImages, check_conditions, choose_condition, cond_for, read_captions
+from tok1d.inference.request import ReconstructionPictures, SamplePictures
+from tok1d.inference.sampling import DECODER_NOISE, decoder_options, guidance_of, noise_of
 from tok1d.losses.pixel import psnr_per_image
 from tok1d.pictures import grid, save_png, to_pil
+from tok1d.tokenizers.base import Tokenizer
 from tok1d.tokenizers.prefix import token_counts
 from tok1d.zoo.pretrained.text import CaptionEmbeddings
 
 
 @torch.no_grad()
-def reconstruct(
-    tokenizer: Any,
-    images: ImageSet,
-    out: Path,
-    *,
-    keep: Sequence[int],
-    num: int = 8,
-    steps: int | None = None,
-    guidance: float | Guidance = 1.0,
-    solver: str | None = None,
-    seed: int = 0,
-    label: str | None = None,
-) -> dict[int, float]:
-    """Write overview.png (originals above their reconstructions, one row a prefix) and a PNG each; PSNR per keep.
+def reconstruct(tokenizer: Tokenizer, images: ImageSet, out: Path, how: ReconstructionPictures) -> dict[int, float]:
+    """Write a PNG of each reconstruction, and overview.png: the originals, then one row for each number of tokens.
 
-    Images of another size than the training's are painted at their own. Those that cannot be decoded are left out.
+    Images keep their size where it differs from that of the training. Images that cannot be decoded are left out.
 
-    Args:
-        keep: numbers of leading tokens; of tokens without an order only all.
-        num: so many images, see `subset`.
-        label: of a tokenizer that wants one, "true" or "null"; default: see `label_used`.
+    Returns:
+        Mean PSNR in dB for each number of tokens.
 
     Raises:
-        InputError: prefixes, steps, guidance, a solver or labels that the tokenizer does not have.
+        InputError: token counts, decoder settings or a condition that the tokenizer does not have.
+        DataError: none of the images can be decoded.
     """
-    keep = token_counts(tokenizer.spec, keep)
-    options = decoder_options(tokenizer, steps=steps, guidance=guidance, solver=solver)
+    keep = token_counts(tokenizer.spec, check_counts(list(how.keep), "--keep", 0, tokenizer.spec.length))
+    options = decoder_options(tokenizer, how.decoding, "--")
     device = next(tokenizer.parameters()).device
-    images = subset(images, num)
-    x, _, cond = ConditionedImages(tokenizer, images, label).batch(range(len(images)))
-    if stand_ins := replaced_among(images, range(len(images))):  # they could not be decoded: no originals to show
-        whole = torch.tensor([i for i in range(len(x)) if i not in stand_ins])
-        if not len(whole):
-            name, why = whole_set(images).replaced[0]
-            raise DataError(f"{name}: {why}; nor can the other images be decoded that were chosen")
-        x, cond = x[whole], None if cond is None else cond[whole.to(cond.device)]
+    x, cond = _decodable(tokenizer, subset(images, how.num), how.label)
     x = x.to(device)
     tokens = tokenizer.encode(x, cond)
     if x.shape[-2:] != (tokenizer.config.image_size,) * 2:
         options["size"] = (x.shape[-2], x.shape[-1])
     rows: list[Tensor] = [x]
-    psnr = {}
     for k in keep:
-        sources = [noise_of(seed, DECODER_NOISE, i) for i in range(len(x))]
-        y = tokenizer.decode(tokens, cond, keep=k, generator=sources, **options)
-        rows.append(y)
-        psnr[k] = float(psnr_per_image(y, x).mean())
+        noise: Any = [noise_of(how.seed, DECODER_NOISE, i) for i in range(len(x))]
+        rows.append(tokenizer.decode(tokens, cond, keep=k, generator=noise, **options))
     clear(out, r"image\d+_(keep\d+|original)\.png|overview\.png")
-    for k, y in zip(keep, rows[1:], strict=True):
-        for i, image in enumerate(y):
-            save_png(to_pil(image), out / f"image{i:03d}_keep{k:03d}.png")
-    for i, image in enumerate(x):
-        save_png(to_pil(image), out / f"image{i:03d}_original.png")
+    for name, row in zip(("original", *(f"keep{k:03d}" for k in keep)), rows, strict=True):
+        for i, image in enumerate(row):
+            save_png(to_pil(image), out / f"image{i:03d}_{name}.png")
     save_png(grid(torch.cat(rows), len(x), zoom=zoom_for(x)), out / "overview.png")
-    return psnr
+    return {k: float(psnr_per_image(row, x).mean()) for k, row in zip(keep, rows[1:], strict=True)}
+
+
+def _decodable(tokenizer: Tokenizer, images: ImageSet, label: str | None) -> tuple[Tensor, Tensor | None]:
+    """The images (B, C, H, W) that can be decoded, and their conditions."""
+    x, _, cond = ConditionedImages(tokenizer, images, label).batch(range(len(images)))
+    replaced = replaced_among(images, range(len(images)))
+    if not replaced:
+        return x, cond
+    kept = torch.tensor([i for i in range(len(x)) if i not in replaced])
+    if not len(kept):
+        name, why = whole_set(images).replaced[0]
+        raise DataError(f"{name}: {why}; none of the other chosen images can be decoded either")
+    return x[kept], None if cond is None else cond[kept.to(cond.device)]
 
 
 def zoom_for(images: Tensor) -> int:
-    """A whole factor that makes small images at least some 80 pixels wide."""
+    """A whole factor by which small images are enlarged to about 84 pixels of width."""
     return max(1, round(84 / images.shape[-1]))
+
+
+class _Samples:
+    """Samples of classes or captions, in batches.
+
+    The random numbers of a sample depend on the seed, its class or caption and its number alone: neither the other
+    samples nor the batch size change it.
+    """
+
+    def __init__(
+        self, generator: Generator, tokenizer: Tokenizer, how: SamplePictures, guidance: Guidance | None
+    ) -> None:
+        self.generator, self.tokenizer, self.how = generator, tokenizer, how
+        sampling, config = how.sampling, generator.config
+        captions = read_captions(how.captions)
+        check_conditions(generator, how.classes, captions, unconditional=sampling.unconditional)
+        if how.classes:
+            check_counts(list(how.classes), "--classes", 0, config.num_classes - 1)
+        self.length, self.prefixes = _lengths(generator, how)
+        self.guidance = guidance_of(generator, sampling) if guidance is None else guidance
+        guided = self.guidance.scale != 1 and self.guidance.weak_model is None
+        if guided and not generator.label_embed.has_null:
+            raise InputError(
+                "--guidance: this generator was trained without class dropout and cannot be guided; pass 1"
+            )
+        self.num_classes = config.num_classes if is_conditional(config) and not sampling.unconditional else 0
+        condition = None if sampling.unconditional else text_condition(config)
+        self.embed = None if condition is None else CaptionEmbeddings(condition, captions)
+        conditions: Sequence[int | str] = captions or [0]
+        if self.num_classes:
+            conditions = how.classes or range(self.num_classes)
+        self.keys = [(each, copy) for each in conditions for copy in range(how.num)]
+        token_counts(tokenizer.spec, [self.length, *self.prefixes])
+        self.decoder_cond = choose_condition(tokenizer, self.num_classes, captioned=self.embed is not None)
+        self.settings = sampling.settings
+        self.settings.check(generator.kind, config.name, "--")
+        self.decoder_options = decoder_options(tokenizer, how.decoding, "--decoder-")
+
+    def batch(self, keys: Sequence[tuple[int | str, int]]) -> dict[int, Tensor]:
+        """Images (B, C, H, W) of these samples, by the number of their first tokens that is decoded."""
+        device, seed = next(self.generator.parameters()).device, self.how.seed
+        cond = torch.tensor([label for label, _ in keys], device=device) if self.num_classes else None
+        if self.embed is not None:
+            cond = self.embed([str(caption) for caption, _ in keys], device)
+        noise: Any = [noise_of(seed, 0, *key) for key in keys]
+        tokens = self.generator.sample(
+            cond,
+            num=len(keys),
+            length=None if self.generator.parallel else self.how.keep,
+            generator=noise,
+            guidance=self.guidance,
+            **self.settings.given(),
+        )
+        found = {}
+        for k in dict.fromkeys((self.length, *self.prefixes)):
+            noise = [noise_of(seed, 1, *key) for key in keys]
+            given = cond_for(self.decoder_cond, cond, device)
+            found[k] = self.tokenizer.decode(tokens, given, keep=k, generator=noise, **self.decoder_options).cpu()
+        return found
+
+    def name(self, key: tuple[int | str, int], number: int) -> str:
+        """The file name of the sample with this number."""
+        condition, copy = key
+        if self.num_classes:
+            return f"class{condition:03d}_{copy:03d}.png"
+        return f"image{'' if self.embed is None else f'{number // self.how.num:03d}_'}{copy:03d}.png"
+
+
+def _lengths(generator: Generator, how: SamplePictures) -> tuple[int, list[int]]:
+    """The number of tokens of a sample, and the numbers of tokens that are decoded besides."""
+    most = generator.config.num_tokens
+    if how.keep is not None and how.keep > most:
+        raise InputError(f"--keep: expected 1..{most}, got {how.keep}")
+    length = how.keep or most
+    if how.decode_keep == "every":
+        return length, list(range(1, length + 1))
+    return length, parse_counts(how.decode_keep, "--decode-keep", 0, length) if how.decode_keep else []
 
 
 @torch.no_grad()
 def generate(
-    generator: Any,
-    tokenizer: Any,
+    generator: Generator,
+    tokenizer: Tokenizer,
     out: Path,
+    how: SamplePictures,
     *,
-    classes: Sequence[int] | None = None,
-    captions: Sequence[str] | None = None,
-    num: int = 16,
-    keep: int | None = None,
-    unconditional: bool = False,
-    guidance: float | Guidance = 1.0,
-    temperature: float = 1.0,
-    steps: int | None = None,
-    sampler: str | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    decoder_steps: int | None = None,
-    decoder_solver: str | None = None,
-    decoder_guidance: float = 1.0,
-    prefixes: Sequence[int] = (),
-    batch_size: int = 100,
-    seed: int = 0,
-) -> Path:
-    """Draw `num` images of every class or caption (or of an unconditional model); a PNG each and overview.png.
-
-    Noise belongs to (seed, class or caption, number of the image): neither the other images nor `batch_size` change a
-    picture.
+    guidance: Guidance | None = None,
+) -> list[Path]:
+    """Write a PNG of each sample of every class or caption, or of an unconditional model, and overview.png.
 
     Args:
-        classes: default: all. captions: of a model that is told those.
-        keep: only the first tokens; a causal generator makes no more, of a whole sequence the others are not decoded.
-            prefixes: also paint the same samples from that many of their tokens, into progressive.png, a row a number.
-        unconditional: draw the null condition of a conditional model.
-        guidance, temperature, steps, sampler, top_k, top_p: of the generator, those it has; a plain guidance scale
-            follows `generator_guidance`. decoder_steps, decoder_solver, decoder_guidance: of the tokenizer's decoder.
+        guidance: instead of what `how` says of it, such as with a weak model in memory.
+
+    Returns:
+        The overviews written: overview.png, and progressive.png if several numbers of tokens are decoded.
 
     Raises:
-        InputError: whatever the generator or the tokenizer cannot do.
+        InputError: settings, classes or captions that the generator or the tokenizer does not have.
     """
-    device = next(generator.parameters()).device
-    guidance = generator_guidance(generator, guidance)
-    if guidance.scale != 1 and guidance.weak_model is None and not generator.label_embed.has_null:
-        raise InputError("--guidance: this generator was trained without class dropout and cannot be guided; pass 1")
-    check_wanted(generator, classes, captions, unconditional=unconditional)
-    told = None if unconditional else text_condition(generator.config)
-    num_classes = 0 if unconditional else generator.config.num_classes
-    wanted: Sequence[int | str] = captions or [0]
-    if num_classes:
-        wanted = range(num_classes) if classes is None else classes
-    embed = None if told is None else CaptionEmbeddings(told, captions or [])
-    keys = [(what, copy) for what in wanted for copy in range(num)]
-    length = keep or generator.config.num_tokens
-    token_counts(tokenizer.spec, [length, *prefixes])
-    whole, used = samples_all_at_once(generator), label_used(tokenizer, num_classes, captioned=embed is not None)
-    how = sampling_options(
-        generator, "--", temperature=temperature, steps=steps, sampler=sampler, top_k=top_k, top_p=top_p
-    )
-    options = decoder_options(
-        tokenizer, steps=decoder_steps, guidance=decoder_guidance, solver=decoder_solver, prefix="--decoder-"
-    )
-    images: list[Tensor] = []
-    progress: dict[int, list[Tensor]] = {k: [] for k in prefixes}
-    for start in range(0, len(keys), batch_size):
-        part = keys[start : start + batch_size]
-        cond = torch.tensor([label for label, _ in part], device=device) if num_classes else None
-        if embed is not None:
-            cond = embed([str(caption) for caption, _ in part], device)
-        tokens = generator.sample(
-            cond,
-            num=len(part),
-            length=None if whole else keep,
-            generator=[noise_of(seed, 0, *key) for key in part],
-            guidance=guidance,
-            **how,
-        )
-        for k, painted in ((length, images), *progress.items()):
-            sources = [noise_of(seed, 1, *key) for key in part]
-            given = labels_given(used, cond, device)
-            painted.append(tokenizer.decode(tokens, given, keep=k, generator=sources, **options).cpu())
-    drawn = torch.cat(images)
+    samples = _Samples(generator, tokenizer, how, guidance)
+    keys = samples.keys
+    batches = [samples.batch(keys[start : start + how.batch_size]) for start in range(0, len(keys), how.batch_size)]
+    images = {k: torch.cat([batch[k] for batch in batches]) for k in batches[0]}
+    drawn = images[samples.length]
     clear(out, r"(class\d+_|image(\d+_)?)\d+\.png|(overview|progressive)\.png")
     for i, image in enumerate(drawn):
-        what, copy = keys[i]
-        name = f"class{what:03d}_" if num_classes else f"image{'' if embed is None else f'{i // num:03d}_'}"
-        save_png(to_pil(image), out / f"{name}{copy:03d}.png")
-    if progress:
-        rows = torch.cat([image for painted in progress.values() for image in painted])
-        save_png(grid(rows, len(keys), zoom=zoom_for(rows)), out / "progressive.png")
-    return save_png(grid(drawn, num, zoom=zoom_for(drawn)), out / "overview.png")
+        save_png(to_pil(image), out / samples.name(keys[i], i))
+    written = [save_png(grid(drawn, how.num, zoom=zoom_for(drawn)), out / "overview.png")]
+    if samples.prefixes:
+        rows = torch.cat([images[k] for k in samples.prefixes])
+        written.append(save_png(grid(rows, len(keys), zoom=zoom_for(rows)), out / "progressive.png"))
+    return written

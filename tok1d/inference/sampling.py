@@ -1,8 +1,8 @@
-"""How samples are drawn and decoded, and what a record says of it: sampler, evaluations of the network, guidance."""
+"""How tokens are sampled and decoded: random number generators, guidance, and the settings that a record states."""
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,39 +10,39 @@ from typing import Any
 import torch
 from torch import nn
 
+from tok1d.config.condition import is_conditional
+from tok1d.config.options import flag_of
+from tok1d.config.sampling import EVERYWHERE, Decoding, SampleSettings, Sampling
 from tok1d.data.order import seed_from
-from tok1d.diffusion.guidance import Guidance, Schedule, as_guidance
+from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
-from tok1d.generators.llamagen import LlamaGen
-from tok1d.generators.maskgit import MaskGIT
-from tok1d.generators.sequence import SequenceModel
+from tok1d.generators.base import Generator
+from tok1d.tokenizers.base import Tokenizer
+from tok1d.zoo import store
 from tok1d.zoo.weights import fingerprint
 
-TOKEN_NOISE, DECODER_NOISE, CLASS_NOISE = "tokens", "pixels", "classes"  # purposes of an image's noise
+# Purposes of the random numbers of an image: noise of its tokens, noise of the decoder, choice of its class.
+TOKEN_NOISE, DECODER_NOISE, CLASS_NOISE = "tokens", "pixels", "classes"
 
 
 def noise_of(*key: int | str) -> torch.Generator:
-    """A source of noise that belongs to a key, such as a seed, a purpose and the number of an image.
+    """A random number generator seeded by a key, such as a seed, a purpose and the number of an image.
 
-    It draws on the CPU whatever the model's device, so that all devices see the same noise.
+    It is on the CPU whatever the model's device, so that all devices get the same numbers.
     """
     return torch.Generator().manual_seed(seed_from(" ".join(map(str, key))))
 
 
 class Evaluations:
-    """Rows that networks were evaluated on; two rows an image and step where guidance needs both predictions."""
+    """Counts the rows that networks were evaluated on; with guidance, a step takes two rows for each image."""
 
     def __init__(self) -> None:
         self.rows = 0
 
-    def per(self, num: int) -> str:
-        """Evaluations for each of `num` things, as a record writes them."""
-        return f"{self.rows / num:g}"
-
 
 @contextmanager
 def counted(*networks: nn.Module) -> Iterator[Evaluations]:
-    """Count the evaluations of networks while the block runs; calls on a batch count once a row."""
+    """Count the evaluations of networks while the block runs; a call on a batch counts its rows."""
     evaluations = Evaluations()
 
     def count(module: nn.Module, inputs: tuple) -> None:
@@ -56,122 +56,100 @@ def counted(*networks: nn.Module) -> Iterator[Evaluations]:
             hook.remove()
 
 
-def decoder_options(
-    tokenizer: Any,
-    *,
-    steps: int | None = None,
-    guidance: float | Guidance = 1.0,
-    solver: str | None = None,
-    prefix: str = "",
-) -> dict[str, Any]:
-    """What `decode` takes to paint so (solver None: the tokenizer's own); nothing where it paints in one pass.
+def decoder_options(tokenizer: Tokenizer, decoding: Decoding, prefix: str = "") -> dict[str, Any]:
+    """The keyword arguments of `tokenizer.decode`; none for a deterministic decoder.
 
     Args:
-        prefix: of the names in messages.
+        prefix: of the names in messages, such as "--decoder-".
 
     Raises:
-        InputError: steps, guidance or a solver for a decoder without them, or not this solver.
+        InputError: a setting of a diffusion decoder for a deterministic one, or a sampler the decoder does not have.
     """
+    settings = dataclasses.asdict(decoding)
+    guidance = Guidance(settings.pop("guidance"), interval=settings.pop("guidance_interval"))
     if not tokenizer.spec.deterministic:
-        return {"steps": steps, "guidance": guidance, "solver": tokenizer.solver(solver)}
-    scale = as_guidance(guidance).scale
-    for name, value in (("steps", steps), ("guidance", None if scale == 1 else scale), ("solver", solver)):
+        diffusion: Any = tokenizer
+        return {**settings, "guidance": guidance, "sampler": diffusion.sampler(decoding.sampler)}
+    for name, value in (*settings.items(), ("guidance", None if guidance.scale == 1 else guidance.scale)):
         if value is not None:
-            raise InputError(f"{prefix}{name}: this tokenizer paints in one pass, leave it out; got {value}")
+            shown = flag_of(name).removeprefix("--") if prefix.startswith("--") else name
+            raise InputError(f"{prefix}{shown}: this tokenizer's decoder is deterministic, leave it out; got {value}")
     return {}
 
 
-def sampling_options(generator: Any, prefix: str = "", **options: Any) -> dict[str, Any]:
-    """Those options of `sample` that are given (not None).
+def generator_guidance(generator: Generator, scale: float) -> Guidance:
+    """A scale with the generator's own schedule: constant, or growing over its tokens or steps."""
+    schedule, power = (getattr(generator, f"guidance_{name}", None) for name in ("schedule", "power"))
+    return Guidance(float(scale), schedule=schedule or "constant", power=1.0 if power is None else power)
 
-    Args:
-        prefix: of the names in messages.
+
+def guidance_of(generator: Generator, sampling: Sampling) -> Guidance:
+    """The guidance that the settings ask for; without a scale 2, or 1 where there is nothing to guide by.
 
     Raises:
-        InputError: one that this generator's `sample` does not have.
+        InputError: a scale other than 1 without classes, captions and weak model.
+        WeightsError: no such weak model.
     """
-    given = {name: value for name, value in options.items() if value is not None}
-    known = inspect.signature(type(generator).sample).parameters
-    for name, value in given.items():
-        if name not in known:
-            shown = prefix + (name.replace("_", "-") if prefix == "--" else name)
-            raise InputError(f"{shown}: {generator.config.name} has none, leave it out; got {value}")
-    return given
+    weak = None
+    if sampling.weak_model:
+        weak = store.load(sampling.weak_model, device=next(generator.parameters()).device)
+    guidable = weak is not None or (is_conditional(generator.config) and not sampling.unconditional)
+    scale = sampling.guidance
+    if scale is None:
+        scale = 2.0 if guidable else 1.0
+    if scale != 1 and not guidable:
+        raise InputError(f"--guidance: without classes it needs a --weak-model, else pass 1; got {scale:g}")
+    own = generator_guidance(generator, scale)
+    schedule = sampling.guidance_schedule or own.schedule
+    return dataclasses.replace(own, schedule=schedule, interval=sampling.guidance_interval, weak_model=weak)
 
 
-def samples_all_at_once(generator: Any) -> bool:
-    """Whether a generator draws all tokens together, so that only their full number can be asked for."""
-    return isinstance(generator, SequenceModel | MaskGIT)
-
-
-def takes_interval(generator: Any) -> bool:
-    """Whether guidance can be confined to an interval: of time, of the steps, of the sequence."""
-    return isinstance(generator, SequenceModel | MaskGIT | LlamaGen)
-
-
-def generator_guidance(generator: Any, guidance: float | Guidance) -> Guidance:
-    """A plain scale becomes what this generator is guided by: constant, or growing over its tokens or steps."""
-    if isinstance(guidance, Guidance):
-        return guidance
-    schedule: Schedule = getattr(generator, "guidance_schedule", "constant")
-    power = getattr(generator, "guidance_power", 1.0)
-    return Guidance(float(guidance), schedule=schedule, power=power)
-
-
-def sampled_networks(generator: Any, guidance: Guidance) -> list[nn.Module]:
-    """What sampling evaluates: a head, or the network over whole sequences and that of a weak model."""
-    if isinstance(generator, LlamaGen):
-        return [generator.out]
-    if isinstance(generator, MaskGIT):
-        return [generator.net]
-    if not isinstance(generator, SequenceModel):
-        return [generator.head.net.input]
-    weak = guidance.weak_model
-    return [generator.net] if weak is None else [generator.net, weak.net]
-
-
-def sampling_text(
-    generator: Any,
-    evaluations: float,
-    num_tokens: int,
-    *,
-    sampler: str | None = None,
-    steps: int | None = None,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-) -> str:
-    """A record's words for how tokens were sampled.
+def sampling_record(
+    generator: Generator, settings: SampleSettings, guidance: Guidance, evaluations: float, num_tokens: int
+) -> dict[str, Any]:
+    """The settings of a generator as a record states them, the model's defaults filled in.
 
     Args:
-        evaluations: rows that the networks were evaluated on, for a sequence of `num_tokens` tokens or ids.
+        evaluations: of the network, for a sequence of `num_tokens` tokens.
     """
-    whole = samples_all_at_once(generator)
-    warmth = "" if temperature == 1 else f", temperature {temperature:g}"
-    told = f"{evaluations / (1 if whole else num_tokens):g} evaluations"
-    if isinstance(generator, LlamaGen):
-        kept = (f", top-k {top_k}" if top_k else "") + (f", top-p {top_p:g}" if top_p not in (None, 1) else "")
-        return f"categorical, {told} a token{kept}{warmth}"
-    if isinstance(generator, MaskGIT):
-        config = generator.config
-        noise = f", noise {config.noise:g}" + (", annealed" if config.annealing else "")
-        return f"maskgit {steps or config.steps} steps, {told} a sequence{noise}{warmth}"
-    part, unit = (generator, "a sequence") if whole else (generator.head, "a token")
-    return f"{part.sampler(sampler)} {steps or part.config.steps} steps, {told} {unit}{warmth}"
+    own = generator.resolved_settings(settings)
+    unit = "sequence" if generator.parallel else "token"
+    return {
+        "sampler": own["sampler"],  # first
+        **settings.read_by(generator.kind),
+        **own,
+        **_guidance_record(guidance, scheduled=generator.guidance_interval_of != "time"),
+        "evaluations": evaluations / (1 if generator.parallel else num_tokens),
+        "unit": unit,
+    }
 
 
-def guidance_text(guidance: float | Guidance, *, over_tokens: bool = False) -> float | str:
-    """A record's guidance: the plain scale, or with its interval and weak model, or (`over_tokens`) its schedule."""
-    guidance = as_guidance(guidance, "linear" if over_tokens else "constant")
+def decoding_record(tokenizer: Tokenizer, options: dict[str, Any], evaluations: float) -> dict[str, Any] | None:
+    """The settings of a decoder as a record states them; None for a deterministic decoder.
+
+    Args:
+        options: of `decoder_options`.
+        evaluations: of the network, for an image.
+    """
+    if not options:
+        return None
+    settings = {name: value for name, value in options.items() if name != "guidance"}
+    steps = settings["steps"] or getattr(tokenizer.config, "steps", None)
+    guidance = _guidance_record(options["guidance"], scheduled=False)
+    return {**settings, "steps": steps, **guidance, "evaluations": evaluations, "unit": "image"}
+
+
+def _guidance_record(guidance: Guidance, *, scheduled: bool) -> dict[str, Any]:
+    """The scale, and at a scale other than 1 whatever differs from guidance by the null class everywhere."""
+    found: dict[str, Any] = {"guidance": float(guidance.scale)}
     if guidance.scale == 1:
-        return 1.0
-    low, high = guidance.interval
-    within = "" if (low, high) == (0, 1) else f" in {low:g}..{high:g}"
-    if over_tokens:
-        power = f" {guidance.power:g}" if guidance.schedule == "power_cosine" else ""
-        return f"{guidance.scale:g} {guidance.schedule}{power}{within}"
-    if guidance.weak_model is None:
-        return f"{guidance.scale:g}{within}" if within else guidance.scale
-
-    weak = guidance.weak_model
-    return f"{guidance.scale:g}{within} against {weak.config.name}@{fingerprint(weak)}"
+        return found
+    if scheduled:
+        found["guidance_schedule"] = guidance.schedule
+        if guidance.schedule == "power_cosine":
+            found["guidance_power"] = guidance.power
+    if guidance.interval != EVERYWHERE:
+        found["guidance_interval"] = list(guidance.interval)
+    if guidance.weak_model is not None:
+        found["weak_model"] = f"{guidance.weak_model.config.name}@{fingerprint(guidance.weak_model)}"
+    return found

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tok1d.diffusion.guidance import Guidance
 
@@ -42,6 +43,20 @@ class Tokenizer(Protocol):
     """Images (B, C, H, W) in [0, 1] to tokens (B, K, D) or ids (B, K), and back."""
 
     spec: TokenSpec
+    config: Any
+    decoder: Any
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The weights."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights and buffers by name."""
+        ...
+
+    def eval(self) -> Self:
+        """The tokenizer itself, in evaluation mode."""
+        ...
 
     def encode(self, images: Tensor, cond: Tensor | None = None) -> Tensor:
         """Tokens of images."""

@@ -112,7 +112,7 @@ class SemanticistConfig:
 
 
 # The first is the default.
-SOLVERS = {"ddpm": ("ancestral", "ddim"), "flow": ("euler", "heun")}
+SAMPLERS = {"ddpm": ("ancestral", "ddim"), "flow": ("euler", "heun")}
 
 
 class Semanticist(nn.Module):
@@ -301,7 +301,7 @@ class Semanticist(nn.Module):
         steps: int | None = None,
         guidance: float | Guidance = 1.0,
         generator: Generators | None = None,
-        solver: str | None = None,
+        sampler: str | None = None,
         size: int | tuple[int, int] | None = None,
     ) -> Tensor:
         """Images (B, C, H, W) in [0, 1] of the first `keep` tokens; sequences shorter than K are taken as prefixes.
@@ -313,11 +313,11 @@ class Semanticist(nn.Module):
             guidance: decoder guidance against the null tokens; 1 is off.
             generator: source of the starting noise (and of the sampler's), or one an image, which makes an image
                 independent of its batch; default: one seeded with 0.
-            solver: "euler" or "heun" (flow), "ancestral" or "ddim" (DDPM).
+            sampler: "euler" or "heun" (flow), "ancestral" or "ddim" (DDPM).
             size: of the images in pixels, a side or (H, W); default: the size of the training.
 
         Raises:
-            InputError: tokens of another shape, a count out of range, a solver the objective does not have, too
+            InputError: tokens of another shape, a count out of range, a sampler the objective does not have, too
                 few steps for it, or a size that the patches do not divide.
         """
         tokens = self._checked(tokens)
@@ -328,7 +328,7 @@ class Semanticist(nn.Module):
         if self.config.objective == "flow":
             start = start * self.config.flow.temperature
         latents = self.decode_latents(
-            tokens, start, randn, keep=keep, steps=steps, guidance=as_guidance(guidance), solver=solver
+            tokens, start, randn, keep=keep, steps=steps, guidance=as_guidance(guidance), sampler=sampler
         )
         return self.latent_space.decode(latents).clamp(0, 1)
 
@@ -340,12 +340,12 @@ class Semanticist(nn.Module):
         self._check_size(height, width, factor * self.config.decoder.patch, "decoder")
         return self.latent_shape[0], height // factor, width // factor
 
-    def solver(self, name: str | None = None) -> str:
-        """The solver of that name, by default the objective's first; InputError for one it does not have."""
-        known = SOLVERS[self.config.objective]
+    def sampler(self, name: str | None = None) -> str:
+        """The sampler of that name, by default the objective's first; InputError for one it does not have."""
+        known = SAMPLERS[self.config.objective]
         if name not in (None, *known):
             kind = "DDPM" if self.config.objective == "ddpm" else "flow"
-            raise InputError(f"solver: a {kind} decoder samples with {known[0]!r} or {known[1]!r}, got {name!r}")
+            raise InputError(f"sampler: a {kind} decoder samples with {known[0]!r} or {known[1]!r}, got {name!r}")
         return name or known[0]
 
     @torch.no_grad()
@@ -358,23 +358,23 @@ class Semanticist(nn.Module):
         keep: int | Tensor | None = None,
         steps: int | str | None = None,
         guidance: Guidance | None = None,
-        solver: str | None = None,
+        sampler: str | None = None,
     ) -> Tensor:
         """Latents (B, C, H, W) from starting noise `start` of that shape; see `decode`. Not clamped."""
-        steps, solver = self.config.steps if steps is None else steps, self.solver(solver)
+        steps, sampler = self.config.steps if steps is None else steps, self.sampler(sampler)
         field = self.field(tokens, keep, guidance or Guidance())
         if self.config.objective == "ddpm":
             if isinstance(steps, int) and steps < 2:  # a chain of one step keeps the cleanest: noise would come out
                 raise InputError(f"a DDPM decoder needs at least 2 steps, got {steps}")
             chain = self.chain.respace(steps)
-            return ddim(field, start, chain) if solver == "ddim" else ancestral(field, start, chain, randn)
+            return ddim(field, start, chain) if sampler == "ddim" else ancestral(field, start, chain, randn)
         times = time_grid(int(steps), shift=self.config.flow.shift, device=start.device)
         if self.config.flow.prediction == "noise":  # it implies no velocity at t = 0, where alpha is 0
             times[0] = times[1].clamp(max=0.02) / 2
-        return (heun if solver == "heun" else euler)(field, start, times)
+        return (heun if sampler == "heun" else euler)(field, start, times)
 
     def field(self, tokens: Tensor, keep: int | Tensor | None, guidance: Guidance) -> Field:
-        """What the solvers integrate for these tokens: guided noise and variance (DDPM) or velocity (flow).
+        """What the samplers follow for these tokens: guided noise and variance (DDPM) or velocity (flow).
 
         Guidance acts on the noise and leaves the variance conditional, or on the velocity.
         """

@@ -14,12 +14,13 @@ from tok1d.tokenizers.auxiliary import LatentAlignmentConfig
 from tok1d.tokenizers.maetok import MAETok
 from tok1d.train.run import evaluate, is_finished
 from tok1d.zoo import store
+from tok1d.zoo.record import Record
 from tok1d.zoo.weights import fingerprint
 
 
 def export(
     run: Path, out: Path, *, dtype: str = "float16", generator: str = "", overrides: Sequence[str] = ()
-) -> list[object]:
+) -> list[Record]:
     """Write the model of a finished run with its weights stored as `dtype`; returns the records of the cast model.
 
     A MAETok leaves behind what only its training reads, auxiliary decoders and alignment.

@@ -36,6 +36,7 @@ from tok1d.zoo import store
 from tok1d.zoo.adapters.autoencoder import autoencoder_class
 from tok1d.zoo.pretrained.autoencoder import locate
 from tok1d.zoo.pretrained.classifier import classifier_network
+from tok1d.zoo.pretrained.teachers import give_teachers
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def rehearsal(recipe: Recipe) -> Rehearsal:
     recipe = untrained(recipe)
     torch.manual_seed(recipe.seed)
     model: Any = store.build_model(recipe.model)
+    give_teachers(model)
     players = build_players(recipe, model, resumed=True, perceptual=_perceptual(recipe))
     _use_autoencoder(model)
     with nothing_written():

@@ -18,14 +18,16 @@ from tok1d.analyze.prefix import explained_curve
 from tok1d.config.recipe import Recipe
 from tok1d.data.subset import subset
 from tok1d.errors import InputError, Tok1dError
+from tok1d.evaluate.measures import Measures, Measuring
 from tok1d.evaluate.metrics import Moments, frechet_distance
 from tok1d.evaluate.probe import linear_probe
-from tok1d.evaluate.protocol import judge_for
-from tok1d.evaluate.reconstruction import Judged, evaluate_reconstruction, judge_name
+from tok1d.evaluate.protocol import classifier_for
+from tok1d.evaluate.reconstruction import Classified, classifier_name, evaluate_reconstruction
+from tok1d.evaluate.request import Reconstructions
 from tok1d.generators.llamagen import LlamaGenConfig
 from tok1d.generators.sit import SiTConfig
 from tok1d.inference.cache import encode_batch
-from tok1d.inference.labels import ConditionedImages, label_used, labels_given
+from tok1d.inference.conditions import ConditionedImages, choose_condition, cond_for
 from tok1d.tokenizers.prefix import prefix_lengths
 from tok1d.train.images import open_split
 from tok1d.zoo.store import build_model
@@ -114,7 +116,9 @@ def prefix_curve(sample: _Sample) -> Numbers:
         lengths = prefix_lengths(tokenizer.spec.length)
         points = explained_curve(tokenizer, images, keep=lengths, num_images=len(images), num_times=5)
         return {f"loss@{point.keep}": point.loss for point in points}
-    records = evaluate_reconstruction(tokenizer, images, pad=sample.recipe.data.pad)
+    records = evaluate_reconstruction(
+        tokenizer, images, Reconstructions(batch_size=100), Measuring(Measures(pad=sample.recipe.data.pad))
+    )
     return {f"psnr@{record.keep}": float(record.value or 0) for record in records if record.name == "psnr"}
 
 
@@ -138,13 +142,13 @@ def generator_distance(sample: _Sample) -> Numbers:
     """Fréchet distance of a tiny SiT's (of ids a tiny LlamaGen's) samples after a short training on the tokens."""
 
     data = sample.recipe.data
-    judge = judge_for(data.name, data, sample.device, pad=data.pad)
+    judge = classifier_for(data.name, data, sample.device, pad=data.pad)
     if judge is None and sample.tokenizer.spec.vocab_size is not None:
         raise InputError("ids have no distance of their own, and no judge network is bundled for these images")
     tokens, labels = _draw(sample, _train(sample))
     if judge is None:
         return {"fd@tokens": _token_distance(sample.vectors(sample.train_tokens), sample.vectors(tokens))}
-    return {f"fd@{judge_name(judge).partition('@')[0]}": _image_distance(sample, judge, tokens, labels)}
+    return {f"fd@{classifier_name(judge).partition('@')[0]}": _image_distance(sample, judge, tokens, labels)}
 
 
 def _train(sample: _Sample) -> Any:
@@ -209,16 +213,16 @@ def _image_distance(sample: _Sample, judge: Any, tokens: Tensor, labels: Tensor)
     """Fréchet distance of decoded samples to the training images, in the judge's features."""
 
     tokenizer, pad = sample.tokenizer, sample.recipe.data.pad
-    used = label_used(tokenizer, sample.real.num_classes)
+    used = choose_condition(tokenizer, sample.real.num_classes)
     options: dict[str, Any] = {}
     if not tokenizer.spec.deterministic:
         options["steps"] = min(DECODER_STEPS, tokenizer.config.steps)
-        options["solver"] = "ddim" if tokenizer.config.objective == "ddpm" else "euler"
-    drawn, real = Judged(judge, pad), Judged(judge, pad)
+        options["sampler"] = "ddim" if tokenizer.config.objective == "ddpm" else "euler"
+    drawn, real = Classified(judge, pad), Classified(judge, pad)
     source = torch.Generator(sample.device).manual_seed(1)
     for rows in _ranges(len(tokens)):
         part = slice(rows.start, rows.stop)
-        cond = labels_given(used, labels[part], sample.device)
+        cond = cond_for(used, labels[part], sample.device)
         drawn.update(tokenizer.decode(tokens[part], cond, generator=source, **options), None)
     for rows in _ranges(len(sample.real)):
         real.update(sample.real.batch(rows)[0].to(sample.device), None)

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,14 @@ from typing import Any
 import torch
 
 from tok1d import __version__
-from tok1d.config.condition import is_conditional
 from tok1d.config.fields import to_mapping
 from tok1d.config.load import stored_recipe, to_yaml
 from tok1d.config.recipe import Recipe
 from tok1d.cost.flops import step_flops_or_none
 from tok1d.data.decoded import report_broken
-from tok1d.data.subset import subset
-from tok1d.diffusion.guidance import Guidance
-from tok1d.errors import ConfigError, InputError, WeightsError
-from tok1d.evaluate.classification import evaluate_classifier
-from tok1d.evaluate.generation import evaluate_generation
-from tok1d.evaluate.protocol import judge_for, protocol_of
-from tok1d.evaluate.reconstruction import evaluate_reconstruction
-from tok1d.inference.sampling import generator_guidance, sampling_options, takes_interval
+from tok1d.data.images import ImageSet
+from tok1d.errors import ConfigError, WeightsError
+from tok1d.evaluate.of_recipe import check_evaluation, evaluate_model
 from tok1d.train.images import open_split
 from tok1d.train.loop import Result, fit, processes
 from tok1d.train.task import Measure, Task
@@ -166,7 +159,7 @@ def train(
         out = prepare(recipe, overwrite=overwrite, first=first_process)
         commit = code_version()  # as the run begins: a long run outlives edits of the checkout
         task = build_task(recipe)
-    _check_evaluate(recipe, task.model)
+    check_evaluation(recipe, task.model)
     task.measures += evaluations(recipe)
     if first_process:
         task.flops = step_flops_or_none(recipe)
@@ -186,51 +179,6 @@ def _first_process_first() -> Iterator[bool]:
     state = processes()
     with state.main_process_first():
         yield state.is_main_process
-
-
-def _check_evaluate(recipe: Recipe, model: Any) -> None:
-    """Before the training, not after it: the evaluation does only what these models can do."""
-    if recipe.kind == "classifier":
-        return
-    config, tokenizer = recipe.evaluate, model
-    if recipe.tokenizer:
-        with torch.device("meta"):  # of interest is what it can do, not its weights
-            tokenizer = store.build_model(store.read_config(store.resolve(recipe.tokenizer))[0])
-    length = tokenizer.spec.length if recipe.kind == "tokenizer" else model.config.num_tokens
-    for k in config.keep:
-        if k > length:
-            raise ConfigError(f"evaluate.keep: expected numbers up to {length}, the model's tokens, got {k}")
-        if k < length and not tokenizer.spec.ordered:
-            raise ConfigError(f"evaluate.keep: these tokens have no order, expected [] or [{length}], got {k}")
-    if getattr(tokenizer.config, "objective", None) == "ddpm" and not 2 <= config.steps <= 1000:
-        raise ConfigError(f"evaluate.steps: a DDPM decoder takes 2 to 1000 steps, got {config.steps}")
-    reason = _unguidable(recipe, model)
-    if reason and config.guidance != 1:
-        raise ConfigError(f"evaluate.guidance: {reason}, expected 1, got {config.guidance:g}")
-    if recipe.kind == "generator":
-        _check_drawing(recipe, model)
-
-
-def _unguidable(recipe: Recipe, model: Any) -> str:
-    """Why the evaluation cannot guide; "" where it can."""
-    if recipe.kind == "tokenizer":
-        return "this decoder paints in one pass" if model.spec.deterministic else ""
-    if recipe.evaluate.unconditional or not is_conditional(model.config):
-        return "samples without classes or captions are not guided"
-    return "" if model.label_embed.has_null else "this generator is trained without class_dropout"
-
-
-def _check_drawing(recipe: Recipe, model: Any) -> None:
-    config = recipe.evaluate
-    if config.unconditional and not model.label_embed.has_null:
-        raise ConfigError("evaluate.unconditional: needs a null class, expected model.class_dropout > 0, got 0")
-    if config.guidance_interval != (0, 1) and not takes_interval(model):
-        got = list(config.guidance_interval)
-        raise ConfigError(f"evaluate.guidance_interval: {model.config.name} has none, expected [0, 1], got {got}")
-    try:
-        sampling_options(model, "evaluate.", top_k=config.top_k, top_p=config.top_p)
-    except InputError as error:
-        raise ConfigError(str(error)) from None
 
 
 def finish(recipe: Recipe, task: Task, result: Result, out: Path, *, name: str = "", commit: str = "") -> list[Record]:
@@ -307,46 +255,6 @@ def evaluations(recipe: Recipe) -> list[Measure]:
     return [*averaged, Measure(config.evaluate_every, measure("raw"), averaged=False)]
 
 
-def evaluate(recipe: Recipe, model: Any, test: Any = None) -> list[Record]:
-    """The measurements that end a run, as `recipe.evaluate` says; of `test` images that are open already, or not."""
-
-    config, data = recipe.evaluate, recipe.data
-    protocol = {**protocol_of(model, pad=data.pad), "weights": "ema" if recipe.train.ema > 0 else "raw"}
-    test = open_split(recipe, "test") if test is None else test
-    if recipe.kind == "classifier":
-        return evaluate_classifier(model, test, protocol=protocol)
-    shared: dict[str, Any] = {"seed": recipe.seed, "batch_size": config.batch_size, "pad": data.pad}
-    device = next(model.parameters()).device
-    judge = judge_for(data.name, data, device, pad=data.pad)
-    if recipe.kind == "tokenizer":
-        return evaluate_reconstruction(
-            model,
-            subset(test, config.num_images),
-            keep=config.keep,
-            steps=None if model.spec.deterministic else config.steps,
-            guidance=Guidance(config.guidance, interval=config.guidance_interval),
-            judge=judge,
-            protocol=protocol,
-            **shared,
-        )
-    if judge is None:
-        reason = "no judge network is bundled for these images"
-        return [Record(name="label_agreement", value=None, num_images=0, note=reason, **protocol)]
-    assert recipe.tokenizer is not None
-    tokenizer = store.load(recipe.tokenizer, device=device)
-    return evaluate_generation(
-        model,
-        tokenizer,
-        test,
-        judge,
-        num=config.num_samples,
-        keep=config.keep,
-        unconditional=config.unconditional,
-        guidance=replace(generator_guidance(model, config.guidance), interval=config.guidance_interval),
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        decoder_steps=None if tokenizer.spec.deterministic else config.steps,
-        protocol=protocol,
-        **shared,
-    )
+def evaluate(recipe: Recipe, model: Any, test: ImageSet | None = None) -> list[Record]:
+    """The evaluation at the end of a run, see `evaluate_model`; `test` is opened here by default."""
+    return evaluate_model(recipe, model, open_split(recipe, "test") if test is None else test)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tok1d.config.condition import ConditionConfig, text_condition
 from tok1d.config.recipe import NO_CACHE, Recipe
@@ -30,7 +30,8 @@ from tok1d.inference.cache import (
     tokens_kept,
     with_views,
 )
-from tok1d.inference.labels import ConditionedImages, label_used, labels_given, reads_captions
+from tok1d.inference.conditions import ConditionedImages, choose_condition, cond_for, reads_captions
+from tok1d.inference.request import CacheFormat
 from tok1d.losses.total import Batch
 from tok1d.pictures import grid, save_png
 from tok1d.tokenizers.prefix import token_counts
@@ -42,6 +43,7 @@ from tok1d.train.task import Measure, Task
 from tok1d.zoo import store
 from tok1d.zoo.card import padding_of
 from tok1d.zoo.pairs import check_condition, check_num_classes, check_tokens, shared_classes
+from tok1d.zoo.pretrained.teachers import give_teachers
 from tok1d.zoo.pretrained.text import CaptionEmbeddings, CaptionWords
 from tok1d.zoo.transfer import init_from
 from tok1d.zoo.weights import fingerprint
@@ -61,6 +63,7 @@ def build_task(recipe: Recipe) -> Task:
     if recipe.kind == "generator":
         return _generator_task(recipe)
     model = store.build_model(recipe.model)
+    give_teachers(model)
     if recipe.init_from is not None and not resumes(recipe):
         init_from(model, recipe.init_from)
     players = build_players(recipe, model, resumed=resumes(recipe))
@@ -186,12 +189,12 @@ def caption_words(recipe: Recipe, images: Images) -> CaptionWords | None:
 def _reconstruction_preview(recipe: Recipe) -> Any:
     test = cache(lambda: subset(open_split(recipe, "test"), 10))
 
-    def preview(model: nn.Module, path: Path) -> None:
+    def preview(model: Any, path: Path) -> None:
 
         x, _, cond = ConditionedImages(model, test()).batch(range(len(test())))
         x = x.to(next(model.parameters()).device)
-        tokens = model.encode(x, cond)  # type: ignore[operator]
-        rows = [model.decode(tokens, cond, keep=k) for k in token_counts(model.spec)]  # type: ignore
+        tokens = model.encode(x, cond)
+        rows = [model.decode(tokens, cond, keep=k) for k in token_counts(model.spec)]
         save_png(grid(torch.cat([x, *rows]), len(x), zoom=2), path)
 
     return preview
@@ -207,10 +210,8 @@ def open_cache(recipe: Recipe, tokenizer: Any, images: Images) -> TokenCache:
             tokenizer.to(process_device()),
             images,
             folder,
-            num_tokens=recipe.num_tokens,
-            dtype=recipe.cache_dtype,
+            format=CacheFormat(num_tokens=recipe.num_tokens, dtype=recipe.cache_dtype, moments=recipe.sample_latents),
             seed=recipe.seed,
-            moments=recipe.sample_latents,
         )
         assert cache is not None, "one process writes all parts"
         return cache
@@ -284,8 +285,8 @@ def _sample_preview(recipe: Recipe, tokenizer: Any) -> Any:
             cond = CaptionEmbeddings(told, captions)(captions, device)
         elif num_classes:
             cond = torch.arange(10, device=device) % num_classes
-        used = label_used(tokenizer, num_classes, captioned=told is not None)
-        images = tokenizer.to(device).decode(model.sample(cond, num=10), labels_given(used, cond, device))
+        used = choose_condition(tokenizer, num_classes, captioned=told is not None)
+        images = tokenizer.to(device).decode(model.sample(cond, num=10), cond_for(used, cond, device))
         save_png(grid(images, len(images), zoom=2), path)
 
     return preview
@@ -323,7 +324,7 @@ def _encoded(recipe: Recipe, tokenizer: Any, length: int) -> tuple[BatchFunction
     images, frozen = open_split(recipe, "train", augment=True), tokenizer.to(process_device())
     report_broken(images)
     read, own = read_batches(recipe, images), text_condition(recipe.model)
-    used = label_used(tokenizer, images.num_classes, captioned=any(images.captions))
+    used = choose_condition(tokenizer, images.num_classes, captioned=any(images.captions))
     reads = tokenizer.config.condition if reads_captions(tokenizer) and used == "true" else None
     embed, device = caption_embeddings(recipe, own or reads, images), process_device()
 

@@ -70,8 +70,9 @@ class Card:
 
 def _table_row(record: Record) -> str:
     value = "unavailable" if record.value is None else f"{record.value:.4g} {record.unit}".strip()
-    keys = ("network", "sampler", "steps", "guidance", "seed")
-    protocol = ", ".join(f"{key} {getattr(record, key)}" for key in keys if getattr(record, key) is not None)
+    shown = {"network": record.network, "sampler": record.sampler_text, "steps": record.decoder_steps}
+    shown |= {"guidance": record.guidance_text, "seed": record.seed}
+    protocol = ", ".join(f"{key} {each}" for key, each in shown.items() if each not in (None, ""))
     keep = "" if record.keep is None else record.keep
     return f"| {record.name} | {value} | {record.num_images} | {keep} | {protocol} |"
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import platform
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tok1d.errors import DataError
+from tok1d.config.sampling import SampleSettings
+from tok1d.errors import DataError, reason_of
+from tok1d.files import write_text
+from tok1d.zoo.record_v0 import upgraded
+
+SHOWN_FIRST = ("sampler", "steps", "evaluations", "unit")
+DEFAULTS = {each.name: each.default for each in fields(SampleSettings)}
 
 
 def versions() -> dict[str, str]:
@@ -47,11 +51,10 @@ class Record:
     rounding: str | None = None  # of the images before the feature network, such as "rounded to 8 bits"
     classes: str | None = None  # how the samples' classes were drawn: balanced, uniformly random, as in training
     tokenizer: str | None = None  # weights hash of the tokenizer that decoded samples
-    label: str | None = None  # "true" or "null": the class that a tokenizer which wants one was given
+    label: str | None = None  # condition of the tokenizer: "true" (class or caption of the image) or "null"
     keep: int | None = None  # tokens decoded
-    sampler: str | None = None
-    steps: int | None = None
-    guidance: float | str | None = None  # a scale, or a scale with its interval or schedule
+    sampling: dict[str, Any] | None = field(default=None, hash=False)  # of a generator: settings, evaluations of a unit
+    decoding: dict[str, Any] | None = field(default=None, hash=False)  # of a diffusion decoder: the same
     weights: str | None = None  # "ema" or "raw"
     precision: str | None = None
     seed: int | None = None
@@ -75,6 +78,26 @@ class Record:
         if self.value is None and not self.note:
             raise ValueError(f"'{self.name}' has no value: its note must say why")
 
+    @property
+    def sampler_text(self) -> str:
+        """ "sde 50 steps, 100 evaluations a sequence; euler, 4 evaluations an image": generator, then decoder."""
+        parts = [_sampling_text(self.sampling), _decoding_text(self.decoding)]
+        return "; ".join(filter(None, parts))
+
+    @property
+    def decoder_steps(self) -> int | None:
+        """Steps of a diffusion decoder."""
+        return (self.decoding or {}).get("steps")
+
+    @property
+    def guidance_text(self) -> str:
+        """ "2 linear in 0.25..1, decoder 3": the generator's, or of a reconstruction the decoder's, guidance."""
+        sampled, decoded = guidance_text(self.sampling), guidance_text(self.decoding)
+        if not sampled or not decoded:
+            return sampled or decoded
+        scale = (self.decoding or {}).get("guidance")
+        return sampled if scale == 1 else f"{sampled.removesuffix('.0')}, decoder {decoded.removesuffix('.0')}"
+
     def to_json(self) -> dict[str, Any]:
         """The fields as a dictionary for strict JSON; an infinite or undefined value becomes a string."""
         content = asdict(self)
@@ -85,9 +108,67 @@ class Record:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Record:
-        """The record of `to_json`'s dictionary; raises TypeError or ValueError where it is not one."""
+        """The record of `to_json`'s dictionary, also of an older version's; raises TypeError or ValueError where it is
+        not one."""
+        content = upgraded(content)
+        for key in ("sampling", "decoding"):
+            if not isinstance(content.get(key), dict | None):
+                raise TypeError(f"{key} is a mapping, got {content[key]!r}")
         value = content.get("value")
         return cls(**content | {"value": None if value is None else float(value)})
+
+
+def is_guidance(key: str) -> bool:
+    """Whether a key of a record's settings is of guidance."""
+    return key.startswith("guidance") or key == "weak_model"
+
+
+def guidance_text(settings: Mapping[str, Any] | None) -> str:
+    """ "2.0", "2 linear", "1.9 in 0.25..1 against sit@ab12"; "" without guidance."""
+    scale = (settings or {}).get("guidance")
+    if settings is None or scale is None or isinstance(scale, str):
+        return scale or ""
+    words = []
+    if schedule := settings.get("guidance_schedule"):
+        power = settings.get("guidance_power")
+        words.append(schedule if power is None else f"{schedule} {power:g}")
+    if interval := settings.get("guidance_interval"):
+        words.append("in {:g}..{:g}".format(*interval))
+    if weak := settings.get("weak_model"):
+        words.append(f"against {weak}")
+    return " ".join([f"{scale:g}", *words]) if words else str(float(scale))
+
+
+def details_text(settings: Mapping[str, Any]) -> str:
+    """The settings that differ from their defaults, without sampler, steps and guidance: ", top-k 5, annealed"."""
+    words = []
+    for key in sorted(settings, key=lambda key: key == "temperature"):  # temperature last
+        value = settings[key]
+        if key in SHOWN_FIRST or is_guidance(key) or value == DEFAULTS.get(key, False):
+            continue
+        shown = f" {value:g}" if isinstance(value, int | float) else f" {value}"
+        words.append(f", {key.replace('_', '-')}{'' if value is True else shown}")
+    return "".join(words)
+
+
+def _sampling_text(settings: Mapping[str, Any] | None) -> str:
+    if settings is None or "sampler" not in settings:
+        return ""
+    steps = f" {settings['steps']} steps" if settings.get("steps") else ""
+    return f"{settings['sampler']}{steps}{_evaluations_text(settings)}{details_text(settings)}"
+
+
+def _decoding_text(settings: Mapping[str, Any] | None) -> str:
+    if settings is None or "sampler" not in settings:
+        return ""
+    return f"{settings['sampler']}{_evaluations_text(settings)}{details_text(settings)}"
+
+
+def _evaluations_text(settings: Mapping[str, Any]) -> str:
+    if "evaluations" not in settings:
+        return ""
+    unit = settings["unit"]
+    return f", {settings['evaluations']:g} evaluations {'an' if unit == 'image' else 'a'} {unit}"
 
 
 def column_names(measured: Iterable[tuple[str, str | None]]) -> dict[tuple[str, str | None], str]:
@@ -121,20 +202,14 @@ def frechet_name(network: str) -> str:
 
 def write_records(path: str | Path, records: Sequence[Record]) -> None:
     """Write records as a JSON list; `path` holds the old content or the whole new one, never a part."""
-    path = Path(path)
     text = json.dumps([record.to_json() for record in records], indent=2, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(Path(path), text)
     except OSError as error:
-        reason = error.strerror or error
         raise DataError(
-            f"a writable place for records is expected, got {path}: {reason}; choose another folder or free space"
+            f"a writable place for records is expected, got {path}: {reason_of(error)}; choose another folder or free "
+            "space"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):  # already renamed, or never made
-            temporary.unlink()
 
 
 def read_records(path: str | Path) -> list[Record]:
@@ -146,7 +221,7 @@ def read_records(path: str | Path) -> list[Record]:
         return [Record.from_json(entry) for entry in content]
     except OSError as error:
         raise DataError(
-            f"a file of records is expected at {path}, found: {error.strerror or error}; evaluate the model first"
+            f"a file of records is expected at {path}, found: {reason_of(error)}; evaluate the model first"
         ) from error
     except (TypeError, ValueError, AttributeError) as error:
         raise DataError(

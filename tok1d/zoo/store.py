@@ -22,7 +22,7 @@ from tok1d.errors import ConfigError, WeightsError, reason_of
 from tok1d.tokenizers.latent_space import EMBEDDED, Autoencoder
 from tok1d.zoo.card import Card
 from tok1d.zoo.pretrained.autoencoder import connect_autoencoder
-from tok1d.zoo.weights import fingerprint, load_state, read_weights
+from tok1d.zoo.weights import HasWeights, fingerprint, load_state, read_weights
 
 BUNDLED = Path(__file__).parent / "bundled"
 FORMAT = 1  # of config.json
@@ -49,7 +49,7 @@ def build_model(config: ModelConfig) -> nn.Module:
     return model
 
 
-def model_identity(model: nn.Module) -> str:
+def model_identity(model: HasWeights) -> str:
     """The fingerprint of a model's weights, and 12 hex digits of a hash of its configuration."""
     config: object = getattr(model, "config", None)
     known = is_dataclass(config) and not isinstance(config, type)

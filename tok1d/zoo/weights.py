@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor, nn
 
 from tok1d.errors import WeightsError, reason_of
 
 
-def fingerprint(model: nn.Module) -> str:
+class HasWeights(Protocol):
+    """Anything with a state dictionary, such as a module, a `Tokenizer` or a `Generator`."""
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+
+def fingerprint(model: HasWeights) -> str:
     """12 hex digits of SHA-256 over all weights and buffers as float32; identifies a model's weights."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):

@@ -1,6 +1,7 @@
-"""Pictures from finished models: any size, solver and guidance; samples that depend on their own noise alone."""
+"""Pictures from finished models: any size, sampler and guidance; samples depend on their own random numbers alone."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from torch import nn
 
 from tok1d.cli import app as cli
 from tok1d.config.load import load_recipe, to_yaml
+from tok1d.config.options import parse_counts, parse_interval
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
 from tok1d.inference import images as sources
-from tok1d.inference import parse
-from tok1d.inference import pictures as apply
+from tok1d.inference import pictures
+from tok1d.inference.request import SamplePictures
+from tok1d.inference.sampling import noise_of
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
 from tok1d.zoo.weights import fingerprint
@@ -61,31 +64,31 @@ def run(capsys: Any, *arguments: object) -> tuple[int, str]:
 
 @pytest.mark.parametrize(("text", "expected"), [("", (0, 1)), ("0.2,0.8", (0.2, 0.8)), ("0, 1", (0, 1))])
 def test_intervals(text: str, expected: tuple[float, float]) -> None:
-    assert parse.parse_interval(text, "--x") == expected
+    assert parse_interval(text, "--x") == expected
 
 
 @pytest.mark.parametrize("text", ["0.5", "a,b", "0.8,0.2", "0.5,0.5", "-0.1,1", "0,1.5", "0,0.5,1", "nan,1", ","])
 def test_other_intervals_are_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"^--x: expected two .*such as 0\.2,0\.8, got '") as caught:
-        parse.parse_interval(text, "--x")
+        parse_interval(text, "--x")
     assert "\n" not in str(caught.value)
 
 
 def test_noise_belongs_to_its_key() -> None:
-    draws = {key: torch.randn(2, generator=apply.noise_of(*key)) for key in ((0, 1), (0, 2), (1, 1), (2**33, 1))}
-    assert all(torch.equal(torch.randn(2, generator=apply.noise_of(*key)), draws[key]) for key in draws)
+    draws = {key: torch.randn(2, generator=noise_of(*key)) for key in ((0, 1), (0, 2), (1, 1), (2**33, 1))}
+    assert all(torch.equal(torch.randn(2, generator=noise_of(*key)), draws[key]) for key in draws)
     assert len({tuple(draw.tolist()) for draw in draws.values()}) == 4
 
 
 def test_a_picture_depends_neither_on_the_others_nor_on_the_batch(pair: tuple[Any, Any], tmp_path: Path) -> None:
     def draw(name: str, **options: Any) -> Path:
-        return apply.generate(*pair, tmp_path / name, guidance=2.0, **options).parent
+        return pictures.generate(*pair, tmp_path / name, SamplePictures(guidance=2.0, **options))[0].parent
 
-    everything = draw("all", classes=[3, 7], num=3)
+    everything = draw("all", classes=(3, 7), num=3)
     for name, options in (
-        ("one", {"classes": [7], "num": 1}),
-        ("small batches", {"classes": [3, 7], "num": 3, "batch_size": 2}),
-        ("more", {"classes": [7, 1, 3], "num": 4, "batch_size": 5}),
+        ("one", {"classes": (7,), "num": 1}),
+        ("small batches", {"classes": (3, 7), "num": 3, "batch_size": 2}),
+        ("more", {"classes": (7, 1, 3), "num": 4, "batch_size": 5}),
     ):
         shared = {path.name for path in draw(name, **options).glob("class*.png")}
         shared &= {path.name for path in everything.glob("class*.png")}
@@ -93,7 +96,7 @@ def test_a_picture_depends_neither_on_the_others_nor_on_the_batch(pair: tuple[An
         for picture in shared:
             difference = np.abs(pixels(tmp_path / name / picture) - pixels(everything / picture))
             assert difference.max() <= 1, (name, picture)
-    assert (draw("other", classes=[7], num=1, seed=1) / "class007_000.png").read_bytes() != (
+    assert (draw("other", classes=(7,), num=1, seed=1) / "class007_000.png").read_bytes() != (
         everything / "class007_000.png"
     ).read_bytes()
     assert len({path.read_bytes() for path in everything.glob("class*.png")}) == 6
@@ -101,7 +104,8 @@ def test_a_picture_depends_neither_on_the_others_nor_on_the_batch(pair: tuple[An
 
 def test_progressive_rows_are_prefixes_of_the_same_samples(pair: tuple[Any, Any], tmp_path: Path) -> None:
     generator, tokenizer = pair
-    apply.generate(generator, tokenizer, tmp_path, classes=[2, 5], num=2, prefixes=[0, 1, 3], batch_size=3)
+    how = SamplePictures(classes=(2, 5), num=2, decode_keep="0,1,3", batch_size=3, guidance=1.0)
+    pictures.generate(generator, tokenizer, tmp_path, how)
     sheet = pixels(tmp_path / "progressive.png")
     zoom, side = 3, 28
     assert sheet.shape == (zoom * (3 * (side + 2) - 2), zoom * (4 * (side + 2) - 2))
@@ -117,11 +121,14 @@ def test_progressive_rows_are_prefixes_of_the_same_samples(pair: tuple[Any, Any]
 
 
 def test_a_smaller_scale_of_guidance_is_served_too(pair: tuple[Any, Any], tmp_path: Path) -> None:
-    pictures = set()
+    found = set()
     for i, guidance in enumerate((0.0, 0.5, 1.0, 2.0, Guidance(2.0), Guidance(0.5))):
         out = tmp_path / str(i)
-        pictures.add(apply.generate(*pair, out, classes=[1], num=1, guidance=guidance).read_bytes())
-    assert len(pictures) == 6
+        own, how = isinstance(guidance, Guidance), SamplePictures(classes=(1,), num=1)
+        how = how if own else replace(how, guidance=guidance)
+        (path,) = pictures.generate(*pair, out, how, guidance=guidance if own else None)
+        found.add(path.read_bytes())
+    assert len(found) == 6
 
 
 def test_reconstruct_at_another_size(folders: Path, capsys: Any) -> None:
@@ -188,7 +195,7 @@ def test_own_folders_have_the_classes_of_their_training(tmp_path: Path, tiny: Ti
     assert found.class_names == ["a", "b"] and len(found) == 2 and found.batch([0, 1])[1].tolist() == [0, 1]
 
 
-def test_solver_and_interval_reach_the_decoder(folders: Path, capsys: Any) -> None:
+def test_sampler_and_interval_reach_the_decoder(folders: Path, capsys: Any) -> None:
     command = ["reconstruct", folders / "tokenizer", folders / "photo.png", "--keep", "4", "--steps", 4]
 
     def painted(name: str, *options: object) -> bytes:
@@ -196,14 +203,14 @@ def test_solver_and_interval_reach_the_decoder(folders: Path, capsys: Any) -> No
         assert code == 0
         return (folders / name / "image000_keep004.png").read_bytes()
 
-    plain, heun = painted("plain"), painted("heun", "--solver", "heun")
+    plain, heun = painted("plain"), painted("heun", "--sampler", "heun")
     guided = painted("guided", "--guidance", 3)
     part = painted("part", "--guidance", 3, "--guidance-interval", "0.4,0.6")
     never = painted("never", "--guidance", 3, "--guidance-interval", "0.9,0.95")
     assert len({plain, heun, guided, part}) == 4 and never == plain
     for options, message in (
-        (("--solver", "ddim"), "solver: a flow decoder samples with 'euler' or 'heun', got 'ddim'"),
-        (("--guidance-interval", "0.8,0.2"), "--guidance-interval: expected two growing times"),
+        (("--sampler", "ddim"), "sampler: a flow decoder samples with 'euler' or 'heun', got 'ddim'"),
+        (("--guidance-interval", "0.8,0.2"), "--guidance-interval: expected two growing numbers"),
     ):
         code, err = run(capsys, *command, "--out", folders / "wrong", *options)
         assert code == 2 and message in err and err.count("\n") == 1
@@ -216,7 +223,7 @@ def test_generate_with_every_option(folders: Path, capsys: Any) -> None:
         capsys,
         *command,
         *("--out", folders / "g", "--decode-keep", "every", "--guidance", 0.5, "--guidance-schedule", "constant"),
-        *("--sampler", "sde", "--steps", 3, "--temperature", 0.8, "--decoder-solver", "heun"),
+        *("--sampler", "sde", "--steps", 3, "--temperature", 0.8, "--decoder-sampler", "heun"),
         *("--decoder-guidance", 1.5, "--decoder-steps", 2, "--keep", 2),
     )
     assert code == 0 and "progressive.png" in out
@@ -227,15 +234,17 @@ def test_generate_with_every_option(folders: Path, capsys: Any) -> None:
         (("--decode-keep", "1,4"), "--decode-keep: expected numbers in 0..3, got 4"),
         (
             ("--guidance-schedule", "cosine"),
-            "--guidance-schedule: expected one of constant, linear, power_cosine, got 'cosine'",
+            "--guidance-schedule: expected constant or linear or power_cosine, got 'cosine'",
         ),
         (("--sampler", "ancestral"), "sampler: the head samples with 'sde', 'euler' or 'heun', got 'ancestral'"),
-        (("--decoder-solver", "ddim"), "solver: a flow decoder samples with"),
+        (("--decoder-solver", "ddim"), "sampler: a flow decoder samples with"),
         (("--guidance-interval", "0.2,0.8"), "no interval and no weak_model"),
-        (("--unconditional",), "--classes: --unconditional draws without classes"),
+        (("--unconditional",), "--classes: --unconditional samples without classes"),
     ):
         code, err = run(capsys, *command, "--out", folders / "wrong", *options)
-        assert code == 2 and message in err and err.count("\n") == 1
+        renamed = "--decoder-solver" in options
+        assert code == 2 and message in err and err.count("\n") == 1 + renamed
+        assert ("warning: --decoder-solver is now called --decoder-sampler" in err) == renamed
     assert not (folders / "wrong").exists()
 
 
@@ -270,9 +279,9 @@ def test_whole_sequences_are_drawn_with_their_own_options(whole: Path, capsys: A
         (("--keep", 2), "keep: these tokens have no order, all 4 are needed; got 2"),
         (("--decode-keep", "every"), "keep: these tokens have no order"),
         (("--guidance-schedule", "linear"), "no schedule over the tokens"),
-        (("--decoder-steps", 3), "--decoder-steps: this tokenizer paints in one pass, leave it out; got 3"),
-        (("--decoder-guidance", 2), "--decoder-guidance: this tokenizer paints in one pass"),
-        (("--decoder-solver", "heun"), "--decoder-solver: this tokenizer paints in one pass"),
+        (("--decoder-steps", 3), "--decoder-steps: this tokenizer's decoder is deterministic, leave it out; got 3"),
+        (("--decoder-guidance", 2), "--decoder-guidance: this tokenizer's decoder is deterministic"),
+        (("--decoder-sampler", "heun"), "--decoder-sampler: this tokenizer's decoder is deterministic"),
         (("--sampler", "ddim"), "sampler: this model samples with 'sde', 'euler' or 'heun', got 'ddim'"),
         (("--weak-model", whole / "tokenizer"), "weak model: expected an earlier or smaller one with name=sit"),
     ):
@@ -313,8 +322,8 @@ def test_ids_are_drawn_with_their_own_options(of_ids: Path, capsys: Any) -> None
     assert few != drawn("maskgit", "guided", "--guidance", 50, "--guidance-schedule", "constant", *best)
     for model, options, message in (
         ("llamagen", ("--sampler", "sde"), "--sampler: llamagen has none, leave it out; got sde"),
-        ("llamagen", ("--steps", 4), "steps: this generator draws a token in one call, leave it out; got 4"),
-        ("llamagen", ("--top-p", 0), "top_p: expected a probability in (0, 1], where 1 is off, got 0"),
+        ("llamagen", ("--steps", 4), "--steps: llamagen has none, leave it out; got 4"),
+        ("llamagen", ("--top-p", 0), "--top-p: expected float > 0 and <= 1, got 0.0"),
         ("llamagen", ("--keep", 2), "keep: these tokens have no order, all 4 are needed; got 2"),
         ("maskgit", ("--top-k", 3), "--top-k: maskgit has none, leave it out; got 3"),
         ("maskgit", ("--top-p", 0.5), "--top-p: maskgit has none, leave it out; got 0.5"),
@@ -342,7 +351,7 @@ def test_drawing_without_classes(whole: Path, capsys: Any) -> None:
     assert (whole / "w" / "overview.png").read_bytes() != (whole / "out sit" / "overview.png").read_bytes()
 
 
-def test_an_unordered_tokenizer_in_one_pass_reconstructs(whole: Path, capsys: Any) -> None:
+def test_an_unordered_deterministic_tokenizer_reconstructs(whole: Path, capsys: Any) -> None:
     Image.fromarray(np.random.default_rng(0).integers(1, 256, (60, 50), np.uint8)).save(whole / "photo.png")
     command = ["reconstruct", whole / "tokenizer", whole / "photo.png"]
     code, out = run(capsys, *command, "--out", whole / "r")
@@ -352,9 +361,9 @@ def test_an_unordered_tokenizer_in_one_pass_reconstructs(whole: Path, capsys: An
     assert original.sum() == original[2:-2, 2:-2].sum()
     for options, message in (
         (("--keep", "1,4"), "keep: these tokens have no order, all 4 are needed; got 1"),
-        (("--steps", 2), "steps: this tokenizer paints in one pass"),
-        (("--solver", "euler"), "solver: this tokenizer paints in one pass"),
-        (("--guidance", 2), "guidance: this tokenizer paints in one pass"),
+        (("--steps", 2), "steps: this tokenizer's decoder is deterministic"),
+        (("--sampler", "euler"), "sampler: this tokenizer's decoder is deterministic"),
+        (("--guidance", 2), "guidance: this tokenizer's decoder is deterministic"),
     ):
         code, err = run(capsys, *command, "--out", whole / "wrong", *options)
         assert code == 2 and message in err and err.count("\n") == 1
@@ -362,4 +371,4 @@ def test_an_unordered_tokenizer_in_one_pass_reconstructs(whole: Path, capsys: An
 
 
 def test_one_number_without_a_comma_is_a_list_of_one() -> None:
-    assert parse.parse_counts("32", "--keep", 0, 64) == [32]
+    assert parse_counts("32", "--keep", 0, 64) == [32]

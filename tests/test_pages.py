@@ -1,0 +1,81 @@
+"""The pages: their links, and the files and tests they name, exist; the README stays short."""
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tok1d.data import fashion_mnist
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+
+def text_of(page: Path) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@cache
+def sources() -> tuple[str, ...]:
+    """The Python files of package, tests, benchmarks and examples, relative to the root."""
+    folders = ("tok1d", "tests", "benchmarks", "examples")
+    return tuple(path.relative_to(ROOT).as_posix() for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+@cache
+def defined() -> frozenset[str]:
+    """The names of all tests and test files."""
+    files = [ROOT / name for name in sources() if name.startswith("tests/")]
+    functions = {name for path in files for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)}
+    return frozenset(functions | {path.stem for path in files})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_lead_to_files(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)", text_of(page))
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_named_files_exist(page: Path) -> None:
+    """Files are named relative to the root, to tok1d/, or (after another of the same package) alone."""
+    named = {name for name in re.findall(r"`([\w/]+\.py)`", text_of(page)) if "NAME" not in name}
+    assert [name for name in sorted(named) if not any(f"/{path}".endswith(f"/{name}") for path in sources())] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_named_packages_exist(page: Path) -> None:
+    named = {name.strip("/") for name in re.findall(r"`([a-z_]+(?:/[a-z_0-9]+)*/)`", text_of(page))}
+    roots = (ROOT, ROOT / "tok1d")
+    ours = {path.name for root in roots for path in root.iterdir() if path.is_dir()}
+    named = {name for name in named if name.split("/")[0] in ours}
+    assert [name for name in sorted(named) if not any((root / name).is_dir() for root in roots)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_named_tests_exist(page: Path) -> None:
+    named = {part for name in re.findall(r"`(test_[\w:]+)`", text_of(page)) for part in name.split("::")}
+    assert sorted(named - defined()) == []
+
+
+def test_the_readme_is_short_and_has_its_two_commands() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    assert "make demo" in text and "make test" in text
+
+
+def test_the_python_of_the_readme_runs() -> None:
+    [block] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len([line for line in block.splitlines() if line.strip()]) == 8
+    try:
+        fashion_mnist.load("test", fashion_mnist.cache_home() / "fashion-mnist")
+    except Exception:
+        pytest.skip("needs Fashion-MNIST: run `python -m tok1d.data.fashion_mnist` (make test does)")
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert names["image"].shape == names["samples"].shape == (8, 1, 28, 28)

@@ -1,0 +1,70 @@
+"""`tok1d reconstruct` and `tok1d generate`: pictures from finished models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tok1d.cli.options import (
+    DATA_HELP,
+    DataRoot,
+    Device,
+    Model,
+    OnBroken,
+    Overwrite,
+    expanded,
+    load_tokenizer,
+    one_of,
+)
+from tok1d.inference.request import ReconstructionPictures, SamplePictures
+
+Out = Annotated[Path, typer.Option(help="folder for the pictures")]
+
+
+@expanded
+def reconstruct(
+    model: Model,
+    images: Annotated[str, typer.Argument(help=f"{DATA_HELP}, or one image file", show_default=False)],
+    out: Out,
+    how: ReconstructionPictures,
+    on_broken: OnBroken = "skip",
+    data_root: DataRoot = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Encode images and decode them from their first tokens; writes overview.png and a PNG of each image."""
+    from tok1d import files
+    from tok1d.data.decoded import replaced_among, report_broken
+    from tok1d.data.subset import subset
+    from tok1d.inference import images as sources
+    from tok1d.inference import pictures
+    from tok1d.inference.conditions import choose_condition
+
+    one_of("--on-broken", on_broken, ("stop", "skip"))
+    tokenizer = load_tokenizer(model, device)
+    folder = files.new_folder(out, overwrite=overwrite)
+    source = sources.open_own(images, tokenizer, data_root=data_root, on_broken=on_broken, size=how.size)
+    condition = choose_condition(tokenizer, source.num_classes, how.label, captioned=any(source.captions))
+    psnr = pictures.reconstruct(tokenizer, source, folder, how)
+    report_broken(source)
+    if condition is not None:
+        print(f"condition of the tokenizer: {condition}")
+    shown = subset(source, how.num)
+    count = len(shown) - len(replaced_among(shown, range(len(shown))))
+    for k, value in psnr.items():
+        print(f"keep {k:4d} of {tokenizer.spec.length}: PSNR {value:.2f} dB (mean of {count} images)")
+    print(f"pictures: {folder / 'overview.png'}")
+
+
+@expanded
+def generate(model: Model, out: Out, how: SamplePictures, device: Device = None, overwrite: Overwrite = False) -> None:
+    """Sample images of classes or captions: tokens from the generator, decoded by its tokenizer."""
+    from tok1d import devices, files
+    from tok1d.inference import pictures
+    from tok1d.zoo import store
+
+    generator, tokenizer = store.load_pair(model, device=devices.pick_device(device))
+    folder = files.new_folder(out, overwrite=overwrite)
+    print(f"pictures: {', '.join(map(str, pictures.generate(generator, tokenizer, folder, how)))}")

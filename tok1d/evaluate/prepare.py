@@ -1,0 +1,189 @@
+"""From a request to what measures it: models, images, metrics and references, opened before anything is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+from tok1d.config.options import check_counts
+from tok1d.data.images import ImageSet
+from tok1d.data.subset import subset
+from tok1d.errors import InputError
+from tok1d.evaluate import protocol, setup
+from tok1d.evaluate.generation import evaluate_generation
+from tok1d.evaluate.measures import Compared, Measures, Measuring
+from tok1d.evaluate.reconstruction import evaluate_reconstruction
+from tok1d.evaluate.request import Generation, Reconstruction, Request
+from tok1d.inference import images as sources
+from tok1d.inference.sampling import guidance_of
+from tok1d.tokenizers.base import Tokenizer
+from tok1d.zoo.card import padding_of
+from tok1d.zoo.checkpoints import load_model, load_pair
+from tok1d.zoo.record import Record
+from tok1d.zoo.store import model_identity
+
+T = TypeVar("T")
+
+
+class Opened:
+    """What the last request opened, by its purpose; the next request takes from here what it shares with the last."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, tuple[Hashable, Any]] = {}
+
+    def once(self, purpose: str, key: Hashable, make: Callable[[], T]) -> T:
+        """The result of `make`, or its last result if the key was the same."""
+        held = self._held.get(purpose)
+        if held is None or held[0] != key:
+            self._held.pop(purpose, None)
+            held = None  # the memory of a model is freed before the next one is read
+            held = self._held[purpose] = (key, make())
+        return held[1]
+
+
+class Run(Protocol):
+    """Measures, of all images or, as a trial, of one."""
+
+    def __call__(self, measuring: Measuring, *, trial: bool = False) -> list[Record]: ...
+
+
+@dataclass
+class Prepared:
+    """A request whose models, images and metrics are opened.
+
+    Args:
+        identity: all that the numbers depend on beside the request's settings.
+    """
+
+    run: Run
+    measuring: Measuring
+    identity: dict[str, Any]
+
+    @property
+    def measures(self) -> Measures:
+        """The metrics with their networks."""
+        return self.measuring.measures
+
+    def measure(self, **how: Any) -> list[Record]:
+        """The records; none where other processes have not finished their part. `how`: job and save of `Measuring`."""
+        return self.run(replace(self.measuring, **how))
+
+    def attempt(self) -> None:
+        """Make one image with these settings and measure nothing, so that mistakes show before a long job.
+
+        Raises:
+            InputError: settings that the models do not have.
+        """
+        nothing = Measures(metrics=(), pad=self.measures.pad)
+        self.run(replace(self.measuring, measures=nothing, references=()), trial=True)
+
+
+def prepare(request: Request, opened: Opened | None = None) -> Prepared:
+    """Open all that a request needs.
+
+    Raises:
+        Tok1dError: something is missing, or does not fit together.
+    """
+    opened = opened or Opened()
+    if isinstance(request, Reconstruction):
+        return _reconstruction(request, opened)
+    assert isinstance(request, Generation)
+    return _generation(request, opened)
+
+
+def _reconstruction(request: Reconstruction, opened: Opened) -> Prepared:
+    device = setup.pick_device(request.device)
+    tokenizer = opened.once("model", (request.model, device), lambda: load_model(request.model, device=device))
+    if not hasattr(tokenizer, "spec"):
+        raise InputError(f"{request.model}: expected a tokenizer, this is the model {tokenizer.config.name}")
+    if not request.data:
+        raise InputError(f"{request.model}: expected DATA, the images to reconstruct")
+    check_counts(list(request.keep), "--keep", 0, tokenizer.spec.length)
+    measures, known = _measures(request, opened, tokenizer, request.data)
+    images = opened.once(
+        "images",
+        (request.model, request.data, request.data_root),
+        lambda: sources.open_data(request.data, tokenizer, data_root=request.data_root),
+    )
+    wanted = subset(images, request.num)
+    identity = {
+        "weights": opened.once("weights", (request.model, device), lambda: model_identity(tokenizer)),
+        "images": wanted.fingerprint(),
+        "measures": str(measures),
+        "references": _fingerprints(known),
+    }
+
+    def run(measuring: Measuring, *, trial: bool = False) -> list[Record]:
+        return evaluate_reconstruction(tokenizer, subset(images, 1) if trial else wanted, request, measuring)
+
+    stated = protocol.protocol_of(tokenizer, pad=measures.pad)
+    return Prepared(run, Measuring(measures, known, stated), identity)
+
+
+def _generation(request: Generation, opened: Opened) -> Prepared:
+    device = setup.pick_device(request.device)
+    pair = opened.once("model", (request.model, device), lambda: load_pair(request.model, device=device))
+    generator, tokenizer = pair
+    data = request.data or ("fashion_mnist" if generator.card.data == "fashion_mnist" else "")
+    measures, known = _measures(request, opened, tokenizer, data)
+    if not data and known is None:
+        raise InputError(
+            f"{request.model}: expected DATA, a folder of images, or --reference FILE to compare its samples with"
+        )
+    guidance = guidance_of(generator, request.sampling)
+    images: ImageSet | None = None
+    if data:
+        images = opened.once(
+            "images",
+            (request.model, data, request.split, request.data_root),
+            lambda: sources.open_data(
+                data, tokenizer, split=request.split, data_root=request.data_root, generator=generator
+            ),
+        )
+    check_counts(list(request.keep), "--keep", 1, generator.config.num_tokens)
+
+    def of_images() -> list[Compared]:
+        assert images is not None, "data was checked above"
+        key = (images.fingerprint(), str(measures), request.split)
+        about = f"{data}, {request.split}"
+        return opened.once(
+            "references", key, lambda: setup.image_references(images, measures, of=request.split, about=about)
+        )
+
+    def run(measuring: Measuring, *, trial: bool = False) -> list[Record]:
+        how = replace(request, num=1) if trial else request
+        return evaluate_generation(generator, tokenizer, images, how, measuring, guidance=guidance)
+
+    weak = guidance.weak_model
+    identity = {
+        "weights": opened.once("weights", (request.model, device), lambda: [model_identity(each) for each in pair]),
+        "weak": None if weak is None else model_identity(weak),
+        "images": None if images is None else images.fingerprint(),
+        "measures": str(measures),
+        "references": _fingerprints(known),
+    }
+    return Prepared(run, Measuring(measures, known or of_images, protocol.protocol_of(generator)), identity)
+
+
+def _measures(
+    request: Request, opened: Opened, tokenizer: Tokenizer, data: str
+) -> tuple[Measures, list[Compared] | None]:
+    """Metrics with their networks, and the references that files hold."""
+    place, pad, config = next(tokenizer.parameters()).device, padding_of(tokenizer), tokenizer.config
+    sizes = (config.image_size, config.channels, pad, str(place))
+    key = (request.kind, request.metrics, request.network, data, request.eight_bit, *sizes)
+    where = setup.Place(data, config, place, pad)
+    measures = opened.once("measures", key, lambda: setup.open_measures(request, where))
+    files = (request.reference, request.allow_other_reference)
+    return measures, opened.once(
+        "files",
+        (key, files),
+        lambda: setup.open_references(
+            request.kind, request.reference, measures.networks, allow_other=request.allow_other_reference
+        ),
+    )
+
+
+def _fingerprints(references: Sequence[Compared] | None) -> list[str] | None:
+    return None if references is None else [each.fingerprint for each in references]
