@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -12,6 +13,7 @@ PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # option
 
 
 def launch(
+    context: typer.Context,
     command: Annotated[
         list[str],
         typer.Argument(help="RECIPE [key=value ...], or evaluate or encode with all they take", show_default=False),
@@ -33,7 +35,6 @@ def launch(
 
     Logs lie in OUT/slurm/JOB of a training, in runs/slurm/JOB of anything else.
     """
-    from tok1d.cli.app import run
     from tok1d.errors import InputError
     from tok1d.launch import slurm as module
 
@@ -45,14 +46,22 @@ def launch(
             raise InputError(f"--slurm: expected KEY=VALUE such as account=ME, got {text!r}")
         further[key.replace("-", "_")] = value
     resources = module.Resources(nodes, gpus, tasks, cpus, module.parse_time(time), partition, further)
+    imports = [f"--import={name}" for name in (context.parent and context.parent.params["imports"]) or []]
     if dry_run:
         arguments, logs, batch_size = module.job_of(command)
         module.check_batch(batch_size, resources)
         print(module.script(logs, resources, f"tok1d-{arguments[0]}"))
-        print(f"# runs in each process: tok1d {' '.join(arguments)}")
+        print(f"# runs in each process: tok1d {' '.join([*imports, *arguments])}")
         return
-    job, logs = module.submit(command, resources, run, cluster=cluster)  # type: ignore[arg-type]
+    job, logs = module.submit(command, resources, partial(run_with, imports), cluster=cluster)  # type: ignore[arg-type]
     print(f"job {job.job_id}; logs: {logs / str(job.job_id)}", flush=True)
     if wait or cluster == "debug":
         module.wait(job)
         print("the job has ended")
+
+
+def run_with(imports: list[str], arguments: list[str]) -> int:
+    """Run a command line after its --import options; the exit code."""
+    from tok1d.cli.app import run
+
+    return run([*imports, *arguments])
