@@ -104,7 +104,7 @@ def run(arguments: list[str] | None = None) -> int:
     imports, arguments = split_imports(sys.argv[1:] if arguments is None else arguments)
     arguments = with_new_names(arguments)
     try:
-        code = app(args=[*imports, *arguments], prog_name="tok1d", standalone_mode=False)
+        code = app(args=[*imports, *arguments], prog_name="tok1d", standalone_mode=False, obj=run)
         if code == 130:  # what typer returns after Ctrl-C
             return _interrupted(arguments)
         return code if isinstance(code, int) else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 
@@ -53,15 +54,13 @@ def launch(
         print(module.script(logs, resources, f"tok1d-{arguments[0]}"))
         print(f"# runs in each process: tok1d {' '.join([*imports, *arguments])}")
         return
-    job, logs = module.submit(command, resources, partial(run_with, imports), cluster=cluster)  # type: ignore[arg-type]
+    job, logs = module.submit(command, resources, partial(run_with, context.obj, imports), cluster=cluster)  # type: ignore[arg-type]
     print(f"job {job.job_id}; logs: {logs / str(job.job_id)}", flush=True)
     if wait or cluster == "debug":
         module.wait(job)
         print("the job has ended")
 
 
-def run_with(imports: list[str], arguments: list[str]) -> int:
+def run_with(run: Callable[[list[str]], int], imports: list[str], arguments: list[str]) -> int:
     """Run a command line after its --import options; the exit code."""
-    from tok1d.cli.app import run
-
     return run([*imports, *arguments])
