@@ -21,9 +21,10 @@ RowFunction = Callable[[Path], dict[str, Any]]
 
 def images(split: str, num: int) -> Any:
     """The first Fashion-MNIST images of a split, with their border."""
-    from tok1d.data.images import open_images
+    from tok1d.data.images import ImageSource, open_images
 
-    return open_images("fashion_mnist", split, image_size=SIZE, channels=1, pad=PAD, limit=num)  # type: ignore[arg-type]
+    source = ImageSource("fashion_mnist", image_size=SIZE, channels=1, pad=PAD, limit=num)
+    return open_images(source, split)  # type: ignore[arg-type]
 
 
 def classifier() -> Any:
@@ -40,10 +41,10 @@ def values(records: list[Any]) -> dict[str, float]:
 def train(recipe: str, overrides: list[str], out: Path) -> Any:
     """The model of a run folder, which is trained first if the run is not finished."""
     from tok1d.config.load import load_recipe
-    from tok1d.train import run
+    from tok1d.train import folder, run
     from tok1d.zoo import store
 
-    if not run.is_finished(out):
+    if not folder.is_finished(out):
         run.train(load_recipe(recipe, [*overrides, f"out={out}"]), name=recipe)
     return store.load(out / "model")
 

@@ -329,8 +329,10 @@ def build_config(cls: type[T], mapping: Mapping[str, object]) -> T:
     return build(cls, mapping)
 
 
-def to_mapping(config: DataclassInstance) -> dict[str, Any]:
+def to_mapping(config: object) -> dict[str, Any]:
     """A configuration dataclass as plain dicts, lists and scalars, as `build_config` reads them."""
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        raise TypeError(f"expected an instance of a dataclass, got {show(config)}")
     return {name: _plain(value) for name, value in dataclasses.asdict(config).items()}
 
 

@@ -80,7 +80,7 @@ def register(name: str, *, kind: Kind, config: type) -> Callable[[Model], Model]
     The class is called with an instance of `config` and has the methods of the protocols `tok1d.Tokenizer` or
     `tok1d.Generator`. Two capabilities are class attributes, False if absent:
     `any_size` (trains on images of several sizes, data.image_sizes) and `adversarial` (has `reconstruct` and
-    `decoder.last_weight`, so that the recipe sections perceptual and adversarial apply).
+    `last_weight`, so that the recipe sections perceptual and adversarial apply); see `tok1d.Tokenizer`.
 
     Args:
         kind: tokenizer, generator or classifier.

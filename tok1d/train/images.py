@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from tok1d.config.recipe import Recipe
-from tok1d.data.decoded import DecodedImages
 from tok1d.data.images import ArrayImages, open_images
+from tok1d.data.lazy import LazyImages
+from tok1d.data.source import ImageSource
+from tok1d.data.splits import Split
 
-Images = ArrayImages | DecodedImages
+Images = ArrayImages | LazyImages
 
 
-def open_split(recipe: Recipe, split: str, *, augment: bool = False) -> Images:
-    """The recipe's images; augmented only for training."""
+def open_split(recipe: Recipe, split: Split, *, augment: bool = False) -> Images:
+    """The recipe's images of a split.
+
+    Args:
+        augment: apply the recipe's random crop and flip; only for training.
+
+    Raises:
+        DataError: as `open_images`.
+    """
     data = recipe.data
-    return open_images(
+    source = ImageSource(
         data.name,
-        split,  # type: ignore[arg-type]
         root=data.root,
         image_size=data.image_size,
         channels=data.channels,
@@ -28,3 +36,4 @@ def open_split(recipe: Recipe, split: str, *, augment: bool = False) -> Images:
         label_key=data.label_key,
         workers=data.workers,
     )
+    return open_images(source, split)

@@ -52,8 +52,7 @@ def build_model(config: ModelConfig) -> nn.Module:
 def model_identity(model: HasWeights) -> str:
     """The fingerprint of a model's weights, and 12 hex digits of a hash of its configuration."""
     config: object = getattr(model, "config", None)
-    known = is_dataclass(config) and not isinstance(config, type)
-    settings = json.dumps(to_mapping(config), sort_keys=True, default=str) if known else repr(config)
+    settings = json.dumps(to_mapping(config), sort_keys=True, default=str) if is_dataclass(config) else repr(config)
     return f"{fingerprint(model)}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
 
 
