@@ -266,7 +266,7 @@ def contradiction_cases(bench: Bench) -> Iterator[Case]:
         ("tokenizer", "cache", "cache=x"),
         ("tokenizer", "num_tokens", "num_tokens=2"),
         ("tokenizer", "cache_views", "cache_views=tencrop"),
-        ("tokenizer", "draws", "draws=released"),
+        ("tokenizer", "row_order", "row_order=released"),
         ("tokenizer", "perceptual.weight", "perceptual.weight=1"),
         ("tokenizer", "adversarial.weight", "adversarial.weight=1"),
         ("tokenizer", "data.image_sizes", "data.image_sizes=[28]"),

@@ -11,18 +11,20 @@ from typing import Any, ClassVar, Literal
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from tok1d.config import recipe as config_module
-from tok1d.config.fields import build_config, nearest, option, to_mapping
-from tok1d.config.load import field_rows, load_card, load_recipe, recipe_names, to_yaml
+from tok1d.config import load as config_module
+from tok1d.config.fields import build_config, option, to_mapping
+from tok1d.config.load import field_rows, load_card, load_recipe, recipe_from_text, recipe_names, to_yaml
+from tok1d.config.nearest import nearest
 from tok1d.config.recipe import CardConfig, DataConfig, EvaluateConfig, Recipe, TrainConfig
-from tok1d.config.registry import MODEL_CONFIGS, build_model_config
+from tok1d.config.registry import MODELS, Entry, build_model_config, has_capability, models_with, register
 from tok1d.errors import ConfigError
 
 
 @dataclass
 class Encoder:
-    depth: int = option(2, "blocks", ge=1)
+    depth: int = option(2, "blocks", ge=1, was="layers")
     width: int = option(64, "width", ge=1)
     heads: int = option(4, "heads", ge=1)
     dropout: float = option(0.0, "dropout", ge=0, lt=1)
@@ -70,6 +72,11 @@ class Model:
 
 
 @dataclass
+class ToyGenerator:
+    name: str = option("toy_generator")
+
+
+@dataclass
 class Other:
     name: str = option("other")
     size: int = option(3, help="a required neighbour's neighbour")
@@ -84,8 +91,9 @@ train: {steps: 100, batch_size: 8, lr: 1e-3}
 
 @pytest.fixture(autouse=True)
 def toy_models(monkeypatch):
-    monkeypatch.setitem(MODEL_CONFIGS, "toy", (__name__, "Model"))
-    monkeypatch.setitem(MODEL_CONFIGS, "other", (__name__, "Other"))
+    monkeypatch.setitem(MODELS, "toy", Entry("tokenizer", nn.Module, Model))
+    monkeypatch.setitem(MODELS, "other", Entry("tokenizer", nn.Module, Other))
+    monkeypatch.setitem(MODELS, "toy_generator", Entry("generator", nn.Module, ToyGenerator))
 
 
 @pytest.fixture
@@ -216,7 +224,9 @@ def test_a_later_size_replaces_and_numbers_beside_it_win(tmp_path, base, child, 
 
 
 def test_generator_gets_a_cache_below_out(minimal):
-    recipe = load_recipe(minimal, ["kind=generator", "tokenizer=runs/t/model", "out=elsewhere"])
+    recipe = load_recipe(
+        minimal, ["kind=generator", "model.name=toy_generator", "tokenizer=runs/t/model", "out=elsewhere"]
+    )
     assert recipe.cache == "elsewhere/cache"
 
 
@@ -362,7 +372,7 @@ def test_mistake_in_override_and_in_yaml_is_told_the_same(minimal, tmp_path, ove
         (["train.lr_min=1"], "train.lr_min: expected at most lr=0.001, got 1.0"),
         (["train.warmup_init=1"], "train.warmup_init: expected at most lr=0.001, got 1.0"),
         (["train.schedule=constant", "train.decay_steps=9"], "train.decay_steps: schedule=constant does not decay"),
-        (["kind=generator"], "tokenizer: a generator needs"),
+        (["kind=generator", "model.name=toy_generator"], "tokenizer: a generator needs"),
         (["tokenizer=x"], "tokenizer: only generators read it"),
         (["num_tokens=3"], "num_tokens: only generators read it"),
         (["data.name=folder"], "data.root: name=folder needs"),
@@ -394,7 +404,7 @@ def test_model_must_fit_kind_and_data(minimal, monkeypatch):
     ("text", "words"),
     [
         ("kind: tokenizer\ntrain: [1\n", "line 3: not valid YAML"),
-        ("seed: 1\nseed: 2\n", "line 2: not valid YAML, got duplicate key seed"),
+        ("seed: 1\nseed: 2\n", "line 2: not valid YAML, found duplicate key seed"),
         ("seed: 1\n\x01", "line 2: not valid YAML"),
         ("a: !!python/object:os.system x", "line 1: not valid YAML"),
         ("a: !!set {x}", "not a supported"),
@@ -491,6 +501,83 @@ def test_nearest_is_symmetric_in_slips_and_silent_when_far():
 
 
 def test_importing_and_listing_needs_neither_torch_nor_omegaconf():
-    code = "import sys, tok1d.config as c; c.recipe_names(); print({'torch', 'omegaconf'} & set(sys.modules))"
+    code = "import sys, tok1d; tok1d.recipes(); print({'torch', 'omegaconf'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+RENAMED = [("start=x", "init_from=x"), ("model.encoder.layers=7", "model.encoder.depth=7")]
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED)
+def test_a_former_name_works_with_one_line_of_warning(minimal, tmp_path, capsys, old, new):
+    wanted = load_recipe(minimal, [new])
+    assert capsys.readouterr().err == ""
+    assert load_recipe(minimal, [old]) == wanted
+    old_key, new_key = (text.partition("=")[0] for text in (old, new))
+    assert capsys.readouterr().err == f"warning: the recipe key {old_key} is now called {new_key}\n"
+    assert old_key not in to_yaml(wanted).split()
+
+
+def test_row_order_was_called_draws(minimal, capsys):
+    generator = ["kind=generator", "model.name=toy_generator", "tokenizer=x"]
+    assert load_recipe(minimal, [*generator, "draws=released"]).row_order == "released"
+    assert capsys.readouterr().err == "warning: the recipe key draws is now called row_order\n"
+
+
+def test_of_a_key_and_its_former_name_the_later_one_counts(minimal, tmp_path):
+    base = write(tmp_path / "base.yaml", MINIMAL + "start: old\n")
+    child = write(tmp_path / "child.yaml", "base: base.yaml\ninit_from: new\n")
+    assert load_recipe(child).init_from == "new"
+    assert load_recipe(base, ["init_from=newer"]).init_from == "newer"
+    assert load_recipe(child, ["start=newest"]).init_from == "newest"
+    assert load_recipe(child, ["model.encoder.depth=3", "model.encoder.layers=4"]).model.encoder.depth == 4
+
+
+def test_former_names_in_stored_recipes_and_configurations_are_read_silently(minimal, capsys):
+    text = (
+        to_yaml(load_recipe(minimal, ["init_from=x"])).replace("init_from:", "start:").replace("depth: 5", "layers: 5")
+    )
+    assert "start: x" in text and "layers: 5" in text
+    assert recipe_from_text(text, "card") == load_recipe(minimal, ["init_from=x"])
+    assert build_model_config({"name": "toy", "encoder": {"layers": 8}}) == Model(encoder=Encoder(depth=8))
+    assert capsys.readouterr().err == ""
+
+
+class Net(nn.Module):
+    any_size = True
+
+    def encode(self): ...
+
+    def decode(self): ...
+
+    def losses(self): ...
+
+
+@pytest.fixture
+def forget(monkeypatch):
+    monkeypatch.setattr("tok1d.config.registry.MODELS", dict(MODELS))
+
+
+def test_register(forget):
+    assert register("plain", kind="tokenizer", config=Plain)(Net) is Net
+    assert build_model_config({"name": "plain"}) == Plain()
+    assert has_capability("plain", "any_size") and not has_capability("plain", "adversarial")
+    assert "plain" in models_with("any_size") and "semanticist" not in models_with("any_size")
+    register("plain", kind="tokenizer", config=Plain)(Net)  # as a module that is imported again does
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "config", "words"),
+    [
+        ("plain", "judge", Plain, "expected kind tokenizer, generator, classifier, got 'judge'"),
+        ("maetok", "tokenizer", Plain, "the name belongs to tok1d.tokenizers.maetok:MAETok; choose another"),
+        ("other", "tokenizer", Plain, "the name belongs to"),
+        ("mine", "tokenizer", Plain, 'expected a dataclass with the field name: str = "mine" as config'),
+        ("plain", "tokenizer", dict, 'expected a dataclass with the field name: str = "plain"'),
+        ("plain", "generator", Plain, "a generator needs the methods sample, losses, Net has no sample"),
+    ],
+)
+def test_what_cannot_be_registered(forget, name, kind, config, words):
+    message = error_of(register(name, kind=kind, config=config), Net)
+    assert message.startswith(f"register {name}: ") and words in message

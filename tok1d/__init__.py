@@ -8,31 +8,38 @@ model.decode(tokens, keep=4)             # images again, from the first four tok
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-__version__ = "0.1.0"
-__all__ = ["__version__", "load", "load_pair", "recipes"]
+import importlib
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from tok1d.config.load import recipe_names as recipes
+    from tok1d.config.registry import register
+    from tok1d.generators.base import Generator
+    from tok1d.tokenizers.base import Tokenizer
+    from tok1d.zoo.store import load, load_pair
+
+__version__ = "0.1.0"
+__all__ = ["Generator", "Tokenizer", "__version__", "load", "load_pair", "recipes", "register"]
+
+# Name -> "module:name". Imported on first use (PEP 562), because most of these modules import torch.
+_EXPORTS = {
+    "Generator": "tok1d.generators.base:Generator",
+    "Tokenizer": "tok1d.tokenizers.base:Tokenizer",
+    "load": "tok1d.zoo.store:load",
+    "load_pair": "tok1d.zoo.store:load_pair",
+    "recipes": "tok1d.config.load:recipe_names",
+    "register": "tok1d.config.registry:register",
+}
 
 
-def load(name: str | Path, *, device: str = "cpu") -> Any:
-    """A model from a folder, a bundled name or a hub name; see `tok1d.zoo.store.load`."""
-    from tok1d.zoo import store
-
-    return store.load(name, device=device)
-
-
-def load_pair(name: str | Path, *, device: str = "cpu") -> tuple[Any, Any]:
-    """A generator and its tokenizer; see `tok1d.zoo.store.load_pair`."""
-    from tok1d.zoo import store
-
-    return store.load_pair(name, device=device)
+def __getattr__(name: str) -> object:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _EXPORTS[name].partition(":")
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
 
 
-def recipes() -> list[str]:
-    """Names of the packaged recipes."""
-    from tok1d.config.load import recipe_names
-
-    return recipe_names()
+def __dir__() -> list[str]:
+    return list(__all__)

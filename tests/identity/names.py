@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tok1d.cli import app as cli
 from tok1d.config.load import load_recipe, recipe_names
-from tok1d.config.registry import MODEL_CONFIGS, build_model_config
+from tok1d.config.registry import MODELS, build_model_config
 from tok1d.data.tokens import TokenCache
 from tok1d.diffusion.guidance import Guidance
 from tok1d.train import run
@@ -29,7 +29,7 @@ Noise = torch.Generator | Sequence[torch.Generator] | None
 
 def kinds() -> list[str]:
     """Names of all kinds of models."""
-    return sorted(MODEL_CONFIGS)
+    return sorted(MODELS)
 
 
 def bundled() -> list[str]:

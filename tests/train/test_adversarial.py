@@ -197,7 +197,7 @@ def test_lpips_without_weights_is_refused_before_the_training() -> None:
 
 @pytest.mark.parametrize("key", ["perceptual", "adversarial"])
 def test_only_deterministic_tokenizers_are_judged(key: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{key}.weight: read with maetok, .* alone, expected 0 for semanticist"):
+    with pytest.raises(ConfigError, match=f"^{key}.weight: only maetok, .* read it, expected 0 for semanticist"):
         load_recipe("fashion_mnist/semanticist", (f"{key}.weight=0.5",))
     with pytest.raises(ConfigError, match=f"^{key}.wieght: unknown key; did you mean {key}.weight"):
         load_recipe("fashion_mnist/maetok", (f"{key}.wieght=0.5",))

@@ -243,7 +243,7 @@ def test_images_are_augmented_as_the_recipe_says_and_the_same_step_is_the_same_b
 
 
 def test_a_recipe_chooses_views_type_and_draws(generator: Any, tmp_path: Path) -> None:
-    recipe = generator("cache_views=center+flip", "cache_dtype=bfloat16", "draws=released")
+    recipe = generator("cache_views=center+flip", "cache_dtype=bfloat16", "row_order=released")
     task = build_task(recipe)
     cache = TokenCache(tmp_path / "run" / "cache")
     assert (len(cache), cache.views, cache.layout.dtype, cache.num_tokens) == (128, 2, "bfloat16", 3)
@@ -252,13 +252,13 @@ def test_a_recipe_chooses_views_type_and_draws(generator: Any, tmp_path: Path) -
     tokens, labels = task.batch(4, 0, 1)
     expected = cache.batch(released(128, 2, 8, seed=0, step=4))
     assert torch.equal(tokens, expected[0]) and torch.equal(labels, expected[1])
-    again = dataclasses.replace(recipe, draws="every_image")
+    again = dataclasses.replace(recipe, row_order="every_image")
     assert torch.equal(build_task(again).batch(3, 0, 1)[1], cache.batch(every_image(128, 2, 8, seed=0, step=3))[1])
     with pytest.raises(DataError, match=r"holds views adm-center\+flip.*set cache_views as it was encoded"):
         build_task(generator())
 
 
-@pytest.mark.parametrize("change", ["cache_views=tencrop", "cache_dtype=float16", "draws=released"])
+@pytest.mark.parametrize("change", ["cache_views=tencrop", "cache_dtype=float16", "row_order=released"])
 def test_settings_of_a_cache_need_a_cache(generator: Any, tiny: Tiny, change: str) -> None:
     generator(change)
     key = change.split("=")[0]

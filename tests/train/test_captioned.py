@@ -12,7 +12,8 @@ from PIL import Image
 from rich.console import Console
 
 from tok1d.config.load import load_recipe
-from tok1d.config.recipe import ANY_SIZE, Recipe
+from tok1d.config.recipe import Recipe
+from tok1d.config.registry import models_with
 from tok1d.cost.forecast import forecast, meta_batch, table
 from tok1d.errors import ConfigError, DataError
 from tok1d.train import folder, run
@@ -118,7 +119,7 @@ def test_a_run_on_folders_with_both_ends_and_loads(tiny: Tiny, tmp_path: Path, b
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model.auxiliary=[{target: text, dim: 9}]"], r"^data\.captions: .*text learns from captions; expected"),
+        (["model.auxiliary=[{target: text, dim: 9}]"], r"^data\.captions: .*text needs captions; expected"),
         (["data.captions=files"], r"^data\.captions: name=fashion_mnist takes labels, got files$"),
         (["data.name=folder", "data.root=x", "data.captions=labels"], r"^data\.captions: name=folder takes files or "),
         (["data.image_sizes=[32, 36]"], r"^data\.image_sizes: .* multiples of model\.encoder\.patch=8, got 36$"),
@@ -133,7 +134,7 @@ def test_contradictions_are_one_line(tiny: Tiny, tmp_path: Path, overrides: list
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ANY_SIZE)
+@pytest.mark.parametrize("kind", models_with("any_size"))
 def test_models_of_any_size_learn_from_all_sizes(tiny: Tiny, tmp_path: Path, fashion: None, kind: str) -> None:
     task = build_task(load_recipe(tiny(kind), [f"out={tmp_path}", SIZES]))
     model: Any = task.model.eval()
@@ -148,7 +149,7 @@ def test_models_of_any_size_learn_from_all_sizes(tiny: Tiny, tmp_path: Path, fas
 
 def test_only_models_of_any_size_take_several(tiny: Tiny, tmp_path: Path) -> None:
     for kind, keys in (("tokenizer", {}), ("classifier", {}), ("sit", {"tokenizer": "x"})):
-        with pytest.raises(ConfigError, match=r"^data\.image_sizes: read with maetok, .* alone, expected \[\] for"):
+        with pytest.raises(ConfigError, match=r"^data\.image_sizes: only maetok, .* read it, expected \[\] for"):
             load_recipe(tiny(kind, **keys), ["data.image_sizes=[28, 56]"])
 
 

@@ -306,7 +306,7 @@ def test_stage_two_starts_from_stage_one(tiny: Tiny, tmp_path: Path, fashion: No
     first = store.build_model(load_recipe(tiny("maetok")).model)
     store.save_model(first, tmp_path / "first", Card())
     settings = ["model.stage=finetune", "model.auxiliary=[]", f"out={tmp_path / 'run'}"]
-    with pytest.raises(ConfigError, match=r"^init_from: model\.stage=finetune goes on from a finished run's model"):
+    with pytest.raises(ConfigError, match=r"^init_from: model\.stage=finetune continues from the model of a"):
         load_recipe(tiny("maetok"), settings)
     wanted = load_recipe(tiny("maetok"), [*settings, f"init_from={tmp_path / 'first'}"])
     assert run.train(wanted, quiet=True, seconds=0.0) == tmp_path / "run"

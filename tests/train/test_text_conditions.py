@@ -242,11 +242,11 @@ def test_a_tokenizer_that_is_told_nothing_serves_a_generator_of_captions(pair: A
     [
         (
             ["data.captions=null"],
-            r"^data\.captions: condition\.kind=text learns from captions; .* null$",
+            r"^data\.captions: condition\.kind=text needs captions; .* null$",
         ),
         (
             ["model.num_classes=10"],
-            r"^model\.num_classes: condition\.kind=text is told no class, expected 0",
+            r"^model\.num_classes: condition\.kind=text has no classes, expected 0",
         ),
     ],
 )

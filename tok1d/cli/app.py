@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
@@ -49,6 +50,29 @@ app.command("compare", short_help="Compare runs with the curve of their recipe."
 app.command("launch", short_help="Run a command as a job on a SLURM cluster.", context_settings=PASSED_ON)(launch)
 app.command("replay", short_help="Repeat the step that stopped a training.")(replay)
 
+IMPORT_HELP = "module or .py file to import first, such as one that registers a model; before the command, repeatable"
+
+
+@app.callback()
+def import_modules(
+    imports: Annotated[list[str] | None, typer.Option("--import", metavar="MODULE", help=IMPORT_HELP)] = None,
+) -> None:
+    """Structured 1D image tokenizers and the generators trained on their tokens. Start with tok1d demo."""
+    if imports:
+        from tok1d.config.imports import import_module
+
+        for name in imports:
+            import_module(name)
+
+
+def split_imports(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The --import options at the start of a command line, and the command with its arguments."""
+    i = 0
+    while i < len(arguments) and arguments[i].partition("=")[0] == "--import":
+        i += 1 if "=" in arguments[i] else 2
+    return arguments[:i], arguments[i:]
+
+
 # Options that were renamed: the old name, the new one, and the commands that have it.
 RENAMED = {"--solver": "--sampler", "--decoder-solver": "--decoder-sampler"}
 RENAMED_IN = ("reconstruct", "generate", "evaluate")
@@ -77,9 +101,10 @@ def run(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
     from tok1d.errors import Tok1dError
 
-    arguments = with_new_names(sys.argv[1:] if arguments is None else arguments)
+    imports, arguments = split_imports(sys.argv[1:] if arguments is None else arguments)
+    arguments = with_new_names(arguments)
     try:
-        code = app(args=arguments, prog_name="tok1d", standalone_mode=False)
+        code = app(args=[*imports, *arguments], prog_name="tok1d", standalone_mode=False, obj=run)
         if code == 130:  # what typer returns after Ctrl-C
             return _interrupted(arguments)
         return code if isinstance(code, int) else 0

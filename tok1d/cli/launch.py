@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -12,6 +14,7 @@ PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # option
 
 
 def launch(
+    context: typer.Context,
     command: Annotated[
         list[str],
         typer.Argument(help="RECIPE [key=value ...], or evaluate or encode with their arguments", show_default=False),
@@ -39,7 +42,6 @@ def launch(
 
     Logs of a training are in OUT/slurm/JOB, others in runs/slurm/JOB.
     """
-    from tok1d.cli.app import run
     from tok1d.errors import InputError
     from tok1d.launch import slurm as module
 
@@ -51,14 +53,20 @@ def launch(
             raise InputError(f"--slurm: expected KEY=VALUE such as account=ME, got {text!r}")
         further[key.replace("-", "_")] = value
     resources = module.Resources(nodes, gpus, tasks, cpus, module.parse_time(time), partition, further)
+    imports = [f"--import={name}" for name in (context.parent and context.parent.params["imports"]) or []]
     if dry_run:
         arguments, logs, batch_size = module.job_of(command)
         module.check_batch(batch_size, resources)
         print(module.script(logs, resources, f"tok1d-{arguments[0]}"))
-        print(f"# runs in each process: tok1d {' '.join(arguments)}")
+        print(f"# runs in each process: tok1d {' '.join([*imports, *arguments])}")
         return
-    job, logs = module.submit(command, resources, run, cluster=cluster)  # type: ignore[arg-type]
+    job, logs = module.submit(command, resources, partial(run_with, context.obj, imports), cluster=cluster)  # type: ignore[arg-type]
     print(f"job {job.job_id}; logs: {logs / str(job.job_id)}", flush=True)
     if wait or cluster == "debug":
         module.wait(job)
         print("the job has ended")
+
+
+def run_with(run: Callable[[list[str]], int], imports: list[str], arguments: list[str]) -> int:
+    """Run a command line after its --import options; the exit code."""
+    return run([*imports, *arguments])

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from tok1d.config import fields as config_fields
-from tok1d.config.fields import FieldRow, to_mapping
+from tok1d.config.fields import FieldRow, build, former_names, rows, to_mapping
+from tok1d.config.nearest import nearest
 from tok1d.config.recipe import CardConfig, Recipe
-from tok1d.errors import ConfigError
+from tok1d.config.text import escape, show
+from tok1d.errors import ConfigError, reason_of
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-SIZED = ("dim", "depth", "heads")  # what a named size stands for
-RENAMED = {"start": "init_from"}  # keys at the top as they were once called
+SIZED = ("dim", "depth", "heads")  # the keys that a named size sets
+
+Tree = dict[str, object]  # a recipe's nested keys
 
 
 def recipe_names() -> list[str]:
@@ -27,40 +29,54 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
     A recipe may inherit: `base: NAME_OR_PATH` reads that one first (without its `out`), a path being relative to
     the file. `${data.image_size}` stands for the value of another key that is written in the recipe or its bases.
-    `size: base` in a section whose class has `SIZES` stands for dim, depth and heads; these win where written beside
-    it, and a size written later (in the inheriting recipe, in an override) replaces them all.
-    Raises ConfigError, in one line with the full key, for whatever is not a valid recipe.
+    `size: base` in a section whose class has `SIZES` sets dim, depth and heads. These keys win where written next to
+    it; a size in a later place (an inheriting recipe, an override) replaces them all.
+    A key's former name works, too; a line on stderr gives the new one.
+
+    Raises:
+        ConfigError: not a valid recipe; one line with the full key.
     """
-    tree = _merge(_read(name_or_path), _parse_overrides(overrides))
-    tree = _resolve(tree)
+    tree = _resolve(_merge(_read(name_or_path), _parse_overrides(overrides)))
     if tree.get("out") in (None, ""):
         label = name_or_path if name_or_path in recipe_names() else Path(name_or_path).stem
         tree["out"] = f"runs/{label}"
     if tree.get("kind") == "generator" and tree.get("cache") is None:
         tree["cache"] = f"{tree['out']}/cache"
-    return config_fields.build(Recipe, tree)
+    recipe = build(Recipe, tree)
+    for was, name in former_names(recipe, tree):
+        print(f"warning: the recipe key {was} is now called {name}", file=sys.stderr)
+    return recipe
+
+
+def stored_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that `to_yaml` wrote into a file (a run's config.yaml), after overrides.
+
+    Raises:
+        ConfigError: as `load_recipe`, or the file cannot be read.
+    """
+    return recipe_from_text(_read_text(path), str(path), overrides)
 
 
 def recipe_from_text(text: str, source: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe that `to_yaml` wrote as `text`, after overrides; raises ConfigError as `load_recipe`, for `source`."""
-    return config_fields.build(Recipe, _resolve(_merge(_parse(text, source), _parse_overrides(overrides))))
+    return build(Recipe, _resolve(_merge(_parse(text, source), _parse_overrides(overrides))))
 
 
 def load_card(name_or_path: str) -> CardConfig:
-    """Only the card of a recipe: neither imports its model nor checks the rest."""
-    return config_fields.build(CardConfig, _resolve(_read(name_or_path)).get("card", {}), "card")
+    """The card of a recipe; the model is not imported and the other keys are not checked."""
+    return build(CardConfig, _resolve(_read(name_or_path)).get("card", {}), "card")
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """The whole recipe as YAML, nothing inherited or interpolated; `load_recipe` of it gives an equal recipe."""
+    """The whole recipe as YAML, without inheritance or interpolation; `load_recipe` of it gives an equal recipe."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_yaml(OmegaConf.create(config_fields.escape(to_mapping(recipe))))
+    return OmegaConf.to_yaml(OmegaConf.create(escape(to_mapping(recipe))))
 
 
 def field_rows(recipe: Recipe) -> list[FieldRow]:
     """Every field of a recipe in order, with type and range, default, value and help as text."""
-    return list(config_fields.rows(recipe))
+    return list(rows(recipe))
 
 
 def _locate(name: str, folder: Path) -> Path:
@@ -68,13 +84,13 @@ def _locate(name: str, folder: Path) -> Path:
     names, path = recipe_names(), folder / name
     if name in names:
         return RECIPES / f"{name}.yaml"
-    if os.path.isfile(path):  # unlike Path.is_file, says no to names no file can have
+    if os.path.isfile(path):  # unlike Path.is_file, False for names that no file can have
         return path
     tail = name.removesuffix(".yaml").split("/")[-1]
-    near = config_fields.nearest(name.removesuffix(".yaml"), names)
-    near = near or [known for known in names if config_fields.nearest(tail, [known.split("/")[-1]])]
+    near = nearest(name.removesuffix(".yaml"), names)
+    near = near or [known for known in names if nearest(tail, [known.split("/")[-1]])]
     advice = f"; did you mean {' or '.join(near)}?" if near else ""
-    shown = config_fields.show(name)
+    shown = show(name)
     if os.path.isdir(path):
         raise ConfigError(f"recipe {name}: expected a YAML file or a recipe's name, got a folder{advice}")
     if path.suffix in (".yaml", ".yml"):
@@ -82,36 +98,39 @@ def _locate(name: str, folder: Path) -> Path:
     raise ConfigError(f"recipe {shown}: unknown name and no such file{advice or '; tok1d recipes lists them'}")
 
 
-def _read(name: str, folder: Path = Path(), above: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _read(name: str, folder: Path = Path(), above: tuple[Path, ...] = ()) -> Tree:
     """A recipe's own keys over those of its bases, unresolved; `above` are the files that inherit from it."""
     path = _locate(name, folder)
     chain = (*above, path.resolve())
     if chain[-1] in above:
         cycle = chain[chain.index(chain[-1]) :]
         raise ConfigError(f"base: recipes inherit in a circle, {' -> '.join(map(str, cycle))}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"{path}: cannot read the recipe, {reason}") from None
-    tree = _parse(text, str(path))
+    tree = _parse(_read_text(path), str(path))
     base = tree.pop("base", None)
     if base is None:
         return tree
     if not isinstance(base, str):
-        raise ConfigError(f"base: expected a recipe's name or file, got {config_fields.show(base)}")
+        raise ConfigError(f"base: expected a recipe's name or file, got {show(base)}")
     inherited = _read(base, path.parent, chain)
     inherited.pop("out", None)  # else two recipes would train into one folder
     return _merge(inherited, tree)
 
 
-def _parse(text: str, source: str) -> dict[str, Any]:
-    """YAML text with OmegaConf's reading of it (1e-4 is a number, keys do not repeat), unresolved."""
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = reason_of(error) if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"{path}: cannot read the recipe, {reason}") from None
+
+
+def _parse(text: str, source: str) -> Tree:
+    """YAML text as OmegaConf reads it (1e-4 is a number, a repeated key is an error), not interpolated."""
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
-    tree: Any = None
+    tree: object = None
     try:
         tree = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except yaml.YAMLError as error:
@@ -122,37 +141,33 @@ def _parse(text: str, source: str) -> dict[str, Any]:
     except GrammarParseError as error:
         raise _interpolation_error(error.full_key, error) from None
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{source}: {_first_line(error)}") from None
-    except AssertionError:  # how OmegaConf meets a lone number
+        raise ConfigError(f"{source}: {reason_of(error)}") from None
+    except AssertionError:  # OmegaConf's reaction to a single number
         pass
     if not isinstance(tree, dict):
-        raise ConfigError(f"{source}: expected a mapping of keys, got {config_fields.show(tree or text)}")
-    return _renamed(tree)
+        raise ConfigError(f"{source}: expected a mapping of keys, got {show(tree or text)}")
+    return tree
 
 
-def _renamed(tree: dict[str, Any]) -> dict[str, Any]:
-    """Keys as they are called now; recipes and cards of earlier versions say `start` for `init_from`."""
-    return {RENAMED.get(key, key): value for key, value in tree.items()}
-
-
-def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    # Sizes first: a width or depth given on the same line wins over its size, in whichever order.
+def _parse_overrides(overrides: Sequence[str]) -> Tree:
+    tree: Tree = {}
+    # Sizes first: a width or depth among the overrides wins over a size, in either order.
     for override in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith(".size")):
         key, equals, value = override.partition("=")
-        shown, key = config_fields.show(override), key.strip()
+        shown, key = show(override), key.strip()
         if not equals or not all(key.split(".")):
             raise ConfigError(f"override {shown}: expected key=value, such as train.lr=1e-4")
         if "[" in key:
             raise ConfigError(f"override {shown}: expected a whole list, such as evaluate.keep=[1,2,4]")
-        branch: Any = _parse_value(value, key, shown)
-        for name in reversed(key.split(".")):
+        sections, _, last = key.rpartition(".")
+        branch: Tree = {last: _parse_value(value, key, shown)}
+        for name in reversed(sections.split(".") if sections else []):
             branch = {name: branch}
-        tree = _merge(tree, _renamed(branch))
+        tree = _merge(tree, branch)
     return tree
 
 
-def _parse_value(value: str, key: str, shown: str) -> Any:
+def _parse_value(value: str, key: str, shown: str) -> object:
     """The right side of an override as OmegaConf's dotlist reads it."""
     import yaml
     from omegaconf import OmegaConf
@@ -163,30 +178,30 @@ def _parse_value(value: str, key: str, shown: str) -> Any:
     except GrammarParseError as error:
         raise _interpolation_error(key, error) from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        problem = getattr(error, "problem", None) or _first_line(error)
+        problem = getattr(error, "problem", None) or reason_of(error)
         raise ConfigError(f"override {shown}: the value is not valid YAML, {problem}; quote it?") from None
 
 
-def _merge(below: dict[str, Any], above: dict[str, Any], in_model: bool = False) -> dict[str, Any]:
-    """`above` over `below`: mappings merge, all else replaces.
+def _merge(below: Tree, above: Tree, in_model: bool = False) -> Tree:
+    """`above` over `below`: mappings merge, other values are replaced; the keys of `above` come last.
 
-    Inside `model`, a section given another `name` starts afresh: the keys of one model mean nothing to another.
-    A section given a `size` forgets the numbers below that a size stands for.
+    Inside `model`, a section with another `name` replaces the whole section: its keys belong to another class. A
+    section with a `size` drops the keys below that a size sets.
     """
     resized = in_model and isinstance(above.get("size"), str)
     merged = {name: value for name, value in below.items() if not (resized and name in SIZED)}
     for name, value in above.items():
-        old = merged.get(name)
+        old = merged.pop(name, None)  # put last: of a key and its former name, the later one counts
         inside = in_model or name == "model"
         if isinstance(old, dict) and isinstance(value, dict):
-            renamed = inside and "name" in old and value.get("name", old["name"]) != old["name"]
-            merged[name] = value if renamed else _merge(old, value, inside)
+            other_class = inside and "name" in old and value.get("name", old["name"]) != old["name"]
+            merged[name] = value if other_class else _merge(old, value, inside)
         else:
             merged[name] = value
     return merged
 
 
-def _resolve(tree: dict[str, Any]) -> dict[str, Any]:
+def _resolve(tree: Tree) -> Tree:
     """The tree with every `${key}` replaced by that key's value."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -199,8 +214,4 @@ def _resolve(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _interpolation_error(key: str | None, error: Exception) -> ConfigError:
     expected = "expected ${KEY} of a key written in the recipe or its bases, or \\${ for plain text"
-    return ConfigError(f"{key or 'recipe'}: {expected} ({_first_line(error)})")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return ConfigError(f"{key or 'recipe'}: {expected} ({reason_of(error)})")

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from tok1d.config.fields import _OPERATORS, _bounds, _convert, type_name
+from tok1d.config.fields import bounds_of, convert, within
+from tok1d.config.text import type_name
 from tok1d.errors import InputError
 
 T = TypeVar("T")
@@ -22,7 +23,7 @@ def flag_of(name: str) -> str:
 
 def null_is(default: object, hint: type) -> Callable[[object, str], object]:
     """A converter of recipe values that reads null, which older recipes hold, as the default."""
-    return lambda value, key: default if value is None else _convert(hint, value, key)
+    return lambda value, key: default if value is None else convert(hint, value, key)
 
 
 def fields_from(cls: type[T], holder: object, prefix: str = "") -> T:
@@ -97,12 +98,9 @@ class Option:
             value = self.hint(text)
         except ValueError:
             value = math.nan
-        if not math.isfinite(value) or not self._holds(value):
+        if not math.isfinite(value) or not within(value, self.bounds):
             raise InputError(f"{what}: expected {type_name(self.hint, self.bounds)}, got {text}")
         return value
-
-    def _holds(self, value: float) -> bool:
-        return all(_OPERATORS[sign](value, limit) for sign, limit in self.bounds.items())
 
     def values(self, text: str) -> list[Any]:
         """The distinct values of a comma-separated list; intervals are written LOW:HIGH.
@@ -130,7 +128,7 @@ def options_of(cls: type) -> Iterator[Option]:
             _without_none(hints[field.name]),
             field.default,
             field.metadata.get("help", ""),
-            _bounds(field),
+            bounds_of(field),
             field.metadata,
         )
 

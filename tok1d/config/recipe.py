@@ -1,98 +1,95 @@
-"""The schema of a recipe: its sections as typed dataclasses; it knows models only through the registry."""
+"""The schema of a recipe: its sections as typed dataclasses; models are known only through the registry."""
 
 import dataclasses
-import importlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from tok1d.config import fields as config_fields
+from tok1d.config import fields, registry
 from tok1d.config.condition import text_condition
 from tok1d.config.fields import option
 from tok1d.config.options import adding, fields_from
-from tok1d.config.registry import _KIND_OF_PACKAGE, MODEL_CONFIGS, _build_model
+from tok1d.config.registry import Kind
 from tok1d.config.sampling import Decoding, Sampling
+from tok1d.config.text import join, show
 from tok1d.errors import ConfigError
 
-T = TypeVar("T")
-
-
-# Sections that stand beside the model, imported with it.
-LOSS_CONFIGS = {
-    "perceptual": ("tok1d.losses.perceptual", "PerceptualConfig"),
-    "adversarial": ("tok1d.losses.adversarial", "AdversarialConfig"),
-}
-# Tokenizers whose reconstructions the loss sections can judge: one pass makes them.
-JUDGED = ("maetok", "smap", "titok", "titok_legacy")
-ANY_SIZE = ("maetok", "smap", "titok")  # models that train on images of several sizes
-NO_CACHE = "none"  # for `cache`: tokens are encoded as training needs them
+NO_CACHE = "none"  # value of `cache`: tokens are encoded batch by batch
 
 
 @dataclass
 class CardConfig:
-    """What `tok1d recipes` says of a recipe."""
+    """What `tok1d recipes` prints about a recipe."""
 
-    about: str = option("", "one line: what it trains, on what")
-    reproduces: str = option("", "the paper's experiment it follows, if any")
+    about: str = option("", "one line: the model and the data")
+    reproduces: str = option("", "the published experiment that it follows, if any")
     paper: str = option("", "the paper's number, with its protocol")
-    ours: str = option("", "our measured number, with its protocol")
+    ours: str = option("", "the number measured here, with its protocol")
     cost: str = option("", "time and machine")
 
 
 @dataclass
 class DataConfig:
-    """Which images, and how they become squares."""
+    """The images, and how they are cropped to squares."""
 
     name: Literal["fashion_mnist", "folder", "webdataset", "huggingface"] = option(
-        "fashion_mnist", "data set; webdataset: tar shards, huggingface: a folder that datasets' save_to_disk wrote"
+        "fashion_mnist", "data set; webdataset: tar shards; huggingface: a folder written by datasets' save_to_disk"
     )
     root: str | None = option(
         None,
-        "folder of the data; for fashion_mnist null looks in the usual places, for webdataset also a pattern such as "
+        "folder of the data; for fashion_mnist null searches the usual places, for webdataset also a pattern such as "
         "DIR/{000..010}.tar",
     )
     image_size: int = option(28, "side of the square images, in pixels", ge=1)
     image_sizes: list[int] = option(
-        [], "MAETok and kin: sides of training images, a batch has one of them, evenly drawn; empty is image_size", ge=1
+        [],
+        "tokenizers that train on several image sizes: the sides, one of them for each batch, uniformly at random; "
+        "empty is image_size",
+        ge=1,
     )
     channels: Literal[1, 3] = option(1, "1 for grey, 3 for colour")
     crop: Literal["center", "random", "random_scale"] = option(
-        "center", "where training images are cut square; random_scale shows 0.8 to 1 of the short side"
+        "center", "square crop of a training image; random_scale takes 0.8 to 1 of the shorter side"
     )
-    flip: bool = option(False, "mirror training images left to right at random")
+    flip: bool = option(False, "flip training images horizontally at random")
     pad: int = option(0, "black border on each side, in pixels, inside image_size: 28 and 2 make 32", ge=0)
     on_broken: Literal["stop", "skip"] = option(
-        "skip", "what an unreadable image does; skipped ones are named, counted"
+        "skip", "what to do about an unreadable image; skipped ones are counted and listed"
     )
-    workers: int | None = option(None, "threads that read and decode images; null is one a core, at most 16", ge=1)
+    workers: int | None = option(
+        None, "threads that read and decode images; null is one for each core, at most 16", ge=1
+    )
     limit: int | None = option(None, "training images used; null is all", ge=1)
     limit_test: int | None = option(None, "test images used; null is all", ge=1)
-    num_images: int | None = option(None, "training images there are, for forecasts made without the data", ge=1)
+    num_images: int | None = option(
+        None, "number of training images, for a cost forecast where the data are not present", ge=1
+    )
     image_key: str | None = option(
         None, "webdataset: member that is the image (jpg;jpeg;png;webp); huggingface: column (image)"
     )
     label_key: str | None = option(None, "webdataset: member that is the class (cls); huggingface: column (label)")
     captions: str | None = option(
         None,
-        "of fashion_mnist: labels; of a folder: files (NAME.txt beside NAME.png) or a JSON-lines file in root; of "
-        "webdataset a member such as txt; of huggingface a column",
+        "fashion_mnist: labels; folder: files (NAME.txt next to NAME.png) or a JSON-lines file in root; webdataset: a "
+        "member such as txt; huggingface: a column",
     )
 
     def check(self) -> None:
-        """Raise ConfigError on a folder data set without its folder, captions of the other data set, or a border that
-        leaves no image."""
+        """Raise ConfigError on a data set without its folder, keys of another data set, or a border without image."""
         needs = {
-            "folder": "the folder that holds one folder a class",
+            "folder": "the folder with one subfolder for each class",
             "webdataset": "a folder or pattern of tar shards",
             "huggingface": "a folder that datasets' save_to_disk wrote",
         }
         if self.name in needs and not self.root:
             raise ConfigError(f"root: name={self.name} needs {needs[self.name]}, got null")
         for key in ("image_key", "label_key"):
-            if getattr(self, key) is not None and self.name not in ("webdataset", "huggingface"):
-                raise ConfigError(f"{key}: read with webdataset and huggingface alone, got {getattr(self, key)}")
+            got = getattr(self, key)
+            if got is not None and self.name not in ("webdataset", "huggingface"):
+                raise ConfigError(f"{key}: only webdataset and huggingface read it, expected null, got {got}")
         if self.captions is not None and (self.captions == "labels") != (self.name == "fashion_mnist"):
-            words = {"fashion_mnist": "labels", "folder": "files or a file of JSON lines"}
-            expected = words.get(self.name, "a member's or column's name")
+            values = {"fashion_mnist": "labels", "folder": "files or a file of JSON lines"}
+            expected = values.get(self.name, "a member's or column's name")
             raise ConfigError(f"captions: name={self.name} takes {expected}, got {self.captions}")
         smallest = min([self.image_size, *self.image_sizes])
         if 2 * self.pad >= smallest:
@@ -101,22 +98,28 @@ class DataConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW, its schedule and the averaging of weights; steps are optimizer steps."""
+    """AdamW, its learning rate schedule and the averaging of weights; steps are optimizer steps."""
 
     steps: int = option(help="optimizer steps of the run", ge=1)
     batch_size: int = option(help="images of one forward pass, over all processes", ge=1)
-    accumulate: int = option(1, "forward passes whose gradients make one step", ge=1)
+    accumulate: int = option(1, "forward passes whose gradients are summed into one step", ge=1)
     lr: float = option(help="highest learning rate", gt=0)
     schedule: Literal["cosine", "constant", "linear"] = option("cosine", "learning rate after the warm-up")
     warmup: int = option(0, "steps of linear warm-up from 0", ge=0)
-    warmup_init: float | None = option(None, "learning rate of the very first step; null is one step above 0", ge=0)
+    warmup_init: float | None = option(
+        None, "learning rate of the very first step; null is one increment above 0", ge=0
+    )
     lr_min: float = option(0.0, "learning rate at the end of cosine and linear", ge=0)
-    decay_steps: int | None = option(None, "steps from the warm-up's end to lr_min; null ends with the run", ge=1)
+    decay_steps: int | None = option(
+        None, "steps from the end of the warm-up to lr_min; null lasts until the end of the run", ge=1
+    )
     beta1: float = option(0.9, "AdamW decay of the mean gradient", ge=0, lt=1)
     beta2: float = option(0.95, "AdamW decay of the mean squared gradient", ge=0, lt=1)
-    weight_decay: float = option(0.0, "AdamW weight decay of the parameters that `decay` names", ge=0)
+    weight_decay: float = option(0.0, "AdamW weight decay of the parameters that `decay` selects", ge=0)
     decay: Literal["weights", "tables_too"] = option(
-        "weights", "weights of linear and convolution layers, or also positions, queries and embeddings (the releases)"
+        "weights",
+        "weights of linear and convolution layers; tables_too adds positions, queries and embeddings (as in the "
+        "released code)",
     )
     clip: float = option(1.0, "largest global gradient norm; 0 is off", ge=0)
     ema: float = option(0.999, "decay of the averaged weights per step; 0 is off", ge=0, lt=1)
@@ -134,32 +137,37 @@ class OptimConfig:
 
 @dataclass
 class TrainConfig(OptimConfig):
-    """One training run: the optimizer's settings and what happens every so many steps."""
+    """One training run: the optimizer's settings, and what is logged, saved and measured how often."""
 
     precision: Literal["fp32", "bf16", "fp16"] = option(
-        "fp32", "arithmetic of the forward pass; bf16 and fp16 (with a loss scale) are for GPUs"
+        "fp32", "arithmetic of the forward pass; bf16 and fp16 (with loss scaling) are for GPUs"
     )
     shard: Literal["none", "optimizer"] = option(
-        "none", "optimizer: each process holds AdamW's moments of its share of the weights; the weights stay the same"
+        "none", "optimizer: each process holds AdamW's moments for its share of the weights; results stay the same"
     )
     log_every: int = option(50, "steps between lines of the log", ge=1)
-    checkpoint_activations: bool = option(False, "compute blocks again in the backward pass: less memory, more time")
+    checkpoint_activations: bool = option(
+        False, "compute blocks again in the backward pass: less memory, more time (activation checkpointing)"
+    )
     compile: bool = option(False, "torch.compile of the transformer blocks: faster steps after a slow first one")
     save_every: int = option(0, "steps between checkpoints; 0 is only at the end", ge=0)
-    keep_last: int = option(2, "newest checkpoints that stay; older ones stand in for a damaged newest", ge=1)
-    keep_every: int = option(0, "steps between checkpoints that stay for good; 0 is none", ge=0)
+    keep_last: int = option(2, "newest checkpoints that are kept; older ones replace a damaged newest one", ge=1)
+    keep_every: int = option(0, "steps between checkpoints that are kept permanently; 0 is none", ge=0)
     preview_every: int = option(0, "steps between preview pictures; 0 is only at the end", ge=0)
     evaluate_every: int = option(
-        0, "steps between evaluations, of averaged and raw weights, into the log; 0 is only at the end", ge=0
+        0, "steps between evaluations of averaged and raw weights, written to the log; 0 is only at the end", ge=0
     )
     proxies_every: int = option(
-        0, "tokenizers: steps between cheap proxies of how well their tokens can be generated; 0 is none", ge=0
+        0,
+        "tokenizers: steps between cheap estimates of how easily their tokens are generated; 0 is none",
+        ge=0,
+        only="tokenizer",
     )
     peak_tflops: float | None = option(
-        None, "dense peak of one device in TFLOP/s, for mfu in the log; null: as known of NVIDIA's GPUs", gt=0
+        None, "dense peak of one device in TFLOP/s, for mfu in the log; null: the known value of an NVIDIA GPU", gt=0
     )
     tracker: Literal["none", "tensorboard", "wandb"] = option(
-        "none", "where the log's numbers go too: RUN/tensorboard, or Weights & Biases (packages of their own)"
+        "none", "also send the log to RUN/tensorboard, or Weights & Biases (optional packages)"
     )
 
 
@@ -194,126 +202,150 @@ class EvaluateConfig(Sampling):
                 raise ConfigError(f"{key}: expected two growing times in 0..1, got [{low}, {high}]")
 
 
-def _loss_class(name: str) -> Any:
-    module, attribute = LOSS_CONFIGS[name]
-    return getattr(importlib.import_module(module), attribute)
+def _loss_section(path: str, help: str) -> Any:  # as `option`
+    """A field whose dataclass "module:Class" needs torch, so that it is imported when a recipe is built."""
 
+    def build(value: object, key: str) -> object:
+        cls = registry.imported(path)
+        return fields.build(cls, dataclasses.asdict(value) if isinstance(value, cls) else value, key)
 
-def _loss_section(name: str, help: str) -> Any:
-    """A field whose class needs torch, and is imported when a recipe is built, as the model's is."""
-
-    def build(value: Any, key: str) -> Any:
-        cls = _loss_class(name)
-        return config_fields.build(cls, dataclasses.asdict(value) if isinstance(value, cls) else value, key)
-
-    return dataclasses.field(default_factory=lambda: _loss_class(name)(), metadata={"help": help, "build": build})
+    return dataclasses.field(default_factory=lambda: registry.imported(path)(), metadata={"help": help, "build": build})
 
 
 @dataclass
 class Recipe:
-    """Everything that decides a run; read one with `load_recipe`."""
+    """Everything that decides a run; `tok1d.config.load.load_recipe` reads one.
 
-    kind: Literal["tokenizer", "generator", "classifier"] = option(help="what is trained")
+    The metadata `only` of a field here or in `train` names the one kind of model that reads it.
+    """
+
+    kind: Kind = option(help="what is trained")
     seed: int = option(0, "seed of all randomness", ge=0, le=2**32 - 1)
-    out: str = option("", "run folder; left out, runs/RECIPE")
+    out: str = option("", "run folder; default: runs/RECIPE")
     card: CardConfig = option(CardConfig)
     data: DataConfig = option(DataConfig)
     init_from: str | None = option(
-        None, "model folder, bundled or hub name of the same kind, whose weights the training starts from"
+        None,
+        "model folder, bundled or hub name of a model of the same kind whose weights initialise this one",
+        was="start",
     )
-    tokenizer: str | None = option(None, "generators: model folder or bundled name whose tokens are learnt")
-    cache: str | None = option(None, "generators: token cache folder; left out, OUT/cache; none encodes every batch")
+    tokenizer: str | None = option(
+        None, "generators: model folder or bundled name of the tokenizer whose tokens are modelled", only="generator"
+    )
+    cache: str | None = option(
+        None, "generators: token cache folder; default: OUT/cache; none encodes every batch", only="generator"
+    )
     cache_views: Literal["center", "center+flip", "random", "tencrop"] = option(
         "center", "generators: views of an image in the cache (1, 2, 1, 20)"
     )
     cache_dtype: Literal["float32", "float16", "bfloat16"] = option(
-        "float32", "generators: how a cache made by this run holds continuous tokens"
+        "float32", "generators: how a cache made by this run stores continuous tokens"
     )
-    draws: Literal["every_image", "released"] = option(
-        "every_image", "generators: each image once an epoch in a random view, or released: rows with replacement"
+    row_order: Literal["every_image", "released"] = option(
+        "every_image",
+        "generators: each image once an epoch in a random view; released: rows of the cache with replacement",
+        was="draws",
     )
     sample_latents: bool = option(
-        False, "generators on a KL tokenizer: learn samples of its posterior, drawn anew every step, not its means"
+        False,
+        "generators on a KL tokenizer: train on samples of its posterior, new ones at every step, not on its means",
+        only="generator",
     )
-    num_tokens: int | None = option(None, "generators: train on the first tokens only; null is all", ge=1)
+    num_tokens: int | None = option(
+        None, "generators: train on the first tokens only; null is all", ge=1, only="generator"
+    )
     model: Any = dataclasses.field(
-        kw_only=True, metadata={"help": "the model, a section whose name picks the rest", "build": _build_model}
+        kw_only=True,
+        metadata={"help": "the model; its name decides the other keys", "build": registry.build_model_config},
     )
     train: TrainConfig = option(help="the training run")
-    perceptual: Any = _loss_section("perceptual", "MAETok and kin: LPIPS and a classifier on the reconstructions")
-    adversarial: Any = _loss_section("adversarial", "MAETok and kin: a discriminator that the tokenizer plays against")
+    perceptual: Any = _loss_section(
+        "tok1d.losses.perceptual:PerceptualConfig",
+        "deterministic decoders: losses of LPIPS and of a classifier between images and reconstructions",
+    )
+    adversarial: Any = _loss_section(
+        "tok1d.losses.adversarial:AdversarialConfig",
+        "deterministic decoders: the adversarial loss and the discriminator that is trained with the tokenizer",
+    )
     evaluate: EvaluateConfig = option(EvaluateConfig)
 
     @property
     def learns_words(self) -> bool:
-        """Whether the model is trained on the words of captions (MAETok's auxiliary target text)."""
+        """Whether the model is trained to predict the words of captions (MAETok's auxiliary target text)."""
         targets = [each.target for each in getattr(self.model, "auxiliary", [])]
         return "text" in targets and getattr(self.model, "stage", "train") == "train"
 
     @property
     def reads_captions(self) -> bool:
-        """Whether the model is told captions (`condition.kind` text)."""
-
+        """Whether the model is conditioned on captions (`condition.kind` text)."""
         return text_condition(self.model) is not None
 
     def check(self) -> None:
         """Raise ConfigError where the sections contradict each other."""
-        name = getattr(self.model, "name", None)
-        package = MODEL_CONFIGS[name][0].removeprefix("tok1d.").split(".")[0] if name in MODEL_CONFIGS else ""
-        kind = _KIND_OF_PACKAGE.get(package, self.kind)
+        kind = registry.MODELS[self.model.name].kind
         if kind != self.kind:
-            raise ConfigError(f"model.name: {name} is a {kind}, but the recipe's kind is {self.kind}")
+            raise ConfigError(f"model.name: {self.model.name} is a {kind}, but the recipe's kind is {self.kind}")
         if self.kind == "generator" and not self.tokenizer:
             raise ConfigError("tokenizer: a generator needs a model folder or a bundled name, got null")
-        if self.kind != "tokenizer" and self.train.proxies_every:
-            raise ConfigError(f"train.proxies_every: only tokenizers read it, expected 0 for kind={self.kind}")
+        if getattr(self.model, "stage", "train") == "finetune" and self.init_from is None:
+            raise ConfigError("init_from: model.stage=finetune continues from the model of a finished run, got null")
+        self._check_kind()
+        self._check_losses()
+        self._check_images()
+
+    def _check_kind(self) -> None:
+        """Refuse keys that models of this kind do not read."""
+        for key, only, value, default in (*_restricted(self), *_restricted(self.train, "train")):
+            if only != self.kind and value != default:
+                raise ConfigError(
+                    f"{key}: only {only}s read it, expected {show(default)} for kind={self.kind}, got {show(value)}"
+                )
         if self.kind != "generator" and self.evaluate.unconditional:
             raise ConfigError(f"evaluate.unconditional: only generators read it, expected false for kind={self.kind}")
-        if getattr(self.model, "stage", "train") == "finetune" and self.init_from is None:
-            raise ConfigError("init_from: model.stage=finetune goes on from a finished run's model, got null")
-        for key in ("tokenizer", "cache", "num_tokens"):
-            if self.kind != "generator" and getattr(self, key) is not None:
+        for key in ("cache_views", "cache_dtype", "row_order"):
+            got, default = getattr(self, key), getattr(Recipe, key)
+            if (self.kind != "generator" or self.cache == NO_CACHE) and got != default:
                 raise ConfigError(
-                    f"{key}: only generators read it, expected null for kind={self.kind}, "
-                    f"got {config_fields.show(getattr(self, key))}"
+                    f"{key}: only generators that train from a cache read it, expected {default}, got {got}"
                 )
-        if self.sample_latents and self.kind != "generator":
-            raise ConfigError(f"sample_latents: only generators read it, expected false for kind={self.kind}")
-        for key, default in (("cache_views", "center"), ("cache_dtype", "float32"), ("draws", "every_image")):
-            if (self.kind != "generator" or self.cache == NO_CACHE) and getattr(self, key) != default:
-                raise ConfigError(
-                    f"{key}: only generators that train from a cache read it, expected {default}, "
-                    f"got {getattr(self, key)}"
-                )
-        for key in LOSS_CONFIGS:
-            for weight in ("weight", "logits"):
-                got = getattr(getattr(self, key), weight, 0.0)
-                if name not in JUDGED and got > 0:
-                    raise ConfigError(
-                        f"{key}.{weight}: read with {', '.join(JUDGED)} alone, expected 0 for {name}, got {got:g}"
-                    )
+
+    def _check_losses(self) -> None:
+        """Refuse the loss sections for a model without a deterministic decoder."""
+        name = self.model.name
+        for section in ("perceptual", "adversarial"):
+            for key in ("weight", "logits"):
+                got = getattr(getattr(self, section), key, 0.0)
+                if got > 0 and not registry.has_capability(name, "adversarial"):
+                    readers = ", ".join(registry.models_with("adversarial"))
+                    raise ConfigError(f"{section}.{key}: only {readers} read it, expected 0 for {name}, got {got:g}")
+
+    def _check_images(self) -> None:
+        """Refuse data that the model cannot be trained on."""
         for key in ("image_size", "channels"):
             expected = getattr(self.data, key)
             got = getattr(self.model, key, expected)
             if self.kind != "generator" and got != expected:
                 raise ConfigError(f"model.{key}: expected data.{key}={expected}, got {got}")
-        self._check_images(name)
-
-    def _check_images(self, name: str | None) -> None:
-        """What the model asks of its images beyond one size."""
         if self.data.captions is None and (self.learns_words or self.reads_captions):
-            who = "condition.kind=text" if self.reads_captions else "the auxiliary target text"
+            reader = "condition.kind=text" if self.reads_captions else "the auxiliary target text"
             raise ConfigError(
-                f"data.captions: {who} learns from captions; expected labels (fashion_mnist), files "
+                f"data.captions: {reader} needs captions; expected labels (fashion_mnist), files "
                 "or a file of JSON lines (folder), got null"
             )
-        if self.data.image_sizes and name not in ANY_SIZE:
-            raise ConfigError(
-                f"data.image_sizes: read with {', '.join(ANY_SIZE)} alone, expected [] for {name}, "
-                f"got {self.data.image_sizes}"
-            )
-        for size in self.data.image_sizes:
-            for part in ("encoder", "decoder"):
-                if size % getattr(self.model, part).patch:
-                    patch = getattr(self.model, part).patch
+        name, sizes = self.model.name, self.data.image_sizes
+        if sizes and not registry.has_capability(name, "any_size"):
+            readers = ", ".join(registry.models_with("any_size"))
+            raise ConfigError(f"data.image_sizes: only {readers} read it, expected [] for {name}, got {sizes}")
+        for part in ("encoder", "decoder"):
+            patch = getattr(getattr(self.model, part, None), "patch", 1)
+            for size in sizes:
+                if size % patch:
                     raise ConfigError(f"data.image_sizes: expected multiples of model.{part}.patch={patch}, got {size}")
+
+
+def _restricted(section: Recipe | TrainConfig, key: str = "") -> Iterator[tuple[str, str, object, object]]:
+    """The fields that only one kind of model reads: (dotted key, kind, value, default)."""
+    for field in dataclasses.fields(section):
+        only = field.metadata.get("only")
+        if only is not None:
+            yield join(key, field.name), only, getattr(section, field.name), field.default

@@ -1,47 +1,146 @@
-"""The models there are, by name; their classes are imported only when one is asked for."""
+"""The models by name: one line for each built-in model, and `register` for models outside the package.
+
+Configuration and model classes are imported only when a model is asked for, because they need torch.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
-from tok1d.config import fields as config_fields
+from tok1d.config import fields
+from tok1d.config.nearest import known_name
+from tok1d.config.text import show
 from tok1d.errors import ConfigError
 
-# Model name -> where its configuration class is, imported only when a recipe names it: those modules need torch.
-MODEL_CONFIGS: dict[str, tuple[str, str]] = {
-    "semanticist": ("tok1d.tokenizers.semanticist", "SemanticistConfig"),
-    "epsilon_llamagen": ("tok1d.generators.autoregressive", "EpsilonLlamaGenConfig"),
-    "maetok": ("tok1d.tokenizers.maetok", "MAETokConfig"),
-    "smap": ("tok1d.tokenizers.smap", "SMAPConfig"),
-    "titok": ("tok1d.tokenizers.titok", "TiTokConfig"),
-    "titok_legacy": ("tok1d.zoo.compat.titok", "LegacyTiTokConfig"),
-    "card": ("tok1d.generators.card", "CARDConfig"),
-    "sit": ("tok1d.generators.sit", "SiTConfig"),
-    "dit": ("tok1d.generators.sit", "DiTConfig"),
-    "lightningdit": ("tok1d.generators.lightningdit", "LightningDiTConfig"),
-    "usit": ("tok1d.generators.usit", "USiTConfig"),
-    "llamagen": ("tok1d.generators.llamagen", "LlamaGenConfig"),
-    "maskgit": ("tok1d.generators.maskgit", "MaskGITConfig"),
-    "cnn": ("tok1d.evaluate.networks", "CNNConfig"),
+if TYPE_CHECKING:
+    from torch import nn
+
+Model = TypeVar("Model", bound="type[nn.Module]")
+Kind = Literal["tokenizer", "generator", "classifier"]
+Capability = Literal["any_size", "adversarial"]
+
+# What a model class of each kind must define.
+METHODS: dict[Kind, tuple[str, ...]] = {
+    "tokenizer": ("encode", "decode", "losses"),
+    "generator": ("sample", "losses"),
+    "classifier": ("forward", "losses"),
 }
-_KIND_OF_PACKAGE = {"tokenizers": "tokenizer", "zoo": "tokenizer", "generators": "generator", "evaluate": "classifier"}
 
 
-def _build_model(value: Any, key: str) -> Any:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{key}: expected a mapping with a name, got {config_fields.show(value)}")
-    cls = model_config_class(value.get("name"), f"{key}.name")
-    return config_fields.build(cls, value, key)
+@dataclass(frozen=True)
+class Entry:
+    """A registered model.
+
+    Args:
+        model: its class, or "module:Class".
+        config: the dataclass of its configuration; default: the class called `ClassConfig` in the same module.
+    """
+
+    kind: Kind
+    model: str | type[nn.Module]
+    config: type | None = None
+
+    def model_class(self) -> type[nn.Module]:
+        """The class of the model, imported if need be."""
+        return imported(self.model) if isinstance(self.model, str) else self.model
+
+    def config_class(self) -> type:
+        """The dataclass of the configuration, imported if need be."""
+        return self.config or imported(f"{self.model}Config")
 
 
-def build_model_config(mapping: Mapping[str, Any]) -> Any:
-    """The model configuration whose class the mapping's `name` picks; raises ConfigError as `load_recipe` does."""
-    return _build_model(mapping, "model")
+MODELS: dict[str, Entry] = {
+    "semanticist": Entry("tokenizer", "tok1d.tokenizers.semanticist:Semanticist"),
+    "maetok": Entry("tokenizer", "tok1d.tokenizers.maetok:MAETok"),
+    "smap": Entry("tokenizer", "tok1d.tokenizers.smap:SMAP"),
+    "titok": Entry("tokenizer", "tok1d.tokenizers.titok:TiTok"),
+    "titok_legacy": Entry("tokenizer", "tok1d.zoo.compat.titok:LegacyTiTok"),
+    "epsilon_llamagen": Entry("generator", "tok1d.generators.autoregressive:EpsilonLlamaGen"),
+    "card": Entry("generator", "tok1d.generators.card:CARD"),
+    "sit": Entry("generator", "tok1d.generators.sit:SiT"),
+    "dit": Entry("generator", "tok1d.generators.sit:DiT"),
+    "lightningdit": Entry("generator", "tok1d.generators.lightningdit:LightningDiT"),
+    "usit": Entry("generator", "tok1d.generators.usit:USiT"),
+    "llamagen": Entry("generator", "tok1d.generators.llamagen:LlamaGen"),
+    "maskgit": Entry("generator", "tok1d.generators.maskgit:MaskGIT"),
+    "cnn": Entry("classifier", "tok1d.evaluate.networks:CNN"),
+}
 
 
-def model_config_class(name: Any, key: str = "model.name") -> Any:
-    """The configuration dataclass of a model; raises ConfigError naming the nearest if there is no such model."""
-    module, attribute = MODEL_CONFIGS[config_fields.known_name(name, MODEL_CONFIGS, key)]
-    return getattr(importlib.import_module(module), attribute)
+def register(name: str, *, kind: Kind, config: type) -> Callable[[Model], Model]:
+    """A class decorator that makes a model known by name to recipes, model folders and commands.
+
+        @tok1d.register("my_tokenizer", kind="tokenizer", config=MyConfig)
+        class MyTokenizer(nn.Module): ...
+
+    The class is called with an instance of `config` and has the methods of the protocols `tok1d.Tokenizer` or
+    `tok1d.Generator`. Two capabilities are class attributes, False if absent:
+    `any_size` (trains on images of several sizes, data.image_sizes) and `adversarial` (has `reconstruct` and
+    `last_weight`, so that the recipe sections perceptual and adversarial apply); see `tok1d.Tokenizer`.
+
+    Args:
+        kind: tokenizer, generator or classifier.
+        config: a dataclass with the field `name: str = NAME`.
+
+    Raises:
+        ConfigError: the name belongs to another model, or the classes lack something that a model of this kind needs.
+    """
+
+    def decorate(cls: Model) -> Model:
+        _check_model(name, kind, config, cls)
+        MODELS[name] = Entry(kind, cls, config)
+        return cls
+
+    return decorate
+
+
+def _check_model(name: str, kind: Kind, config: type, cls: type) -> None:
+    if kind not in get_args(Kind):
+        raise ConfigError(f"register {name}: expected kind {', '.join(get_args(Kind))}, got {show(kind)}")
+    known = MODELS.get(name)
+    # The same module may be imported again; its class then replaces its former self.
+    if known is not None and _path(known.model) != _path(cls):
+        raise ConfigError(f"register {name}: the name belongs to {_path(known.model)}; choose another")
+    named = dataclasses.is_dataclass(config) and getattr(config, "name", None)
+    if named != name:
+        raise ConfigError(f'register {name}: expected a dataclass with the field name: str = "{name}" as config')
+    for method in METHODS[kind]:
+        if not hasattr(cls, method):
+            expected = ", ".join(METHODS[kind])
+            raise ConfigError(f"register {name}: a {kind} needs the methods {expected}, {cls.__name__} has no {method}")
+
+
+def _path(model: str | type) -> str:
+    return model if isinstance(model, str) else f"{model.__module__}:{model.__qualname__}"
+
+
+def imported(path: str) -> type[Any]:
+    """The class at "module:Class"."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def has_capability(name: str, capability: Capability) -> bool:
+    """Whether the class of a model has a capability; imports it."""
+    return bool(getattr(MODELS[name].model_class(), capability, False))
+
+
+def models_with(capability: Capability) -> list[str]:
+    """Names of the models with a capability; imports all of them."""
+    return [name for name in MODELS if has_capability(name, capability)]
+
+
+def build_model_config(mapping: object, key: str = "model") -> Any:
+    """The configuration of a model from a plain mapping, whose `name` picks the class.
+
+    Raises:
+        ConfigError: no model of that name (the message names the nearest), or as `tok1d.config.fields.build`.
+    """
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"{key}: expected a mapping with a name, got {show(mapping)}")
+    name = known_name(mapping.get("name"), MODELS, f"{key}.name")
+    return fields.build(MODELS[name].config_class(), mapping, key)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tok1d.config.fields import nearest
+from tok1d.config.nearest import nearest
 from tok1d.errors import InputError
 
 PROTOCOLS = Path(__file__).parent / "protocols"

@@ -10,7 +10,8 @@ from typing import Any, Literal, Protocol, Self, cast
 import torch
 from torch import Tensor, nn
 
-from tok1d.config.fields import option, show
+from tok1d.config.fields import option
+from tok1d.config.text import show
 from tok1d.errors import ConfigError, WeightsError
 
 # As `latents.path`: the autoencoder is stored in the folder of this name inside the model folder.

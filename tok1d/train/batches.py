@@ -96,7 +96,7 @@ def cached_batches(
     Args:
         condition: (rows of the cache, labels (B,)) -> labels or caption embeddings (B, T, E).
     """
-    rows_of = released if recipe.draws == "released" else every_image
+    rows_of = released if recipe.row_order == "released" else every_image
     size, seed = recipe.train.batch_size, recipe.seed
     moments = bool(cache.meta.get("moments"))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tok1d.config.load import load_recipe, to_yaml
+from tok1d.config.load import stored_recipe, to_yaml
 from tok1d.errors import InputError
 from tok1d.tokenizers.auxiliary import LatentAlignmentConfig
 from tok1d.tokenizers.maetok import MAETok
@@ -39,7 +39,7 @@ def export(
     """
     if not is_finished(run):
         raise InputError(f"{run}: expected a finished run, got none; tok1d train finishes it")
-    recipe = load_recipe(str(run / "config.yaml"), overrides)
+    recipe = stored_recipe(run / "config.yaml", overrides)
     trained = store.load(run / "model")
     model = without_auxiliary(trained) if isinstance(trained, MAETok) else trained
     kind = {"float16": torch.float16, "float32": torch.float32}[dtype]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tok1d import files
 from tok1d.config.fields import flat, to_mapping
-from tok1d.config.load import load_recipe, to_yaml
+from tok1d.config.load import stored_recipe, to_yaml
 from tok1d.config.recipe import Recipe
 from tok1d.errors import ConfigError
 
@@ -55,7 +55,7 @@ def prepare(recipe: Recipe, *, overwrite: bool = False, first: bool = True) -> P
                 f"{out}: holds a finished run; pass --overwrite to train again, or out=FOLDER for another"
             )
         elif config.exists() and _has_begun(out):
-            _check_same(load_recipe(str(config)), recipe, out)
+            _check_same(stored_recipe(config), recipe, out)
             return out
         elif not config.exists() and out.exists() and _holds_other_files(out):
             raise ConfigError(f"{out}: not empty and not a run folder; choose another with out=FOLDER")

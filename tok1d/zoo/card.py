@@ -1,26 +1,28 @@
-"""The record that travels with weights: where they come from and what was measured on them."""
+"""The card of a model: how its weights were trained and what was measured on them. Stored with the weights."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from tok1d.zoo.record import Record
+
+T = TypeVar("T")
 
 
 @dataclass
 class Card:
-    """What is known of a model's weights.
+    """The origin of a model's weights, and its metrics.
 
     Args:
-        recipe: the resolved recipe (YAML text) they were trained by.
-        tokenizer, tokenizer_fingerprint: for a generator, whose tokens it makes.
-        generator: for a tokenizer, a generator made for it.
-        data: which data, with a fingerprint.
+        recipe: the resolved recipe of the training (YAML text).
+        tokenizer, tokenizer_fingerprint: of a generator: the tokenizer that it was trained on.
+        generator: of a tokenizer: a generator trained on it.
+        data: name of the data set, with the fingerprint of its training images.
         trained: steps, seconds, device and precision of the training.
         commit: version of the code.
         weights: "ema" or "raw", and the stored precision.
-        records: measured numbers with their protocol.
+        records: metrics with their protocol.
     """
 
     recipe: str = ""
@@ -38,17 +40,18 @@ class Card:
     licence: str = "Apache-2.0"
     records: list[Record] = field(default_factory=list)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
+        """The card as plain values, as config.json holds it."""
         content = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "records"}
         return {**content, "records": [record.to_json() for record in self.records]}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Card:
-        """The card of `to_json`'s dictionary; raises TypeError or ValueError where it is not one."""
+        """The card of `to_json`'s dictionary; raises TypeError or ValueError for any other."""
         for name, value in content.items():
             kind = {"seed": int | None, "trained": dict, "records": list}.get(name, str)
             if not isinstance(value, kind) or isinstance(value, bool):
-                raise TypeError(f"card.{name} is a {kind}, got {value!r}"[:160])
+                raise TypeError(f"card.{name}: expected {kind}, got {value!r}"[:160])
         return cls(**{**content, "records": [Record.from_json(record) for record in content.get("records", [])]})
 
     def to_markdown(self, model: str) -> str:
@@ -59,30 +62,33 @@ class Card:
         if self.records:
             lines += ["", "## Measured", ""]
             lines += ["| name | value | images | tokens kept | protocol |", "|---|---|---|---|---|"]
-            for r in self.records:
-                value = "unavailable" if r.value is None else f"{r.value:.4g} {r.unit}".strip()
-                shown = {"network": r.network, "sampler": r.sampler_text, "steps": r.decoder_steps}
-                shown |= {"guidance": r.guidance_text, "seed": r.seed}
-                protocol = ", ".join(f"{key} {each}" for key, each in shown.items() if each not in (None, ""))
-                keep = "" if r.keep is None else r.keep
-                lines.append(f"| {r.name} | {value} | {r.num_images} | {keep} | {protocol} |")
+            lines += [_table_row(record) for record in self.records]
         if self.recipe:
             lines += ["", "## Recipe", "", "```yaml", self.recipe.rstrip(), "```"]
         return "\n".join(lines) + "\n"
 
 
-def trained_with(model: Any, key: str, default: Any) -> Any:
-    """What a model's card says of the data it was trained on, `data.KEY` of its recipe; `default` without a card."""
+def _table_row(record: Record) -> str:
+    value = "unavailable" if record.value is None else f"{record.value:.4g} {record.unit}".strip()
+    shown = {"network": record.network, "sampler": record.sampler_text, "steps": record.decoder_steps}
+    shown |= {"guidance": record.guidance_text, "seed": record.seed}
+    protocol = ", ".join(f"{key} {each}" for key, each in shown.items() if each not in (None, ""))
+    keep = "" if record.keep is None else record.keep
+    return f"| {record.name} | {value} | {record.num_images} | {keep} | {protocol} |"
+
+
+def trained_with(model: object, key: str, default: T) -> T:
+    """The value of `data.KEY` in the recipe of a model's card; `default` without a card, recipe or key."""
     import yaml
 
     try:
         recipe = yaml.safe_load(getattr(getattr(model, "card", None), "recipe", ""))
-    except yaml.YAMLError:  # a card is somebody's word, no recipe of ours
+    except yaml.YAMLError:  # a card that was written by hand
         return default
     data = recipe.get("data") if isinstance(recipe, dict) else None
     return data.get(key, default) if isinstance(data, dict) else default
 
 
-def padding_of(model: Any) -> int:
-    """The border, in pixels, of the images that a model was trained on, as its card's recipe says; else 0."""
+def padding_of(model: object) -> int:
+    """The black border, in pixels, of a model's training images (`data.pad` of its recipe); 0 if unknown."""
     return int(trained_with(model, "pad", 0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import shutil
@@ -11,76 +10,66 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from tok1d.config.fields import to_mapping
 from tok1d.config.load import recipe_names
-from tok1d.config.registry import MODEL_CONFIGS, build_model_config
-from tok1d.errors import ConfigError, WeightsError
+from tok1d.config.registry import MODELS, build_model_config
+from tok1d.errors import ConfigError, WeightsError, reason_of
 from tok1d.tokenizers.latent_space import EMBEDDED, Autoencoder
 from tok1d.zoo.card import Card
 from tok1d.zoo.pretrained.autoencoder import connect_autoencoder
 from tok1d.zoo.weights import HasWeights, fingerprint, load_state, read_weights
 
 BUNDLED = Path(__file__).parent / "bundled"
-FORMAT = 1
-
-# Configuration name -> the class in the configuration's own module.
-CLASSES = {
-    "semanticist": "Semanticist",
-    "epsilon_llamagen": "EpsilonLlamaGen",
-    "maetok": "MAETok",
-    "smap": "SMAP",
-    "card": "CARD",
-    "titok": "TiTok",
-    "titok_legacy": "LegacyTiTok",
-    "sit": "SiT",
-    "dit": "DiT",
-    "lightningdit": "LightningDiT",
-    "usit": "USiT",
-    "llamagen": "LlamaGen",
-    "maskgit": "MaskGIT",
-    "cnn": "CNN",
-}
+FORMAT = 1  # of config.json
 
 
-def model_class(config: Any) -> type[nn.Module]:
+class ModelConfig(Protocol):
+    """The configuration of a registered model."""
+
+    @property
+    def name(self) -> str:
+        """The model's name in the registry."""
+        ...
+
+
+def model_class(config: ModelConfig) -> type[nn.Module]:
     """The class of the model that a configuration (`SemanticistConfig`, ...) describes."""
-    module, _ = MODEL_CONFIGS[config.name]
-    return getattr(importlib.import_module(module), CLASSES[config.name])
+    return MODELS[config.name].model_class()
 
 
-def build_model(config: Any) -> nn.Module:
-    """The model that a configuration describes, freshly initialised."""
+def build_model(config: ModelConfig) -> nn.Module:
+    """The model that a configuration describes, newly initialised with torch's global random generator."""
     model = model_class(config)(config)
     connect_autoencoder(model)
     return model
 
 
 def model_identity(model: HasWeights) -> str:
-    """The fingerprint of a model's weights, and 12 hex digits of its configuration: what it computes, heads and all."""
-    config = getattr(model, "config", None)
+    """The fingerprint of a model's weights, and 12 hex digits of a hash of its configuration."""
+    config: object = getattr(model, "config", None)
     settings = json.dumps(to_mapping(config), sort_keys=True, default=str) if is_dataclass(config) else repr(config)
     return f"{fingerprint(model)}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
 
 
 def save_model(model: nn.Module, folder: Path, card: Card, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write a model folder, whole or not at all; an existing model folder is replaced.
+    """Write a model folder completely or not at all; an existing model folder is replaced.
 
-    An autoencoder that travels with the model (latents.path "autoencoder") becomes a folder inside.
+    An autoencoder that is stored with the model (latents.path "autoencoder") becomes a folder inside.
 
     Args:
-        dtype: floating-point weights are stored so; loading gives float32 again.
+        dtype: type in which floating-point weights are stored; loading converts them to float32.
 
     Raises:
-        WeightsError: it cannot be written (what was there stays), or something else than a model lies there.
+        WeightsError: it cannot be written (the old folder is kept), or the folder holds something else than a model.
     """
     from safetensors.torch import save_file
 
-    config = getattr(model, "config")  # noqa: B009 (mypy knows nn.Module attributes only as tensors or modules)
+    config = getattr(model, "config")  # noqa: B009 (for mypy, attributes of nn.Module are tensors or modules)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     content = {"format": FORMAT, "model": to_mapping(config), "card": card.to_json()}
@@ -95,7 +84,7 @@ def save_model(model: nn.Module, folder: Path, card: Card, *, dtype: torch.dtype
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A folder to write a model into, which takes the place of `folder` when all is written.
+    """A temporary folder to write a model into; it replaces `folder` when the block ends without an error.
 
     Raises:
         WeightsError: as `save_model`.
@@ -121,8 +110,7 @@ def replacing(folder: Path) -> Iterator[Path]:
             raise
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise WeightsError(f"cannot write the model folder {folder}: {reason}") from None
+        raise WeightsError(f"cannot write the model folder {folder}: {reason_of(error)}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -140,10 +128,10 @@ def resolve(name: str | Path, base: Path | None = None) -> Path:
     """The folder of a model: a path, a bundled name, or a hub name "owner/model" (downloaded).
 
     Args:
-        base: relative paths are also looked for from here (how a generator names the tokenizer beside it).
+        base: relative paths are first searched in this folder (a generator's card names its tokenizer that way).
 
     Raises:
-        WeightsError: nothing of that name; the message lists the bundled ones.
+        WeightsError: no model of that name; the message lists the bundled ones.
     """
     text = str(name)
     for folder in ([base / text] if base else []) + [Path(text), BUNDLED / text]:
@@ -152,18 +140,17 @@ def resolve(name: str | Path, base: Path | None = None) -> Path:
     if Path(text).suffix in (".pt", ".pth", ".pkl", ".ckpt", ".safetensors", ".bin"):
         raise WeightsError(f"{text}: expected a model folder; published weight files go through 'tok1d convert' first")
     if Path(text).exists():
-        raise WeightsError(f"{text}: expected a model folder with config.json and model.safetensors, got none there")
+        raise WeightsError(f"{text}: expected a model folder with config.json and model.safetensors")
     if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).parent.exists():
         return _download(text)
-    if recipe := _trained_by(text):
+    if recipe := _recipe_of(text):
         raise WeightsError(f"no model {text!r} yet: train it first (tok1d train {recipe}), or name another model")
     bundled = ", ".join(bundled_names()) or "none bundled"
     raise WeightsError(f"no model {text!r}: expected a model folder (a finished run's RUN/model) or one of {bundled}")
 
 
-def _trained_by(name: str) -> str:
-    """The recipe whose run would leave a model there, runs/RECIPE/model; "" for another name."""
-
+def _recipe_of(name: str) -> str:
+    """The recipe whose run writes the model folder runs/RECIPE/model; "" for another name."""
     recipe = name.removeprefix("runs/").removesuffix("/model")
     return recipe if name == f"runs/{recipe}/model" and recipe in recipe_names() else ""
 
@@ -174,14 +161,14 @@ def _download(name: str) -> Path:
 
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "README.md"]))
     except Exception as error:
-        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        bundled = ", ".join(bundled_names())
         raise WeightsError(
-            f"no model folder {name!r}, and the hub has none to give ({reason}); bundled: {', '.join(bundled_names())}"
+            f"no model folder {name!r}, and none from the hub ({reason_of(error)}); bundled: {bundled}"
         ) from None
 
 
 def read_config(folder: Path) -> tuple[Any, Card]:
-    """The model's configuration and its card from a model folder."""
+    """The model's configuration and its card from a model folder; raises WeightsError if they are not there."""
     path = Path(folder) / "config.json"
     try:
         content = json.loads(path.read_text())
@@ -195,12 +182,12 @@ def read_config(folder: Path) -> tuple[Any, Card]:
 
 
 def load(name: str | Path, *, device: str | torch.device = "cpu", base: Path | None = None) -> Any:
-    """A model ready to use (eval mode, float32) from a folder, a bundled name or a hub name.
+    """A model in eval mode and float32 from a folder, a bundled name or a hub name.
 
-    The model has `.card` (its record) and `.folder` beside its own methods.
+    Besides its own methods the model has the attributes `card` (its record, a `Card`) and `folder`.
 
     Raises:
-        WeightsError: missing, truncated, unsafe or unfitting weights, in one line.
+        WeightsError: missing, truncated, unsafe or mismatched weights, in one line.
     """
     folder = resolve(name, base)
     config, card = read_config(folder)
@@ -215,19 +202,20 @@ def load(name: str | Path, *, device: str | torch.device = "cpu", base: Path | N
 
 
 def load_pair(name: str | Path, *, device: str | torch.device = "cpu") -> tuple[Any, Any]:
-    """A generator and the tokenizer whose tokens it makes.
+    """A generator and the tokenizer whose tokens it generates.
 
-    `name` is a generator, or a tokenizer whose card names the generator made for it (as the bundled one's does).
+    Args:
+        name: a generator, or a tokenizer whose card names a generator trained on it (as the bundled ones do).
 
     Raises:
-        WeightsError: no generator there, or the tokenizer found is not the one it was trained on.
+        WeightsError: no generator of that name, or its tokenizer is not the one it was trained on.
     """
     folder = resolve(name)
-    made_for_it = read_config(folder)[1].generator
-    if made_for_it:
-        folder = resolve(made_for_it, folder)
+    named = read_config(folder)[1].generator
+    if named:
+        folder = resolve(named, folder)
     generator = load(folder, device=device)
-    if not hasattr(generator, "sample"):
+    if MODELS[generator.config.name].kind != "generator":
         raise WeightsError(f"{name}: this is a {generator.config.name}; generate needs a generator's model folder")
     card = generator.card
     if not card.tokenizer:
@@ -246,5 +234,5 @@ def load_pair(name: str | Path, *, device: str | torch.device = "cpu") -> tuple[
 
 
 def portable(name: str) -> str:
-    """Bundled and hub names stay; a folder becomes an absolute path, so that the run can be used from anywhere."""
+    """A model's name that is valid in any working directory: the absolute path of a folder, else the name itself."""
     return str(Path(name).resolve()) if Path(name).exists() else name

@@ -1,4 +1,4 @@
-"""Weights as tensors: their fingerprint, safetensors files, strict loading."""
+"""Weights as tensors: fingerprint, safetensors files, strict loading."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from tok1d.errors import WeightsError
+from tok1d.errors import WeightsError, reason_of
 
 
 class HasWeights(Protocol):
@@ -18,7 +18,7 @@ class HasWeights(Protocol):
 
 
 def fingerprint(model: HasWeights) -> str:
-    """12 hex digits of SHA-256 over all weights and buffers as float32: the identity of a model's weights."""
+    """12 hex digits of SHA-256 over all weights and buffers as float32; identifies a model's weights."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(value.shape)}".encode())
@@ -27,7 +27,11 @@ def fingerprint(model: HasWeights) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """A safetensors file; anything else, a pickle or a truncated file, is a one-line error."""
+    """The tensors of a safetensors file.
+
+    Raises:
+        WeightsError: no such file, or another format (a pickle is not opened), or a truncated file.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -38,16 +42,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         with path.open("rb") as file:
             head = file.read(2)
-        # A zip (torch.save) or the first opcode of a pickle with its protocol.
+        # torch.save writes a zip; a plain pickle starts with opcode 0x80 and the protocol's number.
         is_pickle = head == b"PK" or (head[:1] == b"\x80" and head[1:] <= b"\x05")
         what = "a pickle, not safetensors" if is_pickle else "truncated or corrupt"
-        raise WeightsError(
-            f"{path}: {what} ({str(error).splitlines()[0]}); fetch it again or go through 'tok1d convert'"
-        ) from None
+        raise WeightsError(f"{path}: {what} ({reason_of(error)}); download it again or use 'tok1d convert'") from None
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Strict loading that names what is missing, unexpected or of another shape."""
+    """Load a state dict strictly.
+
+    Args:
+        source: what the message names as the origin of the weights.
+
+    Raises:
+        WeightsError: weights missing, unexpected or of another shape; the message names the first three.
+    """
     own = model.state_dict()
     missing = sorted(own.keys() - state.keys())
     unexpected = sorted(state.keys() - own.keys())
