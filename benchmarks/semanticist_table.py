@@ -61,9 +61,9 @@ def train_generator(num_tokens: int, runs: Path) -> Any:
 
 def test_images(num: int) -> Any:
     """The first test images."""
-    from tok1d.data.images import open_images
+    from tok1d.data.images import ImageSource, open_images
 
-    return open_images("fashion_mnist", "test", image_size=28, channels=1, limit=num)
+    return open_images(ImageSource("fashion_mnist", image_size=28, channels=1, limit=num), "test")
 
 
 def classifier() -> Any:

@@ -21,9 +21,10 @@ RowFunction = Callable[[Path], dict[str, Any]]
 
 def images(split: str, num: int) -> Any:
     """The first Fashion-MNIST images of a split, with their border."""
-    from tok1d.data.images import open_images
+    from tok1d.data.images import ImageSource, open_images
 
-    return open_images("fashion_mnist", split, image_size=SIZE, channels=1, pad=PAD, limit=num)  # type: ignore[arg-type]
+    source = ImageSource("fashion_mnist", image_size=SIZE, channels=1, pad=PAD, limit=num)
+    return open_images(source, split)  # type: ignore[arg-type]
 
 
 def classifier() -> Any:

@@ -12,7 +12,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         metavar="DIR",
         help="folder with recorded cases, searched whole (repeatable; default: tests/parity/cases and, where it "
-        "exists, shared/parity beside the repository)",
+        "exists, shared/parity next to the repository)",
     )
     group.addoption(
         "--parity-family",

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 import tok1d
 from tok1d.data import fashion_mnist
-from tok1d.data.images import ImageSet, open_images
+from tok1d.data.images import ImageSet, ImageSource, open_images
 from tok1d.evaluate.metrics import accuracy
 from tok1d.losses.pixel import psnr_per_image
 from tok1d.zoo import store
@@ -31,7 +31,7 @@ def images() -> Iterator[ImageSet]:
         fashion_mnist.load("test", cache)
     except Exception:
         pytest.skip("needs Fashion-MNIST: run `python -m tok1d.data.fashion_mnist` (make test does)")
-    yield open_images("fashion_mnist", "test", root=cache, image_size=28, channels=1)
+    yield open_images(ImageSource("fashion_mnist", root=cache, image_size=28, channels=1), "test")
 
 
 def test_names() -> None:

@@ -1,4 +1,4 @@
-"""Which device and which part of the work belong to this process."""
+"""The device of this process, and its rank among the processes of torchrun."""
 
 from __future__ import annotations
 
@@ -6,26 +6,31 @@ import os
 
 import torch
 
-from tok1d.errors import InputError
+from tok1d.errors import InputError, reason_of
 
 
 def pick_device(name: str | None) -> str:
-    """The asked device, or a GPU where there is one."""
+    """Return `name`, or by default "cuda" if a GPU is available and "cpu" otherwise.
+
+    Raises:
+        InputError: the named device cannot be used.
+    """
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=name).item()
-    except Exception as error:  # every backend has its own way to be missing
-        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
-        raise InputError(f"device {name!r} is not usable here ({reason}); try --device cpu") from None
+    except Exception as error:  # each backend raises errors of its own when it is missing
+        raise InputError(
+            f"device {name!r} is not usable here ({reason_of(error, limit=120)}); try --device cpu"
+        ) from None
     return name
 
 
 def process_part() -> tuple[int, int]:
-    """Which of how many processes this is, as torchrun says; (0, 1) without it."""
+    """Return (rank, number of processes) as set by torchrun; (0, 1) without torchrun."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def process_device() -> str:
-    """This process's GPU (torchrun: one each), or the CPU where there is none."""
+    """Return this process's GPU (torchrun: the one of its local rank), or "cpu" without GPUs."""
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"

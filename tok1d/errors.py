@@ -1,19 +1,19 @@
-"""Errors that a user can cause, each one line, and the words of other libraries' errors."""
+"""Errors that a user can cause, each a one-line message, and a one-line summary of other libraries' errors."""
 
 
 class Tok1dError(Exception):
-    """A user's mistake: the message says what was expected, what was found and what to do.
+    """A user's mistake. The message says what was expected, what was found and what to do.
 
     The command line prints it as one line and ends with exit code 2, without a traceback.
     """
 
 
 class ConfigError(Tok1dError):
-    """A recipe with an unknown key, a wrong type, or a value out of range or in contradiction to another."""
+    """A recipe with an unknown key, a wrong type, a value out of range, or values that contradict each other."""
 
 
 class DataError(Tok1dError):
-    """Images, labels or token caches that are missing, broken or do not belong together."""
+    """Images, labels or token caches that are missing, damaged or do not belong together."""
 
 
 class WeightsError(Tok1dError):
@@ -21,11 +21,13 @@ class WeightsError(Tok1dError):
 
 
 class InputError(Tok1dError, ValueError):
-    """An argument outside what the model at hand can do: a count above its length, a class it does not know."""
+    """An argument that the given model cannot use, such as more tokens than it has or an unknown class."""
 
 
 def reason_of(error: BaseException, limit: int = 160) -> str:
-    """Why something failed, as one line of at most `limit` characters: the system's words, the first line of the
-    message, or the error's type where it has none."""
-    said = getattr(error, "strerror", None) or next((line for line in str(error).splitlines() if line.strip()), "")
-    return " ".join(str(said).split())[:limit] or type(error).__name__
+    """Summarise an error in one line of at most `limit` characters.
+
+    The operating system's text if there is one, else the first non-empty line of the message, else the error's type.
+    """
+    text = getattr(error, "strerror", None) or next((line for line in str(error).splitlines() if line.strip()), "")
+    return " ".join(str(text).split())[:limit] or type(error).__name__

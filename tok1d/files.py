@@ -1,4 +1,4 @@
-"""Writing files and folders: whole or not at all."""
+"""Atomic writes, and output folders."""
 
 from __future__ import annotations
 
@@ -12,34 +12,40 @@ from tok1d.errors import ConfigError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write into; it takes the place of `path` when the block ends without an error.
+def replacing(path: Path, *, shared: bool = True) -> Iterator[Path]:
+    """Yield a temporary file to write into; it is renamed to `path` when the block ends without an error.
 
-    The folder is made if need be. The temporary name holds the process number, so that several processes may write the
-    same file; `remove_left` deletes what a killed process left. After an error nothing of the block stays.
+    `path` therefore has its old or its complete new content, never a part. Missing parent folders are created. The
+    temporary file is deleted after an error, but not when the process is killed.
+
+    Args:
+        shared: several processes, on any number of machines, may write `path` at once: the temporary name is random,
+            and `remove_left` deletes what a killed process left. Otherwise the name is fixed, so that the next write
+            of `path` replaces what a killed process left.
 
     Raises:
         OSError: the folder or the file cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    suffix = f"{os.urandom(6).hex()}.tmp" if shared else "tmp"
+    temporary = path.with_name(f".{path.name}.{suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
     finally:
-        with suppress(OSError):  # renamed already, or never made
+        with suppress(OSError):  # already renamed, or never created
             temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file, whole or not at all; raises OSError as `replacing`."""
+    """Write a UTF-8 text file atomically; raises OSError as `replacing`."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def remove_left(path: Path) -> None:
-    """Delete the temporary files that killed processes left beside `path`."""
+    """Delete the temporary files that killed processes left next to `path`."""
     for left in Path(path).parent.glob(f".{_escaped(Path(path).name)}.*.tmp"):
         left.unlink(missing_ok=True)
 
@@ -49,10 +55,10 @@ def _escaped(name: str) -> str:
 
 
 def new_folder(out: Path, *, overwrite: bool) -> Path:
-    """A folder to write pictures into; one that already holds files is refused unless `overwrite`.
+    """Check that results may be written into the folder `out`, and return it; it is not created.
 
     Raises:
-        ConfigError: it is a file, or holds files.
+        ConfigError: `out` is a file, or a folder that is not empty and `overwrite` is false.
     """
     out = Path(out)
     if out.exists() and not out.is_dir():
@@ -63,7 +69,7 @@ def new_folder(out: Path, *, overwrite: bool) -> Path:
 
 
 def clear(out: Path, pattern: str) -> None:
-    """Delete the files of a folder whose whole name matches a regular expression: what an earlier command wrote."""
+    """Delete the files in a folder whose whole name matches a regular expression, such as an earlier run's output."""
     for path in out.iterdir() if out.is_dir() else ():
         if re.fullmatch(pattern, path.name):
             path.unlink()

@@ -1,31 +1,33 @@
-"""Images for people: grids, PNG files and data addresses."""
+"""Images for display: grids, PNG files and data URIs."""
 
 from __future__ import annotations
 
 import base64
 import io
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from tok1d.errors import DataError
+from tok1d.errors import DataError, reason_of
+from tok1d.files import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """(..., H, W) in [0, 1] -> uint8, clamped and rounded (truncation would darken by half a level)."""
+    """Convert (..., H, W) in [0, 1] to uint8 on the CPU, clamped and rounded.
+
+    Truncation instead of rounding would darken by half a level on average.
+    """
     import torch
 
     return (images.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def to_pil(image: Tensor) -> Image:
-    """One image (C, H, W) in [0, 1], C = 1 or 3."""
+    """Convert an image (C, H, W) in [0, 1], C = 1 or 3, to PIL mode "L" or "RGB"."""
     from PIL import Image
 
     array = to_uint8(image).permute(1, 2, 0).numpy()
@@ -33,7 +35,12 @@ def to_pil(image: Tensor) -> Image:
 
 
 def grid(images: Tensor, columns: int, *, zoom: int = 1, gap: int = 2, background: float = 1.0) -> Image:
-    """Images (N, C, H, W) in [0, 1] in rows of `columns`, each pixel `zoom` pixels wide, `gap` pixels apart."""
+    """Arrange images (N, C, H, W) in [0, 1] in rows of `columns`, `gap` pixels apart.
+
+    Args:
+        zoom: factor by which the finished grid, gaps included, is enlarged (nearest neighbour).
+        background: grey level of gaps and empty places, in [0, 1].
+    """
     import torch
     from PIL import Image
 
@@ -48,23 +55,22 @@ def grid(images: Tensor, columns: int, *, zoom: int = 1, gap: int = 2, backgroun
 
 
 def save_png(picture: Image, path: Path) -> Path:
-    """Write a PNG, whole or not at all, making its folder."""
+    """Write a PNG file atomically, creating its folder; returns the path.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(temporary, format="PNG")
-        os.replace(temporary, path)
+        with replacing(path, shared=False) as temporary:
+            picture.save(temporary, format="PNG")
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        with suppress(OSError):  # already renamed, or never made
-            temporary.unlink()
+        raise DataError(f"cannot write {path}: {reason_of(error)}") from None
     return path
 
 
 def data_uri(picture: Image) -> str:
-    """The picture as a PNG data address, for pages that need no other file."""
+    """Encode the picture as a PNG data URI, to embed it in an HTML page."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -26,7 +26,10 @@ CLASSES = 4
 
 
 class Two(nn.Module):
-    """Images whose first pixel is their class; tokens are it and the rest. `follows`: who decides what is painted."""
+    """Images whose first pixel is their class; tokens are it and the rest.
+
+    `follows`: what determines the class of a decoded image.
+    """
 
     def __init__(self, follows: str) -> None:
         super().__init__()
@@ -49,7 +52,7 @@ class Two(nn.Module):
 
 
 class Reader(nn.Module):
-    """A judge that reads the first pixel."""
+    """A classifier that reads the first pixel."""
 
     def forward(self, images: Tensor) -> Tensor:
         seen = (images[:, 0, 0, 0] * 255).round().long()
@@ -82,7 +85,7 @@ def test_partners_are_mutual_and_of_other_classes() -> None:
         ("encoder", (1, 0, 1, 0, 1), (1, 1, 0, 0)),
     ],
 )
-def test_the_judge_says_what_decides(
+def test_the_classifier_tells_what_determines_the_class(
     images: ArrayImages, follows: str, condition: tuple[int, ...], tokens: tuple[int, ...]
 ) -> None:
     found = swap(Two(follows), images, Reader(), batch_size=10)  # type: ignore[arg-type]
@@ -92,7 +95,7 @@ def test_the_judge_says_what_decides(
     assert found[0].error == 0 and found[-1].error > 0.1  # all pixels against one
 
 
-def test_without_a_judge_only_the_error_is_measured(images: ArrayImages) -> None:
+def test_without_a_classifier_only_the_error_is_measured(images: ArrayImages) -> None:
     found = swap(Two("decoder"), images, batch_size=10)
     assert all(each.condition is None and each.tokens is None for each in found)
 
@@ -123,7 +126,7 @@ def test_a_folder_sorted_by_class_is_paired_too(tmp_path: Path) -> None:
 def test_what_cannot_be_swapped_is_refused(images: ArrayImages) -> None:
     free, few = Two("tokens"), ArrayImages(images.images, images.labels * 0, ["a"], Transform(2, 1))
     free.spec = TokenSpec(3, 1, ordered=True)
-    with pytest.raises(InputError, match=r"told the class and can do without tokens \(SMAP\), got Two"):
+    with pytest.raises(InputError, match=r"conditioned on the class and can decode no tokens \(SMAP\), got Two"):
         swap(free, images)
     with pytest.raises(InputError, match="label: expected images of the tokenizer's 4 classes, these have 1"):
         swap(Two("tokens"), few)

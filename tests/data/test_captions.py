@@ -10,7 +10,7 @@ from PIL import Image
 from tok1d.data import fashion_mnist
 from tok1d.data.captions import read_captions
 from tok1d.data.folder import FolderImages
-from tok1d.data.images import ArrayImages, at_size, open_images
+from tok1d.data.images import ArrayImages, ImageSource, at_size, open_images
 from tok1d.data.transforms import Transform
 from tok1d.errors import DataError
 
@@ -31,7 +31,7 @@ def write(root, captions, name="captions.jsonl"):
 
 
 def opened(root, captions="captions.jsonl", split="train", **options):
-    return open_images("folder", split, root=root, image_size=8, channels=1, captions=captions, **options)
+    return open_images(ImageSource("folder", root=root, image_size=8, channels=1, captions=captions, **options), split)
 
 
 def number(image):
@@ -74,7 +74,7 @@ def test_captioned_images_in_class_folders_keep_their_classes(tmp_path):
 def test_flat_train_and_val_folders_are_one_class(tmp_path):
     save(tmp_path / "set", ["train/1.png", "train/2.png", "val/3.png"])
     for split, count in (("train", 2), ("test", 1)):
-        data = open_images("folder", split, root=tmp_path / "set", image_size=8, channels=1)
+        data = open_images(ImageSource("folder", root=tmp_path / "set", image_size=8, channels=1), split)
         assert data.class_names == ["set"] and data.batch(range(count))[1].tolist() == [0] * count
 
 
@@ -95,9 +95,8 @@ def test_views_repeat_and_limits_and_replacements_follow_the_image(tmp_path):
 
 def test_captions_of_fashion_mnist_name_the_class(fashion):
     def named(limit=None, **options):
-        return open_images(
-            "fashion_mnist", "train", image_size=28, channels=1, captions="labels", limit=limit, **options
-        )
+        source = ImageSource("fashion_mnist", image_size=28, channels=1, captions="labels", limit=limit, **options)
+        return open_images(source, "train")
 
     data = named()
     _, labels, captions = data.captioned_batch(range(64))
@@ -107,10 +106,10 @@ def test_captions_of_fashion_mnist_name_the_class(fashion):
     assert named(7).captions == captions[:7]
     assert named(flip=True).captioned_batch([5, 3])[2] == [captions[5], captions[3]]
     assert len(fashion_mnist.NOUNS) == len(fashion_mnist.CLASS_NAMES)
-    plain = open_images("fashion_mnist", "train", image_size=28, channels=1)
+    plain = open_images(ImageSource("fashion_mnist", image_size=28, channels=1), "train")
     assert plain.captioned_batch([1, 2])[2] == ["", ""] and plain.fingerprint() == data.fingerprint()
     with pytest.raises(DataError, match="expected labels or none, got 'files'"):
-        open_images("fashion_mnist", "train", image_size=28, channels=1, captions="files")
+        open_images(ImageSource("fashion_mnist", image_size=28, channels=1, captions="files"), "train")
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from tok1d.data import folder as folder_module
-from tok1d.data.decoded import replaced_among
+from tok1d.data.broken import replaced_indices
 from tok1d.data.folder import FolderImages
-from tok1d.data.images import ArrayImages, open_images, prefetch
+from tok1d.data.images import ArrayImages, ImageSource, open_images, prefetch
 from tok1d.data.subset import subset
 from tok1d.data.transforms import Transform
 from tok1d.errors import DataError
@@ -221,7 +221,7 @@ def test_a_subset_of_a_folder_meets_every_class_and_is_named(folder):
     assert len(some.captions) == 4 and subset(data, 40) is data and subset(data, None) is data
     broken = folder / "even" / "b" / "0.png"
     broken.write_bytes(b"gone bad")
-    assert some.batch([2])[1].tolist() == [2] and replaced_among(some, range(4)) == [2]
+    assert some.batch([2])[1].tolist() == [2] and replaced_indices(some, range(4)) == [2]
     arrays = array_set()
     assert subset(arrays, 2).batch([1])[0].equal(arrays.batch([1])[0])
     assert subset(subset(arrays, 3), 2).fingerprint() == f"first 2 of first 3 of {arrays.fingerprint()}"
@@ -258,7 +258,10 @@ def test_train_and_test_folders_share_their_classes(tmp_path, names):
     train, test = names
     for name in (f"{train}/a/1.png", f"{train}/c/2.png", f"{test}/b/3.png"):
         save(tmp_path / name)
-    train, test = (open_images("folder", split, root=tmp_path, image_size=8, channels=3) for split in ("train", "test"))
+    train, test = (
+        open_images(ImageSource("folder", root=tmp_path, image_size=8, channels=3), split)
+        for split in ("train", "test")
+    )
     assert train.class_names == test.class_names == ["a", "b", "c"]
     assert train.batch([0, 1])[1].tolist() == [0, 2] and test.batch([0])[1].tolist() == [1]
 
@@ -273,7 +276,9 @@ def test_other_folders_are_split_by_a_hash_that_new_files_do_not_disturb(tmp_pat
     def split(count):
         for index in range(count):
             (root / prefix / "ab"[index % 2] / f"{index}.png").write_bytes(source)
-        sets = (open_images("folder", part, root=root, image_size=8, channels=1) for part in ("train", "test"))
+        sets = (
+            open_images(ImageSource("folder", root=root, image_size=8, channels=1), part) for part in ("train", "test")
+        )
         return [set(s.files) for s in sets if s.class_names == ["a", "b"]]
 
     train, test = split(200)
@@ -294,9 +299,9 @@ def test_open_images_refuses_in_one_line(tmp_path):
     ]
     for change in wrong:
         with pytest.raises(DataError):
-            open_images(
-                **{"name": "folder", "split": "train", "root": tmp_path, "image_size": 8, "channels": 3, **change}
-            )
+            options = {"name": "folder", "split": "train", "root": tmp_path, "image_size": 8, "channels": 3, **change}
+            split = options.pop("split")
+            open_images(ImageSource(**options), split)
 
 
 def test_prefetch_passes_everything_on_in_order():
@@ -335,10 +340,10 @@ def test_prefetch_works_ahead_by_its_depth_only_and_ends_when_abandoned():
 
 def test_a_large_folder_is_looked_through_once_until_a_file_changes(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("TOK1D_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("tok1d.data.folder.CHECKED_BELOW", 1)
+    monkeypatch.setattr("tok1d.data.folder.SCAN_CACHED_FROM", 1)
     broken, looked = break_files(folder), []
-    real = folder_module._look
-    monkeypatch.setattr(folder_module, "_look", lambda path: looked.append(path) or real(path))
+    real = folder_module._scan
+    monkeypatch.setattr(folder_module, "_scan", lambda path: looked.append(path) or real(path))
     first = FolderImages(folder, Transform(8))
     assert len(looked) == len(first) + len(broken) and [path for path, _ in first.broken] == [*map(str, broken)]
     again = FolderImages(folder, Transform(8))
@@ -349,7 +354,7 @@ def test_a_large_folder_is_looked_through_once_until_a_file_changes(folder, tmp_
 
 def test_a_file_that_could_not_be_opened_is_looked_at_again(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("TOK1D_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("tok1d.data.folder.CHECKED_BELOW", 1)
+    monkeypatch.setattr("tok1d.data.folder.SCAN_CACHED_FROM", 1)
     real = folder_module.Image.open
     whole = FolderImages(folder, Transform(8), "skip", files=None)
     (tmp_path / "cache" / "checked").rename(tmp_path / "before")

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from tok1d.cli import app as cli
-from tok1d.data import decoded
-from tok1d.data.images import kind_of, open_images
+from tok1d.data import lazy
+from tok1d.data.broken import report_broken
+from tok1d.data.images import ImageSource, kind_of, open_images
 from tok1d.data.shards import find_shards, index_shard
 from tok1d.data.splits import is_test, part_of
 from tok1d.errors import DataError
@@ -73,7 +74,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 def opened(root: Path, split: str = "train", **options: Any) -> Any:
-    return open_images(kind_of(str(root)), split, root=root, image_size=12, channels=1, **options)
+    return open_images(ImageSource(kind_of(str(root)), root=root, image_size=12, channels=1, **options), split)
 
 
 def same_samples(data: Any, samples: list[Any], captions: bool) -> None:
@@ -124,8 +125,8 @@ def test_a_broken_sample_is_named_counted_and_replaced_by_the_next(
     assert images[0].equal(images[1]) and labels[0] == labels[1] and captions[0] == captions[1] != ""
     assert data.broken == data.replaced and len(data.broken) == 1
     capsys.readouterr()
-    decoded.report_broken(data)
-    decoded.report_broken(data)
+    report_broken(data)
+    report_broken(data)
     err = capsys.readouterr().err.splitlines()
     assert data.name(at) in err[0] and err[1] == f"skipped 1 broken images of {len(data)}" and len(err) == 2
     with pytest.raises(DataError, match=r"(0007|row 7): broken image: not a readable image: .*data\.on_broken=skip"):
@@ -139,7 +140,9 @@ def test_order_is_a_pure_function_of_the_samples(shards: Path) -> None:
     picks = [9, 0, 3, 3, 12]
     for other in (again, narrow):
         assert other.batch(picks)[0].equal(first.batch(picks)[0])
-    pattern = open_images("webdataset", "train", root=f"{shards}/all-{{000..001}}.tar", image_size=12, channels=1)
+    pattern = open_images(
+        ImageSource("webdataset", root=f"{shards}/all-{{000..001}}.tar", image_size=12, channels=1), "train"
+    )
     assert len(pattern) == sum(not is_test(f"c/{name}") for name, *_ in SAMPLES[:20])
 
 
@@ -232,7 +235,7 @@ def test_captions_that_are_no_text_are_refused(tmp_path: Path) -> None:
     datasets.Dataset.from_dict(rows, features=datasets.Features(features)).save_to_disk(str(tmp_path / "saved"))
     assert opened(tmp_path / "saved", captions="one").captions[:2] == ["", "0"]
     for column in ("many", "number"):
-        with pytest.raises(DataError, match=rf"data\.captions: column {column} expected one text a row, found"):
+        with pytest.raises(DataError, match=rf"data\.captions: column {column} expected one text a row, got"):
             opened(tmp_path / "saved", captions=column)
 
 
@@ -249,7 +252,7 @@ def test_a_disk_that_went_away_ends_the_search(shards: Path, monkeypatch: pytest
     data = opened(shards)
     for path in shards.glob("*.tar"):
         path.unlink()
-    monkeypatch.setattr(decoded, "IN_A_ROW", 5)
+    monkeypatch.setattr(lazy, "MAX_UNREADABLE", 5)
     with pytest.raises(DataError, match=r"No such file.*nor can the 4 images before it be read"):
         data.batch([3])
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import tok1d
-from tok1d.data.images import open_images
+from tok1d.data.images import ImageSource, open_images
 from tok1d.evaluate import generation, reconstruction
 from tok1d.evaluate.feature_networks import OwnNetwork
 from tok1d.evaluate.features import Features
@@ -88,15 +88,15 @@ def of_samples(generator: str, **options: Any) -> Callable[..., Any]:
 
 def images_for(tokenizer: Any, root: Path) -> Any:
     config = tokenizer.config
-    return open_images(
+    source = ImageSource(
         "fashion_mnist",
-        "test",
         root=str(root),
         image_size=config.image_size,
         channels=config.channels,
         pad=padding_of(tokenizer),
         limit=NUM,
     )
+    return open_images(source, "test")
 
 
 def measuring(pad: int, metrics: Sequence[str] = MEASURED) -> Measuring:

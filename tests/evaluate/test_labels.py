@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tok1d.cli import app as cli
 from tok1d.config.load import load_recipe, to_yaml
-from tok1d.data.images import open_images
+from tok1d.data.images import ImageSource, open_images
 from tok1d.demo.measure import quick_look
 from tok1d.errors import ConfigError, InputError
 from tok1d.evaluate.generation import evaluate_generation
@@ -67,7 +67,7 @@ def smap(tiny: Tiny) -> Any:
 
 @pytest.fixture
 def images(fashion: None) -> Any:
-    return open_images("fashion_mnist", "test", image_size=32, channels=1, pad=2, limit=6)
+    return open_images(ImageSource("fashion_mnist", image_size=32, channels=1, pad=2, limit=6), "test")
 
 
 def test_whose_label_is_used() -> None:

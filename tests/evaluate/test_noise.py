@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tok1d.config.load import load_recipe
-from tok1d.data.images import open_images
+from tok1d.data.images import ImageSource, open_images
 from tok1d.evaluate.generation import evaluate_generation
 from tok1d.evaluate.measures import Measures, Measuring, by_classifier
 from tok1d.evaluate.reconstruction import evaluate_reconstruction
@@ -69,7 +69,7 @@ def test_samples_do_not_depend_on_their_batch(
     generator = random_model(tiny("sit", tokenizer="x"), f"model={model}")
     ids = ["model.bottleneck={name: vq, size: 16}"] if "vocab_size" in model else []
     tokenizer, judge = random_model(tiny("maetok"), *ids, std=0.4), random_model(tiny("classifier"))
-    images = open_images("fashion_mnist", "test", image_size=32, channels=1, pad=2, limit=12)
+    images = open_images(ImageSource("fashion_mnist", image_size=32, channels=1, pad=2, limit=12), "test")
     found = []
     for batch_size in (11, 4, 1):
         seen.clear()
@@ -94,7 +94,7 @@ def test_reconstructions_do_not_depend_on_their_batch(
     tiny: Tiny, fashion: None, seen: dict[int, list[Tensor]], overrides: list[str]
 ) -> None:
     tokenizer, judge = random_model(tiny("tokenizer"), *overrides), random_model(tiny("classifier"))
-    images, found = open_images("fashion_mnist", "test", image_size=28, channels=1, limit=11), []
+    images, found = open_images(ImageSource("fashion_mnist", image_size=28, channels=1, limit=11), "test"), []
     for batch_size in (11, 4, 1):
         seen.clear()
         records = evaluate_reconstruction(

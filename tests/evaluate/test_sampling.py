@@ -12,7 +12,7 @@ from torch import nn
 from tok1d.config.load import load_recipe
 from tok1d.config.sampling import Decoding, SampleSettings, Sampling
 from tok1d.data.folder import FolderImages
-from tok1d.data.images import open_images
+from tok1d.data.images import ImageSource, open_images
 from tok1d.data.subset import subset
 from tok1d.data.transforms import Transform
 from tok1d.diffusion.guidance import Guidance
@@ -123,8 +123,8 @@ def test_prefixes_belong_to_ordered_tokens() -> None:
 def test_a_border_is_not_measured(tiny: Tiny, fashion: None) -> None:
     """Whatever is painted on the border changes no number, and the classifier receives images of its own size."""
     model, classifier = random_model(tiny("maetok")), random_model(tiny("classifier"))
-    plain = open_images("fashion_mnist", "test", image_size=28, channels=1, limit=6)
-    padded = open_images("fashion_mnist", "test", image_size=32, channels=1, pad=2, limit=6)
+    plain = open_images(ImageSource("fashion_mnist", image_size=28, channels=1, limit=6), "test")
+    padded = open_images(ImageSource("fashion_mnist", image_size=32, channels=1, pad=2, limit=6), "test")
     decode, values = model.decode, []
     for border in (0.0, 0.7):
 
@@ -169,7 +169,7 @@ def test_reconstruction_records_state_the_sampler(
     tiny: Tiny, fashion: None, overrides: list[str], options: dict[str, Any], sampler: str, guidance: Any
 ) -> None:
     model = random_model(tiny("tokenizer"), *overrides)
-    images = open_images("fashion_mnist", "test", image_size=28, channels=1, limit=3)
+    images = open_images(ImageSource("fashion_mnist", image_size=28, channels=1, limit=3), "test")
     records = reconstructed(model, images, keep=[0, 4], batch_size=2, **options)
     assert {(r.name, r.keep) for r in records} == {(name, keep) for name in ("psnr", "mse") for keep in (0, 4)}
     assert {(r.sampler_text, r.guidance_text, r.decoder_steps) for r in records} == {
@@ -203,7 +203,7 @@ def test_records_say_how_many_images_could_not_be_read(
 def test_every_image_counts_once_whatever_the_batches(tiny: Tiny, fashion: None, batch_size: int) -> None:
     """No padding, no mean of means: without noise to start from, the numbers do not depend on the batches."""
     model = random_model(tiny("tokenizer"), "model.flow.temperature=0")
-    images = open_images("fashion_mnist", "test", image_size=28, channels=1, limit=6)
+    images = open_images(ImageSource("fashion_mnist", image_size=28, channels=1, limit=6), "test")
     sizes: list[int] = []
     model.encoder.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
     records = reconstructed(model, images, keep=[4], batch_size=batch_size)
@@ -221,7 +221,7 @@ def test_samples_are_balanced_over_the_classes_and_repeatable(tiny: Tiny, fashio
     generator, tokenizer = random_model(tiny("generator", tokenizer="x")), random_model(tiny("tokenizer"))
     classifier, images = (
         random_model(tiny("classifier")),
-        open_images("fashion_mnist", "test", image_size=28, channels=1),
+        open_images(ImageSource("fashion_mnist", image_size=28, channels=1), "test"),
     )
     values = []
     for global_seed, seed in ((1, 0), (2, 0), (1, 7)):
@@ -234,7 +234,7 @@ def test_samples_are_balanced_over_the_classes_and_repeatable(tiny: Tiny, fashio
 def test_generation_records_state_both_samplers(tiny: Tiny, fashion: None) -> None:
     generator, tokenizer = random_model(tiny("generator", tokenizer="x")), random_model(tiny("tokenizer"))
     classifier = random_model(tiny("classifier"))
-    images = open_images("fashion_mnist", "test", image_size=28, channels=1, limit=12)
+    images = open_images(ImageSource("fashion_mnist", image_size=28, channels=1, limit=12), "test")
 
     def protocol(**options: Any) -> tuple[Any, Any]:
         records = sampled(generator, tokenizer, images, classifier, num=10, keep=[1, 3], **options)
@@ -276,7 +276,7 @@ def test_records_of_whole_sequences(
 ) -> None:
     generator, tokenizer = random_model(tiny("sit", tokenizer="x"), *overrides), random_model(tiny("maetok"))
     classifier = random_model(tiny("classifier"))
-    images = open_images("fashion_mnist", "test", image_size=32, channels=1, pad=2, limit=12)
+    images = open_images(ImageSource("fashion_mnist", image_size=32, channels=1, pad=2, limit=12), "test")
     records = sampled(generator, tokenizer, images, classifier, num=10, pad=2, **options)
     assert [(r.name, r.keep) for r in records] == [("label_agreement", 4), ("fd@fashion-mnist-cnn", 4)]
     assert {(r.sampler_text, r.guidance_text, r.decoder_steps) for r in records} == {(sampler, guidance, None)}
@@ -317,7 +317,7 @@ def test_records_of_ids(
     generator = random_model(tiny("sit", tokenizer="x"), f"model={{name: {model}, {IDS}}}")
     tokenizer = random_model(tiny("maetok"), "model.bottleneck={name: vq, size: 16}")
     classifier = random_model(tiny("classifier"))
-    images = open_images("fashion_mnist", "test", image_size=32, channels=1, pad=2, limit=12)
+    images = open_images(ImageSource("fashion_mnist", image_size=32, channels=1, pad=2, limit=12), "test")
     records = sampled(generator, tokenizer, images, classifier, num=10, pad=2, **options)
     assert [(r.name, r.keep) for r in records] == [("label_agreement", 4), ("fd@fashion-mnist-cnn", 4)]
     assert {(r.sampler_text, r.guidance_text, r.decoder_steps) for r in records} == {(sampler, guidance, None)}
@@ -352,7 +352,7 @@ def test_guidance_from_settings(tiny: Tiny) -> None:
 def test_a_weak_model_is_counted_and_named(tiny: Tiny, fashion: None) -> None:
     generator, weak = (random_model(tiny("sit", tokenizer="x"), f"model.dim={dim}") for dim in (16, 8))
     tokenizer, classifier = random_model(tiny("maetok")), random_model(tiny("classifier"))
-    images = open_images("fashion_mnist", "test", image_size=32, channels=1, pad=2, limit=12)
+    images = open_images(ImageSource("fashion_mnist", image_size=32, channels=1, pad=2, limit=12), "test")
     guidance = Guidance(2.0, weak_model=weak)
     records = sampled(generator, tokenizer, images, classifier, num=10, pad=2, guidance=guidance)
     assert records[0].sampler_text == "sde 2 steps, 4 evaluations a sequence"
@@ -364,7 +364,7 @@ def test_without_classes_only_the_distance_is_measured(
     tiny: Tiny, fashion: None, kind: str, tokenizer: str, pad: int
 ) -> None:
     classifier, decoder = random_model(tiny("classifier")), random_model(tiny(tokenizer))
-    images = open_images("fashion_mnist", "test", image_size=28 + 2 * pad, channels=1, pad=pad, limit=12)
+    images = open_images(ImageSource("fashion_mnist", image_size=28 + 2 * pad, channels=1, pad=pad, limit=12), "test")
     conditional = random_model(tiny(kind, tokenizer="x"))
     told: list[Any] = []
     sample = conditional.sample

@@ -317,5 +317,5 @@ def test_a_tokenizer_of_other_heads_has_other_tokens(tmp_path: Path, fashion: No
     path = tiny("generator", tokenizer=tmp_path / "heads2")
     build_task(load_recipe(path, [f"cache={tmp_path / 'cache'}", f"out={tmp_path / 'run'}"]))
     again = [f"cache={tmp_path / 'cache'}", f"out={tmp_path / 'other'}", f"tokenizer={tmp_path / 'heads4'}"]
-    with pytest.raises(DataError, match=r"made by a tokenizer of encoder\.heads=2, this is of 4: run tok1d encode"):
+    with pytest.raises(DataError, match=r"made by a tokenizer with encoder\.heads=2, this one has 4: run tok1d encode"):
         build_task(load_recipe(path, again))

@@ -11,7 +11,7 @@ import torch
 from tok1d.cli.app import run as run_cli
 from tok1d.config.load import load_recipe
 from tok1d.cost.loss_networks import loss_networks
-from tok1d.data import fashion_mnist, folder, records
+from tok1d.data import fashion_mnist, folder, scan_cache
 from tok1d.errors import ConfigError, DataError
 from tok1d.train import profile as profiling
 from tok1d.train import run
@@ -172,7 +172,7 @@ def test_what_does_not_fit_is_one_line(tiny: Tiny, fashion: None, monkeypatch: p
 def test_measure_belongs_to_the_dry_run(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     path = tiny("classifier")
     assert run_cli(["train", path, "--measure"]) == 2
-    assert "--measure: it belongs to --dry-run" in capsys.readouterr().err
+    assert "--measure: expected with --dry-run" in capsys.readouterr().err
     assert run_cli(["train", path, "--dry-run"]) == 0
     assert "--measure times ten of its steps" in capsys.readouterr().out
     assert run_cli(["train", path, "--dry-run", "--measure", "train.precision=bf16"]) == (
@@ -184,11 +184,11 @@ def test_records_are_neither_kept_nor_made_meanwhile(tmp_path: Path, monkeypatch
     monkeypatch.setenv("TOK1D_CACHE", str(tmp_path / "cache"))
     image = tmp_path / "broken.png"
     image.write_bytes(b"nothing")
-    with records.nothing_written():
-        assert folder._checked(["broken.png"], [image], 1) == {"broken.png": None}, "not looked at"
+    with scan_cache.read_only_cache():
+        assert folder._cached_scan(["broken.png"], [image], 1) == {"broken.png": None}, "not looked at"
         with pytest.raises(DataError, match="is not in"):
             fashion_mnist.find()
-        records.keep(tmp_path / "kept.json", {})
+        scan_cache.write_scan(tmp_path / "kept.json", {})
         assert not (tmp_path / "cache").exists() and not (tmp_path / "kept.json").exists()
-    assert folder._checked(["broken.png"], [image], 1)["broken.png"] is not None
+    assert folder._cached_scan(["broken.png"], [image], 1)["broken.png"] is not None
     assert len(list((tmp_path / "cache" / "checked").iterdir())) == 1, "once looked through, it is known"

@@ -15,7 +15,7 @@ from tok1d.config.recipe import Recipe
 from tok1d.cost import flops as counting
 from tok1d.cost.flops import StepFlops, step_flops, step_flops_or_none
 from tok1d.cost.peaks import PEAKS, known_peak, peak_of
-from tok1d.tokenizers.tail_drop import TailDropConfig, draw_tail, mean_kept
+from tok1d.tokenizers.tail_drop import TailDropConfig, mean_kept, sample_tail
 from tok1d.train import run
 from tok1d.train.log import read_log
 from tok1d.train.loop import begin
@@ -117,7 +117,7 @@ def test_the_count_is_that_of_a_real_step(tiny: Tiny, fashion: None, kind: str, 
 def test_a_dropped_tail_counts_with_its_mean(tiny: Tiny) -> None:
     config = TailDropConfig(min_keep=2, group=2, full_prob=0.2, zero_prob=0.1)
     torch.manual_seed(0)
-    drawn = draw_tail(config, 8, 20_000).double().mean().item()
+    drawn = sample_tail(config, 8, 20_000).double().mean().item()
     assert mean_kept(config, 8) == pytest.approx(drawn, abs=0.05)
     dropped, whole = (
         step_flops(load_recipe(tiny("smap"), [f"model.tail_drop.enabled={on}"])) for on in ("true", "false")

@@ -1,17 +1,17 @@
-"""Are the tokens like principal components? Directions and sizes of what each token adds to the prediction."""
+"""What each token adds to the prediction, in direction and size: orthogonal and falling for principal components."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from tok1d.analyze.prefix import latents_and_noise
+from tok1d.analyze.prefix import diffusion_tokenizer, latents_and_noise
 from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
 from tok1d.errors import InputError
+from tok1d.tokenizers.base import Tokenizer
 from tok1d.tokenizers.prefix import prefix_mask
 
 
@@ -20,9 +20,9 @@ class Increments:
     """What token k adds to the decoder's prediction: d_k = prediction(first k tokens) - prediction(first k - 1).
 
     Args:
-        cosine: (K, K) mean cosine between d_i and d_j, 1 on the diagonal.
-        absolute: (K, K) mean of its absolute value: signs that differ between images do not cancel here.
-        energy: (K,) mean squared norm of d_k over the pixels, divided by their number.
+        cosine: (K, K), mean cosine between d_i and d_j, 1 on the diagonal.
+        absolute: (K, K), mean of the cosine's absolute value, in which signs that differ between images do not cancel.
+        energy: (K,), mean squared value of d_k.
     """
 
     cosine: Tensor
@@ -31,7 +31,7 @@ class Increments:
 
     @property
     def off_diagonal(self) -> float:
-        """Mean absolute cosine of different tokens; 0 is orthogonal, about sqrt(2 / (pi n)) random in n numbers."""
+        """Mean absolute cosine of different tokens: 0 if orthogonal, about sqrt(2 / (pi n)) if random in n numbers."""
         size = len(self.energy)
         return float((self.absolute.sum() - self.absolute.trace()) / (size * (size - 1)))
 
@@ -42,13 +42,13 @@ class Increments:
 
     @property
     def falling(self) -> float:
-        """Share of the successive pairs whose energy falls."""
+        """Share of the pairs of successive tokens whose energy falls."""
         return float((self.energy.diff() < 0).float().mean())
 
 
 @torch.no_grad()
 def increments(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     images: ImageSet,
     *,
     num_images: int = 500,
@@ -56,24 +56,26 @@ def increments(
     batch_size: int = 100,
     seed: int = 0,
 ) -> Increments:
-    """Cosine matrix and energies of the prediction increments of successive tokens (Semanticist, appendix A).
+    """Measure the prediction increments of successive tokens (Semanticist, arXiv 2503.08685, appendix A).
 
-    The same noisy latents meet every prefix. A decoder predicts noise, data or velocity; at one time these
-    predictions differ by a factor, which no cosine sees. Averages are over images and `num_times` midpoints of equal
-    parts of time.
+    All prefixes of an image receive the same noisy latents. Whether the decoder predicts noise, data or velocity does
+    not change the cosines: at a given time, differences of these predictions are proportional.
+
+    Args:
+        num_images: number of images, see `subset`.
+        num_times: number of times, the midpoints of equal parts of the time interval, over which is averaged.
+        seed: of the noise, which depends on the seed and the image, not on the batch size.
 
     Raises:
         InputError: a tokenizer without a diffusion decoder, with fewer than two tokens, or no images.
     """
-    if not hasattr(tokenizer, "predictions"):
-        name = type(tokenizer).__name__
-        raise InputError(f"increments need a tokenizer with a diffusion decoder (Semanticist), got {name}")
+    model = diffusion_tokenizer(tokenizer, "increments need")
     length = tokenizer.spec.length
     images = subset(images, num_images)
     count = len(images)
     if length < 2 or count < 1 or num_times < 1:
         raise InputError(f"increments need at least 2 tokens, 1 image and 1 time, got {length}, {count}, {num_times}")
-    device = next(tokenizer.parameters()).device
+    device = next(model.parameters()).device
     cosine = torch.zeros(length, length, dtype=torch.float64)
     absolute, energy = torch.zeros_like(cosine), torch.zeros(length, dtype=torch.float64)
     for start in range(0, count, batch_size):
@@ -81,12 +83,12 @@ def increments(
         x, labels = images.batch(indices)
         x = x.to(device)
         tokens = tokenizer.encode(x, labels.to(device) if tokenizer.spec.needs_label else None)
-        latents, sources = latents_and_noise(tokenizer, x, indices, seed)
-        for time in tokenizer.uniform_times(num_times).to(device):
-            noise = torch.stack([torch.randn(latents.shape[1:], generator=source) for source in sources]).to(device)
+        latents, rngs = latents_and_noise(model, x, indices, seed)
+        for time in model.uniform_times(num_times).to(device):
+            noise = torch.stack([torch.randn(latents.shape[1:], generator=rng) for rng in rngs]).to(device)
             predicted = torch.stack(
                 [
-                    tokenizer.predictions(
+                    model.predictions(
                         latents,
                         tokens,
                         prefix_mask(torch.full((len(x),), k, device=device), length),

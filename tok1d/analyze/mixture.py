@@ -1,11 +1,11 @@
-"""How many modes the tokens have: Gaussian mixtures fitted to them (MAETok, section 3.1 and appendix B.3)."""
+"""Gaussian mixtures fitted to tokens, to count their modes (MAETok, section 3.1 and appendix B.3)."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from tok1d.data.subset import subset
 from tok1d.errors import InputError
 from tok1d.inference.cache import encode_batch, tokens_kept
 from tok1d.inference.conditions import ConditionedImages
+from tok1d.tokenizers.base import Tokenizer
 
 Covariance = Literal["diag", "full"]
 
@@ -25,7 +26,9 @@ class MixturePoint:
     """One fitted mixture.
 
     Args:
-        nll: mean negative log-likelihood of the fitted rows, in nats a row.
+        components: number of Gaussians.
+        seed: of the initialisation.
+        nll: mean negative log-likelihood of the fitted rows, in nats per row.
         mean_norm: the largest norm of a component's mean.
     """
 
@@ -40,9 +43,10 @@ class Mixtures:
     """Mixtures fitted to the same rows.
 
     Args:
-        num: rows, one an image.
-        dims: principal components that were kept; likelihoods compare only between equal ones.
-        variance: their share of the variance.
+        num: number of rows, one per image.
+        dims: number of principal components; likelihoods are comparable only if it is equal.
+        variance: share of the variance that they explain.
+        covariance: "diag" or "full".
     """
 
     num: int
@@ -52,22 +56,21 @@ class Mixtures:
     points: list[MixturePoint]
 
 
-def collect_tokens(tokenizer: Any, images: ImageSet, *, num: int = 5000, batch_size: int = 250) -> Tensor:
-    """Continuous tokens (N, K, D) of some images of a set, see `subset`.
+def collect_tokens(tokenizer: Tokenizer, images: ImageSet, *, num: int = 5000, batch_size: int = 250) -> Tensor:
+    """Return the continuous tokens (N, K, D) of `num` images of a set, see `subset`.
 
     Raises:
-        InputError: a tokenizer that makes ids, or no images.
+        InputError: a tokenizer with discrete tokens, or no images.
     """
-
     if tokenizer.spec.dim is None:
-        raise InputError("mixtures are fitted to continuous tokens, this tokenizer makes ids of a vocabulary")
+        raise InputError("mixtures are fitted to continuous tokens, this tokenizer has discrete ones")
     images = subset(images, num)
     count, length = len(images), tokens_kept(tokenizer.spec, None)
     if count < 1:
         raise InputError(f"mixtures need images, got {count}")
-    parts, told = [], ConditionedImages(tokenizer, images)
+    parts, conditioned = [], ConditionedImages(tokenizer, images)
     for start in range(0, count, batch_size):
-        x, _, cond = told.batch(range(start, min(start + batch_size, count)))
+        x, _, cond = conditioned.batch(range(start, min(start + batch_size, count)))
         parts.append(encode_batch(tokenizer, x, cond, length).cpu())
     return torch.cat(parts)
 
@@ -81,18 +84,22 @@ def fit_mixtures(
     covariance: Covariance = "diag",
     seeds: Sequence[int] = (0,),
 ) -> Mixtures:
-    """Gaussian mixtures of tokens (N, ...), flattened to a row an image, projected and standardised.
+    """Fit Gaussian mixtures to tokens (N, ...), flattened to one row per image.
 
-    Principal components, each then at mean 0 and deviation 1, and on them a mixture by expectation maximisation from
-    k-means, for every number of components and seed: it may end in a local optimum, the lowest of several is the best
-    fit. Fewer components for an equal likelihood are a simpler latent space. With one
-    diagonal component the likelihood is always dims / 2 (1 + log 2 pi) nats.
+    The rows are projected to principal components, each standardised to mean 0 and deviation 1. A mixture is fitted by
+    expectation maximisation from a k-means initialisation, for every number of components and every seed. A fit may
+    end in a local optimum, so compare the lowest `nll` of several seeds. A latent space is simpler if it needs
+    fewer components for the same likelihood. With one diagonal component, `nll` is always dims / 2 (1 + log 2 pi).
 
     Args:
-        dims: principal components to keep, so that tokenizers compare; default: as few as hold `variance`.
+        components: numbers of Gaussians to fit.
+        dims: number of principal components, to compare tokenizers; default: as few as explain `variance`.
+        variance: share of the variance, in (0, 1].
+        covariance: of a component, "diag" or "full".
+        seeds: of the initialisations.
 
     Raises:
-        InputError: counts the rows do not allow, another covariance, or tokens that are not finite or do not vary.
+        InputError: a value out of range, or tokens that are not finite or do not vary.
     """
     rows = tokens.flatten(1).double().numpy()
     _check(rows, components, dims, variance, covariance)
@@ -116,10 +123,10 @@ def _check(rows: np.ndarray, components: Sequence[int], dims: int | None, varian
 
 
 def _project(rows: np.ndarray, dims: int | None, variance: float) -> tuple[np.ndarray, float]:
-    """Standardised principal components (N, dims), and the share of the variance they hold.
+    """Return standardised principal components (N, dims), and the share of the variance that they explain.
 
     Raises:
-        InputError: more components than the tokens vary in: the others are rounding errors, scaled up.
+        InputError: more components than the rank of the rows; the others would be amplified rounding errors.
     """
     from sklearn.decomposition import PCA
 
@@ -140,7 +147,7 @@ def _fit(rows: np.ndarray, components: int, seed: int, covariance: Covariance) -
 
     model = GaussianMixture(components, covariance_type=covariance, random_state=seed)
     with warnings.catch_warnings():
-        # The bound on the iterations is part of the protocol, not a fault to report.
+        # The limit on iterations (100, the default) is part of the protocol, so reaching it is no reason to warn.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(rows)
     norms = np.linalg.norm(model.means_, axis=1)

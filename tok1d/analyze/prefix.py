@@ -1,21 +1,58 @@
-"""What each token is worth: the PCA-like curve of a tokenizer with a diffusion decoder."""
+"""The PCA-like curve of a tokenizer with a diffusion decoder: denoising loss against number of tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
 from tok1d.errors import InputError
+from tok1d.tokenizers.base import Tokenizer
+from tok1d.tokenizers.latent_space import LatentSpace
 from tok1d.tokenizers.prefix import prefix_lengths, prefix_mask
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+class DiffusionTokenizer(Tokenizer, Protocol):
+    """A tokenizer whose decoder denoises latents, such as Semanticist."""
+
+    latent_space: LatentSpace
+
+    def uniform_times(self, num: int) -> Tensor:
+        """Return the midpoints of `num` equal parts of the time interval."""
+        ...
+
+    def prediction_error(
+        self, latents: Tensor, tokens: Tensor, mask: Tensor | None = None, *, t: Tensor, noise: Tensor
+    ) -> Tensor:
+        """Return the unweighted mean squared error of the network's prediction, (B,)."""
+        ...
+
+    def predictions(
+        self, latents: Tensor, tokens: Tensor, mask: Tensor | None = None, *, t: Tensor, noise: Tensor
+    ) -> Tensor:
+        """Return the network's prediction for noised latents, (B, C, H, W)."""
+        ...
+
+
+def diffusion_tokenizer(tokenizer: Tokenizer, needs: str) -> DiffusionTokenizer:
+    """Return the tokenizer, if it has a diffusion decoder.
+
+    Raises:
+        InputError: it has none; the message begins with `needs`, such as "the curve needs".
+    """
+    if not hasattr(tokenizer, "uniform_times"):
+        name = type(tokenizer).__name__
+        raise InputError(f"{needs} a tokenizer with a diffusion decoder (Semanticist), got {name}")
+    return cast(DiffusionTokenizer, tokenizer)
 
 
 @dataclass(frozen=True)
@@ -23,8 +60,8 @@ class CurvePoint:
     """The denoising loss with the first `keep` tokens.
 
     Args:
-        share: (L_0 - L_keep) / (L_0 - L_K), the share of the loss reduction that all K tokens bring; None where
-            they bring none (L_K >= L_0).
+        share: (L_0 - L_keep) / (L_0 - L_K), the share of the loss reduction by all K tokens; None if they do not
+            reduce it (L_K >= L_0).
     """
 
     keep: int
@@ -34,7 +71,7 @@ class CurvePoint:
 
 @torch.no_grad()
 def explained_curve(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     images: ImageSet,
     *,
     keep: Sequence[int] | None = None,
@@ -43,21 +80,21 @@ def explained_curve(
     batch_size: int = 100,
     seed: int = 0,
 ) -> list[CurvePoint]:
-    """Denoising loss of some images of a set (see `subset`), over uniform times, against the number of tokens kept.
+    """Measure the denoising loss against the number of leading tokens that the decoder receives.
 
-    Semanticist's explained-variance curve (arXiv 2503.08685): no token is 0 %, all tokens are 100 %. The loss is the
-    unweighted squared error of what the network predicts, averaged over images and `num_times` midpoints of equal
-    parts of time. Noise belongs to (seed, image, time): every prefix meets the same, whatever the batch size.
+    Semanticist's curve of explained variance (arXiv 2503.08685): no token is 0 %, all tokens are 100 %. The loss is the
+    unweighted squared error of the network's prediction, averaged over images and times. The noise depends on seed,
+    image and time: it is the same for all prefixes and batch sizes.
 
     Args:
-        keep: prefix lengths, to which 0 and K are added (default: 0..K, or 0, 1, 2, 4, ..., K above K = 16).
+        keep: prefix lengths, to which 0 and K are added; default: 0..K, or 0, 1, 2, 4, ..., K if K > 16.
+        num_images: number of images, see `subset`.
+        num_times: number of times, the midpoints of equal parts of the time interval.
 
     Raises:
         InputError: a tokenizer without a diffusion decoder, or a count out of range.
     """
-    if not hasattr(tokenizer, "prediction_error"):
-        name = type(tokenizer).__name__
-        raise InputError(f"the curve needs a tokenizer with a diffusion decoder (Semanticist), got {name}")
+    model = diffusion_tokenizer(tokenizer, "the curve needs")
     length = tokenizer.spec.length
     lengths = _lengths(keep, length)
     images = subset(images, num_images)
@@ -65,39 +102,43 @@ def explained_curve(
     for name, value in (("num_images", count), ("num_times", num_times), ("batch_size", batch_size)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
-    device = next(tokenizer.parameters()).device
-    times = tokenizer.uniform_times(num_times).to(device)
+    device = next(model.parameters()).device
+    times = model.uniform_times(num_times).to(device)
     sums = dict.fromkeys(lengths, 0.0)
     for start in range(0, count, batch_size):
         indices = range(start, min(start + batch_size, count))
         x, labels = images.batch(indices)
         x, labels = x.to(device), labels.to(device)
         tokens = tokenizer.encode(x, labels if tokenizer.spec.needs_label else None)
-        latents, sources = latents_and_noise(tokenizer, x, indices, seed)
+        latents, rngs = latents_and_noise(model, x, indices, seed)
         for time in times:
-            noise = torch.stack([torch.randn(latents.shape[1:], generator=source) for source in sources]).to(device)
+            noise = torch.stack([torch.randn(latents.shape[1:], generator=rng) for rng in rngs]).to(device)
             t = time.expand(len(x))
             for k in lengths:
                 mask = prefix_mask(torch.full_like(labels, k), length)
-                sums[k] += _sum(tokenizer.prediction_error(latents, tokens, mask, t=t, noise=noise))
+                sums[k] += _sum(model.prediction_error(latents, tokens, mask, t=t, noise=noise))
     losses = {k: value / (count * num_times) for k, value in sums.items()}
     gain = losses[0] - losses[length]
     return [CurvePoint(k, losses[k], (losses[0] - losses[k]) / gain if gain > 0 else None) for k in lengths]
 
 
 def latents_and_noise(
-    tokenizer: Any, images: Tensor, indices: Sequence[int], seed: int
+    tokenizer: DiffusionTokenizer, images: Tensor, indices: Sequence[int], seed: int
 ) -> tuple[Tensor, list[torch.Generator]]:
-    """Latents of held-out images and a source of noise for each: both belong to (seed, image), not to the batch."""
-    posterior = [_source(seed * 1_000_003 + index + 500_009) for index in indices]
+    """Return the latents (B, C, H, W) of images, and a generator of noise for each image.
+
+    Both depend on the seed and the image's index only, not on the rest of the batch.
+    """
+    # Constants separate the random numbers of the posterior sample from those of the noise.
+    posterior = [_rng(seed * 1_000_003 + index + 500_009) for index in indices]
     space, (height, width) = tokenizer.latent_space, images.shape[2:]
     shape = (space.channels, height // space.factor, width // space.factor)
-    noise = torch.stack([torch.randn(shape, generator=source) for source in posterior]).to(images)
-    sources = [_source(seed * 1_000_003 + index) for index in indices]
-    return space.encode(images, noise=noise), sources
+    noise = torch.stack([torch.randn(shape, generator=rng) for rng in posterior]).to(images)
+    rngs = [_rng(seed * 1_000_003 + index) for index in indices]
+    return space.encode(images, noise=noise), rngs
 
 
-def _source(seed: int) -> torch.Generator:
+def _rng(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed % 2**63)
 
 
@@ -115,9 +156,10 @@ def _lengths(keep: Sequence[int] | None, length: int) -> list[int]:
 
 
 def plot_curve(points_by_name: Mapping[str, Sequence[CurvePoint]]) -> Image:
-    """The curves of one or more tokenizers in one picture, named in its legend.
+    """Plot the curves of one or more tokenizers by name.
 
-    A curve without shares (its tokens lower no loss) is only named. Token counts above 16 stand on a log axis.
+    A curve without shares (its tokens do not reduce the loss) is only named in the legend. The axis of token counts is
+    logarithmic if they exceed 16.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -128,7 +170,7 @@ def plot_curve(points_by_name: Mapping[str, Sequence[CurvePoint]]) -> Image:
     canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
     for (name, points), marker in zip(points_by_name.items(), "os^Dv*" * len(points_by_name)):
         known = [(point.keep, point.share) for point in points if point.share is not None]
-        label = name if known else f"{name}: its tokens lower no loss"
+        label = name if known else f"{name}: its tokens do not reduce the loss"
         axes.plot([k for k, _ in known], [share for _, share in known], marker=marker, linewidth=2, label=label)
     ticks = sorted({point.keep for points in points_by_name.values() for point in points})
     if ticks and ticks[-1] > 16:
@@ -142,10 +184,4 @@ def plot_curve(points_by_name: Mapping[str, Sequence[CurvePoint]]) -> Image:
     if points_by_name:
         axes.legend(loc="lower right", frameon=False)
     canvas.draw()
-    return Image.fromarray(_rgb(canvas))
-
-
-def _rgb(canvas: Any) -> Any:
-    import numpy as np
-
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())

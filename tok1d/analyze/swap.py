@@ -1,30 +1,30 @@
-"""What follows the class, what the tokens? Tokens of one image decoded under the label of another (SMAP, figure 4)."""
+"""Tokens of one image decoded with the class of another: what depends on class, what on tokens (SMAP, figure 4)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tok1d.data.decoded import whole_set
 from tok1d.data.images import ArrayImages, ImageSet
 from tok1d.data.order import permutation
-from tok1d.data.subset import subset
+from tok1d.data.subset import subset, underlying
 from tok1d.data.transforms import without_border
 from tok1d.errors import InputError
 from tok1d.evaluate.networks import CNN
 from tok1d.inference.conditions import choose_condition
 from tok1d.pictures import grid
+from tok1d.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# (whose label the encoder is told, whose the decoder, whether the tokens are used), for tokens of B and the label of A.
-# "own" is the label of the image that the tokens come from, "other" that of its partner.
+# (class of the encoder, class of the decoder, whether the decoder receives tokens): "own" is the class of the encoded
+# image, "other" the class of its partner.
 VARIANTS: dict[str, tuple[str, str, bool]] = {
     "matched": ("own", "own", True),
     "swapped": ("own", "other", True),
@@ -36,12 +36,14 @@ VARIANTS: dict[str, tuple[str, str, bool]] = {
 
 @dataclass(frozen=True)
 class Swap:
-    """How images of one variant are judged: shares of them, over both directions of all pairs.
+    """Results of one variant, over both directions of all pairs.
 
     Args:
-        condition: put into the class that the decoder was told; None without a judge.
-        tokens: put into the class of the image that the tokens come from; None without tokens or judge.
-        error: mean squared error to the image that the tokens come from (without tokens, that has the label).
+        variant: one of `VARIANTS`.
+        num: number of images.
+        condition: share of the images that the classifier puts into the decoder's class; None without a classifier.
+        tokens: share that it puts into the class of the encoded image; None without tokens or without a classifier.
+        error: mean squared error to the encoded image.
     """
 
     variant: str
@@ -50,47 +52,48 @@ class Swap:
     tokens: float | None
     error: float
 
-    def to_json(self) -> dict[str, Any]:
-        """The fields, and which labels and tokens the variant uses."""
-        encoded, decoded, with_tokens = VARIANTS[self.variant]
-        how = {"encoder_label": encoded, "decoder_label": decoded, "with_tokens": with_tokens}
-        return {**asdict(self), **how}
+    def to_json(self) -> dict[str, object]:
+        """Return the fields, and the classes and tokens that the variant uses."""
+        encoder, decoder, with_tokens = VARIANTS[self.variant]
+        return {**asdict(self), "encoder_label": encoder, "decoder_label": decoder, "with_tokens": with_tokens}
 
-    def words(self) -> str:
-        """One line for people."""
+    def describe(self) -> str:
+        """Return the results as one line of text."""
         parts = [f"squared error {self.error:.4f}"]
         if self.condition is not None:
-            parts.append(f"judged as the decoder's label {self.condition:6.1%}")
+            parts.append(f"classified as the decoder's class {self.condition:6.1%}")
         if self.tokens is not None:
             parts.append(f"as the tokens' {self.tokens:6.1%}")
         return ", ".join(parts)
 
 
 def partners(labels: Tensor) -> Tensor:
-    """For every image another one of another class, (N,) indices: pairs (A, B) in which each is the other's partner.
+    """Pair images of different classes.
 
-    Images that are left over are their own partner.
+    Returns:
+        For each of the labels (N,) the index of its partner, int64 (N,). Partners are mutual; images for which none is
+        left are their own partner.
     """
-    partner, waiting = torch.arange(len(labels)), list[int]()
+    partner, unpaired = torch.arange(len(labels)), list[int]()
     for i, label in enumerate(labels.tolist()):
-        match = next((j for j in waiting if labels[j] != label), None)
+        match = next((j for j in unpaired if labels[j] != label), None)
         if match is None:
-            waiting.append(i)
+            unpaired.append(i)
             continue
-        waiting.remove(match)
+        unpaired.remove(match)
         partner[i], partner[match] = match, i
     return partner
 
 
 def paired(images: ImageSet, num: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches of images, their labels, and the indices of their partners, all of which are in the batch.
+    """Yield batches of images (B, C, H, W), labels (B,), and the indices (B,) of their partners within the batch.
 
-    Of `num` images, see `subset`; those that are not in random order as they are come in one, so that a batch has many
-    classes.
+    The images are `num` of the set, see `subset`. Sets other than arrays may be sorted by class and are permuted, so
+    that each batch has many classes. Images without a partner are left out.
     """
     chosen = subset(images, num)
     order = np.arange(len(chosen))
-    if not isinstance(whole_set(images), ArrayImages):
+    if not isinstance(underlying(images), ArrayImages):
         order = permutation(len(chosen), 0, 0)
     for start in range(0, len(order), batch_size):
         x, labels = chosen.batch(order[start : start + batch_size])
@@ -101,41 +104,50 @@ def paired(images: ImageSet, num: int, batch_size: int) -> Iterator[tuple[Tensor
             yield x[kept], labels[kept], place[partner[kept]]
 
 
-def paint(tokenizer: Any, x: Tensor, labels: Tensor, partner: Tensor, variant: str) -> Tensor:
-    """Images (B, C, H, W) of a variant, from the tokens of each image; see `VARIANTS`."""
-    told = {"own": labels, "other": labels[partner]}
-    encoded, decoded, with_tokens = VARIANTS[variant]
-    tokens = tokenizer.encode(x, told[encoded])
-    return tokenizer.decode(tokens, told[decoded], keep=None if with_tokens else 0)
+def reconstruct(tokenizer: Tokenizer, x: Tensor, labels: Tensor, partner: Tensor, variant: str) -> Tensor:
+    """Encode and decode images (B, C, H, W) of classes (B,) with the classes and tokens of a variant."""
+    classes = {"own": labels, "other": labels[partner]}
+    encoder, decoder, with_tokens = VARIANTS[variant]
+    tokens = tokenizer.encode(x, classes[encoder])
+    return tokenizer.decode(tokens, classes[decoder], keep=None if with_tokens else 0)
 
 
-def check_swap(tokenizer: Any, images: ImageSet) -> None:
-    """Raise InputError on a tokenizer that reads no class or needs all tokens, or images without its classes."""
+def check_swap(tokenizer: Tokenizer, images: ImageSet) -> None:
+    """Check that the tokenizer is conditioned on the classes of the images and can decode without tokens.
+
+    Raises:
+        InputError: it is not or cannot.
+    """
     spec = tokenizer.spec
     if not (spec.needs_label and spec.ordered):
         name = type(tokenizer).__name__
-        raise InputError(f"swap needs a tokenizer that is told the class and can do without tokens (SMAP), got {name}")
+        raise InputError(
+            f"swap needs a tokenizer that is conditioned on the class and can decode no tokens (SMAP), got {name}"
+        )
     if spec.reads_captions:
-        raise InputError("swap compares classes, this tokenizer is told captions")
+        raise InputError("swap compares classes, this tokenizer is conditioned on captions")
     choose_condition(tokenizer, images.num_classes, "true")
 
 
 @torch.no_grad()
 def swap(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     images: ImageSet,
-    judge: CNN | None = None,
+    classifier: CNN | None = None,
     *,
     num_images: int = 500,
     batch_size: int = 100,
     pad: int = 0,
 ) -> list[Swap]:
-    """Every variant over pairs of images that differ in class, both ways: which class does the judge see?
+    """Measure all variants over pairs of images of different classes, in both directions.
 
-    If identity follows the label and appearance the tokens, `condition` is high and `tokens` low where they disagree.
+    If the class determines the identity of the decoded object and the tokens only its appearance, `condition` is high
+    and `tokens` low in the variants in which the two classes differ.
 
     Args:
-        judge: a classifier of the images' classes, without their border of `pad` pixels; None measures the error alone.
+        classifier: of the images' classes, for images without border; None measures only the error.
+        num_images: number of images, see `subset`, of which pairs are formed within each batch.
+        pad: width of the images' border in pixels, which is removed before measuring.
 
     Raises:
         InputError: as `check_swap`, or no two images of different classes.
@@ -148,24 +160,24 @@ def swap(
         x, labels, partner = x.to(device), labels.to(device), partner.to(device)
         count += len(x)
         for variant, (_, decoded, _) in VARIANTS.items():
-            y = without_border(paint(tokenizer, x, labels, partner, variant), pad)
-            told = labels if decoded == "own" else labels[partner]
+            y = without_border(reconstruct(tokenizer, x, labels, partner, variant), pad)
+            expected = labels if decoded == "own" else labels[partner]
             error = (y - without_border(x, pad)).square().flatten(1).mean(1).sum()
-            seen = torch.full_like(labels, -1) if judge is None else judge(y).argmax(1)
-            sums[variant] += torch.stack([(seen == told).sum(), (seen == labels).sum(), error]).double().cpu()
+            found = torch.full_like(labels, -1) if classifier is None else classifier(y).argmax(1)
+            sums[variant] += torch.stack([(found == expected).sum(), (found == labels).sum(), error]).double().cpu()
     if not count:
         raise InputError(f"swap needs images of different classes, these {num} have none")
-    found = []
+    results = []
     for variant, (_, _, with_tokens) in VARIANTS.items():
         condition, own, error = (sums[variant] / count).tolist()
-        by_tokens = own if judge is not None and with_tokens else None
-        found.append(Swap(variant, count, None if judge is None else condition, by_tokens, error))
-    return found
+        by_tokens = own if classifier is not None and with_tokens else None
+        results.append(Swap(variant, count, None if classifier is None else condition, by_tokens, error))
+    return results
 
 
 @torch.no_grad()
 def swap_picture(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     images: ImageSet,
     *,
     num_images: int = 500,
@@ -173,14 +185,18 @@ def swap_picture(
     columns: int = 10,
     zoom: int = 2,
 ) -> Image:
-    """Images in neighbouring pairs (A, B), and below them a row a variant, each from the tokens of its own column.
+    """Draw a grid: in the first row images in neighbouring pairs (A, B), then one row per variant.
 
-    The pairs are the first of those that `swap` measures with the same `num_images` and `batch_size`.
+    Every column uses the tokens of the image at its top. The pairs are the first of those that `swap` measures with
+    equal `num_images` and `batch_size`.
+
+    Args:
+        columns: maximum number of images in a row.
+        zoom: see `pictures.grid`.
 
     Raises:
         InputError: as `swap`.
     """
-
     check_swap(tokenizer, images)
     num = min(num_images, len(images))
     found = next(paired(images, num, batch_size), None)
@@ -189,7 +205,7 @@ def swap_picture(
     x, labels, partner = (part.to(next(tokenizer.parameters()).device) for part in found)
     firsts = [i for i, j in enumerate(partner.tolist()) if i < j][: max(columns // 2, 1)]
     order = torch.tensor([k for i in firsts for k in (i, int(partner[i]))], device=x.device)
-    side_by_side = torch.arange(len(order), device=x.device).view(-1, 2).flip(1).flatten()
+    neighbour = torch.arange(len(order), device=x.device).view(-1, 2).flip(1).flatten()
     rows = [x[order]]
-    rows += [paint(tokenizer, x[order], labels[order], side_by_side, variant) for variant in VARIANTS]
+    rows += [reconstruct(tokenizer, x[order], labels[order], neighbour, variant) for variant in VARIANTS]
     return grid(torch.cat(rows), len(order), zoom=zoom)

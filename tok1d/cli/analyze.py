@@ -120,7 +120,7 @@ def analyze_swap(
     files.write_text(folder / "swap.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     print(f"{found[0].num} images in pairs of different classes; rows of the picture: originals, then these")
     for each in found:
-        print(f"{each.variant:30s} {each.words()}")
+        print(f"{each.variant:30s} {each.describe()}")
     print(f"record: {folder / 'swap.json'}")
     print(f"picture: {folder / 'swap.png'}")
 
@@ -152,11 +152,11 @@ def analyze_mixture(
 
     one_of("--covariance", covariance, ("diag", "full"))
     counts = parse_counts(components, "--components", 1, num)
-    draws = parse_counts(seeds, "--seeds", 0, 2**32 - 1)
+    fit_seeds = parse_counts(seeds, "--seeds", 0, 2**32 - 1)
     tokenizer = load_tokenizer(model, device)
     folder = files.new_folder(out, overwrite=overwrite)
     tokens = collect_tokens(tokenizer, sources.open_data(data, tokenizer, data_root=data_root), num=num)
-    found = fit_mixtures(tokens, counts, dims=dims, variance=variance, covariance=covariance, seeds=draws)  # type: ignore[arg-type]
+    found = fit_mixtures(tokens, counts, dims=dims, variance=variance, covariance=covariance, seeds=fit_seeds)  # type: ignore[arg-type]
     files.write_text(
         folder / "mixture.json", json.dumps({"model": model, "data": data, **asdict(found)}, indent=1) + "\n"
     )

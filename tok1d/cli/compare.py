@@ -1,4 +1,4 @@
-"""The command that holds runs against curves: `tok1d compare`."""
+"""`tok1d compare`: runs and the curve of their recipe."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from tok1d.cli.options import Overwrite
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="run folders, finished or under way", show_default=False)],
+    runs: Annotated[list[Path], typer.Argument(help="run folders, finished or in progress", show_default=False)],
     to: Annotated[
         str,
-        typer.Option(help="hold them against this recipe's curve, curve file or run; default: the nearest recipe's"),
+        typer.Option(help="compare with the curve of this recipe, curve file or run; default: of the nearest recipe"),
     ] = "",
     out: Annotated[Path | None, typer.Option(help="folder for curves.png, curves.html and compare.json")] = None,
     save_curve: Annotated[
-        Path | None, typer.Option(help="write the curve of a finished run to this file, to ship beside its recipe")
+        Path | None, typer.Option(help="write the curve of a finished run to this file, to ship with its recipe")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of words")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of text")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Hold runs against each other and against their recipe's shipped curve: on track, or off since which step.
+    """Compare runs with the shipped curve of their recipe: within its band, or outside since which step.
 
-    A run may have another recipe, batch size or number of steps than the reference: what differs is named.
+    A run may have another recipe, batch size or number of steps than the reference; the differences are listed.
     """
     import json
 

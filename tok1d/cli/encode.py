@@ -44,7 +44,7 @@ def encode(
     be interrupted and run again; the last one finishes the cache.
     """
     from tok1d import devices
-    from tok1d.data.decoded import replaced_text
+    from tok1d.data.broken import replaced_text
     from tok1d.inference import cache
     from tok1d.inference import images as sources
 

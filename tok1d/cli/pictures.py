@@ -36,7 +36,7 @@ def reconstruct(
 ) -> None:
     """Encode images and decode them from their first tokens; writes overview.png and a PNG of each image."""
     from tok1d import files
-    from tok1d.data.decoded import replaced_among, report_broken
+    from tok1d.data.broken import replaced_indices, report_broken
     from tok1d.data.subset import subset
     from tok1d.inference import images as sources
     from tok1d.inference import pictures
@@ -52,7 +52,7 @@ def reconstruct(
     if condition is not None:
         print(f"condition of the tokenizer: {condition}")
     shown = subset(source, how.num)
-    count = len(shown) - len(replaced_among(shown, range(len(shown))))
+    count = len(shown) - len(replaced_indices(shown, range(len(shown))))
     for k, value in psnr.items():
         print(f"keep {k:4d} of {tokenizer.spec.length}: PSNR {value:.2f} dB (mean of {count} images)")
     print(f"pictures: {folder / 'overview.png'}")

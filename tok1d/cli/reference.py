@@ -54,7 +54,7 @@ class ReferenceRequest:
 def reference(request: ReferenceRequest, device: Device = None, overwrite: Overwrite = False) -> None:
     """Statistics of a set of images under a feature network: computed once, cached, and written in ADM's .npz form."""
     from tok1d import devices
-    from tok1d.data.decoded import report_broken
+    from tok1d.data.broken import report_broken
     from tok1d.evaluate.feature_networks import open_network
     from tok1d.evaluate.features import default_network
     from tok1d.evaluate.reference import cache_path
@@ -121,6 +121,7 @@ def _like(model: str) -> tuple[int, tuple[int, int]]:
 def _open(request: ReferenceRequest, size: int, channels: int, border: int) -> ImageSet:
     from tok1d.data.folder import FolderImages, list_images
     from tok1d.data.images import open_images
+    from tok1d.data.source import ImageSource
     from tok1d.data.transforms import Transform
     from tok1d.errors import InputError
     from tok1d.evaluate.sample_batch import SampleImages
@@ -134,15 +135,15 @@ def _open(request: ReferenceRequest, size: int, channels: int, border: int) -> I
         # Classes do not matter here, so all files are listed as one class.
         transform, files = Transform(size, channels, pad=border), list_images(data)
         return FolderImages(data, transform, request.on_broken, files=files, class_names=[Path(data).name])
-    return open_images(
+    source = ImageSource(
         "fashion_mnist" if data == "fashion_mnist" else "folder",
-        split,
         root=request.data_root if data == "fashion_mnist" else data,
         image_size=size,
         channels=channels,
         pad=border,
         on_broken=request.on_broken,
     )
+    return open_images(source, split)
 
 
 def _holds_statistics(path: Path) -> bool:

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from tok1d.cost.stand_ins import undeclared
 from tok1d.losses.total import Batch, Tensors, total_loss
 
 # What torch.autocast runs in half precision, and what in float32. It has no effect on the meta device itself.
@@ -174,24 +173,14 @@ def use_stand_ins(model: nn.Module, *, average: bool = False) -> None:
     """Prepare a model on the meta device for a training step without its frozen networks.
 
     A model with frozen networks or random branches declares a method `use_stand_ins(average=...)`, which replaces the
-    networks by functions that return tensors of the right shape.
+    networks by functions that return tensors of the right shape. Other models are left as they are.
 
     Args:
         average: where the cost of a step is random (tokens that are dropped), take its mean instead of its maximum.
     """
-    space = getattr(model, "latent_space", None)
-    if space is not None and not isinstance(space, nn.Module):  # an autoencoder, which is not part of the model
-
-        def encode(images: Tensor) -> Tensor:
-            batch, _, height, width = images.shape
-            return images.new_empty(batch, space.channels, height // space.factor, width // space.factor)
-
-        space.encode = encode
     declared = getattr(model, "use_stand_ins", None)
     if declared is not None:
         declared(average=average)
-    else:
-        undeclared(model, average=average)
 
 
 @lru_cache

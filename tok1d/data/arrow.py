@@ -1,21 +1,28 @@
-"""A Hugging Face data set on disk (`save_to_disk`): its arrow files are read at random by `datasets` itself."""
+"""Hugging Face data sets on disk, as `save_to_disk` writes them; `datasets` gives random access to their rows."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tok1d.data.decoded import DecodedImages, OnBroken
+from tok1d.data.lazy import LazyImages
+from tok1d.data.source import ImageSource
 from tok1d.data.splits import TEST_NAMES, TRAIN_NAMES, Split, is_test, spread
-from tok1d.data.transforms import Transform
-from tok1d.errors import DataError
+from tok1d.errors import DataError, reason_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
-def open_arrow(root: str | Path, split: Split) -> tuple[Any, bool, list[Any]]:
-    """The data set at `root`, of a dictionary of them the split's own, whether it is one, and all that are there.
+def open_arrow(root: str | Path, split: Split) -> tuple[Dataset, bool, list[Dataset]]:
+    """Open a folder that `save_to_disk` wrote.
+
+    Returns:
+        The data set of the split, whether it contains only that split, and the data sets of all splits. A folder with
+        one data set, or with only a training set, has no splits of its own.
 
     Raises:
         DataError: no such folder or split.
@@ -26,9 +33,8 @@ def open_arrow(root: str | Path, split: Split) -> tuple[Any, bool, list[Any]]:
         raise DataError(f"{root}: no such folder: expected one that datasets' save_to_disk wrote")
     try:
         found = datasets.load_from_disk(str(root))
-    except Exception as error:  # arrow, json and the file system each have their own
-        why = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise DataError(f"{root}: not a folder that datasets' save_to_disk wrote ({why})") from None
+    except Exception as error:  # of pyarrow, json or the file system
+        raise DataError(f"{root}: not a folder that datasets' save_to_disk wrote ({reason_of(error)})") from None
     if not isinstance(found, datasets.DatasetDict):
         return found, False, [found]
     names = TRAIN_NAMES if split == "train" else TEST_NAMES
@@ -43,37 +49,22 @@ def open_arrow(root: str | Path, split: Split) -> tuple[Any, bool, list[Any]]:
     return found[name], own, list(found.values())
 
 
-class ArrowImages(DecodedImages):
-    """Images of a data set that `datasets` saved, one split of it (5 % by a hash of the row where it has none).
+class ArrowImages(LazyImages):
+    """One split of a data set that `datasets` saved.
 
-    Args:
-        root: the folder.
-        image_key: column of images (files' bytes or paths); default: image.
-        label_key: column of classes, ClassLabel or numbers; default: label, and without any all are of one class.
-        captions: column of captions.
-        limit: so many of them, spread evenly.
+    Without splits of its own, 5 % of the rows are for testing, by a hash of folder name and row number. Without a
+    column for the label, all images are of one class.
 
     Raises:
-        DataError: no such folder, column or split.
+        DataError: no such folder, column or split, or columns of other types.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        split: Split,
-        transform: Transform,
-        on_broken: OnBroken = "skip",
-        *,
-        image_key: str | None = None,
-        label_key: str | None = None,
-        captions: str | None = None,
-        limit: int | None = None,
-        workers: int | None = None,
-    ) -> None:
+    def __init__(self, source: ImageSource, split: Split) -> None:
         import datasets
 
-        data, own_split, everything = open_arrow(root, split)
-        self._column, columns = image_key or "image", ", ".join(data.column_names)
+        root, label_key, captions = str(source.root), source.label_key, source.captions
+        data, own_split, all_splits = open_arrow(root, split)
+        self._column, columns = source.image_key or "image", ", ".join(data.column_names)
         for what, key in (("image_key", self._column), ("label_key", label_key), ("captions", captions)):
             if key is not None and key not in data.column_names:
                 raise DataError(f"{root}: data.{what}: no column {key!r}, expected one of {columns}")
@@ -81,18 +72,18 @@ class ArrowImages(DecodedImages):
             raise DataError(f"{root}: data.image_key: column {self._column} holds no images, expected one of {columns}")
         self.root, self._data = root, data.cast_column(self._column, datasets.Image(decode=False))
         rows = [i for i in range(len(data)) if own_split or is_test(f"{root_name(root)}/{i}") == (split == "test")]
-        self._rows = spread(rows, limit)
+        self._rows = spread(rows, source.limit)
         if not self._rows:
             raise DataError(
                 f"{root}: {len(data)} rows, none in the {split} split: save a DatasetDict with train and test"
             )
         label_key = label_key or ("label" if "label" in data.column_names else None)
-        names, labels = _classes(data, label_key, root, everything)
-        told = data[captions] if captions is not None else None
-        texts = ["" if told is None or told[row] is None else told[row] for row in self._rows]
-        if (odd := next((text for text in texts if not isinstance(text, str)), None)) is not None:
-            raise DataError(f"{root}: data.captions: column {captions} expected one text a row, got {str(odd)[:60]}")
-        super().__init__(transform, on_broken, names, labels[self._rows], texts, workers)
+        names, labels = _classes(data, label_key, root, all_splits)
+        column = data[captions] if captions is not None else None
+        texts = ["" if column is None or column[row] is None else column[row] for row in self._rows]
+        if (wrong := next((text for text in texts if not isinstance(text, str)), None)) is not None:
+            raise DataError(f"{root}: data.captions: column {captions} expected one text a row, got {str(wrong)[:60]}")
+        super().__init__(source.transform, source.on_broken, names, labels[self._rows], texts, source.workers)
 
     def name(self, index: int) -> str:
         return f"{self.root}, row {self._rows[index]}"
@@ -104,7 +95,7 @@ class ArrowImages(DecodedImages):
         return entry["bytes"] if entry["bytes"] is not None else Path(entry["path"])
 
     def fingerprint(self) -> str:
-        """Return 16 hex digits of the data set's own fingerprint, of rows and labels and of the transform."""
+        """Return 16 hex digits that identify the data (by `datasets`' own fingerprint), rows, labels and transform."""
         digest = hashlib.sha256(f"{self.transform.fingerprint()} {self._data._fingerprint}".encode())
         digest.update(np.array(self._rows, dtype=np.int64).data)
         digest.update(np.ascontiguousarray(self.labels).data)
@@ -112,11 +103,12 @@ class ArrowImages(DecodedImages):
 
 
 def root_name(root: str | Path) -> str:
+    """Return the name of the folder, with symbolic links resolved."""
     return Path(root).resolve().name
 
 
-def _classes(data: Any, key: str | None, root: str | Path, everything: list[Any]) -> tuple[list[str], np.ndarray]:
-    """Names of the classes of all splits and the class of every row of one."""
+def _classes(data: Dataset, key: str | None, root: str, all_splits: list[Dataset]) -> tuple[list[str], np.ndarray]:
+    """Return the class names of all splits, and the label of every row of one split, int64 (N,)."""
     import datasets
 
     if key is None:
@@ -127,11 +119,11 @@ def _classes(data: Any, key: str | None, root: str | Path, everything: list[Any]
         raise DataError(f"{root}: data.label_key: column {key} expected numbers from 0 on, got {wrong!r}")
     labels = np.array(values, dtype=np.int64)
     known = list(feature.names) if isinstance(feature, datasets.ClassLabel) else []
-    highest = max([int(labels.max()), *(_highest(each, key) for each in everything if each is not data)])
+    highest = max([int(labels.max()), *(_highest(each, key) for each in all_splits if each is not data)])
     return known or [str(number) for number in range(highest + 1)], labels
 
 
-def _highest(data: Any, key: str) -> int:
-    """The highest class of another split, -1 where it has none."""
+def _highest(data: Dataset, key: str) -> int:
+    """Return the highest label of a split, -1 without labels."""
     values = data[key][:] if key in data.column_names else []
     return max((value for value in values if type(value) is int), default=-1)

@@ -1,22 +1,27 @@
-"""Captions of images in a folder: a file of JSON lines, or a text file beside each image."""
+"""Captions of images in a folder: from one JSON Lines file, or from a text file next to each image."""
 
 import json
 import posixpath
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from tok1d.errors import DataError
+from tok1d.errors import DataError, reason_of
 
-BESIDE = "files"  # what `data.captions` says for text files beside the images
-LABELS = "labels"  # and for captions made from class names
+# Values of `data.captions` that are no path.
+TEXT_FILES = "files"  # a text file next to each image
+CLASS_SENTENCES = "labels"  # sentences made from the class names (Fashion-MNIST)
 
 
 def read_captions(path: Path) -> dict[str, str]:
-    r"""Captions by image, as a file of JSON lines holds them: `{"file": "a/1.png", "caption": "..."}` one a line.
+    """Read a JSON Lines file with one object per line: `{"file": "a/1.png", "caption": "..."}`.
 
-    Files are paths relative to the data's folder, with forward slashes; further keys and empty lines are passed over.
-    Raises DataError naming file and line of the first line that is not so, or of a second caption of an image.
+    Paths are relative to the data folder, with forward slashes. Other keys and empty lines are ignored.
+
+    Returns:
+        The caption by (normalised) path.
+
+    Raises:
+        DataError: the file cannot be read, a line is malformed, or an image has two captions; names file and line.
     """
     captions: dict[str, str] = {}
     number = 0
@@ -30,19 +35,21 @@ def read_captions(path: Path) -> dict[str, str]:
                     raise DataError(f"{path}, line {number}: a second caption of {file}: keep one")
                 captions[file] = caption
     except OSError as error:
-        why = f"cannot read the captions, {error.strerror}"
-        raise DataError(f"{path}: {why}: expected a file of JSON lines, its path relative to the data's root") from None
+        raise DataError(
+            f"{path}: cannot read the captions, {reason_of(error)}: expected a JSON Lines file, its path relative to "
+            "the data folder"
+        ) from None
     except UnicodeDecodeError:
-        raise DataError(f"{path}, after line {number}: not UTF-8 text: save it as that") from None
+        raise DataError(f"{path}, after line {number}: not UTF-8 text: save it as UTF-8") from None
     return captions
 
 
 def _entry(line: str, place: str) -> tuple[str, str]:
     expected = 'expected {"file": "relative/path.png", "caption": "..."}'
     try:
-        entry: Any = json.loads(line)
+        entry: object = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: not JSON ({str(error).splitlines()[0]}): {expected}") from None
+        raise DataError(f"{place}: not JSON ({reason_of(error)}): {expected}") from None
     file, caption = (entry.get(key) if isinstance(entry, dict) else None for key in ("file", "caption"))
     if not isinstance(file, str) or not isinstance(caption, str):
         got = line.strip()
@@ -51,34 +58,36 @@ def _entry(line: str, place: str) -> tuple[str, str]:
 
 
 def captions_of(root: Path, prefix: str, files: Sequence[str], captions: str) -> dict[str, str]:
-    """The captions of images by file; images without one are left out.
+    """Return the captions of those `files` that have one.
 
     Args:
-        root: the data's folder.
-        prefix: what stands before the files' names to make them relative to it: "" or "train/".
-        captions: "files" for NAME.txt beside NAME.png (a caption each, white space around it dropped), or the path of
-            a file of JSON lines, absolute or relative to `root`.
+        root: the data folder.
+        prefix: folder of the files relative to `root`: "" or such as "train/".
+        files: paths relative to `root`/`prefix`.
+        captions: "files" for a text file NAME.txt next to NAME.png, whose surrounding white space is removed, or the
+            path of a JSON Lines file (see `read_captions`), absolute or relative to `root`.
 
-    Raises DataError naming a file that cannot be read, or a file of captions of other images.
+    Raises:
+        DataError: a file cannot be read, or the JSON Lines file describes other images.
     """
-    if captions == BESIDE:
-        return {file: text for file in files if (text := _beside(root / f"{prefix}{file}"))}
+    if captions == TEXT_FILES:
+        return {file: text for file in files if (text := _read_text_file(root / f"{prefix}{file}"))}
     known = read_captions(root / captions)
     found = {file: known[f"{prefix}{file}"] for file in files if f"{prefix}{file}" in known}
     if known and not found:
-        # Another split may have them all; paths that lead nowhere are a mistake.
+        # The captions may all belong to the other split, but paths of missing files are a mistake.
         missing = next((file for file in known if not (root / file).is_file()), None)
         if missing is not None:
             raise DataError(f"{root / captions}: no image {missing} in {root}: write paths relative to that folder")
     return found
 
 
-def _beside(image: Path) -> str:
+def _read_text_file(image: Path) -> str:
     path = image.with_suffix(".txt")
     try:
         return path.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        why = reason_of(error) if isinstance(error, OSError) else "it is not UTF-8 text"
         raise DataError(f"{path}: cannot read the caption, {why}") from None

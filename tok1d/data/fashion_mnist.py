@@ -1,4 +1,4 @@
-"""Fashion-MNIST (Xiao, Rasul, Vollgraf 2017): our own idx reader, and three ways to find the files."""
+"""Fashion-MNIST (Xiao, Rasul, Vollgraf 2017): a reader of idx files, and three sources of the files."""
 
 import gzip
 import os
@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tok1d.data.records import writing
-from tok1d.errors import DataError
+from tok1d.data.scan_cache import cache_writable
+from tok1d.errors import DataError, reason_of
 
 CLASS_NAMES = [
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 ]
-# For captions: what an image of each class shows, and sentences that say so.
+# Captions are templates, filled with the noun of the image's class.
 NOUNS = [
     *("a T-shirt", "a pair of trousers", "a pullover", "a dress", "a coat"),
     *("a sandal", "a shirt", "a sneaker", "a bag", "an ankle boot"),
@@ -29,22 +29,24 @@ _PREFIX = {"train": "train", "test": "t10k"}
 _FILES = [f"{prefix}-{kind}" for prefix in _PREFIX.values() for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
 _IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 _PACKAGE = "dataset-fashion-mnist"
-# The folder itself, torchvision's two layouts, and the Debian package's.
+# Subfolders in which the files are searched: the folder itself, two layouts of torchvision, the Debian package.
 _LAYOUTS = ("", "raw", "FashionMNIST/raw", "usr/share/datasets/fashion-mnist")
 _NETWORK_ERRORS = (OSError, subprocess.SubprocessError, DataError)
 
 
 def read_idx(path: str | Path) -> np.ndarray:
-    """Read an idx file, gzipped or plain, into an array of the shape and type that its header states.
+    """Read an idx file, plain or gzipped, to an array of the shape and type that its header states.
 
-    Raises DataError naming the file where it is missing, not an idx file, or of another length than stated.
+    Raises:
+        DataError: the file is missing, not an idx file, or of another length than its header states.
     """
+    # Header: two zero bytes, the type, the number of dimensions, and each dimension as a big-endian 32-bit number.
     try:
         data = Path(path).read_bytes()
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read as an idx file: {error}") from error
+        raise DataError(f"{path}: cannot be read as an idx file: {reason_of(error)}") from error
     dtype = _IDX_TYPES.get(data[2]) if len(data) >= 4 and data[:2] == b"\0\0" else None
     if dtype is None:
         raise DataError(f"{path}: not an idx file: expected to begin 00 00 08 .., got {data[:4].hex(' ') or 'nothing'}")
@@ -52,7 +54,7 @@ def read_idx(path: str | Path) -> np.ndarray:
     shape = tuple(int(size) for size in np.frombuffer(data[4 : start if len(data) >= start else 4], ">u4"))
     expected = start + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     if len(shape) != data[3] or len(data) != expected:
-        raise DataError(f"{path}: {len(data)} bytes where its header {shape} asks for {expected}: fetch it again")
+        raise DataError(f"{path}: {len(data)} bytes where its header {shape} needs {expected}: download it again")
     array = np.frombuffer(data, dtype, offset=start).reshape(shape)
     return array.astype(array.dtype.newbyteorder("="))
 
@@ -60,7 +62,12 @@ def read_idx(path: str | Path) -> np.ndarray:
 def load(split: str = "train", root: str | Path | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return the images of a split, uint8 (N, 28, 28), and their labels, int64 (N,) in 0..9.
 
-    `split` is "train" (60,000) or "test" (10,000); `root` as in `find`. Raises DataError.
+    Args:
+        split: "train" (60,000 images) or "test" (10,000).
+        root: see `find`.
+
+    Raises:
+        DataError: the files are missing or damaged, or another split.
     """
     if split not in _PREFIX:
         raise DataError(f"Fashion-MNIST has the splits train and test, got {split!r}")
@@ -75,21 +82,25 @@ def load(split: str = "train", root: str | Path | None = None) -> tuple[np.ndarr
 
 
 def captions(labels: np.ndarray) -> list[str]:
-    """Captions of a split's first images, from their labels (N,) in 0..9; the templates take turns."""
+    """Return captions of the first N images of a split, from their labels (N,) in 0..9; templates are used in turn."""
     return [TEMPLATES[i % len(TEMPLATES)].format(NOUNS[label]) for i, label in enumerate(labels)]
 
 
 def cache_home() -> Path:
-    """The folder that fetched data are kept in: $TOK1D_CACHE or ~/.cache/tok1d."""
+    """Return the cache folder: $TOK1D_CACHE or ~/.cache/tok1d."""
     return Path(os.environ.get("TOK1D_CACHE") or Path.home() / ".cache" / "tok1d")
 
 
 def find(root: str | Path | None = None, cache: Path | None = None) -> Path:
-    """Return the folder of the four files: `root`, or else the cache, filled on first use.
+    """Return the folder with the four files, downloading them to the cache if necessary.
 
-    A given `root` may hold the files itself or in torchvision's layout, gzipped or plain, and is never left for
-    another source. The cache is `cache`, by default `$TOK1D_CACHE` or `~/.cache/tok1d`; it is filled by torchvision's
-    download or the Debian package, whichever works first. Raises DataError that says all ways.
+    Args:
+        root: folder of the files, plain or gzipped, directly or in torchvision's layout. If it is given, no other
+            place is tried.
+        cache: default: see `cache_home`. It is filled by torchvision's download, or else from the Debian package.
+
+    Raises:
+        DataError: the files are not in `root`, or every source failed; the message lists all of them.
     """
     if root is not None:
         if found := _locate(Path(root)):
@@ -101,15 +112,15 @@ def find(root: str | Path | None = None, cache: Path | None = None) -> Path:
     home = cache or cache_home()
     if found := _locate(home / "fashion-mnist"):
         return found
-    if not writing():
+    if not cache_writable():
         raise DataError(f"Fashion-MNIST is not in {home} yet")
     failures = []
     for name, fetch in (("torchvision", _from_torchvision), (f"Debian package {_PACKAGE}", _from_debian)):
-        print(f"Fashion-MNIST: fetching by {name} ...", file=sys.stderr, flush=True)
+        print(f"Fashion-MNIST: downloading by {name} ...", file=sys.stderr, flush=True)
         try:
             return _fill(home, fetch)
         except _NETWORK_ERRORS as error:
-            failures.append(f"{name}: {_brief(error)}")
+            failures.append(f"{name}: {_process_reason(error)}")
             print(f"Fashion-MNIST: {failures[-1]}", file=sys.stderr, flush=True)
     raise DataError(
         "Fashion-MNIST not found: give a folder with its four idx files, or allow torchvision's download, or run where"
@@ -118,7 +129,7 @@ def find(root: str | Path | None = None, cache: Path | None = None) -> Path:
 
 
 def _file(folder: Path, name: str) -> Path:
-    """Return the plain file, or else where its gzipped form is or would be."""
+    """Return the path of the plain file if it exists, else of the gzipped one."""
     return folder / name if (folder / name).is_file() else folder / f"{name}.gz"
 
 
@@ -128,7 +139,7 @@ def _locate(folder: Path) -> Path | None:
 
 
 def _fill(home: Path, fetch: Callable[[Path], None]) -> Path:
-    """Fetch into a temporary folder beside the cache, check the files, and move them in place at once."""
+    """Download to a temporary folder next to the cache, check the files, and move them into the cache at once."""
     target = home / "fashion-mnist"
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -141,13 +152,13 @@ def _fill(home: Path, fetch: Callable[[Path], None]) -> Path:
         fetch(work)
         found = _locate(work)
         if found is None:
-            raise DataError("the four files are not among what was fetched")
+            raise DataError("the four files are not part of the download")
         complete = work / "complete"
         complete.mkdir()
         for name in _FILES:
             read_idx(_file(found, name))
             os.replace(_file(found, name), complete / _file(found, name).name)
-        if _locate(target) is None:  # another process may have been faster
+        if _locate(target) is None:  # else another process was faster
             shutil.rmtree(target, ignore_errors=True)
             os.replace(complete, target)
         return target
@@ -156,7 +167,7 @@ def _fill(home: Path, fetch: Callable[[Path], None]) -> Path:
 
 
 def _from_torchvision(work: Path) -> None:
-    # In a process of its own: an upper bound on the time whatever stalls, and no change to this process's sockets.
+    # A process of its own can be stopped after a time limit, and its socket timeout does not affect this process.
     code = (
         "import socket, sys; socket.setdefaulttimeout(10); from torchvision.datasets import FashionMNIST;"
         " FashionMNIST(sys.argv[1], download=True)"
@@ -165,19 +176,19 @@ def _from_torchvision(work: Path) -> None:
 
 
 def _from_debian(work: Path) -> None:
-    """Fetch and unpack the Debian package without root: apt with private state and cache folders."""
+    """Download and unpack the Debian package without root rights: apt with state and cache folders of its own."""
     missing = [tool for tool in ("apt-get", "dpkg") if shutil.which(tool) is None]
     if missing:
         raise DataError(f"no {' and no '.join(missing)} here")
     state, cache = work / "apt-state", work / "apt-cache"
     for folder in (state / "lists" / "partial", cache / "archives" / "partial"):
-        folder.mkdir(parents=True)  # apt does not make them itself
+        folder.mkdir(parents=True)  # apt does not create them
     private_cache = [f"Dir::Cache={cache}", f"Dir::Cache::archives={cache / 'archives'}"]
     private_state = [f"Dir::State={state}", f"Dir::State::lists={state / 'lists'}"]
-    # As root, apt would otherwise fetch as user _apt, who may not write here; package hashes are checked all the same.
+    # As root, apt would otherwise download as user _apt, which may not write here. Package hashes are still checked.
     quick = ["APT::Sandbox::User=root", "Acquire::Retries=1", "Acquire::Languages=none"]
     quick += ["Acquire::http::Timeout=15", "Acquire::https::Timeout=15"]
-    # apt's binary caches cost 60 MB of writing and are of no use for one package.
+    # apt's binary caches (60 MB) are not needed for one package.
     quick += ["Dir::Cache::pkgcache=", "Dir::Cache::srcpkgcache="]
 
     def apt(*arguments: str, options: list[str]) -> None:
@@ -187,12 +198,12 @@ def _from_debian(work: Path) -> None:
     try:
         apt("download", _PACKAGE, options=[])
     except (OSError, subprocess.SubprocessError):
-        # The system's lists are empty or out of date: refresh into private ones. A broken third-party source
-        # makes `update` fail though Debian's own lists came, so only the download decides.
+        # The system's package lists are empty or out of date: update lists of our own. A broken third-party source
+        # makes `update` fail although Debian's own lists have arrived, so its failure is only printed.
         try:
             apt("update", options=private_state)
         except subprocess.CalledProcessError as error:
-            print(f"Fashion-MNIST: apt-get update: {_brief(error)}", file=sys.stderr, flush=True)
+            print(f"Fashion-MNIST: apt-get update: {_process_reason(error)}", file=sys.stderr, flush=True)
         apt("download", _PACKAGE, options=private_state)
     archives = list(work.glob(f"{_PACKAGE}_*.deb"))
     if not archives:
@@ -209,19 +220,19 @@ def _run(command: list[str], folder: Path, timeout: float) -> None:
     )  # fmt: skip
 
 
-def _brief(error: BaseException) -> str:
-    """Tell in one line why a way failed: the last line that the command printed."""
+def _process_reason(error: BaseException) -> str:
+    """Summarise why a source failed in one line: of a command, the last line that it printed."""
     if isinstance(error, subprocess.TimeoutExpired):
         return f"no answer within {error.timeout:.0f} s"
     if isinstance(error, subprocess.CalledProcessError):
         lines = [line.strip() for line in (error.stderr or error.stdout or "").splitlines() if line.strip()]
         return lines[-1] if lines else f"{Path(error.cmd[0]).name} ended with {error.returncode}"
-    return str(error)
+    return reason_of(error, limit=1000)
 
 
 def _main() -> int:
     try:
-        print(f"Fashion-MNIST lies in {find()}")
+        print(f"Fashion-MNIST is in {find()}")
     except DataError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""A folder of images on disk: listing, and the check for broken files."""
+"""Image sets in folders: listing files, class folders, and the check for broken files."""
 
 import hashlib
 import os
@@ -8,33 +8,35 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tok1d.data.decoded import DecodedImages, OnBroken, report_broken, threads
 from tok1d.data.fashion_mnist import cache_home
-from tok1d.data.records import keep, recall, writing
+from tok1d.data.lazy import LazyImages, OnBroken, decoding_pool
+from tok1d.data.scan_cache import cache_writable, read_scan, write_scan
 from tok1d.data.splits import spread
-from tok1d.data.transforms import MAX_PIXELS, Transform, reason
+from tok1d.data.transforms import MAX_PIXELS, Transform, decoding_reason
 from tok1d.errors import DataError
 
-__all__ = ["SUFFIXES", "FolderImages", "OnBroken", "classes_of", "list_images", "report_broken"]
-
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-CHECKED_BELOW = 1000  # images of a folder that are looked through anew at every start
+# Folders with fewer images are scanned for broken files each time they are opened; scans of others are cached.
+SCAN_CACHED_FROM = 1000
 
 
 def list_images(root: str | Path) -> list[str]:
-    """Return the images below `root` as relative posix paths, sorted by class and name, hidden ones left out.
+    """Return the images below `root` as relative paths with forward slashes, sorted by their parts.
 
-    Raises DataError where `root` is not a folder or holds no image.
+    Hidden files and folders are left out; symbolic links are followed.
+
+    Raises:
+        DataError: `root` is not a folder or contains no image.
     """
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}: expected a folder of images")
     files: list[str] = []
-    above: dict[str, set[str]] = {}  # of a folder, the real places of all folders that it lies in
+    above: dict[str, set[str]] = {}  # real paths of a folder and of all folders that contain it
     for place, folders, names in os.walk(root, followlinks=True):
         real, outer = os.path.realpath(place), above.get(os.path.dirname(place), set())
         above[place] = outer | {real}
-        # Links to folders are followed (class folders often are links), circles are not.
+        # Class folders are often links, so links are followed, except to a folder that contains them.
         folders[:] = [] if real in outer else [name for name in folders if not name.startswith(".")]
         if real not in outer:
             images = (name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith("."))
@@ -45,7 +47,7 @@ def list_images(root: str | Path) -> list[str]:
 
 
 def first_image(root: str | Path) -> Path | None:
-    """Some image below a folder, or None; links to folders are not followed."""
+    """Return some image below a folder, or None; symbolic links to folders are not followed."""
     for place, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
@@ -55,9 +57,10 @@ def first_image(root: str | Path) -> Path | None:
 
 
 def classes_of(root: str | Path, files: Sequence[str], *, captioned: bool = False) -> list[str]:
-    """Return the sorted class names: the first folders of the paths, or the root's own name for a flat folder.
+    """Return the sorted class names: the first folders of the paths, or the name of `root` if there are no folders.
 
-    Raises DataError where class folders and loose images stand side by side; `captioned` images are then one class.
+    Raises:
+        DataError: some images are in class folders and some are not; if they are `captioned`, they are one class.
     """
     loose = [file for file in files if "/" not in file]
     if not loose:
@@ -70,43 +73,52 @@ def classes_of(root: str | Path, files: Sequence[str], *, captioned: bool = Fals
 
 
 def broken_reason(path: str | Path) -> str | None:
-    """Tell why an image file is broken, or None, reading as little of it as its format allows."""
-    return _look(path)[0]
+    """Return why an image file is broken, or None; reads as little of the file as its format allows."""
+    return _scan(path)[0]
 
 
-def _look(path: str | Path) -> tuple[str | None, bool]:
-    """As `broken_reason`, and whether the file itself is to blame: a disk or a right may be there again tomorrow."""
+def _scan(path: str | Path) -> tuple[str | None, bool]:
+    """As `broken_reason`, and whether the result is permanent.
+
+    It is not after an error of the operating system, such as a missing permission or a disk that is not mounted.
+    """
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 return f"{image.width}x{image.height} pixels, at most {MAX_PIXELS} are read", True
             image.verify()
-        if not _looks_complete(path):
+        if not _ends_like_an_image(path):
             with Image.open(path) as image:
                 image.load()
     except MemoryError:
         raise
-    except Exception as error:  # see `decode_image`
-        return reason(error), getattr(error, "errno", None) is None
+    except Exception as error:  # of many types, see `decode_image`
+        return decoding_reason(error), getattr(error, "errno", None) is None
     return None, True
 
 
-def _looks_complete(path: str | Path) -> bool:
-    """Check the end of a JPEG, which `verify` does not read; of a PNG or WebP it reads the whole."""
+def _ends_like_an_image(path: str | Path) -> bool:
+    """Whether a JPEG file has its end marker. `verify` does not read that far, while it reads all of a PNG or WebP."""
     with open(path, "rb") as file:
         head = file.read(3)
         file.seek(max(0, file.seek(0, os.SEEK_END) - 64))
         return head != b"\xff\xd8\xff" or file.read().rstrip(b"\0").endswith(b"\xff\xd9")
 
 
-class FolderImages(DecodedImages):
-    """Images in a folder of class folders (classes sorted, files nested at will), or in a flat folder: one class.
+class FolderImages(LazyImages):
+    """Images in class folders, in which files may be nested to any depth, or directly in a folder (one class).
 
-    `on_broken="skip"` leaves broken files out and lists them in `broken` as (path, reason); "stop" raises DataError
-    naming the first one. A file that only fails when it is decoded is replaced by the next good one. `files`
-    (relative paths) and `class_names` choose a part of the folder; `limit` takes that many, spread evenly over the
-    sorted list so that every class is met. `captions` by file, of some or all of them, make them captioned images,
-    which need no class folders; `self.captions` holds one an image, "" where there is none.
+    Args:
+        on_broken: "skip" leaves out the files that a scan finds to be broken and lists them in `broken`; "stop" raises
+            DataError for the first one. Files that fail only when they are decoded: see `LazyImages`.
+        files: paths relative to `root`; default: all images below it, see `list_images`.
+        class_names: names of the class folders; default: see `classes_of`.
+        limit: number of files to use, at even distances in the sorted list, so that all classes occur.
+        captions: caption by file, for some or all files. Images with captions need no class folders.
+        workers: see `LazyImages`.
+
+    Raises:
+        DataError: no readable images, or files without a class; see also `list_images` and `classes_of`.
     """
 
     def __init__(
@@ -144,7 +156,7 @@ class FolderImages(DecodedImages):
         return self.root / self.files[index]
 
     def fingerprint(self) -> str:
-        """Return 16 hex digits of the file names, sizes and labels and of the transform (pixels are not read)."""
+        """Return 16 hex digits that identify file names, sizes, labels and transform; pixels are not read."""
         digest = hashlib.sha256(self.transform.fingerprint().encode())
         for file, label in zip(self.files, self.labels, strict=True):
             digest.update(os.fsencode(f"\n{label} {os.path.getsize(self.root / file)} {file}"))
@@ -152,20 +164,21 @@ class FolderImages(DecodedImages):
 
     def _without_broken(self, files: list[str]) -> list[str]:
         paths = [self.root / file for file in files]
-        if len(files) < CHECKED_BELOW:
-            found = dict(zip(files, threads(self.workers).map(broken_reason, paths), strict=True))
+        if len(files) < SCAN_CACHED_FROM:
+            found = dict(zip(files, decoding_pool(self.workers).map(broken_reason, paths), strict=True))
         else:
-            found = _checked(files, paths, self.workers)
-        for file, why in found.items():
-            if why is not None:
-                self._report(str(self.root / file), why)
+            found = _cached_scan(files, paths, self.workers)
+        for file, reason in found.items():
+            if reason is not None:
+                self._record_broken(str(self.root / file), reason)
         return [file for file in files if found[file] is None]
 
 
-def _checked(files: list[str], paths: list[Path], workers: int | None) -> dict[str, str | None]:
-    """Why each file is broken, or None, as the last look at equal files (names, sizes, times) found; else by a look.
+def _cached_scan(files: list[str], paths: list[Path], workers: int | None) -> dict[str, str | None]:
+    """Return why each file is broken, or None: from the cached scan of equal files, else from a new one.
 
-    What was found is kept in the cache folder, so that a large folder is looked through once, not at every start.
+    Equal are paths, sizes and modification times. A new scan is cached if all its results are permanent. While the
+    cache is read-only there is no new scan, and broken files are found when they are decoded.
     """
     digest = hashlib.sha256()
     for path in paths:
@@ -175,11 +188,10 @@ def _checked(files: list[str], paths: list[Path], workers: int | None) -> dict[s
         except OSError:
             digest.update(os.fsencode(f"\ngone {path.absolute()}"))
     record = cache_home() / "checked" / f"{digest.hexdigest()[:24]}.json"
-    broken: dict[str, str] | None = recall(record)
+    broken = read_scan(record)
     if not isinstance(broken, dict):
-        # A look at every file pays where it is remembered; else the images that are read tell themselves.
-        looked = list(threads(workers).map(_look, paths)) if writing() else []
-        broken = {file: why for file, (why, _) in zip(files, looked) if why is not None}
-        if all(lasts for _, lasts in looked):
-            keep(record, broken)
+        scanned = list(decoding_pool(workers).map(_scan, paths)) if cache_writable() else []
+        broken = {file: reason for file, (reason, _) in zip(files, scanned) if reason is not None}
+        if all(permanent for _, permanent in scanned):
+            write_scan(record, broken)
     return {file: broken.get(file) for file in files}

@@ -1,7 +1,8 @@
-"""Tar shards as webdataset writes them, read at random: an index of member offsets, made once, and the files' bytes.
+"""Tar shards of webdataset with random access, by an index of the members' offsets.
 
-`webdataset` itself expands the pattern and groups members into samples (`NAME.jpg`, `NAME.cls`, `NAME.txt`); it reads
-as a stream, in an order of its own, so the index is what keeps order a pure function of seed, epoch and position.
+`webdataset` reads shards as a stream in an order of its own. The index gives access to any sample instead, so that the
+order is a pure function of seed, epoch and position. `webdataset` still expands the pattern of shards and groups the
+members of a sample (`NAME.jpg`, `NAME.cls`, `NAME.txt`).
 """
 
 from __future__ import annotations
@@ -11,26 +12,37 @@ import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-from tok1d.data.decoded import DecodedImages, OnBroken, threads
 from tok1d.data.fashion_mnist import cache_home
-from tok1d.data.records import keep, recall
+from tok1d.data.lazy import LazyImages, decoding_pool
+from tok1d.data.scan_cache import read_scan, write_scan
+from tok1d.data.source import ImageSource
 from tok1d.data.splits import Split, is_test, part_of, spread
-from tok1d.data.transforms import Transform
-from tok1d.errors import DataError
+from tok1d.errors import DataError, reason_of
 
 IMAGE_KEYS = "jpg;jpeg;png;webp"
 _LABEL_KEY = "cls"
-FORMAT = "tok1d-shards-2"
+FORMAT = "tok1d-shards-2"  # of the cached indices
+
+
+class Sample(NamedTuple):
+    """A sample of a shard: where its image lies in the file, its label and its caption ("" for none)."""
+
+    name: str
+    offset: int
+    size: int
+    label: int | None
+    caption: str
 
 
 def find_shards(root: str) -> list[str]:
-    """The tar files of a folder (searched whole) or of a pattern such as DIR/train-{000..010}.tar, sorted.
+    """Return the sorted tar files below a folder, or of a pattern such as DIR/train-{000..010}.tar.
 
-    Raises DataError where there are none, or one of the pattern is missing.
+    Raises:
+        DataError: there are none, or one of the pattern is missing.
     """
     from webdataset.shardlists import expand_urls
 
@@ -41,7 +53,7 @@ def find_shards(root: str) -> list[str]:
             found = sorted(expand_urls(root))
         except ValueError as error:
             raise DataError(
-                f"{root}: not a pattern of shards ({error}): expected such as DIR/{{000..010}}.tar"
+                f"{root}: not a pattern of shards ({reason_of(error)}): expected such as DIR/{{000..010}}.tar"
             ) from None
         missing = [path for path in found if not os.path.isfile(path)]
         if missing:
@@ -53,19 +65,23 @@ def find_shards(root: str) -> list[str]:
     return found
 
 
-def index_shard(path: str, image_keys: str, label_key: str, caption_key: str | None) -> list[list[Any]]:
-    """The samples of a shard that hold an image: [name, image offset, image bytes, label or None, caption].
+def index_shard(path: str, image_keys: str, label_key: str, caption_key: str | None) -> list[Sample]:
+    """Return the samples of a shard that contain an image.
 
-    Raises DataError naming a file that is not a whole tar file, or a label that is no number from 0 on.
+    Args:
+        image_keys, label_key, caption_key: member names, see `ShardImages`.
+
+    Raises:
+        DataError: the file is not a complete tar file, or a label is not a number from 0.
     """
     from webdataset.tariterators import group_by_keys
 
-    def members(archive: tarfile.TarFile) -> Iterator[dict[str, Any]]:
+    def members(archive: tarfile.TarFile) -> Iterator[dict[str, object]]:
         for member in archive:
             if member.isfile() and not os.path.basename(member.name).startswith("."):
                 yield {"fname": member.name, "data": member, "__url__": path}
 
-    def text(sample: dict[str, Any], key: str | None) -> str | None:
+    def text(sample: dict[str, tarfile.TarInfo], key: str | None) -> str | None:
         member = sample.get(key) if key else None
         return None if member is None else archive.extractfile(member).read().decode().strip()  # type: ignore[union-attr]
 
@@ -80,85 +96,75 @@ def index_shard(path: str, image_keys: str, label_key: str, caption_key: str | N
                     if number is not None and number < 0:
                         raise ValueError(f"label {number} of {sample['__key__']}")
                     caption = text(sample, caption_key) or ""
-                    rows.append([sample["__key__"], image.offset_data, image.size, number, caption])
-            # tarfile takes a header that is cut off or damaged for the end; the real end is a block of zeros.
+                    rows.append(Sample(sample["__key__"], image.offset_data, image.size, number, caption))
+            # tarfile takes a truncated or damaged header for the end of the archive, which is a block of zeros.
             archive.fileobj.seek(archive.offset)
             if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise ValueError(f"cut off or damaged at byte {archive.offset}")
     except (OSError, tarfile.TarError, EOFError, ValueError) as error:
-        why = " ".join(str(error.args[0] if error.args else error).split())
-        raise DataError(f"{path}: not a readable shard of whole samples ({why}): write it again") from None
+        # webdataset appends the sample to the arguments of an error.
+        cause = error if isinstance(error, OSError) else ValueError(*error.args[:1])
+        raise DataError(f"{path}: not a readable shard of whole samples ({reason_of(cause)}): write it again") from None
     return rows
 
 
-def index_shards(paths: list[str], image_keys: str, label_key: str, caption_key: str | None) -> list[list[list[Any]]]:
-    """`index_shard` of every shard, by threads; what was found of equal files (names, sizes, times) is kept on disk."""
+def index_shards(paths: list[str], image_keys: str, label_key: str, caption_key: str | None) -> list[list[Sample]]:
+    """Return `index_shard` of every shard; cached on disk by path, size and modification time of the file."""
 
-    def one(path: str) -> list[list[Any]]:
+    def one(path: str) -> list[Sample]:
         stat = os.stat(path)
         key = repr((FORMAT, os.path.abspath(path), stat.st_size, stat.st_mtime_ns, image_keys, label_key, caption_key))
         record = cache_home() / "shards" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
-        rows: list[list[Any]] | None = recall(record)
-        if rows is None:
-            rows = index_shard(path, image_keys, label_key, caption_key)
-            keep(record, rows)
+        cached = read_scan(record)
+        if isinstance(cached, list):
+            return [Sample(*row) for row in cached]
+        rows = index_shard(path, image_keys, label_key, caption_key)
+        write_scan(record, rows)
         return rows
 
-    return list(threads().map(one, paths))
+    return list(decoding_pool().map(one, paths))
 
 
-class ShardImages(DecodedImages):
-    """Images in webdataset shards, one split of them (see `part_of`); their bytes are read where the index says.
+class ShardImages(LazyImages):
+    """One split of the images in webdataset shards.
 
-    Args:
-        root: a folder of tar files, or a pattern.
-        image_key: member that is the image, several separated by ";"; default: jpg;jpeg;png;webp.
-        label_key: member that is the class, a number; default: cls, and without any all images are of one class.
-        captions: member that is the caption, such as txt.
-        limit: so many of them, spread evenly.
+    The names of the shards determine the split (see `part_of`), or else a hash of the samples' names. Without
+    labels all images are of one class.
 
     Raises:
         DataError: no shards, a damaged one, or some samples with and some without a label.
     """
 
-    def __init__(
-        self,
-        root: str,
-        split: Split,
-        transform: Transform,
-        on_broken: OnBroken = "skip",
-        *,
-        image_key: str | None = None,
-        label_key: str | None = None,
-        captions: str | None = None,
-        limit: int | None = None,
-        workers: int | None = None,
-    ) -> None:
-        everything = find_shards(root)
-        shards, by_name = part_of(everything, split)
-        keys = (image_key or IMAGE_KEYS, label_key or _LABEL_KEY, captions)
-        found = [(number, *row) for number, rows in enumerate(index_shards(shards, *keys)) for row in rows]
-        rows = found if by_name else [row for row in found if is_test(row[1]) == (split == "test")]
-        rows = spread(rows, limit)
+    def __init__(self, source: ImageSource, split: Split) -> None:
+        root, label_key = str(source.root), source.label_key
+        all_shards = find_shards(root)
+        shards, by_name = part_of(all_shards, split)
+        keys = (source.image_key or IMAGE_KEYS, label_key or _LABEL_KEY, source.captions)
+        found = [(shard, sample) for shard, rows in enumerate(index_shards(shards, *keys)) for sample in rows]
+        rows = [row for row in found if by_name or is_test(row[1].name) == (split == "test")]
+        rows = spread(rows, source.limit)
         if not rows:
             why = f"{len(found)} samples, none in the {split} split" if found else f"no sample has a {keys[0]}"
             raise DataError(f"{root}: {why}; data.image_key names the member that is the image")
         self.root, self.shards = root, shards
-        self._rows = np.array([(row[0], row[2], row[3]) for row in rows], dtype=np.int64)  # shard, offset, bytes
-        self._names = [row[1] for row in rows]
-        labels = [row[4] for row in found]
-        unlabelled = next((row for row in found if row[4] is None), None)
+        # Shard, offset and size of every image.
+        self._rows = np.array([(shard, sample.offset, sample.size) for shard, sample in rows], dtype=np.int64)
+        self._names = [sample.name for _, sample in rows]
+        labels = [sample.label for _, sample in found]
+        unlabelled = next(((shard, sample) for shard, sample in found if sample.label is None), None)
         if unlabelled is not None and (label_key is not None or any(label is not None for label in labels)):
             raise DataError(
-                f"{shards[unlabelled[0]]}: sample {unlabelled[1]} has no {keys[1]}; expected a class for every image"
+                f"{shards[unlabelled[0]]}: sample {unlabelled[1].name} has no {keys[1]}; "
+                "expected a class for every image"
             )
         if labels[0] is not None:  # the other split may have classes that this one lacks
-            others = index_shards(sorted(set(everything) - set(shards)), *keys)
-            labels += [row[3] for rows_of_shard in others for row in rows_of_shard]
+            others = index_shards(sorted(set(all_shards) - set(shards)), *keys)
+            labels += [sample.label for samples in others for sample in samples]
         num_classes = 1 + max(label or 0 for label in labels)
-        own = np.array([row[4] or 0 for row in rows], dtype=np.int64)
+        own = np.array([sample.label or 0 for _, sample in rows], dtype=np.int64)
         names = [str(number) for number in range(num_classes)]
-        super().__init__(transform, on_broken, names, own, [row[5] for row in rows], workers)
+        captions = [sample.caption for _, sample in rows]
+        super().__init__(source.transform, source.on_broken, names, own, captions, source.workers)
 
     def name(self, index: int) -> str:
         return f"{self.shards[self._rows[index][0]]}, sample {self._names[index]}"
@@ -170,7 +176,7 @@ class ShardImages(DecodedImages):
             return file.read(size)
 
     def fingerprint(self) -> str:
-        """Return 16 hex digits of names, sizes and labels, of the shards' order and of the transform."""
+        """Return 16 hex digits that identify names, sizes, labels, order and transform; pixels are not read."""
         digest = hashlib.sha256(self.transform.fingerprint().encode())
         for name, size, label in zip(self._names, self._rows[:, 2], self.labels, strict=True):
             digest.update(f"\n{label} {size} {name}".encode(errors="surrogateescape"))

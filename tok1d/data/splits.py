@@ -1,4 +1,4 @@
-"""Which images of a set are for testing, where the set itself does not say."""
+"""The split of a data set into training and test images."""
 
 import hashlib
 import re
@@ -13,13 +13,16 @@ TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("test", "val", "validation", "
 
 
 def is_test(name: str) -> bool:
-    """Whether an image of that name is one of the 5 % for testing: by a hash, so it stays when others come or go."""
+    """Whether an image belongs to the 5 % for testing of a set without splits of its own.
+
+    Decided by a hash of its name, so it does not change when other images are added or removed.
+    """
     digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") % 100 < TEST_PERCENT
 
 
 def split_folders(names: Iterable[str]) -> tuple[str, str] | None:
-    """Those of a set's folders that hold its training and its test images, by their names; None without both."""
+    """Return the names of the training and the test folder among `names`; None unless both are there."""
     found = set(names)
     train = next((name for name in TRAIN_NAMES if name in found), None)
     test = next((name for name in TEST_NAMES if name in found), None)
@@ -27,9 +30,10 @@ def split_folders(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def part_of(paths: Sequence[str], split: Split) -> tuple[list[str], bool]:
-    """The files of a split, and whether their names told: "train" and "test" or "val" as a word of name or folder.
+    """Return the files of a split, and whether they could be told apart by their names.
 
-    Where not every file tells, or all tell the same, all are returned: samples are then drawn by `is_test`.
+    A file belongs to a split if "train", or "test" or "val", is a word of its name or else of its folder's name. Unless
+    every file does, and both splits occur, all files are returned, and `is_test` has to decide for every sample.
     """
     kinds = [_kind(path) for path in paths]
     if None in kinds or len(set(kinds)) < 2:
@@ -38,7 +42,7 @@ def part_of(paths: Sequence[str], split: Split) -> tuple[list[str], bool]:
 
 
 def _kind(path: str) -> Split | None:
-    for part in reversed(PurePath(path).parts[-2:]):  # the name before its folder
+    for part in reversed(PurePath(path).parts[-2:]):  # the file's name takes precedence over its folder's
         words = re.split(r"[^a-z]+", part.lower())
         if any(word in words for word in TEST_NAMES):
             return "test"
@@ -48,7 +52,7 @@ def _kind(path: str) -> Split | None:
 
 
 def spread(rows: Sequence[T], limit: int | None) -> list[T]:
-    """So many of the rows, evenly spread over them; None is all."""
+    """Return `limit` of the rows at even distances; all rows if it is None."""
     if limit is None or limit >= len(rows):
         return list(rows)
     return [rows[i * len(rows) // limit] for i in range(limit)]

@@ -1,22 +1,28 @@
-"""Some images of a set that are to stand for all of it."""
+"""Subsets of image sets."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
 
-from tok1d.data.decoded import whole_set
-from tok1d.data.images import ArrayImages, ImageSet
+from tok1d.data.base import ImageSet, Indices
+from tok1d.data.images import ArrayImages
+from tok1d.data.lazy import LazyImages
 from tok1d.data.splits import spread
+
+T = TypeVar("T")
 
 
 class Subset:
-    """The images of a set at `indices`, in that order; `how` they were chosen is part of the fingerprint."""
+    """The images of a set at `indices`, in that order.
 
-    def __init__(self, images: Any, indices: Sequence[int] | np.ndarray, how: str) -> None:
+    Args:
+        how: how they were chosen; part of the fingerprint.
+    """
+
+    def __init__(self, images: ImageSet, indices: Indices, how: str) -> None:
         self.images, self.indices, self.how = images, np.asarray(indices, dtype=np.int64), how
         self.num_classes, self.class_names = images.num_classes, images.class_names
         captions = getattr(images, "captions", [])
@@ -26,32 +32,43 @@ class Subset:
         return len(self.indices)
 
     def name(self, index: int) -> str:
-        """What the whole set calls an image."""
-        return str(self.images.name(self.indices[index]))
+        """Return the name of an image in the whole set.
 
-    def batch(self, indices: Sequence[int] | np.ndarray, *, seed: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = self.images.batch(self.indices[np.asarray(indices)], seed=seed, epoch=epoch)
-        return found
+        Raises:
+            TypeError: the images are in memory and have no names.
+        """
+        if not isinstance(self.images, LazyImages | Subset):
+            raise TypeError(f"{type(self.images).__name__}: its images have no names")
+        return self.images.name(self.indices[index])
 
-    def captioned_batch(
-        self, indices: Sequence[int] | np.ndarray, *, seed: int = 0, epoch: int = 0
-    ) -> tuple[Tensor, Tensor, list[str]]:
-        chosen = self.indices[np.asarray(indices)]
-        found: tuple[Tensor, Tensor, list[str]] = self.images.captioned_batch(chosen, seed=seed, epoch=epoch)
-        return found
+    def batch(self, indices: Indices, *, seed: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor]:
+        """See `ImageSet.batch`."""
+        return self.images.batch(self.indices[np.asarray(indices)], seed=seed, epoch=epoch)
+
+    def captioned_batch(self, indices: Indices, *, seed: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor, list[str]]:
+        """See `ImageSet.captioned_batch`."""
+        return self.images.captioned_batch(self.indices[np.asarray(indices)], seed=seed, epoch=epoch)
 
     def fingerprint(self) -> str:
         return f"{self.how} {len(self)} of {self.images.fingerprint()}"
 
 
-def subset(images: ImageSet, num: int | None) -> ImageSet:
-    """`num` images of a set, or the set itself where it has no more.
+def underlying(images: T | Subset) -> T | ImageSet:
+    """Return the set that nested subsets are taken from, or `images` themselves."""
+    found: T | ImageSet | Subset = images
+    while isinstance(found, Subset):
+        found = found.images
+    return found
 
-    Of arrays (Fashion-MNIST, which is in random order) the first; of any other set, which may be sorted by class, such
-    that are spread evenly over it.
+
+def subset(images: ImageSet, num: int | None) -> ImageSet:
+    """Return `num` images of a set; the set itself if it has no more, or if `num` is None.
+
+    The first ones of arrays (Fashion-MNIST, which is in random order). Of any other set, which may be sorted by class,
+    images at even distances.
     """
     if num is None or num >= len(images):
         return images
-    if isinstance(whole_set(images), ArrayImages):
+    if isinstance(underlying(images), ArrayImages):
         return Subset(images, range(num), "first")
     return Subset(images, spread(range(len(images)), num), "spread")

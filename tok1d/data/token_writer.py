@@ -1,14 +1,13 @@
-"""The token cache, writing: any number of processes, each its own shards, any of which may die and run again."""
+"""Writing token caches, by any number of processes, each of which may be killed and run again."""
 
 import json
 import os
 import re
-import secrets
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,26 +16,29 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tok1d.data.tokens import FORMAT, INDEX, Layout, Shard, shard_name
-from tok1d.errors import DataError
+from tok1d.errors import DataError, reason_of
+from tok1d.files import replacing, write_text
 
 _SHARDS = re.compile(r"shard-\d{5,}\.safetensors")
 
 
 class TokenWriter:
-    """Write a token cache of `rows` rows, or one part of it; interrupted, the same call finds the finished shards.
+    """Write a token cache of `rows` rows, or one part of it.
 
-    Part (i, n) is the i-th of n contiguous ranges of whole shards. All parts share the folder and need no other word
-    of each other: whichever finds all shards there writes the index. n may change between runs.
+    After an interruption the same call continues with the shards that are missing. Part (i, n) is the i-th of n
+    contiguous ranges of whole shards. The processes that write the parts share only the folder: the one that finds all
+    shards complete writes the index. n may change between runs.
 
     Args:
-        meta: JSON that says what the rows are: `tokenizer_fingerprint`, `data_fingerprint`, `transform`, `keep`,
-            `views` (rows per image, default 1; row i * views + v is view v of image i).
-        about: more JSON for the index, of the writer that finishes the cache; no other settings make another cache.
-        overwrite: write this part anew, whatever is there.
+        meta: JSON values that determine the rows, see `tokens.Meta`.
+        about: JSON values for the index that do not, see `tokens.About`; those of the process that writes the index.
+        part: (i, n), see above.
+        overwrite: replace the shards of this part, and the index.
 
     Raises:
-        DataError: the folder holds a finished cache (for one of several parts: of other settings), or an unfinished
-            one of other settings; it cannot be written; it has not the room for what is missing.
+        DataError: the folder contains other files, a finished cache (or, for one of several parts, a finished cache
+            with other settings), or an unfinished cache with other settings; it cannot be written, or the disk has too
+            little free space.
     """
 
     def __init__(
@@ -45,17 +47,16 @@ class TokenWriter:
         layout: Layout,
         rows: int,
         *,
-        meta: dict[str, Any],
-        about: dict[str, Any] | None = None,
+        meta: Mapping[str, object],
+        about: Mapping[str, object] | None = None,
         part: tuple[int, int] = (0, 1),
         overwrite: bool = False,
     ) -> None:
-        self.folder, self.layout, self.rows, self._about = Path(folder), layout, rows, about or {}
+        self.folder, self.layout, self.rows, self._about = Path(folder), layout, rows, dict(about or {})
         if rows < 1:
-            raise DataError(f"{self.folder}: a token cache needs at least one row, there are none to write")
-        self._identity = json.dumps({"format": FORMAT, **asdict(layout), "meta": meta}, sort_keys=True)
-        self._suffix = f"{secrets.token_hex(6)}.tmp"  # no other writer has it, on this machine or another
-        self._tokens: list[Tensor] = []  # of the shard that is next
+            raise DataError(f"{self.folder}: a token cache needs at least one row, got 0: choose data with images")
+        self._identity = json.dumps({"format": FORMAT, **asdict(layout), "meta": dict(meta)}, sort_keys=True)
+        self._tokens: list[Tensor] = []  # rows of the next shard
         self._labels: list[Tensor] = []
         number, parts = part
         count = layout.num_shards(rows)
@@ -63,7 +64,7 @@ class TokenWriter:
         try:
             self._missing = self._begin(overwrite, alone=parts == 1)
         except OSError as error:
-            raise DataError(f"{self.folder}: cannot be written: {error.strerror}: choose another folder") from error
+            raise DataError(f"{self.folder}: cannot be written: {reason_of(error)}: choose another folder") from error
 
     @property
     def num_rows(self) -> int:
@@ -77,12 +78,21 @@ class TokenWriter:
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
-        """First row and row after the last of every shard of this part that is missing: what `write` expects."""
+        """The (first row, last row + 1) of every missing shard of this part, in the order that `write` expects."""
         starts = ((number, number * self.layout.rows_per_shard) for number in self._missing)
         return [(start, start + self._shard_rows(number)) for number, start in starts]
 
     def write(self, tokens: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> None:
-        """Append rows of `ranges`: tokens (B, K, D) float or (B, K) ids, labels (B,). DataError where not finite."""
+        """Append the next rows of `ranges`; a shard is written to disk as soon as its rows are complete.
+
+        Args:
+            tokens: (B, K, D) float, or ids (B, K).
+            labels: (B,).
+
+        Raises:
+            DataError: tokens that are not finite in the type of the cache, or a shard cannot be written.
+            ValueError: another shape or type, or more rows than are missing.
+        """
         layout, values = self.layout, torch.as_tensor(tokens).detach().cpu()
         targets = torch.as_tensor(labels).cpu().to(torch.int64)
         if values.shape[1:] != layout.row or len(values) != len(targets):
@@ -98,16 +108,24 @@ class TokenWriter:
             )
         while len(values):
             if not self._missing:
-                raise ValueError(f"{len(values)} rows more than the cache is to hold")
-            room = self._shard_rows(self._missing[0]) - sum(map(len, self._tokens))
-            self._tokens.append(values[:room])
-            self._labels.append(targets[:room])
-            if len(values) >= room:
+                raise ValueError(f"{len(values)} rows more than the part is missing")
+            lacking = self._shard_rows(self._missing[0]) - sum(map(len, self._tokens))
+            self._tokens.append(values[:lacking])
+            self._labels.append(targets[:lacking])
+            if len(values) >= lacking:
                 self._flush()
-            values, targets = values[room:], targets[room:]
+            values, targets = values[lacking:], targets[lacking:]
 
     def close(self) -> bool:
-        """Write the index if this was the last part; returns whether the cache is finished."""
+        """Write the index if all shards of the cache are complete.
+
+        Returns:
+            Whether the cache is finished.
+
+        Raises:
+            DataError: the index cannot be written.
+            ValueError: rows of this part are missing.
+        """
         if self._missing:
             raise ValueError(f"rows {self.ranges} are missing")
         names = [shard_name(number) for number in range(self.layout.num_shards(self.rows))]
@@ -117,13 +135,12 @@ class TokenWriter:
             if set(range(len(names))) != self._finished_shards(strict=False):
                 return False
             index = {**json.loads(self._identity), "about": self._about, "rows": self.rows, "shards": names}
-            temporary = self._temporary(INDEX)
-            temporary.write_text(json.dumps(index, indent=1) + "\n")
-            os.replace(temporary, self.folder / INDEX)
+            write_text(self.folder / INDEX, json.dumps(index, indent=1) + "\n")
         except OSError as error:
-            self._temporary(INDEX).unlink(missing_ok=True)
-            raise DataError(f"{self.folder / INDEX}: cannot be written: {error.strerror}: make room") from error
-        # What writers that died have left; while others wrote, it might have been theirs.
+            raise DataError(
+                f"{self.folder / INDEX}: cannot be written: {reason_of(error)}: free disk space and run again"
+            ) from error
+        # Temporary files of killed processes. Earlier, a process that was still writing might have owned them.
         for path in self.folder.glob(".shard-*.tmp"):
             path.unlink(missing_ok=True)
         return True
@@ -141,32 +158,37 @@ class TokenWriter:
         return self.layout.shard_rows(number, self.rows)
 
     def _begin(self, overwrite: bool, alone: bool) -> list[int]:
-        """The numbers of the shards to write, with room for them; a shard of another length is written anew."""
+        """Check the folder and its free space; return the numbers of the shards to write.
+
+        A shard of another length is replaced.
+        """
         index = self.folder / INDEX
         others = [] if overwrite or not self.folder.is_dir() else [path.name for path in self.folder.iterdir()]
-        if alien := next(
+        if foreign := next(
             (name for name in sorted(others) if name != INDEX and not _SHARDS.fullmatch(name) and name[0] != "."), None
         ):
-            raise DataError(f"{self.folder}: holds something else than a token cache ({alien}): choose another folder")
+            raise DataError(
+                f"{self.folder}: holds something else than a token cache ({foreign}): choose another folder"
+            )
         if index.exists() and not overwrite and (alone or not self._is_ours(index)):
             raise DataError(
-                f"{self.folder}: already holds a finished token cache: choose another folder or --overwrite"
+                f"{self.folder}: already holds a finished token cache: choose another folder or pass --overwrite"
             )
         kept = self._finished_shards(strict=not overwrite) - (set(self._own) if overwrite else set())
         files = {path: path.stat().st_size for path in self._shards()}
         outdated = [path for path in files if _number(path) not in kept]
-        self._check_room(kept, freed=sum(files[path] for path in outdated))
+        self._check_free_space(kept, freed=sum(files[path] for path in outdated))
         self.folder.mkdir(parents=True, exist_ok=True)
         if overwrite:
             index.unlink(missing_ok=True)
             count = self.layout.num_shards(self.rows)
             for path in outdated:
-                if _number(path) in self._own or _number(path) >= count:  # the rest belongs to other parts
+                if _number(path) in self._own or _number(path) >= count:  # the others belong to other parts
                     path.unlink(missing_ok=True)
         return [number for number in self._own if number not in kept]
 
     def _is_ours(self, index: Path) -> bool:
-        """Whether a finished cache is the one that this call would write."""
+        """Whether a finished cache is equal to the one that this call would write."""
         try:
             found = json.loads(index.read_text())
         except ValueError:
@@ -175,7 +197,7 @@ class TokenWriter:
         return {key: found.get(key) for key in wanted} == wanted
 
     def _finished_shards(self, *, strict: bool) -> set[int]:
-        """Numbers of the whole shards of these settings; raises DataError on other settings if `strict`."""
+        """Return the numbers of complete shards with these settings; raises DataError on others if `strict`."""
         finished = set()
         for path in self._shards():
             try:
@@ -187,7 +209,7 @@ class TokenWriter:
                 if strict:
                     raise DataError(
                         f"{self.folder}: holds an unfinished token cache of other settings: "
-                        "choose another or --overwrite"
+                        "choose another folder or pass --overwrite"
                     )
             elif shard.rows == self._shard_rows(number):
                 finished.add(number)
@@ -196,7 +218,7 @@ class TokenWriter:
     def _shards(self) -> list[Path]:
         return [path for path in self.folder.glob("shard-*") if _SHARDS.fullmatch(path.name)]
 
-    def _check_room(self, kept: set[int], freed: int) -> None:
+    def _check_free_space(self, kept: set[int], freed: int) -> None:
         needed = self.layout.num_bytes(self.rows - sum(map(self._shard_rows, kept))) - freed
         free = free_bytes(self.folder)
         if needed > free:
@@ -208,19 +230,16 @@ class TokenWriter:
     def _flush(self) -> None:
         number = self._missing[0]
         name = shard_name(number)
-        temporary = self._temporary(name)
         try:
-            parts = {"tokens": torch.cat(self._tokens), "labels": torch.cat(self._labels)}
-            save_file(parts, temporary, metadata={"identity": self._identity})
-            os.replace(temporary, self.folder / name)
+            with replacing(self.folder / name) as temporary:
+                parts = {"tokens": torch.cat(self._tokens), "labels": torch.cat(self._labels)}
+                save_file(parts, temporary, metadata={"identity": self._identity})
         except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
-            raise DataError(f"{self.folder / name}: cannot be written: {error}: make room and run again") from error
+            raise DataError(
+                f"{self.folder / name}: cannot be written: {reason_of(error)}: free disk space and run again"
+            ) from error
         self._missing = self._missing[1:]
         self._tokens, self._labels = [], []
-
-    def _temporary(self, name: str) -> Path:
-        return self.folder / f".{name}.{self._suffix}"
 
 
 def _number(path: Path) -> int:
@@ -228,12 +247,12 @@ def _number(path: Path) -> int:
 
 
 def free_bytes(folder: Path) -> int:
-    """Free bytes where a folder is or would be."""
+    """Return the free bytes of the disk on which a folder is, or would be created."""
     place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     return shutil.disk_usage(place).free
 
 
 def show_bytes(count: int) -> str:
-    """Such as "26.2 GB"; 1 GB is 1e9 bytes."""
+    """Format a size such as "26.2 GB"; 1 GB is 1e9 bytes."""
     unit, size = ("GB", 1e9) if count >= 1e8 else ("MB", 1e6) if count >= 1e5 else ("kB", 1e3)
     return f"{count / size:.1f} {unit}"

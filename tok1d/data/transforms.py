@@ -1,4 +1,4 @@
-"""The only crop, resize and decode code of the project: PIL images in, PIL images or tensors out."""
+"""Decoding, cropping and resizing of images, for the whole package: from files to PIL images and tensors."""
 
 import io
 import math
@@ -13,13 +13,15 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-from tok1d.errors import ConfigError, DataError
+from tok1d.errors import ConfigError, DataError, reason_of
 
-# Larger images are refused: a PNG of 50 kB can unpack to gigabytes. PIL itself warns above this and raises above twice.
+# Larger images are refused: a PNG of 50 kB can unpack to gigabytes. PIL itself warns above its limit, and raises an
+# error above twice the limit.
 MAX_PIXELS = 100_000_000
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
-# EXIF's orientations and what sets them upright; `ImageOps.exif_transpose` fails where any other tag is damaged.
+# EXIF orientations and the transposition that undoes each. `ImageOps.exif_transpose` would do the same, but fails if
+# any other EXIF tag is damaged.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -31,9 +33,9 @@ UPRIGHT = {
 }
 
 WHITE = (255, 255, 255)
-VIEW_SCALES = (1.05, 1.10)
-NUM_DRAWS = 4  # random numbers of an image: crop across, crop down, flip, scale
-SMALLEST_SHARE = 0.8  # of the short side, that a crop of random scale shows
+VIEW_SCALES = (1.05, 1.10)  # sizes of the two centre crops of `tencrop_views`, relative to the view
+NUM_RANDOMS = 4  # random numbers per image: horizontal and vertical crop position, flip, scale
+SMALLEST_SHARE = 0.8  # smallest side of a random-scale crop, relative to the short side of the image
 Crop = Literal["center", "random", "random_scale", "center+flip", "tencrop"]
 RANDOM: tuple[Crop, ...] = ("random", "random_scale")
 NUM_VIEWS: dict[Crop, int] = {"center": 1, "random": 1, "random_scale": 1, "center+flip": 2, "tencrop": 20}
@@ -42,9 +44,13 @@ NUM_VIEWS: dict[Crop, int] = {"center": 1, "random": 1, "random_scale": 1, "cent
 def decode_image(
     source: str | Path | bytes, channels: int = 3, background: tuple[int, int, int] = WHITE
 ) -> Image.Image:
-    """Read an image file or its bytes as mode "RGB" (`channels=3`) or "L" (`channels=1`), 8 bits a channel.
+    """Decode an image file, or its content as bytes, to mode "RGB" (`channels=3`) or "L" (`channels=1`).
 
-    EXIF rotation is applied and alpha is composited over `background`. Raises DataError naming the file.
+    The EXIF rotation is applied, and transparent images are composited over `background`.
+
+    Raises:
+        DataError: the image cannot be decoded or has more than `MAX_PIXELS` pixels; names the file.
+        MemoryError: of the machine rather than of the image.
     """
     name = "image bytes" if isinstance(source, bytes) else str(source)
     try:
@@ -56,28 +62,30 @@ def decode_image(
             image.load()
             turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
             return flatten(image if turn is None else image.transpose(turn), channels, background)
-    except (DataError, MemoryError):  # told already; of this machine, not of the image
+    except (DataError, MemoryError):
         raise
-    except Exception as error:  # every format plugin of PIL has errors of its own, RuntimeError and TypeError too
-        raise DataError(f"{name}: not a readable image: {reason(error)}") from error
+    except Exception as error:  # PIL's format plugins raise many types, RuntimeError and TypeError among them
+        raise DataError(f"{name}: not a readable image: {decoding_reason(error)}") from error
 
 
-def reason(error: BaseException) -> str:
-    """Tell a decoding error in a few words on one line."""
+def decoding_reason(error: BaseException) -> str:
+    """Summarise a decoding error in one line."""
     if isinstance(error, Image.UnidentifiedImageError):
         return "unknown or damaged image format"
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return " ".join(text.split())
+    return reason_of(error, limit=1000)  # long, because the message may begin with a path
 
 
 def flatten(image: Image.Image, channels: int, background: tuple[int, int, int] = WHITE) -> Image.Image:
     """Convert any PIL mode (palette, alpha, CMYK, 1, 8 or 16 bits) to "RGB" (`channels=3`) or "L" (`channels=1`).
 
-    Raises ValueError for floating-point or 32-bit images, whose range is unknown.
+    Transparent images are composited over `background`.
+
+    Raises:
+        ValueError: floating-point or 32-bit pixels, whose range is unknown.
     """
     mode = {1: "L", 3: "RGB"}[channels]
     if image.mode.startswith("I;16") or image.mode == "I":
-        # PIL clips instead of scaling when it converts these; 65535 / 257 = 255 exactly.
+        # PIL would clip instead of scale. 65535 / 257 is exactly 255; 128 rounds.
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError(f"grey values outside 16 bits ({values.min()} to {values.max()})")
@@ -85,7 +93,7 @@ def flatten(image: Image.Image, channels: int, background: tuple[int, int, int] 
     elif image.mode == "F":
         raise ValueError("floating-point pixels, whose range is unknown")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        # The premultiplied modes convert to their straight siblings only.
+        # PIL converts premultiplied alpha ("RGBa", "La") only to the same mode with straight alpha.
         straight = {"RGBa": "RGBA", "La": "LA"}.get(image.mode)
         rgba = (image.convert(straight) if straight else image).convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), rgba).convert("RGB")
@@ -93,16 +101,21 @@ def flatten(image: Image.Image, channels: int, background: tuple[int, int, int] 
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """Crop the centre square as ADM does (Dhariwal and Nichol 2021), returning `size` x `size` pixels.
+    """Return the centre square, resized to `size` x `size` pixels, as ADM does (Dhariwal and Nichol 2021).
 
-    Box halving while the short side is at least 2 * `size`, one bicubic resize of the short side, floor crop.
+    The image is halved by a box filter while its short side is at least 2 * `size`, its short side is resized to `size`
+    (bicubic), and the offsets of the crop are rounded down.
     """
     image = _short_side(image, size)
     return _crop(image, (image.width - size) // 2, (image.height - size) // 2, size)
 
 
 def ten_crop(image: Image.Image, size: int) -> list[Image.Image]:
-    """Return ten `size` x `size` crops: four corners (row by row) and the centre, then those of its mirror image."""
+    """Return ten `size` x `size` crops: the corners row by row, the centre, and those five of the mirror image.
+
+    Raises:
+        ValueError: the image is smaller than the crop.
+    """
     right, bottom = image.width - size, image.height - size
     if right < 0 or bottom < 0:
         raise ValueError(f"ten-crop of {size} from an image of {image.width}x{image.height}")
@@ -111,7 +124,7 @@ def ten_crop(image: Image.Image, size: int) -> list[Image.Image]:
 
 
 def tencrop_views(image: Image.Image, size: int) -> list[Image.Image]:
-    """Return the 20 training views of Semanticist's token cache: ten-crops of two slightly larger centre crops."""
+    """Return the 20 views of Semanticist's token cache: ten-crops of centre crops that are 5 % and 10 % larger."""
     return [view for scale in VIEW_SCALES for view in ten_crop(center_crop(image, int(size * scale)), size)]
 
 
@@ -122,7 +135,10 @@ def centercrop_views(image: Image.Image, size: int) -> list[Image.Image]:
 
 
 def random_crop(image: Image.Image, size: int, across: float, down: float) -> Image.Image:
-    """Resize the short side to `size` (bicubic, antialiased), crop the square where two draws in [0, 1) say."""
+    """Resize the short side to `size` (bicubic, antialiased) and crop a square.
+
+    `across` and `down` in [0, 1) give its position, from the left and the top end of the image.
+    """
     short, width, height = min(image.size), image.width, image.height
     if short != size:
         width, height = (size if side == short else int(size * side / short) for side in image.size)
@@ -131,9 +147,9 @@ def random_crop(image: Image.Image, size: int, across: float, down: float) -> Im
 
 
 def random_scale_crop(image: Image.Image, size: int, across: float, down: float, scale: float) -> Image.Image:
-    """Resize the short side as ADM does to `size` to ceil(`size` / 0.8) pixels, each as likely, then crop.
+    """Resize the short side, as `center_crop` does, to a random length, and crop a square of `size` pixels.
 
-    `across`, `down` and `scale` are draws in [0, 1).
+    `scale` in [0, 1) selects the length in size..ceil(size / 0.8), uniformly; `across` and `down` as in `random_crop`.
     """
     longest = math.ceil(size / SMALLEST_SHARE)
     image = _short_side(image, size + int(scale * (longest + 1 - size)))
@@ -151,7 +167,7 @@ def _to_uint8(image: Image.Image | np.ndarray) -> Tensor:
 
 
 def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
-    if width * height > MAX_PIXELS:  # a very long strip of pixels, whose short side is to be enlarged
+    if width * height > MAX_PIXELS:  # the enlarged long side of a very thin image
         raise ValueError(f"a shape of {image.width}x{image.height} is too long: crop it first")
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
@@ -161,7 +177,7 @@ def _crop(image: Image.Image, left: int, top: int, size: int) -> Image.Image:
 
 
 def _short_side(image: Image.Image, size: int) -> Image.Image:
-    """The image with its short side of `size` pixels: box halving while it is twice as long, one bicubic resize."""
+    """Resize the short side to `size` pixels, see `center_crop`."""
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     if min(image.size) != size:
@@ -172,11 +188,18 @@ def _short_side(image: Image.Image, size: int) -> Image.Image:
 
 @dataclass(frozen=True)
 class Transform:
-    """From a PIL image to a square tensor: centre or random crop to `size` pixels, `channels` 1 or 3, optional flip.
+    """The conversion of a PIL image to a square tensor.
 
-    "random" crops from the short side at `size`, "random_scale" from one of up to `size` / 0.8. The crops "center+flip"
-    and "tencrop" give several views of an image, of both directions. With `pad` the crop is smaller by a black border
-    of that many pixels on each side, `size` includes it. Raises ConfigError for values out of range.
+    Args:
+        size: side of the result in pixels, including the border.
+        channels: 1 (grey) or 3 (RGB).
+        crop: "center" (see `center_crop`), "random" (`random_crop`), "random_scale" (`random_scale_crop`), or one of
+            several views of each image: "center+flip" (`centercrop_views`) and "tencrop" (`tencrop_views`).
+        flip: mirror horizontally with probability 1/2; crops of several views contain both directions instead.
+        pad: width in pixels of a black border on each side.
+
+    Raises:
+        ConfigError: a value out of range.
     """
 
     size: int
@@ -193,34 +216,36 @@ class Transform:
         if self.crop not in NUM_VIEWS:
             raise ConfigError(f"crop: expected {', '.join(NUM_VIEWS)}, got {self.crop!r}")
         if self.flip and self.num_views > 1:
-            raise ConfigError(f"flip: expected false, the views of crop={self.crop} are of both directions")
+            raise ConfigError(f"flip: expected false, since crop={self.crop} has views of both directions")
         if not 0 <= 2 * self.pad < self.size:
             raise ConfigError(f"pad: expected less than half of the image size {self.size}, got {self.pad}")
 
     @property
     def num_views(self) -> int:
-        """Views V of an image."""
+        """Number V of views of each image."""
         return NUM_VIEWS[self.crop]
 
     @property
     def inner(self) -> int:
-        """Side of what is seen of an image, inside the border."""
+        """Side in pixels of the image inside the border."""
         return self.size - 2 * self.pad
 
     def border(self, pixels: Tensor) -> Tensor:
-        """Pixels (..., inner, inner) within the black border, (..., size, size)."""
+        """Add the black border: (..., inner, inner) to (..., size, size)."""
         return F.pad(pixels, (self.pad,) * 4) if self.pad else pixels
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> Tensor:
-        """Return uint8 (C, size, size), of V > 1 views (V, C, size, size); `rng` may go when nothing is random."""
+        """Return uint8 (C, size, size), or (V, C, size, size) of V > 1 views; `rng` is needed if anything is random."""
         if rng is None and (self.flip or self.crop in RANDOM):
             raise ValueError("a random transform needs a generator")
-        return self.apply(image, rng.random(NUM_DRAWS) if rng is not None else (0.0, 0.0, 1.0, 0.0))
+        return self.apply(image, rng.random(NUM_RANDOMS) if rng is not None else (0.0, 0.0, 1.0, 0.0))
 
-    def apply(self, image: Image.Image, draws: Sequence[float] | np.ndarray) -> Tensor:
-        """Return uint8 (C, size, size) for draws in [0, 1): crop across, crop down, flip (below 0.5), and scale.
+    def apply(self, image: Image.Image, randoms: Sequence[float] | np.ndarray) -> Tensor:
+        """Return uint8 (C, size, size), or (V, C, size, size) of V > 1 views.
 
-        Crops of V > 1 views return (V, C, size, size); nothing of them is random.
+        Args:
+            randoms: `NUM_RANDOMS` numbers in [0, 1): horizontal and vertical position of the crop, flip (below 0.5),
+                and scale. Crops of several views use none of them.
         """
         image = flatten(image, self.channels)
         if self.num_views > 1:
@@ -229,13 +254,13 @@ class Transform:
         if self.crop == "center":
             image = center_crop(image, self.inner)
         elif self.crop == "random":
-            image = random_crop(image, self.inner, draws[0], draws[1])
+            image = random_crop(image, self.inner, randoms[0], randoms[1])
         else:
-            image = random_scale_crop(image, self.inner, draws[0], draws[1], draws[3])
-        return self.border(_to_uint8(ImageOps.mirror(image) if self.flip and draws[2] < 0.5 else image))
+            image = random_scale_crop(image, self.inner, randoms[0], randoms[1], randoms[3])
+        return self.border(_to_uint8(ImageOps.mirror(image) if self.flip and randoms[2] < 0.5 else image))
 
     def fingerprint(self) -> str:
-        """Return a string that is equal for equal transforms, across runs and machines."""
+        """Return a string that identifies the transform, stable across runs and machines."""
         kinds = {
             "center": "adm-center",
             "random": "short-side-random",
@@ -249,5 +274,5 @@ class Transform:
 
 
 def without_border(images: Tensor, pad: int) -> Tensor:
-    """Images (..., H, W) without `pad` pixels on each side, (..., H - 2 pad, W - 2 pad)."""
+    """Remove `pad` pixels on each side: (..., H, W) to (..., H - 2 pad, W - 2 pad)."""
     return images[..., pad : images.shape[-2] - pad, pad : images.shape[-1] - pad]

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from tok1d.bottleneck.kl import KL
 from tok1d.config.fields import flat, to_mapping
-from tok1d.data.decoded import DecodedImages, report_broken
+from tok1d.data.broken import report_broken
 from tok1d.data.images import ArrayImages, ImageSet, prefetch
+from tok1d.data.lazy import LazyImages
 from tok1d.data.token_writer import TokenWriter, free_bytes, show_bytes
 from tok1d.data.tokens import Layout, TokenCache
 from tok1d.data.transforms import Crop
@@ -26,9 +27,9 @@ from tok1d.tokenizers.base import Tokenizer, TokenSpec
 from tok1d.zoo.weights import fingerprint
 
 
-def with_views(images: ImageSet, views: Crop) -> ArrayImages | DecodedImages:
+def with_views(images: ImageSet, views: Crop) -> ArrayImages | LazyImages:
     """The same images with other views of each; "random" is a random crop with a random flip."""
-    assert isinstance(images, ArrayImages | DecodedImages)
+    assert isinstance(images, ArrayImages | LazyImages)
     images.transform = replace(images.transform, crop=views, flip=views == "random")
     return images
 
@@ -89,7 +90,7 @@ def check_variational(tokenizer: Tokenizer, key: str) -> None:
         raise ConfigError(f"{key}: expected a tokenizer with a KL bottleneck, got {tokenizer.config.name}")
 
 
-def check_places(images: ArrayImages | DecodedImages) -> None:
+def check_places(images: ArrayImages | LazyImages) -> None:
     """Refuse captioned images of which one could not be decoded and was replaced: captions of cached tokens are found
     by the number of the image.
 
@@ -149,7 +150,7 @@ def forecast(layout: Layout, num_images: int, views: int, folder: Path) -> str:
 
 def encode_images(
     tokenizer: Tokenizer,
-    images: ArrayImages | DecodedImages,
+    images: ArrayImages | LazyImages,
     folder: Path,
     *,
     format: CacheFormat | None = None,
@@ -196,7 +197,7 @@ def encode_images(
 
 def _meta(
     conditioned: ConditionedImages,
-    images: ArrayImages | DecodedImages,
+    images: ArrayImages | LazyImages,
     layout: Layout,
     format: CacheFormat,
     seed: int,
@@ -223,7 +224,7 @@ def _meta(
 
 def _write(
     conditioned: ConditionedImages,
-    images: ArrayImages | DecodedImages,
+    images: ArrayImages | LazyImages,
     writer: TokenWriter,
     *,
     step: int,

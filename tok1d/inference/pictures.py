@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tok1d.config.condition import is_conditional, text_condition
 from tok1d.config.options import check_counts, parse_counts
-from tok1d.data.decoded import replaced_among, whole_set
+from tok1d.data.broken import replaced_images, replaced_indices
 from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
 from tok1d.diffusion.guidance import Guidance
@@ -64,12 +64,12 @@ def reconstruct(tokenizer: Tokenizer, images: ImageSet, out: Path, how: Reconstr
 def _decodable(tokenizer: Tokenizer, images: ImageSet, label: str | None) -> tuple[Tensor, Tensor | None]:
     """The images (B, C, H, W) that can be decoded, and their conditions."""
     x, _, cond = ConditionedImages(tokenizer, images, label).batch(range(len(images)))
-    replaced = replaced_among(images, range(len(images)))
+    replaced = replaced_indices(images, range(len(images)))
     if not replaced:
         return x, cond
     kept = torch.tensor([i for i in range(len(x)) if i not in replaced])
     if not len(kept):
-        name, why = whole_set(images).replaced[0]
+        name, why = replaced_images(images)[0]
         raise DataError(f"{name}: {why}; none of the other chosen images can be decoded either")
     return x[kept], None if cond is None else cond[kept.to(cond.device)]
 
@@ -180,11 +180,11 @@ def generate(
     keys = samples.keys
     batches = [samples.batch(keys[start : start + how.batch_size]) for start in range(0, len(keys), how.batch_size)]
     images = {k: torch.cat([batch[k] for batch in batches]) for k in batches[0]}
-    drawn = images[samples.length]
+    sampled = images[samples.length]
     clear(out, r"(class\d+_|image(\d+_)?)\d+\.png|(overview|progressive)\.png")
-    for i, image in enumerate(drawn):
+    for i, image in enumerate(sampled):
         save_png(to_pil(image), out / samples.name(keys[i], i))
-    written = [save_png(grid(drawn, how.num, zoom=zoom_for(drawn)), out / "overview.png")]
+    written = [save_png(grid(sampled, how.num, zoom=zoom_for(sampled)), out / "overview.png")]
     if samples.prefixes:
         rows = torch.cat([images[k] for k in samples.prefixes])
         written.append(save_png(grid(rows, len(keys), zoom=zoom_for(rows)), out / "progressive.png"))

@@ -16,6 +16,7 @@ from tok1d.train.folder import is_finished
 from tok1d.train.run import evaluate
 from tok1d.zoo import store
 from tok1d.zoo.record import Record
+from tok1d.zoo.transfer import transfer
 from tok1d.zoo.weights import fingerprint
 
 
@@ -62,5 +63,5 @@ def without_auxiliary(model: MAETok) -> MAETok:
     """The tokenizer without auxiliary decoders and alignment, in eval mode; its tokens and images are the same."""
     config = replace(model.config, auxiliary=[], alignment=LatentAlignmentConfig())
     plain = MAETok(config)
-    plain.start_from(model)
+    transfer(model, plain)
     return plain.to(next(model.parameters()).device).eval()

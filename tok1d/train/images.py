@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from tok1d.config.recipe import Recipe
-from tok1d.data.decoded import DecodedImages
 from tok1d.data.images import ArrayImages, open_images
+from tok1d.data.lazy import LazyImages
+from tok1d.data.source import ImageSource
 from tok1d.data.splits import Split
 
-Images = ArrayImages | DecodedImages
+Images = ArrayImages | LazyImages
 
 
 def open_split(recipe: Recipe, split: Split, *, augment: bool = False) -> Images:
@@ -20,9 +21,8 @@ def open_split(recipe: Recipe, split: Split, *, augment: bool = False) -> Images
         DataError: as `open_images`.
     """
     data = recipe.data
-    return open_images(
+    source = ImageSource(
         data.name,
-        split,
         root=data.root,
         image_size=data.image_size,
         channels=data.channels,
@@ -36,3 +36,4 @@ def open_split(recipe: Recipe, split: Split, *, augment: bool = False) -> Images
         label_key=data.label_key,
         workers=data.workers,
     )
+    return open_images(source, split)

@@ -18,8 +18,8 @@ from tok1d.config.condition import text_condition
 from tok1d.config.recipe import NO_CACHE, Recipe
 from tok1d.cost.forecast import meta_batch
 from tok1d.cost.measure import AUTOENCODERS
-from tok1d.data.decoded import report_broken
-from tok1d.data.records import nothing_written
+from tok1d.data.broken import report_broken
+from tok1d.data.scan_cache import read_only_cache
 from tok1d.data.tokens import INDEX, TokenCache
 from tok1d.errors import ConfigError, DataError, WeightsError
 from tok1d.losses.classifier import LogitsDistance
@@ -74,7 +74,7 @@ def profile_task(recipe: Recipe) -> ProfileTask:
     give_teachers(model)
     players = build_players(recipe, model, resumed=True, perceptual=_perceptual(recipe))
     _use_autoencoder(model)
-    with nothing_written():
+    with read_only_cache():
         batches = _token_batches(recipe) if recipe.kind == "generator" else _image_batches(recipe, model)
     return ProfileTask(Task(model, batches.function, players=players), batches)
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from tok1d.config.condition import text_condition
 from tok1d.config.recipe import Recipe
-from tok1d.data.decoded import report_broken
+from tok1d.data.broken import report_broken
 from tok1d.errors import ConfigError
 from tok1d.train.adversarial import build_players
 from tok1d.train.batches import image_batches, image_condition, sample_names

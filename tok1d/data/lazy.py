@@ -1,0 +1,130 @@
+"""Images that are read and decoded on request, by a pool of threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import chain, islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tok1d.data.base import Indices
+from tok1d.data.order import uniforms
+from tok1d.data.transforms import NUM_RANDOMS, Transform, decode_image, decoding_reason
+from tok1d.errors import DataError
+
+OnBroken = Literal["stop", "skip"]
+# So many consecutive unreadable images are taken for a failure of the disk, and end the search for a readable one.
+MAX_UNREADABLE = 100
+
+
+@lru_cache(maxsize=4)
+def decoding_pool(workers: int | None = None) -> ThreadPoolExecutor:
+    """Return the shared pool of `workers` threads; None is one per core, at most 16."""
+    # PIL releases the interpreter lock while it decodes and resizes, so threads are enough.
+    return ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1), thread_name_prefix="tok1d-decode")
+
+
+if hasattr(os, "register_at_fork"):  # threads do not survive a fork, so the child process creates its own pool
+    os.register_at_fork(after_in_child=decoding_pool.cache_clear)
+
+
+class LazyImages:
+    """Base class of image sets whose files are decoded on request; subclasses implement `name` and `read`.
+
+    An image that cannot be decoded is recorded in `broken`. With `on_broken="skip"` the next readable image of the set
+    takes its place, with its own label and caption; with "stop" DataError names it.
+
+    Args:
+        labels: int64 (N,), indices into `class_names`.
+        captions: N texts, "" where an image has none.
+        workers: number of decoding threads, see `decoding_pool`.
+    """
+
+    def __init__(
+        self,
+        transform: Transform,
+        on_broken: OnBroken,
+        class_names: Sequence[str],
+        labels: np.ndarray,
+        captions: Sequence[str],
+        workers: int | None = None,
+    ) -> None:
+        self.transform, self.on_broken, self.workers = transform, on_broken, workers
+        self.class_names, self.labels, self.captions = list(class_names), labels, list(captions)
+        self.reported: set[str] = set()  # names that `broken.report_broken` has printed
+        self._broken: dict[str, str] = {}
+        self._replaced: dict[str, str] = {}
+
+    def name(self, index: int) -> str:
+        """Return the name of an image in messages."""
+        raise NotImplementedError
+
+    def read(self, index: int) -> Path | bytes:
+        """Return the file of an image, or its content."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def broken(self) -> list[tuple[str, str]]:
+        """The broken images found so far, as (name, reason)."""
+        return list(self._broken.items())
+
+    @property
+    def replaced(self) -> list[tuple[str, str]]:
+        """The broken images that keep their index but are replaced by another image, as (name, reason).
+
+        Those in `broken` but not here were left out when the set was opened.
+        """
+        return list(self._replaced.items())
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def batch(self, indices: Indices, *, seed: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor]:
+        """Return images (B, C, H, W) in [0, 1] and labels (B,), see `ImageSet.batch`."""
+        return self.captioned_batch(indices, seed=seed, epoch=epoch)[:2]
+
+    def captioned_batch(self, indices: Indices, *, seed: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor, list[str]]:
+        """As `batch`, followed by the caption of every row."""
+        randoms = uniforms(NUM_RANDOMS, seed=seed, epoch=epoch, indices=indices)
+        loaded = list(decoding_pool(self.workers).map(self._load, [int(i) for i in indices], randoms))
+        images = torch.stack([image for image, _ in loaded]).flatten(0, -4).float().div_(255)
+        rows = np.repeat([used for _, used in loaded], self.transform.num_views)
+        return images, torch.from_numpy(self.labels[rows]), [self.captions[row] for row in rows]
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that identify the images and the transform."""
+        raise NotImplementedError
+
+    def _record_broken(self, name: str, reason: str) -> None:
+        if self.on_broken == "stop":
+            raise DataError(
+                f"{name}: broken image: {reason}: repair or remove it, or choose data.on_broken=skip "
+                "(tok1d train) or --on-broken skip (other commands)"
+            )
+        self._broken.setdefault(name, reason)
+
+    def _load(self, index: int, randoms: np.ndarray) -> tuple[Tensor, int]:
+        """Return an image (or its views), and its index: a later one (cyclically) if `index` cannot be decoded."""
+        name = reason = ""
+        for used in islice(chain(range(index, len(self)), range(index)), MAX_UNREADABLE):
+            name = self.name(used)
+            try:
+                return self.transform.apply(decode_image(self.read(used), self.transform.channels), randoms), used
+            except (DataError, ValueError, OSError) as error:
+                reason = decoding_reason(error).removeprefix(f"{name}: ").removeprefix("image bytes: ")
+                self._record_broken(name, reason)
+                self._replaced.setdefault(name, reason)
+        if len(self) <= MAX_UNREADABLE:
+            raise DataError(f"{name}: {reason}; no other image of the set can be decoded either")
+        raise DataError(f"{name}: {reason}; nor can the {MAX_UNREADABLE - 1} images before it be read: check the disk")

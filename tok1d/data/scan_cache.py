@@ -1,0 +1,48 @@
+"""A disk cache of what scans of the data found (indices of shards, broken files), as JSON files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tok1d.files import replacing
+
+_writable = True
+
+
+def cache_writable() -> bool:
+    """Whether the cache folder may be written to, see `read_only_cache`."""
+    return _writable
+
+
+@contextmanager
+def read_only_cache() -> Iterator[None]:
+    """Context in which nothing is written to the cache, no data set is downloaded and no large folder is scanned.
+
+    Global state: not safe to enter from several threads at once.
+    """
+    global _writable
+    before, _writable = _writable, False
+    try:
+        yield
+    finally:
+        _writable = before
+
+
+def read_scan(path: Path) -> object:
+    """Return the cached JSON value, or None if the file is missing or unreadable."""
+    try:
+        found: object = json.loads(path.read_text())
+        return found
+    except (OSError, ValueError):
+        return None
+
+
+def write_scan(path: Path, found: object) -> None:
+    """Store a JSON value atomically. Errors are ignored: without the cache the scan is repeated."""
+    if not _writable:
+        return
+    with suppress(OSError), replacing(path) as temporary:
+        temporary.write_text(json.dumps(found))

@@ -1,0 +1,54 @@
+"""The description of an image data set, from which it is opened."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Literal
+
+from tok1d.data.lazy import OnBroken
+from tok1d.data.transforms import Crop, Transform
+
+DataName = Literal["fashion_mnist", "folder", "webdataset", "huggingface"]
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """A data set and how its images are read; `images.open_images` opens one split of it.
+
+    Args:
+        name: "fashion_mnist", "folder", "webdataset" (tar shards) or "huggingface" (written by `save_to_disk`).
+        root: the folder of the data; optional for "fashion_mnist" (see `fashion_mnist.find`), and for "webdataset" also
+            a pattern of shards (see `shards.find_shards`).
+        image_size, channels, crop, flip, pad: see `transforms.Transform`.
+        on_broken: see `lazy.LazyImages`.
+        limit: number of images to use; None is all. The first ones of Fashion-MNIST, of other sets images at even
+            distances.
+        captions: "labels" for sentences with the class name ("fashion_mnist"), "files" or the path of a JSON Lines
+            file ("folder", see `captions.captions_of`), a member such as txt ("webdataset"), or a column
+            ("huggingface"); None is no captions.
+        image_key: member ("webdataset", default jpg;jpeg;png;webp) or column ("huggingface", default image) that holds
+            the image.
+        label_key: member (default cls) or column (default label) that holds the class.
+        workers: number of decoding threads, see `lazy.decoding_pool`.
+    """
+
+    name: DataName
+    _: KW_ONLY
+    root: str | Path | None = None
+    image_size: int
+    channels: int
+    crop: Crop = "center"
+    flip: bool = False
+    pad: int = 0
+    on_broken: OnBroken = "skip"
+    limit: int | None = None
+    captions: str | None = None
+    image_key: str | None = None
+    label_key: str | None = None
+    workers: int | None = None
+
+    @property
+    def transform(self) -> Transform:
+        """The transform of the images; raises ConfigError for values out of range."""
+        return Transform(self.image_size, self.channels, self.crop, self.flip, self.pad)
