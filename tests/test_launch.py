@@ -130,7 +130,7 @@ def test_a_job_may_run_out_of_time_often(tmp_path: Path, monkeypatch: pytest.Mon
 def test_two_processes_train_and_one_measures(
     tiny: Tiny, tmp_path: Path, photos: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(cli.__file__).parents[1]), *sys.path]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(cli.__file__).parents[2]), *sys.path]))
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "run"
     recipe = [tiny("tokenizer"), "data.name=folder", f"data.root={photos}", f"out={out}", "train.steps=2"]
