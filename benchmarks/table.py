@@ -41,10 +41,10 @@ def values(records: list[Any]) -> dict[str, float]:
 def train(recipe: str, overrides: list[str], out: Path) -> Any:
     """The model of a run folder, which is trained first if the run is not finished."""
     from tok1d.config.load import load_recipe
-    from tok1d.train import run
+    from tok1d.train import folder, run
     from tok1d.zoo import store
 
-    if not run.is_finished(out):
+    if not folder.is_finished(out):
         run.train(load_recipe(recipe, [*overrides, f"out={out}"]), name=recipe)
     return store.load(out / "model")
 

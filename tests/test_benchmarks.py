@@ -20,7 +20,7 @@ from tok1d.evaluate.request import Reconstructions
 from tok1d.generators.head import HeadConfig
 from tok1d.losses.discriminator import DinoConfig, PatchConfig
 from tok1d.tokenizers.query_encoder import EncoderConfig
-from tok1d.tokenizers.smap import PLAIN_VIT
+from tok1d.tokenizers.smap import plain_vit
 from tok1d.tokenizers.token_dit import DecoderConfig
 from tok1d.tokenizers.vit import ViTConfig
 from tok1d.zoo import store
@@ -517,7 +517,7 @@ TOY_SMAP = replace(
     SMAPSizes(),
     name="toy",
     image_size=16,
-    vit=ViTConfig(patch=8, dim=16, depth=2, heads=2, **PLAIN_VIT),
+    vit=plain_vit(patch=8, dim=16, depth=2, heads=2),
     num_tokens=4,
     token_dim=4,
     vocab_size=32,

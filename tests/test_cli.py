@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 
 from tok1d.cli import app as cli
@@ -121,9 +122,10 @@ def test_help_imports_nothing_heavy() -> None:
 def test_every_command_says_how_it_is_used(ok: Callable[..., str], command: str) -> None:
     text = ok(*command.split(), "--help")
     assert f"Usage: tok1d {command} " in text
-    described = [line for line in text.splitlines() if re.match(r"  (--)?[a-z-]+(\.\.\.)? *(<.*>)?  +\S", line)]
-    named = [line for line in text.splitlines() if re.match(r"  (--)?[a-z-]+(\.\.\.)?( |$)", line)]
-    assert described and len(described) >= len(named) - 2  # the first lines of the text itself look like names
+    found: Any = typer.main.get_command(cli.app)
+    for word in command.split():
+        found = found.commands[word]
+    assert found.help and all(each.help for each in found.params if each.name != "help")
 
 
 def test_the_help_lists_every_command(ok: Callable[..., str]) -> None:
@@ -198,7 +200,7 @@ def test_networks_that_are_not_here_are_told_of(
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     told = fails("evaluate", "generation", models / "generator", photos, "--network", "inception")
-    assert "--network: none of the networks asked for is here: inception" in told and "no judge" not in told
+    assert "--network: none of the networks asked for is available: inception" in told and "no classifier" not in told
 
 
 def test_wrong_numbers_and_folders_are_one_line(fails: Callable[..., str], models: Path, photos: Path) -> None:
@@ -220,7 +222,7 @@ def test_wrong_numbers_and_folders_are_one_line(fails: Callable[..., str], model
     for command in ([*reconstruct, photos], generate):
         assert "not empty; pass --overwrite" in fails(*command, "--out", full)
         assert "expected a folder to write into" in fails(*command, "--out", full / "thesis.txt")
-    assert "no judge network" in fails("evaluate", "generation", models / "generator", photos)
+    assert "no classifier is bundled" in fails("evaluate", "generation", models / "generator", photos)
     assert files(full) == ["thesis.txt"] and not (models / "out").exists()
 
 
@@ -283,7 +285,7 @@ def test_the_whole_chain(
     tokenizer_run, generator_run, cache = tmp_path / "tokenizer", tmp_path / "generator", tmp_path / "cache"
     train = ["train", tiny("tokenizer", out=tokenizer_run)]
     said = ok(*train, "--minutes", 0)
-    assert f"stopped; the same command goes on from the checkpoint in {tokenizer_run / 'checkpoints'}" in said
+    assert f"stopped; the same command resumes from the checkpoint in {tokenizer_run / 'checkpoints'}" in said
     assert f"model: {tokenizer_run / 'model'}" in ok(*train)
     assert files(tokenizer_run) == [
         "checkpoints/step-00000001.pt", "checkpoints/step-00000006.pt", "config.yaml", "log.jsonl", "model/README.md",

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tok1d.demo import run as demo
-from tok1d.demo.page import Check, Page, Probe, Shown, Strip, render
+from tok1d.demo.page import Check, ModelResults, Page, Probe, Strip, render
 from tok1d.errors import ConfigError
 from tok1d.pictures import data_uri
 from tok1d.zoo.record import Record
@@ -65,7 +65,7 @@ def check_page(text: str) -> WellFormed:
     return parsed
 
 
-def page_of(models: list[Shown]) -> Page:
+def page_of(models: list[ModelResults]) -> Page:
     return Page(
         models=models,
         classes=["a<b", "c&d"],
@@ -78,16 +78,16 @@ def page_of(models: list[Shown]) -> Page:
     )
 
 
-def shown(whose: str, value: float | None = 0.5) -> Shown:
+def shown(name: str, value: float | None = 0.5) -> ModelResults:
     strip = Strip("1 <token>", data_uri(Image.new("L", (8, 4))))
     note = "no <judge>" if value is None else ""
-    return Shown(
-        whose=whose,
+    return ModelResults(
+        name=name,
         about="<about>",
         decoding="<decoding>",
         sampling="<sampling>",
         reconstructions=[strip],
-        growing=[strip],
+        by_length=[strip],
         samples=[strip],
         reconstruction_records=[
             Record(name="<psnr>", value=12.5, unit="dB", num_images=1000, keep=4, decoding={"steps": 20})
@@ -182,7 +182,7 @@ def test_the_demo_ends_with_a_page_and_then_rests(
     def train(*_: object, **__: object) -> None:
         raise AssertionError("nothing was left to train")
 
-    patch.setattr("tok1d.train.run.train", train)
+    patch.setattr("tok1d.demo.run.train", train)
     stamp = page.stat().st_mtime_ns
     assert run(out) == page
     assert page.stat().st_mtime_ns == stamp

@@ -168,7 +168,7 @@ def test_an_encoder_that_will_not_do_is_one_line(bpe: str, tmp_path: Path) -> No
         TextEncoder(str(tmp_path / "clip"), 21).encode(["a"])
     with pytest.raises(ConfigError, match="expected a max_length of at least 1, got 0"):
         TextEncoder("anything", 0)
-    with pytest.raises(ConfigError, match="expected T5, CLIP, BERT or kin, got gpt2"):
+    with pytest.raises(ConfigError, match="expected T5, CLIP, BERT or a similar text encoder, got gpt2"):
         TextEncoder(str(tmp_path / "gpt")).encode(["a"])
     file = tmp_path / "clip" / "model.safetensors"
     state = load_file(file)

@@ -22,7 +22,7 @@ from tok1d.losses.total import total_loss
 from tok1d.nn.attention import causal, rotary
 from tok1d.nn.block import swiglu_hidden
 from tok1d.tokenizers.bottlenecks import KLConfig
-from tok1d.tokenizers.smap import PLAIN_VIT, SMAP, SMAPConfig
+from tok1d.tokenizers.smap import SMAP, SMAPConfig, plain_vit
 from tok1d.tokenizers.vit import ViTConfig
 
 # Names in a block of transformers and of tok1d, without queries, keys and values.
@@ -42,7 +42,7 @@ class SMAPSizes:
 
     name: str = "small"
     image_size: int = 128
-    vit: ViTConfig = field(default_factory=lambda: ViTConfig(patch=16, dim=384, depth=12, heads=6, **PLAIN_VIT))
+    vit: ViTConfig = field(default_factory=lambda: plain_vit(patch=16, dim=384, depth=12, heads=6))
     num_tokens: int = 128
     token_dim: int = 16
     vocab_size: int = 8192

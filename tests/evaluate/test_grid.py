@@ -148,7 +148,7 @@ def test_what_is_written_and_shown() -> None:
     ]
     assert grid.legend(rows) == "* is the lowest fd@cnn, highest psnr"
     other = replace(CELLS[0], records=[replace(CELLS[0].records[0], reference="others")])
-    assert grid.legend(grid.rows_of([*CELLS, other])).endswith("mind what is compared: fd@cnn")
+    assert grid.legend(grid.rows_of([*CELLS, other])).endswith("do not compare: fd@cnn")
 
 
 def two_classifiers(first: str, second: str) -> list[Record]:

@@ -146,7 +146,9 @@ def test_pictures_of_two_evaluations_do_not_mix(tmp_path: Path, capsys: pytest.C
     with pytest.raises(KeyboardInterrupt):
         drawn(shared, 0.2, until=64)
     (shared / "000003.png").unlink()
-    with pytest.raises(DataError, match=r"expected 100 pictures, 1 of finished blocks are gone, such as 000003\.png"):
+    with pytest.raises(
+        DataError, match=r"expected 100 pictures, 1 of finished blocks are missing, such as 000003\.png"
+    ):
         drawn(shared, 0.2)
     (shared / "notes.txt").touch()
     with pytest.raises(ConfigError, match=r"pictures alone, got notes\.txt"):

@@ -26,7 +26,7 @@ WORKER = """
 import hashlib, json, os, sys
 from tok1d import cli
 from tok1d.evaluate import generation, reconstruction
-from tok1d.evaluate.sampling import noise_of
+from tok1d.inference.sampling import noise_of
 
 sources = []
 

@@ -27,7 +27,7 @@ from tok1d.evaluate.reference import (
     cache_path,
     cached_reference,
     check_reference,
-    images_told,
+    describe_images,
     load_reference,
     measure_reference,
     reference_fingerprint,
@@ -125,8 +125,8 @@ def test_a_set_is_of_the_split_that_its_folder_is_named_after(
             Image.new("L", (8, 8), number).save(tmp_path / folder / "cats" / f"{number}.png")
     images = open_images(ImageSource("folder", root=tmp_path, image_size=8, channels=1), "test")
     assert split_of(images) == split_of(subset(images, 1)) == of
-    assert images_told(images, of) == f"{len(images)} {of} images {images.fingerprint()}"
-    assert images_told(subset(images, 1), of) == f"spread 1 {of} images {images.fingerprint()}"
+    assert describe_images(images, of) == f"{len(images)} {of} images {images.fingerprint()}"
+    assert describe_images(subset(images, 1), of) == f"spread 1 {of} images {images.fingerprint()}"
     assert split_of(image_set()) == "test"
 
 
@@ -333,7 +333,7 @@ def test_damaged_and_misnamed_files_are_one_line(tmp_path: Path, capsys: pytest.
     with file.open("wb") as opened:
         np.save(opened, np.zeros((4, 8, 8, 3), np.uint8))
     for read in (load_reference, SampleImages):
-        with pytest.raises(DataError, match=r"file\.npz: expected .*, found"):
+        with pytest.raises(DataError, match=r"file\.npz: expected .*, got"):
             read(file)
     assert cli.run(["reference", str(file), "--network", "fashion-mnist-cnn"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
@@ -415,7 +415,7 @@ def test_the_command_measures_folders_and_sample_batches(
         (["fashion_mnist", "--of", "holdout"], "expected train or validation or test or own"),
         (["fashion_mnist", "--out", "x.pt"], "expected the name of an .npz file"),
         (["fashion_mnist", "--network", "vgg"], "feature network: expected"),
-        (["none.npz", "--network", "fashion-mnist-cnn"], "found: No such file"),
+        (["none.npz", "--network", "fashion-mnist-cnn"], "got: No such file"),
     ],
 )
 def test_mistakes_of_the_command_are_one_line(

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tok1d.config.registry import build_model_config
 from tok1d.errors import ConfigError, InputError, WeightsError
 from tok1d.losses.features import IMAGENET_MEAN, IMAGENET_STD, Teacher
-from tok1d.zoo.pretrained.teachers import load_teacher
-from tok1d.zoo.store import load
+from tok1d.zoo.pretrained.teachers import give_teachers, load_teacher
+from tok1d.zoo.store import build_model, load
 
 
 def images(*shape: int) -> Tensor:
@@ -32,7 +33,7 @@ def test_images_are_standardised_before_they_are_resampled() -> None:
 def test_grey_images_are_repeated_and_other_channels_refused() -> None:
     teacher, grey = Teacher(nn.Identity(), image_size=6), images(2, 1, 8, 8)
     torch.testing.assert_close(teacher.prepare(grey), teacher.prepare(grey.repeat(1, 3, 1, 1)))
-    with pytest.raises(InputError, match=r"3 channels, got images \(2, 4, 8, 8\)"):
+    with pytest.raises(InputError, match=r"3 channels, got \(2, 4, 8, 8\)"):
         teacher.prepare(images(2, 4, 8, 8))
     with pytest.raises(InputError, match="1 channels"):
         Teacher(nn.Identity(), image_size=6, mean=[0.0], std=[1.0]).prepare(images(2, 3, 8, 8))
@@ -51,7 +52,7 @@ def test_the_bundled_classifier_gives_its_feature_map() -> None:
     maps = features.transpose(1, 2).reshape(2, -1, 7, 7)
     rest = F.relu(classifier.project(classifier.trunk[-1](maps).flatten(1)))
     torch.testing.assert_close(rest, classifier.features(x))
-    with pytest.raises(ConfigError, match="sees images of 28 pixels, got image_size=224"):
+    with pytest.raises(ConfigError, match="its images have 28 pixels a side, got image_size=224"):
         load_teacher("fashion-mnist-cnn")
     with pytest.raises(ConfigError, match="leave them out"):
         load_teacher("fashion-mnist-cnn", weights="some.pth", image_size=28)
@@ -142,7 +143,7 @@ def test_weights_of_a_file_are_renamed_and_loaded_strictly(timm: ModuleType, tmp
     [
         ("typo", ConfigError, "neither timm nor tok1d"),
         ("net", ConfigError, "expected a vision transformer"),
-        ("tiny", WeightsError, r"could not make it \(cannot reach the hub\)"),
+        ("tiny", WeightsError, r"could not make it \(cannot reach\)"),
         ("unknown-weights", WeightsError, "has no trained weights"),
     ],
 )
@@ -174,3 +175,30 @@ def test_a_file_in_the_layout_of_dinov2_fills_timms_own_network(tmp_path: Path) 
     assert expected.shape == (1, 4, 384) and teacher.mean.flatten().tolist() == pytest.approx(IMAGENET_MEAN)
     larger = load_teacher("vit_small_patch14_dinov2.lvd142m", weights=str(path), image_size=42)
     assert larger(x).shape == (1, 9, 384)
+
+
+def test_teachers_are_given_without_changing_random_numbers_or_weights() -> None:
+    decoder = {"patch": 7, "dim": 16, "depth": 1, "heads": 2, "align_depth": 1, "align_dim": 64}
+    keys = {
+        "name": "semanticist",
+        "image_size": 28,
+        "channels": 1,
+        "num_tokens": 4,
+        "token_dim": 4,
+        "encoder": {"patch": 14, "dim": 16, "depth": 1, "heads": 2},
+        "decoder": decoder,
+        "alignment": {"teacher": "fashion-mnist-cnn", "image_size": 28},
+    }
+    model, batch = build_model(build_model_config(keys)), (images(2, 1, 28, 28), torch.zeros(2))
+    with pytest.raises(
+        InputError, match=r"^teacher fashion-mnist-cnn: expected the loaded network, got none; call tok1d"
+    ):
+        model.losses(batch, 0.5)  # type: ignore[operator]
+    names, before = list(model.state_dict()), torch.get_rng_state()
+    give_teachers(model)
+    given = model.teacher
+    assert isinstance(given, Teacher) and torch.equal(torch.get_rng_state(), before)
+    assert list(model.state_dict()) == names and model.train() and not given.network.training
+    give_teachers(model)
+    assert model.teacher is given, "a teacher that is there stays"
+    assert "loss_align" in model.losses(batch, 0.5)  # type: ignore[operator]

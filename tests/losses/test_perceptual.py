@@ -129,7 +129,7 @@ def test_missing_weights_are_told_in_one_line(tmp_path: Path, monkeypatch: pytes
         raise URLError("no route\nto host")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(WeightsError, match=r"could not be fetched.*no route to host") as told:
+    with pytest.raises(WeightsError, match=r"could not be fetched.*no route") as told:
         load_lpips(heads=given)
     assert "\n" not in str(told.value)
 

@@ -75,7 +75,8 @@ def test_other_conditions_are_refused_in_one_line(cond: Tensor) -> None:
     for call in (class_ids, training_ids):
         with pytest.raises(InputError) as caught:
             call(Captions(E, T, 0.1), cond, 2, CPU)
-        expected = f"this model is told captions, expected embeddings (B, at most {T}, {E}), got {cond.dtype} of shape"
+        shape = f"(B, at most {T}, {E})"
+        expected = f"this model is conditioned on captions, expected embeddings {shape}, got {cond.dtype} of shape"
         assert str(caught.value) == f"{expected} {tuple(cond.shape)}"
 
 

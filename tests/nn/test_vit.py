@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from tok1d.nn.attention import Attention, full
 from tok1d.nn.block import Block, LayerScale, Mlp
 from tok1d.nn.position import grid_coordinates, mixed_angles, rotate
-from tok1d.nn.vit import Rotary, ViT
+from tok1d.nn.vit import Rotary, ViT, ViTShape
 
 
 def vit(rotation: Rotary = "mixed", **options: object) -> ViT:
     torch.manual_seed(0)
-    model = ViT(16, 2, 2, side=3, rotation=rotation, **options).double().eval()  # type: ignore[arg-type]
+    model = ViT(ViTShape(16, 2, 2, side=3, rotation=rotation, **options)).double().eval()  # type: ignore[arg-type]
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model
@@ -68,7 +68,7 @@ def test_scores_depend_on_the_offset_alone(rotation: Rotary) -> None:
 
 
 def test_learned_frequencies_differ_by_block_and_head() -> None:
-    model = ViT(16, 2, 2, side=3, rotation="mixed")
+    model = ViT(ViTShape(16, 2, 2, side=3, rotation="mixed"))
     columns, rows = grid_coordinates(3, 3)
     angles = mixed_angles(model.freqs, 2, columns, rows)
     assert angles.shape == (2, 2, 9, 4)

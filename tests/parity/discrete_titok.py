@@ -79,8 +79,8 @@ def run_vq(case: Case) -> None:
     model, io = published_tokenizer(case), case.io
     assert isinstance(model, TiTok) and model.config.bottleneck.beta == case.config["commitment_cost"]
     entries = check_codes(case, model, model.encoder(io["image"]))
-    case.check("reconstruction", model.decoder.paint(entries, size_of(case)))
-    case.check("decoded_from_indices", model.decoder.paint(model.bottleneck.embed(io["indices"][:, 0]), size_of(case)))
+    case.check("reconstruction", model.decoder.decode(entries, size_of(case)))
+    case.check("decoded_from_indices", model.decoder.decode(model.bottleneck.embed(io["indices"][:, 0]), size_of(case)))
     torch.testing.assert_close(model.decode(io["indices"][:, 0]), io["decoded_from_indices"].clamp(0, 1))
 
 
@@ -92,7 +92,7 @@ def run_text(case: Case) -> None:
         case.config["text_embed_dim"],
     )
     entries = check_codes(case, model, model.encoder(io["image"]), losses=False)
-    case.check("reconstruction", model.decoder.paint(entries, size_of(case), io["text"]))
+    case.check("reconstruction", model.decoder.decode(entries, size_of(case), io["text"]))
     painted = model.decode(io["indices"][:, 0], io["text"])
     torch.testing.assert_close(painted, io["reconstruction"].clamp(0, 1), atol=2e-5, rtol=2e-5)
 
@@ -114,8 +114,8 @@ def run_vae(case: Case) -> None:
     case.check("kl", (mean.square() + logvar.exp() - 1 - logvar).sum(-1) / 2)
     torch.testing.assert_close(posterior.kl(), io["kl"].sum(1))
     case.check("kl_batch", terms["loss_kl"] / model.bottleneck.weight)
-    case.check("reconstruction", model.decoder.paint(sample, size_of(case)))
-    case.check("reconstruction_mode", model.decoder.paint(model.encode(io["image"]), size_of(case)))
+    case.check("reconstruction", model.decoder.decode(sample, size_of(case)))
+    case.check("reconstruction_mode", model.decoder.decode(model.encode(io["image"]), size_of(case)))
 
 
 @runs("titok_vq_legacy_stage1", inputs=("image", "proxy_codes"))
@@ -147,9 +147,9 @@ def run_stage_two(case: Case) -> None:
     side = config.image_size // config.decoder.patch
     logits = model.decoder.logits(entries, (side, side))
     case.check("proxy_logits", logits.transpose(1, 2).unflatten(2, (side, side)))
-    case.check("pixel_latent", model.decoder.mixture(logits, (side, side)))
-    case.check("reconstruction", model.decoder.paint(entries, size_of(case)))
-    case.check("decoded_from_indices", model.decoder.paint(model.bottleneck.embed(io["indices"][:, 0]), size_of(case)))
+    case.check("pixel_latent", model.decoder.expected_codes(logits, (side, side)))
+    case.check("reconstruction", model.decoder.decode(entries, size_of(case)))
+    case.check("decoded_from_indices", model.decoder.decode(model.bottleneck.embed(io["indices"][:, 0]), size_of(case)))
     torch.testing.assert_close(model.decode(io["indices"][:, 0]), io["decoded_from_indices"].clamp(0, 1))
     # The codebook learns nothing in this stage, and its losses are not among the model's.
     assert not any(weight.requires_grad for weight in model.bottleneck.parameters())

@@ -103,7 +103,7 @@ def published_tokenizer(case: Case) -> MAETok:
 
 def paint(model: MAETok, tokens: Tensor) -> Tensor:
     """The reconstruction in [-1, 1], not clamped."""
-    return model.decoder.paint(model.bottleneck.embed(tokens), (model.config.image_size, model.config.image_size))
+    return model.decoder.decode(model.bottleneck.embed(tokens), (model.config.image_size, model.config.image_size))
 
 
 @runs("ae_ape", "ae_rope_mixed", "ae_rope_reg4")

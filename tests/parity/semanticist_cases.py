@@ -31,6 +31,7 @@ from tok1d.zoo.adapters.semanticist import (
     load_part,
     part,
 )
+from tok1d.zoo.pretrained.autoencoder import read_network
 
 from .recorded import Case, draws, inputs_of, outputs_of
 
@@ -524,6 +525,7 @@ def run_vae_kl16(case: Case) -> None:
         with open(f"{folder}/config.json", "w") as file:
             json.dump({"_class_name": "AutoencoderKL", **case.config}, file)
         space = Autoencoder(LatentConfig("autoencoder", folder, *geometry(case.config)), case.config["in_channels"])
+        space.reader = read_network
         check_autoencoder(case, space)
 
 

@@ -301,7 +301,7 @@ def test_damaged_weights_are_told(folder: Path, tmp_path: Path) -> None:
 
 def test_a_network_that_nobody_connected_is_told(folder: Path) -> None:
     model = Semanticist(config(folder))
-    with pytest.raises(WeightsError, match="expected a network, got none; build the model by tok1d.load") as caught:
+    with pytest.raises(WeightsError, match=r"expected a network, got none; build the model by tok1d\.load") as caught:
         model.latent_space.load()
     assert "\n" not in str(caught.value)
     model.latent_space.use(read_network(str(folder)))

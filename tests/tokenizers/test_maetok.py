@@ -14,10 +14,11 @@ from tok1d.errors import ConfigError, InputError, WeightsError
 from tok1d.losses.hog import hog
 from tok1d.tokenizers.auxiliary import AuxiliaryDecoder
 from tok1d.tokenizers.maetok import MAETok, MAETokConfig
-from tok1d.tokenizers.masking import draw_mask
+from tok1d.tokenizers.masking import sample_mask
 from tok1d.train.optim import build_optimizer
-from tok1d.train.players import Moment
+from tok1d.train.players import Progress
 from tok1d.zoo.store import build_model
+from tok1d.zoo.transfer import transfer
 
 SMALL = {"patch": 4, "dim": 16, "depth": 2, "heads": 2, "layer_scale": 0.5}
 HOG = {"target": "hog", "cell": 2, "depth": 1}
@@ -58,7 +59,7 @@ def paint_patch(images: Tensor, patch: int) -> Tensor:
 @pytest.mark.parametrize("rotary", ["mixed", "axial", "none"])
 def test_a_masked_patch_reaches_no_latent(images: Tensor, rotary: str, num_tokens: int) -> None:
     model = tokenizer(encoder={"rotary": rotary}, num_tokens=num_tokens).train()
-    mask = draw_mask(torch.full((3,), 0.5), 16)
+    mask = sample_mask(torch.full((3,), 0.5), 16)
     mask[:, 5], mask[:, 6] = True, False
     before = model.reconstruct((images,), 0.0, mask=mask)[1]
     assert torch.equal(model.reconstruct((paint_patch(images, 5),), 0.0, mask=mask)[1], before)
@@ -85,7 +86,7 @@ def test_the_auxiliary_loss_is_blind_to_visible_patches(images: Tensor, aux_loss
     model = tokenizer(auxiliary=[{**TEACHER, "norm": "none"}], aux_loss_on=aux_loss_on)
     (decoder,) = model.auxiliary
     assert isinstance(decoder, AuxiliaryDecoder)
-    mask, features = draw_mask(torch.full((3,), 0.5), 16), torch.randn(3, 16, 5)
+    mask, features = sample_mask(torch.full((3,), 0.5), 16), torch.randn(3, 16, 5)
 
     def loss(features: Tensor) -> Tensor:
         decoder.teacher = lambda images: features
@@ -188,7 +189,7 @@ def test_the_loss_of_a_caption_is_that_of_its_words(images: Tensor) -> None:
     ids, weights = torch.tensor([[1, 2, -1], [4, 4, -1], [-1, -1, -1]]), torch.linspace(0.1, 2, 11)
     bag = torch.zeros(3, 11)
     bag[0, [1, 2]], bag[1, 4] = weights[[1, 2]], weights[4]
-    for mask in (draw_mask(torch.full((3,), 0.5), 16), torch.zeros(3, 16, dtype=torch.bool)):
+    for mask in (sample_mask(torch.full((3,), 0.5), 16), torch.zeros(3, 16, dtype=torch.bool)):
         _, latents, terms = model.reconstruct((images, torch.zeros(3), ids), 0.0, mask=mask)
         log_p = decoder(latents, (4, 4)).log_softmax(-1)
         plain = -((log_p[0, 1] + log_p[0, 2]) / 2 + log_p[1, 4]) * 2 / 3
@@ -211,7 +212,7 @@ def test_patches_as_tokens(images: Tensor) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 25}, "steps: this decoder is one pass, expected none, got 25"),
+        ({"steps": 25}, "steps: this decoder is a single forward pass, expected none, got 25"),
         ({"guidance": 2.0}, "guidance: this decoder is deterministic, expected 1, got 2.0"),
         ({"keep": 3}, "keep: these tokens are not ordered, so all 6 are needed, got 3"),
         ({"size": 18}, "multiples of 4 .*got 18x18"),
@@ -231,7 +232,7 @@ def test_images_are_checked() -> None:
 def test_stage_two_trains_the_pixel_decoder_alone(images: Tensor) -> None:
     first = tokenizer(auxiliary=[HOG])
     second = MAETok(replace(first.config, stage="finetune"))
-    second.start_from(first)
+    assert transfer(first, second) == ["auxiliary parts of it are left out"]
     assert not len(second.auxiliary)
     before = {name: value.clone() for name, value in second.train().state_dict().items()}
     assert all(torch.equal(value, first.state_dict()[name]) for name, value in before.items())
@@ -257,7 +258,7 @@ def test_stage_two_moves_no_codebook(images: Tensor) -> None:
 
 def test_stage_two_ends_clean() -> None:
     model = tokenizer(stage="finetune").train()
-    masks = [model.training_mask(torch.zeros(2, 3, 16, 16), Moment(step, 20).progress) for step in range(20)]
+    masks = [model.training_mask(torch.zeros(2, 3, 16, 16), Progress(step, 20).fraction) for step in range(20)]
     assert [mask.sum(1).unique().tolist() for mask in masks[:1] + masks[-2:]] == [[10], [1], [0]]
 
 
@@ -270,8 +271,8 @@ def test_masking_fades_out_over_stage_two() -> None:
 
 
 def test_stage_two_needs_a_model_of_its_own_sizes() -> None:
-    with pytest.raises(WeightsError, match="no fitting weights for encoder"):
-        tokenizer(stage="finetune", num_tokens=5).start_from(tokenizer())
+    with pytest.raises(WeightsError, match="weights of another shape for this model: bottleneck"):
+        transfer(tokenizer(), tokenizer(stage="finetune", token_dim=5))
 
 
 def test_a_teacher_that_the_projected_tokens_equal_aligns_perfectly(images: Tensor) -> None:
@@ -290,11 +291,11 @@ def test_a_teacher_that_the_projected_tokens_equal_aligns_perfectly(images: Tens
     [
         ({"decoder": {"patch": 5}}, "model.decoder.patch: 5 does not divide image_size 16"),
         ({"num_tokens": 0, "decoder": {"patch": 8}}, "model.decoder.patch: num_tokens=0 needs the encoder's 4"),
-        ({"head": "conv", "decoder": {"patch": 1}}, "model.decoder.patch: head=conv doubles"),
+        ({"head": "conv", "decoder": {"patch": 1}}, "model.decoder.patch: head=conv upsamples"),
         ({"bottleneck": {"name": "softvq"}}, "model.bottleneck.num_codebooks: 4 does not divide 6 tokens"),
         ({"auxiliary": [{"target": "hog"}]}, r"model.auxiliary\[0\].cell: 8 does not divide encoder.patch 4"),
-        ({"auxiliary": [HOG, HOG]}, r"model.auxiliary\[1\].target: hog is there twice"),
-        ({"auxiliary": [HOG], "mask": {"low": 0, "high": 0}}, "model.aux_loss_on: mask.high=0 leaves no masked patch"),
+        ({"auxiliary": [HOG, HOG]}, r"model.auxiliary\[1\].target: expected different targets, got hog twice"),
+        ({"auxiliary": [HOG], "mask": {"low": 0, "high": 0}}, "model.aux_loss_on: mask.high=0 masks no patches"),
         ({"stage": "finetune", "mask": {"low": 0, "high": 0}}, "model.finetune.ratio: .* no mask token, expected 0"),
         (
             {"auxiliary": [{"target": "dino"}]},

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tok1d.errors import InputError
-from tok1d.tokenizers.prefix import draw_keep, prefix_mask, resolve_keep
+from tok1d.tokenizers.prefix import prefix_mask, resolve_keep, sample_keep
 
 CPU = torch.device("cpu")
 
@@ -23,7 +23,7 @@ def test_mask_is_a_prefix_of_the_count(length: int, keep: list[int]) -> None:
 
 @pytest.mark.parametrize("lowest", [0, 1])
 def test_draws_are_uniform_and_include_both_ends(lowest: int) -> None:
-    draws = draw_keep(20000, 4, lowest=lowest, generator=torch.Generator().manual_seed(0))
+    draws = sample_keep(20000, 4, lowest=lowest, generator=torch.Generator().manual_seed(0))
     counts = torch.bincount(draws, minlength=5).double() / 20000
     expected = torch.tensor([float(k >= lowest) for k in range(5)], dtype=torch.float64) / (5 - lowest)
     torch.testing.assert_close(counts, expected, atol=0.02, rtol=0)

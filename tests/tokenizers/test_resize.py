@@ -6,9 +6,9 @@ from torch import nn
 
 from tok1d.errors import ConfigError
 from tok1d.tokenizers.query_encoder import EncoderConfig
-from tok1d.tokenizers.resize import resized
 from tok1d.tokenizers.semanticist import Semanticist, SemanticistConfig
 from tok1d.tokenizers.token_dit import DecoderConfig
+from tok1d.zoo.transfer import resized
 
 
 @pytest.fixture

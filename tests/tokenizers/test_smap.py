@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tok1d.config.registry import build_model_config
 from tok1d.errors import ConfigError, InputError
 from tok1d.tokenizers.smap import SMAP, SMAPConfig
-from tok1d.tokenizers.tail_drop import TailDropConfig, draw_tail
+from tok1d.tokenizers.tail_drop import TailDropConfig, sample_tail
 from tok1d.train.rng import seed_of
 from tok1d.zoo.store import build_model
 
@@ -203,9 +203,9 @@ def test_k_is_uniform_over_zero_to_all(keep_per: str) -> None:
 
 def test_k_can_be_told() -> None:
     torch.manual_seed(0)
-    groups = draw_tail(TailDropConfig(group=2, min_keep=1), 6, 3000)
+    groups = sample_tail(TailDropConfig(group=2, min_keep=1), 6, 3000)
     torch.testing.assert_close(frequencies(groups, 6), torch.tensor([0, 0, 1, 0, 1, 0, 1]) / 3, atol=0.03, rtol=0)
-    ends = draw_tail(TailDropConfig(min_keep=3, zero_prob=0.25, full_prob=0.5), 6, 3000)
+    ends = sample_tail(TailDropConfig(min_keep=3, zero_prob=0.25, full_prob=0.5), 6, 3000)
     expected = torch.tensor([4, 0, 0, 1, 1, 1, 9]) / 16
     torch.testing.assert_close(frequencies(ends, 6), expected, atol=0.03, rtol=0)
     model = tokenizer(tail_drop={"enabled": False}).train()
@@ -230,7 +230,7 @@ def test_processes_and_steps_draw_k_independently() -> None:
 def test_training_draws_are_logged(images: Tensor) -> None:
     model = tokenizer(tail_drop={"keep_per": "sample"}).train()
     torch.manual_seed(3)
-    expected = draw_tail(TailDropConfig(keep_per="sample"), N, 3).float().mean()
+    expected = sample_tail(TailDropConfig(keep_per="sample"), N, 3).float().mean()
     torch.manual_seed(3)
     softvq = tokenizer(tail_drop={"keep_per": "sample"}, bottleneck="softvq").train()  # which draws nothing itself
     torch.manual_seed(3)
@@ -259,7 +259,7 @@ def test_other_image_sizes(images: Tensor) -> None:
 @pytest.mark.parametrize(
     ("tokens", "cond", "options", "message"),
     [
-        ((2, N, 4), LABELS[:2], {"steps": 25}, "steps: this decoder is one pass, expected none, got 25"),
+        ((2, N, 4), LABELS[:2], {"steps": 25}, "steps: this decoder is a single forward pass, expected none, got 25"),
         ((2, N, 4), LABELS[:2], {"guidance": 2.0}, "guidance: this decoder is deterministic, expected 1, got 2.0"),
         ((2, N, 4), LABELS[:2], {"keep": 7}, r"keep must lie in 0\.\.6"),
         ((2, 3, 4), LABELS[:2], {"keep": 4}, r"keep must lie in 0\.\.3"),

@@ -146,12 +146,14 @@ def test_other_conditions_are_one_line(images: Tensor) -> None:
     text, classes = tokenizer(), tokenizer(condition={}, num_classes=4)
     tokens, labels = text.encode(images), torch.tensor([0, 1, 2])
     for call in (lambda: text.encode(images, labels), lambda: text.decode(tokens, labels)):
-        with pytest.raises(InputError, match=r"^this model is told captions, expected embeddings \(B, at most 7, 5\)"):
+        with pytest.raises(
+            InputError, match=r"^this model is conditioned on captions, expected embeddings \(B, at most 7, 5\)"
+        ):
             call()
     for call in (lambda: classes.encode(images, captions(1, 2, 3)), lambda: classes.decode(tokens, captions(1, 2, 3))):
         with pytest.raises(InputError, match=r"^expected class ids \(B,\) of integers, got torch\.float32"):
             call()
-    with pytest.raises(InputError, match="told captions and has none"):
+    with pytest.raises(InputError, match="conditioned on captions and has none"):
         text.class_vectors()
     assert text.spec.needs_label and text.spec.reads_captions and text.spec.num_classes == 0
     assert not classes.spec.reads_captions
@@ -160,7 +162,7 @@ def test_other_conditions_are_one_line(images: Tensor) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"use_condition": False}, "model.condition.kind: use_condition=false is told nothing, expected class"),
+        ({"use_condition": False}, "model.condition.kind: use_condition=false has no condition, expected class"),
         ({"condition": {"encoder": "x"}}, "model.condition.encoder: read with kind=text alone, expected nothing"),
         ({"condition": {"kind": "picture"}}, "model.condition.kind: expected "),
     ],

@@ -89,7 +89,7 @@ def test_encoding_and_decoding_are_deterministic(images: Tensor, kind: str) -> N
 def test_equal_tokens_in_equal_places_are_equal_images() -> None:
     model = tokenizer()
     ids = torch.tensor([[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]])
-    painted = model.decoder.paint(model.bottleneck.embed(ids), (16, 16))
+    painted = model.decoder.decode(model.bottleneck.embed(ids), (16, 16))
     torch.testing.assert_close(painted[0], painted[1])
     assert not torch.allclose(painted[0], painted[2], atol=1e-3), "tokens have places"
 
@@ -101,7 +101,7 @@ def test_a_patch_of_the_head_lies_where_its_state_stands() -> None:
         decoder.proj.bias.copy_(torch.arange(48.0))
         nn.init.dirac_(decoder.conv.weight)
         nn.init.zeros_(decoder.conv.bias)
-        image = decoder.paint(torch.zeros(1, 6, 4), (16, 16))[0]
+        image = decoder.decode(torch.zeros(1, 6, 4), (16, 16))[0]
     row, column, channel = torch.meshgrid(torch.arange(16), torch.arange(16), torch.arange(3), indexing="ij")
     assert torch.equal(image.permute(1, 2, 0), (row % 4 * 12 + column % 4 * 3 + channel).float())
 
@@ -109,13 +109,13 @@ def test_a_patch_of_the_head_lies_where_its_state_stands() -> None:
 def test_text_changes_the_image_and_not_the_tokens(images: Tensor) -> None:
     model, text = tokenizer(**TEXT), torch.randn(3, 5, 7)
     ids = model.encode(images)
-    painted = model.decoder.paint(model.bottleneck.embed(ids), (16, 16), text)
+    painted = model.decoder.decode(model.bottleneck.embed(ids), (16, 16), text)
     assert torch.equal(ids, model.encode(images, text))
     torch.testing.assert_close(model.decode(ids, text), painted.clamp(0, 1))
-    other = model.decoder.paint(model.bottleneck.embed(ids), (16, 16), text.flip(0))
+    other = model.decoder.decode(model.bottleneck.embed(ids), (16, 16), text.flip(0))
     torch.testing.assert_close(other[1], painted[1])
     assert not torch.allclose(other[0], painted[0])
-    order = model.decoder.paint(model.bottleneck.embed(ids), (16, 16), text.flip(1))
+    order = model.decoder.decode(model.bottleneck.embed(ids), (16, 16), text.flip(1))
     assert not torch.allclose(order, painted), "words have places"
     assert model.decode(ids, text[:, :2]).shape == images.shape, "a shorter text takes the first places"
     recon, _, _ = model.reconstruct((images, torch.zeros(3), text), 0.0)
@@ -180,7 +180,7 @@ def test_other_image_sizes_resample_the_positions() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 25}, "steps: this decoder is one pass, expected none, got 25"),
+        ({"steps": 25}, "steps: this decoder is a single forward pass, expected none, got 25"),
         ({"guidance": 2.0}, "guidance: this decoder is deterministic, expected 1, got 2.0"),
         ({"keep": 3}, "keep: these tokens are not ordered, so all 6 are needed, got 3"),
         ({"size": 18}, "multiples of 4 .*got 18x18"),
@@ -272,7 +272,7 @@ def test_a_level_doubles_after_its_blocks() -> None:
 def test_certain_logits_paint_their_codes() -> None:
     decoder = legacy().decoder
     codes = torch.randint(0, 11, (2, 16), generator=torch.Generator().manual_seed(3))
-    mixed = decoder.mixture(1e4 * F.one_hot(codes, 11).float(), (4, 4))
+    mixed = decoder.expected_codes(1e4 * F.one_hot(codes, 11).float(), (4, 4))
     assert decoder.codebook is not None
     torch.testing.assert_close(mixed, decoder.codebook[codes].transpose(1, 2).unflatten(2, (4, 4)))
 
@@ -309,6 +309,6 @@ def test_stage_two_trains_the_decoders_alone(images: Tensor) -> None:
 def test_a_pixel_decoder_of_other_patches_is_told(images: Tensor) -> None:
     model = legacy(pixels={**PIXELS, "mult": [1, 2]})
     assert model.decode(model.encode(images)).shape == (3, 3, 8, 8)
-    with pytest.raises(ConfigError, match=r"^pixels\.mult: 2 levels paint 8x8 of 16x16 images") as error:
+    with pytest.raises(ConfigError, match=r"^pixels\.mult: 2 levels decode 8x8 of 16x16 images") as error:
         model.reconstruct((images,), 0.0)
     assert "\n" not in str(error.value)

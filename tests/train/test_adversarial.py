@@ -15,9 +15,9 @@ from tok1d.losses.adversarial import AdversarialLoss
 from tok1d.losses.discriminator import PatchDiscriminator
 from tok1d.losses.perceptual import PerceptualConfig, PerceptualLoss
 from tok1d.train import adversarial, checkpoint
-from tok1d.train.adversarial import build_players, discriminator_optim, keep_discriminator, tokenizer_losses
+from tok1d.train.adversarial import build_players, discriminator_optim, init_discriminator, tokenizer_losses
 from tok1d.train.loop import fit
-from tok1d.train.players import Moment
+from tok1d.train.players import Progress
 from tok1d.train.task import Task
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
@@ -118,7 +118,7 @@ def test_the_adaptive_weight_compares_with_the_pixels_alone(monkeypatch: pytest.
     perceptual = PerceptualLoss(PerceptualConfig(weight=2.0), lambda a, b: (a - b).abs().mean((1, 2, 3)))
     losses = tokenizer_losses(net, perceptual, Game())  # type: ignore[arg-type]
     batch = images(0)
-    terms, made = losses(batch, Moment(step=6, steps=10), {})
+    terms, made = losses(batch, Progress(step=6, steps=10), {})
     assert seen["step"] == 7 and seen["last"] is net.decoder.last_weight and made["fake"] is seen["fake"]
     assert seen["judged"].keys() == {"loss_reconstruction", "loss_perceptual"}
     assert terms.keys() == {"loss_reconstruction", "loss_perceptual", "loss_pixels", "loss_adversarial", "mask_ratio"}
@@ -171,7 +171,7 @@ def test_another_discriminator_and_a_broken_checkpoint_are_told(tmp_path: Path) 
     newest.write_bytes(newest.read_bytes()[:100])
     game = AdversarialLoss(other.adversarial, PatchDiscriminator(1, 4, 1))
     with pytest.raises(WeightsError, match="cannot read the checkpoint"):
-        keep_discriminator(game, folder)
+        init_discriminator(game, folder)
 
 
 def test_a_run_with_a_discriminator_resumes_as_if_unbroken(tmp_path: Path) -> None:
@@ -217,8 +217,8 @@ def test_batch_statistics_are_shared_by_processes_on_gpus(monkeypatch: pytest.Mo
 def test_the_dry_run_counts_the_judges() -> None:
     plain, judged = forecast(recipe()), forecast(recipe(*GAME, "perceptual.weight=1.0"))
     network = PatchDiscriminator(1, 4, 1)
-    judge, lpips = judged.judges["discriminator"], judged.judges["LPIPS"]
-    assert judge is not None and lpips is not None and not plain.judges
+    judge, lpips = judged.loss_networks["discriminator"], judged.loss_networks["LPIPS"]
+    assert judge is not None and lpips is not None and not plain.loss_networks
     assert judge.trained == sum(p.numel() for p in network.parameters()) and judge.frozen == 0
     # VGG16 up to relu5_3, and five linear heads.
     assert (lpips.trained, lpips.frozen) == (0, 14_714_688 + 64 + 128 + 256 + 512 + 512)
@@ -233,4 +233,4 @@ def test_the_dry_run_counts_the_judges() -> None:
 
 def test_the_dry_run_does_not_guess_an_unknown_backbone() -> None:
     dino = ("adversarial.weight=0.4", "adversarial.discriminator.backbone=vit_base_patch16_224.dino")
-    assert forecast(recipe(*dino)).judges == {"discriminator": None}
+    assert forecast(recipe(*dino)).loss_networks == {"discriminator": None}

@@ -15,7 +15,7 @@ from tok1d.config.load import load_recipe
 from tok1d.config.recipe import ANY_SIZE, Recipe
 from tok1d.cost.forecast import forecast, meta_batch, table
 from tok1d.errors import ConfigError, DataError
-from tok1d.train import run
+from tok1d.train import folder, run
 from tok1d.train.images import open_split
 from tok1d.train.loop import fit
 from tok1d.train.tasks import build_task
@@ -107,7 +107,7 @@ def test_a_run_on_folders_with_both_ends_and_loads(tiny: Tiny, tmp_path: Path, b
     (root / "captions.jsonl").write_text("\n".join(entries))
     data = ["data.name=folder", f"data.root={root}", "data.captions=captions.jsonl", "data.pad=0"]
     wanted = recipe(tiny, tmp_path / "run", *data, TEXT % bpe, SIZES)
-    assert run.train(wanted, quiet=True) == tmp_path / "run" and run.is_finished(tmp_path / "run")
+    assert run.train(wanted, quiet=True) == tmp_path / "run" and folder.is_finished(tmp_path / "run")
     model: Any = store.load(tmp_path / "run" / "model")
     assert model.encode(torch.rand(1, 1, 48, 48)).shape == (1, 4, 4)
     (root / "captions.jsonl").write_text('{"file": "val/16.png", "caption": "of the other split"}\n')
@@ -121,10 +121,10 @@ def test_a_run_on_folders_with_both_ends_and_loads(tiny: Tiny, tmp_path: Path, b
         (["model.auxiliary=[{target: text, dim: 9}]"], r"^data\.captions: .*text learns from captions; expected"),
         (["data.captions=files"], r"^data\.captions: name=fashion_mnist takes labels, got files$"),
         (["data.name=folder", "data.root=x", "data.captions=labels"], r"^data\.captions: name=folder takes files or "),
-        (["data.image_sizes=[32, 36]"], r"^data\.image_sizes: .* multiples of model\.encoder\.patch=8, rec.* 36$"),
+        (["data.image_sizes=[32, 36]"], r"^data\.image_sizes: .* multiples of model\.encoder\.patch=8, got 36$"),
         (["model.decoder.patch=16", "data.image_sizes=[32, 40]"], r"multiples of model\.decoder\.patch=16, .*40$"),
         (["data.image_sizes=[0]"], r"^data\.image_sizes\[0\]: expected int >= 1, got 0$"),
-        (["data.pad=5", "data.image_sizes=[8, 32]"], r"^data\.pad: expected less than half of image_size=8, rec.* 5$"),
+        (["data.pad=5", "data.image_sizes=[8, 32]"], r"^data\.pad: expected less than half of image_size=8, got 5$"),
     ],
 )
 def test_contradictions_are_one_line(tiny: Tiny, tmp_path: Path, overrides: list[str], message: str) -> None:
@@ -173,7 +173,7 @@ def test_a_forecast_of_several_sizes_is_their_mean_and_their_largest(tiny: Tiny,
     console = Console(width=200)
     with console.capture() as shown:
         console.print(table(mixed))
-    assert "every batch of one of 32, 48 px" in shown.get() and "activations an image of 48 px" in shown.get()
+    assert "each batch in one of 32, 48 px" in shown.get() and "activations an image of 48 px" in shown.get()
 
 
 def test_a_forecast_of_words_needs_no_tokenizer(tiny: Tiny, tmp_path: Path) -> None:

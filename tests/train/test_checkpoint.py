@@ -96,7 +96,7 @@ def test_behind_a_damaged_checkpoint_the_one_before_is_found_and_told(tmp_path: 
         r"^warning: .*step-00000002\.pt .*the one before, step-00000001\.pt$", told
     )
     damage(tmp_path / "step-00000001.pt")
-    with pytest.raises(WeightsError, match=r"step-00000002\.pt.*step-00000001\.pt.*start anew") as caught:
+    with pytest.raises(WeightsError, match=r"step-00000002\.pt.*step-00000001\.pt.*start over") as caught:
         checkpoint.load_latest(tmp_path, CPU)
     assert "\n" not in str(caught.value)
 
@@ -182,7 +182,7 @@ def test_a_log_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(json, "dumps", full_disk)
     with pytest.raises(DataError, match=r"log\.jsonl: No space left"):
         log.write({"step": 2})
-    monkeypatch.setattr(Path, "replace", full_disk)
+    monkeypatch.setattr(os, "replace", full_disk)
     with pytest.raises(DataError, match=r"log\.jsonl: No space left"):
         JsonLog(tmp_path / "log.jsonl", 0)
     assert os.listdir(tmp_path) == ["log.jsonl"] and read_log(tmp_path / "log.jsonl") == [{"step": 1}]

@@ -16,7 +16,7 @@ from tok1d.data.tokens import TokenCache
 from tok1d.errors import ConfigError, DataError, InputError
 from tok1d.inference.cache import encode_batch
 from tok1d.train.images import open_split
-from tok1d.train.profile_task import _tokens
+from tok1d.train.profile_task import _token_batches
 from tok1d.train.rows import sampled
 from tok1d.train.tasks import build_task
 from tok1d.zoo import store
@@ -155,5 +155,5 @@ def test_the_measured_dry_run_takes_no_cache_of_means(tiny: Tiny, tmp_path: Path
     path, cache = tiny("sit", tokenizer=tmp_path / "model"), f"cache={tmp_path / 'cache'}"
     build_task(load_recipe(path, [cache, f"out={tmp_path / 'run'}"]))
     recipe = load_recipe(path, [cache, "sample_latents=true"])
-    _, told, real = _tokens(recipe, store.build_model(recipe.model))
-    assert "holds means alone" in told and not real
+    batches = _token_batches(recipe)
+    assert "holds means alone" in batches.source and not batches.real

@@ -194,7 +194,7 @@ def test_a_signal_ends_the_step_at_hand_and_gives_the_handlers_back(tmp_path: Pa
 
 
 def test_a_later_ctrl_c_does_not_wait_for_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stop, "IMPATIENT", -1.0)
+    monkeypatch.setattr(stop, "SECOND_CTRL_C", -1.0)
     model = Line()
     interrupt_at(model, 2)
     interrupt_at(model, 2)
@@ -425,7 +425,7 @@ def test_a_checkpoint_that_holds_something_else_is_refused_in_a_line(tmp_path: P
     state = checkpoint.load_latest(path.parent, torch.device("cpu"))
     assert state is not None
     checkpoint.write(path, spoiled(state, what))
-    with pytest.raises(WeightsError, match=r"checkpoints: .*(delete it|start anew)") as refused:
+    with pytest.raises(WeightsError, match=r"checkpoints: .*(delete it|start over)") as refused:
         fit(settings, task(Line()), tmp_path, quiet=True)
     assert "\n" not in str(refused.value)
     checkpoint.write(path, state)
@@ -438,7 +438,7 @@ def test_a_training_on_other_images_is_told_of(tmp_path: Path, capsys: Any) -> N
         work.images = range(num)
         fit(recipe(), work, tmp_path, seconds=0.0, quiet=True)
         told = capsys.readouterr().err
-        assert ("written by a training on 7 images, going on with 6" in told) == (num == 6)
+        assert ("written by a training on 7 images, resuming with 6" in told) == (num == 6)
 
 
 @pytest.mark.parametrize(("seconds", "asks"), [(0.01, [4, 14]), (0.24, [4, 8, 12]), (3.0, list(range(4, 15)))])

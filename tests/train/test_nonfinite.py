@@ -14,7 +14,8 @@ from tok1d.config.load import load_recipe
 from tok1d.data.images import ArrayImages
 from tok1d.errors import WeightsError
 from tok1d.train import checkpoint
-from tok1d.train.nonfinite import Evidence, read_dump, suspects, write_dump
+from tok1d.train.diagnose import likely_causes
+from tok1d.train.nonfinite import Evidence, read_dump, write_dump
 
 Tiny = Callable[..., str]
 BAD = 17  # the image that is planted
@@ -52,7 +53,7 @@ def test_a_planted_nan_is_named_stops_before_the_step_and_is_shown_again(
 ) -> None:
     out = tmp_path / "run"
     line = stopped(capsys, tiny("tokenizer"), f"out={out}", "train.steps=20", "train.save_every=1", "train.log_every=1")
-    assert f"suspects: image {BAD} has pixels or tokens that are not finite;" in line and "train.lr" not in line
+    assert f"likely causes: image {BAD} has pixels or tokens that are not finite;" in line and "train.lr" not in line
     (dump,) = out.glob("nonfinite-step-*.pt")
     step = int(dump.stem.split("-")[-1])
     assert line.startswith(f"error: step {step}:") and f"tok1d replay {dump}" in line
@@ -70,7 +71,7 @@ def test_a_planted_nan_is_named_stops_before_the_step_and_is_shown_again(
     assert lonely == [f"image {BAD}"]
 
     shown = replayed(capsys, str(dump))
-    assert f"suspect: image {BAD} has pixels" in shown and f"step {step}: not finite, as in the training" in shown
+    assert f"likely cause: image {BAD} has pixels" in shown and f"step {step}: not finite, as in the training" in shown
     assert "as this is a CPU" not in shown
     assert cli.run(["replay", str(dump), "train.precision=bf16"]) == 2 and "is for GPUs" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["run"]
@@ -106,11 +107,11 @@ def test_an_exploding_learning_rate_is_named_and_shown_again(
 ) -> None:
     out = tmp_path / "run"
     line = stopped(capsys, tiny(kind), f"out={out}", "train.lr=1e30", "train.warmup=0", "train.steps=20")
-    assert re.search(r"suspects: train\.lr=1e\+30: the weights of \w+ have grown to \S+ \(rms\);", line), line
+    assert re.search(r"likely causes: train\.lr=1e\+30: the weights of \w+ have grown to \S+ \(rms\);", line), line
     (dump,) = out.glob("nonfinite-step-*.pt")
     assert read_dump(dump)["step"] >= 1
     shown = replayed(capsys, str(dump))
-    assert "not finite, as in the training" in shown and "suspect: train.lr=1e+30" in shown
+    assert "not finite, as in the training" in shown and "likely cause: train.lr=1e+30" in shown
 
 
 def test_a_dump_that_is_none_is_one_line(tmp_path: Path, capsys: Any) -> None:
@@ -147,13 +148,17 @@ GOOD = Evidence(samples=["a", "b", "c", "d"], losses={"loss": 1.0}, weights={"en
         (Evidence(samples=["a"], losses={"loss": NAN}), {"fp32": GOOD}, ["train.precision=bf16"]),
         (Evidence(samples=["a"], losses={"loss": 1.0, "d_loss": NAN}), {}, ["the discriminator: d_loss"]),
         (Evidence(losses={"loss": NAN, "d_loss": NAN}), {}, []),
-        (Evidence(losses={"loss": NAN}), {"rose": "the loss rose from 1 to 9 before"}, ["train.lr=0.001: the loss"]),
+        (
+            Evidence(losses={"loss": NAN}),
+            {"loss_rise": "the loss rose from 1 to 9"},
+            ["train.lr=0.001: the loss"],
+        ),
         (Evidence(losses={"loss": NAN}, weights={"a": 3.0, "b": NAN}), {}, ["train.lr=0.001: the weights of b"]),
         (GOOD, {}, []),
     ],
 )
 def test_who_is_blamed(tiny: Tiny, evidence: Evidence, more: dict[str, Any], expected: list[str]) -> None:
-    found = suspects(load_recipe(tiny("tokenizer"), ["train.precision=bf16"]), [evidence], **more)
+    found = likely_causes(load_recipe(tiny("tokenizer"), ["train.precision=bf16"]), [evidence], **more)
     assert len(found) == len(expected)
     for text, start in zip(found, expected):
         assert text.startswith(start)

@@ -11,7 +11,7 @@ from tok1d.config.load import load_recipe
 from tok1d.errors import ConfigError
 from tok1d.nn.attention import Attention
 from tok1d.nn.block import Block, Mlp
-from tok1d.train import draws, options, run
+from tok1d.train import options, rng, run
 from tok1d.train.options import apply_options, blocks_of, no_compiler
 from tok1d.train.tasks import build_task
 from tok1d.zoo import store
@@ -77,12 +77,12 @@ def test_blocks_that_compute_twice_draw_the_same_over_several_processes(
 ) -> None:
     """The backward pass runs after the step's draws have ended, as in the loop."""
     if large:  # each process draws its own, here after others
-        monkeypatch.setattr(draws, "SHARED_NUMBERS", 1)
+        monkeypatch.setattr(rng, "SHARED_NUMBERS", 1)
     x, found = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(3)), []
     for saves in (False, True):
         module = Small()
         apply_options(module, checkpoint_activations=saves, compile=False)
-        with draws.seeded(1, 2, rank, 2, "", [x]):
+        with rng.seeded(1, 2, rank, 2, "", [x]):
             loss = module(torch.nn.functional.dropout(x, 0.3))
         torch.manual_seed(9)
         loss.backward()

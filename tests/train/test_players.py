@@ -25,7 +25,7 @@ from tok1d.train.log import read_log
 from tok1d.train.loop import fit
 from tok1d.train.nonfinite import NonFiniteError, replay
 from tok1d.train.optim import learning_rate
-from tok1d.train.players import Moment, Player
+from tok1d.train.players import Player, Progress
 from tok1d.train.rng import seed_of
 from tok1d.train.task import Task
 
@@ -82,14 +82,14 @@ def batches(size: int, bad: int = -1, flag: float = 1) -> Callable[[int, int, in
 def pair(settings: Recipe, *, noise: bool = False, bad: int = -1, flag: float = 1, **optim: Any) -> Task:
     maker, judge = Linear(3, 3), Linear(1, 4)
 
-    def first(batch: Batch, moment: Moment, seen: dict[str, Tensor]) -> Any:
-        assert not seen
+    def first(batch: Batch, progress: Progress, earlier: dict[str, Tensor]) -> Any:
+        assert not earlier
         terms, fake = maker_losses(maker, judge, batch, noise)
         return terms, {"fake": fake}
 
-    def second(batch: Batch, moment: Moment, seen: dict[str, Tensor]) -> Any:
-        assert not seen["fake"].requires_grad
-        return judge_losses(judge, batch, seen["fake"], noise), {}
+    def second(batch: Batch, progress: Progress, earlier: dict[str, Tensor]) -> Any:
+        assert not earlier["fake"].requires_grad
+        return judge_losses(judge, batch, earlier["fake"], noise), {}
 
     theirs = replace(settings.train, **{"ema": 0.0, **optim})
     players = [Player(maker, first), Player(judge, second, theirs, "discriminator", "d_")]
@@ -199,14 +199,14 @@ def game(settings: Recipe) -> Task:
     config = AdversarialConfig(weight=0.4, start=3, warmup=2, diff_aug=True, consistency=1.0)
     loss = AdversarialLoss(config, PatchDiscriminator(1, width=4, layers=1))
 
-    def first(batch: Batch, moment: Moment, seen: dict[str, Tensor]) -> Any:
+    def first(batch: Batch, progress: Progress, earlier: dict[str, Tensor]) -> Any:
         fake = maker(batch[0])
         terms = {"loss_reconstruction": F.mse_loss(fake, batch[0])}
-        terms |= loss.generator_terms(batch[0], fake, moment.step + 1, maker.weight, terms)
+        terms |= loss.generator_terms(batch[0], fake, progress.step + 1, maker.weight, terms)
         return terms, {"fake": fake}
 
-    def second(batch: Batch, moment: Moment, seen: dict[str, Tensor]) -> Any:
-        return loss.discriminator_losses(batch[0], seen["fake"], moment.step + 1), {}
+    def second(batch: Batch, progress: Progress, earlier: dict[str, Tensor]) -> Any:
+        return loss.discriminator_losses(batch[0], earlier["fake"], progress.step + 1), {}
 
     def batch(micro_step: int, rank: int, world: int) -> Batch:
         return torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(micro_step)), torch.zeros(2)
@@ -251,7 +251,7 @@ def test_a_discriminator_that_never_learns_is_a_fixed_one(two: tuple[Path, Path]
     fit(settings, still, two[0], quiet=True)
     maker, judge = Linear(3, 3), Linear(1, 4)
 
-    def losses(batch: Batch, moment: Moment, seen: dict[str, Tensor]) -> Any:
+    def losses(batch: Batch, progress: Progress, earlier: dict[str, Tensor]) -> Any:
         return maker_losses(maker, judge, batch, noise=True)[0], {}
 
     fit(settings, Task(maker, batches(4), players=[Player(maker, losses)]), two[1], quiet=True)
@@ -364,14 +364,14 @@ def test_frozen_weights_are_in_no_optimizer_and_no_average_and_end_as_they_began
 
 
 def test_players_learn_at_which_step_of_how_many_they_are(tmp_path: Path) -> None:
-    settings, moments = recipe(accumulate=2, steps=3), []
+    settings, received = recipe(accumulate=2, steps=3), []
     task = pair(settings)
     for player in task.players:
         losses = player.losses
-        player.losses = lambda b, moment, s, losses=losses: (moments.append(moment), losses(b, moment, s))[1]
+        player.losses = lambda b, p, e, losses=losses: (received.append(p), losses(b, p, e))[1]
     fit(settings, task, tmp_path, quiet=True)
-    assert moments == [Moment(step, 3) for step in range(3) for _ in range(4)]
-    assert [moment.progress for moment in moments[::4]] == [0, 1 / 2, 1]
+    assert received == [Progress(step, 3) for step in range(3) for _ in range(4)]
+    assert [progress.fraction for progress in received[::4]] == [0, 1 / 2, 1]
 
 
 def test_gradients_that_reach_another_player_are_noticed(tmp_path: Path) -> None:

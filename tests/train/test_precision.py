@@ -169,10 +169,10 @@ def test_a_loss_that_is_not_finite_stops_at_once(tmp_path: Path) -> None:
 def test_players_leave_a_step_out_together(tmp_path: Path) -> None:
     first, second = Net(seed=1), Net(seed=2)
 
-    def careless(batch: Any, moment: Any, seen: Any) -> Any:  # the second player sees no flag
-        return second.losses((batch[0], torch.zeros(8)), moment.progress), {}
+    def careless(batch: Any, progress: Any, earlier: Any) -> Any:  # the second player sees no flag
+        return second.losses((batch[0], torch.zeros(8)), progress.fraction), {}
 
-    players = [Player(first, lambda b, m, s: (first.losses(b, m.progress), {}))]
+    players = [Player(first, lambda b, p, e: (first.losses(b, p.fraction), {}))]
     players.append(Player(second, careless, None, "b", "b_"))
     fit(recipe(save_every=1, keep_last=9, steps=4), task(first, {1: OVERFLOW}, players=players), tmp_path, quiet=True)
     one, two, three = (saved(tmp_path, step)["players"]["b"]["model"] for step in (1, 2, 3))

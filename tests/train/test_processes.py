@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from tok1d.config.load import load_recipe
-from tok1d.train import draws, run
+from tok1d.train import rng, run
 from tok1d.train.log import read_log
 from tok1d.train.rng import seeded
 from tok1d.train.tasks import build_task
@@ -50,7 +50,7 @@ SHARD, FP16 = ["train.shard=optimizer"], ["train.precision=fp16"]
 WORKER = """
 import json, os, sys
 from pathlib import Path
-from tok1d.config import load_recipe
+from tok1d.config.load import load_recipe
 from tok1d.data.images import ArrayImages
 from tok1d.errors import Tok1dError
 from tok1d.train import optim, players, precision, run
@@ -77,7 +77,7 @@ for case in json.loads(Path(sys.argv[1]).read_text()):
 
         ArrayImages.captioned_batch = spoiled
     try:
-        with run._first_process_first():
+        with run.first_process_first():
             out = run.prepare(recipe)
             task = build_task(recipe)
         made.clear()
@@ -203,7 +203,7 @@ def test_one_process_goes_on_where_two_stopped_and_says_so(both: Path, kind: str
     capsys.readouterr()
     out = alone(both, kind, f"{kind}-short")
     told = capsys.readouterr().err
-    assert told.startswith("step 1: written by 2 processes, going on with 1;") and "not to the last bit" in told
+    assert told.startswith("step 1: written by 2 processes, resuming with 1;") and "not to the last bit" in told
     assert_close(both / kind, out)
 
 
@@ -313,7 +313,7 @@ def test_what_is_no_batch_is_the_same_everywhere() -> None:
 
 
 def test_draws_too_large_to_share_are_each_process_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draws, "SHARED_NUMBERS", 10)
+    monkeypatch.setattr(rng, "SHARED_NUMBERS", 10)
     a, b = shares(lambda: torch.randn(4, 5), 4, 2)
     assert not torch.equal(a, b) and torch.equal(shares(lambda: torch.randn(4, 5), 4, 2)[1], b)
     a, b = shares(lambda: F.dropout(torch.ones(4, 50), 0.5), 4, 2)

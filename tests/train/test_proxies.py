@@ -182,7 +182,7 @@ def sample(kind: str) -> Any:
         train_labels=labels[:300],
         test_tokens=made[300:],
         test_labels=labels[300:],
-        real=SimpleNamespace(num_classes=2, __len__=lambda self: 300),
+        train=SimpleNamespace(num_classes=2, __len__=lambda self: 300),
         recipe=load_recipe("fashion_mnist/maetok", ["data.name=folder", "data.root=x"]),
         vectors=lambda rows: rows.flatten(1).double(),
     )
@@ -221,7 +221,7 @@ def test_the_tiny_generator_learns(monkeypatch: pytest.MonkeyPatch) -> None:
     for steps in (0, 150):
         monkeypatch.setattr(proxies, "GENERATOR_STEPS", steps)
         made = sample("clusters")
-        made.real = _Images()
+        made.train = _Images()
         torch.manual_seed(steps)
         torch.randn(steps + 1)  # whatever was drawn before
         first = proxies.generator_distance(made)

@@ -22,7 +22,7 @@ from tok1d.config.recipe import Recipe
 from tok1d.errors import ConfigError, DataError, WeightsError
 from tok1d.inference.cache import encode_images
 from tok1d.inference.request import CacheFormat
-from tok1d.train import run
+from tok1d.train import folder, run
 from tok1d.train.images import open_split
 from tok1d.train.log import read_log
 from tok1d.train.tasks import build_task
@@ -51,34 +51,43 @@ def finish(out: Path) -> None:
 
 def test_a_new_run_holds_its_whole_recipe(tiny: Tiny, tmp_path: Path) -> None:
     wanted = recipe(tiny, tmp_path / "deep" / "run", "seed=5")
-    out = run.prepare(wanted)
+    out = folder.prepare(wanted)
     assert os.listdir(out) == ["config.yaml"] and load_recipe(str(out / "config.yaml")) == wanted
 
 
 def test_the_same_recipe_goes_on_and_what_is_free_may_change(tiny: Tiny, tmp_path: Path) -> None:
-    out = run.prepare(recipe(tiny, tmp_path / "run"))
+    out = folder.prepare(recipe(tiny, tmp_path / "run"))
     begin(out)
-    assert run.prepare(recipe(tiny, out, "train.log_every=7", "train.save_every=3", "evaluate.num_images=3")) == out
+    assert folder.prepare(recipe(tiny, out, "train.log_every=7", "train.save_every=3", "evaluate.num_images=3")) == out
     assert (out / "log.jsonl").exists()
 
 
 def test_only_the_first_of_several_processes_writes(tiny: Tiny, tmp_path: Path) -> None:
     wanted = recipe(tiny, tmp_path / "run")
-    assert run.prepare(wanted, first=False) == tmp_path / "run" and not (tmp_path / "run").exists()
-    out = run.prepare(wanted)
+    assert folder.prepare(wanted, first=False) == tmp_path / "run" and not (tmp_path / "run").exists()
+    out = folder.prepare(wanted)
     begin(out)
-    run.prepare(wanted, overwrite=True, first=False)
+    folder.prepare(wanted, overwrite=True, first=False)
     assert sorted(os.listdir(out)) == ["config.yaml", "log.jsonl"]
     with pytest.raises(ConfigError, match=r"seed=0"):
-        run.prepare(recipe(tiny, out, "seed=3"), first=False)
+        folder.prepare(recipe(tiny, out, "seed=3"), first=False)
+
+
+class Interrupted(BaseException):
+    """A process that ends here."""
 
 
 def interrupt_removal(broken: pytest.MonkeyPatch, after: int) -> None:
-    """StopIteration where more than so many files or folders are removed."""
+    """Interrupted where more than so many files or folders are removed."""
     removed = iter(range(after))
+
+    def count() -> None:
+        if next(removed, None) is None:
+            raise Interrupted
+
     for place, name in ((shutil, "rmtree"), (Path, "unlink")):
         real = getattr(place, name)
-        broken.setattr(place, name, lambda *a, real=real, **k: (next(removed), real(*a, **k)))
+        broken.setattr(place, name, lambda *a, real=real, **k: (count(), real(*a, **k)))
 
 
 def test_no_recipe_takes_over_the_checkpoints_of_another(
@@ -86,47 +95,47 @@ def test_no_recipe_takes_over_the_checkpoints_of_another(
 ) -> None:
     """Not without the log either, and not where the removal of a run was interrupted at any file."""
     old, new = (recipe(tiny, tmp_path / "run", f"seed={seed}") for seed in (1, 2))
-    for kept in range(len(run.RUN_FILES) + 2):
-        out = run.prepare(old, overwrite=True)
+    for kept in range(len(folder.RUN_FILES) + 2):
+        out = folder.prepare(old, overwrite=True)
         finish(out)
         (out / "checkpoints").mkdir()
         (out / "checkpoints" / "step-00000001.pt").write_text("1")
-        with monkeypatch.context() as broken, suppress(StopIteration):
+        with monkeypatch.context() as broken, suppress(Interrupted):
             interrupt_removal(broken, kept)
-            run.prepare(new, overwrite=True)
+            folder.prepare(new, overwrite=True)
         if (out / "checkpoints").exists():
             (out / "log.jsonl").unlink(missing_ok=True)
             with pytest.raises(ConfigError, match=r"finished run|seed=1"):
-                run.prepare(new)
+                folder.prepare(new)
 
 
 @pytest.mark.parametrize("change", ["train.lr=0.5", "seed=3", "model.encoder.depth=2", "data.flip=true"])
 def test_another_recipe_is_refused_by_its_key(tiny: Tiny, tmp_path: Path, change: str) -> None:
-    out = run.prepare(recipe(tiny, tmp_path / "run"))
+    out = folder.prepare(recipe(tiny, tmp_path / "run"))
     begin(out)
     with pytest.raises(ConfigError, match="--overwrite") as caught:
-        run.prepare(recipe(tiny, out, change))
+        folder.prepare(recipe(tiny, out, change))
     key, value = change.split("=")
     assert f" {key}=" in str(caught.value) and f"has {value.capitalize()};" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_run_that_never_began_may_get_another_recipe(tiny: Tiny, tmp_path: Path) -> None:
-    out = run.prepare(recipe(tiny, tmp_path / "run", "data.root=mistyped"))
+    out = folder.prepare(recipe(tiny, tmp_path / "run", "data.root=mistyped"))
     corrected = recipe(tiny, out, "data.root=right")
-    assert run.prepare(corrected) == out and load_recipe(str(out / "config.yaml")) == corrected
+    assert folder.prepare(corrected) == out and load_recipe(str(out / "config.yaml")) == corrected
 
 
 def test_a_finished_run_is_only_replaced_when_asked(tiny: Tiny, tmp_path: Path) -> None:
-    out = run.prepare(recipe(tiny, tmp_path / "run"))
+    out = folder.prepare(recipe(tiny, tmp_path / "run"))
     finish(out)
     with pytest.raises(ConfigError, match="finished run; pass --overwrite"):
-        run.prepare(recipe(tiny, out))
-    assert run.is_finished(out)
+        folder.prepare(recipe(tiny, out))
+    assert folder.is_finished(out)
     (out / "notes.txt").write_text("mine")
     (out / "nonfinite-step-00000003.pt").write_text("")
     (out / "cache").mkdir()
-    run.prepare(recipe(tiny, out, "seed=9"), overwrite=True)
+    folder.prepare(recipe(tiny, out, "seed=9"), overwrite=True)
     assert sorted(os.listdir(out)) == ["config.yaml", "notes.txt"]
     assert load_recipe(str(out / "config.yaml")).seed == 9
 
@@ -136,11 +145,11 @@ def test_a_folder_of_other_things_is_left_alone(tiny: Tiny, tmp_path: Path, over
     (tmp_path / "home" / "model").mkdir(parents=True)
     (tmp_path / "home" / "model" / "thesis.txt").write_text("mine")
     with pytest.raises(ConfigError, match="not a run folder"):
-        run.prepare(recipe(tiny, tmp_path / "home"), overwrite=overwrite)
+        folder.prepare(recipe(tiny, tmp_path / "home"), overwrite=overwrite)
     assert (tmp_path / "home" / "model" / "thesis.txt").read_text() == "mine"
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot write the run folder"):
-        run.prepare(recipe(tiny, tmp_path / "file"), overwrite=overwrite)
+        folder.prepare(recipe(tiny, tmp_path / "file"), overwrite=overwrite)
 
 
 @pytest.mark.parametrize(("function", "reason"), [("mkdir", "Permission denied"), ("write_text", "No space left")])
@@ -154,7 +163,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(
 
     monkeypatch.setattr(Path, function, refuse)
     with pytest.raises(ConfigError, match=rf"run: cannot write the run folder \({reason}\)"):
-        run.prepare(wanted)
+        folder.prepare(wanted)
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
@@ -220,7 +229,7 @@ def test_a_generator_takes_only_its_tokenizer_s_tokens(tiny: Tiny, tmp_path: Pat
         (
             "maetok",
             "evaluate.guidance=2",
-            r"evaluate\.guidance: this decoder is deterministic and has no guidance, expected 1, .* 2",
+            r"evaluate\.guidance: this decoder is deterministic .*, expected 1, .* 2",
         ),
         ("sit", "evaluate.keep=[2]", r"evaluate\.keep: these tokens have no order, expected \[\] or \[4\], got 2"),
         ("sit", "model.class_dropout=0", r"evaluate\.guidance: .* trained without class_dropout, expected 1, .* 1\.5"),
@@ -373,17 +382,17 @@ def test_an_installed_copy_inside_another_checkout_names_its_version(
 WORKER = """
 import os, sys
 import torch
-from tok1d.config import load_recipe
-from tok1d.train import loop, run
+from tok1d.config.load import load_recipe
+from tok1d.train import loop, processes, run
 
 rank, fit, prepare = int(os.environ["RANK"]), run.fit, loop.Run.prepare
 
 
 def viewed(self):
     prepare(self)
-    assert all(side.forward.gradient_as_bucket_view for side in self.sides)
+    assert all(state.forward.gradient_as_bucket_view for state in self.players)
     waits = torch.distributed.group.WORLD._get_backend(torch.device("cpu")).options._timeout
-    assert waits >= loop.PATIENCE, waits
+    assert waits >= processes.TIMEOUT, waits
 
 
 loop.Run.prepare = viewed
@@ -412,7 +421,7 @@ def test_two_processes_stop_together_go_on_and_end_like_one(tiny: Tiny, tmp_path
     file = tiny("classifier", data={"name": "folder", "root": str(tmp_path / "data")})
     (tmp_path / "worker.py").write_text(WORKER)
     out = tmp_path / "two"
-    run.prepare(load_recipe(file, [f"out={out}", "seed=1"]))  # something to replace, once
+    folder.prepare(load_recipe(file, [f"out={out}", "seed=1"]))  # something to replace, once
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with (tmp_path / "output.txt").open("w+") as output:
@@ -427,7 +436,7 @@ def test_two_processes_stop_together_go_on_and_end_like_one(tiny: Tiny, tmp_path
                 os.killpg(both.pid, signal.SIGKILL)
         output.seek(0)
         assert code == 0, output.read()[-4000:]
-    assert run.is_finished(out) and json.loads((out / "report.json").read_text())
+    assert folder.is_finished(out) and json.loads((out / "report.json").read_text())
     for steps in (1, 6):
         ends = [torch.load(f"{out}-rank{rank}-{steps}.pt") for rank in range(2)]
         assert [end[0] for end in ends] == [steps, steps]
@@ -437,7 +446,7 @@ def test_two_processes_stop_together_go_on_and_end_like_one(tiny: Tiny, tmp_path
     alone = load_recipe(file, [f"out={tmp_path / 'one'}"])
     task = build_task(alone)
     start = {name: value.clone() for name, value in task.model.state_dict().items()}
-    run.fit(alone, task, run.prepare(alone), quiet=True)
+    run.fit(alone, task, folder.prepare(alone), quiet=True)
     moved = max((value - start[name]).abs().max() for name, value in task.model.state_dict().items())
     assert moved > 1e-3
     for name, value in task.model.state_dict().items():

@@ -15,11 +15,11 @@ from tok1d.config.recipe import Recipe
 from tok1d.cost import flops as counting
 from tok1d.cost.flops import StepFlops, step_flops, step_flops_or_none
 from tok1d.cost.peaks import PEAKS, known_peak, peak_of
-from tok1d.tokenizers.tail_drop import TailDropConfig, draw_tail, mean_kept
+from tok1d.tokenizers.tail_drop import TailDropConfig, mean_kept, sample_tail
 from tok1d.train import run
 from tok1d.train.log import read_log
 from tok1d.train.loop import begin
-from tok1d.train.profile_task import rehearsal
+from tok1d.train.profile_task import profile_task
 from tok1d.train.speed import Meter, utilisation
 from tok1d.zoo import store
 from tok1d.zoo.weights import fingerprint
@@ -56,7 +56,7 @@ def test_rates_are_counts_over_seconds() -> None:
 
 
 def test_a_line_across_the_start_of_the_game_weighs_both_counts() -> None:
-    flops = StepFlops(before=10, playing=70, start=4)
+    flops = StepFlops(before=10, after=70, start=4)
     assert [flops.at(step) for step in (1, 3, 4, 9)] == [10, 10, 70, 70]
     for first in range(1, 8):
         for last in range(first, 9):
@@ -102,7 +102,7 @@ def recipe_of(tiny: Tiny, kind: str, overrides: list[str]) -> Recipe:
 def test_the_count_is_that_of_a_real_step(tiny: Tiny, fashion: None, kind: str, overrides: list[str]) -> None:
     recipe = recipe_of(tiny, kind, overrides)
     expected = step_flops(recipe)
-    going = begin(recipe, rehearsal(recipe).task, Path("nowhere"))
+    going = begin(recipe, profile_task(recipe).task, Path("nowhere"))
     going.prepare()
     for step in {1, max(expected.start, 1)}:
         going.step = step - 1
@@ -111,13 +111,13 @@ def test_the_count_is_that_of_a_real_step(tiny: Tiny, fashion: None, kind: str, 
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             going.train_step(batches)
         assert expected.at(step) == pytest.approx(counter.get_total_flops(), rel=0.01), f"step {step}"
-    assert (expected.playing > expected.before) == (recipe.adversarial.weight > 0)
+    assert (expected.after > expected.before) == (recipe.adversarial.weight > 0)
 
 
 def test_a_dropped_tail_counts_with_its_mean(tiny: Tiny) -> None:
     config = TailDropConfig(min_keep=2, group=2, full_prob=0.2, zero_prob=0.1)
     torch.manual_seed(0)
-    drawn = draw_tail(config, 8, 20_000).double().mean().item()
+    drawn = sample_tail(config, 8, 20_000).double().mean().item()
     assert mean_kept(config, 8) == pytest.approx(drawn, abs=0.05)
     dropped, whole = (
         step_flops(load_recipe(tiny("smap"), [f"model.tail_drop.enabled={on}"])) for on in ("true", "false")

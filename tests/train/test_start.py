@@ -104,8 +104,8 @@ def test_causal_tokens_stay_what_they_were_where_more_come_after(pair: Any) -> N
 def test_auxiliary_parts_may_be_missing(pair: Any, tmp_path: Path, tiny: Tiny, capsys: Any) -> None:
     assert pair("maetok", base=("model.auxiliary=[]",))[2] == []
     model = store.build_model(load_recipe(tiny("maetok")).model)
-    assert init_from(model, str(tmp_path / "first")) == ["auxiliary parts are drawn anew"]
-    assert "auxiliary parts are drawn anew" in capsys.readouterr().err
+    assert init_from(model, str(tmp_path / "first")) == ["auxiliary parts keep their random initialisation"]
+    assert "auxiliary parts keep their random initialisation" in capsys.readouterr().err
     assert any(name.startswith("auxiliary") for name in model.state_dict())
 
 

@@ -112,11 +112,11 @@ def test_from_captions_to_pictures(
     assert sorted(pictures("free", "--unconditional")) == ["image000.png", "image001.png", "overview.png"]
     capsys.readouterr()
     for options, message in (
-        ([], "--captions: this generator is told captions, expected one at least, or --unconditional"),
-        (["--classes", "3"], "--classes: this generator is told captions, use --captions"),
-        (["--captions", "a", "--unconditional"], "--captions: --unconditional draws without captions; leave it out"),
+        ([], "--captions: this generator is conditioned on captions, expected at least one, or --unconditional"),
+        (["--classes", "3"], "--classes: this generator is conditioned on captions, use --captions"),
+        (["--captions", "a", "--unconditional"], "--captions: --unconditional samples without captions; leave it out"),
         (["--captions", "none.txt"], "--captions: cannot read none.txt, No such file"),
-        (["--captions", "  "], "--captions: expected at least one caption that says something"),
+        (["--captions", "  "], "--captions: expected at least one caption with words, got none"),
     ):
         assert cli.run(["generate", "card/model", "--out", "wrong", *options]) == 2
         err = capsys.readouterr().err
@@ -313,7 +313,7 @@ def test_samples_are_judged_by_the_classes_of_the_captioned_images(pair: Any, ti
     free = evaluate_generation(generator, tokenizer, reference, Samples(num=4, unconditional=True), measuring)
     assert {(record.label, record.note) for record in free} == {("null", "unconditional")}
     bare = subset(open_split(load_recipe(tiny("smap")), "test"), 6)
-    with pytest.raises(InputError, match="told captions, the reference images have none; draw it unconditionally"):
+    with pytest.raises(InputError, match="captions, the reference images have none; pass --unconditional"):
         evaluate_generation(generator, tokenizer, bare, Samples(num=4), measuring)
 
 

@@ -1,4 +1,4 @@
-"""The variational bottleneck: a diagonal normal for every token, pulled to the standard one."""
+"""The bottleneck of a variational autoencoder: a diagonal normal distribution for every token."""
 
 from __future__ import annotations
 
@@ -7,47 +7,46 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tok1d.bottleneck.plain import Terms
+from tok1d.bottleneck.base import Bottleneck, Terms
 from tok1d.nn.precision import full_precision
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """Independent normals: mean and log-variance of one shape (B, L, C)."""
+    """Independent normal distributions: mean and log-variance, both (B, L, C)."""
 
     mean: Tensor
     logvar: Tensor
 
     @classmethod
     def of(cls, moments: Tensor) -> Posterior:
-        """(B, L, 2C), means first; log-variances are clamped to [-30, 20]."""
+        """From means and log-variances side by side, (B, L, 2C); log-variances are clamped to [-30, 20]."""
         mean, logvar = moments.chunk(2, dim=-1)
         return cls(mean, logvar.clamp(-30, 20))
 
     @property
     def std(self) -> Tensor:
+        """The standard deviation, (B, L, C)."""
         return (self.logvar / 2).exp()
 
     def sample(self, noise: Tensor | None = None) -> Tensor:
-        """mean + std * noise; noise is standard normal, by default drawn from the global generator."""
+        """mean + std * noise, (B, L, C); noise is standard normal, by default from the global generator."""
         return self.mean + self.std * (torch.randn_like(self.mean) if noise is None else noise)
 
     def kl(self) -> Tensor:
-        """Divergence from the standard normal in nats, summed over tokens and channels, (B,)."""
+        """KL divergence from the standard normal in nats, summed over tokens and channels, (B,)."""
         mean, logvar = self.mean.float(), self.logvar.float()
         return (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1) / 2
 
 
-class KL(nn.Module):
-    """Linear to mean and log-variance, in the precision of the weights; training decodes a sample.
+class KL(Bottleneck):
+    """A linear layer to mean and log-variance, in the precision of the weights (VAE, arXiv 1312.6114).
 
-    Encoding gives the mean.
+    Training decodes a sample, `encode` returns the mean.
 
     Args:
-        weight: of the divergence, which is summed over tokens and channels and averaged over images.
+        weight: weight of the KL divergence, which is summed over tokens and channels and averaged over images.
     """
-
-    vocab_size: int | None = None
 
     def __init__(self, dim: int, token_dim: int, *, weight: float = 1e-6) -> None:
         super().__init__()
@@ -55,19 +54,15 @@ class KL(nn.Module):
         self.weight = weight
 
     def posterior(self, features: Tensor) -> Posterior:
-        """(B, L, dim) -> normals over (B, L, C)."""
+        """(B, L, dim) -> normal distributions over (B, L, C)."""
         with full_precision(features):
             return Posterior.of(self.proj(features.to(self.proj.weight.dtype)))
 
     def forward(self, features: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Terms]:
-        """(B, L, dim) -> a sample (B, L, C), and "loss_kl"."""
+        """(B, L, dim) -> a sample (B, L, C), and "loss_kl". `noise`: see `Posterior.sample`."""
         posterior = self.posterior(features)
         return posterior.sample(noise), {"loss_kl": self.weight * posterior.kl().mean()}
 
     def encode(self, features: Tensor) -> Tensor:
         """(B, L, dim) -> means (B, L, C)."""
         return self.posterior(features).mean
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Tokens are what the decoder reads. (B, L, C) -> (B, L, C)."""
-        return tokens

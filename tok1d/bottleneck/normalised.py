@@ -1,4 +1,4 @@
-"""Semanticist's bottleneck: every token is standardised on its own."""
+"""The bottleneck of Semanticist: a linear layer, then every token is standardised."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from tok1d.nn.precision import full_precision
 
 
 class Normalised(nn.Module):
-    """Linear to the token width, then, per token over its channels, (x - mean) / std.
+    """A linear layer to the token width, then (x - mean) / std over the channels of each token.
 
-    The std is the unbiased one (n - 1) and, by default, there is no epsilon: LayerNorm differs from this by
-    sqrt(D / (D - 1)). Being per token, it commutes with dropping later tokens. All this is in the precision of the
-    weights, also under autocast: statistics of half-precision tokens would not be those of the same tokens in a cache.
+    The standard deviation is the unbiased one (n - 1), by default without an epsilon, so the result is that of
+    LayerNorm times sqrt((D - 1) / D). Statistics are per token: dropping later tokens does not change earlier ones.
+    It runs in the precision of the weights, under autocast as well: tokens of a training step then have the same
+    statistics as those of a token cache.
 
     Args:
         dim: encoder width.
-        token_dim: channels D of a token, at least 2 when `normalise` is on.
-        normalise: off leaves the linear projection.
-        eps: added to the std.
+        token_dim: channels D of a token, at least 2 with `normalise`.
+        normalise: False leaves out the standardisation.
+        eps: added to the standard deviation.
+
+    Raises:
+        ValueError: `normalise` with fewer than 2 channels.
     """
 
     def __init__(self, dim: int, token_dim: int, *, normalise: bool = True, eps: float = 0.0) -> None:
@@ -30,7 +34,7 @@ class Normalised(nn.Module):
         self.eps = eps
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, K, dim) -> (B, K, D)."""
+        """(B, K, dim) -> tokens (B, K, D)."""
         with full_precision(features):
             tokens = self.proj(features.to(self.proj.weight.dtype))
             if not self.normalise:

@@ -1,4 +1,4 @@
-"""What bottlenecks and losses share: statistics over all processes of a training."""
+"""Statistics over all processes of a training, for bottlenecks and losses. Every process has to call them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from torch import Tensor, distributed
 
 
 def num_processes() -> int:
-    """Processes that train together; 1 without torch.distributed."""
+    """Number of training processes; 1 without torch.distributed."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def mean_of_processes(x: Tensor) -> Tensor:
-    """The mean of every process's `x`, with gradient: DistributedDataParallel's mean of gradients is then that of one
-    process with all batches. Every process has to call."""
+    """The mean of `x` over all processes, with gradient.
+
+    DistributedDataParallel averages gradients over processes; with this mean the result equals the gradient of a
+    single process that has all batches.
+    """
     world = num_processes()
     if world == 1:
         return x
@@ -23,7 +26,7 @@ def mean_of_processes(x: Tensor) -> Tensor:
 
 
 def mean_over_processes(x: Tensor) -> Tensor:
-    """The mean of a tensor over all training processes, without gradient; in a single process the tensor itself."""
+    """The mean of `x` over all processes, without gradient; in a single process `x` itself."""
     x = x.detach()
     world = num_processes()
     if world == 1:
@@ -37,9 +40,9 @@ def count_codes(ids: Tensor, size: int, *, shared: bool) -> Tensor:
     """How often each of `size` codes occurs in ids of any shape, (size,) float32.
 
     Args:
-        shared: over the batches of all processes, every one of which has to call.
+        shared: whether the batches of all processes are counted.
     """
-    # No unique or bincount: they wait for the device.
+    # Not unique or bincount: both synchronise with the device.
     flat = ids.flatten()
     counts = torch.zeros(size, device=ids.device).index_add_(0, flat, torch.ones(flat.shape, device=ids.device))
     if shared and num_processes() > 1:
@@ -48,15 +51,20 @@ def count_codes(ids: Tensor, size: int, *, shared: bool) -> Tensor:
 
 
 def code_statistics(counts: Tensor) -> dict[str, Tensor]:
-    """ "codes_used", the share of codes that occur, and "perplexity", exp of the entropy of how often they do."""
+    """From counts (K,): "codes_used", the share of codes that occur, and "perplexity", exp of their entropy in nats."""
     p = counts / counts.sum()
     return {"codes_used": (counts > 0).float().mean(), "perplexity": torch.special.entr(p).sum().exp()}
 
 
 def nearest_rows(z: Tensor, distances: Tensor) -> Tensor:
-    """For every code the nearest token of all processes' batches: tokens (n, C), distances (n, K) -> (K, C).
+    """For every code the nearest token of the batches of all processes.
 
-    Processes exchange a candidate a code, not their distances.
+    Args:
+        z: tokens (n, C) of this process.
+        distances: their distances (n, K) to the codes.
+
+    Returns:
+        (K, C). Processes exchange one candidate per code, not their distances.
     """
     least, index = distances.min(0)
     rows, world = z[index], num_processes()

@@ -1,4 +1,4 @@
-"""Soft vector quantisation: tokens become convex combinations of codebook entries (SoftVQ-VAE, arXiv 2412.10958)."""
+"""Soft vector quantisation: tokens are convex combinations of codebook entries (SoftVQ-VAE, arXiv 2412.10958)."""
 
 from __future__ import annotations
 
@@ -6,28 +6,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tok1d.bottleneck.plain import Terms
+from tok1d.bottleneck.base import Bottleneck, Terms
 from tok1d.bottleneck.shared import code_statistics, count_codes
 from tok1d.bottleneck.vq import entropy_loss, init_codebook
 from tok1d.nn.precision import full_precision
 
 
-class SoftVQ(nn.Module):
-    """Linear to the token width, then the codebook's mean under softmax(similarity / tau). Tokens stay continuous.
+class SoftVQ(Bottleneck):
+    """A linear layer to the token width, then sum_k w_k c_k with weights w = softmax(z c^T / tau) over the entries c.
 
-    The sequence is cut into as many parts of equal length as there are codebooks, each with its own. The similarities
-    see the codebook without gradient: it learns from the combination alone. All this is in the precision of the weights
-    under autocast too.
+    Tokens stay continuous. The sequence is split into `num_codebooks` parts of equal length, each with a codebook of
+    its own. Similarities are computed without gradient to the codebook, which learns from the combination alone. It
+    runs in the precision of the weights, under autocast as well.
 
     Args:
         size: entries K of a codebook.
-        num_codebooks: must divide the number of tokens.
-        tau: temperature; towards 0 it is the nearest entry.
-        l2: tokens and entries are put on the unit sphere first, so results lie in the unit ball.
+        num_codebooks: number n of codebooks; divides the number of tokens.
+        tau: temperature of the softmax; towards 0 the nearest entry is selected.
+        l2: whether tokens and entries are normalised to length 1 first; combinations then have length at most 1.
         entropy: weight of the entropy loss; 0 leaves it out.
     """
-
-    vocab_size: int | None = None
 
     def __init__(
         self,
@@ -46,7 +44,7 @@ class SoftVQ(nn.Module):
         self.tau, self.l2, self.entropy = tau, l2, entropy
 
     def _combine(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Tokens and their combinations (B, n, L/n, C), similarities and weights (B, n, L/n, K); n codebooks."""
+        """Tokens (B, L, C) -> tokens and combinations (B, n, L/n, C), similarities and weights (B, n, L/n, K)."""
         z = z.unflatten(1, (self.codebook.shape[0], -1))
         codes: Tensor = self.codebook
         if self.l2:
@@ -56,16 +54,16 @@ class SoftVQ(nn.Module):
         return z, weights @ codes, similarity, weights
 
     def quantise(self, z: Tensor) -> tuple[Tensor, Tensor, Terms]:
-        """Tokens (B, L, C) -> combinations (B, L, C), largest entries (B, n, L/n) for n codebooks, and scalars.
+        """Tokens (B, L, C) -> combinations (B, L, C), the ids (B, n, L/n) of the largest weights, and scalars.
 
-        The scalars are "loss_entropy" (weighted), "max_weight" and "cosine" (means over the tokens of the largest
-        weight, and of the similarity before and after), and of the largest entries of the batch, in training that of
-        all processes, "codes_used" in (0, 1] and "perplexity" in [1, n K].
+        The scalars: "loss_entropy" (weighted); "max_weight", the mean of the largest weights; "cosine", the mean
+        cosine similarity of tokens and combinations; "codes_used" in (0, 1] and "perplexity" in [1, n K] of these ids,
+        in train mode over the batches of all processes.
         """
         z, mixed, similarity, weights = self._combine(z)
         largest, ids = weights.max(-1)
         num, size = self.codebook.shape[:2]
-        # Every codebook has a vocabulary of its own.
+        # Ids of different codebooks are counted apart.
         shifted = ids + size * torch.arange(num, device=ids.device)[:, None]
         terms = {
             "max_weight": largest.detach().mean(),
@@ -77,7 +75,7 @@ class SoftVQ(nn.Module):
         return mixed.flatten(1, 2), ids, terms
 
     def project(self, features: Tensor) -> Tensor:
-        """(B, L, dim) -> tokens (B, L, C) that are not combined yet."""
+        """(B, L, dim) -> tokens (B, L, C) before the combination."""
         return self.proj(features.to(self.proj.weight.dtype))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Terms]:
@@ -90,7 +88,3 @@ class SoftVQ(nn.Module):
         """(B, L, dim) -> combinations (B, L, C)."""
         with full_precision(features):
             return self._combine(self.project(features))[1].flatten(1, 2)
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Tokens are what the decoder reads. (B, L, C) -> (B, L, C)."""
-        return tokens

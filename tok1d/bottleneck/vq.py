@@ -1,4 +1,4 @@
-"""Vector quantisation: every token becomes the nearest entry of a codebook (arXiv 1711.00937)."""
+"""Vector quantisation: every token becomes the nearest entry of a codebook (VQ-VAE, arXiv 1711.00937)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tok1d.bottleneck.plain import Terms
+from tok1d.bottleneck.base import Bottleneck, Terms
 from tok1d.bottleneck.shared import (
     code_statistics,
     count_codes,
@@ -17,12 +17,14 @@ from tok1d.nn.precision import full_precision
 
 
 def entropy_loss(affinity: Tensor, *, eps: float, temperature: float = 0.01, shared: bool = False) -> Tensor:
-    """Mean entropy of the assignments minus the entropy of their mean: sharp for a token, even over the codebook.
+    """Mean entropy of the assignments minus the entropy of the mean assignment, in nats.
+
+    Its minimum has confident assignments of each token and an even use of the codebook.
 
     Args:
-        affinity: (..., K), larger is nearer; softmax(affinity / temperature) are the assignments.
-        eps: inside the logarithm of the mean assignment.
-        shared: the mean is over the batches of all processes, every one of which has to call.
+        affinity: (..., K), larger is nearer; the assignments are softmax(affinity / temperature).
+        eps: added inside the logarithm of the mean assignment.
+        shared: whether the mean assignment is that of all processes, each of which has to call.
     """
     logits = affinity.flatten(0, -2).float() / temperature
     log_p = logits.log_softmax(-1)
@@ -32,23 +34,23 @@ def entropy_loss(affinity: Tensor, *, eps: float, temperature: float = 0.01, sha
 
 
 def init_codebook(shape: tuple[int, ...], *, l2: bool) -> nn.Parameter:
-    """Entries (..., K, C), uniform in +-1 / K, then put on the sphere where codes are compared there."""
+    """Entries (..., K, C), uniform in [-1/K, 1/K]; with `l2` then normalised to length 1."""
     codebook = torch.empty(shape).uniform_(-1 / shape[-2], 1 / shape[-2])
     return nn.Parameter(F.normalize(codebook, dim=-1) if l2 else codebook)
 
 
-class VQ(nn.Module):
-    """Linear to the token width, then the nearest codebook entry (Euclidean); gradients pass straight through.
+class VQ(Bottleneck):
+    """A linear layer to the token width, then the nearest codebook entry (Euclidean), with a straight-through gradient.
 
-    Distances and losses are those of float32 weights under autocast too.
+    Distances and losses are computed in the precision of the weights, under autocast as well.
 
     Args:
         size: entries K of the codebook.
-        l2: compare, and decode, tokens and entries on the unit sphere.
+        l2: whether tokens and entries are normalised to length 1, for distances and for the decoder.
         beta: weight of the commitment loss.
         entropy: weight of the entropy loss; 0 leaves it out.
-        revival: in training, entries that are hardly used move to their nearest token (CVQ, arXiv 2307.15139).
-        decay: of the running usage that tells which these are.
+        revival: whether in training entries that are rarely used move to their nearest token (CVQ, arXiv 2307.15139).
+        decay: decay of the running usage of entries, which `revival` reads.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class VQ(nn.Module):
         self.vocab_size: int | None = size
         self.l2, self.beta, self.entropy = l2, beta, entropy
         self.decay = decay
-        self.moving = ("codebook",) if revival else ()  # what the forward pass itself changes, beside buffers
+        self.moving = ("codebook",) if revival else ()  # parameters that the forward pass changes in place
         self.register_buffer("usage", torch.zeros(size) if revival else None)
         self.usage: Tensor | None
 
@@ -77,13 +79,13 @@ class VQ(nn.Module):
         return F.normalize(x, dim=-1) if self.l2 else x
 
     def project(self, features: Tensor) -> Tensor:
-        """(B, L, dim) -> tokens (B, L, C) that are not quantised yet, in the precision of the weights."""
+        """(B, L, dim) -> tokens (B, L, C) before quantisation, in the precision of the weights."""
         with full_precision(features):
             return self.proj(features.to(self.proj.weight.dtype))
 
     def distances(self, z: Tensor) -> Tensor:
         """Squared distances of tokens (B, L, C) to the entries, (B, L, K)."""
-        # A copy where entries move before the backward pass, which needs what they were.
+        # Revival changes entries before the backward pass, which needs the old values: a copy.
         codebook = self.codebook if self.usage is None else self.codebook.clone()
         with full_precision(z):
             z, codes = self._unit(z), self._unit(codebook)
@@ -92,8 +94,9 @@ class VQ(nn.Module):
     def quantise(self, z: Tensor) -> tuple[Tensor, Tensor, Terms]:
         """Tokens (B, L, C) -> entries (B, L, C) with the tokens' gradient, ids (B, L), and scalars.
 
-        The scalars are "loss_vq", "loss_commit", "loss_entropy" (weighted), and of the batch, in training that of all
-        processes, "codes_used" in (0, 1] and "perplexity" in [1, K]. With revival, training moves entries afterwards.
+        The scalars: "loss_vq", "loss_commit" and "loss_entropy" (weighted); "codes_used" in (0, 1] and "perplexity" in
+        [1, K], in train mode over the batches of all processes. With revival, entries are moved afterwards in train
+        mode.
         """
         distances = self.distances(z)
         ids = distances.argmin(-1)
@@ -112,12 +115,14 @@ class VQ(nn.Module):
 
     @torch.no_grad()
     def revive(self, z: Tensor, distances: Tensor, counts: Tensor) -> None:
-        """Move each entry towards its nearest token (not normalised), the more the less it is used.
+        """Move each entry c towards its nearest token z: c <- (1 - a) c + a z, a = exp(-10 K u / (1 - decay) - 0.001).
 
-        The running usage u is updated first; an entry keeps the share 1 - exp(-10 K u / (1 - decay) - 0.001).
+        u is the running usage of the entry, updated first; rarely used entries move most.
 
         Args:
-            z: tokens (B, L, C) of this process. distances: theirs (B, L, K). counts: uses (K,) in all processes.
+            z: tokens (B, L, C) of this process, not normalised.
+            distances: their distances (B, L, K) to the entries.
+            counts: uses (K,) of the entries, over all processes.
         """
         assert self.usage is not None, "a codebook without revival"
         self.usage.mul_(self.decay).add_(counts / counts.sum(), alpha=1 - self.decay)

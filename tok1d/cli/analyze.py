@@ -152,11 +152,11 @@ def analyze_mixture(
 
     one_of("--covariance", covariance, ("diag", "full"))
     counts = parse_counts(components, "--components", 1, num)
-    draws = parse_counts(seeds, "--seeds", 0, 2**32 - 1)
+    fit_seeds = parse_counts(seeds, "--seeds", 0, 2**32 - 1)
     tokenizer = load_tokenizer(model, device)
     folder = files.new_folder(out, overwrite=overwrite)
     tokens = collect_tokens(tokenizer, sources.open_data(data, tokenizer, data_root=data_root), num=num)
-    found = fit_mixtures(tokens, counts, dims=dims, variance=variance, covariance=covariance, seeds=draws)  # type: ignore[arg-type]
+    found = fit_mixtures(tokens, counts, dims=dims, variance=variance, covariance=covariance, seeds=fit_seeds)  # type: ignore[arg-type]
     files.write_text(
         folder / "mixture.json", json.dumps({"model": model, "data": data, **asdict(found)}, indent=1) + "\n"
     )

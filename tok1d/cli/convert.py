@@ -11,14 +11,14 @@ from tok1d.cli.options import Overwrite, one_of, print_records
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="the run's folder")],
+    run: Annotated[Path, typer.Argument(help="folder of the run")],
     out: Annotated[Path, typer.Option(help="model folder to write")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="evaluate.KEY=VALUE, as many as wanted")] = None,
-    dtype: Annotated[str, typer.Option(help="how weights are stored: float16 or float32")] = "float16",
-    generator: Annotated[str, typer.Option(help="for a tokenizer: name of a generator made for it")] = "",
+    overrides: Annotated[list[str] | None, typer.Argument(help="evaluate.KEY=VALUE, repeatable")] = None,
+    dtype: Annotated[str, typer.Option(help="type of the stored weights: float16 or float32")] = "float16",
+    generator: Annotated[str, typer.Option(help="for a tokenizer: name of the generator trained on its tokens")] = "",
     overwrite: Overwrite = False,
 ) -> None:
-    """Cast the weights of a finished run, measure them after the cast, and write them with their card."""
+    """Cast the weights of a finished run, evaluate the cast model, and write it with its card."""
     from tok1d import files
     from tok1d.train import export as module
 
@@ -40,14 +40,12 @@ def convert(
     out: Annotated[Path, typer.Option(help="model folder to write")],
     options: Annotated[
         list[str] | None,
-        typer.Argument(help="key=value, what the file alone cannot tell; a wrong key lists those of the format"),
+        typer.Argument(help="key=value, settings that the file does not hold; a wrong key lists all of the format"),
     ] = None,
-    tokenizer: Annotated[
-        str, typer.Option(help="of a generator: the model whose tokens it makes, so that its samples can be decoded")
-    ] = "",
+    tokenizer: Annotated[str, typer.Option(help="for a generator: the tokenizer model that decodes its tokens")] = "",
     overwrite: Overwrite = False,
 ) -> None:
-    """Turn published weights into a tok1d model folder."""
+    """Convert published weights to a tok1d model folder."""
     from tok1d import files
     from tok1d.zoo import convert as module
 

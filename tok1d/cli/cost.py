@@ -1,4 +1,4 @@
-"""`tok1d train RECIPE --dry-run [--measure]`: what a training will cost, before it."""
+"""`tok1d train RECIPE --dry-run [--measure]`: the cost of a training, before it starts."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tok1d.config.recipe import Recipe
 
-HINT = "hours: not known from a recipe alone; --measure times ten of its steps on this machine"
+HINT = "hours: not known from the recipe; --measure times ten steps on this machine"
 
 
 def print_cost(recipe: Recipe, measure_steps: int | None) -> None:
-    """Print the forecast of a recipe, and with `measure_steps` what so many of its steps take here.
+    """Print the forecast of a recipe, and with `measure_steps` the time of that many steps on this machine.
 
-    Of several processes (torchrun) the first one prints.
+    Of several processes (torchrun) only the first one prints.
     """
     from rich.console import Console
 
@@ -27,4 +27,4 @@ def print_cost(recipe: Recipe, measure_steps: int | None) -> None:
         return
     from tok1d.train import profile
 
-    console.print(profile.table(profile.rehearse(recipe, measure_steps)))
+    console.print(profile.table(profile.profile_steps(recipe, measure_steps)))

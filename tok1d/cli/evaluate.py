@@ -73,7 +73,7 @@ def _job(output: Output) -> tuple[Job, Save | None]:
             write_records(out, records)
         drop_torn(*(path for path in (out, samples) if path is not None))
 
-    return open_job(out, output.shard, quiet=output.quiet, finish=finish, beside=samples or pictures), save
+    return open_job(out, output.shard, quiet=output.quiet, finish=finish, fallback=samples or pictures), save
 
 
 def _report(records: Sequence[Record], job: Job, out: Path | None, save: Save | None) -> None:

@@ -1,4 +1,4 @@
-"""The command that compares two numbers: `tok1d evaluate explain`."""
+"""`tok1d evaluate explain`: why two measured numbers differ."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ NUMBER_HELP = (
 
 def evaluate_explain(
     a: Annotated[str, typer.Argument(help=NUMBER_HELP, show_default=False)],
-    b: Annotated[str, typer.Argument(help="the number to compare with, named as A is", show_default=False)],
+    b: Annotated[str, typer.Argument(help="the number to compare with, in the same forms as A", show_default=False)],
     metric: Annotated[
         str,
         typer.Option(
-            help="of several records, such as psnr or label_agreement@NETWORK[@HASH]; default: a Fréchet distance"
+            help="which of several records, such as psnr or label_agreement@NETWORK[@HASH]; default: a Fréchet distance"
         ),
     ] = "",
-    keep: Annotated[int | None, typer.Option(min=0, help="of several records; default: the most tokens")] = None,
+    keep: Annotated[
+        int | None,
+        typer.Option(min=0, help="which of several records, by its number of tokens; default: the most tokens"),
+    ] = None,
     brief: Annotated[bool, typer.Option("--brief", help="without the table of all settings")] = False,
-    sources: Annotated[bool, typer.Option("--sources", help="also say where published settings are stated")] = False,
+    sources: Annotated[bool, typer.Option("--sources", help="also print the sources of published settings")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
 ) -> None:
-    """Why two numbers differ: settings line by line, those that usually matter most, whether they may be compared."""
+    """Compare two measured numbers: all settings, the differences in the order of their usual effect, and a verdict."""
     import json
 
     from rich.console import Console

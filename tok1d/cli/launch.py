@@ -1,4 +1,4 @@
-"""`tok1d launch`: a command as a job on a cluster."""
+"""`tok1d launch`: a command as a job on a SLURM cluster."""
 
 from __future__ import annotations
 
@@ -8,30 +8,36 @@ import typer
 
 from tok1d.cli.options import one_of
 
-PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # options that are the launched command's
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # options of the launched command
 
 
 def launch(
     command: Annotated[
         list[str],
-        typer.Argument(help="RECIPE [key=value ...], or evaluate or encode with all they take", show_default=False),
+        typer.Argument(help="RECIPE [key=value ...], or evaluate or encode with their arguments", show_default=False),
     ],
-    nodes: Annotated[int, typer.Option(min=1, help="machines")] = 1,
-    gpus: Annotated[int, typer.Option(min=0, help="GPUs of a machine; one process runs on each")] = 1,
-    tasks: Annotated[int | None, typer.Option(min=1, help="processes a machine; default: one a GPU")] = None,
-    cpus: Annotated[int, typer.Option(min=1, help="CPU cores of a process")] = 8,
-    time: Annotated[str, typer.Option(help="limit, MINUTES, HH:MM:SS or D-HH:MM:SS; then it is requeued")] = "24:00:00",
-    partition: Annotated[str, typer.Option(help="of the cluster")] = "",
-    slurm: Annotated[
-        list[str] | None, typer.Option(help="KEY=VALUE, further options of sbatch such as account=ME; may come again")
+    nodes: Annotated[int, typer.Option(min=1, help="number of machines")] = 1,
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs of each machine, one process on each")] = 1,
+    tasks: Annotated[
+        int | None, typer.Option(min=1, help="processes on each machine; default: one for each GPU")
     ] = None,
-    cluster: Annotated[str, typer.Option(help="slurm; local: processes here; debug: this process")] = "slurm",
-    wait: Annotated[bool, typer.Option("--wait", help="stay until the job has ended")] = False,
+    cpus: Annotated[int, typer.Option(min=1, help="CPU cores of each process")] = 8,
+    time: Annotated[
+        str, typer.Option(help="time limit, MINUTES, HH:MM:SS or D-HH:MM:SS; then the job is requeued")
+    ] = "24:00:00",
+    partition: Annotated[str, typer.Option(help="partition of the cluster")] = "",
+    slurm: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE, further options of sbatch such as account=ME; repeatable")
+    ] = None,
+    cluster: Annotated[
+        str, typer.Option(help="slurm; local: processes on this machine; debug: this process")
+    ] = "slurm",
+    wait: Annotated[bool, typer.Option("--wait", help="wait until the job has ended")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only print the sbatch script")] = False,
 ) -> None:
-    """Submit a command to SLURM, one process a GPU; a preempted or timed-out job saves, is requeued and goes on.
+    """Submit a command to SLURM, one process for each GPU; a preempted or timed-out job saves and is requeued.
 
-    Logs lie in OUT/slurm/JOB of a training, in runs/slurm/JOB of anything else.
+    Logs of a training are in OUT/slurm/JOB, others in runs/slurm/JOB.
     """
     from tok1d.cli.app import run
     from tok1d.errors import InputError

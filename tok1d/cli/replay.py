@@ -1,4 +1,4 @@
-"""`tok1d replay`: the step that stopped a training, once more."""
+"""`tok1d replay`: repeat the step that stopped a training."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from tok1d.cli.options import Device, Overrides
 
 
 def replay(
-    dump: Annotated[Path, typer.Argument(help="nonfinite-step-XXXXXXXX.pt in the run's folder")],
+    dump: Annotated[Path, typer.Argument(help="nonfinite-step-XXXXXXXX.pt in the folder of the run")],
     overrides: Overrides = None,
-    rank: Annotated[int, typer.Option(min=0, help="which process's part of the batch")] = 0,
+    rank: Annotated[int, typer.Option(min=0, help="process whose part of the batch is used")] = 0,
     device: Device = None,
 ) -> None:
-    """Repeat the step that was not finite: same weights, images and random numbers.
+    """Repeat a step with NaN or infinite values: same weights, images and random numbers.
 
-    Shows every loss, the norms of every part, and whom they blame. With key=value the step is tried otherwise:
-    train.precision=fp32, or another seed.
+    Prints every loss, the norms of every module, and the likely causes. key=value changes the recipe of the step, such
+    as train.precision=fp32 or another seed.
     """
     import torch
 
     from tok1d import devices
     from tok1d.config.load import recipe_from_text
     from tok1d.errors import InputError
-    from tok1d.train import nonfinite, precision
+    from tok1d.train import diagnose, nonfinite, precision
     from tok1d.train.tasks import build_task
 
     state = nonfinite.read_dump(dump)
@@ -35,13 +35,13 @@ def replay(
     recipe = recipe_from_text(state["recipe"], str(dump), overrides or ())
     place = torch.device(devices.pick_device(device))
     trained_in, asked = recipe.train.precision, any(each.startswith("train.precision=") for each in overrides or ())
-    # A CPU repeats a GPU's step in fp32, as it would train, unless it is told otherwise: that is refused.
+    # A CPU repeats a GPU's step in fp32, as it trains; another precision is refused there.
     used = "fp32" if place.type == "cpu" and not asked else trained_in
     task = build_task(recipe)
     for player in task.players:
         player.module.to(place)
     nonfinite.load_dump(task, state, str(dump))
-    evidence = nonfinite.repeat(
+    evidence = nonfinite.recompute_step(
         recipe,
         task,
         state["step"],
@@ -51,14 +51,12 @@ def replay(
         scale=state.get("scale", 1.0),
     )
     if used != trained_in:
-        print(f"in {used}, as this is a CPU; the training was in {trained_in}, where the same step may overflow")
+        print(f"in {used} on this CPU; the training was in {trained_in}, where the same step may overflow")
     if (world := state.get("world", 1)) > 1:
-        print(
-            f"rank {rank} of {world} alone: losses that are means over all processes' masked patches or ids are its own"
-        )
+        print(f"only rank {rank} of {world}: losses averaged over all processes (masked patches, ids) are of this rank")
     _show(state["step"], evidence)
-    for suspect in nonfinite.suspects(recipe, [evidence]):
-        print(f"suspect: {suspect}")
+    for cause in diagnose.likely_causes(recipe, [evidence]):
+        print(f"likely cause: {cause}")
     print(f"step {state['step']}: " + ("finite this time" if evidence.finite else "not finite, as in the training"))
 
 

@@ -12,7 +12,7 @@ from tok1d.cli.options import Overrides, Overwrite, print_records
 
 
 def recipes() -> None:
-    """List the recipes: what each trains, the paper's number, ours, the cost."""
+    """List the recipes: what each trains, the number of the paper, ours, and the cost."""
     from textwrap import fill
 
     from tok1d.config.load import load_card, recipe_names
@@ -23,7 +23,7 @@ def recipes() -> None:
         for label in ("about", "reproduces", "paper", "ours", "cost"):
             if text := getattr(card, label):
                 print(fill(text, 100, initial_indent=f"  {label:11s}", subsequent_indent=" " * 13))
-    print("\ntok1d config RECIPE shows one whole; tok1d train RECIPE [key=value ...] runs it")
+    print("\ntok1d config RECIPE prints a recipe; tok1d train RECIPE [key=value ...] trains it")
 
 
 def config(
@@ -46,26 +46,30 @@ def train(
     recipe: Annotated[str, typer.Argument(help="a name that tok1d recipes lists, or a YAML file")],
     overrides: Overrides = None,
     overwrite: Overwrite = False,
-    minutes: Annotated[float | None, typer.Option(min=0, help="stop after so much training; go on later")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell parameters, steps, memory, FLOPs")] = False,
-    measure: Annotated[bool, typer.Option("--measure", help="with --dry-run: time steps here, tell the hours")] = False,
-    measure_steps: Annotated[int | None, typer.Option(min=1, help="steps that --measure times; default: 10")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0, help="stop after this time; the same command resumes")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only print parameters, steps, memory, FLOPs")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="with --dry-run: time steps on this machine, print the hours")
+    ] = False,
+    measure_steps: Annotated[
+        int | None, typer.Option(min=1, help="number of steps that --measure times; default: 10")
+    ] = None,
 ) -> None:
     """Train a tokenizer, a generator or a classifier. The same command resumes.
 
-    --dry-run looks at neither data nor weights; with --measure it reads the data that are here. Neither writes.
+    --dry-run reads neither data nor weights; with --measure it reads the data if they are there. Neither writes files.
     """
     from tok1d.config.load import load_recipe
     from tok1d.errors import InputError
 
     if measure and not dry_run:
-        raise InputError("--measure: it belongs to --dry-run, give both")
+        raise InputError("--measure: expected with --dry-run; pass both")
     if measure_steps is not None and not measure:
-        raise InputError("--measure-steps: it belongs to --dry-run --measure, give all three")
+        raise InputError("--measure-steps: expected with --dry-run --measure; pass all three")
     if dry_run:
         print_cost(load_recipe(recipe, overrides or ()), (measure_steps or 10) if measure else None)
         return
-    from tok1d.train import run
+    from tok1d.train import folder, run
     from tok1d.zoo.record import read_records
 
     out = run.train(
@@ -75,9 +79,9 @@ def train(
         seconds=None if minutes is None else minutes * 60,
     )
     if int(os.environ.get("RANK", "0")):
-        return  # the first process tells
-    if run.is_finished(out):
+        return  # the first process prints
+    if folder.is_finished(out):
         print_records(read_records(out / "report.json"))
         print(f"model: {out / 'model'}\nreport: {out / 'report.json'}")
     else:
-        print(f"stopped; the same command goes on from the checkpoint in {out / 'checkpoints'}")
+        print(f"stopped; the same command resumes from the checkpoint in {out / 'checkpoints'}")

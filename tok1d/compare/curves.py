@@ -1,6 +1,7 @@
-"""Loss and metric curves of runs, those that recipes ship, and whether a run is on track.
+"""Loss and metric curves of runs, reference curves of recipes, and whether a run follows its reference.
 
-A curve file is JSON lines: a head (recipe, hash, seed, commit, device, final metrics), then points as in log.jsonl.
+A curve file holds JSON lines: a header (recipe, hash, seed, commit, device, final metrics), then points as in
+log.jsonl.
 """
 
 from __future__ import annotations
@@ -8,43 +9,58 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, TypeVar
 
+from tok1d import files
 from tok1d.config.fields import flat
 from tok1d.config.load import RECIPES
-from tok1d.errors import DataError, InputError
+from tok1d.errors import DataError, InputError, reason_of
+
+T = TypeVar("T")
 
 CURVES = RECIPES / "curves"
 MOST_POINTS = 200
-WINDOW_LINES, WINDOW_SHARE = 5, 0.05  # what is averaged: so many lines of the log, at least so much of the run
-BAND, LEAST = 3.0, 0.05  # fluctuations, and share of the reference's average, that a run's average may be above it
-LINES_OUTSIDE = 3  # successive lines above the band that mean the run has left
-# What decides where and when something is written or held, not what is computed.
+WINDOW_LINES, WINDOW_SHARE = 5, 0.05  # averaging window: lines of the log, and at least this fraction of the run
+# Half width of the band: so many standard deviations of the reference, at least this fraction of its average.
+BAND, LEAST = 3.0, 0.05
+LINES_OUTSIDE = 3  # this many successive lines above the band mean that the run is off track
+# Keys that decide where and when something is written, not what is computed.
 FREE: tuple[str, ...] = ("out", "card", "cache", "evaluate", "data.root", "train.log_every", "train.save_every")
 FREE += ("train.preview_every", "train.evaluate_every", "train.proxies_every", "train.peak_tflops", "train.tracker")
 FREE += ("train.shard", "train.keep_last", "train.keep_every", "data.workers", "data.on_broken")
 
 
+Settings = dict[str, Any]  # nested mappings as YAML holds them
+Differences = dict[str, tuple[object, object]]  # key -> (value, the reference's value)
+
+
+class _Entry(TypedDict):
+    """A record of report.json, as far as it is read here."""
+
+    name: str
+    keep: int | None
+    value: float | None
+
+
 @dataclass(frozen=True)
 class Curve:
-    """What a run logged, and under which recipe.
+    """The log of a run with its recipe.
 
     Args:
-        name: what to call it.
-        recipe: the resolved recipe.
-        points: entries of the log, by growing step; not every entry has every number.
-        final: metrics measured at the end, "name" or "name keep N" -> value.
-        finished: whether the run has ended.
+        name: name in messages: the run folder, or the recipe of a reference.
+        recipe: the resolved recipe, as nested mappings.
+        points: entries of the log in the order of their steps; not every entry has every number.
+        final: metrics at the end, "NAME" or "NAME keep N" (N tokens) -> value.
+        finished: whether the run is finished.
     """
 
     name: str
-    recipe: dict[str, Any]
+    recipe: Settings
     points: list[dict[str, float]]
     final: dict[str, float] = field(default_factory=dict)
     seed: int | None = None
@@ -58,7 +74,7 @@ class Curve:
         return list(dict.fromkeys(key for point in self.points for key in point if key != "step"))
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
-        """Steps and values of one number; "loss" is the sum of all that are named so."""
+        """Steps and values of one logged number; "loss" is the sum of all whose names start so."""
         if key == "loss":
             found = [(point["step"], total) for point in self.points if (total := _total(point)) is not None]
         else:
@@ -67,12 +83,12 @@ class Curve:
 
     @property
     def losses(self) -> set[str]:
-        """Names of the losses that "loss" sums."""
+        """Names of the terms of "loss"."""
         return {key for key in self.keys if key.startswith("loss")}
 
     @property
     def last(self) -> int:
-        """The last step that is logged."""
+        """The last logged step."""
         return int(self.points[-1]["step"]) if self.points else 0
 
 
@@ -82,15 +98,16 @@ def _total(point: Mapping[str, float]) -> float | None:
 
 
 def recipe_hash(recipe: Mapping[str, Any]) -> str:
-    """A hash of what a recipe computes, but for its seed: 12 hex digits."""
+    """A hash of the settings that decide what a recipe computes, without its seed: 12 hex digits."""
     settings = {key: value for key, value in flat(recipe, FREE).items() if key != "seed"}
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def differences(recipe: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings of a recipe that are not as the reference's: key -> (its, the reference's).
+def differences(recipe: Mapping[str, Any], reference: Mapping[str, Any]) -> Differences:
+    """Settings of a recipe that differ from the reference's: key -> (value, the reference's value).
 
-    A setting that only one of them has, because it is younger, counts unless it is off (0, false, null, none, empty).
+    A key that only one of them has, because it was added later, counts unless its value means off (0, false, null,
+    none, empty).
     """
     a, b = flat(recipe, FREE), flat(reference, FREE)
     return {
@@ -100,15 +117,15 @@ def differences(recipe: Mapping[str, Any], reference: Mapping[str, Any]) -> dict
     }
 
 
-def _off(value: Any) -> bool:
+def _off(value: object) -> bool:
     return not value or value == "none"
 
 
 def read_run(folder: str | Path) -> Curve:
-    """The curve of a run folder, finished or under way.
+    """The curve of a run folder, finished or not.
 
     Raises:
-        DataError: no config.yaml or log.jsonl, or one that is something else.
+        DataError: config.yaml or log.jsonl is missing or has other content.
     """
     import yaml
 
@@ -116,8 +133,9 @@ def read_run(folder: str | Path) -> Curve:
     try:
         recipe = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         points = _points((folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
-        card = _json(folder / "model" / "config.json").get("card", {})
-        report = _json(folder / "report.json", [])
+        config: Settings = _json(folder / "model" / "config.json", {})
+        card = config.get("card", {})
+        report: list[_Entry] = _json(folder / "report.json", [])
         if not isinstance(recipe, dict):
             raise TypeError("config.yaml holds no recipe")
         return Curve(
@@ -136,20 +154,23 @@ def read_run(folder: str | Path) -> Curve:
             f"{error.filename and Path(error.filename).name}: {error.strerror or error}"
         ) from None
     except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-        raise DataError(f"{folder}: expected the log of a run, got something else ({error}); train anew") from None
+        raise DataError(
+            f"{folder}: expected the log of a run, got something else ({reason_of(error)}); train again"
+        ) from None
 
 
-def _json(path: Path, default: Any = None) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {} if default is None else default
+def _json(path: Path, default: T) -> T:
+    """A file's content, of the type of `default`, which stands in where there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
 
 
-def _metric(entry: Mapping[str, Any]) -> str:
+def _metric(entry: _Entry) -> str:
     keep = entry.get("keep")
     return entry["name"] if keep is None else f"{entry['name']} keep {keep}"
 
 
 def _points(lines: Sequence[str]) -> list[dict[str, float]]:
-    """Entries of a log; a last line that is being written just now is left out."""
+    """The numbers of a log's entries; an incomplete last line, which is being written, is left out."""
     points = []
     for line in lines:
         with suppress(json.JSONDecodeError):
@@ -159,10 +180,7 @@ def _points(lines: Sequence[str]) -> list[dict[str, float]]:
 
 
 def thinned(points: Sequence[dict[str, float]], most: int = MOST_POINTS) -> list[dict[str, float]]:
-    """At most so many points of the losses and as many of what is measured on the way, evenly spaced, with the last.
-
-    As logged, nothing is averaged.
-    """
+    """At most `most` entries with losses and as many with metrics, evenly spaced, including the last; not averaged."""
     kept = []
     for wanted in (True, False):
         group = [point for point in points if (_total(point) is not None) == wanted]
@@ -172,63 +190,59 @@ def thinned(points: Sequence[dict[str, float]], most: int = MOST_POINTS) -> list
 
 
 def save_curve(curve: Curve, path: Path) -> None:
-    """Write the curve of a finished run to a file that can lie beside its recipe.
+    """Write the curve of a finished run to a file.
 
     Raises:
-        InputError: the run has not ended.
+        InputError: the run is not finished.
         DataError: the file cannot be written.
     """
     if not curve.finished:
-        raise InputError(f"{curve.name}: a reference curve is that of a finished run; the same tok1d train ends it")
+        raise InputError(f"{curve.name}: expected a finished run; run the same tok1d train to the end")
     head = {
         "format": 1,
         "recipe_hash": recipe_hash(curve.recipe),
         **{key: getattr(curve, key) for key in ("seed", "commit", "device", "final")},
-        # Without the places of the machine that it was made on.
+        # Without the paths of this machine.
         "recipe": {**curve.recipe, "out": "", "cache": None, "data": {**curve.recipe.get("data", {}), "root": None}},
     }
     lines = [json.dumps(entry) for entry in (head, *thinned(curve.points))]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        files.write_text(path, "\n".join(lines) + "\n")
     except OSError as error:
-        raise DataError(f"{path}: cannot write the curve ({error.strerror or error}); choose another place") from None
-    finally:
-        with suppress(OSError):  # already renamed, or never made
-            temporary.unlink()
+        raise DataError(f"{path}: cannot write the curve ({reason_of(error)}); choose another place") from None
 
 
 def read_curve(path: Path) -> Curve:
-    """A curve file; raises DataError where it is missing or holds something else."""
+    """The curve of a file; raises DataError where it is missing or not a curve file."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         head = json.loads(lines[0])
         if head["format"] != 1:
             raise ValueError(f"format {head['format']}")
         name = path.relative_to(CURVES).with_suffix("").as_posix() if path.is_relative_to(CURVES) else str(path)
-        told = {key: head[key] for key in ("recipe", "final", "seed", "commit", "device")}
-        return Curve(name=name, points=_points(lines[1:]), **told)
+        facts = {key: head[key] for key in ("recipe", "final", "seed", "commit", "device")}
+        return Curve(name=name, points=_points(lines[1:]), **facts)
     except OSError as error:
-        raise DataError(f"{path}: expected a curve file, got {error.strerror or error}") from None
+        raise DataError(f"{path}: expected a curve file, got {reason_of(error)}") from None
     except (ValueError, IndexError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: expected a curve that tok1d compare --save-curve wrote ({error})") from None
+        raise DataError(f"{path}: expected a file of tok1d compare --save-curve ({reason_of(error)})") from None
 
 
 def shipped_names() -> list[str]:
-    """Names of the recipes that ship their curve, sorted."""
+    """Names of the recipes that come with a reference curve, sorted."""
     return sorted(path.relative_to(CURVES).with_suffix("").as_posix() for path in CURVES.rglob("*.jsonl"))
 
 
 def reference_for(run: Curve, name: str = "") -> Curve | None:
-    """The curve to hold a run against: of the recipe (or file) named, else the shipped one of the nearest recipe.
+    """The reference curve for a run.
 
-    Nearest has the same kind of model and the fewest other settings; None where no recipe of such a model ships one.
+    Args:
+        name: a recipe with a reference curve, a run folder or a curve file. Default: of the reference curves of the
+            same model, the one whose recipe differs in the fewest settings; None where there is none.
 
     Raises:
-        InputError: the recipe named ships no curve.
-        DataError: a file that is no curve.
+        InputError: `name` is none of these.
+        DataError: a file that is not a curve file.
     """
     if name:
         if name in shipped_names():
@@ -243,20 +257,20 @@ def reference_for(run: Curve, name: str = "") -> Curve | None:
     return min(same, key=lambda curve: len(differences(run.recipe, curve.recipe)), default=None)
 
 
-def _model(curve: Curve) -> Any:
+def _model(curve: Curve) -> str | None:
     return curve.recipe.get("model", {}).get("name")
 
 
 @dataclass(frozen=True)
 class Track:
-    """How a run's loss stands to a reference's.
+    """How a run's loss compares with a reference.
 
     Args:
-        state: "on track", "better" (below the band at the end), "off track" (above it at the end), "back on track"
-            (it was above for a while) or "not known".
-        left: the first of the steps at which it was above; None where it never was.
+        state: "on track"; "better" (below the band at the end); "off track" (above the band at the end); "back on
+            track" (above it for a while); or "not known".
+        left: the first step at which it was above the band; None where it never was.
         until: the last step that both have.
-        reason: why it is not known.
+        reason: why the state is not known.
     """
 
     state: Literal["on track", "better", "off track", "back on track", "not known"]
@@ -266,11 +280,14 @@ class Track:
 
 
 def track(run: Curve, reference: Curve, key: str = "loss") -> Track:
-    """Whether a run is on track: its loss, averaged over a window, is inside the reference's band, or below it.
+    """Whether a run is on track: its loss, averaged over a window, lies in the reference's band or below it.
 
-    The window is the last 5 lines of the log, at least 5 % of the reference's steps. The band is 3 fluctuations (see
-    `fluctuations`) wide to either side of the reference's average, at least 5 % of that. A run has left at the first
-    of 3 successive lines above; 3 below, at the end, are better.
+    The window is the last 5 lines of the log, at least 5 % of the reference's steps. The band reaches 3 standard
+    deviations (see `fluctuations`) to either side of the reference's average, at least 5 % of it. A run leaves the
+    band at the first of 3 successive lines above it; with its last 3 lines below the band it is better.
+
+    Args:
+        key: the logged number to compare; "loss" is the sum of all losses.
     """
     if run.losses != reference.losses:
         other = ", ".join(sorted(run.losses ^ reference.losses))
@@ -295,7 +312,7 @@ def track(run: Curve, reference: Curve, key: str = "loss") -> Track:
 def _sides(
     steps: Sequence[float], values: Sequence[float], ref_steps: Sequence[float], ref_values: Sequence[float]
 ) -> tuple[list[int], list[int]]:
-    """Of every step that can be judged: 1 above the band, 0 in it, -1 below; and the steps."""
+    """For every step with enough lines before it: 1 above the band, 0 in it, -1 below it; and these steps."""
     width = window_width(steps, ref_steps)
     means, band = bands(ref_steps, ref_values, width)
     signs, where = [], []
@@ -311,12 +328,12 @@ def _sides(
 
 
 def window_width(steps: Sequence[float], reference: Sequence[float]) -> float:
-    """Steps that are averaged over: 5 lines of either log, at least 5 % of the reference."""
+    """Width of the averaging window in steps: 5 lines of the sparser log, at least 5 % of the reference."""
     return max(WINDOW_SHARE * reference[-1], WINDOW_LINES * max(_spacing(steps), _spacing(reference)))
 
 
 def averaged(steps: Sequence[float], values: Sequence[float], width: float) -> list[float]:
-    """The mean of each value and those up to `width` steps before it."""
+    """For each value, the mean of the values of the last `width` steps up to it."""
     return [sum(near) / len(near) for near in (_window(steps, values, step, width) for step in steps)]
 
 
@@ -329,18 +346,20 @@ def _window(steps: Sequence[float], values: Sequence[float], end: float, width: 
 
 
 def bands(steps: Sequence[float], values: Sequence[float], width: float) -> tuple[list[float], list[float]]:
-    """Of every value, the mean over the window that ends there, and by how much a run may be off it."""
+    """For each value, the mean over the window that ends there, and the half width of the band around it."""
     means = averaged(steps, values, width)
-    if min(values) <= 0:  # no loss that could be compared in shares of itself
+    if min(values) <= 0:  # relative deviations need positive values
         return means, [max(BAND * each, LEAST * abs(mean)) for mean, each in zip(means, fluctuations(values))]
     shares = fluctuations([math.log(value) for value in values])
     return means, [max(BAND * share, LEAST) * mean for mean, share in zip(means, shares)]
 
 
 def fluctuations(values: Sequence[float], around: int = 20) -> list[float]:
-    """Of every value, the local deviation of single lines from the mean of both neighbours, as a standard deviation.
+    """For each value, the standard deviation of the noise around it.
 
-    By the median over the 41 lines around, so that the steep start does not count as fluctuation.
+    It is estimated from the differences between values and the mean of their two neighbours, whose standard deviation
+    is sqrt(1.5) times that of independent noise. The median over the 41 values around, times 1.4826 (for normal noise),
+    ignores the steep decrease at the start.
     """
     off = [abs(b - (a + c) / 2) / 1.5**0.5 for a, b, c in zip(values, values[1:], values[2:])]
     off = [off[0], *off, off[-1]]

@@ -1,4 +1,4 @@
-"""Runs against each other and against the curve their recipe ships: words, a picture, a page."""
+"""Comparing runs with each other and with the reference curve of their recipe: as text, picture and HTML page."""
 
 from __future__ import annotations
 
@@ -6,40 +6,58 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tok1d import files
-from tok1d.compare.curves import BAND, LEAST, Curve, Track, averaged, bands, differences, track, window_width
+from tok1d.compare.curves import (
+    BAND,
+    LEAST,
+    Curve,
+    Differences,
+    Track,
+    averaged,
+    bands,
+    differences,
+    track,
+    window_width,
+)
 from tok1d.pictures import data_uri, save_png
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
     from PIL.Image import Image
 
-# Logged beside the losses, but not what a run is judged by.
-_ASIDE: tuple[str, ...] = ("lr", "grad_norm", "seconds", "images_per_second", "loader_wait", "tflops", "mfu")
-_ASIDE += ("scale", "skipped")
+# Logged numbers that are not plotted.
+_NOT_PLOTTED: tuple[str, ...] = ("lr", "grad_norm", "seconds", "images_per_second", "loader_wait", "tflops", "mfu")
+_NOT_PLOTTED += ("scale", "skipped")
 _PANELS = 12
 RULE = (
-    "On track: the loss, averaged over the last 5 lines of the log (at least 5 % of the run), lies inside the "
-    f"reference's band or below. The band is {BAND:g} times the fluctuation of the reference's own lines around its "
-    f"average, at least {LEAST:.0%} of it. A run has left at the first of 3 successive lines above."
+    "A run is on track if its loss, averaged over the last 5 lines of the log (at least 5 % of the run), is in the "
+    f"reference's band or below it. The band reaches {BAND:g} standard deviations of the reference's noise to either "
+    f"side of its average, at least {LEAST:.0%} of it. A run is off track from the first of 3 lines in a row above it."
 )
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A run beside its reference; without a reference, `reason` says why."""
+class Comparison:
+    """A run compared with its reference.
+
+    Args:
+        reference: None where there is no reference.
+        differing: settings that differ from the reference's.
+    """
 
     run: Curve
     reference: Curve | None
     track: Track
-    other: dict[str, tuple[Any, Any]]
+    differing: Differences
 
     @property
     def verdict(self) -> str:
-        """One line: on track or not, from which step, under which other settings."""
+        """One line: whether the run is on track, from which step, and how many settings differ."""
         if self.reference is None:
-            return f"{self.run.name}: no recipe of this model ships a curve to hold it against (--to takes any run)"
+            return f"{self.run.name}: no recipe of this model ships a curve to compare with (--to takes any run)"
         track = self.track
         words = {
             "on track": f"on track up to step {track.until}",
@@ -48,21 +66,21 @@ class Compared:
             "back on track": f"was off track at step {track.left}, on track again at step {track.until}",
             "not known": f"on track or not is not known: {track.reason}",
         }[track.state]
-        other = f", but not the same recipe (settings that differ: {len(self.other)})" if self.other else ""
-        return f"{self.run.name} against {self.reference.name}: {words}{other}"
+        differing = f", but not the same recipe (settings that differ: {len(self.differing)})" if self.differing else ""
+        return f"{self.run.name} against {self.reference.name}: {words}{differing}"
 
-    def other_words(self) -> list[str]:
-        """The settings that are not as the reference's, a line each."""
-        return [f"{key}: {_shown(a)}, the reference has {_shown(b)}" for key, (a, b) in self.other.items()]
+    def difference_lines(self) -> list[str]:
+        """The settings that differ from the reference's, one per line."""
+        return [f"{key}: {_text(a)}, the reference has {_text(b)}" for key, (a, b) in self.differing.items()]
 
     def final_rows(self) -> list[tuple[str, float | None, float | None]]:
-        """Metrics at the end: name, the run's, the reference's."""
+        """Metrics at the end: (name, the run's value, the reference's value)."""
         theirs = self.reference.final if self.reference else {}
         names = dict.fromkeys([*self.run.final, *theirs])
         return [(name, self.run.final.get(name), theirs.get(name)) for name in names]
 
-    def final_words(self) -> list[str]:
-        """Metrics that both have, of as many tokens as possible, a line each."""
+    def final_lines(self) -> list[str]:
+        """Metrics that both have, for the largest number of tokens, one per line."""
         kept = {int(name.rpartition(" keep ")[2]) for name in self.run.final if " keep " in name}
         return [
             f"{name}: {mine:.4g}, the reference has {theirs:.4g}"
@@ -71,44 +89,44 @@ class Compared:
             if " keep " not in name or name.endswith(f" keep {max(kept)}")
         ]
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything but the curves, for JSON."""
+    def to_json(self) -> dict[str, object]:
+        """All results for JSON, without the curves."""
         return {
             "run": self.run.name,
             "reference": self.reference and self.reference.name,
             "state": self.track.state,
             "left": self.track.left,
             "until": self.track.until,
-            "differ": {key: list(pair) for key, pair in self.other.items()},
+            "differ": {key: list(pair) for key, pair in self.differing.items()},
             "final": {name: {"run": mine, "reference": theirs} for name, mine, theirs in self.final_rows()},
             "verdict": self.verdict,
         }
 
 
-def _shown(value: Any) -> str:
+def _text(value: object) -> str:
     return "nothing" if value is None else str(value)
 
 
-def hold_against(run: Curve, reference: Curve | None) -> Compared:
-    """A run beside a reference."""
+def compare(run: Curve, reference: Curve | None) -> Comparison:
+    """A run compared with a reference."""
     if reference is None:
-        return Compared(run, None, Track("not known", reason="there is no reference"), {})
-    other = differences(run.recipe, reference.recipe)
-    if "model.name" in other:
-        return Compared(run, reference, Track("not known", reason="the reference is of another model"), other)
-    return Compared(run, reference, track(run, reference), other)
+        return Comparison(run, None, Track("not known", reason="there is no reference"), {})
+    differing = differences(run.recipe, reference.recipe)
+    if "model.name" in differing:
+        return Comparison(run, reference, Track("not known", reason="the reference is of another model"), differing)
+    return Comparison(run, reference, track(run, reference), differing)
 
 
 def panels(curves: Sequence[Curve]) -> list[str]:
-    """What is drawn: the total loss, then its terms where there are several, then every other number."""
+    """The numbers to plot: the total loss, its terms where there are several, then all others."""
     keys = list(dict.fromkeys(key for curve in curves for key in curve.keys))
     terms = [key for key in keys if key.startswith("loss")]
-    rest = [key for key in keys if key not in terms and not key.endswith(_ASIDE)]
+    rest = [key for key in keys if key not in terms and not key.endswith(_NOT_PLOTTED)]
     return ["loss", *(terms if len(terms) > 1 else []), *rest][:_PANELS]
 
 
-def draw(compared: Sequence[Compared]) -> Image:
-    """A panel a number: runs in colour (thin as logged, thick averaged), references black with the band."""
+def plot(compared: Sequence[Comparison]) -> Image:
+    """One panel per number: runs in colour (thin as logged, thick averaged), references in black with their band."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image
@@ -121,10 +139,10 @@ def draw(compared: Sequence[Compared]) -> Image:
     canvas = FigureCanvasAgg(figure)
     for axes, key in zip(figure.subplots(rows, columns, squeeze=False).flat, names):
         for reference in references:
-            _draw_reference(axes, reference, key)
+            _plot_reference(axes, reference, key)
         for each, colour in zip(compared, _colours(len(compared))):
-            _draw_run(axes, each, key, colour)
-        _dress(axes, key)
+            _plot_run(axes, each, key, colour)
+        _format(axes, key)
     for axes in list(figure.axes)[len(names) :]:
         axes.remove()
     figure.axes[0].legend(fontsize=8, frameon=False)
@@ -141,7 +159,7 @@ def _label(curve: Curve) -> str:
     return "/".join(Path(curve.name).parts[-2:])
 
 
-def _draw_reference(axes: Any, reference: Curve, key: str) -> None:
+def _plot_reference(axes: Axes, reference: Curve, key: str) -> None:
     steps, values = reference.series(key)
     if not steps:
         return
@@ -154,7 +172,7 @@ def _draw_reference(axes: Any, reference: Curve, key: str) -> None:
     axes.plot(steps, mean, color="black", linewidth=1.5, label=f"{_label(reference)} (reference)")
 
 
-def _draw_run(axes: Any, each: Compared, key: str, colour: str) -> None:
+def _plot_run(axes: Axes, each: Comparison, key: str, colour: str) -> None:
     steps, values = each.run.series(key)
     if not steps:
         return
@@ -169,11 +187,11 @@ def _draw_run(axes: Any, each: Compared, key: str, colour: str) -> None:
         axes.axvline(each.track.left, color=colour, linestyle=":", linewidth=1.2)
 
 
-def _dress(axes: Any, key: str) -> None:
+def _format(axes: Axes, key: str) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    drawn = [value for line in axes.get_lines() for value in _finite(line)]
-    if key.startswith("loss") and drawn and min(drawn) > 0 and max(drawn) > 3 * min(drawn):
+    values = [value for line in axes.get_lines() for value in _finite(line)]
+    if key.startswith("loss") and values and min(values) > 0 and max(values) > 3 * min(values):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -184,7 +202,7 @@ def _dress(axes: Any, key: str) -> None:
     axes.grid(alpha=0.3)
 
 
-def _finite(line: Any) -> list[float]:
+def _finite(line: Line2D) -> list[float]:
     import numpy as np
 
     values = np.asarray(line.get_ydata(), dtype=float)
@@ -196,13 +214,17 @@ img{max-width:100%}table{border-collapse:collapse;margin:.5rem 0 1.5rem}td,th{bo
 padding:.2rem .8rem;text-align:left}td.number{text-align:right;font-variant-numeric:tabular-nums}"""
 
 
-def page(compared: Sequence[Compared], picture: str) -> str:
-    """The comparison as one HTML page that fetches nothing; `picture` is a data address."""
-    parts = ["<h1>Runs against their reference</h1>", f"<p>{escape(RULE)}</p>", f'<img alt="curves" src="{picture}">']
+def page(compared: Sequence[Comparison], picture: str) -> str:
+    """The comparison as one self-contained HTML page; `picture` is a data URI."""
+    parts = [
+        "<h1>Runs compared with their reference</h1>",
+        f"<p>{escape(RULE)}</p>",
+        f'<img alt="curves" src="{picture}">',
+    ]
     for each in compared:
         parts.append(f"<h2>{escape(each.run.name)}</h2><p>{escape(each.verdict)}</p>")
-        if each.other and each.reference:
-            rows = [(key, _shown(mine), _shown(theirs)) for key, (mine, theirs) in each.other.items()]
+        if each.differing and each.reference:
+            rows = [(key, _text(mine), _text(theirs)) for key, (mine, theirs) in each.differing.items()]
             parts.append(_table(("setting", each.run.name, each.reference.name), rows))
         if final := each.final_rows():
             rows = [(name, _number(mine), _number(theirs)) for name, mine, theirs in final]
@@ -226,11 +248,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool 
     return f"<table><thead><tr>{titles}</tr></thead><tbody>{''.join(cells)}</tbody></table>"
 
 
-def write(compared: Sequence[Compared], folder: Path) -> None:
+def write(compared: Sequence[Comparison], folder: Path) -> None:
     """Write curves.png, curves.html and compare.json into a folder."""
     import json
 
-    picture = draw(compared)
+    picture = plot(compared)
     save_png(picture, folder / "curves.png")
     files.write_text(folder / "curves.html", page(compared, data_uri(picture)))
     files.write_text(folder / "compare.json", json.dumps([each.to_json() for each in compared], indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""How much a training step computes, for throughput in a run's log: what `--dry-run` counts, without its memory."""
+"""FLOPs of a training step, for the throughput in a run's log."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import torch
 
 from tok1d.config.recipe import Recipe
 from tok1d.cost.forecast import frozen_networks, meta_batch
-from tok1d.cost.loss_networks import judges
+from tok1d.cost.loss_networks import loss_networks
 from tok1d.cost.measure import count_flops, use_stand_ins
-from tok1d.tokenizers.smap import SMAP
-from tok1d.tokenizers.tail_drop import mean_kept
 from tok1d.zoo import store
 
 
@@ -21,63 +19,58 @@ class StepFlops:
     """FLOPs of matrix products and convolutions of one optimizer step, forward and backward, over all processes.
 
     Args:
-        before, playing: without and with the discriminator in the game.
-        start: first step, counted from 1, at which it plays; where there is none both counts are equal.
-        left_out: networks that run in the step and whose cost is not known.
+        before: without the discriminator.
+        after: with the discriminator; equal to `before` where there is none.
+        start: first step, counted from 1, with the discriminator; 0 where there is none.
+        uncounted: networks that run in the step and whose cost is unknown.
     """
 
     before: int
-    playing: int
+    after: int
     start: int = 0
-    left_out: tuple[str, ...] = ()
+    uncounted: tuple[str, ...] = ()
 
     def at(self, step: int) -> int:
-        """Of step `step`, counted from 1."""
-        return self.before if step < self.start else self.playing
+        """FLOPs of step `step`, counted from 1."""
+        return self.before if step < self.start else self.after
 
     def total(self, first: int, last: int) -> int:
-        """Of the steps first..last, counted from 1, both of them among these."""
+        """FLOPs of the steps first, ..., last, counted from 1."""
         before = min(max(self.start - first, 0), last - first + 1)
-        return before * self.before + (last - first + 1 - before) * self.playing
+        return before * self.before + (last - first + 1 - before) * self.after
 
 
 def step_flops(recipe: Recipe) -> StepFlops:
-    """The count for a recipe, on the meta device; neither data nor weights are read, random numbers stay as they are.
+    """The count for a recipe, on the meta device, without reading data or weights; random states are unchanged.
 
-    Frozen networks whose size is known count too: an autoencoder's encoder, LPIPS. What a generator's images cost to
-    encode does not (`cache=none`), nor what is computed a second time (`train.checkpoint_activations`). Where SMAP
-    drops the same tail of a whole batch, the count is that of the mean number of tokens.
+    Frozen networks of known size count, too: an autoencoder's encoder, LPIPS. Not counted are the encoding of images
+    for a generator (`cache=none`) and recomputation (`train.checkpoint_activations`). Where SMAP drops tokens of a
+    whole batch, the count is that of the mean number of tokens.
     """
     train, sizes = recipe.train, list[int | None](recipe.data.image_sizes) or [None]
     with torch.random.fork_rng(devices=[]):
         with torch.device("meta"):
             model = store.build_model(recipe.model)
-        use_stand_ins(model)
-        _keep_mean(model)
+        use_stand_ins(model, average=True)
         counts = [count_flops(model, partial(meta_batch, recipe, size=size)) for size in sizes]
-        beside = judges(recipe)
+        networks = loss_networks(recipe)
     own = sum(counts) // len(counts)
+    # Captions are embedded once, not in every step.
     frozen = {name: cost for name, cost in frozen_networks(recipe.model).items() if name != "text encoder"}
     own += sum(cost[1] for cost in frozen.values() if cost)
-    known = [judge for judge in beside.values() if judge is not None]
+    known = [network for network in networks.values() if network is not None]
     images = train.batch_size * train.accumulate
     return StepFlops(
-        before=images * (own + sum(judge.flops_before for judge in known)),
-        playing=images * (own + sum(judge.flops_per_image for judge in known)),
+        before=images * (own + sum(network.flops_before for network in known)),
+        after=images * (own + sum(network.flops_per_image for network in known)),
         start=recipe.adversarial.start if recipe.adversarial.weight > 0 else 0,
-        left_out=tuple(name for name, cost in {**frozen, **beside}.items() if cost is None),
+        uncounted=tuple(name for name, cost in {**frozen, **networks}.items() if cost is None),
     )
 
 
 def step_flops_or_none(recipe: Recipe) -> StepFlops | None:
-    """`step_flops`, or None where a step cannot be counted: no run stops for a number in its log."""
+    """`step_flops`, or None where a step cannot be counted; an unknown cost does not stop a training."""
     try:
         return step_flops(recipe)
-    except Exception:  # a layer without a meta kernel raises whatever PyTorch raises
+    except Exception:  # a layer without a meta kernel, or a model of the user's own, may raise anything
         return None
-
-
-def _keep_mean(model: object) -> None:
-    if isinstance(model, SMAP) and model.config.tail_drop.enabled and model.config.tail_drop.keep_per == "iteration":
-        kept = round(mean_kept(model.config.tail_drop, model.config.num_tokens))
-        setattr(model, "training_keep", lambda images: kept)  # noqa: B010 (mypy knows no assignment to a method)

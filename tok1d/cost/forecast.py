@@ -1,43 +1,51 @@
-"""What a training run will take, from its recipe alone: parameters, steps, memory, arithmetic, disk.
+"""What a training run will take, from its recipe alone: parameters, steps, memory, FLOPs, disk.
 
-The model is built on PyTorch's meta device, where tensors have shapes and no values: neither data nor weights are
-read, nothing is computed and nothing is written.
+The model is built on PyTorch's meta device, where tensors have shapes but no values: no data and no weights are read,
+nothing is computed and nothing is written.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from tok1d.config.condition import text_condition
 from tok1d.config.recipe import NO_CACHE, Recipe
-from tok1d.cost.loss_networks import Judge, judges
-from tok1d.cost.measure import AUTOENCODERS, Measured, autoencoder_cost, measure, use_stand_ins
+from tok1d.cost.loss_networks import LossNetwork, loss_networks
+from tok1d.cost.measure import AUTOENCODERS, StepCost, autoencoder_cost, measure, use_stand_ins
 from tok1d.data.tokens import Layout
 from tok1d.data.transforms import NUM_VIEWS
+from tok1d.errors import ConfigError, Tok1dError, reason_of
 from tok1d.losses.total import Batch
 from tok1d.zoo import store
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 KNOWN_IMAGES = {"fashion_mnist": 60_000}
-DEVICES = 8  # of a typical machine; memory is told for one device and for each of these
+DEVICES = 8  # of a typical machine; memory is given for one device and for each of these
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Counts are exact unless their name says estimate; bytes are of one process, FLOPs those of matrix products.
+    """Counts of a run. Bytes are those of one process, FLOPs those of matrix products and convolutions.
 
     Args:
-        parameters: numbers by part of the model, with fixed position tables (as published counts are).
-        tables: how many of them are fixed tables, by part; zero parts are left out.
-        num_images: images (or sequences) of an epoch, None where the recipe does not tell.
-        frozen: networks that run beside the model, untrained: name -> parameters and forward FLOPs an image, None
-            where they are not known here.
-        cache_rows, cache_bytes: of a generator's token cache; None where there is none or `num_images` is None.
-        image_sizes: sides of the images of a run that mixes them: FLOPs are their mean, bytes those of the largest.
+        parameters: of the model by part, including fixed position tables (as in published counts).
+        tables: how many of them are fixed position tables, by part; parts without one are left out.
+        num_images: images (or token sequences) of an epoch; None is unknown.
+        bytes_per_parameter: of a trained parameter: weight, gradient, AdamW's two moments, averaged weight.
+        measured: cost of a training step.
+        frozen: untrained networks that are not part of the model: name -> (parameters, FLOPs per image), None where
+            they are unknown.
+        cache_rows, cache_bytes: of a generator's token cache; None where it has none or `num_images` is None.
+        loss_networks: networks of the loss by name; None where their cost is unknown.
+        image_sizes: of a run that mixes image sizes: FLOPs are the mean over them, bytes those of the largest.
     """
 
     parameters: dict[str, int]
@@ -50,45 +58,45 @@ class Forecast:
     bytes_per_parameter: int
     precision: str
     shard: str
-    measured: Measured
+    measured: StepCost
     frozen: dict[str, tuple[int, int] | None]
     cache_rows: int | None = None
     cache_bytes: int | None = None
-    judges: dict[str, Judge | None] = field(default_factory=dict)
+    loss_networks: dict[str, LossNetwork | None] = field(default_factory=dict)
     image_sizes: list[int] = field(default_factory=list)
 
     @property
-    def known_judges(self) -> list[Judge]:
-        """Those that count."""
-        return [judge for judge in self.judges.values() if judge is not None]
+    def known_networks(self) -> list[LossNetwork]:
+        """The networks of the loss whose cost is known."""
+        return [network for network in self.loss_networks.values() if network is not None]
 
     @property
     def total(self) -> int:
-        """All numbers of the model."""
+        """All parameters of the model."""
         return sum(self.parameters.values())
 
     @property
     def state_bytes(self) -> int:
-        """Weights, gradients, AdamW's two moments and the averaged weights in float32, frozen networks and judges."""
+        """Bytes of weights, gradients, AdamW's moments and averages in float32, frozen and loss networks included."""
         frozen = self.total - self.trainable + sum(cost[0] for cost in self.frozen.values() if cost)
-        beside = sum(judge.state_bytes for judge in self.known_judges)
-        return self.trainable * self.bytes_per_parameter + 4 * frozen + beside
+        networks = sum(network.state_bytes for network in self.known_networks)
+        return self.trainable * self.bytes_per_parameter + 4 * frozen + networks
 
     def memory(self, devices: int = 1) -> int:
-        """Bytes that each of so many devices needs in a training step, without workspaces of kernels.
+        """Bytes on each of `devices` devices in a training step, without the temporary memory of kernels.
 
-        With `train.shard` optimizer it holds its share of the model's moments (those of a discriminator count in full).
+        With `train.shard` "optimizer" a device holds its share of the model's moments, and all of a discriminator's.
         """
         num = self.batch_size // devices
-        beside = num * sum(judge.bytes_per_image for judge in self.known_judges)
+        networks = num * sum(network.bytes_per_image for network in self.known_networks)
         elsewhere = 8 * self.trainable * (devices - 1) // devices if self.shard == "optimizer" else 0
-        return self.state_bytes - elsewhere + self.measured.activations(num) + beside
+        return self.state_bytes - elsewhere + self.measured.activations(num) + networks
 
     @property
     def step_flops(self) -> int:
-        """FLOPs of one optimizer step, forward and backward, judges included and networks in `frozen` not."""
-        beside = sum(judge.flops_per_image for judge in self.known_judges)
-        return (self.measured.flops_per_image + beside) * self.images_per_step
+        """FLOPs of an optimizer step, forward and backward, with the loss networks and without `frozen`."""
+        networks = sum(network.flops_per_image for network in self.known_networks)
+        return (self.measured.flops_per_image + networks) * self.images_per_step
 
     @property
     def run_flops(self) -> int:
@@ -97,14 +105,13 @@ class Forecast:
 
 
 def forecast(recipe: Recipe) -> Forecast:
-    """The forecast of a recipe of any kind; a generator's tokenizer is not looked at.
+    """The forecast for a recipe of any kind; a generator's tokenizer is not read.
 
     Raises:
-        ConfigError: as building the model does.
+        ConfigError: the model cannot be built, or its training step cannot run on the meta device.
     """
     with torch.device("meta"):
         model = store.build_model(recipe.model)
-    use_stand_ins(model)
     parameters, tables = count_parameters(model, recipe.kind)
     train, num_images = recipe.train, images_of_epoch(recipe)
     rows, size = token_cache(recipe, num_images)
@@ -123,16 +130,26 @@ def forecast(recipe: Recipe) -> Forecast:
         frozen=frozen_networks(recipe.model),
         cache_rows=rows,
         cache_bytes=size,
-        judges=judges(recipe),
+        loss_networks=loss_networks(recipe),
         image_sizes=recipe.data.image_sizes,
     )
 
 
-def _measured(recipe: Recipe, model: nn.Module) -> Measured:
+def _measured(recipe: Recipe, model: nn.Module) -> StepCost:
+    """The cost of a step: the mean FLOPs and the largest bytes over the image sizes."""
     half = recipe.train.precision != "fp32"
     sizes: list[int | None] = [*recipe.data.image_sizes] or [None]
-    each = {size: measure(model, partial(meta_batch, recipe, size=size), half=half) for size in sizes}
-    return Measured(
+    try:
+        use_stand_ins(model)
+        each = {size: measure(model, partial(meta_batch, recipe, size=size), half=half) for size in sizes}
+    except Tok1dError:
+        raise
+    except Exception as error:  # a model of the user's own may need values, which meta tensors do not have
+        raise ConfigError(
+            f"model: the cost of {recipe.model.name} is unknown, its losses cannot be computed on the meta "
+            f"device ({reason_of(error)}); train it without --dry-run, or add a method use_stand_ins to the model"
+        ) from error
+    return StepCost(
         sum(each[size].flops_per_image for size in sizes) // len(sizes),
         max(one.bytes_per_image for one in each.values()),
         max(one.bytes_of_any_batch for one in each.values()),
@@ -140,9 +157,9 @@ def _measured(recipe: Recipe, model: nn.Module) -> Measured:
 
 
 def count_parameters(model: nn.Module, kind: str) -> tuple[dict[str, int], dict[str, int]]:
-    """Numbers of a model by part, fixed position tables and frozen class tables among them, and the former alone.
+    """Parameters of a model by part, including fixed position tables and frozen class tables; and the position tables.
 
-    A tokenizer's parts are its modules, the alignment projector on its own; a generator's are trunk and head.
+    The parts of a tokenizer are its submodules and the projector of its alignment; those of a generator trunk and head.
     """
     parameters: dict[str, int] = {}
     tables: dict[str, int] = {}
@@ -167,10 +184,10 @@ def _part(name: str, kind: str) -> str:
 
 
 def meta_batch(recipe: Recipe, num: int, size: int | None = None) -> Batch:
-    """`num` images, or token sequences for a generator, labels or captions, and words to be learnt, on "meta".
+    """A batch on the meta device: `num` images or token sequences, then labels or captions, and words to predict.
 
     Args:
-        size: side of the images; default: the model's.
+        size: side of the images in pixels; default: the model's.
     """
     model = recipe.model
     if recipe.kind == "generator":
@@ -182,9 +199,9 @@ def meta_batch(recipe: Recipe, num: int, size: int | None = None) -> Batch:
     else:
         side = size or model.image_size
         inputs = torch.empty(num, model.channels, side, side, device="meta")
-    told = text_condition(model)
-    if told is not None:
-        return inputs, torch.empty(num, told.length, told.dim, device="meta")
+    text = text_condition(model)
+    if text is not None:
+        return inputs, torch.empty(num, text.length, text.dim, device="meta")
     labels = torch.zeros(num, dtype=torch.int64, device="meta")
     if not recipe.learns_words:
         return inputs, labels
@@ -193,21 +210,24 @@ def meta_batch(recipe: Recipe, num: int, size: int | None = None) -> Batch:
 
 
 def images_of_epoch(recipe: Recipe) -> int | None:
-    """Training images as the recipe states them, or as the data set is known to have; no data is looked at."""
+    """Number of training images: as the recipe states it, or known for the data set; None is unknown. Reads no data."""
     data = recipe.data
     num = data.num_images or KNOWN_IMAGES.get(data.name)
     return num if num is None or data.limit is None else min(num, data.limit)
 
 
-def frozen_networks(model: Any) -> dict[str, tuple[int, int] | None]:
-    """The untrained networks that a training runs: an autoencoder's encoder, a teacher, a text encoder."""
+def frozen_networks(model: object) -> dict[str, tuple[int, int] | None]:
+    """The untrained networks that a training runs: name -> (parameters, FLOPs per image), None where unknown.
+
+    Args:
+        model: the model's configuration.
+    """
     networks: dict[str, tuple[int, int] | None] = {}
     latents = getattr(model, "latents", None)
     if latents is not None and latents.space == "autoencoder":
         known = (latents.channels, latents.factor) in AUTOENCODERS
-        networks["autoencoder"] = (
-            autoencoder_cost(latents.channels, latents.factor, model.image_size) if known else None
-        )
+        size = getattr(model, "image_size", 0)
+        networks["autoencoder"] = autoencoder_cost(latents.channels, latents.factor, size) if known else None
     alignment = getattr(model, "alignment", None)
     if alignment is not None and alignment.teacher:
         networks["teacher"] = None
@@ -220,7 +240,7 @@ def frozen_networks(model: Any) -> dict[str, tuple[int, int] | None]:
 
 
 def token_cache(recipe: Recipe, num_images: int | None) -> tuple[int | None, int | None]:
-    """Rows and bytes of a generator's token cache; None where it has none or the number of images is not known."""
+    """Rows and bytes of a generator's token cache; None where it has none or the number of images is unknown."""
     if recipe.kind != "generator" or recipe.cache == NO_CACHE or num_images is None:
         return None, None
     length = recipe.num_tokens or recipe.model.num_tokens
@@ -231,20 +251,25 @@ def token_cache(recipe: Recipe, num_images: int | None) -> tuple[int | None, int
     return rows, Layout(length, dim, recipe.cache_dtype, rows_per_shard=rows).num_bytes(rows)
 
 
-def table(result: Forecast) -> Any:
-    """The forecast as a short table (rich)."""
+Row = tuple[str, str, str]  # group, number, what it is
+
+
+def grid_of(rows: Iterable[Row]) -> Table:
+    """Rows as a table of rich."""
     from rich.table import Table
 
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(justify="right", no_wrap=True)
     grid.add_column()
-    for cells in (*_parameter_rows(result), *_step_rows(result), *_memory_rows(result), *_cost_rows(result)):
+    for cells in rows:
         grid.add_row(*cells)
     return grid
 
 
-Row = tuple[str, str, str]
+def table(result: Forecast) -> Table:
+    """The forecast as a short table."""
+    return grid_of([*_parameter_rows(result), *_step_rows(result), *_memory_rows(result), *_cost_rows(result)])
 
 
 def _parameter_rows(result: Forecast) -> list[Row]:
@@ -255,25 +280,24 @@ def _parameter_rows(result: Forecast) -> list[Row]:
         rows.append(("" if rows else "parameters", f"{count:,}", note))
     rows.append(("", f"{result.total:,}", f"total, of which {result.trainable:,} are trained"))
     for name, cost in result.frozen.items():
-        note = "frozen, not in the model" if cost else "frozen, not counted here"
+        note = "frozen, not in the model" if cost else "frozen, not in the model, unknown size, not counted here"
         rows.append(("", f"{cost[0]:,}" if cost else "?", f"{name}, {note}"))
-    for name, judge in result.judges.items():
-        rows.append(_judge_row(name, judge))
-    return rows
+    return rows + [_network_row(name, network) for name, network in result.loss_networks.items()]
 
 
-def _judge_row(name: str, judge: Judge | None) -> Row:
-    if judge is None:
-        return ("", "?", f"{name}, not in the model, its sizes not known here")
-    told = f"{judge.trained:,} trained" if judge.trained else "frozen"
-    held, each = _binary(judge.state_bytes), _binary(judge.bytes_per_image)
-    return ("", f"{judge.trained + judge.frozen:,}", f"{name}, not in the model: {told}; {held} and {each} an image")
+def _network_row(name: str, network: LossNetwork | None) -> Row:
+    if network is None:
+        return ("", "?", f"{name}, not in the model, unknown size, not counted here")
+    trained = f"{network.trained:,} trained" if network.trained else "frozen"
+    state, each = _binary(network.state_bytes), _binary(network.bytes_per_image)
+    count = f"{network.trained + network.frozen:,}"
+    return ("", count, f"{name}, not in the model: {trained}; {state} and {each} an image")
 
 
 def _step_rows(result: Forecast) -> list[Row]:
     steps = f"of {result.images_per_step:,} images"
     if result.image_sizes:
-        steps += f", every batch of one of {', '.join(map(str, result.image_sizes))} px: FLOPs are the mean of them"
+        steps += f", each batch in one of {', '.join(map(str, result.image_sizes))} px: FLOPs are their mean"
     if result.num_images is None:
         return [("steps", f"{result.steps:,}", f"{steps}; epochs unknown, set data.num_images")]
     epoch = result.num_images / result.images_per_step
@@ -287,24 +311,24 @@ def _step_rows(result: Forecast) -> list[Row]:
 def _memory_rows(result: Forecast) -> list[Row]:
     measured, size = result.measured, result.batch_size
     largest = f" of {max(result.image_sizes)} px" if result.image_sizes else ""
-    activations = f"activations an image{largest}, {result.precision}, eager, kept whole"
-    held = "weights 4, gradients 4, AdamW 8" + (", EMA 4" if result.bytes_per_parameter == 20 else "")
+    activations = f"activations an image{largest}, {result.precision}, without compilation and checkpointing"
+    state = "weights 4, gradients 4, AdamW 8" + (", EMA 4" if result.bytes_per_parameter == 20 else "")
     rows = [
-        ("memory", _binary(result.state_bytes), f"{held} bytes a trained parameter, 4 a frozen one"),
+        ("memory", _binary(result.state_bytes), f"{state} bytes a trained parameter, 4 a frozen one"),
         ("", _binary(measured.bytes_per_image), activations),
-        ("", _binary(result.memory()), f"in all on one device ({size:,} images at a time)"),
+        ("", _binary(result.memory()), f"total on one device ({size:,} images at a time)"),
     ]
     if size % DEVICES == 0:
-        shared = ", AdamW's moments shared out" if result.shard == "optimizer" else ""
-        each = f"in all on each of {DEVICES} devices ({size // DEVICES:,} images each{shared})"
+        sharded = ", AdamW's moments sharded" if result.shard == "optimizer" else ""
+        each = f"total on each of {DEVICES} devices ({size // DEVICES:,} images each{sharded})"
         rows.append(("", _binary(result.memory(DEVICES)), each))
-    rows.append(("", "", "activations: the tensors autograd saves, counted; workspaces of kernels come on top"))
+    rows.append(("", "", "activations: the tensors that autograd saves; temporary memory of kernels comes on top"))
     return rows
 
 
 def _cost_rows(result: Forecast) -> list[Row]:
     rows = [
-        ("FLOPs", decimal(result.step_flops), "a step: products and convolutions, forward and backward"),
+        ("FLOPs", decimal(result.step_flops), "a step: matrix products and convolutions, forward and backward"),
         ("", decimal(result.run_flops), "the whole run"),
     ]
     for name, cost in result.frozen.items():
@@ -322,7 +346,7 @@ def _binary(num: float) -> str:
 
 
 def decimal(num: float, unit: str = "") -> str:
-    """A count with a decimal prefix, three digits."""
+    """A count with three digits and a decimal prefix: 1.23 T."""
     for prefix, size in (("Z", 1e21), ("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
         if num >= size:
             return f"{num / size:.3g} {prefix}{unit}"

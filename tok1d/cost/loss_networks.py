@@ -1,11 +1,10 @@
-"""What the networks that judge a tokenizer's reconstructions, LPIPS and a discriminator, add to its training."""
+"""What the networks of the loss (LPIPS, a classifier, a discriminator) add to the cost of a tokenizer's training."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,26 +12,26 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tok1d.config.fields import build_config, to_mapping
 from tok1d.config.recipe import Recipe
-from tok1d.cost.measure import Measured, measure
+from tok1d.cost.measure import StepCost, measure
 from tok1d.errors import ConfigError, WeightsError
 from tok1d.losses.classifier import LogitsDistance
-from tok1d.losses.discriminator import DinoConfig, DinoDiscriminator, SpectralConv1d
+from tok1d.losses.discriminator import DinoConfig, DinoDiscriminator, DiscriminatorConfig, SpectralConv1d
 from tok1d.losses.perceptual import LPIPS, WIDTHS, vgg16
 from tok1d.zoo.pretrained.classifier import classifier_network
 from tok1d.zoo.pretrained.discriminator import build_discriminator
 
-KNOWN_BACKBONE = DinoConfig().backbone  # whose sizes are known without its weights
+KNOWN_BACKBONE = DinoConfig().backbone  # its size is known without its weights
 
 
 @dataclass(frozen=True)
-class Judge:
-    """A network beside the model.
+class LossNetwork:
+    """The cost of a network that only the loss uses.
 
     Args:
-        trained, frozen: its parameters; a trained one has gradients and AdamW's moments.
-        flops_per_image: of a training step in the game, forward and backward, of all its passes.
-        flops_before: the same before the discriminator plays.
-        bytes_per_image: what its pass over a reconstruction keeps while the tokenizer's is kept too.
+        trained, frozen: its parameters; trained ones have gradients and AdamW's moments.
+        flops_per_image: FLOPs of a training step with the discriminator, forward and backward, of all its passes.
+        flops_before: the same before the discriminator starts.
+        bytes_per_image: activations kept by its pass over a reconstruction, at the same time as the tokenizer's.
     """
 
     trained: int
@@ -43,50 +42,51 @@ class Judge:
 
     @property
     def state_bytes(self) -> int:
-        """Weights, gradients and AdamW's two moments in float32, and frozen weights."""
+        """Bytes of trained weights, their gradients and AdamW's two moments, and of frozen weights, in float32."""
         return 16 * self.trained + 4 * self.frozen
 
 
-def judges(recipe: Recipe) -> dict[str, Judge | None]:
-    """The judges of a recipe by name; None for one whose network is not known here."""
-    found: dict[str, Judge | None] = {}
+def loss_networks(recipe: Recipe) -> dict[str, LossNetwork | None]:
+    """The networks of a recipe's loss by name; None for one whose cost is unknown."""
+    found: dict[str, LossNetwork | None] = {}
     half, sides = recipe.train.precision != "fp32", recipe.data.image_sizes or [recipe.data.image_size]
-    # The adaptive weight takes the gradient of what it compares once more, down to the last layer's output.
-    again = recipe.adversarial.weight > 0 and recipe.adversarial.adaptive
+    adversarial = recipe.adversarial
+    # The adaptive weight needs the gradient of each compared loss at the last layer: a second backward pass.
+    adaptive = adversarial.weight > 0 and adversarial.adaptive
     if recipe.perceptual.weight > 0:
-        found["LPIPS"] = _in_turn([_lpips(side, half, again) for side in sides])
+        found["LPIPS"] = _over_sizes([_lpips(side, half, adaptive) for side in sides])
     if recipe.perceptual.logits > 0:
         name = recipe.perceptual.classifier
-        found["classifier"] = _in_turn([_classifier(name, side, half, again) for side in sides])
-    if recipe.adversarial.weight > 0:
-        config = recipe.adversarial.discriminator
+        found["classifier"] = _over_sizes([_classifier(name, side, half, adaptive) for side in sides])
+    if adversarial.weight > 0:
+        config = adversarial.discriminator
         if isinstance(config, DinoConfig) and config.backbone != KNOWN_BACKBONE:
             found["discriminator"] = None
         else:
-            key = (type(config), tuple(to_mapping(config).items()))
-            game = recipe.adversarial
-            rest = (recipe.data.channels, bool(game.consistency), bool(game.lecam), game.adaptive, half)
-            found["discriminator"] = _in_turn([_discriminator(key, side, *rest) for side in sides])
+            key = (type(config), tuple(to_mapping(config).items()))  # hashable, for lru_cache
+            rest = (recipe.data.channels, bool(adversarial.consistency), bool(adversarial.lecam), adaptive, half)
+            found["discriminator"] = _over_sizes([_discriminator(key, side, *rest) for side in sides])
     return found
 
 
-def _in_turn(each: Sequence[Judge | None]) -> Judge | None:
-    """A judge of images of one size or another: the mean of its FLOPs, the most of its bytes; None if not known."""
-    known = [judge for judge in each if judge is not None]
+def _over_sizes(each: Sequence[LossNetwork | None]) -> LossNetwork | None:
+    """One cost for several image sizes: the mean of the FLOPs, the largest bytes; None where the costs are unknown."""
+    known = [network for network in each if network is not None]
     if not known:
         return None
-    flops, before = (
-        sum(getattr(judge, key) for judge in known) // len(known) for key in ("flops_per_image", "flops_before")
+    return replace(
+        known[0],
+        flops_per_image=sum(network.flops_per_image for network in known) // len(known),
+        flops_before=sum(network.flops_before for network in known) // len(known),
+        bytes_per_image=max(network.bytes_per_image for network in known),
     )
-    most = max(judge.bytes_per_image for judge in known)
-    return replace(known[0], flops_per_image=flops, flops_before=before, bytes_per_image=most)
 
 
 class _Pass(nn.Module):
-    """A network as something `measure` can train: images -> the mean of what it says of them.
+    """A network with losses that `measure` can run: the mean of its outputs for the images of a batch.
 
     Args:
-        learns: the network's own parameters collect gradients, else the images do.
+        learns: gradients are computed for the network's parameters, else for the images.
     """
 
     def __init__(self, network: nn.Module, *, learns: bool) -> None:
@@ -98,8 +98,8 @@ class _Pass(nn.Module):
         return {"loss": self.network(images).mean()}
 
 
-class _Against(nn.Module):
-    """A distance of images and themselves, as if these had no gradient."""
+class _ToItself(nn.Module):
+    """A distance of images to themselves, without a gradient for the second argument."""
 
     def __init__(self, distance: nn.Module) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class _Against(nn.Module):
         return self.distance(images, images.detach())
 
 
-def _measured(network: nn.Module, size: int, channels: int, *, learns: bool, half: bool) -> Measured:
+def _cost(network: nn.Module, size: int, channels: int, *, learns: bool, half: bool) -> StepCost:
     def batch(num: int) -> tuple[Tensor, Tensor]:
         return torch.empty(num, channels, size, size, device="meta"), torch.empty(0)
 
@@ -118,61 +118,66 @@ def _measured(network: nn.Module, size: int, channels: int, *, learns: bool, hal
 
 
 def _forward_flops(network: nn.Module, size: int, channels: int) -> int:
-    """FLOPs an image of a forward pass alone."""
+    """FLOPs per image of a forward pass alone."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.empty(2, channels, size, size, device="meta"))
     return counter.get_total_flops() // 2
 
 
 @lru_cache
-def _lpips(size: int, half: bool, again: bool) -> Judge:
+def _lpips(size: int, half: bool, adaptive: bool) -> LossNetwork:
     with torch.device("meta"):
         network = LPIPS(vgg16(), [torch.empty(width) for width in WIDTHS])
-    return _distance(network, size, half, again)
+    return _distance(network, size, half, adaptive)
 
 
-def _distance(network: nn.Module, size: int, half: bool, again: bool) -> Judge:
-    """A frozen network that images and reconstructions pass, with `again` a second backward pass in the game."""
-    against = _Against(network)
-    cost = _measured(against, size, 3, learns=False, half=half)
-    more = cost.flops_per_image - _forward_flops(against, size, 3) if again else 0
+def _distance(network: nn.Module, size: int, half: bool, adaptive: bool) -> LossNetwork:
+    """The cost of a frozen distance between images and reconstructions; `adaptive` adds a second backward pass."""
+    distance = _ToItself(network)
+    cost = _cost(distance, size, 3, learns=False, half=half)
+    backward = cost.flops_per_image - _forward_flops(distance, size, 3) if adaptive else 0
     parameters = sum(p.numel() for p in network.parameters())
-    return Judge(0, parameters, cost.flops_per_image + more, cost.flops_per_image, cost.bytes_per_image)
+    return LossNetwork(0, parameters, cost.flops_per_image + backward, cost.flops_per_image, cost.bytes_per_image)
 
 
 @lru_cache
-def _classifier(name: str, size: int, half: bool, again: bool) -> Judge | None:
+def _classifier(name: str, size: int, half: bool, adaptive: bool) -> LossNetwork | None:
     try:
         with torch.device("meta"):
             network = LogitsDistance(classifier_network(name, pretrained=False))
-    except (ConfigError, WeightsError):  # no timm, or not a name of it
+    except (ConfigError, WeightsError):  # timm is not installed, or has no such model
         return None
-    return _distance(network, size, half, again)
+    return _distance(network, size, half, adaptive)
 
 
 @lru_cache
 def _discriminator(
-    key: Any, size: int, channels: int, consistency: bool, lecam: bool, again: bool, half: bool
-) -> Judge:
-    config = build_config(key[0], dict(key[1]))
-    frozen, seen = 0, size
+    key: tuple[type[DiscriminatorConfig], tuple[tuple[str, object], ...]],
+    size: int,
+    channels: int,
+    consistency: bool,
+    lecam: bool,
+    adaptive: bool,
+    half: bool,
+) -> LossNetwork:
+    config, frozen = build_config(key[0], dict(key[1])), 0
     if isinstance(config, DinoConfig):
-        # Whatever the images' size, this is what it looks at; a random crop or a resize costs next to nothing.
-        config, seen = replace(config, weights="random"), config.image_size
+        # Its images are cropped or resized to one size, at negligible cost.
+        config, size = replace(config, weights="random"), config.image_size
     with torch.device("meta"):
         network = build_discriminator(config, channels)
     for part in network.modules():
-        if isinstance(part, SpectralConv1d):  # its power iterations cost nothing, but the meta device cannot do them
+        if isinstance(part, SpectralConv1d):  # without power iterations: negligible, and impossible on the meta device
             part.forward = partial(nn.Conv1d.forward, part)  # type: ignore[method-assign]
     if isinstance(network, DinoDiscriminator):
         frozen = sum(p.numel() for p in network.trunk.parameters())
     trained = sum(p.numel() for p in network.parameters())
-    learning = _measured(network, seen, channels, learns=True, half=half)
-    judging = _measured(network, seen, channels, learns=False, half=half)
-    passes = 4 if consistency else 2  # images and reconstructions
-    flops = judging.flops_per_image + passes * learning.flops_per_image
-    forward = _forward_flops(network, seen, channels)
-    if again:
-        flops += judging.flops_per_image - forward
-    # LeCAM's means follow the logits of images and reconstructions from the first step on.
-    return Judge(trained, frozen, flops, 2 * forward if lecam else 0, judging.bytes_per_image)
+    own_step = _cost(network, size, channels, learns=True, half=half)
+    tokenizer_step = _cost(network, size, channels, learns=False, half=half)
+    passes = 4 if consistency else 2  # images and reconstructions, and both once more, augmented
+    flops = tokenizer_step.flops_per_image + passes * own_step.flops_per_image
+    forward = _forward_flops(network, size, channels)
+    if adaptive:
+        flops += tokenizer_step.flops_per_image - forward
+    # LeCAM's running means need the logits of images and reconstructions from the first step on.
+    return LossNetwork(trained, frozen, flops, 2 * forward if lecam else 0, tokenizer_step.bytes_per_image)

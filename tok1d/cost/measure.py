@@ -1,13 +1,12 @@
-"""Counting what a training step computes and keeps, on the meta device."""
+"""Counting the FLOPs and the activation memory of a training step, on PyTorch's meta device."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +15,14 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from tok1d.losses.total import Batch, total_loss
-from tok1d.tokenizers.auxiliary import AuxiliaryDecoder
-from tok1d.tokenizers.maetok import MAETok
-from tok1d.tokenizers.smap import SMAP
+from tok1d.losses.total import Batch, Tensors, total_loss
 
-# What torch.autocast runs in half precision, and what in float32; it has no effect on the meta device itself.
+# What torch.autocast runs in half precision, and what in float32. It has no effect on the meta device itself.
 _HALF = {F.linear, F.conv1d, F.conv2d, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm}
 _FULL = {F.layer_norm, F.group_norm, F.softmax, F.cosine_similarity, F.mse_loss, F.cross_entropy}
 
-# Geometry (channels, pixels per latent position) -> diffusers' AutoencoderKL: MAR's KL-16, Stable Diffusion's VAE.
+# (latent channels, pixels per latent position) -> arguments of diffusers' AutoencoderKL: MAR's KL-16, Stable
+# Diffusion's VAE.
 AUTOENCODERS: dict[tuple[int, int], dict[str, Any]] = {
     (16, 16): {
         "block_out_channels": [128, 128, 256, 256, 512],
@@ -41,58 +38,77 @@ AUTOENCODERS: dict[tuple[int, int], dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A training step's matrix-product FLOPs an image, and the bytes its forward pass keeps for the backward one."""
+class StepCost:
+    """Cost of a training step.
+
+    Args:
+        flops_per_image: FLOPs of matrix products and convolutions, forward and backward.
+        bytes_per_image: activations that the forward pass keeps for the backward pass.
+        bytes_of_any_batch: kept bytes that do not depend on the batch size: half-precision copies of weights, masks.
+    """
 
     flops_per_image: int
     bytes_per_image: int
-    bytes_of_any_batch: int  # half-precision copies of weights, masks
+    bytes_of_any_batch: int
 
     def activations(self, num: int) -> int:
         """Bytes kept for a batch of `num` images."""
         return self.bytes_of_any_batch + num * self.bytes_per_image
 
 
-def measure(model: nn.Module, batch: Callable[[int], Batch], *, half: bool) -> Measured:
-    """Run two training steps of a meta model, on 2 and on 4 images: both costs are straight lines in their number.
+def measure(model: nn.Module, batch: Callable[[int], Batch], *, half: bool) -> StepCost:
+    """The cost of a training step, from two steps of a meta model, on 2 and on 4 images: it is linear in their number.
 
-    Products of attention count in full, masked or not, and nothing counts twice for being computed again.
+    Attention counts with its full matrix products, masked or not; recomputation (activation checkpointing) does not
+    count.
+
+    Args:
+        model: on the meta device, with `losses(batch, progress)`.
+        batch: number of images -> batch on the meta device.
+        half: count the bytes of half precision (autocast).
     """
     model.train()
     with FlopCounterMode(display=False) as counter:
         two = _kept_bytes(model, batch(2), half=half, backward=True)
     four = _kept_bytes(model, batch(4), half=half)
     per_image = (four - two) // 2
-    return Measured(counter.get_total_flops() // 2, per_image, two - 2 * per_image)
+    return StepCost(counter.get_total_flops() // 2, per_image, two - 2 * per_image)
 
 
 def count_flops(model: nn.Module, batch: Callable[[int], Batch]) -> int:
-    """FLOPs an image of a training step, as `measure` counts them, in half its time."""
+    """FLOPs per image of a training step, as `measure` counts them, in half the time."""
     model.train()
-    kept = _Kept(model)
+    kept = _SavedTensors(model)
     with FlopCounterMode(display=False) as counter, _AsOnGPU(kept, half=False):
-        total_loss(model.losses(batch(2), 0.5)).backward()  # type: ignore[operator]
+        _loss(model, batch(2)).backward()
     model.zero_grad()
     return counter.get_total_flops() // 2
 
 
+def _loss(model: nn.Module, batch: Batch) -> Tensor:
+    """The loss in the middle of the run."""
+    losses = cast(Callable[[Batch, float], Tensors], model.losses)
+    return total_loss(losses(batch, 0.5))
+
+
 def _kept_bytes(model: nn.Module, batch: Batch, *, half: bool, backward: bool = False) -> int:
-    kept = _Kept(model)
+    kept = _SavedTensors(model)
     with saved_tensors_hooks(kept.add, lambda tensor: tensor), _AsOnGPU(kept, half=half):
-        loss = total_loss(model.losses(batch, 0.5))  # type: ignore[operator]
+        loss = _loss(model, batch)
     if backward:
         loss.backward()
         model.zero_grad()
     return kept.bytes
 
 
-class _Kept:
-    """Distinct storages that autograd saved, those of the model's own tensors aside."""
+class _SavedTensors:
+    """The storages that autograd saved, each once, without those of the model's parameters and buffers."""
 
     def __init__(self, model: nn.Module) -> None:
         self.own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
-        self.storages: dict[int, torch.UntypedStorage] = {}  # holding them keeps their identity from being reused
-        self.extra = 0
+        # References keep the storages alive: the address of a freed one could be used again.
+        self.storages: dict[int, torch.UntypedStorage] = {}
+        self.extra = 0  # bytes that no storage stands for
 
     def add(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -106,17 +122,23 @@ class _Kept:
 
 
 class _AsOnGPU(TorchFunctionMode):
-    """Operations as a GPU runs them: attention and dropout fused, and with `half` those of torch.autocast.
+    """Counts operations as a GPU runs them: fused attention and dropout, and with `half` the types of torch.autocast.
 
-    On the meta device attention would keep its matrix of scores, which no fused kernel does.
+    On the meta device attention would keep its matrix of scores, which fused kernels do not.
     """
 
-    def __init__(self, kept: _Kept, *, half: bool) -> None:
+    def __init__(self, kept: _SavedTensors, *, half: bool) -> None:
         super().__init__()
         self.kept, self.half = kept, half
-        self.copies: dict[int, Tensor] = {}  # autocast casts a weight once a step
+        self.copies: dict[int, Tensor] = {}  # half-precision weights: autocast casts each once per step
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return self._attention(*(self._half(arg) for arg in args), **kwargs)
@@ -138,65 +160,39 @@ class _AsOnGPU(TorchFunctionMode):
         return self.copies[id(arg)]
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> Tensor:
-        with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):  # the inner hooks count nothing
+        with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):  # the hooks outside count nothing here
             out = F.scaled_dot_product_attention(q, k, v, **kwargs)
         for tensor in (q, k, v, out, kwargs.get("attn_mask")):
             if tensor is not None:
                 self.kept.add(tensor)
-        self.kept.extra += 4 * math.prod(q.shape[:-1])  # the logarithms of the normalisers, float32
+        self.kept.extra += 4 * math.prod(q.shape[:-1])  # logsumexp of every row of scores, float32
         return out
 
 
-def use_stand_ins(model: Any) -> None:
-    """Let a tokenizer on the meta device train without its frozen networks: their outputs get shapes, no values."""
-    space = getattr(model, "latent_space", None)
-    if space is not None and not isinstance(space, nn.Module):  # an autoencoder, whose weights lie elsewhere
+def use_stand_ins(model: nn.Module, *, average: bool = False) -> None:
+    """Prepare a model on the meta device for a training step without its frozen networks.
 
-        def encode(images: Tensor) -> Tensor:
-            batch, _, height, width = images.shape
-            return images.new_empty(batch, space.channels, height // space.factor, width // space.factor)
+    A model with frozen networks or random branches declares a method `use_stand_ins(average=...)`, which replaces the
+    networks by functions that return tensors of the right shape. Other models are left as they are.
 
-        space.encode = encode
-    if isinstance(model, MAETok):
-        return _stand_in_teachers(model)
-    if isinstance(model, SMAP):  # as if no tail were dropped: the most a step can take, whatever would be drawn
-        length = model.spec.length
-        setattr(model, "training_keep", lambda images: length)  # noqa: B010 (mypy knows no assignment to a method)
-        return None
-    alignment = getattr(model.config, "alignment", None)
-    if alignment is not None and alignment.teacher:
-        patch = re.search(r"patch(\d+)", alignment.teacher)
-        num = (alignment.image_size // int(patch[1])) ** 2 if patch else model.decoder.grid**2
-        model.teacher_features = lambda images: images.new_empty(len(images), num, model.config.decoder.align_dim)
-
-
-def _stand_in_teachers(model: MAETok) -> None:
-    """As `use_stand_ins`, for the teachers of auxiliary decoders and of the alignment."""
-    config, num = model.config, (model.config.image_size // model.config.encoder.patch) ** 2
-
-    def features(dim: int) -> Callable[[Tensor], Tensor]:
-        return lambda images: images.new_empty(len(images), num, dim)
-
-    for each in model.auxiliary:
-        if isinstance(each, AuxiliaryDecoder) and each.config.is_teacher:
-            assert each.config.dim is not None, "checked"
-            each.teacher = features(each.config.dim)
-    if model.alignment is not None:
-        assert config.alignment.dim is not None, "checked"
-        model.alignment.teacher = features(config.alignment.dim)
+    Args:
+        average: where the cost of a step is random (tokens that are dropped), take its mean instead of its maximum.
+    """
+    declared = getattr(model, "use_stand_ins", None)
+    if declared is not None:
+        declared(average=average)
 
 
 @lru_cache
 def autoencoder_cost(channels: int, factor: int, image_size: int) -> tuple[int, int] | None:
-    """Parameters of a known autoencoder and FLOPs of encoding one image; None without diffusers."""
+    """Parameters of an autoencoder of AUTOENCODERS, and FLOPs of encoding one image; None without diffusers."""
     try:
         from diffusers import AutoencoderKL
     except ImportError:
         return None
     with torch.device("meta"):
-        network: Any = AutoencoderKL(
-            latent_channels=channels, layers_per_block=2, norm_num_groups=32, **AUTOENCODERS[channels, factor]
-        )
+        shape = AUTOENCODERS[channels, factor]
+        network: Any = AutoencoderKL(latent_channels=channels, layers_per_block=2, norm_num_groups=32, **shape)
         images = torch.empty(1, 3, image_size, image_size)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network.encode(images)

@@ -1,4 +1,4 @@
-"""The most that devices can compute, as their makers state it: what a run's arithmetic is held against."""
+"""Peak FLOP/s of GPUs as their makers state them, for the model-FLOPs utilisation of a run."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import re
 
 import torch
 
-# Dense peaks in TFLOP/s: (bf16 with fp32 accumulation, TF32, fp32 outside tensor cores); None: the GPU has none.
-# After NVIDIA's data sheets for V100, T4, A100, A10, A30, A40, L4, L40, L40S, RTX A6000, RTX 6000 Ada,
-# H100 (SXM, PCIe, NVL), H200 (SXM, NVL), HGX B200, where needed without the factor 2 of sparsity; GeForce: appendices
-# of the white papers on GA102, Ada and Blackwell (RTX). Entered from memory; the bf16 (V100, T4: fp16) entries of all
-# but RTX 6000 Ada, RTX 5090 and H200 NVL were then found the same in others' copies: tables of Lightning, TorchTitan,
-# pages of sellers. Keys match the whole name that the driver gives, so that neither laptop versions nor slices of a GPU
-# (MIG) count as the GPU.
+# Dense peaks in TFLOP/s: (bf16 with fp32 accumulation, TF32, fp32 without tensor cores); None: the GPU has none.
+# Values of NVIDIA's data sheets for V100, T4, A100, A10, A30, A40, L4, L40, L40S, RTX A6000, RTX 6000 Ada,
+# H100 (SXM, PCIe, NVL), H200 (SXM, NVL), HGX B200, without the factor 2 of sparsity; GeForce: appendices of the white
+# papers on GA102, Ada and Blackwell (RTX). They were entered from memory. The bf16 entries (V100, T4: fp16) of all but
+# RTX 6000 Ada, RTX 5090 and H200 NVL were then compared with secondary sources: tables of Lightning and TorchTitan,
+# vendors' pages. Keys match the whole name that the driver reports, so that laptop versions and MIG slices do not
+# match.
 Peak = tuple[float | None, float | None, float]
 PEAKS: dict[str, Peak] = {
     r"V100-SXM[23]-(16|32)GB": (None, None, 15.7),
@@ -41,9 +41,12 @@ FP16 = {r"V100-SXM[23]-(16|32)GB": 125.0, r"V100-PCIE-(16|32)GB": 112.0, r"T4": 
 
 
 def known_peak(name: str, precision: str, *, tf32: bool = False) -> float | None:
-    """Dense peak in TFLOP/s of a GPU by its driver's name, in "bf16", "fp16" or "fp32" (with `tf32` on tensor cores).
+    """Dense peak in TFLOP/s of a GPU, or None where the GPU or this arithmetic is not in the table.
 
-    None for a device that is not in the table, or without such arithmetic.
+    Args:
+        name: as the driver reports it.
+        precision: "bf16", "fp16" or "fp32".
+        tf32: fp32 matrix products use TF32 on tensor cores.
     """
     short = re.sub(r"^(NVIDIA )?(Tesla )?", "", name)
     for pattern, (bf16, on_tensor_cores, plain) in PEAKS.items():
@@ -55,7 +58,7 @@ def known_peak(name: str, precision: str, *, tf32: bool = False) -> float | None
 
 
 def peak_of(device: torch.device, precision: str, given: float | None = None) -> float | None:
-    """What one device can do in TFLOP/s: `given` (`train.peak_tflops`), else as known; None on a CPU."""
+    """Peak of one device in TFLOP/s: `given` (`train.peak_tflops`), else from the table; None is unknown."""
     if given is not None or device.type != "cuda":
         return given
     tf32 = torch.get_float32_matmul_precision() != "highest"

@@ -1,4 +1,4 @@
-"""What the demo draws and measures of a tokenizer with its generator."""
+"""Images and measurements of a tokenizer with its generator, for the demo."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from tok1d.analyze.prefix import CurvePoint
 from tok1d.config.fields import build_config
 from tok1d.config.recipe import EvaluateConfig, Recipe
 from tok1d.data.images import ImageSet
-from tok1d.demo.page import Check, Probe, Shown, Strip
+from tok1d.demo.page import Check, ModelResults, Probe, Strip
 from tok1d.evaluate.probe import linear_probe
 from tok1d.inference.conditions import choose_condition, cond_for
 from tok1d.pictures import data_uri, grid, save_png
 from tok1d.tokenizers.prefix import prefix_lengths
+from tok1d.train.models import LoadedGenerator, LoadedTokenizer
 from tok1d.zoo.card import Card
 from tok1d.zoo.record import Record
 
 SEED = 0
-NUM_SHOWN = 10  # images of a strip
-PROBE_TRAIN, PROBE_TEST = 5000, 1000
+NUM_SHOWN = 10  # images in a row
+PROBE_TRAIN, PROBE_TEST = 5000, 1000  # images
 
 
 def protocol(card: Card) -> EvaluateConfig:
-    """How the recipe of these weights evaluates: steps, guidance, temperature."""
+    """The evaluation settings of the recipe in a model's card: steps, guidance, temperature."""
     from omegaconf import OmegaConf
 
     tree: Any = OmegaConf.to_container(OmegaConf.create(card.recipe or "{}"), resolve=True)
@@ -37,22 +38,22 @@ def protocol(card: Card) -> EvaluateConfig:
 
 
 def noise() -> torch.Generator:
-    """The same randomness for every picture."""
+    """A new generator with the same seed for every image."""
     return torch.Generator().manual_seed(SEED)
 
 
-def steps_of(tokenizer: Any, how: EvaluateConfig) -> int | None:
-    """Steps of the tokenizer's decoder, which has none where it paints in one pass."""
+def steps_of(tokenizer: LoadedTokenizer, how: EvaluateConfig) -> int | None:
+    """Sampling steps of the tokenizer's decoder; None for a deterministic decoder."""
     return None if tokenizer.spec.deterministic else how.steps
 
 
-def told(tokenizer: Any, labels: Tensor, num_classes: int) -> Tensor | None:
-    """What a tokenizer is told of labels (B,) out of so many classes: themselves where it wants them."""
+def condition_of(tokenizer: LoadedTokenizer, labels: Tensor, num_classes: int) -> Tensor | None:
+    """The `cond` argument of a tokenizer: labels (B,) where it is conditioned on `num_classes` classes, else None."""
     return cond_for(choose_condition(tokenizer, num_classes), labels, labels.device)
 
 
-def reconstruct(tokenizer: Any, x: Tensor, cond: Tensor | None = None) -> dict[int, Tensor]:
-    """Images (B, C, H, W) again from their first 1, 2, 4, ... tokens, all from the same starting noise."""
+def reconstruct(tokenizer: LoadedTokenizer, x: Tensor, cond: Tensor | None = None) -> dict[int, Tensor]:
+    """Reconstructions (B, C, H, W) by number of tokens, 1, 2, 4, ..., all from the same initial noise."""
     how, tokens = protocol(tokenizer.card), tokenizer.encode(x, cond)
     steps = steps_of(tokenizer, how)
     return {
@@ -61,12 +62,12 @@ def reconstruct(tokenizer: Any, x: Tensor, cond: Tensor | None = None) -> dict[i
     }
 
 
-def draw(generator: Any, tokenizer: Any, num: int) -> dict[int, Tensor]:
-    """`num` samples a class, class by class (num_classes * num, C, H, W), from their first 1, 2, 4, ... tokens."""
+def sample(generator: LoadedGenerator, tokenizer: LoadedTokenizer, num: int) -> dict[int, Tensor]:
+    """`num` samples of each class, decoded from 1, 2, 4, ... tokens: number -> (num_classes * num, C, H, W)."""
     how = protocol(generator.card)
     labels = torch.arange(generator.config.num_classes).repeat_interleave(num)
     tokens = generator.sample(labels, guidance=how.guidance, temperature=how.temperature, generator=noise())
-    cond = told(tokenizer, labels, generator.config.num_classes)
+    cond = condition_of(tokenizer, labels, generator.config.num_classes)
     return {
         k: tokenizer.decode(tokens, cond, keep=k, steps=steps_of(tokenizer, how), generator=noise())
         for k in prefix_lengths(generator.config.num_tokens)
@@ -74,11 +75,11 @@ def draw(generator: Any, tokenizer: Any, num: int) -> dict[int, Tensor]:
 
 
 @torch.no_grad()
-def quick_look(generator: Any, tokenizer: Any, test: ImageSet, folder: Path) -> list[Path]:
-    """Two pictures: test images above their reconstructions, and samples, a row a class."""
+def quick_look(generator: LoadedGenerator, tokenizer: LoadedTokenizer, test: ImageSet, folder: Path) -> list[Path]:
+    """Write two images: test images above their reconstructions, and samples, one row per class."""
     x, labels = test.batch(range(min(8, len(test))))
-    rows = torch.cat([x, *reconstruct(tokenizer, x, told(tokenizer, labels, test.num_classes)).values()])
-    samples = list(draw(generator, tokenizer, 4).values())[-1]
+    rows = torch.cat([x, *reconstruct(tokenizer, x, condition_of(tokenizer, labels, test.num_classes)).values()])
+    samples = list(sample(generator, tokenizer, 4).values())[-1]
     return [
         save_png(grid(rows, len(x), zoom=3), folder / "reconstructions.png"),
         save_png(grid(samples, 4, zoom=3), folder / "samples.png"),
@@ -86,28 +87,28 @@ def quick_look(generator: Any, tokenizer: Any, test: ImageSet, folder: Path) -> 
 
 
 @torch.no_grad()
-def show(whose: str, generator: Any, tokenizer: Any, test: ImageSet) -> Shown:
-    """The pictures and recorded numbers of one pair."""
+def results(name: str, generator: LoadedGenerator, tokenizer: LoadedTokenizer, test: ImageSet) -> ModelResults:
+    """The images and recorded numbers of a tokenizer with its generator."""
     x, labels = test.batch(range(min(NUM_SHOWN, len(test))))
-    decoded = reconstruct(tokenizer, x, told(tokenizer, labels, test.num_classes))
-    drawn = draw(generator, tokenizer, NUM_SHOWN)
+    decoded = reconstruct(tokenizer, x, condition_of(tokenizer, labels, test.num_classes))
+    generated = sample(generator, tokenizer, NUM_SHOWN)
     encoding, sampling = protocol(tokenizer.card), protocol(generator.card)
-    samples = list(drawn.values())[-1].chunk(generator.config.num_classes)
-    return Shown(
-        whose=whose,
+    samples = list(generated.values())[-1].chunk(generator.config.num_classes)
+    return ModelResults(
+        name=name,
         about=f"tokenizer {_training(tokenizer)}; generator {_training(generator)}",
         decoding=f"{encoding.steps} steps, guidance {encoding.guidance:g}, seed {SEED}",
         sampling=f"guidance {sampling.guidance:g}, temperature {sampling.temperature:g}, "
         f"{sampling.steps} decoder steps, seed {SEED}",
         reconstructions=[_strip("original", x), *(_strip(_tokens(k), images) for k, images in decoded.items())],
-        growing=[_strip(_tokens(k), images[::NUM_SHOWN]) for k, images in drawn.items()],
-        samples=[_strip(name, images) for name, images in zip(test.class_names, samples)],
+        by_length=[_strip(_tokens(k), images[::NUM_SHOWN]) for k, images in generated.items()],
+        samples=[_strip(label, images) for label, images in zip(test.class_names, samples)],
         reconstruction_records=tokenizer.card.records,
         generation_records=generator.card.records,
     )
 
 
-def _training(model: Any) -> str:
+def _training(model: LoadedTokenizer | LoadedGenerator) -> str:
     card, count = model.card, sum(parameter.numel() for parameter in model.parameters())
     facts = [f"{count / 1e6:.2f} M parameters"]
     facts += [f"{card.trained['steps']:,} steps"] if "steps" in card.trained else []
@@ -125,40 +126,40 @@ def _strip(label: str, images: Tensor) -> Strip:
 
 
 @torch.no_grad()
-def probes(tokenizers: dict[str, Any], train: ImageSet, test: ImageSet) -> tuple[list[Probe], str]:
-    """Linear probes of the first token and of all, of the raw pixels for comparison, and the protocol in words."""
+def probes(tokenizers: dict[str, LoadedTokenizer], train: ImageSet, test: ImageSet) -> tuple[list[Probe], str]:
+    """Linear probes of the first token, of all tokens and of the pixels; and the protocol as text."""
     num_train, num_test = min(PROBE_TRAIN, len(train)), min(PROBE_TEST, len(test))
     (x, y), (x_test, y_test) = train.batch(range(num_train)), test.batch(range(num_test))
 
-    def probe(whose: str, name: str, features: Tensor, features_test: Tensor) -> Probe:
+    def probe(model: str, name: str, features: Tensor, features_test: Tensor) -> Probe:
         features, features_test = features.flatten(1), features_test.flatten(1)
         accuracy = linear_probe(features, y, features_test, y_test, seed=SEED)
-        return Probe(whose, name, features.shape[1], accuracy)
+        return Probe(model, name, features.shape[1], accuracy)
 
     found = []
-    for whose, tokenizer in tokenizers.items():
+    for model, tokenizer in tokenizers.items():
         tokens, tokens_test = (
             torch.cat(
                 [
-                    tokenizer.encode(part, told(tokenizer, own, test.num_classes))
-                    for part, own in zip(z.split(500), labels.split(500))
+                    tokenizer.encode(part, condition_of(tokenizer, own, test.num_classes))
+                    for part, own in zip(x_all.split(500), labels.split(500))
                 ]
             )
-            for z, labels in ((x, y), (x_test, y_test))
+            for x_all, labels in ((x, y), (x_test, y_test))
         )
         length = tokenizer.spec.length
-        found.append(probe(whose, "first token", tokens[:, :1], tokens_test[:, :1]))
-        found.append(probe(whose, f"all {length} tokens", tokens, tokens_test))
+        found.append(probe(model, "first token", tokens[:, :1], tokens_test[:, :1]))
+        found.append(probe(model, f"all {length} tokens", tokens, tokens_test))
     found.append(probe("baseline", "raw pixels", x, x_test))
-    words = (
+    text = (
         f"Logistic regression on standardised features of the first {num_train:,} training images; "
         f"accuracy on the first {num_test:,} test images; chance is {1 / test.num_classes:.0%}."
     )
-    return found, words
+    return found, text
 
 
-def checks(tokenizer: Any, generator: Any, curve: Sequence[CurvePoint]) -> list[Check]:
-    """What the demo is to reach, against what these models did."""
+def checks(tokenizer: LoadedTokenizer, generator: LoadedGenerator, curve: Sequence[CurvePoint]) -> list[Check]:
+    """The demo's targets, and what these models reached."""
     length = tokenizer.spec.length
     errors = [_find(tokenizer.card.records, "mse", k) for k in prefix_lengths(length)]
     psnr = _find(tokenizer.card.records, "psnr", length)
@@ -171,13 +172,13 @@ def checks(tokenizer: Any, generator: Any, curve: Sequence[CurvePoint]) -> list[
         Check(
             f"squared error from {', '.join(map(str, prefix_lengths(length)))} tokens",
             ", ".join(f"{number:.4f}" for number in numbers) or "unavailable",
-            "strictly falling",
+            "strictly decreasing",
             falling and len(numbers) == len(errors),
         ),
         Check("PSNR from all tokens", _value(psnr), "at least 15 dB", _reaches(psnr.value if psnr else None, 15.0)),
         Check(
-            f"share of the loss reduction in the first quarter ({_tokens(quarter)})",
-            "unavailable: the tokens lower no loss" if share is None else f"{share:.1%}",
+            f"share of the loss reduction by the first quarter of the tokens ({_tokens(quarter)})",
+            "unavailable: the tokens do not reduce the loss" if share is None else f"{share:.1%}",
             "at least 50 %",
             _reaches(share, 0.5),
         ),
@@ -186,8 +187,8 @@ def checks(tokenizer: Any, generator: Any, curve: Sequence[CurvePoint]) -> list[
 
 
 def times(seconds: dict[str, float], whole: bool) -> list[Check]:
-    """How long it took; `whole` says whether all of it happened in this call."""
-    total = "from start to report" if whole else "this call only; part was done in an earlier one"
+    """Training times and the total; `whole`: the whole demo ran in this call."""
+    total = "from start to report" if whole else "this call only; part of the demo ran in an earlier call"
     return [
         Check("training of the tokenizer", f"{seconds['tokenizer']:.0f} s"),
         Check("training of the generator", f"{seconds['generator']:.0f} s"),
@@ -196,14 +197,17 @@ def times(seconds: dict[str, float], whole: bool) -> list[Check]:
 
 
 def commands(tokenizer: Recipe, generator: Recipe, length: int) -> list[tuple[str, str]]:
-    """What to try next with the two runs: (what for, command line)."""
-    mine, drawn = shlex.quote(f"{tokenizer.out}/model"), shlex.quote(f"{generator.out}/model")
+    """Commands to try next with the two runs: (purpose, command line)."""
+    own_tokenizer, own_generator = shlex.quote(f"{tokenizer.out}/model"), shlex.quote(f"{generator.out}/model")
     keep = ",".join(map(str, prefix_lengths(length)))
     return [
-        ("Draw more of some classes:", f"tok1d generate {drawn} --classes 3,7 --num 16 --out runs/more"),
         (
-            "Send your own pictures, a folder or one file, through the tokenizer:",
-            f"tok1d reconstruct {mine} PICTURES --keep {keep} --out runs/mine",
+            "Generate more images of some classes:",
+            f"tok1d generate {own_generator} --classes 3,7 --num 16 --out runs/more",
+        ),
+        (
+            "Reconstruct your own images, a folder or one file:",
+            f"tok1d reconstruct {own_tokenizer} IMAGES --keep {keep} --out runs/mine",
         ),
         (
             "Train longer, or change any other key (tok1d config --fields lists them):",
@@ -213,7 +217,7 @@ def commands(tokenizer: Recipe, generator: Recipe, length: int) -> list[tuple[st
 
 
 def _find(records: Sequence[Record], name: str, keep: int | None) -> Record | None:
-    """The record of that name at `keep` tokens, or at the most where `keep` is None."""
+    """The record of that name for `keep` tokens; for the most tokens where `keep` is None."""
     named = [record for record in records if record.name == name and keep in (None, record.keep)]
     return max(named, key=lambda record: record.keep or 0, default=None)
 

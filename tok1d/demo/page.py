@@ -1,6 +1,6 @@
-"""The demo's report as one HTML file: a pure function from what was measured to text.
+"""The demo's report as one HTML file: a pure function from the measurements to text.
 
-Nothing is fetched: pictures are data addresses, the style is inside, there is no script.
+The page is self-contained: images are data URIs, the style sheet is included, and there are no scripts.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from tok1d.zoo.record import Record
 
 @dataclass(frozen=True)
 class Strip:
-    """A row of pictures with its name; `picture` is a data address."""
+    """A row of images with its name; `picture` is a data URI."""
 
     label: str
     picture: str
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One tokenizer with its generator.
+class ModelResults:
+    """The results of a tokenizer with its generator.
 
     Args:
-        whose: "yours" or "bundled".
-        about: one line on their training.
-        decoding, sampling: protocol of the pictures.
-        reconstructions: originals, then decoded from 1, 2, 4, ... tokens.
-        growing: the same samples from 1, 2, 4, ... tokens; a column a class.
-        samples: a row a class.
+        name: "yours" or "bundled".
+        about: one line about their training.
+        decoding, sampling: settings of the reconstructions and samples.
+        reconstructions: original images, then reconstructions from 1, 2, 4, ... tokens.
+        by_length: the same samples decoded from 1, 2, 4, ... tokens; one column per class.
+        samples: one row per class.
     """
 
-    whose: str
+    name: str
     about: str
     decoding: str
     sampling: str
     reconstructions: list[Strip]
-    growing: list[Strip]
+    by_length: list[Strip]
     samples: list[Strip]
     reconstruction_records: list[Record] = field(default_factory=list)
     generation_records: list[Record] = field(default_factory=list)
@@ -48,9 +48,9 @@ class Shown:
 
 @dataclass(frozen=True)
 class Probe:
-    """Accuracy in [0, 1] of a linear classifier on `size` numbers an image."""
+    """Accuracy in [0, 1] of a linear classifier of model `model` on features of `size` numbers per image."""
 
-    whose: str
+    model: str
     features: str
     size: int
     accuracy: float
@@ -58,7 +58,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Check:
-    """One line of "done means": `met` is None where there is no target."""
+    """A measured value and its target; `met` is None where there is no target."""
 
     what: str
     measured: str
@@ -68,9 +68,9 @@ class Check:
 
 @dataclass(frozen=True)
 class Page:
-    """All that the report shows; `curve` is a data address, `commands` are (what for, command line)."""
+    """Everything in the report; `curve` is a data URI, `commands` are (purpose, command line)."""
 
-    models: list[Shown]
+    models: list[ModelResults]
     classes: list[str]
     curve: str
     curve_protocol: str
@@ -86,18 +86,18 @@ _STYLE = Path(__file__).with_name("page.css")
 def render(page: Page) -> str:
     """The whole page as HTML text."""
     both = len(page.models) > 1
-    beside = (
-        "“Yours” is what this command trained on this machine; “bundled” is what comes with the package."
+    origin = (
+        "“Yours” are the models that this command trained on this machine; “bundled” are the ones in the package."
         if both
-        else "All of it was trained by this command on this machine; no bundled models were there to compare with."
+        else "This command trained both models on this machine; the package has no bundled models to compare with."
     )
     parts = [
-        "<h1>Images as a few ordered tokens</h1>",
-        "<p>A tokenizer turned each image into a short sequence of tokens, the most important first, as principal "
-        "components are; a generator then learnt to write such sequences class by class. "
-        f"{beside}</p>",
-        *(f'<p class="note"><b>{escape(model.whose)}</b>: {escape(model.about)}</p>' for model in page.models),
-        _done(page.checks),
+        "<h1>Images as short sequences of tokens</h1>",
+        "<p>A tokenizer encodes each image as a short sequence of tokens, ordered by importance like principal "
+        "components. A generator was then trained to generate such sequences for a given class. "
+        f"{origin}</p>",
+        *(f'<p class="note"><b>{escape(model.name)}</b>: {escape(model.about)}</p>' for model in page.models),
+        _targets(page.checks),
         _reconstructions(page),
         _curve(page),
         _generation(page),
@@ -140,14 +140,14 @@ def _pair(cards: Sequence[str]) -> str:
     return '<div class="pair">\n' + "\n".join(cards) + "\n</div>"
 
 
-def _done(checks: Sequence[Check]) -> str:
+def _targets(checks: Sequence[Check]) -> str:
     rows = []
     for check in checks:
         verdict = "" if check.met is None else f'<b class="{"yes" if check.met else "no"}">{_yes(check.met)}</b>'
         cells = (escape(check.what), escape(check.measured), escape(check.target), verdict)
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     table = _table(("yours", "measured", "target", "met"), rows)
-    return _section("done", "In short", "What this run was to reach, and what it reached.", table)
+    return _section("done", "Targets", "What this demo should reach, and what it reached.", table)
 
 
 def _yes(value: bool) -> str:
@@ -161,32 +161,35 @@ def _table(heads: Sequence[str], rows: Sequence[str]) -> str:
 
 
 def _reconstructions(page: Page) -> str:
-    lead = "The first test images, not selected, and what the decoder makes of their first 1, 2, 4, … tokens."
-    cards = [_card(model.whose, model.decoding, _strips(model.reconstructions)) for model in page.models]
+    lead = "The first test images (not selected), and their reconstructions from the first 1, 2, 4, … tokens."
+    cards = [_card(model.name, model.decoding, _strips(model.reconstructions)) for model in page.models]
     return _section("reconstructions", "Originals and reconstructions", lead, _pair(cards))
 
 
 def _curve(page: Page) -> str:
-    lead = "How much of what all tokens do for the decoder the first few already do: no token is 0 %, all are 100 %."
-    plot = f'<img class="plot" alt="share of the denoising-loss reduction per tokens kept" src="{page.curve}">'
+    lead = (
+        "How much the first tokens reduce the decoder's denoising loss, as a share of the reduction by all tokens: "
+        "0 % without tokens, 100 % with all of them."
+    )
+    plot = f'<img class="plot" alt="reduction of the denoising loss by number of tokens" src="{page.curve}">'
     return _section(
-        "curve", "What each token is worth", lead, plot, f'<p class="note">{escape(page.curve_protocol)}</p>'
+        "curve", "What each token contributes", lead, plot, f'<p class="note">{escape(page.curve_protocol)}</p>'
     )
 
 
 def _generation(page: Page) -> str:
-    growing = [_card(model.whose, model.sampling, _strips(model.growing, page.classes)) for model in page.models]
-    samples = [_card(model.whose, "", _strips(model.samples)) for model in page.models]
+    by_length = [_card(model.name, model.sampling, _strips(model.by_length, page.classes)) for model in page.models]
+    samples = [_card(model.name, "", _strips(model.samples)) for model in page.models]
     return (
         _section(
             "growing",
-            "Samples that grow token by token",
-            "One generated sequence a class, decoded from its first tokens; the starting noise stays the same.",
-            _pair(growing),
+            "Samples from increasing numbers of tokens",
+            "One generated sequence per class, decoded from its first 1, 2, 4, … tokens with the same initial noise.",
+            _pair(by_length),
         )
         + "\n"
         + _section(
-            "samples", "Samples of every class", "The first ones drawn for each class, not selected.", _pair(samples)
+            "samples", "Samples of every class", "The first samples of each class (not selected).", _pair(samples)
         )
     )
 
@@ -199,27 +202,27 @@ def _numbers(page: Page) -> str:
     for model in page.models:
         records = [*model.reconstruction_records, *model.generation_records]
         body.append(
-            f"<details><summary>every number of {escape(model.whose)} with its whole protocol</summary>"
+            f"<details><summary>all numbers of {escape(model.name)} with their full protocol</summary>"
             f'<div class="scroll">{html_table(records)}</div></details>'
         )
-    lead = "Each figure with the images it was measured on. Bundled figures come from the record beside the weights."
+    lead = "Each number with the number of images it was measured on. Numbers of bundled models come from their cards."
     return _section("numbers", "Measured numbers", lead, *body)
 
 
-def _comparison(models: Sequence[Shown], kind: str) -> str:
-    """A row for every (metric, tokens kept, remark), a column for each model."""
+def _comparison(models: Sequence[ModelResults], kind: str) -> str:
+    """One row for each (metric, tokens kept, remark), one column for each model."""
     cells: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     for model in models:
         for record in getattr(model, kind):
             known = record.value is not None
             key = (record.name, "" if record.keep is None else str(record.keep), record.note if known else "")
-            cells.setdefault(key, {}).setdefault(model.whose, []).append(_cell(record))
+            cells.setdefault(key, {}).setdefault(model.name, []).append(_cell(record))
     rows = []
     for key, by_model in cells.items():
         columns = [escape(text) for text in key]
-        columns += ["<br>".join(by_model.get(model.whose, [])) for model in models]
+        columns += ["<br>".join(by_model.get(model.name, [])) for model in models]
         rows.append("<tr>" + "".join(f"<td>{column}</td>" for column in columns) + "</tr>")
-    return _table(("metric", "tokens", "remark", *(model.whose for model in models)), rows)
+    return _table(("metric", "tokens", "remark", *(model.name for model in models)), rows)
 
 
 def _cell(record: Record) -> str:
@@ -233,15 +236,15 @@ def _cell(record: Record) -> str:
 
 def _probe(page: Page) -> str:
     rows = [
-        f"<tr><td>{escape(probe.whose)}</td><td>{escape(probe.features)}</td>"
+        f"<tr><td>{escape(probe.model)}</td><td>{escape(probe.features)}</td>"
         f'<td class="number">{probe.size}</td><td class="number">{probe.accuracy:.1%}</td></tr>'
         for probe in page.probes
     ]
-    table = _table(("whose", "features", "numbers an image", "accuracy"), rows)
-    lead = "How much of the class a linear classifier reads from the tokens; they were trained without any label."
+    table = _table(("model", "features", "numbers per image", "accuracy"), rows)
+    lead = "Accuracy of a linear classifier that predicts the class from the tokens, which were trained without labels."
     return _section("probe", "Linear probe", lead, table, f'<p class="note">{escape(page.probe_protocol)}</p>')
 
 
 def _next(commands: Sequence[tuple[str, str]]) -> str:
     body = [f"<p>{escape(purpose)}</p>\n<pre>{escape(command)}</pre>" for purpose, command in commands]
-    return _section("next", "How to go on", "Commands for a shell in the folder where the demo ran.", *body)
+    return _section("next", "Next steps", "Commands for a shell in the folder where the demo ran.", *body)

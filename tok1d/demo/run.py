@@ -1,34 +1,35 @@
-"""First light: real images, a tokenizer, a generator on its tokens, and a page that shows what came out."""
+"""The demo: train a small tokenizer and a generator on real images, and write a report of the results."""
 
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tok1d import files
 from tok1d.analyze.prefix import explained_curve, plot_curve
 from tok1d.config.load import load_recipe
 from tok1d.config.recipe import Recipe
-from tok1d.demo.measure import SEED, checks, commands, probes, quick_look, show, times
+from tok1d.demo.measure import SEED, checks, commands, probes, quick_look, results, times
 from tok1d.demo.page import Page, render
-from tok1d.errors import ConfigError, DataError
+from tok1d.errors import ConfigError, DataError, reason_of
 from tok1d.pictures import data_uri
+from tok1d.train.folder import has_checkpoint, is_finished, prepare
 from tok1d.train.images import open_split
-from tok1d.train.run import is_finished, prepare, train
+from tok1d.train.models import LoadedGenerator, LoadedTokenizer
+from tok1d.train.run import train
 from tok1d.zoo import store
 
 if TYPE_CHECKING:
     from tok1d.analyze.prefix import CurvePoint
     from tok1d.data.images import ImageSet
-    from tok1d.demo.page import Page
 
 BUNDLED = "fashion-mnist-semanticist"
 TOKENIZER, GENERATOR = "fashion_mnist/demo_tokenizer", "fashion_mnist/demo_generator"
-CURVE_IMAGES, CURVE_TIMES = 200, 10
+CURVE_IMAGES, CURVE_TIMES = 200, 10  # test images, and noise levels of the denoising loss
 
 
 def run(
@@ -39,23 +40,25 @@ def run(
     tokenizer_overrides: Sequence[str] = (),
     generator_overrides: Sequence[str] = (),
 ) -> Path:
-    """Show the bundled models, train small ones from scratch and write OUT/report.html, whose path it returns.
+    """Show the bundled models, train small ones from scratch, and write OUT/report.html; returns its path.
 
-    What is finished is not done again and an interrupted training goes on; with `overwrite` everything is redone.
+    Finished parts are not repeated, and an interrupted training is resumed, unless `overwrite`.
 
     Args:
-        data_root: folder of Fashion-MNIST's files; None looks in the usual places.
-        tokenizer_overrides, generator_overrides: recipe overrides (key=value), for tests and quick looks.
+        out: folder of the demo.
+        overwrite: repeat everything.
+        data_root: folder of Fashion-MNIST's files; None searches the default folders.
+        tokenizer_overrides, generator_overrides: recipe overrides (key=value), for tests.
 
     Raises:
-        ConfigError: an unfinished run of another recipe lies there, or a generator without its tokenizer.
+        ConfigError: the folder holds an unfinished run of another recipe, or a generator without its tokenizer.
     """
     started = time.perf_counter()
     out = Path(out)
     page = out / "report.html"
     recipes = _recipes(out, data_root, tokenizer_overrides, generator_overrides)
     if _open_folders(recipes, page, overwrite=overwrite):
-        print(f"The demo in {out} is finished: open {page} (--overwrite does all of it again)", flush=True)
+        print(f"The demo in {out} is finished: open {page} (--overwrite repeats it)", flush=True)
         return page
 
     test = open_split(recipes[TOKENIZER], "test")
@@ -63,14 +66,14 @@ def run(
     fresh = [_stage(f"{number}/4", name, recipe) for number, (name, recipe) in enumerate(recipes.items(), 2)]
     _headline("4/4", "measuring and writing the report (under a minute)")
     _report(page, recipes, test, started, whole=all(fresh))
-    print(f"The report: {page}\nTime: {time.perf_counter() - started:.0f} s", flush=True)
+    print(f"Report: {page}\nTime: {time.perf_counter() - started:.0f} s", flush=True)
     return page
 
 
 def _recipes(
     out: Path, data_root: str | None, tokenizer_overrides: Sequence[str], generator_overrides: Sequence[str]
 ) -> dict[str, Recipe]:
-    """The two recipes with the demo's folders, in the order of training."""
+    """The two recipes, with paths inside the demo's folder, in the order of training."""
     tokenizer = load_recipe(TOKENIZER, tokenizer_overrides)
     generator = load_recipe(GENERATOR, generator_overrides)
     if data_root is not None:
@@ -87,8 +90,7 @@ def _recipes(
 
 
 def _open_folders(recipes: dict[str, Recipe], page: Path, *, overwrite: bool) -> bool:
-    """Make or check both run folders before anything is trained; True where all is finished already."""
-
+    """Prepare both run folders before the training; returns whether the whole demo is finished."""
     tokenizer, generator = (Path(recipe.out) for recipe in recipes.values())
     if not overwrite and is_finished(generator) and not is_finished(tokenizer):
         raise ConfigError(
@@ -106,51 +108,50 @@ def _headline(number: str, text: str) -> None:
     print(f"\n[{number}] {text}", flush=True)
 
 
-def _bundled() -> tuple[Any, Any] | None:
-
+def _bundled() -> tuple[LoadedGenerator, LoadedTokenizer] | None:
+    """The bundled generator and its tokenizer; None where the package has none."""
     return store.load_pair(BUNDLED) if BUNDLED in store.bundled_names() else None
 
 
 def _show_bundled(folder: Path, test: ImageSet) -> None:
-    """Pictures of the models in the package."""
+    """Write images of the bundled models."""
     pair = _bundled()
     if pair is None:
         _headline("1/4", f"no bundled models named {BUNDLED} in this package: skipped")
         return
-
-    _headline("1/4", "what the bundled models do: test images above their reconstructions, and samples (seconds)")
+    _headline("1/4", "bundled models: test images above their reconstructions, and samples (a few seconds)")
     for path in quick_look(*pair, test, folder):
         print(f"      {path}", flush=True)
 
 
 def _stage(number: str, name: str, recipe: Recipe) -> bool:
-    """Train one recipe unless it is finished; True where all of its training happened here."""
-
+    """Train a recipe unless it is finished; returns whether its whole training happened in this call."""
     out = Path(recipe.out)
     if is_finished(out):
         _headline(number, f"{name}: already trained in {out}")
         return False
-    resumes = any((out / "checkpoints").glob("step-*.pt"))
-    verb = "going on with" if resumes else "training"
+    resumes = has_checkpoint(out)
+    verb = "resuming" if resumes else "training"
     _headline(number, f"{verb} {name}: {recipe.card.about} ({recipe.card.cost})")
     train(recipe, name=name)
     return not resumes
 
 
 def _report(page: Path, recipes: dict[str, Recipe], test: ImageSet, started: float, *, whole: bool) -> None:
-    """Measure what training did not, and write report.json and report.html."""
-
+    """Measure what the trainings did not, and write report.json and report.html."""
     begun = time.perf_counter()
-    pairs = {"yours": store.load_pair(Path(recipes[GENERATOR].out) / "model")}
+    pairs: dict[str, tuple[LoadedGenerator, LoadedTokenizer]] = {
+        "yours": store.load_pair(Path(recipes[GENERATOR].out) / "model")
+    }
     bundled = _bundled()
     if bundled is not None:
         pairs["bundled"] = bundled
-    tokenizers = {whose: tokenizer for whose, (_, tokenizer) in pairs.items()}
+    tokenizers = {name: tokenizer for name, (_, tokenizer) in pairs.items()}
     curves = {
-        whose: explained_curve(tokenizer, test, num_images=CURVE_IMAGES, num_times=CURVE_TIMES, seed=SEED)
-        for whose, tokenizer in tokenizers.items()
+        name: explained_curve(tokenizer, test, num_images=CURVE_IMAGES, num_times=CURVE_TIMES, seed=SEED)
+        for name, tokenizer in tokenizers.items()
     }
-    models = [show(whose, *pair, test) for whose, pair in pairs.items()]
+    models = [results(name, *pair, test) for name, pair in pairs.items()]
     probed, probe_protocol = probes(tokenizers, open_split(recipes[TOKENIZER], "train"), test)
     generator, tokenizer = pairs["yours"]
     seconds = {
@@ -163,8 +164,8 @@ def _report(page: Path, recipes: dict[str, Recipe], test: ImageSet, started: flo
         models=models,
         classes=test.class_names,
         curve=data_uri(plot_curve(curves)),
-        curve_protocol=f"Mean over the first {min(CURVE_IMAGES, len(test))} test images and {CURVE_TIMES} uniform "
-        f"times of the unweighted denoising error; every prefix meets the same noise; seed {SEED}.",
+        curve_protocol=f"Unweighted denoising loss, mean over the first {min(CURVE_IMAGES, len(test))} test images and "
+        f"{CURVE_TIMES} uniformly spaced times, with the same noise for every number of tokens; seed {SEED}.",
         checks=checks(tokenizer, generator, curves["yours"]) + times(seconds, whole),
         probes=probed,
         probe_protocol=probe_protocol,
@@ -172,17 +173,17 @@ def _report(page: Path, recipes: dict[str, Recipe], test: ImageSet, started: flo
     )
     data = _data(content, curves, seconds | {"whole demo in this call": whole})
     _write(page.with_name("report.json"), json.dumps(data, indent=1) + "\n")
-    _write(page, render(content))  # last: its presence says that the demo is done
+    _write(page, render(content))  # last, because its presence means that the demo is finished
 
 
-def _data(page: Page, curves: dict[str, list[CurvePoint]], seconds: dict[str, Any]) -> dict[str, Any]:
-    """Everything measured, for report.json."""
+def _data(page: Page, curves: dict[str, list[CurvePoint]], seconds: Mapping[str, float | bool]) -> dict[str, object]:
+    """All measurements, for report.json."""
     models = {
-        model.whose: {
+        model.name: {
             "about": model.about,
             "reconstruction": [record.to_json() for record in model.reconstruction_records],
             "generation": [record.to_json() for record in model.generation_records],
-            "curve": [asdict(point) for point in curves[model.whose]],
+            "curve": [asdict(point) for point in curves[model.name]],
         }
         for model in page.models
     }
@@ -198,10 +199,8 @@ def _data(page: Page, curves: dict[str, list[CurvePoint]], seconds: dict[str, An
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        files.write_text(path, text)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DataError(f"cannot write {path}: {error.strerror or error}; free space or choose --out") from None
+        raise DataError(f"cannot write {path}: {reason_of(error)}; free space or choose --out") from None
+    files.remove_left(path)

@@ -1,4 +1,4 @@
-"""Why two numbers differ: their settings line by line, which usually matter most, and whether they may be compared."""
+"""Why two numbers differ: their settings, ordered by usual effect, and whether the numbers may be compared."""
 
 from __future__ import annotations
 
@@ -131,12 +131,12 @@ _SPLITS = {
 
 
 def _may_be_same(line: Line, paper: str | None, record: str | None) -> bool:
-    """Whether a paper's reference, told in words, may be a record's, told by its split, if known, and a fingerprint."""
+    """Whether the reference that a paper describes can be that of a record: its split, if known, and fingerprint."""
     if line.key != "reference" or line.status != "differs":
         return False
     splits = next((splits for words, splits in _SPLITS.items() if words in (paper or "")), None)
-    told = re.search(r"\b(train|validation|test) images ", record or "")
-    return splits is None or told is None or told[1] in splits
+    split = re.search(r"\b(train|validation|test) images ", record or "")
+    return splits is None or split is None or split[1] in splits
 
 
 def _line(key: str, a: str | None, b: str | None) -> Line:
@@ -151,7 +151,7 @@ def _line(key: str, a: str | None, b: str | None) -> Line:
 
 
 def _only_size(a: str, b: str) -> bool:
-    """Whether one side tells of its data set only the images' size, which is the other's."""
+    """Whether one side states only the size of its images, which is that of the other side."""
     (*named_a, size_a), (*named_b, size_b) = a.split(" "), b.split(" ")
     return size_a == size_b and not (named_a and named_b)
 
@@ -174,7 +174,7 @@ def explain(a: str, b: str, *, metric: str = "", keep: int | None = None) -> Exp
 
     Args:
         metric, keep: which of several records; default: a Fréchet distance, of most tokens, that both have. Where
-            networks share a name of a metric, "label_agreement@NETWORK", or "NETWORK@HASH", tells them apart.
+            networks share the name of a metric, write "label_agreement@NETWORK" or "label_agreement@NETWORK@HASH".
 
     Raises:
         InputError: nothing of that name, or no such record.

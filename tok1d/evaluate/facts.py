@@ -1,4 +1,4 @@
-"""The settings behind a measured number: a metric record taken apart, with what its model's recipe adds."""
+"""The settings of a measured number: those of its record, and those of the recipe of its model."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def measured(
     """The settings of a record.
 
     Args:
-        stated: the record as its file has it; a field that is not in there is not stated (older versions had fewer).
-        recipe: of the model it was measured on; adds what the record does not say.
+        stated: the record as its file has it; fields that are missing there are not stated (older versions had fewer).
+        recipe: of the model that was measured; adds settings that the record does not have.
     """
     content = record.to_json()
     known = set(content if stated is None else stated)
@@ -131,7 +131,7 @@ def _crop(value: str | None, record: Record) -> dict[str, str | None]:
 
 
 def _note(value: str | None, record: Record) -> dict[str, str | None]:
-    """The spread over subsets or chunks, which notes tell too, is a result and no setting."""
+    """The note without the spread over subsets or chunks, which is a result and not a setting."""
     return {"note": None if value is None else re.sub(r", spread [^\s;]+", "", value) or NONE}
 
 
@@ -148,11 +148,11 @@ _READERS: dict[str, Callable[[Any, Record], dict[str, str | None]]] = {
 }
 
 
-_READERS_OF_ANY = ("folder", "webdataset", "huggingface")  # data.name that does not tell which data set is read
+_READERS_OF_ANY = ("folder", "webdataset", "huggingface")  # data.name that does not state the data set
 
 
 def _of_recipe(recipe: Mapping[str, Any]) -> dict[str, str | None]:
-    """What a recipe says of the model, beside the record."""
+    """The settings of a model's training, from its recipe."""
     if not recipe:
         return {}
     data, model, train = (recipe.get(key) or {} for key in ("data", "model", "train"))
@@ -172,7 +172,7 @@ def _of_recipe(recipe: Mapping[str, Any]) -> dict[str, str | None]:
 
 @dataclass(frozen=True)
 class Measured:
-    """Records found under a name, as their file has them, and the recipe of their model where it lies beside them."""
+    """Records found under a name, as their file has them, and the recipe of their model if it is in the same folder."""
 
     name: str
     records: list[Record]
@@ -201,7 +201,7 @@ def read_measured(name: str) -> Measured:
         card = content.get("card", {}) if isinstance(content, dict) else {}
         entries = [upgraded(entry) for entry in (content if isinstance(content, list) else card["records"])]
         records = [Record.from_json(entry) for entry in entries]
-        recipe = _recipe(card.get("recipe") or _beside(path))
+        recipe = _recipe(card.get("recipe") or _recipe_of_run(path))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
             f"{path}: expected a JSON list of metric records or a model's config.json, got something else "
@@ -212,7 +212,7 @@ def read_measured(name: str) -> Measured:
     return Measured(name, records, entries, recipe)
 
 
-def _beside(path: Path) -> str:
+def _recipe_of_run(path: Path) -> str:
     """The resolved recipe of the run that a report lies in."""
     recipe = path.with_name("config.yaml")
     return recipe.read_text(encoding="utf-8") if recipe.is_file() else ""

@@ -126,7 +126,7 @@ def open_inception(
     buffer = io.BytesIO()
     torch.save(state, buffer)
     buffer.seek(0)
-    with torch.random.fork_rng(devices=[]):  # the draws of the initial weights are thrown away
+    with torch.random.fork_rng(devices=[]):  # the random initial weights are not used
         try:
             extractor = FeatureExtractorInceptionV3(INCEPTION, ["2048", "logits_unbiased"], buffer)
         except (RuntimeError, ValueError) as error:
@@ -145,7 +145,7 @@ def _published_inception(download: bool) -> Path:
     if download:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # It writes beside the target, checks the hash, then renames.
+            # It writes a temporary file, checks the hash, then renames it.
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=INCEPTION_SHA256, progress=False)
             return path
         except (OSError, RuntimeError) as error:
@@ -267,8 +267,8 @@ def open_network(
 
     Args:
         pad: width of a border, in pixels, that is cropped before anything else.
-        eight_bit: see `FrozenNetwork`; Inception always rounds. Default: all round but the bundled judge, however it is
-            named, which read images as they are when it was trained.
+        eight_bit: see `FrozenNetwork`; Inception always rounds. Default: all round except the bundled classifier, under
+            any of its names, which was trained on images that were not rounded.
         download: fetch weights that are not on this machine.
 
     Raises:

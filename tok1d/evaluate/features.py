@@ -1,4 +1,4 @@
-"""Feature networks: what a set of images is measured by. A network's name is part of its metrics' names.
+"""Feature networks, whose features distances between sets of images use. Their name is part of the metric's name.
 
 Only the published Inception graph carries the names fid, sfid, kid and inception_score (`metric_name`).
 """
@@ -22,13 +22,13 @@ _OTHERWISE = {"fid": "fd", "rfid": "fd", "gfid": "fd", "sfid": "sfd", "kid": "kd
 
 @dataclass(frozen=True)
 class Features:
-    """What a network makes of a batch of images, without gradient.
+    """The features of a batch of images, without gradient.
 
     Args:
         pooled: (B, F), one vector an image.
         spatial: (B, S) for sFID, of Inception only: the first 7 channels of mixed_6/conv, 17 x 17, flattened in the
             order height, width, channel as the ADM suite does (S = 2023).
-        logits: (B, C) of a network that tells classes apart.
+        logits: (B, C) of a classifier.
     """
 
     pooled: Tensor
@@ -94,7 +94,7 @@ class FrozenNetwork:
 
     @property
     def rounding(self) -> str:
-        """What becomes of images before the network, as records and references state it."""
+        """The rounding of images before the network, as records and references state it."""
         return "rounded to 8 bits" if self.eight_bit else "not rounded"
 
     def measure(self, images: Tensor) -> Features:
@@ -136,5 +136,5 @@ def metric_name(metric: str, network: str) -> str:
 
 
 def default_network(data: str) -> str:
-    """The network that images are measured by unless another is asked for: of Fashion-MNIST its judge."""
+    """The default feature network for a data set: for Fashion-MNIST its bundled classifier."""
     return "model:fashion-mnist-cnn" if data == "fashion_mnist" else INCEPTION

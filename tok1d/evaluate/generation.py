@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -143,7 +143,7 @@ class Sampler:
             noise = [noise_of(how.seed, DECODER_NOISE, i) for i in numbers]
             decoder_cond = cond_for(self.label, cond, self.device)
             with counted(self.tokenizer.decoder) as decoding:
-                y = self.tokenizer.decode(tokens, decoder_cond, keep=k, generator=noise, **self.decoder_options)  # type: ignore[arg-type]
+                y = self.tokenizer.decode(tokens, decoder_cond, keep=k, generator=noise, **self.decoder_options)
             found = measuring.columns(y, numbers, last=k == max(self.keep))
             columns |= {f"{k} {key}": value for key, value in found.items()}
         rows = [sampling.rows / count, decoding.rows / count, tokens.shape[1]]
@@ -215,11 +215,7 @@ def evaluate_generation(
                     gathered.update(strip(columns, f"{k} "), numbers, columns.get("labels"))
                 keep_image(strip(columns, f"{max(sets)} "), numbers)
         common |= sampler.records_of(columns["rows"].tolist())
-        references = measuring.references
-        compared = references() if callable(references) else references
-        if compared is None:
-            assert reference is not None, "either images or statistics to compare with"
-            compared = measured_set(reference, measures, how.batch_size)
+        compared = _compared(measuring, reference, how.batch_size)
         return measuring.finish(
             [
                 record_of(number, "generation", measures, compared, keep=k, note=sampler.note, **common)
@@ -227,6 +223,15 @@ def evaluate_generation(
                 for number in gathered.numbers(compared)
             ]
         )
+
+
+def _compared(measuring: Measuring, reference: ImageSet | None, batch_size: int) -> Sequence[Compared]:
+    """The references of a measurement, by default statistics of the reference images."""
+    found = measuring.references() if callable(measuring.references) else measuring.references
+    if found is None:
+        assert reference is not None, "either images or statistics to compare with"
+        found = measured_set(reference, measuring.measures, batch_size)
+    return found
 
 
 def _whole(sampler: Sampler, reference: ImageSet | None) -> list[Any]:

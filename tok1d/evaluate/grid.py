@@ -1,4 +1,4 @@
-"""A grid of evaluations: lists of settings make cells, cells have records, records make one table."""
+"""A grid of evaluations: a cell for every combination of settings, and one table of their records."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """What one cell measured of the images from one number of tokens, by metric as `column_names` calls it."""
+    """The metrics of one cell for one number of tokens, named by `column_names`."""
 
     cell: Cell
     keep: int | None
@@ -77,7 +77,7 @@ class Row:
 
 
 def rows_of(cells: Sequence[Cell]) -> list[Row]:
-    """A row a cell and number of tokens; records of the originals, which keep none, are left out."""
+    """A row for each cell and number of tokens; records of the originals, which have none, are left out."""
     rows = []
     for cell in cells:
         names = column_names((record.name, record.network) for record in cell.records)
@@ -134,7 +134,7 @@ def mixed(rows: Sequence[Row]) -> list[str]:
 
 
 def table(rows: Sequence[Row], axes: Sequence[str]) -> Table:
-    """A rich table: the axes that vary, tokens kept, metrics; the best of every metric in bold with a star."""
+    """A rich table: the axes that vary, tokens kept, metrics; the best value of every metric in bold with a star."""
     from rich.table import Table
     from rich.text import Text
 
@@ -148,8 +148,8 @@ def table(rows: Sequence[Row], axes: Sequence[str]) -> Table:
         # With a single network, which `legend` names, its name would only widen each column.
         result.add_column(Text(name.partition("@")[0] if len(networks) == 1 else name), justify="right")
     for row in rows:
-        told = [_shown(getattr(row.cell.request, name)) for name in axes]
-        cells = [Text(each) for each in (*told, _shown(row.keep))]
+        values = [_shown(getattr(row.cell.request, name)) for name in axes]
+        cells = [Text(each) for each in (*values, _shown(row.keep))]
         for metric in metrics:
             starred = any(row is each for each in best[metric])
             cells.append(Text(_number(row.value(metric)) + (" *" if starred else ""), "bold" if starred else ""))
@@ -158,12 +158,12 @@ def table(rows: Sequence[Row], axes: Sequence[str]) -> Table:
 
 
 def legend(rows: Sequence[Row]) -> str:
-    """What the star means for each metric, and which metrics' rows should not be compared."""
+    """The meaning of the star for each metric, and the metrics whose rows should not be compared."""
     metrics = metrics_of(rows)
     named = [f"{'lowest' if lower_is_better(name) else 'highest'} {name}" for name in metrics if best_of(rows, name)]
     text = f"* is the {', '.join(named)}" if len(rows) > 1 and named else "; ".join(metrics)
     if different := mixed(rows):
-        text += f"\nnot of one network or reference in all rows, so mind what is compared: {', '.join(different)}"
+        text += f"\ndifferent networks or references in the rows, so do not compare: {', '.join(different)}"
     return text
 
 
@@ -173,13 +173,13 @@ def csv_text(rows: Sequence[Row], axes: Sequence[str]) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["cell", *axes, "keep", *metrics])
     for row in rows:
-        told = [getattr(row.cell.request, name) for name in axes]
-        writer.writerow([row.cell.name, *told, row.keep, *(row.value(metric) for metric in metrics)])
+        values = [getattr(row.cell.request, name) for name in axes]
+        writer.writerow([row.cell.name, *values, row.keep, *(row.value(metric) for metric in metrics)])
     return file.getvalue()
 
 
 def to_json(cells: Sequence[Cell], axes: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """All that a grid found, for strict JSON: its axes, every cell's settings and records, the best of each metric."""
+    """The results of a grid for strict JSON: axes, settings and records of every cell, the best of each metric."""
     rows = rows_of(cells)
     best = {
         metric: {"cell": row.cell.name, "keep": row.keep, "value": row.records[metric].to_json()["value"]}

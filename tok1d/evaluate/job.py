@@ -1,43 +1,42 @@
-"""An evaluation as a job: images in blocks, shared by processes, each finished block kept until all are there."""
+"""An evaluation as a job: blocks of images, shared by processes, each finished block kept until all are finished."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from glob import escape
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tok1d.errors import ConfigError, DataError, InputError
+from tok1d.errors import ConfigError, DataError, InputError, reason_of
+from tok1d.files import remove_left, replacing
 
-LEAST_BLOCK = 64  # images in a block, so that small batches do not become a crowd of files
+LEAST_BLOCK = 64  # images in a block, so that small batches do not make too many files
 
-Columns = dict[str, Tensor]  # what is measured of a range of images, one row an image
+Columns = dict[str, Tensor]  # what is measured of a range of images, one row for each
 Measure = Callable[[range], Columns]
 Rows = tuple[range, Columns]
 
 
 @dataclass
 class Job:
-    """How the images of an evaluation are shared out and where its finished blocks are kept.
+    """How the images of an evaluation are divided, and where its finished blocks are kept.
 
-    The batches are cut by the images' numbers, whoever measures them, and put together in order, so that the outcome
-    is the same for any number of processes and after any interruption.
+    Batches are ranges of image numbers and are put together in order, so that the result is the same for any number of
+    processes and after any interruption.
 
     Args:
-        folder: of the finished blocks; several processes and machines may share it. None: nothing is kept.
+        folder: of the finished blocks; processes on several machines can share it. None: nothing is kept.
         part: (i, n), this process measures every n-th block from the i-th on.
         quiet: no progress bar, no lines.
-        label: what the progress bar says.
-        finish: called with the records before the blocks are removed: writes them.
+        label: of the progress bar.
+        finish: called with the records before the blocks are removed, to write them.
     """
 
     folder: Path | None = None
@@ -67,15 +66,15 @@ class Job:
         measure: Measure,
         begin: Callable[[str], None] | None = None,
     ) -> Iterator[Iterator[Rows] | None]:
-        """Measure this process's blocks; gives all images in batches, in order, or None where blocks are missing.
+        """Measure this process's blocks; yields all images in batches, in order, or None where blocks are missing.
 
-        The blocks are removed once the body has ended well, so write the records in there. Where several processes
-        come to the end together, one of them gets the images.
+        The blocks are removed when the body ends without an error, so write the records in it. If several processes
+        finish at the same time, one of them gets the images.
 
         Args:
-            protocol: all that the outcome depends on; blocks of another one are left alone.
-            measure: a batch's numbers -> columns with a row for each; a pure function.
-            begin: called with the job's name, a hash of all that the outcome depends on, before anything is measured.
+            protocol: all that the result depends on; blocks of another protocol are not touched.
+            measure: image numbers of a batch -> columns with a row for each; a pure function.
+            begin: called with the job's name, a hash of all that the result depends on, before anything is measured.
 
         Raises:
             DataError: the folder cannot be written, or a block in it cannot be read.
@@ -108,12 +107,10 @@ class Job:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(
-                f"{self.folder}: cannot keep the finished blocks there: {error.strerror or error}"
-            ) from None
+            raise DataError(f"{self.folder}: cannot write finished blocks there: {reason_of(error)}") from None
         others = {path.name[:16] for path in self.folder.glob("*-??????.pt")} - {self.name}
         if others and not self.quiet:
-            print(f"{self.folder}: leaving alone blocks of {len(others)} other evaluations (other settings or code)")
+            print(f"{self.folder}: keeping blocks of {len(others)} other evaluations (other settings or code)")
 
     def _measure(self, blocks: list[list[range]], paths: list[Path], measure: Measure) -> None:
         number, parts = self.part
@@ -139,7 +136,7 @@ class Job:
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:
-        """Only one process at a time (the lock of a killed one is released); False where another has cleared up."""
+        """Only one process at a time (the lock of a killed one is released); False where another one has finished."""
         assert self.folder is not None
         try:
             file = (self.folder / f"{self.name}.lock").open("w")
@@ -160,32 +157,30 @@ class Job:
 
 
 def fingerprint(protocol: Mapping[str, Any]) -> str:
-    """16 hex digits of all that an evaluation depends on."""
+    """16 hex digits of everything that an evaluation depends on."""
     text = json.dumps(protocol, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def drop_torn(*paths: Path) -> None:
-    """Remove what processes that were killed while they wrote these files left beside them.
+    """Remove temporary files that killed processes left beside these files.
 
-    Only for the one process that writes them: while it holds its job's lock, any temporary file is of a killed one.
+    Only for the process that writes them: while it holds the lock of its job, all temporary files are of killed ones.
     """
     for path in paths:
-        for left in path.parent.glob(f".{escape(path.name)}.*.tmp"):
-            left.unlink(missing_ok=True)
+        remove_left(path)
 
 
 def _write(path: Path, columns: list[Columns]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        torch.save({"batches": [{key: value.cpu() for key, value in batch.items()} for batch in columns]}, temporary)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch tells a full disk as a RuntimeError
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
-        raise DataError(f"{path}: cannot keep a finished block: {reason}; free space, then run again") from None
-    finally:
-        with suppress(OSError):  # already renamed, or never made
-            temporary.unlink()
+        with replacing(path) as temporary:
+            torch.save(
+                {"batches": [{key: value.cpu() for key, value in batch.items()} for batch in columns]}, temporary
+            )
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
+        raise DataError(
+            f"{path}: cannot write a finished block: {reason_of(error)}; free space, then run again"
+        ) from None
 
 
 def _read(blocks: list[list[range]], paths: list[Path]) -> Iterator[Rows]:
@@ -193,6 +188,7 @@ def _read(blocks: list[list[range]], paths: list[Path]) -> Iterator[Rows]:
         try:
             columns = torch.load(path, map_location="cpu", weights_only=True)["batches"]
         except Exception as error:  # whatever torch makes of a damaged file
-            reason = " ".join(str(error).split())[:120]
-            raise DataError(f"{path}: damaged block of an evaluation ({reason}); delete it and run again") from None
+            raise DataError(
+                f"{path}: damaged block of an evaluation ({reason_of(error)}); delete it and run again"
+            ) from None
         yield from zip(batches, columns, strict=True)

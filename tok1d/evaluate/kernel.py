@@ -68,7 +68,7 @@ def kernel_distance_subsets(
 
     Args:
         x, y: features (N, dim) and (M, dim).
-        seed: of the subsets; those of torch-fidelity are others, drawn by numpy.
+        seed: of the subsets; torch-fidelity samples other subsets with numpy.
 
     Raises:
         DataError: a set smaller than a subset, or features of different networks.

@@ -1,4 +1,4 @@
-"""Which metrics an evaluation measures, by which networks: what is computed of a batch, and the numbers of a set."""
+"""The metrics of an evaluation and their feature networks: values of a batch of images, and numbers of a set."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tok1d.evaluate.kernel import kernel_distance_subsets
 from tok1d.evaluate.manifold import manifold
 from tok1d.evaluate.metrics import Moments, frechet_distance
 from tok1d.evaluate.networks import CNN
-from tok1d.evaluate.pairs import SSIM_VARIANT, lpips_per_image, lpips_told, ssim_per_image
+from tok1d.evaluate.pairs import SSIM_VARIANT, lpips_per_image, lpips_variant, ssim_per_image
 from tok1d.evaluate.request import Kind
 from tok1d.evaluate.samples import Save
 from tok1d.evaluate.tally import Tally
@@ -31,7 +31,7 @@ PAIRS = ("psnr", "mse", "ssim", "lpips")
 MANIFOLD = ("precision", "recall", "density", "coverage")
 ON_FEATURES = ("labels", "fd", "sfd", "kid", "score", *MANIFOLD)
 METRICS = (*PAIRS, *ON_FEATURES)
-TODAY = ("psnr", "mse", "labels", "fd")  # what a run's report holds
+TODAY = ("psnr", "mse", "labels", "fd")  # metrics of a run's report
 BUNDLED_CLASSIFIER = "fashion-mnist-cnn"  # which classifiers without a label of their own are
 SUBSET, NUM_SUBSETS = 1000, 100  # of KID
 K_MANIFOLD, K_DENSITY = 3, 5
@@ -41,7 +41,7 @@ HIGH = ("psnr", "ssim", "label_agreement", "judge_accuracy", "score", "inception
 
 @dataclass(frozen=True)
 class Number:
-    """A metric's value on a set of images, by a network or by none, or why there is none."""
+    """The value of a metric on a set of images, by a network or without one, or the reason why there is none."""
 
     metric: str
     value: float | None
@@ -53,15 +53,15 @@ class Number:
 
 @dataclass
 class Measures:
-    """What is measured of every image.
+    """What is measured of images.
 
     Args:
         metrics: of `METRICS`, in their order.
-        networks: those that the metrics on features are measured by.
-        pad: width of the images' border, in pixels, that nothing of this sees.
-        lpips: its network where LPIPS is asked for and its weights are there.
-        missing: why a metric, or a network, is not available: {"lpips": "..."}.
-        asked: those that were asked for by name: where one cannot be had, a record says why.
+        networks: for the metrics on features.
+        pad: width of the images' border, in pixels, that is cut off first.
+        lpips: the network of LPIPS if it is measured.
+        missing: reasons why metrics or networks are not available: {"lpips": "..."}.
+        asked: metrics that were asked for by name; if one is not available, a record states the reason.
     """
 
     metrics: tuple[str, ...] = TODAY
@@ -86,8 +86,8 @@ class Measures:
 
     @cached_property
     def variants(self) -> dict[str, str]:
-        """Which of several metrics of one name it is, in words."""
-        return {"ssim": SSIM_VARIANT} | ({} if self.lpips is None else {"lpips": lpips_told(self.lpips)})
+        """The variants of SSIM and LPIPS, as a record's note states them."""
+        return {"ssim": SSIM_VARIANT} | ({} if self.lpips is None else {"lpips": lpips_variant(self.lpips)})
 
     @property
     def of_pairs(self) -> tuple[str, ...]:
@@ -281,7 +281,7 @@ class Gathered:
     def _impossible(self, name: str, network: FrozenNetwork, tally: Tally, reference: Compared) -> str:
         """Why a metric cannot be measured; "" where it can."""
         if name == "score":
-            return "" if tally.scores is not None else f"{network.name} tells no classes apart"
+            return "" if tally.scores is not None else f"{network.name} is no classifier"
         if name == "sfd":
             if not network.spatial_dim:
                 return f"{network.name} has no maps of places; sFID is Inception's"
@@ -297,12 +297,12 @@ class Gathered:
 
 def _no_labels(network: FrozenNetwork) -> str:
     if network.classifies:
-        return "the images were drawn without labels that they could show"
+        return "the images were made without labels to agree with"
     return f"{network.name} does not know the labels of the images"
 
 
 def called(number: Number, kind: str) -> str:
-    """A record's name for a metric; `kind` is "reconstruction" or "generation"."""
+    """The name of a metric in records; `kind` is "reconstruction" or "generation"."""
     if number.metric in PAIRS:
         return number.metric
     if number.metric == "labels":
@@ -312,7 +312,7 @@ def called(number: Number, kind: str) -> str:
 
 
 def names_of(measures: Measures, kind: str) -> list[str]:
-    """What a grid calls the records that a measurement may give, `kind` as in `called`."""
+    """The names of the records that a measurement may give, `kind` as in `called`."""
     pairs = [Number(metric, None) for metric in measures.of_pairs if kind == "reconstruction"]
     on_features = [Number(metric, None, each.label) for each in measures.networks for metric in measures.of_features]
     return list(column_names((called(each, kind), each.network) for each in pairs + on_features).values())
@@ -351,15 +351,15 @@ def strip(columns: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def record_of(
     number: Number, kind: str, measures: Measures, references: Sequence[Compared], *, note: str = "", **common: Any
 ) -> Record:
-    """A number with its protocol."""
+    """The record of a number: with its network, its reference and what `common` states."""
     by = {network.label: i for i, network in enumerate(measures.networks)}
-    name, told, replaced = called(number, kind), dict(common), ""
+    name, stated, replaced = called(number, kind), dict(common), ""
     if number.network is not None:
-        told["network"] = number.network
+        stated["network"] = number.network
     if number.network in by:
-        told["rounding"] = measures.networks[by[number.network]].rounding
+        stated["rounding"] = measures.networks[by[number.network]].rounding
     if number.compared:
         reference = references[by[number.network or ""]]
-        told["reference"], replaced = reference.fingerprint, replaced_text(reference.replaced, "reference image")
+        stated["reference"], replaced = reference.fingerprint, replaced_text(reference.replaced, "reference image")
     notes = "; ".join(filter(None, (note, number.note, replaced)))
-    return Record(name=name, value=number.value, unit=number.unit, note=notes, **told)
+    return Record(name=name, value=number.value, unit=number.unit, note=notes, **stated)

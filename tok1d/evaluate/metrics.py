@@ -18,7 +18,7 @@ class Moments:
     """Count, mean and covariance of feature vectors that arrive in batches, in float64.
 
     Batches are combined by the pairwise update of Chan, Golub and LeVeque (1979), which does not cancel as sums of
-    squares do when the mean is large beside the spread.
+    squares do when the mean is large compared with the spread.
     """
 
     def __init__(self, dim: int) -> None:
@@ -44,7 +44,7 @@ class Moments:
         return self
 
     def merge(self, other: "Moments") -> Self:
-        """Add everything that `other` has seen, as if both had been one pass."""
+        """Add everything that `other` has counted, as if one object had counted both."""
         if other.dim != self.dim:
             raise DataError(
                 f"moments of dimension {self.dim} are expected, got {other.dim}; merge moments of one network"

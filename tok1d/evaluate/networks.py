@@ -1,6 +1,7 @@
-"""The judge: a small classifier whose features and labels measure reconstructions and samples."""
+"""A small image classifier whose features and logits measure reconstructions and samples."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 from tok1d.config.fields import option
 from tok1d.errors import ConfigError, DataError
 from tok1d.evaluate.metrics import accuracy
+from tok1d.nn.roles import CLASS_LOGITS, PIXELS_IN, Roles
 
 
 @dataclass
@@ -16,7 +18,7 @@ class CNNConfig:
     """A convolutional classifier of three stages with `width`, 2 `width` and 4 `width` channels."""
 
     name: str = option("cnn", help="model name")
-    num_classes: int = option(10, help="classes told apart", ge=2)
+    num_classes: int = option(10, help="number of classes", ge=2)
     channels: int = option(1, help="image channels", ge=1)
     image_size: int = option(28, help="height and width of the images in pixels", ge=8)
     width: int = option(16, help="channels of the first stage, a multiple of 4", ge=4)
@@ -42,6 +44,8 @@ def _conv(channels_in: int, channels_out: int) -> nn.Sequential:
 
 class CNN(nn.Module):
     """Small classifier of images `(B, C, H, W)` in [0, 1]; its penultimate features carry `fd@`."""
+
+    roles: ClassVar[Roles] = {"stem": (PIXELS_IN,), "head": (CLASS_LOGITS,)}
 
     def __init__(self, config: CNNConfig) -> None:
         super().__init__()

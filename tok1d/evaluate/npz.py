@@ -8,19 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from tok1d.errors import DataError
+from tok1d.errors import DataError, reason_of
 
 
 @contextmanager
 def reading(path: Path, expected: str) -> Iterator[None]:
-    """Raise DataError ("PATH: expected ..., found: ...") whatever the body fails with."""
+    """Raise DataError ("PATH: expected ..., got: ...") whatever the body fails with."""
     try:
         yield
     except DataError:
         raise
     except Exception as error:  # damaged bytes: zipfile, zlib and numpy's parser of headers each have their own
-        why = getattr(error, "strerror", None) or " ".join(str(error).split())[:120] or type(error).__name__
-        raise DataError(f"{path}: expected {expected}, found: {why}") from None
+        raise DataError(f"{path}: expected {expected}, got: {reason_of(error)}") from None
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def open_lpips(
     return load_lpips(vgg, heads).to(device).eval()
 
 
-def lpips_told(network: LPIPS) -> str:
+def lpips_variant(network: LPIPS) -> str:
     """What a record says of it: `LPIPS_VARIANT`, and a hash of all its weights."""
     return f"{LPIPS_VARIANT}, weights {fingerprint(network)}"
 

@@ -14,7 +14,7 @@ from tok1d.data.transforms import without_border
 from tok1d.evaluate.measures import BUNDLED_CLASSIFIER, Gathered, Measuring, record_of, strip
 from tok1d.evaluate.metrics import Moments, accuracy, frechet_distance
 from tok1d.evaluate.networks import CNN
-from tok1d.evaluate.reference import images_told, split_of
+from tok1d.evaluate.reference import describe_images, split_of
 from tok1d.evaluate.request import Reconstructions
 from tok1d.evaluate.samples import saving
 from tok1d.inference.conditions import ConditionedImages
@@ -86,7 +86,7 @@ class Reconstructor:
         for k in self.keep:
             noise = [noise_of(self.how.seed, DECODER_NOISE, i) for i in numbers]
             with counted(self.tokenizer.decoder) as evaluations:
-                y = self.tokenizer.decode(tokens, cond, keep=k, generator=noise, **self.decoder_options)  # type: ignore[arg-type]
+                y = self.tokenizer.decode(tokens, cond, keep=k, generator=noise, **self.decoder_options)
             found = measures.pairs(y, x) | measuring.columns(y, numbers, last=k == max(self.keep))
             columns |= {f"{k} {key}": value for key, value in found.items()}
         columns["evaluations"] = torch.tensor(evaluations.rows / len(x))
@@ -138,7 +138,7 @@ def evaluate_reconstruction(
                 replaced += int(columns.get("replaced", 0))  # blocks of older versions lack it
         report_broken(images)
         common["decoding"] = decoding_record(tokenizer, made.decoder_options, columns["evaluations"].item())
-        common["reference"] = reference = images_told(images, measuring.of or split_of(images))
+        common["reference"] = reference = describe_images(images, measuring.of or split_of(images))
         assert not callable(measuring.references), "of reconstructions the references are opened before"
         compared = measuring.references or sets["real"].compared(reference)
         common["note"] = replaced_text(replaced)

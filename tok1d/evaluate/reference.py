@@ -1,10 +1,9 @@
-"""Reference statistics: what a set of images looks like to a network, kept in one file that can be told apart."""
+"""Reference statistics: features of a set of images under a network, in a file with a fingerprint."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -22,12 +21,13 @@ from tok1d.data.folder import FolderImages
 from tok1d.data.images import ArrayImages, ImageSet, prefetch
 from tok1d.data.splits import spread
 from tok1d.data.subset import underlying
-from tok1d.errors import DataError, InputError
+from tok1d.errors import DataError, InputError, reason_of
 from tok1d.evaluate.features import INCEPTION, FrozenNetwork
 from tok1d.evaluate.metrics import Moments
 from tok1d.evaluate.npz import open_npz
 from tok1d.evaluate.request import Kind
 from tok1d.evaluate.sample_batch import SampleImages
+from tok1d.files import replacing
 
 OF = ("train", "validation", "test", "own")  # which images a reference is of; "own": a set that is no split
 FITTING: dict[str, tuple[str, ...]] = {"reconstruction": ("validation", "test", "own"), "generation": ("train", "own")}
@@ -42,13 +42,13 @@ class Reference:
     """Statistics of a set of images under a network; `pooled`, `spatial` and `features` as in a `Tally`.
 
     Args:
-        network: name@hash; without hash where the file does not tell it (ADM's).
+        network: name@hash; without hash if the file does not state it (ADM's).
         fingerprint: of images, crop, size, count and network.
-        num_images: None where the file does not tell it.
+        num_images: None if the file does not state it.
         of: one of `OF`.
         images: what the images are, in words. crop: how they were cropped and to which size.
         features: (N, dim) float32 of all images, or of some spread evenly over the set.
-        rounding: of the images before the network, see `FrozenNetwork.rounding`; "" where the file does not tell it.
+        rounding: of the images before the network, see `FrozenNetwork.rounding`; "" if the file does not state it.
         replaced: how many of the images could not be read, so that others stood in for them.
     """
 
@@ -71,13 +71,13 @@ class Reference:
         return f"{count}{self.of} images {self.fingerprint}"
 
     def check_network(self, network: FrozenNetwork) -> None:
-        """Refuse a network that these statistics are not of.
+        """Refuse another network than that of these statistics.
 
         Raises:
-            DataError: so it is.
+            DataError: it is another one.
         """
-        told = network.label if "@" in self.network else network.name
-        if told != self.network or network.dim != self.pooled.dim:
+        name = network.label if "@" in self.network else network.name
+        if name != self.network or network.dim != self.pooled.dim:
             raise DataError(
                 f"reference {self.fingerprint}: its statistics are of {self.network}, this evaluation measures with "
                 f"{network.label}; make one with tok1d reference, or choose the network with --network"
@@ -89,7 +89,7 @@ class Reference:
             )
 
     def save(self, path: str | Path) -> Path:
-        """Write an .npz file, whole or not at all: ADM's mu, sigma, mu_s, sigma_s, and what only we keep.
+        """Write an .npz file, whole or not at all: ADM's mu, sigma, mu_s, sigma_s, and the fields of this class.
 
         Raises:
             DataError: it cannot be written.
@@ -99,30 +99,24 @@ class Reference:
             arrays |= {"mu_s": self.spatial.mean.numpy(), "sigma_s": self.spatial.covariance.numpy()}
         if self.features is not None:
             arrays["features"] = self.features.numpy()
-        told = ("network", "fingerprint", "num_images", "of", "images", "crop", "note", "rounding", "replaced")
-        arrays["tok1d"] = np.array(json.dumps({key: getattr(self, key) for key in told}))
+        stated = ("network", "fingerprint", "num_images", "of", "images", "crop", "note", "rounding", "replaced")
+        arrays["tok1d"] = np.array(json.dumps({key: getattr(self, key) for key in stated}))
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
+            with replacing(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, **arrays)  # type: ignore[arg-type]
-            os.replace(temporary, path)
         except OSError as error:
-            raise DataError(f"{path}: cannot write the reference: {error.strerror or error}") from error
-        finally:
-            with suppress(OSError):  # already renamed, or never made
-                temporary.unlink()
+            raise DataError(f"{path}: cannot write the reference: {reason_of(error)}") from error
         return path
 
 
 def load_reference(path: str | Path, *, of: str | None = None) -> Reference:
     """A reference from a file of `Reference.save`, or of ADM's statistics (mu, sigma and, for sFID, mu_s, sigma_s).
 
-    ADM's files state nothing: they are taken to be of the published Inception and of training images.
+    ADM's files state nothing: statistics of the published Inception and of training images are assumed.
 
     Args:
-        of: which images it is of, if not what the file says.
+        of: which images it is of; default: as the file states.
 
     Raises:
         DataError: no such file, or one that holds no statistics.
@@ -137,21 +131,21 @@ def load_reference(path: str | Path, *, of: str | None = None) -> Reference:
         what = "a sample batch; tok1d reference measures one" if holds_images else f"the keys {', '.join(found) or '-'}"
         raise DataError(f"{path}: expected reference statistics with mu and sigma, got {what}")
     try:
-        told = json.loads(found["tok1d"].item()) if "tok1d" in found else _adm(found, path)
+        stated = json.loads(found["tok1d"].item()) if "tok1d" in found else _adm(found, path)
         reference = Reference(
-            _moments(found, "mu", "sigma", told),
-            spatial=_moments(found, "mu_s", "sigma_s", told) if "mu_s" in found else None,
+            _moments(found, "mu", "sigma", stated),
+            spatial=_moments(found, "mu_s", "sigma_s", stated) if "mu_s" in found else None,
             features=torch.from_numpy(found["features"]) if "features" in found else None,
-            **told,
+            **stated,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: damaged reference statistics ({' '.join(str(error).split())[:120]})") from None
     return reference if of is None else replace(reference, of=of)
 
 
-def _moments(found: dict[str, np.ndarray], mean: str, covariance: str, told: dict[str, Any]) -> Moments:
+def _moments(found: dict[str, np.ndarray], mean: str, covariance: str, stated: dict[str, Any]) -> Moments:
     mu, sigma = (torch.from_numpy(np.asarray(found[key], dtype=np.float64)) for key in (mean, covariance))
-    return Moments.from_statistics(mu, sigma, told["num_images"] or 2)
+    return Moments.from_statistics(mu, sigma, stated["num_images"] or 2)
 
 
 def _adm(found: dict[str, np.ndarray], path: Path) -> dict[str, Any]:
@@ -164,8 +158,8 @@ def _adm(found: dict[str, np.ndarray], path: Path) -> dict[str, Any]:
         if key in found:
             digest.update(np.ascontiguousarray(found[key]).data)
     fingerprint = digest.hexdigest()[:16]
-    told = {"network": INCEPTION, "fingerprint": fingerprint, "num_images": None, "of": "train"}
-    return {**told, "images": path.name, "note": ADM_NOTE}
+    stated = {"network": INCEPTION, "fingerprint": fingerprint, "num_images": None, "of": "train"}
+    return {**stated, "images": path.name, "note": ADM_NOTE}
 
 
 def check_reference(kind: Kind, reference: Reference, *, allow_other: bool = False) -> None:
@@ -175,7 +169,7 @@ def check_reference(kind: Kind, reference: Reference, *, allow_other: bool = Fal
         allow_other: let it pass.
 
     Raises:
-        InputError: so it is.
+        InputError: naming the option that allows it.
     """
     if allow_other or reference.of in FITTING[kind]:
         return
@@ -203,7 +197,7 @@ def measure_reference(
     batch_size: int = 100,
     progress: Progress | None = None,
 ) -> Reference:
-    """Statistics of a set of images, in one pass. Where some could not be read, note and fingerprint say so.
+    """Statistics of a set of images, in a single pass. If some could not be read, note and fingerprint state it.
 
     Args:
         num: so many images, spread evenly; None: all.
@@ -269,14 +263,14 @@ def split_of(images: Any) -> str:
     if isinstance(images, ArrayImages):
         return "test"  # of Fashion-MNIST
     if isinstance(images, FolderImages):
-        told = [{images.root.name}]
+        names = [{images.root.name}]
     else:
-        told = [set(re.split(r"[^a-z]+", "/".join(Path(shard).parts[-2:]))) for shard in getattr(images, "shards", [])]
-    found = [of for of, words in _WORDS.items() if told and all(words & names for names in told)]
+        names = [set(re.split(r"[^a-z]+", "/".join(Path(shard).parts[-2:]))) for shard in getattr(images, "shards", [])]
+    found = [of for of, words in _WORDS.items() if names and all(words & each for each in names)]
     return found[0] if found else "own"
 
 
-def images_told(images: ImageSet, of: str) -> str:
+def describe_images(images: ImageSet, of: str) -> str:
     """What a record states of images that are compared with themselves: count, split and fingerprint."""
     some, _, fingerprint = images.fingerprint().rpartition(" of ")  # "first 100"
     return f"{some or len(images)} {of} images {fingerprint}"

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 import zipfile
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -15,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tok1d.errors import DataError
+from tok1d.errors import DataError, reason_of
 from tok1d.evaluate.features import to_rgb
 from tok1d.evaluate.npz import open_npz, reading
+from tok1d.files import replacing
 from tok1d.pictures import to_uint8
 
 KEY = "arr_0"
@@ -26,19 +25,21 @@ _LOCAL_HEADER = 30  # bytes of a zip entry's own header before its name and extr
 
 
 def write_sample_batch(path: str | Path, batches: Iterable[Tensor], num: int) -> Path:
-    """Write `num` images for ADM's evaluator, a batch in memory at a time, the file whole or not at all.
+    """Write `num` images for ADM's evaluator, one batch in memory at a time, whole or not at all.
 
     Args:
         batches: (B, 1 or 3, H, W) in [0, 1], rounded to 8 bits here; grey is repeated.
 
     Raises:
-        DataError: another number of images than `num`, images of different sizes, or a place that takes no file.
+        DataError: another number of images than `num`, images of different sizes, or the file cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(temporary, "w") as archive, archive.open(f"{KEY}.npy", "w", force_zip64=True) as file:
+        with (
+            replacing(path) as temporary,
+            zipfile.ZipFile(temporary, "w") as archive,
+            archive.open(f"{KEY}.npy", "w", force_zip64=True) as file,
+        ):
             shape, count = None, 0
             for batch in batches:
                 pixels = to_uint8(to_rgb(batch)).permute(0, 2, 3, 1).contiguous().numpy()
@@ -52,14 +53,10 @@ def write_sample_batch(path: str | Path, batches: Iterable[Tensor], num: int) ->
                 file.write(pixels.tobytes())
             if count != num or shape is None:
                 raise DataError(f"{path}: expected {num} images, at least one, got {count}")
-        os.replace(temporary, path)
     except OSError as error:
         raise DataError(
-            f"{path}: cannot write the samples: {error.strerror or error}; choose another place or free space"
+            f"{path}: cannot write the samples: {reason_of(error)}; choose another place or free space"
         ) from error
-    finally:
-        with suppress(OSError):  # already renamed, or never made
-            temporary.unlink()
     return path
 
 

@@ -1,8 +1,7 @@
-"""Images that an evaluation keeps, only when asked: one file in ADM's form, or a folder of pictures."""
+"""Images that an evaluation saves if asked: one file in ADM's form, or a folder of pictures."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tok1d.errors import ConfigError, DataError
+from tok1d.errors import ConfigError, DataError, reason_of
 from tok1d.evaluate.job import drop_torn
 from tok1d.evaluate.sample_batch import write_sample_batch
+from tok1d.files import write_text
 from tok1d.pictures import save_png, to_pil, to_uint8
 
-MARKER = ".evaluation"  # in a folder of pictures: the name of the job that they are of
+MARKER = ".evaluation"  # file in a folder of pictures with the name of their job
 _PICTURE = re.compile(r"\d{6,}\.png")
 
 
@@ -29,10 +29,10 @@ class Save:
 
     Args:
         batch: an .npz file that the ADM suite's evaluator reads.
-        folder: of pictures 000000.png, 000001.png, ..., by the number of the image.
+        folder: for pictures 000000.png, 000001.png, ..., by the number of the image.
 
     Raises:
-        ConfigError: a file of another kind, or a folder that holds anything but pictures.
+        ConfigError: a file of another kind, or a folder with other files than pictures.
     """
 
     batch: Path | None = None
@@ -54,41 +54,39 @@ class Save:
         return sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
 
     def begin(self, job: str) -> None:
-        """Mark the folder as one of this job's pictures, before any is written.
+        """Mark the folder as this job's before any picture is written.
 
         Raises:
-            ConfigError: it holds those of another job, which would stay among them.
+            ConfigError: it holds pictures of another job, which would stay there.
             DataError: it cannot be written.
         """
         if self.folder is None:
             return
-        there, marker = self._there(), self.folder / MARKER  # in that order: who writes pictures has marked it before
+        there, marker = self._there(), self.folder / MARKER  # in that order: pictures are written after the marker
         try:
             if there and not (marker.is_file() and marker.read_text() == job):
                 raise ConfigError(
                     f"--save-images: {self.folder} holds pictures of another evaluation; remove them, or choose another"
                 )
             self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = marker.with_name(f".{MARKER}.{os.getpid()}.tmp")
-            temporary.write_text(job)
-            os.replace(temporary, marker)
+            write_text(marker, job)
         except OSError as error:
-            raise DataError(f"{self.folder}: cannot write pictures there: {error.strerror or error}") from None
+            raise DataError(f"{self.folder}: cannot write pictures there: {reason_of(error)}") from None
 
     def check(self, num: int) -> None:
-        """Raise DataError where a picture is gone that a finished block had written."""
+        """Raise DataError where a picture of a finished block is missing."""
         if self.folder is None:
             return
         drop_torn(self.folder / MARKER)
         gone = sorted({f"{number:06d}.png" for number in range(num)} - {*self._there()})
         if gone:
             raise DataError(
-                f"{self.folder}: expected {num} pictures, {len(gone)} of finished blocks are gone, such as {gone[0]}; "
-                "remove the folder of blocks (.parts) and run again"
+                f"{self.folder}: expected {num} pictures, {len(gone)} of finished blocks are missing, such as "
+                f"{gone[0]}; remove the folder of blocks (.parts) and run again"
             )
 
     def columns(self, images: Tensor, numbers: range) -> dict[str, Tensor]:
-        """Pictures are written; what goes into one file is kept with the block."""
+        """Write pictures of images (B, C, H, W) in [0, 1]; returns the pixels for a single file, kept in a block."""
         if self.folder is not None:
             for number, image in zip(numbers, images):
                 save_png(to_pil(image), self.folder / f"{number:06d}.png")
@@ -97,10 +95,10 @@ class Save:
 
 @contextmanager
 def saving(save: Save | None, num: int) -> Iterator[Callable[[Mapping[str, Tensor], range], None]]:
-    """Collects the images of all blocks in order and writes their file at the end, if one is asked for.
+    """Collect the images of all blocks in order and write their file at the end, if one is asked for.
 
     Raises:
-        DataError: it cannot be written, or pictures are gone.
+        DataError: it cannot be written, or pictures are missing.
     """
     if save is None or save.batch is None:
         yield lambda columns, numbers: None
@@ -121,7 +119,7 @@ def saving(save: Save | None, num: int) -> Iterator[Callable[[Mapping[str, Tenso
             file.seek(0)
             write_sample_batch(save.batch, (_image_batch(file.read, shape) for shape in shapes), num)
     except OSError as error:
-        raise DataError(f"{save.batch}: cannot write the samples: {error.strerror or error}; free space") from error
+        raise DataError(f"{save.batch}: cannot write the samples: {reason_of(error)}; free space") from error
 
 
 def _image_batch(read: Callable[[int], bytes], shape: tuple[int, ...]) -> Tensor:

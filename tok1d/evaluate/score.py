@@ -56,7 +56,7 @@ class ScoreSums:
         return self
 
     def merge(self, other: ScoreSums) -> Self:
-        """Add everything that `other` has seen; raises DataError where it counts other classes or chunks."""
+        """Add everything that `other` has counted; raises DataError where it counts other classes or chunks."""
         if (other.num_classes, other.chunk) != (self.num_classes, self.chunk):
             raise DataError(
                 f"score sums: expected {self.num_classes} classes in chunks of {self.chunk}, got {other.num_classes} "
@@ -100,5 +100,5 @@ class ScoreSums:
 
 
 def inception_score(logits: Tensor, *, chunk: int | None = ADM_CHUNK) -> Score:
-    """The score of logits (N, C) at hand, in their order; see `ScoreSums`."""
+    """The score of logits (N, C), in their order; see `ScoreSums`."""
     return ScoreSums(logits.shape[1], chunk).update(logits, torch.arange(len(logits))).score()

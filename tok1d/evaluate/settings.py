@@ -1,4 +1,4 @@
-"""What decides a metric's value, setting by setting, and how much each usually matters."""
+"""The settings that a metric's value depends on, and the order of their usual effect."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Setting:
-    """One thing that two numbers may differ in.
+    """A setting that two numbers may differ in.
 
     Args:
-        title: what a table calls it.
-        reason: why a difference in it moves the number; figures in it are other people's, with their source.
-        decides: numbers that differ in it measure different things and may not be compared.
+        title: its name in tables.
+        reason: why a difference in it changes the number; figures in it are published, with their source.
+        decides: numbers that differ in it measure different things and cannot be compared.
     """
 
     title: str
@@ -28,7 +28,7 @@ SETTINGS: dict[str, Setting] = {
         "two metrics are two quantities: rFID is against validation images, gFID against training statistics",
         True,
     ),
-    "data": Setting("data set", "other images are another task", True),
+    "data": Setting("data set", "different images are a different task", True),
     "network": Setting("feature network", "distances in the features of two networks have different units", True),
     "network_hash": Setting("network's weights", "the same graph with other weights is another feature network", True),
     "reference": Setting(
@@ -47,12 +47,13 @@ SETTINGS: dict[str, Setting] = {
     ),
     "keep": Setting("tokens kept", "fewer tokens carry less of the image"),
     "label": Setting(
-        "label given to the tokenizer", "a tokenizer that is told the true class knows more than its tokens hold"
+        "label given to the tokenizer", "a tokenizer conditioned on the true class has more information than its tokens"
     ),
     "sampler": Setting("sampler", "SiT-XL without guidance: 8.3 by the SDE, 9.5 by the ODE (willisma/SiT issue 31)"),
-    "steps": Setting("sampling steps", "few steps leave an error of discretisation that no training removes"),
+    "steps": Setting("sampling steps", "few steps leave a discretisation error that training does not remove"),
     "guidance": Setting(
-        "guidance scale", "MAETok's SiT-XL: gFID 2.31 without, 1.67 with guidance (paper); every model has its own best"
+        "guidance scale",
+        "MAETok's SiT-XL: gFID 2.31 without, 1.67 with guidance (paper); the best scale differs by model",
     ),
     "guidance_schedule": Setting(
         "guidance schedule", "the same scale, constant instead of growing, guides twice as much on average"
@@ -67,36 +68,38 @@ SETTINGS: dict[str, Setting] = {
         "statistics applied on one side only ruin samples: FID 130 (hustvl/LightningDiT issue 34)",
     ),
     "weights": Setting(
-        "averaged (EMA) or raw weights", "raw weights, or an average not warm yet, sample worse (LTH14/mar issue 36)"
+        "averaged (EMA) or raw weights", "raw weights, or a young average, sample worse (LTH14/mar issue 36)"
     ),
-    "ema_decay": Setting("EMA decay", "0.9999 needs about 100,000 steps to forget the start (LTH14/mar issue 36)"),
-    "train_batch": Setting("effective batch of the training", "with it go learning rate and number of epochs"),
-    "train_steps": Setting("length of the training", "longer training is a better model, not another evaluation"),
-    "classes": Setting("classes drawn", "drawn at random, not all classes are there equally often"),
-    "note": Setting("note", "what its own words say"),
+    "ema_decay": Setting(
+        "EMA decay", "0.9999 needs about 100,000 steps to forget the initial weights (LTH14/mar issue 36)"
+    ),
+    "train_batch": Setting("effective batch of the training", "learning rate and number of epochs depend on it"),
+    "train_steps": Setting("length of the training", "longer training changes the model, not the evaluation"),
+    "classes": Setting("classes of the samples", "random classes are not equally frequent"),
+    "note": Setting("note", "see its text"),
     "implementation": Setting(
         "implementation",
         "ports of the ADM suite disagree on sFID and Inception Score (openai/guided-diffusion issue 159)",
     ),
     "rounding": Setting("8-bit rounding", "truncation instead of rounding darkens by half a grey level"),
-    "precision": Setting("precision", "images painted in bf16 have steps of 1/256 near white"),
-    "batch_size": Setting("images at a time", "where noise is drawn a batch at a time, other samples"),
-    "seed": Setting("seed", "other samples: the spread between seeds, the smallest difference that means anything"),
-    "tokenizer": Setting("tokenizer", "its decoder paints what is measured: another one, another bound"),
-    "weights_hash": Setting("model", "other weights: what a comparison is usually made for"),
+    "precision": Setting("precision", "images decoded in bf16 have steps of 1/256 near white"),
+    "batch_size": Setting("images at a time", "noise generated for a whole batch gives different samples"),
+    "seed": Setting("seed", "different samples: differences below the spread between seeds mean nothing"),
+    "tokenizer": Setting("tokenizer", "its decoder makes the measured images and bounds their quality"),
+    "weights_hash": Setting("model", "different weights: usually the purpose of the comparison"),
 }
 VERSION = "version of "  # and the name of a library
 
 
 def setting(key: str) -> Setting:
-    """What is known of a setting; of those that records may grow, only the name."""
+    """The description of a setting; of settings that are not described here, its name."""
     if key.startswith(VERSION):
-        return Setting(key, "other versions of a library round, or draw random numbers, otherwise")
+        return Setting(key, "versions of a library differ in rounding and random numbers")
     return SETTINGS.get(key, Setting(key.replace("_", " "), "a setting of the record"))
 
 
 def rank(key: str) -> int:
-    """Place in the order in which differences usually matter, from 0."""
+    """Position in the order of usual effect, from 0."""
     order = list(SETTINGS)
     if key in SETTINGS:
         return order.index(key)

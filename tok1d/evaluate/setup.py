@@ -13,7 +13,7 @@ from tok1d.data.broken import report_broken
 from tok1d.data.images import ImageSet
 from tok1d.devices import pick_device as pick
 from tok1d.devices import process_device, process_part
-from tok1d.errors import DataError, InputError, WeightsError
+from tok1d.errors import DataError, InputError, WeightsError, reason_of
 from tok1d.evaluate.feature_networks import open_network
 from tok1d.evaluate.features import INCEPTION, FrozenNetwork
 from tok1d.evaluate.job import Job
@@ -127,18 +127,18 @@ def _networks(request: Request, missing: dict[str, str], place: Place) -> list[F
 
 
 def compared_with(reference: Reference) -> Compared:
-    """A `Reference` as the other side of a measurement."""
+    """A `Reference` as a metric reads it."""
     return Compared(reference.pooled, reference.spatial, reference.features, str(reference), reference.replaced)
 
 
 def open_references(
     kind: Kind, files: Sequence[str], networks: Sequence[FrozenNetwork], *, allow_other: bool = False
 ) -> list[Compared] | None:
-    """One reference a network out of files, in their order; None without files.
+    """The reference of each network from these files; None without files.
 
     Raises:
-        DataError: a file that holds no statistics, or none of a network's.
-        InputError: the other measurement's reference, unless `allow_other`.
+        DataError: a file without statistics, or no file with those of a network.
+        InputError: training images for reconstructions, or test images for samples, unless `allow_other`.
     """
     if not files:
         return None
@@ -163,9 +163,9 @@ def open_references(
 def image_references(
     images: ImageSet, measures: Measures, *, of: str, about: str = "", batch_size: int = 250
 ) -> list[Compared]:
-    """Statistics of a set of images under each network, cached, with the features of `NUM_FEATURES` if needed.
+    """Statistics of a set of images under each network, cached, with the features of `NUM_FEATURES` images if needed.
 
-    Names on stderr what cannot be read.
+    Unreadable images are named on stderr.
     """
     num = NUM_FEATURES if any(name in measures.metrics for name in ("kid", *MANIFOLD)) else 0
     found = [
@@ -183,13 +183,13 @@ def open_job(
     quiet: bool = False,
     label: str = "evaluate",
     finish: Callable[[list[Record]], None] | None = None,
-    beside: Path | None = None,
+    fallback: Path | None = None,
 ) -> Job:
-    """The job whose finished blocks lie beside `out` in OUT.parts; without it nothing is kept.
+    """The job whose finished blocks are kept in OUT.parts; without `out` nothing is kept.
 
     Args:
         shard: "I/N"; default: this process's part under torchrun, else all.
-        beside: where they lie instead, if there is no `out`.
+        fallback: path whose .parts folder is used if there is no `out`.
 
     Raises:
         ConfigError: another shard. InputError: several processes without a place to share.
@@ -197,7 +197,7 @@ def open_job(
     """
 
     part = parse_part(shard) if shard else process_part()
-    place = out or beside
+    place = out or fallback
     if place is not None and place.is_dir() and place == out:
         raise InputError(f"--out: expected the name of a file, {out} is a folder")
     if place is not None:
@@ -207,14 +207,12 @@ def open_job(
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(
-                f"{place}: its folder cannot be made: {error.strerror or error}; choose another --out"
-            ) from None
+            raise DataError(f"{place}: its folder cannot be made: {reason_of(error)}; choose another --out") from None
     folder = None if place is None else place.with_name(f"{place.name}.parts")
     return Job(folder, part, quiet, label, finish)
 
 
 def pick_device(device: str | None) -> str:
-    """The asked device; else under torchrun this process's own GPU, or what there is."""
+    """The device that is asked for; else under torchrun this process's GPU, or any GPU, or the CPU."""
 
     return process_device() if device is None and "LOCAL_RANK" in os.environ else pick(device)

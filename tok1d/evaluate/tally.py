@@ -1,4 +1,4 @@
-"""All that metrics need of one set of images under one network, in one pass, and mergeable over shards."""
+"""Everything that metrics need of a set of images under a network, in a single pass, mergeable over shards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tok1d.evaluate.score import ADM_CHUNK, Score, ScoreSums
 class Tally:
     """Moments, label agreement, score sums and, if kept, the features of images that arrive in any order.
 
-    An image is told by its number in the set, which decides its chunk of the Inception Score and its place among the
+    An image is identified by its number in the set, which decides its chunk of the Inception Score and its row in the
     features, and must come once only. Merged over shards, in any order, a tally equals that of a single pass up to
     the rounding of float64 sums.
 
@@ -72,7 +72,7 @@ class Tally:
 
         Args:
             indices: numbers (B,) >= 0 of the images in their set.
-            labels: (B,) the classes that they should show, where the network tells those apart.
+            labels: (B,) the classes of the images, if the network is a classifier of them.
 
         Raises:
             DataError: features of another network, NaN, or an image that was counted before.
@@ -131,7 +131,7 @@ class Tally:
 
     @property
     def layout(self) -> str:
-        """What two tallies have in common that can be merged."""
+        """Settings that two tallies must share to be merged."""
         parts = [f"dim {self.pooled.dim}", f"spatial {self.spatial.dim if self.spatial else 0}"]
         if self.scores is not None:
             parts.append(f"{self.scores.num_classes} classes in chunks of {self.scores.chunk or 'all'}")
@@ -139,7 +139,7 @@ class Tally:
 
     @property
     def agreement(self) -> float | None:
-        """Share of the labelled images that the network puts into their class; None without any."""
+        """Share of the labelled images that the network assigns to their class; None without any."""
         return self.num_right / self.num_labelled if self.num_labelled else None
 
     @property

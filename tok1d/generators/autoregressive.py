@@ -24,6 +24,7 @@ from tok1d.nn.attention import Attend, Attention, KVCache, causal
 from tok1d.nn.block import Block, SwiGLU, swiglu_hidden
 from tok1d.nn.embed import Condition, LabelEmbed, class_ids, training_ids
 from tok1d.nn.norm import RMSNorm
+from tok1d.nn.roles import TOKENS, Roles
 
 
 class CausalGenerator(nn.Module):
@@ -206,6 +207,8 @@ class EpsilonLlamaGen(CausalGenerator):
     """Tokens (B, K, D) float given classes (B,) int64; see the module's text."""
 
     guidance_schedule: ClassVar[Literal["linear"]] = "linear"  # how a plain guidance scale grows over the tokens
+
+    roles: ClassVar[Roles] = {"positions": (TOKENS,), "head_positions": (TOKENS,)}
 
     def __init__(self, config: EpsilonLlamaGenConfig) -> None:
         super().__init__()

@@ -26,6 +26,7 @@ from tok1d.nn.attention import Attend, Attention, rotary
 from tok1d.nn.block import SwiGLU, swiglu_hidden
 from tok1d.nn.norm import RMSNorm
 from tok1d.nn.position import sequence_angles
+from tok1d.nn.roles import TOKENS, Roles
 
 
 @dataclass
@@ -94,6 +95,8 @@ class CARD(NormalisedTokens, CausalGenerator):
 
     label_embed: ClassVectors | CaptionVectors
     config: CARDConfig
+
+    roles: ClassVar[Roles] = {"positions": (TOKENS,), "head_positions": (TOKENS,)}
 
     def __init__(self, config: CARDConfig) -> None:
         super().__init__()

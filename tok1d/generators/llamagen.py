@@ -38,6 +38,7 @@ from tok1d.nn.embed import LabelEmbed, class_ids, training_ids
 from tok1d.nn.norm import RMSNorm
 from tok1d.nn.position import axial_angles, grid_coordinates, sequence_angles
 from tok1d.nn.precision import single
+from tok1d.nn.roles import TOKENS, Roles
 
 
 @dataclass
@@ -108,6 +109,8 @@ class LlamaGen(nn.Module):
     guidance_interval_of: ClassVar[IntervalOf] = "sequence"
     cos: Tensor
     sin: Tensor
+
+    roles: ClassVar[Roles] = {"positions": (TOKENS,)}
 
     def __init__(self, config: LlamaGenConfig) -> None:
         super().__init__()

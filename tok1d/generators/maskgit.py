@@ -29,6 +29,7 @@ from tok1d.nn.attention import Attention, dropped, full
 from tok1d.nn.block import Block, Mlp, PostNormBlock, run_with_skips
 from tok1d.nn.embed import LabelEmbed, class_ids, training_ids
 from tok1d.nn.precision import single
+from tok1d.nn.roles import TOKENS, Roles
 
 
 @dataclass
@@ -83,6 +84,8 @@ def masked_counts(num_tokens: int, steps: int) -> list[int]:
 
 class MaskGITNetwork(nn.Module):
     """Ids (B, K), V standing for a hidden one, and labels (B,) -> logits (B, K, V); nothing is causal."""
+
+    roles: ClassVar[Roles] = {"positions": (TOKENS,)}
 
     def __init__(self, config: MaskGITConfig) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from tok1d.nn.attention import Attend, full
 from tok1d.nn.block import Block
 from tok1d.nn.embed import ClassLabels
 from tok1d.nn.norm import Modulation, modulate
+from tok1d.nn.roles import CLASSES, Roles
 
 ModulationKind = Literal["scale2", "dit6", "lowrank6", "shared6"]
 Parts = tuple[Tensor, ...]
@@ -26,6 +27,8 @@ class ClassVectors(ClassLabels):
     """
 
     table: Tensor
+
+    roles: ClassVar[Roles] = {"table": (CLASSES,)}
 
     def __init__(self, num_classes: int, class_dim: int, dim: int, dropout: float, *, frozen: bool) -> None:
         super().__init__(num_classes, dropout)

@@ -76,8 +76,9 @@ class ConditionedImages:
         captions = getattr(images, "captions", [])
         self.condition = choose_condition(tokenizer, images.num_classes, wanted, captioned=any(captions))
         self.embed: CaptionEmbeddings | None = None
-        if self.condition == "true" and reads_captions(tokenizer):
-            self.embed = CaptionEmbeddings(tokenizer.config.condition, captions)
+        text = text_condition(tokenizer.config)
+        if self.condition == "true" and text is not None:
+            self.embed = CaptionEmbeddings(text, captions)
 
     def batch(self, indices: Sequence[int] | np.ndarray, *, seed: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
         """Images (B, C, H, W) and class ids (B,) of the set, and `cond` on the tokenizer's device."""

@@ -1,4 +1,4 @@
-"""Images for a model: opened at its size and channels, with the captions that it reads."""
+"""Images for a model: opened at its size and channels, with captions if the model reads them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,16 @@ def open_data(
     size: int | None = None,
     generator: Any = None,
 ) -> ImageSet:
-    """ "fashion_mnist", a folder of images, shards or a saved data set (see `kind_of`), at a tokenizer's channels and
-    size (or another), within the border that its training images had; nothing is augmented. With captions where the
-    tokenizer, or a generator, is told those. Names on stderr what cannot be read."""
+    """The images of a data set as a tokenizer reads them: its channels, its size, the border of its training images.
+
+    Nothing is augmented. Unreadable images are named on stderr.
+
+    Args:
+        name: "fashion_mnist", or the path of a folder of images, of shards or of a saved data set, see `kind_of`.
+        model: the tokenizer.
+        size: side of the images in pixels; default: the tokenizer's.
+        generator: with captions if this generator, or the tokenizer, reads them.
+    """
     config, kind = model.config, kind_of(name)
     same = trained_with(model, "name", None) == kind  # then the keys are those of the training
     source = ImageSource(
@@ -48,19 +55,19 @@ def open_data(
 
 
 def captions_for(data: str, *models: Any) -> str | None:
-    """Which captions of "fashion_mnist" or of a folder `open_images` is asked for; None where no model is told any.
+    """The captions argument of `open_images` for these models; None if none of them reads captions.
 
-    Of a folder the file that the model's training read, as its card tells, if it is there; else text files beside the
-    images.
+    For a folder this is the file of captions that the model's card names, if it exists in the folder; else a text file
+    for each image.
     """
-    told = next((model for model in models if text_condition(model.config) is not None), None)
-    if told is None:
+    reader = next((model for model in models if text_condition(model.config) is not None), None)
+    if reader is None:
         return None
     if data == "fashion_mnist":
         return CLASS_SENTENCES
-    known = trained_with(told, "captions", TEXT_FILES)
+    known = trained_with(reader, "captions", TEXT_FILES)
     if (kind := kind_of(data)) != "folder":
-        own = trained_with(told, "name", None) == kind
+        own = trained_with(reader, "name", None) == kind
         return known if own else {"webdataset": "txt"}.get(kind, "caption")
     return known if known not in (None, CLASS_SENTENCES) and (Path(data) / known).is_file() else TEXT_FILES
 
@@ -71,7 +78,7 @@ def open_own(
     """The images to reconstruct: the test split of "fashion_mnist", of shards, of a saved data set or of a folder with
     train/ and test/, every image of any other folder, or one image file.
 
-    For a tokenizer of captions, text files beside the images hold theirs.
+    For a tokenizer of captions, the captions are in text files with the names of the images.
     """
 
     if kind_of(path) != "folder":

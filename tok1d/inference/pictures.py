@@ -180,11 +180,11 @@ def generate(
     keys = samples.keys
     batches = [samples.batch(keys[start : start + how.batch_size]) for start in range(0, len(keys), how.batch_size)]
     images = {k: torch.cat([batch[k] for batch in batches]) for k in batches[0]}
-    drawn = images[samples.length]
+    sampled = images[samples.length]
     clear(out, r"(class\d+_|image(\d+_)?)\d+\.png|(overview|progressive)\.png")
-    for i, image in enumerate(drawn):
+    for i, image in enumerate(sampled):
         save_png(to_pil(image), out / samples.name(keys[i], i))
-    written = [save_png(grid(drawn, how.num, zoom=zoom_for(drawn)), out / "overview.png")]
+    written = [save_png(grid(sampled, how.num, zoom=zoom_for(sampled)), out / "overview.png")]
     if samples.prefixes:
         rows = torch.cat([images[k] for k in samples.prefixes])
         written.append(save_png(grid(rows, len(keys), zoom=zoom_for(rows)), out / "progressive.png"))

@@ -1,4 +1,4 @@
-"""Commands as SLURM jobs, through submitit: one process a GPU, requeued after it was preempted or ran out of time."""
+"""Running commands as SLURM jobs through submitit: one process per GPU, requeued after a preemption or time limit."""
 
 from __future__ import annotations
 
@@ -9,38 +9,56 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from tok1d.config.load import load_recipe
-from tok1d.errors import ConfigError, InputError, Tok1dError
+from tok1d.errors import ConfigError, InputError, Tok1dError, reason_of
 
-COMMANDS = ("train", "encode", "evaluate")  # what may stand in front; anything else is a recipe to train
-LOGS = "slurm"  # folder of a job's logs in the run's folder
-SAVED = 130  # exit code of a command that was stopped and can go on
-TIMEOUTS = 10_000  # a job may run out of its time so often; each time it goes on where it was
+if TYPE_CHECKING:
+    from submitit import Executor, Job
+    from submitit.helpers import DelayedSubmission
+
+COMMANDS = ("train", "encode", "evaluate")  # first words of a command line; any other first word is a recipe to train
+LOGS = "slurm"  # folder of the job's logs in the run folder
+INTERRUPTED = 130  # exit code of a command that was stopped by a signal and can be resumed
+TIMEOUTS = 10_000  # how often a job may reach its time limit and be requeued
 Cluster = Literal["slurm", "local", "debug"]
-Run = Callable[[list[str]], int]  # a command line -> its exit code
+Run = Callable[[list[str]], int]  # runs a command line and returns its exit code
+Handler = Callable[[int, FrameType | None], object]  # of a signal
 
 
 @dataclass
 class Resources:
-    """What a job asks of the cluster; `gpus` and `cpus` are of a node and of a process."""
+    """What a job requests.
+
+    Args:
+        gpus: per node.
+        tasks: processes per node; None is one per GPU.
+        cpus: per process.
+        minutes: time limit.
+        further: other options of sbatch, name -> value.
+    """
 
     nodes: int = 1
     gpus: int = 1
-    tasks: int | None = None  # processes a node; None is one a GPU
+    tasks: int | None = None
     cpus: int = 8
     minutes: int = 24 * 60
     partition: str = ""
-    further: dict[str, str] = field(default_factory=dict)  # what sbatch takes else
+    further: dict[str, str] = field(default_factory=dict)
 
     @property
     def tasks_per_node(self) -> int:
+        """Processes per node."""
         return self.tasks or max(self.gpus, 1)
 
 
 def parse_time(text: str) -> int:
-    """Minutes of a time as sbatch takes it: MINUTES, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS; seconds are rounded up."""
+    """Minutes of a time limit in sbatch's formats, seconds rounded up.
+
+    Raises:
+        InputError: not MINUTES, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS, or less than a minute.
+    """
     found = re.fullmatch(r"(?:(\d+)-(\d+)(?::(\d+))?(?::(\d+))?|(\d+)|(\d+):(\d+):(\d+))", text)
     days, hours, minutes, seconds, alone, *clock = (int(part or 0) for part in found.groups()) if found else [0] * 8
     total = days * 1440 + (hours + clock[0]) * 60 + minutes + clock[1] + alone + -(-(seconds + clock[2]) // 60)
@@ -50,7 +68,7 @@ def parse_time(text: str) -> int:
 
 
 class Command:
-    """A command line of tok1d as a job's process; what submitit calls, and pickles again when the job is requeued."""
+    """A command line of tok1d as the process of a job. submitit pickles and calls it, again after each requeueing."""
 
     def __init__(self, arguments: list[str], run: Run) -> None:
         self.arguments, self.run = arguments, run
@@ -63,47 +81,51 @@ class Command:
         job = submitit.JobEnvironment()
         if job.num_tasks > 1:
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        if job.num_nodes == 1:  # a machine need not know itself by name
+        if job.num_nodes == 1:  # a machine may not be able to resolve its own host name
             os.environ["MASTER_ADDR"] = "127.0.0.1"
-        requeue = self._save_first()
+        requeue = self._save_before_requeue()
         code = self.run(self.arguments)
-        if code == SAVED and self._preempted is not None and callable(requeue):
-            requeue(self._preempted, None)  # of the first process; it ends here, the others return
+        if code == INTERRUPTED and self._preempted is not None and requeue is not None:
+            requeue(self._preempted, None)  # ends this process; only the first process has a handler
         elif code:
             raise RuntimeError(f"tok1d {' '.join(self.arguments)} ended with exit code {code}: see the log above")
         return " ".join(self.arguments)
 
-    def checkpoint(self) -> Any:
-        """What runs when the job is requeued: the same command, which goes on from what is on disk."""
+    def checkpoint(self) -> DelayedSubmission:
+        """What submitit runs after requeueing: the same command, which resumes from the files on disk."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(Command([word for word in self.arguments if word != "--overwrite"], self.run))
 
-    def _save_first(self) -> Any:
-        """Let a training save before submitit requeues the job; returns submitit's own handler of the signal."""
+    def _save_before_requeue(self) -> Handler | None:
+        """Make a training save its checkpoint before submitit requeues the job.
+
+        Returns submitit's own handler of the preemption signal, which requeues the job and ends the process.
+        """
         from submitit.core.job_environment import JobEnvironment
 
         number = signal.Signals[f"SIG{JobEnvironment().USR_SIG}"]
-        requeue = signal.getsignal(number)
+        current = signal.getsignal(number)
+        requeue = current if callable(current) else None
 
         def preempted(number: int, frame: FrameType | None) -> None:
             self._preempted = number
-            if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, bypass) and callable(requeue):
-                requeue(number, frame)  # no training at work that could save
+            if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, bypass) and requeue is not None:
+                requeue(number, frame)  # no training is running, so there is nothing to save
             elif self.arguments[0] == "train":
-                signal.raise_signal(signal.SIGTERM)  # the loop saves after the step and leaves
+                signal.raise_signal(signal.SIGTERM)  # the training loop saves after the step and ends
 
-        bypass = signal.getsignal(signal.SIGTERM)  # submitit's: the signal before the preemption is none of ours
-        if callable(requeue):
+        bypass = signal.getsignal(signal.SIGTERM)  # submitit's handler, which ignores SIGTERM before a preemption
+        if requeue is not None:
             signal.signal(number, preempted)
         return requeue
 
 
 def job_of(words: list[str]) -> tuple[list[str], Path, int | None]:
-    """The command line of a job, the folder of its logs, and the global batch size of a training.
+    """The command line of a job, the folder of its logs, and the batch size (None if it is not a training).
 
     Raises:
-        Tok1dError: a recipe that is none, before anything is submitted.
+        Tok1dError: no recipe of that name, or overrides that do not fit it.
     """
     if words and words[0] in COMMANDS[1:]:
         return words, Path("runs") / LOGS, None
@@ -115,7 +137,7 @@ def job_of(words: list[str]) -> tuple[list[str], Path, int | None]:
 
 
 def check_batch(batch_size: int | None, resources: Resources) -> None:
-    """Refuse a global batch that the processes cannot share evenly."""
+    """Raise ConfigError where the batch size is not a multiple of the number of processes."""
     world = resources.nodes * resources.tasks_per_node
     if batch_size is not None and batch_size % world:
         raise ConfigError(
@@ -124,8 +146,8 @@ def check_batch(batch_size: int | None, resources: Resources) -> None:
         )
 
 
-def executor_for(cluster: Cluster, logs: Path, resources: Resources, name: str) -> Any:
-    """submitit's executor; raises InputError where submitit, or SLURM, is not there."""
+def executor_for(cluster: Cluster, logs: Path, resources: Resources, name: str) -> Executor:
+    """submitit's executor; raises InputError where submitit or SLURM is not installed."""
     try:
         import submitit
     except ModuleNotFoundError:
@@ -147,14 +169,14 @@ def executor_for(cluster: Cluster, logs: Path, resources: Resources, name: str) 
 
 
 def script(logs: Path, resources: Resources, name: str) -> str:
-    """The sbatch script of a job; nothing is written, and no SLURM needed."""
+    """The sbatch script of a job; writes nothing, and works without SLURM."""
     try:
         from submitit.slurm.slurm import SlurmExecutor
     except ModuleNotFoundError:
         raise InputError("launch: needs the package submitit: pip install 'tok1d[slurm]'") from None
 
     class Anywhere(SlurmExecutor):
-        """As if there were SLURM."""
+        """An executor that also works where SLURM is not installed."""
 
         @classmethod
         def affinity(cls) -> int:
@@ -173,38 +195,38 @@ def script(logs: Path, resources: Resources, name: str) -> str:
     return str(executor._make_submission_file_text(executor._submitit_command_str, "JOB"))
 
 
-def _slurm(resources: Resources) -> dict[str, Any]:
-    found: dict[str, Any] = {"slurm_additional_parameters": {"requeue": True, **resources.further}}
+def _slurm(resources: Resources) -> dict[str, object]:
+    found: dict[str, object] = {"slurm_additional_parameters": {"requeue": True, **resources.further}}
     return {**found, "slurm_partition": resources.partition} if resources.partition else found
 
 
-def submit(words: list[str], resources: Resources, run: Run, *, cluster: Cluster = "slurm") -> tuple[Any, Path]:
+def submit(words: list[str], resources: Resources, run: Run, *, cluster: Cluster = "slurm") -> tuple[Job[str], Path]:
     """Submit a command as a job; returns submitit's job and the folder of its logs.
 
     Args:
-        run: takes a command line and returns its exit code; a module-level function, because jobs pickle it.
+        run: runs a command line and returns its exit code; a module-level function, because it is pickled.
 
     Raises:
-        Tok1dError: whatever is wrong with the command or the cluster, before anything is submitted.
+        Tok1dError: the command or the resources do not fit, or the cluster refuses the job.
     """
     arguments, logs, batch_size = job_of(words)
     check_batch(batch_size, resources)
     executor = executor_for(cluster, logs, resources, f"tok1d-{arguments[0]}")
     try:
         return executor.submit(Command(arguments, run)), logs
-    except Exception as error:  # sbatch's refusals come as submitit's own kind
-        raise InputError(f"launch: {' '.join(str(error).split())[:300]}") from None
+    except Exception as error:  # submitit has its own error types for refusals of sbatch
+        raise InputError(f"launch: {reason_of(error, 300)}") from None
 
 
-def wait(job: Any) -> None:
-    """Wait for all processes of a job; raises Tok1dError naming the log of the first that failed."""
+def wait(job: Job[str]) -> None:
+    """Wait for all processes of a job; raises Tok1dError with the log file of the first one that failed."""
     failed = None
     for rank in range(job.num_tasks):
         task = job.task(rank)
         error = task.exception()
         if error is not None:
-            said = [line for line in str(error).splitlines() if re.match(r"\S*(Error|Exception|Interrupt): ", line)]
-            why = said[-1].partition(": ")[2] if said else "a process of the job ended before its time"
-            failed = failed or Tok1dError(f"{task.paths.stderr}: {why}")
+            lines = [line for line in str(error).splitlines() if re.match(r"\S*(Error|Exception|Interrupt): ", line)]
+            reason = lines[-1].partition(": ")[2] if lines else "a process of the job ended early"
+            failed = failed or Tok1dError(f"{task.paths.stderr}: {reason}")
     if failed is not None:
         raise failed

@@ -1,4 +1,4 @@
-"""Representation alignment (REPA, arXiv 2410.06940): a network's inner states learn a frozen teacher's features."""
+"""Alignment of a network's hidden states with the features of a frozen teacher (REPA, arXiv 2410.06940)."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from tok1d.errors import ConfigError, InputError
 
 @dataclass
 class AlignmentConfig:
-    """Which teacher a decoder is aligned with, and how strongly; `decoder.align_depth` says at which block."""
+    """Alignment with a teacher; in a diffusion decoder after block `decoder.align_depth`."""
 
     teacher: str = option(
         "",
         "timm name of a vision transformer (published: vit_base_patch14_dinov2.lvd142m) or a tok1d classifier "
-        "(fashion-mnist-cnn); empty is no alignment",
+        "(fashion-mnist-cnn); empty: no alignment",
     )
     weights: str | None = option(
-        None, "file or folder of a timm teacher's weights; null is what timm downloads, random is none (to try out)"
+        None, "file or folder with weights of a timm teacher; null: timm's download; random: random weights, for tests"
     )
-    image_size: int = option(224, "side of the images the teacher sees, in pixels", ge=1)
+    image_size: int = option(224, "side of the teacher's input images, in pixels", ge=1)
     weight: float = option(1.0, "weight of the alignment loss (Semanticist's release: 1, REPA: 0.5)", gt=0)
 
     def check(self) -> None:
-        """Raise ConfigError on weights without the teacher they belong to."""
+        """Raise ConfigError on weights without a teacher."""
         if self.weights is not None and not self.teacher:
             raise ConfigError("teacher: weights are given, so expected the timm name they belong to, got nothing")
 
 
 def resize_tokens(tokens: Tensor, num: int) -> Tensor:
-    """Features of a square grid (B, T, C), row by row, resampled bicubically to another square grid (B, num, C).
+    """Resample features (B, T, C) of a square grid, row by row, bicubically to another square grid. -> (B, num, C).
 
     Raises:
-        InputError: T or num is no square number, and they differ.
+        InputError: T and num differ and are not both square numbers.
     """
     batch, count, channels = tokens.shape
     if count == num:
@@ -51,12 +51,12 @@ def resize_tokens(tokens: Tensor, num: int) -> Tensor:
 
 
 def alignment_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Minus the cosine similarity, averaged over the tokens of each sample (REPA, section 3.3), (B,) in [-1, 1].
+    """Minus the cosine similarity, averaged over the tokens of each sample (REPA, section 3.3); (B,) in [-1, 1].
 
     Args:
-        student: projected features (B, T, C), resampled to the teacher's grid (the projector comes first).
+        student: projected hidden states (B, T, C); they are resampled to the teacher's grid after the projection.
         teacher: features (B, N, C).
     """
     student = resize_tokens(student, teacher.shape[1])
-    # In float32: half precision loses squared norms.
+    # In float32: squared norms overflow or underflow in half precision.
     return -F.cosine_similarity(student.float(), teacher.float(), dim=-1).mean(1)

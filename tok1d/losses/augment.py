@@ -1,6 +1,6 @@
-"""Differentiable augmentation of what a discriminator sees (DiffAugment, arXiv 2006.10738).
+"""Differentiable augmentation of a discriminator's input (DiffAugment, arXiv 2006.10738).
 
-Images (B, C, H, W) are in [-1, 1]; what is shifted in or cut out is 0, which is mid grey there.
+Images (B, C, H, W) are in [-1, 1]; pixels that are shifted in or cut out are 0, mid grey.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ def brightness(images: Tensor, u: Tensor) -> Tensor:
 
 
 def saturation(images: Tensor, u: Tensor) -> Tensor:
-    """Distances from the mean of the channels times 2u; grey images stay as they are."""
+    """Multiply differences from the mean over channels by 2u, for u (B, 1, 1, 1) in [0, 1)."""
     mean = images.mean(1, keepdim=True)
     return (images - mean) * (2 * u) + mean
 
 
 def contrast(images: Tensor, u: Tensor) -> Tensor:
-    """Distances from the mean of each image times u + 1/2."""
+    """Multiply differences from the mean of each image by u + 1/2, for u (B, 1, 1, 1) in [0, 1)."""
     mean = images.mean((1, 2, 3), keepdim=True)
     return (images - mean) * (u + 0.5) + mean
 
 
 def translate(images: Tensor, dy: Tensor, dx: Tensor) -> Tensor:
-    """Pixel (y, x) becomes what was at (y + dy, x + dx), or 0 where that is outside; dy, dx (B, 1, 1) int64."""
-    # Rows, then columns, by gather: its gradient adds at most one number a pixel, so it is the same in every run.
+    """The pixel at (y, x) becomes that at (y + dy, x + dx), or 0 outside the image; dy, dx (B, 1, 1) int64."""
+    # Two gathers, because their gradient is deterministic: it has at most one summand per pixel.
     for dim, shift in ((2, dy), (3, dx)):
         size = images.shape[dim]
         source = (torch.arange(size, device=images.device) + shift[:, :, 0]).view(
@@ -46,7 +46,7 @@ def translate(images: Tensor, dy: Tensor, dx: Tensor) -> Tensor:
 
 
 def cut_out(images: Tensor, oy: Tensor, ox: Tensor, side: int) -> Tensor:
-    """Zeros in a square of `side` pixels from (oy - side // 2, ox - side // 2) on; oy, ox (B, 1, 1) int64."""
+    """Set a square of `side` pixels with its first corner at (oy, ox) - side // 2 to 0; oy, ox (B, 1, 1) int64."""
     height, width = images.shape[-2:]
     rows = torch.arange(height, device=images.device)[:, None] - (oy - side // 2)
     columns = torch.arange(width, device=images.device)[None] - (ox - side // 2)
@@ -62,13 +62,13 @@ def augment(
     cutout: float = 0.2,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Images (B, C, H, W) in [-1, 1], each group of changes applied to all of them or to none; differentiable.
+    """Augment images (B, C, H, W) in [-1, 1], differentiably. A group is applied to the whole batch or not at all.
 
     Args:
-        groups: color (brightness, saturation, contrast), translation by up to an eighth of the size, cutout.
-        probability: of each group; one draw a group and call.
-        cutout: side of the square over the height of the image; it may hang over the border.
-        generator: of the draws, on the CPU, so that they are the same on every device; default: the global one.
+        groups: color (brightness, saturation, contrast), translation by up to 1/8 of the size, cutout.
+        probability: probability of each group.
+        cutout: side of the square over the height of the image; parts of it may lie outside the image.
+        generator: random numbers, on the CPU, so that they are the same on every device; default: the global generator.
     """
     batch, height, width = len(images), images.shape[-2], images.shape[-1]
 
@@ -89,7 +89,7 @@ def augment(
             images = translate(images, integer(-dy, dy), integer(-dx, dx))
         else:
             side = int(cutout * height + 0.5)
-            # A square of even side has its centre between two pixels: one place more.
+            # A square of even side is centred between two pixels and has one more position.
             oy, ox = (integer(0, size - side % 2) for size in (height, width))
             images = cut_out(images, oy, ox, side)
     return images

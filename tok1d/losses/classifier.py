@@ -1,7 +1,4 @@
-"""The squared difference of a classifier's logits: TiTok's perceptual loss, with ConvNeXt-S (arXiv 2406.07550).
-
-Only a trained network counts. Nothing here is random.
-"""
+"""The squared difference of a classifier's logits: the perceptual loss of TiTok, with ConvNeXt-S (arXiv 2406.07550)."""
 
 from __future__ import annotations
 
@@ -13,14 +10,16 @@ from torch.nn import functional as F
 
 from tok1d.losses.features import IMAGENET_MEAN, IMAGENET_STD
 
-SIDE = 224  # pixels of the images it sees
+SIDE = 224  # side of its input images, in pixels
 
 
 class LogitsDistance(nn.Module):
-    """Frozen, in eval mode for ever. Images (B, 1 or 3, H, W) in [0, 1], resized bilinearly to the network's size.
+    """A frozen classifier, always in eval mode, for images (B, 1 or 3, H, W) in [0, 1].
 
     Args:
-        network: standardised images (B, 3, side, side) -> logits (B, classes).
+        network: a trained classifier, standardised images (B, 3, side, side) -> logits (B, classes).
+        side: side of its input images, in pixels.
+        mean, std: one number per channel, by which images in [0, 1] are standardised.
     """
 
     def __init__(
@@ -40,15 +39,15 @@ class LogitsDistance(nn.Module):
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> LogitsDistance:
-        """Stays in eval mode."""
+        """As `nn.Module.train`, but it stays in eval mode."""
         return super().train(False)
 
     def logits(self, images: Tensor) -> Tensor:
-        """(B, classes) in float32; smaller images are enlarged, larger ones smoothed as they shrink."""
+        """Logits (B, classes) in float32. Images are resized bilinearly, with antialiasing where they shrink."""
         if images.shape[-2:] != (self.side, self.side):
             images = F.interpolate(images, (self.side, self.side), mode="bilinear", antialias=True)
-        return self.network((images - self.mean) / self.std).float()  # broadcast: a grey channel becomes three
+        return self.network((images - self.mean) / self.std).float()  # broadcast: a grey channel is repeated
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """The mean squared difference of two images' logits (B,)."""
+        """The mean squared difference (B,) of the logits of pairs of images."""
         return (self.logits(a) - self.logits(b)).square().mean(1)

@@ -1,4 +1,4 @@
-"""Networks that tell real images from reconstructed ones: images (B, C, H, W) in [-1, 1] -> logits (B, ...)."""
+"""Discriminators of real and reconstructed images: images (B, C, H, W) in [-1, 1] -> logits (B, ...)."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from tok1d.errors import ConfigError
 from tok1d.losses.features import IMAGENET_MEAN, IMAGENET_STD
 from tok1d.nn.block import Mlp
 from tok1d.nn.embed import PatchEmbed
-from tok1d.nn.vit import ViT
+from tok1d.nn.vit import ViT, ViTShape
 
-GROUPS = 32  # of the normalisations of the blurring patch discriminator
-POOL = 16  # rows and columns of logits of the blurring patch discriminator
+GROUPS = 32  # groups of the normalisations of BlurPatchDiscriminator
+POOL = 16  # rows and columns of the logits of BlurPatchDiscriminator
 
 
 @dataclass
 class DinoConfig:
-    """A frozen DINO vision transformer with learned heads on five depths (StyleGAN-T; MAETok, section 4.1)."""
+    """A frozen DINO vision transformer with learned heads at five depths (StyleGAN-T; MAETok, section 4.1)."""
 
     name: str = option("dino", "which discriminator: dino, patch or blur_patch")
     backbone: str = option("vit_small_patch16_224.dino", "timm name of the frozen vision transformer")
     weights: str | None = option(
-        None, "file of its weights; null is what timm downloads, random an untrained ViT-S/16 (to measure costs)"
+        None, "file with its weights; null: timm's download; random: a ViT-S/16 with random weights, to measure costs"
     )
-    image_size: int = option(224, "side of the images it sees, in pixels; others are cropped or resized", ge=1)
+    image_size: int = option(224, "side of its input images, in pixels; other images are cropped or resized", ge=1)
 
 
 @dataclass
@@ -38,8 +38,8 @@ class PatchConfig:
     """PatchGAN: strided convolutions with batch normalisation (pix2pix, arXiv 1611.07004)."""
 
     name: str = option("patch", "which discriminator: dino, patch or blur_patch")
-    width: int = option(64, "channels of the first layer, doubled up to eightfold", ge=1)
-    layers: int = option(3, "strided layers; each halves the map", ge=1)
+    width: int = option(64, "channels of the first layer; they double up to 8 times that", ge=1)
+    layers: int = option(3, "strided layers, each of which halves the resolution", ge=1)
 
 
 @dataclass
@@ -47,11 +47,11 @@ class BlurPatchConfig:
     """PatchGAN with blurred downsampling and group normalisation, 16x16 logits (MaskBit, TA-TiTok)."""
 
     name: str = option("blur_patch", "which discriminator: dino, patch or blur_patch")
-    width: int = option(128, "channels of the first layer, a multiple of 32, doubled at each stage", ge=32)
-    stages: int = option(3, "stages; each halves the map", ge=1)
+    width: int = option(128, "channels of the first layer, a multiple of 32; they double at each stage", ge=32)
+    stages: int = option(3, "stages, each of which halves the resolution", ge=1)
 
     def check(self) -> None:
-        """Raise ConfigError on a width that the 32 normalisation groups do not divide."""
+        """Raise ConfigError on a width that is no multiple of the normalisation groups."""
         if self.width % GROUPS:
             raise ConfigError(f"width: expected a multiple of {GROUPS}, got {self.width}")
 
@@ -60,9 +60,9 @@ DiscriminatorConfig = DinoConfig | PatchConfig | BlurPatchConfig
 
 
 class SpectralConv1d(nn.Conv1d):
-    """A convolution, circular, whose weight is divided by its largest singular value (arXiv 1802.05957).
+    """A circular convolution whose weight is divided by its largest singular value (arXiv 1802.05957).
 
-    The singular vectors are buffers that every pass in train mode brings one power iteration nearer.
+    The singular vectors are buffers, updated by one power iteration in every forward pass in train mode.
     """
 
     def __init__(self, channels_in: int, channels_out: int, kernel_size: int = 1) -> None:
@@ -71,7 +71,7 @@ class SpectralConv1d(nn.Conv1d):
         self.register_buffer("v", F.normalize(torch.randn(channels_in * kernel_size), dim=0))
         self.u: Tensor
         self.v: Tensor
-        for _ in range(15):  # a generator may be judged before the first training pass
+        for _ in range(15):  # the first use may be in eval mode
             self.iterate()
 
     @torch.no_grad()
@@ -87,7 +87,7 @@ class SpectralConv1d(nn.Conv1d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, N) -> (B, channels_out, N)."""
         with torch.autocast(x.device.type, enabled=False):
-            # Copies, since the buffers change before the backward pass of this one.
+            # Copies, because the buffers may change before the backward pass.
             u, v = self.iterate() if self.training else (self.u.clone(), self.v.clone())
             weight = self.weight / torch.dot(u, self.weight.flatten(1) @ v)
         return self._conv_forward(x, weight, self.bias)
@@ -106,7 +106,7 @@ class _NormedConv(nn.Module):
 
 
 class DinoHead(nn.Module):
-    """Logits (B, N) of patch features (B, D, N): a pointwise layer, a residual one over 9 patches, a linear one."""
+    """Patch features (B, D, N) -> logits (B, N): a pointwise layer, a residual layer over 9 patches, a linear layer."""
 
     def __init__(self, dim: int, kernel_size: int = 9) -> None:
         super().__init__()
@@ -119,10 +119,10 @@ class DinoHead(nn.Module):
 
 
 class DinoTrunk(nn.Module):
-    """A plain vision transformer with a class token that shows its states at every depth.
+    """A plain vision transformer with a class token that returns its states after chosen blocks.
 
     Args:
-        side: rows and columns of its table of positions (DINO: 14).
+        side: rows and columns of its position table (DINO: 14).
     """
 
     def __init__(
@@ -130,16 +130,17 @@ class DinoTrunk(nn.Module):
     ) -> None:
         super().__init__()
         self.patch_embed = PatchEmbed(patch, 3, dim)
-        self.vit = ViT(dim, depth, heads, side=side, layer_scale=layer_scale)
+        self.vit = ViT(ViTShape(dim, depth, heads, side, layer_scale=layer_scale))
         for module in self.vit.modules():
             if isinstance(module, Mlp):
-                module.approximate = "tanh"  # as the release's discriminator has it
+                module.approximate = "tanh"  # as in the discriminator of MAETok's release
         self.dim, self.depth = dim, depth
 
     def forward(self, images: Tensor, depths: list[int]) -> list[Tensor]:
-        """Patch states plus the class token's, (B, dim, N), after so many blocks each (0: only positions added).
+        """Standardised images (B, 3, H, W) -> sums (B, dim, N) of patch and class token states, one for each depth.
 
-        Images (B, 3, H, W) are standardised; `depths` are ascending.
+        Args:
+            depths: numbers of blocks, ascending; 0: the input of the first block.
         """
         patch = self.patch_embed.patch
         x = self.vit.embed(self.patch_embed(images), (images.shape[-2] // patch, images.shape[-1] // patch))
@@ -152,21 +153,22 @@ class DinoTrunk(nn.Module):
 
 
 class DinoDiscriminator(nn.Module):
-    """Heads on a frozen trunk's states before its first block and after each quarter of its blocks.
+    """Heads on the states of a frozen trunk, by default before its first block and after each quarter of its blocks.
 
-    The trunk is not part of the module: it reaches no state dict, optimizer or average, and is never in train mode.
+    The trunk is not a submodule: it stays out of state dicts, optimizers and averages, and is always in eval mode.
 
     Args:
-        image_size: of the images the trunk sees. Larger ones are, in train mode, cropped at random half of the time;
-            else they are averaged down, smaller ones interpolated bicubically.
-        depths: blocks before each readout, ascending; default: 0 and the four quarters (DINO: 0, 3, 6, 9, 12).
+        image_size: side of the trunk's input images, in pixels. In train mode larger images are cropped at random with
+            probability 1/2. Otherwise they are averaged down; smaller ones are resized bicubically.
+        depths: numbers of blocks before each head, ascending; default: 0 and the quarters (DINO: 0, 3, 6, 9, 12).
+        kernel_size: patches that the residual layer of a head covers.
     """
 
     def __init__(
         self, trunk: DinoTrunk, *, image_size: int = 224, depths: list[int] | None = None, kernel_size: int = 9
     ) -> None:
         super().__init__()
-        self._trunk = (trunk.eval().requires_grad_(False),)  # in a tuple, out of sight of the module
+        self._trunk = (trunk.eval().requires_grad_(False),)  # in a tuple, so that it is not registered as a submodule
         self.image_size = image_size
         self.depths = depths or sorted({trunk.depth * quarter // 4 for quarter in range(5)})
         self.heads = nn.ModuleList(DinoHead(trunk.dim, kernel_size) for _ in self.depths)
@@ -180,16 +182,16 @@ class DinoDiscriminator(nn.Module):
         return self._trunk[0]
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Logits (B, readouts * N). `generator` (CPU) decides on crops; default: the global one."""
+        """Logits (B, depths * N). `generator`: random numbers of crops, on the CPU; default: the global generator."""
         if self.trunk.patch_embed.proj.weight.device != images.device:
-            self.trunk.to(images.device)  # once: the module's own `to` does not know its trunk
+            self.trunk.to(images.device)  # `to` does not move the trunk
         states = self.trunk(self.prepare(images, generator), self.depths)
         return torch.cat([head(state) for head, state in zip(self.heads, states)], dim=1)
 
     def prepare(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """What the trunk sees of images (B, 1 or 3, H, W), (B, 3, S, S): standardised, cropped or resized."""
+        """Images (B, 1 or 3, H, W) in [-1, 1] -> the standardised input (B, 3, S, S) of the trunk."""
         size, (height, width) = self.image_size, images.shape[-2:]
-        x = ((images + 1) / 2 - self.mean) / self.std  # broadcast: a grey channel becomes three
+        x = ((images + 1) / 2 - self.mean) / self.std  # broadcast: a grey channel is repeated
         if height == width == size:
             return x
         if self.training and min(height, width) > size and torch.rand((), generator=generator) < 0.5:
@@ -199,7 +201,7 @@ class DinoDiscriminator(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """4x4 convolutions, `layers` of them strided, then two more; logits (B, 1, h, w) of overlapping patches."""
+    """4x4 convolutions, `layers` strided and two more; logits (B, 1, h, w) of overlapping patches."""
 
     def __init__(self, channels: int, width: int = 64, layers: int = 3) -> None:
         super().__init__()
@@ -217,12 +219,12 @@ class PatchDiscriminator(nn.Module):
                 nn.init.normal_(part.weight, mean=1.0, std=0.02)
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Logits; nothing is drawn at random."""
+        """Logits; `generator` is not used."""
         return self.layers(images)
 
 
 class _Blur(nn.Module):
-    """Halve a map with the kernel (1, 3, 3, 1) along both axes, so that small shifts change little."""
+    """Halve the resolution with the low-pass kernel (1, 3, 3, 1) / 8 along both axes (arXiv 1904.11486)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -236,7 +238,7 @@ class _Blur(nn.Module):
 
 
 class BlurPatchDiscriminator(nn.Module):
-    """A 5x5 convolution, stages of a 3x3 one and a blurred halving, pooled to 16x16 logits (B, 1, 16, 16)."""
+    """A 5x5 convolution, stages of a 3x3 convolution and blurred downsampling, pooled to logits (B, 1, 16, 16)."""
 
     def __init__(self, channels: int, width: int = 128, stages: int = 3) -> None:
         super().__init__()
@@ -249,7 +251,7 @@ class BlurPatchDiscriminator(nn.Module):
         self.out = nn.Conv2d(widths[-1], 1, 5, padding=2)
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Logits; nothing is drawn at random."""
+        """Logits; `generator` is not used."""
         x = F.leaky_relu(self.conv_in(images), 0.1)
         for conv, norm in zip(self.convs, self.norms):
             x = F.leaky_relu(norm(self.blur(conv(x))), 0.1)

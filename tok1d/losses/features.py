@@ -1,8 +1,8 @@
-"""Frozen teachers: networks whose patch features other networks learn from."""
+"""Frozen teachers: networks whose patch features are training targets of other networks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,18 +11,20 @@ from torch.nn import functional as F
 
 from tok1d.errors import InputError
 
+Features = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> patch features (B, N, D)
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class TeacherName:
-    """Which frozen network a part of a model learns from; what builds the training loads it and sets `teacher`.
+    """The teacher that a part of a model needs. `zoo.pretrained.teachers.give_teachers` loads it.
 
     Args:
         name: a timm vision transformer, a bundled classifier or a model folder.
-        weights: a file or folder for a timm network; None: what timm downloads; "random": untrained ones.
-        image_size: side of the images that the network receives, in pixels.
+        weights: a file or folder with weights of a timm network; None: timm's download; "random": random weights.
+        image_size: side of the network's input images, in pixels.
     """
 
     name: str
@@ -30,7 +32,7 @@ class TeacherName:
     image_size: int = 224
 
     def missing(self) -> InputError:
-        """The error of a loss that needs this teacher and was not given one."""
+        """The error of a loss that needs this teacher and has none."""
         return InputError(
             f"teacher {self.name}: expected the loaded network, got none; call "
             "tok1d.zoo.pretrained.teachers.give_teachers(model) before computing losses"
@@ -38,15 +40,15 @@ class TeacherName:
 
 
 class Teacher:
-    """A frozen network together with the images it wants to see.
+    """A frozen network and the preparation of its input images.
 
-    It is no `nn.Module`: the weights of a teacher that a model holds are not the model's, so they reach no state
-    dict, optimizer, average or checkpoint, and `model.train()` leaves the teacher in eval mode.
+    It is not an `nn.Module`: the weights of a teacher stay out of the model's state dict, optimizer, averages and
+    checkpoints, and `model.train()` leaves the teacher in eval mode.
 
     Args:
         network: prepared images (B, C, S, S) -> patch features (B, N, D), row by row.
         image_size: S, in pixels.
-        mean, std: of the network's images in [0, 1], one number a channel.
+        mean, std: one number per channel, by which images in [0, 1] are standardised.
     """
 
     def __init__(
@@ -62,17 +64,21 @@ class Teacher:
         self.mean, self.std = (torch.tensor(list(values)).view(-1, 1, 1) for values in (mean, std))
 
     def prepare(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) in [0, 1] -> what the network sees: standardised, then resampled as Semanticist's release does.
+        """Images (B, C, H, W) in [0, 1] -> the input (B, C', S, S) of the network.
 
-        Grey images are repeated for a colour teacher. Raises InputError on any other number of channels.
+        As in Semanticist's release they are standardised first, then resized bicubically without antialiasing. Grey
+        images are repeated for a teacher of colour images.
+
+        Raises:
+            InputError: images with another number of channels.
         """
         channels = len(self.mean)
         if images.shape[1] not in (1, channels):
             raise InputError(
-                f"the alignment teacher sees {channels} channels, got images {tuple(images.shape)}; choose another"
+                f"teacher: expected images of {channels} channels, got {tuple(images.shape)}; choose another teacher"
             )
         self._move(images.device)
-        images = (images - self.mean) / self.std  # broadcast: one grey channel becomes the teacher's
+        images = (images - self.mean) / self.std  # broadcast: a grey channel is repeated
         size = (self.image_size, self.image_size)
         if images.shape[-2:] == size:
             return images
@@ -84,6 +90,11 @@ class Teacher:
         return self.network(self.prepare(images))
 
     def _move(self, device: torch.device) -> None:
-        if self.mean.device != device:  # once: a model's own `to` does not know its teacher
+        if self.mean.device != device:  # `to` of a model does not move its teacher
             self.network.to(device)
             self.mean, self.std = self.mean.to(device), self.std.to(device)
+
+
+def empty_features(num_patches: int, dim: int) -> Features:
+    """A function from images (B, C, H, W) to an empty tensor (B, num_patches, dim), in place of a teacher."""
+    return lambda images: images.new_empty(len(images), num_patches, dim)

@@ -1,4 +1,4 @@
-"""Histograms of oriented gradients, as targets of masked feature prediction (MaskFeat, arXiv 2112.09133)."""
+"""Histograms of oriented gradients (HOG), as targets of masked feature prediction (MaskFeat, arXiv 2112.09133)."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BINS = 9
-EPS = 1e-5  # of the normalisation, added in squares
+EPS = 1e-5  # its square is added to squared norms
 
 
 def hog_cells(images: Tensor, cell: int) -> Tensor:
-    """Gradient orientations of every cell and channel, (B, C, H / cell, W / cell, 9), each of length 1 (or 0).
+    """Histograms of gradient orientations of every cell and channel, (B, C, H / cell, W / cell, 9), of norm 1 or 0.
 
-    Central differences, 0 at the border that a difference would cross; each pixel votes with its gradient's length
-    for one of 9 equal bins over half a turn, from a gradient along the columns on.
+    Gradients are central differences, 0 across the border of the image. Every pixel adds the norm of its gradient to
+    one of 9 bins of 20 degrees each; bin 0 begins at gradients along the x axis.
 
     Args:
         images: (B, C, H, W) in [0, 1].
-        cell: side of a square cell in pixels; divides H and W.
+        cell: side of a square cell in pixels, which divides H and W.
     """
     assert images.shape[-2] % cell == 0 and images.shape[-1] % cell == 0, f"cells of {cell}: {tuple(images.shape)}"
     x = images if images.dtype == torch.float64 else images.float()
@@ -35,10 +35,10 @@ def hog_cells(images: Tensor, cell: int) -> Tensor:
 
 
 def hog(images: Tensor, patch: int, cell: int) -> Tensor:
-    """HOG of every patch: (B, C, H, W) in [0, 1] -> (B, N, (patch / cell)^2 * C * 9), patches row by row.
+    """HOG of every patch: images (B, C, H, W) in [0, 1] -> (B, N, (patch / cell)^2 * C * 9), patches row by row.
 
-    A patch holds its cells row by row, a cell its channels, a channel its 9 bins; 108 numbers for colour, patch 16
-    and cell 8. Without gradient.
+    The features of a patch are ordered (cell row, cell column, channel, bin): 108 for colour images with patch 16 and
+    cell 8. Without gradient.
     """
     with torch.no_grad():
         cells = hog_cells(images, cell)

@@ -1,4 +1,4 @@
-"""Losses of masked modelling: features of hidden patches, and the words of a caption."""
+"""Losses of mask modelling: features of masked patches, and the words of a caption."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from tok1d.bottleneck.shared import mean_over_processes, num_processes
 
 
 def weighted_mean(values: Tensor, weight: Tensor, *, shared: bool, least: float = 1.0) -> Tensor:
-    """The sum of values times weight over the sum of the weight, which is at least `least`.
+    """sum(values * weight) / max(sum(weight), least).
 
     Args:
-        shared: the weight is that of an average process of the training, every one of which has to call: the mean of
-            what they return is then the weighted mean over all of them, however their weights differ.
+        shared: whether the sum of the weight is replaced by its mean over all processes, each of which has to call.
+            The mean of the results over processes is then the weighted mean over all batches.
     """
     total = weight.sum()
     if shared:
@@ -22,12 +22,12 @@ def weighted_mean(values: Tensor, weight: Tensor, *, shared: bool, least: float 
 
 
 def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor | None = None, *, shared: bool = False) -> Tensor:
-    """Squared error averaged over the masked patches and their channels (MAETok, equation 8); 0 where none is masked.
+    """Squared error, averaged over masked patches and channels (MAETok, equation 8); 0 without masked patches.
 
     Args:
         prediction, target: (B, N, D).
-        mask: (B, N) bool, True where the error counts; None counts every patch.
-        shared: the patches of all processes, see `weighted_mean`.
+        mask: (B, N) bool, True where the error counts; None: every patch counts.
+        shared: whether the average is over all processes, see `weighted_mean`.
     """
     errors = (prediction.float() - target.float()).square().mean(-1)
     if mask is None:
@@ -36,18 +36,18 @@ def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor | None = None, *
 
 
 def bag_of_words(ids: Tensor, vocab_size: int) -> Tensor:
-    """Which ids occur, (B, vocab_size) of 0 and 1; ids (B, T) int64, negative ones are padding."""
+    """Ids (B, T) int64, negative ones are padding, -> (B, vocab_size), 1 for ids that occur and 0 for others."""
     hot = torch.zeros(ids.shape[0], vocab_size + 1, device=ids.device)
     return hot.scatter_(1, torch.where(ids < 0, vocab_size, ids), 1.0)[:, :vocab_size]
 
 
 def caption_loss(logits: Tensor, words: Tensor) -> Tensor:
-    """Cross-entropy against the words of a caption, whatever their order (as SuperClass learns from text), in nats.
+    """Cross-entropy against the words of a caption without their order, in nats (SuperClass, arXiv 2411.03313).
 
     Args:
         logits: (B, V).
-        words: (B, V), not negative: multi-hot, or weighted as by inverse document frequency. Rows are made to sum to
-            1; a row of zeros (no caption) adds nothing.
+        words: (B, V) >= 0, 0 or 1, or weights such as the inverse document frequency. Rows are divided by their sum;
+            a row of zeros (no caption) adds 0.
     """
     words = words.float()
     shares = words / words.sum(1, keepdim=True).clamp(min=1e-12)

@@ -1,12 +1,12 @@
-"""Loss terms and their sum."""
+"""The batches and scalars of a training step, and the total loss."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-Batch = tuple[Tensor, ...]  # images or tokens, labels, and of captioned images words
-Tensors = dict[str, Tensor]
+Batch = tuple[Tensor, ...]  # images or tokens, then labels or captions, then what else a model reads
+Tensors = dict[str, Tensor]  # scalars by name; those named "loss..." are minimised
 
 
 def total_loss(terms: Tensors) -> Tensor:

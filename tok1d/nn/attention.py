@@ -1,7 +1,7 @@
 """Multi-head self-attention on PyTorch's scaled_dot_product_attention.
 
-What a query may see is a function `attend(q, k, v)` handed to the layer, so one layer serves every model:
-full, causal, masked, tokens over a prefix that is blind to them, and cached decoding.
+Which keys a query attends to is decided by a function `attend(q, k, v)`, an argument of the layer. So full, causal,
+masked, prefix-causal and cached attention share one layer. Tensors q, k, v are (B, heads, L, head_dim).
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def full(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Every query sees every key. q, k, v: (B, heads, L, head_dim)."""
+    """Every query attends to every key."""
     return scaled_dot_product_attention(q, k, v)
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Query i sees keys 0..i. q: (B, heads, L, head_dim), k and v alike, or with fewer heads that queries share."""
+    """Query i attends to keys 0..i. k and v may have fewer heads than q, see `shared`."""
     return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shared(q, k))
 
 
 def shared(q: Tensor, k: Tensor) -> bool:
-    """Whether groups of query heads share a key and value head."""
+    """Whether groups of query heads share one head of keys and values (grouped-query attention, arXiv 2305.13245)."""
     return q.shape[1] != k.shape[1]
 
 
 def masked(mask: Tensor) -> Attend:
-    """Attention under a boolean mask, broadcastable to (B, heads, L, L); True means "may attend"."""
+    """Attention with a boolean mask, broadcastable to (B, heads, queries, keys); True: the query attends to the key."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=shared(q, k))
@@ -45,7 +45,7 @@ def masked(mask: Tensor) -> Attend:
 
 
 def dropped(rate: float) -> Attend:
-    """Every query sees every key, but a share `rate` of the attention weights is dropped (BERT's, in training)."""
+    """Full attention with dropout of the attention weights at that rate, as in the training of BERT."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return scaled_dot_product_attention(q, k, v, dropout_p=rate)
@@ -54,7 +54,7 @@ def dropped(rate: float) -> Attend:
 
 
 def rotary(cos: Tensor, sin: Tensor, attend: Attend = full) -> Attend:
-    """`attend` with queries and keys turned first; cos and sin broadcastable to (B, heads, L, head_dim / 2)."""
+    """`attend` on rotated queries and keys; cos and sin are broadcastable to (B, heads, L, head_dim / 2)."""
 
     def attend_rotated(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
@@ -63,7 +63,7 @@ def rotary(cos: Tensor, sin: Tensor, attend: Attend = full) -> Attend:
 
 
 def prefix_causal_mask(prefix: int, num_tokens: int, device: torch.device | None = None) -> Tensor:
-    """Boolean (prefix + T, prefix + T) mask: the prefix sees only itself; token i sees prefix and tokens 0..i."""
+    """(prefix + T, prefix + T) bool: the prefix attends to itself, token i to the prefix and to tokens 0..i."""
     length = prefix + num_tokens
     mask = torch.ones(length, length, dtype=torch.bool, device=device).tril_()
     mask[:prefix, :prefix] = True
@@ -71,10 +71,10 @@ def prefix_causal_mask(prefix: int, num_tokens: int, device: torch.device | None
 
 
 def prefix_causal(prefix: int) -> Attend:
-    """The first `prefix` positions attend to each other only; later ones to the prefix and causally to themselves.
+    """The first `prefix` positions attend to each other, later tokens to the prefix and causally to themselves.
 
-    Equal to `masked(prefix_causal_mask(...))`, but the prefix runs without a mask (so fused kernels apply) and
-    the score work of the prefix over the later tokens is not done at all.
+    The result equals `masked(prefix_causal_mask(...))`. It is faster: the prefix has no mask, so fused kernels apply,
+    and its scores with later tokens are not computed.
     """
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -83,14 +83,14 @@ def prefix_causal(prefix: int) -> Attend:
         if num_tokens == 0:
             return head
         tail = after_prefix(prefix)(q[:, :, prefix:], k, v)
-        # Joined in the layout (B, L, heads, head_dim) of the projection that follows, which then copies nothing.
+        # Concatenated in the layout (B, L, heads, head_dim) of the projection that follows, which saves a copy.
         return torch.cat([head.transpose(1, 2), tail.transpose(1, 2)], dim=1).transpose(1, 2)
 
     return attend
 
 
 def after_prefix(prefix: int) -> Attend:
-    """`prefix_causal` of the later positions alone: q (B, heads, T, head_dim), k and v of all prefix + T positions."""
+    """`prefix_causal` for the queries of the T later tokens only; k and v are of all prefix + T positions."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         rows = prefix_causal_mask(prefix, q.shape[2], q.device)[prefix:]
@@ -100,12 +100,11 @@ def after_prefix(prefix: int) -> Attend:
 
 
 class KVCache:
-    """Keys and values of one layer at a fixed length, filled from the left during causal decoding.
+    """Keys and values of one layer for cached causal decoding, in buffers of fixed length that are filled in order.
 
     Args:
-        batch, heads, length, head_dim: the buffers are (batch, heads, length, head_dim), zero at first.
-        allowed: bool, broadcastable to (batch, heads, length, length), what each place may attend to; default: itself
-            and all before it.
+        batch, heads, length, head_dim: the buffers are (batch, heads, length, head_dim), initially zero.
+        allowed: bool mask, broadcastable to (batch, heads, length, length); default: causal.
     """
 
     def __init__(
@@ -126,7 +125,7 @@ class KVCache:
         self._rows = causal_rows if allowed is None else allowed
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Store the new keys and values after the old ones and attend causally over all of them."""
+        """Append the new keys and values to the buffers, and attend to all of them under the mask."""
         start, end = self.filled, self.filled + k.shape[2]
         assert end <= self.k.shape[2], f"cache of {self.k.shape[2]} positions is full"
         self.k[:, :, start:end] = k
@@ -137,22 +136,25 @@ class KVCache:
 
 
 def head_norm(kind: Literal["none", "layer", "rms"], head_dim: int) -> nn.Module:
-    """The normalisation of queries or keys, an identity without any."""
+    """The normalisation of queries or keys over the channels of a head."""
     if kind == "none":
         return nn.Identity()
     return nn.LayerNorm(head_dim) if kind == "layer" else RMSNorm(head_dim, eps=1e-6)
 
 
 class Attention(nn.Module):
-    """Self-attention with one fused query-key-value projection (rows ordered q, k, v; head-major inside each).
+    """Self-attention with one projection for queries, keys and values (rows ordered q, k, v, and by heads in each).
 
     Args:
         dim: width of the sequence, a multiple of `heads`.
-        bias: whether both projections carry a bias.
-        qkv_bias: of the first projection alone, where it differs.
+        bias: whether both projections have a bias.
+        qkv_bias: whether the first projection has one; default: `bias`.
         qk_norm: normalise queries and keys over the channels of a head: "layer" (LayerNorm) or "rms" (RMSNorm).
-        kv_heads: heads of keys and values where queries share them in groups (arXiv 2305.13245), a divisor of
-            `heads`; for causal and cached attention.
+        kv_heads: heads of keys and values, a divisor of `heads`, for grouped-query attention (causal or cached);
+            default: `heads`.
+
+    Raises:
+        ValueError: `heads` does not divide `dim`, or `kv_heads` does not divide `heads`.
     """
 
     def __init__(
@@ -178,7 +180,7 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = (head_norm(qk_norm, dim // heads) for _ in range(2))
 
     def forward(self, x: Tensor, attend: Attend = full, rows: slice | None = None) -> Tensor:
-        """(B, L, dim) -> (B, L, dim), or only the positions `rows`: then `attend` gets the queries of these alone."""
+        """(B, L, dim) -> (B, L, dim), or only the outputs of the positions `rows`, whose queries alone are computed."""
         batch, length, dim = x.shape
         if rows is None:
             split = [self.heads, self.kv_heads, self.kv_heads]

@@ -26,7 +26,7 @@ class Mlp(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)), by default without biases (LLaMA)."""
+    """down(silu(gate(x)) * up(x)), by default without biases (LLaMA, arXiv 2302.13971)."""
 
     def __init__(self, dim: int, hidden: int, *, bias: bool = False) -> None:
         super().__init__()
@@ -44,7 +44,8 @@ def swiglu_hidden(dim: int, multiple: int = 256) -> int:
 
 
 class DropPath(nn.Module):
-    """Stochastic depth per sample: in training drop the branch with probability `rate`, else divide by 1 - rate."""
+    """Stochastic depth (arXiv 1603.09382): in training a sample's branch is 0 with probability `rate`, else divided by
+    1 - rate."""
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
@@ -58,7 +59,7 @@ class DropPath(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """x * gamma, a learned number a channel (arXiv 2103.17239)."""
+    """x * gamma with one learned factor per channel (arXiv 2103.17239)."""
 
     def __init__(self, dim: int, init: float) -> None:
         super().__init__()
@@ -74,9 +75,9 @@ class Block(nn.Module):
     Args:
         norms: the two normalisation layers.
         mlp: the feed-forward part.
-        dropout: applied to the output of both branches.
-        drop_path: stochastic depth of both branches.
-        layer_scale: initial factor of both branches, learned for every channel; None has none.
+        dropout: rates of dropout on the output of the attention and of the feed-forward branch.
+        drop_path: stochastic depth rate of both branches.
+        layer_scale: initial LayerScale factor of both branches; None: no LayerScale.
     """
 
     def __init__(
@@ -100,14 +101,50 @@ class Block(nn.Module):
         self.drop2 = nn.Sequential(nn.Dropout(dropout[1]), DropPath(drop_path))
 
     def forward(self, x: Tensor, attend: Attend = full, rows: slice | None = None) -> Tensor:
-        """(B, L, dim) -> (B, L, dim), or only the positions `rows` (see `Attention`): a last block saves the others."""
+        """(B, L, dim) -> (B, L, dim), or only the positions `rows` (see `Attention`); a last block whose other
+        outputs are not used can skip them."""
         branch = self.drop1(self.ls1(self.attn(self.norm1(x), attend, rows)))
         x = (x if rows is None else x[:, rows]) + branch
         return x + self.drop2(self.ls2(self.mlp(self.norm2(x))))
 
 
+def vit_blocks(
+    dim: int,
+    depth: int,
+    heads: int,
+    *,
+    mlp_ratio: float = 4.0,
+    drop_path: float = 0.0,
+    layer_scale: float | None = None,
+    eps: float = 1e-6,
+) -> nn.ModuleList:
+    """The blocks of a vision transformer: LayerNorm with epsilon `eps`, exact GELU.
+
+    Args:
+        drop_path: stochastic depth rate of the last block; the rate grows linearly from 0 over the blocks.
+    """
+    return nn.ModuleList(
+        Block(
+            Attention(dim, heads),
+            Mlp(dim, int(dim * mlp_ratio)),
+            (nn.LayerNorm(dim, eps=eps), nn.LayerNorm(dim, eps=eps)),
+            drop_path=drop_path * i / max(depth - 1, 1),
+            layer_scale=layer_scale,
+        )
+        for i in range(depth)
+    )
+
+
+def init_linears(module: nn.Module) -> None:
+    """Truncated normal with std 0.02 for the weights of all linear layers, zero for their biases."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+            nn.init.zeros_(part.bias)
+
+
 class PostNormBlock(Block):
-    """norm(x + attention(x)), then norm(x + feed-forward(x)): the original transformer's order, and BERT's."""
+    """norm(x + attention(x)), then norm(x + feed-forward(x)): the order of the original transformer and of BERT."""
 
     def forward(self, x: Tensor, attend: Attend = full, rows: slice | None = None) -> Tensor:
         """As `Block`."""
@@ -117,9 +154,10 @@ class PostNormBlock(Block):
 
 
 def run_with_skips(x: Tensor, blocks: nn.ModuleList, skips: nn.ModuleList, attend: Attend = full) -> Tensor:
-    """An odd number of blocks with U-ViT's long skips (arXiv 2209.12152). (B, L, dim) -> (B, L, dim).
+    """An odd number of blocks with the long skip connections of U-ViT (arXiv 2209.12152). (B, L, dim) -> (B, L, dim).
 
-    Each block after the middle one first maps [its input, the output of its mirror block] back to the width.
+    Before each block of the second half, a layer of `skips` maps [input, output of the mirrored block of the first
+    half] from 2 * dim to dim.
     """
     half = len(skips)
     assert len(blocks) == 2 * half + 1
@@ -134,7 +172,10 @@ def run_with_skips(x: Tensor, blocks: nn.ModuleList, skips: nn.ModuleList, atten
 
 
 class AdaLNBlock(nn.Module):
-    """A block whose two LayerNorms are shifted, scaled and gated by a condition (DiT, section 3.2, adaLN-Zero)."""
+    """The adaLN-Zero block of DiT (arXiv 2212.09748, section 3.2).
+
+    A condition vector shifts and scales the outputs of both LayerNorms and gates both branches.
+    """
 
     def __init__(
         self, dim: int, heads: int, mlp_ratio: float = 4.0, *, qk_norm: Literal["none", "layer", "rms"] = "none"

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from tok1d.errors import InputError
+from tok1d.nn.roles import CLASSES, PIXELS_IN, Roles
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches through one convolution. (B, C, H, W) -> (B, H/p * W/p, dim), row-major."""
+    """Non-overlapping patches through one convolution. (B, C, H, W) -> (B, H/p * W/p, dim), row by row."""
+
+    roles: ClassVar[Roles] = {"proj": (PIXELS_IN,)}
 
     def __init__(self, patch: int, channels: int, dim: int) -> None:
         super().__init__()
@@ -26,7 +30,7 @@ class PatchEmbed(nn.Module):
 
 
 def unpatchify(tokens: Tensor, patch: int, height: int, width: int) -> Tensor:
-    """(B, h * w, p * p * C) with (patch row, patch column, channel) inside a token -> (B, C, h * p, w * p)."""
+    """Patches (B, h * w, p * p * C), each ordered (row, column, channel), -> images (B, C, h * p, w * p)."""
     batch, _, size = tokens.shape
     channels = size // patch**2
     grid = tokens.view(batch, height, width, patch, patch, channels)
@@ -34,13 +38,13 @@ def unpatchify(tokens: Tensor, patch: int, height: int, width: int) -> Tensor:
 
 
 def time_rates(width: int) -> Tensor:
-    """Frequencies 10000^(-k / (width // 2)) of a sinusoidal embedding of so many numbers, (width // 2,)."""
+    """Frequencies 10000^(-k / (width // 2)) of a sinusoidal embedding of that width, (width // 2,)."""
     half = width // 2
     return torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32) / half)
 
 
 def time_waves(t: Tensor, rates: Tensor, width: int) -> Tensor:
-    """Cosines, then sines, of times (B,) at those frequencies; an odd width ends in a zero. (B, width) float32."""
+    """Times (B,) -> cosines, then sines at the frequencies `rates`, (B, width) float32; an odd width ends in a 0."""
     angles = t.float()[:, None] * rates
     return nn.functional.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, width - 2 * len(rates)))
 
@@ -50,8 +54,7 @@ class TimeEmbed(nn.Module):
 
     Args:
         frequencies: number of sinusoids (256: 128 cosines and 128 sines).
-        scale: the time is multiplied by it before the sinusoids; 1000 gives times in [0, 1] the range of
-            discrete steps. The released diffusion head uses 1.
+        scale: factor of the time before the sinusoids; 1000 maps times in [0, 1] to the range of discrete steps.
     """
 
     def __init__(self, dim: int, *, frequencies: int = 256, scale: float = 1.0) -> None:
@@ -74,11 +77,11 @@ class TimeEmbed(nn.Module):
 
 
 class Condition(nn.Module):
-    """What a model is told of a sample, or that it is told nothing: the null condition, for guidance.
+    """The condition of a model, class ids or captions, with a null condition for classifier-free guidance.
 
     Args:
-        dropout: probability of the null condition instead in training.
-        has_null: whether None may stand for it.
+        dropout: probability of the null condition in training.
+        has_null: whether there is a null condition, for which None stands.
     """
 
     def __init__(self, dropout: float, *, has_null: bool) -> None:
@@ -87,32 +90,36 @@ class Condition(nn.Module):
         self.has_null = has_null
 
     @property
-    def is_told(self) -> bool:
-        """Whether there is anything to be told but the null condition."""
+    def is_conditional(self) -> bool:
+        """Whether there are other conditions than the null condition."""
         return True
 
     @abstractmethod
-    def given(self, cond: Tensor | None, batch: int, device: torch.device, *, look: bool = True) -> Tensor:
-        """The checked condition of `batch` samples, the null condition for None.
+    def checked(self, cond: Tensor | None, batch: int, device: torch.device, *, check_values: bool = True) -> Tensor:
+        """The condition of `batch` samples on the device, the null condition for None.
 
         Args:
-            look: whether to check values too, for which the caller waits for the device they are on.
+            check_values: whether values are checked as well as shape and type, which synchronises with the device.
 
         Raises:
-            InputError: it is another kind of condition, or out of range, or None where there is no null condition.
+            InputError: another kind of condition, a class id out of range, or None without a null condition.
         """
 
     @abstractmethod
-    def drop(self, cond: Tensor, draws: Tensor | None = None) -> Tensor:
-        """A `given` condition, the null one where a uniform draw (B,) in [0, 1) is below `dropout`."""
+    def drop(self, cond: Tensor, u: Tensor | None = None) -> Tensor:
+        """A checked condition, replaced by the null condition where u (B,) is below `dropout`.
+
+        Args:
+            u: uniform random numbers in [0, 1); default: from the global generator of the device.
+        """
 
 
 class ClassLabels(Condition):
-    """Class ids 0..num_classes - 1 and, with `dropout` > 0 or without classes, the null class after them, for guidance.
+    """Class ids 0..num_classes - 1, followed by the null class where `dropout` > 0, `null_row` or there are no classes.
 
     Args:
         dropout: probability of replacing a label by the null class in training.
-        null_row: whether the null class is there without dropout too.
+        null_row: whether there is a null class without dropout as well.
     """
 
     def __init__(self, num_classes: int, dropout: float, *, null_row: bool = False) -> None:
@@ -125,38 +132,40 @@ class ClassLabels(Condition):
         return self.num_classes
 
     @property
-    def is_told(self) -> bool:
+    def is_conditional(self) -> bool:
         return self.num_classes > 0
 
-    def given(self, cond: Tensor | None, batch: int, device: torch.device, *, look: bool = True) -> Tensor:
-        """Class ids (B,), see `Condition.given`."""
+    def checked(self, cond: Tensor | None, batch: int, device: torch.device, *, check_values: bool = True) -> Tensor:
+        """Class ids (B,); see `Condition.checked`."""
         if cond is None:
             if not self.has_null:
                 raise InputError("this model was trained without class dropout: it needs class ids")
             return torch.full((batch,), self.null, device=device)
-        if not self.is_told:
+        if not self.is_conditional:
             raise InputError("this model is unconditional: it takes no class ids, give num")
         if cond.dim() != 1 or cond.is_floating_point():
             raise InputError(f"expected class ids (B,) of integers, got {cond.dtype} of shape {tuple(cond.shape)}")
-        if look and len(cond) and (int(cond.min()) < 0 or int(cond.max()) >= self.num_classes):
+        if check_values and len(cond) and (int(cond.min()) < 0 or int(cond.max()) >= self.num_classes):
             raise InputError(f"class ids lie in 0..{self.num_classes - 1}, got {int(cond.min())}..{int(cond.max())}")
         return cond.to(device)
 
-    def drop(self, cond: Tensor, draws: Tensor | None = None) -> Tensor:
-        """Replace each label by the null class where a uniform draw in [0, 1) is below `dropout`. (B,) -> (B,)."""
-        if self.dropout == 0 or not self.is_told:
+    def drop(self, cond: Tensor, u: Tensor | None = None) -> Tensor:
+        """Class ids (B,) with some replaced by the null class; see `Condition.drop`."""
+        if self.dropout == 0 or not self.is_conditional:
             return cond
-        draws = torch.rand(cond.shape, device=cond.device) if draws is None else draws
-        return torch.where(draws < self.dropout, self.null, cond)
+        u = torch.rand(cond.shape, device=cond.device) if u is None else u
+        return torch.where(u < self.dropout, self.null, cond)
 
 
 class LabelEmbed(ClassLabels):
-    """A table of class vectors; where there is a null class it has one more row.
+    """A table of class embeddings, with one more row where there is a null class.
 
     Args:
         num_classes: 0 makes an unconditional table of one (null) row.
         dropout, null_row: see `ClassLabels`.
     """
+
+    roles: ClassVar[Roles] = {"table": (CLASSES,)}
 
     def __init__(self, num_classes: int, dim: int, dropout: float, *, null_row: bool = False) -> None:
         super().__init__(num_classes, dropout, null_row=null_row)
@@ -168,17 +177,18 @@ class LabelEmbed(ClassLabels):
 
 
 def class_ids(table: Condition, cond: Tensor | None, batch: int, device: torch.device) -> Tensor:
-    """Checked class ids (B,), or captions (B, T, E) of a model that is told those; None is the null condition.
+    """The checked condition of a batch, class ids (B,) or captions (B, T, E); None is the null condition.
 
     Raises:
-        InputError: see `Condition.given`.
+        InputError: see `Condition.checked`.
     """
-    return table.given(cond, batch, device)
+    return table.checked(cond, batch, device)
 
 
 def training_ids(table: Condition, cond: Tensor | None, batch: int, device: torch.device) -> Tensor:
-    """As `class_ids`, of a training step: some become the null condition; checked where that makes nothing wait."""
-    if not table.is_told:
+    """As `class_ids`, in a training step: some become the null condition; a model without classes ignores ids."""
+    if not table.is_conditional:
         cond = None
-    # Elsewhere than on the CPU a look at the values would make the step wait for the device.
-    return table.drop(table.given(cond, batch, device, look=cond is None or cond.device.type == "cpu"))
+    # Reading values from a GPU would synchronise, so they are only checked on the CPU.
+    check_values = cond is None or cond.device.type == "cpu"
+    return table.drop(table.checked(cond, batch, device, check_values=check_values))

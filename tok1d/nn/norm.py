@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis; the statistic is taken in float32 (LLaMA's form)."""
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis; the mean is computed in float32 (LLaMA)."""
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -21,20 +21,22 @@ class RMSNorm(nn.Module):
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x * (1 + scale) + shift, the adaptive half of AdaLN (DiT, arXiv 2212.09748, section 3.2)."""
-    return torch.addcmul(shift, x, 1 + scale)  # one pass over memory
+    """x * (1 + scale) + shift (AdaLN; DiT, arXiv 2212.09748, section 3.2)."""
+    return torch.addcmul(shift, x, 1 + scale)  # fused: reads x once
 
 
 def gated(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
-    """x + gate * branch, the end of an adaLN-Zero branch."""
+    """x + gate * branch (adaLN-Zero)."""
     return torch.addcmul(x, gate, branch)
 
 
 class Modulation(nn.Module):
-    """SiLU + Linear from a condition vector to `parts` modulation vectors; zero at initialisation (adaLN-Zero).
+    """SiLU and Linear from a condition vector to `parts` modulation vectors (adaLN-Zero, see `zero_init`).
 
     Args:
-        rank: width of a linear layer between; None is none.
+        dim: width of the condition and of each modulation vector.
+        parts: number of modulation vectors.
+        rank: width of a linear layer in between, a low-rank factorisation; None: without.
     """
 
     def __init__(self, dim: int, parts: int, *, rank: int | None = None) -> None:
@@ -44,6 +46,7 @@ class Modulation(nn.Module):
         self.linear = nn.Linear(rank or dim, parts * dim)
 
     def zero_init(self) -> None:
+        """Make all modulation vectors zero."""
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 

@@ -1,4 +1,4 @@
-"""Fixed position tables, the resampling of learned ones, and rotary positions."""
+"""Fixed sine-cosine positions, resampling of learned positions, and rotary positions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 def sincos_1d(dim: int, positions: Tensor) -> Tensor:
-    """Sines then cosines of `positions` at dim/2 frequencies 10000^(-k / (dim/2)). (L,) -> (L, dim) float64."""
+    """Sines, then cosines of `positions` (L,) at frequencies 10000^(-k / (dim/2)), k < dim/2. -> (L, dim) float64."""
     if dim % 2:
         raise ValueError(f"a sine-cosine table needs an even width, got {dim}")
     rates = 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
@@ -19,15 +19,15 @@ def sincos_1d(dim: int, positions: Tensor) -> Tensor:
 
 
 def sincos_interleaved(dim: int, length: int) -> Tensor:
-    """SiT's table on 1D tokens: sine and cosine of a frequency in adjacent columns. (length, dim) float32."""
+    """Positions of 1D tokens as in SiT: sine and cosine of a frequency in adjacent columns. (length, dim) float32."""
     sines, cosines = sincos_1d(dim, torch.arange(length)).chunk(2, dim=1)
     return torch.stack([sines, cosines], dim=-1).flatten(1).float()
 
 
 def sincos_2d(dim: int, height: int, width: int) -> Tensor:
-    """The fixed table of DiT and MAE: first half from the column index, second half from the row index.
+    """Positions of a grid as in DiT and MAE: first half from the column index, second half from the row index.
 
-    Computed in float64, returned as float32 (height * width, dim), row-major. `dim` must be a multiple of 4.
+    Computed in float64, returned as float32 (height * width, dim), row by row. `dim` is a multiple of 4.
     """
     if dim % 4:
         raise ValueError(f"a two-dimensional sine-cosine table needs a width that is a multiple of 4, got {dim}")
@@ -37,7 +37,7 @@ def sincos_2d(dim: int, height: int, width: int) -> Tensor:
 
 
 def resample_grid(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Bicubic resampling of a learned table of a row-major grid. (1, h * w, dim) -> (1, h' * w', dim)."""
+    """Resample learned positions of a grid bicubically, row by row. (1, h * w, dim) -> (1, h' * w', dim)."""
     if old == new:
         return table
     grid = table.reshape(1, *old, -1).permute(0, 3, 1, 2)
@@ -46,15 +46,15 @@ def resample_grid(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> 
 
 
 def grid_coordinates(height: int, width: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """Column and row index of every position of a row-major grid, two (height * width,) float32 tensors."""
+    """Column and row indices of the positions of a grid, row by row, (height * width,) float32 each."""
     index = torch.arange(height * width, device=device)
     return (index % width).float(), (index // width).float()
 
 
 def axial_angles(head_dim: int, columns: Tensor, rows: Tensor, theta: float = 100.0) -> Tensor:
-    """Fixed rotary angles of a grid: the first half of the channel pairs turns with the column, the other with the row.
+    """Fixed rotary angles of a grid: one half of the channel pairs rotates by the column, the other by the row.
 
-    Frequencies are theta^(-4j / head_dim). (N,), (N,) -> (N, head_dim / 2).
+    Frequencies are theta^(-4j / head_dim) (arXiv 2403.13298, axial). (N,), (N,) -> (N, head_dim / 2).
     """
     rates = _rates(head_dim, theta).to(columns.device)
     return torch.cat([columns[:, None] * rates, rows[:, None] * rates], dim=1)
@@ -72,7 +72,7 @@ def mixed_frequencies(head_dim: int, turns: Tensor, theta: float = 10.0) -> Tens
     """Initial frequencies of learned mixed rotary angles (RoPE-Mixed, arXiv 2403.13298).
 
     Args:
-        turns: (depth, heads) in [0, 1); the direction of each head, as a share of a full turn.
+        turns: (depth, heads) in [0, 1); the direction of each head, as a fraction of a full turn.
 
     Returns:
         (2, depth, heads * head_dim / 2): [0] multiplies the column index, [1] the row index.
@@ -85,7 +85,8 @@ def mixed_frequencies(head_dim: int, turns: Tensor, theta: float = 10.0) -> Tens
 
 
 def mixed_angles(frequencies: Tensor, heads: int, columns: Tensor, rows: Tensor) -> Tensor:
-    """Rotary angles of a grid from learned frequencies (2, depth, heads * d/2). -> (depth, heads, N, d/2) float32."""
+    """Rotary angles of N positions from learned frequencies (2, depth, heads * d/2). -> (depth, heads, N, d/2)
+    float32."""
     x, y = frequencies.float().unflatten(-1, (heads, -1)).unsqueeze(-2)  # (depth, heads, 1, d/2)
     return columns[:, None] * x + rows[:, None] * y
 
@@ -97,9 +98,9 @@ def _rates(head_dim: int, theta: float) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn adjacent channel pairs (2i, 2i + 1) by angles, in at least float32, out of place.
+    """Rotate adjacent channel pairs (2i, 2i + 1) by angles, computed in float32 or higher precision.
 
-    x (..., N, d); cos and sin broadcastable to (..., N, d / 2).
+    x (..., N, d); cos and sin are broadcastable to (..., N, d / 2).
     """
     a, b = x.to(torch.promote_types(x.dtype, cos.dtype)).unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)

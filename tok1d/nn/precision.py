@@ -1,4 +1,4 @@
-"""Arithmetic that stays in float32 in a training in half precision: bottlenecks, statistics, losses."""
+"""Parts of a mixed-precision training that run in float32: bottlenecks, statistics, losses."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def full_precision(x: Tensor) -> AbstractContextManager:
-    """A block in which autocast does nothing on the device of `x`: distances are differences of large numbers."""
-    if x.device.type == "meta":  # which autocast does not know
+    """A context without autocast on the device of `x`, for arithmetic that loses too much in half precision."""
+    if x.device.type == "meta":  # autocast does not support it
         return nullcontext()
     return torch.autocast(x.device.type, enabled=False)
 
 
 def single(x: Tensor) -> Tensor:
-    """Half precision as float32, any other tensor itself."""
+    """A half-precision tensor as float32; any other tensor unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

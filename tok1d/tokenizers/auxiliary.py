@@ -1,10 +1,9 @@
-"""What latents learn besides pixels: shallow decoders that predict features of masked patches (MAETok, section 3.2),
-and alignment with a teacher (SoftVQ-VAE)."""
+"""Auxiliary training targets of tokens: shallow decoders that predict features of masked patches (MAETok, arXiv
+2502.03444, section 3.2), and alignment with a teacher's features (SoftVQ-VAE, arXiv 2412.10958)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 from tok1d.config.fields import option
 from tok1d.errors import ConfigError, InputError
 from tok1d.losses.alignment import AlignmentConfig, alignment_loss
-from tok1d.losses.features import TeacherName
+from tok1d.losses.features import Features, TeacherName, empty_features
 from tok1d.losses.hog import BINS, hog
 from tok1d.losses.masked import bag_of_words, caption_loss, masked_mse
 from tok1d.nn.position import resample_grid
@@ -25,7 +24,6 @@ from tok1d.tokenizers.pixel_decoder import TokenDecoder
 from tok1d.tokenizers.vit import ViTConfig
 
 TEACHER = "teacher:"
-Features = Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -33,35 +31,38 @@ class AuxiliaryConfig:
     """One auxiliary decoder and its target."""
 
     target: str = option(
-        help="hog, pixels, text (ids of a caption's sub-words, third in the batch) or teacher:NAME, a timm vision "
-        "transformer or a tok1d classifier"
+        help="hog, pixels, text (the sub-words of a caption) or teacher:NAME, a timm vision transformer or a tok1d "
+        "classifier"
     )
-    weight: float = option(1.0, "weight of its loss", gt=0)
-    depth: int = option(3, "blocks of the decoder, as wide as the pixel one's; 0 is a linear map of the tokens", ge=0)
+    weight: float = option(1.0, "weight of the loss", gt=0)
+    depth: int = option(
+        3, "blocks of the decoder, which is as wide as the pixel decoder; 0: a linear layer on the tokens", ge=0
+    )
     norm: Literal["layernorm", "l2", "none"] | None = option(
-        None, "of each patch's target features; null is layernorm for a teacher, none for the others"
+        None, "normalisation of the target features of each patch; null: layernorm for a teacher, none for others"
     )
-    dim: int | None = option(None, "teachers: width of the features; text: size of the vocabulary (CLIP: 49408)", ge=1)
-    cell: int = option(8, "hog: side of a cell in pixels", ge=1)
-    weights: str | None = option(None, "teachers: file or folder of a timm network's weights; null is its own")
-    image_size: int = option(224, "teachers: side of the images the teacher sees, in pixels", ge=1)
+    dim: int | None = option(None, "teacher: width of the features; text: size of the vocabulary (CLIP: 49408)", ge=1)
+    cell: int = option(8, "hog: side of a cell, in pixels", ge=1)
+    weights: str | None = option(None, "teacher: file or folder with weights of a timm network; null: timm's download")
+    image_size: int = option(224, "teacher: side of its input images, in pixels", ge=1)
     tokenizer: str = option(
         "openai/clip-vit-large-patch14",
-        "text: transformers tokenizer that cuts captions into sub-words, a hub name or a local folder",
+        "text: transformers tokenizer of the captions, a hub name or a local folder",
     )
-    idf: bool = option(True, "text: weigh sub-words by inverse document frequency, the rare ones more")
+    idf: bool = option(True, "text: weight sub-words by their inverse document frequency")
 
     @property
     def label(self) -> str:
-        """The target's short name, for the log."""
+        """Short name of the target, for the log."""
         return Path(self.target.removeprefix(TEACHER)).name
 
     @property
     def is_teacher(self) -> bool:
+        """Whether the target are the features of a teacher."""
         return self.target.startswith(TEACHER)
 
     def width(self, patch: int, channels: int) -> int:
-        """Numbers the decoder predicts for a patch, or, of text, for an image."""
+        """Size of the decoder's output for a patch, or with target text for an image."""
         if self.target == "hog":
             return (patch // self.cell) ** 2 * channels * BINS
         if self.target == "pixels":
@@ -70,7 +71,7 @@ class AuxiliaryConfig:
         return self.dim
 
     def check(self) -> None:
-        """Raise ConfigError on an unknown target, or one that does not say its width."""
+        """Raise ConfigError on an unknown target, or one without the `dim` it needs."""
         if self.target not in ("hog", "pixels", "text") and (not self.is_teacher or self.target == TEACHER):
             raise ConfigError(f"target: expected hog, pixels, text or teacher:NAME, got {self.target!r}")
         if (self.is_teacher or self.target == "text") and self.dim is None:
@@ -79,7 +80,7 @@ class AuxiliaryConfig:
 
 
 class TokenMixer(nn.Module):
-    """One learned linear combination of the tokens for every patch: a decoder of depth 0. (B, L, C) -> (B, N, C)."""
+    """A decoder of depth 0: a learned linear combination of the tokens for every patch. (B, L, C) -> (B, N, C)."""
 
     def __init__(self, side: int, num_tokens: int) -> None:
         super().__init__()
@@ -91,11 +92,15 @@ class TokenMixer(nn.Module):
 
 
 class AuxiliaryDecoder(nn.Module):
-    """Tokens -> a shallow decoder -> what a target says of every patch, and the loss against it.
+    """A shallow decoder from tokens to the target features of every patch, and its loss.
 
     Args:
-        decoder: the pixel decoder's, whose width and positions it shares.
-        patch, side: of the encoder, whose patches are predicted.
+        decoder: configuration of the pixel decoder; width, heads and kind of positions are the same.
+        patch: side of the encoder's patches in pixels; their features are predicted.
+        side: patches per row and column of the square training images.
+        channels: image channels.
+        num_tokens: number L of tokens; 0: one per patch.
+        token_dim: channels C of a token.
     """
 
     def __init__(
@@ -117,30 +122,32 @@ class AuxiliaryDecoder(nn.Module):
         else:
             self.trunk = TokenMixer(side, num_tokens) if num_tokens else None
         self.out = nn.Linear(decoder.dim if config.depth else token_dim, config.width(patch, channels))
-        self.teacher: Features | None = None  # given by what builds the training, see `teacher_name`
+        self.teacher: Features | None = None  # set by zoo.pretrained.teachers.give_teachers
 
     @property
     def teacher_name(self) -> TeacherName | None:
-        """The teacher that the target needs; None for other targets."""
+        """The teacher of the target; None for other targets."""
         config = self.config
         if not config.is_teacher:
             return None
         return TeacherName(config.target.removeprefix(TEACHER), config.weights, config.image_size)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """(B, L, C) and the patches' (rows, columns) -> (B, N, D), or (B, vocabulary) of text."""
+        """Tokens (B, L, C), a grid (rows, columns) of N patches -> (B, N, D), or with target text (B, vocabulary)."""
         states = tokens if self.trunk is None else self.trunk(tokens, grid)
         return self.out(states.mean(1) if self.config.target == "text" else states)
 
     def loss(self, tokens: Tensor, images: Tensor, mask: Tensor | None, words: Tensor | None = None) -> Tensor:
-        """The weighted loss of tokens against the whole images (B, C, H, W) in [0, 1].
+        """The weighted loss of tokens (B, L, C) of images (B, C, H, W) in [0, 1]: the mean over patches of equation 8.
 
         Args:
-            mask: (B, N) bool, the patches that count; None counts all. Text is of the whole image.
-            words: of text, (B, T) ids, negative ones padding, or (B, vocabulary) weights.
+            images: not masked.
+            mask: (B, N) bool, True for patches that count; None: all count. Not used by the target text.
+            words: for the target text, (B, T) ids with negative ones as padding, or (B, vocabulary) weights.
 
         Raises:
-            Tok1dError: a teacher that cannot be had or has another width, or no captions in the batch.
+            InputError: no teacher was given, or the batch has no captions.
+            ConfigError: a teacher with features of another width.
         """
         grid = (images.shape[-2] // self.patch, images.shape[-1] // self.patch)
         prediction = self(tokens, grid)
@@ -154,7 +161,7 @@ class AuxiliaryDecoder(nn.Module):
 
     @torch.no_grad()
     def target(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        """What every patch of whole images (B, C, H, W) in [0, 1] is to become, (B, N, D)."""
+        """The target features (B, N, D) of images (B, C, H, W) in [0, 1], without gradient."""
         config = self.config
         if config.target == "hog":
             features = hog(images, self.patch, config.cell)
@@ -170,7 +177,7 @@ class AuxiliaryDecoder(nn.Module):
     def _teacher_features(self, images: Tensor) -> Tensor:
         config = self.config
         if self.teacher is None:
-            assert self.teacher_name is not None, "only teachers' features are asked for"
+            assert self.teacher_name is not None, "only called for the features of a teacher"
             raise self.teacher_name.missing()
         features = self.teacher(images)
         if features.shape[-1] != self.out.out_features:
@@ -180,42 +187,50 @@ class AuxiliaryDecoder(nn.Module):
             )
         return features
 
+    def use_stand_in(self, num_patches: int) -> None:
+        """Replace the features of the teacher by an empty tensor of their shape, for counting costs."""
+        if self.config.is_teacher:
+            assert self.config.dim is not None, "checked"
+            self.teacher = empty_features(num_patches, self.config.dim)
+
 
 def resize_bilinear(features: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Features of a square grid (B, T, D), row by row, on another (rows, columns). -> (B, rows * columns, D).
+    """Resample features (B, T, D) of a square grid, row by row, to a grid (rows, columns). -> (B, rows * columns, D).
 
     Raises:
-        InputError: T is no square number and not that grid's count.
+        InputError: T is neither a square number nor rows * columns.
     """
     count, side = features.shape[1], math.isqrt(features.shape[1])
     if count == grid[0] * grid[1]:
         return features
     if side**2 != count:
-        raise InputError(f"a teacher's features should lie on a square grid, got {count}; use square images")
+        raise InputError(f"expected features of a teacher on a square grid, got {count}; use square images")
     square = features.transpose(1, 2).unflatten(2, (side, side))
     return F.interpolate(square.float(), size=grid, mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
 
 
 @dataclass
 class LatentAlignmentConfig(AlignmentConfig):
-    """Which teacher the tokens themselves are aligned with (SoftVQ-VAE: DINOv2-L, weight 0.1)."""
+    """The alignment of tokens with the features of a teacher (SoftVQ-VAE: DINOv2-L, weight 0.1)."""
 
     weight: float = option(0.1, "weight of the alignment loss", gt=0)
     dim: int | None = option(None, "width of the teacher's features", ge=1)
     hidden: int = option(2048, "hidden width of the projection", ge=1)
 
     def check(self) -> None:
-        """Raise ConfigError on a teacher without its width."""
+        """Raise ConfigError on a teacher without `dim`, or weights without a teacher."""
         super().check()
         if self.teacher and self.dim is None:
             raise ConfigError("dim: alignment needs the width of the teacher's features, got null")
 
 
 class LatentAlignment(nn.Module):
-    """Tokens -> three linear layers -> minus the cosine to the teacher's features (SoftVQ-VAE, section 3.3).
+    """Minus the cosine similarity of projected tokens and the features of a teacher (SoftVQ-VAE, section 3.3).
 
     Args:
-        repeat: consecutive patches share a token (its nearest); else the tokens lie on a square grid themselves.
+        token_dim: channels of a token.
+        repeat: whether tokens are repeated along the sequence to the number of patches; otherwise there is one token
+            per patch, and the tokens are resampled as a grid.
     """
 
     def __init__(self, config: LatentAlignmentConfig, token_dim: int, *, repeat: bool) -> None:
@@ -225,18 +240,19 @@ class LatentAlignment(nn.Module):
         hidden = nn.Linear(config.hidden, config.hidden)
         first, last = nn.Linear(token_dim, config.hidden), nn.Linear(config.hidden, config.dim)
         self.projector = nn.Sequential(first, nn.SiLU(), hidden, nn.SiLU(), last)
-        self.teacher: Features | None = None  # given by what builds the training, see `teacher_name`
+        self.teacher: Features | None = None  # set by zoo.pretrained.teachers.give_teachers
 
     @property
     def teacher_name(self) -> TeacherName:
-        """The teacher whose features the tokens learn."""
+        """The teacher whose features the tokens are aligned with."""
         return TeacherName(self.config.teacher, self.config.weights, self.config.image_size)
 
     def loss(self, tokens: Tensor, images: Tensor) -> Tensor:
         """The weighted loss of tokens (B, L, C) of images (B, C, H, W) in [0, 1].
 
         Raises:
-            Tok1dError: the teacher cannot be had, or has another width.
+            InputError: no teacher was given.
+            ConfigError: a teacher with features of another width.
         """
         config = self.config
         if self.teacher is None:
@@ -250,3 +266,8 @@ class LatentAlignment(nn.Module):
         if self.repeat:
             student = F.interpolate(student.transpose(1, 2), size=features.shape[1], mode="nearest").transpose(1, 2)
         return config.weight * alignment_loss(student, features).mean()
+
+    def use_stand_in(self, num_patches: int) -> None:
+        """Replace the features of the teacher by an empty tensor of their shape, for counting costs."""
+        assert self.config.dim is not None, "checked"
+        self.teacher = empty_features(num_patches, self.config.dim)

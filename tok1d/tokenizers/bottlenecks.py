@@ -1,9 +1,10 @@
-"""The configurations of the bottlenecks that tokenizers choose from, and the bottleneck one describes."""
+"""The configurations of bottlenecks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tok1d.bottleneck.base import Bottleneck
 from tok1d.bottleneck.kl import KL
 from tok1d.bottleneck.plain import Plain
 from tok1d.bottleneck.softvq import SoftVQ
@@ -13,17 +14,17 @@ from tok1d.config.fields import option
 
 @dataclass
 class PlainConfig:
-    """A linear layer: the plain autoencoder, and MAETok."""
+    """A linear layer, as in a plain autoencoder and in MAETok."""
 
     name: str = option("plain", "which bottleneck: plain, kl, vq or softvq")
 
 
 @dataclass
 class KLConfig:
-    """A diagonal normal for every token: the variational autoencoder."""
+    """A diagonal normal distribution for every token, as in a variational autoencoder."""
 
     name: str = option("kl", "which bottleneck: plain, kl, vq or softvq")
-    weight: float = option(1e-6, "weight of the divergence, summed over tokens and averaged over images", ge=0)
+    weight: float = option(1e-6, "weight of the KL divergence, summed over tokens and averaged over images", ge=0)
 
 
 @dataclass
@@ -31,12 +32,12 @@ class VQConfig:
     """The nearest entry of a codebook; tokens are ids."""
 
     name: str = option("vq", "which bottleneck: plain, kl, vq or softvq")
-    size: int = option(16384, "entries of the codebook", ge=1)
-    l2: bool = option(True, "compare and decode on the unit sphere")
+    size: int = option(16384, "number of codebook entries", ge=1)
+    l2: bool = option(True, "normalise tokens and entries to length 1, for distances and for the decoder")
     beta: float = option(0.25, "weight of the commitment loss", ge=0)
     entropy: float = option(0.0, "weight of the entropy loss", ge=0)
-    revival: bool = option(False, "in training, entries that are hardly used move to their nearest token")
-    decay: float = option(0.99, "of the running usage that tells which these are", ge=0, lt=1)
+    revival: bool = option(False, "move rarely used entries to their nearest token in training")
+    decay: float = option(0.99, "revival: decay of the running usage of entries", ge=0, lt=1)
 
 
 @dataclass
@@ -44,18 +45,18 @@ class SoftVQConfig:
     """Convex combinations of a codebook's entries; tokens are continuous."""
 
     name: str = option("softvq", "which bottleneck: plain, kl, vq or softvq")
-    size: int = option(8192, "entries of a codebook", ge=1)
-    num_codebooks: int = option(4, "codebooks, each for an equal part of the sequence", ge=1)
-    tau: float = option(0.07, "temperature of the combination", gt=0)
-    l2: bool = option(True, "put tokens and entries on the unit sphere first")
+    size: int = option(8192, "number of entries of a codebook", ge=1)
+    num_codebooks: int = option(4, "number of codebooks, each for an equal part of the sequence", ge=1)
+    tau: float = option(0.07, "temperature of the weights of entries", gt=0)
+    l2: bool = option(True, "normalise tokens and entries to length 1 first")
     entropy: float = option(0.01, "weight of the entropy loss", ge=0)
 
 
 BottleneckConfig = PlainConfig | KLConfig | VQConfig | SoftVQConfig
 
 
-def build_bottleneck(config: BottleneckConfig, dim: int, token_dim: int) -> Plain | KL | VQ | SoftVQ:
-    """The bottleneck of a configuration, from encoder states of width `dim` to tokens of `token_dim` numbers."""
+def build_bottleneck(config: BottleneckConfig, dim: int, token_dim: int) -> Bottleneck:
+    """The bottleneck of a configuration, from encoder states of width `dim` to tokens of `token_dim` channels."""
     if isinstance(config, KLConfig):
         return KL(dim, token_dim, weight=config.weight)
     if isinstance(config, VQConfig):

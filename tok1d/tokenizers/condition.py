@@ -1,5 +1,5 @@
-"""What a tokenizer is told of an image, as tokens of the encoder's and of the decoder's sequence: its class, out of one
-table, as one token, or its caption as one a sub-word."""
+"""Conditions of a tokenizer as tokens in the sequences of encoder and decoder: the class as one token, or a caption as
+one token per sub-word."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from torch import Tensor, nn
 from tok1d.nn.caption import Captions
 from tok1d.nn.embed import Condition, LabelEmbed, class_ids, training_ids
 
-ConditionTokens = tuple[
-    Tensor, Tensor | None
-]  # tokens (B, T, dim), and (B, T) bool, True for those that are seen; None: all
+# Tokens (B, T, dim), and (B, T) bool, False for tokens that are masked as attention keys; None: none is masked.
+ConditionTokens = tuple[Tensor, Tensor | None]
 
 
 class SharedCondition(nn.Module):
-    """What both sides share: a condition's vectors of the encoder's width, from which a layer leads to the decoder's.
+    """Condition vectors of the encoder's width, which both sides share, and a layer to the decoder's width.
 
-    Subclasses make what gives the vectors, then call `make_sides`, then draw their initial weights.
+    The constructor of a subclass builds its embedding, calls `make_sides`, and initialises its weights.
     """
 
     def make_sides(self, dim: int, decoder_dim: int, length: int) -> None:
-        """Make the layers and positions of both sides.
+        """Build the positions of both sides and the layer to the decoder's width.
 
         Args:
-            dim: width of the encoder, and of the vectors. decoder_dim: where it differs, a linear layer leads there.
-            length: tokens that the condition becomes on each side.
+            dim: width of the encoder, and of the condition vectors.
+            decoder_dim: width of the decoder; a linear layer maps to it if it differs from `dim`.
+            length: number of condition tokens.
         """
         self.proj = nn.Linear(dim, decoder_dim) if decoder_dim != dim else nn.Identity()
         self.encoder_position = nn.Parameter(torch.zeros(1, length, dim))
         self.decoder_position = nn.Parameter(torch.zeros(1, length, decoder_dim))
 
     def init_sides(self) -> None:
-        """Truncated normal with std 0.02, zero biases."""
+        """Initialise them: truncated normal with std 0.02, zero biases."""
         for position in (self.encoder_position, self.decoder_position):
             nn.init.trunc_normal_(position, std=0.02)
         if isinstance(self.proj, nn.Linear):
@@ -44,37 +44,37 @@ class SharedCondition(nn.Module):
     @property
     @abstractmethod
     def source(self) -> Condition:
-        """Where conditions are checked and dropped."""
+        """The module that checks conditions and drops them in training."""
 
     @abstractmethod
     def shared(self, cond: Tensor) -> ConditionTokens:
-        """The vectors (B, length, dim) of a condition."""
+        """The vectors (B, length, dim) of a checked condition."""
 
-    def given(self, cond: Tensor | None, batch: int, device: torch.device) -> Tensor:
-        """The checked condition of a batch, the null one for None; in train mode some are dropped to it.
+    def checked(self, cond: Tensor | None, batch: int, device: torch.device) -> Tensor:
+        """The checked condition of a batch, the null condition for None; in train mode some are replaced by it.
 
         Raises:
-            InputError: another kind of condition, or out of range (in train mode only looked at on the CPU).
+            InputError: another kind of condition, or a class id out of range (in train mode only checked on the CPU).
         """
         return (training_ids if self.training else class_ids)(self.source, cond, batch, device)
 
     def for_encoder(self, cond: Tensor) -> ConditionTokens:
-        """A `given` condition as tokens (B, length, dim)."""
-        vectors, seen = self.shared(cond)
-        return vectors + self.encoder_position, seen
+        """A checked condition as tokens (B, length, dim) of the encoder."""
+        vectors, visible = self.shared(cond)
+        return vectors + self.encoder_position, visible
 
     def for_decoder(self, cond: Tensor) -> ConditionTokens:
-        """A `given` condition as tokens (B, length, decoder_dim)."""
-        vectors, seen = self.shared(cond)
-        return self.proj(vectors) + self.decoder_position, seen
+        """A checked condition as tokens (B, length, decoder_dim) of the decoder."""
+        vectors, visible = self.shared(cond)
+        return self.proj(vectors) + self.decoder_position, visible
 
 
 class ClassCondition(SharedCondition):
-    """A table of num_classes + 1 rows that encoder and decoder share, the last one the null class (SMAP, section 3.1).
+    """A table of num_classes + 1 rows that encoder and decoder share (SMAP, section 3.1); the last row: null class.
 
     Args:
-        dim: width of the encoder, and of the table's rows. decoder_dim: see `make_sides`.
-        dropout: probability of the null class instead of the label in training; at 0 the null row is never trained.
+        dim, decoder_dim: see `make_sides`.
+        dropout: probability of the null class instead of the label in training; with 0 the null row is not trained.
     """
 
     def __init__(self, num_classes: int, dim: int, decoder_dim: int, *, dropout: float = 0.0) -> None:
@@ -89,16 +89,18 @@ class ClassCondition(SharedCondition):
         return self.label_embed
 
     def shared(self, cond: Tensor) -> ConditionTokens:
-        """The rows of class ids (B,), (B, 1, dim)."""
+        """Class ids (B,) -> (B, 1, dim)."""
         return self.label_embed(cond)[:, None], None
 
 
 class TextCondition(SharedCondition):
-    """The embeddings (B, T, E) of captions, which one layer leads to the encoder's width: T tokens, padding unseen.
+    """Embeddings (B, T, E) of captions through one linear layer: T tokens, of which padding is masked.
 
     Args:
-        text_dim: width E. length: most sub-words T. dim, decoder_dim: see `make_sides`.
-        dropout: probability of no caption in training; at 0 the null vector is trained by images without one alone.
+        text_dim: width E.
+        length: largest number of sub-words T.
+        dim, decoder_dim: see `make_sides`.
+        dropout: probability of no caption in training; with 0 only images without a caption train the null vector.
     """
 
     def __init__(self, text_dim: int, length: int, dim: int, decoder_dim: int, *, dropout: float = 0.0) -> None:
@@ -115,6 +117,6 @@ class TextCondition(SharedCondition):
         return self.captions
 
     def shared(self, cond: Tensor) -> ConditionTokens:
-        """Captions (B, T, E) as (B, T, dim)."""
-        embeddings, seen = self.captions.filled(cond)
-        return self.text_proj(embeddings), seen
+        """Captions (B, T, E) -> (B, T, dim)."""
+        embeddings, visible = self.captions.filled(cond)
+        return self.text_proj(embeddings), visible

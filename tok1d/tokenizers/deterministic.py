@@ -1,28 +1,233 @@
-"""What tokenizers that paint pixels in one pass have in common: their checks, and the range of their images."""
+"""The base class of tokenizers whose decoder is a single forward pass (MAETok, SMAP, TiTok), and its input checks."""
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from abc import abstractmethod
+from contextlib import AbstractContextManager
+from typing import ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tok1d.bottleneck.base import Bottleneck
 from tok1d.bottleneck.kl import KL, Posterior
 from tok1d.diffusion.guidance import Guidance, as_guidance
+from tok1d.diffusion.solver import Generators
 from tok1d.errors import ConfigError, InputError
+from tok1d.losses.total import Batch, Tensors
 from tok1d.nn.precision import single
+from tok1d.tokenizers.base import Size, TokenizerConfig, TokenSpec
 from tok1d.tokenizers.bottlenecks import BottleneckConfig, SoftVQConfig
-from tok1d.tokenizers.prefix import resolve_keep
+from tok1d.tokenizers.checks import check_images, checked_tokens, height_and_width
+from tok1d.tokenizers.prefix import prefix_mask, resolve_keep
 
-Size = int | tuple[int, int]
-Head = Literal["linear", "conv"]  # how a decoder's states become pixels
+Head = Literal["linear", "conv"]  # the layers from a decoder's states to pixels
 
 
 class HasPatch(Protocol):
-    """One side's configuration: its patches have a side."""
+    """The configuration of an encoder or decoder."""
 
-    patch: int
+    @property
+    def patch(self) -> int:
+        """Side of a square patch in pixels."""
+        ...
+
+
+class DeterministicConfig(TokenizerConfig, Protocol):
+    """The configuration of a tokenizer with patches on both sides."""
+
+    @property
+    def encoder(self) -> HasPatch: ...
+
+
+class ImageDecoder(nn.Module):
+    """A network from the tokens that it receives, (B, K, C), to pixels."""
+
+    token_embed: nn.Linear  # the layer that reads tokens
+
+    @property
+    @abstractmethod
+    def last_weight(self) -> Tensor:
+        """The weight of the last layer."""
+
+    @abstractmethod
+    def decode(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        """Tokens (B, K, C) -> pixels (B, channels, H, W), in the tokenizer's range up to its error, not clamped."""
+
+
+class DeterministicTokenizer(nn.Module):
+    """Images -> `encoder` -> `bottleneck` -> tokens -> `decoder` -> images.
+
+    The constructor of a subclass sets `config`, `spec`, `encoder`, `bottleneck` and `decoder`. A subclass implements
+    `reconstruct`, and overrides `_states`, `_pixels` and the two `_cond` methods where it reads a condition.
+    """
+
+    any_size: ClassVar[bool] = True
+    adversarial: ClassVar[bool] = True
+    signed: ClassVar[bool] = True  # whether the networks work on pixels in [-1, 1]; otherwise in [0, 1]
+
+    config: DeterministicConfig
+    spec: TokenSpec
+    encoder: nn.Module
+    bottleneck: Bottleneck
+    decoder: ImageDecoder
+    frozen: bool = False  # whether encoder and bottleneck are constant: stage two trains the decoder only
+
+    def freeze_encoder(self) -> None:
+        """Make encoder and bottleneck constant."""
+        self.frozen = True
+        for part in (self.encoder, self.bottleneck):
+            part.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`; frozen parts stay in eval mode, in which codebooks with revival do not change."""
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+            self.bottleneck.eval()
+        return self
+
+    @property
+    def last_weight(self) -> Tensor:
+        """The weight of the decoder's last layer, for the adaptive adversarial weight (VQGAN, equation 7)."""
+        return self.decoder.last_weight
+
+    def encode(self, images: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] -> tokens (B, K, C), with a KL bottleneck the means, or ids (B, K) int64.
+
+        Images may have any size that the encoder's patches divide. Nothing is masked, dropped or random.
+
+        Args:
+            cond: class ids (B,) or captions (B, T, E) where `spec.needs_label`; None: null class, no caption. Else
+                ignored.
+
+        Raises:
+            InputError: images with another number of channels, a size that the patches do not divide, or a condition
+                that does not fit the model.
+        """
+        return self.bottleneck.encode(self._encoded(images, cond))
+
+    def posterior(self, images: Tensor, cond: Tensor | None = None) -> Posterior:
+        """The normal distributions over (B, K, C) of a KL bottleneck, whose means `encode` returns.
+
+        Raises:
+            InputError: another bottleneck, or as `encode`.
+        """
+        return posterior_of(self.bottleneck, self._encoded(images, cond))
+
+    def decode(
+        self,
+        tokens: Tensor,
+        cond: Tensor | None = None,
+        *,
+        keep: int | Tensor | None = None,
+        steps: int | None = None,
+        guidance: float | Guidance = 1.0,
+        generator: Generators | None = None,
+        size: Size | None = None,
+    ) -> Tensor:
+        """Tokens (B, K, C) or ids (B, K) -> images (B, channels, H, W) in [0, 1]; nothing is random.
+
+        Args:
+            cond: what the decoder is conditioned on, as for `encode`; TiTok's decoder may read text.
+            keep: number of leading tokens to decode from, one int or (B,) int64; default: all. With ordered tokens
+                `tokens` may be shorter than K, and 0 decodes from the condition alone; unordered tokens need all K.
+            steps, guidance: this decoder has none: None and 1.
+            generator: not used.
+            size: image size in pixels, a side or (H, W) that the decoder's patches divide; default: that of the
+                training images.
+
+        Raises:
+            InputError: steps or guidance, tokens of another shape, ids outside the vocabulary, a `keep`, size or
+                condition that does not fit the model.
+        """
+        shape = height_and_width(size, self.config.image_size)
+        tokens = self._checked_tokens(tokens, shape)
+        refuse_sampling(steps, guidance)
+        kept, visible = self._kept(tokens, keep)
+        pixels = self._pixels(self.bottleneck.embed(kept), shape, self._decoder_cond(cond, tokens), visible)
+        return self._unsigned(pixels).clamp(0, 1)
+
+    def losses(self, batch: Batch, progress: float) -> Tensors:
+        """The scalars of a training step; see `reconstruct`."""
+        return self.reconstruct(batch, progress)[2]
+
+    @abstractmethod
+    def reconstruct(self, batch: Batch, progress: float) -> tuple[Tensor, Tensor, Tensors]:
+        """One forward pass of training; see `ReconstructingTokenizer.reconstruct`."""
+
+    def use_stand_ins(self, *, average: bool = False) -> None:
+        """Prepare a model on the meta device for counting costs; see `Tokenizer`. Nothing to do by default."""
+
+    def _encoder_cond(self, cond: Tensor | None, images: Tensor) -> Tensor | None:
+        """The checked condition of the encoder, None where it reads none."""
+        return None
+
+    def _decoder_cond(self, cond: Tensor | None, tokens: Tensor) -> Tensor | None:
+        """The checked condition of the decoder, None where it reads none."""
+        return None
+
+    def _encoded(self, images: Tensor, cond: Tensor | None) -> Tensor:
+        self._check_images(images)
+        return self._states(images, self._encoder_cond(cond, images))
+
+    def _states(self, images: Tensor, cond: Tensor | None) -> Tensor:
+        """Checked images in [0, 1] and a checked condition -> the input (B, K, dim) of the bottleneck."""
+        return self.encoder(self._network_range(images))
+
+    def _pixels(self, tokens: Tensor, size: tuple[int, int], cond: Tensor | None, visible: Tensor | None) -> Tensor:
+        """The decoder's input (B, k, C) and a checked condition -> pixels in the networks' range, not clamped.
+
+        Args:
+            visible: (B, k) bool, which tokens are to be read; None: all. Only with ordered tokens.
+        """
+        return self.decoder.decode(tokens, size)
+
+    def _num_tokens(self, size: tuple[int, int]) -> int:
+        """Number of tokens of an image of that size (H, W)."""
+        return self.config.num_tokens
+
+    def _check_images(self, images: Tensor) -> None:
+        config = self.config
+        check_images(images, channels=config.channels, patch=config.encoder.patch, image_size=config.image_size)
+
+    def _checked_tokens(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        """Tokens in the precision of the weights, or ids; as many as images of that size have."""
+        return checked_tokens(
+            tokens,
+            self._num_tokens(size),
+            dim=self.config.token_dim,
+            vocab_size=self.spec.vocab_size,
+            dtype=self.decoder.token_embed.weight.dtype,
+            prefixes=self.spec.ordered,
+            where="" if self.config.num_tokens else f" for {size[0]}x{size[1]} pixels",
+        )
+
+    def _kept(self, tokens: Tensor, keep: int | Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Tokens cut to the longest prefix in the batch, (B, k, ...), and (B, k) bool, None where all are kept."""
+        if not self.spec.ordered:
+            refuse_prefixes(keep, tokens)
+            return tokens, None
+        counts = resolve_keep(keep, len(tokens), tokens.shape[1], tokens.device)
+        least, most = (int(counts.min()), int(counts.max())) if len(tokens) else (0, 0)
+        return tokens[:, :most], None if least == most else prefix_mask(counts, most)
+
+    def _encoder_grad(self) -> AbstractContextManager[object]:
+        """A block of a training step in which a frozen encoder computes no gradients."""
+        return torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen)
+
+    def _network_range(self, images: Tensor) -> Tensor:
+        """Images in [0, 1], in the range of the networks."""
+        return 2 * images - 1 if self.signed else images
+
+    def _unsigned(self, pixels: Tensor) -> Tensor:
+        """Pixels in the range of the networks, as images in [0, 1]; not clamped."""
+        return (pixels + 1) / 2 if self.signed else pixels
+
+    def _pixel_error(self, kind: Literal["mse", "l1"], pixels: Tensor, images: Tensor) -> Tensor:
+        """The error of pixels in the networks' range against images in [0, 1], in float32."""
+        return pixel_error(kind, pixels, self._network_range(single(images)))
 
 
 def check_parts(
@@ -34,113 +239,40 @@ def check_parts(
     *,
     head: Head = "linear",
 ) -> None:
-    """Raise ConfigError on patches, a head or codebooks that do not fit the image and its number of tokens."""
+    """Raise ConfigError on patches, a head or codebooks that do not fit the image size or the number of tokens."""
     for part, net in (("encoder", encoder), ("decoder", decoder)):
         if image_size % net.patch:
             raise ConfigError(f"{part}.patch: {net.patch} does not divide image_size {image_size}")
     patch = decoder.patch
     if head == "conv" and (patch < 2 or patch & (patch - 1)):
-        raise ConfigError(f"decoder.patch: head=conv doubles its way up, expected 2, 4, 8, ..., got {patch}")
+        raise ConfigError(f"decoder.patch: head=conv upsamples by 2, expected 2, 4, 8, ..., got {patch}")
     if isinstance(bottleneck, SoftVQConfig) and length % bottleneck.num_codebooks:
         raise ConfigError(f"bottleneck.num_codebooks: {bottleneck.num_codebooks} does not divide {length} tokens")
 
 
-def check_images(images: Tensor, *, channels: int, patch: int, image_size: int) -> None:
-    """Raise InputError on images that are not (B, channels, H, W) or that the patches do not divide."""
-    if images.dim() != 4 or images.shape[1] != channels:
-        raise InputError(f"expected images of shape (B, {channels}, H, W), got {tuple(images.shape)}")
-    height, width = images.shape[-2:]
-    if min(height, width) < 1 or height % patch or width % patch:
-        raise InputError(
-            f"image size: expected a height and a width that are multiples of {patch} (the encoder's patches; the "
-            f"model's own size is {image_size}), got {height}x{width}"
-        )
-
-
-def check_grid(size: tuple[int, int], patch: int) -> tuple[int, int]:
-    """Rows and columns of a decoder's patches in an image of (H, W) pixels; raises InputError if they do not fit."""
-    height, width = size
-    if min(size) < 1 or height % patch or width % patch:
-        raise InputError(
-            f"image size: expected a height and a width that are multiples of {patch} (the decoder's patches), "
-            f"got {height}x{width}"
-        )
-    return height // patch, width // patch
-
-
-def checked_tokens(
-    tokens: Tensor,
-    length: int,
-    *,
-    dim: int,
-    vocab_size: int | None,
-    dtype: torch.dtype,
-    prefixes: bool = False,
-    where: str = "",
-) -> Tensor:
-    """Tokens (B, length, dim) in the precision of the weights, or ids (B, length) of the vocabulary, in int64.
-
-    Args:
-        prefixes: shorter sequences are fine too.
-        where: what a message adds to the expected shape.
-
-    Raises:
-        InputError: another shape or type, or ids outside the vocabulary.
-    """
-    kind, counts = ("ids", f"{length}") if vocab_size else ("tokens", f"{length}, {dim}")
-    fits = tokens.dim() == (2 if vocab_size else 3) and tokens.is_floating_point() == (not vocab_size)
-    fits = fits and (tokens.shape[1] == length or (prefixes and tokens.shape[1] < length))
-    if not fits or (not vocab_size and tokens.shape[2] != dim):
-        expected = f"(B, {'at most ' if prefixes else ''}{counts})"
-        found = f"{tuple(tokens.shape)} of {tokens.dtype}"
-        raise InputError(f"expected {kind} of shape {expected}{where}, got {found}")
-    if not vocab_size:
-        return tokens.to(dtype)
-    if tokens.numel():
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= vocab_size:
-            raise InputError(f"expected ids in 0..{vocab_size - 1}, got {low if low < 0 else high}")
-    return tokens.long()
-
-
 def posterior_of(bottleneck: nn.Module, states: Tensor) -> Posterior:
-    """The normals of a KL bottleneck for encoder states (B, L, dim).
-
-    Raises:
-        InputError: a bottleneck without any.
-    """
+    """The normal distributions of a KL bottleneck for encoder states (B, K, dim); raises InputError on another one."""
     if not isinstance(bottleneck, KL):
         raise InputError(f"posterior: expected a tokenizer with a KL bottleneck, this has {type(bottleneck).__name__}")
     return bottleneck.posterior(states)
 
 
 def refuse_sampling(steps: int | None, guidance: float | Guidance) -> None:
-    """Raise InputError on steps or guidance: there is nothing to step or guide."""
+    """Raise InputError on sampling steps or guidance, which a deterministic decoder does not have."""
     if steps is not None:
-        raise InputError(f"steps: this decoder is one pass, expected none, got {steps}")
+        raise InputError(f"steps: this decoder is a single forward pass, expected none, got {steps}")
     guide = as_guidance(guidance)
     if guide.scale != 1 or guide.weak_model is not None:
         raise InputError(f"guidance: this decoder is deterministic, expected 1, got {guide.scale}")
 
 
 def refuse_prefixes(keep: int | Tensor | None, tokens: Tensor) -> None:
-    """Raise InputError where not all tokens (B, L, ...) are kept: they are not ordered."""
+    """Raise InputError on a `keep` below the number of tokens (B, K, ...), which are unordered."""
     length = tokens.shape[1]
     if keep is not None and int(resolve_keep(keep, len(tokens), length, tokens.device).min()) < length:
         raise InputError(f"keep: these tokens are not ordered, so all {length} are needed, got {keep}")
 
 
-def height_and_width(size: Size | None, default: int) -> tuple[int, int]:
-    """A side, (H, W), or None for the default side, as (H, W)."""
-    size = default if size is None else size
-    return (size, size) if isinstance(size, int) else size
-
-
-def to_images(painted: Tensor) -> Tensor:
-    """What a decoder paints in [-1, 1], as images in [0, 1]."""
-    return ((painted + 1) / 2).clamp(0, 1)
-
-
-def pixel_error(kind: str, painted: Tensor, images: Tensor) -> Tensor:
-    """Mean squared ("mse") or absolute ("l1") error of what is painted in [-1, 1] against images in [0, 1]."""
-    return (F.mse_loss if kind == "mse" else F.l1_loss)(single(painted), 2 * single(images) - 1)
+def pixel_error(kind: Literal["mse", "l1"], pixels: Tensor, target: Tensor) -> Tensor:
+    """Mean squared or mean absolute error of two tensors of the same shape, computed in float32."""
+    return (F.mse_loss if kind == "mse" else F.l1_loss)(single(pixels), target)

@@ -1,11 +1,11 @@
-"""Where a diffusion decoder paints: the images themselves, or the latents of a frozen KL autoencoder."""
+"""The space of a diffusion decoder: pixels, or the latents of a frozen KL autoencoder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,26 +13,31 @@ from torch import Tensor, nn
 from tok1d.config.fields import option, show
 from tok1d.errors import ConfigError, WeightsError
 
-# As `latents.path`: the folder of this name inside the model's own folder, which travels with the model.
+# As `latents.path`: the autoencoder is stored in the folder of this name inside the model folder.
 EMBEDDED = "autoencoder"
-# Images (or latents) that go through an autoencoder at a time: at 256 px and 128 channels 34 MB each per activation.
+# Images or latents in one forward pass of an autoencoder. At 256 px an activation of 128 channels has 34 MB per image.
 CHUNK = 32
 
 
 @dataclass
 class LatentConfig:
-    """The space that a diffusion decoder denoises in."""
+    """The space of a diffusion decoder."""
 
-    space: Literal["pixels", "autoencoder"] = option("pixels", "images themselves, or a frozen autoencoder's latents")
+    space: Literal["pixels", "autoencoder"] = option("pixels", "pixels, or latents of a frozen autoencoder")
     path: str = option(
-        "", "autoencoder: a diffusers folder, a hub name, MAR's kl16.ckpt, or 'autoencoder' in the model's own folder"
+        "",
+        "autoencoder: a diffusers folder, a hub name, MAR's kl16.ckpt, or 'autoencoder': stored in the model folder",
     )
-    channels: int | None = option(None, "channels of its latents (KL-16: 16, SD-VAE: 4)", ge=1)
-    factor: int | None = option(None, "pixels per latent position along each axis (KL-16: 16, SD-VAE: 8)", ge=1)
-    sample: bool = option(True, "draw latents from the autoencoder's posterior, as the paper does; off takes its mean")
+    channels: int | None = option(None, "autoencoder: channels of its latents (KL-16: 16, SD-VAE: 4)", ge=1)
+    factor: int | None = option(
+        None, "autoencoder: pixels per latent position along each axis (KL-16: 16, SD-VAE: 8)", ge=1
+    )
+    sample: bool = option(
+        True, "train on samples of the autoencoder's posterior, as the paper does; false: on its mean"
+    )
 
     def check(self) -> None:
-        """An autoencoder needs all of its fields, pixels none."""
+        """Raise ConfigError on missing fields of an autoencoder, or on fields that pixels do not have."""
         for key in ("path", "channels", "factor"):
             value = getattr(self, key)
             if self.space == "autoencoder" and not value:
@@ -50,21 +55,66 @@ class LatentSpace(Protocol):
     def encode(
         self, images: Tensor, *, noise: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """(B, C, H, W) in [0, 1] -> latents (B, channels, H / factor, W / factor); noise for what draws latents."""
+        """Images (B, C, H, W) in [0, 1] -> latents (B, channels, H / factor, W / factor).
+
+        Args:
+            noise, generator: standard normal numbers of the latents' shape, or their source, where latents are sampled.
+        """
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents -> images, roughly in [0, 1], not clamped."""
+        """Latents -> images (B, C, H, W), in [0, 1] up to their error, not clamped."""
         ...
 
 
 def latent_space(config: LatentConfig, image_channels: int) -> LatentSpace:
-    """The space a configuration describes; an autoencoder's weights are not read yet."""
+    """The space of a configuration. An autoencoder's weights are read at first use."""
     return Pixels(image_channels) if config.space == "pixels" else Autoencoder(config, image_channels)
 
 
+class Posteriors(Protocol):
+    """The posterior that a network returns."""
+
+    mean: Tensor
+    logvar: Tensor
+
+
+class Encoded(Protocol):
+    """The result of `AutoencoderKL.encode`."""
+
+    latent_dist: Posteriors
+
+
+class Decoded(Protocol):
+    """The result of `AutoencoderKL.decode`."""
+
+    sample: Tensor
+
+
+class AutoencoderKL(Protocol):
+    """What is used of diffusers' AutoencoderKL."""
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def encode(self, x: Tensor) -> Encoded: ...
+
+    def decode(self, z: Tensor) -> Decoded: ...
+
+    def eval(self) -> Self: ...
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self: ...
+
+    def to(self, device: torch.device) -> Self: ...
+
+    def save_pretrained(self, save_directory: Path) -> None: ...
+
+
 class Pixels(nn.Module):
-    """The images themselves, moved to [-1, 1]."""
+    """The space of pixels: images, scaled to [-1, 1]."""
 
     factor = 1
 
@@ -75,34 +125,37 @@ class Pixels(nn.Module):
     def encode(
         self, images: Tensor, *, noise: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        return images * 2 - 1  # nothing is drawn
+        """Images in [0, 1] -> pixels in [-1, 1]; nothing is sampled."""
+        return images * 2 - 1
 
     def decode(self, latents: Tensor) -> Tensor:
+        """Pixels in [-1, 1] -> images in [0, 1]."""
         return (latents + 1) / 2
 
 
 class Autoencoder:
-    """Scaled latents of a frozen diffusers AutoencoderKL (Semanticist paper, section 4: MAR's KL-16).
+    """Scaled latents of a frozen diffusers AutoencoderKL (Semanticist, section 5.1: MAR's KL-16).
 
-    Not a module, so the network is no part of the model that paints in it: absent from its parameters, state dict,
-    averages and checkpoints, and always in eval mode. It is read at first use and follows its inputs' device.
-    Scale and shift of the latents are those of the network's own config.
+    It is not a module, so the network stays out of the model's parameters, state dict, averages and checkpoints, and is
+    always in eval mode. It is read at first use and moved to the device of its inputs. Latents are scaled and shifted
+    by the values in the network's config.
     """
 
     def __init__(self, config: LatentConfig, image_channels: int = 3) -> None:
-        assert config.channels and config.factor, "LatentConfig.check() sees to it"
+        assert config.channels and config.factor, "LatentConfig.check"
         self.config = config
         self.channels, self.factor, self.image_channels = config.channels, config.factor, image_channels
-        self.base: Path | None = None  # the model's folder, where relative paths are looked for first
-        # Reads the network of a path; set by what builds the model (zoo/store.py), because models read no weights.
-        self.reader: Callable[[str, Path | None], Any] | None = None
-        self._network: Any = None
+        self.base: Path | None = None  # the model folder, in which relative paths are searched first
+        # Reads the network at a path; set by zoo.store.build_model, because models do not read weights themselves.
+        self.reader: Callable[[str, Path | None], AutoencoderKL] | None = None
+        self._network: AutoencoderKL | None = None
+        self._stand_in = False
 
-    def load(self) -> Any:
-        """The AutoencoderKL, read now if it was not yet.
+    def load(self) -> AutoencoderKL:
+        """The network, read at the first call.
 
         Raises:
-            WeightsError: nothing there, no AutoencoderKL, or another geometry than the configuration's.
+            WeightsError: it cannot be read, or its latents or images have other shapes than the configuration's.
         """
         if self._network is not None:
             return self._network
@@ -111,13 +164,15 @@ class Autoencoder:
                 f"autoencoder {self.config.path}: expected a network, got none; build the model by tok1d.load or "
                 "tok1d.zoo.store.build_model, or call latent_space.use(network)"
             )
-        # Reading must neither draw from the run's random numbers nor make tensors of inference mode.
+        # Reading must leave the global random numbers unchanged, and must not create inference tensors.
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
             self.use(self.reader(self.config.path, self.base))
+        assert self._network is not None
         return self._network
 
-    def use(self, network: Any) -> None:
-        """Take this AutoencoderKL as the network, frozen; raises WeightsError as `load` does."""
+    def use(self, network: AutoencoderKL | nn.Module) -> None:
+        """Use this network and freeze it; raises WeightsError as `load`."""
+        network = cast(AutoencoderKL, network)
         config = network.config
         channels, factor = geometry(config)
         for key, expected, found in (
@@ -134,12 +189,12 @@ class Autoencoder:
         self._network = network.eval().requires_grad_(False)
 
     def save(self, folder: Path) -> None:
-        """Write the network as a diffusers folder."""
+        """Write the network as a diffusers folder; raises WeightsError as `load`."""
         self.load().save_pretrained(folder)
 
     @torch.no_grad()
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance in [-30, 20] of the unscaled latents, (B, channels, H / factor, W / factor) each."""
+        """Mean and log-variance, in [-30, 20], of unscaled latents (B, channels, H / factor, W / factor)."""
         network = self._on(images.device)
         posteriors = [network.encode(part * 2 - 1).latent_dist for part in images.split(CHUNK)]
         mean, logvar = (torch.cat([getattr(p, name) for p in posteriors]) for name in ("mean", "logvar"))
@@ -149,11 +204,14 @@ class Autoencoder:
     def encode(
         self, images: Tensor, *, noise: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Scaled latents of images in [0, 1]: a posterior sample, or the mean where the configuration says so.
+        """Images (B, C, H, W) in [0, 1] -> scaled latents: a posterior sample, or the mean without `config.sample`.
 
         Args:
-            noise: standard normal, of the latents' shape; default: drawn from `generator` or the global RNG.
+            noise: standard normal numbers of the latents' shape; default: from `generator` or the global generator.
         """
+        if self._stand_in:
+            batch, _, height, width = images.shape
+            return images.new_empty(batch, self.channels, height // self.factor, width // self.factor)
         latents, logvar = self.posterior(images)
         if self.config.sample:
             if noise is None:
@@ -164,13 +222,17 @@ class Autoencoder:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents -> images, roughly in [0, 1], not clamped."""
+        """Scaled latents -> images (B, C, H, W), in [0, 1] up to their error, not clamped."""
         network = self._on(latents.device)
         scale, shift = self._scale_shift()
         parts = [network.decode(part / scale + shift).sample for part in latents.split(CHUNK)]
         return (torch.cat(parts).to(latents.dtype) + 1) / 2
 
-    def _on(self, device: torch.device) -> Any:
+    def use_stand_in(self) -> None:
+        """From now on `encode` returns empty latents without the network, for counting costs."""
+        self._stand_in = True
+
+    def _on(self, device: torch.device) -> AutoencoderKL:
         network = self.load()
         if network.device != device:
             with torch.inference_mode(False):
@@ -182,7 +244,7 @@ class Autoencoder:
         return config["scaling_factor"], config.get("shift_factor") or 0.0
 
 
-def geometry(config: Any) -> tuple[int, int]:
-    """Latent channels and pixels per latent position of an AutoencoderKL's config."""
-    # Diffusers' own defaults, for the keys that old configs leave out.
+def geometry(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Channels of the latents and pixels per latent position of an AutoencoderKL's config."""
+    # Old configs lack these keys: diffusers' defaults.
     return config.get("latent_channels", 4), 2 ** (len(config.get("block_out_channels", (64,))) - 1)

@@ -1,39 +1,29 @@
 """MAETok: a plain autoencoder with 1D tokens, trained by mask modelling (Masked Autoencoders Are Effective Tokenizers
-for Diffusion Models, arXiv 2502.03444), and its relatives with a KL, VQ or SoftVQ bottleneck.
+for Diffusion Models, arXiv 2502.03444), and its variants with a KL, VQ or SoftVQ bottleneck.
 
-Encode: patches, some of them masked in training, and L queries through a ViT; the queries' states become tokens.
-Decode: a ViT turns mask tokens and the tokens into pixels; shallow auxiliary decoders predict features of the masked
-patches from the same tokens and are dropped afterwards.
-Stage two: the encoder is frozen and the pixel decoder learns on, while fewer and fewer patches are masked.
+Encode: patches, some of them masked in training, and L queries pass a ViT; the states of the queries become tokens.
+Decode: mask tokens and the tokens pass a ViT; the states of the mask tokens become pixels.
+Training: shallow auxiliary decoders predict features of the masked patches from the same tokens (section 3.2). They are
+not needed afterwards.
+Stage two (section 4.1): the encoder is frozen and the pixel decoder is trained further, with a decreasing mask ratio.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from tok1d.bottleneck.kl import Posterior
 from tok1d.config.fields import option
-from tok1d.diffusion.guidance import Guidance
-from tok1d.errors import ConfigError, WeightsError
+from tok1d.errors import ConfigError
+from tok1d.losses.total import Batch, Tensors
 from tok1d.tokenizers.auxiliary import AuxiliaryConfig, AuxiliaryDecoder, LatentAlignment, LatentAlignmentConfig
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.tokenizers.bottlenecks import BottleneckConfig, PlainConfig, build_bottleneck
-from tok1d.tokenizers.deterministic import (
-    check_images,
-    check_parts,
-    checked_tokens,
-    height_and_width,
-    pixel_error,
-    posterior_of,
-    refuse_prefixes,
-    refuse_sampling,
-    to_images,
-)
-from tok1d.tokenizers.masking import MaskConfig, draw_mask, draw_ratios
+from tok1d.tokenizers.deterministic import DeterministicTokenizer, check_parts
+from tok1d.tokenizers.masking import MaskConfig, sample_mask, sample_ratios
 from tok1d.tokenizers.pixel_decoder import PixelDecoder
 from tok1d.tokenizers.pixel_encoder import PixelEncoder
 from tok1d.tokenizers.vit import ViTConfig
@@ -41,46 +31,46 @@ from tok1d.tokenizers.vit import ViTConfig
 
 @dataclass
 class FinetuneConfig:
-    """How fewer and fewer patches are masked in stage two (section 4.1)."""
+    """The mask ratio of stage two, which decreases linearly to 0 (section 4.1)."""
 
-    ratio: float = option(0.6, "share of masked patches at the start", ge=0, le=1)
-    until: float = option(1.0, "share of the training at which it has reached 0, linearly", gt=0, le=1)
+    ratio: float = option(0.6, "mask ratio at the beginning", ge=0, le=1)
+    until: float = option(1.0, "share of the training after which it is 0", gt=0, le=1)
 
     def at(self, progress: float) -> float:
-        """The share at training progress in [0, 1]."""
+        """The mask ratio at training progress in [0, 1]."""
         return self.ratio * max(0.0, 1 - progress / self.until)
 
 
 @dataclass
 class MAETokConfig:
-    """A MAETok tokenizer. The defaults are the paper's: ViT-B/16 on both sides, 128 tokens of 32 numbers, 256 px."""
+    """A MAETok tokenizer. The defaults are the paper's: ViT-B/16 on both sides, 128 tokens of 32 channels, 256 px."""
 
     name: str = option("maetok", "which model this is")
-    image_size: int = option(256, "side of the square images, in pixels; others are read too", ge=1)
+    image_size: int = option(256, "side of the square training images, in pixels", ge=1)
     channels: int = option(3, "image channels", ge=1)
-    num_tokens: int = option(128, "tokens L an image becomes; 0: the patches' states are the tokens", ge=0)
-    token_dim: int = option(32, "numbers C of a token (of a codebook's entry)", ge=1)
+    num_tokens: int = option(128, "number of tokens; 0: one per patch, the states of the patches", ge=0)
+    token_dim: int = option(32, "channels of a token, or of a codebook entry", ge=1)
     bottleneck: BottleneckConfig = option(PlainConfig())
     encoder: ViTConfig = option(ViTConfig())
     decoder: ViTConfig = option(ViTConfig(absolute=False))
-    head: Literal["linear", "conv"] = option("linear", "how the decoder's states become pixels")
+    head: Literal["linear", "conv"] = option("linear", "layers from the decoder's states to pixels")
     mask: MaskConfig = option(MaskConfig())
-    reconstruction: Literal["mse", "l1"] = option("mse", "error of all pixels, which lie in [-1, 1] for it")
-    auxiliary: list[AuxiliaryConfig] = option([], "auxiliary decoders, of stage one")
-    aux_loss_on: Literal["masked", "all"] = option("masked", "patches whose features the auxiliary losses compare")
+    reconstruction: Literal["mse", "l1"] = option("mse", "reconstruction error, over all pixels in [-1, 1]")
+    auxiliary: list[AuxiliaryConfig] = option([], "auxiliary decoders of stage one")
+    aux_loss_on: Literal["masked", "all"] = option("masked", "patches that count in the auxiliary losses")
     alignment: LatentAlignmentConfig = option(LatentAlignmentConfig())
     stage: Literal["train", "finetune"] = option(
-        "train", "finetune is stage two: encoder and bottleneck are frozen, auxiliary decoders and alignment left out"
+        "train", "finetune: stage two, with frozen encoder and bottleneck, without auxiliary decoders and alignment"
     )
     finetune: FinetuneConfig = option(FinetuneConfig())
 
     @property
     def length(self) -> int:
-        """Tokens of an image of `image_size`."""
+        """Number of tokens of an image of `image_size`."""
         return self.num_tokens or (self.image_size // self.encoder.patch) ** 2
 
     def check(self) -> None:
-        """Contradictions between the fields."""
+        """Raise ConfigError on fields that contradict each other."""
         check_parts(self.image_size, self.encoder, self.decoder, self.bottleneck, self.length, head=self.head)
         patch = self.decoder.patch
         if not self.num_tokens and patch != self.encoder.patch:
@@ -95,15 +85,21 @@ class MAETokConfig:
                     f"auxiliary[{i}].cell: {each.cell} does not divide encoder.patch {self.encoder.patch}"
                 )
             if each.label in labels[:i]:
-                raise ConfigError(f"auxiliary[{i}].target: {each.label} is there twice, expected different targets")
+                raise ConfigError(f"auxiliary[{i}].target: expected different targets, got {each.label} twice")
         if self.mask.high == 0 and self.auxiliary and self.aux_loss_on == "masked" and self.stage == "train":
-            raise ConfigError("aux_loss_on: mask.high=0 leaves no masked patch to learn from, expected all")
+            raise ConfigError("aux_loss_on: mask.high=0 masks no patches, expected all, got masked")
         if self.mask.high == 0 and self.stage == "finetune" and self.finetune.ratio > 0:
             raise ConfigError("finetune.ratio: a model trained with mask.high=0 has no mask token, expected 0")
 
 
-class MAETok(nn.Module):
-    """The tokenizer; see the module's text. Images (B, C, H, W) in [0, 1], tokens (B, L, C), with VQ ids (B, L)."""
+class MAETok(DeterministicTokenizer):
+    """Images (B, C, H, W) in [0, 1] <-> tokens (B, L, C), not normalised, or with a VQ bottleneck ids (B, L)."""
+
+    training_only: ClassVar[tuple[str, ...]] = ("auxiliary", "alignment")
+
+    config: MAETokConfig
+    encoder: PixelEncoder
+    decoder: PixelDecoder
 
     def __init__(self, config: MAETokConfig) -> None:
         super().__init__()
@@ -114,136 +110,84 @@ class MAETok(nn.Module):
         )
         self.bottleneck = build_bottleneck(config.bottleneck, config.encoder.dim, config.token_dim)
         self.decoder = PixelDecoder(config.decoder, config.image_size, config.channels, **tokens, head=config.head)
+        vocab_size = self.bottleneck.vocab_size
         self.spec = TokenSpec(
-            config.length,
-            dim=None if self.bottleneck.vocab_size else config.token_dim,
-            vocab_size=self.bottleneck.vocab_size,
-            deterministic=True,
+            config.length, dim=None if vocab_size else config.token_dim, vocab_size=vocab_size, deterministic=True
         )
-        self.frozen = config.stage == "finetune"
-        patch = config.encoder.patch
+        first_stage, patch = config.stage == "train", config.encoder.patch
         grid = {"patch": patch, "side": config.image_size // patch, "channels": config.channels}
         self.auxiliary = nn.ModuleList(
             AuxiliaryDecoder(each, config.decoder, **grid, **tokens)
-            for each in ([] if self.frozen else config.auxiliary)
+            for each in (config.auxiliary if first_stage else [])
         )
-        aligned = bool(config.alignment.teacher) and not self.frozen
-        self.alignment = (
-            LatentAlignment(config.alignment, config.token_dim, repeat=config.num_tokens > 0) if aligned else None
-        )
-        if self.frozen:
-            for part in (self.encoder, self.bottleneck):
-                part.requires_grad_(False).eval()
+        self.alignment: LatentAlignment | None = None
+        if config.alignment.teacher and first_stage:
+            self.alignment = LatentAlignment(config.alignment, config.token_dim, repeat=config.num_tokens > 0)
+        if not first_stage:
+            self.freeze_encoder()
 
-    def train(self, mode: bool = True) -> MAETok:
-        """As `nn.Module.train`; what stage two has frozen stays in eval mode."""
-        super().train(mode)
-        if self.frozen:
-            self.encoder.eval()
-            self.bottleneck.eval()  # a codebook with revival would move
-        return self
-
-    def encode(self, images: Tensor, cond: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) in [0, 1] -> tokens (B, L, C), not normalised, or ids (B, L). Nothing is masked.
-
-        Images may have any size that the patches divide. `cond` is not used.
-
-        Raises:
-            InputError: another number of channels than the model's, or a size that the patches do not divide.
-        """
-        self._check_images(images)
-        return self.bottleneck.encode(self.encoder(2 * images - 1))
-
-    def posterior(self, images: Tensor, cond: Tensor | None = None) -> Posterior:
-        """The normals (B, L, C) of which a KL bottleneck's decoder reads samples in training; `encode` gives the means.
-
-        Raises:
-            InputError: another bottleneck, or as `encode`.
-        """
-        self._check_images(images)
-        return posterior_of(self.bottleneck, self.encoder(2 * images - 1))
-
-    def decode(
-        self,
-        tokens: Tensor,
-        cond: Tensor | None = None,
-        *,
-        keep: int | Tensor | None = None,
-        steps: int | None = None,
-        guidance: float | Guidance = 1.0,
-        generator: torch.Generator | None = None,
-        size: int | tuple[int, int] | None = None,
-    ) -> Tensor:
-        """Images (B, channels, H, W) in [0, 1] of tokens (B, L, C) or ids (B, L); nothing is drawn at random.
-
-        Args:
-            keep: all tokens are needed: None or L.
-            size: of the images in pixels, a side or (H, W); default: the size of the training.
-
-        Raises:
-            InputError: fewer tokens, steps or guidance (there is nothing to step or guide), tokens of another shape,
-                ids outside the vocabulary, a size that the patches do not divide.
-        """
-        height, width = height_and_width(size, self.config.image_size)
-        tokens = self._checked(tokens, height, width)
-        refuse_sampling(steps, guidance)
-        refuse_prefixes(keep, tokens)
-        return to_images(self.decoder.paint(self.bottleneck.embed(tokens), (height, width)))
-
-    def losses(self, batch: Any, progress: float) -> dict[str, Tensor]:
-        """The losses of a batch (images, labels) or (images, labels, captions); see `reconstruct`."""
-        return self.reconstruct(batch, progress)[2]
+    def _num_tokens(self, size: tuple[int, int]) -> int:
+        patch = self.config.encoder.patch
+        return self.config.num_tokens or size[0] // patch * (size[1] // patch)
 
     def reconstruct(
-        self, batch: Any, progress: float, *, mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """One training pass: the reconstruction, the latents, and the terms known without further networks.
+        self, batch: Batch, progress: float, *, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensors]:
+        """One forward pass of training (equations 6 and 8), without LPIPS and the adversarial loss.
 
         Args:
-            batch: (images, ...); a third entry holds captions, see `AuxiliaryDecoder.loss`.
-            progress: share of the training done; stage two's masking depends on it.
-            mask: (B, N) bool, True where the encoder does not see; default: drawn in train mode, none in eval mode.
+            batch: (images, labels) or (images, labels, captions); captions as in `AuxiliaryDecoder.loss`.
+            progress: share of the training that is done; the mask ratio of stage two depends on it.
+            mask: (B, N) bool, True for masked patches; default: `training_mask`.
 
         Returns:
-            The reconstruction (B, C, H, W) for [0, 1], not clamped; what the decoder read (B, L, C); and the scalars
-            "loss_reconstruction", the bottleneck's, "loss_NAME" of every auxiliary target, "loss_align" and, where
-            patches are masked, "mask_ratio".
+            The reconstruction (B, C, H, W), in [0, 1] up to its error and not clamped; the decoder's input (B, L, C);
+            the scalars "loss_reconstruction", those of the bottleneck, "loss_NAME" of every auxiliary target,
+            "loss_align" and, with masking, "mask_ratio".
+
+        Raises:
+            InputError: images that do not fit the model.
+            Tok1dError: see `AuxiliaryDecoder.loss` and `LatentAlignment.loss`.
         """
         images = batch[0]
         self._check_images(images)
         mask = self.training_mask(images, progress) if mask is None else mask
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            latents, terms = self.bottleneck(self.encoder(2 * images - 1, mask))
-        painted = self.decoder.paint(latents, (images.shape[-2], images.shape[-1]))
-        error = pixel_error(self.config.reconstruction, painted, images)
-        terms = {"loss_reconstruction": error, **({} if self.frozen else terms)}
+        with self._encoder_grad():
+            latents, terms = self.bottleneck(self.encoder(self._network_range(images), mask))
+        pixels = self.decoder.decode(latents, (images.shape[-2], images.shape[-1]))
+        terms = {
+            "loss_reconstruction": self._pixel_error(self.config.reconstruction, pixels, images),
+            **({} if self.frozen else terms),
+        }
         terms |= self._feature_terms(images, latents, mask, batch[2] if len(batch) > 2 else None)
         if mask is not None:
             terms["mask_ratio"] = mask.float().mean()
-        return (painted + 1) / 2, latents, terms
+        return self._unsigned(pixels), latents, terms
 
-    def _feature_terms(
-        self, images: Tensor, latents: Tensor, mask: Tensor | None, words: Tensor | None
-    ) -> dict[str, Tensor]:
+    def _feature_terms(self, images: Tensor, latents: Tensor, mask: Tensor | None, words: Tensor | None) -> Tensors:
+        """The losses of the auxiliary decoders and of the alignment."""
         if self.config.aux_loss_on == "all":
             mask = None
         elif mask is None and len(self.auxiliary):
-            patch = self.config.encoder.patch
-            counts = images.shape[-2] // patch * (images.shape[-1] // patch)
+            counts = self._num_patches(images)
             mask = torch.zeros(len(images), counts, dtype=torch.bool, device=images.device)
-        terms = {
-            f"loss_{each.config.label}": each.loss(latents, images, mask, words)
-            for each in self.auxiliary
-            if isinstance(each, AuxiliaryDecoder)
-        }
+        terms = {f"loss_{each.config.label}": each.loss(latents, images, mask, words) for each in self._auxiliary()}
         if self.alignment is not None:
             terms["loss_align"] = self.alignment.loss(latents, images)
         return terms
 
-    def training_mask(self, images: Tensor, progress: float) -> Tensor | None:
-        """(B, N) bool for images (B, C, H, W), True where a patch is masked; None in eval mode or without masking.
+    def _auxiliary(self) -> list[AuxiliaryDecoder]:
+        return [each for each in self.auxiliary if isinstance(each, AuxiliaryDecoder)]
 
-        Drawn from the global generator: stage one from the configured range, stage two at one share that falls to 0.
+    def _num_patches(self, images: Tensor) -> int:
+        patch = self.config.encoder.patch
+        return images.shape[-2] // patch * (images.shape[-1] // patch)
+
+    def training_mask(self, images: Tensor, progress: float) -> Tensor | None:
+        """(B, N) bool for images (B, C, H, W), True for masked patches; None in eval mode or without masking.
+
+        Sampled with the global generator: in stage one with ratios of `config.mask`, in stage two with one ratio that
+        depends on the progress of the training, in [0, 1].
         """
         config, batch = self.config, len(images)
         if not self.training or self.encoder.mask_token is None:
@@ -251,37 +195,13 @@ class MAETok(nn.Module):
         if self.frozen:
             ratios = torch.full((batch,), config.finetune.at(progress), device=images.device)
         else:
-            ratios = draw_ratios(config.mask, batch, device=images.device)
-        patch = config.encoder.patch
-        return draw_mask(ratios, images.shape[-2] // patch * (images.shape[-1] // patch))
+            ratios = sample_ratios(config.mask, batch, device=images.device)
+        return sample_mask(ratios, self._num_patches(images))
 
-    def start_from(self, first: MAETok) -> None:
-        """Take over the weights of a trained model: of stage one for stage two, or without its auxiliary decoders.
-
-        Raises:
-            WeightsError: a weight of this model is not there, or has another shape.
-        """
-        theirs = first.state_dict()
-        unfit = [k for k, v in self.state_dict().items() if k not in theirs or theirs[k].shape != v.shape]
-        if unfit:
-            raise WeightsError(
-                f"stage two: the first stage's model has no fitting weights for {unfit[0]} ({len(unfit)} in all); give "
-                "both the same sizes, tokens and bottleneck"
-            )
-        self.load_state_dict({name: theirs[name] for name in self.state_dict()})
-
-    def _check_images(self, images: Tensor) -> None:
-        config = self.config
-        check_images(images, channels=config.channels, patch=config.encoder.patch, image_size=config.image_size)
-
-    def _checked(self, tokens: Tensor, height: int, width: int) -> Tensor:
-        """Tokens in the precision of the weights, or ids; as many as images of that size have."""
-        patch = self.config.encoder.patch
-        return checked_tokens(
-            tokens,
-            self.config.num_tokens or height // patch * (width // patch),
-            dim=self.config.token_dim,
-            vocab_size=self.spec.vocab_size,
-            dtype=self.decoder.token_embed.weight.dtype,
-            where=f" for {height}x{width} pixels",
-        )
+    def use_stand_ins(self, *, average: bool = False) -> None:
+        """Replace the features of teachers by empty tensors of their shape; see `Tokenizer`."""
+        num = (self.config.image_size // self.config.encoder.patch) ** 2
+        for each in self._auxiliary():
+            each.use_stand_in(num)
+        if self.alignment is not None:
+            self.alignment.use_stand_in(num)

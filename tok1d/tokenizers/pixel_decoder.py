@@ -1,27 +1,32 @@
-"""A ViT that reads tokens and paints patches: the decoder of MAETok and its kin (MAETok, section 3.1)."""
+"""A ViT from tokens to pixels: the decoder of MAETok and SMAP (MAETok, arXiv 2502.03444, section 3.1)."""
 
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tok1d.nn.embed import unpatchify
-from tok1d.tokenizers.deterministic import Head, check_grid
-from tok1d.tokenizers.vit import ViTConfig, build_vit
+from tok1d.nn.roles import PIXELS_OUT, TOKENS, Roles
+from tok1d.tokenizers.checks import check_grid
+from tok1d.tokenizers.deterministic import Head, ImageDecoder
+from tok1d.tokenizers.vit import ViTConfig
 
 
 class TokenDecoder(nn.Module):
-    """[mask tokens of the patches, tokens] -> ViT -> the patches' states.
+    """[mask tokens, condition, tokens] -> ViT -> the states of the mask tokens, one per patch.
 
     Args:
-        side: patches a side of the images it is trained on.
-        num_tokens: number L of tokens; 0: the tokens are one a patch and stand in the patches' places.
-        token_dim: numbers C of a token.
-        depth: number of blocks, default that of the configuration.
+        side: patches per row and column of the square training images.
+        num_tokens: number K of tokens; 0: there is one token per patch, which takes the place of its mask token.
+        token_dim: channels C of a token.
+        depth: number of blocks; default: that of the configuration.
     """
+
+    roles: ClassVar[Roles] = {"token_positions": (TOKENS,)}
 
     def __init__(
         self, config: ViTConfig, side: int, num_tokens: int, token_dim: int, *, depth: int | None = None
@@ -29,7 +34,7 @@ class TokenDecoder(nn.Module):
         super().__init__()
         self.num_tokens = num_tokens
         self.token_embed = nn.Linear(token_dim, config.dim)
-        self.vit = build_vit(config, side, depth)
+        self.vit = config.build(side, depth)
         if num_tokens:
             self.mask_token = nn.Parameter(0.02 * torch.randn(1, 1, config.dim))
             self.token_positions = nn.Parameter(torch.zeros(1, num_tokens, config.dim))
@@ -41,34 +46,36 @@ class TokenDecoder(nn.Module):
         grid: tuple[int, int],
         *,
         cond: Tensor | None = None,
-        cond_seen: Tensor | None = None,
-        seen: Tensor | None = None,
+        cond_visible: Tensor | None = None,
+        visible: Tensor | None = None,
     ) -> Tensor:
-        """(B, L, C), or the first tokens of those, and the patches' (rows, columns) -> (B, rows * columns, dim).
+        """Tokens (B, k, C), the first k <= K, -> states (B, rows * columns, dim) of a grid (rows, columns).
 
         Args:
-            cond: (B, n, dim), further tokens that stand between the mask tokens and these.
-            cond_seen: (B, n) bool, those of them where it is False are not attended to.
-            seen: (B, L) bool, tokens where it is False are not attended to.
+            cond: (B, n, dim), condition tokens between the mask tokens and the tokens.
+            cond_visible: (B, n) bool, condition tokens where it is False are masked as attention keys; None: none.
+            visible: (B, k) bool, the same for the tokens.
         """
         states = self.token_embed(tokens)
         if not self.num_tokens:
-            assert cond is None and seen is None, "tokens that stand in the patches' places are all there is"
+            assert cond is None and visible is None, "one token per patch: neither a condition nor prefixes"
             return self.vit(states, grid)[0]
         masks = self.mask_token.expand(len(tokens), grid[0] * grid[1], -1)
         states = states + self.token_positions[:, : tokens.shape[1]]
         if cond is not None:
-            if cond_seen is not None:
-                seen = states.new_ones(states.shape[:2], dtype=torch.bool) if seen is None else seen
-                seen = torch.cat([cond_seen, seen], dim=1)
-            elif seen is not None:
-                seen = F.pad(seen, (cond.shape[1], 0), value=True)
+            if cond_visible is not None:
+                visible = states.new_ones(states.shape[:2], dtype=torch.bool) if visible is None else visible
+                visible = torch.cat([cond_visible, visible], dim=1)
+            elif visible is not None:
+                visible = F.pad(visible, (cond.shape[1], 0), value=True)
             states = torch.cat([cond, states], dim=1)
-        return self.vit(masks, grid, states, seen)[0]
+        return self.vit(masks, grid, states, visible)[0]
 
 
 class LinearHead(nn.Module):
-    """Every state becomes its patch by one linear layer. (B, rows * columns, dim) -> (B, C, H, W)."""
+    """A linear layer from every state to the pixels of its patch. (B, rows * columns, dim) -> (B, C, H, W)."""
+
+    roles: ClassVar[Roles] = {"proj": (PIXELS_OUT,)}
 
     def __init__(self, dim: int, patch: int, channels: int) -> None:
         super().__init__()
@@ -77,6 +84,7 @@ class LinearHead(nn.Module):
 
     @property
     def last_weight(self) -> Tensor:
+        """The weight of the linear layer."""
         return self.proj.weight
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -84,24 +92,28 @@ class LinearHead(nn.Module):
 
 
 class ConvHead(nn.Module):
-    """States on their grid are doubled (nearest) and convolved up to pixels. (B, rows * columns, dim) -> (B, C, H, W).
+    """Convolutions with nearest upsampling from the grid of states to pixels. (B, rows * columns, dim) -> (B, C, H, W).
 
-    A 1x1 convolution to 128 channels, then 3x3 ones to 64, 32, 16, ..., 16 and the image's, ReLU between.
+    A 1x1 convolution to 128 channels, then [ReLU, upsampling by 2, 3x3 convolution] to 64, 32, 16, ..., 16 channels and
+    last to those of the image.
 
     Args:
         patch: a power of two, at least 2.
     """
 
+    roles: ClassVar[Roles] = {"convs": (PIXELS_OUT,)}  # the last one; the others keep their shape
+
     def __init__(self, dim: int, patch: int, channels: int) -> None:
         super().__init__()
         doublings = patch.bit_length() - 1
-        assert patch == 2**doublings >= 2, f"a patch of {patch} pixels is not reached by doubling"
+        assert patch == 2**doublings >= 2, f"patch: expected a power of 2, got {patch}"
         widths = [128, *[max(64 >> i, 16) for i in range(doublings - 1)], channels]
         first = nn.Conv2d(dim, widths[0], 1)
         self.convs = nn.ModuleList([first, *(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))])
 
     @property
     def last_weight(self) -> Tensor:
+        """The weight of the last convolution."""
         return self.convs[-1].get_parameter("weight")
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -114,8 +126,8 @@ class ConvHead(nn.Module):
 HEADS: dict[Head, type[LinearHead | ConvHead]] = {"linear": LinearHead, "conv": ConvHead}
 
 
-class PixelDecoder(TokenDecoder):
-    """Tokens to pixels, those in [-1, 1] but for errors: (B, L, C) -> (B, channels, H, W); see `TokenDecoder`."""
+class PixelDecoder(TokenDecoder, ImageDecoder):
+    """Tokens (B, K, C) to pixels (B, channels, H, W), in [-1, 1] up to their error; see `TokenDecoder`."""
 
     def __init__(
         self, config: ViTConfig, image_size: int, channels: int, num_tokens: int, token_dim: int, *, head: Head
@@ -126,22 +138,22 @@ class PixelDecoder(TokenDecoder):
 
     @property
     def last_weight(self) -> Tensor:
-        """The weight of the last layer, at which adversarial and other gradients are compared (VQGAN)."""
+        """The weight of the last layer, for the adaptive adversarial weight (VQGAN, arXiv 2012.09841, equation 7)."""
         return self.head.last_weight
 
-    def paint(
+    def decode(
         self,
         tokens: Tensor,
         size: tuple[int, int],
         *,
         cond: Tensor | None = None,
-        cond_seen: Tensor | None = None,
-        seen: Tensor | None = None,
+        cond_visible: Tensor | None = None,
+        visible: Tensor | None = None,
     ) -> Tensor:
-        """(B, L, C) -> (B, channels, H, W) for a size (H, W) that the patches divide; see `TokenDecoder.forward`.
+        """Tokens (B, k, C) -> pixels (B, channels, H, W) of a size (H, W); see `TokenDecoder.forward`.
 
         Raises:
-            InputError: a size that they do not.
+            InputError: a size that the patches do not divide.
         """
         grid = check_grid(size, self.patch)
-        return self.head(self(tokens, grid, cond=cond, cond_seen=cond_seen, seen=seen), grid)
+        return self.head(self(tokens, grid, cond=cond, cond_visible=cond_visible, visible=visible), grid)

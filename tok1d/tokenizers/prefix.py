@@ -1,4 +1,4 @@
-"""Prefixes of token sequences: how many tokens are kept, and the masks that say so."""
+"""Prefixes of token sequences: the number of kept tokens, and masks of kept tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tok1d.errors import InputError
 from tok1d.tokenizers.base import TokenSpec
 
 
-def draw_keep(
+def sample_keep(
     batch: int,
     length: int,
     *,
@@ -20,24 +20,24 @@ def draw_keep(
     device: torch.device | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """(batch,) int64, uniform over lowest..length inclusive (Semanticist draws 1..K, SMAP 0..N)."""
+    """(batch,) int64, uniform over lowest..length, both included (Semanticist: from 1, SMAP: from 0)."""
     return torch.randint(lowest, length + 1, (batch,), device=device, generator=generator)
 
 
 def prefix_mask(keep: Tensor, length: int) -> Tensor:
-    """(B,) counts -> (B, length) bool, True where the position is below the count."""
+    """Counts (B,) -> (B, length) bool, True at positions below the count."""
     return torch.arange(length, device=keep.device) < keep[:, None]
 
 
 def resolve_keep(keep: int | Tensor | None, batch: int, length: int, device: torch.device) -> Tensor:
-    """`keep` as (B,) int64: None keeps all, an integer (also a tensor of one) serves the whole batch.
+    """`keep` as (B,) int64: None stands for `length`; an int or a tensor () applies to the whole batch.
 
     Raises:
-        InputError: a count outside 0..length, or something else than integers, one for the batch or (B,).
+        InputError: a count outside 0..length, another type than integers, or a tensor that is not () or (B,).
     """
     if keep is None:
         keep = length
-    counts = torch.as_tensor(keep) if _counts(keep) else None
+    counts = torch.as_tensor(keep) if _is_integral(keep) else None
     if counts is None or counts.shape not in ((), (batch,)):
         found = f"shape {tuple(keep.shape)} of {keep.dtype}" if isinstance(keep, Tensor) else f"{keep!r}"[:60]
         raise InputError(f"keep must be an int or a tensor of ints of shape ({batch},), got {found}")
@@ -48,8 +48,8 @@ def resolve_keep(keep: int | Tensor | None, batch: int, length: int, device: tor
     return counts.to(device=device, dtype=torch.int64).expand(batch)
 
 
-def _counts(keep: object) -> bool:
-    """Whether this is an integer or integers: no truth values, no fractions."""
+def _is_integral(keep: object) -> bool:
+    """Whether this is an int or a tensor of integers; bool is neither."""
     if isinstance(keep, Tensor):
         return not keep.is_floating_point() and not keep.is_complex() and keep.dtype != torch.bool
     return isinstance(keep, Integral) and not isinstance(keep, bool)
@@ -62,12 +62,12 @@ def prefix_lengths(length: int) -> list[int]:
 
 
 def token_counts(spec: TokenSpec, keep: Sequence[int] = ()) -> list[int]:
-    """Numbers of leading tokens to decode: `keep`, or 1, 2, 4, ..., all; of tokens without an order only all.
+    """Numbers of leading tokens to evaluate: `keep`, or by default 1, 2, 4, ..., all; only all for unordered tokens.
 
-    Where the decoder is told the class, 0 tokens come first: the image that the class alone gives.
+    By default a conditional tokenizer starts with 0 tokens: the image that is decoded from the condition alone.
 
     Raises:
-        InputError: fewer tokens of a tokenizer that needs all.
+        InputError: `keep` has fewer tokens than an unordered tokenizer needs.
     """
     if spec.ordered:
         return list(keep) or [*([0] if spec.needs_label else []), *prefix_lengths(spec.length)]

@@ -1,4 +1,4 @@
-"""A ViT that reads patches and learned queries and returns the queries' states: the encoder of every tokenizer."""
+"""A causal ViT over patches and learned queries: the encoder of Semanticist."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ import torch
 from torch import Tensor, nn
 
 from tok1d.config.fields import option
-from tok1d.nn.attention import Attention, after_prefix, full, prefix_causal
-from tok1d.nn.block import Block, Mlp
+from tok1d.nn.attention import after_prefix, full, prefix_causal
+from tok1d.nn.block import init_linears, vit_blocks
 from tok1d.nn.embed import PatchEmbed
 from tok1d.nn.position import resample_grid
+from tok1d.nn.roles import GRID, TOKENS, Roles
+from tok1d.tokenizers.vit import VIT_SIZES
 
 
 @dataclass
 class EncoderConfig:
     """A ViT encoder of a named size, or of any width, depth and heads."""
 
-    SIZES: ClassVar[dict[str, dict[str, int]]] = {
-        "tiny": {"dim": 192, "depth": 12, "heads": 3},
-        "small": {"dim": 384, "depth": 12, "heads": 6},
-        "base": {"dim": 768, "depth": 12, "heads": 12},
-        "large": {"dim": 1024, "depth": 24, "heads": 16},
-        "huge": {"dim": 1280, "depth": 32, "heads": 16},
-    }
+    SIZES: ClassVar[dict[str, dict[str, int]]] = VIT_SIZES
 
     patch: int = option(16, "side of a square patch, in pixels", ge=1)
     dim: int = option(768, "width; size=tiny, small, base, large or huge sets width, depth and heads", ge=1)
     depth: int = option(12, "number of blocks", ge=1)
     heads: int = option(12, "attention heads", ge=1)
     mlp_ratio: float = option(4.0, "hidden width of the MLP over the width", gt=0)
-    causal: bool = option(True, "token i sees patches and tokens 0..i, patches see no token")
-    drop_path: float = option(0.1, "stochastic depth of the last block, growing linearly from 0", ge=0, lt=1)
+    causal: bool = option(True, "query i attends to patches and queries 0..i, patches attend to patches")
+    drop_path: float = option(
+        0.1, "stochastic depth rate of the last block; the rate grows linearly from 0 over the blocks", ge=0, lt=1
+    )
 
 
 class QueryEncoder(nn.Module):
-    """[class token, patches, queries] -> ViT -> the queries' states (Semanticist, section 3.1).
+    """[class token, patches, queries] -> ViT -> the states of the queries (Semanticist, arXiv 2503.08685, section 4.1).
 
-    It reads images of any size that its patches divide: the learned positions of the patches are resampled.
+    Images of any size that the patches divide are accepted: the learned positions of the patches are resampled.
 
     Args:
-        image_size: side of the square images it is trained on, in pixels.
+        image_size: side of the square training images, in pixels.
         channels: image channels.
         num_tokens: number K of queries.
     """
+
+    roles: ClassVar[Roles] = {"queries": (TOKENS,), "positions": (GRID, TOKENS)}
 
     def __init__(self, config: EncoderConfig, image_size: int, channels: int, num_tokens: int) -> None:
         super().__init__()
@@ -58,39 +58,33 @@ class QueryEncoder(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.queries = nn.Parameter(torch.zeros(1, num_tokens, dim))
         self.positions = nn.Parameter(torch.zeros(1, 1 + self.num_patches + num_tokens, dim))
-        rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
-        self.blocks = nn.ModuleList(
-            Block(
-                Attention(dim, config.heads),
-                Mlp(dim, int(dim * config.mlp_ratio)),
-                (nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)),
-                drop_path=rate,
-            )
-            for rate in rates
+        self.blocks = vit_blocks(
+            dim, config.depth, config.heads, mlp_ratio=config.mlp_ratio, drop_path=config.drop_path
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self._tables: dict[tuple[object, ...], Tensor] = {}  # resampled position tables, no part of the weights
+        self._tables: dict[tuple[object, ...], Tensor] = {}  # resampled position tables of other image sizes
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """Truncated normal with std 0.02 for linears and tables; the patch convolution keeps PyTorch's own."""
+        """Truncated normal with std 0.02, but PyTorch's default for the patch convolution."""
         for table in (self.cls_token, self.queries, self.positions):
             nn.init.trunc_normal_(table, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        init_linears(self)
+
+    @property
+    def grid_margin(self) -> tuple[int, int]:
+        """Rows of the position table before and after those of the patches."""
+        return 1, self.num_tokens
 
     def train(self, mode: bool = True) -> QueryEncoder:
-        """As `nn.Module.train`, which `eval` calls too; weights may have been exchanged since, so tables go."""
+        """As `nn.Module.train`, which `eval` calls as well; drops resampled tables, since weights may have changed."""
         self._tables.clear()
         return super().train(mode)
 
     def table(self, rows: int, columns: int) -> Tensor:
         """The positions for a grid of patches, (1, 1 + rows * columns + K, dim).
 
-        Those of the class token and the queries stay, those of the patches are resampled bicubically. Without
-        gradients, in eval mode, a size is resampled once.
+        Those of the patches are resampled bicubically. In eval mode without gradients the result is cached.
         """
         if (rows, columns) == (self.side, self.side):
             return self.positions
@@ -108,17 +102,17 @@ class QueryEncoder(nn.Module):
         return torch.cat([cls, resample_grid(patches, (self.side, self.side), (rows, columns)), queries], dim=1)
 
     def embed(self, images: Tensor) -> Tensor:
-        """The sequence that enters the first block. (B, C, H, W) -> (B, 1 + N + K, dim)."""
+        """The input of the first block. Images (B, C, H, W) -> (B, 1 + N + K, dim)."""
         batch, patch = images.shape[0], self.patch_embed.patch
         parts = [self.cls_token.expand(batch, -1, -1), self.patch_embed(images), self.queries.expand(batch, -1, -1)]
         return torch.cat(parts, dim=1) + self.table(images.shape[-2] // patch, images.shape[-1] // patch)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, K, dim)."""
+        """Images (B, C, H, W) in [0, 1] -> states (B, K, dim)."""
         x = self.embed(images)
         prefix = x.shape[1] - self.num_tokens
         attend, last = (prefix_causal(prefix), after_prefix(prefix)) if self.causal else (full, full)
         for block in self.blocks[:-1]:
             x = block(x, attend)
-        # Nothing reads what the last block would make of the patches.
+        # The last block only computes the queries: the states of the patches are not used afterwards.
         return self.norm(self.blocks[-1](x, last, slice(prefix, None)))

@@ -1,4 +1,4 @@
-"""Semanticist's decoder: a diffusion transformer whose condition tokens are appended to the image tokens."""
+"""The decoder of Semanticist: a diffusion transformer with condition tokens appended to the image tokens."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tok1d.nn.block import AdaLNBlock
 from tok1d.nn.embed import PatchEmbed, TimeEmbed, unpatchify
 from tok1d.nn.norm import Modulation, modulate
 from tok1d.nn.position import sincos_2d
+from tok1d.nn.roles import PIXELS_OUT, TOKENS, Roles
 
 
 @dataclass
@@ -31,30 +32,35 @@ class DecoderConfig:
     depth: int = option(24, "number of blocks", ge=1)
     heads: int = option(16, "attention heads", ge=1)
     mlp_ratio: float = option(4.0, "hidden width of the MLP over the width", gt=0)
-    align_depth: int = option(0, "block (from 1) whose states are aligned with a teacher; 0: no alignment", ge=0)
+    align_depth: int = option(
+        0, "block, counted from 1, whose states are aligned with a teacher; 0: no alignment", ge=0
+    )
     align_hidden: int = option(2048, "hidden width of the alignment projector", ge=1)
     align_dim: int = option(768, "width of the teacher's features", ge=1)
 
 
 def projector(dim: int, hidden: int, out: int) -> nn.Sequential:
-    """REPA's three-layer projector (arXiv 2410.06940)."""
+    """The three-layer projector of REPA (arXiv 2410.06940)."""
     return nn.Sequential(
         nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, out)
     )
 
 
 class TokenDiT(nn.Module):
-    """Denoises latents given a time and K condition tokens (Semanticist, section 3.1; DiT, arXiv 2212.09748).
+    """Denoises latents given a time and K condition tokens (Semanticist, section 4.2; DiT, arXiv 2212.09748).
 
-    Condition tokens carry no position: after null replacement only a null token tells where it stands, so the
-    output does not depend on the order of the kept tokens.
+    Condition tokens have no positions, only null tokens differ by position. So the output does not depend on the order
+    of the kept tokens.
 
     Args:
-        channels, size: latents are (B, channels, size, size); any other size that the patches divide is read too.
+        channels, size: latents are (B, channels, size, size) in training; other sizes that the patches divide are
+            accepted as well.
         num_tokens, token_dim: condition tokens are (B, K, D).
-        out_channels: channels of the output (2 * channels where the variance is learned).
-        time_scale: times are multiplied by it before the sinusoids.
+        out_channels: channels of the output: `channels`, or 2 * channels with a learned variance.
+        time_scale: factor of the times before the sinusoidal embedding.
     """
+
+    roles: ClassVar[Roles] = {"out": (PIXELS_OUT,), "null_tokens": (TOKENS,)}
 
     def __init__(
         self,
@@ -73,14 +79,14 @@ class TokenDiT(nn.Module):
         self.patch_embed = PatchEmbed(patch, channels, dim)
         self.register_buffer("positions", sincos_2d(dim, self.grid, self.grid)[None], persistent=False)
         self.positions: Tensor
-        self._tables: dict[tuple[object, ...], Tensor] = {}  # positions of other sizes
+        self._tables: dict[tuple[object, ...], Tensor] = {}  # positions of other latent sizes
         self.time_embed = TimeEmbed(dim, scale=time_scale)
         self.blocks = nn.ModuleList(AdaLNBlock(dim, config.heads, config.mlp_ratio) for _ in range(config.depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.modulation = Modulation(dim, 2)
         self.out = nn.Linear(dim, patch**2 * out_channels)
         self._init_weights()
-        # Made after the initialisation pass: these keep PyTorch's own, as the released models do.
+        # Created after the initialisation above: these keep PyTorch's default, as in the release.
         self.token_embed = nn.Linear(token_dim, dim)
         self.null_tokens = nn.Parameter(torch.randn(1, num_tokens, token_dim) * 0.02)
         self.projector = projector(dim, config.align_hidden, config.align_dim) if config.align_depth else None
@@ -101,27 +107,27 @@ class TokenDiT(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def fill(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """Tokens with the null token of their position where the mask (B, K) is False. (B, K, D) -> (B, K, D)."""
+        """Tokens (B, K, D), replaced by the null token of their position where the mask (B, K) is False."""
         if mask is None:
             return tokens
         return torch.where(mask[..., None], tokens, self.null_tokens.to(tokens.dtype))
 
     def table(self, rows: int, columns: int) -> Tensor:
-        """The fixed positions of a grid of patches, (1, rows * columns, dim): the same formula at every size."""
+        """The fixed sine-cosine positions of a grid of patches, (1, rows * columns, dim)."""
         if (rows, columns) == (self.grid, self.grid):
             return self.positions
         key = (rows, columns, self.positions.device, self.positions.dtype)
         if key not in self._tables:
-            with torch.inference_mode(False):  # it may serve a training step later
+            with torch.inference_mode(False):  # a training step may use it later
                 self._tables[key] = sincos_2d(self.dim, rows, columns)[None].to(self.positions)
         return self._tables[key]
 
     def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        """Latents (B, C, H, W), times (B,) or (1,), filled tokens (B, K, D) -> (B, out_channels, H, W)."""
+        """Latents (B, C, H, W), times (B,) or (1,), tokens (B, K, D) after `fill` -> (B, out_channels, H, W)."""
         return self._run(x, t, tokens, align=False)[0]
 
     def forward_aligned(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The output and the projected image-token states after block `align_depth`, (B, T, align_dim)."""
+        """As `forward`, and the projected states (B, T, align_dim) of the image tokens after block `align_depth`."""
         out, aligned = self._run(x, t, tokens, align=True)
         assert aligned is not None, "this decoder has no alignment projector (align_depth is 0)"
         return out, aligned
@@ -132,7 +138,7 @@ class TokenDiT(nn.Module):
         c = self.time_embed(t)[:, None]
         num_patches, aligned = rows * columns, None
         for depth, block in enumerate(self.blocks, start=1):
-            # Nothing reads what the last block would make of the tokens.
+            # The last block only computes the image tokens: the states of the others are not used afterwards.
             needed = slice(num_patches) if depth == len(self.blocks) else None
             sequence = block(sequence, c, rows=needed)
             if align and depth == self.align_depth and self.projector is not None:

@@ -1,7 +1,7 @@
-"""Training state on disk: written whole or not at all, with a checksum, and read from the newest that is whole.
+"""Training state on disk. A checkpoint is written completely or not at all, and carries a checksum.
 
-A file is what torch.save writes, a zip archive, whose comment holds the SHA-256 of the archive without it: one rename
-brings both in place, and torch.load reads the file as any other.
+A file is a zip archive as torch.save writes it. The archive's comment holds the SHA-256 of the archive without the
+comment, so one rename brings both in place, and torch.load reads the file like any other.
 """
 
 from __future__ import annotations
@@ -12,92 +12,132 @@ import struct
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, NotRequired, TypedDict, TypeVar
 
 import torch
+from torch import Tensor
 
-from tok1d.errors import WeightsError
+from tok1d import files
+from tok1d.errors import WeightsError, reason_of
+from tok1d.losses.total import Tensors
+from tok1d.train.optim import StateDict
 
 _MARK = b"tok1d sha256 "
-_TRAILER = len(_MARK) + 64  # bytes of the archive's comment
+_COMMENT_BYTES = len(_MARK) + 64
 _NEEDED = {"step", "model", "optimizer", "ema", "seconds"}
 
 
-def write(path: Path, content: dict[str, Any]) -> Path:
-    """Write `content` with its checksum to a temporary name beside `path`, force it to the disk, and rename it.
+class WeightsAndOptimizer(TypedDict):
+    """What a player's next step starts from."""
+
+    model: dict[str, Tensor]
+    optimizer: StateDict
+
+
+class PlayerContent(WeightsAndOptimizer):
+    """A player in a checkpoint; `ema` is empty without averaged weights."""
+
+    ema: dict[str, Tensor]
+
+
+class RunContent(PlayerContent):
+    """A run's state. The first player's entries lie at the top level, those of others in `players` by name.
+
+    seconds: training time so far. sums: logged values summed over the steps after step `since`. processes: how many
+    processes wrote it. images: number of training images, None if unknown. scale: state of the fp16 loss scale.
+    """
+
+    players: dict[str, PlayerContent]
+    seconds: float
+    sums: Tensors
+    since: int
+    processes: int
+    images: int | None
+    scale: NotRequired[StateDict]
+
+
+class Checkpoint(RunContent):
+    """The content of a checkpoint file; `step` is the number of optimizer steps done."""
+
+    step: int
+
+
+C = TypeVar("C", bound=WeightsAndOptimizer)
+
+
+def write(path: Path, content: object) -> Path:
+    """Write `content` with its checksum to a temporary file, flush it to the disk, and rename it to `path`.
 
     Raises:
-        WeightsError: no room, or no right to write there; nothing is left behind.
+        WeightsError: the disk is full or the place not writable; no part of the file stays.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, temporary)
-        _seal(temporary)
-        os.replace(temporary, path)
+        with files.replacing(path) as temporary:
+            torch.save(content, temporary)
+            _seal(temporary)
         _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch tells a full disk as a RuntimeError
-        reason = getattr(error, "strerror", None) or _first_line(error)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        reason = reason_of(error, 120)
         raise WeightsError(f"cannot write {path}: {reason} (disk full or not writable?); then run again") from None
-    finally:
-        with suppress(OSError):  # already renamed, or never made
-            temporary.unlink()
+    files.remove_left(path)
     return path
 
 
-def save(folder: Path, step: int, state: dict[str, Any], *, keep_last: int = 2, keep_every: int = 0) -> Path:
-    """Write step-XXXXXXXX.pt whole; then drop all but the newest `keep_last`, and what unbroken runs do not have.
+def save(folder: Path, step: int, state: RunContent, *, keep_last: int = 2, keep_every: int = 0) -> Path:
+    """Write step-XXXXXXXX.pt, then delete old checkpoints.
 
-    Files of later steps are such: a run that fell back behind an unreadable one computes them anew.
+    Files of later steps are deleted, too: they remain where a run fell back to an older checkpoint because newer ones
+    were damaged, and it computes those steps again.
 
     Args:
-        keep_every: checkpoints of steps that are multiples of it stay for good; 0 is none.
+        keep_last: number of newest checkpoints that stay.
+        keep_every: checkpoints of steps that are multiples of it stay, too; 0 is none.
     """
     path = write(folder / f"step-{step:08d}.pt", {"step": step, **state})
-    earlier = [old for old in _files(folder) if step_of(old) <= step]
+    earlier = [old for old in _checkpoints(folder) if step_of(old) <= step]
     stay = {old for old in earlier if keep_every and step_of(old) % keep_every == 0} | set(earlier[-keep_last:])
-    for old in _files(folder):
+    for old in _checkpoints(folder):
         if old not in stay:
             old.unlink()
-    for left in folder.glob(".step-*.tmp"):  # of a process that was killed while it wrote
+    for left in folder.glob(".step-*.tmp"):  # left by a process that was killed while writing
         left.unlink()
     return path
 
 
-def load_latest(folder: Path, device: torch.device, *, quiet: bool = False) -> dict[str, Any] | None:
-    """The content of the newest checkpoint that can be read, or None where there is no file at all.
+def load_latest(folder: Path, device: torch.device, *, quiet: bool = False) -> Checkpoint | None:
+    """The content of the newest readable checkpoint, or None where the folder has none.
 
-    Those that are truncated, damaged or not ours are named on stderr (unless `quiet`).
+    Files that are truncated, damaged or not checkpoints are named on stderr (unless `quiet`).
 
     Raises:
         WeightsError: there are checkpoints, and none can be read.
     """
     refused = ""
-    for path in reversed(_files(folder)):
+    for path in reversed(_checkpoints(folder)):
         state = _read(path, device)
         if not isinstance(state, str):
             if refused and not quiet:
-                print(f"warning: {refused}; going on from the one before, {path.name}", file=sys.stderr)
+                print(f"warning: {refused}; resuming from the one before, {path.name}", file=sys.stderr)
             return state
         refused = f"{refused}; {path.name}: {state}" if refused else f"cannot read the checkpoint {path} ({state})"
     if refused:
-        raise WeightsError(f"{refused}; no other is left: delete it to start anew")
+        raise WeightsError(f"{refused}; no other is left: delete it to start over")
     return None
 
 
 def step_of(path: Path) -> int:
-    """After how many steps a checkpoint was written."""
+    """The number of steps after which a checkpoint was written, from its file name."""
     return int(path.stem.removeprefix("step-"))
 
 
-def _files(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint files of a run, oldest first."""
     return sorted(path for path in folder.glob("step-*.pt") if path.stem.removeprefix("step-").isdecimal())
 
 
-def _read(path: Path, device: torch.device) -> dict[str, Any] | str:
-    """A checkpoint's content, or why it has none."""
-    place = "cpu" if device.type == "cpu" else device  # accelerate's "cpu:0" is a place that torch.load does not know
+def _read(path: Path, device: torch.device) -> Checkpoint | str:
+    """A checkpoint's content, or the reason why it cannot be read."""
+    place = "cpu" if device.type == "cpu" else device  # torch.load does not know accelerate's "cpu:0"
     try:
         if not intact(path):
             return "its checksum does not fit its content"
@@ -107,35 +147,35 @@ def _read(path: Path, device: torch.device) -> dict[str, Any] | str:
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        return _first_line(error)
+        return reason_of(error, 120)
 
 
 def intact(path: Path) -> bool:
-    """Whether a file is what was written; files from before there were checksums are taken at their word."""
+    """Whether a file's content fits its checksum; True for files of older versions, which have no checksum."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        if size < _TRAILER:
-            return True  # torch.load tells better what this is not
-        file.seek(size - _TRAILER)
+        if size < _COMMENT_BYTES:
+            return True  # not an archive; torch.load reports it
+        file.seek(size - _COMMENT_BYTES)
         comment = file.read()
         if not comment.startswith(_MARK):
             return True
-        return comment == _comment(file, size - _TRAILER)
+        return comment == _comment(file, size - _COMMENT_BYTES)
 
 
 def _seal(path: Path) -> None:
-    """Put the checksum into the archive's comment, and all of the file on the disk."""
+    """Write the checksum into the archive's comment, and flush the whole file to the disk."""
     size = path.stat().st_size
     with path.open("r+b") as file:
         comment = _comment(file, size)
-        file.seek(size - 2)  # the comment's length is what an archive without one ends with
+        file.seek(size - 2)  # a zip archive without a comment ends with the comment's length, two zero bytes
         file.write(struct.pack("<H", len(comment)) + comment)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _comment(file: Any, size: int) -> bytes:
-    """The comment of the archive in the first `size` bytes, of which the last two count as zeros."""
+def _comment(file: BinaryIO, size: int) -> bytes:
+    """The comment for the archive in the first `size` bytes; its last two bytes, the comment's length, count as 0."""
     digest, left = hashlib.sha256(), size - 2
     file.seek(0)
     while left > 0:
@@ -149,7 +189,7 @@ def _comment(file: Any, size: int) -> bytes:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Put a rename on the disk, where folders can be synchronised (not on Windows)."""
+    """Flush a rename to the disk, where the system can do that for folders (not on Windows)."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -158,21 +198,21 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def by_player(state: dict[str, Any], names: list[str], source: str) -> list[dict[str, Any]]:
-    """What each player of a run left in a checkpoint; the first one's lies at the top, as before there were others.
+def by_player(first: C, others: dict[str, C], names: list[str], source: str) -> list[C]:
+    """The entries of a checkpoint or dump in the order of the players `names`.
+
+    Args:
+        first: the first player's entry, the content itself.
+        others: its "players"; empty for checkpoints of versions that trained one model only.
+        source: names the file in errors.
 
     Raises:
-        WeightsError: the checkpoint is of other players.
+        WeightsError: the checkpoint has other players.
     """
-    others = state.get("players", {})
     if others.keys() != set(names[1:]):
         found, wanted = (", ".join([names[0], *sorted(each)]) for each in (others, names[1:]))
         raise WeightsError(
             f"{source}: made by a training of {found}, this one trains {wanted}; "
-            "use the recipe it was made with, or start anew with --overwrite"
+            "use the recipe it was made with, or start over with --overwrite"
         )
-    return [state, *(others[name] for name in names[1:])]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:120]
+    return [first, *(others[name] for name in names[1:])]

@@ -1,4 +1,4 @@
-"""From a finished run to weights to give away: cast, measured after the cast, with their card."""
+"""From a finished run to weights for distribution: cast to another type, evaluated after the cast, with their card."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from tok1d.config.load import load_recipe, to_yaml
 from tok1d.errors import InputError
 from tok1d.tokenizers.auxiliary import LatentAlignmentConfig
 from tok1d.tokenizers.maetok import MAETok
-from tok1d.train.run import evaluate, is_finished
+from tok1d.train.folder import is_finished
+from tok1d.train.run import evaluate
 from tok1d.zoo import store
 from tok1d.zoo.record import Record
+from tok1d.zoo.transfer import transfer
 from tok1d.zoo.weights import fingerprint
 
 
@@ -23,9 +25,12 @@ def export(
 ) -> list[Record]:
     """Write the model of a finished run with its weights stored as `dtype`; returns the records of the cast model.
 
-    A MAETok leaves behind what only its training reads, auxiliary decoders and alignment.
+    A MAETok is exported without the parts that only its training uses, auxiliary decoders and alignment.
 
     Args:
+        run: the run folder.
+        out: the model folder to write.
+        dtype: "float16" or "float32".
         generator: for a tokenizer, the name of a generator made for it, kept in its card.
         overrides: key=value for the recipe's evaluate section (evaluate.num_images=10000).
 
@@ -33,7 +38,7 @@ def export(
         InputError: the run is not finished.
     """
     if not is_finished(run):
-        raise InputError(f"{run}: expected a finished run (tok1d train ends it), got none")
+        raise InputError(f"{run}: expected a finished run, got none; tok1d train finishes it")
     recipe = load_recipe(str(run / "config.yaml"), overrides)
     trained = store.load(run / "model")
     model = without_auxiliary(trained) if isinstance(trained, MAETok) else trained
@@ -44,7 +49,7 @@ def export(
                 value.copy_(value.to(kind))
     card = replace(
         trained.card,
-        recipe=to_yaml(recipe),  # its evaluate section is the one that the records follow
+        recipe=to_yaml(recipe),  # with the evaluate section that the records were measured by
         weights=trained.card.weights.split(",")[0] + ("" if dtype == "float32" else f", stored as {dtype}"),
         fingerprint=fingerprint(model),
         generator=generator,
@@ -55,8 +60,8 @@ def export(
 
 
 def without_auxiliary(model: MAETok) -> MAETok:
-    """The tokenizer alone, in eval mode: the same tokens and images, without auxiliary decoders and alignment."""
+    """The tokenizer without auxiliary decoders and alignment, in eval mode; its tokens and images are the same."""
     config = replace(model.config, auxiliary=[], alignment=LatentAlignmentConfig())
-    lean = MAETok(config)
-    lean.start_from(model)
-    return lean.to(next(model.parameters()).device).eval()
+    plain = MAETok(config)
+    transfer(model, plain)
+    return plain.to(next(model.parameters()).device).eval()

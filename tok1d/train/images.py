@@ -6,12 +6,20 @@ from tok1d.config.recipe import Recipe
 from tok1d.data.images import ArrayImages, open_images
 from tok1d.data.lazy import LazyImages
 from tok1d.data.source import ImageSource
+from tok1d.data.splits import Split
 
 Images = ArrayImages | LazyImages
 
 
-def open_split(recipe: Recipe, split: str, *, augment: bool = False) -> Images:
-    """The recipe's images; augmented only for training."""
+def open_split(recipe: Recipe, split: Split, *, augment: bool = False) -> Images:
+    """The recipe's images of a split.
+
+    Args:
+        augment: apply the recipe's random crop and flip; only for training.
+
+    Raises:
+        DataError: as `open_images`.
+    """
     data = recipe.data
     source = ImageSource(
         data.name,
@@ -28,4 +36,4 @@ def open_split(recipe: Recipe, split: str, *, augment: bool = False) -> Images:
         label_key=data.label_key,
         workers=data.workers,
     )
-    return open_images(source, split)  # type: ignore[arg-type]
+    return open_images(source, split)

@@ -1,4 +1,4 @@
-"""The log of a run: one JSON object a line, cut back to the resumed step."""
+"""The log of a run: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+from tok1d import files
 from tok1d.errors import DataError
+
+LogEntry = dict[str, int | float | str | list[str]]  # "step" and what is logged at it
 
 
 class JsonLog:
-    """Appends to log.jsonl; on resume drops lines past `step` (they will be written again).
+    """Appends to log.jsonl. On resume, lines after `step` are dropped: those steps are computed again.
 
     Raises:
         DataError: the file cannot be written.
@@ -26,20 +28,17 @@ class JsonLog:
                 try:
                     entry = json.loads(line)
                 except json.JSONDecodeError:
-                    break  # a line cut off by a crash: what follows was never acknowledged
+                    break  # cut off by a crash: this line and what follows belong to steps that are computed again
                 if entry.get("step", 0) <= step:
                     lines.append(line)
-        temporary = path.with_name(f".{path.name}.tmp")
         try:
-            temporary.write_text("".join(line + "\n" for line in lines))
-            temporary.replace(path)
+            files.write_text(path, "".join(line + "\n" for line in lines))
         except OSError as error:
             raise self._cannot_write(error) from None
-        finally:
-            with suppress(OSError):  # already renamed, or never made
-                temporary.unlink()
+        files.remove_left(path)
 
-    def write(self, entry: dict[str, Any]) -> None:
+    def write(self, entry: LogEntry) -> None:
+        """Append one line; where the disk is full, no part of it stays."""
         try:
             size = self.path.stat().st_size
             try:
@@ -47,15 +46,18 @@ class JsonLog:
                     file.write(json.dumps(entry) + "\n")
             except OSError:
                 with suppress(OSError):
-                    os.truncate(self.path, size)  # half a line found room
+                    os.truncate(self.path, size)
                 raise
         except OSError as error:
             raise self._cannot_write(error) from None
 
     def _cannot_write(self, error: OSError) -> DataError:
-        return DataError(f"cannot write {self.path}: {error.strerror or error}; the same command goes on when it can")
+        return DataError(
+            f"cannot write {self.path}: {error.strerror or error}; free space or fix the permissions, then run the "
+            "same command to resume"
+        )
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
+def read_log(path: Path) -> list[LogEntry]:
     """All entries of a log.jsonl."""
     return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,46 +1,60 @@
-"""A step whose loss or gradient is not finite: the dump that repeats it, what it shows, and who is to blame."""
+"""Steps whose loss or gradient is not finite: computing them again, and the dump file that allows it later."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import NotRequired
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tok1d.config.load import to_yaml
 from tok1d.config.recipe import Recipe
-from tok1d.errors import Tok1dError, WeightsError
-from tok1d.losses.total import Tensors, total_loss
+from tok1d.errors import Tok1dError, WeightsError, reason_of
+from tok1d.losses.total import Batch, Tensors, total_loss
 from tok1d.train import checkpoint
-from tok1d.train.players import Moment, Player, compute_losses
+from tok1d.train.checkpoint import WeightsAndOptimizer
+from tok1d.train.players import Player, Progress, compute_losses
 from tok1d.train.precision import Precision
 from tok1d.train.rng import copies_of, seed_of, seeded
 from tok1d.train.task import Task
 from tok1d.zoo.weights import load_state
 
-LARGE_WEIGHT = 100.0  # root mean square of a part's weights that no healthy training reaches
-LARGE_LOSS = 100.0  # times the median of the batch
-MOST_SAMPLES = 256  # looked at one by one
+MOST_SAMPLES = 256  # samples of a batch whose losses are computed one by one
 
 
 class NonFiniteError(Tok1dError):
     """A loss or gradient was not finite; the weights are those before the step."""
 
 
+class Dump(WeightsAndOptimizer):
+    """The content of a dump: weights and optimizer state before the step, and what identifies the step.
+
+    world: number of processes. evidence: fields of `Evidence` for each process. scale: loss scale of fp16.
+    """
+
+    step: int
+    recipe: str
+    seed: int
+    world: NotRequired[int]
+    evidence: list[dict[str, object]]
+    scale: NotRequired[float]
+    players: dict[str, WeightsAndOptimizer]
+
+
 @dataclass
 class Evidence:
-    """What one process saw when it repeated a step.
+    """Numbers of a step, as one process computed it again.
 
     Args:
-        samples: names of the rows it trained on. bad_samples: those with numbers that are not finite.
-        sample_losses: the model's loss of each sample alone, where they were looked at one by one.
+        samples: names of the rows of its batches. bad_samples: those with NaN or infinite inputs.
+        sample_losses: the model's loss for each sample alone, where they were computed.
         losses: mean of every logged term over the accumulated batches.
-        weights, gradients: root mean square weight and norm of the gradient of every part of every player.
-        seeds: of the random numbers, a micro-step and player each.
+        weights: root mean square of the weights of each part (top-level submodule) of each player.
+        gradients: norm of the gradient of each part.
+        seeds: random seeds, one for each micro-step and player.
     """
 
     rank: int = 0
@@ -54,12 +68,12 @@ class Evidence:
 
     @property
     def finite(self) -> bool:
-        """Whether the step was finite after all."""
+        """Whether all losses and gradients are finite."""
         values = [*self.losses.values(), *self.gradients.values()]
         return all(bool(torch.isfinite(torch.tensor(value))) for value in values)
 
 
-def repeat(
+def recompute_step(
     recipe: Recipe,
     task: Task,
     step: int,
@@ -70,43 +84,67 @@ def repeat(
     one_by_one: bool = True,
     scale: float = 1.0,
 ) -> Evidence:
-    """Compute the losses and gradients of a step again, from the weights as they are; the gradients stay on them.
+    """Compute the losses and gradients of a step with the current weights. The gradients stay in the parameters.
 
     Args:
-        scale: of the losses in the backward pass (fp16); the gradients are divided by it.
+        one_by_one: compute the loss of each sample alone, too.
+        scale: factor of the losses in the backward pass (fp16); the gradients are divided by it.
     """
-    accumulate, seen_all = recipe.train.accumulate, Evidence(rank)
-    moment, device = Moment(step, recipe.train.steps), next(task.model.parameters()).device
+    evidence, device = Evidence(rank), next(task.model.parameters()).device
     for player in task.players:
         player.module.train().zero_grad()
-    for micro_step in range(step * accumulate, (step + 1) * accumulate):
-        batch, seen = tuple(part.to(device) for part in task.batch(micro_step, rank, world)), Tensors()
-        names = task.samples(micro_step, rank, world) if task.samples else [f"row {i}" for i in range(len(batch[0]))]
-        if accumulate > 1 and not task.samples:
-            names = [f"{name} of batch {micro_step - step * accumulate}" for name in names]
-        seen_all.samples += names
-        seen_all.bad_samples += [name for name, bad in zip(names, _bad_rows(batch)) if bad]
+    for micro_step in range(step * recipe.train.accumulate, (step + 1) * recipe.train.accumulate):
+        batch = tuple(part.to(device) for part in task.batch(micro_step, rank, world))
+        names = _row_names(recipe, task, micro_step, rank, world, len(batch[0]))
+        evidence.samples += names
+        evidence.bad_samples += [name for name, bad in zip(names, _bad_rows(batch)) if bad]
+        progress = Progress(step, recipe.train.steps)
         if one_by_one:
-            seen_all.sample_losses += _sample_losses(task.players[0], batch, moment, precision)
-        for player in task.players:
-            seen_all.seeds.append(seed_of(recipe.seed, micro_step, 0, player.prefix))
-            copies = copies_of(player.module)
-            with seeded(recipe.seed, micro_step, rank, world, player.prefix, batch, copies=copies):
-                terms, made = compute_losses(player, batch, moment, seen, precision)
-            (total_loss(terms) / accumulate * scale).backward()
-            seen |= {name: value.detach() for name, value in made.items()}
-            for name, value in terms.items():
-                key = player.prefix + name
-                seen_all.losses[key] = seen_all.losses.get(key, 0.0) + float(value.detach()) / accumulate
+            evidence.sample_losses += _sample_losses(task.players[0], batch, progress, precision)
+        _accumulate(recipe, task, micro_step, batch, progress, precision, scale, evidence, world)
     for player in task.players:
         for parameter in player.module.parameters() if scale != 1 else ():
             if parameter.grad is not None:
                 parameter.grad /= scale
-        _weigh(player, seen_all)
-    return seen_all
+        _add_norms(player, evidence)
+    return evidence
 
 
-def _bad_rows(batch: tuple[Tensor, ...]) -> list[bool]:
+def _row_names(recipe: Recipe, task: Task, micro_step: int, rank: int, world: int, num: int) -> list[str]:
+    if task.samples:
+        return task.samples(micro_step, rank, world)
+    accumulate = recipe.train.accumulate
+    batch = f" of batch {micro_step % accumulate}" if accumulate > 1 else ""
+    return [f"row {i}{batch}" for i in range(num)]
+
+
+def _accumulate(
+    recipe: Recipe,
+    task: Task,
+    micro_step: int,
+    batch: Batch,
+    progress: Progress,
+    precision: Precision,
+    scale: float,
+    evidence: Evidence,
+    world: int,
+) -> None:
+    """Forward and backward pass of all players on one batch; adds losses and seeds to `evidence`."""
+    accumulate, earlier = recipe.train.accumulate, Tensors()
+    for player in task.players:
+        evidence.seeds.append(seed_of(recipe.seed, micro_step, 0, player.prefix))
+        copies = copies_of(player.module)
+        with seeded(recipe.seed, micro_step, evidence.rank, world, player.prefix, batch, copies=copies):
+            terms, outputs = compute_losses(player, batch, progress, earlier, precision)
+        (total_loss(terms) / accumulate * scale).backward()
+        earlier |= {name: value.detach() for name, value in outputs.items()}
+        for name, value in terms.items():
+            key = player.prefix + name
+            evidence.losses[key] = evidence.losses.get(key, 0.0) + float(value.detach()) / accumulate
+
+
+def _bad_rows(batch: Batch) -> list[bool]:
+    """For each row of a batch, whether any of its numbers is not finite."""
     bad = torch.zeros(len(batch[0]), dtype=torch.bool)
     for part in batch:
         if part.is_floating_point() and len(part) == len(bad):
@@ -114,15 +152,15 @@ def _bad_rows(batch: tuple[Tensor, ...]) -> list[bool]:
     return bad.tolist()
 
 
-def _sample_losses(player: Player, batch: tuple[Tensor, ...], moment: Moment, precision: Precision) -> list[float]:
-    """The loss of each sample alone; none where the player cannot do that (statistics over a batch)."""
+def _sample_losses(player: Player, batch: Batch, progress: Progress, precision: Precision) -> list[float]:
+    """The loss of each sample alone; empty where the player needs several samples (batch statistics)."""
     losses = []
     state = {name: value.clone() for name, value in player.module.state_dict().items()}
     try:
         with torch.no_grad():
             for i in range(min(len(batch[0]), MOST_SAMPLES)):
                 torch.manual_seed(0)
-                terms, _ = compute_losses(player, tuple(part[i : i + 1] for part in batch), moment, {}, precision)
+                terms, _ = compute_losses(player, tuple(part[i : i + 1] for part in batch), progress, {}, precision)
                 losses.append(float(total_loss(terms)))
     except Exception:
         losses = []
@@ -130,7 +168,8 @@ def _sample_losses(player: Player, batch: tuple[Tensor, ...], moment: Moment, pr
     return losses
 
 
-def _weigh(player: Player, evidence: Evidence) -> None:
+def _add_norms(player: Player, evidence: Evidence) -> None:
+    """Add the sizes of a player's weights and gradients, by part, to `evidence`."""
     parts: dict[str, list[nn.Parameter]] = {}
     for name, parameter in player.module.named_parameters():
         if parameter.requires_grad:
@@ -143,77 +182,43 @@ def _weigh(player: Player, evidence: Evidence) -> None:
         evidence.gradients[name] = float(torch.stack(norms).norm()) if norms else 0.0
 
 
-def suspects(recipe: Recipe, evidence: list[Evidence], *, rose: str = "", fp32: Evidence | None = None) -> list[str]:
-    """What may have made a step not finite, the likeliest first; empty where nothing stands out.
-
-    Args:
-        rose: how the loss grew before, in words. fp32: what the step shows without autocast.
-    """
-    found: list[str] = []
-    for each in evidence:
-        found += [f"{name} has pixels or tokens that are not finite" for name in each.bad_samples[:3]]
-    clean = not found
-    for each in evidence if clean else ():
-        found += _large_samples(each)
-    if fp32 is not None and fp32.finite:
-        found.append(f"train.precision={recipe.train.precision}: the same step is finite in fp32")
-    large = {name: rms for each in evidence for name, rms in each.weights.items() if not rms < LARGE_WEIGHT}
-    if large:
-        name = max(large, key=lambda part: large[part])
-        found.append(f"train.lr={recipe.train.lr:g}: the weights of {name} have grown to {large[name]:.3g} (rms)")
-    elif rose and clean:
-        found.append(f"train.lr={recipe.train.lr:g}: {rose}")
-    if clean and not large:
-        found += _discriminator(evidence)
-    return found
-
-
-def _large_samples(evidence: Evidence) -> list[str]:
-    losses = evidence.sample_losses
-    bad = [i for i, loss in enumerate(losses) if not torch.isfinite(torch.tensor(loss))]
-    if 0 < len(bad) <= max(1, len(losses) // 4):
-        return [f"the loss of {evidence.samples[i]} alone is not finite" for i in bad[:3]]
-    middle = median(losses) if losses else 0.0
-    if bad or middle <= 0 or max(losses) < LARGE_LOSS * middle:
-        return []
-    worst = max(range(len(losses)), key=lambda i: losses[i])
-    return [f"the loss of {evidence.samples[worst]} is {losses[worst] / middle:.3g} times the batch's median"]
-
-
-def _discriminator(evidence: list[Evidence]) -> list[str]:
-    names = sorted({name for each in evidence for name, value in each.losses.items() if value - value != 0})
-    if names and all(name.startswith("d_") or "advers" in name or "adaptive" in name for name in names):
-        return [f"the discriminator: {', '.join(names[:3])} not finite, all else finite"]
-    return []
-
-
 def write_dump(
     path: Path,
     recipe: Recipe,
     step: int,
     world: int,
-    players: dict[str, dict[str, Any]],
+    players: dict[str, WeightsAndOptimizer],
     evidence: list[Evidence],
     *,
     scale: float = 1.0,
 ) -> None:
-    """Write what `replay` needs, and what the processes saw.
+    """Write what is needed to compute the step again.
 
     Args:
         players: name -> weights and optimizer state before the step, the model first.
-        scale: of the losses in the backward pass (fp16).
+        evidence: of all processes.
+        scale: loss scale of fp16.
 
     Raises:
-        WeightsError: no room.
+        WeightsError: the file cannot be written.
     """
-    (first, *others), told = list(players.items()), [asdict(each) for each in evidence]
-    content = {"step": step, "recipe": to_yaml(recipe), "seed": recipe.seed, "world": world, "evidence": told}
-    content["scale"] = scale
-    checkpoint.write(path, {**content, **first[1], "players": dict(others)})
+    (_, first), *others = players.items()
+    content: Dump = {
+        "step": step,
+        "recipe": to_yaml(recipe),
+        "seed": recipe.seed,
+        "world": world,
+        "evidence": [asdict(each) for each in evidence],
+        "scale": scale,
+        **first,
+        "players": dict(others),
+    }
+    checkpoint.write(path, content)
 
 
-def read_dump(path: Path) -> dict[str, Any]:
-    """A dump's content; raises WeightsError where it is missing, damaged or something else."""
+def read_dump(path: Path) -> Dump:
+    """A dump's content; raises WeightsError where the file is missing, damaged or not a dump."""
+    expected = f"{path}: expected a dump, nonfinite-step-*.pt of a run's folder"
     try:
         if not checkpoint.intact(path):
             raise WeightsError(f"{path}: damaged, its checksum does not fit its content")
@@ -222,26 +227,24 @@ def read_dump(path: Path) -> dict[str, Any]:
     except WeightsError:
         raise
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
-        raise WeightsError(f"{path}: expected a dump, nonfinite-step-*.pt of a run's folder ({reason})") from None
+        raise WeightsError(f"{expected} ({reason_of(error, 120)})") from None
     if missing:
-        raise WeightsError(
-            f"{path}: expected a dump, nonfinite-step-*.pt of a run's folder, this has no {min(missing)}"
-        )
+        raise WeightsError(f"{expected}, this has no {min(missing)}")
     return state
 
 
-def load_dump(task: Task, state: dict[str, Any], source: str) -> None:
-    """Give a task's players the weights of a dump (or a checkpoint)."""
-    for player, own in zip(task.players, checkpoint.by_player(state, [p.name for p in task.players], source)):
+def load_dump(task: Task, state: Dump, source: str) -> None:
+    """Load the weights of a dump (or a checkpoint) into a task's players."""
+    names = [player.name for player in task.players]
+    for player, own in zip(task.players, checkpoint.by_player(state, state.get("players", {}), names, source)):
         load_state(player.module, own["model"], source)
 
 
 def replay(recipe: Recipe, task: Task, dump: Path, *, rank: int = 0, world: int = 1) -> dict[str, float]:
-    """The losses of a step that was not finite, from its dump: same weights, batch and random numbers (on its device).
+    """The losses of a dumped step: same weights, batch and (on the same device) random numbers.
 
-    The modules of `task.players` are left with the dump's weights and the step's gradients, to look into.
+    Afterwards the modules of `task.players` hold the dump's weights and the step's gradients.
     """
     state = torch.load(dump, map_location="cpu", weights_only=True)
     load_dump(task, state, str(dump))
-    return repeat(recipe, task, state["step"], rank=rank, world=world, one_by_one=False).losses
+    return recompute_step(recipe, task, state["step"], rank=rank, world=world, one_by_one=False).losses

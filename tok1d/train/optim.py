@@ -1,4 +1,4 @@
-"""The optimizer and its learning-rate schedule."""
+"""AdamW and its learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from tok1d.config.recipe import OptimConfig
 
+StateDict = dict[str, Any]  # state dict of a torch optimizer or gradient scaler
+
 
 def learning_rate(step: int, config: OptimConfig) -> float:
-    """The rate of optimizer step `step` (0-based): linear warm-up, then constant, cosine or linear to `lr_min`.
+    """The learning rate of optimizer step `step` (counted from 0): linear warm-up, then the schedule down to `lr_min`.
 
-    The warm-up ends exactly at the highest rate and the decay exactly at `lr_min` on the last step, or, with
-    `decay_steps`, that many steps after the warm-up, whether the run lasts so long or not. The Semanticist release:
-    `warmup_init` 0 and `decay_steps` the length of the whole run, which therefore ends above `lr_min`.
+    The warm-up ends at `lr`. The decay (cosine or linear) ends at `lr_min` on the last step, or `decay_steps` after
+    the warm-up if that is set, whether the run is shorter or longer. Semanticist's released code has `warmup_init` 0
+    and `decay_steps` equal to the length of the whole run, so that it ends above `lr_min`.
     """
     if step < config.warmup:
         if config.warmup_init is None:
@@ -31,58 +33,61 @@ def learning_rate(step: int, config: OptimConfig) -> float:
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, *, shard: bool = False) -> torch.optim.Optimizer:
-    """Fused AdamW in two groups, of which the first decays.
+    """Fused AdamW over the trainable parameters, in two groups: with weight decay and without.
 
-    By default these are the weights of linear and convolution layers; `config.decay` "tables_too" takes every
-    parameter of two or more dimensions, so also positions, queries, null tokens and embeddings, as Semanticist's
-    release does.
+    By default the weights of linear and convolution layers decay. With `config.decay` "tables_too" every parameter of
+    two or more dimensions does, also position tables, queries, null tokens and embeddings, as in Semanticist's
+    released code.
 
     Args:
-        shard: each process of a training holds the moments of its share of the parameters, steps these and sends them
-            to the others (ZeRO, arXiv 1910.02054, stage 1); the weights are those without it, bit for bit.
+        shard: split the optimizer's state over the processes: each keeps the moments of its share of the parameters,
+            updates these and sends them to the others (ZeRO stage 1, arXiv 1910.02054). The resulting weights are
+            bit for bit the same.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d)]
-    weights = {id(p) for layer in layers for p in layer.parameters()}  # spectral norm renames them
+    # By identity, not by name: spectral norm renames the weight.
+    weights = {id(p) for layer in layers for p in layer.parameters()}
     decays = [p.dim() >= 2 and (config.decay == "tables_too" or id(p) in weights) for p in trainable]
     groups = [
         {"params": [p for p, yes in zip(trainable, decays) if yes], "weight_decay": config.weight_decay},
         {"params": [p for p, yes in zip(trainable, decays) if not yes], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    settings: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2), "fused": True}
+    betas = (config.beta1, config.beta2)
     if not shard:
-        return torch.optim.AdamW(groups, **settings)
+        return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True)
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
-    return ZeroRedundancyOptimizer(groups, torch.optim.AdamW, **settings)
+    return ZeroRedundancyOptimizer(groups, torch.optim.AdamW, lr=config.lr, betas=betas, fused=True)
 
 
 def own_part(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """What of an optimizer steps in this process: itself, unless it is sharded."""
+    """The optimizer that updates this process's share of the parameters: itself, unless it is sharded."""
     return getattr(optimizer, "optim", optimizer)
 
 
 def apply_step(optimizer: torch.optim.Optimizer, halted: Tensor) -> None:
-    """One step, which changes nothing where `halted`, a bool on the device, is true; nothing waits for the device."""
-    fused: Any = own_part(optimizer)
-    fused.found_inf, fused.grad_scale = halted.float(), None
+    """One optimizer step, skipped where `halted` (a bool on the device) is true, without waiting for the device."""
+    # torch.amp.GradScaler talks to fused optimizers in the same way: they skip the update where `found_inf` is 1.
+    own = own_part(optimizer)
+    own.found_inf, own.grad_scale = halted.float(), None  # type: ignore[attr-defined]
     optimizer.step()
 
 
-def full_state(optimizer: torch.optim.Optimizer, *, main: bool) -> dict[str, Any]:
-    """The whole state as an unsharded optimizer has it, in the main process; every process has to call."""
+def full_state(optimizer: torch.optim.Optimizer, *, main: bool) -> StateDict:
+    """The state dict of the unsharded optimizer, in the main process; with sharding every process has to call."""
     if own_part(optimizer) is optimizer:
         return optimizer.state_dict()
     optimizer.consolidate_state_dict(to=0)  # type: ignore[attr-defined]
     return optimizer.state_dict() if main else {}
 
 
-def load_full_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take over what `full_state` gave, or of it this process's share.
+def load_full_state(optimizer: torch.optim.Optimizer, state: StateDict) -> None:
+    """Restore what `full_state` returned; a sharded optimizer takes this process's share.
 
     Raises:
-        LookupError, TypeError, ValueError: it is of other weights.
+        LookupError, TypeError, ValueError: the state belongs to other parameters.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for i, values in state["state"].items():
@@ -93,7 +98,8 @@ def load_full_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> 
     if own is optimizer:
         optimizer.load_state_dict(state)
         return
-    optimizer.load_state_dict({**state, "state": dict(state["state"])})  # it empties the entries of others
-    optimizer.state.clear()  # a second copy, which nothing reads
+    # ZeroRedundancyOptimizer empties the entries of other processes in the dict that it is given, hence the copy.
+    optimizer.load_state_dict({**state, "state": dict(state["state"])})
+    optimizer.state.clear()  # a second copy of the state that is never read
     for parameter, values in own.state.items():
-        values["step"] = values["step"].to(parameter.device)  # the fused kernel wants it beside the moments
+        values["step"] = values["step"].to(parameter.device)  # the fused kernel needs it on the moments' device

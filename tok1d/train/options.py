@@ -1,4 +1,4 @@
-"""Ways to train a model in less memory or time that change nothing but rounding."""
+"""Activation checkpointing and torch.compile of transformer blocks: less memory or time, equal up to rounding."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch.utils.checkpoint import checkpoint
 
 from tok1d.errors import ConfigError
 from tok1d.nn.attention import Attention
-from tok1d.train.rng import recomputing
+from tok1d.train.rng import recompute_contexts
 
 
 def apply_options(module: nn.Module, *, checkpoint_activations: bool, compile: bool) -> None:
     """Change how the transformer blocks of a module run; its weights and their names stay.
 
-    Blocks are the members of lists of modules that hold attention: each is compiled on its own, so that compiling is
-    quick and graphs are the same for all of them, and each keeps only its input for the backward pass.
+    Each block is compiled separately, which is fast because all blocks share one graph. With `checkpoint_activations`
+    each block keeps only its input for the backward pass.
 
     Raises:
-        ConfigError: compiling is asked for, and there is no compiler.
+        ConfigError: `compile` without a compiler.
     """
     blocks = blocks_of(module)
     if compile:
@@ -36,8 +36,7 @@ def apply_options(module: nn.Module, *, checkpoint_activations: bool, compile: b
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """The trainable transformer blocks of a module, in order."""
-
+    """The trainable transformer blocks of a module in order: members of an nn.ModuleList that contain attention."""
     found: dict[int, nn.Module] = {}
     for part in module.modules():
         for block in part if isinstance(part, nn.ModuleList) else ():
@@ -49,22 +48,22 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
 
 
 def _recompute(block: nn.Module) -> None:
-    """Let a block forget what it computed until the backward pass asks for it."""
+    """Replace a block's forward pass by one that keeps its input only and runs again in the backward pass."""
     forward = block.forward
 
     @functools.wraps(forward)
-    def recomputed(*args: Any, **kwargs: Any) -> Any:
+    def recomputed(*args: Any, **kwargs: Any) -> object:
         if not (torch.is_grad_enabled() and block.training):
             return forward(*args, **kwargs)
-        if torch.compiler.is_compiling():  # a compiled block repeats its own draws
+        if torch.compiler.is_compiling():  # a compiled block repeats its own random numbers
             return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, context_fn=recomputing, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, context_fn=recompute_contexts, **kwargs)
 
     block.forward = recomputed
 
 
 def no_compiler() -> str:
-    """Why torch.compile cannot work here; "" where it can."""
+    """Why torch.compile cannot run here; "" where it can."""
     if torch.cuda.is_available():
         from torch.utils._triton import has_triton
 

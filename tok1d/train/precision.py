@@ -1,28 +1,28 @@
-"""Half precision in training: which arithmetic a forward pass runs in, and the loss scale that fp16 needs."""
+"""Half precision in training: the autocast context of a forward pass, and the loss scale of fp16."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tok1d.errors import ConfigError
+from tok1d.train.optim import StateDict
 
-Precision = Callable[[], AbstractContextManager[Any]]
+Precision = Callable[[], AbstractContextManager[object]]  # makes the context of a forward pass
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-ON_CPU = False  # half precision on a CPU is right and tens of times slower than fp32: for tests
-FIRST_SCALE = 2.0**16  # of the loss; halved after a step that overflowed, doubled after GROWTH_STEPS without one
+ON_CPU = False  # for tests: half precision on a CPU is correct, but much slower than fp32
+FIRST_SCALE = 2.0**16  # halved after a step with overflow, doubled after GROWTH_STEPS steps without
 GROWTH_STEPS = 2000
-SMALLEST_SCALE = 1.0  # below it gradients overflow as they are, which no scale mends
-MOST_SKIPPED = 25  # steps in a row
+SMALLEST_SCALE = 1.0  # below it the unscaled gradients overflow, and no scale can help
+MOST_SKIPPED = 25  # skipped steps in a row that stop the run
 
 
 def precision_of(name: str, device: torch.device) -> Precision:
-    """How a forward pass computes with `train.precision` on a device: in fp32 there, or under autocast.
+    """The context of a forward pass with `train.precision` on a device: none for fp32, else autocast.
 
     Raises:
         ConfigError: half precision on a CPU.
@@ -35,30 +35,31 @@ def precision_of(name: str, device: torch.device) -> Precision:
 
 
 class LossScale:
-    """The factor by which fp16's losses are multiplied, so that small gradients do not become 0; one for all players.
+    """The factor that fp16 losses are multiplied by so that small gradients do not underflow; shared by all players.
 
-    torch's GradScaler, of which each step uses three parts: `scale` before the backward pass, `unscale` of every
-    optimizer's gradients, `update`. Nothing waits for the device.
+    A step calls `scale` before the backward pass, `unscale` for the gradients of every optimizer, and `update`. This
+    is torch's GradScaler without its own skipping of steps, because all players have to skip a step together. Nothing
+    waits for the device.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.scaler = torch.amp.GradScaler(device.type, init_scale=FIRST_SCALE, growth_interval=GROWTH_STEPS)
-        self.in_a_row = torch.zeros((), dtype=torch.int64, device=device)  # skipped steps up to now
-        self.used = torch.full((), FIRST_SCALE, device=device)  # in the step before the last update
+        self.in_a_row = torch.zeros((), dtype=torch.int64, device=device)  # skipped steps up to now, without a gap
+        self.used = torch.full((), FIRST_SCALE, device=device)  # scale of the last step
 
     def scale(self, loss: Tensor) -> Tensor:
-        """The loss whose backward pass is to be run."""
+        """The scaled loss."""
         return self.scaler.scale(loss)
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide an optimizer's gradients, all of a step accumulated, by the scale."""
+        """Divide an optimizer's accumulated gradients by the scale."""
         self.scaler.unscale_(optimizer)
 
     def update(self, skipped: Tensor) -> Tensor:
-        """Set the next step's scale; returns whether it is time to give up, a bool on the device.
+        """Set the scale of the next step; returns whether to stop the run, a bool on the device.
 
         Args:
-            skipped: whether this step's gradients are not finite, so that it is left out.
+            skipped: whether this step is skipped because its gradients are not finite, a bool on the device.
         """
         self.used = self.scaler.scale(torch.ones_like(self.used))
         self.scaler.update()
@@ -66,9 +67,9 @@ class LossScale:
         self.in_a_row = torch.where(skipped, self.in_a_row + 1, 0)
         return skipped & ((self.in_a_row >= MOST_SKIPPED) | (now < SMALLEST_SCALE))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {**self.scaler.state_dict(), "in_a_row": int(self.in_a_row)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         self.scaler.load_state_dict({name: value for name, value in state.items() if name != "in_a_row"})
         self.in_a_row.fill_(state["in_a_row"])

@@ -1,6 +1,6 @@
-"""A recipe's task for measuring its speed: real networks of random weights, real data where they are at hand.
+"""The task of a recipe for profiling: networks of full size with random weights, and real data where they are present.
 
-Nothing is fetched and nothing is written: no weights are downloaded, no token cache is made.
+Nothing is downloaded and nothing is written: no weights and no token cache.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tok1d.config.condition import text_condition
 from tok1d.config.recipe import NO_CACHE, Recipe
@@ -28,10 +28,10 @@ from tok1d.losses.perceptual import LPIPS, WIDTHS, PerceptualLoss, vgg16
 from tok1d.losses.total import Batch
 from tok1d.tokenizers.auxiliary import TEACHER
 from tok1d.train.adversarial import build_players
+from tok1d.train.batches import cached_batches, image_batches
 from tok1d.train.images import open_split
-from tok1d.train.rows import every_image, released, sampled
-from tok1d.train.task import Task
-from tok1d.train.tasks import BatchFunction, check_classes, read_batches
+from tok1d.train.task import BatchFunction, Task
+from tok1d.train.tasks import check_classes
 from tok1d.zoo import store
 from tok1d.zoo.adapters.autoencoder import autoencoder_class
 from tok1d.zoo.pretrained.autoencoder import locate
@@ -40,43 +40,52 @@ from tok1d.zoo.pretrained.teachers import give_teachers
 
 
 @dataclass(frozen=True)
-class Rehearsal:
-    """A task, and where its batches come from, in words.
+class Batches:
+    """Batches and where they come from.
 
     Args:
-        loads: whether they are read as in training, so that waiting for them says something.
+        source: where they come from, as text.
+        real: whether they are read as in training, so that the time spent waiting for them is meaningful.
     """
 
-    task: Task
+    function: BatchFunction
     source: str
-    loads: bool
+    real: bool = False
 
 
-def rehearsal(recipe: Recipe) -> Rehearsal:
+@dataclass(frozen=True)
+class ProfileTask:
+    """A task for profiling, and its batches."""
+
+    task: Task
+    batches: Batches
+
+
+def profile_task(recipe: Recipe) -> ProfileTask:
     """The task of a recipe of any kind.
 
     Raises:
-        ConfigError, WeightsError: a network whose shape cannot be known here.
-        DataError: data that are here and do not fit.
+        ConfigError, WeightsError: a network whose size is unknown without its weights.
+        DataError: the data are present and do not fit.
     """
-    recipe = untrained(recipe)
+    recipe = with_random_weights(recipe)
     torch.manual_seed(recipe.seed)
-    model: Any = store.build_model(recipe.model)
+    model = store.build_model(recipe.model)
     give_teachers(model)
     players = build_players(recipe, model, resumed=True, perceptual=_perceptual(recipe))
     _use_autoencoder(model)
     with read_only_cache():
-        batch, source, loads = (_tokens if recipe.kind == "generator" else _images)(recipe, model)
-    return Rehearsal(Task(model, batch, players=players), source, loads)
+        batches = _token_batches(recipe) if recipe.kind == "generator" else _image_batches(recipe, model)
+    return ProfileTask(Task(model, batches.function, players=players), batches)
 
 
-def untrained(recipe: Recipe) -> Recipe:
-    """The recipe with random weights in place of those that timm would download, for teachers and discriminators.
+def with_random_weights(recipe: Recipe) -> Recipe:
+    """The recipe with random weights for teachers and discriminators that timm would download.
 
     Raises:
-        ConfigError: a discriminator that only its weights, which would have to be fetched, could make.
+        ConfigError: a discriminator backbone that cannot be built without its weights.
     """
-    changes: dict[str, Any] = {}
+    changes: dict[str, object] = {}
     alignment, auxiliary = getattr(recipe.model, "alignment", None), getattr(recipe.model, "auxiliary", [])
     if alignment is not None and _of_timm(alignment.teacher):
         changes["alignment"] = replace(alignment, weights="random")
@@ -98,11 +107,12 @@ def untrained(recipe: Recipe) -> Recipe:
 
 
 def _of_timm(name: str) -> bool:
+    """Whether a teacher's name is neither empty nor a bundled model or model folder."""
     return bool(name) and name not in store.bundled_names() and not (Path(name) / "config.json").is_file()
 
 
 def _perceptual(recipe: Recipe) -> PerceptualLoss | None:
-    """The configured distances by networks of random weights: what they compute is as much."""
+    """The configured perceptual losses with networks of random weights, which cost the same."""
     config = recipe.perceptual
     if not config.used:
         return None
@@ -111,8 +121,8 @@ def _perceptual(recipe: Recipe) -> PerceptualLoss | None:
     return PerceptualLoss(config, lpips, None if logits is None else logits.requires_grad_(False).eval())
 
 
-def _use_autoencoder(model: Any) -> None:
-    """Give a tokenizer of latents its autoencoder where it is at hand, else a random one of the same shape."""
+def _use_autoencoder(model: nn.Module) -> None:
+    """Give a tokenizer of latents a random autoencoder of the right size where its weights are not present."""
     space = getattr(model, "latent_space", None)
     if space is None or not hasattr(space, "use"):
         return
@@ -129,58 +139,52 @@ def _use_autoencoder(model: Any) -> None:
     space.use(network)
 
 
-def _images(recipe: Recipe, model: Any) -> tuple[BatchFunction, str, bool]:
-    """Batches of the recipe's images, with random numbers for their captions; random ones where there are no images."""
+def _image_batches(recipe: Recipe, model: nn.Module) -> Batches:
+    """The recipe's images with random captions; random images where there are none."""
     try:
         images = open_split(recipe, "train", augment=True)
     except DataError as error:
-        return _random(recipe), f"random images ({error})", False
+        return Batches(_random_batches(recipe), f"random images ({error})")
     report_broken(images)
     check_classes(model, images.num_classes)
-    read, captioned = read_batches(recipe, images), text_condition(recipe.model) is not None
-    words, told = recipe.learns_words, _told(recipe)
+    captioned, words = text_condition(recipe.model) is not None, recipe.learns_words
+    random_rest = _random_rest(recipe)
 
-    def batch(micro_step: int, rank: int, world: int) -> Batch:
-        pixels, labels, _ = read(micro_step, rank, world)
-        rest = told(len(labels)) if captioned or words else ()
-        return (pixels, *rest) if captioned else (pixels, labels, *rest[1:])
+    def condition(labels: Tensor, captions: list[str]) -> Batch:
+        if captioned:
+            return random_rest(len(labels))
+        return (labels, *random_rest(len(labels))[1:]) if words else (labels,)
 
-    return batch, f"{len(images):,} images of {recipe.data.name}" + ", random captions" * (captioned or words), True
+    source = f"{len(images):,} images of {recipe.data.name}" + ", random captions" * (captioned or words)
+    return Batches(image_batches(recipe, images, condition), source, real=True)
 
 
-def _tokens(recipe: Recipe, model: Any) -> tuple[BatchFunction, str, bool]:
-    """Batches of the recipe's token cache where it is made, else random tokens."""
+def _token_batches(recipe: Recipe) -> Batches:
+    """The recipe's token cache with random captions; random tokens where there is none that fits."""
     if recipe.cache == NO_CACHE:
-        return _random(recipe), "random tokens; encoding every batch (cache=none) comes on top", False
+        source = "random tokens; the time to encode every batch (cache=none) comes on top"
+        return Batches(_random_batches(recipe), source)
     if not (Path(str(recipe.cache)) / INDEX).exists():
-        return _random(recipe), f"random tokens ({recipe.cache} is not made yet)", False
+        return Batches(_random_batches(recipe), f"random tokens ({recipe.cache} does not exist yet)")
     cache, length = TokenCache(Path(str(recipe.cache))), recipe.num_tokens or recipe.model.num_tokens
     moments = bool(cache.meta.get("moments"))
     if recipe.sample_latents and not moments:
-        return _random(recipe), f"random tokens ({recipe.cache} holds means alone)", False
+        return Batches(_random_batches(recipe), f"random tokens ({recipe.cache} holds means alone)")
     wanted, found = meta_batch(recipe, 1)[0], cache.batch([0])[0]
     found = found.chunk(2, dim=-1)[0] if moments else found
     if cache.num_tokens < length or found.shape[2:] != wanted.shape[2:] or found.dtype != wanted.dtype:
-        return _random(recipe), f"random tokens ({recipe.cache} holds others)", False
-    rows_of = released if recipe.draws == "released" else every_image
-    size, seed = recipe.train.batch_size, recipe.seed
-    captioned, told = text_condition(recipe.model) is not None, _told(recipe)
+        return Batches(_random_batches(recipe), f"random tokens ({recipe.cache} holds tokens of another shape or type)")
+    captioned, random_rest = text_condition(recipe.model) is not None, _random_rest(recipe)
 
-    def batch(micro_step: int, rank: int, world: int) -> Batch:
-        rows = rows_of(len(cache), cache.views, size // world, seed=seed, step=micro_step, rank=rank, world=world)
-        tokens, labels = cache.batch(rows)
-        tokens = tokens[:, :length]
-        if recipe.sample_latents:
-            tokens = sampled(tokens, seed=seed, step=micro_step, rank=rank)
-        elif moments:
-            tokens = tokens.chunk(2, dim=-1)[0]
-        return tokens, *(told(len(labels)) if captioned else (labels,))
+    def condition(rows: np.ndarray, labels: Tensor) -> Tensor:
+        return random_rest(len(labels))[0] if captioned else labels
 
-    return batch, f"{len(cache):,} cached rows of tokens" + ", random captions" * captioned, True
+    source = f"{len(cache):,} cached rows of tokens" + ", random captions" * captioned
+    return Batches(cached_batches(recipe, cache, length, condition), source, real=True)
 
 
-def _random(recipe: Recipe) -> BatchFunction:
-    """The same random batch every time, of each size that images have."""
+def _random_batches(recipe: Recipe) -> BatchFunction:
+    """The same random batch at every step, in each of the recipe's image sizes."""
     sizes = recipe.data.image_sizes
 
     @lru_cache
@@ -193,20 +197,20 @@ def _random(recipe: Recipe) -> BatchFunction:
     return batch
 
 
-def _told(recipe: Recipe) -> Callable[[int], Batch]:
-    """What follows so many images or tokens in a batch, random and always the same."""
+def _random_rest(recipe: Recipe) -> Callable[[int], Batch]:
+    """Random tensors for what follows the images or tokens in a batch of a given size, always the same."""
     return lru_cache(lambda num: _filled(recipe, meta_batch(recipe, num)[1:]))
 
 
 def _filled(recipe: Recipe, shapes: Batch) -> Batch:
-    """Random values in the shapes of `meta_batch`: ids, labels, and numbers in 0..1."""
-    generator = torch.Generator().manual_seed(recipe.seed)
+    """Random ids and labels, and random numbers in [0, 1), in the shapes of meta tensors."""
+    rng = torch.Generator().manual_seed(recipe.seed)
     vocabulary = getattr(recipe.model, "vocab_size", None)
 
     def fill(shape: Tensor) -> Tensor:
         if shape.dtype == torch.int64:
             most = vocabulary if shape.ndim == 2 and vocabulary else getattr(recipe.model, "num_classes", 0)
-            return torch.randint(max(most or 1, 1), shape.shape, generator=generator)
-        return torch.rand(shape.shape, generator=generator)
+            return torch.randint(max(most or 1, 1), shape.shape, generator=rng)
+        return torch.rand(shape.shape, generator=rng)
 
     return tuple(fill(shape) for shape in shapes)

@@ -1,4 +1,4 @@
-"""Which rows of a token cache a training step reads."""
+"""Which rows of a token cache a training step reads, and samples of cached posteriors."""
 
 from __future__ import annotations
 
@@ -10,45 +10,50 @@ from torch import Tensor
 
 from tok1d.data.order import batch_indices, uniforms
 
-_LATENT_DRAWS = 1  # of a KL tokenizer's samples, beside seed and step
-_VIEW_DRAWS = 1  # stream of the draws that pick a view; 0 are the augmentations'
+# Independent streams of random numbers under the same seed.
+_LATENT_STREAM = 1  # third part of the seed, after seed and step
+_VIEW_STREAM = 1  # stream of `uniforms` that picks a view; 0 is for augmentation
 
 
 def sampled(moments: Tensor, *, seed: int, step: int, rank: int) -> Tensor:
-    """Samples (B, K, D) of tokens' means and standard deviations (B, K, 2 D), as a KL tokenizer's decoder reads them.
+    """Samples (B, K, D) of normal distributions given by means and standard deviations (B, K, 2 D): mean + std * noise.
 
-    The noise belongs to (seed, step, row of the batch of all processes): a resumed run draws the same, with the same
-    version of numpy.
+    The noise depends on seed, step and the row's place in the batch of all processes only, so a resumed run gets the
+    same noise (with the same version of numpy).
     """
     mean, std = moments.chunk(2, dim=-1)
-    draws = np.random.default_rng([seed, step, _LATENT_DRAWS])
-    noise = draws.standard_normal(((rank + 1) * len(mean), *mean.shape[1:]), dtype=np.float32)[rank * len(mean) :]
+    rng = np.random.default_rng([seed, step, _LATENT_STREAM])
+    noise = rng.standard_normal(((rank + 1) * len(mean), *mean.shape[1:]), dtype=np.float32)[rank * len(mean) :]
     return mean + std * torch.from_numpy(noise).to(mean)
 
 
 def every_image(
     rows: int, views: int, batch_size: int, *, seed: int, step: int, rank: int = 0, world: int = 1
 ) -> np.ndarray:
-    """The rows of one rank's batch, (batch_size,) int64: every image once an epoch, in a view drawn uniformly."""
+    """The cache rows of one process's batch, (batch_size,) int64: every image once an epoch, in a random view.
+
+    Args:
+        rows: rows of the cache, images * views.
+    """
     images, epoch = batch_indices(rows // views, batch_size, seed=seed, step=step, rank=rank, world=world)
-    draws = uniforms(1, seed=seed, epoch=epoch, indices=images, stream=_VIEW_DRAWS)[:, 0]
-    return images * views + (draws * views).astype(np.int64)
+    random = uniforms(1, seed=seed, epoch=epoch, indices=images, stream=_VIEW_STREAM)[:, 0]
+    return images * views + (random * views).astype(np.int64)
 
 
 def released(
     rows: int, views: int, batch_size: int, *, seed: int, step: int, rank: int = 0, world: int = 1
 ) -> np.ndarray:
-    """The rows of one rank's batch, (B,) int64, as Semanticist's released cache loader draws them in one process.
+    """The cache rows of one process's batch, (B,) int64, as Semanticist's released loader picks them in one process.
 
-    An epoch has as many rows as images, drawn uniformly with replacement over all views by a generator seeded
-    seed + epoch; its last batch is shorter. Several ranks share one such stream, an epoch ending at a multiple of
-    `world` rows.
+    An epoch has as many rows as there are images. They are sampled uniformly with replacement over all views, by a
+    generator seeded with seed + epoch; the last batch of an epoch is shorter. Several processes split this sequence,
+    and an epoch then ends at a multiple of `world` rows.
     """
     images, whole = rows // views, batch_size * world
     served = max(images // world * world, world)
     epoch, batch = divmod(step, -(-served // whole))
-    drawn = _released_epoch(rows, served, seed + epoch)[batch * whole : (batch + 1) * whole]
-    return np.split(drawn, world)[rank]
+    chosen = _released_epoch(rows, served, seed + epoch)[batch * whole : (batch + 1) * whole]
+    return np.split(chosen, world)[rank]
 
 
 @lru_cache(maxsize=2)

@@ -1,27 +1,26 @@
-"""How fast a run is: images and FLOPs a second, and how long it waits for its data."""
+"""Throughput of a run: images and FLOPs per second, and the time spent waiting for data."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from tok1d.cost.flops import StepFlops
 
 T = TypeVar("T")
-Clock = Callable[[], float]
+Clock = Callable[[], float]  # returns seconds, as time.perf_counter does
 
 
 class Meter:
-    """Counts between two lines of the log.
+    """Measures the throughput between two lines of the log.
 
     Args:
-        images: of one optimizer step, over all processes.
-        flops: of a step; None is not known.
-        peak: what the devices of all processes can do together, in TFLOP/s; None is not known.
-        step: steps that were made before.
-        clock: seconds.
+        images: images of one optimizer step, over all processes.
+        flops: FLOPs of a step; None is unknown.
+        peak: peak of the devices of all processes together, in TFLOP/s; None is unknown.
+        step: optimizer steps done before.
     """
 
     def __init__(
@@ -37,7 +36,7 @@ class Meter:
         self.mark = clock()
 
     def timed(self, items: Iterator[T]) -> Iterator[T]:
-        """The same items, one a step, with the time that getting each took counted as waiting."""
+        """The same items, one per step; the time that getting each takes counts as waiting for data."""
         while True:
             before = self.clock()
             try:
@@ -48,25 +47,25 @@ class Meter:
             self.steps += 1
             yield item
 
-    def entry(self) -> dict[str, Any]:
-        """Images a second and the share of the time spent waiting for data since the last call.
+    def entry(self) -> dict[str, float]:
+        """Images per second and the fraction of the time spent waiting for data, since the last call.
 
-        Where they are known also TFLOP/s ("tflops") and their share of the peak ("mfu", model-FLOPs utilisation).
+        Where known, also TFLOP/s ("tflops") and their fraction of the peak ("mfu", model-FLOPs utilisation).
         """
         now = self.clock()
         seconds = max(now - self.mark, 1e-9)
-        told = {
+        found = {
             "images_per_second": round(self.images * self.steps / seconds, 2),
             "loader_wait": round(self.waited / seconds, 4),
         }
         last = self.first + self.steps
         if self.flops is not None and self.steps:
-            told |= utilisation(self.flops.total(self.first + 1, last), seconds, self.peak)
+            found |= utilisation(self.flops.total(self.first + 1, last), seconds, self.peak)
         self.mark, self.first, self.steps, self.waited = now, last, 0, 0.0
-        return told
+        return found
 
 
 def utilisation(flops: float, seconds: float, peak: float | None) -> dict[str, float]:
-    """ "tflops", TFLOP/s to 4 digits, and with a peak in TFLOP/s "mfu", their share of it."""
+    """TFLOP/s ("tflops", 4 digits), and with `peak` in TFLOP/s their fraction of it ("mfu")."""
     rate = flops / seconds / 1e12
     return {"tflops": float(f"{rate:.4g}"), **({"mfu": round(rate / peak, 4)} if peak else {})}

@@ -1,39 +1,46 @@
-"""Signals that ask a run to save and leave, and how several processes agree on it."""
+"""Signals that ask a run to save and stop, and how several processes agree to stop at the same step."""
 
 from __future__ import annotations
 
 import signal
 import time
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
-# Several processes ask each other whether one of them has to stop after so many seconds, or so many steps.
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from accelerate import Accelerator
+
+    Handler = Callable[[int, FrameType | None], object] | int | None  # as signal.signal returns it
+
+# Processes ask each other whether one of them has to stop about once in so many seconds, at least every so many steps.
 AGREE_SECONDS, AGREE_EVERY = 1.0, 10
-IMPATIENT = 1.0  # seconds after the first signal from which a Ctrl-C is a second one
-# Ctrl-C, and what schedulers send before they take a machine away. Windows has no SIGUSR1.
-NUMBERS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+SECOND_CTRL_C = 1.0  # seconds after the first signal from which on a Ctrl-C interrupts at once
+# Ctrl-C, and what schedulers send before they end a job. Windows has no SIGUSR1.
+SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
 
 
 class StopSignal:
-    """Turns the first Ctrl-C, SIGTERM or SIGUSR1 into a request to stop after the step at hand.
+    """While active, the first Ctrl-C, SIGTERM or SIGUSR1 asks the run to stop after the current step.
 
-    A Ctrl-C more than a second later interrupts at once. Schedulers and launchers send their signals more than once, to
-    all processes and through each other, so no number of those loses the step.
+    Only a Ctrl-C more than a second later interrupts at once: schedulers and launchers send their signals several
+    times, to all processes and through each other, and repeated signals must not lose the step.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._since = 0.0
-        self._old: dict[int, Any] = {}
+        self._old: dict[int, Handler] = {}
 
     def __enter__(self) -> StopSignal:
         try:
-            for number in NUMBERS:
+            for number in SIGNALS:
                 self._old[number] = signal.signal(number, self._handle)
         except ValueError:
-            pass  # not in the main thread: signals are somebody else's
+            pass  # Python allows handlers in the main thread only
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -43,23 +50,23 @@ class StopSignal:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received, self._since = number, time.monotonic()
-        elif number == signal.SIGINT and time.monotonic() - self._since > IMPATIENT:
+        elif number == signal.SIGINT and time.monotonic() - self._since > SECOND_CTRL_C:
             raise KeyboardInterrupt
 
 
 class Agreement:
-    """How several processes agree to stop at the same step; otherwise they would wait for each other forever.
+    """Makes several processes stop at the same step; otherwise they would wait for each other forever.
 
-    As asking waits for the device, they ask only about every AGREE_SECONDS, in steps that all of them count alike, and
-    at least every AGREE_EVERY steps.
+    Asking waits for the device, so they ask about once in AGREE_SECONDS, at least every AGREE_EVERY steps. The steps at
+    which they ask follow from summed times, so that they are the same in all processes.
     """
 
-    def __init__(self, accelerator: Any, step: int) -> None:
+    def __init__(self, accelerator: Accelerator, step: int) -> None:
         self.accelerator, self.last, self.due = accelerator, step, step + 1
         self.mark = time.perf_counter()
 
     def stop(self, wanted: bool, step: int) -> bool:
-        """Whether to stop after `step`, of which `wanted` is this process's wish."""
+        """Whether to stop after `step`; `wanted` is whether this process wants to."""
         world = self.accelerator.num_processes
         if world == 1:
             return wanted

@@ -1,62 +1,71 @@
-"""What a recipe trains: a model, where its batches come from, and who takes part."""
+"""What a recipe trains: a model, its batches, and the players that are trained with it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from tok1d.losses.total import Batch
+from tok1d.train.log import LogEntry
 from tok1d.train.players import Player, alone
 
 if TYPE_CHECKING:
     from tok1d.cost.flops import StepFlops
+    from tok1d.train.images import Images
+
+# (micro_step, rank, world) -> this process's batch. A micro-step is one forward pass: optimizer step s with n
+# accumulated batches has the micro-steps s * n, ..., s * n + n - 1.
+BatchFunction = Callable[[int, int, int], Batch]
+Preview = Callable[[nn.Module, Path], None]  # (model, file to write)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What is measured on the model every so many steps, in eval mode.
+    """A measurement of the model in eval mode during the training.
 
     Args:
-        run: model -> numbers for a line of the log of their own; may draw from torch's global random numbers, whose
-            state is restored, and must leave the model as it is.
-        averaged: with the averaged weights (where the run has any), else with those that are trained.
+        every: optimizer steps between measurements.
+        run: model -> numbers for a line of the log. It may use torch's global random numbers, whose state is restored,
+            and must leave the model unchanged.
+        averaged: measure the averaged weights (where the run has any), else the trained ones.
     """
 
     every: int
-    run: Callable[[nn.Module], dict[str, Any]]
+    run: Callable[[nn.Module], LogEntry]
     averaged: bool = True
 
 
 @dataclass
 class Task:
-    """What a recipe trains: the model and where its batches come from.
+    """What a recipe trains.
 
     Args:
-        model: what is saved, shown and measured in the end.
-        batch: (micro_step, rank, world) -> the batch; a pure function.
-        preview: writes a picture of what the model does now.
-        players: who trains, in turn, the model first; empty is the model alone, by its own losses.
-        samples: (micro_step, rank, world) -> a name for each row of that batch, for reports; None numbers them.
-        images: the training images, which know what of them could not be read.
-        measures: what is measured meanwhile, before the checkpoint of the same step.
-        flops: what a step computes, for the log; None is not known.
+        model: the model that is saved, previewed and measured.
+        batch: see `BatchFunction`; a pure function.
+        preview: writes an image of the model's current output.
+        players: the players in their order, the model first; empty is the model alone, with its own losses.
+        samples: (micro_step, rank, world) -> a name for each row of that batch, for error reports; None numbers them.
+        images: the training images; their number and their unreadable files go into checkpoints and the log.
+        measures: measurements during the training; each runs before the checkpoint of the same step.
+        flops: FLOPs of a step, for the log; None is unknown.
     """
 
     model: nn.Module
-    batch: Callable[[int, int, int], Batch]
-    preview: Callable[[nn.Module, Path], None] | None = None
+    batch: BatchFunction
+    preview: Preview | None = None
     players: list[Player] = field(default_factory=list)
     samples: Callable[[int, int, int], list[str]] | None = None
-    images: Any = None
+    images: Images | None = None
     measures: list[Measure] = field(default_factory=list)
     flops: StepFlops | None = None
 
     def __post_init__(self) -> None:
         self.players = self.players or [alone(self.model)]
-        assert self.players[0].module is self.model and not self.players[0].prefix, "the model plays first"
+        assert self.players[0].module is self.model and not self.players[0].prefix, "the first player is the model"
         for key in ("name", "prefix"):
-            assert len({getattr(player, key) for player in self.players}) == len(self.players), f"{key}s that repeat"
+            values = [getattr(player, key) for player in self.players]
+            assert len(set(values)) == len(values), f"expected a different {key} for each player, got {values}"

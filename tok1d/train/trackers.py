@@ -1,4 +1,4 @@
-"""The log's numbers in TensorBoard or Weights & Biases too, through accelerate's trackers."""
+"""The numbers of the log in TensorBoard or Weights & Biases, too, through accelerate's trackers."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tok1d.config.load import to_yaml
 from tok1d.config.recipe import Recipe
-from tok1d.errors import ConfigError
+from tok1d.errors import ConfigError, reason_of
+from tok1d.train.log import LogEntry
 
-Track = Callable[[dict[str, Any]], None]
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Track = Callable[[LogEntry], None]
 PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
 
 
-def untracked(entry: dict[str, Any]) -> None:
-    """No tracker: the log alone has the numbers."""
+def untracked(entry: LogEntry) -> None:
+    """Does nothing: the recipe has no tracker."""
 
 
 def check_tracker(recipe: Recipe) -> None:
-    """Raise ConfigError where `train.tracker` names a package that is not installed."""
+    """Raise ConfigError where the package of `train.tracker` is not installed."""
     name = recipe.train.tracker
     if name != "none" and not any(find_spec(package) for package in PACKAGES[name]):
         raise ConfigError(
@@ -30,25 +34,25 @@ def check_tracker(recipe: Recipe) -> None:
         )
 
 
-def tracker_options(recipe: Recipe, out: Path) -> dict[str, Any]:
-    """What accelerate's Accelerator is told of the tracker; nothing without one."""
+def tracker_options(recipe: Recipe, out: Path) -> dict[str, str]:
+    """Arguments of accelerate's Accelerator for the recipe's tracker; empty without one."""
     name = recipe.train.tracker
     return {} if name == "none" else {"log_with": name, "project_dir": str(out)}
 
 
 @contextmanager
-def tracking(recipe: Recipe, accelerator: Any, out: Path, step: int) -> Iterator[Track]:
-    """What takes lines of the log, on the main process; the tracker is closed at the end.
+def tracking(recipe: Recipe, accelerator: Accelerator, out: Path, step: int) -> Iterator[Track]:
+    """Yields a function that passes a line of the log to the tracker (main process); closes the tracker at the end.
 
-    A tracker that fails during the training is told of once on stderr and left out from then on. TensorBoard's files
-    lie in RUN/tensorboard, a resumed run's without what they had after its checkpoint; in Weights & Biases each sitting
-    is a run of project tok1d, in a group with the folder's name.
+    A tracker that fails during the training is reported once on stderr and not used again. TensorBoard's files are in
+    RUN/tensorboard; on resume, entries after the checkpoint are dropped. In Weights & Biases every call of the command
+    is a run of the project tok1d, grouped by the run folder's name.
 
     Args:
-        step: where the run goes on.
+        step: the step at which the run starts or resumes.
 
     Raises:
-        ConfigError: a tracker that cannot begin.
+        ConfigError: the tracker cannot be started.
     """
     name = recipe.train.tracker
     if name == "none":
@@ -61,12 +65,13 @@ def tracking(recipe: Recipe, accelerator: Any, out: Path, step: int) -> Iterator
     }
     try:
         accelerator.init_trackers(name if name == "tensorboard" else "tok1d", init_kwargs={name: options[name]})
-    except Exception as error:  # network, keys, disk: trackers raise whatever theirs is
-        reason = " ".join((str(error) or type(error).__name__).split())[:160]
-        raise ConfigError(f"train.tracker: {name} cannot begin ({reason}); mend that, or set none") from None
+    except Exception as error:  # network, keys, disk: trackers raise errors of many types
+        raise ConfigError(
+            f"train.tracker: {name} cannot begin ({reason_of(error)}); fix that, or set train.tracker=none"
+        ) from None
     working = True
 
-    def track(entry: dict[str, Any]) -> None:
+    def track(entry: LogEntry) -> None:
         nonlocal working
         values = {key: value for key, value in entry.items() if key != "step" and isinstance(value, int | float)}
         try:
@@ -74,11 +79,12 @@ def tracking(recipe: Recipe, accelerator: Any, out: Path, step: int) -> Iterator
                 accelerator.log(values, step=entry["step"])
         except Exception as error:
             working = False
-            print(f"warning: train.tracker: {name} failed ({error}); log.jsonl goes on alone", file=sys.stderr)
+            reason = reason_of(error)
+            print(f"warning: train.tracker: {name} failed ({reason}); the run goes on with log.jsonl", file=sys.stderr)
 
     try:
         yield track
     finally:
         for tracker in accelerator.trackers:
-            with suppress(Exception):  # the log has it all
+            with suppress(Exception):  # log.jsonl is complete
                 tracker.finish()

@@ -49,7 +49,7 @@ class Record:
     reference: str | None = None  # fingerprint of the images or statistics compared with
     crop: str | None = None
     rounding: str | None = None  # of the images before the feature network, such as "rounded to 8 bits"
-    classes: str | None = None  # how the samples' classes were drawn: balanced, uniformly random, as in training
+    classes: str | None = None  # how the samples' classes were chosen: balanced, uniformly random, as in training
     tokenizer: str | None = None  # weights hash of the tokenizer that decoded samples
     label: str | None = None  # condition of the tokenizer: "true" (class or caption of the image) or "null"
     keep: int | None = None  # tokens decoded

@@ -1,136 +1,206 @@
-"""Training that starts from trained weights: what of them fits is taken over, what can be made to fit is, and told."""
+"""Initialising a model with the weights of another one of its kind, which may differ in sizes.
+
+Module classes declare which parameters can be adapted (`tok1d.nn.roles`). This file has the one function per role.
+"""
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from tok1d.errors import ConfigError, WeightsError
 from tok1d.nn.position import resample_grid
+from tok1d.nn.roles import CLASS_LOGITS, CLASSES, GRID, PIXELS_IN, PIXELS_OUT, TOKENS, Role, roles_of
+from tok1d.tokenizers.latent_space import Autoencoder
 from tok1d.zoo import store
 from tok1d.zoo.weights import load_state
 
-# Parts that only training reads: a model exported without them is a start all the same.
-TRAINING_ONLY = ("auxiliary.", "alignment.")
-# Learned tables with one row a token, after what stands before the tokens.
-_TOKEN_TABLES = ("queries", "query_positions", "token_positions", "null_tokens", "head_positions", "positions")
+M = TypeVar("M", bound=nn.Module)
 
 
-def init_from(model: Any, name: str) -> list[str]:
-    """Give a model the weights of a trained one of its kind: a model folder, or a bundled or hub name.
+def init_from(model: nn.Module, name: str) -> list[str]:
+    """Initialise a model with the weights of a trained one: a model folder, or a bundled or hub name.
 
-    Where the two differ in the number of classes, the rows of the classes are drawn anew (the null row is kept); in
-    image size, learned positions of patches are resampled bicubically; in the number of tokens, the first rows of their
-    tables are kept; in channels, patch embedding and last layer do to grey images what they did. Auxiliary decoders
-    that are missing there are drawn anew.
-
-    Returns:
-        What was not simply taken over, in words; also told on stderr in one line.
+    See `transfer`. The notes are also printed to stderr, in one line.
 
     Raises:
         ConfigError: another kind of model.
-        WeightsError: there is none, or other weights differ in shape.
+        WeightsError: there is no such model, or weights that differ in shape and cannot be adapted.
     """
     try:
-        first = store.load(name)
+        source = store.load(name)
     except WeightsError as error:
         raise WeightsError(f"init_from: {error}") from None
-    if first.config.name != model.config.name:
-        raise ConfigError(f"init_from: expected a {model.config.name}, {name} is a {first.config.name}")
-    theirs, own, told = dict(first.state_dict()), model.state_dict(), _Notes()
+    expected, found = _field(model, "name"), _field(source, "name")
+    if found != expected:
+        raise ConfigError(f"init_from: expected a {expected}, {name} is a {found}")
+    notes = transfer(source, model, f"init_from={name}")
+    if notes:
+        print(f"init_from={name}: {'; '.join(notes)}", file=sys.stderr)
+    return notes
+
+
+def transfer(source: nn.Module, model: nn.Module, what: str = "transfer") -> list[str]:
+    """Copy the weights of `source` to `model`, adapted where the configurations differ.
+
+    - Number of classes: rows of classes keep their random initialisation, the null row is copied.
+    - Image size: learned positions of patches are resampled bicubically.
+    - Number of tokens: the first rows of per-token tables are copied.
+    - Channels: the layers that read or output pixels are changed so that grey images give the same result.
+    - Parts that only training needs (`training_only`) may be missing on either side.
+
+    Args:
+        what: the beginning of error messages.
+
+    Returns:
+        Notes on what was not simply copied.
+
+    Raises:
+        WeightsError: weights that are missing, unexpected or of another shape and cannot be adapted.
+    """
+    theirs, own = dict(source.state_dict()), model.state_dict()
+    adaption = _Adaption(source, model)
     state: dict[str, Tensor] = {}
-    for key in own:
-        value = theirs.get(key)
-        if value is not None and value.shape == own[key].shape:
-            state[key] = value
-        elif (fitted := _fitted(key, value, own[key], first, model, told)) is not None:
-            state[key] = fitted
-    left = theirs.keys() - own.keys()
-    # What is neither there nor made to fit is refused by name.
-    known = {**state, **{key: theirs[key] for key in theirs.keys() - state.keys() if not key.startswith(TRAINING_ONLY)}}
-    load_state(model, known, f"init_from={name}")
-    if any(key.startswith(TRAINING_ONLY) for key in left):
-        told.add("auxiliary parts of it are left behind")
-    if told:
-        print(f"init_from={name}: {'; '.join(told)}", file=sys.stderr)
-    return list(told)
+    for name, weight in own.items():
+        value = theirs.get(name)
+        adapted = value if value is not None and value.shape == weight.shape else adaption.of(name, value, weight)
+        if adapted is not None:
+            state[name] = adapted
+    left = {name: value for name, value in theirs.items() if name not in state}
+    needed = {name: value for name, value in left.items() if not adaption.is_training_only(name)}
+    load_state(model, {**state, **needed}, what)  # names the weights that do not fit
+    if any(name not in own and name not in needed for name in left):
+        adaption.note("auxiliary parts of it are left out")
+    return adaption.notes
 
 
-class _Notes(list[str]):
-    """What is told, each once."""
+def resized(model: M, image_size: int) -> M:
+    """A copy of a tokenizer for square training images of `image_size` pixels, with adapted weights (see `transfer`).
 
-    def add(self, text: str) -> None:
-        if text not in self:
-            self.append(text)
+    Only training needs it: `encode` and `decode` accept other sizes without it, with the same result.
+
+    Raises:
+        ConfigError: a size that the patches do not divide.
+        WeightsError: a model with weights that cannot be adapted to another image size.
+    """
+    config: Any = replace(cast(Any, model).config, image_size=image_size)
+    config.check()
+    with torch.random.fork_rng(devices=[]):  # the random initial weights are replaced
+        new = cast(M, store.build_model(config))
+    transfer(model, new, "resized")
+    space = getattr(model, "latent_space", None)
+    if isinstance(space, Autoencoder):  # its network may be loaded already
+        new.latent_space = space  # type: ignore[assignment]
+    return new.to(next(model.parameters())).train(model.training)
 
 
-def _fitted(key: str, value: Tensor | None, own: Tensor, first: Any, model: Any, told: _Notes) -> Tensor | None:
-    """A weight of another shape as this model needs it; None where there is no way."""
-    if key.startswith(TRAINING_ONLY):
-        told.add("auxiliary parts are drawn anew")
+@dataclass
+class _Adaption:
+    """Adapts the weights of `source` to the shapes of `model`."""
+
+    source: nn.Module
+    model: nn.Module
+    notes: list[str] = field(default_factory=list)
+
+    def of(self, name: str, value: Tensor | None, own: Tensor) -> Tensor | None:
+        """The parameter `name` in the shape of `own`, which has its initial value; None where it cannot be adapted."""
+        if self.is_training_only(name):
+            return self._initial(own, "auxiliary parts keep their random initialisation")
+        if value is None:
+            return None
+        module, roles = roles_of(self.model, name)
+        image_size, num_tokens = self._differs("image_size"), self._differs("num_tokens")
+        if self._differs("num_classes") and CLASSES in roles and value.shape[1:] == own.shape[1:]:
+            return self._classes(value, own)
+        if self._differs("num_classes") and CLASS_LOGITS in roles:
+            return self._initial(own, f"{self._change('num_classes', 'classes')}, the last layer is not copied")
+        if image_size and not num_tokens and GRID in roles:
+            return self._grid(module, value, own)
+        if num_tokens and not image_size and TOKENS in roles and value.shape[2:] == own.shape[2:]:
+            return self._tokens(value, own)
+        if self._differs("channels"):
+            return self._pixels(value, own, roles)
+        return None
+
+    def is_training_only(self, name: str) -> bool:
+        """Whether a parameter belongs to a part that only training needs."""
+        return any(name.startswith(f"{part}.") for part in getattr(self.model, "training_only", ()))
+
+    def note(self, text: str) -> None:
+        """Add a note, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def _initial(self, own: Tensor, note: str) -> Tensor:
+        self.note(note)
         return own
-    if value is None:
-        return None
-    old, new = first.config, model.config
-    differs: Callable[[str], bool] = lambda name: getattr(old, name, None) != getattr(new, name, None)  # noqa: E731
-    last = key.removesuffix(".weight").split(".")[-1]
-    if differs("num_classes"):
-        if key.removesuffix(".weight").endswith("label_embed.table") and value.shape[1:] == own.shape[1:]:
-            told.add(f"{new.num_classes} classes instead of {old.num_classes}, the rows of all classes are drawn anew")
-            spare = min(len(value) - old.num_classes, len(own) - new.num_classes)  # the null row
-            return torch.cat([own[: len(own) - spare], value[len(value) - spare :]])
-        if new.name == "cnn" and key.startswith("head."):
-            told.add(f"{new.num_classes} classes instead of {old.num_classes}, the last layer is drawn anew")
-            return own
-    if differs("image_size") and last == "positions" and not differs("num_tokens"):
-        table = _resampled(model.get_submodule(key.removesuffix(".positions")), value, own)
-        if table is not None:
-            told.add(f"{new.image_size} px instead of {old.image_size}, learned positions are resampled")
-        return table
-    tokens_only = differs("num_tokens") and not differs("image_size")
-    if tokens_only and last in _TOKEN_TABLES and value.shape[2:] == own.shape[2:]:
-        told.add(f"{new.num_tokens} tokens instead of {old.num_tokens}, the tables' first rows are kept")
+
+    def _classes(self, value: Tensor, own: Tensor) -> Tensor:
+        """A table of classes: the null row is copied, if both have one."""
+        old, new = self._sizes("num_classes")
+        self.note(f"{self._change('num_classes', 'classes')}, the rows of classes keep their random initialisation")
+        null_rows = min(len(value) - old, len(own) - new)
+        return torch.cat([own[: len(own) - null_rows], value[len(value) - null_rows :]])
+
+    def _grid(self, module: nn.Module, value: Tensor, own: Tensor) -> Tensor | None:
+        """Learned positions of a square grid of patches; the rows around it are copied. None without a square grid."""
+        before, after = getattr(module, "grid_margin", (0, 0))
+        counts = [table.shape[1] - before - after for table in (value, own)]
+        old, new = (math.isqrt(max(count, 0)) for count in counts)
+        if [old**2, new**2] != counts:
+            return None
+        self.note(f"{self._change('image_size', 'px')}, learned positions are resampled")
+        first, grid, last = value.split([before, old**2, after], dim=1)
+        return torch.cat([first, resample_grid(grid, (old, old), (new, new)), last], dim=1)
+
+    def _tokens(self, value: Tensor, own: Tensor) -> Tensor:
+        """A table with one row per token: the first rows are copied, further ones keep their initialisation."""
+        self.note(f"{self._change('num_tokens', 'tokens')}, the tables' first rows are kept")
         return torch.cat([value[:, : own.shape[1]], own[:, value.shape[1] :]], dim=1)
-    if differs("channels"):
-        return _other_channels(key, value, own, old.channels, new.channels, told)
-    return None
+
+    def _pixels(self, value: Tensor, own: Tensor, roles: tuple[Role, ...]) -> Tensor | None:
+        """A layer that reads or outputs pixels, for another number of channels."""
+        if not {PIXELS_IN, PIXELS_OUT} & set(roles):
+            return None
+        old, new = self._sizes("channels")
+        adapted = _read_channels(value, new) if PIXELS_IN in roles else value
+        adapted = _output_channels(adapted, old, new) if PIXELS_OUT in roles else adapted
+        if adapted.shape != own.shape:
+            return None
+        self.note(f"{self._change('channels', 'channels')}, weights on pixels are spread over them")
+        return adapted
+
+    def _sizes(self, key: str) -> tuple[int, int]:
+        """A field of the configurations of `source` and of `model`."""
+        return cast(int, _field(self.source, key)), cast(int, _field(self.model, key))
+
+    def _differs(self, key: str) -> bool:
+        return _field(self.source, key) != _field(self.model, key)
+
+    def _change(self, key: str, unit: str) -> str:
+        old, new = self._sizes(key)
+        return f"{new} {unit} instead of {old}"
 
 
-def _resampled(module: nn.Module, value: Tensor, own: Tensor) -> Tensor | None:
-    """Learned positions of a grid of patches, what stands around the grid kept; None where there is no square grid."""
-    after = int(getattr(module, "num_tokens", 0))  # the queries of a query encoder stand in the same table
-    before = 1 if after else int(getattr(module, "class_row", 0))
-    sides = [int((table.shape[1] - before - after) ** 0.5) for table in (value, own)]
-    if any(side**2 != table.shape[1] - before - after for side, table in zip(sides, (value, own))):
-        return None
-    head, grid, tail = value.split([before, sides[0] ** 2, after], dim=1)
-    return torch.cat([head, resample_grid(grid, (sides[0],) * 2, (sides[1],) * 2), tail], dim=1)
+def _read_channels(weight: Tensor, new: int) -> Tensor:
+    """(out, C, ...) -> (out, new, ...): on an image of equal channels the sum over channels stays the same."""
+    if new == 1:
+        return weight.sum(1, keepdim=True)
+    return weight.repeat(1, new, *[1] * (weight.ndim - 2)) / new
 
 
-def _other_channels(key: str, value: Tensor, own: Tensor, old: int, new: int, told: _Notes) -> Tensor | None:
-    """Weights on pixels of other channels: grey images, repeated where there are three, give what they gave."""
+def _output_channels(weight: Tensor, old: int, new: int) -> Tensor:
+    """(n * old, ...) -> (n * new, ...): the mean of the channels, repeated; channels vary fastest (`unpatchify`)."""
+    groups = weight.unflatten(0, (-1, old))
+    mean = groups.mean(1, keepdim=True) if new == 1 else groups.repeat(1, new, *[1] * (weight.ndim - 1))
+    return mean.flatten(0, 1)
 
-    def inputs(weight: Tensor) -> Tensor:  # (out, C, ...): a sum over equal channels stays what it was
-        return weight.sum(1, keepdim=True) if new == 1 else weight.repeat(1, new, *[1] * (weight.ndim - 2)) / new
 
-    def outputs(weight: Tensor) -> Tensor:  # (rows * C, ...), channels last in a row: see `unpatchify`
-        rows = weight.unflatten(0, (-1, old))
-        return (rows.mean(1, keepdim=True) if new == 1 else rows.repeat(1, new, *[1] * (weight.ndim - 1))).flatten(0, 1)
-
-    made = None
-    if key.endswith(("patch_embed.proj.weight", "stem.weight")):
-        made = inputs(value)
-    elif key == "decoder.conv.weight":
-        made = outputs(inputs(value))
-    elif key.startswith(
-        ("decoder.out.", "decoder.head.proj.", "decoder.proj.", "decoder.conv.", "decoder.head.convs.")
-    ):
-        made = outputs(value)
-    if made is None or made.shape != own.shape:
-        return None
-    told.add(f"{new} channels instead of {old}, weights on pixels are spread over them")
-    return made
+def _field(model: nn.Module, key: str) -> object:
+    """A field of a model's configuration; None where it has none of that name."""
+    return getattr(getattr(model, "config", None), key, None)

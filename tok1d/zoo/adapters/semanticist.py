@@ -34,7 +34,7 @@ from tok1d.zoo.adapters.keymap import (
     same,
     table_tolerance,
 )
-from tok1d.zoo.pretrained.autoencoder import DEFAULTS, latents_of
+from tok1d.zoo.pretrained.autoencoder import DEFAULTS, connect_autoencoder, latents_of
 from tok1d.zoo.weights import read_weights
 
 ENCODER = [
@@ -390,6 +390,7 @@ def convert_tokenizer(
     )
     _check_grid(published, config, str(path))
     model = Semanticist(config)
+    connect_autoencoder(model)
     load_part(model, state, source=str(path))
     if network is not None:
         assert isinstance(model.latent_space, Autoencoder)

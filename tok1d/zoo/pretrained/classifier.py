@@ -1,22 +1,24 @@
-"""Trained timm classifiers for the distance of logits (`LogitsDistance`)."""
+"""Trained timm classifiers for `LogitsDistance`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import nn
 
-from tok1d.errors import ConfigError, WeightsError
+from tok1d.errors import ConfigError, WeightsError, reason_of
 from tok1d.losses.classifier import SIDE, LogitsDistance
 from tok1d.zoo.adapters.keymap import read_published
 from tok1d.zoo.weights import load_state
 
 
-def classifier_network(name: str, *, pretrained: bool) -> Any:
-    """A timm classifier, with the weights that timm downloads or untrained.
+def classifier_network(name: str, *, pretrained: bool) -> nn.Module:
+    """A timm classifier, with timm's download or with random weights.
 
     Raises:
-        ConfigError: timm is not installed, or has no such network. WeightsError: its weights cannot be had.
+        ConfigError: timm is not installed, or has no such network.
+        WeightsError: timm cannot build or download it.
     """
     try:
         import timm
@@ -26,25 +28,25 @@ def classifier_network(name: str, *, pretrained: bool) -> Any:
         raise ConfigError(f"classifier {name}: timm has no such model; expected a name such as convnext_small.fb_in1k")
     try:
         return timm.create_model(name, pretrained=pretrained)
-    except Exception as error:  # network, hub, disk: timm passes on whatever its libraries raise
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+    except Exception as error:  # of the network, the hub or the disk: timm passes on what its libraries raise
         raise WeightsError(
-            f"classifier {name}: timm could not make it ({reason}); without a network give classifier_weights=FILE"
+            f"classifier {name}: timm could not make it ({reason_of(error)}); without a network give "
+            "classifier_weights=FILE"
         ) from None
 
 
 def load_classifier(name: str, weights: str | None = None) -> LogitsDistance:
-    """The distance of a trained timm classifier.
+    """The distance in the logits of a trained timm classifier.
 
     Args:
-        weights: a file in timm's layout; default: what timm downloads.
+        weights: a file in timm's layout; default: timm's download.
 
     Raises:
-        ConfigError, WeightsError: no such network, or no trained weights of it.
+        ConfigError: timm is not installed, or has no such network.
+        WeightsError: there are no trained weights, or they do not fit.
     """
-
-    with torch.random.fork_rng(devices=[]):  # the draws of the initial weights are thrown away
-        network = classifier_network(name, pretrained=weights is None)
+    with torch.random.fork_rng(devices=[]):  # the random initial weights are replaced
+        network: Any = classifier_network(name, pretrained=weights is None)
     if weights is not None:
         load_state(network, read_published(weights), weights)
     elif not any(network.pretrained_cfg.get(place) for place in ("hf_hub_id", "url", "file")):

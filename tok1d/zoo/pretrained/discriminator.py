@@ -1,4 +1,4 @@
-"""Discriminators of a configuration, the frozen DINO backbone loaded."""
+"""Building the discriminator of a configuration, with its frozen DINO backbone."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ from tok1d.zoo.pretrained.teachers import load_teacher
 
 
 def build_discriminator(config: DiscriminatorConfig, channels: int) -> nn.Module:
-    """The discriminator of a configuration for images of so many channels, with fresh weights but for a frozen trunk.
+    """The discriminator of a configuration, with random weights except for a frozen backbone.
+
+    Args:
+        channels: image channels.
 
     Raises:
-        ConfigError, WeightsError: a backbone that cannot be had, or that is no plain vision transformer.
+        ConfigError, WeightsError: see `load_trunk`.
     """
     if isinstance(config, PatchConfig):
         return PatchDiscriminator(channels, config.width, config.layers)
@@ -40,9 +43,9 @@ def load_trunk(config: DinoConfig) -> DinoTrunk:
     """The frozen vision transformer of a configuration.
 
     Raises:
-        ConfigError, WeightsError: it cannot be had, or is no plain vision transformer.
+        ConfigError: timm is not installed, an unknown name, or an image size that the patches do not divide.
+        WeightsError: weights that are missing, or not those of a plain vision transformer.
     """
-
     source = config.weights or config.backbone
     if config.weights == "random":
         with torch.random.fork_rng(devices=[]):

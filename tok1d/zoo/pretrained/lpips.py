@@ -1,4 +1,4 @@
-"""LPIPS and the perceptual loss of a recipe, with trained weights found, downloaded or refused."""
+"""Loading LPIPS and the perceptual loss of a recipe with trained weights."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from pathlib import Path
 
 import torch
 
-from tok1d.errors import WeightsError
+from tok1d.errors import WeightsError, reason_of
 from tok1d.losses.perceptual import LPIPS, PerceptualConfig, PerceptualLoss
 from tok1d.zoo.adapters.lpips import read_heads, read_vgg
 from tok1d.zoo.pretrained.classifier import load_classifier
 
-VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"  # torchvision's, with its hash in the name
-# Packages that bring the heads with them, and where.
+VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"  # torchvision's download; its name has the hash
+# Packages that contain the linear heads -> the file inside.
 HEAD_PACKAGES = {"lpips": "weights/v0.1/vgg.pth", "torchmetrics": "functional/image/lpips_models/vgg.pth"}
 
 
 def find_heads(path: str | None = None) -> Path | None:
-    """The file of the linear heads: the given one, else that of an installed package that brings it; None without."""
+    """The file with the linear heads: `path`, by default that of an installed package; None if there is none."""
     if path is not None:
         return Path(path) if Path(path).is_file() else None
     for package, inside in HEAD_PACKAGES.items():
@@ -30,24 +30,24 @@ def find_heads(path: str | None = None) -> Path | None:
 
 
 def find_vgg(path: str | None = None) -> Path | None:
-    """The file of VGG16's weights: the given one, else torchvision's download where it is done; None without."""
+    """The file with VGG16's weights: `path`, by default torchvision's download; None if there is none."""
     file = Path(path) if path is not None else _download_place() / Path(VGG_URL).name
     return file if file.is_file() else None
 
 
 def _download_place() -> Path:
-    """Where torchvision and lpips keep such weights, too."""
+    """The folder in which torchvision and lpips store downloads."""
     return Path(torch.hub.get_dir(), "checkpoints")
 
 
 def _shown(place: Path) -> str:
-    """A folder as one types it, the same on every machine where it is the default."""
+    """A folder as text, with ~ for the home folder."""
     home = Path.home()
     return f"~/{place.relative_to(home)}" if place.is_relative_to(home) else str(place)
 
 
 def lpips_missing(vgg: str | None = None, heads: str | None = None) -> str | None:
-    """Why LPIPS cannot be computed here without a download, in one line; None where it can."""
+    """What is missing to compute LPIPS without a download, in one line; None if nothing is."""
     if find_heads(heads) is None:
         found = f"no file {heads}" if heads else "none and no lpips package"
         return (
@@ -64,19 +64,21 @@ def lpips_missing(vgg: str | None = None, heads: str | None = None) -> str | Non
 
 
 def load_lpips(vgg: str | None = None, heads: str | None = None) -> LPIPS:
-    """LPIPS with its real weights; VGG16's are downloaded where `vgg` is not given and they are not here yet.
+    """LPIPS with trained weights. Those of VGG16 are downloaded if `vgg` is None and there is no download yet.
+
+    Args:
+        vgg: file with VGG16's weights. heads: file with the linear heads. None: see `find_vgg` and `find_heads`.
 
     Raises:
-        WeightsError: weights that cannot be had, are damaged or are another network's.
+        WeightsError: weights that are missing, cannot be downloaded, are damaged or do not fit.
     """
-
     file = find_heads(heads)
     if file is not None and vgg is None and find_vgg() is None:
         _download_vgg()
     missing = lpips_missing(vgg, heads)
     trunk = find_vgg(vgg)
     if missing or file is None or trunk is None:
-        raise WeightsError(missing or "LPIPS: its weights were there a moment ago")
+        raise WeightsError(missing or "LPIPS: its weight files were removed while they were read")
     return LPIPS(read_vgg(trunk), read_heads(file))
 
 
@@ -84,21 +86,20 @@ def _download_vgg() -> None:
     target = _download_place() / Path(VGG_URL).name
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # It writes beside the target, checks the hash, then renames.
+        # It writes to a temporary file, checks the hash, and renames the file.
         torch.hub.download_url_to_file(VGG_URL, str(target), hash_prefix="397923af")
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:120]
         raise WeightsError(
-            f"LPIPS: VGG16's weights could not be fetched ({reason}); fetch {VGG_URL} elsewhere and put it into "
-            f"{_shown(_download_place())}, or in a training give perceptual.vgg=FILE"
+            f"LPIPS: VGG16's weights could not be fetched ({reason_of(error)}); fetch {VGG_URL} elsewhere and put it "
+            f"into {_shown(_download_place())}, or in a training give perceptual.vgg=FILE"
         ) from None
 
 
 def load_perceptual(config: PerceptualConfig) -> PerceptualLoss:
-    """The perceptual loss of a recipe with the networks that have weight, loaded now.
+    """The perceptual loss of a recipe, with the networks whose weight is above 0.
 
     Raises:
-        ConfigError, WeightsError: a network that has weight and cannot be had here.
+        ConfigError, WeightsError: see `load_lpips` and `load_classifier`.
     """
     lpips = load_lpips(config.vgg, config.heads) if config.weight > 0 else None
     logits = load_classifier(config.classifier, config.classifier_weights) if config.logits > 0 else None

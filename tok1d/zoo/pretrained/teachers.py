@@ -1,4 +1,4 @@
-"""Frozen teachers, loaded: timm's vision transformers and tok1d's own classifiers and MAETok encoders."""
+"""Loading frozen teachers: timm's vision transformers, and tok1d's classifiers and MAETok encoders."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tok1d.errors import ConfigError, WeightsError
+from tok1d.errors import ConfigError, WeightsError, reason_of
 from tok1d.losses.features import Teacher, TeacherName
+from tok1d.tokenizers.maetok import MAETok
 from tok1d.zoo.adapters.keymap import listing, read_published
 from tok1d.zoo.store import bundled_names, load
 
@@ -18,18 +19,17 @@ from tok1d.zoo.store import bundled_names, load
 def load_teacher(name: str, *, weights: str | None = None, image_size: int = 224) -> Teacher:
     """A teacher by name: a timm vision transformer, or a tok1d model (bundled name or model folder).
 
-    Of tok1d's models a classifier gives its last feature map, a MAETok with `num_tokens=0` its patches' states.
-
-    Global random numbers are left as they are, so that a run does not depend on when its teacher is built.
+    The features of a tok1d classifier are its last feature map, those of a MAETok with `num_tokens=0` the states of its
+    patches. The global random numbers do not change, so a run does not depend on when its teacher is loaded.
 
     Args:
-        weights: a file or folder for a timm network (timm's layout, or DINOv2's own); default: what timm
-            downloads; "random": untrained ones, the same every time.
-        image_size: side of the images the network sees, in pixels; tok1d's models have their own.
+        weights: a file or folder with weights of a timm network (timm's or DINOv2's layout); default: timm's download;
+            "random": random weights, the same in every call.
+        image_size: side of the network's input images, in pixels; that of the model for a tok1d model.
 
     Raises:
         ConfigError: timm is not installed, an unknown name, a network of another kind or image size.
-        WeightsError: weights that are missing, damaged, or another network's.
+        WeightsError: weights that are missing, damaged or do not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
@@ -39,7 +39,7 @@ def load_teacher(name: str, *, weights: str | None = None, image_size: int = 224
 
 
 def give_teachers(model: nn.Module) -> None:
-    """Load the teachers that parts of a model name (`teacher_name`) and hand them over; those that have one keep it.
+    """Load the teachers that parts of a model name (`teacher_name`) and set their `teacher`, unless they have one.
 
     Raises:
         ConfigError, WeightsError: as `load_teacher`.
@@ -48,11 +48,11 @@ def give_teachers(model: nn.Module) -> None:
         wanted: TeacherName | None = getattr(part, "teacher_name", None)
         if wanted is not None and getattr(part, "teacher", None) is None:
             teacher = load_teacher(wanted.name, weights=wanted.weights, image_size=wanted.image_size)
-            object.__setattr__(part, "teacher", teacher)  # no submodule: its weights are not the model's
+            object.__setattr__(part, "teacher", teacher)  # not as a submodule: its weights are not the model's
 
 
 class _FeatureMap(nn.Module):
-    """A tok1d classifier's last feature map before its last pooling, as (B, N, D)."""
+    """The last feature map of a tok1d classifier, before its last pooling, as (B, N, D)."""
 
     def __init__(self, classifier: Any) -> None:
         super().__init__()
@@ -63,9 +63,9 @@ class _FeatureMap(nn.Module):
 
 
 class _PatchStates(nn.Module):
-    """The encoder of a MAETok whose patches are its tokens: their states after the last norm, before the bottleneck."""
+    """The states of the patches (B, N, D) of a MAETok with num_tokens=0, before its bottleneck."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: MAETok) -> None:
         super().__init__()
         self.encoder = tokenizer.encoder
 
@@ -86,7 +86,7 @@ def _own_teacher(name: str, weights: str | None, image_size: int) -> Teacher:
         raise ConfigError(f"teacher {name}: a tok1d model holds its weights, got others; leave them out")
     if config.image_size != image_size:
         raise ConfigError(
-            f"teacher {name}: sees images of {config.image_size} pixels, got image_size={image_size}; "
+            f"teacher {name}: its images have {config.image_size} pixels a side, got image_size={image_size}; "
             f"set it to {config.image_size}"
         )
     zeros, ones = [0.0] * config.channels, [1.0] * config.channels
@@ -95,10 +95,10 @@ def _own_teacher(name: str, weights: str | None, image_size: int) -> Teacher:
 
 
 class _PatchTokens(nn.Module):
-    """A timm vision transformer's last features after its final norm, without class and register tokens.
+    """The patch features of a timm vision transformer after its final norm, without class and register tokens.
 
-    For DINOv2 these are what its own code calls x_norm_patchtokens, but for its position table at another size than
-    that of its training: timm resamples it antialiased and to the exact size, DINOv2's code does neither.
+    For DINOv2 they equal `x_norm_patchtokens` of its own code at the training image size. At other sizes they differ
+    slightly: timm resamples positions with antialiasing and to the exact size, DINOv2's code does not.
     """
 
     def __init__(self, vit: Any) -> None:
@@ -115,18 +115,18 @@ def _timm_teacher(name: str, weights: str | None, image_size: int) -> Teacher:
     except ImportError:
         raise ConfigError(f"teacher {name}: timm is not installed; pip install 'tok1d[teachers]'") from None
 
-    if ":" not in name and not timm.is_model(name):  # "hf-hub:owner/model" is a name that timm looks up there
+    if ":" not in name and not timm.is_model(name):  # timm resolves "hf-hub:owner/model" on the hub
         raise ConfigError(
             f"teacher {name}: neither timm nor tok1d has such a model; expected a timm vision transformer such as "
             "vit_base_patch14_dinov2.lvd142m, or a tok1d classifier such as fashion-mnist-cnn"
         )
     try:
         vit: Any = timm.create_model(name, pretrained=weights is None, img_size=image_size, num_classes=0)
-    except TypeError:  # convolutional networks know no img_size
+    except TypeError:  # convolutional networks have no img_size
         vit = None
-    except Exception as error:  # network, hub, disk: timm passes on whatever its libraries raise
+    except Exception as error:  # of the network, the hub or the disk: timm passes on what its libraries raise
         raise WeightsError(
-            f"teacher {name}: timm could not make it ({_first_line(error)}); without a network give weights=FILE"
+            f"teacher {name}: timm could not make it ({reason_of(error)}); without a network give weights=FILE"
         ) from None
     if not hasattr(vit, "num_prefix_tokens"):
         raise ConfigError(f"teacher {name}: expected a vision transformer of timm, got a network of another kind")
@@ -139,19 +139,19 @@ def _timm_teacher(name: str, weights: str | None, image_size: int) -> Teacher:
 
 
 def fill_timm(vit: nn.Module, path: str, name: str) -> None:
-    """Load a file strictly, renamed and with positions resampled as timm does for its own downloads."""
+    """Load a weight file strictly; names are mapped and positions resampled as timm does for its downloads.
+
+    Raises:
+        WeightsError: weights that are missing, unexpected or of another shape.
+    """
     state = read_published(path)
     rename = getattr(sys.modules[type(vit).__module__], "checkpoint_filter_fn", None)
     try:
         state = state if rename is None else rename(state, vit)
         found = vit.load_state_dict(state, strict=False)
     except (RuntimeError, KeyError, AttributeError, ValueError) as error:
-        raise WeightsError(f"{path}: weights of another network than {name} ({_first_line(error)})") from None
-    extra = [key for key in found.unexpected_keys if not key.startswith("head.")]  # a classifier's, not needed
+        raise WeightsError(f"{path}: weights of another network than {name} ({reason_of(error)})") from None
+    extra = [key for key in found.unexpected_keys if not key.startswith("head.")]  # the classifier is not needed
     for kind, keys in (("missing", found.missing_keys), ("not part of it", extra)):
         if keys:
             raise WeightsError(f"{path}: weights of another network than {name}; {kind}: {listing(keys)}")
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Captions for models: the words that MAETok's tokens learn to tell, and frozen text encoders (transformers)."""
+"""Captions for models: bags of words, a training target of MAETok, and frozen text encoders (transformers)."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import torch
 from torch import Tensor
 
 from tok1d.config.condition import ConditionConfig
-from tok1d.errors import ConfigError, InputError, WeightsError
+from tok1d.errors import ConfigError, InputError, WeightsError, reason_of
 from tok1d.losses.masked import bag_of_words
 
-IDF_CAPTIONS = 100_000  # of a larger set, so many captions, evenly spread, tell how rare a word is
-KEPT_BYTES = 2**28  # of embeddings that are kept because their captions come again
+IDF_CAPTIONS = 100_000  # document frequencies are counted on at most so many captions, evenly spaced
+KEPT_BYTES = 2**28  # largest size of the embeddings that are kept in memory
 
 
 class CaptionWords:
-    """Captions to weighted bags of sub-words, as the auxiliary target text takes them.
+    """Captions to weighted bags of sub-words, for the auxiliary target text.
 
     Args:
         name: a transformers tokenizer, a hub name or a local folder; CLIP's BPE has 49408 ids.
-        vocab_size: numbers of a bag, at least as many as the tokenizer has ids.
+        vocab_size: width of a bag, at least the number of ids of the tokenizer.
 
     Raises:
-        ConfigError: transformers is not installed, or the vocabulary is larger.
+        ConfigError: transformers is not installed, or `vocab_size` is too small.
         WeightsError: there is no such tokenizer.
     """
 
@@ -39,16 +39,16 @@ class CaptionWords:
             raise ConfigError(f"model.auxiliary: tokenizer {name} has {count} ids, set dim to that, got {vocab_size}")
 
     def ids(self, captions: Sequence[str]) -> Tensor:
-        """The tokenizer's ids without special ones, (B, T) int64, filled up with -1; the longest caption has T."""
+        """The ids of captions without special tokens, (B, T) int64, padded with -1 to the longest caption."""
         rows = self.tokenizer(list(captions), add_special_tokens=False, verbose=False)["input_ids"]
         return torch.nn.utils.rnn.pad_sequence(
             [torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True, padding_value=-1
         )
 
     def fit(self, captions: Sequence[str]) -> None:
-        """Weigh words from now on by the inverse document frequency they have in these captions.
+        """Weight words by their inverse document frequency in these captions from now on.
 
-        log((1 + N) / (1 + n)) for a word in n of N captions, 0 for one that all have; empty captions are no captions.
+        The weight is log((1 + N) / (1 + n)) for a word in n of N captions. Empty captions do not count.
         """
         captions = [caption for caption in captions if caption.strip()]
         if len(captions) > IDF_CAPTIONS:
@@ -57,48 +57,49 @@ class CaptionWords:
         for start in range(0, len(captions), 1000):
             ids = self.ids(captions[start : start + 1000])
             rows = torch.arange(len(ids))[:, None].expand_as(ids)[ids >= 0]
-            pairs = torch.unique(torch.stack([rows, ids[ids >= 0]]), dim=1)  # a word counts once a caption
+            pairs = torch.unique(torch.stack([rows, ids[ids >= 0]]), dim=1)  # a word counts once per caption
             counts += torch.bincount(pairs[1], minlength=self.vocab_size)
         self.idf = ((1 + len(captions)) / (1 + counts)).log()
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
-        """(B, vocab_size): the weight of every word that occurs, 1 without `fit`, and 0; a row of zeros for ""."""
+        """(B, vocab_size): the weight of words that occur, 1 before `fit`, and 0 for others; a row of zeros for ""."""
         words = bag_of_words(self.ids(captions), self.vocab_size)
         return words if self.idf is None else words * self.idf
 
 
 class TextEncoder:
-    """A frozen text encoder: captions to the states of its last layer, such as T5's encoder or CLIP's text tower.
+    """A frozen text encoder, such as T5's encoder or CLIP's text tower: captions to the states of its last layer.
 
-    It is read at the first use and is no `nn.Module`: its weights are no part of a model that holds it. Threads may
-    share it.
+    It is loaded at first use, and threads may share it. It is not an `nn.Module`, so its weights are not part of a
+    model that holds it.
 
     Args:
         name: a transformers model with its tokenizer, a hub name or a local folder.
-        max_length: sub-words T of every caption, special ones included; longer captions are cut.
+        max_length: number T of sub-words of every caption, with special tokens; longer captions are truncated.
     """
 
     def __init__(self, name: str, max_length: int = 77) -> None:
         if max_length < 1:
             raise ConfigError(f"text encoder {name}: expected a max_length of at least 1, got {max_length}")
         self.name, self.max_length = name, max_length
-        self._parts: tuple[Any, Any] | None = None
-        self._lock = threading.RLock()  # transformers' fast tokenizers fail where two threads use one
+        self._parts: tuple[Any, Any] | None = None  # transformers' tokenizer and model
+        self._lock = threading.RLock()  # transformers' fast tokenizers are not thread-safe
 
     @property
     def dim(self) -> int:
-        """The width E of the embeddings; reads the encoder."""
+        """The width E of the embeddings; loads the encoder."""
         return int(self._load()[1].config.hidden_size)
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """Embeddings (B, T, E) float32 and a mask (B, T) bool, True for sub-words; what is filled up is 0.
+        """Embeddings (B, T, E) float32, 0 for padding, and a mask (B, T) bool, False for padding.
 
-        A caption's row does not depend on the others. The encoder moves to `device` and stays there.
+        A caption's embeddings do not depend on the other captions. The encoder is moved to `device` and stays there.
 
         Raises:
-            ConfigError: transformers is not installed, a model of another kind, or a `max_length` it does not take.
-            WeightsError: there is no such model, or weights of it are missing.
+            ConfigError: transformers is not installed, another kind of model, or a `max_length` it does not accept.
+            WeightsError: there is no such model, or some of its weights are missing.
+            InputError: no list of captions, or an empty one.
         """
         if isinstance(captions, str) or not captions:
             raise InputError(f"text encoder {self.name}: expected a list of captions, got {captions!r}")
@@ -133,23 +134,23 @@ class TextEncoder:
 
 @lru_cache(maxsize=2)
 def text_encoder(name: str, max_length: int) -> TextEncoder:
-    """The encoder of that name and length; those used last are held, so that a process reads each once."""
+    """The encoder of that name and length; the last two are cached, so that a process loads each once."""
     return TextEncoder(name, max_length)
 
 
 class CaptionEmbeddings:
-    """Captions to the embeddings (B, T, E) that a model of them is told; a blank caption is none: zeros.
+    """Captions to the embeddings (B, T, E) that a model is conditioned on; zeros for a blank caption.
 
-    Captions that come again, as those made from labels do, are encoded once, each alone, and kept: as long as there are
-    no more different ones than `KEPT_BYTES` hold. Else every batch is encoded as it is. Either way what comes out is a
-    function of the batch, so that a resumed run equals an unbroken one.
+    If the embeddings of all different captions fit into `KEPT_BYTES`, each is encoded once, on its own, and kept.
+    Otherwise every batch is encoded. In both cases the result is a function of the batch, so a resumed run gives the
+    same result as an uninterrupted one.
 
     Args:
-        condition: names the encoder, and T and E.
-        captions: those that will be asked for.
+        condition: the encoder, T and E.
+        captions: all captions that will be encoded.
 
     Raises:
-        ConfigError: no encoder is named, or its states have another width; or as `TextEncoder.encode`.
+        ConfigError: no encoder is named, its states have another width, or as `TextEncoder.encode`.
         WeightsError: as `TextEncoder.encode`.
     """
 
@@ -165,7 +166,7 @@ class CaptionEmbeddings:
         self.kept: dict[str, Tensor] | None = {} if len(set(captions)) <= most else None
 
     def __call__(self, captions: Sequence[str], device: torch.device | str = "cpu") -> Tensor:
-        """(B, T, E) float32 on the device, where the encoder moves and stays."""
+        """(B, T, E) float32 on the device, to which the encoder is moved."""
         rows = torch.zeros(len(captions), self.condition.length, self.condition.dim, device=device)
         places = [i for i, caption in enumerate(captions) if caption.strip()]
         if places and self.kept is None:
@@ -182,28 +183,30 @@ class CaptionEmbeddings:
 
 
 def _load(name: str, what: str) -> Any:
-    """A tokenizer or a text encoder by name; whatever transformers raises becomes one line."""
+    """A tokenizer or a text encoder by name; errors of transformers become one line."""
     try:
         import transformers
     except ImportError:
         raise ConfigError(f"{what} {name}: transformers is not installed; pip install 'tok1d[text]'") from None
     read = _tokenizer if what == "tokenizer" else _encoder
     try:
-        with _quiet(transformers.utils.logging), torch.random.fork_rng(devices=[]):  # it draws weights, then reads them
+        with (
+            _quiet(transformers.utils.logging),
+            torch.random.fork_rng(devices=[]),
+        ):  # transformers initialises weights at random before it loads them
             return read(transformers, name)
     except (ConfigError, WeightsError):
         raise
-    except Exception as error:  # network, hub, disk: transformers passes on whatever its libraries raise
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+    except Exception as error:  # of the network, the hub or the disk: transformers passes on what its libraries raise
         raise WeightsError(
-            f"{what} {name}: transformers cannot read it ({reason}); expected a hub name, or without a network a local "
-            "folder that save_pretrained wrote"
+            f"{what} {name}: transformers cannot read it ({reason_of(error)}); expected a hub name, or without a "
+            "network a local folder that save_pretrained wrote"
         ) from None
 
 
 @contextmanager
 def _quiet(logging: Any) -> Iterator[None]:
-    """Without transformers' bars and tables: what is wrong is told by us."""
+    """Switch off transformers' progress bars and messages; errors are reported by the caller."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -220,12 +223,12 @@ def _tokenizer(transformers: Any, name: str) -> Any:
 
 
 def _encoder(transformers: Any, name: str) -> Any:
-    """The text tower: of an encoder-decoder its encoder, of CLIP's pair the one without images."""
+    """The text encoder of a model: the encoder of an encoder-decoder, the text tower of CLIP."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES as KNOWN
 
     kind = transformers.AutoConfig.from_pretrained(name).model_type
     if kind != "clip" and kind not in KNOWN:
-        raise ConfigError(f"text encoder {name}: expected T5, CLIP, BERT or kin, got {kind}")
+        raise ConfigError(f"text encoder {name}: expected T5, CLIP, BERT or a similar text encoder, got {kind}")
     cls = transformers.CLIPTextModel if kind == "clip" else transformers.AutoModelForTextEncoding
     network, found = cls.from_pretrained(name, output_loading_info=True)
     if found["missing_keys"]:

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from tok1d.train.ema import EMA
-from tok1d.train.watch import Watch
+from tok1d.train.monitor import Monitor
 
 
 def looked(entries: list[dict[str, Any]], capsys: Any) -> list[str]:
-    watch, told = Watch(), []
+    monitor, told = Monitor(), []
     for entry in entries:
-        told += watch.look(entry)
+        told += monitor.check(entry)
     printed = capsys.readouterr().err
     assert printed == "".join(f"warning: {text}\n" for text in told)
     return told
@@ -25,7 +25,7 @@ def test_a_jump_of_the_loss_is_told_once(capsys: Any) -> None:
     assert looked(calm, capsys) == []
     jumps = [{"step": 10, "loss_a": 3.4, "loss_b": 0.5}, {"step": 11, "loss_a": 99.0, "loss_b": 0.5}]
     (told,) = looked([*calm, *jumps], capsys)
-    assert told.startswith("step 10: the loss jumped to 3.9, 3.9 times its usual 1;")
+    assert told.startswith("step 10: the loss jumped to 3.9, 3.9 times its median 1;")
     assert looked(jumps, capsys) == []  # nothing to hold them against
 
 
@@ -40,7 +40,7 @@ def test_a_falling_loss_is_no_jump(capsys: Any) -> None:
         ({"codes_used": 0.4}, ""),
         ({"adaptive_weight": 0.0}, "step 7: the adaptive weight of the adversarial loss was 0"),
         ({"adaptive_weight": 0.2}, ""),
-        ({"d_logits_real": 3.0, "d_logits_fake": -2.5}, "step 7: the discriminator wins"),
+        ({"d_logits_real": 3.0, "d_logits_fake": -2.5}, "step 7: the discriminator is too strong"),
         ({"d_logits_real": 0.4, "d_logits_fake": -0.5}, ""),
         ({"d_logits_real": -3.0, "d_logits_fake": 3.0}, ""),
     ],
@@ -63,10 +63,10 @@ def test_the_share_of_the_start_is_what_the_averages_hold() -> None:
 
 
 def test_early_previews_say_that_the_averages_are_cold(capsys: Any) -> None:
-    watch, slow = Watch(), EMA(nn.Linear(1, 1), 0.999, ramp=False)
-    watch.preview(slow, 100)
-    watch.preview(slow, 200)
-    assert capsys.readouterr().err.startswith("warning: step 100: the averaged weights (EMA) are not warm yet, 90% of")
-    watch = Watch()
-    watch.preview(slow, 4000)
+    monitor, slow = Monitor(), EMA(nn.Linear(1, 1), 0.999, ramp=False)
+    monitor.check_preview(slow, 100)
+    monitor.check_preview(slow, 200)
+    assert capsys.readouterr().err.startswith("warning: step 100: the averaged weights (EMA) still contain 90% of")
+    monitor = Monitor()
+    monitor.check_preview(slow, 4000)
     assert capsys.readouterr().err == ""

@@ -10,13 +10,13 @@ import torch
 
 from tok1d.cli.app import run as run_cli
 from tok1d.config.load import load_recipe
-from tok1d.cost.loss_networks import judges
+from tok1d.cost.loss_networks import loss_networks
 from tok1d.data import fashion_mnist, folder, scan_cache
 from tok1d.errors import ConfigError, DataError
-from tok1d.train import rehearse as rehearsing
+from tok1d.train import profile as profiling
 from tok1d.train import run
-from tok1d.train.profile import WARMUP, Phase, phases, rehearse, rows
-from tok1d.train.profile_task import rehearsal, untrained
+from tok1d.train.profile import WARMUP, Phase, phases, profile_steps, rows
+from tok1d.train.profile_task import profile_task, with_random_weights
 from tok1d.zoo import store
 from tok1d.zoo.weights import fingerprint
 
@@ -46,11 +46,11 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_hours_are_the_median_step_times_their_number(tiny: Tiny, fashion: None) -> None:
     recipe = load_recipe(tiny("classifier"), ["train.steps=7200", "train.peak_tflops=2"])
     times = [99.0] * WARMUP + [3.0, 1.0, 2.0, 50.0, 1.5]
-    result = rehearse(recipe, 5, Stopwatch(times, [0.5] * len(times)))
-    assert result.timed[0].seconds == pytest.approx([3.0, 1.0, 2.0, 50.0, 1.5])
+    result = profile_steps(recipe, 5, Stopwatch(times, [0.5] * len(times)))
+    assert result.times[0].seconds == pytest.approx([3.0, 1.0, 2.0, 50.0, 1.5])
     assert result.hours == pytest.approx(2.0 * 7200 / 3600)
-    assert result.timed[0].waited == pytest.approx(5 * 0.5 / 57.5)
-    flops = result.timed[0].flops
+    assert result.times[0].waited == pytest.approx(5 * 0.5 / 57.5)
+    flops = result.times[0].flops
     assert flops is not None
     text = rows(result)
     assert ("", "4", "images a second") in text
@@ -62,10 +62,10 @@ def test_both_sides_of_the_game_are_measured_and_weighted(tiny: Tiny, fashion: N
     recipe = load_recipe(tiny("maetok"), ["train.steps=3600", *GAME, "adversarial.start=901"])
     assert [(each.first, each.steps) for each in phases(recipe)] == [(0, 900), (900, 2700)]
     slow = [1.0] * (WARMUP + 2) + [4.0] * (WARMUP + 2)
-    result = rehearse(recipe, 2, Stopwatch(slow, [0.0] * len(slow)))
+    result = profile_steps(recipe, 2, Stopwatch(slow, [0.0] * len(slow)))
     assert result.hours == pytest.approx((900 * 1.0 + 2700 * 4.0) / 3600)
-    before, playing = result.timed
-    assert before.flops is not None and playing.flops is not None and playing.flops > before.flops
+    before, after = result.times
+    assert before.flops is not None and after.flops is not None and after.flops > before.flops
     never = load_recipe(tiny("maetok"), [*GAME, "adversarial.start=100"])
     assert len(phases(never)) == 1 and len(phases(load_recipe(tiny("maetok"), [*GAME, "adversarial.start=1"]))) == 1
 
@@ -79,15 +79,15 @@ def test_measured_steps_are_in_their_phase(steps: int) -> None:
 
 def test_the_discriminator_plays_in_its_phase(tiny: Tiny, fashion: None, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, bool]] = []
-    step = rehearsing.Run.train_step
+    step = profiling.Run.train_step
 
-    def watched(self: rehearsing.Run, batches: list[Any]) -> Any:
+    def watched(self: profiling.Run, batches: list[Any]) -> Any:
         logged = step(self, batches)
         seen.append((self.step, float(logged["d_loss_adversarial"]) > 0))
         return logged
 
-    monkeypatch.setattr(rehearsing.Run, "train_step", watched)
-    rehearse(load_recipe(tiny("maetok"), [*GAME]), 1)
+    monkeypatch.setattr(profiling.Run, "train_step", watched)
+    profile_steps(load_recipe(tiny("maetok"), [*GAME]), 1)
     assert all(plays == (place + 1 >= 5) for place, plays in seen)
     assert {plays for _, plays in seen} == {False, True}
 
@@ -108,7 +108,7 @@ def test_nothing_is_written_and_training_is_the_same_after_it(
     for name, first in (("plain", False), ("after", True)):
         recipe = replace(load_recipe(path), out=str(tmp_path / name))
         if first:
-            rehearse(recipe, 1)
+            profile_steps(recipe, 1)
         out = run.train(recipe, quiet=True)
         prints.append(fingerprint(store.load(str(out / "model"))))
     assert prints[0] == prints[1]
@@ -118,7 +118,7 @@ def test_a_run_at_work_is_not_disturbed(tiny: Tiny, fashion: None, tmp_path: Pat
     recipe = replace(load_recipe(tiny("classifier")), out=str(tmp_path / "run"))
     run.train(recipe, quiet=True, seconds=0)
     before = files(tmp_path)
-    rehearse(recipe, 1)
+    profile_steps(recipe, 1)
     assert files(tmp_path) == before
 
 
@@ -126,12 +126,12 @@ def test_without_data_batches_are_random_and_it_says_so(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOK1D_CACHE", str(tmp_path / "cache"))
-    result = rehearse(load_recipe(tiny("classifier")), 1)
-    assert result.source.startswith("random images (Fashion-MNIST is not in") and not result.loads
+    result = profile_steps(load_recipe(tiny("classifier")), 1)
+    assert result.batches.source.startswith("random images (Fashion-MNIST is not in") and not result.batches.real
     assert not any("waiting" in cells[2] for cells in rows(result))
     assert not (tmp_path / "cache").exists()
-    generator = rehearse(load_recipe(tiny("generator", tokenizer="nowhere"), [f"cache={tmp_path / 'no'}"]), 1)
-    assert generator.source.startswith("random tokens") and "making the token cache" in generator.omitted
+    generator = profile_steps(load_recipe(tiny("generator", tokenizer="nowhere"), [f"cache={tmp_path / 'no'}"]), 1)
+    assert generator.batches.source.startswith("random tokens") and "making the token cache" in generator.omitted
     assert not list(tmp_path.iterdir())
 
 
@@ -141,21 +141,21 @@ def test_teachers_are_not_fetched(tiny: Tiny) -> None:
         "model.decoder.align_depth=1",
         "model.decoder.patch=7",
     ]
-    assert untrained(load_recipe(tiny("tokenizer"), overrides)).model.alignment.weights == "random"
+    assert with_random_weights(load_recipe(tiny("tokenizer"), overrides)).model.alignment.weights == "random"
     dino = load_recipe(tiny("maetok"), ["adversarial.weight=0.4"])
-    assert untrained(dino).adversarial.discriminator.weights == "random"
+    assert with_random_weights(dino).adversarial.discriminator.weights == "random"
     other = "adversarial.discriminator.backbone=vit_base_patch16_224.dino"
     unknown = load_recipe(tiny("maetok"), ["adversarial.weight=0.4", other])
     with pytest.raises(ConfigError, match=r"--measure fetches none, expected a file of vit_base_patch16_224.dino's"):
-        untrained(unknown)
-    assert judges(unknown) == {"discriminator": None}
+        with_random_weights(unknown)
+    assert loss_networks(unknown) == {"discriminator": None}
 
 
 def test_lpips_is_as_large_as_the_real_one(tiny: Tiny, fashion: None) -> None:
     recipe = load_recipe(tiny("maetok"), ["perceptual.weight=1.0"])
-    losses = rehearsal(recipe).task.players[0].losses
+    losses = profile_task(recipe).task.players[0].losses
     assert losses is not None
-    known = judges(recipe)["LPIPS"]
+    known = loss_networks(recipe)["LPIPS"]
     assert known is not None and known.frozen == 14_714_688 + 64 + 128 + 256 + 512 + 512
 
 
@@ -163,16 +163,16 @@ def test_what_does_not_fit_is_one_line(tiny: Tiny, fashion: None, monkeypatch: p
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
 
-    monkeypatch.setattr(rehearsing.Run, "train_step", full)
+    monkeypatch.setattr(profiling.Run, "train_step", full)
     with pytest.raises(ConfigError, match=r"^train.batch_size: 8 images at a time do not fit") as error:
-        rehearse(load_recipe(tiny("classifier")), 1)
+        profile_steps(load_recipe(tiny("classifier")), 1)
     assert "\n" not in str(error.value)
 
 
 def test_measure_belongs_to_the_dry_run(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     path = tiny("classifier")
     assert run_cli(["train", path, "--measure"]) == 2
-    assert "--measure: it belongs to --dry-run" in capsys.readouterr().err
+    assert "--measure: expected with --dry-run" in capsys.readouterr().err
     assert run_cli(["train", path, "--dry-run"]) == 0
     assert "--measure times ten of its steps" in capsys.readouterr().out
     assert run_cli(["train", path, "--dry-run", "--measure", "train.precision=bf16"]) == (

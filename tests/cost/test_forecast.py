@@ -13,8 +13,10 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from tok1d.cli.app import run as run_cli
 from tok1d.config.load import load_recipe
+from tok1d.cost.flops import step_flops_or_none
 from tok1d.cost.forecast import DEVICES, forecast, meta_batch, table
-from tok1d.cost.measure import AUTOENCODERS, Measured, autoencoder_cost, measure, use_stand_ins
+from tok1d.cost.measure import AUTOENCODERS, StepCost, autoencoder_cost, measure, use_stand_ins
+from tok1d.errors import ConfigError
 from tok1d.nn.attention import Attention
 from tok1d.zoo import store
 
@@ -32,7 +34,7 @@ class Toy(nn.Module):
         return {"loss": self.body(batch[0]).sum(), "seen": batch[0].sum()}
 
 
-def toy(body: Callable[[], nn.Module], shape: tuple[int, ...], *, half: bool = False) -> Measured:
+def toy(body: Callable[[], nn.Module], shape: tuple[int, ...], *, half: bool = False) -> StepCost:
     with torch.device("meta"):
         model = Toy(body())
     return measure(model, lambda num: (torch.empty(num, *shape, device="meta"), torch.empty(0)), half=half)
@@ -192,3 +194,45 @@ def test_dry_run_reads_and_writes_nothing(
     assert not list(tmp_path.iterdir())
     assert run_cli(["train", path, "model.dept=3", "--dry-run"]) == 2
     assert "model.depth" in capsys.readouterr().err
+
+
+class OwnConfig:
+    """Of a model that is not part of tok1d."""
+
+    name, image_size, channels, num_classes = "own", 8, 1, 2
+
+
+class Own(nn.Module):
+    """A user's model without `use_stand_ins`; with `values` its loss needs numbers, which meta tensors do not have."""
+
+    def __init__(self, *, values: bool) -> None:
+        super().__init__()
+        self.config, self.values = OwnConfig(), values
+        self.layer = nn.Linear(64, 2)
+
+    def losses(self, batch: tuple[Tensor, Tensor], progress: float) -> dict[str, Tensor]:
+        loss = self.layer(batch[0].flatten(1)).square().mean()
+        return {"loss": loss if not self.values or loss.item() >= 0 else -loss}
+
+
+def own(tiny: Callable[..., str], monkeypatch: pytest.MonkeyPatch, *, values: bool) -> Any:
+    recipe = load_recipe(tiny("classifier"))
+    recipe.model = OwnConfig()
+    monkeypatch.setattr(store, "build_model", lambda config: Own(values=values))
+    return recipe
+
+
+def test_a_model_that_declares_nothing_is_forecast(tiny: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = own(tiny, monkeypatch, values=False)
+    result = forecast(recipe)
+    assert result.trainable == 64 * 2 + 2 and result.measured.flops_per_image == 2 * (2 * 64 * 2)
+    flops = step_flops_or_none(recipe)
+    assert flops is not None and flops.before == 8 * result.measured.flops_per_image
+
+
+def test_an_unknown_cost_is_one_line(tiny: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = own(tiny, monkeypatch, values=True)
+    with pytest.raises(ConfigError, match=r"^model: the cost of own is unknown, .* use_stand_ins") as error:
+        forecast(recipe)
+    assert "\n" not in str(error.value)
+    assert step_flops_or_none(recipe) is None

@@ -1,0 +1,146 @@
+"""From a generator's recipe to a task: its tokenizer, its token cache, and its batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from tok1d.config.condition import text_condition
+from tok1d.config.recipe import NO_CACHE, Recipe
+from tok1d.data.broken import report_broken
+from tok1d.data.tokens import INDEX, TokenCache
+from tok1d.devices import process_device
+from tok1d.errors import ConfigError, DataError
+from tok1d.generators.statistics import NormalisedTokens
+from tok1d.inference.cache import (
+    captions_fingerprint,
+    check_variational,
+    encode_images,
+    encoder_settings,
+    tokens_kept,
+    with_views,
+)
+from tok1d.inference.conditions import reads_captions
+from tok1d.inference.request import CacheFormat
+from tok1d.train.batches import cached_batches, caption_embeddings, encoded_batches
+from tok1d.train.folder import has_checkpoint
+from tok1d.train.images import Images, open_split
+from tok1d.train.models import LoadedTokenizer
+from tok1d.train.previews import sample_preview
+from tok1d.train.task import BatchFunction, Task
+from tok1d.zoo import store
+from tok1d.zoo.card import padding_of
+from tok1d.zoo.pairs import check_condition, check_num_classes, check_tokens, shared_classes
+from tok1d.zoo.transfer import init_from
+from tok1d.zoo.weights import fingerprint
+
+STATISTICS_ROWS = 10_000  # token sequences from which a generator's input mean and standard deviation are computed
+
+
+def generator_task(recipe: Recipe) -> Task:
+    """The task of a generator's recipe.
+
+    Raises:
+        Tok1dError: a tokenizer that cannot be loaded, or that generator, data or cache do not fit.
+    """
+    assert recipe.tokenizer is not None, "Recipe.check ensures it"
+    tokenizer: LoadedTokenizer = store.load(recipe.tokenizer)
+    if not hasattr(tokenizer, "spec"):
+        raise ConfigError(f"tokenizer: expected a tokenizer's model folder, {recipe.tokenizer} is another model")
+    config, length = recipe.model, _check_tokenizer(recipe, tokenizer)
+    class_table = shared_classes(config, tokenizer, recipe.tokenizer)
+    batch, classes, images = (_encoded if recipe.cache == NO_CACHE else _cached)(recipe, tokenizer, length)
+    check_num_classes(config, classes)
+    resumes = has_checkpoint(Path(recipe.out))
+    model = store.build_model(config)
+    if recipe.init_from is not None and not resumes:
+        init_from(model, recipe.init_from)
+    if class_table is not None:
+        model.label_embed.set_table(class_table)  # type: ignore[operator, union-attr]
+    if isinstance(model, NormalisedTokens) and not resumes:
+        # As if by one process (rank 0 of 1), so that the statistics are equal in all processes.
+        count = -(-STATISTICS_ROWS // recipe.train.batch_size)
+        model.fit_statistics(batch(step, 0, 1)[0] for step in range(count))
+    return Task(model, batch, sample_preview(recipe, tokenizer), images=images)
+
+
+def _check_tokenizer(recipe: Recipe, tokenizer: LoadedTokenizer) -> int:
+    """The number of tokens that the generator learns; raises ConfigError where the two models do not fit."""
+    assert recipe.tokenizer is not None
+    length = tokens_kept(tokenizer.spec, recipe.num_tokens)
+    check_tokens(recipe.model, tokenizer.spec, length)
+    pad = padding_of(tokenizer)
+    if tokenizer.card.recipe and pad != recipe.data.pad:
+        raise ConfigError(f"data.pad: expected {pad} as in the tokenizer's training, got {recipe.data.pad}")
+    if recipe.sample_latents:
+        check_variational(tokenizer, "sample_latents")
+    check_condition(recipe.model, tokenizer, recipe.tokenizer)
+    return length
+
+
+def open_cache(recipe: Recipe, tokenizer: LoadedTokenizer, images: Images) -> TokenCache:
+    """The recipe's token cache of these images; encoded now if there is none.
+
+    Raises:
+        DataError: the cache was made by another tokenizer, of other data, views or captions, or without the moments
+            that `sample_latents` needs.
+    """
+    assert recipe.cache is not None, "set by load_recipe"
+    folder = Path(recipe.cache)
+    if not (folder / INDEX).exists():
+        cache = encode_images(
+            tokenizer.to(process_device()),
+            images,
+            folder,
+            format=CacheFormat(num_tokens=recipe.num_tokens, dtype=recipe.cache_dtype, moments=recipe.sample_latents),
+            seed=recipe.seed,
+        )
+        assert cache is not None, "one process writes all parts"
+        return cache
+    cache = TokenCache(folder)
+    wanted = images.transform.fingerprint()
+    found = cache.meta.get("transform", wanted)  # missing in caches of versions that had one view only
+    if found != wanted:
+        raise DataError(
+            f"{folder}: holds views {found}, the recipe asks for {wanted}: set cache_views as it was encoded, "
+            "or cache to another folder"
+        )
+    if recipe.sample_latents and not cache.meta.get("moments"):
+        raise DataError(
+            f"{folder}: holds means alone, sample_latents=true needs their standard deviations too: encode with "
+            "--moments, or cache to another folder"
+        )
+    cache.check(
+        tokenizer_fingerprint=fingerprint(tokenizer),
+        tokenizer_settings=encoder_settings(tokenizer),
+        data_fingerprint=images.fingerprint(),
+    )
+    captioned = reads_captions(tokenizer) and any(images.captions)
+    if cache.meta.get("captions") != (captions_fingerprint(images.captions) if captioned else None):
+        raise DataError(f"{folder}: encoded with other captions than data.captions gives now: cache to another folder")
+    return cache
+
+
+def _cached(recipe: Recipe, tokenizer: LoadedTokenizer, length: int) -> tuple[BatchFunction, int, Images]:
+    """Batches from the token cache, the number of classes, and the images."""
+    images = with_views(open_split(recipe, "train"), recipe.cache_views)
+    embed, device = caption_embeddings(recipe, text_condition(recipe.model), images), process_device()
+    if not (Path(str(recipe.cache)) / INDEX).exists():
+        check_num_classes(recipe.model, images.num_classes)  # before the encoding, which takes long
+    cache = open_cache(recipe, tokenizer, images)
+    if cache.num_tokens < length:
+        raise DataError(f"{recipe.cache}: holds {cache.num_tokens} tokens an image, {length} are needed; encode again")
+
+    def condition(rows: np.ndarray, labels: Tensor) -> Tensor:
+        return labels if embed is None else embed([images.captions[row // cache.views] for row in rows], device)
+
+    return cached_batches(recipe, cache, length, condition), int(cache.meta.get("num_classes", 0)), images
+
+
+def _encoded(recipe: Recipe, tokenizer: LoadedTokenizer, length: int) -> tuple[BatchFunction, int, Images]:
+    """Batches that are encoded at every step, the number of classes, and the images."""
+    images = open_split(recipe, "train", augment=True)
+    report_broken(images)
+    return encoded_batches(recipe, images, tokenizer, length), images.num_classes, images
