@@ -229,7 +229,7 @@ def test_a_generator_takes_only_its_tokenizer_s_tokens(tiny: Tiny, tmp_path: Pat
         (
             "maetok",
             "evaluate.guidance=2",
-            r"evaluate\.guidance: this decoder is deterministic .*, expected 1, .* 2",
+            r"evaluate\.guidance: this decoder is deterministic and has no guidance, expected 1, .* 2",
         ),
         ("sit", "evaluate.keep=[2]", r"evaluate\.keep: these tokens have no order, expected \[\] or \[4\], got 2"),
         ("sit", "model.class_dropout=0", r"evaluate\.guidance: .* trained without class_dropout, expected 1, .* 1\.5"),
