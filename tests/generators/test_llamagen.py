@@ -289,12 +289,12 @@ BAD_CALLS: list[tuple[Call, str]] = [
     (lambda m: m.sample(num=1, length=K + 1), "1..9, got 10"),
     (lambda m: m.sample(num=1, length=0), "1..9, got 0"),
     (lambda m: m.sample(num=1, steps=4), "steps: llamagen has none, leave it out; got 4"),
-    (lambda m: m.sample(num=1, top_k=-1), "top_k: expected 0 (off)"),
-    (lambda m: m.sample(num=1, top_p=0.0), "top_p: expected a probability in (0, 1]"),
+    (lambda m: m.sample(num=1, top_k=-1), "top_k: expected a finite number >= 0, got -1"),
+    (lambda m: m.sample(num=1, top_p=0.0), "top_p: expected a finite number > 0 and <= 1, got 0"),
     (lambda m: m.sample(num=1, top_p=1.5), "got 1.5"),
     (lambda m: m.sample(num=1, temperature=math.nan), "got nan"),
     (lambda m: m.sample(num=1, guidance=math.nan), "guidance: expected a finite scale"),
-    (lambda m: m.sample(num=1, temperature=-1.0), "temperature: expected a finite number of 0 or more"),
+    (lambda m: m.sample(num=1, temperature=-1.0), "temperature: expected a finite number >= 0, got -1"),
     (lambda m: m.sample(num=1, guidance=Guidance(2.0, weak_model=m)), "no weak_model"),
 ]
 

@@ -6,21 +6,8 @@ import torch
 from torch import Tensor
 
 from tok1d.config.sampling import SampleSettings
-from tok1d.errors import InputError
 
 MIN_TEMPERATURE = 1e-5  # logits are divided by no smaller temperature
-
-
-def check_filter(settings: SampleSettings) -> None:
-    """Refuse settings of `filter_logits` that are out of range.
-
-    Raises:
-        InputError: top_k below 0, or top_p outside (0, 1].
-    """
-    if settings.top_k < 0:
-        raise InputError(f"top_k: expected 0 (off) or a number of entries, got {settings.top_k}")
-    if not 0 < settings.top_p <= 1:
-        raise InputError(f"top_p: expected a probability in (0, 1], where 1 is off, got {settings.top_p:g}")
 
 
 def filter_logits(logits: Tensor, settings: SampleSettings) -> Tensor:
