@@ -57,6 +57,13 @@ class SampleSettings:
         of=("categorical",),
         build=null_is(1.0, float),
     )
+    min_p: float = option(
+        0.0,
+        "LlamaGen: sample from the ids that have at least this share of the most likely id's probability; 0: all",
+        ge=0,
+        le=1,
+        of=("categorical",),
+    )
 
     def given(self) -> dict[str, Any]:
         """The settings that differ from their defaults."""
