@@ -21,6 +21,7 @@ from tok1d.config.registry import MODELS, build_model_config
 from tok1d.errors import ConfigError, WeightsError, reason_of
 from tok1d.tokenizers.latent_space import EMBEDDED, Autoencoder
 from tok1d.zoo.card import Card
+from tok1d.zoo.loaded import LoadedGenerator, LoadedTokenizer
 from tok1d.zoo.pretrained.autoencoder import connect_autoencoder
 from tok1d.zoo.weights import HasWeights, fingerprint, load_state, read_weights
 
@@ -201,7 +202,7 @@ def load(name: str | Path, *, device: str | torch.device = "cpu", base: Path | N
     return model.to(device).eval()
 
 
-def load_pair(name: str | Path, *, device: str | torch.device = "cpu") -> tuple[Any, Any]:
+def load_pair(name: str | Path, *, device: str | torch.device = "cpu") -> tuple[LoadedGenerator, LoadedTokenizer]:
     """A generator and the tokenizer whose tokens it generates.
 
     Args:
