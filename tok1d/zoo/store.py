@@ -141,7 +141,7 @@ def resolve(name: str | Path, base: Path | None = None) -> Path:
     if Path(text).suffix in (".pt", ".pth", ".pkl", ".ckpt", ".safetensors", ".bin"):
         raise WeightsError(f"{text}: expected a model folder; published weight files go through 'tok1d convert' first")
     if Path(text).exists():
-        raise WeightsError(f"{text}: expected a model folder with config.json and model.safetensors")
+        raise WeightsError(f"{text}: expected a model folder with config.json and model.safetensors, got none there")
     if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).parent.exists():
         return _download(text)
     if recipe := _recipe_of(text):
