@@ -6,6 +6,9 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := .venv/bin
 # Without this, waiting threads keep the cores busy, and two jobs on one machine run many times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
+# Tests start many processes: each would compile torch's sources anew where no bytecode may be written (uv writes none).
+export PYTHONDONTWRITEBYTECODE :=
+export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.venv/pycache
 
 demo: .venv/.demo
 	$(BIN)/tok1d demo

@@ -147,7 +147,7 @@ def held_out_loss(generator: Any, tokenizer: Any) -> float:
     tokens, source, total = generator.normalise(tokens), torch.Generator().manual_seed(0), 0.0
     with torch.no_grad():
         for _ in range(LOSS_DRAWS):
-            t = generator.times.draw(len(tokens), generator=source)
+            t = generator.times.sample(len(tokens), generator=source)
             noise = torch.randn(tokens.shape, generator=source)
             for part in torch.arange(len(tokens)).split(500):
                 terms = generator.loss_rows(tokens[part], labels[part], t=t[part], noise=noise[part])

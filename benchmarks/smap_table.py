@@ -186,7 +186,7 @@ def loss_of(generator: Any, tokens: Any, labels: Any, source: Any) -> float:
         return float(generator.loss_rows(tokens, labels).mean())
     if name == "maskgit":
         time, order = torch.rand(len(tokens), generator=source), torch.rand(tokens.shape, generator=source)
-        visible, hidden = generator.hide(tokens, time=time, order=order)
+        visible, hidden = generator.mask(tokens, time=time, order=order)
         return float(generator.loss(generator.net(visible, labels), tokens, hidden))
     tokens = generator.normalise(tokens)
     states, target = generator.hidden(tokens, labels).flatten(0, 1), tokens.flatten(0, 1)

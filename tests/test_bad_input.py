@@ -778,7 +778,7 @@ def test_real_processes_end_in_the_same_way(bench: Bench) -> None:
     every = {kind: list(maker(bench)) for kind, maker in MAKERS.items()}
     assert sum(map(len, every.values())) >= 600 and all(len(cases) >= 10 for cases in every.values())
     chosen = [*(bench.rng.choice(every[kind]) for kind in ("image", "model", "checkpoint")), *every["option"][-7:]]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(cli.__file__).parents[2])}
     for each in chosen:
         before = listing(bench.root)
         command = [sys.executable, "-m", "tok1d.cli.app", *each.arguments]

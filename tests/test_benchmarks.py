@@ -125,7 +125,7 @@ def test_the_released_sde_calls_the_network_twice_a_step(bench: Bench) -> None:
 @pytest.mark.parametrize("on", [slow.HeadSwitches(), RELEASED_HEAD, slow.HeadSwitches(one_batch=False)])
 def test_slow_sampling_equals_the_library(bench: Bench, on: slow.HeadSwitches, cache: bool) -> None:
     labels = torch.tensor([1, 5])
-    fast = bench.generator.sample(labels, guidance=3.0, steps=5, sampler="sde", randn=bench.randn())
+    fast = bench.generator.sample(labels, guidance=3.0, steps=5, sampler="sde", noise=bench.randn())
     other = slow.sample_tokens(bench.generator, labels, bench.randn(), length=3, scale=3.0, steps=5, on=on, cache=cache)
     torch.testing.assert_close(other, fast, rtol=1e-4, atol=1e-4)
 

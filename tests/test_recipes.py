@@ -19,7 +19,8 @@ from tok1d.tokenizers.token_dit import DecoderConfig
 from tok1d.train.optim import learning_rate
 from tok1d.train.tasks import build_task
 from tok1d.zoo import store
-from tok1d.zoo.adapters.semanticist import ar_config, decoder_config, encoder_config, from_published, to_published
+from tok1d.zoo.adapters.semanticist import ar_config, decoder_config, encoder_config
+from tok1d.zoo.adapters.semanticist_names import from_published, to_published
 
 IMAGENET = [name for name in recipe_names() if name.startswith("imagenet")]
 TOKENIZERS = [name for name in IMAGENET if name.startswith("imagenet256/semanticist")]

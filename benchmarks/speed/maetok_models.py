@@ -213,7 +213,7 @@ class GeneratorTrainer:
 
 def two_pass_velocity(model: SiT, labels: Tensor, scale: float) -> Field:
     """The guided velocity of a SiT with one call for the classes and one for the null class."""
-    null = model.labels(None, len(labels))
+    null = model.check_cond(None, len(labels))
 
     def conditional(x: Tensor, t: Tensor) -> Tensor:
         return model.net(x, t, labels)

@@ -125,7 +125,7 @@ def sampling(bench: MAETokBench, what: str, guidance: float | Guidance, *, steps
     model, labels, few = bench.sit, bench.labels(bench.sizes.batch), min(steps, bench.sizes.measured_steps)
 
     def run() -> Tensor:
-        return model.sample(labels, guidance=guidance, steps=few, sampler=sampler, randn=bench.randn())
+        return model.sample(labels, guidance=guidance, steps=few, sampler=sampler, noise=bench.randn())
 
     return Arm(what, without_grad(bench, run), steps / few)
 

@@ -16,7 +16,7 @@ from speed.slow import HeadSwitches
 from torch import Tensor
 
 from tok1d.diffusion.guidance import Guidance
-from tok1d.generators.autoregressive import CachedDecoder
+from tok1d.generators.causal import CachedDecoder
 from tok1d.nn.attention import masked, prefix_causal, prefix_causal_mask
 from tok1d.train.ema import EMA
 from tok1d.train.optim import build_optimizer
@@ -286,7 +286,7 @@ def ar_batch(bench: Bench) -> Iterator[Row]:
 
     def sample(labels: Tensor) -> Tensor:
         options = {"guidance": bench.scale, "steps": bench.head_steps[0], "sampler": "sde"}
-        return model.sample(labels, length=sizes.few_tokens, randn=bench.randn(), **options)
+        return model.sample(labels, length=sizes.few_tokens, noise=bench.randn(), **options)
 
     def one_by_one() -> Tensor:
         return torch.cat([sample(label[None]) for label in bench.labels(batch)])
@@ -311,7 +311,7 @@ def ar(bench: Bench) -> Iterator[Row]:
         )
 
     def ours(steps: int, sampler: str) -> Tensor:
-        return model.sample(labels, guidance=bench.scale, steps=steps, sampler=sampler, randn=bench.randn())
+        return model.sample(labels, guidance=bench.scale, steps=steps, sampler=sampler, noise=bench.randn())
 
     other = Arm(f"released way, {released} steps", without_grad(bench, as_released), sizes.ar_tokens / few)
     grids = [(steps, "sde") for steps in bench.head_steps] + [(steps, "euler") for steps in bench.euler_steps]

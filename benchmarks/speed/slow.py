@@ -17,7 +17,8 @@ from tok1d.config.recipe import OptimConfig
 from tok1d.diffusion.guidance import Guidance, combine, guided
 from tok1d.diffusion.path import Path
 from tok1d.diffusion.solver import Field, Randn, euler_maruyama, interpolant_sde
-from tok1d.generators.autoregressive import CachedDecoder, CausalGenerator, EpsilonLlamaGen
+from tok1d.generators.autoregressive import EpsilonLlamaGen, HeadGenerator
+from tok1d.generators.causal import CachedDecoder
 from tok1d.generators.head import DiffusionHead, SamplingTable
 from tok1d.nn.attention import Attend, masked, prefix_causal_mask
 from tok1d.nn.block import AdaLNBlock, Block
@@ -150,12 +151,12 @@ def sample_head(
 Conditions = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
-def trunk(model: CausalGenerator, labels: Tensor, length: int, *, cache: bool, one_batch: bool) -> Conditions:
+def trunk(model: HeadGenerator, labels: Tensor, length: int, *, cache: bool, one_batch: bool) -> Conditions:
     """Head conditions of token i given tokens (B, length, D), of which those before i count: two (B, dim).
 
     With a cache, i must be requested in order.
     """
-    null = model.labels(None, len(labels))
+    null = model.check_cond(None, len(labels))
     if not cache:
 
         def recomputed(tokens: Tensor, i: int) -> tuple[Tensor, Tensor]:

@@ -167,7 +167,7 @@ def card_without_cache(model: CARD, labels: Tensor, randn: Randn, scale: float) 
 def llamagen_without_cache(model: LlamaGen, labels: Tensor, scale: float) -> Tensor:
     """Greedy `LlamaGen.sample` without a cache, the whole sequence computed again for every id: ids (B, N)."""
     ids = labels.new_zeros(len(labels), 0)
-    classes = model.label_embed(torch.cat([labels, model.labels(None, len(labels))]))[:, None]
+    classes = model.label_embed(torch.cat([labels, model.check_cond(None, len(labels))]))[:, None]
     for i in range(1, 1 + model.config.num_tokens):
         x = torch.cat([classes, model.token_embed(ids.repeat(2, 1))], dim=1)
         attend = rotary(model.cos[:i], model.sin[:i], causal)

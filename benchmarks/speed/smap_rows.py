@@ -65,7 +65,7 @@ def card_cache(bench: SMAPBench) -> Iterator[Row]:
     model, labels, scale = bench.card, bench.labels(bench.sizes.batch), bench.scale
 
     def cached() -> Tensor:
-        return model.sample(labels, guidance=scale, randn=bench.randn())
+        return model.sample(labels, guidance=scale, noise=bench.randn())
 
     def recomputed() -> Tensor:
         return card_without_cache(model, labels, bench.randn(), scale)

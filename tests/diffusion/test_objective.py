@@ -16,14 +16,14 @@ PATHS = [Path("linear"), Path("cosine")]
 
 
 def test_uniform_times() -> None:
-    t = Times("uniform").draw(20000, generator=torch.Generator().manual_seed(0))
+    t = Times("uniform").sample(20000, generator=torch.Generator().manual_seed(0))
     assert t.shape == (20000,) and t.min() >= 0 and t.max() < 1
     quantiles = torch.quantile(t, torch.tensor([0.1, 0.5, 0.9]))
     torch.testing.assert_close(quantiles, torch.tensor([0.1, 0.5, 0.9]), atol=0.02, rtol=0)
 
 
 def test_logit_normal_times() -> None:
-    t = Times("logit_normal", -1.0, 0.5).draw(20000, generator=torch.Generator().manual_seed(0))
+    t = Times("logit_normal", -1.0, 0.5).sample(20000, generator=torch.Generator().manual_seed(0))
     logits = t.logit()
     assert abs(logits.mean().item() + 1) < 0.03 and abs(logits.std().item() - 0.5) < 0.03
     assert t.median() < 0.5, "a negative mean favours noise"
@@ -31,7 +31,7 @@ def test_logit_normal_times() -> None:
 
 def test_times_come_from_the_generator() -> None:
     for times in (Times("uniform"), Times("logit_normal")):
-        draws = [times.draw(5, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+        draws = [times.sample(5, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
         assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 
 

@@ -114,7 +114,7 @@ def test_a_full_disk_loses_only_the_steps_since_the_checkpoint(
 GROWING = """
 import subprocess, sys
 from pathlib import Path
-from tok1d import cli
+from tok1d.cli import app as cli
 
 disk, command = Path(sys.argv[1]), sys.argv[2:]
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)], check=True)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from tok1d.diffusion.guidance import Guidance
 from tok1d.diffusion.solver import randn_from
 from tok1d.errors import ConfigError, InputError
-from tok1d.generators.autoregressive import CachedDecoder, EpsilonLlamaGen, EpsilonLlamaGenConfig
+from tok1d.generators.autoregressive import EpsilonLlamaGen, EpsilonLlamaGenConfig
+from tok1d.generators.causal import CachedDecoder
 from tok1d.generators.head import HeadConfig
 
 K, D, CLASSES = 5, 3, 4
@@ -125,10 +126,10 @@ def test_one_sample_equals_its_row_of_a_batch(labels: Tensor) -> None:
         return draws[-1]
 
     source = seeded()
-    batch = model.sample(labels, guidance=2.0, randn=record)
+    batch = model.sample(labels, guidance=2.0, noise=record)
     for row in range(3):
         replay = iter(draws)
-        alone = model.sample(labels[row : row + 1], guidance=2.0, randn=lambda x, r=row, it=replay: next(it)[r : r + 1])
+        alone = model.sample(labels[row : row + 1], guidance=2.0, noise=lambda x, r=row, it=replay: next(it)[r : r + 1])
         close(alone, batch[row : row + 1])
         assert next(replay, None) is None
 
@@ -170,7 +171,7 @@ def test_a_failed_generation_leaves_nothing_behind(tokens: Tensor, labels: Tenso
         return torch.zeros_like(x)
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        model.sample(labels, guidance=2.0, randn=fails)
+        model.sample(labels, guidance=2.0, noise=fails)
     assert model.state_dict().keys() == before.keys() and not list(model.buffers())[1:]
     assert {name: dict(vars(part)) for name, part in model.named_modules()}.keys() == attributes.keys()
     assert all(vars(part).keys() == attributes[name].keys() for name, part in model.named_modules())
@@ -233,8 +234,8 @@ def test_temperature_zero_is_decided_by_the_starts(labels: Tensor) -> None:
 
         return randn
 
-    cold = [model.sample(labels, temperature=0.0, randn=same_starts(seed)) for seed in (1, 2)]
-    warm = [model.sample(labels, randn=same_starts(seed)) for seed in (1, 2)]
+    cold = [model.sample(labels, temperature=0.0, noise=same_starts(seed)) for seed in (1, 2)]
+    warm = [model.sample(labels, noise=same_starts(seed)) for seed in (1, 2)]
     assert torch.equal(*cold) and not torch.allclose(*warm, atol=1e-3)
 
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from tok1d.config.condition import ConditionConfig
 from tok1d.errors import ConfigError, InputError
-from tok1d.generators.autoregressive import CachedDecoder
-from tok1d.generators.captions import CaptionPrefix, CaptionVectors, causal_behind
+from tok1d.generators.captions import CaptionPrefix, CaptionVectors, causal_after_padding
 from tok1d.generators.card import CARD, CARDConfig
+from tok1d.generators.causal import CachedDecoder
 from tok1d.generators.head import HeadConfig
-from tok1d.generators.llamagen import IdDecoder, LlamaGen, LlamaGenConfig, rotary_table
+from tok1d.generators.llamagen import LlamaGen, LlamaGenConfig, rotary_table
 
 K, D, V, E, T = 4, 3, 7, 5, 6
 TEXT = ConditionConfig("text", "nobody/asks", E, T)
@@ -67,7 +67,7 @@ def tokens_for(model: Any) -> Tensor:
 
 def states(model: Any, tokens: Tensor, cond: Tensor | None) -> Tensor:
     """What decides each of the K tokens, (3, K, ...): logits, or what the head is told."""
-    labels = model.labels(cond, len(tokens))
+    labels = model.check_cond(cond, len(tokens))
     return model(tokens[:, :-1], labels) if isinstance(model, LlamaGen) else model.hidden(tokens, labels)
 
 
@@ -123,9 +123,9 @@ def test_no_caption_is_the_null_condition(model: Any) -> None:
 
 @torch.no_grad()
 def test_cached_decoding_equals_the_whole_sequence(model: Any) -> None:
-    tokens, decoder = tokens_for(model), IdDecoder if isinstance(model, LlamaGen) else CachedDecoder
-    labels = model.labels(COND, 3)
-    plain, both = (decoder(model, labels, K, with_null=with_null) for with_null in (False, True))  # type: ignore[operator]
+    tokens = tokens_for(model)
+    labels = model.check_cond(COND, 3)
+    plain, both = (CachedDecoder(model, labels, K, with_null=with_null) for with_null in (False, True))
     given, null = states(model, tokens, COND), states(model, tokens, None)
     for i in range(K):
         token = tokens[:, i - 1] if i else None
@@ -202,7 +202,7 @@ def test_a_caption_s_prefix_ends_where_the_ids_begin() -> None:
 
 
 def test_places_see_no_padding_but_themselves() -> None:
-    allowed = causal_behind(torch.tensor([[False, True]]), 4)[0, 0]
+    allowed = causal_after_padding(torch.tensor([[False, True]]), 4)[0, 0]
     assert allowed.int().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 1]]
 
 

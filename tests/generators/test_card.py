@@ -13,8 +13,8 @@ from tok1d.config.registry import build_model_config
 from tok1d.diffusion.guidance import Guidance
 from tok1d.diffusion.solver import randn_from
 from tok1d.errors import ConfigError, InputError
-from tok1d.generators.autoregressive import CachedDecoder
 from tok1d.generators.card import CARD, CARDConfig
+from tok1d.generators.causal import CachedDecoder
 from tok1d.generators.head import HeadConfig
 
 K, D, CLASSES, WIDTH = 5, 3, 4, 12

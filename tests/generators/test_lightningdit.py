@@ -51,7 +51,7 @@ def test_positions_that_do_not_fit_are_refused() -> None:
         LightningDiTConfig(num_tokens=8, **SIZES, rotary="2d").check()
     with pytest.raises(ConfigError, match="tokens need positions"):
         LightningDiTConfig(**SIZES, rotary="none").check()
-    with pytest.raises(ConfigError, match="turn 4 channels, got heads of 2"):
+    with pytest.raises(ConfigError, match="multiple of 4 channels for rotary=2d, got 2"):
         LightningDiTConfig(num_tokens=4, **{**SIZES, "heads": 8}, rotary="2d").check()
 
 

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tok1d.config.sampling import SampleSettings
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import ConfigError, InputError
-from tok1d.generators.categorical import draw_ids, filter_logits
-from tok1d.generators.llamagen import IdDecoder, LlamaGen, LlamaGenConfig, rotary_table
+from tok1d.generators.categorical import filter_logits, sample_ids
+from tok1d.generators.causal import CachedDecoder
+from tok1d.generators.llamagen import LlamaGen, LlamaGenConfig, rotary_table
 from tok1d.nn.position import rotate
 from tok1d.zoo.compat.guidance import llamagen_guidance
 
@@ -77,7 +79,7 @@ def test_any_prefix_has_the_logits_it_has_in_the_whole(model: LlamaGen, ids: Ten
 
 @torch.no_grad()
 def test_cached_decoding_equals_the_whole_sequence(model: LlamaGen, ids: Tensor, labels: Tensor) -> None:
-    plain, both = (IdDecoder(model, labels, K, with_null=with_null) for with_null in (False, True))
+    plain, both = (CachedDecoder(model, labels, K, with_null=with_null) for with_null in (False, True))
     logits, null_logits = model(ids, labels), model(ids, torch.full_like(labels, CLASSES))
     for i in range(K):
         alone, nothing = plain.step(ids[:, i - 1] if i else None)
@@ -97,7 +99,7 @@ def test_groups_of_heads_share_keys_and_values(ids: Tensor, labels: Tensor) -> N
         state[name] = torch.cat([q, k, v])
     own.load_state_dict(state)
     close(own(ids, labels), shared(ids, labels))
-    assert IdDecoder(shared, labels, K, with_null=False).caches[0].k.shape == (3, 2, 16, 4)
+    assert CachedDecoder(shared, labels, K, with_null=False).caches[0].k.shape == (3, 2, 16, 4)
 
 
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.0, 3 / K), (2 / K, 5 / K)])
@@ -168,22 +170,22 @@ def filtered_directly(logits: list[float], top_k: int, top_p: float) -> set[int]
 @pytest.mark.parametrize("top_k", [0, 1, 3, 8, 50])
 def test_the_filter_keeps_what_sorting_and_adding_keeps(top_k: int, top_p: float) -> None:
     logits = torch.randn(20, 10, generator=seeded(), dtype=torch.float64)
-    kept = filter_logits(logits, top_k=top_k, top_p=top_p)
+    kept = filter_logits(logits, SampleSettings(top_k=top_k, top_p=top_p))
     for row, before in zip(kept, logits):
         assert set(torch.nonzero(row.isfinite())[:, 0].tolist()) == filtered_directly(before.tolist(), top_k, top_p)
         assert torch.equal(row[row.isfinite()], before[row.isfinite()])
 
 
 def test_ties_with_the_last_candidate_stay() -> None:
-    kept = filter_logits(torch.tensor([2.0, 1.0, 1.0, 0.0]), top_k=2)
+    kept = filter_logits(torch.tensor([2.0, 1.0, 1.0, 0.0]), SampleSettings(top_k=2))
     assert kept.isfinite().tolist() == [True, True, True, False]
-    close(filter_logits(torch.tensor([1.0, -1.0]), temperature=0.5), torch.tensor([2.0, -2.0]))
+    close(filter_logits(torch.tensor([1.0, -1.0]), SampleSettings(temperature=0.5)), torch.tensor([2.0, -2.0]))
 
 
 def test_draws_follow_the_probabilities() -> None:
     """Chi-square of 40,000 draws of a hand-set distribution: 5 degrees of freedom exceed 20.5 once in a thousand."""
     p, num = torch.tensor([0.4, 0.25, 0.2, 0.1, 0.04, 0.01]), 40_000
-    drawn = draw_ids(p.expand(num, -1), torch.empty(num, 6).exponential_(generator=seeded()))
+    drawn = sample_ids(p.expand(num, -1), torch.empty(num, 6).exponential_(generator=seeded()))
     counts = drawn.bincount(minlength=6)
     assert ((counts - num * p).square() / (num * p)).sum() < 20.5
 
@@ -286,7 +288,7 @@ BAD_CALLS: list[tuple[Call, str]] = [
     (lambda m: m.sample(num=0), "got num 0"),
     (lambda m: m.sample(num=1, length=K + 1), "1..9, got 10"),
     (lambda m: m.sample(num=1, length=0), "1..9, got 0"),
-    (lambda m: m.sample(num=1, steps=4), "draws a token in one call, leave it out; got 4"),
+    (lambda m: m.sample(num=1, steps=4), "steps: llamagen has none, leave it out; got 4"),
     (lambda m: m.sample(num=1, top_k=-1), "top_k: expected 0 (off)"),
     (lambda m: m.sample(num=1, top_p=0.0), "top_p: expected a probability in (0, 1]"),
     (lambda m: m.sample(num=1, top_p=1.5), "got 1.5"),

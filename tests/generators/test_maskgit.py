@@ -53,8 +53,8 @@ def seeded(seed: int = 7) -> torch.Generator:
 
 def trace(model: MaskGIT, labels: Tensor, **changes: Any) -> list[Tensor]:
     """The ids after each step."""
-    how: dict[str, Any] = {"guidance": Guidance(), "steps": 5, "noise": 2.0, "annealing": True, **changes}
-    return list(model.sample_from(labels, uniform_from(seeded()), **how))
+    how: dict[str, Any] = {"guidance": Guidance(), "steps": 5, "noise_scale": 2.0, "annealing": True, **changes}
+    return list(model.decoding_steps(labels, uniform_from(seeded()), **how))
 
 
 def test_mask_ratio_is_the_arccosine() -> None:
@@ -74,7 +74,7 @@ def test_counts_follow_the_schedule_and_end_at_nothing(length: int, steps: int) 
 @pytest.mark.parametrize("time", [0.0, 0.4, 0.9, 1.0])
 def test_what_is_hidden(ids: Tensor, time: float) -> None:
     model = generator()
-    seen, hidden = model.hide(ids, time=torch.full((3,), time))
+    seen, hidden = model.mask(ids, time=torch.full((3,), time))
     count = max(1, round(K * math.acos(time) * 2 / math.pi))
     assert hidden.sum(1).tolist() == [count] * 3
     assert (seen[hidden] == V).all() and torch.equal(seen[~hidden], ids[~hidden])
@@ -82,7 +82,7 @@ def test_what_is_hidden(ids: Tensor, time: float) -> None:
 
 def test_every_place_is_hidden_as_often() -> None:
     model, num = generator(), 20_000
-    _, hidden = model.hide(torch.zeros(num, K, dtype=torch.int64))
+    _, hidden = model.mask(torch.zeros(num, K, dtype=torch.int64))
     share = hidden.float().mean()
     # The mean of the ratio over uniform times is 2/pi; rounding to eighths moves it by little.
     assert share.item() == pytest.approx(2 / math.pi, abs=0.02)
@@ -91,7 +91,7 @@ def test_every_place_is_hidden_as_often() -> None:
 
 def test_loss_is_the_weighted_mean_with_smoothed_targets(ids: Tensor) -> None:
     model = generator(label_smoothing=0.2, visible_weight=0.3)
-    logits, (_, hidden) = torch.randn(3, K, V, generator=seeded()), model.hide(ids)
+    logits, (_, hidden) = torch.randn(3, K, V, generator=seeded()), model.mask(ids)
     target = torch.full((3, K, V), 0.2 / V).scatter_add_(-1, ids[..., None], torch.full((3, K, 1), 0.8))
     errors = -(target * logits.log_softmax(-1)).sum(-1)
     expected = (errors[hidden].sum() + 0.3 * errors[~hidden].sum()) / (hidden.sum() + 0.3 * (~hidden).sum())
@@ -101,9 +101,9 @@ def test_loss_is_the_weighted_mean_with_smoothed_targets(ids: Tensor) -> None:
 def test_hidden_ids_reach_the_loss_as_targets_alone(ids: Tensor, labels: Tensor) -> None:
     """Other ids under the masks leave all logits as they are; and without a weight visible targets count nothing."""
     model = generator(visible_weight=0.0)
-    seen, hidden = model.hide(ids, time=torch.full((3,), 0.5), order=torch.rand(3, K, generator=seeded()))
+    seen, hidden = model.mask(ids, time=torch.full((3,), 0.5), order=torch.rand(3, K, generator=seeded()))
     others = torch.where(hidden, (ids + 1) % V, ids)
-    again, _ = model.hide(others, time=torch.full((3,), 0.5), order=torch.rand(3, K, generator=seeded()))
+    again, _ = model.mask(others, time=torch.full((3,), 0.5), order=torch.rand(3, K, generator=seeded()))
     assert torch.equal(seen, again)
     logits = model.net(seen, labels)
     assert not torch.equal(model.loss(logits, ids, hidden), model.loss(logits, others, hidden))
@@ -137,7 +137,7 @@ def test_kept_ids_never_change_and_the_masks_follow_the_schedule(
 
 
 def test_without_noise_the_most_confident_guesses_stay(model: MaskGIT, labels: Tensor) -> None:
-    first = trace(model, labels, noise=0.0)[0]
+    first = trace(model, labels, noise_scale=0.0)[0]
     logits, best = model.net(torch.full((3, K), V), labels).max(-1)
     kept = logits.argsort(-1, descending=True)[:, : K - masked_counts(K, 5)[1]]
     expected = torch.full((3, K), V).scatter(1, kept, best.gather(1, kept))
@@ -161,7 +161,9 @@ def test_draws_of_the_first_step_follow_the_softmax() -> None:
         return drawn[-1]
 
     source = seeded()
-    ids = next(iter(model.sample_from(labels, uniform, guidance=Guidance(), steps=2, noise=2.0, annealing=False)))
+    ids = next(
+        iter(model.decoding_steps(labels, uniform, guidance=Guidance(), steps=2, noise_scale=2.0, annealing=False))
+    )
     assert [draw.shape for draw in drawn] == [(num, 2, V), (num, 2)]
     logits = model.net(torch.full((1, 2), V), torch.zeros(1, dtype=torch.int64))[0]
     # Half of the noise is left after the first of two steps: 2.0 / 2. Which place is kept depends on what is drawn.
@@ -275,7 +277,7 @@ Call = Callable[[MaskGIT], Any]
 BAD_CALLS: list[tuple[Call, str]] = [
     (lambda m: m.sample(torch.tensor([CLASSES])), "0..3, got 4..4"),
     (lambda m: m.sample(), "or num"),
-    (lambda m: m.sample(num=1, length=3), "draws all 8 tokens at once, got 3"),
+    (lambda m: m.sample(num=1, length=3), "generates all 8 tokens at once, got 3"),
     (lambda m: m.sample(num=1, steps=0), "at least 1 step, got 0"),
     (lambda m: m.sample(num=1, temperature=float("nan")), "finite number of 0 or more, got nan"),
     (lambda m: m.sample(num=1, guidance=float("nan")), "expected a finite scale"),
@@ -293,7 +295,7 @@ def test_bad_input_is_told_in_one_line(call: Call, message: str) -> None:
 def test_contradictions_of_a_configuration() -> None:
     with pytest.raises(ConfigError, match=r"^heads: 3 does not divide dim 16$"):
         config(heads=3).check()
-    with pytest.raises(ConfigError, match=r"^depth: a uvit has an odd number of blocks, got 4$"):
+    with pytest.raises(ConfigError, match=r"^depth: expected an odd number of blocks for trunk=uvit, got 4$"):
         config(trunk="uvit", depth=4).check()
     config(depth=4).check()
 

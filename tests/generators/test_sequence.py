@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tok1d.config.sampling import SampleSettings
 from tok1d.diffusion.guidance import Guidance, combine
 from tok1d.errors import ConfigError, DataError, InputError
 from tok1d.generators.lightningdit import LightningDiT, LightningDiTConfig
@@ -68,9 +69,13 @@ def test_without_class_ids_the_null_class_is_drawn(kind: str) -> None:
     if kind in FLOWS:  # of a DiT the variance stays conditional
         torch.testing.assert_close(free, model.sample(LABELS, guidance=0.0), atol=1e-5, rtol=1e-5)
     null = torch.full((3,), model.label_embed.null)
-    start = torch.randn(3, K, D, generator=torch.Generator().manual_seed(0))
+    starts = iter([torch.randn(3, K, D, generator=torch.Generator().manual_seed(0))])
+
+    def noise(x: Tensor) -> Tensor:
+        return next(starts, torch.zeros_like(x))
+
     with torch.no_grad():
-        drawn = model.sample_from(null, start, torch.zeros_like, guidance=Guidance(), steps=4, temperature=0.0)
+        drawn = model.generate(null, K, Guidance(), SampleSettings(steps=4, temperature=0.0), noise)
     same_start = model.sample(num=3, temperature=0.0, generator=torch.Generator().manual_seed(0))
     assert torch.equal(drawn, same_start)
     unconditional = build(kind, num_classes=0)
@@ -184,7 +189,7 @@ def test_a_flow_with_the_exact_velocity_transports_noise_exactly(sampler: str, t
     model.token_mean.fill_(10.0)
     model.token_std.fill_(4.0)
     z = torch.randn(2, K, D, generator=torch.Generator().manual_seed(0))
-    drawn = model.sample(num=2, steps=200, sampler=sampler, randn=lambda x: z)
+    drawn = model.sample(num=2, steps=200, sampler=sampler, noise=lambda x: z)
     torch.testing.assert_close(drawn, 10 + 4 * (0.5 + 0.3 * z), atol=4 * tolerance, rtol=0)
 
 
@@ -258,7 +263,7 @@ def test_training_starts_from_a_zero_velocity(kind: str) -> None:
 def test_lognormal_times_make_the_ratio_of_tokens_to_noise_lognormal(path: str) -> None:
     model: FlowModel = build("sit", path=path)
     torch.manual_seed(0)
-    alpha, sigma, _, _ = model.objective.path.coefficients(model.times.draw(20000).double())
+    alpha, sigma, _, _ = model.objective.path.coefficients(model.times.sample(20000).double())
     logs = (alpha / sigma).log()
     assert abs(logs.mean().item()) < 0.03 and abs(logs.std().item() - 1) < 0.03
 
@@ -268,7 +273,7 @@ def test_bad_requests_are_told_in_one_line() -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"cond": torch.tensor([5])}, "class ids lie in 0..4, got 5..5"),
         ({"cond": torch.tensor([0.5])}, "class ids"),
-        ({}, "class ids, or num"),
+        ({}, "a condition, or num"),
         ({"num": 1, "length": 2}, "all 4 tokens at once, got 2"),
         ({"num": 1, "sampler": "ddim"}, "'sde', 'euler' or 'heun'"),
         ({"num": 1, "steps": 0}, "at least"),

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tok1d.config.sampling import SampleSettings
 from tok1d.diffusion.guidance import Guidance, combine
 from tok1d.generators.categorical import filter_logits
-from tok1d.generators.llamagen import IdDecoder, LlamaGen, LlamaGenConfig, rotary_table
+from tok1d.generators.causal import CachedDecoder
+from tok1d.generators.llamagen import LlamaGen, LlamaGenConfig, rotary_table
 from tok1d.generators.maskgit import MaskGIT, accuracy, mask_ratio, masked_counts
 from tok1d.nn.position import rotate
 from tok1d.zoo.adapters.llamagen import convert_llamagen
@@ -76,7 +78,7 @@ def run_llamagen_forward(case: Case) -> None:
 def run_llamagen_decode(case: Case) -> None:
     model, io, config = llamagen(case), case.io, case.config
     labels, forced, scale = io["label"], io["forced_tokens"], config["guidance_scale"]
-    decoder = IdDecoder(model, labels, config["block_size"], with_null=True)
+    decoder = CachedDecoder(model, labels, config["block_size"], with_null=True)
     steps = [decoder.step(None)] + [decoder.step(forced[:, i]) for i in range(config["steps"])]
     conditional, unconditional = (torch.stack([step[i] for step in steps], dim=1) for i in (0, 1))  # type: ignore
     case.check("step_logits", torch.cat([conditional, unconditional]))
@@ -89,13 +91,13 @@ def run_llamagen_decode(case: Case) -> None:
     case.check("greedy_no_guidance", model.sample(labels, greedy=True))
     how = {key: config[key] for key in ("temperature", "top_k", "top_p")}
     noise = draws(*io["exponential_noise"])
-    case.check("sampled", model.sample(labels, guidance=until, exponential=noise, **how))
+    case.check("sampled", model.sample(labels, guidance=until, noise=noise, **how))
 
 
 @runs("llamagen_sampling_filter")
 def run_sampling_filter(case: Case) -> None:
     for i, variant in enumerate(case.config["variants"]):
-        kept = filter_logits(case.io["logits"], **variant)
+        kept = filter_logits(case.io["logits"], SampleSettings(**variant))
         case.check(f"filtered_{i}", kept)
         case.check(f"probs_{i}", kept.softmax(-1))
 
@@ -123,7 +125,7 @@ def check_logits(case: Case, model: MaskGIT) -> Tensor:
     labels, seen = case.io["label"], case.io["masked_tokens"]
     logits = model.net(seen, labels)
     case.check("logits_cond", logits)
-    case.check("logits_uncond", model.net(seen, model.labels(None, len(labels))))
+    case.check("logits_uncond", model.net(seen, model.check_cond(None, len(labels))))
     return logits
 
 
@@ -131,7 +133,7 @@ def check_logits(case: Case, model: MaskGIT) -> Tensor:
 @torch.no_grad()
 def run_maskgit_vit_forward(case: Case) -> None:
     model, io, config = maskgit(case), case.io, case.config
-    seen, hidden = model.hide(io["tokens"], time=io["mask_time"], order=io["mask_order_noise"])
+    seen, hidden = model.mask(io["tokens"], time=io["mask_time"], order=io["mask_order_noise"])
     case.check("masks", hidden)
     case.check("masked_tokens", seen)
     logits = check_logits(case, model)
@@ -161,8 +163,8 @@ def run_maskgit_trace(case: Case) -> None:
         return draws(*[draw for pair in zip(io["token_uniform"], io["confidence_uniform"]) for draw in pair])
 
     options = {"guidance": guidance, "steps": steps}
-    trace = list(model.sample_from(io["label"], uniform(), **options, noise=noise, annealing=annealing))
+    trace = list(model.decoding_steps(io["label"], uniform(), **options, noise_scale=noise, annealing=annealing))
     case.check("ids", torch.stack(trace))
     model.config.noise = noise
-    drawn = model.sample(io["label"], uniform=uniform(), annealing=annealing, **options)
+    drawn = model.sample(io["label"], noise=uniform(), annealing=annealing, **options)
     assert torch.equal(drawn, io["ids"][-1])

@@ -7,7 +7,8 @@ import torch
 from tok1d.diffusion.guidance import combine
 from tok1d.generators.head import DiffusionHead
 from tok1d.zoo.adapters.keymap import read_published
-from tok1d.zoo.adapters.semanticist import from_published, head_config, load_part
+from tok1d.zoo.adapters.semanticist import head_config
+from tok1d.zoo.adapters.semanticist_names import from_published, load_part
 
 from .recorded import Case, draws, inputs_of
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tok1d.config.sampling import SampleSettings
 from tok1d.diffusion.ddpm import Chain
 from tok1d.diffusion.guidance import Guidance
 from tok1d.diffusion.objective import Times
@@ -20,7 +21,7 @@ from tok1d.nn.attention import rotary
 from tok1d.nn.norm import Modulation, RMSNorm, modulate
 from tok1d.nn.position import rotate
 from tok1d.zoo.adapters.keymap import read_published
-from tok1d.zoo.adapters.semanticist import part
+from tok1d.zoo.adapters.semanticist_names import part
 from tok1d.zoo.adapters.sit import convert_dit, convert_lightningdit, convert_sit, from_published
 from tok1d.zoo.compat.guidance import first_channels, heun_held
 
@@ -77,10 +78,10 @@ def run_sit_sampling(case: Case) -> None:
             case.check(name, held_heun_sample(model, io["z"], io["y"], guidance, steps))
             continue
         is_sde = name.startswith("sde")
-        noise = draws(*io[f"eps_{path}"]) if is_sde else draws()
+        noise = draws(io["z"], *(io[f"eps_{path}"] if is_sde else ()))
         options = {"guidance": guidance, "steps": steps, "sampler": "sde" if is_sde else "euler"}
         with torch.no_grad():
-            case.check(name, model.sample_from(io["y"], io["z"], noise, **options))
+            case.check(name, model.sample(io["y"], noise=noise, **options))
 
 
 @torch.no_grad()
@@ -106,11 +107,11 @@ def run_dit(case: Case) -> None:
         case.check(f"{schedule}.mse", losses["loss_mse"])
         case.check(f"{schedule}.vb", losses["loss_vb"])
         case.check(f"{schedule}.loss", losses["loss_mse"] + losses["loss_vb"])
-    config = case.checks["p_sample"]
+    config, x = case.checks["p_sample"], io["x"][half]
     model = convert_dit(case.weights, heads=heads, schedule=config["noise_schedule"])
-    options = {"guidance": Guidance(config["cfg_scale"]), "steps": config["steps"]}
-    with torch.no_grad():
-        sample = model.sample_from(labels, io["x"][half], draws(*io["eps"]), **options)
+    guidance, settings = Guidance(config["cfg_scale"]), SampleSettings(steps=config["steps"])
+    with torch.no_grad():  # `generate`, because the recorded class ids include the null class
+        sample = model.generate(labels, x.shape[1], guidance, settings, draws(x, *io["eps"]))
     case.check("p_sample", sample, rows=half)
     kept = model.chain.respace(config["steps"]).step_map
     recorded = io["p_sample_timesteps"].tolist()
@@ -201,4 +202,4 @@ def run_lightningdit_loss(case: Case) -> None:
             model.config.time_shift = 1 / shift if shift else 1.0
             options = {"guidance": Guidance(), "steps": config["num_steps"] - 1, "sampler": "euler"}
             with torch.no_grad():
-                check_image(case, name, model.sample_from(io["y"], noise, draws(), **options))
+                check_image(case, name, model.sample(io["y"], noise=draws(noise), **options))

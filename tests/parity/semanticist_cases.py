@@ -9,7 +9,8 @@ from tok1d.bottleneck.normalised import Normalised
 from tok1d.diffusion.ddpm import Chain
 from tok1d.diffusion.guidance import Guidance, as_guidance
 from tok1d.diffusion.path import expand
-from tok1d.generators.autoregressive import CachedDecoder, EpsilonLlamaGen
+from tok1d.generators.autoregressive import EpsilonLlamaGen
+from tok1d.generators.causal import CachedDecoder
 from tok1d.generators.head import DiffusionHead
 from tok1d.losses.alignment import resize_tokens
 from tok1d.losses.features import Teacher
@@ -21,16 +22,8 @@ from tok1d.tokenizers.semanticist import NestedConfig, Semanticist, SemanticistC
 from tok1d.tokenizers.token_dit import DecoderConfig, TokenDiT
 from tok1d.zoo.adapters.autoencoder import load_mar
 from tok1d.zoo.adapters.keymap import read_published
-from tok1d.zoo.adapters.semanticist import (
-    convert_ar,
-    convert_tokenizer,
-    decoder_config,
-    encoder_config,
-    from_published,
-    head_config,
-    load_part,
-    part,
-)
+from tok1d.zoo.adapters.semanticist import convert_ar, convert_tokenizer, decoder_config, encoder_config, head_config
+from tok1d.zoo.adapters.semanticist_names import from_published, load_part, part
 from tok1d.zoo.pretrained.autoencoder import read_network
 
 from .recorded import Case, draws, inputs_of, outputs_of
@@ -372,7 +365,7 @@ def run_ar_train(case: Case) -> None:
 def run_ar_incremental(case: Case) -> None:
     model, tokens, labels = generator(case), case.io["tokens"], case.io["labels2"]
     decoder = CachedDecoder(model, labels.chunk(2)[0], tokens.shape[1], with_null=True)
-    assert torch.equal(decoder.labels, labels)
+    assert torch.equal(decoder.cond, labels)
     hidden = [decoder.step_rows(tokens[:, i - 1] if i else None) for i in range(tokens.shape[1])]
     case.check("hidden", torch.stack(hidden, dim=1))
     case.check("k_cache", torch.stack([cache.k for cache in decoder.caches]))
@@ -396,7 +389,7 @@ def run_ar_generate(case: Case) -> None:
                 guidance=guidance,
                 steps=steps,
                 temperature=config["temperature"],
-                randn=draws(*(draw for first, rest in zip(start, noise) for draw in (first, *rest))),
+                noise=draws(*(draw for first, rest in zip(start, noise) for draw in (first, *rest))),
             )
         case.check(f"{run}.tokens", tokens)
         case.check(f"{run}.cfg_per_token", guidance.token_scales(len(start)))

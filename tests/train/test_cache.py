@@ -46,6 +46,7 @@ class Pixels(nn.Module):
         self.drop = nn.Dropout(0.5)  # seen if the tokenizer is not in eval mode
         defaults = {"length": LENGTH, "dim": DIM, "vocab_size": None, "needs_label": True}
         self.spec = SimpleNamespace(**{**defaults, **spec})
+        self.config = None
 
     def encode(self, images: Tensor, cond: Tensor | None = None) -> Tensor:
         # From all over the image: of two views that differ anywhere some token differs.

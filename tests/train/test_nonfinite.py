@@ -72,14 +72,14 @@ def test_a_planted_nan_is_named_stops_before_the_step_and_is_shown_again(
 
     shown = replayed(capsys, str(dump))
     assert f"likely cause: image {BAD} has pixels" in shown and f"step {step}: not finite, as in the training" in shown
-    assert "as this is a CPU" not in shown
+    assert "on this CPU" not in shown
     assert cli.run(["replay", str(dump), "train.precision=bf16"]) == 2 and "is for GPUs" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["run"]
     of_gpu = tmp_path / "of-gpu.pt"
     torch.save({**state, "recipe": state["recipe"].replace("precision: fp32", "precision: bf16"), "world": 2}, of_gpu)
     halves = [replayed(capsys, str(of_gpu), "--rank", str(rank)) for rank in (0, 1)]
     for rank, shown in enumerate(halves):
-        assert "in fp32, as this is a CPU; the training was in bf16" in shown and f"rank {rank} of 2 alone" in shown
+        assert "in fp32 on this CPU; the training was in bf16" in shown and f"only rank {rank} of 2:" in shown
     assert sorted("not finite, as in the training" in shown for shown in halves) == [False, True]
 
 

@@ -174,7 +174,7 @@ def test_measure_belongs_to_the_dry_run(tiny: Tiny, capsys: pytest.CaptureFixtur
     assert run_cli(["train", path, "--measure"]) == 2
     assert "--measure: expected with --dry-run" in capsys.readouterr().err
     assert run_cli(["train", path, "--dry-run"]) == 0
-    assert "--measure times ten of its steps" in capsys.readouterr().out
+    assert "--measure times ten steps" in capsys.readouterr().out
     assert run_cli(["train", path, "--dry-run", "--measure", "train.precision=bf16"]) == (
         0 if torch.cuda.is_available() else 2
     )

@@ -229,7 +229,7 @@ def test_a_generator_takes_only_its_tokenizer_s_tokens(tiny: Tiny, tmp_path: Pat
         (
             "maetok",
             "evaluate.guidance=2",
-            r"evaluate\.guidance: this decoder is deterministic .*, expected 1, .* 2",
+            r"evaluate\.guidance: this decoder is deterministic and has no guidance, expected 1, .* 2",
         ),
         ("sit", "evaluate.keep=[2]", r"evaluate\.keep: these tokens have no order, expected \[\] or \[4\], got 2"),
         ("sit", "model.class_dropout=0", r"evaluate\.guidance: .* trained without class_dropout, expected 1, .* 1\.5"),
@@ -270,11 +270,12 @@ def test_a_model_without_a_null_class_does_not_draw_without_classes(tiny: Tiny, 
 def test_whole_sequences_are_normalised_by_what_they_train_on(
     tiny: Tiny, tmp_path: Path, fashion: None, cache: str | None, statistics: str
 ) -> None:
-    """64 images in batches of 8: 10,000 rows are whole epochs, so mean and std are those of all tokens."""
+    """64 images in batches of 64: the rows measured are whole epochs, so mean and std are those of all tokens."""
     tokenizer = store.build_model(load_recipe(tiny("maetok")).model).eval()
     store.save_model(tokenizer, tmp_path / "tokenizer", Card())
-    settings = [f"tokenizer={tmp_path / 'tokenizer'}", f"out={tmp_path / 'run'}", f"model.statistics={statistics}"]
-    wanted = load_recipe(tiny("sit"), [*settings, *([] if cache is None else [f"cache={cache}"])])
+    settings = [f"tokenizer={tmp_path / 'tokenizer'}", f"out={tmp_path / 'run'}", "train.batch_size=64"]
+    settings += [f"model.statistics={statistics}", *([] if cache is None else [f"cache={cache}"])]
+    wanted = load_recipe(tiny("sit"), settings)
     model: Any = build_task(wanted).model
     with torch.no_grad():
         tokens = tokenizer.encode(open_split(wanted, "train").batch(range(64))[0])

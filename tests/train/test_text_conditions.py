@@ -211,7 +211,7 @@ BAD_PAIRS: list[tuple[str, list[str], list[str], str]] = [
     ("card", ["model.condition.length=11"], [], r"^model\.condition\.length: expected 12 as the tokenizer's, .* 11$"),
     ("card", ["model.condition.encoder=other/one"], [], r"^model\.condition\.encoder: expected .* as the tokenizer's"),
     ("card", ["model.condition.encoder=''"], [], r"^model\.condition\.encoder: no text encoder is bundled, expected"),
-    ("card", [], [CLASSES], r"^model\.condition\.kind: .*tokenizer is told classes, expected class"),
+    ("card", [], [CLASSES], r"^model\.condition\.kind: .*tokenizer is conditioned on classes, expected class"),
     ("free", ["model.num_classes=10"], [], r"^tokenizer: .* told captions, expected a generator .* one of 10 c"),
 ]  # fmt: skip
 

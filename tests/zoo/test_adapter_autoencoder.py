@@ -18,7 +18,8 @@ from tok1d.tokenizers.semanticist import Semanticist, SemanticistConfig
 from tok1d.tokenizers.token_dit import DecoderConfig
 from tok1d.zoo import store
 from tok1d.zoo.adapters.autoencoder import MAR_SCALE, from_mar, load_mar, network_config, to_mar
-from tok1d.zoo.adapters.semanticist import convert_tokenizer, to_published
+from tok1d.zoo.adapters.semanticist import convert_tokenizer
+from tok1d.zoo.adapters.semanticist_names import to_published
 from tok1d.zoo.card import Card
 from tok1d.zoo.convert import convert
 from tok1d.zoo.pretrained.autoencoder import read_network

@@ -116,7 +116,7 @@ def test_wrappers_of_names_are_stripped(tmp_path: Path) -> None:
         ({}, {}, "do not tell the attention heads of width 16: give encoder_heads"),
         ({"heads": 2}, {"quant_conv.weight": None}, "quant_conv.weight"),
         ({"heads": 2}, {"encoder.model.patch_embed.proj.weight": None}, "convolutional ones are not supported"),
-        ({"heads": 2, "to_pixel": "siren"}, {}, "to_pixel=siren paints no images"),
+        ({"heads": 2, "to_pixel": "siren"}, {}, "to_pixel=siren decodes no images"),
         ({"heads": 2, "rope_theta": "ten"}, {}, 'rope_theta: expected a number, got "ten"'),
         ({"heads": 2, "base_image_size": [32, 32]}, {}, "base_image_size: expected a number"),
     ],
@@ -144,7 +144,7 @@ def test_what_a_lone_softvq_file_does_not_tell_can_be_given(tmp_path: Path, caps
     image = torch.rand(2, 3, 32, 32)
     (tmp_path / "config.json").unlink()
     bare = convert_tokenizer(tmp_path / "model.safetensors", encoder_heads=2, decoder_heads=2)
-    assert "no config.json tells SoftVQ's temperature, taken as 0.1; give tau=" in capsys.readouterr().err
+    assert "no config.json with SoftVQ's temperature, using 0.1; give tau=" in capsys.readouterr().err
     assert (bare.config.bottleneck.tau, bare.config.bottleneck.l2) == (0.1, True)  # type: ignore[union-attr]
     given = {"encoder_heads": 2, "decoder_heads": 2, "tau": 0.2}
     found = convert_tokenizer(tmp_path / "model.safetensors", **given)
@@ -152,7 +152,7 @@ def test_what_a_lone_softvq_file_does_not_tell_can_be_given(tmp_path: Path, caps
     torch.testing.assert_close(found.encode(image), model.encode(image))
     assert not torch.allclose(bare.encode(image), model.encode(image), atol=1e-3)
     publish(tokenizer(), tmp_path)
-    with pytest.raises(WeightsError, match="tau: of a SoftVQ bottleneck alone, this one is plain"):
+    with pytest.raises(WeightsError, match="tau: only for a SoftVQ bottleneck, this one is plain"):
         convert_tokenizer(tmp_path, **given)
 
 

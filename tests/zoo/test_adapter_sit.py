@@ -147,7 +147,7 @@ def test_what_is_not_part_of_the_generator_is_told(tmp_path: Path, capsys: pytes
     save_file(state, tmp_path / "sit.safetensors")
     convert_sit(tmp_path / "sit.safetensors", heads=3)
     told = capsys.readouterr().err
-    assert "1 (projectors.0.weight)" in told and "taken as 0 and 1" in told
+    assert "1 (projectors.0.weight)" in told and "using 0 and 1" in told
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:

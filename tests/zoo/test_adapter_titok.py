@@ -331,7 +331,7 @@ def test_the_weight_of_the_bottleneck_in_stage_one(tmp_path: Path) -> None:
     for name in ("loss_vq", "loss_commit"):
         assert 2 * half[name] == whole[name] > 0 == none[name]
     publish(tokenizer("vq"), tmp_path)
-    with pytest.raises(WeightsError, match="quantizer_weight: of two-stage models alone"):
+    with pytest.raises(WeightsError, match="quantizer_weight: only for two-stage models"):
         convert_titok(tmp_path, **HEADS, quantizer_weight=0.5)
 
 

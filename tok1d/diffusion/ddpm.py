@@ -1,9 +1,8 @@
 """Discrete-time diffusion with noise prediction and learned variance, and its samplers.
 
-DDPM (arXiv 2006.11239), improved DDPM (arXiv 2102.09672: cosine schedule, learned range of variances, the
-variational bound, respacing), DDIM (arXiv 2010.02502). Steps count noise upward: 0 is almost clean, the last
-step is noise. A network f(x, t) gets the *original* step index and returns noise, or noise and variance
-channels stacked on axis 1.
+DDPM (arXiv 2006.11239), improved DDPM (arXiv 2102.09672: cosine schedule, learned range of variances, variational
+bound, respacing) and DDIM (arXiv 2010.02502). Step 0 is almost clean, the last step is noise. A network f(x, t)
+receives the step's index in the original chain and returns noise, or noise and variance as channels on axis 1.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from tok1d.nn.precision import single
 
 
 def linear_betas(steps: int = 1000) -> np.ndarray:
-    """1e-4 to 0.02 at 1000 steps, both ends included; scaled to other lengths. Float64."""
+    """Betas (steps,) from 1e-4 to 0.02 for 1000 steps, both ends included; scaled for other lengths. Float64."""
     scale = 1000 / steps
     return np.linspace(scale * 1e-4, scale * 0.02, steps, dtype=np.float64)
 
 
 def cosine_betas(steps: int = 1000) -> np.ndarray:
-    """Squared-cosine signal level with offset 0.008, betas at most 0.999 (arXiv 2102.09672, eq. 17). Float64."""
+    """Betas (steps,) of the squared-cosine alpha_bar with offset 0.008, at most 0.999 (arXiv 2102.09672, eq. 17)."""
 
     def level(u: float) -> float:
         return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -37,14 +36,14 @@ def cosine_betas(steps: int = 1000) -> np.ndarray:
 
 
 def respaced_steps(num_steps: int, spec: str | int | Sequence[int]) -> list[int]:
-    """Which of `num_steps` original steps a shorter chain keeps, in increasing order.
+    """The indices of the `num_steps` original steps that a shorter chain keeps, in increasing order.
 
     Args:
-        spec: "" or all steps; a number n: n steps spread evenly with both ends kept; "ddimN": the smallest
-            integer stride from 0 that gives exactly N steps; "a,b,c": that many from equal sections.
+        spec: "" or 0 for all steps; a number n for n evenly spaced steps, both ends included; "ddimN" for the smallest
+            integer stride from 0 that gives exactly N steps; "a,b,c" for that many steps in equal sections.
 
     Raises:
-        InputError: more steps than exist, or no stride that gives N.
+        InputError: an unreadable `spec`, more steps than there are, or no stride that gives N.
     """
     text = ",".join(map(str, spec)) if isinstance(spec, list | tuple) else str(spec).strip()
     if text in ("", "0"):
@@ -85,7 +84,7 @@ class Chain:
 
     Args:
         betas: (T,) float64 in (0, 1].
-        step_map: original index of every step, what the network is told (default 0..T-1).
+        step_map: index of every step in the original chain, the network's input t (default 0..T-1).
     """
 
     def __init__(self, betas: np.ndarray, step_map: Sequence[int] | None = None) -> None:
@@ -119,13 +118,17 @@ class Chain:
         return len(self.betas)
 
     def respace(self, spec: str | int | Sequence[int]) -> Chain:
-        """A shorter chain with the same signal levels at the kept steps: beta = 1 - alpha_bar_i / alpha_bar_prev."""
+        """A shorter chain with the same alpha_bar at the kept steps: beta = 1 - alpha_bar_i / alpha_bar_previous.
+
+        Args:
+            spec: see `respaced_steps`, which raises InputError.
+        """
         kept = respaced_steps(len(self), spec)
         levels = self.alpha_bar[kept]
         return Chain(1 - levels / np.append(1.0, levels[:-1]), [self.step_map[i] for i in kept])
 
     def _at(self, name: str, t: Tensor, like: Tensor) -> Tensor:
-        """Entries t of a table, in float32; every table goes to a device once."""
+        """Entries t of a constant in float32, with axes to broadcast against `like`; copied to each device once."""
         key = (name, like.device)
         if key not in self._tables:
             self._tables[key] = torch.from_numpy(self._constants[name]).to(torch.float32).to(like.device)
@@ -136,7 +139,7 @@ class Chain:
         return self._at("signal", t, data) * data + self._at("sigma", t, data) * noise
 
     def data_from_noise(self, x_t: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x_0 that a noise prediction implies."""
+        """x_0 according to a noise prediction."""
         return (x_t - self._at("sigma", t, x_t) * noise) / self._at("signal", t, x_t)
 
     def posterior_mean(self, data: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -144,7 +147,11 @@ class Chain:
         return self._at("posterior_mean_data", t, x_t) * data + self._at("posterior_mean_x", t, x_t) * x_t
 
     def log_variance(self, raw: Tensor | None, t: Tensor, like: Tensor) -> Tensor:
-        """Learned: raw in [-1, 1] interpolates log posterior variance .. log beta. None: the posterior's own."""
+        """The log variance of p(x_{t-1} | x_t) (arXiv 2102.09672, eq. 15).
+
+        Args:
+            raw: in [-1, 1], interpolates between the log posterior variance and log beta; None: the former.
+        """
         low = self._at("posterior_log_variance", t, like)
         if raw is None:
             return low.expand_as(like)
@@ -154,9 +161,9 @@ class Chain:
     def losses(
         self, network: Field, data: Tensor, noise: Tensor, t: Tensor, *, learned_variance: bool = True
     ) -> dict[str, Tensor]:
-        """Per-sample training terms (B,): "mse" of the noise and "vb", the variational bound in bits.
+        """Training terms (B,): "mse" of the noise and, with learned variance, "vb", the variational bound in bits.
 
-        The bound sees the noise prediction detached, so it trains the variance only; it is not rescaled.
+        The noise prediction is detached in the bound, which thus trains the variance only. The bound is not rescaled.
         """
         x_t = self.noised(data, noise, t)
         output = single(network(x_t, t))
@@ -209,11 +216,11 @@ def ancestral(
     temperature: float = 1.0,
     trace: Trace | None = None,
 ) -> Tensor:
-    """DDPM's own sampler over a chain: x (B, ...) noise -> sample. No clipping; no noise at the last step.
+    """DDPM's ancestral sampler: noise x (B, ...) -> sample. No clipping; no noise at the last step.
 
     Args:
-        f: f(x, t) with t (B,) original step indices; returns noise, or noise and variance on axis 1.
-        randn: noise source, called once a step (also at the last, where the draw is not used).
+        f: f(x, t) with t (B,) indices in the original chain; returns noise, or noise and variance on axis 1.
+        randn: source of the noise, called once a step, also at the last, where the noise is not used.
         temperature: multiplies the noise.
         trace: called with the state after every step.
     """
@@ -222,9 +229,9 @@ def ancestral(
         output = f(x, torch.full_like(index, chain.step_map[i]))
         noise, raw = output.chunk(2, dim=1) if learned_variance else (output, None)
         mean = chain.posterior_mean(chain.data_from_noise(x, noise, index), x, index)
-        draw = randn(x)
+        step_noise = randn(x)
         if i > 0:
-            mean = mean + (chain.log_variance(raw, index, x) / 2).exp() * draw * temperature
+            mean = mean + (chain.log_variance(raw, index, x) / 2).exp() * step_noise * temperature
         x = mean
         if trace is not None:
             trace(x)

@@ -1,7 +1,7 @@
-"""Classifier-free guidance: combine a conditional and an unconditional prediction.
+"""Classifier-free guidance: combinations of a conditional and an unconditional prediction.
 
-A scale of 1 is the conditional prediction, 0 the unconditional one, above 1 extrapolates
-(arXiv 2207.12598, with scale = 1 + w).
+A scale of 1 gives the conditional prediction, 0 the unconditional one, above 1 an extrapolation (arXiv 2207.12598,
+with scale = 1 + w).
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from tok1d.errors import InputError
 
 @dataclass(frozen=True)
 class Guidance:
-    """How strongly, when and against what to guide.
+    """Scale, interval, schedule and reference of guidance.
 
     Args:
         scale: the guidance scale.
-        interval: times (0 = noise, 1 = data) at which it acts; outside, the conditional prediction stands
-            alone and costs no second call (arXiv 2404.07724).
-        schedule: over the positions of an autoregressive sequence, or the steps of a masked one: "constant", or
-            growing from 1 to `scale`, "linear" or as "power_cosine".
-        weak_model: a weaker model to guide away from instead of the unconditional one (arXiv 2406.02507).
-        power: of the power-cosine schedule; above 1 most of the guidance comes late (MDT, arXiv 2303.14389).
+        interval: times (0 = noise, 1 = data) at which guidance acts; outside of it the conditional prediction is used
+            and no second call is made (arXiv 2404.07724). For ids: shares of the tokens or steps.
+        schedule: over the tokens of an autoregressive sequence, or the steps of MaskGIT: "constant", or growing from 1
+            to `scale` as "linear" or "power_cosine".
+        weak_model: a weaker model whose prediction replaces the unconditional one (Autoguidance, arXiv 2406.02507).
+        power: exponent of the power-cosine schedule; above 1 the scale grows mostly in the last tokens or steps (MDT,
+            arXiv 2303.14389).
 
     Raises:
         InputError: a scale that is not finite.
@@ -39,7 +40,7 @@ class Guidance:
     scale: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
     schedule: Schedule = "constant"
-    weak_model: Any = None
+    weak_model: Any = None  # a generator, whose class is in a higher layer
     power: float = 1.0
 
     def __post_init__(self) -> None:
@@ -48,15 +49,15 @@ class Guidance:
 
     def acts_at(self, t: float) -> bool:
         """Whether a time (0 = noise, 1 = data) lies in the interval, both ends included."""
-        # A float32 time may lie a rounding beside the end it stands for.
+        # The tolerance admits float32 times that differ from an end of the interval by rounding.
         return self.interval[0] - 1e-6 <= t <= self.interval[1] + 1e-6
 
     def token_scales(self, length: int) -> Tensor:
-        """(length,) float64: the scale of every generated position; linear is 1 + (scale - 1)(i + 1) / length."""
+        """The scale of each of `length` tokens (length,), float64; linear is 1 + (scale - 1)(i + 1) / length."""
         return torch.tensor([self.scale_at((i + 1) / length) for i in range(length)], dtype=torch.float64)
 
     def scale_at(self, done: float) -> float:
-        """The scale where a share in [0, 1] of the sequence is done: 1 + (scale - 1) w(done).
+        """The scale after a share `done` in [0, 1] of the tokens or steps: 1 + (scale - 1) w(done).
 
         w is 1 (constant), `done` (linear), or (1 - cos(pi done^power)) / 2 (power-cosine).
         """
@@ -67,7 +68,7 @@ class Guidance:
 
 
 def as_guidance(guidance: float | Guidance, schedule: Schedule = "constant") -> Guidance:
-    """A plain number becomes a Guidance with the caller's default schedule."""
+    """A plain scale as a Guidance with this schedule; a Guidance as it is."""
     return guidance if isinstance(guidance, Guidance) else Guidance(float(guidance), schedule=schedule)
 
 
@@ -85,9 +86,9 @@ def guided(
     """A guided field f(x, t).
 
     Args:
-        both: gives the conditional and the unconditional prediction at (x, t), usually in one batched call.
-        conditional: the conditional prediction alone, used where guidance is off.
-        data_time: turns the solver's time into one from 0 (noise) to 1 (data), for the interval.
+        both: returns the conditional and the unconditional prediction at (x, t), usually from one batched call.
+        conditional: the conditional prediction alone, for times at which guidance is off.
+        data_time: converts the sampler's time to one from 0 (noise) to 1 (data), in which the interval is given.
     """
     if guidance.scale == 1:
         return conditional

@@ -1,4 +1,4 @@
-"""What a continuous-time denoiser is trained on: times, a noised input, a target, a weight."""
+"""Training objectives of continuous-time denoisers: distribution of times, noised input, target and weight."""
 
 from __future__ import annotations
 
@@ -16,33 +16,34 @@ from tok1d.nn.precision import single
 
 @dataclass(frozen=True)
 class Times:
-    """The distribution training times are drawn from, on (0, 1) with 1 = data.
+    """The distribution of training times, on (0, 1) with 1 = data.
 
     Args:
-        kind: "uniform", or "logit_normal": the sigmoid of a normal with this mean and std. A negative mean
-            favours noisy times (Stable Diffusion 3, arXiv 2403.03206, section 3.1). "atan_normal" is its
-            counterpart on the cosine path, (2 / pi) atan(exp(normal)): on either path the logarithm of
-            alpha / sigma is then that normal.
+        kind: "uniform"; or "logit_normal", the sigmoid of a normal variable, where a negative mean favours noisy times
+            (Stable Diffusion 3, arXiv 2403.03206, section 3.1); or "atan_normal", (2 / pi) atan(exp(normal)), its
+            counterpart on the cosine path. On its path log(alpha / sigma) is the normal variable in both cases.
+        mean: mean of the normal variable.
+        std: standard deviation of the normal variable.
     """
 
     kind: str = "uniform"
     mean: float = 0.0
     std: float = 1.0
 
-    def draw(self, num: int, device: torch.device | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """(num,) float32 times."""
+    def sample(self, num: int, device: torch.device | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Random times (num,), float32."""
         if self.kind == "uniform":
             return torch.rand(num, device=device, generator=generator)
         return self.from_normal(torch.randn(num, device=device, generator=generator))
 
-    def from_normal(self, draws: Tensor) -> Tensor:
-        """Times of standard normal draws, of the kinds that are made from them."""
-        ratio = draws * self.std + self.mean
+    def from_normal(self, normal: Tensor) -> Tensor:
+        """Times from standard normal numbers, for the kinds other than "uniform"."""
+        ratio = normal * self.std + self.mean
         return torch.sigmoid(ratio) if self.kind == "logit_normal" else torch.atan(ratio.exp()) * (2 / math.pi)
 
 
 def direction_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Per-sample mean of 1 - cosine over the last (channel) axis, (B, L, D) -> (B,).
+    """Mean of 1 - cosine similarity over the channels, (B, L, D) -> (B,).
 
     LightningDiT's velocity-direction loss (arXiv 2501.01423, section 4).
     """
@@ -55,9 +56,9 @@ class FlowObjective:
 
     Args:
         path: linear or cosine.
-        prediction: what the network outputs: the clean data, the noise or the velocity.
-        weight_power: the squared error of the prediction is multiplied by sigma(t)^-weight_power (with
-            sigma >= 0.05). For a data prediction on the linear path 2 is the velocity loss, 0 the plain error.
+        prediction: the network's output: clean data, noise or velocity.
+        weight_power: the squared error of the prediction is multiplied by max(sigma(t), 0.05)^-weight_power. For a data
+            prediction on the linear path 2 gives the velocity loss, 0 the plain error.
     """
 
     path: Path
@@ -65,13 +66,13 @@ class FlowObjective:
     weight_power: float = 0.0
 
     def target(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network should output, (B, ...)."""
+        """The target of the network's output, (B, ...)."""
         if self.prediction == "data":
             return data
         return noise if self.prediction == "noise" else self.path.velocity(data, noise, t)
 
     def loss(self, network: Callable[[Tensor, Tensor], Tensor], data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Per-sample weighted mean squared error (B,) of network(x_t, t)."""
+        """Weighted mean squared error (B,) of network(x_t, t)."""
         error = single(network(self.path.interpolate(data, noise, t), t)) - self.target(data, noise, t)
         loss = error.square().flatten(1).mean(1)
         if self.weight_power == 0:
@@ -80,7 +81,7 @@ class FlowObjective:
         return loss * sigma.clamp(min=0.05) ** -self.weight_power
 
     def velocity_field(self, network: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-        """The network as a velocity f(x, t) for the solvers; t is a (B,) or (1,) tensor."""
+        """The network as a velocity f(x, t) for the samplers; t is a (B,) or (1,) tensor."""
 
         def field(x: Tensor, t: Tensor) -> Tensor:
             return self.path.to_velocity(network(x, t), self.prediction, x, expand(t, x))

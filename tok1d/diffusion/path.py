@@ -1,6 +1,6 @@
 """Continuous paths from noise to data and the algebra between their parameterisations.
 
-One convention for the whole project: t = 0 is noise, t = 1 is data, and
+The convention of the whole package: t = 0 is noise, t = 1 is data, and
 
     x_t = alpha(t) x + sigma(t) noise,        v_t = alpha'(t) x + sigma'(t) noise.
 
@@ -32,7 +32,7 @@ class Path:
     kind: Literal["linear", "cosine"] = "linear"
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """alpha, sigma and their derivatives in t, each shaped like t."""
+        """alpha, sigma and their derivatives in t, each with the shape of t."""
         if self.kind == "linear":
             return t, 1 - t, torch.ones_like(t), -torch.ones_like(t)
         angle = t * (math.pi / 2)

@@ -1,14 +1,13 @@
-"""Solvers of continuous flows, plain functions of a velocity f(x, t).
+"""Samplers of continuous flows (ODE and SDE solvers), and sources of random numbers.
 
-x is (B, ...); f is called with a time tensor of shape (1,), which broadcasts over the batch (a time-only
-embedding is then computed once a step, not once a row). Times run from 0 (noise) to 1 (data).
+x is (B, ...); the velocity f(x, t) gets a time tensor of shape (1,), which broadcasts over the batch: an embedding of
+the time is then computed once a step instead of once a row. Times run from 0 (noise) to 1 (data).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,54 +15,64 @@ from torch import Tensor
 from tok1d.diffusion.path import Path
 from tok1d.errors import InputError
 
-Field = Callable[[Tensor, Tensor], Tensor]
-Randn = Callable[[Tensor], Tensor]
-Generators = torch.Generator | Sequence[torch.Generator]
+Field = Callable[[Tensor, Tensor], Tensor]  # f(x (B, ...), t (1,) or (B,)) -> (B, ...)
+NoiseSource = Callable[[Tensor], Tensor]  # random numbers with the shape, dtype and device of the argument
+Randn = NoiseSource  # standard normal ones
+Generators = torch.Generator | Sequence[torch.Generator]  # one for all rows of a batch, or one a row
 
 
 def time_grid(steps: int, *, shift: float = 1.0, end: float = 1.0, device: torch.device | None = None) -> Tensor:
-    """steps + 1 times from 0 to `end`.
+    """Times (steps + 1,) from 0 to `end`, float32.
 
-    `shift` > 1 spends more steps near the noise: in s = 1 - t, s -> shift s / (1 + (shift - 1) s)
+    `shift` > 1 places more of them near the noise: in s = 1 - t, s -> shift s / (1 + (shift - 1) s)
     (Stable Diffusion 3, arXiv 2403.03206, eq. 23).
+
+    Raises:
+        InputError: fewer than 1 step.
     """
     if steps < 1:
         raise InputError(f"a sampler needs at least 1 step, got {steps}")
     s = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    # 1 - shift s / (1 + (shift - 1) s), written so that both ends are exact: a start of -2e-16 is outside an interval.
+    # 1 - shift s / (1 + (shift - 1) s), rearranged so that both ends are exact: a first time of -2e-16 would lie
+    # outside of a guidance interval.
     times = (1 - s) / (1 + (shift - 1) * s)
     return (times * end).to(dtype=torch.float32, device=device)
 
 
 def randn_from(generator: Generators | None) -> Randn:
-    """A source of standard normal draws shaped like its argument, from a generator on any device.
+    """A source of standard normal numbers, from a generator on any device.
 
-    With a generator for every row of the argument, a row's draws do not depend on the other rows.
+    With a generator for every row of the argument, the numbers of a row do not depend on the other rows.
     """
-
-    return draws_from(generator, torch.randn)
-
-
-def uniform_from(generator: Generators | None) -> Randn:
-    """As `randn_from`, draws uniform in [0, 1)."""
-    return draws_from(generator, torch.rand)
+    return noise_from(generator, torch.randn)
 
 
-def exponential_from(generator: Generators | None) -> Randn:
-    """As `randn_from`, exponential draws of mean 1."""
-
-    def draw(shape: torch.Size, *, generator: torch.Generator | None, **like: Any) -> Tensor:
-        return torch.empty(shape, **like).exponential_(generator=generator)
-
-    return draws_from(generator, draw)
+def uniform_from(generator: Generators | None) -> NoiseSource:
+    """As `randn_from`, numbers uniform in [0, 1)."""
+    return noise_from(generator, torch.rand)
 
 
-def draws_from(generator: Generators | None, draw: Callable[..., Tensor]) -> Randn:
-    """A source of draw(shape, generator=, device=, dtype=) shaped like its argument; see `randn_from`."""
+def exponential_from(generator: Generators | None) -> NoiseSource:
+    """As `randn_from`, exponential numbers of mean 1."""
+
+    def exponential(
+        shape: torch.Size, *, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
+        return torch.empty(shape, device=device, dtype=dtype).exponential_(generator=generator)
+
+    return noise_from(generator, exponential)
+
+
+def noise_from(generator: Generators | None, function: Callable[..., Tensor]) -> NoiseSource:
+    """A source of function(shape, generator=, device=, dtype=); see `randn_from`.
+
+    Raises:
+        InputError: when the source is called with another number of rows than there are generators.
+    """
 
     def like(x: Tensor, source: torch.Generator | None) -> Tensor:
         device = source.device if source is not None else x.device
-        return draw(x.shape, generator=source, device=device, dtype=x.dtype)
+        return function(x.shape, generator=source, device=device, dtype=x.dtype)
 
     def source(x: Tensor) -> Tensor:
         if generator is None or isinstance(generator, torch.Generator):
@@ -85,7 +94,7 @@ def euler(f: Field, x: Tensor, times: Tensor) -> Tensor:
 def heun(f: Field, x: Tensor, times: Tensor) -> Tensor:
     """Heun's second-order method; the last step is Euler where it ends at t = 1 (2n - 1 evaluations).
 
-    At t = 1 a data prediction has no finite velocity, and the velocity there is not needed.
+    At t = 1 a data prediction has no finite velocity; an Euler step does not evaluate it there.
     """
     for t, t_next in pairwise(times):
         d = f(x, t[None])
@@ -105,9 +114,9 @@ def euler_maruyama(
     """Euler-Maruyama for dx = drift dt + sqrt(2 diffusion(t)) dW: n evaluations over `times` (n + 1,).
 
     Args:
-        randn: source of the increments, called once a step.
+        randn: source of the noise, called once a step.
         diffusion: w(t), scalar tensor to scalar tensor.
-        temperature: multiplies the increments.
+        temperature: multiplies the noise.
     """
     for t, dt in zip(times[:-1], times.diff()):
         noise = randn(x)
@@ -134,15 +143,20 @@ def interpolant_sde(
     *,
     last_step: float = 0.04,
     temperature: float = 1.0,
-    path: Path = Path("linear"),  # noqa: B008 (it is frozen)
+    path: Path = Path("linear"),  # noqa: B008 (a frozen dataclass)
 ) -> Tensor:
-    """Sampling an interpolant as an SDE with w(t) = 1 - t and a final drift-only step.
+    """Sample an interpolant as an SDE with w(t) = 1 - t and a last step without noise.
 
-    The drift is v + (1 - t) score. On the linear path score = (t v - x) / (1 - t), so it is (1 + t) v - x: one
-    network call a step and nothing singular at t = 0 (SiT, arXiv 2401.08740, section 2.4, in closed form).
+    The drift is v + (1 - t) score. On the linear path score = (t v - x) / (1 - t), so the drift is (1 + t) v - x: one
+    network call a step and no singularity at t = 0 (SiT, arXiv 2401.08740, section 2.4, in closed form).
 
     Args:
-        steps: network calls: steps - 1 stochastic ones up to t = 1 - last_step, then the drift over last_step.
+        steps: network calls: steps - 1 stochastic steps up to t = 1 - last_step, then one step of length last_step
+            along the drift.
+        temperature: multiplies the noise.
+
+    Raises:
+        InputError: fewer than 2 steps.
     """
     times = sde_times(steps, last_step=last_step, device=x.device)
 

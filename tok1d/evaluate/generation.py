@@ -135,8 +135,8 @@ class Sampler:
                 cond,
                 num=count,
                 guidance=self.guidance,
-                generator=[noise_of(how.seed, TOKEN_NOISE, i) for i in numbers],  # type: ignore[arg-type]
-                **self.settings.given(),
+                generator=[noise_of(how.seed, TOKEN_NOISE, i) for i in numbers],
+                settings=self.settings,
             )
         columns = {} if labels is None else {"labels": labels}
         for k in self.keep:

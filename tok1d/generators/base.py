@@ -1,60 +1,122 @@
-"""What every generator offers."""
+"""The base class of all generators: one signature of `sample`, its checks, and what other code asks of a generator."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator
-from typing import Any, Literal, Protocol
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from tok1d.config.sampling import Kind, SampleSettings
+from tok1d.config.sampling import EVERYWHERE, Kind, SampleSettings, Schedule
 from tok1d.diffusion.guidance import Guidance
+from tok1d.diffusion.solver import Generators, NoiseSource, exponential_from, randn_from, uniform_from
 from tok1d.errors import InputError
-from tok1d.nn.embed import class_ids, training_ids
+from tok1d.nn.embed import Condition, class_ids, training_ids
 
-# What the interval of guidance is counted in: the time of the diffusion, shares of the steps, of the sequence.
+# The unit of a guidance interval: time of the diffusion, share of the steps, share of the tokens.
 IntervalOf = Literal["time", "steps", "sequence"]
 
-__all__ = ["Generator", "check_temperature", "class_ids", "training_ids"]
+# The random numbers that a generator of each kind samples with.
+NOISE: dict[Kind, Callable[[Generators], NoiseSource]] = {
+    "diffusion": randn_from,
+    "categorical": exponential_from,
+    "masked": uniform_from,
+}
 
 
-class Generator(Protocol):
-    """A model of token sequences (B, K, D) or ids (B, K), given a class (B,) or nothing.
+class GeneratorConfig(Protocol):
+    """The fields that the configurations of all generators have."""
 
-    Args:
-        kind: how it samples, see `Kind`.
-        parallel: whether all tokens are sampled together, so that only their full number can be asked for.
-        guidance_interval_of: what an interval of guidance is counted in; None: it takes no interval.
+    name: str
+    num_tokens: int
+    num_classes: int
+
+
+class Generator(nn.Module):
+    """A model of token sequences (B, K, D) or (B, K) int64, given class ids, captions or nothing.
+
+    A subclass sets the class attributes, makes `config` and `label_embed`, and implements `losses`, `generate`,
+    `evaluated_networks` and `resolved_settings`.
+
+    Attributes:
+        kind: how it samples; `SampleSettings` says which settings that kind reads.
+        parallel: all tokens are generated together, so `length` cannot be chosen; else one after the other.
+        guidance_interval_of: the unit of a guidance interval; None: it takes no interval. With "time" it takes no
+            guidance schedule.
+        own_options: further keyword arguments of `sample`, passed on to `generate`.
+        config: its configuration.
+        label_embed: the embedding of its condition.
     """
 
-    config: Any
-    label_embed: Any
-    kind: Kind
-    parallel: bool
-    guidance_interval_of: IntervalOf | None
+    kind: ClassVar[Kind]
+    parallel: ClassVar[bool]
+    guidance_interval_of: ClassVar[IntervalOf | None]
+    own_options: ClassVar[tuple[str, ...]] = ()
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """The weights."""
-        ...
+    config: GeneratorConfig
+    label_embed: Condition
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The weights and buffers by name."""
-        ...
+    @property
+    def guidance_schedule(self) -> Schedule:
+        """The schedule of a plain guidance scale."""
+        return "constant"
 
+    @property
+    def guidance_power(self) -> float:
+        """The power of that schedule where it is "power_cosine"."""
+        return 1.0
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return next(self.parameters()).device
+
+    @abstractmethod
+    def losses(self, batch: tuple[Tensor, Tensor | None], progress: float) -> dict[str, Tensor]:
+        """Scalars of one training step.
+
+        Args:
+            batch: tokens as the tokenizer gives them, and the condition: class ids (B,), captions (B, T, E) or None.
+            progress: share of the training that is done, in [0, 1].
+
+        Returns:
+            Entries named "loss..." are summed and minimised, others are logged.
+        """
+
+    @abstractmethod
+    def generate(
+        self,
+        cond: Tensor,
+        length: int,
+        guidance: Guidance,
+        settings: SampleSettings,
+        noise: NoiseSource,
+        **own: object,
+    ) -> Tensor:
+        """Tokens (B, length, D) or (B, length) from arguments that `sample` has checked.
+
+        Args:
+            cond: class ids (B,), the null class included, or captions (B, T, E).
+            own: those of `own_options` that were given.
+        """
+
+    @abstractmethod
     def evaluated_networks(self, guidance: Guidance) -> list[nn.Module]:
-        """The networks that sampling calls, once a row and evaluation."""
-        ...
+        """The modules whose calls count as evaluations of the network in sampling, one evaluation per row."""
 
-    def resolved_settings(self, settings: SampleSettings) -> dict[str, Any]:
-        """What of the settings is the model's own where they are None, and what its configuration adds to them."""
-        ...
+    @abstractmethod
+    def resolved_settings(self, settings: SampleSettings) -> dict[str, object]:
+        """The "sampler" of these settings, and further settings with the model's defaults, as a record states them.
 
-    def losses(self, batch: Any, progress: float) -> dict[str, Tensor]:
-        """Scalars of one training step on (tokens, cond); entries named "loss..." are summed and minimised."""
-        ...
+        Raises:
+            InputError: an unknown sampler.
+        """
 
+    @torch.no_grad()
     def sample(
         self,
         cond: Tensor | None = None,
@@ -62,19 +124,93 @@ class Generator(Protocol):
         num: int | None = None,
         length: int | None = None,
         guidance: float | Guidance = 1.0,
-        steps: int | None = None,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
+        settings: SampleSettings | None = None,
+        generator: Generators | None = None,
+        noise: NoiseSource | None = None,
+        **changes: object,
     ) -> Tensor:
-        """Raw tokens that the tokenizer can decode; `num` for unconditional models."""
-        ...
+        """Tokens that the tokenizer can decode: (B, length, D), or ids (B, length).
+
+        Args:
+            cond: class ids (B,), or captions (B, T, E) for a model of captions; None with `num`: the unconditional
+                model, or the null condition of a conditional one.
+            num: how many sequences where `cond` is None.
+            length: number of tokens, 1..K; default and, for parallel generators, only value: K.
+            guidance: a scale, which follows the model's `guidance_schedule`, or a Guidance. 1 is off, 0 is the null
+                condition, values between them are allowed.
+            settings: the options of sampling; default: the model's own.
+            generator: source of all random numbers; default: one seeded with 0. With a single one a sample depends on
+                the size of its batch; with a sequence of them, one a row, it depends on its own alone.
+            noise: source of all random numbers instead of `generator`, such as recorded ones: normal (diffusion),
+                exponential with mean 1 (categorical) or uniform in [0, 1] (masked); see `generate` for their order.
+            changes: single settings, such as temperature=0.9, that replace those of `settings`; and `own_options`.
+
+        Raises:
+            InputError: a condition, length, guidance or setting that this model cannot use.
+        """
+        if cond is None and (num is None or num < 1):
+            raise InputError(f"sample: expected a condition, or num for the number of sequences, got num {num}")
+        own = {name: changes.pop(name) for name in self.own_options if name in changes}
+        settings = dataclasses.replace(settings or SampleSettings(), **changes)  # type: ignore[arg-type]
+        settings.check(self.kind, self.config.name)
+        check_temperature(settings.temperature)
+        length = self.check_length(length)
+        guidance = self.guidance_of(guidance)
+        self.check_guidance(guidance)
+        cond = self.check_cond(cond, num or 0)
+        noise = noise or NOISE[self.kind](generator or torch.Generator(cond.device).manual_seed(0))
+        return self.generate(cond, length, guidance, settings, noise, **own)
+
+    def check_cond(self, cond: Tensor | None, batch: int) -> Tensor:
+        """Class ids (B,) or captions (B, T, E) on the model's device; None gives `batch` null conditions.
+
+        Raises:
+            InputError: another kind of condition, class ids out of range, or None for a model without a null condition.
+        """
+        return class_ids(self.label_embed, cond, batch, self.device)
+
+    def training_cond(self, cond: Tensor | None, batch: int) -> Tensor:
+        """As `check_cond`, of a training step: a random share of the conditions becomes the null condition."""
+        return training_ids(self.label_embed, cond, batch, self.device)
+
+    def check_length(self, length: int | None) -> int:
+        """The number of tokens to generate, by default all.
+
+        Raises:
+            InputError: out of range, or fewer than all of a parallel generator.
+        """
+        full = self.config.num_tokens
+        length = full if length is None else length
+        if self.parallel and length != full:
+            raise InputError(
+                f"length: this generator generates all {full} tokens at once, got {length}; "
+                "leave it out and decode a prefix of them"
+            )
+        if not 1 <= length <= full:
+            raise InputError(f"length: expected 1..{full}, got {length}")
+        return length
+
+    def guidance_of(self, guidance: float | Guidance) -> Guidance:
+        """A plain scale with this model's schedule; a Guidance as it is."""
+        if isinstance(guidance, Guidance):
+            return guidance
+        return Guidance(float(guidance), schedule=self.guidance_schedule, power=self.guidance_power)
+
+    def check_guidance(self, guidance: Guidance) -> None:
+        """Refuse what this model's guidance does not have.
+
+        Raises:
+            InputError: a weak model, or an interval where `guidance_interval_of` is None.
+        """
+        takes_interval = self.guidance_interval_of is not None
+        if guidance.weak_model is None and (takes_interval or guidance.interval == EVERYWHERE):
+            return
+        has = "a scale, a schedule and an interval" if takes_interval else "a scale and a schedule"
+        lacks = "no weak_model" if takes_interval else "no interval and no weak_model"
+        raise InputError(f"guidance of this generator has {has}, {lacks}")
 
 
 def check_temperature(temperature: float) -> None:
-    """Refuse a temperature that is no finite number from 0.
-
-    Raises:
-        InputError: below 0, infinite or not a number.
-    """
+    """Refuse a temperature that is not a finite number of 0 or more; raises InputError."""
     if not 0 <= temperature < math.inf:
         raise InputError(f"temperature: expected a finite number of 0 or more, got {temperature:g}")

@@ -1,4 +1,4 @@
-"""Captions as generators are told them: one vector, or as many as the caption has sub-words."""
+"""Embeddings of captions as the condition of a generator: one vector, or one input per sub-word."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from tok1d.nn.caption import Captions
 
 
 class CaptionVectors(Captions):
-    """The mean of a caption's embeddings, padding left out, through a projection. (B, T, E) -> (B, dim).
+    """The mean of a caption's embeddings, without padding, and a projection. (B, T, E) -> (B, dim).
 
     Args:
-        text_dim: width E. length: most sub-words T.
+        text_dim: width E of the embeddings.
+        length: largest number of sub-words T.
+        dropout: probability of the null condition in training.
     """
 
     def __init__(self, text_dim: int, length: int, dim: int, dropout: float) -> None:
@@ -21,18 +23,20 @@ class CaptionVectors(Captions):
         self.proj = nn.Linear(text_dim, dim)
 
     def forward(self, captions: Tensor) -> Tensor:
-        embeddings, seen = self.filled(captions)
-        # What is padding is zero, so that it adds nothing.
-        return self.proj(embeddings.sum(1) / seen.sum(1, keepdim=True))
+        embeddings, visible = self.filled(captions)
+        # Padding is zero, so it adds nothing to the sum.
+        return self.proj(embeddings.sum(1) / visible.sum(1, keepdim=True))
 
 
 class CaptionPrefix(Captions):
-    """A caption's embeddings through two linear layers, before the ids (LlamaGen, arXiv 2406.06525, text-to-image).
+    """A caption's embeddings through two linear layers, as inputs before the ids (LlamaGen, arXiv 2406.06525).
 
-    Padding goes first, so that the place before the first id is always the caption's last, however long it is.
+    Padding comes first, so that the input before the first id is the caption's last sub-word, whatever its length.
 
     Args:
-        text_dim: width E. length: most sub-words T.
+        text_dim: width E of the embeddings.
+        length: largest number of sub-words T.
+        dropout: probability of the null condition in training.
     """
 
     def __init__(self, text_dim: int, length: int, dim: int, dropout: float) -> None:
@@ -42,20 +46,20 @@ class CaptionPrefix(Captions):
 
     def forward(self, captions: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, E) -> (B, T, dim), and (B, T) bool, False for padding."""
-        embeddings, seen = self.filled(captions)
-        order = seen.to(torch.uint8).argsort(dim=1, stable=True)
+        embeddings, visible = self.filled(captions)
+        order = visible.to(torch.uint8).argsort(dim=1, stable=True)
         embeddings = embeddings.gather(1, order[..., None].expand_as(embeddings))
-        return self.fc2(F.gelu(self.fc1(embeddings), approximate="tanh")), seen.gather(1, order)
+        return self.fc2(F.gelu(self.fc1(embeddings), approximate="tanh")), visible.gather(1, order)
 
 
-def causal_behind(seen: Tensor, length: int) -> Tensor:
-    """What each of `length` places may attend to, (B, 1, length, length) bool: no later one, and no padding.
+def causal_after_padding(visible: Tensor, length: int) -> Tensor:
+    """Causal attention without padding: what each of `length` positions may attend to, (B, 1, length, length) bool.
 
-    A place of padding sees itself, so that no place sees nothing.
+    A position of padding attends to itself, because attention over nothing is not defined.
 
     Args:
-        seen: (B, T) bool, False for padding among the first T places.
+        visible: (B, T) bool, False for padding among the first T positions.
     """
-    places = torch.ones(length, length, dtype=torch.bool, device=seen.device)
-    allowed = F.pad(seen, (0, length - seen.shape[1]), value=True)[:, None, None]
-    return places.tril() & (allowed | torch.eye(length, dtype=torch.bool, device=seen.device))
+    causal = torch.ones(length, length, dtype=torch.bool, device=visible.device).tril()
+    allowed = F.pad(visible, (0, length - visible.shape[1]), value=True)[:, None, None]
+    return causal & (allowed | torch.eye(length, dtype=torch.bool, device=visible.device))

@@ -1,7 +1,7 @@
 """The diffusion head: a small MLP that denoises one token given a condition vector.
 
-MAR's per-token diffusion (arXiv 2406.11838) in the two forms Semanticist uses: trained on the linear interpolant
-or as DDPM, and conditioned through AdaLN ("adaln", MAR) or by concatenation ("concat", Semanticist).
+MAR's per-token diffusion (arXiv 2406.11838, section 3.3) in the forms that Semanticist uses: trained on the linear
+interpolant or as DDPM, and conditioned through AdaLN ("adaln", as in MAR) or by concatenation ("concat").
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,20 +28,26 @@ from tok1d.nn.norm import Modulation, gated, modulate
 
 @dataclass
 class HeadConfig:
-    """The diffusion head; the paper's is 12 blocks of width 1536."""
+    """The diffusion head; the defaults are those of the Semanticist paper."""
 
     width: int = option(1536, "width", ge=1)
     depth: int = option(12, "number of residual blocks", ge=1)
-    condition: Literal["concat", "adaln"] = option("concat", "how the condition enters")
-    objective: Literal["interpolant", "ddpm"] = option("interpolant", "what the head is trained on")
-    batch_mul: int = option(4, "noisy copies of every token in a training step", ge=1)
-    times: Literal["uniform", "logit_normal"] = option("uniform", "training times of the interpolant")
+    condition: Literal["concat", "adaln"] = option(
+        "concat", "conditioning: concatenated to the input of every MLP, or by AdaLN"
+    )
+    objective: Literal["interpolant", "ddpm"] = option(
+        "interpolant", "training objective: velocity of the linear interpolant, or DDPM with learned variance"
+    )
+    batch_mul: int = option(4, "noised copies of every token in a training step", ge=1)
+    times: Literal["uniform", "logit_normal"] = option("uniform", "distribution of the interpolant's training times")
     time_scale: float = option(
-        1.0, "times of the interpolant are multiplied by it before their sinusoids; 1000 is the range of DDPM's", gt=0
+        1.0,
+        "factor of the interpolant's times in the time embedding; 1000 gives the range of DDPM's steps",
+        gt=0,
     )
     sampler: Literal["sde", "euler", "heun"] = option("sde", "default sampler of the interpolant")
-    steps: int = option(250, "default network evaluations a token", ge=2)
-    last_step: float = option(0.04, "length in time of the SDE sampler's last step, without noise", gt=0, lt=1)
+    steps: int = option(250, "default number of network evaluations per token", ge=2)
+    last_step: float = option(0.04, "length in time of the SDE sampler's last step, which adds no noise", gt=0, lt=1)
 
 
 class ResidualBlock(nn.Module):
@@ -58,8 +64,9 @@ class ResidualBlock(nn.Module):
         """(R, width) -> (R, width).
 
         Args:
-            time: the modulation's shift, scale and gate, (R or 1, width) each.
-            context, half: see `apply_split`.
+            time: shift, scale and gate of the modulation, (R or 1, width) each.
+            context: the share of the condition in `fc1`, see `apply_split`; None with AdaLN.
+            half: see `apply_split`.
         """
         shift, scale, gate = time
         h = apply_split(self.fc1, modulate(self.norm(x), shift, scale), context, half)
@@ -67,14 +74,16 @@ class ResidualBlock(nn.Module):
 
 
 def x_half(linear: nn.Linear, width: int) -> Tensor:
-    """Of linear(concat[x, condition]) with x (R, width): what x is multiplied with, a view (width, out)."""
+    """The transposed weights of x (R, width) in linear(concat[x, condition]), a view (width, out)."""
     return linear.weight[:, :width].t()
 
 
 def apply_split(linear: nn.Linear, x: Tensor, context: Tensor | None, half: Tensor | None = None) -> Tensor:
-    """linear(x), or linear(concat[x, condition]) where `context` already holds the condition's half and the bias.
+    """linear(x), or linear(concat[x, condition]) with the condition's share already computed.
 
-    `half` may give `x_half` in another layout.
+    Args:
+        context: (R, out), the condition's weights times the condition, plus the bias; None: no condition.
+        half: `x_half` of the layer in contiguous memory, which is faster; default: computed here.
     """
     if context is None:
         return linear(x)
@@ -84,9 +93,10 @@ def apply_split(linear: nn.Linear, x: Tensor, context: Tensor | None, half: Tens
 class HeadNetwork(nn.Module):
     """x (R, D) noisy tokens, t (R,) or (1,), cond (R, C) -> (R, out).
 
-    What depends on the time alone (`time_features`: with "concat" all modulations) is the same for every token sampled
-    on one grid of times, and what depends on the condition alone (`prepare`: with "concat" half of every concatenated
-    linear) is the same for every step of a token. `evaluate` is the rest.
+    The call is split so that sampling can reuse results. `time_features` depends on the time alone (with "concat": all
+    modulations) and is the same for all tokens sampled on one grid of times. `prepare` depends on the condition alone
+    (with "concat": the condition's share of every linear layer that has it as input) and is the same for all steps of a
+    token. `evaluate` computes the rest.
     """
 
     def __init__(self, config: HeadConfig, token_dim: int, cond_dim: int) -> None:
@@ -114,34 +124,36 @@ class HeadNetwork(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def prepare(self, cond: Tensor) -> list[Tensor]:
-        """What depends on the condition alone: one (R, ...) tensor per linear ("concat"), or the embedding."""
+        """The part for cond (R, C) alone: one (R, out) tensor per layer of `split_linears`, or the embedding."""
         c = self.cond_embed(cond)
         if not self.concat:
             return [c]
         return [F.linear(c, linear.weight[:, -c.shape[-1] :], linear.bias) for linear in self.split_linears()]
 
     def split_linears(self) -> list[nn.Linear]:
-        """The layers that see the condition beside x ("concat")."""
-        blocks: list[Any] = [*self.blocks]
-        return [*(block.fc1 for block in blocks), self.out]
+        """The layers whose input is concat[x, condition] ("concat")."""
+        return [*(cast(ResidualBlock, block).fc1 for block in self.blocks), self.out]
 
     def modulations(self, c: Tensor) -> list[Tensor]:
-        """Shift, scale and gate of every block, shift and scale of the last layer, (R, width) each; c (R, width)."""
+        """Shift, scale, gate of every block, shift and scale of the last layer, (R, width) each, from c (R, width)."""
         c = F.silu(c)
-        modules: list[Any] = [*(block.modulation for block in self.blocks), self.modulation]
+        modules = [*(cast(ResidualBlock, block).modulation for block in self.blocks), self.modulation]
         return [part for module in modules for part in module.linear(c).chunk(module.parts, dim=-1)]
 
     def time_features(self, t: Tensor) -> list[Tensor]:
-        """What depends on the times (T,) alone, (T, width) each: the modulations ("concat"), or the embedding."""
+        """The part for times (T,) alone: the `modulations` ("concat"), or the embedding; (T, width) each."""
         c = self.time_embed(t)
         return self.modulations(c) if self.concat else [c]
 
     def evaluate(
         self, x: Tensor, time: Sequence[Tensor], prepared: list[Tensor], halves: list[Tensor] | None = None
     ) -> Tensor:
-        """The network given its `time_features` of (R,) or (1,) times and what `prepare` gives for R conditions.
+        """The output (R, out) for x (R, D).
 
-        `halves` may give the `x_half` of every split layer in another layout.
+        Args:
+            time: `time_features` of (R,) or (1,) times.
+            prepared: `prepare` of R conditions.
+            halves: `x_half` of every layer of `split_linears` in contiguous memory; default: computed here.
         """
         x, nothing = self.input(x), [None] * (len(self.blocks) + 1)
         contexts = prepared if self.concat else nothing
@@ -156,12 +168,12 @@ class HeadNetwork(nn.Module):
 
 
 class SamplingTable:
-    """What all tokens sampled on one grid of times share: a network's time features and its split weights, packed.
+    """Results that all tokens sampled on one grid of times share: time features and contiguous weight halves.
 
-    Nothing in it makes a device wait.
+    Looking up a time does not synchronise a GPU with the CPU.
 
     Args:
-        times: (T,), every time the sampler will ask for.
+        times: (T,), all times at which the sampler calls the network.
     """
 
     def __init__(self, net: HeadNetwork, times: Tensor) -> None:
@@ -171,7 +183,7 @@ class SamplingTable:
         self.halves = [x_half(linear, self.width).contiguous() for linear in linears] or None
 
     def __call__(self, t: Tensor) -> Sequence[Tensor]:
-        """The features of times (1,) or (R,) of the grid."""
+        """The time features of times (1,) or (R,) out of the grid."""
         return self.features[torch.searchsorted(self.times, t)].split(self.width, dim=1)
 
 
@@ -179,7 +191,7 @@ class DiffusionHead(nn.Module):
     """Losses and samples of one token given its condition.
 
     Args:
-        token_dim: D numbers of a token.
+        token_dim: channels D of a token.
         cond_dim: width of the condition vector.
     """
 
@@ -194,10 +206,14 @@ class DiffusionHead(nn.Module):
     def loss_rows(
         self, target: Tensor, cond: Tensor, *, t: Tensor | None = None, noise: Tensor | None = None
     ) -> Tensor:
-        """Per-row loss (R * batch_mul,) of tokens (R, D) given conditions (R, C).
+        """Loss (R * batch_mul,) of every row of tokens (R, D) given conditions (R, C).
 
-        Every row is repeated batch_mul times, copy-major, with its own time and noise; the condition's share of
-        the network is computed once a row. `t` and `noise` may be given, with R * batch_mul rows.
+        The batch is repeated `batch_mul` times, each copy with its own times and noise; the part of the network that
+        depends on the condition alone is computed once.
+
+        Args:
+            t: (R * batch_mul,), times or steps; None: random ones.
+            noise: (R * batch_mul, D); None: random.
         """
         copies = self.config.batch_mul if t is None else t.shape[0] // target.shape[0]
         prepared = [part.repeat(copies, 1) for part in self.net.prepare(cond)]
@@ -211,11 +227,11 @@ class DiffusionHead(nn.Module):
             t = torch.randint(len(self.chain), target.shape[:1], device=target.device) if t is None else t
             terms = self.chain.losses(network, target, noise, t)
             return terms["mse"] + terms["vb"]
-        t = Times(self.config.times).draw(target.shape[0], target.device) if t is None else t
+        t = Times(self.config.times).sample(target.shape[0], target.device) if t is None else t
         return self.objective.loss(network, target, noise, t)
 
     def sampler(self, name: str | None = None) -> str:
-        """The sampler of that name, by default the configuration's; InputError for one the objective does not have."""
+        """The sampler of that name, by default the configured one; raises InputError for one the objective has not."""
         if self.config.objective == "ddpm":
             if name not in (None, "ancestral"):
                 raise InputError(f"sampler: a DDPM head samples with 'ancestral', got {name!r}")
@@ -226,7 +242,7 @@ class DiffusionHead(nn.Module):
 
     @torch.no_grad()
     def table(self, steps: int | str | None = None, sampler: str | None = None) -> SamplingTable:
-        """What `sample` of many tokens with these steps and this sampler computes once.
+        """The results that `sample` shares between tokens with these steps and this sampler.
 
         Raises:
             InputError: as `sample`.
@@ -234,16 +250,18 @@ class DiffusionHead(nn.Module):
         steps, sampler = self.config.steps if steps is None else steps, self.sampler(sampler)
         device = self.net.out.weight.device
         if sampler == "ancestral":
-            # A chain of one step keeps the cleanest: noise would come out.
+            # A chain of one step would keep the cleanest step and return noise.
             chain = self.chain.respace(steps)
-            if len(chain) < 2 or (isinstance(steps, Integral) and steps < 2):  # 0 steps are all of them
+            if len(chain) < 2 or (isinstance(steps, Integral) and steps < 2):  # "0" means all steps to `respace`
                 raise InputError(f"a DDPM head needs at least 2 steps, got {steps}")
             return SamplingTable(self.net, torch.tensor(chain.step_map, device=device))
         if not isinstance(steps, Integral):
             raise InputError(f"steps: expected a number for sampler={sampler}, got {steps!r}")
         if sampler == "sde":
             return SamplingTable(self.net, sde_times(steps, last_step=self.config.last_step, device=device))
-        return SamplingTable(self.net, time_grid(steps, device=device)[:-1])  # neither ODE sampler calls it at 1
+        return SamplingTable(
+            self.net, time_grid(steps, device=device)[:-1]
+        )  # neither ODE sampler calls the network at t = 1
 
     @torch.no_grad()
     def sample(
@@ -259,14 +277,17 @@ class DiffusionHead(nn.Module):
         temperature: float = 1.0,
         table: SamplingTable | None = None,
     ) -> Tensor:
-        """One token a row (R, D) from starting noise `start` (R, D).
+        """One token per row (R, D) from initial noise `start` (R, D).
 
         Args:
-            cond: (R, C) conditions; `uncond` (R, C) the unconditional ones, needed where scale != 1.
-            steps: network evaluations; of a DDPM head also "ddimN" or "a,b,c", see `respaced_steps`.
-            sampler: "sde", "euler" or "heun" (interpolant); DDPM is ancestral.
-            temperature: multiplies the sampler's noise (no effect on the ODE samplers).
-            table: the `table` of these steps and this sampler, where many tokens are sampled; default: made here.
+            cond: conditions (R, C).
+            randn: source of the sampler's noise (R, D).
+            uncond: conditions (R, C) of the null condition; needed where scale is not 1.
+            scale: guidance scale.
+            steps: network evaluations, default `config.steps`; for DDPM also "ddimN" or "a,b,c", see `respaced_steps`.
+            sampler: "sde", "euler" or "heun" (interpolant), "ancestral" (DDPM); default: see `sampler`.
+            temperature: multiplies the sampler's noise; without effect on the ODE samplers.
+            table: `table` of these steps and this sampler; default: made here.
 
         Raises:
             InputError: a sampler the objective does not have, or too few steps for it.
@@ -286,10 +307,12 @@ class DiffusionHead(nn.Module):
     def field(
         self, cond: Tensor, uncond: Tensor | None = None, scale: float = 1.0, table: SamplingTable | None = None
     ) -> Field:
-        """What the samplers follow for these conditions: guided velocity, or guided noise and its variance.
+        """The function f(x, t) that the samplers follow: guided velocity, or guided noise and conditional variance.
 
-        The share of the network that depends on the conditions alone is computed here, once; with a table, which then
-        must hold all times asked for, that of the times is looked up.
+        The part of the network that depends on the conditions alone is computed here, once.
+
+        Args:
+            table: looked up for the part that depends on the times alone; must hold all times of the calls.
         """
         features, halves = (self.net.time_features, None) if table is None else (table, table.halves)
         is_guided = scale != 1
@@ -303,8 +326,8 @@ class DiffusionHead(nn.Module):
             if not is_guided:
                 return self.net.evaluate(x, features(t), prepared, halves)
             t2 = t if t.shape[0] == 1 else t.repeat(2)
-            yes, no = self.net.evaluate(x.repeat(2, 1), features(t2), prepared, halves).chunk(2)
-            # A learned variance stays the conditional one.
-            return torch.cat([combine(yes[:, :dim], no[:, :dim], scale), yes[:, dim:]], dim=1)
+            given, null = self.net.evaluate(x.repeat(2, 1), features(t2), prepared, halves).chunk(2)
+            # Guidance leaves a learned variance as it is.
+            return torch.cat([combine(given[:, :dim], null[:, :dim], scale), given[:, dim:]], dim=1)
 
         return field

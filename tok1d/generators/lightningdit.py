@@ -1,5 +1,7 @@
-"""LightningDiT on sequences of tokens (arXiv 2501.01423; MAETok, arXiv 2502.03444): rotary positions, SwiGLU, RMSNorm,
-lognormal times and a loss on the velocity's direction."""
+"""LightningDiT (arXiv 2501.01423) on sequences of tokens, as in MAETok (arXiv 2502.03444).
+
+A SiT with rotary positions, SwiGLU, RMSNorm, lognormal times and a loss on the velocity's direction.
+"""
 
 from __future__ import annotations
 
@@ -31,19 +33,19 @@ class LightningDiTConfig(FlowConfig):
         "1.6B": {"dim": 1792, "depth": 28, "heads": 28},
     }
 
-    name: str = option("lightningdit", "which model this is")
+    name: str = option("lightningdit", "name of the model")
     rotary: Literal["1d", "2d", "none"] = option("1d", "rotary positions of a sequence, or of a square grid")
-    positions: Literal["1d", "2d", "none"] = option("none", "fixed sine-cosine positions that are added as well")
+    positions: Literal["1d", "2d", "none"] = option("none", "fixed sine-cosine positions, added to the embedded tokens")
     qk_norm: bool = option(False, "RMSNorm of queries and keys")
-    shift: bool = option(True, "whether adaLN shifts, or only scales and gates")
+    shift: bool = option(True, "adaLN has shifts besides scales and gates")
     statistics: Literal["scalar", "channel", "none"] = option(
-        "channel", "mean and std that tokens are normalised by: of all numbers, or of each of the D of a token"
+        "channel", "mean and std that normalise the tokens: one of each (scalar), or one per channel"
     )
     direction_weight: float = option(1.0, "weight of the loss on the velocity's direction in channel space", ge=0)
     sampler: Literal["sde", "euler", "heun"] = option("euler", "default sampler; sde is Euler-Maruyama")
 
     def check(self) -> None:
-        """Contradictions between the fields."""
+        """Raise ConfigError where fields contradict each other."""
         super().check()
         rotary_table(self)
         if self.positions != "none":
@@ -53,25 +55,27 @@ class LightningDiTConfig(FlowConfig):
 
 
 def rotary_table(config: LightningDiTConfig) -> Tensor | None:
-    """Rotation angles (K, head width / 2) of the configured positions; ConfigError where the heads do not fit."""
+    """Rotation angles (K, head width / 2), None for rotary=none; raises ConfigError for heads that do not fit."""
     if config.rotary == "none":
         return None
     head_dim, parts = config.dim // config.heads, 2 if config.rotary == "1d" else 4
     if head_dim % parts:
-        raise ConfigError(f"heads: {config.rotary} rotary positions turn {parts} channels, got heads of {head_dim}")
+        raise ConfigError(
+            f"heads: expected heads of a multiple of {parts} channels for rotary={config.rotary}, got {head_dim}"
+        )
     if config.rotary == "1d":
         return sequence_angles(head_dim, torch.arange(config.num_tokens))
     side = grid_side(config.num_tokens)
     columns, rows = grid_coordinates(side, side)
-    # The release turns the first half of a head with the row.
+    # As in the release, the first half of a head rotates with the row.
     return axial_angles(head_dim, rows, columns, theta=10000.0)
 
 
 class LightningBlock(nn.Module):
-    """A block with RMSNorm and SwiGLU under adaLN.
+    """A block with RMSNorm, SwiGLU and adaLN.
 
     Args:
-        shift: adaLN gives shift, scale and gate of both halves; without, scale and gate alone.
+        shift: adaLN has shift, scale and gate for attention and feed-forward; without it scale and gate.
     """
 
     def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0, *, qk_norm: bool, shift: bool) -> None:
@@ -132,7 +136,7 @@ class LightningDiTNetwork(nn.Module):
 
 
 class LightningDiT(FlowModel):
-    """Tokens (B, K, D) float given classes (B,) int64, along a velocity."""
+    """Tokens (B, K, D) given class ids (B,), along a velocity."""
 
     def __init__(self, config: LightningDiTConfig) -> None:
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""How a class reaches CARD's blocks: its vector, and what that vector (or a caption's) makes of every block."""
+"""Class conditioning of CARD: class vectors, and the modulation of every block by a vector of the condition."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Parts = tuple[Tensor, ...]
 
 
 class ClassVectors(ClassLabels):
-    """Rows of a class table and a trained null vector, both through one trained projection. (B,) -> (B, dim).
+    """Rows of a class table and a trained null vector, both followed by one trained projection. (B,) -> (B, dim).
 
     Args:
         class_dim: width of the table.
-        frozen: the table is a buffer, whose values `set_table` brings from elsewhere; else it is trained.
+        frozen: the table is a buffer, to be set by `set_table`; else it is trained.
     """
 
     table: Tensor
@@ -43,8 +43,8 @@ class ClassVectors(ClassLabels):
 
     @torch.no_grad()
     def set_table(self, table: Tensor) -> None:
-        """Copy the values (num_classes, class_dim)."""
-        assert table.shape == self.table.shape, "checked by whoever has the message for it"
+        """Copy values (num_classes, class_dim) into the table."""
+        assert table.shape == self.table.shape, "`zoo.pairs.shared_classes` has checked it"
         self.table.copy_(table)
 
     def forward(self, labels: Tensor) -> Tensor:
@@ -53,11 +53,12 @@ class ClassVectors(ClassLabels):
 
 
 class BlockModulations(nn.Module):
-    """Class vectors (B, dim) to the modulation of every block, a list of tuples of (B, 1, dim); zero at initialisation.
+    """Vectors (B, dim) -> for every block a tuple of modulations (B, 1, dim); all zero at initialisation.
 
-    "scale2": a linear layer a block gives a scale for each of its two norms. The others give DiT's shift, scale and
-    gate for each (adaLN-Zero): "dit6" by a linear layer a block, "lowrank6" by two over a third of the width,
-    "shared6" by one layer for all and a learned table a block (PixArt's adaLN-single, arXiv 2310.00426).
+    "scale2" has one scale for each of a block's two norms, from one linear layer per block. The other kinds have DiT's
+    shift, scale and gate for each norm (adaLN-Zero): "dit6" from one linear layer per block, "lowrank6" from two with
+    a third of the width between them, "shared6" from one layer for all blocks and a learned table per block (PixArt's
+    adaLN-single, arXiv 2310.00426).
     """
 
     def __init__(self, kind: ModulationKind, dim: int, depth: int) -> None:
@@ -68,7 +69,7 @@ class BlockModulations(nn.Module):
         self.tables = nn.Parameter(torch.zeros(depth, self.parts, 1, dim)) if kind == "shared6" else None
 
     def zero_init(self) -> None:
-        """Back to the start, at which the class has no effect."""
+        """Set all modulations to zero, so that the condition has no effect on the blocks."""
         for layer in self.layers:
             assert isinstance(layer, Modulation)
             layer.zero_init()
@@ -82,10 +83,10 @@ class BlockModulations(nn.Module):
 
 
 class ClassBlock(Block):
-    """The pre-norm block under a modulation: one scale a norm, or shift, scale and gate a branch."""
+    """The pre-norm block with one scale for each norm, or shift, scale and gate for each branch."""
 
     def forward(self, x: Tensor, attend: Attend = full, rows: slice | None = None, *, parts: Parts = ()) -> Tensor:
-        """As `Block`, with parts two or six of (B, 1, dim)."""
+        """As `Block`; `parts` are two or six modulations (B, 1, dim)."""
         kept = x if rows is None else x[:, rows]
         if len(parts) == 2:
             x = kept + self.drop1(self.attn(self.norm1(x) * (1 + parts[0]), attend, rows))

@@ -1,4 +1,4 @@
-"""SiT and DiT on sequences of tokens (MAETok and SoftVQ-VAE; arXiv 2401.08740, arXiv 2212.09748), patch 1."""
+"""SiT (arXiv 2401.08740) and DiT (arXiv 2212.09748) on sequences of tokens, as MAETok and SoftVQ-VAE use them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from tok1d.config.fields import option
+from tok1d.config.sampling import SampleSettings
 from tok1d.diffusion.ddpm import Chain, ancestral, ddim
 from tok1d.diffusion.guidance import Guidance, guided
-from tok1d.diffusion.solver import Field, Randn
+from tok1d.diffusion.solver import Field, NoiseSource
 from tok1d.errors import ConfigError, InputError
 from tok1d.generators.sequence import FlowConfig, FlowModel, SequenceConfig, SequenceModel, grid_side
 from tok1d.nn.block import AdaLNBlock
@@ -33,12 +34,12 @@ class SiTConfig(FlowConfig):
 
     SIZES: ClassVar[dict[str, dict[str, int]]] = _SIZES
 
-    name: str = option("sit", "which model this is")
+    name: str = option("sit", "name of the model")
     positions: Literal["1d", "2d"] = option("1d", "fixed sine-cosine positions of a sequence, or of a square grid")
     qk_norm: bool = option(False, "LayerNorm of queries and keys")
 
     def check(self) -> None:
-        """Contradictions between the fields."""
+        """Raise ConfigError where fields contradict each other."""
         super().check()
         position_table(self.positions, self.dim, self.num_tokens)
 
@@ -49,38 +50,42 @@ class DiTConfig(SequenceConfig):
 
     SIZES: ClassVar[dict[str, dict[str, int]]] = {**_SIZES, "SL": {"dim": 1024, "depth": 16, "heads": 16}}
 
-    name: str = option("dit", "which model this is")
+    name: str = option("dit", "name of the model")
     positions: Literal["1d", "2d"] = option("1d", "fixed sine-cosine positions of a sequence, or of a square grid")
     qk_norm: bool = option(False, "LayerNorm of queries and keys")
     schedule: Literal["linear", "cosine"] = option("linear", "noise levels of the 1000 steps")
 
     def check(self) -> None:
-        """Contradictions between the fields."""
+        """Raise ConfigError where fields contradict each other."""
         super().check()
         position_table(self.positions, self.dim, self.num_tokens)
 
 
 def position_table(kind: str, dim: int, num_tokens: int) -> Tensor:
-    """The fixed positions (K, dim) of a sequence ("1d") or a square row-major grid ("2d"); ConfigError if none fits."""
+    """Fixed positions (K, dim) of a sequence ("1d") or a square row-major grid ("2d").
+
+    Raises:
+        ConfigError: sizes that do not fit.
+    """
     if kind == "1d":
         return sincos_interleaved(dim, num_tokens)
     if dim % 4:
-        raise ConfigError(f"dim: two-dimensional positions need a multiple of 4, got {dim}")
+        raise ConfigError(f"dim: expected a multiple of 4 for two-dimensional positions, got {dim}")
     side = grid_side(num_tokens)
     return sincos_2d(dim, side, side)
 
 
 class SiTNetwork(nn.Module):
-    """x (B, K, D), t (B,) or (1,), labels (B,) -> (B, K, out): a transformer under adaLN-Zero of time and class.
+    """x (B, K, D), t (B,) or (1,), labels (B,) -> (B, K, out_dim): a transformer with adaLN-Zero of time and class.
 
     Args:
-        out_dim: numbers of an output token, D for a velocity and 2 D for noise and variance.
-        told_beta: also condition on the strength beta of guidance-free training.
+        out_dim: channels of an output token, D for a velocity and 2 D for noise and variance.
+        with_beta: also condition on the strength beta of guidance-free training.
     """
 
     positions: Tensor
 
-    def __init__(self, config: SiTConfig | DiTConfig, out_dim: int, *, told_beta: bool = False) -> None:
+    def __init__(self, config: SiTConfig | DiTConfig, out_dim: int, *, with_beta: bool = False) -> None:
         super().__init__()
         dim = config.dim
         table = position_table(config.positions, dim, config.num_tokens)
@@ -88,7 +93,7 @@ class SiTNetwork(nn.Module):
         self.token_embed = nn.Linear(config.token_dim, dim)
         self.time_embed = TimeEmbed(dim)
         self.label_embed = LabelEmbed(config.num_classes, dim, config.class_dropout)
-        self.beta_embed = TimeEmbed(dim) if told_beta else None
+        self.beta_embed = TimeEmbed(dim) if with_beta else None
         qk_norm: Literal["layer", "none"] = "layer" if config.qk_norm else "none"
         self.blocks = nn.ModuleList(
             AdaLNBlock(dim, config.heads, config.mlp_ratio, qk_norm=qk_norm) for _ in range(config.depth)
@@ -114,7 +119,11 @@ def condition(
     labels: Tensor,
     beta: Tensor | None,
 ) -> Tensor:
-    """The sum (B, 1, dim) of what adaLN is told: time, class and, where there is one, beta (None: 1)."""
+    """The condition (B, 1, dim) of adaLN: the sum of the embeddings of time, class and, with a `beta_embed`, beta.
+
+    Args:
+        beta: None stands for 1.
+    """
     c = time_embed(t) + label_embed(labels)
     if beta_embed is not None:
         c = c + beta_embed(torch.ones_like(t) if beta is None else beta)
@@ -122,7 +131,7 @@ def condition(
 
 
 def init_adaln_zero(network: nn.Module) -> None:
-    """DiT's initialisation: Xavier, normal(0.02) embeddings; every block starts as the identity, the output at zero."""
+    """DiT's initialisation: Xavier weights, normal(0.02) embeddings, every block the identity, the output zero."""
     for module in network.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -136,7 +145,7 @@ def init_adaln_zero(network: nn.Module) -> None:
         elif isinstance(module, TimeEmbed):
             module.init_weights()
     beta_embed, out = getattr(network, "beta_embed", None), network.out
-    if isinstance(beta_embed, TimeEmbed):  # a model that was trained without beta keeps its outputs
+    if isinstance(beta_embed, TimeEmbed):  # weights trained without beta give the same outputs
         nn.init.zeros_(beta_embed.fc2.weight)
     assert isinstance(out, nn.Linear)
     nn.init.zeros_(out.weight)
@@ -144,15 +153,17 @@ def init_adaln_zero(network: nn.Module) -> None:
 
 
 class SiT(FlowModel):
-    """Tokens (B, K, D) float given classes (B,) int64, along a velocity."""
+    """Tokens (B, K, D) given class ids (B,), along a velocity."""
 
     def __init__(self, config: SiTConfig) -> None:
         super().__init__(config)
-        self.net = SiTNetwork(config, config.token_dim, told_beta=config.guidance_free)
+        self.net = SiTNetwork(config, config.token_dim, with_beta=config.guidance_free)
 
 
 class DiT(SequenceModel):
-    """Tokens (B, K, D) float given classes (B,) int64, by DDPM with noise prediction and learned variance."""
+    """Tokens (B, K, D) given class ids (B,), by DDPM with noise prediction and learned variance."""
+
+    config: DiTConfig
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__(config)
@@ -162,11 +173,12 @@ class DiT(SequenceModel):
     def loss_rows(
         self, tokens: Tensor, labels: Tensor, *, t: Tensor | None = None, noise: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Per-sample squared error of the noise and variational bound (B,).
+        """Squared error of the noise and variational bound, (B,) each.
 
         Args:
-            tokens: (B, K, D), normalised. labels: (B,), the null class included.
-            t, noise: steps (B,) of 1000 with noise upward, and (B, K, D), else drawn.
+            tokens: (B, K, D), normalised.
+            labels: (B,), the null class included.
+            t: steps (B,) in 0..999, of which the last is noise; noise: (B, K, D); None: random ones.
         """
         t = torch.randint(len(self.chain), tokens.shape[:1], device=tokens.device) if t is None else t
         noise = torch.randn_like(tokens) if noise is None else noise
@@ -178,9 +190,9 @@ class DiT(SequenceModel):
         return {"loss_mse": terms["mse"], "loss_vb": terms["vb"]}
 
     def field(self, labels: Tensor, guidance: Guidance) -> Field:
-        """Guided noise and the conditional variance, f(x (B, K, D), t (B,)) -> (B, K, 2 D); t are steps of 1000.
+        """Guided noise and the conditional variance, f(x (B, K, D), t (B,)) -> (B, K, 2 D), with t in 0..999.
 
-        The interval of the guidance is in 1 - t / 1000: 0 is noise, 1 the tokens.
+        The interval of the guidance is in 1 - t / 1000, where 0 is noise and 1 the tokens.
         """
         dim, weak = self.config.token_dim, guidance.weak_model
 
@@ -195,43 +207,48 @@ class DiT(SequenceModel):
         both = self.both(labels) if weak is None else autoguided
 
         def with_variance(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            yes, no = both(x, t)
-            # combine(yes, yes, scale) is yes: the learned variance is not guided.
-            return yes, torch.cat([no[..., :dim], yes[..., dim:]], dim=-1)
+            conditional, unconditional = both(x, t)
+            # The same variance on both sides: guidance leaves it as it is.
+            return conditional, torch.cat([unconditional[..., :dim], conditional[..., dim:]], dim=-1)
 
         return guided(with_variance, conditional, guidance, lambda t: 1 - t / len(self.chain))
 
     def sampler(self, name: str | None = None) -> str:
-        """The sampler of that name, by default "ancestral"; InputError for one there is not."""
+        """The sampler of that name, by default "ancestral"; raises InputError for an unknown one."""
         if name not in (None, "ancestral", "ddim"):
             raise InputError(f"sampler: this model samples with 'ancestral' or 'ddim', got {name!r}")
         return name or "ancestral"
 
-    def sample_from(
+    def generate(
         self,
-        labels: Tensor,
-        x: Tensor,
-        randn: Randn,
-        *,
+        cond: Tensor,
+        length: int,
         guidance: Guidance,
-        steps: int,
-        sampler: str | None = None,
-        temperature: float = 1.0,
+        settings: SampleSettings,
+        noise: NoiseSource,
+        **own: object,
     ) -> Tensor:
-        """As `SequenceModel.sample_from`, by "ancestral" (DDPM) or "ddim", with 2..1000 calls."""
+        """Raw tokens (B, K, D) by "ancestral" (DDPM) or "ddim", with 2..1000 steps.
+
+        Raises:
+            InputError: fewer than 2 steps: a chain of one keeps the cleanest step alone and would return noise.
+        """
+        steps = self.config.steps if settings.steps is None else settings.steps
         if steps < 2:
-            raise InputError(f"steps: a DDPM chain needs at least 2, got {steps}")  # a single one is almost clean
-        name, field, chain = self.sampler(sampler), self.field(labels, guidance), self.chain.respace(steps)
+            raise InputError(f"steps: a DDPM chain needs at least 2, got {steps}")
+        name, field, chain = self.sampler(settings.sampler), self.field(cond, guidance), self.chain.respace(steps)
 
         def swapped(x: Tensor, t: Tensor) -> Tensor:
             return swap(field(swap(x), t))
 
+        x = swap(self.initial_noise(len(cond), noise))
         if name == "ddim":
-            return self.denormalise(swap(ddim(swapped, swap(x), chain)))
-        out = ancestral(swapped, swap(x), chain, lambda x: swap(randn(swap(x))), temperature=temperature)
-        return self.denormalise(swap(out))
+            x = ddim(swapped, x, chain)
+        else:
+            x = ancestral(swapped, x, chain, lambda x: swap(noise(swap(x))), temperature=settings.temperature)
+        return self.denormalise(swap(x))
 
 
 def swap(x: Tensor) -> Tensor:
-    """(B, K, D) <-> (B, D, K): the chain splits noise from variance on axis 1."""
+    """(B, K, D) <-> (B, D, K): the DDPM chain has noise and variance as channels on axis 1."""
     return x.transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Mean and std of the tokens a generator is trained on: measured once, kept with its weights."""
+"""Mean and std of the tokens a generator is trained on: measured once before training, saved with its weights."""
 
 from __future__ import annotations
 
@@ -10,20 +10,30 @@ from torch import Tensor, nn
 
 from tok1d.errors import DataError
 
+# One mean and std for all numbers of all tokens ("scalar"), one for each of the D channels of a token ("channel"), or
+# 0 and 1 ("none": tokens are not normalised).
 Statistics = Literal["scalar", "channel", "none"]
 
 
 class NormalisedTokens(nn.Module):
-    """A generator whose network sees tokens at mean 0 and std 1, and which takes and gives raw ones.
+    """Normalisation of tokens to mean 0 and std 1 by buffers that are part of the state dict.
 
-    Subclasses call `hold_statistics` once; until `fit_statistics` they are 0 and 1.
+    A subclass calls `hold_statistics` once. Mean and std are 0 and 1 until `fit_statistics` measures them or weights
+    are loaded. A generator of this class takes and returns raw tokens; its network receives normalised ones.
+
+    Attributes:
+        statistics: what is measured; "none" has buffers as "scalar", which stay 0 and 1.
+        token_mean: (1,) or (D,).
+        token_std: (1,) or (D,).
     """
+
+    statistics: Statistics
 
     token_mean: Tensor
     token_std: Tensor
 
     def hold_statistics(self, statistics: Statistics, token_dim: int) -> None:
-        """Make the buffers: one mean and std ("scalar"), or one for each of the D numbers of a token ("channel")."""
+        """Make the buffers for tokens of `token_dim` channels."""
         self.statistics = statistics
         shape = (token_dim if statistics == "channel" else 1,)
         self.register_buffer("token_mean", torch.zeros(shape))
@@ -31,10 +41,10 @@ class NormalisedTokens(nn.Module):
 
     @torch.no_grad()
     def fit_statistics(self, batches: Iterable[Tensor]) -> None:
-        """Measure mean and std of raw tokens (B, K, D), to be kept with the weights; "none" reads nothing.
+        """Measure mean and std (biased) of raw tokens (B, K, D) in float64; with statistics="none" nothing is read.
 
         Raises:
-            DataError: no tokens, numbers that are not finite, or tokens that do not vary.
+            DataError: no tokens, numbers that are not finite, or a std of 0.
         """
         if self.statistics == "none":
             return
@@ -43,7 +53,7 @@ class NormalisedTokens(nn.Module):
         squares = total.clone()
         for batch in batches:
             rows = batch.to(self.token_mean.device, torch.float64).reshape(-1, self.token_mean.numel())
-            # Sums of squares about any nearby value do not cancel, unlike those about zero.
+            # Sums are taken about a value near the mean: about zero, E[x^2] - E[x]^2 loses digits where |mean| >> std.
             shift = rows.mean(0) if shift is None else shift
             count += len(rows)
             total = total + (rows - shift).sum(0)
@@ -58,7 +68,7 @@ class NormalisedTokens(nn.Module):
         self.token_std.copy_(std)
 
     def normalise(self, tokens: Tensor) -> Tensor:
-        """Raw tokens (B, K, D) at mean 0 and std 1, as the network sees them."""
+        """Raw tokens (B, K, D) -> tokens with mean 0 and std 1, as the network receives them."""
         return (tokens - self.token_mean) / self.token_std
 
     def denormalise(self, tokens: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""USiT: a U-ViT trained as a SiT, on sequences of tokens (after DC-AE's USiT-2B; U-ViT, arXiv 2209.12152).
+"""USiT: a U-ViT (arXiv 2209.12152) trained as a SiT, on sequences of tokens; after the USiT-2B of DC-AE.
 
-Its release is not described by a paper; where the sizes leave a choice this is U-ViT's: the time token is the bare
-sinusoid of 1000 t, and blocks are plain. USiT-2B counts 1,580.1 M parameters here at 128 tokens of 32 numbers; the
-release's stated figure is 1,580.4 M.
+No paper describes the released model. Where its sizes leave a choice, this follows U-ViT: the time token is the
+sinusoidal embedding of 1000 t without an MLP, and the blocks have no adaLN. USiT-2B has 1,580.1 M parameters here at
+128 tokens of 32 channels; the release states 1,580.4 M.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class USiTConfig(FlowConfig):
 
     SIZES: ClassVar[dict[str, dict[str, int]]] = {"2B": {"dim": 2048, "depth": 29, "heads": 32}}
 
-    name: str = option("usit", "which model this is")
+    name: str = option("usit", "name of the model")
     dim: int = option(2048, "width; size=2B sets width, depth and heads", ge=1)
     depth: int = option(29, "number of blocks, odd: as many before the middle one as after it", ge=1)
     heads: int = option(32, "attention heads", ge=1)
 
     def check(self) -> None:
-        """Contradictions between the fields."""
+        """Raise ConfigError where fields contradict each other."""
         super().check()
         if self.depth % 2 == 0:
             raise ConfigError(f"depth: expected an odd number of blocks, got {self.depth}")
@@ -42,7 +42,7 @@ class USiTConfig(FlowConfig):
 class USiTNetwork(nn.Module):
     """x (B, K, D), t (B,) or (1,), labels (B,) -> velocity (B, K, D); time and class are tokens before the others.
 
-    The second half's block i first maps [its input, the output of its mirror block] back to the width.
+    Each block of the second half starts with a linear map of [its input, the output of its mirror block] to `dim`.
     """
 
     rates: Tensor
@@ -50,11 +50,11 @@ class USiTNetwork(nn.Module):
     def __init__(self, config: USiTConfig) -> None:
         super().__init__()
         dim, half = config.dim, config.depth // 2
-        self.num_told = 3 if config.guidance_free else 2
+        self.num_extra = 3 if config.guidance_free else 2
         self.register_buffer("rates", time_rates(dim), persistent=False)
         self.token_embed = nn.Linear(config.token_dim, dim)
         self.label_embed = LabelEmbed(config.num_classes, dim, config.class_dropout)
-        self.positions = nn.Parameter(torch.empty(1, self.num_told + config.num_tokens, dim))
+        self.positions = nn.Parameter(torch.empty(1, self.num_extra + config.num_tokens, dim))
         self.blocks = nn.ModuleList(
             Block(
                 Attention(dim, config.heads, qkv_bias=False),
@@ -76,21 +76,21 @@ class USiTNetwork(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor, beta: Tensor | None = None) -> Tensor:
-        told = [self.waves(t), self.label_embed(labels)]
-        if self.num_told == 3:
-            told.append(self.waves(torch.ones_like(t) if beta is None else beta))
-        head = torch.stack([token.expand(len(x), -1) for token in told], dim=1)
+        extra = [self.waves(t), self.label_embed(labels)]
+        if self.num_extra == 3:
+            extra.append(self.waves(torch.ones_like(t) if beta is None else beta))
+        head = torch.stack([token.expand(len(x), -1) for token in extra], dim=1)
         x = torch.cat([head.to(x.dtype), self.token_embed(x)], dim=1) + self.positions
         x = run_with_skips(x, self.blocks, self.skips)
-        return self.out(self.norm(x[:, self.num_told :]))
+        return self.out(self.norm(x[:, self.num_extra :]))
 
     def waves(self, t: Tensor) -> Tensor:
-        """The token (B, dim) of a number in [0, 1]."""
+        """The token (B, dim) of times or strengths (B,) in [0, 1]."""
         return time_waves(1000 * t, self.rates, self.positions.shape[-1])
 
 
 class USiT(FlowModel):
-    """Tokens (B, K, D) float given classes (B,) int64, along a velocity."""
+    """Tokens (B, K, D) given class ids (B,), along a velocity."""
 
     def __init__(self, config: USiTConfig) -> None:
         super().__init__(config)

@@ -128,7 +128,7 @@ class _Samples:
             length=None if self.generator.parallel else self.how.keep,
             generator=noise,
             guidance=self.guidance,
-            **self.settings.given(),
+            settings=self.settings,
         )
         found = {}
         for k in dict.fromkeys((self.length, *self.prefixes)):

@@ -205,7 +205,7 @@ class Semanticist(nn.Module):
             t = torch.randint(len(self.chain), latents.shape[:1], device=latents.device) if t is None else t
             rows = {f"loss_{k}": v for k, v in self.chain.losses(network, latents, noise, t).items()}
         else:
-            t = self.times.draw(latents.shape[0], latents.device) if t is None else t
+            t = self.times.sample(latents.shape[0], latents.device) if t is None else t
             rows = {"loss_flow": self.objective.loss(network, latents, noise, t)}
         if features is not None:
             rows["loss_align"] = self.config.alignment.weight * alignment_loss(states[0], features)

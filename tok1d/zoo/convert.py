@@ -1,4 +1,4 @@
-"""Published weights to model folders, by format name."""
+"""Conversion of published weights to model folders, by the name of their format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from torch import nn
 from tok1d.config import fields as config_fields
 from tok1d.config.fields import to_mapping
 from tok1d.config.registry import build_model_config
-from tok1d.errors import ConfigError, InputError, Tok1dError, WeightsError
+from tok1d.errors import ConfigError, InputError, Tok1dError, WeightsError, reason_of
+from tok1d.generators.base import Generator
 from tok1d.zoo import store
 from tok1d.zoo.adapters import autoencoder, llamagen, maetok, maskgit, semanticist, sit, titok
 from tok1d.zoo.card import Card
@@ -24,6 +25,7 @@ from tok1d.zoo.pairs import check_tokens
 from tok1d.zoo.store import portable
 from tok1d.zoo.weights import fingerprint
 
+# Format -> conversion. Its keyword-only parameters are the options of `tok1d convert`.
 FORMATS: dict[str, Callable[..., nn.Module]] = {
     "semanticist-tokenizer": semanticist.convert_tokenizer,
     "semanticist-ar": semanticist.convert_ar,
@@ -38,7 +40,7 @@ FORMATS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-# What a numeric option of a conversion may be, beyond its type.
+# Ranges of numeric options.
 _BOUNDS: dict[str, dict[str, Any]] = {
     **{key: {"ge": 1} for key in ("heads", "encoder_heads", "decoder_heads", "num_tokens", "align_depth")},
     **{key: {"ge": 1} for key in ("groups", "autoencoder_groups")},
@@ -48,22 +50,22 @@ _BOUNDS: dict[str, dict[str, Any]] = {
 }
 
 
-def parse_options(function: Callable[..., nn.Module], options: Sequence[str]) -> dict[str, Any]:
-    """key=value texts as the keyword arguments of a conversion.
+def parse_options(function: Callable[..., nn.Module], options: Sequence[str]) -> dict[str, object]:
+    """Keyword arguments of a conversion from texts key=value.
 
     Raises:
-        InputError: no such option, or a value that cannot be read, is of another type or out of range.
+        InputError: an unknown option, or a value that is unreadable, of another type or out of range.
     """
     from omegaconf import OmegaConf
 
     known = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     names, hints = [p.name for p in known], get_type_hints(function)
-    given: dict[str, Any] = {}
+    given: dict[str, object] = {}
     for option in options:
         key, equals, text = option.partition("=")
         if not equals or key not in names:
             raise InputError(f"option {option!r}: expected key=value with a key of {', '.join(names)}")
-        if str in get_args(hints[key]):  # a path, whatever it looks like
+        if str in get_args(hints[key]):  # a path, even if it looks like a number
             quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
             given[key] = None if text in ("null", "~", "") else text[1:-1] if quoted else text
             continue
@@ -80,23 +82,24 @@ def parse_options(function: Callable[..., nn.Module], options: Sequence[str]) ->
 
 
 def convert(format: str, path: Path, out: Path, options: Sequence[str] = (), *, tokenizer: str = "") -> Path:
-    """Read published weights and write our model folder; of "kl16" (MAR's autoencoder), a diffusers folder.
+    """Read published weights and write a model folder, or for "kl16" (MAR's autoencoder) a diffusers folder.
 
     Args:
         format: a key of `FORMATS`.
-        options: key=value, what the file alone cannot tell (heads, say).
-        tokenizer: of a generator, the tokenizer whose tokens it makes, by any name; kept in the card, so that the
-            generator can be sampled by name.
+        options: texts key=value for settings that the file does not determine, such as heads=16.
+        tokenizer: for a generator, the name or folder of the tokenizer of its tokens; kept in the card, so that
+            commands find it.
 
     Raises:
-        InputError: an unknown format or option, or a tokenizer for what is no generator. ConfigError: a tokenizer of
-            other tokens. WeightsError: files that do not fit it.
+        InputError: an unknown format or option, or a tokenizer for a model that is not a generator.
+        ConfigError: a tokenizer of other tokens.
+        WeightsError: files that do not fit the format.
     """
     if format not in FORMATS:
         raise InputError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
     arguments = parse_options(FORMATS[format], options)
     try:
-        with redirect_stderr(io.StringIO()) as notes:  # of what a wrong file holds nobody wants to know
+        with redirect_stderr(io.StringIO()) as notes:  # printed only if the conversion succeeds
             model = FORMATS[format](path, **arguments)
     except Tok1dError as error:
         message = str(error)
@@ -104,10 +107,9 @@ def convert(format: str, path: Path, out: Path, options: Sequence[str] = (), *, 
             raise
         raise type(error)(f"{path}: {message.removeprefix('published weights: ')}") from None
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = (str(error).splitlines() or [""])[0][:120]
         raise WeightsError(
             f"{path}: weights or a config.json of other shapes or types than those of {format} "
-            f"({type(error).__name__}: {reason}); is this the right file and format?"
+            f"({type(error).__name__}: {reason_of(error)}); is this the right file and format?"
         ) from error
     print(notes.getvalue(), end="", file=sys.stderr)
     if format == "kl16":
@@ -116,11 +118,13 @@ def convert(format: str, path: Path, out: Path, options: Sequence[str] = (), *, 
         return out
     config: Any = model.config
     try:
-        build_model_config(to_mapping(config))  # as loading will
+        build_model_config(to_mapping(config))  # the same checks as when the folder is loaded
     except ConfigError as error:
-        raise WeightsError(f"{path}: a model that ours cannot be: {error}") from None
+        raise WeightsError(f"{path}: an unsupported configuration: {error}") from None
+    source, source_fingerprint = _of_tokenizer(model, tokenizer, format) if tokenizer else ("", "")
     card = Card(
-        **(_of_tokenizer(model, tokenizer, format) if tokenizer else {}),
+        tokenizer=source,
+        tokenizer_fingerprint=source_fingerprint,
         recipe_name=f"converted from {Path(path).name} ({format})",
         fingerprint=fingerprint(model),
         licence="that of the published weights",
@@ -129,14 +133,12 @@ def convert(format: str, path: Path, out: Path, options: Sequence[str] = (), *, 
     return out
 
 
-def _of_tokenizer(model: nn.Module, name: str, format: str) -> dict[str, Any]:
-    """What the card of a generator says of its tokenizer, which makes such tokens."""
-
-    config: Any = model.config
-    if not hasattr(model, "sample"):
-        raise InputError(f"--tokenizer: expected with a generator, {format} is none")
+def _of_tokenizer(model: nn.Module, name: str, format: str) -> tuple[str, str]:
+    """The name and the fingerprint of the tokenizer for a generator's card, once its tokens are known to fit."""
+    if not isinstance(model, Generator):
+        raise InputError(f"--tokenizer: only for a generator, the format {format} is of another model")
     tokenizer: Any = store.load(name)
     if not hasattr(tokenizer, "spec"):
         raise InputError(f"--tokenizer: expected a tokenizer, {name} is the model {tokenizer.config.name}")
-    check_tokens(config, tokenizer.spec, config.num_tokens)
-    return {"tokenizer": portable(name), "tokenizer_fingerprint": fingerprint(tokenizer)}
+    check_tokens(model.config, tokenizer.spec, model.config.num_tokens)
+    return portable(name), fingerprint(tokenizer)

@@ -18,7 +18,7 @@ class LoadedTokenizer(nn.Module, Tokenizer):
     card: Card
 
 
-class LoadedGenerator(nn.Module, Generator):
+class LoadedGenerator(Generator):
     """A generator from a model folder; for annotations only."""
 
     config: Any  # the generator's configuration dataclass

@@ -1,6 +1,7 @@
 """KL autoencoders from weights alone: MAR's KL-16 under its original names, or diffusers' names without a config.
 
-Weights tell a whole AutoencoderKL but for the groups of its norms and the scale of its latents.
+The weights determine the configuration of an AutoencoderKL, except for the groups of its norms and the scale of its
+latents.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tok1d.errors import WeightsError
-from tok1d.zoo.adapters.keymap import KeyMap, State, below, fill_model, read_published, same
+from tok1d.errors import WeightsError, reason_of
+from tok1d.zoo.adapters.keymap import KeyMap, Options, State, below, fill_model, read_published, same
 
-# Scale of MAR's KL-16 latents (arXiv 2406.11838), told by no weight file.
+# Scale of MAR's KL-16 latents (arXiv 2406.11838), which is in no weight file.
 MAR_SCALE = 0.2325
 
 _RESNET = [
@@ -36,7 +37,7 @@ _HALF = [
     *below(_RESNET, "mid.block_2.", "mid_block.resnets.1."),
     *below(_ATTENTION, "mid.attn_1.", "mid_block.attentions.0."),
 ]
-# Where the two halves differ; the level {i} of the decoder counts the other way round (`_flip`).
+# The different parts of the two halves; the decoder's level {i} counts from the other end (`_flip`).
 _ENCODER = [
     *_HALF,
     *below(_RESNET, "down.{i}.block.{j}.", "down_blocks.{i}.resnets.{j}."),
@@ -56,17 +57,17 @@ KEYS = KeyMap(
         *below(_DECODER, "decoder.", "decoder."),
     ]
 )
-# Attention maps are 1x1 convolutions there and matrices here.
+# Projections of attention: 1x1 convolutions in MAR's files, matrices in diffusers.
 _MAPS = re.compile(r".*\.(attn_1|attn\.\d+)\.(q|k|v|proj_out)\.weight")
 _UP = re.compile(r"decoder\.up(?:_blocks)?\.(\d+)\.")
 _DOWN = re.compile(r"encoder\.down_blocks\.(\d+)\.")
 _FIRST_RESNETS = re.compile(r"encoder\.down_blocks\.0\.resnets\.(\d+)\.")
-# The discriminator and perceptual loss that such autoencoders were trained with.
+# Discriminator and perceptual loss.
 _TRAINING_ONLY = "loss."
 
 
 def from_mar(state: Mapping[str, Tensor], source: str = "published weights") -> State:
-    """MAR's names (cleaned) -> diffusers' AutoencoderKL's; the weights of a training loss are left out.
+    """MAR's names (cleaned) -> those of diffusers' AutoencoderKL, without the weights of the training loss.
 
     Raises:
         WeightsError: names that such an autoencoder does not have.
@@ -109,20 +110,20 @@ def _flip(name: str, levels: int) -> str:
 
 def network_config(
     state: State, *, groups: int = 32, scaling_factor: float | None = None, source: str = "published weights"
-) -> dict[str, Any]:
+) -> Options:
     """The diffusers configuration of an AutoencoderKL from its weights under diffusers' names.
 
     Args:
-        groups: groups of every norm, which no weight tells; 32 in KL-16 and Stable Diffusion's.
-        scaling_factor: default: MAR's 0.2325 where the encoder attends at its lowest level, as KL-16 does;
-            otherwise diffusers' own, Stable Diffusion's 0.18215.
+        groups: groups of every norm, which weights do not determine; 32 in KL-16 and Stable Diffusion.
+        scaling_factor: default: MAR's 0.2325 for an encoder with attention at its lowest level, such as KL-16; else
+            the default of diffusers, 0.18215 of Stable Diffusion.
 
     Raises:
-        WeightsError: weights that make no such autoencoder.
+        WeightsError: weights of another network.
     """
     levels = range(_levels(state, _DOWN))
     try:
-        config: dict[str, Any] = {
+        config: Options = {
             "in_channels": state["encoder.conv_in.weight"].shape[1],
             "out_channels": state["decoder.conv_out.weight"].shape[0],
             "latent_channels": state["decoder.conv_in.weight"].shape[1],
@@ -162,7 +163,7 @@ def build_network(
             f"{source}: {groups} groups of a norm do not divide the widths {config['block_out_channels']}; "
             "give the number of groups (autoencoder_groups, or groups for kl16)"
         )
-    network: Any = autoencoder_class()(**config)
+    network: nn.Module = autoencoder_class()(**config)
     fill_model(network, state, {}, source)
     return network.eval()
 
@@ -178,16 +179,11 @@ def load_mar(path: str | Path, *, groups: int = 32, scaling_factor: float | None
 
 
 def autoencoder_class() -> Any:
-    """Diffusers' AutoencoderKL, imported now; raises WeightsError without diffusers."""
+    """The class AutoencoderKL of diffusers; raises WeightsError where diffusers is not installed."""
     try:
         from diffusers import AutoencoderKL
     except ImportError as error:
         raise WeightsError(
-            f"an autoencoder needs diffusers ({_reason(error)}): pip install 'tok1d[diffusers]'"
+            f"an autoencoder needs diffusers ({reason_of(error)}): pip install 'tok1d[diffusers]'"
         ) from None
     return AutoencoderKL
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__

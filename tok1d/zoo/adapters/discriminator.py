@@ -1,5 +1,5 @@
-"""Published weights of discriminators: DINO's vision transformer (as timm names it) and the heads on it, and the
-blurring patch network of MaskBit and TiTok."""
+"""Published weights of discriminators: DINO's vision transformer with timm's names and the heads of StyleGAN-T's
+projected discriminator on it, and MaskBit's and TiTok's patch network with blurred downsampling."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TRUNK = KeyMap(
         ],
     ]
 )
-HEAD_WIDTH = 64  # of an attention head, in every DINO model
+HEAD_WIDTH = 64  # width of an attention head in all DINO models
 
 _CONV = [("weight_orig", "weight"), ("weight_u", "u"), ("weight_v", "v"), ("bias", "bias")]
 _NORM = [(name, name) for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
@@ -53,28 +53,28 @@ BLUR_PATCH = KeyMap(
         ("to_logits.2.{p}", "out.{p}"),
     ]
 )
-BLUR_KERNEL = ".1.kernel"  # stored, and computed here
+BLUR_KERNEL = ".1.kernel"  # stored in the file, computed by the model
 
 
 def trunk_from_published(state: Mapping[str, Tensor], source: str, *, heads: int | None = None) -> DinoTrunk:
-    """The vision transformer that published weights describe; `source` names them in messages.
+    """DINO's vision transformer from published weights; `source` is their name in messages.
 
     Args:
-        heads: attention heads; default: of 64 numbers each.
+        heads: attention heads; default: heads of width 64.
 
     Raises:
         WeightsError: not the weights of a plain vision transformer (such as one with registers).
     """
-    state = {name: value for name, value in state.items() if not name.startswith("head.")}  # a classifier's
+    state = {name: value for name, value in state.items() if not name.startswith("head.")}  # of a classifier
     strange = [name for name in state if TRUNK.ours(name) is None]
     kernel, table = state.get("patch_embed.proj.weight"), state.get("pos_embed")
     blocks = {int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
     if strange or kernel is None or table is None or not blocks:
-        what = f"got {listing(strange)} besides" if strange else "without patches, positions or blocks"
+        what = f"got {listing(strange)} in addition" if strange else "without patches, positions or blocks"
         raise WeightsError(f"{source}: expected a plain vision transformer such as DINO's ViT-S/16, {what}")
     dim, side = table.shape[-1], math.isqrt(table.shape[1] - 1)
     scaled = any(name.endswith(".gamma") for name in state)
-    with torch.random.fork_rng(devices=[]):  # the draws of the initial weights are thrown away
+    with torch.random.fork_rng(devices=[]):  # the initial weights are replaced
         trunk = DinoTrunk(
             dim,
             1 + max(blocks),
@@ -89,19 +89,19 @@ def trunk_from_published(state: Mapping[str, Tensor], source: str, *, heads: int
 
 
 def heads_from_published(state: Mapping[str, Tensor]) -> State:
-    """The names of the release's discriminator heads as ours.
+    """Published names of discriminator heads -> ours.
 
     Raises:
         WeightsError: a name that those heads do not have.
     """
     strange = [name for name in state if HEADS.ours(name) is None]
     if strange:
-        raise WeightsError(f"discriminator heads: found {listing(strange)}, which are no part of them")
+        raise WeightsError(f"discriminator heads: found {listing(strange)}, which are not part of them")
     return {HEADS.ours(name) or name: value for name, value in state.items()}
 
 
 def blur_patch_from_published(state: Mapping[str, Tensor], source: str) -> BlurPatchDiscriminator:
-    """The blurring patch discriminator that published weights describe; `source` names them in messages.
+    """The patch discriminator with blurred downsampling from published weights; `source` is their name in messages.
 
     Raises:
         WeightsError: weights of another network.
@@ -110,9 +110,9 @@ def blur_patch_from_published(state: Mapping[str, Tensor], source: str) -> BlurP
     strange = [name for name in state if BLUR_PATCH.ours(name) is None]
     kernel, stages = state.get("block_in.0.weight"), sum(name.endswith(".2.bias") for name in state) - 1
     if strange or kernel is None or stages < 1 or kernel.shape[0] % GROUPS:
-        what = f"got {listing(strange)} besides" if strange else "without its first layer or its stages"
+        what = f"got {listing(strange)} in addition" if strange else "without its first layer or its stages"
         raise WeightsError(f"{source}: expected a patch discriminator with blurred downsampling, {what}")
-    with torch.random.fork_rng(devices=[]):  # the draws of the initial weights are thrown away
+    with torch.random.fork_rng(devices=[]):  # the initial weights are replaced
         network = BlurPatchDiscriminator(kernel.shape[1], kernel.shape[0], stages)
     renamed: State = {BLUR_PATCH.ours(name) or name: value for name, value in state.items()}
     names = {name: BLUR_PATCH.published(name) or name for name in network.state_dict()}

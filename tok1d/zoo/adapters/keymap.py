@@ -1,4 +1,4 @@
-"""Published weight files: reading them, cleaning their names, and renaming by a declarative map."""
+"""Published weight files: reading them, cleaning the names of their weights, and renaming by a declarative map."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
-from tok1d.errors import WeightsError
+from tok1d.errors import WeightsError, reason_of
 from tok1d.zoo.weights import load_state, read_weights
 
 State = dict[str, Tensor]
+Options = dict[str, Any]  # of a config.json
 
-# What a pattern's placeholders stand for: block numbers, and the two parameters of a linear or a norm.
+# The placeholders of a pattern: block numbers, and the two parameters of a linear layer or a norm.
 _PLACEHOLDERS = {"i": r"\d+", "j": r"\d+", "p": "weight|bias"}
-# Path components that wrappers add: torch.compile and (distributed) data parallelism.
+# Path components that torch.compile and (distributed) data parallelism add.
 _WRAPPERS = ("_orig_mod", "module")
-# Classes of pathlib that trainers' options may hold.
+# Classes of pathlib in the options that trainers save.
 _PATHS = ("PosixPath", "PurePosixPath")
-# Where a file's weights lie, if not at the top: averaged ones before raw ones.
+# Keys of a file below which its weights may be; averaged weights before raw ones.
 _OUTER = ("state_dict", "ema", "model", "module")
-# A release's step directory: the averaged weights, which it evaluates, before the raw ones.
+# Files of a release's step directory: the averaged weights, which it evaluates, before the raw ones.
 _DIRECTORY_FILES = ("custom_checkpoint_1.pkl", "model.safetensors", "pytorch_model.bin")
 
 
 class KeyMap:
     """Names of weights in two layouts, as pairs of patterns such as ("blocks.{i}.fc.{p}", "layers.{i}.out.{p}").
 
-    `{i}` and `{j}` are numbers, `{p}` is weight or bias; both patterns of a pair hold the same placeholders.
+    `{i}` and `{j}` are numbers, `{p}` is weight or bias; both patterns of a pair have the same placeholders.
     """
 
     def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
@@ -50,7 +51,7 @@ class KeyMap:
 
 
 def below(pairs: Iterable[tuple[str, str]], published: str, ours: str) -> list[tuple[str, str]]:
-    """The pairs of a part, with a prefix on either side."""
+    """The pairs of a part of a model, with the prefixes that it has in the two layouts."""
     return [(published + there, ours + here) for there, here in pairs]
 
 
@@ -74,7 +75,7 @@ def _rename(name: str, rules: list[tuple[re.Pattern[str], str]]) -> str | None:
 
 
 def listing(names: Iterable[str]) -> str:
-    """The count and the first few of many names, for one line."""
+    """The number of names and the first three of them, for one line."""
     names = sorted(names)
     return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
@@ -83,7 +84,7 @@ def clean(state: Mapping[str, Tensor], source: str = "state") -> State:
     """Names without the components that torch.compile and data parallelism add, anywhere in them.
 
     Raises:
-        WeightsError: two entries have the same name then.
+        WeightsError: two entries then have the same name.
     """
     cleaned = {".".join(part for part in name.split(".") if part not in _WRAPPERS): v for name, v in state.items()}
     if len(cleaned) != len(state):
@@ -97,11 +98,11 @@ def clean(state: Mapping[str, Tensor], source: str = "state") -> State:
 def read_published(path: str | Path) -> State:
     """Cleaned weights of a published file (.safetensors, or a torch.save archive) or of a step directory.
 
-    A directory gives its averaged weights where it holds them, else the raw ones. An outer "state_dict" is opened, and
-    so is a trainer's file: its averaged weights ("ema"), else the raw ones ("model", DeepSpeed's "module").
+    Of a directory, and of a trainer's file, the averaged weights are read where there are some, else the raw ones
+    (below "state_dict", "ema", "model" or DeepSpeed's "module").
 
     Raises:
-        WeightsError: nothing there, a damaged file, or a pickle that holds more than tensors.
+        WeightsError: no such file, a damaged file, or a pickle with more than tensors.
     """
     path = Path(path)
     if path.is_dir():
@@ -122,15 +123,19 @@ def read_published(path: str | Path) -> State:
 
 
 def without_prefix(state: State, prefixes: Iterable[str]) -> State:
-    """Names without the first of the prefixes that an averaging or training wrapper put in front of all of them."""
+    """Names without the first of `prefixes` that all of them have; wrappers of training add such prefixes."""
     for prefix in prefixes:
         if all(name.startswith(prefix) for name in state):
             return {name.removeprefix(prefix): value for name, value in state.items()}
     return state
 
 
-def published_options(file: str | Path) -> dict[str, Any]:
-    """The constructor arguments in the config.json of a published folder; empty without one."""
+def published_options(file: str | Path) -> Options:
+    """The options in the config.json of a published folder, given the folder or a file in it; empty without one.
+
+    Raises:
+        WeightsError: a config.json that is not a JSON mapping.
+    """
     file = Path(file)
     path = (file if file.is_dir() else file.parent) / "config.json"
     if not path.is_file():
@@ -138,12 +143,14 @@ def published_options(file: str | Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: not readable as JSON ({error}); fetch it again") from None
-    return content if isinstance(content, dict) else {}
+        raise WeightsError(f"{path}: not JSON ({reason_of(error)}); fetch it again") from None
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: expected a mapping of options, got a {type(content).__name__}")
+    return content
 
 
-def _options_of_trainers() -> list[Any]:
-    """Harmless classes, of the options and counters that trainers store beside the weights."""
+def _harmless_classes() -> list:
+    """Classes that may be unpickled: those of the options and counters that trainers save with the weights."""
     import argparse
     import codecs
     import pathlib
@@ -154,8 +161,8 @@ def _options_of_trainers() -> list[Any]:
     kinds = {type(np.dtype(kind)) for kind in "?bhilqBHILQefd"}
     plain = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath, codecs.encode, np.dtype, *kinds]
     if torch.torch_version.TorchVersion(torch.__version__) < (2, 6):  # type: ignore[operator]
-        return plain  # which knows no other names
-    # Names of other versions of numpy and Python.
+        return plain  # this version of torch accepts no further names
+    # The same classes under the names of other versions of numpy and Python.
     return [
         *plain,
         *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
@@ -165,7 +172,7 @@ def _options_of_trainers() -> list[Any]:
 
 def _read_archive(path: Path) -> dict:
     try:
-        with torch.serialization.safe_globals(_options_of_trainers()):
+        with torch.serialization.safe_globals(_harmless_classes()):
             content = torch.load(path, weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         if (refused := re.search(r"Unsupported global: GLOBAL (\S+)", str(error))) is not None:
@@ -173,18 +180,18 @@ def _read_archive(path: Path) -> dict:
                 f"{path}: holds a {refused[1]}; of a pickle, which could run code, only plain tensors, numbers and "
                 "texts are read: save the state dict alone"
             ) from None
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        reason = reason_of(error)
         raise WeightsError(f"{path}: not a torch archive of plain tensors ({reason}); fetch it again") from None
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path}: expected a dictionary of weights, got a {type(content).__name__}")
     return dict(content)
 
 
-def option_number(options: Mapping[str, Any], key: str, default: float, source: str | Path) -> float:
-    """A number among published options; the default where it is absent or null.
+def option_number(options: Mapping[str, object], key: str, default: float, source: str | Path) -> float:
+    """A number of published options; the default where it is absent or null.
 
     Raises:
-        WeightsError: something else than a number.
+        WeightsError: not a number.
     """
     value = options.get(key)
     if value is None:
@@ -194,8 +201,8 @@ def option_number(options: Mapping[str, Any], key: str, default: float, source: 
     return value
 
 
-def compare_options(options: Mapping[str, Any], found: Mapping[str, Any], source: str | Path) -> None:
-    """Refuse a config.json that speaks of another model than the weights beside it; absent and null say nothing.
+def compare_options(options: Mapping[str, object], found: Mapping[str, object], source: str | Path) -> None:
+    """Refuse a config.json of another model than the weights; options that are absent or null are not compared.
 
     Raises:
         WeightsError: an option has another value than the weights.
@@ -206,18 +213,53 @@ def compare_options(options: Mapping[str, Any], found: Mapping[str, Any], source
             raise WeightsError(f"{source}: config.json says {key}={stated!r}, the weights are of {value!r}")
 
 
+def shape_of(state: State, name: str, keys: KeyMap, source: str | Path = "published weights") -> Size:
+    """The shape of a weight, by our name.
+
+    Raises:
+        WeightsError: it is missing; the message has its published name.
+    """
+    if name not in state:
+        published = keys.published(name) or name
+        raise WeightsError(f"{source}: {published} is missing; is this the right file and format?")
+    return state[name].shape
+
+
+def depth_of(state: State, prefix: str = "", source: str | Path = "published weights") -> int:
+    """The number of blocks, from the highest number below "<prefix>blocks."; raises WeightsError without any."""
+    blocks = f"{prefix}blocks."
+    numbers = [int(name.removeprefix(blocks).split(".")[0]) for name in state if name.startswith(blocks)]
+    if not numbers:
+        raise WeightsError(f"{source}: no {blocks.removesuffix('.')} found; is this the right file and format?")
+    return 1 + max(numbers)
+
+
+def heads_of(
+    given: int | None, width: int, known: Mapping[int, int], option: str, source: str | Path = "published weights"
+) -> int:
+    """Attention heads, which no weight file contains: as given, else those of published models of that width.
+
+    Raises:
+        WeightsError: neither; the message asks for the option `option`.
+    """
+    heads = given or known.get(width)
+    if heads is None:
+        raise WeightsError(f"{source}: the weights do not tell the attention heads of width {width}: give {option}")
+    return heads
+
+
 def table_tolerance(stored: Tensor) -> float:
-    """How far a stored table of sines and cosines may be from the computed one: its type's rounding, at least 1e-4."""
+    """The allowed difference of a stored table of sines and cosines: the rounding of its type, at least 1e-4."""
     return max(1e-4, torch.finfo(stored.dtype).eps) if stored.is_floating_point() else 1e-4
 
 
 def mlp_ratio(hidden: int, width: int) -> float:
-    """The ratio r with int(width * r) == hidden; hidden / width, where rounding does not take one off."""
+    """A ratio r with int(width * r) == hidden: hidden / width, or more where rounding would give hidden - 1."""
     return hidden / width if int(width * (hidden / width)) == hidden else (hidden + 0.5) / width
 
 
 def fill_model(model: nn.Module, state: State, names: Mapping[str, str], source: str) -> None:
-    """Load weights in our layout, strictly; `names` gives the published name of ours, for messages.
+    """Load weights in our layout, strictly; `names` maps our names to published ones, for messages.
 
     Raises:
         WeightsError: weights missing, left over or of another shape.

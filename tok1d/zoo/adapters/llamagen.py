@@ -1,7 +1,7 @@
 """LlamaGen's published class-conditional models: one file each, with or without a trainer's wrapper around it.
 
-Neither the attention heads nor the number of tokens is in a file; a file's rotary table, where it has one, is computed
-here.
+A file determines neither the attention heads nor the number of tokens. A rotary table in a file is not read: the model
+computes it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from torch import Size, Tensor
 from tok1d.errors import ConfigError, WeightsError
 from tok1d.generators.llamagen import LlamaGen, LlamaGenConfig
 from tok1d.nn.block import swiglu_hidden
-from tok1d.zoo.adapters.keymap import KeyMap, State, fill_model, read_published
-from tok1d.zoo.adapters.semanticist import AUTOREGRESSIVE, GPT_HEADS
+from tok1d.zoo.adapters.keymap import KeyMap, State, depth_of, fill_model, heads_of, read_published, shape_of
+from tok1d.zoo.adapters.semanticist import GPT_HEADS
+from tok1d.zoo.adapters.semanticist_names import AUTOREGRESSIVE
 
 KEYS = KeyMap(
     [
@@ -24,16 +25,16 @@ KEYS = KeyMap(
         ("tok_embeddings.weight", "token_embed.weight"),
         ("output.weight", "out.weight"),
         ("norm.weight", "norm.weight"),
-        ("pos_embed_learned", "positions"),  # of the ablation without rotary positions; no release has it
+        ("pos_embed_learned", "positions"),  # of the paper's ablation without rotary positions
         *[pair for pair in AUTOREGRESSIVE if pair[0].startswith("layers.")],
     ]
 )
 COMPUTED = "freqs_cis"
-CACHED = ".kv_cache."  # of a model that was saved after it had sampled
+CACHED = ".kv_cache."  # in files of models that were saved after sampling
 
 
 def from_published(state: Mapping[str, Tensor]) -> State:
-    """Published names (cleaned) -> ours; names that are no weight of a LlamaGen stay as they are."""
+    """Published names (cleaned) -> ours; other names stay as they are."""
     kept = {name: value for name, value in state.items() if name != COMPUTED and CACHED not in name}
     return {KEYS.ours(name) or name: value for name, value in kept.items()}
 
@@ -60,11 +61,11 @@ def convert_llamagen(
     """A published LlamaGen as our model in eval mode.
 
     Args:
-        num_tokens: 256 for the models of 256 pixels, 576 for those of 384; default: as many as a rotary table in the
-            file has, else 256.
+        num_tokens: 256 for models of 256 pixels, 576 for those of 384; default: as in the file's rotary table, else
+            256.
         heads: attention heads; default: those of the published widths.
-        class_dropout: as trained; above 0 the last row of the class table is the null class.
-        rope, rope_base: rotary positions; every release's are those of a square grid.
+        class_dropout: as in training; above 0 the last row of the class table is the null class.
+        rope, rope_base: rotary positions; all releases have those of a square grid.
 
     Raises:
         WeightsError: a damaged or wrong file, or options that do not fit it.
@@ -73,9 +74,7 @@ def convert_llamagen(
     state = from_published(published)
     num_tokens = _num_tokens(published.get(COMPUTED), num_tokens, file)
     rows, dim = _shape(state, "label_embed.table.weight", file)
-    heads = heads or GPT_HEADS.get(dim)
-    if heads is None:
-        raise WeightsError(f"{file}: its weights do not tell the attention heads of width {dim}: give heads=")
+    heads = heads_of(heads, dim, GPT_HEADS, "heads=", file)
     hidden = _shape(state, "blocks.0.mlp.gate.weight", file)[0]
     qkv = _shape(state, "blocks.0.attn.qkv.weight", file)[0]
     kv_heads = (qkv - dim) * heads // (2 * dim)
@@ -84,7 +83,7 @@ def convert_llamagen(
         vocab_size=_shape(state, "token_embed.weight", file)[0],
         num_classes=rows - int(class_dropout > 0),
         dim=dim,
-        depth=1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),
+        depth=depth_of(state, source=file),
         heads=heads,
         kv_heads=None if kv_heads == heads else kv_heads,
         hidden=None if hidden == swiglu_hidden(dim) else hidden,
@@ -102,16 +101,14 @@ def convert_llamagen(
 
 
 def _num_tokens(table: Tensor | None, given: int | None, file: str | Path) -> int:
-    """The number of tokens as given, or as the rotary table tells, which has a row for the class before them."""
-    told = None if table is None else len(table) - 1
+    """The number of tokens as given, or from the rotary table, which has one more row for the class."""
+    found = None if table is None else len(table) - 1
     if given is None:
-        return 256 if told is None else told
-    if told not in (None, given):
-        raise WeightsError(f"{file}: {COMPUTED} is of {told} tokens, expected num_tokens={told}, got {given}")
+        return 256 if found is None else found
+    if found not in (None, given):
+        raise WeightsError(f"{file}: {COMPUTED} is of {found} tokens, expected num_tokens={found}, got {given}")
     return given
 
 
 def _shape(state: State, name: str, file: str | Path) -> Size:
-    if name not in state:
-        raise WeightsError(f"{file}: {KEYS.published(name)} is missing; is this the right file and format?")
-    return state[name].shape
+    return shape_of(state, name, KEYS, file)

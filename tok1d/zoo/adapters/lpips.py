@@ -1,4 +1,4 @@
-"""LPIPS's published weights: VGG16 as torchvision names it, and the linear heads of the lpips package and taming."""
+"""Published weights of LPIPS: VGG16 with torchvision's names, and the linear heads of lpips and taming-transformers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tok1d.errors import WeightsError
 from tok1d.losses.perceptual import CONVS, WIDTHS, vgg16
 from tok1d.zoo.adapters.keymap import State, fill_model, read_published
 
-# The number after "model" counts the dropout before the layer, where a file has one.
+# The number after "model" is 1 where a dropout layer comes first, else 0.
 HEAD = re.compile(r"lin(?:s\.)?(\d)\.model\.\d\.weight")
 
 
 def heads_from_published(state: State, source: str) -> list[Tensor]:
-    """The weights (C,) of the five heads, in order; other entries are left out.
+    """The weights (C,) of the five heads in order, without other entries.
 
     Raises:
         WeightsError: not five heads.
@@ -45,14 +45,14 @@ def read_heads(path: Path) -> list[Tensor]:
 
 
 def read_vgg(path: Path) -> nn.Sequential:
-    """VGG16's convolutions from a file; its classifier is left out.
+    """VGG16's convolutions from a file, without its classifier.
 
     Raises:
         WeightsError: a damaged file, or another network's weights.
     """
     prefix = "features."
     state = {name.removeprefix(prefix): v for name, v in read_published(path).items() if name.startswith(prefix)}
-    with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
+    with torch.device("meta"):  # the weights are replaced: no memory and no random numbers for initial ones
         vgg = vgg16()
     vgg = vgg.to_empty(device="cpu")
     fill_model(vgg, state, {name: prefix + name for name in vgg.state_dict()}, str(path))

@@ -1,17 +1,16 @@
 """MAETok's and SoftVQ-VAE's published tokenizers: a flat config.json and weights, with any of the four bottlenecks.
 
-The weights tell almost everything; config.json adds what they cannot (temperatures, weights of losses, the width of
-an attention head). Loading is strict for what the model needs, and what else a file holds is told, not hidden.
+The weights determine almost all of the configuration; config.json adds temperatures and weights of losses. All weights
+of the model must be in the file; other weights in it are left out and listed on stderr.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Size, Tensor
 
@@ -22,14 +21,19 @@ from tok1d.tokenizers.masking import MaskConfig
 from tok1d.tokenizers.vit import ViTConfig
 from tok1d.zoo.adapters.keymap import (
     KeyMap,
+    Options,
     State,
     below,
+    depth_of,
     fill_model,
+    heads_of,
     listing,
     mlp_ratio,
     option_number,
+    published_options,
     read_published,
     same,
+    shape_of,
 )
 from tok1d.zoo.adapters.semanticist import VIT_HEADS
 
@@ -53,7 +57,7 @@ DECODER = [
     ("latent_pos_embed", "token_positions"),
     ("mask_token", "mask_token"),
     ("to_pixel.model.{p}", "head.proj.{p}"),
-    # The published list also counts what has no weights: the ReLUs and doublings between its convolutions.
+    # The published list also counts the ReLU and the upsampling between two convolutions.
     *[(f"to_pixel.model.{1 + 3 * k}.{{p}}", f"head.convs.{k}.{{p}}") for k in range(5)],
     *below(VIT, "", "vit."),
 ]
@@ -68,7 +72,7 @@ KEYS = KeyMap(
     ]
 )
 
-# What every file holds and no forward pass reads: computed coordinates, a record of recent ids, the decoder's patches.
+# In every file, but read by no forward pass: computed coordinates, recent ids, the decoder's patch embedding.
 UNUSED = (
     "encoder.freqs_t_x",
     "encoder.freqs_t_y",
@@ -78,11 +82,11 @@ UNUSED = (
     "decoder.model.patch_embed.proj.weight",
     "decoder.model.patch_embed.proj.bias",
 )
-DECODER_TABLE = "decoder.vit.positions"  # stored, and with rotary positions not used
+DECODER_TABLE = "decoder.vit.positions"  # in the file, but not used with rotary positions
 
 
 def from_published(state: Mapping[str, Tensor]) -> tuple[State, list[str]]:
-    """Published names (cleaned) -> ours, and the names that no tokenizer of ours has (alignment, other heads)."""
+    """Published names (cleaned) -> ours, and the names that our tokenizers do not have (alignment, other heads)."""
     renamed, ignored = {}, []
     for name, value in state.items():
         ours = KEYS.ours(name)
@@ -96,7 +100,7 @@ def from_published(state: Mapping[str, Tensor]) -> tuple[State, list[str]]:
 
 
 def to_published(state: Mapping[str, Tensor]) -> State:
-    """Our names -> published ones, without what no forward pass reads."""
+    """Our names -> published ones, without `UNUSED`."""
     renamed = {}
     for name, value in state.items():
         published = KEYS.published(name)
@@ -109,19 +113,19 @@ def to_published(state: Mapping[str, Tensor]) -> State:
 
 def tokenizer_config(
     state: State,
-    published: Mapping[str, Any] | None = None,
+    published: Options | None = None,
     *,
     encoder_heads: int | None = None,
     decoder_heads: int | None = None,
 ) -> MAETokConfig:
-    """The configuration of a tokenizer from its renamed weights and the published one's flat options.
+    """The configuration of a tokenizer from its renamed weights and the published options.
 
     Args:
-        published: the options of config.json; those the weights tell are not read.
+        published: the options of config.json; used where the weights do not determine a value.
         encoder_heads, decoder_heads: attention heads; default: those of the published widths.
 
     Raises:
-        WeightsError: missing weights, unknown heads, or a model that ours cannot be.
+        WeightsError: missing weights, unknown heads, or a configuration that our models do not support.
     """
     options = dict(published or {})
     if "encoder.patch_embed.proj.weight" not in state:
@@ -163,14 +167,11 @@ def tokenizer_config(
     return config
 
 
-def _vit_config(state: State, part: str, options: dict[str, Any], heads: int | None) -> tuple[ViTConfig, int]:
-    """One side's ViT, but for its patch, and the grid of its table (0 without one)."""
+def _vit_config(state: State, part: str, options: Options, heads: int | None) -> tuple[ViTConfig, int]:
+    """The configuration of one ViT, without its patch size, and the side of its position table (0 without one)."""
     vit = f"{part}vit."
     dim, hidden = _shape(state, f"{vit}norm.weight")[0], _shape(state, f"{vit}blocks.0.mlp.fc1.weight")[0]
-    heads = heads or VIT_HEADS.get(dim)
-    if heads is None:
-        option = f"{part.removesuffix('.')}_heads"
-        raise WeightsError(f"published weights do not tell the attention heads of width {dim}: give {option}")
+    heads = heads_of(heads, dim, VIT_HEADS, f"{part.removesuffix('.')}_heads")
     registers = state[f"{vit}registers"].shape[1] if f"{vit}registers" in state else 0
     class_token = f"{vit}cls_token" in state
     table = state.get(f"{vit}positions")
@@ -178,7 +179,7 @@ def _vit_config(state: State, part: str, options: dict[str, Any], heads: int | N
     gamma = f"{vit}blocks.0.ls1.gamma"
     config = ViTConfig(
         dim=dim,
-        depth=1 + max(int(name.removeprefix(vit).split(".")[1]) for name in state if name.startswith(f"{vit}blocks.")),
+        depth=depth_of(state, vit),
         heads=heads,
         mlp_ratio=mlp_ratio(hidden, dim),
         layer_scale=1e-5 if gamma in state else 0.0,
@@ -191,7 +192,7 @@ def _vit_config(state: State, part: str, options: dict[str, Any], heads: int | N
     return config, side
 
 
-def _bottleneck_config(state: State, token_dim: int, options: dict[str, Any]) -> BottleneckConfig:
+def _bottleneck_config(state: State, token_dim: int, options: Options) -> BottleneckConfig:
     l2 = options.get("codebook_l2_norm") is not False
     entropy = _number(options, "entropy_loss_ratio", 0.0)
     codebook = state.get("bottleneck.codebook")
@@ -205,23 +206,21 @@ def _bottleneck_config(state: State, token_dim: int, options: dict[str, Any]) ->
     return SoftVQConfig(size=size, num_codebooks=num, tau=_number(options, "tau", 0.1), l2=l2, entropy=entropy)
 
 
-def _number(options: Mapping[str, Any], key: str, default: float) -> float:
+def _number(options: Options, key: str, default: float) -> float:
     return float(option_number(options, key, default, "published weights"))
 
 
-def _mask_config(state: State, options: dict[str, Any]) -> MaskConfig:
-    """The release's masking, where the file has a mask token."""
+def _mask_config(state: State, options: Options) -> MaskConfig:
+    """The masking in training: none for files without a mask token."""
     if "encoder.mask_token" not in state:
         return MaskConfig(low=0.0, high=0.0)
-    high = _number(options, "enc_token_drop_max", 0.6) or 0.6  # 0 where it was trained on with its mask token unused
+    high = _number(options, "enc_token_drop_max", 0.6) or 0.6  # 0 in fine-tuned files, whose mask token is not used
     low = min(_number(options, "enc_token_drop", 0.4), high)
     return MaskConfig(low=low, high=high, distribution="truncnorm", per="batch")
 
 
 def _shape(state: State, name: str) -> Size:
-    if name not in state:
-        raise WeightsError(f"published weights: {KEYS.published(name)} is missing; is this the right file and format?")
-    return state[name].shape
+    return shape_of(state, name, KEYS)
 
 
 def convert_tokenizer(
@@ -234,53 +233,39 @@ def convert_tokenizer(
 ) -> MAETok:
     """A published tokenizer, a folder (config.json, model.safetensors) or a weight file, as our model in eval mode.
 
-    What the file holds beside the tokenizer is listed on stderr, and so are the latents' mean and standard deviation,
-    which our generators keep and not our tokenizers.
+    Weights that are not part of the tokenizer are listed on stderr, and so are mean and standard deviation of the
+    tokens: here they belong to the generator.
 
     Args:
         encoder_heads, decoder_heads: attention heads; default: those of the published widths.
-        tau: temperature of a SoftVQ bottleneck; default: as config.json says, else the release's default 0.1, which
-            stderr tells.
-        l2: whether codes are compared on the unit sphere; default: as config.json says, else they are.
+        tau: temperature of a SoftVQ bottleneck; default: as in config.json, else the release's default 0.1, with a
+            message on stderr.
+        l2: whether codes are compared on the unit sphere; default: as in config.json, else true.
 
     Raises:
         WeightsError: a damaged or wrong file.
     """
     path = Path(path)
-    options = _read_options(path if path.is_dir() else path.parent)
+    options = published_options(path)
     options |= {key: value for key, value in (("tau", tau), ("codebook_l2_norm", l2)) if value is not None}
     state, ignored = from_published(read_published(path))
     if "encoder.queries" not in state:
-        state.pop("decoder.mask_token", None)  # stored, and without queries no forward pass reads it
+        state.pop("decoder.mask_token", None)  # in the file, but not used without queries
     if ignored:
         print(f"{path}: not part of the tokenizer, left out: {listing(ignored)}", file=sys.stderr)
     mean, std = _number(options, "vq_mean", 0.0), _number(options, "vq_std", 1.0)
     if (mean, std) != (0.0, 1.0):
         print(f"{path}: published generators expect (tokens - {mean}) / {std}", file=sys.stderr)
     if options.get("to_pixel") in ("siren", "identity"):
-        raise WeightsError(f"{path}: to_pixel={options['to_pixel']} paints no images, expected linear or conv")
+        raise WeightsError(f"{path}: to_pixel={options['to_pixel']} decodes no images, expected linear or conv")
     config = tokenizer_config(state, options, encoder_heads=encoder_heads, decoder_heads=decoder_heads)
     if isinstance(config.bottleneck, SoftVQConfig):
         if options.get("tau") is None:
             taken = config.bottleneck.tau
-            print(f"{path}: no config.json tells SoftVQ's temperature, taken as {taken:g}; give tau=", file=sys.stderr)
+            print(f"{path}: no config.json with SoftVQ's temperature, using {taken:g}; give tau=", file=sys.stderr)
     elif tau is not None:
-        raise WeightsError(f"{path}: tau: of a SoftVQ bottleneck alone, this one is {config.bottleneck.name}")
+        raise WeightsError(f"{path}: tau: only for a SoftVQ bottleneck, this one is {config.bottleneck.name}")
     model = MAETok(config)
     names = {name: next(iter(to_published({name: value}))) for name, value in model.state_dict().items()}
     fill_model(model, state, names, str(path))
     return model.eval()
-
-
-def _read_options(folder: Path) -> dict[str, Any]:
-    """The flat options beside the weights; none without a config.json."""
-    path = folder / "config.json"
-    if not path.is_file():
-        return {}
-    try:
-        options = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: not JSON ({error}); fetch it again") from None
-    if not isinstance(options, dict):
-        raise WeightsError(f"{path}: expected a mapping of options, got a {type(options).__name__}")
-    return options

@@ -1,8 +1,8 @@
 """The published MaskGIT generators of TiTok: a plain state dict, or a folder with its nested config.json.
 
-One published table holds the codes, the mask, the classes and the null class: here the first two are the tokens'
-embedding, the others the classes'. BERT's token types are always 0: that row is added to every position. Its queries,
-keys and values are apart, here they are one matrix.
+One published embedding table has rows for the ids, the mask, the classes and the null class; here the first two belong
+to `token_embed`, the others to `label_embed`. BERT's token types are always 0: that row is added to every position.
+BERT's separate queries, keys and values are one matrix here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Size, Tensor
@@ -19,15 +18,19 @@ from tok1d.errors import ConfigError, WeightsError
 from tok1d.generators.maskgit import MaskGIT, MaskGITConfig
 from tok1d.zoo.adapters.keymap import (
     KeyMap,
+    Options,
     State,
     below,
     compare_options,
+    depth_of,
     fill_model,
+    heads_of,
     mlp_ratio,
     option_number,
     published_options,
     read_published,
     same,
+    shape_of,
     without_prefix,
 )
 from tok1d.zoo.compat.guidance import maskgit_guidance
@@ -53,7 +56,7 @@ VIT = KeyMap(
         ),
     ]
 )
-# With blocks numbered through: see `_numbered`.
+# For blocks with consecutive numbers, see `_numbered`.
 UVIT = KeyMap(
     [
         ("embeddings.weight", "words"),
@@ -64,19 +67,19 @@ UVIT = KeyMap(
         ("out_blocks.{i}.skip_linear.{p}", "net.skips.{i}.{p}"),
     ]
 )
-BUFFERS = ("model.embeddings.position_ids", "model.embeddings.token_type_ids")  # older libraries store them
+BUFFERS = ("model.embeddings.position_ids", "model.embeddings.token_type_ids")  # in files of older libraries
 APART = ("query", "key", "value")
-AVERAGED = ("ema_model.", "ema.")  # in front of every name of some files
-HEADS = {768: 16, 1024: 16}  # width -> attention heads, which no weight file tells
+AVERAGED = ("ema_model.", "ema.")  # prefixes of all names in some files
+HEADS = {768: 16, 1024: 16}  # width -> attention heads, which weights do not determine
 
 
 def is_uvit(state: Mapping[str, Tensor]) -> bool:
-    """Whether published names (cleaned) are those of a U-ViT."""
+    """Whether published weights (cleaned names) are those of a U-ViT."""
     return "pos_embed" in state
 
 
 def from_published(state: Mapping[str, Tensor], source: str = "published weights") -> State:
-    """Published names (cleaned) -> ours; names that are no weight of a MaskGIT stay as they are.
+    """Published names (cleaned) -> ours; other names stay as they are.
 
     Raises:
         WeightsError: the tables are missing.
@@ -92,7 +95,7 @@ def from_published(state: Mapping[str, Tensor], source: str = "published weights
     words, places = renamed.pop("words"), renamed.pop("places")
     if not uvit:
         places = (places + renamed.pop("types")[0])[None]
-    cut = len(renamed["net.out.bias"]) + 1  # the codes and the mask
+    cut = len(renamed["net.out.bias"]) + 1  # the ids and the mask
     tables = {
         "net.token_embed.weight": words[:cut],
         "net.label_embed.table.weight": words[cut:],
@@ -102,7 +105,7 @@ def from_published(state: Mapping[str, Tensor], source: str = "published weights
 
 
 def to_published(state: Mapping[str, Tensor]) -> State:
-    """Our names -> published ones; the row of token type 0 stays in the positions, so both types are zero."""
+    """Our names -> published ones; token type 0 stays in the positions, so both rows of token types are zero."""
     uvit = "net.norm.weight" in state
     keys, rest = (UVIT if uvit else VIT), dict(state)
     words = torch.cat([rest.pop("net.token_embed.weight"), rest.pop("net.label_embed.table.weight")])
@@ -119,7 +122,7 @@ def to_published(state: Mapping[str, Tensor]) -> State:
 
 
 def _joined(state: State) -> State:
-    """Queries, keys and values of a block as one "qkv"; those of which one is missing stay as they are."""
+    """Queries, keys and values of a block joined as "qkv", where all three are there."""
     joined = dict(state)
     for name in [name for name in state if f".self.{APART[0]}." in name]:
         parts = [name.replace(APART[0], part) for part in APART]
@@ -140,7 +143,7 @@ def _apart(state: State) -> State:
 
 
 def _numbered(state: State) -> State:
-    """The blocks of both halves and the middle one numbered through, but not their skips."""
+    """Consecutive numbers for the blocks of both halves and the middle one; the skips keep theirs."""
     half = len({name.split(".")[1] for name in state if name.startswith("in_blocks.")})
     numbered: State = {}
     for name, value in state.items():
@@ -171,7 +174,7 @@ def convert_maskgit(file: str | Path, *, heads: int | None = None, class_dropout
     """A published MaskGIT (file, or folder with its config.json) as our model in eval mode.
 
     Args:
-        heads, class_dropout: as trained; default: those of config.json, else of the published widths and 0.1.
+        heads, class_dropout: as in training; default: as in config.json, else those of the published widths and 0.1.
 
     Raises:
         WeightsError: a damaged or wrong file.
@@ -179,9 +182,7 @@ def convert_maskgit(file: str | Path, *, heads: int | None = None, class_dropout
     state = from_published(without_prefix(read_published(file), AVERAGED), str(file))
     given = _generator_options(file)
     codes, dim = _shape(state, "net.out.weight", file)
-    heads = heads or given.get("num_attention_heads") or HEADS.get(dim)
-    if heads is None:
-        raise WeightsError(f"{file}: its weights do not tell the attention heads of width {dim}: give heads=")
+    heads = heads_of(heads or given.get("num_attention_heads"), dim, HEADS, "heads=", file)
     hidden = _shape(state, "net.blocks.0.mlp.fc1.weight", file)[0]
     if class_dropout is None:
         class_dropout = option_number(given, "class_label_dropout", 0.1, file)
@@ -191,7 +192,7 @@ def convert_maskgit(file: str | Path, *, heads: int | None = None, class_dropout
         num_classes=len(state["net.label_embed.table.weight"]) - 1,
         trunk="uvit" if "net.norm.weight" in state else "vit",
         dim=dim,
-        depth=1 + max(int(name.split(".")[2]) for name in state if name.startswith("net.blocks.")),
+        depth=depth_of(state, "net.", file),
         heads=int(heads),
         mlp_ratio=mlp_ratio(hidden, dim),
         class_dropout=class_dropout,
@@ -204,7 +205,7 @@ def convert_maskgit(file: str | Path, *, heads: int | None = None, class_dropout
         raise WeightsError(f"{file}: {error}") from None
     if config.class_dropout == 0:
         raise WeightsError(
-            f"{file}: holds a null class, expected class_dropout above 0; give class_dropout=, read by training alone"
+            f"{file}: has a null class, expected class_dropout above 0; give class_dropout= (used in training only)"
         )
     model = MaskGIT(config)
     keys = UVIT if config.trunk == "uvit" else VIT
@@ -213,19 +214,19 @@ def convert_maskgit(file: str | Path, *, heads: int | None = None, class_dropout
     return model.eval()
 
 
-def _generator_options(file: str | Path) -> dict[str, Any]:
-    """What the nested config.json of a published folder says of the generator; empty without one."""
-    options: Any = published_options(file)
+def _generator_options(file: str | Path) -> Options:
+    """The generator's options in the nested config.json of a published folder; empty without one."""
+    options = published_options(file)
     for section in ("model", "generator"):
-        options = options.get(section)
-        if not isinstance(options, Mapping):
+        options = options.get(section, {})
+        if not isinstance(options, dict):
             return {}
-    return dict(options)
+    return options
 
 
-def _sampling(given: dict[str, Any], file: str | Path) -> dict[str, Any]:
-    """The release's default way of sampling, as far as its config tells it."""
-    found: dict[str, Any] = {}
+def _sampling(given: Options, file: str | Path) -> Options:
+    """The fields of `MaskGITConfig` for sampling that config.json has."""
+    found: Options = {}
     if given.get("num_steps") is not None:
         found["steps"] = int(option_number(given, "num_steps", 0, file))
     if given.get("randomize_temperature") is not None:
@@ -243,7 +244,4 @@ def _sampling(given: dict[str, Any], file: str | Path) -> dict[str, Any]:
 
 
 def _shape(state: State, name: str, file: str | Path) -> Size:
-    if name not in state:
-        published = (UVIT if "net.norm.weight" in state else VIT).published(name)
-        raise WeightsError(f"{file}: {published or name} is missing; is this the right file and format?")
-    return state[name].shape
+    return shape_of(state, name, UVIT if "net.norm.weight" in state else VIT, file)

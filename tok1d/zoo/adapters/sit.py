@@ -1,42 +1,47 @@
 """Published generators of whole sequences: SiT and DiT of MAETok and SoftVQ-VAE, and LightningDiT.
 
-SiT was trained with noise at time 1: its network gives u(x, s), and the velocity in our time is -u(x, 1 - t).
-Both changes are linear in weights, so they are made here once and the model knows only our time (`reverse_time`).
+The released SiT has noise at time 1: with its network u(x, s), the velocity in our time is -u(x, 1 - t). Both changes
+are linear in weights of the first and last layer, so `reverse_time` makes them in the weights.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Size, Tensor
 
 from tok1d.errors import ConfigError, WeightsError
 from tok1d.generators.lightningdit import LightningDiT, LightningDiTConfig, rotary_table
-from tok1d.generators.sequence import SequenceModel
+from tok1d.generators.sequence import SequenceConfig, SequenceModel
 from tok1d.generators.sit import DiT, DiTConfig, SiT, SiTConfig, position_table
 from tok1d.nn.embed import time_rates
 from tok1d.zoo.adapters.keymap import (
     KeyMap,
+    Options,
     State,
     below,
+    depth_of,
     fill_model,
+    heads_of,
     listing,
     mlp_ratio,
     option_number,
     published_options,
     read_published,
     same,
+    shape_of,
     table_tolerance,
 )
 
 Kind = Literal["sit", "dit", "lightningdit"]
 Positions = Literal["1d", "2d"]
+Config = TypeVar("Config", bound=SequenceConfig)
 Model = TypeVar("Model", bound=SequenceModel)
 
 KEYS = KeyMap(
@@ -58,15 +63,15 @@ KEYS = KeyMap(
 )
 GRID_EMBED, EMBED = "x_embedder.proj.", "x_embedder."
 GATE_UP = ".mlp.w12."  # published as one matrix: gate above up
-TABLES = ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin")  # computed here
-STATISTICS = ("token_mean", "token_std")  # in the published tokenizer's config.json or a file of their own
+TABLES = ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin")  # computed by the model
+STATISTICS = ("token_mean", "token_std")  # in the published tokenizer's config.json, or in a file of their own
 
-# Width -> attention heads, which no weight file tells.
+# Width -> attention heads, which weights do not determine.
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16, 1536: 24, 1792: 28}
 
 
 def from_published(state: Mapping[str, Tensor], kind: Kind) -> tuple[State, list[str]]:
-    """Published names (cleaned) -> ours, and the names that no generator of ours has; computed tables are left out."""
+    """Published names (cleaned) -> ours, without computed tables, and the names that our generators do not have."""
     renamed, ignored = {}, []
     for name, value in _split(state).items():
         ours = KEYS.ours(name)
@@ -78,7 +83,7 @@ def from_published(state: Mapping[str, Tensor], kind: Kind) -> tuple[State, list
 
 
 def to_published(state: Mapping[str, Tensor], kind: Kind) -> State:
-    """Our names -> published ones, without statistics and computed tables; LightningDiT's has a patch convolution."""
+    """Our names -> published ones, without statistics and computed tables."""
     renamed: State = {}
     for name, value in (reverse_time(state) if kind == "sit" else state).items():
         if name in STATISTICS:
@@ -96,7 +101,7 @@ def to_published(state: Mapping[str, Tensor], kind: Kind) -> State:
 
 
 def _split(state: Mapping[str, Tensor]) -> State:
-    """Published weights with the patch convolution as a linear map and gate and up apart ("w1", "w2")."""
+    """Published weights with the patch convolution as a linear layer, and gate and up separately ("w1", "w2")."""
     parts: State = {}
     for name, value in state.items():
         if name.startswith(GRID_EMBED):
@@ -111,10 +116,10 @@ def _split(state: Mapping[str, Tensor]) -> State:
 
 
 def reverse_time(state: Mapping[str, Tensor]) -> State:
-    """The network -u(x, 1 - t) from the weights (our names) of u(x, t), and back: it is its own inverse.
+    """Weights (our names) of -u(x, 1 - t) from those of u(x, t); the function is its own inverse.
 
-    The cosine and sine of (1 - t) f are linear in those of t f, so the first layer of the time embedding takes up the
-    change exactly (to float32 rounding); the last layer takes the sign.
+    Cosine and sine of (1 - t) f are linear in those of t f, so the change of time goes into the first layer of the time
+    embedding (exactly, up to float32 rounding) and the sign into the last layer.
     """
     reversed_state = dict(state)
     for name in ("net.out.weight", "net.out.bias"):
@@ -125,8 +130,8 @@ def reverse_time(state: Mapping[str, Tensor]) -> State:
         weight = state[name].double()
         f = time_rates(weight.shape[1]).double().to(weight.device)
         cosines, sines, rest = weight.tensor_split([len(f), 2 * len(f)], dim=1)
-        turned = [cosines * f.cos() + sines * f.sin(), cosines * f.sin() - sines * f.cos(), rest]
-        reversed_state[name] = torch.cat(turned, dim=1).to(torch.promote_types(state[name].dtype, torch.float32))
+        rotated = [cosines * f.cos() + sines * f.sin(), cosines * f.sin() - sines * f.cos(), rest]
+        reversed_state[name] = torch.cat(rotated, dim=1).to(torch.promote_types(state[name].dtype, torch.float32))
     return reversed_state
 
 
@@ -143,9 +148,10 @@ def convert_sit(
     """A published SiT (file, or folder with its config.json) as our model in eval mode.
 
     Args:
-        heads, class_dropout: as trained; default: those of config.json, else of the published widths and 0.1.
-        path: as trained, which no file tells reliably.
-        mean, std: token statistics, vq_mean and vq_std of the tokenizer's config.json; or `tokenizer`, its folder.
+        heads, class_dropout: as in training; default: as in config.json, else those of the published widths and 0.1.
+        path: as in training; files do not state it reliably.
+        mean, std: token statistics, vq_mean and vq_std in the tokenizer's config.json.
+        tokenizer: folder of the published tokenizer, to read mean and std from.
 
     Raises:
         WeightsError: a damaged or wrong file.
@@ -171,7 +177,7 @@ def convert_dit(
     """A published DiT on tokens as our model in eval mode; arguments and errors as those of `convert_sit`.
 
     Args:
-        schedule: of the noise levels, as trained.
+        schedule: noise schedule, as in training.
     """
     published, state, options = _read(file, "dit", heads=heads, class_dropout=class_dropout)
     dim, token_dim = _shape(state, "net.token_embed.weight")
@@ -186,11 +192,11 @@ def convert_dit(
 def convert_lightningdit(
     file: str | Path, *, heads: int | None = None, class_dropout: float | None = None, statistics: str | None = None
 ) -> LightningDiT:
-    """A published LightningDiT as our model of its grid's positions, row by row, in eval mode.
+    """A published LightningDiT as our model in eval mode; its tokens are the positions of the grid, row by row.
 
     Args:
-        heads, class_dropout: as trained; default: those of the published widths and 0.1.
-        statistics: file with the latents' "mean" and "std" a channel (the release's latents_stats.pt).
+        heads, class_dropout: as in training; default: those of the published widths and 0.1.
+        statistics: file with "mean" and "std" of each channel of the latents (the release's latents_stats.pt).
 
     Raises:
         WeightsError: a damaged or wrong file.
@@ -212,29 +218,26 @@ def convert_lightningdit(
 
 def _read(
     file: str | Path, kind: Kind, *, heads: int | None, class_dropout: float | None
-) -> tuple[State, State, dict[str, Any]]:
-    """Published weights, renamed weights, and the fields all configurations share."""
+) -> tuple[State, State, Options]:
+    """Published weights, renamed weights, and the fields that all configurations share."""
     published = read_published(file)
     state, ignored = from_published(published, kind)
     if ignored:
-        print(f"{file}: left out, no part of the generator: {listing(ignored)}", file=sys.stderr)
+        print(f"{file}: not part of the generator, left out: {listing(ignored)}", file=sys.stderr)
     given = published_options(Path(file))
     dim, token_dim = _shape(state, "net.token_embed.weight")
-    heads = heads or given.get("num_heads") or HEADS.get(dim)
-    if heads is None:
-        raise WeightsError(f"{file}: its weights do not tell the attention heads of width {dim}: give heads=")
+    heads = heads_of(heads or given.get("num_heads"), dim, HEADS, "heads=", file)
     dropout = given.get("class_dropout_prob", 0.1) if class_dropout is None else class_dropout
     rows = _shape(state, "net.label_embed.table.weight")[0]
-    numbers = {int(name.split(".")[2]) for name in state if name.startswith("net.blocks.")}
-    if "pos_embed" not in published or not numbers:
-        raise WeightsError(f"{file}: pos_embed or blocks are missing; is this the right file and format?")
-    options = {
+    if "pos_embed" not in published:
+        raise WeightsError(f"{file}: pos_embed is missing; is this the right file and format?")
+    options: Options = {
         "num_tokens": published["pos_embed"].shape[-2],
         "token_dim": token_dim,
         "num_classes": rows - int(dropout > 0),
         "class_dropout": float(dropout),
         "dim": dim,
-        "depth": 1 + max(numbers),
+        "depth": depth_of(state, "net.", file),
         "heads": int(heads),
     }
     if "net.blocks.0.mlp.fc1.weight" in state:
@@ -243,11 +246,7 @@ def _read(
 
 
 def _shape(state: State, name: str) -> Size:
-    if name not in state:
-        raise WeightsError(
-            f"published weights: {KEYS.published(name) or name} is missing; is this the right file and format?"
-        )
-    return state[name].shape
+    return shape_of(state, name, KEYS)
 
 
 def _has_qk_norm(state: State) -> bool:
@@ -255,7 +254,7 @@ def _has_qk_norm(state: State) -> bool:
 
 
 def _positions(published: State, file: str | Path, dim: int) -> Positions:
-    """Which computed positions the stored table is."""
+    """The kind of computed positions that the stored table equals."""
     table = published["pos_embed"].float().cpu()
     for kind in get_args(Positions):
         try:
@@ -271,7 +270,7 @@ def _positions(published: State, file: str | Path, dim: int) -> Positions:
 
 
 def _rotary(stored: Tensor, config: LightningDiTConfig, source: str) -> Positions:
-    """Which computed angles the stored cosines (K, head width), repeated for both channels of a pair, belong to."""
+    """The kind of rotary positions with the stored cosines (K, head width), which are repeated for channel pairs."""
     for kind in get_args(Positions):
         config.rotary = kind
         try:
@@ -285,16 +284,17 @@ def _rotary(stored: Tensor, config: LightningDiTConfig, source: str) -> Position
 
 
 def _swiglu_ratio(dim: int, hidden: int) -> float:
-    """The mlp_ratio whose SwiGLU, two thirds of it, has so many hidden numbers."""
+    """An mlp_ratio for a SwiGLU of `hidden` channels, which are two thirds of width times ratio."""
     near = range(3 * hidden // 2 - 1, 3 * hidden // 2 + 3)
-    for full in sorted(near, key=lambda full: Fraction(full, dim).denominator):  # several may fit: round ratios first
+    # Of several ratios that fit, the one with the smallest denominator.
+    for full in sorted(near, key=lambda full: Fraction(full, dim).denominator):
         if int(2 / 3 * full) == hidden:
             return mlp_ratio(full, dim)
-    raise WeightsError(f"published weights: a SwiGLU of {hidden} hidden numbers at width {dim} is not one of ours")
+    raise WeightsError(f"published weights: a SwiGLU of {hidden} hidden channels at width {dim} is not supported")
 
 
 def _scalar_statistics(mean: float | None, std: float | None, tokenizer: str | None) -> tuple[Tensor, Tensor] | None:
-    """Statistics as given, or from the tokenizer's published options."""
+    """Mean and std as given, or from the tokenizer's published options; None without either."""
     if tokenizer is not None:
         options = published_options(Path(tokenizer))
         if not {"vq_mean", "vq_std"} <= options.keys():
@@ -304,7 +304,7 @@ def _scalar_statistics(mean: float | None, std: float | None, tokenizer: str | N
     if (mean is None) != (std is None):
         raise WeightsError(f"mean and std: expected both, or tokenizer=, got mean={mean}, std={std}")
     if mean is None or std is None:
-        print("token statistics: none given, taken as 0 and 1; give mean= and std=, or tokenizer=", file=sys.stderr)
+        print("token statistics: none given, using 0 and 1; give mean= and std=, or tokenizer=", file=sys.stderr)
         return None
     if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
         raise WeightsError(f"token statistics: expected finite numbers with std > 0, got mean={mean}, std={std}")
@@ -318,7 +318,12 @@ def _shape_checked(values: State, name: str, config: LightningDiTConfig, source:
 
 
 def _filled(
-    cls: type[Model], config: Any, state: State, kind: Kind, file: str | Path, statistics: tuple[Tensor, Tensor] | None
+    cls: Callable[[Config], Model],
+    config: Config,
+    state: State,
+    kind: Kind,
+    file: str | Path,
+    statistics: tuple[Tensor, Tensor] | None,
 ) -> Model:
     """The model of that configuration with these weights and token statistics, in eval mode."""
     try:

@@ -1,18 +1,17 @@
-"""Published TiTok and TA-TiTok tokenizers: one file of weights, or a hub folder with a nested config.json beside them.
+"""Published TiTok and TA-TiTok tokenizers: a weight file, or a hub folder with weights and a nested config.json.
 
-The layout of the decoder tells the released two-stage models (ours: `LegacyTiTok`) from those of one stage (`TiTok`).
-The weights tell almost everything; config.json adds what they cannot. Loading is strict: but for what only the
-training reads, which is listed, a file holds a model's weights and nothing else.
+Files whose decoder predicts codes are two-stage models (`LegacyTiTok`), the others have one stage (`TiTok`). The
+weights determine almost all of the configuration; config.json adds the rest. A file may contain the weights of the
+model and those of `UNUSED`, which are left out and listed on stderr.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from torch import Size, Tensor, nn
 
@@ -21,17 +20,23 @@ from tok1d.tokenizers.bottlenecks import KLConfig, VQConfig
 from tok1d.tokenizers.titok import TiTok, TiTokConfig, TiTokViTConfig
 from tok1d.zoo.adapters.keymap import (
     KeyMap,
+    Options,
     State,
     below,
     compare_options,
+    depth_of,
     fill_model,
+    heads_of,
     listing,
     mlp_ratio,
     option_number,
+    published_options,
     read_published,
     without_prefix,
 )
 from tok1d.zoo.compat.titok import LegacyTiTok, LegacyTiTokConfig, PixelsConfig
+
+Config = TypeVar("Config", TiTokConfig, LegacyTiTokConfig)
 
 VIT = [
     ("class_embedding", "vit.cls_token"),
@@ -99,11 +104,11 @@ LEGACY_KEYS = KeyMap(
     ]
 )
 
-# What only the training of a model reads: how often a code was chosen (that of one stage, which revives codes, goes on
-# from there), and the networks that judged it.
+# Read in training alone: the usage of the codes (kept for one-stage models, which revive unused codes), and the
+# networks of the loss.
 UNUSED = ("quantize.embed_prob", "discriminator.", "perceptual_loss.", "lpips.", "loss_module.")
-AVERAGED = ("ema_model.", "ema.", "model.")  # in front of every name of some files
-# Stored without the batch's axis, and as convolutions of one pixel.
+AVERAGED = ("ema_model.", "ema.", "model.")  # prefixes of all names in some files
+# Stored without a batch axis, and as 1x1 convolutions.
 TABLES = ("cls_token", "positions", "queries", "query_positions", "token_positions", "text_positions")
 POINTWISE = ("bottleneck.proj.weight", "decoder.proj.weight", "decoder.fc1.weight", "decoder.fc2.weight")
 
@@ -111,12 +116,12 @@ HEADS = {size["dim"]: size["heads"] for size in TiTokViTConfig.SIZES.values()}
 
 
 def is_legacy(state: Mapping[str, Tensor]) -> bool:
-    """Whether published weights predict codes, as those of the two-stage models."""
+    """Whether published weights are those of a two-stage model, which predicts codes."""
     return "decoder.ffn.2.weight" in state
 
 
 def from_published(state: Mapping[str, Tensor]) -> tuple[State, list[str]]:
-    """Published names (cleaned) -> ours, and the names of what only a training reads.
+    """Published names (cleaned) -> ours, and the names of weights that only training reads.
 
     Raises:
         WeightsError: names that no TiTok has.
@@ -163,13 +168,14 @@ def convert_titok(
 ) -> TiTok | LegacyTiTok:
     """A published TiTok, a weight file or a folder (config.json, model.safetensors), as our model in eval mode.
 
-    What the file holds beside the tokenizer is listed on stderr.
+    Weights that are not part of the tokenizer are listed on stderr.
 
     Args:
         encoder_heads, decoder_heads: attention heads; default: those of the published widths.
-        l2: whether codes are compared on the unit sphere; default: as config.json says, else of two-stage models alone.
-        beta: weight of the commitment loss, which training on reads; default: as config.json says, else 0.25.
-        quantizer_weight: of a two-stage model, weight of all the bottleneck's losses; default: as config.json says,
+        l2: whether codes are compared on the unit sphere; default: as in config.json, else true for
+            two-stage models only.
+        beta: weight of the commitment loss, for further training; default: as in config.json, else 0.25.
+        quantizer_weight: weight of all losses of the bottleneck, for a two-stage model; default: as in config.json,
             else 1.
 
     Raises:
@@ -180,7 +186,7 @@ def convert_titok(
     state, ignored = from_published(published)
     if ignored:
         print(f"{path}: not part of the tokenizer, left out: {listing(ignored)}", file=sys.stderr)
-    options = _read_options(path if path.is_dir() else path.parent)
+    options = _read_options(path)
     if beta is not None:
         options["commitment_cost"] = beta
     if quantizer_weight is not None:
@@ -191,7 +197,7 @@ def convert_titok(
         raise WeightsError(f"{path}: config.json says is_legacy={options['is_legacy']}, the weights say {legacy}")
     config = (_legacy_config if legacy else _config)(state, options, heads, l2)
     if quantizer_weight is not None and not legacy:
-        raise WeightsError(f"{path}: quantizer_weight: of two-stage models alone, this one is of one stage")
+        raise WeightsError(f"{path}: quantizer_weight: only for two-stage models, this one has one stage")
     _compare(config, options, str(path))
     model = LegacyTiTok(config) if isinstance(config, LegacyTiTokConfig) else TiTok(config)
     fill_model(model, state, _published_names(model), str(path))
@@ -206,25 +212,17 @@ def _published_name(name: str) -> str:
     return LEGACY_KEYS.published(name) or KEYS.published(name) or name
 
 
-def _read_options(folder: Path) -> dict[str, Any]:
-    """The tokenizer's options in the nested config.json beside the weights, with "losses"; none without a file."""
-    path = folder / "config.json"
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: not JSON ({error}); fetch it again") from None
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path}: expected a mapping of options, got a {type(content).__name__}")
-    options, losses = content, content.get("losses")
+def _read_options(path: Path) -> Options:
+    """The tokenizer's options in the nested config.json beside the weights, with "losses"; empty without a file."""
+    options = content = published_options(path)
     for key in ("model", "vq_model"):
         inner = options.get(key)
         options = inner if isinstance(inner, dict) else options
+    losses = content.get("losses")
     return {**options, "losses": losses if isinstance(losses, dict) else {}}
 
 
-def _config(state: State, options: dict[str, Any], heads: dict[str, int | None], l2: bool | None) -> TiTokConfig:
+def _config(state: State, options: Options, heads: dict[str, int | None], l2: bool | None) -> TiTokConfig:
     shared = _shared(state, heads)
     rows = _shape(state, "decoder.proj.weight")[0]
     shared["decoder"].patch = math.isqrt(rows // shared["channels"])
@@ -236,16 +234,14 @@ def _config(state: State, options: dict[str, Any], heads: dict[str, int | None],
         bottleneck = KLConfig(weight=option_number(options.get("losses", {}), "kl_weight", 1e-6, "published weights"))
     else:
         bottleneck = _vq_config(codebook, options, l2, default=False, revival="bottleneck.usage" in state)
-    text: dict[str, Any] = {}
+    text: Options = {}
     if "decoder.text_embed.weight" in state:
         length = _shape(state, "decoder.text_positions")[1]
         text = {"text": True, "text_length": length, "text_dim": _shape(state, "decoder.text_embed.weight")[1]}
     return _checked(TiTokConfig(**shared, bottleneck=bottleneck, **text), state)
 
 
-def _legacy_config(
-    state: State, options: dict[str, Any], heads: dict[str, int | None], l2: bool | None
-) -> LegacyTiTokConfig:
+def _legacy_config(state: State, options: Options, heads: dict[str, int | None], l2: bool | None) -> LegacyTiTokConfig:
     shared = _shared(state, heads)
     shared["decoder"].patch = max(shared["image_size"] // _side(state, "decoder"), 1)
     bottleneck = _vq_config(_tensor(state, "bottleneck.codebook"), options, l2, default=True)
@@ -259,13 +255,16 @@ def _legacy_config(
     return _checked(config, state)
 
 
-def _checked(config: Any, state: State) -> Any:
-    """A configuration whose parts fit each other and whose decoder has as many patches as its table has places."""
+def _checked(config: Config, state: State) -> Config:
+    """Refuse parts that do not fit each other or the decoder's position table; raises WeightsError."""
     try:
-        for part in (config, config.encoder, config.decoder, *([config.pixels] if hasattr(config, "pixels") else [])):
-            part.check()
+        config.check()
+        config.encoder.check()
+        config.decoder.check()
+        if isinstance(config, LegacyTiTokConfig):
+            config.pixels.check()
     except ConfigError as error:
-        raise WeightsError(f"published weights of a tokenizer that ours cannot be: {error}") from None
+        raise WeightsError(f"published weights with an unsupported configuration: {error}") from None
     side = config.image_size // config.decoder.patch
     if side != _side(state, "decoder"):
         raise WeightsError(
@@ -275,8 +274,8 @@ def _checked(config: Any, state: State) -> Any:
     return config
 
 
-def _shared(state: State, heads: dict[str, int | None]) -> dict[str, Any]:
-    """The fields that both kinds of configuration have, but for the decoder's patch."""
+def _shared(state: State, heads: dict[str, int | None]) -> Options:
+    """The fields that both kinds of configuration have, without the decoder's patch size."""
     parts = {part: _vit_config(state, part, heads[part]) for part in ("encoder", "decoder")}
     _, channels, patch, _ = _shape(state, "encoder.patch_embed.proj.weight")
     parts["encoder"].patch = patch
@@ -290,19 +289,16 @@ def _shared(state: State, heads: dict[str, int | None]) -> dict[str, Any]:
 
 
 def _vit_config(state: State, part: str, heads: int | None) -> TiTokViTConfig:
-    """One side's ViT, but for its patch."""
+    """The configuration of one ViT, without its patch size."""
     dim = _shape(state, f"{part}.vit.norm.weight")[0]
     hidden = _shape(state, f"{part}.vit.blocks.0.mlp.fc1.weight")[0]
-    heads = heads or HEADS.get(dim)
-    if heads is None:
-        raise WeightsError(f"published weights do not tell the attention heads of width {dim}: give {part}_heads")
-    blocks = f"{part}.vit.blocks."
-    depth = 1 + max(int(name.removeprefix(blocks).split(".")[0]) for name in state if name.startswith(blocks))
+    heads = heads_of(heads, dim, HEADS, f"{part}_heads")
+    depth = depth_of(state, f"{part}.vit.")
     return TiTokViTConfig(dim=dim, depth=depth, heads=heads, mlp_ratio=mlp_ratio(hidden, dim))
 
 
 def _vq_config(
-    codebook: Tensor, options: dict[str, Any], l2: bool | None, *, default: bool, revival: bool = False
+    codebook: Tensor, options: Options, l2: bool | None, *, default: bool, revival: bool = False
 ) -> VQConfig:
     l2 = bool(options.get("use_l2_norm", default)) if l2 is None else l2
     beta = option_number(options, "commitment_cost", 0.25, "published weights")
@@ -310,12 +306,12 @@ def _vq_config(
 
 
 def _pixels_config(state: State) -> PixelsConfig:
-    """The convolutional decoder: a level's channels are those of its first block's second norm."""
+    """The convolutional decoder; the channels of a level are those of the second norm of its first block."""
     painter = "decoder.painter."
     names = [name.removeprefix(painter).split(".") for name in state if name.startswith(painter)]
     levels = 1 + max((int(name[1]) for name in names if name[0] == "levels"), default=-1)
     widths = [_shape(state, f"{painter}levels.{i}.blocks.0.norm2.weight")[0] for i in range(levels)]
-    # Of all levels' channels the greatest common divisor: only the products with `mult` are in the weights.
+    # Weights determine the products of width and `mult` only: the width is their greatest common divisor.
     width = math.gcd(*widths, _shape(state, f"{painter}norm_out.weight")[0])
     return PixelsConfig(
         code_dim=_shape(state, "decoder.codebook")[1],
@@ -325,8 +321,8 @@ def _pixels_config(state: State) -> PixelsConfig:
     )
 
 
-def _compare(config: Any, options: dict[str, Any], source: str) -> None:
-    found = {
+def _compare(config: TiTokConfig | LegacyTiTokConfig, options: Options, source: str) -> None:
+    found: Options = {
         "num_latent_tokens": config.num_tokens,
         "token_size": config.token_dim,
         "vit_enc_patch_size": config.encoder.patch,

@@ -1,4 +1,4 @@
-"""How releases guide differently from this package, or count it differently; needed to repeat their samples."""
+"""Guidance of released code that differs from this package; needed to reproduce its samples."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from tok1d.diffusion.guidance import Guidance, Schedule
+from tok1d.config.sampling import Schedule
+from tok1d.diffusion.guidance import Guidance
 from tok1d.diffusion.solver import Field
 
 
 def first_channels(guided: Field, conditional: Field, channels: int = 3) -> Field:
-    """LightningDiT's guidance: the first channels of x (B, K, D) are guided, the others stay conditional."""
+    """LightningDiT's guidance of the first channels of x (B, K, D); the others have the conditional prediction."""
 
     def field(x: Tensor, t: Tensor) -> Tensor:
         return torch.cat([guided(x, t)[..., :channels], conditional(x, t)[..., channels:]], dim=-1)
@@ -22,11 +23,11 @@ def first_channels(guided: Field, conditional: Field, channels: int = 3) -> Fiel
 
 
 def heun_held(field_at: Callable[[float], Field], x: Tensor, times: Tensor) -> Tensor:
-    """SoftVQ-VAE's Heun: both evaluations of a step use the guidance of its first time; the last step is Euler.
+    """SoftVQ-VAE's Heun sampler: both evaluations of a step use the guidance of its first time; the last step is Euler.
 
     Args:
-        field_at: the field, guided or not, at a time.
-        times: (n + 1,), growing to 1.
+        field_at: the field, guided or not, for a time.
+        times: (n + 1,), increasing to 1.
     """
     for t, t_next in pairwise(times):
         f = field_at(float(t))
@@ -37,13 +38,13 @@ def heun_held(field_at: Callable[[float], Field], x: Tensor, times: Tensor) -> T
 
 
 def llamagen_guidance(scale: float, cfg_interval: int, num_tokens: int) -> Guidance:
-    """LlamaGen's options: -1 guides every token, else guidance ends `cfg_interval` + 1 tokens after the first one."""
+    """LlamaGen's options: with -1 all tokens are guided, else the first `cfg_interval` + 2."""
     end = 1.0 if cfg_interval < 0 else (cfg_interval + 1) / num_tokens
     return Guidance(scale, (0.0, end))
 
 
 def maskgit_guidance(scale: float, decay: str, power: float = 3.0) -> Guidance:
-    """TiTok's options of its MaskGIT: "constant" and "linear" scales count from 0 (off), "power-cosine" ones from 1."""
+    """The options of TiTok's MaskGIT: 0 is off for "constant" and "linear" scales, 1 for "power-cosine" ones."""
     schedules: dict[str, Schedule] = {"constant": "constant", "linear": "linear", "power-cosine": "power_cosine"}
     schedule = schedules[decay]
     return Guidance(scale if schedule == "power_cosine" else scale + 1, schedule=schedule, power=power)

@@ -1,4 +1,4 @@
-"""The sine pixel head of MAETok's release, which orders its numbers like no image; kept to check recorded outputs."""
+"""The sine pixel head of MAETok's release, whose outputs are not arranged as images; used by the parity tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FREQUENCY = 30.0
 class SirenHead(nn.Module):
     """Two linear layers with sin(30 x) after each; (B, N, dim) -> (B, C, H, H), which needs H = patch^2.
 
-    The release views the numbers as an image without putting patches in their places.
+    The release reshapes the outputs to an image without moving patches to their positions.
     """
 
     def __init__(self, dim: int, image_size: int, channels: int) -> None:

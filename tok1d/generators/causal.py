@@ -1,0 +1,218 @@
+"""The causal transformer that epsilon-LlamaGen, CARD and LlamaGen share, and its decoding with a cache.
+
+The stack is LLaMA's (RMSNorm, SwiGLU, no biases) over [prefix, token 0, ..., token K-1]. The prefix is made from the
+condition. The state at the position before token i depends on the condition and on tokens 0..i-1 only; `outputs` turns
+it into what token i is sampled from: the condition of a diffusion head, or logits.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from tok1d.config.sampling import SampleSettings
+from tok1d.diffusion.guidance import Guidance
+from tok1d.diffusion.solver import NoiseSource
+from tok1d.generators.base import Generator
+from tok1d.generators.captions import causal_after_padding
+from tok1d.nn.attention import Attend, Attention, KVCache, causal, masked
+from tok1d.nn.block import Block, SwiGLU, swiglu_hidden
+from tok1d.nn.norm import RMSNorm
+
+# The next token (B, D) or (B,) from the outputs for the condition, those for the null condition (None without
+# guidance) and the guidance scale.
+TokenSampler = Callable[[Tensor, Tensor | None, float], Tensor]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the stack receives of a batch of conditions; computed once a sequence.
+
+    Args:
+        prefix: inputs (B, P, dim) before the tokens.
+        visible: (B, P) bool, False for padding in the prefix; None without padding.
+        modulations: for every block the modulation of its norms, see `ClassBlock`; None for plain blocks.
+    """
+
+    prefix: Tensor
+    visible: Tensor | None = None
+    modulations: list[tuple[Tensor, ...]] | None = None
+
+
+class CausalGenerator(Generator):
+    """A causal stack that generates one token after the other.
+
+    Subclasses make the modules below and implement `context`, `embed`, `outputs`, `empty` and `token_sampler`.
+    """
+
+    parallel: ClassVar[bool] = False
+
+    token_embed: nn.Module  # tokens (..., D) or ids (...) -> (..., dim)
+    blocks: nn.ModuleList
+    norm: RMSNorm
+
+    @abstractmethod
+    def context(self, cond: Tensor) -> Context:
+        """What the stack receives of checked conditions, the null condition included."""
+
+    @abstractmethod
+    def embed(self, x: Tensor, start: int, attends: list[Attend]) -> tuple[Tensor, list[Attend]]:
+        """Add the positions start.. to inputs (B, L, dim), or to the attention of every block where they are rotary."""
+
+    @abstractmethod
+    def outputs(self, states: Tensor, first: int) -> Tensor:
+        """States (B, L, dim) of the tokens first.. -> what these are sampled from, (B, L, ...)."""
+
+    @abstractmethod
+    def empty(self, rows: int, length: int) -> Tensor:
+        """A buffer for so many generated tokens, (rows, length, D) or (rows, length)."""
+
+    @abstractmethod
+    def token_sampler(self, settings: SampleSettings, noise: NoiseSource, **own: object) -> TokenSampler:
+        """The function that samples every token of a call of `sample`."""
+
+    def run(self, x: Tensor, start: int, attends: list[Attend], context: Context, *, skip: int = 0) -> Tensor:
+        """Inputs (B, L, dim) at positions start.. -> states (B, L - skip, dim), without the first `skip` positions."""
+        x, attends = self.embed(x, start, attends)
+        for i, (block, attend) in enumerate(zip(self.blocks, attends)):
+            x = block(x, attend) if context.modulations is None else block(x, attend, parts=context.modulations[i])
+        return self.final_norm(x, skip)
+
+    def final_norm(self, x: Tensor, skip: int) -> Tensor:
+        """The norm after the blocks, without the first `skip` positions: (B, L, dim) -> (B, L - skip, dim)."""
+        return self.norm(x[:, skip:])
+
+    def forward(self, tokens: Tensor, cond: Tensor) -> Tensor:
+        """Outputs (B, 1 + k, ...) of the first k tokens: row i is for token i and depends on tokens before it only.
+
+        Args:
+            tokens: (B, k, D) as the stack receives them, or ids (B, k), 0 <= k <= K.
+            cond: checked conditions, the null condition included.
+        """
+        context = self.context(cond)
+        x = torch.cat([context.prefix, self.token_embed(tokens)], dim=1)
+        attend = causal if context.visible is None else masked(causal_after_padding(context.visible, x.shape[1]))
+        states = self.run(x, 0, [attend] * len(self.blocks), context, skip=context.prefix.shape[1] - 1)
+        return self.outputs(states, 0)
+
+    def token_scales(self, guidance: Guidance, length: int) -> list[float]:
+        """Guidance scales of the first `length` tokens; 1 (off) for a token i with i / K outside of the interval."""
+        scales, full = guidance.token_scales(length).tolist(), self.config.num_tokens
+        return [scale if guidance.acts_at(i / full) else 1.0 for i, scale in enumerate(scales)]
+
+    def generate(
+        self,
+        cond: Tensor,
+        length: int,
+        guidance: Guidance,
+        settings: SampleSettings,
+        noise: NoiseSource,
+        **own: object,
+    ) -> Tensor:
+        """See `Generator.generate`; tokens as the stack receives them."""
+        scales = self.token_scales(guidance, length)
+        sample = self.token_sampler(settings, noise, **own)
+        decoder = CachedDecoder(self, cond, length, with_null=any(scale != 1 for scale in scales))
+        tokens = self.empty(len(cond), length)
+        for i, scale in enumerate(scales):
+            outputs, null_outputs = decoder.step(tokens[:, i - 1] if i else None)
+            tokens[:, i] = sample(outputs, null_outputs, scale)
+        return tokens
+
+
+class CachedDecoder:
+    """Outputs of a causal generator token by token, with a key-value cache.
+
+    The conditional and the unconditional sequences of guidance share one batch and one cache.
+
+    Args:
+        cond: checked conditions of B rows.
+        length: number of tokens to decode.
+        with_null: also run the null condition, as rows B..2B-1.
+    """
+
+    def __init__(self, model: CausalGenerator, cond: Tensor, length: int, *, with_null: bool) -> None:
+        self.model, self.rows, self.with_null = model, len(cond), with_null
+        self.cond = torch.cat([cond, model.check_cond(None, self.rows)]) if with_null else cond
+        self.context = model.context(self.cond)
+        prefix, visible, weight = self.context.prefix, self.context.visible, model.norm.weight
+        # A multiple of 8 positions, for the alignment of fused attention kernels.
+        positions = -(-(prefix.shape[1] + length) // 8) * 8
+        allowed = None if visible is None else causal_after_padding(visible, positions)
+        self.caches = [
+            KVCache(
+                len(self.cond),
+                attention.kv_heads,
+                positions,
+                attention.proj.in_features // attention.heads,
+                dtype=weight.dtype,
+                device=weight.device,
+                allowed=allowed,
+            )
+            for attention in (cast(Attention, block.attn) for block in model.blocks)
+        ]
+
+    def step(self, tokens: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Feed the tokens (B, D) or ids (B,) just sampled, None at first.
+
+        Returns:
+            The outputs (B, ...) for the next token, and those for the null condition (None without `with_null`).
+        """
+        if tokens is not None and self.with_null:
+            tokens = torch.cat([tokens, tokens])
+        outputs = self.step_rows(tokens)
+        return outputs[: self.rows], outputs[self.rows :] if self.with_null else None
+
+    def step_rows(self, tokens: Tensor | None) -> Tensor:
+        """As `step`, with a token for each row of the batch, those of the null condition included."""
+        model, start = self.model, self.caches[0].filled
+        x = self.context.prefix if tokens is None else model.token_embed(tokens)[:, None]
+        attends: list[Attend] = [cache.attend for cache in self.caches]
+        states = model.run(x, start, attends, self.context, skip=x.shape[1] - 1)
+        return model.outputs(states, start + x.shape[1] - self.context.prefix.shape[1])[:, 0]
+
+
+def llama_blocks(
+    dim: int,
+    depth: int,
+    heads: int,
+    *,
+    dropout: float,
+    drop_path: float = 0.0,
+    kv_heads: int | None = None,
+    hidden: int | None = None,
+    block: type[Block] = Block,
+) -> nn.ModuleList:
+    """LLaMA's blocks without biases.
+
+    Args:
+        dropout: after attention and feed-forward.
+        drop_path: stochastic depth of the last block, growing linearly from 0 at the first.
+        kv_heads: heads of keys and values; None: `heads`.
+        hidden: hidden width of the feed-forward part; None: `swiglu_hidden(dim)`.
+        block: the class of the blocks.
+    """
+    return nn.ModuleList(
+        block(
+            Attention(dim, heads, bias=False, kv_heads=kv_heads),
+            SwiGLU(dim, hidden or swiglu_hidden(dim)),
+            (RMSNorm(dim), RMSNorm(dim)),
+            dropout=(dropout, dropout),
+            drop_path=drop_path * i / max(depth - 1, 1),
+        )
+        for i in range(depth)
+    )
+
+
+def init_llama(model: nn.Module) -> None:
+    """Normal weights with std 0.02 and zero biases of all linear layers and embeddings."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
