@@ -1,4 +1,4 @@
-"""From captions to pictures: tokenizers and generators conditioned on captions, trained, saved, loaded, asked and refused."""
+"""From captions to pictures: tokenizers and generators of captions, trained, saved, loaded, queried and refused."""
 
 import json
 from collections.abc import Callable
@@ -212,7 +212,7 @@ BAD_PAIRS: list[tuple[str, list[str], list[str], str]] = [
     ("card", ["model.condition.encoder=other/one"], [], r"^model\.condition\.encoder: expected .* as the tokenizer's"),
     ("card", ["model.condition.encoder=''"], [], r"^model\.condition\.encoder: no text encoder is bundled, expected"),
     ("card", [], [CLASSES], r"^model\.condition\.kind: .*tokenizer is conditioned on classes, expected class"),
-    ("free", ["model.num_classes=10"], [], r"^tokenizer: .* conditioned on captions, expected a generator .* one of 10 c"),
+    ("free", ["model.num_classes=10"], [], r"^tokenizer: .* conditioned on captions, expected a generator .* of 10 c"),
 ]  # fmt: skip
 
 
