@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tok1d.errors import InputError
 from tok1d.nn.caption import Captions
-from tok1d.nn.embed import LabelEmbed, class_ids, training_ids
+from tok1d.nn.embed import LabelEmbed, checked_cond, training_cond
 
 E, T = 3, 5
 CPU = torch.device("cpu")
@@ -30,14 +30,14 @@ def test_places_of_zeros_are_padding_and_a_caption_of_padding_is_the_null_vector
     single_zeros = captions()
     single_zeros[0, 0, 0] = single_zeros[0, 1, 2] = 0  # a number that happens to be zero is no padding
     assert torch.equal(table.filled(single_zeros)[1], seen)
-    assert torch.equal(class_ids(table, None, 2, CPU), torch.zeros(2, T, E))
+    assert torch.equal(checked_cond(table, None, 2, CPU), torch.zeros(2, T, E))
     filled.sum().backward()
     assert table.null_vector.grad is not None and torch.equal(table.null_vector.grad, torch.ones(1, E))
 
 
 def test_shorter_captions_are_filled_up_in_the_precision_of_the_weights() -> None:
     table = Captions(E, T, 0.1).double()
-    short = class_ids(table, captions()[:2, :3], 2, CPU)
+    short = checked_cond(table, captions()[:2, :3], 2, CPU)
     assert short.shape == (2, T, E) and short.dtype == torch.float64
     assert torch.equal(short, captions()[:2].double())
 
@@ -47,7 +47,7 @@ def test_dropped_captions_are_null() -> None:
     dropped = table.drop(captions(), draws)
     assert torch.equal(dropped[2:], captions()[2:]) and not dropped[:2].any()
     torch.manual_seed(0)
-    ones = training_ids(table, torch.ones(20000, 1, E), 20000, CPU)
+    ones = training_cond(table, torch.ones(20000, 1, E), 20000, CPU)
     assert abs((~ones.flatten(1).any(1)).double().mean().item() - 0.25) < 0.02
     whole = Captions(E, T, 0.0)
     assert torch.equal(whole.drop(captions(), torch.zeros(4)), captions())
@@ -55,8 +55,8 @@ def test_dropped_captions_are_null() -> None:
 
 def test_none_needs_a_null_condition() -> None:
     with pytest.raises(InputError, match="trained without class dropout: it needs captions"):
-        class_ids(Captions(E, T, 0.0), None, 2, CPU)
-    assert class_ids(Captions(E, T, 0.0, null_row=True), None, 2, CPU).shape == (2, T, E)
+        checked_cond(Captions(E, T, 0.0), None, 2, CPU)
+    assert checked_cond(Captions(E, T, 0.0, null_row=True), None, 2, CPU).shape == (2, T, E)
     # A blank caption among others has something to stand for it all the same.
     assert Captions(E, T, 0.0).filled(captions())[1].any(1).all()
 
@@ -72,7 +72,7 @@ def test_none_needs_a_null_condition() -> None:
     ],
 )
 def test_other_conditions_are_refused_in_one_line(cond: Tensor) -> None:
-    for call in (class_ids, training_ids):
+    for call in (checked_cond, training_cond):
         with pytest.raises(InputError) as caught:
             call(Captions(E, T, 0.1), cond, 2, CPU)
         shape = f"(B, at most {T}, {E})"
@@ -81,7 +81,7 @@ def test_other_conditions_are_refused_in_one_line(cond: Tensor) -> None:
 
 
 def test_a_model_of_classes_refuses_captions_in_one_line() -> None:
-    for call in (class_ids, training_ids):
+    for call in (checked_cond, training_cond):
         with pytest.raises(
             InputError, match=r"^expected class ids \(B,\) of integers, got torch.float32 of shape \(4, "
         ):

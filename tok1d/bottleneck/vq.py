@@ -24,7 +24,7 @@ def entropy_loss(affinity: Tensor, *, eps: float, temperature: float = 0.01, sha
     Args:
         affinity: (..., K), larger is nearer; the assignments are softmax(affinity / temperature).
         eps: added inside the logarithm of the mean assignment.
-        shared: whether the mean assignment is that of all processes, each of which has to call.
+        shared: whether the mean assignment is over all processes, which then all have to call this.
     """
     logits = affinity.flatten(0, -2).float() / temperature
     log_p = logits.log_softmax(-1)

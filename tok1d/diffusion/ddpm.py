@@ -43,7 +43,7 @@ def respaced_steps(num_steps: int, spec: str | int | Sequence[int]) -> list[int]
             integer stride from 0 that gives exactly N steps; "a,b,c" for that many steps in equal sections.
 
     Raises:
-        InputError: an unreadable `spec`, more steps than there are, or no stride that gives N.
+        InputError: an invalid `spec`, more steps than the chain has, or no stride that gives N steps.
     """
     text = ",".join(map(str, spec)) if isinstance(spec, list | tuple) else str(spec).strip()
     if text in ("", "0"):
@@ -54,8 +54,8 @@ def respaced_steps(num_steps: int, spec: str | int | Sequence[int]) -> list[int]
             if len(range(0, num_steps, stride)) == wanted:
                 return list(range(0, num_steps, stride))
         raise InputError(
-            f"no integer stride over {num_steps} steps gives exactly {wanted}; "
-            + (f"take '{wanted}', spread evenly" if wanted <= num_steps else f"take at most {num_steps}")
+            f"steps: expected a number of DDIM steps that an integer stride over {num_steps} steps gives, got {wanted}; "
+            + (f"use '{wanted}' for evenly spaced steps" if wanted <= num_steps else f"use at most {num_steps}")
         )
     counts = [_count(part, text) for part in text.split(",")]
     kept: list[int] = []
@@ -63,7 +63,7 @@ def respaced_steps(num_steps: int, spec: str | int | Sequence[int]) -> list[int]
     for i, count in enumerate(counts):
         size = num_steps // len(counts) + (1 if i < num_steps % len(counts) else 0)
         if not 1 <= count <= size:
-            raise InputError(f"cannot take {count} steps from a section of {size} (of {num_steps} in all)")
+            raise InputError(f"steps: expected 1..{size} for this section of {num_steps} steps, got {count}")
         spacing = (size - 1) / (count - 1) if count > 1 else 1.0
         position = 0.0
         for _ in range(count):
@@ -75,7 +75,9 @@ def respaced_steps(num_steps: int, spec: str | int | Sequence[int]) -> list[int]
 
 def _count(part: str, text: str) -> int:
     if not part.strip().isdecimal() or int(part) < 1:
-        raise InputError(f"steps: expected a number from 1, such as 50, or ddim50, or 10,10,5, got {text!r}")
+        raise InputError(
+            f"steps: expected a positive number such as 50, or ddim50, or counts such as 10,10,5, got {text!r}"
+        )
     return int(part)
 
 
@@ -139,7 +141,7 @@ class Chain:
         return self._at("signal", t, data) * data + self._at("sigma", t, data) * noise
 
     def data_from_noise(self, x_t: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x_0 according to a noise prediction."""
+        """The x_0 (B, ...) that a noise prediction implies."""
         return (x_t - self._at("sigma", t, x_t) * noise) / self._at("signal", t, x_t)
 
     def posterior_mean(self, data: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -257,6 +259,6 @@ def ddim(
         std = eta * math.sqrt((1 - previous) / (1 - level) * (1 - level / previous))
         x = math.sqrt(previous) * data + math.sqrt(max(1 - previous - std**2, 0.0)) * noise
         if std > 0 and i > 0:
-            assert randn is not None, "DDIM with eta > 0 needs a noise source"
+            assert randn is not None, "DDIM: expected a noise source with eta > 0, got none"
             x = x + std * randn(x)
     return x

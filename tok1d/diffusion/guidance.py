@@ -45,7 +45,7 @@ class Guidance:
 
     def __post_init__(self) -> None:
         if isinstance(self.scale, int | float) and not math.isfinite(self.scale):
-            raise InputError(f"guidance: expected a finite scale, 1 is off, got {self.scale}")
+            raise InputError(f"guidance: expected a finite scale (1: no guidance), got {self.scale}")
 
     def acts_at(self, t: float) -> bool:
         """Whether a time (0 = noise, 1 = data) lies in the interval, both ends included."""
@@ -68,7 +68,7 @@ class Guidance:
 
 
 def as_guidance(guidance: float | Guidance, schedule: Schedule = "constant") -> Guidance:
-    """A plain scale as a Guidance with this schedule; a Guidance as it is."""
+    """A plain scale as a Guidance with this schedule; a Guidance is returned unchanged."""
     return guidance if isinstance(guidance, Guidance) else Guidance(float(guidance), schedule=schedule)
 
 

@@ -21,7 +21,8 @@ class Times:
     Args:
         kind: "uniform"; or "logit_normal", the sigmoid of a normal variable, where a negative mean favours noisy times
             (Stable Diffusion 3, arXiv 2403.03206, section 3.1); or "atan_normal", (2 / pi) atan(exp(normal)), its
-            counterpart on the cosine path. On its path log(alpha / sigma) is the normal variable in both cases.
+            counterpart for the cosine path. log(alpha / sigma) then equals the normal variable: for logit_normal on the
+            linear path, for atan_normal on the cosine path.
         mean: mean of the normal variable.
         std: standard deviation of the normal variable.
     """

@@ -29,8 +29,8 @@ from tok1d.nn.roles import TOKENS, Roles
 class HeadGenerator(CausalGenerator):
     """A causal generator of continuous tokens: the states of the stack condition a diffusion head.
 
-    Subclasses also make `head` and `head_positions`. In `sample` the numbers of `noise` are, token after token, the
-    initial noise (B, D) and then what the head's sampler asks for. Guidance acts on the outputs of the head's network.
+    Subclasses also set `head` and `head_positions`. `sample` takes from `noise`, for each token in turn, the initial
+    noise (B, D) and then the noise of the head's sampler. Guidance acts on the outputs of the head's network.
     """
 
     kind: ClassVar[Kind] = "diffusion"
@@ -48,7 +48,8 @@ class HeadGenerator(CausalGenerator):
         return states + self.head_positions[:, first : first + states.shape[1]]
 
     def hidden(self, tokens: Tensor, cond: Tensor) -> Tensor:
-        """The head's conditions (B, k, dim) of normalised tokens (B, k, D), 1 <= k <= K; row i sees tokens < i."""
+        """The head's conditions (B, k, dim) of normalised tokens (B, k, D), 1 <= k <= K; row i depends on tokens < i
+        only."""
         # The state of the last token conditions nothing, so it is not computed.
         return self(tokens[:, :-1], cond)
 
@@ -61,11 +62,11 @@ class HeadGenerator(CausalGenerator):
         return tokens
 
     def initial_noise(self, noise: Tensor, temperature: float) -> Tensor:
-        """The noise (B, D) that the head's sampler starts from, given standard normal noise."""
+        """The initial noise (B, D) of the head's sampler, from standard normal noise (B, D)."""
         return noise
 
     def losses(self, batch: tuple[Tensor, Tensor | None], progress: float) -> dict[str, Tensor]:
-        """The head's mean loss on (raw tokens (B, k, D), class ids (B,), captions or None)."""
+        """The head's mean loss; batch: raw tokens (B, k, D), and class ids (B,), captions (B, T, E) or None."""
         tokens = self.normalise(batch[0])
         hidden = self.hidden(tokens, self.training_cond(batch[1], len(tokens)))
         return {"loss": self.head.loss_rows(tokens.flatten(0, 1), hidden.flatten(0, 1)).mean()}
@@ -149,7 +150,7 @@ class EpsilonLlamaGenConfig:
 
 
 class EpsilonLlamaGen(HeadGenerator):
-    """Tokens (B, K, D) given class ids (B,); see the module's docstring."""
+    """Generates tokens (B, K, D) for class ids (B,); see the module's docstring."""
 
     config: EpsilonLlamaGenConfig
 

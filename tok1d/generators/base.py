@@ -1,4 +1,4 @@
-"""The base class of all generators: one signature of `sample`, its checks, and what other code asks of a generator."""
+"""The base class of all generators: the signature of `sample`, checks of its arguments, and what other code uses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tok1d.config.sampling import EVERYWHERE, Kind, SampleSettings, Schedule
 from tok1d.diffusion.guidance import Guidance
 from tok1d.diffusion.solver import Generators, NoiseSource, exponential_from, randn_from, uniform_from
 from tok1d.errors import InputError
-from tok1d.nn.embed import Condition, class_ids, training_ids
+from tok1d.nn.embed import Condition, checked_cond, training_cond
 
 # The unit of a guidance interval: time of the diffusion, share of the steps, share of the tokens.
 IntervalOf = Literal["time", "steps", "sequence"]
@@ -36,7 +36,7 @@ class GeneratorConfig(Protocol):
 
 
 class Generator(nn.Module):
-    """A model of token sequences (B, K, D) or (B, K) int64, given class ids, captions or nothing.
+    """A model of token sequences (B, K, D) or (B, K) int64, conditioned on class ids, captions or nothing.
 
     A subclass sets the class attributes, makes `config` and `label_embed`, and implements `losses`, `generate`,
     `evaluated_networks` and `resolved_settings`.
@@ -61,12 +61,12 @@ class Generator(nn.Module):
 
     @property
     def guidance_schedule(self) -> Schedule:
-        """The schedule of a plain guidance scale."""
+        """The schedule of a guidance scale that `sample` receives as a plain number."""
         return "constant"
 
     @property
     def guidance_power(self) -> float:
-        """The power of that schedule where it is "power_cosine"."""
+        """The exponent of `guidance_schedule` if it is "power_cosine"; see `Guidance.power`."""
         return 1.0
 
     @property
@@ -79,8 +79,8 @@ class Generator(nn.Module):
         """Scalars of one training step.
 
         Args:
-            batch: tokens as the tokenizer gives them, and the condition: class ids (B,), captions (B, T, E) or None.
-            progress: share of the training that is done, in [0, 1].
+            batch: tokens as the tokenizer encodes them, and the condition: class ids (B,), captions (B, T, E) or None.
+            progress: fraction of the training completed, in [0, 1].
 
         Returns:
             Entries named "loss..." are summed and minimised, others are logged.
@@ -100,16 +100,17 @@ class Generator(nn.Module):
 
         Args:
             cond: class ids (B,), the null class included, or captions (B, T, E).
-            own: those of `own_options` that were given.
+            own: the keyword arguments of `own_options` that the caller passed.
         """
 
     @abstractmethod
     def evaluated_networks(self, guidance: Guidance) -> list[nn.Module]:
-        """The modules whose calls count as evaluations of the network in sampling, one evaluation per row."""
+        """The modules whose calls are counted as network evaluations in sampling, one evaluation per row of the
+        input."""
 
     @abstractmethod
     def resolved_settings(self, settings: SampleSettings) -> dict[str, object]:
-        """The "sampler" of these settings, and further settings with the model's defaults, as a record states them.
+        """The settings that records state: "sampler", and others of the model, with defaults filled in.
 
         Raises:
             InputError: an unknown sampler.
@@ -133,7 +134,7 @@ class Generator(nn.Module):
         Args:
             cond: class ids (B,), or captions (B, T, E) for a model of captions; None with `num`: the unconditional
                 model, or the null condition of a conditional one.
-            num: how many sequences where `cond` is None.
+            num: number of sequences if `cond` is None.
             length: number of tokens, 1..K; default and, for parallel generators, only value: K.
             guidance: a scale, which follows the model's `guidance_schedule`, or a Guidance. 1 is off, 0 is the null
                 condition, values between them are allowed.
@@ -165,11 +166,12 @@ class Generator(nn.Module):
         Raises:
             InputError: another kind of condition, class ids out of range, or None for a model without a null condition.
         """
-        return class_ids(self.label_embed, cond, batch, self.device)
+        return checked_cond(self.label_embed, cond, batch, self.device)
 
     def training_cond(self, cond: Tensor | None, batch: int) -> Tensor:
-        """As `check_cond`, of a training step: a random share of the conditions becomes the null condition."""
-        return training_ids(self.label_embed, cond, batch, self.device)
+        """As `check_cond` for a training step: some conditions, chosen at random, are replaced by the null
+        condition."""
+        return training_cond(self.label_embed, cond, batch, self.device)
 
     def check_length(self, length: int | None) -> int:
         """The number of tokens to generate, by default all.
@@ -181,21 +183,21 @@ class Generator(nn.Module):
         length = full if length is None else length
         if self.parallel and length != full:
             raise InputError(
-                f"length: this generator generates all {full} tokens at once, got {length}; "
-                "leave it out and decode a prefix of them"
+                f"length: expected {full}, because this generator makes all tokens at once, got {length}; "
+                "leave length out and decode a prefix of the tokens"
             )
         if not 1 <= length <= full:
             raise InputError(f"length: expected 1..{full}, got {length}")
         return length
 
     def guidance_of(self, guidance: float | Guidance) -> Guidance:
-        """A plain scale with this model's schedule; a Guidance as it is."""
+        """A plain scale with this model's schedule; a Guidance is returned unchanged."""
         if isinstance(guidance, Guidance):
             return guidance
         return Guidance(float(guidance), schedule=self.guidance_schedule, power=self.guidance_power)
 
     def check_guidance(self, guidance: Guidance) -> None:
-        """Refuse what this model's guidance does not have.
+        """Raise InputError on parts of `guidance` that this model does not support.
 
         Raises:
             InputError: a weak model, or an interval where `guidance_interval_of` is None.
@@ -205,4 +207,4 @@ class Generator(nn.Module):
             return
         has = "a scale, a schedule and an interval" if takes_interval else "a scale and a schedule"
         lacks = "no weak_model" if takes_interval else "no interval and no weak_model"
-        raise InputError(f"guidance of this generator has {has}, {lacks}")
+        raise InputError(f"guidance: this generator takes {has}, but {lacks}")

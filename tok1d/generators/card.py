@@ -84,15 +84,15 @@ class CARDConfig:
         if self.dim % self.heads:
             raise ConfigError(f"heads: {self.heads} does not divide dim {self.dim}")
         if self.positions == "rope1d" and self.dim // self.heads % 2:
-            raise ConfigError(f"heads: rotary positions need an even width of a head, got {self.dim // self.heads}")
+            raise ConfigError(f"heads: expected an even head width for rotary positions, got {self.dim // self.heads}")
         if self.head.objective != "interpolant":
             raise ConfigError(
-                f"head.objective: CARD's head gives a velocity, expected interpolant, got {self.head.objective}"
+                f"head.objective: expected interpolant, because CARD's head predicts a velocity, got {self.head.objective}"
             )
 
 
 class CARD(NormalisedTokens, HeadGenerator):
-    """Tokens (B, K, D) given class ids (B,), or captions (B, T, E); see the module's docstring.
+    """Generates tokens (B, K, D) for class ids (B,) or captions (B, T, E); see the module's docstring.
 
     The temperature of sampling also multiplies the initial noise of the head's sampler.
     """
@@ -117,7 +117,8 @@ class CARD(NormalisedTokens, HeadGenerator):
         self.norm = RMSNorm(dim)
         self.head_positions = nn.Parameter(torch.randn(1, length, dim) * 0.02)
         init_llama(self)
-        # Xavier gives class vectors of the size of their table's rows; with std 0.02 they would be far smaller.
+        # Xavier keeps class vectors at the scale of the table's rows; weights with std 0.02 would make them far
+        # smaller.
         nn.init.xavier_uniform_(self.label_embed.proj.weight)
         self.modulations.zero_init()
         # Made after `init_llama`, because the head has its own initialisation.

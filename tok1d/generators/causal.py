@@ -31,7 +31,7 @@ TokenSampler = Callable[[Tensor, Tensor | None, float], Tensor]
 
 @dataclass(frozen=True)
 class Context:
-    """What the stack receives of a batch of conditions; computed once a sequence.
+    """What the stack receives from a batch of conditions; computed once per sequence.
 
     Args:
         prefix: inputs (B, P, dim) before the tokens.
@@ -45,7 +45,7 @@ class Context:
 
 
 class CausalGenerator(Generator):
-    """A causal stack that generates one token after the other.
+    """A causal stack that generates tokens one at a time.
 
     Subclasses make the modules below and implement `context`, `embed`, `outputs`, `empty` and `token_sampler`.
     """
@@ -58,26 +58,28 @@ class CausalGenerator(Generator):
 
     @abstractmethod
     def context(self, cond: Tensor) -> Context:
-        """What the stack receives of checked conditions, the null condition included."""
+        """What the stack receives from checked conditions, which may be the null condition."""
 
     @abstractmethod
     def embed(self, x: Tensor, start: int, attends: list[Attend]) -> tuple[Tensor, list[Attend]]:
-        """Add the positions start.. to inputs (B, L, dim), or to the attention of every block where they are rotary."""
+        """Add positions from `start` on to inputs (B, L, dim), or to the attention of every block if they are
+        rotary."""
 
     @abstractmethod
     def outputs(self, states: Tensor, first: int) -> Tensor:
-        """States (B, L, dim) of the tokens first.. -> what these are sampled from, (B, L, ...)."""
+        """States (B, L, dim) for the tokens first, first + 1, ... -> what they are sampled from, (B, L, ...)."""
 
     @abstractmethod
     def empty(self, rows: int, length: int) -> Tensor:
-        """A buffer for so many generated tokens, (rows, length, D) or (rows, length)."""
+        """An uninitialised buffer for generated tokens, (rows, length, D) or ids (rows, length)."""
 
     @abstractmethod
     def token_sampler(self, settings: SampleSettings, noise: NoiseSource, **own: object) -> TokenSampler:
         """The function that samples every token of a call of `sample`."""
 
     def run(self, x: Tensor, start: int, attends: list[Attend], context: Context, *, skip: int = 0) -> Tensor:
-        """Inputs (B, L, dim) at positions start.. -> states (B, L - skip, dim), without the first `skip` positions."""
+        """Inputs (B, L, dim) at positions from `start` on -> states (B, L - skip, dim), without the first `skip`
+        positions."""
         x, attends = self.embed(x, start, attends)
         for i, (block, attend) in enumerate(zip(self.blocks, attends)):
             x = block(x, attend) if context.modulations is None else block(x, attend, parts=context.modulations[i])

@@ -65,7 +65,7 @@ class ResidualBlock(nn.Module):
 
         Args:
             time: shift, scale and gate of the modulation, (R or 1, width) each.
-            context: the share of the condition in `fc1`, see `apply_split`; None with AdaLN.
+            context: the condition's part of the output of `fc1`, see `apply_split`; None with AdaLN.
             half: see `apply_split`.
         """
         shift, scale, gate = time
@@ -79,7 +79,7 @@ def x_half(linear: nn.Linear, width: int) -> Tensor:
 
 
 def apply_split(linear: nn.Linear, x: Tensor, context: Tensor | None, half: Tensor | None = None) -> Tensor:
-    """linear(x), or linear(concat[x, condition]) with the condition's share already computed.
+    """linear(x), or linear(concat[x, condition]) with the condition's part already computed.
 
     Args:
         context: (R, out), the condition's weights times the condition, plus the bias; None: no condition.
@@ -95,7 +95,7 @@ class HeadNetwork(nn.Module):
 
     The call is split so that sampling can reuse results. `time_features` depends on the time alone (with "concat": all
     modulations) and is the same for all tokens sampled on one grid of times. `prepare` depends on the condition alone
-    (with "concat": the condition's share of every linear layer that has it as input) and is the same for all steps of a
+    (with "concat": the condition's part of every linear layer that has it as input) and is the same for all steps of a
     token. `evaluate` computes the rest.
     """
 
@@ -124,7 +124,7 @@ class HeadNetwork(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def prepare(self, cond: Tensor) -> list[Tensor]:
-        """The part for cond (R, C) alone: one (R, out) tensor per layer of `split_linears`, or the embedding."""
+        """What depends on cond (R, C) alone: one (R, out) tensor per layer of `split_linears`, or the embedding."""
         c = self.cond_embed(cond)
         if not self.concat:
             return [c]
@@ -141,7 +141,7 @@ class HeadNetwork(nn.Module):
         return [part for module in modules for part in module.linear(c).chunk(module.parts, dim=-1)]
 
     def time_features(self, t: Tensor) -> list[Tensor]:
-        """The part for times (T,) alone: the `modulations` ("concat"), or the embedding; (T, width) each."""
+        """What depends on times (T,) alone: the `modulations` ("concat"), or the embedding; (T, width) each."""
         c = self.time_embed(t)
         return self.modulations(c) if self.concat else [c]
 
@@ -231,13 +231,13 @@ class DiffusionHead(nn.Module):
         return self.objective.loss(network, target, noise, t)
 
     def sampler(self, name: str | None = None) -> str:
-        """The sampler of that name, by default the configured one; raises InputError for one the objective has not."""
+        """The sampler of that name, by default the configured one; raises InputError if the objective lacks it."""
         if self.config.objective == "ddpm":
             if name not in (None, "ancestral"):
-                raise InputError(f"sampler: a DDPM head samples with 'ancestral', got {name!r}")
+                raise InputError(f"sampler: expected 'ancestral' for a DDPM head, got {name!r}")
             return "ancestral"
         if name not in (None, "sde", "euler", "heun"):
-            raise InputError(f"sampler: the head samples with 'sde', 'euler' or 'heun', got {name!r}")
+            raise InputError(f"sampler: expected 'sde', 'euler' or 'heun' for an interpolant head, got {name!r}")
         return name or self.config.sampler
 
     @torch.no_grad()
@@ -253,7 +253,7 @@ class DiffusionHead(nn.Module):
             # A chain of one step would keep the cleanest step and return noise.
             chain = self.chain.respace(steps)
             if len(chain) < 2 or (isinstance(steps, Integral) and steps < 2):  # "0" means all steps to `respace`
-                raise InputError(f"a DDPM head needs at least 2 steps, got {steps}")
+                raise InputError(f"steps: expected at least 2 for a DDPM head, got {steps}")
             return SamplingTable(self.net, torch.tensor(chain.step_map, device=device))
         if not isinstance(steps, Integral):
             raise InputError(f"steps: expected a number for sampler={sampler}, got {steps!r}")
@@ -307,7 +307,7 @@ class DiffusionHead(nn.Module):
     def field(
         self, cond: Tensor, uncond: Tensor | None = None, scale: float = 1.0, table: SamplingTable | None = None
     ) -> Field:
-        """The function f(x, t) that the samplers follow: guided velocity, or guided noise and conditional variance.
+        """The function f(x, t) that samplers evaluate: guided velocity, or guided noise and conditional variance.
 
         The part of the network that depends on the conditions alone is computed here, once.
 
@@ -327,7 +327,7 @@ class DiffusionHead(nn.Module):
                 return self.net.evaluate(x, features(t), prepared, halves)
             t2 = t if t.shape[0] == 1 else t.repeat(2)
             given, null = self.net.evaluate(x.repeat(2, 1), features(t2), prepared, halves).chunk(2)
-            # Guidance leaves a learned variance as it is.
+            # Guidance does not change a learned variance.
             return torch.cat([combine(given[:, :dim], null[:, :dim], scale), given[:, dim:]], dim=1)
 
         return field

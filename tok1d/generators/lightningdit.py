@@ -1,6 +1,6 @@
 """LightningDiT (arXiv 2501.01423) on sequences of tokens, as in MAETok (arXiv 2502.03444).
 
-A SiT with rotary positions, SwiGLU, RMSNorm, lognormal times and a loss on the velocity's direction.
+A SiT with rotary positions, SwiGLU, RMSNorm, lognormal training times and a loss on the direction of the velocity.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class LightningDiTConfig(FlowConfig):
         if self.positions != "none":
             position_table(self.positions, self.dim, self.num_tokens)
         elif self.rotary == "none":
-            raise ConfigError("rotary: tokens need positions, expected rotary or positions other than none")
+            raise ConfigError("rotary: expected rotary or positions other than none, because tokens need positions")
 
 
 def rotary_table(config: LightningDiTConfig) -> Tensor | None:
@@ -61,7 +61,7 @@ def rotary_table(config: LightningDiTConfig) -> Tensor | None:
     head_dim, parts = config.dim // config.heads, 2 if config.rotary == "1d" else 4
     if head_dim % parts:
         raise ConfigError(
-            f"heads: expected heads of a multiple of {parts} channels for rotary={config.rotary}, got {head_dim}"
+            f"heads: expected a head width that is a multiple of {parts} for rotary={config.rotary}, got {head_dim}"
         )
     if config.rotary == "1d":
         return sequence_angles(head_dim, torch.arange(config.num_tokens))
@@ -136,7 +136,7 @@ class LightningDiTNetwork(nn.Module):
 
 
 class LightningDiT(FlowModel):
-    """Tokens (B, K, D) given class ids (B,), along a velocity."""
+    """Generates tokens (B, K, D) for class ids (B,) along a learned velocity."""
 
     def __init__(self, config: LightningDiTConfig) -> None:
         super().__init__(config)

@@ -81,10 +81,12 @@ class LlamaGenConfig:
         if self.heads % (self.kv_heads or self.heads):
             raise ConfigError(f"kv_heads: {self.kv_heads} does not divide heads {self.heads}")
         if self.rope == "2d" and math.isqrt(self.num_tokens) ** 2 != self.num_tokens:
-            raise ConfigError(f"rope: 2d needs a square number of tokens, got {self.num_tokens}; take 1d")
+            raise ConfigError(f"rope: expected a square number of tokens for 2d, got {self.num_tokens}; use rope=1d")
         pairs = {"1d": 2, "2d": 4, "none": 1}[self.rope]
         if self.dim // self.heads % pairs:
-            raise ConfigError(f"rope: {self.rope} needs heads of a multiple of {pairs}, not {self.dim // self.heads}")
+            raise ConfigError(
+                f"rope: expected a head width that is a multiple of {pairs} for {self.rope}, got {self.dim // self.heads}"
+            )
 
 
 def rotary_table(config: LlamaGenConfig) -> tuple[Tensor, Tensor]:
@@ -104,9 +106,9 @@ def rotary_table(config: LlamaGenConfig) -> tuple[Tensor, Tensor]:
 
 
 class LlamaGen(CausalGenerator):
-    """Ids (B, K) given class ids (B,), or captions (B, T, E); see the module's docstring.
+    """Generates ids (B, K) for class ids (B,) or captions (B, T, E); see the module's docstring.
 
-    In `sample` the numbers of `noise` are (B, V) for every id. Guidance acts on the logits before the temperature.
+    `sample` takes from `noise` one array (B, V) per id. Guidance acts on the logits before the temperature.
     """
 
     kind: ClassVar[Kind] = "categorical"
@@ -170,12 +172,12 @@ class LlamaGen(CausalGenerator):
         return self.out(states)
 
     def loss_rows(self, ids: Tensor, cond: Tensor) -> Tensor:
-        """Mean cross-entropy (B,), in nats, of the ids (B, k) of each sequence, given checked conditions."""
+        """Mean cross-entropy (B,) in nats over the ids (B, k) of each sequence, with checked conditions."""
         logits = single(self(ids[:, :-1], cond))
         return F.cross_entropy(logits.transpose(1, 2), ids, reduction="none").mean(1)
 
     def losses(self, batch: tuple[Tensor, Tensor | None], progress: float) -> dict[str, Tensor]:
-        """Mean cross-entropy on (ids (B, k), class ids (B,), captions or None)."""
+        """Mean cross-entropy in nats; batch: ids (B, k), and class ids (B,), captions (B, T, E) or None."""
         ids, cond = batch
         return {"loss": self.loss_rows(ids, self.training_cond(cond, len(ids))).mean()}
 

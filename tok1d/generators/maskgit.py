@@ -133,10 +133,10 @@ class MaskGITNetwork(nn.Module):
 
 
 class MaskGIT(Generator):
-    """Ids (B, K) given class ids (B,); see the module's docstring.
+    """Generates ids (B, K) for class ids (B,); see the module's docstring.
 
-    In `sample` a guidance interval is in shares of the steps, `temperature` multiplies `config.noise`, and the numbers
-    of `noise` are, for each step but the last, (B, K, V) for the ids, then (B, K) for the confidences. The released
+    In `sample` a guidance interval is in fractions of the steps, and `temperature` multiplies `config.noise`. For each
+    step but the last, `noise` supplies (B, K, V) numbers for the ids, then (B, K) for the confidences. The released
     guidance scales of the constant and linear schedules are smaller by 1, see `zoo.compat.guidance`.
     """
 
@@ -167,11 +167,12 @@ class MaskGIT(Generator):
         return self.config.guidance_power
 
     def mask(self, ids: Tensor, *, time: Tensor | None = None, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Ids (B, K) with round(K mask_ratio(time)), at least 1, of them masked, and where they are (B, K) bool.
+        """Mask round(K mask_ratio(time)) ids of each row (B, K), at least 1. Returns ids, and (B, K) bool, True where
+        masked.
 
         Args:
             time: (B,) in [0, 1]; None: uniform random ones.
-            order: (B, K), whose smallest numbers are masked; None: uniform random ones.
+            order: (B, K); positions with the smallest numbers are masked; None: uniform random numbers.
         """
         time = torch.rand(len(ids), device=ids.device) if time is None else time
         order = torch.rand(ids.shape, device=ids.device) if order is None else order
@@ -180,7 +181,8 @@ class MaskGIT(Generator):
         return torch.where(masked, self.mask_id, ids), masked
 
     def loss(self, logits: Tensor, ids: Tensor, masked: Tensor) -> Tensor:
-        """Cross-entropy of logits (B, K, V) with smoothed targets: a mean with weight 1 where masked (B, K) is true.
+        """Weighted mean cross-entropy of logits (B, K, V) with smoothed targets: weight 1 where `masked` (B, K) is
+        True.
 
         Visible ids have the weight `config.visible_weight`.
         """
@@ -190,7 +192,7 @@ class MaskGIT(Generator):
         return weighted_mean(errors, weights, shared=self.training, least=1e-8)
 
     def losses(self, batch: tuple[Tensor, Tensor | None], progress: float) -> dict[str, Tensor]:
-        """The loss on (ids (B, K), class ids (B,) or None), and the "accuracy" of the masked ids."""
+        """ "loss" and the "accuracy" at masked ids; batch: ids (B, K), and class ids (B,) or None."""
         ids, cond = batch
         labels = self.training_cond(cond, len(ids))
         visible, masked = self.mask(ids)
@@ -249,7 +251,7 @@ class MaskGIT(Generator):
             yield ids
 
     def guided(self, ids: Tensor, labels: Tensor, scale: float) -> Tensor:
-        """Logits (B, K, V) in float32; unless the scale is 1, of class and null class in one batch."""
+        """Guided logits (B, K, V) in float32; unless the scale is 1, class and null class run in one batch."""
         if scale == 1:
             return self.net(ids, labels).float()
         pair = torch.cat([labels, self.check_cond(None, len(labels))])
@@ -267,6 +269,6 @@ class MaskGIT(Generator):
 
 
 def accuracy(logits: Tensor, ids: Tensor, masked: Tensor) -> Tensor:
-    """The share of a row's masked ids (B, K) for which the logits (B, K, V) are largest, averaged over the rows."""
+    """The fraction of a row's masked ids (B, K) that have the largest logit (B, K, V), averaged over the rows."""
     right = (logits.argmax(-1) == ids) & masked
     return (right.sum(1) / masked.sum(1)).mean()

@@ -1,4 +1,4 @@
-"""Generators that denoise a whole sequence at once: token statistics, guidance and sampling that they share.
+"""Base classes of generators that denoise a whole sequence at once: guidance, sampling and token statistics.
 
 SiT, LightningDiT and USiT follow a velocity from noise (t = 0) to tokens (t = 1) on a continuous path, DiT is a DDPM;
 the networks are in `sit.py`, `lightningdit.py` and `usit.py`.
@@ -78,11 +78,11 @@ class FlowConfig(SequenceConfig):
 class SequenceModel(NormalisedTokens, Generator):
     """A network `net` over whole sequences of normalised tokens, with class ids and guidance.
 
-    Subclasses make `net`, which is called as net(x (B, K, D), t (B,) or (1,), labels (B,)) and has a `label_embed`. In
-    `sample` the numbers of `noise` are the initial noise (B, K, D), then what the sampler asks for.
+    Subclasses set `net`, which is called as net(x (B, K, D), t (B,) or (1,), labels (B,)) and has a `label_embed`.
+    `sample` takes from `noise` the initial noise (B, K, D), then the noise of the sampler.
 
-    Guidance has a scale and an interval in our time, from 0 (noise) to 1 (tokens): MAETok's [0, 0.75], with noise at
-    1, is (0.25, 1) here. A step inside it calls the network once on 2B rows, a step outside on B rows. With a
+    Guidance has a scale and an interval of times from 0 (noise) to 1 (tokens): MAETok's [0, 0.75], with noise at 1, is
+    (0.25, 1) here. A step inside it calls the network once on 2B rows, a step outside on B rows. With a
     `weak_model` (Autoguidance, arXiv 2406.02507) it calls each network on B rows; a guidance-free model is called on B
     rows in any case.
     """
@@ -131,22 +131,22 @@ class SequenceModel(NormalisedTokens, Generator):
         return outputs
 
     def check_guidance(self, guidance: Guidance) -> None:
-        """Refuse what this model's guidance does not have.
+        """Raise InputError on parts of `guidance` that this model does not support.
 
         Raises:
             InputError: a schedule over tokens, no null class, or a weak model of another kind or for other tokens.
         """
         if guidance.schedule != "constant":
-            raise InputError("guidance of a whole sequence has a scale and an interval, no schedule over the tokens")
+            raise InputError("guidance: this generator takes a scale and an interval, but no schedule over the tokens")
         weak = guidance.weak_model
         if weak is None:
             if guidance.scale != 1 and (not self.label_embed.has_null or self.config.num_classes == 0):
-                raise InputError("guidance: this model has no classes or no null class to guide against; pass 1")
+                raise InputError("guidance: expected 1, because this model has no classes or no null class")
             return
         for key in ("name", "num_tokens", "token_dim", "num_classes", "path", "schedule"):
             ours, theirs = getattr(self.config, key, None), getattr(getattr(weak, "config", None), key, None)
             if ours != theirs:
-                raise InputError(f"weak model: expected an earlier or smaller one with {key}={ours}, got {theirs}")
+                raise InputError(f"weak model: expected an earlier or smaller model with {key}={ours}, got {theirs}")
         for key in ("token_mean", "token_std"):
             if not torch.allclose(getattr(self, key).cpu(), getattr(weak, key).cpu(), rtol=1e-2, atol=1e-3):
                 raise InputError(f"weak model: its {key} differs; it was trained on the tokens of another cache")
@@ -213,7 +213,7 @@ class FlowModel(SequenceModel):
         return combine(single(self.net(x_t, t, labels, beta)), single(unconditional), beta[:, None, None])
 
     def field(self, labels: Tensor, guidance: Guidance) -> Field:
-        """The guided velocity f(x, t) that the samplers follow, in normalised tokens (B, K, D)."""
+        """The guided velocity f(x, t) of normalised tokens (B, K, D), which the samplers integrate."""
 
         def conditional(x: Tensor, t: Tensor) -> Tensor:
             return self.net(x, t, labels)
@@ -243,7 +243,7 @@ class FlowModel(SequenceModel):
     def sampler(self, name: str | None = None) -> str:
         """The sampler of that name, by default the configured one; raises InputError for an unknown one."""
         if name not in (None, "sde", "euler", "heun"):
-            raise InputError(f"sampler: this model samples with 'sde', 'euler' or 'heun', got {name!r}")
+            raise InputError(f"sampler: expected 'sde', 'euler' or 'heun' for this model, got {name!r}")
         return name or self.config.sampler
 
     def generate(
@@ -276,8 +276,8 @@ class FlowModel(SequenceModel):
 
 
 def grid_side(num_tokens: int) -> int:
-    """The side of a square grid of `num_tokens` tokens; raises ConfigError where they do not form a square."""
+    """The side of a square grid of `num_tokens` tokens; raises ConfigError if the number is not a square."""
     side = math.isqrt(num_tokens)
     if side**2 != num_tokens:
-        raise ConfigError(f"num_tokens: two-dimensional positions need a square number of tokens, got {num_tokens}")
+        raise ConfigError(f"num_tokens: expected a square number for two-dimensional positions, got {num_tokens}")
     return side

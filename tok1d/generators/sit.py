@@ -122,7 +122,7 @@ def condition(
     """The condition (B, 1, dim) of adaLN: the sum of the embeddings of time, class and, with a `beta_embed`, beta.
 
     Args:
-        beta: None stands for 1.
+        beta: strengths (B,) of guidance-free training; None means 1.
     """
     c = time_embed(t) + label_embed(labels)
     if beta_embed is not None:
@@ -153,7 +153,7 @@ def init_adaln_zero(network: nn.Module) -> None:
 
 
 class SiT(FlowModel):
-    """Tokens (B, K, D) given class ids (B,), along a velocity."""
+    """Generates tokens (B, K, D) for class ids (B,) along a learned velocity."""
 
     def __init__(self, config: SiTConfig) -> None:
         super().__init__(config)
@@ -161,7 +161,7 @@ class SiT(FlowModel):
 
 
 class DiT(SequenceModel):
-    """Tokens (B, K, D) given class ids (B,), by DDPM with noise prediction and learned variance."""
+    """Generates tokens (B, K, D) for class ids (B,), as a DDPM with noise prediction and learned variance."""
 
     config: DiTConfig
 
@@ -208,7 +208,7 @@ class DiT(SequenceModel):
 
         def with_variance(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             conditional, unconditional = both(x, t)
-            # The same variance on both sides: guidance leaves it as it is.
+            # Both predictions get the same variance, so guidance does not change it.
             return conditional, torch.cat([unconditional[..., :dim], conditional[..., dim:]], dim=-1)
 
         return guided(with_variance, conditional, guidance, lambda t: 1 - t / len(self.chain))
@@ -216,7 +216,7 @@ class DiT(SequenceModel):
     def sampler(self, name: str | None = None) -> str:
         """The sampler of that name, by default "ancestral"; raises InputError for an unknown one."""
         if name not in (None, "ancestral", "ddim"):
-            raise InputError(f"sampler: this model samples with 'ancestral' or 'ddim', got {name!r}")
+            raise InputError(f"sampler: expected 'ancestral' or 'ddim' for this model, got {name!r}")
         return name or "ancestral"
 
     def generate(
@@ -235,7 +235,7 @@ class DiT(SequenceModel):
         """
         steps = self.config.steps if settings.steps is None else settings.steps
         if steps < 2:
-            raise InputError(f"steps: a DDPM chain needs at least 2, got {steps}")
+            raise InputError(f"steps: expected at least 2 for a DDPM, got {steps}")
         name, field, chain = self.sampler(settings.sampler), self.field(cond, guidance), self.chain.respace(steps)
 
         def swapped(x: Tensor, t: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class USiTConfig(FlowConfig):
 
 
 class USiTNetwork(nn.Module):
-    """x (B, K, D), t (B,) or (1,), labels (B,) -> velocity (B, K, D); time and class are tokens before the others.
+    """x (B, K, D), t (B,) or (1,), labels (B,) -> velocity (B, K, D); time and class are extra tokens at the beginning.
 
     Each block of the second half starts with a linear map of [its input, the output of its mirror block] to `dim`.
     """
@@ -90,7 +90,7 @@ class USiTNetwork(nn.Module):
 
 
 class USiT(FlowModel):
-    """Tokens (B, K, D) given class ids (B,), along a velocity."""
+    """Generates tokens (B, K, D) for class ids (B,) along a learned velocity."""
 
     def __init__(self, config: USiTConfig) -> None:
         super().__init__(config)

@@ -88,8 +88,8 @@ def linear_ramp(step: int, steps: int) -> float:
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, *, scale: float = 1.0) -> Tensor:
     """|d reconstruction| / (|d adversarial| + 1e-4), clamped to [0, 1e4], without gradient (VQGAN, 2012.09841, eq. 7).
 
-    The norms are Frobenius norms of the gradients in `last_layer`, with several processes of the mean gradient. The
-    result is 0 if a norm is not finite (fp16).
+    The norms are Frobenius norms of the gradients with respect to `last_layer`; with several processes gradients are
+    averaged first. The result is 0 if a norm is not finite (fp16).
 
     Args:
         reconstruction, adversarial: scalar losses.
@@ -139,7 +139,7 @@ class LeCam(nn.Module):
 class AdversarialLoss(nn.Module):
     """The adversarial losses of tokenizer and discriminator. Steps are counted from 1.
 
-    Images (B, C, H, W) are in [0, 1]; reconstructions are in [0, 1] up to their error.
+    Images (B, C, H, W) are in [0, 1]; reconstructions are nominally in [0, 1].
 
     Args:
         discriminator: a module that is called with images in [-1, 1] and `generator=`, and returns logits (B, ...).

@@ -30,7 +30,9 @@ class AlignmentConfig:
     def check(self) -> None:
         """Raise ConfigError on weights without a teacher."""
         if self.weights is not None and not self.teacher:
-            raise ConfigError("teacher: weights are given, so expected the timm name they belong to, got nothing")
+            raise ConfigError(
+                "teacher: expected the timm name that the weights belong to, got an empty name; set it or remove weights"
+            )
 
 
 def resize_tokens(tokens: Tensor, num: int) -> Tensor:
@@ -44,7 +46,9 @@ def resize_tokens(tokens: Tensor, num: int) -> Tensor:
         return tokens
     side, new = math.isqrt(count), math.isqrt(num)
     if side**2 != count or new**2 != num:
-        raise InputError(f"expected features on square grids, got {count} and {num}; use square images on both sides")
+        raise InputError(
+            f"expected features on square grids, got {count} and {num} features; use square images for both"
+        )
     grid = tokens.transpose(1, 2).reshape(batch, channels, side, side)
     grid = F.interpolate(grid.float(), size=(new, new), mode="bicubic", align_corners=False)
     return grid.flatten(2).transpose(1, 2).to(tokens.dtype)

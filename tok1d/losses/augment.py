@@ -46,7 +46,7 @@ def translate(images: Tensor, dy: Tensor, dx: Tensor) -> Tensor:
 
 
 def cut_out(images: Tensor, oy: Tensor, ox: Tensor, side: int) -> Tensor:
-    """Set a square of `side` pixels with its first corner at (oy, ox) - side // 2 to 0; oy, ox (B, 1, 1) int64."""
+    """Set a square of `side` pixels with its upper left corner at (oy, ox) - side // 2 to 0; oy, ox (B, 1, 1) int64."""
     height, width = images.shape[-2:]
     rows = torch.arange(height, device=images.device)[:, None] - (oy - side // 2)
     columns = torch.arange(width, device=images.device)[None] - (ox - side // 2)

@@ -32,7 +32,7 @@ class TeacherName:
     image_size: int = 224
 
     def missing(self) -> InputError:
-        """The error of a loss that needs this teacher and has none."""
+        """The error to raise in a loss if this teacher is not loaded."""
         return InputError(
             f"teacher {self.name}: expected the loaded network, got none; call "
             "tok1d.zoo.pretrained.teachers.give_teachers(model) before computing losses"

@@ -12,7 +12,7 @@ def weighted_mean(values: Tensor, weight: Tensor, *, shared: bool, least: float 
     """sum(values * weight) / max(sum(weight), least).
 
     Args:
-        shared: whether the sum of the weight is replaced by its mean over all processes, each of which has to call.
+        shared: whether the sum of the weight is replaced by its mean over all processes, which all have to call this.
             The mean of the results over processes is then the weighted mean over all batches.
     """
     total = weight.sum()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-Batch = tuple[Tensor, ...]  # images or tokens, then labels or captions, then what else a model reads
+Batch = tuple[Tensor, ...]  # images or tokens, then class ids or captions, then other entries that a model uses
 Tensors = dict[str, Tensor]  # scalars by name; those named "loss..." are minimised
 
 

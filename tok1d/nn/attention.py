@@ -1,7 +1,7 @@
 """Multi-head self-attention on PyTorch's scaled_dot_product_attention.
 
-Which keys a query attends to is decided by a function `attend(q, k, v)`, an argument of the layer. So full, causal,
-masked, prefix-causal and cached attention share one layer. Tensors q, k, v are (B, heads, L, head_dim).
+The argument `attend(q, k, v)` of the layer decides which keys a query attends to, so full, causal, masked,
+prefix-causal and cached attention share one layer. Tensors q, k, v are (B, heads, L, head_dim).
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def prefix_causal(prefix: int) -> Attend:
 
 
 def after_prefix(prefix: int) -> Attend:
-    """`prefix_causal` for the queries of the T later tokens only; k and v are of all prefix + T positions."""
+    """`prefix_causal` for the queries of the T later tokens only; k and v cover all prefix + T positions."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         rows = prefix_causal_mask(prefix, q.shape[2], q.device)[prefix:]
@@ -125,7 +125,10 @@ class KVCache:
         self._rows = causal_rows if allowed is None else allowed
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Append the new keys and values to the buffers, and attend to all of them under the mask."""
+        """Append n keys and values to the buffers, and let n queries attend to all stored positions under the mask.
+
+        q is (B, heads, n, head_dim); k and v may have fewer heads, see `shared`. The result has the shape of q.
+        """
         start, end = self.filled, self.filled + k.shape[2]
         assert end <= self.k.shape[2], f"cache of {self.k.shape[2]} positions is full"
         self.k[:, :, start:end] = k
@@ -136,7 +139,7 @@ class KVCache:
 
 
 def head_norm(kind: Literal["none", "layer", "rms"], head_dim: int) -> nn.Module:
-    """The normalisation of queries or keys over the channels of a head."""
+    """LayerNorm or RMSNorm over the channels of a head, for queries or keys; "none": the identity."""
     if kind == "none":
         return nn.Identity()
     return nn.LayerNorm(head_dim) if kind == "layer" else RMSNorm(head_dim, eps=1e-6)
@@ -169,9 +172,9 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         if dim % heads:
-            raise ValueError(f"attention width {dim} is not a multiple of its {heads} heads")
+            raise ValueError(f"attention: expected a width that is a multiple of {heads} heads, got {dim}")
         if heads % (kv_heads or heads):
-            raise ValueError(f"{heads} attention heads do not divide into {kv_heads} groups")
+            raise ValueError(f"attention: expected kv_heads to divide {heads} heads, got {kv_heads}")
         self.heads = heads
         self.kv_heads = kv_heads or heads
         rows = (heads + 2 * self.kv_heads) * (dim // heads)
@@ -180,7 +183,7 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = (head_norm(qk_norm, dim // heads) for _ in range(2))
 
     def forward(self, x: Tensor, attend: Attend = full, rows: slice | None = None) -> Tensor:
-        """(B, L, dim) -> (B, L, dim), or only the outputs of the positions `rows`, whose queries alone are computed."""
+        """(B, L, dim) -> (B, L, dim), or the outputs at the positions `rows` only; no other queries are computed."""
         batch, length, dim = x.shape
         if rows is None:
             split = [self.heads, self.kv_heads, self.kv_heads]

@@ -101,8 +101,8 @@ class Block(nn.Module):
         self.drop2 = nn.Sequential(nn.Dropout(dropout[1]), DropPath(drop_path))
 
     def forward(self, x: Tensor, attend: Attend = full, rows: slice | None = None) -> Tensor:
-        """(B, L, dim) -> (B, L, dim), or only the positions `rows` (see `Attention`); a last block whose other
-        outputs are not used can skip them."""
+        """(B, L, dim) -> (B, L, dim), or the outputs at the positions `rows` only, for a last block whose other outputs
+        are not used."""
         branch = self.drop1(self.ls1(self.attn(self.norm1(x), attend, rows)))
         x = (x if rows is None else x[:, rows]) + branch
         return x + self.drop2(self.ls2(self.mlp(self.norm2(x))))
@@ -154,7 +154,7 @@ class PostNormBlock(Block):
 
 
 def run_with_skips(x: Tensor, blocks: nn.ModuleList, skips: nn.ModuleList, attend: Attend = full) -> Tensor:
-    """An odd number of blocks with the long skip connections of U-ViT (arXiv 2209.12152). (B, L, dim) -> (B, L, dim).
+    """Run an odd number of blocks with U-ViT's long skip connections (arXiv 2209.12152). (B, L, dim) -> (B, L, dim).
 
     Before each block of the second half, a layer of `skips` maps [input, output of the mirrored block of the first
     half] from 2 * dim to dim.

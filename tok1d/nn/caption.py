@@ -1,4 +1,4 @@
-"""Captions as a condition: the states of a frozen text encoder, some of them padding."""
+"""Captions as a condition: states of a frozen text encoder, padded to a common length."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tok1d.nn.embed import Condition
 
 
 class Captions(Condition):
-    """Embeddings (B, T, E) of captions, T <= length, in place of class ids.
+    """The condition of a model that receives embeddings (B, T, E) of captions, T <= length, instead of class ids.
 
-    A position whose E channels are all zero is padding, as `tok1d.zoo.pretrained.text.TextEncoder` pads; so no mask is
-    passed around. A caption of padding only is the null condition (no caption); a learned vector then takes its first
-    position.
+    `tok1d.zoo.pretrained.text.TextEncoder` pads with zeros: a position whose E channels are all zero is padding, so no
+    separate mask is needed. A caption that is all padding is the null condition (no caption); `filled` puts a learned
+    vector at its first position.
 
     Args:
         dim: width E.
@@ -33,7 +33,9 @@ class Captions(Condition):
         """Captions (B, length, E) in the precision of the weights; see `Condition.checked`."""
         if cond is None:
             if not self.has_null:
-                raise InputError("this model was trained without class dropout: it needs captions")
+                raise InputError(
+                    "expected captions, because this model has no null condition (trained without class dropout)"
+                )
             return self.null_vector.new_zeros(batch, self.length, self.dim)
         fits = cond.dim() == 3 and cond.is_floating_point() and cond.shape[2] == self.dim
         if not fits or cond.shape[1] > self.length:

@@ -1,4 +1,4 @@
-"""From pixels, times and labels to vectors, and from tokens back to pixels."""
+"""Embeddings of patches, times and class ids; conditions with a null condition; patches back to images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] % self.patch or x.shape[-2] % self.patch:
-            raise ValueError(f"image of {tuple(x.shape[-2:])} pixels does not divide into patches of {self.patch}")
+            raise ValueError(f"expected height and width as multiples of patch {self.patch}, got {tuple(x.shape[-2:])}")
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
@@ -81,7 +81,7 @@ class Condition(nn.Module):
 
     Args:
         dropout: probability of the null condition in training.
-        has_null: whether there is a null condition, for which None stands.
+        has_null: whether there is a null condition, which `cond=None` selects.
     """
 
     def __init__(self, dropout: float, *, has_null: bool) -> None:
@@ -91,12 +91,12 @@ class Condition(nn.Module):
 
     @property
     def is_conditional(self) -> bool:
-        """Whether there are other conditions than the null condition."""
+        """Whether there are conditions besides the null condition."""
         return True
 
     @abstractmethod
     def checked(self, cond: Tensor | None, batch: int, device: torch.device, *, check_values: bool = True) -> Tensor:
-        """The condition of `batch` samples on the device, the null condition for None.
+        """The condition of `batch` samples on the device; None gives the null condition.
 
         Args:
             check_values: whether values are checked as well as shape and type, which synchronises with the device.
@@ -115,7 +115,9 @@ class Condition(nn.Module):
 
 
 class ClassLabels(Condition):
-    """Class ids 0..num_classes - 1, followed by the null class where `dropout` > 0, `null_row` or there are no classes.
+    """Class ids 0..num_classes - 1, and the null class, id num_classes.
+
+    There is a null class if `dropout` > 0, with `null_row`, or without classes.
 
     Args:
         dropout: probability of replacing a label by the null class in training.
@@ -139,14 +141,16 @@ class ClassLabels(Condition):
         """Class ids (B,); see `Condition.checked`."""
         if cond is None:
             if not self.has_null:
-                raise InputError("this model was trained without class dropout: it needs class ids")
+                raise InputError(
+                    "expected class ids, because this model has no null class (trained without class dropout)"
+                )
             return torch.full((batch,), self.null, device=device)
         if not self.is_conditional:
-            raise InputError("this model is unconditional: it takes no class ids, give num")
+            raise InputError("expected no class ids, because this model is unconditional; give num instead")
         if cond.dim() != 1 or cond.is_floating_point():
             raise InputError(f"expected class ids (B,) of integers, got {cond.dtype} of shape {tuple(cond.shape)}")
         if check_values and len(cond) and (int(cond.min()) < 0 or int(cond.max()) >= self.num_classes):
-            raise InputError(f"class ids lie in 0..{self.num_classes - 1}, got {int(cond.min())}..{int(cond.max())}")
+            raise InputError(f"class ids: expected 0..{self.num_classes - 1}, got {int(cond.min())}..{int(cond.max())}")
         return cond.to(device)
 
     def drop(self, cond: Tensor, u: Tensor | None = None) -> Tensor:
@@ -176,8 +180,8 @@ class LabelEmbed(ClassLabels):
         return self.table(labels)
 
 
-def class_ids(table: Condition, cond: Tensor | None, batch: int, device: torch.device) -> Tensor:
-    """The checked condition of a batch, class ids (B,) or captions (B, T, E); None is the null condition.
+def checked_cond(table: Condition, cond: Tensor | None, batch: int, device: torch.device) -> Tensor:
+    """The checked condition of a batch, class ids (B,) or captions (B, T, E); None gives the null condition.
 
     Raises:
         InputError: see `Condition.checked`.
@@ -185,8 +189,10 @@ def class_ids(table: Condition, cond: Tensor | None, batch: int, device: torch.d
     return table.checked(cond, batch, device)
 
 
-def training_ids(table: Condition, cond: Tensor | None, batch: int, device: torch.device) -> Tensor:
-    """As `class_ids`, in a training step: some become the null condition; a model without classes ignores ids."""
+def training_cond(table: Condition, cond: Tensor | None, batch: int, device: torch.device) -> Tensor:
+    """As `checked_cond` for a training step: some conditions are replaced by the null condition.
+
+    An unconditional model ignores `cond`, so that it can train on labelled data."""
     if not table.is_conditional:
         cond = None
     # Reading values from a GPU would synchronise, so they are only checked on the CPU.

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 def sincos_1d(dim: int, positions: Tensor) -> Tensor:
     """Sines, then cosines of `positions` (L,) at frequencies 10000^(-k / (dim/2)), k < dim/2. -> (L, dim) float64."""
     if dim % 2:
-        raise ValueError(f"a sine-cosine table needs an even width, got {dim}")
+        raise ValueError(f"sine-cosine table: expected an even width, got {dim}")
     rates = 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
     angles = positions.to(torch.float64)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -30,7 +30,7 @@ def sincos_2d(dim: int, height: int, width: int) -> Tensor:
     Computed in float64, returned as float32 (height * width, dim), row by row. `dim` is a multiple of 4.
     """
     if dim % 4:
-        raise ValueError(f"a two-dimensional sine-cosine table needs a width that is a multiple of 4, got {dim}")
+        raise ValueError(f"two-dimensional sine-cosine table: expected a width that is a multiple of 4, got {dim}")
     rows = torch.arange(height).repeat_interleave(width)
     columns = torch.arange(width).repeat(height)
     return torch.cat([sincos_1d(dim // 2, columns), sincos_1d(dim // 2, rows)], dim=1).float()
@@ -63,7 +63,7 @@ def axial_angles(head_dim: int, columns: Tensor, rows: Tensor, theta: float = 10
 def sequence_angles(head_dim: int, positions: Tensor, theta: float = 10000.0) -> Tensor:
     """Rotary angles position * theta^(-2i / head_dim) of a sequence. (L,) -> (L, head_dim / 2) float32."""
     if head_dim % 2:
-        raise ValueError(f"rotary positions turn pairs of channels, got a head width of {head_dim}")
+        raise ValueError(f"rotary positions: expected an even head width, got {head_dim}")
     rates = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device) / head_dim)
     return (positions[:, None] * rates).float()
 
@@ -93,7 +93,9 @@ def mixed_angles(frequencies: Tensor, heads: int, columns: Tensor, rows: Tensor)
 
 def _rates(head_dim: int, theta: float) -> Tensor:
     if head_dim % 4:
-        raise ValueError(f"two-dimensional rotary positions need a head width that is a multiple of 4, got {head_dim}")
+        raise ValueError(
+            f"two-dimensional rotary positions: expected a head width that is a multiple of 4, got {head_dim}"
+        )
     return theta ** (-4 * torch.arange(head_dim // 4, dtype=torch.float32) / head_dim)
 
 

@@ -1,4 +1,4 @@
-"""Parts of a mixed-precision training that run in float32: bottlenecks, statistics, losses."""
+"""Float32 arithmetic within mixed-precision training, for bottlenecks, statistics and losses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def full_precision(x: Tensor) -> AbstractContextManager:
-    """A context without autocast on the device of `x`, for arithmetic that loses too much in half precision."""
+    """A context without autocast on the device of `x`, for arithmetic that is too inaccurate in half precision."""
     if x.device.type == "meta":  # autocast does not support it
         return nullcontext()
     return torch.autocast(x.device.type, enabled=False)

@@ -1,4 +1,4 @@
-"""What the parameters of a module mean, so that weights can be moved to a model of other sizes.
+"""Roles of parameters, so that weights can be adapted to a model of other sizes.
 
 A module class declares the parameters whose shape depends on the number of tokens, the image size, the number of
 classes or the image channels:
@@ -9,7 +9,7 @@ classes or the image channels:
 A key is the name of a parameter of the module or of a submodule; the latter means all parameters below it.
 `tok1d.zoo.transfer` reads the declarations. Parameters without a role have to keep their shape.
 
-A model class may also name the submodules that only training reads, `training_only: ClassVar[tuple[str, ...]]`: a model
+A model class may also name the submodules that only training uses, `training_only: ClassVar[tuple[str, ...]]`: a model
 exported without them can still initialise a training.
 """
 
@@ -39,7 +39,7 @@ PIXELS_OUT: Role = "pixels_out"
 
 
 def roles_of(model: nn.Module, name: str) -> tuple[nn.Module, tuple[Role, ...]]:
-    """The roles of the parameter `name` of a model, and the module that declares them; the innermost one counts."""
+    """The roles of the parameter `name` of a model, and the innermost module that declares them."""
     path = name.split(".")
     for depth in reversed(range(len(path))):
         module, inner = model.get_submodule(".".join(path[:depth])), ".".join(path[depth:])

@@ -27,8 +27,8 @@ class ViTShape:
         heads: attention heads; `dim` is a multiple of it.
         side: rows and columns of the square grid of patches that the learned position table belongs to.
         mlp_ratio: hidden width of the MLP over `dim`.
-        class_token: whether the sequence starts with a class token. Without registers the class token has a row of the
-            position table as well, with registers it has none (as in DINOv2's variants).
+        class_token: whether the sequence starts with a class token. It has a row in the position table, except with
+            registers (as in DINOv2's variants).
         registers: further learned tokens after the class token (arXiv 2309.16588).
         absolute: whether there is a learned position table.
         rotation: rotary positions: none, frequencies learned for every block and head (mixed, arXiv 2403.13298), or
@@ -77,7 +77,8 @@ class ViT(nn.Module):
         self.class_row = shape.class_token and not shape.registers
         rows = self.class_row + shape.side**2
         self.positions = nn.Parameter(torch.zeros(1, rows, dim)) if shape.absolute else None
-        # Drawn without rotary positions as well, so that the other initial weights do not depend on `rotation`.
+        # Random numbers are taken even without rotary positions, so that other initial weights do not depend on
+        # `rotation`.
         turns = torch.rand(depth, heads)
         mixed = shape.rotation == "mixed"
         self.freqs = nn.Parameter(mixed_frequencies(self.head_dim, turns, shape.theta)) if mixed else None
@@ -115,7 +116,7 @@ class ViT(nn.Module):
         return torch.cat([cls, resample_grid(patches, (self.side, self.side), (rows, columns))], dim=1)
 
     def embed(self, patches: Tensor, grid: tuple[int, int], extra: Tensor | None = None) -> Tensor:
-        """The input of the first block. Patches (B, N, dim), extra (B, L, dim) -> (B, prefix + N + L, dim)."""
+        """The input of the first block. Patches (B, N, dim), extra tokens (B, L, dim) -> (B, prefix + N + L, dim)."""
         batch, table = patches.shape[0], self.table(*grid)
         cls: Tensor | None = self.cls_token
         if table is not None:

@@ -58,11 +58,11 @@ class AuxiliaryConfig:
 
     @property
     def is_teacher(self) -> bool:
-        """Whether the target are the features of a teacher."""
+        """Whether the targets are the features of a teacher."""
         return self.target.startswith(TEACHER)
 
     def width(self, patch: int, channels: int) -> int:
-        """Size of the decoder's output for a patch, or with target text for an image."""
+        """Width of the decoder's output, per patch, or per image for target=text."""
         if self.target == "hog":
             return (patch // self.cell) ** 2 * channels * BINS
         if self.target == "pixels":
@@ -71,7 +71,7 @@ class AuxiliaryConfig:
         return self.dim
 
     def check(self) -> None:
-        """Raise ConfigError on an unknown target, or one without the `dim` it needs."""
+        """Raise ConfigError on an unknown target, or on a target that needs `dim` without it."""
         if self.target not in ("hog", "pixels", "text") and (not self.is_teacher or self.target == TEACHER):
             raise ConfigError(f"target: expected hog, pixels, text or teacher:NAME, got {self.target!r}")
         if (self.is_teacher or self.target == "text") and self.dim is None:
@@ -133,20 +133,20 @@ class AuxiliaryDecoder(nn.Module):
         return TeacherName(config.target.removeprefix(TEACHER), config.weights, config.image_size)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Tokens (B, L, C), a grid (rows, columns) of N patches -> (B, N, D), or with target text (B, vocabulary)."""
+        """Tokens (B, L, C), a grid (rows, columns) of N patches -> (B, N, D), or (B, vocabulary) for target=text."""
         states = tokens if self.trunk is None else self.trunk(tokens, grid)
         return self.out(states.mean(1) if self.config.target == "text" else states)
 
     def loss(self, tokens: Tensor, images: Tensor, mask: Tensor | None, words: Tensor | None = None) -> Tensor:
-        """The weighted loss of tokens (B, L, C) of images (B, C, H, W) in [0, 1]: the mean over patches of equation 8.
+        """The weighted loss, a scalar, of the tokens (B, L, C) of images (B, C, H, W) in [0, 1] (MAETok, equation 8).
 
         Args:
-            images: not masked.
-            mask: (B, N) bool, True for patches that count; None: all count. Not used by the target text.
-            words: for the target text, (B, T) ids with negative ones as padding, or (B, vocabulary) weights.
+            images: the whole images, without masking.
+            mask: (B, N) bool, True for patches over which the error is averaged; None: all. Not used for target=text.
+            words: for target=text, (B, T) ids with negative ones as padding, or (B, vocabulary) weights.
 
         Raises:
-            InputError: no teacher was given, or the batch has no captions.
+            InputError: the teacher is not loaded, or the batch has no captions.
             ConfigError: a teacher with features of another width.
         """
         grid = (images.shape[-2] // self.patch, images.shape[-1] // self.patch)
@@ -154,7 +154,7 @@ class AuxiliaryDecoder(nn.Module):
         if self.config.target != "text":
             return self.config.weight * masked_mse(prediction, self.target(images, grid), mask, shared=self.training)
         if words is None:
-            raise InputError("auxiliary target text: expected batches of (images, labels, captions), got no captions")
+            raise InputError("auxiliary.target=text: expected batches of (images, labels, captions), got no captions")
         if not words.is_floating_point():
             words = bag_of_words(words, prediction.shape[1])
         return self.config.weight * caption_loss(prediction, words)
@@ -182,7 +182,7 @@ class AuxiliaryDecoder(nn.Module):
         features = self.teacher(images)
         if features.shape[-1] != self.out.out_features:
             raise ConfigError(
-                f"model.auxiliary: {config.target} has features of width {features.shape[-1]}, set dim to that, "
+                f"model.auxiliary: dim: expected {features.shape[-1]}, the feature width of {config.target}, "
                 f"got {self.out.out_features}"
             )
         return features
@@ -195,7 +195,7 @@ class AuxiliaryDecoder(nn.Module):
 
 
 def resize_bilinear(features: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Resample features (B, T, D) of a square grid, row by row, to a grid (rows, columns). -> (B, rows * columns, D).
+    """Resample features (B, T, D) of a square grid to a grid (rows, columns), row by row. -> (B, rows * columns, D).
 
     Raises:
         InputError: T is neither a square number nor rows * columns.
@@ -204,14 +204,14 @@ def resize_bilinear(features: Tensor, grid: tuple[int, int]) -> Tensor:
     if count == grid[0] * grid[1]:
         return features
     if side**2 != count:
-        raise InputError(f"expected features of a teacher on a square grid, got {count}; use square images")
+        raise InputError(f"expected teacher features on a square grid, got {count} features; use square images")
     square = features.transpose(1, 2).unflatten(2, (side, side))
     return F.interpolate(square.float(), size=grid, mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
 
 
 @dataclass
 class LatentAlignmentConfig(AlignmentConfig):
-    """The alignment of tokens with the features of a teacher (SoftVQ-VAE: DINOv2-L, weight 0.1)."""
+    """Alignment of the tokens with a teacher's features (SoftVQ-VAE: DINOv2-L, weight 0.1)."""
 
     weight: float = option(0.1, "weight of the alignment loss", gt=0)
     dim: int | None = option(None, "width of the teacher's features", ge=1)
@@ -225,7 +225,7 @@ class LatentAlignmentConfig(AlignmentConfig):
 
 
 class LatentAlignment(nn.Module):
-    """Minus the cosine similarity of projected tokens and the features of a teacher (SoftVQ-VAE, section 3.3).
+    """Negative cosine similarity of projected tokens and a teacher's features (SoftVQ-VAE, section 3.3).
 
     Args:
         token_dim: channels of a token.
@@ -248,10 +248,10 @@ class LatentAlignment(nn.Module):
         return TeacherName(self.config.teacher, self.config.weights, self.config.image_size)
 
     def loss(self, tokens: Tensor, images: Tensor) -> Tensor:
-        """The weighted loss of tokens (B, L, C) of images (B, C, H, W) in [0, 1].
+        """The weighted loss, a scalar, of the tokens (B, L, C) of images (B, C, H, W) in [0, 1].
 
         Raises:
-            InputError: no teacher was given.
+            InputError: the teacher is not loaded.
             ConfigError: a teacher with features of another width.
         """
         config = self.config

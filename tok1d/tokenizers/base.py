@@ -25,8 +25,8 @@ class TokenSpec:
         dim: channels D of a continuous token; None for ids.
         vocab_size: number of ids; None for continuous tokens.
         ordered: whether every prefix of the tokens can be decoded; otherwise all K are needed.
-        needs_label: whether encoder and decoder are conditioned on a class or a caption. cond=None then stands for the
-            null class or for no caption.
+        needs_label: whether encoder and decoder are conditioned on a class or a caption. cond=None then selects the
+            null class or no caption.
         num_classes: number of classes of that condition; 0 for captions or without a condition.
         reads_captions: whether the condition is a caption: embeddings (B, T, E) of the text encoder that the
             configuration's `condition` names.
@@ -94,7 +94,7 @@ class Tokenizer(Protocol):
 
     @property
     def spec(self) -> TokenSpec:
-        """What its tokens are."""
+        """The description of the tokens."""
         ...
 
     @property
@@ -131,11 +131,11 @@ class Tokenizer(Protocol):
             keep: number of leading tokens to decode from, one int or (B,) int64; default: all.
             steps: sampling steps of a diffusion decoder; default: the model's own.
             guidance: guidance scale of a diffusion decoder; 1 is off.
-            generator: random numbers of a diffusion decoder, or a list of one per image.
+            generator: source of a diffusion decoder's random numbers, or a list with one source per image.
             size: image size in pixels, a side or (H, W); default: `config.image_size`.
 
         Raises:
-            InputError: arguments that do not fit the model, or that its decoder does not have.
+            InputError: arguments that do not fit the model, or that its decoder does not support.
         """
         ...
 
@@ -143,8 +143,9 @@ class Tokenizer(Protocol):
         """Scalars of one training step. The sum of those named "loss..." is minimised; others are logged.
 
         Args:
-            batch: images (B, C, H, W) in [0, 1], then labels (B,) or captions, and what else the model reads.
-            progress: share of the training that is done, in [0, 1].
+            batch: images (B, C, H, W) in [0, 1], then class ids (B,) or captions, then other entries that the model
+                uses.
+            progress: fraction of the training completed, in [0, 1].
         """
         ...
 
@@ -168,7 +169,7 @@ class ReconstructingTokenizer(Tokenizer, Protocol):
         """One forward pass of training on `losses`' arguments.
 
         Returns:
-            The reconstruction (B, C, H, W), in [0, 1] up to its error and not clamped; the input (B, K, D) of the
+            The reconstruction (B, C, H, W), nominally in [0, 1], not clamped; the input (B, K, D) of the
             decoder; the scalars of `losses`, among them "loss_reconstruction".
         """
         ...

@@ -19,13 +19,13 @@ def check_images(images: Tensor, *, channels: int, patch: int, image_size: int) 
 
 
 def check_grid(size: tuple[int, int], patch: int) -> tuple[int, int]:
-    """Rows and columns of patches in an image of (H, W) pixels; raises InputError if the size is no multiple."""
+    """Rows and columns of patches in an image of (H, W) pixels; raises InputError if the patches do not divide it."""
     check_size(*size, patch, "the decoder's patches")
     return size[0] // patch, size[1] // patch
 
 
 def check_size(height: int, width: int, unit: int, why: str) -> None:
-    """Raise InputError on an image size that is no multiple of `unit`; `why` explains the unit."""
+    """Raise InputError on a size that is no multiple of `unit` pixels; `why` says in the message what the unit is."""
     if min(height, width) < 1 or height % unit or width % unit:
         raise InputError(
             f"image size: expected a height and a width that are multiples of {unit} ({why}), got {height}x{width}"

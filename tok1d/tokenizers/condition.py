@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from tok1d.nn.caption import Captions
-from tok1d.nn.embed import Condition, LabelEmbed, class_ids, training_ids
+from tok1d.nn.embed import Condition, LabelEmbed, checked_cond, training_cond
 
 # Tokens (B, T, dim), and (B, T) bool, False for tokens that are masked as attention keys; None: none is masked.
 ConditionTokens = tuple[Tensor, Tensor | None]
 
 
 class SharedCondition(nn.Module):
-    """Condition vectors of the encoder's width, which both sides share, and a layer to the decoder's width.
+    """Condition vectors that encoder and decoder share, of the encoder's width, and a layer to the decoder's width.
 
     The constructor of a subclass builds its embedding, calls `make_sides`, and initialises its weights.
     """
@@ -34,7 +34,7 @@ class SharedCondition(nn.Module):
         self.decoder_position = nn.Parameter(torch.zeros(1, length, decoder_dim))
 
     def init_sides(self) -> None:
-        """Initialise them: truncated normal with std 0.02, zero biases."""
+        """Initialise these positions and the layer: truncated normal with std 0.02, zero biases."""
         for position in (self.encoder_position, self.decoder_position):
             nn.init.trunc_normal_(position, std=0.02)
         if isinstance(self.proj, nn.Linear):
@@ -56,7 +56,7 @@ class SharedCondition(nn.Module):
         Raises:
             InputError: another kind of condition, or a class id out of range (in train mode only checked on the CPU).
         """
-        return (training_ids if self.training else class_ids)(self.source, cond, batch, device)
+        return (training_cond if self.training else checked_cond)(self.source, cond, batch, device)
 
     def for_encoder(self, cond: Tensor) -> ConditionTokens:
         """A checked condition as tokens (B, length, dim) of the encoder."""
@@ -70,7 +70,8 @@ class SharedCondition(nn.Module):
 
 
 class ClassCondition(SharedCondition):
-    """A table of num_classes + 1 rows that encoder and decoder share (SMAP, section 3.1); the last row: null class.
+    """A table of num_classes + 1 rows that encoder and decoder share (SMAP, section 3.1); the last row is the null
+    class.
 
     Args:
         dim, decoder_dim: see `make_sides`.
@@ -94,7 +95,7 @@ class ClassCondition(SharedCondition):
 
 
 class TextCondition(SharedCondition):
-    """Embeddings (B, T, E) of captions through one linear layer: T tokens, of which padding is masked.
+    """A linear layer from caption embeddings (B, T, E) to T tokens; padding is masked.
 
     Args:
         text_dim: width E.

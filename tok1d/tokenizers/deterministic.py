@@ -133,7 +133,7 @@ class DeterministicTokenizer(nn.Module):
             cond: what the decoder is conditioned on, as for `encode`; TiTok's decoder may read text.
             keep: number of leading tokens to decode from, one int or (B,) int64; default: all. With ordered tokens
                 `tokens` may be shorter than K, and 0 decodes from the condition alone; unordered tokens need all K.
-            steps, guidance: this decoder has none: None and 1.
+            steps, guidance: must be None and 1, because this decoder does not sample.
             generator: not used.
             size: image size in pixels, a side or (H, W) that the decoder's patches divide; default: that of the
                 training images.
@@ -180,7 +180,7 @@ class DeterministicTokenizer(nn.Module):
         """The decoder's input (B, k, C) and a checked condition -> pixels in the networks' range, not clamped.
 
         Args:
-            visible: (B, k) bool, which tokens are to be read; None: all. Only with ordered tokens.
+            visible: (B, k) bool, True for tokens that the decoder uses; None: all. Only with ordered tokens.
         """
         return self.decoder.decode(tokens, size)
 
@@ -214,7 +214,7 @@ class DeterministicTokenizer(nn.Module):
         return tokens[:, :most], None if least == most else prefix_mask(counts, most)
 
     def _encoder_grad(self) -> AbstractContextManager[object]:
-        """A block of a training step in which a frozen encoder computes no gradients."""
+        """A context that turns gradients off if the encoder is frozen."""
         return torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen)
 
     def _network_range(self, images: Tensor) -> Tensor:
@@ -251,26 +251,28 @@ def check_parts(
 
 
 def posterior_of(bottleneck: nn.Module, states: Tensor) -> Posterior:
-    """The normal distributions of a KL bottleneck for encoder states (B, K, dim); raises InputError on another one."""
+    """The normal distributions of a KL bottleneck for states (B, K, dim); raises InputError on another bottleneck."""
     if not isinstance(bottleneck, KL):
-        raise InputError(f"posterior: expected a tokenizer with a KL bottleneck, this has {type(bottleneck).__name__}")
+        raise InputError(f"posterior: expected a tokenizer with a KL bottleneck, got {type(bottleneck).__name__}")
     return bottleneck.posterior(states)
 
 
 def refuse_sampling(steps: int | None, guidance: float | Guidance) -> None:
     """Raise InputError on sampling steps or guidance, which a deterministic decoder does not have."""
     if steps is not None:
-        raise InputError(f"steps: this decoder is a single forward pass, expected none, got {steps}")
+        raise InputError(f"steps: expected none, because this decoder is a single forward pass, got {steps}")
     guide = as_guidance(guidance)
     if guide.scale != 1 or guide.weak_model is not None:
-        raise InputError(f"guidance: this decoder is deterministic, expected 1, got {guide.scale}")
+        raise InputError(f"guidance: expected 1, because this decoder is deterministic, got {guide.scale}")
 
 
 def refuse_prefixes(keep: int | Tensor | None, tokens: Tensor) -> None:
     """Raise InputError on a `keep` below the number of tokens (B, K, ...), which are unordered."""
     length = tokens.shape[1]
     if keep is not None and int(resolve_keep(keep, len(tokens), length, tokens.device).min()) < length:
-        raise InputError(f"keep: these tokens are not ordered, so all {length} are needed, got {keep}")
+        raise InputError(
+            f"keep: expected {length}, because these tokens are not ordered and all are needed, got {keep}"
+        )
 
 
 def pixel_error(kind: Literal["mse", "l1"], pixels: Tensor, target: Tensor) -> Tensor:

@@ -38,17 +38,19 @@ class LatentConfig:
     )
 
     def check(self) -> None:
-        """Raise ConfigError on missing fields of an autoencoder, or on fields that pixels do not have."""
+        """Raise ConfigError on missing fields of an autoencoder, or on fields that space=pixels does not use."""
         for key in ("path", "channels", "factor"):
             value = getattr(self, key)
             if self.space == "autoencoder" and not value:
-                raise ConfigError(f"{key}: space=autoencoder needs it, got {show(value)}")
+                raise ConfigError(f"{key}: expected a value with space=autoencoder, got {show(value)}")
             if self.space == "pixels" and value:
-                raise ConfigError(f"{key}: only space=autoencoder reads it, got {show(value)}; set that or drop it")
+                raise ConfigError(
+                    f"{key}: expected null without space=autoencoder, got {show(value)}; set that or remove {key}"
+                )
 
 
 class LatentSpace(Protocol):
-    """A fixed map between images in [0, 1] and the latents a decoder denoises."""
+    """A fixed map between images in [0, 1] and the latents that a decoder denoises."""
 
     channels: int
     factor: int  # pixels per latent position along each axis
@@ -59,12 +61,12 @@ class LatentSpace(Protocol):
         """Images (B, C, H, W) in [0, 1] -> latents (B, channels, H / factor, W / factor).
 
         Args:
-            noise, generator: standard normal numbers of the latents' shape, or their source, where latents are sampled.
+            noise: standard normal, of the latents' shape, if latents are sampled; default: from `generator`.
         """
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents -> images (B, C, H, W), in [0, 1] up to their error, not clamped."""
+        """Latents -> images (B, C, H, W), nominally in [0, 1], not clamped."""
         ...
 
 
@@ -93,7 +95,7 @@ class Decoded(Protocol):
 
 
 class AutoencoderKL(Protocol):
-    """What is used of diffusers' AutoencoderKL."""
+    """The part of diffusers' AutoencoderKL that is used here."""
 
     @property
     def config(self) -> Mapping[str, Any]: ...
@@ -153,7 +155,7 @@ class Autoencoder:
         self._stand_in = False
 
     def load(self) -> AutoencoderKL:
-        """The network, read at the first call.
+        """The network; the first call reads it from disk or hub.
 
         Raises:
             WeightsError: it cannot be read, or its latents or images have other shapes than the configuration's.
@@ -165,7 +167,7 @@ class Autoencoder:
                 f"autoencoder {self.config.path}: expected a network, got none; build the model by tok1d.load or "
                 "tok1d.zoo.store.build_model, or call latent_space.use(network)"
             )
-        # Reading must leave the global random numbers unchanged, and must not create inference tensors.
+        # Reading must not advance the global random generator, and must not create inference tensors.
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
             self.use(self.reader(self.config.path, self.base))
         assert self._network is not None
@@ -184,8 +186,8 @@ class Autoencoder:
         ):
             if found != expected:
                 raise WeightsError(
-                    f"autoencoder {self.config.path}: the model's {key} is {expected}, the autoencoder has {found}; "
-                    "set it so or choose another latents.path"
+                    f"autoencoder {self.config.path}: expected {key}={expected} as in the model's configuration, "
+                    f"got {found}; set {key}={found} or choose another latents.path"
                 )
         self._network = network.eval().requires_grad_(False)
 
@@ -223,7 +225,7 @@ class Autoencoder:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents -> images (B, C, H, W), in [0, 1] up to their error, not clamped."""
+        """Scaled latents -> images (B, C, H, W), nominally in [0, 1], not clamped."""
         network = self._on(latents.device)
         scale, shift = self._scale_shift()
         parts = [network.decode(part / scale + shift).sample for part in latents.split(CHUNK)]

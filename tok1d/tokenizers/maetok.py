@@ -137,11 +137,11 @@ class MAETok(DeterministicTokenizer):
 
         Args:
             batch: (images, labels) or (images, labels, captions); captions as in `AuxiliaryDecoder.loss`.
-            progress: share of the training that is done; the mask ratio of stage two depends on it.
+            progress: fraction of the training completed; the mask ratio of stage two depends on it.
             mask: (B, N) bool, True for masked patches; default: `training_mask`.
 
         Returns:
-            The reconstruction (B, C, H, W), in [0, 1] up to its error and not clamped; the decoder's input (B, L, C);
+            The reconstruction (B, C, H, W), nominally in [0, 1], not clamped; the decoder's input (B, L, C);
             the scalars "loss_reconstruction", those of the bottleneck, "loss_NAME" of every auxiliary target,
             "loss_align" and, with masking, "mask_ratio".
 

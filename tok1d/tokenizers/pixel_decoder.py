@@ -53,7 +53,7 @@ class TokenDecoder(nn.Module):
 
         Args:
             cond: (B, n, dim), condition tokens between the mask tokens and the tokens.
-            cond_visible: (B, n) bool, condition tokens where it is False are masked as attention keys; None: none.
+            cond_visible: (B, n) bool, False for condition tokens that are masked as attention keys; None: no mask.
             visible: (B, k) bool, the same for the tokens.
         """
         states = self.token_embed(tokens)
@@ -95,7 +95,7 @@ class ConvHead(nn.Module):
     """Convolutions with nearest upsampling from the grid of states to pixels. (B, rows * columns, dim) -> (B, C, H, W).
 
     A 1x1 convolution to 128 channels, then [ReLU, upsampling by 2, 3x3 convolution] to 64, 32, 16, ..., 16 channels and
-    last to those of the image.
+    finally to the image channels.
 
     Args:
         patch: a power of two, at least 2.
@@ -127,7 +127,7 @@ HEADS: dict[Head, type[LinearHead | ConvHead]] = {"linear": LinearHead, "conv": 
 
 
 class PixelDecoder(TokenDecoder, ImageDecoder):
-    """Tokens (B, K, C) to pixels (B, channels, H, W), in [-1, 1] up to their error; see `TokenDecoder`."""
+    """Tokens (B, K, C) to pixels (B, channels, H, W), nominally in [-1, 1]; see `TokenDecoder`."""
 
     def __init__(
         self, config: ViTConfig, image_size: int, channels: int, num_tokens: int, token_dim: int, *, head: Head

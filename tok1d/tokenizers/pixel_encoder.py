@@ -71,7 +71,7 @@ class PixelEncoder(nn.Module):
         Args:
             mask: (B, N) bool, True for patches that are replaced by the mask token.
             cond: (B, n, dim), condition tokens between the patches and the queries.
-            cond_visible: (B, n) bool, condition tokens where it is False are masked as attention keys; None: none.
+            cond_visible: (B, n) bool, False for condition tokens that are masked as attention keys; None: no mask.
         """
         patch, queries, visible = self.patch_embed.patch, None, None
         x = self.patch_embed(images)

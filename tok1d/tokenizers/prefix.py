@@ -30,7 +30,7 @@ def prefix_mask(keep: Tensor, length: int) -> Tensor:
 
 
 def resolve_keep(keep: int | Tensor | None, batch: int, length: int, device: torch.device) -> Tensor:
-    """`keep` as (B,) int64: None stands for `length`; an int or a tensor () applies to the whole batch.
+    """`keep` as (B,) int64: None means `length`; an int or a tensor () applies to the whole batch.
 
     Raises:
         InputError: a count outside 0..length, another type than integers, or a tensor that is not () or (B,).
@@ -40,11 +40,11 @@ def resolve_keep(keep: int | Tensor | None, batch: int, length: int, device: tor
     counts = torch.as_tensor(keep) if _is_integral(keep) else None
     if counts is None or counts.shape not in ((), (batch,)):
         found = f"shape {tuple(keep.shape)} of {keep.dtype}" if isinstance(keep, Tensor) else f"{keep!r}"[:60]
-        raise InputError(f"keep must be an int or a tensor of ints of shape ({batch},), got {found}")
+        raise InputError(f"keep: expected an int or a tensor of ints of shape ({batch},), got {found}")
     low, high = int(counts.min()), int(counts.max())
     if low < 0 or high > length:
         wrong = low if low < 0 else high
-        raise InputError(f"keep must lie in 0..{length} (this model has {length} tokens), got {wrong}")
+        raise InputError(f"keep: expected 0..{length}, the number of tokens, got {wrong}")
     return counts.to(device=device, dtype=torch.int64).expand(batch)
 
 
@@ -56,7 +56,7 @@ def _is_integral(keep: object) -> bool:
 
 
 def prefix_lengths(length: int) -> list[int]:
-    """1, 2, 4, ... and the whole length."""
+    """The powers of two below `length`, then `length`."""
     lengths = [2**i for i in range(length.bit_length()) if 2**i < length]
     return [*lengths, length]
 
@@ -72,5 +72,7 @@ def token_counts(spec: TokenSpec, keep: Sequence[int] = ()) -> list[int]:
     if spec.ordered:
         return list(keep) or [*([0] if spec.needs_label else []), *prefix_lengths(spec.length)]
     if few := [k for k in keep if k != spec.length]:
-        raise InputError(f"keep: these tokens have no order, all {spec.length} are needed; got {few[0]}")
+        raise InputError(
+            f"keep: expected {spec.length}, because these tokens are not ordered and all are needed, got {few[0]}"
+        )
     return [spec.length]

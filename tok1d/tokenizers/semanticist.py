@@ -3,8 +3,8 @@ Components" Enable A New Language of Images, arXiv 2503.08685).
 
 Encode: patches and K queries pass a causal ViT; the states of the queries are projected to D channels and standardised.
 Drop: training keeps the first k ~ U{1..K} tokens and replaces the others by null tokens (section 4.3).
-Decode: a DiT denoises latents given the tokens, either by a discrete DDPM with learned variance (the paper) or by a
-continuous flow, which needs fewer steps.
+Decode: a DiT conditioned on the tokens denoises latents, as a discrete DDPM with learned variance (the paper) or as a
+    continuous flow, which needs fewer steps.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Semanticist(nn.Module):
         """The teacher's features (B, N, align_dim) of images (B, C, H, W) in [0, 1], without gradient.
 
         Raises:
-            InputError: no teacher was given.
+            InputError: the teacher is not loaded.
             ConfigError: a teacher with features of another width than `decoder.align_dim`.
         """
         config = self.config.alignment
@@ -142,7 +142,7 @@ class Semanticist(nn.Module):
         Before `nested.after` all tokens or none, then the first k ~ U{1..K} tokens (section 4.3).
 
         Args:
-            progress: share of the training that is done, in [0, 1].
+            progress: fraction of the training completed, in [0, 1].
             u: (B,) uniform random numbers in [0, 1); all tokens are dropped where it is below their probability.
         """
         nested, length = self.config.nested, self.spec.length
@@ -163,7 +163,7 @@ class Semanticist(nn.Module):
         noise: Tensor | None = None,
         features: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The mean losses of denoising latents (B, C, S, S) given tokens (B, K, D); see `denoising_rows`."""
+        """The denoising losses, averaged over the batch; arguments as for `denoising_rows`."""
         rows = self.denoising_rows(latents, tokens, mask, t=t, noise=noise, features=features)
         return {name: values.mean() for name, values in rows.items()}
 
@@ -177,7 +177,7 @@ class Semanticist(nn.Module):
         noise: Tensor | None = None,
         features: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The losses of denoising, per sample, (B,) each.
+        """The denoising losses of each sample, (B,) each.
 
         DDPM: "loss_mse", the squared error of the noise, and "loss_vb", the variational bound in bits, which trains the
         variance (arXiv 2102.09672, section 3.1). Flow: "loss_flow".
@@ -289,11 +289,11 @@ class Semanticist(nn.Module):
         return self.latent_shape[0], height // factor, width // factor
 
     def sampler(self, name: str | None = None) -> str:
-        """The sampler of that name, by default the objective's first; InputError for one it does not have."""
+        """The sampler of that name, by default the first of `SAMPLERS`; raises InputError if the objective lacks it."""
         known = SAMPLERS[self.config.objective]
         if name not in (None, *known):
             kind = "DDPM" if self.config.objective == "ddpm" else "flow"
-            raise InputError(f"sampler: a {kind} decoder samples with {known[0]!r} or {known[1]!r}, got {name!r}")
+            raise InputError(f"sampler: expected {known[0]!r} or {known[1]!r} for a {kind} decoder, got {name!r}")
         return name or known[0]
 
     @torch.no_grad()
@@ -313,7 +313,7 @@ class Semanticist(nn.Module):
         field = self.field(tokens, keep, guidance or Guidance())
         if self.config.objective == "ddpm":
             if isinstance(steps, int) and steps < 2:  # the single step left would be t = 0: the output would be noise
-                raise InputError(f"a DDPM decoder needs at least 2 steps, got {steps}")
+                raise InputError(f"steps: expected at least 2 for a DDPM decoder, got {steps}")
             chain = self.chain.respace(steps)
             return ddim(field, start, chain) if sampler == "ddim" else ancestral(field, start, chain, randn)
         times = time_grid(int(steps), shift=self.config.flow.shift, device=start.device)
@@ -329,12 +329,12 @@ class Semanticist(nn.Module):
         """
         tokens, length = self._checked(tokens), self.spec.length
         if guidance.weak_model is not None:
-            raise InputError("a Semanticist decoder guides against its null tokens, not against a weak_model")
+            raise InputError("guidance: expected no weak_model; a Semanticist decoder is guided by its null tokens")
         if guidance.schedule != "constant":
-            raise InputError(f"guidance of a decoder is constant over its tokens, got schedule={guidance.schedule!r}")
-        batch, given, _ = tokens.shape
-        counts = resolve_keep(keep, batch, given, tokens.device)
-        padded = torch.nn.functional.pad(tokens, (0, 0, 0, length - given))
+            raise InputError(f"guidance: expected schedule='constant' for a decoder, got {guidance.schedule!r}")
+        batch, available, _ = tokens.shape
+        counts = resolve_keep(keep, batch, available, tokens.device)
+        padded = torch.nn.functional.pad(tokens, (0, 0, 0, length - available))
         filled = self.decoder.fill(padded, prefix_mask(counts, length))
         null = self.decoder.null_tokens.expand(batch, -1, -1).to(filled.dtype)
         discrete = self.config.objective == "ddpm"

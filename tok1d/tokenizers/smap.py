@@ -1,4 +1,4 @@
-"""SMAP: ordered 1D tokens under a class condition that encoder and decoder share, trained with tail token dropping
+"""SMAP: ordered 1D tokens with a class condition that encoder and decoder share, trained with tail token dropping
 (arXiv 2603.25249).
 
 Encode: patches, the class as one token, and N queries pass a ViT; the states of the queries become tokens.
@@ -119,9 +119,13 @@ class SMAP(DeterministicTokenizer):
             InputError: a tokenizer without a condition, or conditioned on captions.
         """
         if self.condition is None:
-            raise InputError("class vectors: this tokenizer was built with use_condition=false and has none")
+            raise InputError(
+                "class vectors: expected a tokenizer with a class condition, got one with use_condition=false"
+            )
         if isinstance(self.condition, TextCondition):
-            raise InputError("class vectors: this tokenizer is conditioned on captions and has none")
+            raise InputError(
+                "class vectors: expected a tokenizer with a class condition, got one conditioned on captions"
+            )
         return self.condition.label_embed.table.weight[: self.config.num_classes]
 
     def reconstruct(
@@ -138,7 +142,7 @@ class SMAP(DeterministicTokenizer):
                 `training_keep`.
 
         Returns:
-            The reconstruction (B, C, H, W), in [0, 1] up to its error and not clamped; all tokens (B, N, C) as the
+            The reconstruction (B, C, H, W), nominally in [0, 1], not clamped; all tokens (B, N, C) as the
             decoder reads them; the scalars "loss_reconstruction", those of the bottleneck, and "keep", the mean number
             of kept tokens.
 

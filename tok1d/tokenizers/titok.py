@@ -76,7 +76,7 @@ class TiTokConfig:
 
 
 def scaled(*shape: int) -> nn.Parameter:
-    """A learned part of the sequence: normal with std width^(-1/2), where the width is the last axis."""
+    """A learned part of the sequence, initialised from a normal with std width^(-1/2); the width is the last axis."""
     return nn.Parameter(shape[-1] ** -0.5 * torch.randn(shape))
 
 
@@ -178,7 +178,7 @@ class TiTokDecoder(MaskDecoder, ImageDecoder):
         return self.conv.weight
 
     def decode(self, tokens: Tensor, size: tuple[int, int], text: Tensor | None = None) -> Tensor:
-        """Tokens (B, L, C), text (B, at most T, E) -> pixels (B, channels, H, W), in [0, 1] up to their error.
+        """Tokens (B, L, C), text (B, at most T, E) -> pixels (B, channels, H, W), nominally in [0, 1].
 
         Raises:
             InputError: a size that the patches do not divide.
@@ -190,7 +190,7 @@ class TiTokDecoder(MaskDecoder, ImageDecoder):
 class TiTok(DeterministicTokenizer):
     """Images (B, C, H, W) in [0, 1] <-> tokens (B, L, C), or with a VQ bottleneck ids (B, L).
 
-    With `config.text` the `cond` of `decode` are the features (B, T, E) of a text; the encoder does not read them.
+    With `config.text` the `cond` of `decode` holds the features (B, T, E) of a text; the encoder does not use them.
     """
 
     signed: ClassVar[bool] = False
@@ -217,11 +217,11 @@ class TiTok(DeterministicTokenizer):
         """One forward pass of training, without LPIPS and the adversarial loss.
 
         Args:
-            batch: (images, ...); with `text` the third entry are the features (B, T, E) of the texts.
+            batch: (images, ...); with `text` the third entry holds the features (B, T, E) of the texts.
             progress: not used.
 
         Returns:
-            The reconstruction (B, C, H, W), in [0, 1] up to its error and not clamped; the decoder's input (B, L, C);
+            The reconstruction (B, C, H, W), nominally in [0, 1], not clamped; the decoder's input (B, L, C);
             the scalars "loss_reconstruction" and those of the bottleneck.
 
         Raises:

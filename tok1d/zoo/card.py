@@ -16,8 +16,8 @@ class Card:
 
     Args:
         recipe: the resolved recipe of the training (YAML text).
-        tokenizer, tokenizer_fingerprint: of a generator: the tokenizer that it was trained on.
-        generator: of a tokenizer: a generator trained on it.
+        tokenizer, tokenizer_fingerprint: for a generator, the tokenizer that it was trained on.
+        generator: for a tokenizer, a generator trained on it.
         data: name of the data set, with the fingerprint of its training images.
         trained: steps, seconds, device and precision of the training.
         commit: version of the code.
@@ -41,7 +41,7 @@ class Card:
     records: list[Record] = field(default_factory=list)
 
     def to_json(self) -> dict[str, object]:
-        """The card as plain values, as config.json holds it."""
+        """The card as plain values, as stored in config.json."""
         content = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "records"}
         return {**content, "records": [record.to_json() for record in self.records]}
 

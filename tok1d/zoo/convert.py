@@ -134,11 +134,11 @@ def convert(format: str, path: Path, out: Path, options: Sequence[str] = (), *, 
 
 
 def _of_tokenizer(model: nn.Module, name: str, format: str) -> tuple[str, str]:
-    """The name and the fingerprint of the tokenizer for a generator's card, once its tokens are known to fit."""
+    """The name and fingerprint of the tokenizer for a generator's card, after a check that its tokens fit."""
     if not isinstance(model, Generator):
-        raise InputError(f"--tokenizer: only for a generator, the format {format} is of another model")
+        raise InputError(f"--tokenizer: expected the format of a generator, got {format}; leave --tokenizer out")
     tokenizer: Any = store.load(name)
     if not hasattr(tokenizer, "spec"):
-        raise InputError(f"--tokenizer: expected a tokenizer, {name} is the model {tokenizer.config.name}")
+        raise InputError(f"--tokenizer: expected a tokenizer, got {name}, a {tokenizer.config.name}")
     check_tokens(model.config, tokenizer.spec, model.config.num_tokens)
     return portable(name), fingerprint(tokenizer)

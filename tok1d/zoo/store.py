@@ -58,7 +58,7 @@ def model_identity(model: HasWeights) -> str:
 
 
 def save_model(model: nn.Module, folder: Path, card: Card, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write a model folder completely or not at all; an existing model folder is replaced.
+    """Write a model folder atomically; an existing model folder is replaced.
 
     An autoencoder that is stored with the model (latents.path "autoencoder") becomes a folder inside.
 
@@ -66,7 +66,7 @@ def save_model(model: nn.Module, folder: Path, card: Card, *, dtype: torch.dtype
         dtype: type in which floating-point weights are stored; loading converts them to float32.
 
     Raises:
-        WeightsError: it cannot be written (the old folder is kept), or the folder holds something else than a model.
+        WeightsError: it cannot be written (the old folder is kept), or the folder exists and is not a model folder.
     """
     from safetensors.torch import save_file
 
@@ -94,7 +94,9 @@ def replacing(folder: Path) -> Iterator[Path]:
 
     folder = Path(folder).resolve()
     if folder.exists() and not (folder / "config.json").is_file() and not (folder.is_dir() and _is_empty(folder)):
-        raise WeightsError(f"{folder}: holds something else than a model, so it is not replaced; choose another folder")
+        raise WeightsError(
+            f"{folder}: expected a model folder or no folder, got other files, which are kept; choose another folder"
+        )
     temporary, old = (folder.with_name(f".{folder.name}.{end}") for end in ("tmp", "old"))
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -217,7 +219,7 @@ def load_pair(name: str | Path, *, device: str | torch.device = "cpu") -> tuple[
         folder = resolve(named, folder)
     generator = load(folder, device=device)
     if MODELS[generator.config.name].kind != "generator":
-        raise WeightsError(f"{name}: this is a {generator.config.name}; generate needs a generator's model folder")
+        raise WeightsError(f"{name}: expected the model folder of a generator, got a {generator.config.name}")
     card = generator.card
     if not card.tokenizer:
         raise WeightsError(
@@ -228,8 +230,8 @@ def load_pair(name: str | Path, *, device: str | torch.device = "cpu") -> tuple[
     found = fingerprint(tokenizer)
     if card.tokenizer_fingerprint and found != card.tokenizer_fingerprint:
         raise WeightsError(
-            f"{name}: trained on tokenizer {card.tokenizer_fingerprint}, but {card.tokenizer} is {found}; "
-            "point it at the right one (config.json, card.tokenizer)"
+            f"{name}: trained on a tokenizer with fingerprint {card.tokenizer_fingerprint}, but {card.tokenizer} has "
+            f"{found}; set card.tokenizer in its config.json to the right one"
         )
     return generator, tokenizer
 

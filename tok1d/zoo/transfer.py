@@ -1,6 +1,6 @@
 """Initialising a model with the weights of another one of its kind, which may differ in sizes.
 
-Module classes declare which parameters can be adapted (`tok1d.nn.roles`). This file has the one function per role.
+Module classes declare which parameters can be adapted (`tok1d.nn.roles`). This file has one function for each role.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def transfer(source: nn.Module, model: nn.Module, what: str = "transfer") -> lis
     - Parts that only training needs (`training_only`) may be missing on either side.
 
     Args:
-        what: the beginning of error messages.
+        what: name of the operation, at the beginning of error messages.
 
     Returns:
         Notes on what was not simply copied.
@@ -108,7 +108,8 @@ class _Adaption:
     notes: list[str] = field(default_factory=list)
 
     def of(self, name: str, value: Tensor | None, own: Tensor) -> Tensor | None:
-        """The parameter `name` in the shape of `own`, which has its initial value; None where it cannot be adapted."""
+        """The parameter `name` of `source` in the shape of `own`, its initial value in `model`; None if it cannot be
+        adapted."""
         if self.is_training_only(name):
             return self._initial(own, "auxiliary parts keep their random initialisation")
         if value is None:
@@ -202,5 +203,5 @@ def _output_channels(weight: Tensor, old: int, new: int) -> Tensor:
 
 
 def _field(model: nn.Module, key: str) -> object:
-    """A field of a model's configuration; None where it has none of that name."""
+    """A field of a model's configuration; None if there is no such field."""
     return getattr(getattr(model, "config", None), key, None)

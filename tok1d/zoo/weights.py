@@ -52,7 +52,7 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
     """Load a state dict strictly.
 
     Args:
-        source: what the message names as the origin of the weights.
+        source: name of the weights in error messages, such as their path.
 
     Raises:
         WeightsError: weights missing, unexpected or of another shape; the message names the first three.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tok1d.errors import WeightsError, reason_of
 from tok1d.zoo.adapters.keymap import KeyMap, Options, State, below, fill_model, read_published, same
 
-# Scale of MAR's KL-16 latents (arXiv 2406.11838), which is in no weight file.
+# Scale of MAR's KL-16 latents (arXiv 2406.11838); weight files do not contain it.
 MAR_SCALE = 0.2325
 
 _RESNET = [
@@ -37,7 +37,8 @@ _HALF = [
     *below(_RESNET, "mid.block_2.", "mid_block.resnets.1."),
     *below(_ATTENTION, "mid.attn_1.", "mid_block.attentions.0."),
 ]
-# The different parts of the two halves; the decoder's level {i} counts from the other end (`_flip`).
+# Parts that differ between encoder and decoder. MAR and diffusers count the decoder's levels {i} from opposite ends
+# (`_flip`).
 _ENCODER = [
     *_HALF,
     *below(_RESNET, "down.{i}.block.{j}.", "down_blocks.{i}.resnets.{j}."),

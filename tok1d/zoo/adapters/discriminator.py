@@ -96,7 +96,7 @@ def heads_from_published(state: Mapping[str, Tensor]) -> State:
     """
     strange = [name for name in state if HEADS.ours(name) is None]
     if strange:
-        raise WeightsError(f"discriminator heads: found {listing(strange)}, which are not part of them")
+        raise WeightsError(f"discriminator heads: unexpected weights: {listing(strange)}")
     return {HEADS.ours(name) or name: value for name, value in state.items()}
 
 

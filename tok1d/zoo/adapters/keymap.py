@@ -24,7 +24,7 @@ _PLACEHOLDERS = {"i": r"\d+", "j": r"\d+", "p": "weight|bias"}
 _WRAPPERS = ("_orig_mod", "module")
 # Classes of pathlib in the options that trainers save.
 _PATHS = ("PosixPath", "PurePosixPath")
-# Keys of a file below which its weights may be; averaged weights before raw ones.
+# Keys under which a file may store its weights; averaged weights before raw ones.
 _OUTER = ("state_dict", "ema", "model", "module")
 # Files of a release's step directory: the averaged weights, which it evaluates, before the raw ones.
 _DIRECTORY_FILES = ("custom_checkpoint_1.pkl", "model.safetensors", "pytorch_model.bin")
@@ -42,11 +42,11 @@ class KeyMap:
         self._back = [(_compile(ours), published) for published, ours in self.pairs]
 
     def ours(self, name: str) -> str | None:
-        """Our name of a published one; None where there is none."""
+        """Our name of a published weight; None if the map does not have it."""
         return _rename(name, self._there)
 
     def published(self, name: str) -> str | None:
-        """The published name of one of ours; None where there is none."""
+        """The published name of one of our weights; None if the map does not have it."""
         return _rename(name, self._back)
 
 
@@ -75,7 +75,7 @@ def _rename(name: str, rules: list[tuple[re.Pattern[str], str]]) -> str | None:
 
 
 def listing(names: Iterable[str]) -> str:
-    """The number of names and the first three of them, for one line."""
+    """The number of names and the first three of them, in one line."""
     names = sorted(names)
     return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
@@ -98,8 +98,8 @@ def clean(state: Mapping[str, Tensor], source: str = "state") -> State:
 def read_published(path: str | Path) -> State:
     """Cleaned weights of a published file (.safetensors, or a torch.save archive) or of a step directory.
 
-    Of a directory, and of a trainer's file, the averaged weights are read where there are some, else the raw ones
-    (below "state_dict", "ema", "model" or DeepSpeed's "module").
+    If a directory or a trainer's file has averaged weights, these are read, else the raw ones (under "state_dict",
+    "ema", "model" or DeepSpeed's "module").
 
     Raises:
         WeightsError: no such file, a damaged file, or a pickle with more than tensors.
@@ -123,7 +123,7 @@ def read_published(path: str | Path) -> State:
 
 
 def without_prefix(state: State, prefixes: Iterable[str]) -> State:
-    """Names without the first of `prefixes` that all of them have; wrappers of training add such prefixes."""
+    """Remove the first of `prefixes` that all names have; training wrappers add such prefixes."""
     for prefix in prefixes:
         if all(name.startswith(prefix) for name in state):
             return {name.removeprefix(prefix): value for name, value in state.items()}
@@ -177,8 +177,8 @@ def _read_archive(path: Path) -> dict:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         if (refused := re.search(r"Unsupported global: GLOBAL (\S+)", str(error))) is not None:
             raise WeightsError(
-                f"{path}: holds a {refused[1]}; of a pickle, which could run code, only plain tensors, numbers and "
-                "texts are read: save the state dict alone"
+                f"{path}: contains a {refused[1]}; a pickle can run code, so only plain tensors, numbers and texts are "
+                "read from it: save the state dict alone"
             ) from None
         reason = reason_of(error)
         raise WeightsError(f"{path}: not a torch archive of plain tensors ({reason}); fetch it again") from None
@@ -188,7 +188,7 @@ def _read_archive(path: Path) -> dict:
 
 
 def option_number(options: Mapping[str, object], key: str, default: float, source: str | Path) -> float:
-    """A number of published options; the default where it is absent or null.
+    """The number `key` of published options; `default` if it is absent or null.
 
     Raises:
         WeightsError: not a number.
@@ -202,22 +202,22 @@ def option_number(options: Mapping[str, object], key: str, default: float, sourc
 
 
 def compare_options(options: Mapping[str, object], found: Mapping[str, object], source: str | Path) -> None:
-    """Refuse a config.json of another model than the weights; options that are absent or null are not compared.
+    """Check that a config.json describes these weights; options that are absent or null are not compared.
 
     Raises:
-        WeightsError: an option has another value than the weights.
+        WeightsError: an option contradicts the weights.
     """
     for key, value in found.items():
         stated = options.get(key)
         if stated is not None and stated != value:
-            raise WeightsError(f"{source}: config.json says {key}={stated!r}, the weights are of {value!r}")
+            raise WeightsError(f"{source}: config.json says {key}={stated!r}, but the weights have {value!r}")
 
 
 def shape_of(state: State, name: str, keys: KeyMap, source: str | Path = "published weights") -> Size:
     """The shape of a weight, by our name.
 
     Raises:
-        WeightsError: it is missing; the message has its published name.
+        WeightsError: it is missing; the message states its published name.
     """
     if name not in state:
         published = keys.published(name) or name
@@ -237,14 +237,17 @@ def depth_of(state: State, prefix: str = "", source: str | Path = "published wei
 def heads_of(
     given: int | None, width: int, known: Mapping[int, int], option: str, source: str | Path = "published weights"
 ) -> int:
-    """Attention heads, which no weight file contains: as given, else those of published models of that width.
+    """The number of attention heads: `given`, else from `known`, a map from width to heads. Weight files do not contain
+    it.
 
     Raises:
-        WeightsError: neither; the message asks for the option `option`.
+        WeightsError: neither is available; the message asks for the option `option`.
     """
     heads = given or known.get(width)
     if heads is None:
-        raise WeightsError(f"{source}: the weights do not tell the attention heads of width {width}: give {option}")
+        raise WeightsError(
+            f"{source}: the weights do not determine the attention heads for width {width}; give {option}"
+        )
     return heads
 
 
@@ -262,7 +265,7 @@ def fill_model(model: nn.Module, state: State, names: Mapping[str, str], source:
     """Load weights in our layout, strictly; `names` maps our names to published ones, for messages.
 
     Raises:
-        WeightsError: weights missing, left over or of another shape.
+        WeightsError: weights are missing, unexpected or of another shape.
     """
     wanted = model.state_dict().keys()
     for kind, keys in (("missing", wanted - state.keys()), ("not part of this model", state.keys() - wanted)):

@@ -1,7 +1,7 @@
 """LlamaGen's published class-conditional models: one file each, with or without a trainer's wrapper around it.
 
-A file determines neither the attention heads nor the number of tokens. A rotary table in a file is not read: the model
-computes it.
+Weights determine neither the attention heads nor the number of tokens. The model computes its rotary table; a table in
+a file only gives the number of tokens.
 """
 
 from __future__ import annotations
@@ -101,12 +101,12 @@ def convert_llamagen(
 
 
 def _num_tokens(table: Tensor | None, given: int | None, file: str | Path) -> int:
-    """The number of tokens as given, or from the rotary table, which has one more row for the class."""
+    """`given`, else that of the rotary table, which has one more row for the class, else 256."""
     found = None if table is None else len(table) - 1
     if given is None:
         return 256 if found is None else found
     if found not in (None, given):
-        raise WeightsError(f"{file}: {COMPUTED} is of {found} tokens, expected num_tokens={found}, got {given}")
+        raise WeightsError(f"{file}: {COMPUTED} has {found} tokens, expected num_tokens={found}, got {given}")
     return given
 
 

@@ -17,7 +17,7 @@ HEAD = re.compile(r"lin(?:s\.)?(\d)\.model\.\d\.weight")
 
 
 def heads_from_published(state: State, source: str) -> list[Tensor]:
-    """The weights (C,) of the five heads in order, without other entries.
+    """The weights (C,) of the five heads, in the order of the feature maps; other entries are left out.
 
     Raises:
         WeightsError: not five heads.

@@ -72,7 +72,7 @@ KEYS = KeyMap(
     ]
 )
 
-# In every file, but read by no forward pass: computed coordinates, recent ids, the decoder's patch embedding.
+# In every file, but not used by any forward pass: computed coordinates, recent ids, the decoder's patch embedding.
 UNUSED = (
     "encoder.freqs_t_x",
     "encoder.freqs_t_y",
@@ -145,7 +145,9 @@ def tokenizer_config(
     for network, grid in ((encoder, side), (decoder, decoder_side)):
         image_size = grid * network.patch if grid else image_size
     if image_size is None:
-        raise WeightsError("published weights without a position table do not tell the image size; give config.json")
+        raise WeightsError(
+            "published weights without a position table do not determine the image size; give config.json"
+        )
     _, token_dim = _shape(state, "decoder.token_embed.weight")
     config = MAETokConfig(
         image_size=image_size,
@@ -163,7 +165,7 @@ def tokenizer_config(
         encoder.check()
         decoder.check()
     except ConfigError as error:
-        raise WeightsError(f"published weights of a tokenizer that ours cannot be: {error}") from None
+        raise WeightsError(f"published weights of an unsupported tokenizer: {error}") from None
     return config
 
 
@@ -211,7 +213,7 @@ def _number(options: Options, key: str, default: float) -> float:
 
 
 def _mask_config(state: State, options: Options) -> MaskConfig:
-    """The masking in training: none for files without a mask token."""
+    """The masking in training; no masking for files without a mask token."""
     if "encoder.mask_token" not in state:
         return MaskConfig(low=0.0, high=0.0)
     high = _number(options, "enc_token_drop_max", 0.6) or 0.6  # 0 in fine-tuned files, whose mask token is not used
@@ -257,14 +259,18 @@ def convert_tokenizer(
     if (mean, std) != (0.0, 1.0):
         print(f"{path}: published generators expect (tokens - {mean}) / {std}", file=sys.stderr)
     if options.get("to_pixel") in ("siren", "identity"):
-        raise WeightsError(f"{path}: to_pixel={options['to_pixel']} decodes no images, expected linear or conv")
+        raise WeightsError(
+            f"{path}: to_pixel: expected linear or conv, got {options['to_pixel']}, which is not supported"
+        )
     config = tokenizer_config(state, options, encoder_heads=encoder_heads, decoder_heads=decoder_heads)
     if isinstance(config.bottleneck, SoftVQConfig):
         if options.get("tau") is None:
             taken = config.bottleneck.tau
             print(f"{path}: no config.json with SoftVQ's temperature, using {taken:g}; give tau=", file=sys.stderr)
     elif tau is not None:
-        raise WeightsError(f"{path}: tau: only for a SoftVQ bottleneck, this one is {config.bottleneck.name}")
+        raise WeightsError(
+            f"{path}: tau: expected none, because the bottleneck is {config.bottleneck.name} and not softvq"
+        )
     model = MAETok(config)
     names = {name: next(iter(to_published({name: value}))) for name, value in model.state_dict().items()}
     fill_model(model, state, names, str(path))

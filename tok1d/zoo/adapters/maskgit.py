@@ -1,8 +1,8 @@
 """The published MaskGIT generators of TiTok: a plain state dict, or a folder with its nested config.json.
 
-One published embedding table has rows for the ids, the mask, the classes and the null class; here the first two belong
-to `token_embed`, the others to `label_embed`. BERT's token types are always 0: that row is added to every position.
-BERT's separate queries, keys and values are one matrix here.
+The published embedding table has rows for ids, mask, classes and null class; here `token_embed` has the first two and
+`label_embed` the others. BERT's token type is always 0, so its vector is added to every position. BERT's separate
+query, key and value matrices are one matrix here.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ def from_published(state: Mapping[str, Tensor], source: str = "published weights
 
 
 def to_published(state: Mapping[str, Tensor]) -> State:
-    """Our names -> published ones; token type 0 stays in the positions, so both rows of token types are zero."""
+    """Our names -> published ones. The positions contain the vector of token type 0, so both rows of token types are
+    zero."""
     uvit = "net.norm.weight" in state
     keys, rest = (UVIT if uvit else VIT), dict(state)
     words = torch.cat([rest.pop("net.token_embed.weight"), rest.pop("net.label_embed.table.weight")])
@@ -122,7 +123,7 @@ def to_published(state: Mapping[str, Tensor]) -> State:
 
 
 def _joined(state: State) -> State:
-    """Queries, keys and values of a block joined as "qkv", where all three are there."""
+    """Join queries, keys and values of each block into "qkv" if all three are present."""
     joined = dict(state)
     for name in [name for name in state if f".self.{APART[0]}." in name]:
         parts = [name.replace(APART[0], part) for part in APART]
@@ -143,7 +144,7 @@ def _apart(state: State) -> State:
 
 
 def _numbered(state: State) -> State:
-    """Consecutive numbers for the blocks of both halves and the middle one; the skips keep theirs."""
+    """Number the blocks of both halves and the middle one consecutively; the skip layers keep their numbers."""
     half = len({name.split(".")[1] for name in state if name.startswith("in_blocks.")})
     numbered: State = {}
     for name, value in state.items():
@@ -215,7 +216,7 @@ def convert_maskgit(file: str | Path, *, heads: int | None = None, class_dropout
 
 
 def _generator_options(file: str | Path) -> Options:
-    """The generator's options in the nested config.json of a published folder; empty without one."""
+    """The generator's options in the nested config.json of a published folder; empty without such a file."""
     options = published_options(file)
     for section in ("model", "generator"):
         options = options.get(section, {})
@@ -238,7 +239,7 @@ def _sampling(given: Options, file: str | Path) -> Options:
             found["guidance_schedule"] = maskgit_guidance(1.0, given["guidance_decay"]).schedule
         except KeyError:
             raise WeightsError(
-                f"{file}: config.json names an unknown guidance_decay {given['guidance_decay']!r}"
+                f"{file}: config.json: guidance_decay: unknown value {given['guidance_decay']!r}"
             ) from None
     return found
 

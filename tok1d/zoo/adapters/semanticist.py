@@ -134,9 +134,9 @@ def tokenizer_config(
         config.check()
     except ConfigError as error:
         options = {"encoder.heads": "encoder_heads=", "decoder.heads": "decoder_heads=", "align_depth": "align_depth="}
-        told = next((f"; give {option}" for key, option in options.items() if key in str(error)), "")
-        fits = "" if told else f" that do not fit {latents.path or 'pixels'}"
-        raise WeightsError(f"published weights{fits}: {error}{told}") from None
+        hint = next((f"; give {option}" for key, option in options.items() if key in str(error)), "")
+        fits = "" if hint else f" that do not fit {latents.path or 'pixels'}"
+        raise WeightsError(f"published weights{fits}: {error}{hint}") from None
     return config
 
 
@@ -183,10 +183,10 @@ def convert_tokenizer(
     """A published tokenizer file, or step directory, as our model in eval mode; see `tokenizer_config`.
 
     Args:
-        autoencoder: path or hub name of the autoencoder of the decoder's latents, or "autoencoder" for the one inside
-            the file or step directory. Default: none (pixels) where the decoder has as many channels as the image, else
-            the one inside, else the published KL-16.
-        autoencoder_groups, autoencoder_scale: of the autoencoder inside; see `autoencoder.network_config`.
+        autoencoder: path or hub name of the autoencoder of the decoder's latents, or "autoencoder" for the one in the
+            file or step directory. Default: none (pixels) if the decoder has as many channels as the image, else the
+            autoencoder in the file, else the published KL-16.
+        autoencoder_groups, autoencoder_scale: of the autoencoder in the file; see `autoencoder.network_config`.
 
     Raises:
         WeightsError: a damaged or wrong file, or an autoencoder that does not fit it.
@@ -233,7 +233,7 @@ def _autoencoder_inside(published: State, path: Path) -> State:
 
 
 def _check_grid(published: State, config: SemanticistConfig, source: str) -> None:
-    """Refuse an image size and latent space with another number of patches than the file's position table."""
+    """Raise WeightsError if image size and latent space give another number of patches than the position table."""
     if POSITION_TABLE not in published:
         return
     side = config.image_size // (config.latents.factor or 1) // config.decoder.patch

@@ -1,7 +1,7 @@
 """Published generators of whole sequences: SiT and DiT of MAETok and SoftVQ-VAE, and LightningDiT.
 
-The released SiT has noise at time 1: with its network u(x, s), the velocity in our time is -u(x, 1 - t). Both changes
-are linear in weights of the first and last layer, so `reverse_time` makes them in the weights.
+The released SiT has noise at time 1 and tokens at time 0, the reverse of this package: if u(x, s) is its network, our
+    velocity is -u(x, 1 - t). `reverse_time` changes the weights of the first and last layer accordingly.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def convert_sit(
     published, state, options = _read(file, "sit", heads=heads, class_dropout=class_dropout)
     dim, token_dim = _shape(state, "net.token_embed.weight")
     if _shape(state, "net.out.weight")[0] != token_dim:
-        raise WeightsError(f"{file}: gives noise and variance, not a velocity; convert it as a DiT (maetok-dit)")
+        raise WeightsError(f"{file}: expected a velocity, got noise and variance; convert it as a DiT (maetok-dit)")
     config = SiTConfig(**options, positions=_positions(published, file, dim), path=path, qk_norm=_has_qk_norm(state))
     return _filled(SiT, config, state, "sit", file, _scalar_statistics(mean, std, tokenizer))
 
@@ -254,7 +254,7 @@ def _has_qk_norm(state: State) -> bool:
 
 
 def _positions(published: State, file: str | Path, dim: int) -> Positions:
-    """The kind of computed positions that the stored table equals."""
+    """The kind of computed positions that equal the stored table."""
     table = published["pos_embed"].float().cpu()
     for kind in get_args(Positions):
         try:
@@ -286,7 +286,7 @@ def _rotary(stored: Tensor, config: LightningDiTConfig, source: str) -> Position
 def _swiglu_ratio(dim: int, hidden: int) -> float:
     """An mlp_ratio for a SwiGLU of `hidden` channels, which are two thirds of width times ratio."""
     near = range(3 * hidden // 2 - 1, 3 * hidden // 2 + 3)
-    # Of several ratios that fit, the one with the smallest denominator.
+    # If several ratios fit, the one with the smallest denominator is used.
     for full in sorted(near, key=lambda full: Fraction(full, dim).denominator):
         if int(2 / 3 * full) == hidden:
             return mlp_ratio(full, dim)
@@ -294,7 +294,7 @@ def _swiglu_ratio(dim: int, hidden: int) -> float:
 
 
 def _scalar_statistics(mean: float | None, std: float | None, tokenizer: str | None) -> tuple[Tensor, Tensor] | None:
-    """Mean and std as given, or from the tokenizer's published options; None without either."""
+    """The given mean and std, or those of the tokenizer's published options; None without either."""
     if tokenizer is not None:
         options = published_options(Path(tokenizer))
         if not {"vq_mean", "vq_std"} <= options.keys():
@@ -313,7 +313,7 @@ def _scalar_statistics(mean: float | None, std: float | None, tokenizer: str | N
 
 def _shape_checked(values: State, name: str, config: LightningDiTConfig, source: str) -> Tensor:
     if name not in values or values[name].numel() != config.token_dim:
-        raise WeightsError(f"{source}: expected {name} with {config.token_dim} numbers, one a channel")
+        raise WeightsError(f"{source}: expected {name} with {config.token_dim} numbers, one per channel")
     return values[name].float().flatten()
 
 

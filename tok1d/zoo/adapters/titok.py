@@ -138,7 +138,7 @@ def from_published(state: Mapping[str, Tensor]) -> tuple[State, list[str]]:
         else:
             (ignored if name.startswith(UNUSED) else strange).append(name)
     if strange:
-        raise WeightsError(f"published weights: {listing(strange)} are no part of a TiTok; is this the right format?")
+        raise WeightsError(f"published weights: {listing(strange)} are not part of a TiTok; is this the right format?")
     return renamed, ignored
 
 
@@ -197,7 +197,7 @@ def convert_titok(
         raise WeightsError(f"{path}: config.json says is_legacy={options['is_legacy']}, the weights say {legacy}")
     config = (_legacy_config if legacy else _config)(state, options, heads, l2)
     if quantizer_weight is not None and not legacy:
-        raise WeightsError(f"{path}: quantizer_weight: only for two-stage models, this one has one stage")
+        raise WeightsError(f"{path}: quantizer_weight: expected none, because this model has one stage and not two")
     _compare(config, options, str(path))
     model = LegacyTiTok(config) if isinstance(config, LegacyTiTokConfig) else TiTok(config)
     fill_model(model, state, _published_names(model), str(path))
@@ -213,7 +213,8 @@ def _published_name(name: str) -> str:
 
 
 def _read_options(path: Path) -> Options:
-    """The tokenizer's options in the nested config.json beside the weights, with "losses"; empty without a file."""
+    """The tokenizer's options, and "losses", in the nested config.json next to the weights; {"losses": {}} without
+    one."""
     options = content = published_options(path)
     for key in ("model", "vq_model"):
         inner = options.get(key)

@@ -14,7 +14,8 @@ from tok1d.diffusion.solver import Field
 
 
 def first_channels(guided: Field, conditional: Field, channels: int = 3) -> Field:
-    """LightningDiT's guidance of the first channels of x (B, K, D); the others have the conditional prediction."""
+    """LightningDiT's guidance of the first `channels` of x (B, K, D) only; other channels use the conditional
+    prediction."""
 
     def field(x: Tensor, t: Tensor) -> Tensor:
         return torch.cat([guided(x, t)[..., :channels], conditional(x, t)[..., channels:]], dim=-1)
@@ -38,13 +39,14 @@ def heun_held(field_at: Callable[[float], Field], x: Tensor, times: Tensor) -> T
 
 
 def llamagen_guidance(scale: float, cfg_interval: int, num_tokens: int) -> Guidance:
-    """LlamaGen's options: with -1 all tokens are guided, else the first `cfg_interval` + 2."""
+    """LlamaGen's guidance options: cfg_interval=-1 guides all tokens, n >= 0 the first n + 2."""
     end = 1.0 if cfg_interval < 0 else (cfg_interval + 1) / num_tokens
     return Guidance(scale, (0.0, end))
 
 
 def maskgit_guidance(scale: float, decay: str, power: float = 3.0) -> Guidance:
-    """The options of TiTok's MaskGIT: 0 is off for "constant" and "linear" scales, 1 for "power-cosine" ones."""
+    """TiTok's guidance options for MaskGIT: no guidance is scale 0 with "constant" and "linear", 1 with
+    "power-cosine"."""
     schedules: dict[str, Schedule] = {"constant": "constant", "linear": "linear", "power-cosine": "power_cosine"}
     schedule = schedules[decay]
     return Guidance(scale if schedule == "power_cosine" else scale + 1, schedule=schedule, power=power)

@@ -167,7 +167,7 @@ class LegacyDecoder(MaskDecoder, ImageDecoder):
         return (logits.softmax(-1) @ self.codebook).transpose(1, 2).unflatten(2, grid)
 
     def decode(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
-        """Tokens (B, L, C) -> pixels (B, channels, H, W) of a size (H, W), in [0, 1] up to their error.
+        """Tokens (B, L, C) -> pixels (B, channels, H, W) of a size (H, W), nominally in [0, 1].
 
         Raises:
             InputError: a size that the patches do not divide, or a decoder of stage one, which has no pixels.
@@ -246,7 +246,7 @@ class LegacyTiTok(DeterministicTokenizer):
         """One forward pass of stage two: encoder and bottleneck are frozen, both decoders are trained.
 
         Returns:
-            The reconstruction (B, C, H, W), in [0, 1] up to its error and not clamped; the decoder's input (B, L, C);
+            The reconstruction (B, C, H, W), nominally in [0, 1], not clamped; the decoder's input (B, L, C);
             the scalar "loss_reconstruction", the mean squared error.
 
         Raises:

@@ -47,7 +47,7 @@ def read_config(path: str, base: Path | None = None) -> Mapping[str, Any]:
         file = _hub_config(path) if found is None else found / "config.json"
         config = json.loads(file.read_text())
     except Exception as error:
-        where = "not on this machine, and the hub gives none" if found is None else "no diffusers folder"
+        where = "found neither on this machine nor on the hub" if found is None else "no diffusers folder"
         raise WeightsError(
             f"autoencoder {path}: {where} ({reason_of(error)}); expected a folder or hub name of an AutoencoderKL"
         ) from None

@@ -30,7 +30,7 @@ def classifier_network(name: str, *, pretrained: bool) -> nn.Module:
         return timm.create_model(name, pretrained=pretrained)
     except Exception as error:  # of the network, the hub or the disk: timm passes on what its libraries raise
         raise WeightsError(
-            f"classifier {name}: timm could not make it ({reason_of(error)}); without a network give "
+            f"classifier {name}: timm could not create it ({reason_of(error)}); without internet access give "
             "classifier_weights=FILE"
         ) from None
 

@@ -83,7 +83,9 @@ def _own_teacher(name: str, weights: str | None, image_size: int) -> Teacher:
             "got a tokenizer or generator without features of patches"
         )
     if weights is not None:
-        raise ConfigError(f"teacher {name}: a tok1d model holds its weights, got others; leave them out")
+        raise ConfigError(
+            f"teacher {name}: expected no weights, because a tok1d model contains its own; leave them out"
+        )
     if config.image_size != image_size:
         raise ConfigError(
             f"teacher {name}: its images have {config.image_size} pixels a side, got image_size={image_size}; "
@@ -126,7 +128,7 @@ def _timm_teacher(name: str, weights: str | None, image_size: int) -> Teacher:
         vit = None
     except Exception as error:  # of the network, the hub or the disk: timm passes on what its libraries raise
         raise WeightsError(
-            f"teacher {name}: timm could not make it ({reason_of(error)}); without a network give weights=FILE"
+            f"teacher {name}: timm could not create it ({reason_of(error)}); without internet access give weights=FILE"
         ) from None
     if not hasattr(vit, "num_prefix_tokens"):
         raise ConfigError(f"teacher {name}: expected a vision transformer of timm, got a network of another kind")
