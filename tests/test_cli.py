@@ -180,7 +180,7 @@ def test_wrong_models_and_devices_are_one_line(fails: Callable[..., str], models
     assert "expected a model folder with config.json" in fails("generate", photos, *out)
     assert "tok1d convert" in fails("generate", models / "weights.pkl", *out)
     assert "expected a tokenizer, this is the model epsilon_llamagen" in fails("reconstruct", generator, photos, *out)
-    assert "needs a generator's model folder" in fails("generate", tokenizer, *out)
+    assert "expected the model folder of a generator" in fails("generate", tokenizer, *out)
     assert "device 'abacus' is not usable here" in fails("generate", generator, *out, "--device", "abacus")
     for device in ("meta", "hpu", "cuda:99"):
         assert f"device {device!r} is not usable" in fails("reconstruct", tokenizer, photos, *out, "--device", device)
@@ -331,7 +331,7 @@ def test_the_whole_chain(
 
     ok("train", tiny("tokenizer", out=tokenizer_run, seed=5), "--overwrite")
     assert store.load(tokenizer_run / "model").card.seed == 5
-    assert "trained on tokenizer" in fails("generate", generator_run / "model", "--out", tmp_path / "x")
+    assert "trained on a tokenizer" in fails("generate", generator_run / "model", "--out", tmp_path / "x")
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(

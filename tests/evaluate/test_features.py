@@ -241,7 +241,7 @@ def test_a_file_of_another_network_is_no_inception(tmp_path: Path) -> None:
             return print, ("code from a weight file ran",)
 
     torch.save({"fc.weight": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(WeightsError, match=r"holds a .*print; of a pickle"):
+    with pytest.raises(WeightsError, match=r"contains a .*print; a pickle can run code"):
         open_network(f"inception:{tmp_path / 'evil.pth'}")
 
 

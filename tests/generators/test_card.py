@@ -401,7 +401,7 @@ def test_bad_input_is_told_in_one_line(call: Callable[[CARD], Any], message: str
     ("changes", "message"),
     [
         ({"heads": 5}, r"^heads: 5 does not divide dim 12$"),
-        ({"heads": 4, "positions": "rope1d"}, r"^heads: rotary positions need an even width of a head, got 3$"),
+        ({"heads": 4, "positions": "rope1d"}, r"^heads: expected an even head width for rotary positions, got 3$"),
         (
             {"head": replace(HEAD, objective="ddpm")},
             r"^head\.objective: .*expected interpolant, got ddpm$",

@@ -328,9 +328,9 @@ def test_bad_input_is_told_in_one_line(call: Call, message: str) -> None:
     [
         ({"heads": 3}, "heads: 3 does not divide dim 16"),
         ({"kv_heads": 3}, "kv_heads: 3 does not divide heads 4"),
-        ({"num_tokens": 128, "rope": "2d"}, "rope: 2d needs a square number of tokens, got 128; take 1d"),
-        ({"heads": 16}, "rope: 1d needs heads of a multiple of 2, not 1"),
-        ({"heads": 8, "rope": "2d"}, "rope: 2d needs heads of a multiple of 4, not 2"),
+        ({"num_tokens": 128, "rope": "2d"}, "rope: expected a square number of tokens for 2d, got 128; use rope=1d"),
+        ({"heads": 16}, "rope: 1d needs a head width that is a multiple of 2, got 1"),
+        ({"heads": 8, "rope": "2d"}, "rope: 2d needs a head width that is a multiple of 4, got 2"),
     ],
 )
 def test_contradictions_of_a_configuration(changes: dict[str, Any], message: str) -> None:

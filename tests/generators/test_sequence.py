@@ -271,10 +271,10 @@ def test_lognormal_times_make_the_ratio_of_tokens_to_noise_lognormal(path: str) 
 def test_bad_requests_are_told_in_one_line() -> None:
     model = build("sit")
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"cond": torch.tensor([5])}, "class ids lie in 0..4, got 5..5"),
+        ({"cond": torch.tensor([5])}, "class ids: expected 0..4, got 5..5"),
         ({"cond": torch.tensor([0.5])}, "class ids"),
         ({}, "a condition, or num"),
-        ({"num": 1, "length": 2}, "all 4 tokens at once, got 2"),
+        ({"num": 1, "length": 2}, "all tokens at once, got 2"),
         ({"num": 1, "sampler": "ddim"}, "'sde', 'euler' or 'heun'"),
         ({"num": 1, "steps": 0}, "steps: expected a finite number >= 1"),
         ({"num": 1, "guidance": Guidance(2.0, schedule="linear")}, "no schedule"),
@@ -282,7 +282,7 @@ def test_bad_requests_are_told_in_one_line() -> None:
     for arguments, message in cases:
         with pytest.raises(InputError, match=message):
             model.sample(**arguments)
-    with pytest.raises(InputError, match="needs class ids"):
+    with pytest.raises(InputError, match="expected class ids"):
         build("sit", class_dropout=0.0).sample(num=1)
     with pytest.raises(ConfigError, match="guidance_free"):
         build("sit", guidance_free=True, num_classes=0)

@@ -209,7 +209,7 @@ def test_sampler_and_interval_reach_the_decoder(folders: Path, capsys: Any) -> N
     never = painted("never", "--guidance", 3, "--guidance-interval", "0.9,0.95")
     assert len({plain, heun, guided, part}) == 4 and never == plain
     for options, message in (
-        (("--sampler", "ddim"), "sampler: a flow decoder samples with 'euler' or 'heun', got 'ddim'"),
+        (("--sampler", "ddim"), "sampler: expected 'euler' or 'heun' for a flow decoder, got 'ddim'"),
         (("--guidance-interval", "0.8,0.2"), "--guidance-interval: expected two growing numbers"),
     ):
         code, err = run(capsys, *command, "--out", folders / "wrong", *options)
@@ -236,8 +236,11 @@ def test_generate_with_every_option(folders: Path, capsys: Any) -> None:
             ("--guidance-schedule", "cosine"),
             "--guidance-schedule: expected constant or linear or power_cosine, got 'cosine'",
         ),
-        (("--sampler", "ancestral"), "sampler: the head samples with 'sde', 'euler' or 'heun', got 'ancestral'"),
-        (("--decoder-solver", "ddim"), "sampler: a flow decoder samples with"),
+        (
+            ("--sampler", "ancestral"),
+            "sampler: expected 'sde', 'euler' or 'heun' for an interpolant head, got 'ancestral'",
+        ),
+        (("--decoder-solver", "ddim"), "sampler: expected 'euler' or 'heun' for a flow decoder"),
         (("--guidance-interval", "0.2,0.8"), "no interval and no weak_model"),
         (("--unconditional",), "--classes: --unconditional samples without classes"),
     ):
@@ -282,8 +285,8 @@ def test_whole_sequences_are_drawn_with_their_own_options(whole: Path, capsys: A
         (("--decoder-steps", 3), "--decoder-steps: this tokenizer's decoder is deterministic, leave it out; got 3"),
         (("--decoder-guidance", 2), "--decoder-guidance: this tokenizer's decoder is deterministic"),
         (("--decoder-sampler", "heun"), "--decoder-sampler: this tokenizer's decoder is deterministic"),
-        (("--sampler", "ddim"), "sampler: this model samples with 'sde', 'euler' or 'heun', got 'ddim'"),
-        (("--weak-model", whole / "tokenizer"), "weak model: expected an earlier or smaller one with name=sit"),
+        (("--sampler", "ddim"), "sampler: expected 'sde', 'euler' or 'heun' for this model, got 'ddim'"),
+        (("--weak-model", whole / "tokenizer"), "weak model: expected an earlier or smaller model with name=sit"),
     ):
         code, err = run(capsys, *command, "--out", whole / "wrong", *options)
         assert code == 2 and message in err and err.count("\n") == 1, err

@@ -103,7 +103,7 @@ def test_full_attention_is_permutation_equivariant_and_causal_is_not() -> None:
 
 
 def test_heads_must_divide_the_width() -> None:
-    with pytest.raises(ValueError, match="10 is not a multiple of its 4 heads"):
+    with pytest.raises(ValueError, match="multiple of 4 heads, got 10"):
         Attention(10, 4)
 
 

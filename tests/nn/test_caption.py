@@ -54,7 +54,7 @@ def test_dropped_captions_are_null() -> None:
 
 
 def test_none_needs_a_null_condition() -> None:
-    with pytest.raises(InputError, match="trained without class dropout: it needs captions"):
+    with pytest.raises(InputError, match="expected captions, because"):
         checked_cond(Captions(E, T, 0.0), None, 2, CPU)
     assert checked_cond(Captions(E, T, 0.0, null_row=True), None, 2, CPU).shape == (2, T, E)
     # A blank caption among others has something to stand for it all the same.

@@ -36,7 +36,7 @@ def test_patches_are_row_major() -> None:
 
 
 def test_patches_must_divide_the_image() -> None:
-    with pytest.raises(ValueError, match=r"\(6, 7\) pixels does not divide into patches of 2"):
+    with pytest.raises(ValueError, match=r"multiples of patch 2, got \(6, 7\)"):
         PatchEmbed(2, 1, 4)(torch.zeros(1, 1, 6, 7))
 
 

@@ -76,7 +76,7 @@ def test_a_subclass_encodes_decodes_and_trains() -> None:
     model.losses((images,), 0.0)["loss_reconstruction"].backward()
     assert all(parameter.grad is not None for name, parameter in model.named_parameters() if "decoder.head" in name)
     assert torch.equal(model.last_weight, model.decoder.head.proj.weight)
-    with pytest.raises(InputError, match=r"^posterior: expected a tokenizer with a KL bottleneck, this has Plain"):
+    with pytest.raises(InputError, match=r"^posterior: expected a tokenizer with a KL bottleneck, got Plain"):
         model.posterior(images)
 
 

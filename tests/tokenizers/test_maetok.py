@@ -124,7 +124,7 @@ def test_captions_must_be_there(images: Tensor) -> None:
 
 def test_a_teacher_of_another_width_is_told(images: Tensor) -> None:
     model = tokenizer(auxiliary=[{**TEACHER, "dim": 6}]).train()
-    with pytest.raises(ConfigError, match="features of width 5, set dim to that, got 6"):
+    with pytest.raises(ConfigError, match="dim: expected 5, the feature width of .*, got 6"):
         model.losses((images,), 0.0)
 
 
@@ -212,8 +212,8 @@ def test_patches_as_tokens(images: Tensor) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 25}, "steps: this decoder is a single forward pass, expected none, got 25"),
-        ({"guidance": 2.0}, "guidance: this decoder is deterministic, expected 1, got 2.0"),
+        ({"steps": 25}, "steps: expected none, because this decoder is a single forward pass, got 25"),
+        ({"guidance": 2.0}, "guidance: expected 1, because this decoder is deterministic, got 2.0"),
         ({"keep": 3}, "keep: these tokens are not ordered, so all 6 are needed, got 3"),
         ({"size": 18}, "multiples of 4 .*got 18x18"),
     ],

@@ -40,8 +40,8 @@ def test_ways_to_say_how_many() -> None:
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
-        (9, "keep must lie in 0..8 (this model has 8 tokens), got 9"),
-        (-1, "keep must lie in 0..8 (this model has 8 tokens), got -1"),
+        (9, "keep: expected 0..8, the number of tokens, got 9"),
+        (-1, "keep: expected 0..8, the number of tokens, got -1"),
         (torch.tensor([1, 12, 3]), "got 12"),
         (torch.tensor([1, 2]), "a tensor of ints of shape (3,), got shape (2,)"),
         (torch.tensor([1.9, 2.0, 3.0]), "ints of shape (3,), got shape (3,) of torch.float32"),

@@ -376,9 +376,9 @@ def test_pixels_are_a_round_trip(images: Tensor) -> None:
 Call = Callable[[Semanticist, Tensor, Tensor], Any]
 
 BAD_CALLS: list[tuple[str, Call, str]] = [
-    ("keep above", lambda m, x, z: m.decode(z, keep=K + 1), "keep must lie in 0..4"),
-    ("keep above the prefix", lambda m, x, z: m.decode(z[:, :2], keep=3), "keep must lie in 0..2"),
-    ("keep below", lambda m, x, z: m.decode(z, keep=-1), "keep must lie in 0..4"),
+    ("keep above", lambda m, x, z: m.decode(z, keep=K + 1), "keep: expected 0..4"),
+    ("keep above the prefix", lambda m, x, z: m.decode(z[:, :2], keep=3), "keep: expected 0..2"),
+    ("keep below", lambda m, x, z: m.decode(z, keep=-1), "keep: expected 0..4"),
     ("keep of another batch", lambda m, x, z: m.decode(z, keep=torch.ones(2).long()), "shape (3,), got shape (2,)"),
     ("too many tokens", lambda m, x, z: m.decode(z.repeat(1, 2, 1)), "(B, at most 4, 3), got (3, 8, 3)"),
     ("wide tokens", lambda m, x, z: m.decode(z.repeat(1, 1, 2)), "(B, at most 4, 3), got (3, 4, 6)"),

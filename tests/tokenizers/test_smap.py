@@ -259,12 +259,22 @@ def test_other_image_sizes(images: Tensor) -> None:
 @pytest.mark.parametrize(
     ("tokens", "cond", "options", "message"),
     [
-        ((2, N, 4), LABELS[:2], {"steps": 25}, "steps: this decoder is a single forward pass, expected none, got 25"),
-        ((2, N, 4), LABELS[:2], {"guidance": 2.0}, "guidance: this decoder is deterministic, expected 1, got 2.0"),
-        ((2, N, 4), LABELS[:2], {"keep": 7}, r"keep must lie in 0\.\.6"),
-        ((2, 3, 4), LABELS[:2], {"keep": 4}, r"keep must lie in 0\.\.3"),
+        (
+            (2, N, 4),
+            LABELS[:2],
+            {"steps": 25},
+            "steps: expected none, because this decoder is a single forward pass, got 25",
+        ),
+        (
+            (2, N, 4),
+            LABELS[:2],
+            {"guidance": 2.0},
+            "guidance: expected 1, because this decoder is deterministic, got 2.0",
+        ),
+        ((2, N, 4), LABELS[:2], {"keep": 7}, r"keep: expected 0\.\.6"),
+        ((2, 3, 4), LABELS[:2], {"keep": 4}, r"keep: expected 0\.\.3"),
         ((2, N + 1, 4), LABELS[:2], {}, r"expected tokens of shape \(B, at most 6, 4\), got \(2, 7, 4\)"),
-        ((2, N, 4), torch.tensor([0, 5]), {}, r"class ids lie in 0\.\.4, got 0\.\.5"),
+        ((2, N, 4), torch.tensor([0, 5]), {}, r"class ids: expected 0\.\.4, got 0\.\.5"),
         ((2, N, 4), torch.zeros(2), {}, r"expected class ids \(B,\) of integers"),
     ],
 )

@@ -180,8 +180,8 @@ def test_other_image_sizes_resample_the_positions() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 25}, "steps: this decoder is a single forward pass, expected none, got 25"),
-        ({"guidance": 2.0}, "guidance: this decoder is deterministic, expected 1, got 2.0"),
+        ({"steps": 25}, "steps: expected none, because this decoder is a single forward pass, got 25"),
+        ({"guidance": 2.0}, "guidance: expected 1, because this decoder is deterministic, got 2.0"),
         ({"keep": 3}, "keep: these tokens are not ordered, so all 6 are needed, got 3"),
         ({"size": 18}, "multiples of 4 .*got 18x18"),
     ],

@@ -111,7 +111,7 @@ def test_tokens_that_are_no_samples_are_refused(tiny: Tiny, tmp_path: Path, fash
         build_task(load_recipe(path, ["sample_latents=true", f"out={tmp_path / 'run'}"]))
     with pytest.raises(ConfigError, match=r"^sample_latents: only generators read it"):
         load_recipe(tiny("maetok"), ["sample_latents=true"])
-    with pytest.raises(InputError, match="posterior: expected a tokenizer with a KL bottleneck, this has Plain"):
+    with pytest.raises(InputError, match="posterior: expected a tokenizer with a KL bottleneck, got Plain"):
         encode_batch(model, torch.zeros(1, 1, 32, 32), None, 4, moments=True)
     out = tmp_path / "cache"
     assert cli.run(["encode", str(tmp_path / "model"), "fashion_mnist", "--out", str(out), "--moments"]) == 2

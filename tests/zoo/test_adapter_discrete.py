@@ -99,7 +99,7 @@ def test_llamagen_files_that_do_not_fit(tmp_path: Path) -> None:
     assert "attention heads of width 16: give heads=" in fails(state, heads=None)
     assert "rope: 2d needs a square number of tokens, got 8" in fails(state, num_tokens=8)
     table = {"freqs_cis": torch.zeros(5, 4, 2)}
-    assert "freqs_cis is of 4 tokens, expected num_tokens=4, got 9" in fails({**state, **table})
+    assert "freqs_cis has 4 tokens, expected num_tokens=4, got 9" in fails({**state, **table})
     assert "weights not part of this model: 1 (vision.proj)" in fails({**state, "vision.proj": torch.zeros(1)})
     without = {name: value for name, value in state.items() if name != "layers.1.attention.wo.weight"}
     assert "weights missing: 1 (layers.1.attention.wo.weight)" in fails(without)

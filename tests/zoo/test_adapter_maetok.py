@@ -113,10 +113,10 @@ def test_wrappers_of_names_are_stripped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "change", "message"),
     [
-        ({}, {}, "do not tell the attention heads of width 16: give encoder_heads"),
+        ({}, {}, "do not determine the attention heads of width 16: give encoder_heads"),
         ({"heads": 2}, {"quant_conv.weight": None}, "quant_conv.weight"),
         ({"heads": 2}, {"encoder.model.patch_embed.proj.weight": None}, "convolutional ones are not supported"),
-        ({"heads": 2, "to_pixel": "siren"}, {}, "to_pixel=siren decodes no images"),
+        ({"heads": 2, "to_pixel": "siren"}, {}, "to_pixel: expected linear or conv, got siren"),
         ({"heads": 2, "rope_theta": "ten"}, {}, 'rope_theta: expected a number, got "ten"'),
         ({"heads": 2, "base_image_size": [32, 32]}, {}, "base_image_size: expected a number"),
     ],
@@ -152,7 +152,7 @@ def test_what_a_lone_softvq_file_does_not_tell_can_be_given(tmp_path: Path, caps
     torch.testing.assert_close(found.encode(image), model.encode(image))
     assert not torch.allclose(bare.encode(image), model.encode(image), atol=1e-3)
     publish(tokenizer(), tmp_path)
-    with pytest.raises(WeightsError, match="tau: only for a SoftVQ bottleneck, this one is plain"):
+    with pytest.raises(WeightsError, match="tau: expected none, because the bottleneck is plain"):
         convert_tokenizer(tmp_path, **given)
 
 

@@ -225,7 +225,7 @@ def test_a_converted_generator_knows_its_tokenizer(tmp_path: Path, capsys: pytes
     refused = [str(tmp_path / "other") if word == str(tmp_path / "ar") else word for word in command]
     for name, message in {
         "fashion-mnist-maetok": "num_tokens: these tokens have no order, expected all 16, got 8",
-        "fashion-mnist-sit": "--tokenizer: expected a tokenizer, fashion-mnist-sit is the model sit",
+        "fashion-mnist-sit": "--tokenizer: expected a tokenizer, got fashion-mnist-sit, a sit",
     }.items():
         assert cli.run([*refused, "--tokenizer", name]) == 2
         told = capsys.readouterr().err

@@ -261,7 +261,7 @@ def test_what_only_training_reads_is_listed(tmp_path: Path, capsys: pytest.Captu
             r"missing: 1 \(pixel_decoder.up.2.upsample_conv.bias\)",
         ),
         ("legacy", {"pixel_quantize.embedding.weight": None}, "pixel_quantize.embedding.weight is missing"),
-        ("vq", {"decoder.surprise": torch.zeros(1)}, r"1 \(decoder.surprise\) are no part of a TiTok"),
+        ("vq", {"decoder.surprise": torch.zeros(1)}, r"1 \(decoder.surprise\) are not part of a TiTok"),
         ("vq", {"pixel_decoder.conv_in.bias": torch.zeros(1)}, r"1 \(pixel_decoder.conv_in.bias\) are no part"),
         ("vq", {"encoder.transformer.7.ln_1.bias": torch.zeros(16)}, "weights missing: .*encoder.transformer"),
         ("vq", {"decoder.mask_token": torch.zeros(1, 1, 5)}, "1 weights of another shape.*: decoder.mask_token"),
@@ -281,8 +281,8 @@ def test_a_file_that_does_not_fit_is_one_line(
     ("options", "message"),
     [
         ({"is_legacy": True}, "config.json says is_legacy=True, the weights say False"),
-        ({"num_latent_tokens": 32}, "config.json says num_latent_tokens=32, the weights are of 5"),
-        ({"codebook_size": 4096}, "config.json says codebook_size=4096, the weights are of 7"),
+        ({"num_latent_tokens": 32}, "config.json says num_latent_tokens=32, but the weights have 5"),
+        ({"codebook_size": 4096}, "config.json says codebook_size=4096, but the weights have 7"),
     ],
 )
 def test_a_configuration_of_another_model_is_told(tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -295,7 +295,7 @@ def test_a_configuration_of_another_model_is_told(tmp_path: Path, options: dict[
 
 def test_unknown_widths_need_their_heads(tmp_path: Path) -> None:
     publish(tokenizer("vq"), tmp_path)
-    with pytest.raises(WeightsError, match="do not tell the attention heads of width 16: give encoder_heads"):
+    with pytest.raises(WeightsError, match="do not determine the attention heads of width 16: give encoder_heads"):
         convert_titok(tmp_path)
     with pytest.raises(WeightsError, match=r"encoder\.heads|heads: 5 does not divide dim 16"):
         convert_titok(tmp_path, encoder_heads=5, decoder_heads=3)
@@ -331,7 +331,7 @@ def test_the_weight_of_the_bottleneck_in_stage_one(tmp_path: Path) -> None:
     for name in ("loss_vq", "loss_commit"):
         assert 2 * half[name] == whole[name] > 0 == none[name]
     publish(tokenizer("vq"), tmp_path)
-    with pytest.raises(WeightsError, match="quantizer_weight: only for two-stage models"):
+    with pytest.raises(WeightsError, match="quantizer_weight: expected none, because this model has one stage"):
         convert_titok(tmp_path, **HEADS, quantizer_weight=0.5)
 
 

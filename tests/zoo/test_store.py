@@ -260,7 +260,7 @@ def test_only_models_and_empty_folders_are_replaced(build, tmp_path: Path, monke
     (tmp_path / "thesis" / "chapter.tex").write_text("mine")
     (tmp_path / "file").write_text("mine")
     for name in ("thesis", "file"):
-        refused("something else than a model", tmp_path / name, lambda f: store.save_model(build(), f, Card()))
+        refused("expected a model folder or no folder", tmp_path / name, lambda f: store.save_model(build(), f, Card()))
     assert (tmp_path / "thesis" / "chapter.tex").exists() and (tmp_path / "file").read_text() == "mine"
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
@@ -290,9 +290,9 @@ def test_a_pair_is_found_from_either_side_and_after_a_move(pair: tuple[Path, Pat
 def test_a_pair_that_does_not_fit_is_refused_by_fingerprint(pair: tuple[Path, Path], build) -> None:
     other = build("tokenizer", seed=7)
     store.save_model(other, pair[1], Card())
-    message = refused("trained on tokenizer", pair[0], store.load_pair)
+    message = refused("trained on a tokenizer", pair[0], store.load_pair)
     assert fingerprint(other) in message and fingerprint(build("tokenizer")) in message
-    refused("is a semanticist; generate needs a generator", pair[1], store.load_pair)
+    refused("expected the model folder of a generator, got a semanticist", pair[1], store.load_pair)
     shutil.rmtree(pair[1])
     refused(r"no model '\.\./tokenizer'", pair[0], store.load_pair)
 

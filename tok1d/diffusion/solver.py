@@ -31,7 +31,7 @@ def time_grid(steps: int, *, shift: float = 1.0, end: float = 1.0, device: torch
         InputError: fewer than 1 step.
     """
     if steps < 1:
-        raise InputError(f"steps: expected at least 1, got {steps}")
+        raise InputError(f"sampler: expected at least 1 step, got {steps}")
     s = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     # 1 - shift s / (1 + (shift - 1) s), rearranged so that both ends are exact: a first time of -2e-16 would lie
     # outside of a guidance interval.
@@ -131,7 +131,7 @@ def sde_times(steps: int, *, last_step: float = 0.04, device: torch.device | Non
         InputError: fewer than 2 steps.
     """
     if steps < 2:
-        raise InputError(f"steps: expected at least 2 for sampler=sde, got {steps}")
+        raise InputError(f"sampler=sde: expected at least 2 steps, got {steps}")
     return torch.linspace(0, 1 - last_step, steps, device=device)
 
 

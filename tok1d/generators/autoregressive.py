@@ -48,8 +48,7 @@ class HeadGenerator(CausalGenerator):
         return states + self.head_positions[:, first : first + states.shape[1]]
 
     def hidden(self, tokens: Tensor, cond: Tensor) -> Tensor:
-        """The head's conditions (B, k, dim) of normalised tokens (B, k, D), 1 <= k <= K; row i depends on tokens < i
-        only."""
+        """Conditions (B, k, dim) of the head for normalised tokens (B, k, D), 1 <= k <= K; row i uses tokens < i."""
         # The state of the last token conditions nothing, so it is not computed.
         return self(tokens[:, :-1], cond)
 

@@ -105,8 +105,7 @@ class Generator(nn.Module):
 
     @abstractmethod
     def evaluated_networks(self, guidance: Guidance) -> list[nn.Module]:
-        """The modules whose calls are counted as network evaluations in sampling, one evaluation per row of the
-        input."""
+        """The modules whose calls count as network evaluations in sampling, one evaluation per input row."""
 
     @abstractmethod
     def resolved_settings(self, settings: SampleSettings) -> dict[str, object]:
@@ -169,8 +168,7 @@ class Generator(nn.Module):
         return checked_cond(self.label_embed, cond, batch, self.device)
 
     def training_cond(self, cond: Tensor | None, batch: int) -> Tensor:
-        """As `check_cond` for a training step: some conditions, chosen at random, are replaced by the null
-        condition."""
+        """As `check_cond` for a training step: some conditions, chosen at random, become the null condition."""
         return training_cond(self.label_embed, cond, batch, self.device)
 
     def check_length(self, length: int | None) -> int:

@@ -87,7 +87,7 @@ class CARDConfig:
             raise ConfigError(f"heads: expected an even head width for rotary positions, got {self.dim // self.heads}")
         if self.head.objective != "interpolant":
             raise ConfigError(
-                f"head.objective: expected interpolant, because CARD's head predicts a velocity, got {self.head.objective}"
+                f"head.objective: expected interpolant, because CARD predicts velocities, got {self.head.objective}"
             )
 
 
@@ -117,8 +117,7 @@ class CARD(NormalisedTokens, HeadGenerator):
         self.norm = RMSNorm(dim)
         self.head_positions = nn.Parameter(torch.randn(1, length, dim) * 0.02)
         init_llama(self)
-        # Xavier keeps class vectors at the scale of the table's rows; weights with std 0.02 would make them far
-        # smaller.
+        # Xavier keeps class vectors at the scale of the table's rows; std 0.02 would make them far smaller.
         nn.init.xavier_uniform_(self.label_embed.proj.weight)
         self.modulations.zero_init()
         # Made after `init_llama`, because the head has its own initialisation.

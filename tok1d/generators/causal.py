@@ -62,8 +62,7 @@ class CausalGenerator(Generator):
 
     @abstractmethod
     def embed(self, x: Tensor, start: int, attends: list[Attend]) -> tuple[Tensor, list[Attend]]:
-        """Add positions from `start` on to inputs (B, L, dim), or to the attention of every block if they are
-        rotary."""
+        """Add positions from `start` on to inputs (B, L, dim), or to every block's attention if they are rotary."""
 
     @abstractmethod
     def outputs(self, states: Tensor, first: int) -> Tensor:
@@ -78,8 +77,7 @@ class CausalGenerator(Generator):
         """The function that samples every token of a call of `sample`."""
 
     def run(self, x: Tensor, start: int, attends: list[Attend], context: Context, *, skip: int = 0) -> Tensor:
-        """Inputs (B, L, dim) at positions from `start` on -> states (B, L - skip, dim), without the first `skip`
-        positions."""
+        """Inputs (B, L, dim) at positions from `start` on -> states (B, L - skip, dim), the first `skip` left out."""
         x, attends = self.embed(x, start, attends)
         for i, (block, attend) in enumerate(zip(self.blocks, attends)):
             x = block(x, attend) if context.modulations is None else block(x, attend, parts=context.modulations[i])

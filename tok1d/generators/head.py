@@ -253,7 +253,7 @@ class DiffusionHead(nn.Module):
             # A chain of one step would keep the cleanest step and return noise.
             chain = self.chain.respace(steps)
             if len(chain) < 2 or (isinstance(steps, Integral) and steps < 2):  # "0" means all steps to `respace`
-                raise InputError(f"steps: expected at least 2 for a DDPM head, got {steps}")
+                raise InputError(f"DDPM head: expected at least 2 steps, got {steps}")
             return SamplingTable(self.net, torch.tensor(chain.step_map, device=device))
         if not isinstance(steps, Integral):
             raise InputError(f"steps: expected a number for sampler={sampler}, got {steps!r}")

@@ -84,9 +84,8 @@ class LlamaGenConfig:
             raise ConfigError(f"rope: expected a square number of tokens for 2d, got {self.num_tokens}; use rope=1d")
         pairs = {"1d": 2, "2d": 4, "none": 1}[self.rope]
         if self.dim // self.heads % pairs:
-            raise ConfigError(
-                f"rope: expected a head width that is a multiple of {pairs} for {self.rope}, got {self.dim // self.heads}"
-            )
+            width = self.dim // self.heads
+            raise ConfigError(f"rope: {self.rope} needs a head width that is a multiple of {pairs}, got {width}")
 
 
 def rotary_table(config: LlamaGenConfig) -> tuple[Tensor, Tensor]:

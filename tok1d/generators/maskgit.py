@@ -167,12 +167,14 @@ class MaskGIT(Generator):
         return self.config.guidance_power
 
     def mask(self, ids: Tensor, *, time: Tensor | None = None, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Mask round(K mask_ratio(time)) ids of each row (B, K), at least 1. Returns ids, and (B, K) bool, True where
-        masked.
+        """Mask round(K mask_ratio(time)) of the ids (B, K) in each row, at least 1.
 
         Args:
             time: (B,) in [0, 1]; None: uniform random ones.
             order: (B, K); positions with the smallest numbers are masked; None: uniform random numbers.
+
+        Returns:
+            The ids (B, K) with `mask_id` where masked, and (B, K) bool, True where masked.
         """
         time = torch.rand(len(ids), device=ids.device) if time is None else time
         order = torch.rand(ids.shape, device=ids.device) if order is None else order
@@ -181,8 +183,7 @@ class MaskGIT(Generator):
         return torch.where(masked, self.mask_id, ids), masked
 
     def loss(self, logits: Tensor, ids: Tensor, masked: Tensor) -> Tensor:
-        """Weighted mean cross-entropy of logits (B, K, V) with smoothed targets: weight 1 where `masked` (B, K) is
-        True.
+        """Weighted mean cross-entropy of logits (B, K, V) with smoothed targets: weight 1 where `masked` (B, K).
 
         Visible ids have the weight `config.visible_weight`.
         """
@@ -192,7 +193,7 @@ class MaskGIT(Generator):
         return weighted_mean(errors, weights, shared=self.training, least=1e-8)
 
     def losses(self, batch: tuple[Tensor, Tensor | None], progress: float) -> dict[str, Tensor]:
-        """ "loss" and the "accuracy" at masked ids; batch: ids (B, K), and class ids (B,) or None."""
+        """The "loss", and the "accuracy" at masked ids; batch: ids (B, K), and class ids (B,) or None."""
         ids, cond = batch
         labels = self.training_cond(cond, len(ids))
         visible, masked = self.mask(ids)

@@ -235,7 +235,7 @@ class DiT(SequenceModel):
         """
         steps = self.config.steps if settings.steps is None else settings.steps
         if steps < 2:
-            raise InputError(f"steps: expected at least 2 for a DDPM, got {steps}")
+            raise InputError(f"steps: a DDPM needs at least 2, got {steps}")
         name, field, chain = self.sampler(settings.sampler), self.field(cond, guidance), self.chain.respace(steps)
 
         def swapped(x: Tensor, t: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class AlignmentConfig:
         """Raise ConfigError on weights without a teacher."""
         if self.weights is not None and not self.teacher:
             raise ConfigError(
-                "teacher: expected the timm name that the weights belong to, got an empty name; set it or remove weights"
+                "teacher: expected the timm name that weights belong to, got an empty name; set it or remove weights"
             )
 
 

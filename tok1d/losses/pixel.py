@@ -16,7 +16,7 @@ def mse_per_image(a: Tensor, b: Tensor) -> Tensor:
     """
     if a.shape != b.shape:
         raise DataError(
-            f"expected two image batches of the same shape, got {tuple(a.shape)} and {tuple(b.shape)}; resize one of them"
+            f"expected image batches of the same shape, got {tuple(a.shape)} and {tuple(b.shape)}; resize one of them"
         )
     # Squares of small differences underflow in half precision.
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)

@@ -101,8 +101,7 @@ class Block(nn.Module):
         self.drop2 = nn.Sequential(nn.Dropout(dropout[1]), DropPath(drop_path))
 
     def forward(self, x: Tensor, attend: Attend = full, rows: slice | None = None) -> Tensor:
-        """(B, L, dim) -> (B, L, dim), or the outputs at the positions `rows` only, for a last block whose other outputs
-        are not used."""
+        """(B, L, dim) -> (B, L, dim), or the outputs at the positions `rows` only; see `Attention.forward`."""
         branch = self.drop1(self.ls1(self.attn(self.norm1(x), attend, rows)))
         x = (x if rows is None else x[:, rows]) + branch
         return x + self.drop2(self.ls2(self.mlp(self.norm2(x))))

@@ -192,7 +192,8 @@ def checked_cond(table: Condition, cond: Tensor | None, batch: int, device: torc
 def training_cond(table: Condition, cond: Tensor | None, batch: int, device: torch.device) -> Tensor:
     """As `checked_cond` for a training step: some conditions are replaced by the null condition.
 
-    An unconditional model ignores `cond`, so that it can train on labelled data."""
+    An unconditional model ignores `cond`, so that it can train on labelled data.
+    """
     if not table.is_conditional:
         cond = None
     # Reading values from a GPU would synchronise, so they are only checked on the CPU.

@@ -77,8 +77,7 @@ class ViT(nn.Module):
         self.class_row = shape.class_token and not shape.registers
         rows = self.class_row + shape.side**2
         self.positions = nn.Parameter(torch.zeros(1, rows, dim)) if shape.absolute else None
-        # Random numbers are taken even without rotary positions, so that other initial weights do not depend on
-        # `rotation`.
+        # Sampled even without rotary positions, so that other initial weights do not depend on `rotation`.
         turns = torch.rand(depth, heads)
         mixed = shape.rotation == "mixed"
         self.freqs = nn.Parameter(mixed_frequencies(self.head_dim, turns, shape.theta)) if mixed else None

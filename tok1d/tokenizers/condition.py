@@ -70,8 +70,7 @@ class SharedCondition(nn.Module):
 
 
 class ClassCondition(SharedCondition):
-    """A table of num_classes + 1 rows that encoder and decoder share (SMAP, section 3.1); the last row is the null
-    class.
+    """A table that encoder and decoder share (SMAP, section 3.1): num_classes rows, then one for the null class.
 
     Args:
         dim, decoder_dim: see `make_sides`.

@@ -313,7 +313,7 @@ class Semanticist(nn.Module):
         field = self.field(tokens, keep, guidance or Guidance())
         if self.config.objective == "ddpm":
             if isinstance(steps, int) and steps < 2:  # the single step left would be t = 0: the output would be noise
-                raise InputError(f"steps: expected at least 2 for a DDPM decoder, got {steps}")
+                raise InputError(f"DDPM decoder: expected at least 2 steps, got {steps}")
             chain = self.chain.respace(steps)
             return ddim(field, start, chain) if sampler == "ddim" else ancestral(field, start, chain, randn)
         times = time_grid(int(steps), shift=self.config.flow.shift, device=start.device)

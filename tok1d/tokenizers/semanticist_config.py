@@ -79,7 +79,7 @@ class SemanticistConfig:
             if net.dim % net.heads:
                 raise ConfigError(f"{part}.heads: {net.heads} does not divide {part}.dim {net.dim}")
         if self.objective == "ddpm" and not 2 <= self.steps <= 1000:
-            raise ConfigError(f"steps: expected 2..1000 for a DDPM decoder, got {self.steps}")
+            raise ConfigError(f"steps: expected 2 to 1000 steps for a DDPM decoder, got {self.steps}")
         if self.normalise and self.token_dim < 2:
             raise ConfigError(
                 "token_dim: expected at least 2 channels for normalised tokens, got 1; or set normalise=false"
@@ -88,7 +88,7 @@ class SemanticistConfig:
             raise ConfigError(f"decoder.dim: expected a multiple of 4 for its position table, got {self.decoder.dim}")
         if self.decoder.align_depth > self.decoder.depth:
             raise ConfigError(
-                f"decoder.align_depth: expected at most decoder.depth={self.decoder.depth}, got {self.decoder.align_depth}"
+                f"decoder.align_depth: expected at most depth {self.decoder.depth}, got {self.decoder.align_depth}"
             )
         if self.alignment.teacher and not self.decoder.align_depth:
             raise ConfigError(

@@ -237,16 +237,19 @@ def depth_of(state: State, prefix: str = "", source: str | Path = "published wei
 def heads_of(
     given: int | None, width: int, known: Mapping[int, int], option: str, source: str | Path = "published weights"
 ) -> int:
-    """The number of attention heads: `given`, else from `known`, a map from width to heads. Weight files do not contain
-    it.
+    """The number of attention heads, which weight files do not contain: `given`, else that of `known` models.
+
+    Args:
+        known: width of the model -> number of heads.
+        option: the option that sets the number, for the message.
 
     Raises:
-        WeightsError: neither is available; the message asks for the option `option`.
+        WeightsError: neither is available.
     """
     heads = given or known.get(width)
     if heads is None:
         raise WeightsError(
-            f"{source}: the weights do not determine the attention heads for width {width}; give {option}"
+            f"{source}: the weights do not determine the attention heads of width {width}: give {option}"
         )
     return heads
 

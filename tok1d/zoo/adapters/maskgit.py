@@ -105,8 +105,7 @@ def from_published(state: Mapping[str, Tensor], source: str = "published weights
 
 
 def to_published(state: Mapping[str, Tensor]) -> State:
-    """Our names -> published ones. The positions contain the vector of token type 0, so both rows of token types are
-    zero."""
+    """Our names -> published ones; token types are zero, because our positions contain the vector of type 0."""
     uvit = "net.norm.weight" in state
     keys, rest = (UVIT if uvit else VIT), dict(state)
     words = torch.cat([rest.pop("net.token_embed.weight"), rest.pop("net.label_embed.table.weight")])

@@ -1,7 +1,7 @@
 """Published generators of whole sequences: SiT and DiT of MAETok and SoftVQ-VAE, and LightningDiT.
 
 The released SiT has noise at time 1 and tokens at time 0, the reverse of this package: if u(x, s) is its network, our
-    velocity is -u(x, 1 - t). `reverse_time` changes the weights of the first and last layer accordingly.
+velocity is -u(x, 1 - t). `reverse_time` changes the weights of the first and last layer accordingly.
 """
 
 from __future__ import annotations

@@ -213,8 +213,7 @@ def _published_name(name: str) -> str:
 
 
 def _read_options(path: Path) -> Options:
-    """The tokenizer's options, and "losses", in the nested config.json next to the weights; {"losses": {}} without
-    one."""
+    """The tokenizer's options and "losses" in the nested config.json next to the weights; empty without one."""
     options = content = published_options(path)
     for key in ("model", "vq_model"):
         inner = options.get(key)

@@ -14,8 +14,7 @@ from tok1d.diffusion.solver import Field
 
 
 def first_channels(guided: Field, conditional: Field, channels: int = 3) -> Field:
-    """LightningDiT's guidance of the first `channels` of x (B, K, D) only; other channels use the conditional
-    prediction."""
+    """LightningDiT's guidance of the first channels of x (B, K, D); others use the conditional prediction."""
 
     def field(x: Tensor, t: Tensor) -> Tensor:
         return torch.cat([guided(x, t)[..., :channels], conditional(x, t)[..., channels:]], dim=-1)
@@ -45,8 +44,7 @@ def llamagen_guidance(scale: float, cfg_interval: int, num_tokens: int) -> Guida
 
 
 def maskgit_guidance(scale: float, decay: str, power: float = 3.0) -> Guidance:
-    """TiTok's guidance options for MaskGIT: no guidance is scale 0 with "constant" and "linear", 1 with
-    "power-cosine"."""
+    """TiTok's options for MaskGIT: scale 0 is no guidance with "constant" and "linear", 1 with "power-cosine"."""
     schedules: dict[str, Schedule] = {"constant": "constant", "linear": "linear", "power-cosine": "power_cosine"}
     schedule = schedules[decay]
     return Guidance(scale if schedule == "power_cosine" else scale + 1, schedule=schedule, power=power)
