@@ -116,7 +116,7 @@ def test_prefixes_belong_to_ordered_tokens() -> None:
     ordered, unordered = TokenSpec(6, 2, ordered=True), TokenSpec(6, 2)
     assert token_counts(ordered) == [1, 2, 4, 6] and token_counts(ordered, [0, 3]) == [0, 3]
     assert token_counts(unordered) == token_counts(unordered, [6]) == [6]
-    with pytest.raises(InputError, match=r"^keep: these tokens have no order, all 6 are needed; got 3$"):
+    with pytest.raises(InputError, match=r"^keep: these tokens have no order, expected all 6, got 3$"):
         token_counts(unordered, [6, 3])
 
 

@@ -404,7 +404,7 @@ def test_bad_input_is_told_in_one_line(call: Callable[[CARD], Any], message: str
         ({"heads": 4, "positions": "rope1d"}, r"^heads: expected an even head width for rotary positions, got 3$"),
         (
             {"head": replace(HEAD, objective="ddpm")},
-            r"^head\.objective: .*expected interpolant, got ddpm$",
+            r"^head\.objective: expected interpolant, .*, got ddpm$",
         ),
     ],
 )

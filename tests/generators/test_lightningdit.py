@@ -47,11 +47,11 @@ def test_rotary_positions_alone_tell_tokens_apart() -> None:
 
 def test_positions_that_do_not_fit_are_refused() -> None:
     LightningDiTConfig(num_tokens=9, **SIZES, rotary="2d", positions="2d").check()
-    with pytest.raises(ConfigError, match="square number of tokens, got 8"):
+    with pytest.raises(ConfigError, match="expected a square number for two-dimensional positions, got 8"):
         LightningDiTConfig(num_tokens=8, **SIZES, rotary="2d").check()
     with pytest.raises(ConfigError, match="tokens need positions"):
         LightningDiTConfig(**SIZES, rotary="none").check()
-    with pytest.raises(ConfigError, match="multiple of 4 channels for rotary=2d, got 2"):
+    with pytest.raises(ConfigError, match="multiple of 4 for rotary=2d, got 2"):
         LightningDiTConfig(num_tokens=4, **{**SIZES, "heads": 8}, rotary="2d").check()
 
 

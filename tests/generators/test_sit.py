@@ -49,7 +49,7 @@ def test_positions_are_computed_and_tell_tokens_apart() -> None:
 
 def test_grid_positions_need_a_grid() -> None:
     assert position_table("2d", 8, 9).shape == (9, 8)
-    with pytest.raises(ConfigError, match="square number of tokens, got 6"):
+    with pytest.raises(ConfigError, match="expected a square number for two-dimensional positions, got 6"):
         SiTConfig(num_tokens=6, dim=8, heads=2, positions="2d").check()
     with pytest.raises(ConfigError, match="multiple of 4 for two-dimensional positions, got 6"):
         SiTConfig(num_tokens=9, dim=6, heads=2, positions="2d").check()

@@ -238,7 +238,7 @@ def test_generate_with_every_option(folders: Path, capsys: Any) -> None:
         ),
         (
             ("--sampler", "ancestral"),
-            "sampler: expected 'sde', 'euler' or 'heun' for an interpolant head, got 'ancestral'",
+            "sampler: expected 'sde', 'euler' or 'heun', got 'ancestral'",
         ),
         (("--decoder-solver", "ddim"), "sampler: expected 'euler' or 'heun' for a flow decoder"),
         (("--guidance-interval", "0.2,0.8"), "no interval and no weak_model"),
@@ -279,13 +279,13 @@ def test_whole_sequences_are_drawn_with_their_own_options(whole: Path, capsys: A
     assert drawn("never", "--guidance-interval", "0.9,0.95") == plain  # after the last step's time
     assert drawn("itself", "--weak-model", whole / "sit") == plain
     for options, message in (
-        (("--keep", 2), "keep: these tokens have no order, all 4 are needed; got 2"),
+        (("--keep", 2), "keep: these tokens have no order, expected all 4, got 2"),
         (("--decode-keep", "every"), "keep: these tokens have no order"),
         (("--guidance-schedule", "linear"), "no schedule over the tokens"),
         (("--decoder-steps", 3), "--decoder-steps: this tokenizer's decoder is deterministic, leave it out; got 3"),
         (("--decoder-guidance", 2), "--decoder-guidance: this tokenizer's decoder is deterministic"),
         (("--decoder-sampler", "heun"), "--decoder-sampler: this tokenizer's decoder is deterministic"),
-        (("--sampler", "ddim"), "sampler: expected 'sde', 'euler' or 'heun' for this model, got 'ddim'"),
+        (("--sampler", "ddim"), "sampler: expected 'sde', 'euler' or 'heun', got 'ddim'"),
         (("--weak-model", whole / "tokenizer"), "weak model: expected an earlier or smaller model with name=sit"),
     ):
         code, err = run(capsys, *command, "--out", whole / "wrong", *options)
@@ -327,7 +327,7 @@ def test_ids_are_drawn_with_their_own_options(of_ids: Path, capsys: Any) -> None
         ("llamagen", ("--sampler", "sde"), "--sampler: llamagen has none, leave it out; got sde"),
         ("llamagen", ("--steps", 4), "--steps: llamagen has none, leave it out; got 4"),
         ("llamagen", ("--top-p", 0), "--top-p: expected float > 0 and <= 1, got 0.0"),
-        ("llamagen", ("--keep", 2), "keep: these tokens have no order, all 4 are needed; got 2"),
+        ("llamagen", ("--keep", 2), "keep: these tokens have no order, expected all 4, got 2"),
         ("maskgit", ("--top-k", 3), "--top-k: maskgit has none, leave it out; got 3"),
         ("maskgit", ("--top-p", 0.5), "--top-p: maskgit has none, leave it out; got 0.5"),
         ("maskgit", ("--weak-model", of_ids / "llamagen"), "no weak_model"),
@@ -363,7 +363,7 @@ def test_an_unordered_deterministic_tokenizer_reconstructs(whole: Path, capsys: 
     assert original.shape == (32, 32) and (original[2:-2, 2:-2] > 0).all(), "within the border of the training"
     assert original.sum() == original[2:-2, 2:-2].sum()
     for options, message in (
-        (("--keep", "1,4"), "keep: these tokens have no order, all 4 are needed; got 1"),
+        (("--keep", "1,4"), "keep: these tokens have no order, expected all 4, got 1"),
         (("--steps", 2), "steps: this tokenizer's decoder is deterministic"),
         (("--sampler", "euler"), "sampler: this tokenizer's decoder is deterministic"),
         (("--guidance", 2), "guidance: this tokenizer's decoder is deterministic"),

@@ -205,8 +205,14 @@ def test_a_relative_path_is_looked_for_in_the_models_folder_first(folder: Path, 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"latents": {"space": "autoencoder", "path": "a/b", "channels": 4}}, "latents.factor: .* needs it"),
-        ({"latents": {"space": "autoencoder", "channels": 4, "factor": 8}}, "latents.path: .* needs it"),
+        (
+            {"latents": {"space": "autoencoder", "path": "a/b", "channels": 4}},
+            "latents.factor: expected a value with space=autoencoder",
+        ),
+        (
+            {"latents": {"space": "autoencoder", "channels": 4, "factor": 8}},
+            "latents.path: expected a value with space=autoencoder",
+        ),
         ({"latents": {"path": "a/b"}}, "latents.path: expected null without space=autoencoder"),
         ({"image_size": 36, "encoder.patch": 12}, "latents.factor: 8 does not divide image_size 36"),
         ({"image_size": 40, "encoder.patch": 8}, "decoder.patch: 2 does not divide image_size / latents.factor = 5"),

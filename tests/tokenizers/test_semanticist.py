@@ -396,8 +396,12 @@ BAD_CALLS: list[tuple[str, Call, str]] = [
     ("generators", lambda m, x, z: m.decode(z, generator=[seeded()]), "one for each of 3 rows, got 1"),
     ("sampler", lambda m, x, z: m.decode(z, sampler="dopri5"), "got 'dopri5'"),
     ("no steps", lambda m, x, z: m.decode(z, steps=0), "got 0"),
-    ("schedule", lambda m, x, z: m.decode(z, guidance=Guidance(2.0, schedule="linear")), "got schedule='linear'"),
-    ("weak model", lambda m, x, z: m.decode(z, guidance=Guidance(2.0, weak_model=m)), "not against a weak_model"),
+    (
+        "schedule",
+        lambda m, x, z: m.decode(z, guidance=Guidance(2.0, schedule="linear")),
+        "expected schedule='constant' for a decoder, got 'linear'",
+    ),
+    ("weak model", lambda m, x, z: m.decode(z, guidance=Guidance(2.0, weak_model=m)), "expected no weak_model"),
 ]
 
 

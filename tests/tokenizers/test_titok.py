@@ -182,7 +182,7 @@ def test_other_image_sizes_resample_the_positions() -> None:
     [
         ({"steps": 25}, "steps: expected none, because this decoder is a single forward pass, got 25"),
         ({"guidance": 2.0}, "guidance: expected 1, because this decoder is deterministic, got 2.0"),
-        ({"keep": 3}, "keep: these tokens are not ordered, so all 6 are needed, got 3"),
+        ({"keep": 3}, "keep: these tokens have no order, expected all 6, got 3"),
         ({"size": 18}, "multiples of 4 .*got 18x18"),
     ],
 )

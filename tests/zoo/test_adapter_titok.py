@@ -262,7 +262,7 @@ def test_what_only_training_reads_is_listed(tmp_path: Path, capsys: pytest.Captu
         ),
         ("legacy", {"pixel_quantize.embedding.weight": None}, "pixel_quantize.embedding.weight is missing"),
         ("vq", {"decoder.surprise": torch.zeros(1)}, r"1 \(decoder.surprise\) are not part of a TiTok"),
-        ("vq", {"pixel_decoder.conv_in.bias": torch.zeros(1)}, r"1 \(pixel_decoder.conv_in.bias\) are no part"),
+        ("vq", {"pixel_decoder.conv_in.bias": torch.zeros(1)}, r"1 \(pixel_decoder.conv_in.bias\) are not part"),
         ("vq", {"encoder.transformer.7.ln_1.bias": torch.zeros(16)}, "weights missing: .*encoder.transformer"),
         ("vq", {"decoder.mask_token": torch.zeros(1, 1, 5)}, "1 weights of another shape.*: decoder.mask_token"),
     ],

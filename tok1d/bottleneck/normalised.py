@@ -28,7 +28,7 @@ class Normalised(nn.Module):
     def __init__(self, dim: int, token_dim: int, *, normalise: bool = True, eps: float = 0.0) -> None:
         super().__init__()
         if normalise and token_dim < 2:
-            raise ValueError(f"token_dim: expected at least 2 channels for normalised tokens, got {token_dim}")
+            raise ValueError(f"token_dim: a normalised token needs at least 2 channels, got {token_dim}")
         self.proj = nn.Linear(dim, token_dim)
         self.normalise = normalise
         self.eps = eps

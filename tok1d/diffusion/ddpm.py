@@ -63,7 +63,7 @@ def respaced_steps(num_steps: int, spec: str | int | Sequence[int]) -> list[int]
     for i, count in enumerate(counts):
         size = num_steps // len(counts) + (1 if i < num_steps % len(counts) else 0)
         if not 1 <= count <= size:
-            raise InputError(f"steps: expected 1..{size} for this section of {num_steps} steps, got {count}")
+            raise InputError(f"steps: cannot take {count} steps from a section of {size} (of {num_steps} in all)")
         spacing = (size - 1) / (count - 1) if count > 1 else 1.0
         position = 0.0
         for _ in range(count):

@@ -237,7 +237,7 @@ class DiffusionHead(nn.Module):
                 raise InputError(f"sampler: expected 'ancestral' for a DDPM head, got {name!r}")
             return "ancestral"
         if name not in (None, "sde", "euler", "heun"):
-            raise InputError(f"sampler: expected 'sde', 'euler' or 'heun' for an interpolant head, got {name!r}")
+            raise InputError(f"sampler: expected 'sde', 'euler' or 'heun', got {name!r}")
         return name or self.config.sampler
 
     @torch.no_grad()

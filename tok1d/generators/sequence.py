@@ -243,7 +243,7 @@ class FlowModel(SequenceModel):
     def sampler(self, name: str | None = None) -> str:
         """The sampler of that name, by default the configured one; raises InputError for an unknown one."""
         if name not in (None, "sde", "euler", "heun"):
-            raise InputError(f"sampler: expected 'sde', 'euler' or 'heun' for this model, got {name!r}")
+            raise InputError(f"sampler: expected 'sde', 'euler' or 'heun', got {name!r}")
         return name or self.config.sampler
 
     def generate(

@@ -216,7 +216,7 @@ class DiT(SequenceModel):
     def sampler(self, name: str | None = None) -> str:
         """The sampler of that name, by default "ancestral"; raises InputError for an unknown one."""
         if name not in (None, "ancestral", "ddim"):
-            raise InputError(f"sampler: expected 'ancestral' or 'ddim' for this model, got {name!r}")
+            raise InputError(f"sampler: expected 'ancestral' or 'ddim', got {name!r}")
         return name or "ancestral"
 
     def generate(

@@ -270,9 +270,7 @@ def refuse_prefixes(keep: int | Tensor | None, tokens: Tensor) -> None:
     """Raise InputError on a `keep` below the number of tokens (B, K, ...), which are unordered."""
     length = tokens.shape[1]
     if keep is not None and int(resolve_keep(keep, len(tokens), length, tokens.device).min()) < length:
-        raise InputError(
-            f"keep: expected {length}, because these tokens are not ordered and all are needed, got {keep}"
-        )
+        raise InputError(f"keep: these tokens have no order, expected all {length}, got {keep}")
 
 
 def pixel_error(kind: Literal["mse", "l1"], pixels: Tensor, target: Tensor) -> Tensor:

@@ -72,7 +72,5 @@ def token_counts(spec: TokenSpec, keep: Sequence[int] = ()) -> list[int]:
     if spec.ordered:
         return list(keep) or [*([0] if spec.needs_label else []), *prefix_lengths(spec.length)]
     if few := [k for k in keep if k != spec.length]:
-        raise InputError(
-            f"keep: expected {spec.length}, because these tokens are not ordered and all are needed, got {few[0]}"
-        )
+        raise InputError(f"keep: these tokens have no order, expected all {spec.length}, got {few[0]}")
     return [spec.length]

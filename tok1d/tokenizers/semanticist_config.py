@@ -81,9 +81,7 @@ class SemanticistConfig:
         if self.objective == "ddpm" and not 2 <= self.steps <= 1000:
             raise ConfigError(f"steps: expected 2 to 1000 steps for a DDPM decoder, got {self.steps}")
         if self.normalise and self.token_dim < 2:
-            raise ConfigError(
-                "token_dim: expected at least 2 channels for normalised tokens, got 1; or set normalise=false"
-            )
+            raise ConfigError("token_dim: a normalised token needs at least 2 channels, got 1; or set normalise=false")
         if self.decoder.dim % 4:
             raise ConfigError(f"decoder.dim: expected a multiple of 4 for its position table, got {self.decoder.dim}")
         if self.decoder.align_depth > self.decoder.depth:

@@ -237,9 +237,7 @@ def _sampling(given: Options, file: str | Path) -> Options:
         try:
             found["guidance_schedule"] = maskgit_guidance(1.0, given["guidance_decay"]).schedule
         except KeyError:
-            raise WeightsError(
-                f"{file}: config.json: guidance_decay: unknown value {given['guidance_decay']!r}"
-            ) from None
+            raise WeightsError(f"{file}: config.json: unknown guidance_decay {given['guidance_decay']!r}") from None
     return found
 
 
