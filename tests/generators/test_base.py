@@ -85,7 +85,7 @@ def test_noise_replaces_the_generator(model: Generator) -> None:
 def test_length_and_number(model: Generator) -> None:
     assert model.sample(num=3).shape[:2] == (3, 4)
     if model.parallel:
-        with pytest.raises(InputError, match="expected 4, because .* all tokens at once, got 2"):
+        with pytest.raises(InputError, match=r"expected 4, because .* all tokens at once, got 2"):
             model.sample(num=1, length=2)
     else:
         assert model.sample(num=3, length=2).shape[:2] == (3, 2)

@@ -124,7 +124,7 @@ def test_captions_must_be_there(images: Tensor) -> None:
 
 def test_a_teacher_of_another_width_is_told(images: Tensor) -> None:
     model = tokenizer(auxiliary=[{**TEACHER, "dim": 6}]).train()
-    with pytest.raises(ConfigError, match="dim: expected 5, the feature width of .*, got 6"):
+    with pytest.raises(ConfigError, match=r"dim: expected 5, the feature width of .*, got 6"):
         model.losses((images,), 0.0)
 
 

@@ -246,7 +246,7 @@ def test_without_the_condition_no_label_is_read(images: Tensor) -> None:
     assert torch.equal(model.decode(tokens, LABELS), model.decode(tokens))
     nothing = model.decode(tokens, keep=0)
     assert torch.equal(nothing[0], nothing[1])
-    with pytest.raises(InputError, match="class vectors: expected .*, got one with use_condition=false"):
+    with pytest.raises(InputError, match=r"class vectors: expected .*, got one with use_condition=false"):
         model.class_vectors()
 
 

@@ -153,7 +153,7 @@ def test_other_conditions_are_one_line(images: Tensor) -> None:
     for call in (lambda: classes.encode(images, captions(1, 2, 3)), lambda: classes.decode(tokens, captions(1, 2, 3))):
         with pytest.raises(InputError, match=r"^expected class ids \(B,\) of integers, got torch\.float32"):
             call()
-    with pytest.raises(InputError, match="class vectors: expected .*, got one conditioned on captions"):
+    with pytest.raises(InputError, match=r"class vectors: expected .*, got one conditioned on captions"):
         text.class_vectors()
     assert text.spec.needs_label and text.spec.reads_captions and text.spec.num_classes == 0
     assert not classes.spec.reads_captions

@@ -97,7 +97,7 @@ def test_llamagen_files_that_do_not_fit(tmp_path: Path) -> None:
         return str(caught.value)
 
     assert "attention heads of width 16: give heads=" in fails(state, heads=None)
-    assert "rope: 2d needs a square number of tokens, got 8" in fails(state, num_tokens=8)
+    assert "rope: expected a square number of tokens for 2d, got 8" in fails(state, num_tokens=8)
     table = {"freqs_cis": torch.zeros(5, 4, 2)}
     assert "freqs_cis has 4 tokens, expected num_tokens=4, got 9" in fails({**state, **table})
     assert "weights not part of this model: 1 (vision.proj)" in fails({**state, "vision.proj": torch.zeros(1)})

@@ -169,7 +169,9 @@ def test_options_that_do_not_fit_the_weights_are_named(tmp_path: Path) -> None:
     with_projector = from_published(published_tokenizer(tokenizer()))
     for name, shape in (("0.weight", (5, 12)), ("0.bias", (5,)), ("4.weight", (7, 5)), ("4.bias", (7,))):
         with_projector[f"decoder.projector.{name}"] = torch.zeros(shape)
-    with pytest.raises(WeightsError, match=r"align_depth: block 8 does not exist .*; give align_depth=") as caught:
+    with pytest.raises(
+        WeightsError, match=r"align_depth: expected at most depth 3, got 8; give align_depth="
+    ) as caught:
         tokenizer_config(with_projector, encoder_heads=2, decoder_heads=3)
     assert "do not fit" not in str(caught.value)
     with pytest.raises(WeightsError, match=r"decoder\.heads.*; give decoder_heads="):

@@ -54,7 +54,7 @@ def respaced_steps(num_steps: int, spec: str | int | Sequence[int]) -> list[int]
             if len(range(0, num_steps, stride)) == wanted:
                 return list(range(0, num_steps, stride))
         raise InputError(
-            f"steps: no integer stride over {num_steps} steps gives {wanted} steps; "
+            f"steps: no integer stride over {num_steps} steps gives exactly {wanted}; "
             + (f"use '{wanted}' for evenly spaced steps" if wanted <= num_steps else f"use at most {num_steps}")
         )
     counts = [_count(part, text) for part in text.split(",")]
