@@ -20,7 +20,7 @@ from tok1d.errors import InputError
 from tok1d.evaluate import grid, setup
 from tok1d.evaluate.explain import explain
 from tok1d.evaluate.features import FrozenNetwork
-from tok1d.evaluate.measures import METRICS, Measures, Number, called, lower_is_better, names_of
+from tok1d.evaluate.measures import METRICS, Measures, Number, lower_is_better, names_of, record_name
 from tok1d.evaluate.prepare import Opened, prepare
 from tok1d.evaluate.request import Generation, Reconstruction
 from tok1d.zoo import store
@@ -87,7 +87,7 @@ def test_a_cell_is_named_after_what_its_numbers_depend_on() -> None:
 def test_every_metric_has_a_better_end() -> None:
     low = {"mse", "lpips", "fd", "sfd", "kid"}
     for metric, kind, network in itertools.product(METRICS, ("reconstruction", "generation"), ("inception", "cnn@ab")):
-        assert lower_is_better(called(Number(metric, 1.0, network), kind)) == (metric in low)
+        assert lower_is_better(record_name(Number(metric, 1.0, network), kind)) == (metric in low)
 
 
 def cell(name: str, guidance: float, **values: float | None) -> grid.Cell:

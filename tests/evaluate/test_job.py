@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tok1d.cli import app as cli
 from tok1d.errors import ConfigError, DataError, InputError
-from tok1d.evaluate.job import Job, drop_torn
+from tok1d.evaluate.job import Job, remove_temporary
 from tok1d.evaluate.measures import Measures
 from tok1d.evaluate.sample_batch import SampleImages
 from tok1d.evaluate.samples import Save, saving
@@ -91,7 +91,7 @@ def test_only_the_torn_files_of_these_names_are_dropped(tmp_path: Path) -> None:
     kept, torn = ["a[1].json", ".a1.json.7.tmp", ".a[1].npz.7.tmp"], ".a[1].json.7.tmp"
     for name in (*kept, torn):
         (tmp_path / name).touch()
-    drop_torn(tmp_path / "a[1].json", tmp_path / "none.npz")
+    remove_temporary(tmp_path / "a[1].json", tmp_path / "none.npz")
     assert all((tmp_path / name).exists() for name in kept) and not (tmp_path / torn).exists()
 
 

@@ -73,7 +73,7 @@ def test_shards_in_any_order_equal_one_pass(order: list[int], cuts: list[int], t
         assert got is not None and expected is not None and got.count == expected.count == NUM
         assert torch.allclose(got.mean, expected.mean, rtol=1e-10, atol=0)
         assert torch.allclose(got.covariance, expected.covariance, rtol=1e-10, atol=1e-12)
-    assert torch.equal(merged.seen, torch.arange(NUM)) and merged.num_images == NUM
+    assert torch.equal(merged.image_numbers, torch.arange(NUM)) and merged.num_images == NUM
 
 
 def test_merging_leaves_the_shard_and_its_state_alone() -> None:
@@ -141,7 +141,7 @@ def test_a_batch_that_is_not_finite_counts_nothing() -> None:
     started = tally()
     with pytest.raises(DataError, match="finite"):
         started.update(features, range(NUM))
-    assert started.num_images == 0 and not len(started.seen)
+    assert started.num_images == 0 and not len(started.image_numbers)
 
 
 def test_agreement_is_the_share_of_labelled_images_put_right() -> None:

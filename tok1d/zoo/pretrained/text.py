@@ -1,4 +1,4 @@
-"""Captions for models: bags of words, a training target of MAETok, and frozen text encoders (transformers)."""
+"""Captions as model inputs and targets: frozen text encoders (transformers), and bags of words for MAETok."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tok1d.config.condition import ConditionConfig
 from tok1d.errors import ConfigError, InputError, WeightsError, reason_of
 from tok1d.losses.masked import bag_of_words
 
-IDF_CAPTIONS = 100_000  # document frequencies are counted on at most so many captions, evenly spaced
-KEPT_BYTES = 2**28  # largest size of the embeddings that are kept in memory
+IDF_CAPTIONS = 100_000  # document frequencies are counted on at most this number of captions, evenly spaced
+KEPT_BYTES = 2**28  # largest total size of the embeddings that are cached in memory
 
 
 T = TypeVar("T")
@@ -183,9 +183,9 @@ def text_encoder(name: str, max_length: int) -> TextEncoder:
 class CaptionEmbeddings:
     """Captions to the embeddings (B, T, E) that a model is conditioned on; zeros for a blank caption.
 
-    If the embeddings of all different captions fit into `KEPT_BYTES`, each is encoded once, on its own, and kept.
-    Otherwise every batch is encoded. In both cases the result is a function of the batch, so a resumed run gives the
-    same result as an uninterrupted one.
+    If the embeddings of all different captions fit into `KEPT_BYTES`, each is encoded once, on its own, and cached.
+    Otherwise every batch is encoded. In both cases the result depends only on the batch, so a resumed run gives
+    the same result as an uninterrupted one.
 
     Args:
         condition: the encoder, T and E.
