@@ -274,7 +274,7 @@ def test_an_interrupted_grid_goes_on_where_it_was(
     with monkeypatch.context() as patch:
         patch.setattr(Measures, "features", pressed)
         assert evaluate(*command, "--out", broken) == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "error: interrupted; the same command goes on"
+    assert capsys.readouterr().err.splitlines()[-1] == "error: interrupted; the same command resumes"
     assert len(list((broken / "cells").glob("*.json"))) == 1 and not (broken / "grid.json").exists()
     measured.clear()
     assert evaluate(*command, "--out", broken) == 0

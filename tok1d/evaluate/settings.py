@@ -72,7 +72,7 @@ SETTINGS: dict[str, Setting] = {
         "decoder's sampler", "the sampler of a diffusion decoder adds its own error to every image"
     ),
     "decoder_steps": Setting("decoder's steps", "with few steps, a diffusion decoder gives blurred images"),
-    "decoder_guidance": Setting("decoder's guidance", "it sharpens reconstructions and changes rFID"),
+    "decoder_guidance": Setting("decoder's guidance", "guidance of the decoder sharpens reconstructions and changes rFID"),
     "token_normalisation": Setting(
         "token normalisation",
         "statistics that only training or only sampling applies give unusable samples: FID 130 (hustvl/LightningDiT "
@@ -86,7 +86,7 @@ SETTINGS: dict[str, Setting] = {
         "EMA decay",
         "with a decay of 0.9999 the initial weights affect the average for about 100,000 steps (LTH14/mar issue 36)",
     ),
-    "train_batch": Setting("effective batch size of the training", "learning rate and number of epochs depend on it"),
+    "train_batch": Setting("effective batch size", "learning rate and number of epochs depend on it"),
     "train_steps": Setting("length of the training", "longer training changes the model, not the evaluation"),
     "classes": Setting("classes of the samples", "random classes are not equally frequent"),
     "note": Setting("note", "see the text of the note"),
