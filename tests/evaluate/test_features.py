@@ -142,7 +142,7 @@ def test_the_bundled_classifier_is_the_default_for_its_data() -> None:
         ("timm:", InputError, "expected inception"),
         ("timm:no_such_model", InputError, "timm has no such model"),
         ("model:nowhere", WeightsError, "no model 'nowhere'"),
-        ("model:fashion-mnist-maetok", WeightsError, "expected a classifier to measure with, got the model maetok"),
+        ("model:fashion-mnist-maetok", WeightsError, "expected a classifier as feature network, got the model maetok"),
     ],
 )
 def test_what_is_no_network_is_refused_in_one_line(text: str, error: type[Exception], message: str) -> None:
@@ -232,7 +232,7 @@ def test_the_published_file_alone_is_called_inception(stand_in: Path, monkeypatc
 def test_a_file_of_another_network_is_no_inception(tmp_path: Path) -> None:
     pytest.importorskip("torch_fidelity", reason=FIDELITY)
     torch.save({"fc.weight": torch.zeros(2, 3)}, tmp_path / "other.pth")
-    with pytest.raises(WeightsError, match="another network than Inception") as caught:
+    with pytest.raises(WeightsError, match="expected weights of Inception") as caught:
         open_network(f"inception:{tmp_path / 'other.pth'}")
     assert "\n" not in str(caught.value)
 

@@ -148,7 +148,7 @@ def test_what_is_written_and_shown() -> None:
     ]
     assert grid.legend(rows) == "* is the lowest fd@cnn, highest psnr"
     other = replace(CELLS[0], records=[replace(CELLS[0].records[0], reference="others")])
-    assert grid.legend(grid.rows_of([*CELLS, other])).endswith("do not compare: fd@cnn")
+    assert grid.legend(grid.rows_of([*CELLS, other])).endswith("differ between rows: fd@cnn")
 
 
 def two_classifiers(first: str, second: str) -> list[Record]:
@@ -362,11 +362,11 @@ def test_a_mistake_in_any_cell_stops_before_the_first(
         ((model, "--guidance", "1,2,x"), "--guidance: expected float >= 0, got x"),
         ((model, "--best", "fid"), "--best: expected one of label_agreement"),
         ((model, "--label", "true"), "--label:"),
-        ((model, "--weights", "ema"), "--weights: chooses"),
+        ((model, "--weights", "ema"), "--weights: expected checkpoints"),
         ((model, "--weights", "mean", "--checkpoints"), "--weights: expected ema or raw"),
         ((tmp_path / "cache", "--checkpoints"), "--checkpoints: expected the folder of a run"),
         ((f"{model},{tokenizer}", "fashion_mnist"), "only generators or only tokenizers"),
-        ((tokenizer, "fashion_mnist", "--temperature", "0.5,1"), "is a tokenizer and has none; leave it out"),
+        ((tokenizer, "fashion_mnist", "--temperature", "0.5,1"), "is a tokenizer without this option; leave it out"),
         ((tokenizer, "fashion_mnist", "--decoder-steps", "1,2"), "use --steps"),
         ((tokenizer, "fashion_mnist", "--steps", "1,2", "--label", "true"), "reads no label"),
         ((tokenizer,), "expected DATA"),

@@ -123,10 +123,10 @@ Refuse = Callable[[], object]
         (lambda: tally().merge(tally(chunk=None)), "chunks of all"),
         (lambda: tally().merge(tally(keep_features=False)), "features not kept"),
         (lambda: tally(keep_features=False).features, "keep_features"),
-        (lambda: Tally(DIM).score, "needs a network with logits"),
-        (lambda: Tally(DIM).update(images()[0], range(NUM)), "the network that it was started with"),
+        (lambda: Tally(DIM).score, "expected a network with logits"),
+        (lambda: Tally(DIM).update(images()[0], range(NUM)), "the network that it was created for"),
         (lambda: tally().update(images()[0], range(3)), "one number for each of 60 images, got 3"),
-        (lambda: tally().score, "needs images"),
+        (lambda: tally().score, "expected at least one image"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(refuse: Refuse, message: str) -> None:

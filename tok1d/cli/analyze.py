@@ -121,11 +121,11 @@ def analyze_swap(
         "variants": [each.to_json() for each in found],
     }
     files.write_text(folder / "swap.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
-    print(f"{found[0].num} images in pairs of different classes; rows of the picture: originals, then these")
+    print(f"{found[0].num} images in pairs of different classes; rows of the image: originals, then these variants")
     for each in found:
         print(f"{each.variant:30s} {each.describe()}")
     print(f"record: {folder / 'swap.json'}")
-    print(f"picture: {folder / 'swap.png'}")
+    print(f"image: {folder / 'swap.png'}")
 
 
 @analyze_app.command("mixture")

@@ -1,4 +1,4 @@
-"""`tok1d evaluate`: metrics of reconstructions and samples. `evaluate grid` and `evaluate explain` have own modules."""
+"""`tok1d evaluate`: metrics of reconstructions and samples. For grid and explain see `cli/grid.py` and `cli/explain.py`."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ def _run(requests: list[Request], axes: Axes, grid: GridSettings) -> None:
 
 
 def _attempted(request: Request, opened: Opened, folder: Path, about: str) -> tuple[str, list[str]]:
-    """The name of a cell and its metrics; if the cell is not finished, one image is made as a trial."""
+    """The name of a cell and its metrics; if the cell is not finished, it decodes one image as a trial."""
     from tok1d.errors import Tok1dError
     from tok1d.evaluate.grid import cell_name
     from tok1d.evaluate.measures import names_of

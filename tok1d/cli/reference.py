@@ -209,7 +209,7 @@ def _write(reference: Reference, out: Path | None, overwrite: bool, how: str) ->
             there = load_reference(out)
         except DataError:
             raise ConfigError(
-                f"{out}: holds no reference; pass --overwrite to replace it, or choose another --out"
+                f"{out}: is not a reference; pass --overwrite to replace it, or choose another --out"
             ) from None
         if str(there) != str(reference):
             raise ConfigError(f"{out}: holds {there}; pass --overwrite to replace it, or choose another --out")

@@ -209,7 +209,7 @@ def read_measured(name: str) -> Measured:
             f"({error}); evaluate again"
         ) from error
     if not records:
-        raise DataError(f"{path}: holds no records; evaluate the model first")
+        raise DataError(f"{path}: expected records, got none; evaluate the model first")
     return Measured(name, records, entries, recipe)
 
 

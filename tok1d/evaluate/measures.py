@@ -305,7 +305,7 @@ class Gathered:
         if name in ("kid", *MANIFOLD):
             least = 2 if name == "kid" else max(K_MANIFOLD, K_DENSITY) + 1
             if reference.features is None:
-                return "the reference has no features; make one with tok1d reference --features N"
+                return "the reference has no features; compute one with tok1d reference --features N"
             if (got := min(tally.num_images, len(reference.features))) < least:
                 return f"expected at least {least} images in each set, got {got}"
         return ""

@@ -82,7 +82,7 @@ class Reference:
         if name != self.network or network.dim != self.pooled.dim:
             raise DataError(
                 f"reference {self.fingerprint}: its statistics are of {self.network}, this evaluation measures with "
-                f"{network.label}; make a reference with tok1d reference, or choose the network with --network"
+                f"{network.label}; compute a reference with tok1d reference, or choose the network with --network"
             )
         if self.rounding not in ("", network.rounding):
             raise DataError(
@@ -206,7 +206,7 @@ def check_reference(kind: Kind, reference: Reference, *, allow_other: bool = Fal
 
 
 def reference_fingerprint(images: ImageSet, network: FrozenNetwork, num: int | None = None) -> str:
-    """16 hex digits of images, crop and size, how many of them, and the network with the border it does not see."""
+    """16 hex digits: a hash of images, crop, size, number of images, network and the border that it cuts off."""
     parts = [images.fingerprint(), str(num or len(images)), network.label, f"pad{network.pad}"]
     return hashlib.sha256(" ".join([*parts, "8bit" if network.eight_bit else "float"]).encode()).hexdigest()[:16]
 
@@ -222,16 +222,18 @@ def measure_reference(
     batch_size: int = 100,
     progress: Progress | None = None,
 ) -> Reference:
-    """Statistics of a set of images, in a single pass. If some could not be read, note and fingerprint state it.
+    """Compute the statistics of a set of images. Note and fingerprint state whether images could not be read.
 
     Args:
-        num: so many images, spread evenly; None: all.
-        num_features: keep the features of so many of those, spread evenly; None: of all.
-        about: what the images are, in words.
-        progress: called with the number of images of every batch that is done.
+        of: the kind of the images, one of `OF`.
+        num: number of images, spread evenly over the set; None: all.
+        num_features: number of these images whose features are stored, spread evenly; None: all.
+        about: a description of the images.
+        progress: called with the number of images of each finished batch.
 
     Raises:
-        DataError: fewer than two images, or such that the network does not take.
+        DataError: fewer than two images, or images that the network does not accept.
+        InputError: another `of`.
     """
     if of not in OF:
         raise InputError(f"reference of: expected one of {', '.join(OF)}, got {of!r}")

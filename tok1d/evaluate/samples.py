@@ -45,7 +45,7 @@ class Save:
             raise ConfigError(f"--save-images: expected a folder to write into, got the file {self.folder}")
         if other := next((name for name in self._there() if not _PICTURE.fullmatch(name)), None):
             raise ConfigError(
-                f"--save-images: expected a folder for pictures alone, got {other} in {self.folder}; choose another"
+                f"--save-images: expected a folder without other files, got {other} in {self.folder}; choose another"
             )
 
     def _there(self) -> list[str]:
@@ -69,12 +69,12 @@ class Save:
         try:
             if there and not (marker.is_file() and marker.read_text() == job):
                 raise ConfigError(
-                    f"--save-images: {self.folder} holds pictures of another evaluation; remove them, or choose another"
+                    f"--save-images: {self.folder} has images of another evaluation; remove them, or choose another folder"
                 )
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(marker, job)
         except OSError as error:
-            raise DataError(f"{self.folder}: cannot write pictures there: {reason_of(error)}") from None
+            raise DataError(f"{self.folder}: cannot write images there: {reason_of(error)}") from None
 
     def check(self, num: int) -> None:
         """Raise DataError if images of finished blocks are missing in the folder."""
@@ -84,7 +84,7 @@ class Save:
         gone = sorted({f"{number:06d}.png" for number in range(num)} - {*self._there()})
         if gone:
             raise DataError(
-                f"{self.folder}: expected {num} pictures, {len(gone)} of finished blocks are missing, such as "
+                f"{self.folder}: expected {num} images, {len(gone)} of finished blocks are missing, such as "
                 f"{gone[0]}; remove the folder of blocks (.parts) and run again"
             )
 

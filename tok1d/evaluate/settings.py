@@ -72,7 +72,9 @@ SETTINGS: dict[str, Setting] = {
         "decoder's sampler", "the sampler of a diffusion decoder adds its own error to every image"
     ),
     "decoder_steps": Setting("decoder's steps", "with few steps, a diffusion decoder gives blurred images"),
-    "decoder_guidance": Setting("decoder's guidance", "guidance of the decoder sharpens reconstructions and changes rFID"),
+    "decoder_guidance": Setting(
+        "decoder's guidance", "guidance of the decoder sharpens reconstructions and changes rFID"
+    ),
     "token_normalisation": Setting(
         "token normalisation",
         "statistics that only training or only sampling applies give unusable samples: FID 130 (hustvl/LightningDiT "

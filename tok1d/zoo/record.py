@@ -92,7 +92,9 @@ class Record:
         if published and network != "inception":
             raise ValueError(f"'{self.name}' is measured with the network 'inception', got {network!r}")
         if self.name.startswith("fd@") and self.name != f"fd@{network}":
-            raise ValueError(f"'{self.name}' is named after another network than its own, {network!r}")
+            raise ValueError(
+                f"'{self.name}' is named after another network than the one it was measured with, {network!r}"
+            )
         if self.weights not in ("ema", "raw", None):
             raise ValueError(f"weights is 'ema' or 'raw', got {self.weights!r}")
         if self.label not in ("true", "null", None):
@@ -100,7 +102,7 @@ class Record:
         if self.num_images < 0:
             raise ValueError(f"num_images is a count, got {self.num_images}")
         if self.value is None and not self.note:
-            raise ValueError(f"'{self.name}' has no value: its note must say why")
+            raise ValueError(f"'{self.name}' has no value: expected a note with the reason, got none")
 
     @property
     def sampler_text(self) -> str:

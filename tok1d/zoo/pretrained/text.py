@@ -62,7 +62,7 @@ class TextNetwork(Protocol):
 
 
 class CaptionWords:
-    """Captions to weighted bags of sub-words, for the auxiliary target text.
+    """Computes weighted bags of sub-words from captions, the auxiliary target "text" of MAETok.
 
     Args:
         name: a transformers tokenizer, a hub name or a local folder; CLIP's BPE has 49408 ids.
@@ -88,7 +88,7 @@ class CaptionWords:
         )
 
     def fit(self, captions: Sequence[str]) -> None:
-        """Weight words by their inverse document frequency in these captions from now on.
+        """Set the weights of words to their inverse document frequencies in these captions.
 
         The weight is log((1 + N) / (1 + n)) for a word in n of N captions. Empty captions do not count.
         """
@@ -104,7 +104,7 @@ class CaptionWords:
         self.idf = ((1 + len(captions)) / (1 + counts)).log()
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
-        """(B, vocab_size): the weight of words that occur, 1 before `fit`, and 0 for others; a row of zeros for ""."""
+        """(B, vocab_size): the weights of the words in each caption, 1 before `fit`, and 0 for all other words."""
         words = bag_of_words(self.ids(captions), self.vocab_size)
         return words if self.idf is None else words * self.idf
 
@@ -274,5 +274,5 @@ def _encoder(transformers: ModuleType, name: str) -> TextNetwork:
     network, found = cls.from_pretrained(name, output_loading_info=True)
     if found["missing_keys"]:
         missing = sorted(found["missing_keys"])
-        raise WeightsError(f"text encoder {name}: {len(missing)} weights are not there, such as {missing[0]}")
+        raise WeightsError(f"text encoder {name}: {len(missing)} weights are missing, such as {missing[0]}")
     return network
