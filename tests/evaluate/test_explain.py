@@ -330,7 +330,7 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("maetk", InputError, "did you mean maetok"),
         ("sit/rfid", InputError, "did you mean sit/gfid"),
         (str(tmp_path / "broken.json"), DataError, "evaluate again"),
-        (str(tmp_path / "empty.json"), DataError, "no records"),
+        (str(tmp_path / "empty.json"), DataError, "expected records, got none"),
         (str(tmp_path / "folder"), DataError, "got a folder without"),
     ):
         with pytest.raises(error, match=message):

@@ -1,4 +1,4 @@
-"""`tok1d evaluate`: metrics of reconstructions and samples. For grid and explain see `cli/grid.py` and `cli/explain.py`."""
+"""`tok1d evaluate`: metrics of reconstructions and samples. For grid and explain see their modules."""
 
 from __future__ import annotations
 

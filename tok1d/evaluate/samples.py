@@ -69,7 +69,7 @@ class Save:
         try:
             if there and not (marker.is_file() and marker.read_text() == job):
                 raise ConfigError(
-                    f"--save-images: {self.folder} has images of another evaluation; remove them, or choose another folder"
+                    f"--save-images: {self.folder} has images of another evaluation; remove them, or choose another"
                 )
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(marker, job)
