@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import tok1d
 from tok1d.config.fields import option
 from tok1d.nn.embed import PatchEmbed, unpatchify
-from tok1d.nn.vit import ViT
+from tok1d.nn.vit import ViT, ViTShape
 from tok1d.tokenizers.base import TokenSpec
 
 
@@ -56,11 +56,11 @@ class MyTokenizer(nn.Module):
         self.config, self.side = config, config.image_size // config.patch
         self.patches = PatchEmbed(config.patch, config.channels, config.dim)
         self.queries = nn.Parameter(0.02 * torch.randn(1, config.num_tokens, config.dim))
-        self.encoder = ViT(config.dim, config.depth, config.heads, side=self.side)
+        self.encoder = ViT(ViTShape(config.dim, config.depth, config.heads, self.side))
         self.bottleneck = FSQ(config.dim, config.token_dim, config.levels)
         self.token_embed = nn.Linear(config.token_dim, config.dim)
         self.masks = nn.Parameter(0.02 * torch.randn(1, self.side**2, config.dim))
-        self.decoder = ViT(config.dim, config.depth, config.heads, side=self.side)
+        self.decoder = ViT(ViTShape(config.dim, config.depth, config.heads, self.side))
         self.to_pixels = nn.Linear(config.dim, config.patch**2 * config.channels)
         self.spec = TokenSpec(config.num_tokens, config.token_dim, deterministic=True)  # what generators need to know
 

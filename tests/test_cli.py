@@ -177,7 +177,7 @@ def test_wrong_models_and_devices_are_one_line(fails: Callable[..., str], models
     out = ["--out", models / "out"]
     tokenizer, generator = models / "tokenizer", models / "generator"
     assert "no model" in fails("reconstruct", models / "none" / "model", photos, *out)
-    assert "got none there" in fails("generate", photos, *out)
+    assert "expected a model folder with config.json" in fails("generate", photos, *out)
     assert "tok1d convert" in fails("generate", models / "weights.pkl", *out)
     assert "expected a tokenizer, this is the model epsilon_llamagen" in fails("reconstruct", generator, photos, *out)
     assert "needs a generator's model folder" in fails("generate", tokenizer, *out)

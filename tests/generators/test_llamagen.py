@@ -176,6 +176,23 @@ def test_the_filter_keeps_what_sorting_and_adding_keeps(top_k: int, top_p: float
         assert torch.equal(row[row.isfinite()], before[row.isfinite()])
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("min_p", [0.0, 0.05, 0.3, 1.0])
+def test_min_p_keeps_what_has_that_share_of_the_largest_probability(min_p: float, temperature: float) -> None:
+    logits = torch.randn(20, 10, generator=seeded(), dtype=torch.float64)
+    probabilities = (logits / temperature).softmax(-1)
+    kept = filter_logits(logits, SampleSettings(min_p=min_p, temperature=temperature)).isfinite()
+    assert torch.equal(kept, probabilities >= min_p * probabilities.amax(-1, keepdim=True) * (1 - 1e-12))
+    assert kept.any(-1).all() and (kept.all() if min_p == 0 else True)
+
+
+def test_min_p_reaches_the_samples(model: LlamaGen, labels: Tensor) -> None:
+    """A share of 1 keeps the most likely id alone."""
+    likeliest = model.sample(labels, greedy=True)
+    assert torch.equal(model.sample(labels, min_p=1.0, temperature=2.0), likeliest)
+    assert not torch.equal(model.sample(labels, min_p=0.0, temperature=2.0), likeliest)
+
+
 def test_ties_with_the_last_candidate_stay() -> None:
     kept = filter_logits(torch.tensor([2.0, 1.0, 1.0, 0.0]), SampleSettings(top_k=2))
     assert kept.isfinite().tolist() == [True, True, True, False]
@@ -289,12 +306,12 @@ BAD_CALLS: list[tuple[Call, str]] = [
     (lambda m: m.sample(num=1, length=K + 1), "1..9, got 10"),
     (lambda m: m.sample(num=1, length=0), "1..9, got 0"),
     (lambda m: m.sample(num=1, steps=4), "steps: llamagen has none, leave it out; got 4"),
-    (lambda m: m.sample(num=1, top_k=-1), "top_k: expected 0 (off)"),
-    (lambda m: m.sample(num=1, top_p=0.0), "top_p: expected a probability in (0, 1]"),
+    (lambda m: m.sample(num=1, top_k=-1), "top_k: expected a finite number >= 0, got -1"),
+    (lambda m: m.sample(num=1, top_p=0.0), "top_p: expected a finite number > 0 and <= 1, got 0"),
     (lambda m: m.sample(num=1, top_p=1.5), "got 1.5"),
     (lambda m: m.sample(num=1, temperature=math.nan), "got nan"),
     (lambda m: m.sample(num=1, guidance=math.nan), "guidance: expected a finite scale"),
-    (lambda m: m.sample(num=1, temperature=-1.0), "temperature: expected a finite number of 0 or more"),
+    (lambda m: m.sample(num=1, temperature=-1.0), "temperature: expected a finite number >= 0, got -1"),
     (lambda m: m.sample(num=1, guidance=Guidance(2.0, weak_model=m)), "no weak_model"),
 ]
 

@@ -278,8 +278,8 @@ BAD_CALLS: list[tuple[Call, str]] = [
     (lambda m: m.sample(torch.tensor([CLASSES])), "0..3, got 4..4"),
     (lambda m: m.sample(), "or num"),
     (lambda m: m.sample(num=1, length=3), "generates all 8 tokens at once, got 3"),
-    (lambda m: m.sample(num=1, steps=0), "at least 1 step, got 0"),
-    (lambda m: m.sample(num=1, temperature=float("nan")), "finite number of 0 or more, got nan"),
+    (lambda m: m.sample(num=1, steps=0), "steps: expected a finite number >= 1, got 0"),
+    (lambda m: m.sample(num=1, temperature=float("nan")), "finite number >= 0, got nan"),
     (lambda m: m.sample(num=1, guidance=float("nan")), "expected a finite scale"),
     (lambda m: m.sample(num=1, guidance=Guidance(2.0, weak_model=m)), "no weak_model"),
 ]

@@ -1,4 +1,4 @@
-"""From captions to pictures: tokenizers and generators told captions, trained, saved, loaded, asked and refused."""
+"""From captions to pictures: tokenizers and generators of captions, trained, saved, loaded, queried and refused."""
 
 import json
 from collections.abc import Callable
@@ -127,7 +127,7 @@ def test_from_captions_to_pictures(
     assert cli.run(["encode", "smap/model", "fashion_mnist", "--out", "cache"]) == 0
     assert TokenCache(tmp_path / "cache").meta["captions"] == TokenCache(tmp_path / "card" / "cache").meta["captions"]
     assert cli.run(["analyze", "swap", "smap/model", "fashion_mnist", "--out", "s"]) == 2
-    assert "swap compares classes, this tokenizer is told captions" in capsys.readouterr().err
+    assert "swap compares classes, this tokenizer is conditioned on captions" in capsys.readouterr().err
 
 
 def test_a_batch_holds_the_embeddings_of_its_images(recipe: Callable[..., Recipe]) -> None:
@@ -212,7 +212,7 @@ BAD_PAIRS: list[tuple[str, list[str], list[str], str]] = [
     ("card", ["model.condition.encoder=other/one"], [], r"^model\.condition\.encoder: expected .* as the tokenizer's"),
     ("card", ["model.condition.encoder=''"], [], r"^model\.condition\.encoder: no text encoder is bundled, expected"),
     ("card", [], [CLASSES], r"^model\.condition\.kind: .*tokenizer is conditioned on classes, expected class"),
-    ("free", ["model.num_classes=10"], [], r"^tokenizer: .* told captions, expected a generator .* one of 10 c"),
+    ("free", ["model.num_classes=10"], [], r"^tokenizer: .* conditioned on captions, expected a generator .* of 10 c"),
 ]  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, Protocol
 
 from tok1d.config.fields import option
 from tok1d.errors import ConfigError
@@ -46,7 +46,14 @@ class ConditionConfig:
             raise ConfigError(f"num_classes: condition.kind=text has no classes, expected 0, got {num_classes}")
 
 
-def is_conditional(config: Any) -> bool:
+class HasClasses(Protocol):
+    """A generator's configuration; `num_classes` 0 is none."""
+
+    @property
+    def num_classes(self) -> int: ...
+
+
+def is_conditional(config: HasClasses) -> bool:
     """Whether a generator with this configuration is conditioned on classes or captions."""
     return config.num_classes > 0 or text_condition(config) is not None
 

@@ -207,7 +207,7 @@ def _loss_section(path: str, help: str) -> Any:  # as `option`
 
     def build(value: object, key: str) -> object:
         cls = registry.imported(path)
-        return fields.build(cls, dataclasses.asdict(value) if isinstance(value, cls) else value, key)
+        return fields.build(cls, fields.to_mapping(value) if isinstance(value, cls) else value, key)
 
     return dataclasses.field(default_factory=lambda: registry.imported(path)(), metadata={"help": help, "build": build})
 

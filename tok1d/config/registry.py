@@ -118,7 +118,7 @@ def _path(model: str | type) -> str:
     return model if isinstance(model, str) else f"{model.__module__}:{model.__qualname__}"
 
 
-def imported(path: str) -> type[Any]:
+def imported(path: str) -> type:
     """The class at "module:Class"."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)

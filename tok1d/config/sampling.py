@@ -7,10 +7,11 @@ are made from these classes by `tok1d.config.options`. To add an option, add a f
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tok1d.config.fields import option
+from tok1d.config.fields import bounds_of, option, within
 from tok1d.config.options import fields_from, flag_of, null_is
 from tok1d.errors import InputError
 
@@ -56,6 +57,13 @@ class SampleSettings:
         of=("categorical",),
         build=null_is(1.0, float),
     )
+    min_p: float = option(
+        0.0,
+        "LlamaGen: sample from the ids that have at least this share of the most likely id's probability; 0: all",
+        ge=0,
+        le=1,
+        of=("categorical",),
+    )
 
     def given(self) -> dict[str, Any]:
         """The settings that differ from their defaults."""
@@ -71,7 +79,7 @@ class SampleSettings:
         return {name: getattr(self, name) for name in names}
 
     def check(self, kind: Kind, model: str, prefix: str = "") -> None:
-        """Refuse settings that a generator does not read.
+        """Refuse settings that a generator does not read, and numbers outside a setting's range.
 
         Args:
             model: its name.
@@ -81,10 +89,14 @@ class SampleSettings:
             InputError: naming the first one.
         """
         read = self.read_by(kind)
-        for name, value in self.given().items():
-            if name not in read:
-                shown = flag_of(name) if prefix == "--" else prefix + name
+        for field in dataclasses.fields(self):
+            value, bounds = getattr(self, field.name), bounds_of(field)
+            shown = flag_of(field.name) if prefix == "--" else prefix + field.name
+            if value != field.default and field.name not in read:
                 raise InputError(f"{shown}: {model} has none, leave it out; got {value}")
+            if isinstance(value, int | float) and not (math.isfinite(value) and within(value, bounds)):
+                ranged = " and ".join(f"{sign} {limit}" for sign, limit in bounds.items())
+                raise InputError(f"{shown}: expected a finite number {ranged}, got {value:g}")
 
 
 @dataclass(frozen=True)

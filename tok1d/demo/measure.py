@@ -20,8 +20,8 @@ from tok1d.evaluate.probe import linear_probe
 from tok1d.inference.conditions import choose_condition, cond_for
 from tok1d.pictures import data_uri, grid, save_png
 from tok1d.tokenizers.prefix import prefix_lengths
-from tok1d.train.models import LoadedGenerator, LoadedTokenizer
 from tok1d.zoo.card import Card
+from tok1d.zoo.loaded import LoadedGenerator, LoadedTokenizer
 from tok1d.zoo.record import Record
 
 SEED = 0

@@ -19,9 +19,9 @@ from tok1d.errors import ConfigError, DataError, reason_of
 from tok1d.pictures import data_uri
 from tok1d.train.folder import has_checkpoint, is_finished, prepare
 from tok1d.train.images import open_split
-from tok1d.train.models import LoadedGenerator, LoadedTokenizer
 from tok1d.train.run import train
 from tok1d.zoo import store
+from tok1d.zoo.loaded import LoadedGenerator, LoadedTokenizer
 
 if TYPE_CHECKING:
     from tok1d.analyze.prefix import CurvePoint

@@ -20,7 +20,7 @@ from tok1d.evaluate.samples import Save
 from tok1d.inference import images as sources
 from tok1d.inference.sampling import guidance_of
 from tok1d.tokenizers.base import Tokenizer
-from tok1d.zoo.card import Card, padding_of
+from tok1d.zoo.card import padding_of
 from tok1d.zoo.checkpoints import load_model, load_pair
 from tok1d.zoo.record import Record
 from tok1d.zoo.store import model_identity
@@ -131,7 +131,7 @@ def _generation(request: Generation, opened: Opened) -> Prepared:
     device = setup.pick_device(request.device)
     pair = opened.once("model", (request.model, device), lambda: load_pair(request.model, device=device))
     generator, tokenizer = pair
-    data = request.data or ("fashion_mnist" if getattr(generator, "card", Card()).data == "fashion_mnist" else "")
+    data = request.data or ("fashion_mnist" if generator.card.data == "fashion_mnist" else "")
     measures, known = _measures(request, opened, tokenizer, data)
     if not data and known is None:
         raise InputError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, Literal, Protocol
@@ -153,7 +152,6 @@ class Generator(nn.Module):
         own = {name: changes.pop(name) for name in self.own_options if name in changes}
         settings = dataclasses.replace(settings or SampleSettings(), **changes)  # type: ignore[arg-type]
         settings.check(self.kind, self.config.name)
-        check_temperature(settings.temperature)
         length = self.check_length(length)
         guidance = self.guidance_of(guidance)
         self.check_guidance(guidance)
@@ -208,9 +206,3 @@ class Generator(nn.Module):
         has = "a scale, a schedule and an interval" if takes_interval else "a scale and a schedule"
         lacks = "no weak_model" if takes_interval else "no interval and no weak_model"
         raise InputError(f"guidance of this generator has {has}, {lacks}")
-
-
-def check_temperature(temperature: float) -> None:
-    """Refuse a temperature that is not a finite number of 0 or more; raises InputError."""
-    if not 0 <= temperature < math.inf:
-        raise InputError(f"temperature: expected a finite number of 0 or more, got {temperature:g}")

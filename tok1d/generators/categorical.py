@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from tok1d.config.sampling import SampleSettings
-from tok1d.errors import InputError
 
 MIN_TEMPERATURE = 1e-5  # logits are divided by no smaller temperature
-
-
-def check_filter(settings: SampleSettings) -> None:
-    """Refuse settings of `filter_logits` that are out of range.
-
-    Raises:
-        InputError: top_k below 0, or top_p outside (0, 1].
-    """
-    if settings.top_k < 0:
-        raise InputError(f"top_k: expected 0 (off) or a number of entries, got {settings.top_k}")
-    if not 0 < settings.top_p <= 1:
-        raise InputError(f"top_p: expected a probability in (0, 1], where 1 is off, got {settings.top_p:g}")
 
 
 def filter_logits(logits: Tensor, settings: SampleSettings) -> Tensor:
@@ -29,7 +18,8 @@ def filter_logits(logits: Tensor, settings: SampleSettings) -> Tensor:
     Args:
         settings: top_k keeps the k largest logits and all that equal the last of them, 0 keeps all. Of these, top_p
             keeps the most likely entries up to and including the one at which the sum of their probabilities exceeds
-            top_p (nucleus sampling, arXiv 1904.09751), 1 keeps all.
+            top_p (nucleus sampling, arXiv 1904.09751), 1 keeps all. min_p keeps the entries with at least this share
+            of the largest probability (arXiv 2407.01082), 0 keeps all.
     """
     logits = logits / max(settings.temperature, MIN_TEMPERATURE)
     if settings.top_k:
@@ -41,6 +31,8 @@ def filter_logits(logits: Tensor, settings: SampleSettings) -> Tensor:
         before[..., 0] = 0
         removed = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before > settings.top_p)
         logits = logits.masked_fill(removed, -torch.inf)
+    if settings.min_p > 0:  # p_i >= min_p * p_max, in logarithms; the normaliser cancels
+        logits = logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(settings.min_p), -torch.inf)
     return logits
 
 

@@ -30,7 +30,7 @@ from tok1d.errors import ConfigError
 from tok1d.generators.autoregressive import EpsilonLlamaGenConfig
 from tok1d.generators.base import IntervalOf
 from tok1d.generators.captions import CaptionPrefix
-from tok1d.generators.categorical import check_filter, filter_logits, sample_ids
+from tok1d.generators.categorical import filter_logits, sample_ids
 from tok1d.generators.causal import CausalGenerator, Context, TokenSampler, init_llama, llama_blocks
 from tok1d.nn.attention import Attend, rotary
 from tok1d.nn.embed import LabelEmbed
@@ -183,7 +183,6 @@ class LlamaGen(CausalGenerator):
         return torch.zeros(rows, length, dtype=torch.int64, device=self.device)
 
     def token_sampler(self, settings: SampleSettings, noise: NoiseSource, **own: object) -> TokenSampler:
-        check_filter(settings)
         greedy = bool(own.get("greedy", False))
 
         def sample(logits: Tensor, null_logits: Tensor | None, scale: float) -> Tensor:

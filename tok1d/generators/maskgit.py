@@ -21,7 +21,7 @@ from tok1d.config.fields import option
 from tok1d.config.sampling import Kind, SampleSettings, Schedule
 from tok1d.diffusion.guidance import Guidance, combine
 from tok1d.diffusion.solver import NoiseSource
-from tok1d.errors import ConfigError, InputError
+from tok1d.errors import ConfigError
 from tok1d.generators.base import Generator, IntervalOf
 from tok1d.generators.categorical import gumbel
 from tok1d.losses.masked import weighted_mean
@@ -208,8 +208,6 @@ class MaskGIT(Generator):
     ) -> Tensor:
         """Ids (B, K), see `Generator.generate`."""
         steps = self.config.steps if settings.steps is None else settings.steps
-        if steps < 1:
-            raise InputError(f"a sampler needs at least 1 step, got {steps}")
         annealing = own.get("annealing")
         *_, ids = self.decoding_steps(
             cond,

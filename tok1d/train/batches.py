@@ -18,9 +18,9 @@ from tok1d.inference.cache import encode_batch
 from tok1d.inference.conditions import choose_condition, reads_captions
 from tok1d.losses.total import Batch
 from tok1d.train.images import Images
-from tok1d.train.models import LoadedTokenizer
 from tok1d.train.rows import every_image, released, sampled
 from tok1d.train.task import BatchFunction
+from tok1d.zoo.loaded import LoadedTokenizer
 from tok1d.zoo.pretrained.text import CaptionEmbeddings, CaptionWords
 
 # Stream of random numbers for a batch's image size; 0 is for augmentation, 1 for the views of a cache (rows.py).

@@ -27,11 +27,11 @@ from tok1d.inference.request import CacheFormat
 from tok1d.train.batches import cached_batches, caption_embeddings, encoded_batches
 from tok1d.train.folder import has_checkpoint
 from tok1d.train.images import Images, open_split
-from tok1d.train.models import LoadedTokenizer
 from tok1d.train.previews import sample_preview
 from tok1d.train.task import BatchFunction, Task
 from tok1d.zoo import store
 from tok1d.zoo.card import padding_of
+from tok1d.zoo.loaded import LoadedTokenizer
 from tok1d.zoo.pairs import check_condition, check_num_classes, check_tokens, shared_classes
 from tok1d.zoo.transfer import init_from
 from tok1d.zoo.weights import fingerprint

@@ -16,8 +16,8 @@ from tok1d.inference.conditions import ConditionedImages, choose_condition, cond
 from tok1d.pictures import grid, save_png
 from tok1d.tokenizers.prefix import token_counts
 from tok1d.train.images import open_split
-from tok1d.train.models import LoadedGenerator, LoadedTokenizer
 from tok1d.train.task import Preview
+from tok1d.zoo.loaded import LoadedGenerator, LoadedTokenizer
 from tok1d.zoo.pretrained.text import CaptionEmbeddings
 
 NUM_IMAGES = 10

@@ -34,7 +34,7 @@ from tok1d.tokenizers.base import TokenSpec
 from tok1d.tokenizers.prefix import prefix_lengths
 from tok1d.train.images import open_split
 from tok1d.train.log import LogEntry
-from tok1d.train.models import LoadedGenerator, LoadedTokenizer
+from tok1d.zoo.loaded import LoadedGenerator, LoadedTokenizer
 from tok1d.zoo.store import build_model
 
 Numbers = dict[str, float]

@@ -12,10 +12,9 @@ from tok1d.config.load import stored_recipe, to_yaml
 from tok1d.config.recipe import Recipe
 from tok1d.config.registry import MODELS
 from tok1d.errors import WeightsError, reason_of
-from tok1d.generators.base import Generator
-from tok1d.tokenizers.base import Tokenizer
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
+from tok1d.zoo.loaded import LoadedGenerator, LoadedTokenizer
 from tok1d.zoo.weights import load_state
 
 _NAME = re.compile(r"(?P<path>.+\.pt)(?::(?P<weights>ema|raw))?")
@@ -65,7 +64,7 @@ def load_model(name: str, *, device: str | torch.device = "cpu") -> Any:
     return load_checkpoint(name, device=device) if is_checkpoint(name) else store.load(name, device=device)
 
 
-def load_pair(name: str, *, device: str | torch.device = "cpu") -> tuple[Generator, Tokenizer]:
+def load_pair(name: str, *, device: str | torch.device = "cpu") -> tuple[LoadedGenerator, LoadedTokenizer]:
     """Load a generator, by name or from a checkpoint, and its tokenizer; raises WeightsError as `store.load_pair`."""
     if not is_checkpoint(name):
         return store.load_pair(name, device=device)

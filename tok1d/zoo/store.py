@@ -21,6 +21,7 @@ from tok1d.config.registry import MODELS, build_model_config
 from tok1d.errors import ConfigError, WeightsError, reason_of
 from tok1d.tokenizers.latent_space import EMBEDDED, Autoencoder
 from tok1d.zoo.card import Card
+from tok1d.zoo.loaded import LoadedGenerator, LoadedTokenizer
 from tok1d.zoo.pretrained.autoencoder import connect_autoencoder
 from tok1d.zoo.weights import HasWeights, fingerprint, load_state, read_weights
 
@@ -140,7 +141,7 @@ def resolve(name: str | Path, base: Path | None = None) -> Path:
     if Path(text).suffix in (".pt", ".pth", ".pkl", ".ckpt", ".safetensors", ".bin"):
         raise WeightsError(f"{text}: expected a model folder; published weight files go through 'tok1d convert' first")
     if Path(text).exists():
-        raise WeightsError(f"{text}: expected a model folder with config.json and model.safetensors")
+        raise WeightsError(f"{text}: expected a model folder with config.json and model.safetensors, got none there")
     if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).parent.exists():
         return _download(text)
     if recipe := _recipe_of(text):
@@ -201,7 +202,7 @@ def load(name: str | Path, *, device: str | torch.device = "cpu", base: Path | N
     return model.to(device).eval()
 
 
-def load_pair(name: str | Path, *, device: str | torch.device = "cpu") -> tuple[Any, Any]:
+def load_pair(name: str | Path, *, device: str | torch.device = "cpu") -> tuple[LoadedGenerator, LoadedTokenizer]:
     """A generator and the tokenizer whose tokens it generates.
 
     Args:
