@@ -234,7 +234,7 @@ def test_a_generator_that_knows_no_classes_or_no_guidance_says_so(
         model = random_model(tiny("generator", tokenizer="x"), change)
         store.save_model(model, models / name, card)
     out = ["--out", models / "out"]
-    assert "this generator knows no classes" in fails("generate", models / "blind", *out, "--classes", "3")
+    assert "this generator has no classes" in fails("generate", models / "blind", *out, "--classes", "3")
     assert "pass 1" in fails("generate", models / "strict", *out)
     ok("generate", models / "blind", *out, "--num", 2)
     assert files(models / "out") == ["image000.png", "image001.png", "overview.png"]
