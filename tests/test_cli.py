@@ -234,7 +234,7 @@ def test_a_generator_that_knows_no_classes_or_no_guidance_says_so(
         model = random_model(tiny("generator", tokenizer="x"), change)
         store.save_model(model, models / name, card)
     out = ["--out", models / "out"]
-    assert "this generator knows no classes" in fails("generate", models / "blind", *out, "--classes", "3")
+    assert "this generator has no classes" in fails("generate", models / "blind", *out, "--classes", "3")
     assert "pass 1" in fails("generate", models / "strict", *out)
     ok("generate", models / "blind", *out, "--num", 2)
     assert files(models / "out") == ["image000.png", "image001.png", "overview.png"]
@@ -348,7 +348,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(loop.Run, "train_step", pressed)
         assert cli.run(command) == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "error: interrupted; the same command goes on"
+    assert capsys.readouterr().err.splitlines()[-1] == "error: interrupted; the same command resumes"
     assert files(tmp_path / "run") == ["checkpoints/step-00000003.pt", "config.yaml", "log.jsonl"]
     ok(*command)
     assert [json.loads(line)["step"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()] == [2, 4, 6]
@@ -363,7 +363,7 @@ def test_ctrl_c_elsewhere_promises_nothing(models: Path, capsys: Any, monkeypatc
     assert capsys.readouterr().err == "error: interrupted; run the command again with --overwrite\n"
     for words, again in (
         ([], "run the command again"),
-        (["--out", str(models / "e.json")], "the same command goes on"),
+        (["--out", str(models / "e.json")], "the same command resumes"),
     ):
         assert cli.run(["evaluate", "generation", str(models / "generator"), *words]) == 130
         assert capsys.readouterr().err == f"error: interrupted; {again}\n"

@@ -174,7 +174,7 @@ def test_an_encoder_that_will_not_do_is_one_line(bpe: str, tmp_path: Path) -> No
     state = load_file(file)
     gone = sorted(state)[0]
     save_file({name: value for name, value in state.items() if name != gone}, file, metadata={"format": "pt"})
-    with pytest.raises(WeightsError, match=f"1 weights are not there, such as {gone}"):
+    with pytest.raises(WeightsError, match=f"1 weights are missing, such as {gone}"):
         TextEncoder(str(tmp_path / "clip"), 12).encode(["a"])
 
 

@@ -120,7 +120,7 @@ def test_six_settings_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixtu
     listed = re.findall(r"^ +\d+\. ([^:]+): (.+) against (.+) \(", printed, re.M)
     assert [title for title, _, _ in listed] == [SETTINGS[key].title for key in sorted(SIX, key=rank)]
     assert ("number of images", "1000", "50000") in listed
-    assert "may be compared once" in printed
+    assert "can be compared once" in printed
 
 
 def test_a_spread_is_no_setting() -> None:
@@ -163,7 +163,7 @@ def test_other_metrics_networks_and_missing_values_are_not_compared() -> None:
         {"value": None, "note": "x"},
     ):
         found = compare(a, measured(record_of(SAMPLES | change), "b"))
-        assert found.comparable == "no" and "may not be compared" in found.verdict
+        assert found.comparable == "no" and "cannot be compared" in found.verdict
     unknown = compare(a, Facts("b", 1.0, {**a.settings, "reference": None}))
     assert unknown.comparable == "not known" and "reference set" in unknown.verdict
 
@@ -330,7 +330,7 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("maetk", InputError, "did you mean maetok"),
         ("sit/rfid", InputError, "did you mean sit/gfid"),
         (str(tmp_path / "broken.json"), DataError, "evaluate again"),
-        (str(tmp_path / "empty.json"), DataError, "no records"),
+        (str(tmp_path / "empty.json"), DataError, "expected records, got none"),
         (str(tmp_path / "folder"), DataError, "got a folder without"),
     ):
         with pytest.raises(error, match=message):

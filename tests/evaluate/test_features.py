@@ -142,7 +142,7 @@ def test_the_bundled_classifier_is_the_default_for_its_data() -> None:
         ("timm:", InputError, "expected inception"),
         ("timm:no_such_model", InputError, "timm has no such model"),
         ("model:nowhere", WeightsError, "no model 'nowhere'"),
-        ("model:fashion-mnist-maetok", WeightsError, "expected a classifier to measure with, got the model maetok"),
+        ("model:fashion-mnist-maetok", WeightsError, "expected a classifier as feature network, got the model maetok"),
     ],
 )
 def test_what_is_no_network_is_refused_in_one_line(text: str, error: type[Exception], message: str) -> None:
@@ -153,17 +153,17 @@ def test_what_is_no_network_is_refused_in_one_line(text: str, error: type[Except
 
 def test_missing_packages_and_weights_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    with pytest.raises(WeightsError, match=r"may only be downloaded; give timm:vit_tiny_patch16_224:FILE"):
+    with pytest.raises(WeightsError, match=r"would have to be downloaded; pass timm:vit_tiny_patch16_224:FILE"):
         open_network("timm:vit_tiny_patch16_224", download=False)
     if "torch_fidelity" in sys.modules or _has_fidelity():
-        with pytest.raises(WeightsError, match=r"fetch http.*6726825d\.pth and give inception:FILE"):
+        with pytest.raises(WeightsError, match=r"download http.*6726825d\.pth and pass inception:FILE"):
             open_network("inception", download=False)
 
         def offline(*args: Any, **options: Any) -> None:
             raise OSError("no network\nhere")
 
         monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-        with pytest.raises(WeightsError, match=r"could not be fetched \(no network here\)"):
+        with pytest.raises(WeightsError, match=r"could not be downloaded \(no network\)"):
             open_network("inception")
         with pytest.raises(WeightsError, match="no such file"):
             open_network(f"inception:{tmp_path / 'none.pth'}")
@@ -232,7 +232,7 @@ def test_the_published_file_alone_is_called_inception(stand_in: Path, monkeypatc
 def test_a_file_of_another_network_is_no_inception(tmp_path: Path) -> None:
     pytest.importorskip("torch_fidelity", reason=FIDELITY)
     torch.save({"fc.weight": torch.zeros(2, 3)}, tmp_path / "other.pth")
-    with pytest.raises(WeightsError, match="another network than Inception") as caught:
+    with pytest.raises(WeightsError, match="expected weights of Inception") as caught:
         open_network(f"inception:{tmp_path / 'other.pth'}")
     assert "\n" not in str(caught.value)
 

@@ -20,7 +20,7 @@ from tok1d.errors import InputError
 from tok1d.evaluate import grid, setup
 from tok1d.evaluate.explain import explain
 from tok1d.evaluate.features import FrozenNetwork
-from tok1d.evaluate.measures import METRICS, Measures, Number, called, lower_is_better, names_of
+from tok1d.evaluate.measures import METRICS, Measures, Number, lower_is_better, names_of, record_name
 from tok1d.evaluate.prepare import Opened, prepare
 from tok1d.evaluate.request import Generation, Reconstruction
 from tok1d.zoo import store
@@ -87,7 +87,7 @@ def test_a_cell_is_named_after_what_its_numbers_depend_on() -> None:
 def test_every_metric_has_a_better_end() -> None:
     low = {"mse", "lpips", "fd", "sfd", "kid"}
     for metric, kind, network in itertools.product(METRICS, ("reconstruction", "generation"), ("inception", "cnn@ab")):
-        assert lower_is_better(called(Number(metric, 1.0, network), kind)) == (metric in low)
+        assert lower_is_better(record_name(Number(metric, 1.0, network), kind)) == (metric in low)
 
 
 def cell(name: str, guidance: float, **values: float | None) -> grid.Cell:
@@ -148,7 +148,7 @@ def test_what_is_written_and_shown() -> None:
     ]
     assert grid.legend(rows) == "* is the lowest fd@cnn, highest psnr"
     other = replace(CELLS[0], records=[replace(CELLS[0].records[0], reference="others")])
-    assert grid.legend(grid.rows_of([*CELLS, other])).endswith("do not compare: fd@cnn")
+    assert grid.legend(grid.rows_of([*CELLS, other])).endswith("differ between rows: fd@cnn")
 
 
 def two_classifiers(first: str, second: str) -> list[Record]:
@@ -274,7 +274,7 @@ def test_an_interrupted_grid_goes_on_where_it_was(
     with monkeypatch.context() as patch:
         patch.setattr(Measures, "features", pressed)
         assert evaluate(*command, "--out", broken) == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "error: interrupted; the same command goes on"
+    assert capsys.readouterr().err.splitlines()[-1] == "error: interrupted; the same command resumes"
     assert len(list((broken / "cells").glob("*.json"))) == 1 and not (broken / "grid.json").exists()
     measured.clear()
     assert evaluate(*command, "--out", broken) == 0
@@ -362,11 +362,11 @@ def test_a_mistake_in_any_cell_stops_before_the_first(
         ((model, "--guidance", "1,2,x"), "--guidance: expected float >= 0, got x"),
         ((model, "--best", "fid"), "--best: expected one of label_agreement"),
         ((model, "--label", "true"), "--label:"),
-        ((model, "--weights", "ema"), "--weights: chooses"),
+        ((model, "--weights", "ema"), "--weights: expected checkpoints"),
         ((model, "--weights", "mean", "--checkpoints"), "--weights: expected ema or raw"),
         ((tmp_path / "cache", "--checkpoints"), "--checkpoints: expected the folder of a run"),
         ((f"{model},{tokenizer}", "fashion_mnist"), "only generators or only tokenizers"),
-        ((tokenizer, "fashion_mnist", "--temperature", "0.5,1"), "is a tokenizer and has none; leave it out"),
+        ((tokenizer, "fashion_mnist", "--temperature", "0.5,1"), "is a tokenizer without this option; leave it out"),
         ((tokenizer, "fashion_mnist", "--decoder-steps", "1,2"), "use --steps"),
         ((tokenizer, "fashion_mnist", "--steps", "1,2", "--label", "true"), "reads no label"),
         ((tokenizer,), "expected DATA"),

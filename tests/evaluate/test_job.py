@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tok1d.cli import app as cli
 from tok1d.errors import ConfigError, DataError, InputError
-from tok1d.evaluate.job import Job, drop_torn
+from tok1d.evaluate.job import Job, remove_temporary
 from tok1d.evaluate.measures import Measures
 from tok1d.evaluate.sample_batch import SampleImages
 from tok1d.evaluate.samples import Save, saving
@@ -91,7 +91,7 @@ def test_only_the_torn_files_of_these_names_are_dropped(tmp_path: Path) -> None:
     kept, torn = ["a[1].json", ".a1.json.7.tmp", ".a[1].npz.7.tmp"], ".a[1].json.7.tmp"
     for name in (*kept, torn):
         (tmp_path / name).touch()
-    drop_torn(tmp_path / "a[1].json", tmp_path / "none.npz")
+    remove_temporary(tmp_path / "a[1].json", tmp_path / "none.npz")
     assert all((tmp_path / name).exists() for name in kept) and not (tmp_path / torn).exists()
 
 
@@ -134,10 +134,10 @@ def test_pictures_of_two_evaluations_do_not_mix(tmp_path: Path, capsys: pytest.C
     with pytest.raises(KeyboardInterrupt):
         drawn(folder, 1.0, until=64)
     for num in (5, 200):
-        with pytest.raises(ConfigError, match="holds pictures of another evaluation"):
+        with pytest.raises(ConfigError, match="has images of another evaluation"):
             drawn(folder, 0.2, num=num)
     assert drawn(folder, 1.0) and drawn(folder, 1.0) and greys(folder) == {100, 255}
-    with pytest.raises(ConfigError, match="holds pictures of another evaluation"):
+    with pytest.raises(ConfigError, match="has images of another evaluation"):
         drawn(folder, 1.0, num=50)
     shared = tmp_path / "shared"
     assert [drawn(shared, 1.0, part=(i, 2)) for i in (1, 0)] == [False, True] and greys(shared) == {100, 255}
@@ -146,12 +146,10 @@ def test_pictures_of_two_evaluations_do_not_mix(tmp_path: Path, capsys: pytest.C
     with pytest.raises(KeyboardInterrupt):
         drawn(shared, 0.2, until=64)
     (shared / "000003.png").unlink()
-    with pytest.raises(
-        DataError, match=r"expected 100 pictures, 1 of finished blocks are missing, such as 000003\.png"
-    ):
+    with pytest.raises(DataError, match=r"expected 100 images, 1 of finished blocks are missing, such as 000003\.png"):
         drawn(shared, 0.2)
     (shared / "notes.txt").touch()
-    with pytest.raises(ConfigError, match=r"pictures alone, got notes\.txt"):
+    with pytest.raises(ConfigError, match=r"without other files, got notes\.txt"):
         Save(folder=shared)
     assert evaluate("generation", "none", "--save-images", folder, "--out", folder / "r.json") == 2
     assert "--out: expected a file outside" in capsys.readouterr().err
@@ -200,7 +198,7 @@ def test_records_for_any_shards_after_any_kill(
     assert SampleImages(tmp_path / "samples.npz").fingerprint() == pixels
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 130
     assert evaluate(*command, "--seed", 1, "--out", tmp_path / "other.json") == 2
-    assert "pictures of another evaluation" in capsys.readouterr().err
+    assert "images of another evaluation" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.parts")) and not list(tmp_path.glob(".*tmp"))
     names = {entry["name"].partition("@")[0] for entry in comparable(alone)}
     assert names == {"label_agreement", "fd", "kd", "score", "precision", "recall", "density", "coverage"}
@@ -213,7 +211,10 @@ def test_options_and_mistakes(generator: Path, tmp_path: Path, capsys: pytest.Ca
     assert evaluate("reconstruction", tokenizer, "fashion_mnist", "--metrics", "all", "--keep", 4, "--out", out) == 0
     found = {entry["name"]: entry for entry in comparable(out)}
     assert found["ssim"]["value"] is not None and found["psnr"]["unit"] == "dB"
-    assert found["sfd@fashion-mnist-cnn"]["value"] is None and "no maps" in found["sfd@fashion-mnist-cnn"]["note"]
+    assert (
+        found["sfd@fashion-mnist-cnn"]["value"] is None
+        and "no spatial features" in found["sfd@fashion-mnist-cnn"]["note"]
+    )
     drawn = ("generation", generator, "--metrics", "labels", "--num", 8, "--out", out)
     for options in ((), ("--unconditional",)):
         capsys.readouterr()
@@ -221,7 +222,7 @@ def test_options_and_mistakes(generator: Path, tmp_path: Path, capsys: pytest.Ca
         (entry,), printed = comparable(out), capsys.readouterr().out
         assert entry["name"] == "label_agreement" and f"records: {out}" in printed and "part 0/1" not in printed
         assert entry["value"] is None if options else entry["value"] is not None
-        assert entry["note"] == ("unconditional; the images were made without labels to agree with" if options else "")
+        assert entry["note"] == ("unconditional; the images have no labels" if options else "")
     checkpoint = next((generator.parent / "checkpoints").glob("*.pt"))
     assert evaluate("generation", f"{checkpoint}:raw", "--num", 8, "--metrics", "fd", "--out", out) == 0
     assert {(entry["name"], entry["weights"]) for entry in comparable(out)} == {("fd@fashion-mnist-cnn", "raw")}

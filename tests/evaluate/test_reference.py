@@ -177,7 +177,9 @@ def adm(tmp_path: Path) -> Callable[..., Path]:
 def test_adms_statistics_are_inceptions_of_training_images(adm: Callable[..., Path]) -> None:
     reference = load_reference(adm())
     assert (reference.network, reference.of, reference.num_images) == ("inception", "train", None)
-    assert reference.spatial is not None and reference.spatial.dim == 23 and "do not say of what" in reference.note
+    assert (
+        reference.spatial is not None and reference.spatial.dim == 23 and "does not state its images" in reference.note
+    )
     with np.load(adm()) as content:
         assert np.array_equal(reference.pooled.mean.numpy(), content["mu"].astype(np.float64))
         assert np.allclose(reference.pooled.covariance.numpy(), content["sigma"], rtol=1e-15)
@@ -204,9 +206,9 @@ def test_the_images_in_adms_file_give_features_for_precision_and_recall(adm: Cal
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8)}, "got a sample batch; tok1d reference measures one"),
+        ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8)}, "got a sample batch; measure it with tok1d reference"),
         ({"mean": np.zeros(3)}, "got the keys mean"),
-        ({"mu": np.zeros(3), "sigma": np.eye(3)}, "Inception's 2048 numbers, got \\(3,\\)"),
+        ({"mu": np.zeros(3), "sigma": np.eye(3)}, "Inception's 2048 features, got \\(3,\\)"),
         ({"mu": np.zeros(2048), "sigma": np.eye(3)}, "a mean \\(dim,\\) and a covariance \\(dim, dim\\)"),
         ({"mu": np.zeros(3), "sigma": np.eye(3), "tok1d": np.array("{")}, "damaged reference statistics"),
         ({"mu": np.array([None]), "sigma": np.eye(3)}, "expected reference statistics in an .npz file"),

@@ -73,7 +73,7 @@ def test_shards_in_any_order_equal_one_pass(order: list[int], cuts: list[int], t
         assert got is not None and expected is not None and got.count == expected.count == NUM
         assert torch.allclose(got.mean, expected.mean, rtol=1e-10, atol=0)
         assert torch.allclose(got.covariance, expected.covariance, rtol=1e-10, atol=1e-12)
-    assert torch.equal(merged.seen, torch.arange(NUM)) and merged.num_images == NUM
+    assert torch.equal(merged.image_numbers, torch.arange(NUM)) and merged.num_images == NUM
 
 
 def test_merging_leaves_the_shard_and_its_state_alone() -> None:
@@ -123,10 +123,10 @@ Refuse = Callable[[], object]
         (lambda: tally().merge(tally(chunk=None)), "chunks of all"),
         (lambda: tally().merge(tally(keep_features=False)), "features not kept"),
         (lambda: tally(keep_features=False).features, "keep_features"),
-        (lambda: Tally(DIM).score, "needs a network with logits"),
-        (lambda: Tally(DIM).update(images()[0], range(NUM)), "the network that it was started with"),
+        (lambda: Tally(DIM).score, "expected a network with logits"),
+        (lambda: Tally(DIM).update(images()[0], range(NUM)), "the network that it was created for"),
         (lambda: tally().update(images()[0], range(3)), "one number for each of 60 images, got 3"),
-        (lambda: tally().score, "needs images"),
+        (lambda: tally().score, "expected at least one image"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(refuse: Refuse, message: str) -> None:
@@ -141,7 +141,7 @@ def test_a_batch_that_is_not_finite_counts_nothing() -> None:
     started = tally()
     with pytest.raises(DataError, match="finite"):
         started.update(features, range(NUM))
-    assert started.num_images == 0 and not len(started.seen)
+    assert started.num_images == 0 and not len(started.image_numbers)
 
 
 def test_agreement_is_the_share_of_labelled_images_put_right() -> None:

@@ -1,4 +1,4 @@
-"""`tok1d analyze`: what the tokens of a tokenizer hold."""
+"""`tok1d analyze`: the information in the tokens of a tokenizer."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import typer
 from tok1d.cli.options import Data, DataRoot, Device, Model, Overwrite, Seed, load_tokenizer, one_of
 from tok1d.config.options import parse_counts
 
-HELD_OUT = "test images, spread evenly over the set; of fashion_mnist the first"
-analyze_app = typer.Typer(help="Analyze what the tokens of a tokenizer hold.", no_args_is_help=True)
+HELD_OUT = "number of test images: the first ones of fashion_mnist, of other data spread evenly over the set"
+analyze_app = typer.Typer(help="Analyze the information in the tokens of a tokenizer.", no_args_is_help=True)
 
 
 @analyze_app.command("prefix")
@@ -25,7 +25,7 @@ def analyze_prefix(
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """The PCA-like curve: the share of the reduction of the denoising loss that the first k tokens explain."""
+    """The PCA-like curve: how much the first k tokens reduce the denoising loss, relative to all tokens."""
     import json
     from dataclasses import asdict
 
@@ -43,7 +43,7 @@ def analyze_prefix(
     for point in points:
         share = "unavailable (the tokens do not reduce the loss)" if point.share is None else f"{point.share:7.1%}"
         print(f"keep {point.keep:4d}: loss {point.loss:.5f}, share {share}")
-    print(f"picture: {folder / 'curve.png'}")
+    print(f"plot: {folder / 'curve.png'}")
 
 
 @analyze_app.command("increments")
@@ -57,7 +57,10 @@ def analyze_increments(
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Cosines and energies of what each token adds to the prediction: orthogonal for principal components."""
+    """Cosines and energies of the increments that each token adds to the prediction.
+
+    Like principal components, increments of different tokens should be orthogonal (cosine 0).
+    """
     import json
 
     from tok1d import files
@@ -82,12 +85,12 @@ def analyze_swap(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option(help="folder for swap.json and swap.png")],
-    num: Annotated[int, typer.Option(min=2, help=f"{HELD_OUT}; they form pairs")] = 500,
+    num: Annotated[int, typer.Option(min=2, help=f"{HELD_OUT}; pairs are formed from them")] = 500,
     data_root: DataRoot = None,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """What depends on the class and what on the tokens: images decoded with another class, or from a class alone.
+    """Decode tokens with another class, or from the class alone, to see what class and tokens determine.
 
     For tokenizers that are conditioned on the class (SMAP).
     """
@@ -118,11 +121,11 @@ def analyze_swap(
         "variants": [each.to_json() for each in found],
     }
     files.write_text(folder / "swap.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
-    print(f"{found[0].num} images in pairs of different classes; rows of the picture: originals, then these")
+    print(f"{found[0].num} images in pairs of different classes; rows of the image: originals, then these variants")
     for each in found:
         print(f"{each.variant:30s} {each.describe()}")
     print(f"record: {folder / 'swap.json'}")
-    print(f"picture: {folder / 'swap.png'}")
+    print(f"image: {folder / 'swap.png'}")
 
 
 @analyze_app.command("mixture")
@@ -130,19 +133,21 @@ def analyze_mixture(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option(help="folder for mixture.json")],
-    components: Annotated[str, typer.Option(help="numbers of components, separated by commas")] = "5,10,20",
+    components: Annotated[str, typer.Option(help="numbers of mixture components, separated by commas")] = "5,10,20",
     dims: Annotated[
-        int | None, typer.Option(min=1, help="number of principal components; default: as few as hold --variance")
+        int | None, typer.Option(min=1, help="number of principal components; default: as many as --variance needs")
     ] = None,
-    variance: Annotated[float, typer.Option(help="share of the variance that the principal components hold")] = 0.9,
-    covariance: Annotated[str, typer.Option(help="covariance of a component: diag or full")] = "diag",
+    variance: Annotated[
+        float, typer.Option(help="share of the variance that the principal components must explain")
+    ] = 0.9,
+    covariance: Annotated[str, typer.Option(help="covariance of a mixture component: diag or full")] = "diag",
     seeds: Annotated[str, typer.Option(help="seeds of the fits, separated by commas")] = "0",
     num: Annotated[int, typer.Option(min=1, help=HELD_OUT)] = 5000,
     data_root: DataRoot = None,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """How many modes the tokens have: likelihood of Gaussian mixtures on their principal components."""
+    """Fit Gaussian mixtures to the principal components of the tokens: their likelihood shows the number of modes."""
     import json
     from dataclasses import asdict
 

@@ -1,6 +1,6 @@
-"""The command line: assembles the commands, and turns errors into one line and an exit code.
+"""The command line: its commands, and errors as one line with an exit code.
 
-Every command is a thin function; nothing heavy is imported until a command runs.
+For a short start-up time, torch and models are imported only in the functions of the commands.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tok1d.cli.reference import reference
 from tok1d.cli.replay import replay
 from tok1d.cli.train import config, recipes, train
 
-# Threads that wait by spinning make two jobs on one machine many times slower; set before torch is imported.
+# Threads that spin while they wait slow down other jobs on the machine. Must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
@@ -34,23 +34,23 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command("demo", short_help="Train small models from scratch and report with pictures.")(demo)
-app.command("recipes", short_help="List the recipes with their numbers and cost.")(recipes)
-app.command("config", short_help="Print a recipe as it would run.")(config)
-app.command("train", short_help="Train a recipe; the same command resumes.")(train)
+app.command("demo", short_help="Train small models from scratch and write a report.")(demo)
+app.command("recipes", short_help="List the recipes with their results and cost.")(recipes)
+app.command("config", short_help="Print a recipe with all its values.")(config)
+app.command("train", short_help="Train a model with a recipe, or resume a training.")(train)
 app.command("encode", short_help="Write the tokens of a data set into a cache.")(encode)
-app.command("reconstruct", short_help="Decode images from their first tokens.")(reconstruct)
-app.command("generate", short_help="Sample images of classes or captions.")(generate)
-app.command("export", short_help="Cast and measure the weights of a finished run.")(export)
+app.command("reconstruct", short_help="Encode images and decode them from their leading tokens.")(reconstruct)
+app.command("generate", short_help="Generate images from classes or captions.")(generate)
+app.command("export", short_help="Cast and evaluate the weights of a finished run.")(export)
 app.command("convert", short_help="Convert published weights to a model folder.")(convert)
-app.command("reference", short_help="Statistics of an image set for evaluations.")(reference)
+app.command("reference", short_help="Compute reference statistics of an image set.")(reference)
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(analyze_app, name="analyze")
-app.command("compare", short_help="Compare runs with the curve of their recipe.")(compare)
+app.command("compare", short_help="Compare runs with the training curve of their recipe.")(compare)
 app.command("launch", short_help="Run a command as a job on a SLURM cluster.", context_settings=PASSED_ON)(launch)
 app.command("replay", short_help="Repeat the step that stopped a training.")(replay)
 
-IMPORT_HELP = "module or .py file to import first, such as one that registers a model; before the command, repeatable"
+IMPORT_HELP = "module or .py file to import first, for example to register a model; repeatable; goes before the command"
 
 
 @app.callback()
@@ -79,7 +79,7 @@ RENAMED_IN = ("reconstruct", "generate", "evaluate")
 
 
 def with_new_names(arguments: list[str]) -> list[str]:
-    """The command line with renamed options under their new names; says so on stderr in one line each."""
+    """The command line with the new names of renamed options; prints a warning to stderr for each."""
     if not arguments or arguments[0] not in RENAMED_IN:
         return arguments
     found = []
@@ -119,7 +119,7 @@ def run(arguments: list[str] | None = None) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error.format_message(), file=sys.stderr)  # type: ignore[attr-defined]
             return 2
-        if hasattr(error, "format_message"):  # what typer raises for wrong arguments
+        if hasattr(error, "format_message"):  # typer's errors for wrong arguments
             context = getattr(error, "ctx", None)
             command = context.command_path if context is not None else "tok1d"
             return _fail(f"{error.format_message().rstrip('.')}; see {command} --help")
@@ -133,7 +133,7 @@ def _interrupted(arguments: list[str]) -> int:
     resumes = command in (["demo"], ["train"], ["encode"]) or arguments[:2] == ["evaluate", "grid"]
     resumes |= command == ["evaluate"] and any(word.partition("=")[0] == "--out" for word in arguments)
     again = "run the command again" + (" with --overwrite" if command in (["reconstruct"], ["generate"]) else "")
-    return _fail(f"interrupted; {'the same command goes on' if resumes else again}", 130)
+    return _fail(f"interrupted; {'the same command resumes' if resumes else again}", 130)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`tok1d compare`: runs and the curve of their recipe."""
+"""`tok1d compare`: the training curves of runs and of their recipe."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(help="run folders, finished or in progress", show_default=False)],
     to: Annotated[
         str,
-        typer.Option(help="compare with the curve of this recipe, curve file or run; default: of the nearest recipe"),
+        typer.Option(help="recipe, curve file or run to compare with; default: the most similar recipe with a curve"),
     ] = "",
     out: Annotated[Path | None, typer.Option(help="folder for curves.png, curves.html and compare.json")] = None,
     save_curve: Annotated[
-        Path | None, typer.Option(help="write the curve of a finished run to this file, to ship with its recipe")
+        Path | None,
+        typer.Option(help="only write the curve of a finished run to this file, to distribute it with its recipe"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of text")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Compare runs with the shipped curve of their recipe: within its band, or outside since which step.
+    """Compare the training curves of runs with the stored curve of their recipe.
 
-    A run may have another recipe, batch size or number of steps than the reference; the differences are listed.
+    Prints whether a run stays within the band of the curve, or the step from which it is outside. Recipe, batch size or
+    number of steps may differ from those of the curve; the differences are listed.
     """
     import json
 
@@ -54,4 +56,4 @@ def compare(
     if folder is not None:
         module.write(compared, folder)
         if not as_json:
-            print(f"picture: {folder / 'curves.png'}\npage: {folder / 'curves.html'}")
+            print(f"plot: {folder / 'curves.png'}\npage: {folder / 'curves.html'}")

@@ -1,4 +1,4 @@
-"""`tok1d export` and `tok1d convert`: weights to share, and published weights."""
+"""`tok1d export` and `tok1d convert`: model folders from finished runs and from published weights."""
 
 from __future__ import annotations
 
@@ -13,12 +13,19 @@ from tok1d.cli.options import Overwrite, one_of, print_records
 def export(
     run: Annotated[Path, typer.Argument(help="folder of the run")],
     out: Annotated[Path, typer.Option(help="model folder to write")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="evaluate.KEY=VALUE, repeatable")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="evaluate.KEY=VALUE, changes of the recipe's evaluation; repeatable")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="type of the stored weights: float16 or float32")] = "float16",
-    generator: Annotated[str, typer.Option(help="for a tokenizer: name of the generator trained on its tokens")] = "",
+    generator: Annotated[
+        str,
+        typer.Option(
+            help="for a tokenizer: the model of a generator trained on its tokens, which tok1d generate then finds"
+        ),
+    ] = "",
     overwrite: Overwrite = False,
 ) -> None:
-    """Cast the weights of a finished run, evaluate the cast model, and write it with its card."""
+    """Cast the weights of a finished run to another type, evaluate them, and write a model folder with its card."""
     from tok1d import files
     from tok1d.train import export as module
 
@@ -40,9 +47,9 @@ def convert(
     out: Annotated[Path, typer.Option(help="model folder to write")],
     options: Annotated[
         list[str] | None,
-        typer.Argument(help="key=value, settings that the file does not hold; a wrong key lists all of the format"),
+        typer.Argument(help="key=value, settings that the file does not state; an unknown key prints the list of keys"),
     ] = None,
-    tokenizer: Annotated[str, typer.Option(help="for a generator: the tokenizer model that decodes its tokens")] = "",
+    tokenizer: Annotated[str, typer.Option(help="for a generator: the model of its tokenizer")] = "",
     overwrite: Overwrite = False,
 ) -> None:
     """Convert published weights to a tok1d model folder."""

@@ -1,4 +1,4 @@
-"""`tok1d train RECIPE --dry-run [--measure]`: the cost of a training, before it starts."""
+"""`tok1d train RECIPE --dry-run [--measure]`: the cost of a training."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tok1d.config.recipe import Recipe
 
-HINT = "hours: not known from the recipe; --measure times ten steps on this machine"
+HINT = "hours: cannot be computed from the recipe; --measure times ten steps on this machine"
 
 
 def print_cost(recipe: Recipe, measure_steps: int | None) -> None:
-    """Print the forecast of a recipe, and with `measure_steps` the time of that many steps on this machine.
+    """Print the computed cost of a recipe; with `measure_steps`, also time that number of steps on this machine.
 
-    Of several processes (torchrun) only the first one prints.
+    With several processes (torchrun) only the first one prints.
     """
     from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""`tok1d demo`: small models trained from scratch, and a report with pictures."""
+"""`tok1d demo`: trains small models from scratch and writes a report with images."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def demo(
     data_root: DataRoot = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train a tokenizer and a generator on real images and report with pictures: ten minutes on two CPU cores.
+    """Train a tokenizer and a generator on Fashion-MNIST, and write a report with images: ten minutes on two CPU cores.
 
-    Shows the bundled models first, then trains small ones from scratch. The same command resumes after an
-    interruption.
+    First writes images of the bundled models, then trains small models from scratch. After an interruption the same
+    command resumes.
     """
     from tok1d.demo import run as module
 

@@ -1,4 +1,4 @@
-"""`tok1d encode`: the tokens of a data set, written into a cache."""
+"""`tok1d encode`: writes the tokens of a data set into a cache."""
 
 from __future__ import annotations
 
@@ -29,19 +29,21 @@ def encode(
     out: Annotated[Path, typer.Option(help="folder of the token cache")],
     how: Encoding,
     shard: Shard = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only print rows, size and free space")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="only print the number of rows, the size and the free space")
+    ] = False,
     on_broken: OnBroken = "skip",
     data_root: DataRoot = None,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the tokens of a data set into a cache that generators train on. The same command resumes.
+    """Write the tokens of a data set into a cache, on which generators are trained.
 
-    ImageNet, 1,281,167 images in 20 views, 32 tokens of 16 bfloat16 numbers: 26.2 GB on disk, at 256 tokens 210 GB.
-    The published code: 52.5 and 419.8 GB (float32, in shared memory).
+    The 1,281,167 images of ImageNet in 20 views, with 32 tokens of 16 bfloat16 numbers, take 26.2 GB on disk; with 256
+    tokens 210 GB. The published code needs 52.5 and 419.8 GB of shared memory (float32).
 
-    Several processes can share the work: torchrun, or jobs that see the same folder, each with --shard I/N. Each can
-    be interrupted and run again; the last one finishes the cache.
+    Several processes can write one cache: with torchrun, or as jobs with access to the same folder, each with --shard
+    I/N. After an interruption the same command resumes. The last process completes the cache.
     """
     from tok1d import devices
     from tok1d.data.broken import replaced_text
@@ -63,7 +65,7 @@ def encode(
         return
     made = cache.encode_images(tokenizer, images, out, format=how.format, part=part, seed=how.seed, overwrite=overwrite)
     if made is None:
-        print(f"shard {part[0]}/{part[1]} is written; {out} is finished when the others are")
+        print(f"shard {part[0]}/{part[1]} is written; {out} is complete when the other shards are")
     else:
         replaced = replaced_text(len(getattr(images, "replaced", [])))
         print(f"{len(made)} rows of {made.num_tokens} tokens in {out}{', ' if replaced else ''}{replaced}")

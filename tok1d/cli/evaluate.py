@@ -1,4 +1,4 @@
-"""`tok1d evaluate`: metrics of reconstructions and samples; the grid and the comparison are in files of their own."""
+"""`tok1d evaluate`: metrics of reconstructions and samples. For grid and explain see their modules."""
 
 from __future__ import annotations
 
@@ -27,23 +27,24 @@ class Output:
 
     out: Path | None = option(
         None,
-        "write the records to this JSON file; finished blocks are kept in FILE.parts, so that the same command resumes",
+        "write the records to this JSON file; finished blocks are stored in FILE.parts, from which the same command "
+        "resumes",
     )
-    save_samples: Path | None = option(None, "write the images to this .npz file, as the ADM evaluator reads them")
-    save_images: Path | None = option(None, "write the images as PNG files into this folder, which is new or empty")
+    save_samples: Path | None = option(None, "also write the images to this .npz file, for the ADM evaluator")
+    save_images: Path | None = option(None, "also write the images as PNG files into this new or empty folder")
     shard: str = option("", SHARD_HELP)
     quiet: bool = option(False, "no progress bar")
 
 
 @expanded
 def evaluate_reconstruction(request: Reconstruction, output: Output) -> None:
-    """Compare reconstructions with their originals: PSNR, SSIM, ... and distances by feature networks."""
+    """Measure reconstructions: PSNR, SSIM, LPIPS, and distances of features such as rFID."""
     _run(request, output)
 
 
 @expanded
 def evaluate_generation(request: Generation, output: Output) -> None:
-    """Compare samples with reference images: label agreement, distances, precision, recall, ... by feature networks."""
+    """Measure samples of a generator: gFID, KID, Inception Score, precision, recall, label agreement and others."""
     _run(request, output)
 
 
@@ -55,9 +56,9 @@ def _run(request: Request, output: Output) -> None:
 
 
 def _job(output: Output) -> tuple[Job, Save | None]:
-    """The job and the images it saves; the records are written before its blocks are removed."""
+    """The job of an evaluation, and where to save images. The job writes the records before it removes its blocks."""
     from tok1d.errors import ConfigError
-    from tok1d.evaluate.job import drop_torn
+    from tok1d.evaluate.job import remove_temporary
     from tok1d.evaluate.samples import Save
     from tok1d.evaluate.setup import open_job
     from tok1d.zoo.record import write_records
@@ -71,13 +72,13 @@ def _job(output: Output) -> tuple[Job, Save | None]:
     def finish(records: list[Record]) -> None:
         if out is not None:
             write_records(out, records)
-        drop_torn(*(path for path in (out, samples) if path is not None))
+        remove_temporary(*(path for path in (out, samples) if path is not None))
 
     return open_job(out, output.shard, quiet=output.quiet, finish=finish, fallback=samples or pictures), save
 
 
 def _report(records: Sequence[Record], job: Job, out: Path | None, save: Save | None) -> None:
-    """Print the records, or which part is done while other processes have not finished theirs."""
+    """Print the records; if other processes have not finished their part, print which part is done."""
     if job.waiting:
         print(f"part {job.part[0]}/{job.part[1]} is done; the last part to finish writes {out or 'the images'}")
         return
@@ -88,7 +89,7 @@ def _report(records: Sequence[Record], job: Job, out: Path | None, save: Save | 
         print(f"records: {out}")
 
 
-evaluate_app = typer.Typer(help="Measure a model; every number states its protocol.", no_args_is_help=True)
+evaluate_app = typer.Typer(help="Measure a model; each result is stored with all its settings.", no_args_is_help=True)
 evaluate_app.command("reconstruction")(evaluate_reconstruction)
 evaluate_app.command("generation")(evaluate_generation)
 evaluate_app.command("grid")(evaluate_grid)

@@ -1,4 +1,4 @@
-"""`tok1d evaluate explain`: why two measured numbers differ."""
+"""`tok1d evaluate explain`: compares the settings of two measured numbers."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ NUMBER_HELP = (
 
 def evaluate_explain(
     a: Annotated[str, typer.Argument(help=NUMBER_HELP, show_default=False)],
-    b: Annotated[str, typer.Argument(help="the number to compare with, in the same forms as A", show_default=False)],
+    b: Annotated[str, typer.Argument(help="the second number, in the same forms as A", show_default=False)],
     metric: Annotated[
         str,
         typer.Option(
-            help="which of several records, such as psnr or label_agreement@NETWORK[@HASH]; default: a Fréchet distance"
+            help="metric to compare, such as psnr or label_agreement@NETWORK[@HASH]; default: a Fréchet distance"
         ),
     ] = "",
     keep: Annotated[
         int | None,
-        typer.Option(min=0, help="which of several records, by its number of tokens; default: the most tokens"),
+        typer.Option(min=0, help="number of tokens of the record to compare; default: the most tokens"),
     ] = None,
-    brief: Annotated[bool, typer.Option("--brief", help="without the table of all settings")] = False,
+    brief: Annotated[bool, typer.Option("--brief", help="print only the differences and the verdict")] = False,
     sources: Annotated[bool, typer.Option("--sources", help="also print the sources of published settings")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
 ) -> None:
-    """Compare two measured numbers: all settings, the differences in the order of their usual effect, and a verdict."""
+    """Compare the settings of two measured numbers, and state whether the numbers can be compared.
+
+    Differences are listed in the order of their usual effect on the number.
+    """
     import json
 
     from rich.console import Console
@@ -46,7 +49,7 @@ def evaluate_explain(
     if not brief:
         console.print(table(found))
     if found.differences:
-        console.print("They differ in these, the one that usually matters most first:")
+        console.print("Differences, the one with the largest usual effect first:")
     for number, line in enumerate(found.differences, start=1):
         console.print(f"{number:3d}. {line.title}: {line.a} against {line.b} ({line.reason})", soft_wrap=True)
     console.print(found.verdict, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`tok1d evaluate grid`: every combination of lists of settings, in one table."""
+"""`tok1d evaluate grid`: evaluates all combinations of lists of settings."""
 
 from __future__ import annotations
 
@@ -26,19 +26,22 @@ OPTIONS: list[dict[str, Option]] = [{each.name: each for each in options_of(kind
 
 @dataclass(frozen=True)
 class GridSettings:
-    """Which models are evaluated, and how the work is done."""
+    """The models of a grid, and how the grid is evaluated."""
 
     model: str = option(
-        help="MODEL[,MODEL...]: generators, or tokenizers; folders, names, checkpoints RUN/checkpoints/step-...pt",
+        help="one or more models, separated by commas, all generators or all tokenizers: folders, names, or "
+        "checkpoints RUN/checkpoints/step-...pt",
         argument=True,
     )
-    out: Path = option(help="folder of cells/, grid.json and grid.csv; finished cells in it are not measured again")
-    more: tuple[str, ...] = option(
-        (), "one more model, whose name may contain commas; repeatable", repeated=True, flags="--model"
+    out: Path = option(
+        help="folder for the results: cells/, grid.json and grid.csv; finished cells are not measured again"
     )
-    checkpoints: bool = option(False, "also every checkpoint of MODEL, a run RUN or RUN/model")
+    more: tuple[str, ...] = option(
+        (), "one more model; its name may contain commas; repeatable", repeated=True, flags="--model"
+    )
+    checkpoints: bool = option(False, "also evaluate all checkpoints of the run MODEL (RUN or RUN/model)")
     weights: tuple[str, ...] = option(
-        (), "weights of checkpoints: ema, raw, or both with a comma; default: ema where there is one"
+        (), "weights of checkpoints: ema, raw or ema,raw; default: ema if the run has them"
     )
     best: str = option("", "sort the table by this metric, such as label_agreement, fd or fd@inception")
     shard: str = option("", SHARD_HELP)
@@ -46,12 +49,13 @@ class GridSettings:
 
 
 def _evaluate_grid(grid: GridSettings, given: dict[str, object]) -> None:
-    """Evaluate every combination of lists of settings, models and checkpoints; one table with the best marked.
+    """Evaluate all combinations of lists of settings, models and checkpoints, and print a table.
 
-    A cell is what evaluate generation (for tokenizers: reconstruction) measures;
-    DIR/cells/NAME.json is its --out. First each cell makes one image as a trial.
-    The same command resumes, also inside a cell; with longer lists only new cells
-    are measured.
+    Each combination is a cell, which is measured as by evaluate generation, or for
+    tokenizers by evaluate reconstruction. Its records are in OUT/cells/NAME.json.
+    To find wrong settings early, one image is made for each cell first. After an
+    interruption the same command resumes. If lists become longer, only the new
+    cells are measured.
     """
     from tok1d.cli.options import one_of
     from tok1d.evaluate.grid import cells_of
@@ -72,14 +76,14 @@ def _evaluate_grid(grid: GridSettings, given: dict[str, object]) -> None:
 
 
 def _parameters() -> Iterator[inspect.Parameter]:
-    """The grid's own options, then those of both kinds of requests."""
+    """The options of the grid, then those of both kinds of requests."""
     yield from map(parameter_of, options_of(GridSettings))
     for name in dict.fromkeys(name for options in OPTIONS for name in options if name != "model"):
         kinds = [options[name] for options in OPTIONS if name in options]
         helps = list(dict.fromkeys(each.help for each in kinds))
         text = "; tokenizers: ".join(helps)
         if kinds[0].is_axis:
-            yield text_parameter(name, f"list of values, {text}")
+            yield text_parameter(name, f"list of values: {text}")
         elif kinds[0].choices:
             yield text_parameter(name, f"{text}; default: {kinds[0].default}")
         else:
@@ -102,7 +106,7 @@ evaluate_grid = _command()
 
 
 def _models(names: list[str], checkpoints: bool, weights: list[str]) -> list[str]:
-    """The models of a grid: the named ones, and checkpoints with each kind of weights that is asked for."""
+    """The models of a grid: the named ones, and checkpoints with each of the chosen kinds of weights."""
     from tok1d.errors import InputError
     from tok1d.zoo.checkpoints import is_checkpoint, kept_checkpoints
 
@@ -115,12 +119,16 @@ def _models(names: list[str], checkpoints: bool, weights: list[str]) -> list[str
         for each in kept[name] if is_run else [*kept[name], name]:
             found += [f"{each}:{kind}" for kind in weights] if weights and each.endswith(".pt") else [each]
     if weights and not any(is_checkpoint(name) for name in found):
-        raise InputError("--weights: chooses between weights of checkpoints, there are none; pass --checkpoints")
+        raise InputError("--weights: expected checkpoints among the models, got none; pass --checkpoints")
     return list(dict.fromkeys(found))
 
 
 def _kind(models: list[str], given: list[str]) -> tuple[type[Request], dict[str, Option]]:
-    """What is measured of the models, samples or reconstructions, and its options; other given options are refused."""
+    """The kind of request for the models, and its options.
+
+    Raises:
+        InputError: models of both kinds, or a given option that this kind does not have.
+    """
     from tok1d.errors import InputError
     from tok1d.zoo.checkpoints import is_generator
 
@@ -133,7 +141,7 @@ def _kind(models: list[str], given: list[str]) -> tuple[type[Request], dict[str,
         if name not in OPTIONS[index]:
             what = "a tokenizer" if index else "a generator"
             remedy = f"use {flag_of(name.removeprefix('decoder_'))}" if name.startswith("decoder_") else "leave it out"
-            raise InputError(f"{flag_of(name)}: {models[0]} is {what} and has none; {remedy}")
+            raise InputError(f"{flag_of(name)}: {models[0]} is {what} without this option; {remedy}")
     return KINDS[index], OPTIONS[index]
 
 
@@ -158,7 +166,7 @@ def _run(requests: list[Request], axes: Axes, grid: GridSettings) -> None:
     best = find_metric(grid.best, list(metrics)) if grid.best else ""
     for number, (request, path) in enumerate(zip(requests, paths), start=1):
         if path.exists():
-            _tidy(path)
+            _remove_left(path)
             continue
         where = f"cell {number}/{len(requests)}"
         if not grid.quiet:
@@ -171,7 +179,7 @@ def _run(requests: list[Request], axes: Axes, grid: GridSettings) -> None:
 
 
 def _attempted(request: Request, opened: Opened, folder: Path, about: str) -> tuple[str, list[str]]:
-    """A cell's name and the metrics it may measure; a cell that is not finished makes one image as a trial."""
+    """The name of a cell and its metrics; if the cell is not finished, it decodes one image as a trial."""
     from tok1d.errors import Tok1dError
     from tok1d.evaluate.grid import cell_name
     from tok1d.evaluate.measures import names_of
@@ -187,23 +195,23 @@ def _attempted(request: Request, opened: Opened, folder: Path, about: str) -> tu
     return name, names_of(prepared.measures, request.kind)
 
 
-def _tidy(path: Path) -> None:
-    """Remove what a killed process left beside a cell's finished record: its blocks, and temporary files."""
+def _remove_left(path: Path) -> None:
+    """Remove the blocks and temporary files that a killed process left of a finished cell."""
     import shutil
 
-    from tok1d.evaluate.job import drop_torn
+    from tok1d.evaluate.job import remove_temporary
 
-    drop_torn(path)
+    remove_temporary(path)
     shutil.rmtree(path.with_name(f"{path.name}.parts"), ignore_errors=True)
 
 
 def _measure(request: Request, opened: Opened, path: Path, job: Job) -> None:
-    from tok1d.evaluate.job import drop_torn
+    from tok1d.evaluate.job import remove_temporary
     from tok1d.evaluate.prepare import prepare
     from tok1d.zoo.record import write_records
 
     def finish(records: list[Record]) -> None:
-        drop_torn(path)
+        remove_temporary(path)
         write_records(path, records)
 
     job.finish = finish

@@ -1,4 +1,4 @@
-"""`tok1d launch`: a command as a job on a SLURM cluster."""
+"""`tok1d launch`: runs a command as a job on a SLURM cluster."""
 
 from __future__ import annotations
 
@@ -10,37 +10,38 @@ import typer
 
 from tok1d.cli.options import one_of
 
-PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # options of the launched command
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # options of the launched command are passed on
 
 
 def launch(
     context: typer.Context,
     command: Annotated[
         list[str],
-        typer.Argument(help="RECIPE [key=value ...], or evaluate or encode with their arguments", show_default=False),
+        typer.Argument(
+            help="RECIPE [key=value ...] to train, or evaluate or encode with their arguments", show_default=False
+        ),
     ],
-    nodes: Annotated[int, typer.Option(min=1, help="number of machines")] = 1,
-    gpus: Annotated[int, typer.Option(min=0, help="GPUs of each machine, one process on each")] = 1,
-    tasks: Annotated[
-        int | None, typer.Option(min=1, help="processes on each machine; default: one for each GPU")
-    ] = None,
-    cpus: Annotated[int, typer.Option(min=1, help="CPU cores of each process")] = 8,
+    nodes: Annotated[int, typer.Option(min=1, help="number of nodes")] = 1,
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs per node; one process runs on each")] = 1,
+    tasks: Annotated[int | None, typer.Option(min=1, help="processes per node; default: one per GPU")] = None,
+    cpus: Annotated[int, typer.Option(min=1, help="CPU cores per process")] = 8,
     time: Annotated[
-        str, typer.Option(help="time limit, MINUTES, HH:MM:SS or D-HH:MM:SS; then the job is requeued")
+        str, typer.Option(help="time limit as MINUTES, HH:MM:SS or D-HH:MM:SS; at the limit the job is requeued")
     ] = "24:00:00",
     partition: Annotated[str, typer.Option(help="partition of the cluster")] = "",
     slurm: Annotated[
-        list[str] | None, typer.Option(help="KEY=VALUE, further options of sbatch such as account=ME; repeatable")
+        list[str] | None, typer.Option(help="KEY=VALUE, a further option of sbatch such as account=NAME; repeatable")
     ] = None,
     cluster: Annotated[
-        str, typer.Option(help="slurm; local: processes on this machine; debug: this process")
+        str, typer.Option(help="where the job runs: slurm, local (processes on this machine), or debug (this process)")
     ] = "slurm",
-    wait: Annotated[bool, typer.Option("--wait", help="wait until the job has ended")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="wait for the end of the job")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only print the sbatch script")] = False,
 ) -> None:
-    """Submit a command to SLURM, one process for each GPU; a preempted or timed-out job saves and is requeued.
+    """Submit a command as a SLURM job with one process per GPU.
 
-    Logs of a training are in OUT/slurm/JOB, others in runs/slurm/JOB.
+    A job that is preempted or reaches its time limit saves its state, is requeued and resumes. Logs of a training are
+    in OUT/slurm/JOB, where OUT is its run folder, logs of other commands in runs/slurm/JOB.
     """
     from tok1d.errors import InputError
     from tok1d.launch import slurm as module
@@ -50,7 +51,7 @@ def launch(
     for text in slurm or []:
         key, equals, value = text.partition("=")
         if not (equals and key and value):
-            raise InputError(f"--slurm: expected KEY=VALUE such as account=ME, got {text!r}")
+            raise InputError(f"--slurm: expected KEY=VALUE such as account=NAME, got {text!r}")
         further[key.replace("-", "_")] = value
     resources = module.Resources(nodes, gpus, tasks, cpus, module.parse_time(time), partition, further)
     imports = [f"--import={name}" for name in (context.parent and context.parent.params["imports"]) or []]
@@ -68,5 +69,5 @@ def launch(
 
 
 def run_with(run: Callable[[list[str]], int], imports: list[str], arguments: list[str]) -> int:
-    """Run a command line after its --import options; the exit code."""
+    """Run a command line with --import options and return its exit code."""
     return run([*imports, *arguments])

@@ -1,4 +1,4 @@
-"""What the commands share: options made from dataclasses, the types of common options, and small helpers."""
+"""Options made from dataclasses, the options that several commands share, and helpers."""
 
 from __future__ import annotations
 
@@ -17,39 +17,41 @@ if TYPE_CHECKING:
     from tok1d.zoo.record import Record
 
 MODEL_HELP = (
-    "a model folder (of a run: RUN/model), a bundled name such as fashion-mnist-semanticist, or OWNER/NAME on the hub"
+    "a model folder (RUN/model for a run), a bundled model such as fashion-mnist-semanticist, or OWNER/NAME on the "
+    "Hugging Face hub"
 )
 DATA_HELP = (
-    "fashion_mnist, a folder of images, webdataset shards (a folder of .tar files), or a folder that Hugging Face "
-    "datasets' save_to_disk wrote"
+    "fashion_mnist, a folder of images, a folder of webdataset shards (.tar files), or a folder written by "
+    "save_to_disk of Hugging Face datasets"
 )
 OVERRIDES_HELP = "key=value, such as train.lr=1e-3; tok1d config RECIPE --fields lists the keys"
 SHARD_HELP = (
-    "I/N: do part I (from 0) of N, such as $SLURM_ARRAY_TASK_ID/64; default: everything, or this process's part under "
-    "torchrun"
+    "I/N: only do part I (from 0) of N, such as $SLURM_ARRAY_TASK_ID/64; default: all, or under torchrun the part of "
+    "this process"
 )
 
 Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
 Data = Annotated[str, typer.Argument(help=DATA_HELP, show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help=OVERRIDES_HELP, show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace existing files")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU where there is one")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU if there is one")]
 Seed = Annotated[int, typer.Option(min=0, help="seed of all random numbers")]
-DataRoot = Annotated[str | None, typer.Option(help="folder of Fashion-MNIST's files; default: found or downloaded")]
-OnBroken = Annotated[str, typer.Option(help="for unreadable images: stop, or skip (skipped images are counted)")]
+DataRoot = Annotated[
+    str | None, typer.Option(help="folder with the files of Fashion-MNIST; default: searched for, else downloaded")
+]
+OnBroken = Annotated[str, typer.Option(help="at an unreadable image: stop, or skip it (skipped images are reported)")]
 Shard = Annotated[str, typer.Option(help=SHARD_HELP)]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar")]
 
 
 def expanded(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose parameters that are annotated with a dataclass become one option for each of its fields.
+    """Replace each parameter of a command that is annotated with a dataclass by one option for each field.
 
-    Type, help, bounds and default of an option are the field's, see `tok1d.config.fields.option`. Further metadata of
-    a field: `argument` makes it positional, `repeated` lets an option be given several times, `flags` names the two
-    flags of a truth value.
+    Type, help, bounds and default of an option are those of the field, see `tok1d.config.fields.option`. Further
+    metadata of a field: `argument` makes it positional, `repeated` allows the option several times, `flags` names the
+    two flags of a boolean option.
 
-    Raises (the command, not this function):
-        InputError: a value that the field does not take, named as the command line writes it.
+    The command raises InputError for a value that the field does not accept.
     """
     hints = get_type_hints(command, include_extras=True)
     parameters: list[inspect.Parameter] = []
@@ -73,7 +75,7 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
 def signed(
     run: Callable[..., None], command: Callable[..., None], parameters: Sequence[inspect.Parameter]
 ) -> Callable[..., None]:
-    """`run` with the name and the docstring of a command, and with these parameters, as typer reads them."""
+    """Give `run` the name and docstring of a command and the signature that typer reads."""
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     run.__signature__ = inspect.Signature(list(parameters))  # type: ignore[attr-defined]
@@ -81,7 +83,7 @@ def signed(
 
 
 def parameter_of(option: Option) -> inspect.Parameter:
-    """An option as a parameter of a command."""
+    """The parameter of a command for an option."""
     hint, default = option.hint, option.default
     flag = option.metadata.get("flags", flag_of(option.name))
     if option.metadata.get("argument"):
@@ -101,7 +103,7 @@ def parameter_of(option: Option) -> inspect.Parameter:
         info = typer.Option(flag, help=option.help)
         hint = Path if default is MISSING else Path | None
         default = inspect.Parameter.empty if default is MISSING else default
-    else:  # a list, an interval or one of several words: read from text
+    else:  # a list, an interval or one of several choices is parsed from text
         return text_parameter(option.name, option.help, default if isinstance(default, str) else "")
     return inspect.Parameter(
         option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, info]
@@ -109,13 +111,13 @@ def parameter_of(option: Option) -> inspect.Parameter:
 
 
 def text_parameter(name: str, help: str, default: str = "") -> inspect.Parameter:
-    """A parameter of a command that is given as text."""
+    """A parameter of a command whose value is text."""
     info = typer.Option(flag_of(name), help=help)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[str, info])
 
 
 def load_tokenizer(model: str, device: str | None) -> Tokenizer:
-    """The tokenizer of that name on a device; InputError for any other model."""
+    """Load a tokenizer on a device; raises InputError for another model."""
     from tok1d import devices
     from tok1d.errors import InputError
     from tok1d.zoo import store
@@ -127,7 +129,7 @@ def load_tokenizer(model: str, device: str | None) -> Tokenizer:
 
 
 def one_of(what: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a value that is none of the choices."""
+    """Raise InputError if a value is not one of the choices."""
     from tok1d.errors import InputError
 
     if value not in choices:
@@ -135,7 +137,7 @@ def one_of(what: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def print_records(records: Sequence[Record]) -> None:
-    """Show metric records as a table."""
+    """Print metric records as a table."""
     from rich.console import Console
 
     from tok1d.evaluate.report import shared_protocol, table

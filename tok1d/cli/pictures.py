@@ -1,4 +1,4 @@
-"""`tok1d reconstruct` and `tok1d generate`: pictures from finished models."""
+"""`tok1d reconstruct` and `tok1d generate`: images from trained models."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tok1d.cli.options import (
 )
 from tok1d.inference.request import ReconstructionPictures, SamplePictures
 
-Out = Annotated[Path, typer.Option(help="folder for the pictures")]
+Out = Annotated[Path, typer.Option(help="folder for the images")]
 
 
 @expanded
 def reconstruct(
     model: Model,
-    images: Annotated[str, typer.Argument(help=f"{DATA_HELP}, or one image file", show_default=False)],
+    images: Annotated[str, typer.Argument(help=f"{DATA_HELP}; or an image file", show_default=False)],
     out: Out,
     how: ReconstructionPictures,
     on_broken: OnBroken = "skip",
@@ -34,7 +34,7 @@ def reconstruct(
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Encode images and decode them from their first tokens; writes overview.png and a PNG of each image."""
+    """Encode images, decode them from their leading tokens, and write overview.png and a PNG file of each image."""
     from tok1d import files
     from tok1d.data.broken import replaced_indices, report_broken
     from tok1d.data.subset import subset
@@ -60,7 +60,7 @@ def reconstruct(
 
 @expanded
 def generate(model: Model, out: Out, how: SamplePictures, device: Device = None, overwrite: Overwrite = False) -> None:
-    """Sample images of classes or captions: tokens from the generator, decoded by its tokenizer."""
+    """Generate tokens from classes or captions, decode them with the generator's tokenizer, and write PNG files."""
     from tok1d import devices, files
     from tok1d.inference import pictures
     from tok1d.zoo import store

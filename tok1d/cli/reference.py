@@ -1,4 +1,4 @@
-"""`tok1d reference`: statistics of a set of images under a feature network, computed once and stored."""
+"""`tok1d reference`: computes and stores reference statistics of a set of images for a feature network."""
 
 from __future__ import annotations
 
@@ -18,41 +18,51 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceRequest:
-    """Which images, by which network."""
+    """The images and the feature network of a reference."""
 
     data: str = option(
-        help="fashion_mnist, a folder of images, or an .npz file in ADM's form (samples or statistics)", argument=True
+        help="fashion_mnist, a folder of images, or an .npz file of ADM (samples or statistics)", argument=True
     )
-    out: Path | None = option(None, "write this .npz file, with ADM's keys; default: only the cache")
+    out: Path | None = option(None, "also write this .npz file, with the keys of ADM; default: only the cache")
     network: str = option("", f"feature network: {NETWORK_HELP}")
     split: Literal["train", "test", "all"] = option(
-        "train", "train, test (a folder's val/ too), or all: every image of a folder"
+        "train", "split of the data: train, test (also for a folder val/), or all (all images of a folder)"
     )
     of: Literal["train", "validation", "test", "own"] | None = option(
-        None, "what the images are: train (gFID), validation or test (rFID), own (both); default: the split, of all own"
+        None,
+        "kind of the images: train (for gFID), validation or test (for rFID), or own (for both); default: the split, "
+        "or own for --split all",
     )
-    model: str = option("", "take size, channels and border from this model's images")
-    size: int | None = option(None, "crop to so many pixels; default: the network's, or 256", ge=1)
-    channels: int | None = option(None, "1 (grey) or 3; default: the network's", ge=1, le=3)
+    model: str = option("", "use size, channels and border of this model's images")
+    size: int | None = option(None, "side of the cropped images in pixels; default: that of the network, or 256", ge=1)
+    channels: int | None = option(
+        None, "channels of the images, 1 (grey) or 3; default: that of the network", ge=1, le=3
+    )
     num: int | None = option(None, "number of images, spread evenly over the set; default: all", ge=2)
     features: int = option(
-        0, "also store the features of so many images, for KID, precision, recall, density, coverage", ge=0
+        0, "also store the features of this number of images, for KID, precision, recall, density and coverage", ge=0
     )
     eight_bit: bool | None = option(
         None,
-        "round images to 8 bits before the network, as image files are; default: except for the bundled classifier",
+        "round images to 8 bits before the feature network, as image files do; default: yes, except for the bundled "
+        "classifier",
         flags="--eight-bit/--float",
     )
-    batch_size: int = option(100, "images of one forward pass", ge=1)
-    data_root: str | None = option(None, "folder of Fashion-MNIST's files; default: found or downloaded")
+    batch_size: int = option(100, "number of images in a forward pass", ge=1)
+    data_root: str | None = option(
+        None, "folder with the files of Fashion-MNIST; default: searched for, else downloaded"
+    )
     on_broken: Literal["stop", "skip"] = option(
-        "stop", "for unreadable images: stop, or skip (skipped images are counted)"
+        "stop", "at an unreadable image: stop, or skip it (skipped images are reported)"
     )
 
 
 @expanded
 def reference(request: ReferenceRequest, device: Device = None, overwrite: Overwrite = False) -> None:
-    """Statistics of a set of images under a feature network: computed once, cached, and written in ADM's .npz form."""
+    """Compute the statistics of the features of a set of images, for use as a reference.
+
+    The statistics are cached, and with --out also written to an .npz file with the keys of ADM.
+    """
     from tok1d import devices
     from tok1d.data.broken import report_broken
     from tok1d.evaluate.feature_networks import open_network
@@ -79,7 +89,7 @@ def reference(request: ReferenceRequest, device: Device = None, overwrite: Overw
 
 
 def _computed(request: ReferenceRequest, images: ImageSet, network: FrozenNetwork) -> tuple[Reference, bool]:
-    """The statistics of the images, and whether they were in the cache."""
+    """The statistics of the images, and whether they were read from the cache."""
     from tqdm import tqdm
 
     from tok1d.evaluate.reference import cached_reference
@@ -132,7 +142,7 @@ def _open(request: ReferenceRequest, size: int, channels: int, border: int) -> I
     if split == "all":
         if data == "fashion_mnist":
             raise InputError("--split: of fashion_mnist expected train or test, got all")
-        # Classes do not matter here, so all files are listed as one class.
+        # Statistics do not depend on classes: all files are listed as one class.
         transform, files = Transform(size, channels, pad=border), list_images(data)
         return FolderImages(data, transform, request.on_broken, files=files, class_names=[Path(data).name])
     source = ImageSource(
@@ -147,7 +157,7 @@ def _open(request: ReferenceRequest, size: int, channels: int, border: int) -> I
 
 
 def _holds_statistics(path: Path) -> bool:
-    """Whether an .npz file holds statistics; one of images alone, or none at all, does not."""
+    """Whether a path is a readable .npz file with statistics."""
     from tok1d.errors import DataError
     from tok1d.evaluate.npz import open_npz
 
@@ -159,7 +169,7 @@ def _holds_statistics(path: Path) -> bool:
 
 
 def _of_statistics(request: ReferenceRequest, device: str) -> Reference:
-    """The reference in a file of statistics, with the features of all its images if features are asked for."""
+    """The reference in a file of statistics, with the features of all images in the file if --features is given."""
     from tok1d.evaluate.feature_networks import open_network
     from tok1d.evaluate.features import INCEPTION
     from tok1d.evaluate.reference import load_reference, with_features
@@ -173,7 +183,11 @@ def _of_statistics(request: ReferenceRequest, device: str) -> Reference:
 
 
 def _write(reference: Reference, out: Path | None, overwrite: bool, how: str) -> None:
-    """Print what a reference is, and write it unless the file exists and holds another one."""
+    """Print the facts of a reference, and write it unless the file exists and has another one.
+
+    Raises:
+        ConfigError: the file has another content and `overwrite` is false.
+    """
     from tok1d.errors import ConfigError, DataError
     from tok1d.evaluate.reference import load_reference
 
@@ -195,7 +209,7 @@ def _write(reference: Reference, out: Path | None, overwrite: bool, how: str) ->
             there = load_reference(out)
         except DataError:
             raise ConfigError(
-                f"{out}: holds no reference; pass --overwrite to replace it, or choose another --out"
+                f"{out}: is not a reference; pass --overwrite to replace it, or choose another --out"
             ) from None
         if str(there) != str(reference):
             raise ConfigError(f"{out}: holds {there}; pass --overwrite to replace it, or choose another --out")

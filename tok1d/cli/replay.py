@@ -1,4 +1,4 @@
-"""`tok1d replay`: repeat the step that stopped a training."""
+"""`tok1d replay`: repeats the step that stopped a training."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 def replay(
     dump: Annotated[Path, typer.Argument(help="nonfinite-step-XXXXXXXX.pt in the folder of the run")],
     overrides: Overrides = None,
-    rank: Annotated[int, typer.Option(min=0, help="process whose part of the batch is used")] = 0,
+    rank: Annotated[int, typer.Option(min=0, help="rank of the process whose part of the batch is used")] = 0,
     device: Device = None,
 ) -> None:
-    """Repeat a step with NaN or infinite values: same weights, images and random numbers.
+    """Repeat a training step that gave NaN or infinite values, with the same weights, images and random numbers.
 
-    Prints every loss, the norms of every module, and the likely causes. key=value changes the recipe of the step, such
-    as train.precision=fp32 or another seed.
+    Prints the losses, the norms of weights and gradients of each module, and likely causes. key=value changes the
+    recipe, for example train.precision=fp32 or another seed.
     """
     import torch
 
@@ -38,7 +38,7 @@ def replay(
     recipe = recipe_from_text(state["recipe"], str(dump), overrides or ())
     place = torch.device(devices.pick_device(device))
     trained_in, asked = recipe.train.precision, any(each.startswith("train.precision=") for each in overrides or ())
-    # A CPU repeats a GPU's step in fp32, as it trains; another precision is refused there.
+    # Training on a CPU supports only fp32, so a step of a GPU is repeated in fp32.
     used = "fp32" if place.type == "cpu" and not asked else trained_in
     task = build_task(recipe)
     for player in task.players:
@@ -54,7 +54,7 @@ def replay(
         scale=state.get("scale", 1.0),
     )
     if used != trained_in:
-        print(f"in {used} on this CPU; the training was in {trained_in}, where the same step may overflow")
+        print(f"repeated in {used} on this CPU; the training used {trained_in}, in which the same step can overflow")
     if (world := state.get("world", 1)) > 1:
         print(f"only rank {rank} of {world}: losses averaged over all processes (masked patches, ids) are of this rank")
     _show(state["step"], evidence)

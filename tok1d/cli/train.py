@@ -1,4 +1,4 @@
-"""`tok1d recipes`, `tok1d config` and `tok1d train`: recipes and their training."""
+"""`tok1d recipes`, `tok1d config` and `tok1d train`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tok1d.cli.options import Overrides, Overwrite, print_records
 
 
 def recipes() -> None:
-    """List the recipes: what each trains, the number of the paper, ours, and the cost."""
+    """List the recipes: the model that each trains, the result of the paper, our result, and the cost."""
     from textwrap import fill
 
     from tok1d.config.load import load_card, recipe_names
@@ -29,9 +29,11 @@ def recipes() -> None:
 def config(
     recipe: Annotated[str, typer.Argument(help="a name that tok1d recipes lists, or a YAML file")],
     overrides: Overrides = None,
-    fields: Annotated[bool, typer.Option("--fields", help="list every field with type, default and help")] = False,
+    fields: Annotated[
+        bool, typer.Option("--fields", help="list all fields with value, type, default and help")
+    ] = False,
 ) -> None:
-    """Print a recipe as it would run, after key=value overrides."""
+    """Print a recipe with all its values, after key=value overrides."""
     from tok1d.config.load import field_rows, load_recipe, to_yaml
 
     resolved = load_recipe(recipe, overrides or ())
@@ -46,18 +48,25 @@ def train(
     recipe: Annotated[str, typer.Argument(help="a name that tok1d recipes lists, or a YAML file")],
     overrides: Overrides = None,
     overwrite: Overwrite = False,
-    minutes: Annotated[float | None, typer.Option(min=0, help="stop after this time; the same command resumes")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only print parameters, steps, memory, FLOPs")] = False,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="save and stop after this number of minutes; the same command resumes")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="only print the cost: parameters, steps, memory and FLOPs")
+    ] = False,
     measure: Annotated[
-        bool, typer.Option("--measure", help="with --dry-run: time steps on this machine, print the hours")
+        bool,
+        typer.Option(
+            "--measure", help="with --dry-run: time steps on this machine and print the hours of the training"
+        ),
     ] = False,
     measure_steps: Annotated[
         int | None, typer.Option(min=1, help="number of steps that --measure times; default: 10")
     ] = None,
 ) -> None:
-    """Train a tokenizer, a generator or a classifier. The same command resumes.
+    """Train a tokenizer, a generator or a classifier. After an interruption the same command resumes.
 
-    --dry-run reads neither data nor weights; with --measure it reads the data if they are there. Neither writes files.
+    --dry-run reads no data and no weights; with --measure it reads the data if they exist. It writes no files.
     """
     from tok1d.config.load import load_recipe
     from tok1d.errors import InputError

@@ -1,4 +1,4 @@
-"""Accuracy of a classifier."""
+"""Accuracy of a trained classifier on a set of images."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tok1d.zoo.record import ModelProtocol, Record
 def evaluate_classifier(
     model: CNN, images: ImageSet, *, batch_size: int = 500, protocol: ModelProtocol | None = None
 ) -> list[Record]:
-    """One record, "accuracy", over all images."""
-    device, right = next(model.parameters()).device, 0.0
+    """Return one record, "accuracy": the share of the images that the classifier assigns to their class, in [0, 1]."""
+    device, num_correct = next(model.parameters()).device, 0.0
     for start in range(0, len(images), batch_size):
         x, labels = images.batch(range(start, min(start + batch_size, len(images))))
-        right += float(accuracy(model(x.to(device)), labels.to(device))) * len(labels)
+        num_correct += float(accuracy(model(x.to(device)), labels.to(device))) * len(labels)
     return [
         Record(
             name="accuracy",
-            value=right / len(images),
+            value=num_correct / len(images),
             num_images=len(images),
             reference=images.fingerprint(),
             **(protocol or ModelProtocol()),

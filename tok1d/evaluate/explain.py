@@ -1,4 +1,4 @@
-"""Why two numbers differ: their settings, ordered by usual effect, and whether the numbers may be compared."""
+"""Comparison of two measured numbers: the settings in which they differ, and whether they can be compared."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Status = Literal["same", "differs", "not stated", "does not apply"]
 
 @dataclass(frozen=True)
 class Line:
-    """One setting of two numbers; a side that does not state it is None."""
+    """One setting of two numbers, `a` and `b`, as text; None if the number's source does not state it."""
 
     key: str
     a: str | None
@@ -30,17 +30,18 @@ class Line:
 
     @property
     def title(self) -> str:
+        """The name of the setting in tables."""
         return setting(self.key).title
 
     @property
     def reason(self) -> str:
-        """Why a difference in it moves the number."""
+        """Why a difference in this setting changes the number."""
         return setting(self.key).reason
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Two numbers side by side; lines come in the order in which differences usually matter."""
+    """Two numbers and their settings; `lines` is sorted by the usual effect of a difference, largest first."""
 
     a: Facts
     b: Facts
@@ -48,12 +49,16 @@ class Explanation:
 
     @property
     def differences(self) -> list[Line]:
-        """The settings that differ, the one that usually matters most first."""
+        """The settings that differ, the one with the largest usual effect first."""
         return [line for line in self.lines if line.status == "differs"]
 
     @property
     def comparable(self) -> Literal["yes", "no", "after matching", "not known"]:
-        """Whether the numbers may be compared: not across metrics, networks, references; else once settings match."""
+        """Whether the numbers can be compared.
+
+        "no": metric, data, feature network, reference or crop differ, or a number has no value. "not known": one of
+        these is not stated. "after matching": only other settings differ. "yes": no stated setting differs.
+        """
         if self._deciding("differs") or self.a.value is None or self.b.value is None:
             return "no"
         if self._deciding("not stated"):
@@ -70,16 +75,19 @@ class Explanation:
             names = [line.title for line in self._deciding("differs")]
             if not names:
                 missing = [facts.name for facts in (self.a, self.b) if facts.value is None]
-                return f"These numbers may not be compared: {_listed(missing)} has no value."
-            return f"These numbers may not be compared: they differ in {_listed(names)}."
+                return f"These numbers cannot be compared: {_listed(missing)} has no value."
+            return f"These numbers cannot be compared: they differ in {_listed(names)}."
         if self.comparable == "not known":
-            return f"Not known: {_listed([line.title for line in self._deciding('not stated')])} is not stated."
+            names = [line.title for line in self._deciding("not stated")]
+            return f"Not known whether these numbers can be compared: {_listed(names)} not stated."
         if self.comparable == "yes":
-            return "These numbers may be compared: no stated setting differs."
-        return "These numbers may be compared once the settings above are the same; the first ones usually matter most."
+            return "These numbers can be compared: no stated setting differs."
+        return (
+            "These numbers can be compared once the settings above are equal; the first ones usually have most effect."
+        )
 
     def to_json(self) -> dict[str, object]:
-        """Everything as one dictionary for JSON."""
+        """Return the explanation as a dictionary for JSON."""
         return {
             **{
                 side: {"name": facts.name, "about": facts.about, "value": facts.value}
@@ -102,9 +110,9 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def compare(a: Facts, b: Facts) -> Explanation:
-    """Two numbers' settings side by side."""
+    """Compare the settings of two numbers."""
     keys = sorted({**a.settings, **b.settings}, key=lambda key: (rank(key), key))
-    if a.sources or b.sources:  # no paper states these, and its network is the published one
+    if a.sources or b.sources:  # no paper states these settings
         keys = [
             key
             for key in keys
@@ -122,7 +130,7 @@ def compare(a: Facts, b: Facts) -> Explanation:
     return Explanation(a, b, [line for line in lines if {line.a, line.b} - {None, ABSENT, NONE}])
 
 
-# A paper's words, and the splits that a record's reference may be of: test images of ImageNet are its val/.
+# Words in a paper's reference, and the split that a record states for such images: ImageNet's val/ may be "test".
 _SPLITS = {
     "ADM statistics": ("train",),
     "ImageNet training": ("train",),
@@ -131,7 +139,7 @@ _SPLITS = {
 
 
 def _may_be_same(line: Line, paper: str | None, record: str | None) -> bool:
-    """Whether the reference that a paper describes can be that of a record: its split, if known, and fingerprint."""
+    """Whether a record's reference can be the one that a paper describes: the same split, as far as both state it."""
     if line.key != "reference" or line.status != "differs":
         return False
     splits = next((splits for words, splits in _SPLITS.items() if words in (paper or "")), None)
@@ -151,7 +159,7 @@ def _line(key: str, a: str | None, b: str | None) -> Line:
 
 
 def _only_size(a: str, b: str) -> bool:
-    """Whether one side states only the size of its images, which is that of the other side."""
+    """Whether both sides state the same image size, and only one of them the name of the data set."""
     (*named_a, size_a), (*named_b, size_b) = a.split(" "), b.split(" ")
     return size_a == size_b and not (named_a and named_b)
 
@@ -162,7 +170,10 @@ _IMAGES = re.compile(
 
 
 def _same_images(a: str, b: str) -> bool:
-    """Whether records name one reference; older ones state neither the split nor, of a whole set, the count."""
+    """Whether two records have the same reference.
+
+    Older records do not state the split, nor the number of images if it was the whole set.
+    """
     x, y = _IMAGES.fullmatch(a), _IMAGES.fullmatch(b)
     if x is None or y is None or (x["some"], x["hash"]) != (y["some"], y["hash"]):
         return False
@@ -170,15 +181,16 @@ def _same_images(a: str, b: str) -> bool:
 
 
 def explain(a: str, b: str, *, metric: str = "", keep: int | None = None) -> Explanation:
-    """Compare two numbers by name: files of records, runs, models, or published protocols ("maetok/rfid").
+    """Compare two numbers, each given by a file of records, a run, a model, or a published protocol ("maetok/rfid").
 
     Args:
-        metric, keep: which of several records; default: a Fréchet distance, of most tokens, that both have. Where
-            networks share the name of a metric, write "label_agreement@NETWORK" or "label_agreement@NETWORK@HASH".
+        metric, keep: metric and number of tokens of the record to compare, if there are several; default: a Fréchet
+            distance that both numbers have, from the most tokens. If several networks measured a metric, write
+            "label_agreement@NETWORK" or "label_agreement@NETWORK@HASH".
 
     Raises:
-        InputError: nothing of that name, or no such record.
-        DataError: a file that holds no records.
+        InputError: no file, model or protocol has that name, or no record fits.
+        DataError: a file without records.
     """
     files = {name: read_measured(name) for name in (a, b) if not is_protocol(name)}
     shared = [{(r.name, r.keep) for r in file.records if r.value is not None} for file in files.values()]
@@ -190,13 +202,13 @@ def explain(a: str, b: str, *, metric: str = "", keep: int | None = None) -> Exp
 
 @dataclass(frozen=True)
 class _Common:
-    """Metrics, and metrics with tokens kept, that every file has."""
+    """The names of the metrics, and the pairs of metric and number of tokens, that all files have."""
 
     names: set[str]
     pairs: set[tuple[str, int | None]]
 
     def preference(self, record: Record) -> tuple[bool, bool, bool, bool, int]:
-        """Larger for records rather to compare: of both files, a Fréchet distance, with most tokens."""
+        """Sort key; the largest is compared: a metric that all files have, a Fréchet distance, from the most tokens."""
         distance = record.name.lower().endswith("fid") or record.name.startswith("fd@")
         both = record.name in self.names, distance, (record.name, record.keep) in self.pairs
         return record.value is not None, *both, record.keep or 0
@@ -221,7 +233,7 @@ def _facts(name: str, file: Measured | None, common: _Common, metric: str, keep:
 
 
 def table(explanation: Explanation) -> Table:
-    """A rich table of the settings, one a line."""
+    """Return a rich table with one row for each setting."""
     from rich.table import Table
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""The settings of a measured number: those of its record, and those of the recipe of its model."""
+"""The settings of a measured number, read from its record and from the recipe of its model."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from tok1d.zoo.record import DEFAULTS, SHOWN_FIRST, Record, details_text, guidan
 from tok1d.zoo.record_v0 import upgraded
 
 BUNDLED = Path(__file__).parents[1] / "zoo" / "bundled"
-# Settings that a record has only where they apply, such as steps of a diffusion decoder.
+# Settings that do not apply to every number, such as the steps of a diffusion decoder.
 _WHERE_APPLICABLE = (
     *("network_hash", "sampler", "steps", "temperature", "guidance", "guidance_schedule", "guidance_interval"),
     *("decoder_sampler", "decoder_steps", "decoder_guidance", "classes", "tokenizer", "rounding"),
 )
 
-# Fields that files of older versions lack, and the settings that they are.
-_YOUNGER = {"classes": "classes", "tokenizer": "tokenizer", "rounding": "rounding"}
+# Fields that files of older versions do not have, and their settings.
+_ADDED_LATER = {"classes": "classes", "tokenizer": "tokenizer", "rounding": "rounding"}
 
 
 def measured(
     record: Record, name: str, *, stated: Mapping[str, object] | None = None, recipe: Mapping[str, object] | None = None
 ) -> Facts:
-    """The settings of a record.
+    """Return the settings of a record.
 
     Args:
-        stated: the record as its file has it; fields that are missing there are not stated (older versions had fewer).
-        recipe: of the model that was measured; adds settings that the record does not have.
+        stated: the record as its file has it. Fields that are missing there are "not stated"; older versions had fewer.
+        recipe: of the measured model; it adds settings that the record does not have.
     """
     content = record.to_json()
     known = set(content if stated is None else stated)
@@ -47,7 +47,7 @@ def measured(
     if "decoder_sampler" not in settings and "decoding" in known and record.keep is not None:
         settings["decoder_sampler"] = "deterministic"
     absent: dict[str, str | None] = dict.fromkeys(_WHERE_APPLICABLE, ABSENT)
-    absent |= {key: None for name, key in _YOUNGER.items() if name not in known}
+    absent |= {key: None for name, key in _ADDED_LATER.items() if name not in known}
     settings = absent | settings | _of_recipe(recipe or {})
     return Facts(name, record.value, settings, about=_about(record))
 
@@ -70,7 +70,7 @@ def _network(value: str | None, record: Record) -> dict[str, str | None]:
 
 
 def _sampling(value: Mapping[str, object] | None, record: Record) -> dict[str, str | None]:
-    """The generator's settings; the number of evaluations follows from the others and is left out."""
+    """The settings of the generator without the number of evaluations, which follows from the other settings."""
     if value is None:
         return {}
     settings = _settings(value)
@@ -79,7 +79,7 @@ def _sampling(value: Mapping[str, object] | None, record: Record) -> dict[str, s
         return settings
     weak = f" against {value['weak_model']}" if "weak_model" in value else ""
     settings["guidance"] = text_of(scale) + weak
-    if scale != 1 and not isinstance(scale, str):  # at 1 nothing is guided, so schedule and interval do not matter
+    if scale != 1 and not isinstance(scale, str):  # a scale of 1 is no guidance: schedule and interval have no effect
         power = f" {value['guidance_power']:g}" if "guidance_power" in value else ""
         settings["guidance_schedule"] = f"{value.get('guidance_schedule', 'constant')}{power}"
         low, high = interval_of(value) or EVERYWHERE
@@ -97,7 +97,7 @@ def _decoding(value: Mapping[str, object] | None, record: Record) -> dict[str, s
 
 
 def _settings(value: Mapping[str, object]) -> dict[str, str | None]:
-    """Settings without guidance; what a model's configuration adds (MaskGIT's noise) is shown with the sampler."""
+    """The settings without guidance; those of a model's configuration (MaskGIT's noise) are shown with the sampler."""
     own = {key: each for key, each in value.items() if key not in DEFAULTS and key not in SHOWN_FIRST}
     settings = {
         key: text_of(each)
@@ -126,12 +126,12 @@ def _tokenizer(value: str | None, record: Record) -> dict[str, str | None]:
 
 
 def _crop(value: str | None, record: Record) -> dict[str, str | None]:
-    # Every image has been cropped somehow: null is not stated. Protocols call the same code by its origin.
+    # A crop of None is "not stated", as every image was cropped somehow. Published protocols call this crop "ADM".
     return {"crop": value and re.sub(r"^center (?=\d)", "ADM center crop ", value)}
 
 
 def _note(value: str | None, record: Record) -> dict[str, str | None]:
-    """The note without the spread over subsets or chunks, which is a result and not a setting."""
+    """The note without the standard deviation over subsets or chunks, which is a result and not a setting."""
     return {"note": None if value is None else re.sub(r", spread [^\s;]+", "", value) or NONE}
 
 
@@ -148,7 +148,7 @@ _READERS: dict[str, Callable[[Any, Record], dict[str, str | None]]] = {
 }
 
 
-_READERS_OF_ANY = ("folder", "webdataset", "huggingface")  # data.name that does not state the data set
+_GENERIC_DATA = ("folder", "webdataset", "huggingface")  # values of data.name that do not identify a data set
 
 
 def _of_recipe(recipe: Mapping[str, object]) -> dict[str, str | None]:
@@ -158,10 +158,10 @@ def _of_recipe(recipe: Mapping[str, object]) -> dict[str, str | None]:
     sections = [recipe.get(key) for key in ("data", "model", "train")]
     data, model, train = (section if isinstance(section, dict) else {} for section in sections)
     decay = train.get("ema")
-    size = (data.get("image_size") or 0) - 2 * (data.get("pad") or 0)  # of what is measured
+    size = (data.get("image_size") or 0) - 2 * (data.get("pad") or 0)  # of the measured part
     batch = (train.get("batch_size") or 0) * (train.get("accumulate") or 1)
     found: dict[str, str | None] = {
-        "data": f"{size}x{size}" if data.get("name") in _READERS_OF_ANY else f"{data.get('name')} {size}x{size}",
+        "data": f"{size}x{size}" if data.get("name") in _GENERIC_DATA else f"{data.get('name')} {size}x{size}",
         "ema_decay": None if decay is None else text_of(decay) if decay else NONE,
         "train_batch": str(batch) if batch else None,
         "train_steps": None if train.get("steps") is None else str(train["steps"]),
@@ -173,7 +173,7 @@ def _of_recipe(recipe: Mapping[str, object]) -> dict[str, str | None]:
 
 @dataclass(frozen=True)
 class Measured:
-    """Records found under a name, as their file has them, and the recipe of their model if it is in the same folder."""
+    """The records in a file, as objects and as the file states them, and the recipe of their model ({} if unknown)."""
 
     name: str
     records: list[Record]
@@ -182,11 +182,11 @@ class Measured:
 
 
 def read_measured(name: str) -> Measured:
-    """Records of a JSON file, a run folder, a model folder or a bundled model.
+    """Read the records of a JSON file, a run folder, a model folder or a bundled model.
 
     Raises:
         DataError: a file or folder without records.
-        InputError: nothing of that name.
+        InputError: no file, folder or bundled model has that name.
     """
     path = Path(name)
     if not path.exists() and (BUNDLED / name / "config.json").is_file():
@@ -194,9 +194,9 @@ def read_measured(name: str) -> Measured:
     if path.is_dir():
         path = next((path / inside for inside in ("report.json", "config.json") if (path / inside).is_file()), path)
     if not path.exists():
-        published(name)  # says what there is
+        published(name)  # raises an error that lists the known names
     if not path.is_file():
-        raise DataError(f"{name}: expected a file of records, a run or a model; got a folder without any")
+        raise DataError(f"{name}: expected a file of records, a run or a model, got a folder without any")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         card = content.get("card", {}) if isinstance(content, dict) else {}
@@ -209,12 +209,12 @@ def read_measured(name: str) -> Measured:
             f"({error}); evaluate again"
         ) from error
     if not records:
-        raise DataError(f"{path}: holds no records; evaluate the model first")
+        raise DataError(f"{path}: expected records, got none; evaluate the model first")
     return Measured(name, records, entries, recipe)
 
 
 def _recipe_of_run(path: Path) -> str:
-    """The resolved recipe of the run that a report lies in."""
+    """The resolved recipe in the folder of a run's report; "" if there is none."""
     recipe = path.with_name("config.yaml")
     return recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
 

@@ -1,4 +1,4 @@
-"""The three kinds of feature networks: Inception, any timm network, a classifier trained here."""
+"""The three kinds of feature networks: Inception, networks of timm, and classifiers trained with tok1d."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tok1d.zoo.pretrained.teachers import fill_timm
 from tok1d.zoo.store import BUNDLED, bundled_names, load
 from tok1d.zoo.weights import fingerprint
 
-# Of torch-fidelity's file (and pytorch-fid's, which is the same one): the weights of TensorFlow's graph of 2015-12-05.
+# Hash of the file of torch-fidelity and pytorch-fid: the weights of TensorFlow's Inception graph of 2015-12-05.
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 SPATIAL_CHANNELS = 7
@@ -29,10 +29,10 @@ SPATIAL_DIM = 17 * 17 * SPATIAL_CHANNELS
 
 
 class Inception(FrozenNetwork):
-    """torch-fidelity's port of the graph that the published FID is measured with, at 299 pixels.
+    """torch-fidelity's port of the Inception graph with which published FIDs are measured, at 299 pixels.
 
-    Its logits leave the last layer's bias out, as the Inception Score of TensorFlow and of the ADM suite does; their
-    1008 classes are in an order of their own, so they are compared with no labels.
+    Its logits do not include the bias of the last layer, as for the Inception Score of TensorFlow and of the ADM suite.
+    The order of its 1008 classes is not that of ImageNet's labels, so it gives no label agreement.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Inception(FrozenNetwork):
         super().__init__(
             name, digest, device=device, dim=2048, spatial_dim=SPATIAL_DIM, num_classes=1008, pad=pad, eight_bit=True
         )
-        # TensorFlow's mixed_6/conv after its ReLU, which the ADM suite's sFID reads, is this branch.
+        # This branch is TensorFlow's mixed_6/conv after the ReLU, from which the ADM suite computes sFID.
         extractor.get_submodule("Mixed_6d.branch1x1").register_forward_hook(self._keep_maps)
         self._maps: Tensor | None = None
 
@@ -50,16 +50,21 @@ class Inception(FrozenNetwork):
         self._maps = maps[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
 
     def measure(self, images: Tensor) -> Features:
-        """Features of images (B, 1 or 3, h, w) in [0, 1]; the graph resizes them itself, as TensorFlow 1 did."""
+        """Features of images (B, 1 or 3, h, w) in [0, 1]; the network resizes them as TensorFlow 1 did."""
         pooled, logits = self.extractor((to_rgb(images) * 255).round().to(torch.uint8))
         spatial, self._maps = self._maps, None
         return Features(pooled, spatial, logits)
 
 
 class TimmNetwork(FrozenNetwork):
-    """A timm network's pooled features before its classifier (of DINOv2 and CLIP the class token after the last norm).
+    """The pooled features of a timm network before its classifier.
 
-    Images are resized whole to the network's size (bicubic or as its data configuration says, antialiased).
+    For DINOv2 and CLIP these are the class token after the last normalisation. Images are resized, not cropped, to the
+    network's size, with antialiasing.
+
+    Args:
+        size: height and width of the network's images. mean, std: normalisation of its images, for each channel.
+        interpolation: "bilinear" or "bicubic"; other methods are replaced by bicubic.
     """
 
     def __init__(
@@ -91,7 +96,7 @@ class TimmNetwork(FrozenNetwork):
 
 
 class OwnNetwork(FrozenNetwork):
-    """A classifier that `tok1d train` made: its features, and its logits, which name the classes of its data."""
+    """A classifier trained with `tok1d train`: its features, and its logits over the classes of its data."""
 
     def __init__(self, model: CNN, name: str, *, pad: int = 0, eight_bit: bool = True) -> None:
         config = model.config
@@ -110,7 +115,7 @@ class OwnNetwork(FrozenNetwork):
         self.model = model.eval()
 
     def measure(self, images: Tensor) -> Features:
-        """Features of images (B, C, h, w) in [0, 1] of the classifier's own size; raises DataError on others."""
+        """Features of images (B, C, h, w) in [0, 1] of the classifier's image size; raises DataError for others."""
         if self.model.config.channels == 3:
             images = to_rgb(images)
         pooled = self.model.features(images)
@@ -120,14 +125,14 @@ class OwnNetwork(FrozenNetwork):
 def open_inception(
     file: str | None, *, device: str | torch.device, pad: int, eight_bit: bool = True, download: bool = True
 ) -> Inception:
-    """Inception with the published weights (name "inception"), or with any others ("inception-like").
+    """Inception with the published weights, named "inception", or with other weights, named "inception-like".
 
     Raises:
-        WeightsError: torch-fidelity or the weights are not here, or the file holds another network's.
+        WeightsError: torch-fidelity is not installed, or the weights are missing or of another network.
         InputError: eight_bit=False.
     """
     if not eight_bit:
-        raise InputError("inception: its graph reads images of 8 bits; leave out --float (eight_bit=False)")
+        raise InputError("inception: expected images of 8 bits, got --float (eight_bit=False); leave it out")
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError:
@@ -138,7 +143,7 @@ def open_inception(
         raise WeightsError(f"inception:{path}: no such file; expected {INCEPTION_FILE} from torch-fidelity's releases")
     state = read_published(path)
     digest = _sha256(path)
-    # The extractor reads any pickle it is given; handing it what was read safely keeps that from running code.
+    # The extractor unpickles its file, which can run code. It gets the weights that were read safely instead.
     buffer = io.BytesIO()
     torch.save(state, buffer)
     buffer.seek(0)
@@ -146,7 +151,9 @@ def open_inception(
         try:
             extractor = FeatureExtractorInceptionV3(INCEPTION, ["2048", "logits_unbiased"], buffer)
         except (RuntimeError, ValueError) as error:
-            raise WeightsError(f"{path}: weights of another network than Inception ({reason_of(error)})") from None
+            raise WeightsError(
+                f"{path}: expected weights of Inception, got those of another network ({reason_of(error)})"
+            ) from None
     name = INCEPTION if digest == INCEPTION_SHA256 else f"{INCEPTION}-like"
     return Inception(extractor.to(device).eval(), name, digest, device=device, pad=pad)
 
@@ -157,27 +164,28 @@ def _published_inception(download: bool) -> Path:
     path = Path(torch.hub.get_dir(), "checkpoints", INCEPTION_FILE)
     if path.is_file():
         return path
-    why = "they are not here"
+    why = "got no file"
     if download:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # It writes a temporary file, checks the hash, then renames it.
+            # Writes a temporary file, checks its hash and renames it.
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=INCEPTION_SHA256, progress=False)
             return path
         except (OSError, RuntimeError) as error:
-            why = f"they could not be fetched ({reason_of(error)})"
+            why = f"they could not be downloaded ({reason_of(error)})"
     raise WeightsError(
-        f"inception: expected the published weights, {why}; fetch {URL_INCEPTION_V3} and give inception:FILE"
+        f"inception: expected the published weights, {why}; download {URL_INCEPTION_V3} and pass inception:FILE"
     )
 
 
 def open_timm(
     text: str, *, device: str | torch.device, pad: int, eight_bit: bool = True, download: bool = True
 ) -> TimmNetwork:
-    """A timm network from "NAME[:SIZE][:FILE]"; another size than its own becomes part of the name.
+    """A timm network from "NAME[:SIZE][:FILE]"; an image size that is given becomes part of its name.
 
     Raises:
-        WeightsError: timm or trained weights are not here. InputError: a name that timm does not know.
+        WeightsError: timm is not installed, or the weights are missing.
+        InputError: timm has no model of that name.
     """
 
     try:
@@ -191,13 +199,13 @@ def open_timm(
             f"timm:{name}: timm has no such model; expected a name such as vit_large_patch14_dinov2.lvd142m"
         )
     if file is None and not download:
-        raise WeightsError(f"timm:{name}: its weights may only be downloaded; give timm:{name}:FILE")
+        raise WeightsError(f"timm:{name}: its weights would have to be downloaded; pass timm:{name}:FILE")
     with torch.random.fork_rng(devices=[]):
         model = _make_timm(timm, name, size, pretrained=file is None)
     if file is not None:
         fill_timm(model, file, name)
     elif not any(getattr(model, "pretrained_cfg", {}).get(place) for place in ("hf_hub_id", "url", "file")):
-        raise WeightsError(f"timm:{name}: timm has no trained weights of it; give timm:{name}:FILE")
+        raise WeightsError(f"timm:{name}: timm has no trained weights of it; pass timm:{name}:FILE")
     model = model.to(device).eval().requires_grad_(False)
     known = resolve_model_data_config(model)
     return TimmNetwork(
@@ -215,7 +223,7 @@ def open_timm(
 
 
 def _timm_parts(text: str) -> tuple[str, int | None, str | None]:
-    """ "NAME[:SIZE][:FILE]" in parts; NAME may be hf-hub:OWNER/MODEL."""
+    """ "NAME[:SIZE][:FILE]" as (name, size, file); NAME may be hf-hub:OWNER/MODEL."""
     hub = "hf-hub:" if text.startswith("hf-hub:") else ""
     name, _, rest = text[len(hub) :].partition(":")
     first, _, after = rest.partition(":")
@@ -231,25 +239,25 @@ def _make_timm(timm: ModuleType, name: str, size: int | None, *, pretrained: boo
     try:
         try:
             return make() if size is None else make(img_size=size)
-        except TypeError:  # convolutional networks know no img_size, and need none
+        except TypeError:  # convolutional networks have no argument img_size; they take images of any size
             return make()
-    except Exception as error:  # network, hub, disk: timm passes on whatever its libraries raise
-        raise WeightsError(f"timm:{name}: timm could not make it ({reason_of(error)}); give timm:{name}:FILE") from None
+    except Exception as error:  # timm passes on the many error types of its libraries
+        raise WeightsError(f"timm:{name}: timm could not load it ({reason_of(error)}); pass timm:{name}:FILE") from None
 
 
 def open_own(text: str, *, device: str | torch.device, pad: int, eight_bit: bool | None = None) -> OwnNetwork:
-    """A classifier from a model folder or of a bundled name; it is named after the bundled model, or after its run.
+    """A classifier from a model folder or a bundled name; its name is that of the bundled model or of its run.
 
     Args:
-        eight_bit: default: True but for a bundled one.
+        eight_bit: see `FrozenNetwork`; default: True, for a bundled classifier False.
 
     Raises:
-        WeightsError: no such model, or one that is no classifier.
+        WeightsError: no such model, or it is not a classifier.
     """
 
     model = load(text, device=device)
     if not isinstance(model, CNN):
-        raise WeightsError(f"{text}: expected a classifier to measure with, got the model {model.config.name}")
+        raise WeightsError(f"{text}: expected a classifier as feature network, got the model {model.config.name}")
     folder = Path(model.folder)  # type: ignore[arg-type]
     bundled = folder.is_relative_to(BUNDLED.resolve())
     if bundled:
@@ -260,7 +268,7 @@ def open_own(text: str, *, device: str | torch.device, pad: int, eight_bit: bool
 
 
 def clean_name(text: str) -> str:
-    """A name of letters, digits, dots, dashes and underscores that is not taken for the published Inception."""
+    """A name of letters, digits, dots, dashes and underscores; "inception" is reserved for the published network."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-") or "model"
     return f"model-{name}" if name.lower() == INCEPTION else name
 
@@ -278,22 +286,22 @@ def open_network(
     eight_bit: bool | None = None,
     download: bool = True,
 ) -> FrozenNetwork:
-    """A feature network by its text.
+    """Open the feature network that a text names.
 
-    - "inception" or "inception:FILE": the graph of the published FID, torch-fidelity's port. Weights other than the
-      published file's make a network that is named "inception-like".
+    - "inception" or "inception:FILE": torch-fidelity's port of the network of the published FID. With weights other
+      than the published ones it is named "inception-like".
     - "timm:NAME", "timm:NAME:FILE", "timm:NAME:224" (another image size): a timm network such as DINOv2 or CLIP.
-    - "model:FOLDER" or a bundled name such as "fashion-mnist-cnn": a classifier that `tok1d train` made.
+    - "model:FOLDER" or a bundled name such as "fashion-mnist-cnn": a classifier trained with `tok1d train`.
 
     Args:
-        pad: width of a border, in pixels, that is cropped before anything else.
-        eight_bit: see `FrozenNetwork`; Inception always rounds. Default: all round except the bundled classifier, under
-            any of its names, which was trained on images that were not rounded.
-        download: fetch weights that are not on this machine.
+        pad: width of the border, in pixels, that is cut off first.
+        eight_bit: see `FrozenNetwork`; must be True for Inception. Default: True, except for the bundled classifier,
+            which was trained on images that were not rounded.
+        download: download missing weights.
 
     Raises:
-        WeightsError: weights or a package that are not here; the line says how to get them.
-        InputError: a text of another form.
+        WeightsError: missing weights, or a package that is not installed; the message says how to get them.
+        InputError: a text of another form, or a negative `pad`.
     """
 
     if pad < 0:

@@ -1,6 +1,6 @@
-"""Feature networks, whose features distances between sets of images use. Their name is part of the metric's name.
+"""The interface of feature networks, and the names of the metrics that are computed from their features.
 
-Only the published Inception graph carries the names fid, sfid, kid and inception_score (`metric_name`).
+The names fid, sfid, kid and inception_score are reserved for the published Inception network; see `metric_name`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tok1d.errors import DataError
 
 INCEPTION = "inception"
 KINDS = "inception[:FILE], timm:NAME[:SIZE][:FILE] or model:FOLDER (or a bundled classifier's name)"
-# What a metric is called on any other network, before "@" and the network's name.
+# The name of a metric with any other network, before "@" and the network's name.
 _OTHERWISE = {"fid": "fd", "rfid": "fd", "gfid": "fd", "sfid": "sfd", "kid": "kd", "inception_score": "score"}
 
 
@@ -25,10 +25,10 @@ class Features:
     """The features of a batch of images, without gradient.
 
     Args:
-        pooled: (B, F), one vector an image.
-        spatial: (B, S) for sFID, of Inception only: the first 7 channels of mixed_6/conv, 17 x 17, flattened in the
-            order height, width, channel as the ADM suite does (S = 2023).
-        logits: (B, C) of a classifier.
+        pooled: (B, F), one vector for each image.
+        spatial: (B, S) for sFID; Inception only. The first 7 channels of mixed_6/conv, 17 x 17, flattened in the order
+            height, width, channel as in the ADM suite (S = 2023).
+        logits: (B, C) of a classifier; None for other networks.
     """
 
     pooled: Tensor
@@ -42,10 +42,13 @@ class Features:
 class FeatureNetwork(Protocol):
     """A frozen network on one device.
 
-    `name` goes into the metrics' names, `label` is name@hash of the weights, for records. `num_classes` is 0 without
-    logits; `classifies` says whether the logits' order is that of the data's labels, so that labels can be compared.
-    `image_size` is the only size of images it takes, `channels` the only number of theirs, None where it converts;
-    `pad` is the border that it does not see.
+    Attributes:
+        name: part of the metrics' names. label: "name@hash of the weights", for records.
+        dim, spatial_dim: lengths of the pooled and of the spatial features; spatial_dim is 0 without them.
+        num_classes: number of logits; 0 without logits.
+        classifies: whether the classes of the logits are those of the data's labels, in the same order.
+        image_size, channels: of the images that it accepts; None if it accepts and converts others.
+        pad: width of the images' border, in pixels, that it cuts off.
     """
 
     name: str
@@ -64,12 +67,13 @@ class FeatureNetwork(Protocol):
 
 
 class FrozenNetwork:
-    """What every feature network shares: border, clamping, rounding to 8 bits, full precision, no gradient.
+    """Base class of the feature networks. Images are cut, clamped, rounded and measured in float32 without gradient.
 
     Args:
-        digest: of the weights, at least 12 hex digits.
-        device: where it computes; images are moved there.
-        eight_bit: round images to 256 levels first, as every suite that reads image files does.
+        digest: hash of the weights, at least 12 hex digits.
+        device: the device of the network, to which images are moved.
+        eight_bit: round images to 256 levels first. Tools that read image files measure rounded images.
+        others: see `FeatureNetwork`.
     """
 
     def __init__(
@@ -98,7 +102,7 @@ class FrozenNetwork:
         return "rounded to 8 bits" if self.eight_bit else "not rounded"
 
     def measure(self, images: Tensor) -> Features:
-        """Features of images (B, C, h, w) in [0, 1] without border, on the device."""
+        """Features of images (B, C, h, w) in [0, 1] on the device, after the border was cut off."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -106,7 +110,7 @@ class FrozenNetwork:
         """Features of images (B, 1 or 3, H, W) in [0, 1].
 
         Raises:
-            DataError: images of another shape than the network takes.
+            DataError: images of a shape that the network does not accept.
         """
         if images.ndim != 4 or images.shape[1] not in (1, 3) or min(images.shape[-2:]) <= 2 * self.pad:
             raise DataError(
@@ -126,15 +130,15 @@ def to_rgb(images: Tensor) -> Tensor:
 
 
 def metric_name(metric: str, network: str) -> str:
-    """What a metric is called on a network ("name" or "name@hash").
+    """The name of a metric that is measured with a network ("name" or "name@hash").
 
-    On Inception it keeps its name (fid, rfid, gfid, sfid, kid, inception_score, precision, ...); on any other network
-    it is fd@name, sfd@name, kd@name, score@name, precision@name and so on.
+    With Inception the metric keeps its name (fid, rfid, gfid, sfid, kid, inception_score, precision, ...). With any
+    other network it is fd@name, sfd@name, kd@name, score@name, precision@name and so on.
     """
     name = network.partition("@")[0]
     return metric if name == INCEPTION else f"{_OTHERWISE.get(metric, metric)}@{name}"
 
 
 def default_network(data: str) -> str:
-    """The default feature network for a data set: for Fashion-MNIST its bundled classifier."""
+    """The default feature network for a data set: Inception; for Fashion-MNIST the bundled classifier."""
     return "model:fashion-mnist-cnn" if data == "fashion_mnist" else INCEPTION

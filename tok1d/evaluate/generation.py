@@ -1,4 +1,4 @@
-"""How good a generator's samples are: label agreement, and distances to reference images."""
+"""Metrics of a generator's samples: label agreement, and distances to reference images."""
 
 from __future__ import annotations
 
@@ -36,22 +36,25 @@ from tok1d.zoo.record import Record, Stated, versions
 from tok1d.zoo.store import model_identity
 from tok1d.zoo.weights import fingerprint
 
-NUM = 1000  # samples, where none are asked for
+NUM = 1000  # default number of samples
 Conditions = Callable[[range], tuple[Tensor, Tensor]]
 
 
 def balanced_labels(num: int, num_classes: int) -> Tensor:
-    """(num,) class ids 0, 1, ..., repeated: every class equally often (to within one)."""
+    """Class ids (num,) 0, 1, ..., repeated: the numbers of samples of two classes differ by at most one."""
     return torch.arange(num) % num_classes
 
 
 def choose_labels(how: str, num: int, num_classes: int, *, seed: int = 0, labels: Tensor | None = None) -> Tensor:
-    """(num,) class ids: "balanced", "random" (uniform), or "train" (as often as among `labels`).
+    """Choose class ids (num,) for samples.
 
-    The class of an image depends on the seed and the number of the image alone, as its noise does.
+    The class of a sample depends only on the seed and the number of the sample.
+
+    Args:
+        how: "balanced"; "random": uniform; "train": with the frequencies of `labels`.
 
     Raises:
-        InputError: another way, or "train" without labels of these classes.
+        InputError: another `how`, or "train" without labels below `num_classes`.
     """
     if how == "balanced":
         return balanced_labels(num, num_classes)
@@ -63,17 +66,17 @@ def choose_labels(how: str, num: int, num_classes: int, *, seed: int = 0, labels
     if how == "random":
         return numbers % num_classes
     if labels is None or not len(labels) or int(labels.max()) >= num_classes:
-        raise InputError(f"classes: the reference images have no labels out of {num_classes} classes")
+        raise InputError(f"classes: expected reference images with labels of {num_classes} classes, got others")
     return labels[numbers % len(labels)]
 
 
 class Sampler:
-    """Samples of a generator, decoded by its tokenizer from several numbers of their first tokens.
+    """Samples of a generator, decoded by its tokenizer from different numbers of leading tokens.
 
     Args:
-        reference: the images whose captions or classes are used, where they are.
-        how: which samples; their number is set.
-        guidance: instead of what `how` says of it.
+        reference: images whose captions, or whose class frequencies, are used as conditions.
+        how: the number of samples and their settings.
+        guidance: replaces the guidance settings of `how`.
 
     Raises:
         InputError: settings that the generator or the tokenizer does not have, or captions that are missing.
@@ -103,7 +106,7 @@ class Sampler:
         self.decoder_options = decoder_options(tokenizer, how.decoding, "decoder_")
 
     def _conditions(self, reference: ImageSet | None) -> Conditions:
-        """Gives for numbers of samples what they are conditioned on, classes or captions, and their classes."""
+        """A function from numbers of samples to their conditions (class ids or captions) and their class ids (B,)."""
         config, device = self.generator.config, self.device
         condition = text_condition(config)
         if condition is None:
@@ -126,7 +129,7 @@ class Sampler:
         return of_images
 
     def columns(self, numbers: range, measuring: Measuring) -> dict[str, Tensor]:
-        """What is measured of the samples of these numbers: labels, features of each number of tokens, evaluations."""
+        """Generate the samples of these numbers; return their labels, features and numbers of network evaluations."""
         count, how = len(numbers), self.how
         cond, labels = (None, None) if self.conditions is None else self.conditions(numbers)
         with counted(*self.generator.evaluated_networks(self.guidance)) as sampling:
@@ -150,13 +153,17 @@ class Sampler:
 
     @property
     def note(self) -> str:
-        """What a record says of the conditions."""
+        """The note of a record about the conditions."""
         if self.captioned:
             return "by captions of the reference images"
         return "unconditional" if self.conditions is None else ""
 
     def settings_of(self, rows: list[float]) -> Stated:
-        """The settings of a record, with the evaluations that `columns` counted for an image."""
+        """The sampling and decoding settings of a record.
+
+        Args:
+            rows: evaluations of the generator and of the decoder per image, and number of tokens, from `columns`.
+        """
         sampled, decoded, length = rows
         return {
             "sampling": sampling_record(self.generator, self.settings, self.guidance, sampled, int(length)),
@@ -176,17 +183,17 @@ def evaluate_generation(
 ) -> list[Record]:
     """Metrics of samples: label agreement, their Frechet distance to reference images, and more.
 
-    A generator of captions is conditioned on those of the reference images, one after the other, and its samples
-    should show their classes. Samples of an unconditional model have no label agreement.
+    A generator that reads captions is conditioned on the captions of the reference images, in their order; label
+    agreement then compares with the classes of these images. An unconditional model has no label agreement.
 
     Args:
-        reference: images to compare with; None where `measuring` has references and no captions are needed.
-        how: which samples, and how they are made.
-        measuring: the metrics, and how the work is done.
-        guidance: instead of what `how` says of it, such as with a weak model in memory.
+        reference: images to compare with; None if `measuring` has references and no captions are needed.
+        how: the number of samples and their settings.
+        measuring: the metrics and the job.
+        guidance: replaces the guidance settings of `how`, for example with a weak model in memory.
 
     Returns:
-        The records; none where other processes have not finished their part.
+        The records; an empty list if other processes have not finished their part.
 
     Raises:
         InputError: settings that the generator or the tokenizer does not have, or captions that are missing.
@@ -201,8 +208,8 @@ def evaluate_generation(
         "tokenizer": fingerprint(tokenizer),
         **measuring.protocol,
     }
-    whole = [*_whole(sampler, reference), str(measures), str(save), sampler.note]
-    about = {"kind": "generation", "common": common, "whole": whole, "versions": versions()}
+    inputs = [*_inputs(sampler, reference), str(measures), str(save), sampler.note]
+    about = {"kind": "generation", "common": common, "whole": inputs, "versions": versions()}
     batches_of = measuring.batches(about, num, how.batch_size, lambda numbers: sampler.columns(numbers, measuring))
     with batches_of as batches:
         if batches is None:
@@ -225,16 +232,16 @@ def evaluate_generation(
 
 
 def _compared(measuring: Measuring, reference: ImageSet | None, batch_size: int) -> Sequence[Compared]:
-    """The references of a measurement, by default statistics of the reference images."""
+    """The references of `measuring`; by default the statistics of the reference images."""
     found = measuring.references() if callable(measuring.references) else measuring.references
     if found is None:
-        assert reference is not None, "either images or statistics to compare with"
+        assert reference is not None, "expected images or statistics to compare with"
         found = measured_set(reference, measuring.measures, batch_size)
     return found
 
 
-def _whole(sampler: Sampler, reference: ImageSet | None) -> list[object]:
-    """All that the samples depend on beside seed and number: settings, weights, images they are conditioned on."""
+def _inputs(sampler: Sampler, reference: ImageSet | None) -> list[object]:
+    """What the samples depend on besides their seed and number: settings, weights, images that give conditions."""
     models = [sampler.generator, sampler.tokenizer, sampler.guidance.weak_model]
     read = reference is not None and (sampler.captioned or sampler.how.classes == "train")
     guidance = replace(sampler.guidance, weak_model=None)
@@ -249,7 +256,7 @@ def _whole(sampler: Sampler, reference: ImageSet | None) -> list[object]:
 
 
 def measured_set(images: ImageSet, measures: Measures, batch_size: int = 250) -> list[Compared]:
-    """What the networks make of all images of a set, to compare others with; names on stderr what cannot be read."""
+    """The statistics of a set of images as a reference, for each network; unreadable images are named on stderr."""
     found = Gathered(measures)
     for start in range(0, len(images), batch_size):
         numbers = range(start, min(start + batch_size, len(images)))

@@ -1,4 +1,4 @@
-"""A grid of evaluations: a cell for every combination of settings, and one table of their records."""
+"""A grid of evaluations: one cell for each combination of settings, and a table of all records."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ Axes = Mapping[str, Sequence[Any]]  # the values of each setting that a grid com
 
 
 def cells_of(base: R, axes: Axes) -> list[R]:
-    """A request for every combination of the axes' values; the first axis changes slowest."""
+    """Return a request for each combination of the values of the axes; the first axis changes slowest."""
     combinations = itertools.product(*axes.values())
     return [replace(base, **dict(zip(axes, values))) for values in combinations]
 
 
 def varying(axes: Axes) -> list[str]:
-    """The axes with more than one value."""
+    """Names of the axes with more than one value."""
     return [name for name, values in axes.items() if len(values) > 1]
 
 
 def settings_of(request: Request) -> dict[str, object]:
-    """The settings of a request, without locations of files and devices, on which no number depends."""
+    """The settings of a request that can change a result: all but locations of files and the device."""
     values = asdict(request)
     return {each.name: values[each.name] for each in options_of(type(request)) if not each.metadata.get("elsewhere")}
 
 
 def cell_name(request: Request, identity: Mapping[str, object]) -> str:
-    """16 hex digits of a cell's settings that are not defaults, and of the weights and images it is measured with.
+    """16 hex digits: a hash of a cell's settings that are not defaults, and of its weights and images.
 
-    An option that is added later with a default leaves the names of finished cells as they are.
+    An option that a later version adds with a default therefore does not change the names of finished cells.
     """
     settings, defaults = settings_of(request), {each.name: each.default for each in options_of(type(request))}
     given = {name: value for name, value in settings.items() if value != defaults[name]}
@@ -73,12 +73,13 @@ class Row:
     records: Mapping[str, Record]
 
     def value(self, metric: str) -> float | None:
+        """The value of a metric; None if it was not measured."""
         record = self.records.get(metric)
         return None if record is None else record.value
 
 
 def rows_of(cells: Sequence[Cell]) -> list[Row]:
-    """A row for each cell and number of tokens; records of the originals, which have none, are left out."""
+    """Return a row for each cell and number of tokens, without the records of the original images."""
     rows = []
     for cell in cells:
         names = column_names((record.name, record.network) for record in cell.records)
@@ -105,7 +106,7 @@ def best_of(rows: Sequence[Row], metric: str) -> list[Row]:
 
 
 def find_metric(text: str, names: Sequence[str]) -> str:
-    """The metric that "fd" or "fd@inception" names; InputError where it is none or one of several."""
+    """The metric that "fd" or "fd@inception" names; raises InputError if there are none or several of that name."""
     found = [name for name in names if name == text] or [name for name in names if name.partition("@")[0] == text]
     if len(found) != 1:
         raise InputError(f"--best: expected one of {', '.join(names)}, got {text!r}")
@@ -113,7 +114,7 @@ def find_metric(text: str, names: Sequence[str]) -> str:
 
 
 def sorted_by(rows: Sequence[Row], metric: str) -> list[Row]:
-    """The best first, those without a value last, equal ones in their order."""
+    """Sort rows by a metric, the best value first and rows without a value last; the sort is stable."""
     sign = 1 if lower_is_better(metric) else -1
 
     def place(row: Row) -> tuple[bool, float]:
@@ -125,7 +126,7 @@ def sorted_by(rows: Sequence[Row], metric: str) -> list[Row]:
 
 
 def mixed(rows: Sequence[Row]) -> list[str]:
-    """Metrics whose rows were measured by different networks, or compared with different references."""
+    """Metrics whose values are not comparable: the rows have different networks or references."""
     found = []
     for metric in metrics_of(rows):
         records = [row.records[metric] for row in rows if row.value(metric) is not None]
@@ -135,7 +136,7 @@ def mixed(rows: Sequence[Row]) -> list[str]:
 
 
 def table(rows: Sequence[Row], axes: Sequence[str]) -> Table:
-    """A rich table: the axes that vary, tokens kept, metrics; the best value of every metric in bold with a star."""
+    """A rich table of axes, number of tokens and metrics; the best value of a metric is bold and has a star."""
     from rich.table import Table
     from rich.text import Text
 
@@ -146,7 +147,7 @@ def table(rows: Sequence[Row], axes: Sequence[str]) -> Table:
     for name in axes:
         result.add_column(name.replace("_", " "), justify="left" if name == "model" else "right", overflow="fold")
     for name in ("keep", *metrics):
-        # With a single network, which `legend` names, its name would only widen each column.
+        # `legend` names the network; if there is only one, it is left out here to keep the columns narrow.
         result.add_column(Text(name.partition("@")[0] if len(networks) == 1 else name), justify="right")
     for row in rows:
         values = [_shown(getattr(row.cell.request, name)) for name in axes]
@@ -159,17 +160,17 @@ def table(rows: Sequence[Row], axes: Sequence[str]) -> Table:
 
 
 def legend(rows: Sequence[Row]) -> str:
-    """The meaning of the star for each metric, and the metrics whose rows should not be compared."""
+    """The meaning of the star for each metric, and the metrics whose values are not comparable."""
     metrics = metrics_of(rows)
     named = [f"{'lowest' if lower_is_better(name) else 'highest'} {name}" for name in metrics if best_of(rows, name)]
     text = f"* is the {', '.join(named)}" if len(rows) > 1 and named else "; ".join(metrics)
     if different := mixed(rows):
-        text += f"\ndifferent networks or references in the rows, so do not compare: {', '.join(different)}"
+        text += f"\nnot comparable, because networks or references differ between rows: {', '.join(different)}"
     return text
 
 
 def csv_text(rows: Sequence[Row], axes: Sequence[str]) -> str:
-    """The rows as comma-separated values, unrounded; a value that is not there is empty."""
+    """The rows as comma-separated values, not rounded; a missing value is empty."""
     metrics, file = metrics_of(rows), io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["cell", *axes, "keep", *metrics])

@@ -1,4 +1,4 @@
-"""An evaluation as a job: blocks of images, shared by processes, each finished block kept until all are finished."""
+"""An evaluation as a job: blocks of images that several processes share and that an interruption does not lose."""
 
 from __future__ import annotations
 
@@ -17,26 +17,34 @@ from tok1d.errors import ConfigError, DataError, InputError, reason_of
 from tok1d.files import remove_left, replacing
 from tok1d.zoo.record import Record
 
-LEAST_BLOCK = 64  # images in a block, so that small batches do not make too many files
+MIN_BLOCK = 64  # least number of images in a block, so that small batches do not make too many files
 
-Columns = dict[str, Tensor]  # what is measured of a range of images, one row for each
+Columns = dict[str, Tensor]  # measurements of a range of images by name, one row for each image
 Measure = Callable[[range], Columns]
 Rows = tuple[range, Columns]
 
 
 @dataclass
 class Job:
-    """How the images of an evaluation are divided, and where its finished blocks are kept.
+    """How the images of an evaluation are divided into blocks, and where finished blocks are stored.
 
-    Batches are ranges of image numbers and are put together in order, so that the result is the same for any number of
-    processes and after any interruption.
+    Batches are ranges of image numbers and are combined in order, so the result does not depend on the number of
+    processes or on interruptions.
 
     Args:
-        folder: of the finished blocks; processes on several machines can share it. None: nothing is kept.
-        part: (i, n), this process measures every n-th block from the i-th on.
-        quiet: no progress bar, no lines.
-        label: of the progress bar.
-        finish: called with the records before the blocks are removed, to write them.
+        folder: for finished blocks; processes on several machines can share it. None: blocks are not stored.
+        part: (i, n): this process measures blocks i, i + n, i + 2n, ...
+        quiet: no progress bar and no messages.
+        label: text before the progress bar.
+        finish: called with the records before the blocks are removed, for example to write them.
+
+    Attributes:
+        name: hash of everything that the result depends on, set by `run`.
+        waiting: whether blocks of other processes are missing, set by `run`.
+
+    Raises:
+        ConfigError: a part outside 0..n-1.
+        InputError: several parts without a folder.
     """
 
     folder: Path | None = None
@@ -45,14 +53,14 @@ class Job:
     label: str = "evaluate"
     finish: Callable[[list[Record]], None] | None = None
     name: str = field(default="", init=False)
-    waiting: bool = field(default=False, init=False)  # for blocks of other processes, after `run`
+    waiting: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         number, parts = self.part
         if not 0 <= number < parts:
             raise ConfigError(f"part: expected I of N with I in 0..N-1, got {number} of {parts}")
         if self.folder is None and parts > 1:
-            raise InputError(f"{parts} processes share an evaluation through a folder; name one with --out FILE")
+            raise InputError(f"an evaluation with {parts} processes needs a shared folder: pass --out FILE")
 
     def __str__(self) -> str:
         return f"part {self.part[0]} of {self.part[1]}"
@@ -66,15 +74,15 @@ class Job:
         measure: Measure,
         begin: Callable[[str], None] | None = None,
     ) -> Iterator[Iterator[Rows] | None]:
-        """Measure this process's blocks; yields all images in batches, in order, or None where blocks are missing.
+        """Measure this process's blocks, then yield the batches of all blocks in order; None if blocks are missing.
 
-        The blocks are removed when the body ends without an error, so write the records in it. If several processes
-        finish at the same time, one of them gets the images.
+        The blocks are removed when the body of the `with` statement ends without an error, so it must write the
+        records. If several processes finish at the same time, only one of them gets the batches.
 
         Args:
-            protocol: all that the result depends on; blocks of another protocol are not touched.
-            measure: image numbers of a batch -> columns with a row for each; a pure function.
-            begin: called with the job's name, a hash of all that the result depends on, before anything is measured.
+            protocol: everything that the result depends on; blocks of other protocols stay as they are.
+            measure: a pure function from the image numbers of a batch to its columns.
+            begin: called with the job's name before anything is measured.
 
         Raises:
             DataError: the folder cannot be written, or a block in it cannot be read.
@@ -86,13 +94,13 @@ class Job:
         if self.folder is None:
             yield ((rows, measure(rows)) for rows in self._shown(batches, 0))
             return
-        size = -(-LEAST_BLOCK // batch_size)
+        size = -(-MIN_BLOCK // batch_size)
         blocks = [batches[i : i + size] for i in range(0, len(batches), size)]
         paths = [self.folder / f"{self.name}-{i:06d}.pt" for i in range(len(blocks))]
         self._begin()
         self._measure(blocks, paths, measure)
-        with self._alone() as alone:
-            self.waiting = not alone or not all(path.exists() for path in paths)
+        with self._locked() as locked:
+            self.waiting = not locked or not all(path.exists() for path in paths)
             if self.waiting:
                 yield None
             else:
@@ -121,7 +129,7 @@ class Job:
         for i in todo:
             columns = [measure(next(ahead)) for _ in blocks[i]]
             _write(paths[i], columns)
-        next(ahead, None)  # ends the bar
+        next(ahead, None)  # closes the progress bar
 
     def _shown(self, batches: list[range], done: int) -> Iterator[range]:
         """The batches, with a progress bar over them."""
@@ -135,8 +143,8 @@ class Job:
                 bar.update(len(rows))
 
     @contextmanager
-    def _alone(self) -> Iterator[bool]:
-        """Only one process at a time (the lock of a killed one is released); False where another one has finished."""
+    def _locked(self) -> Iterator[bool]:
+        """Hold the job's lock, which a killed process releases; False if another process has finished the job."""
         assert self.folder is not None
         try:
             file = (self.folder / f"{self.name}.lock").open("w")
@@ -152,20 +160,20 @@ class Job:
         left = [self.folder / f"{self.name}.lock", *self.folder.glob(f".{self.name}-*.tmp")]
         for path in left:
             path.unlink(missing_ok=True)
-        with suppress(OSError):  # blocks of another evaluation are in there
+        with suppress(OSError):  # not empty: blocks of another evaluation
             self.folder.rmdir()
 
 
 def fingerprint(protocol: Mapping[str, object]) -> str:
-    """16 hex digits of everything that an evaluation depends on."""
+    """16 hex digits: a hash of a protocol."""
     text = json.dumps(protocol, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def drop_torn(*paths: Path) -> None:
-    """Remove temporary files that killed processes left beside these files.
+def remove_temporary(*paths: Path) -> None:
+    """Remove the temporary files that killed processes left when they wrote these files.
 
-    Only for the process that writes them: while it holds the lock of its job, all temporary files are of killed ones.
+    Call it only while holding the lock of the job that writes them: no other process then writes a temporary file.
     """
     for path in paths:
         remove_left(path)
@@ -187,7 +195,7 @@ def _read(blocks: list[list[range]], paths: list[Path]) -> Iterator[Rows]:
     for batches, path in zip(blocks, paths):
         try:
             columns = torch.load(path, map_location="cpu", weights_only=True)["batches"]
-        except Exception as error:  # whatever torch makes of a damaged file
+        except Exception as error:  # torch raises many types on a damaged file
             raise DataError(
                 f"{path}: damaged block of an evaluation ({reason_of(error)}); delete it and run again"
             ) from None

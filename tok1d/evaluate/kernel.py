@@ -9,12 +9,12 @@ from torch import Tensor
 
 from tok1d.errors import DataError
 
-DEGREE, COEF = 3, 1.0  # of the polynomial kernel (x.y / dim + 1)^3
+DEGREE, COEF = 3, 1.0  # the kernel is (x.y / dim + COEF)^DEGREE
 
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """Mean and population spread of the unbiased estimates over random subsets."""
+    """Mean and population standard deviation of the unbiased estimates over random subsets."""
 
     mean: float
     std: float
@@ -23,17 +23,17 @@ class KernelDistance:
 
 
 def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
-    """(x.y / dim + 1)^3 of every pair of rows of (N, dim) and (M, dim); (N, M)."""
+    """The kernel (x.y / dim + 1)^3 of all pairs of rows of (N, dim) and (M, dim), as (N, M)."""
     return (x @ y.T / x.shape[1] + COEF) ** DEGREE
 
 
 def kernel_distance(x: Tensor, y: Tensor, *, block: int = 4096) -> float:
-    """The unbiased estimate from all features (N, dim) and (M, dim), in float64; it can fall slightly below 0.
+    """The unbiased estimate from all features (N, dim) and (M, dim), in float64; it can be slightly below 0.
 
-    The pairs of a feature with itself are left out of both sets' own sums, as in torch-fidelity's "unbiased".
+    The sums within a set leave out the pairs of a feature with itself, as torch-fidelity's "unbiased" does.
 
     Args:
-        block: rows of the kernel that are held at once.
+        block: number of rows, and of columns, of the kernel that are in memory at once.
 
     Raises:
         DataError: fewer than two features in a set, or features of different networks.
@@ -43,7 +43,7 @@ def kernel_distance(x: Tensor, y: Tensor, *, block: int = 4096) -> float:
 
 
 def _own_mean(x: Tensor, block: int) -> float:
-    """Mean of the kernel over all pairs of different rows."""
+    """Mean of the kernel over all pairs of different rows of a set."""
     x = x.double()
     own = float(((x.square().sum(dim=1) / x.shape[1] + COEF) ** DEGREE).sum())
     return (_cross_sum(x, x, block) - own) / (len(x) * (len(x) - 1))
@@ -57,18 +57,18 @@ def _cross_sum(x: Tensor, y: Tensor, block: int) -> float:
 
 
 def random_subsets(num: int, size: int, num_subsets: int, generator: torch.Generator) -> list[Tensor]:
-    """`num_subsets` times `size` different numbers out of range(num)."""
+    """`num_subsets` random subsets, each of `size` different numbers of range(num)."""
     return [torch.randperm(num, generator=generator)[:size] for _ in range(num_subsets)]
 
 
 def kernel_distance_subsets(
     x: Tensor, y: Tensor, *, num_subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> KernelDistance:
-    """KID as it is usually reported: mean and spread over random subsets of both sets.
+    """KID as it is usually reported: mean and standard deviation over random subsets of both sets.
 
     Args:
         x, y: features (N, dim) and (M, dim).
-        seed: of the subsets; torch-fidelity samples other subsets with numpy.
+        seed: of the subsets. torch-fidelity chooses other subsets, with numpy.
 
     Raises:
         DataError: a set smaller than a subset, or features of different networks.

@@ -1,7 +1,7 @@
 """Precision and recall (Kynkäänniemi et al., 2019), density and coverage (Naeem et al., 2020) of features.
 
-Either set's manifold is the union of balls around its features, each as large as the distance to its k-th nearest
-neighbour among them.
+The manifold of a set of features is approximated by a union of balls. Each feature is the centre of one ball, and the
+radius is the distance to its k-th nearest neighbour in the set.
 """
 
 from __future__ import annotations
@@ -20,19 +20,26 @@ Distances = Literal["float16", "float32", "float64"]
 
 @dataclass(frozen=True)
 class Manifold:
-    """Shares in [0, 1], but density, which can exceed 1."""
+    """Precision, recall and coverage are shares in [0, 1]; density is at least 0 and can exceed 1.
 
-    precision: float  # of generated images within the real images' balls
-    recall: float  # of real images within the generated images' balls
-    density: float  # real balls that a generated image lies in, over k
-    coverage: float  # of real images with a generated image in their own ball
+    Attributes:
+        precision: share of the generated images that lie in the ball of a real image.
+        recall: share of the real images that lie in the ball of a generated image.
+        density: mean number of balls of real images that a generated image lies in, divided by k.
+        coverage: share of the real images whose ball contains a generated image.
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
 
 
 def squared_distances(x: Tensor, y: Tensor, precision: Distances = "float32") -> Tensor:
-    """Squared distances (N, M) of the rows of (N, dim) and (M, dim), at least 0.
+    """Squared distances (N, M), at least 0, between the rows of (N, dim) and (M, dim).
 
-    Computed as |x|^2 - 2 x.y + |y|^2 in that precision. With "float16" a block that overflows is computed in float32,
-    as in the ADM suite.
+    Computed as |x|^2 - 2 x.y + |y|^2 in the given precision. With "float16", distances are computed again in float32
+    if one of them is not finite, as in the ADM suite.
     """
     if precision == "float16":
         found = _expanded(x.half(), y.half())
@@ -47,9 +54,10 @@ def _expanded(x: Tensor, y: Tensor) -> Tensor:
 
 
 def radii(x: Tensor, *ks: int, precision: Distances = "float32", block: int = 4096) -> Tensor:
-    """Squared distances (N, len(ks)) of each feature (N, dim) to its k-th nearest neighbour, itself not counted.
+    """Squared distances (N, len(ks)) of each feature (N, dim) to its k-th nearest neighbour, for each k.
 
-    As in the ADM suite it is the (k + 1)-th smallest distance to all features with itself among them.
+    As in the ADM suite this is the (k + 1)-th smallest of the distances to all features, of which the feature itself
+    is one.
     """
     found, most = [], max(ks) + 1
     for rows in x.split(block):
@@ -57,7 +65,7 @@ def radii(x: Tensor, *ks: int, precision: Distances = "float32", block: int = 40
         for columns in x.split(block):
             both = torch.cat([nearest, squared_distances(rows, columns, precision)], dim=1)
             nearest = both.topk(min(most, both.shape[1]), dim=1, largest=False).values
-        found.append(nearest[:, list(ks)])  # topk sorts
+        found.append(nearest[:, list(ks)])  # topk returns sorted values; column 0 is the feature itself
     return torch.cat(found)
 
 
@@ -70,26 +78,28 @@ def manifold(
     distances: Distances = "float32",
     block: int = 4096,
 ) -> Manifold:
-    """Precision, recall, density and coverage of generated features against real ones, a block of pairs at a time.
+    """Precision, recall, density and coverage of generated images.
 
-    A feature on the border of a ball is inside for precision and recall, as in the ADM suite and in the paper's code;
-    it is outside for density and coverage, as in that paper's code.
+    For precision and recall a feature on the surface of a ball is inside, as in the ADM suite and the code of
+    Kynkäänniemi et al.; for density and coverage it is outside, as in the code of Naeem et al.
 
     Args:
-        real, fake: (N, dim) and (M, dim); the ADM suite compares 10,000 or 50,000 real with 50,000 generated images.
-        k: neighbours for precision and recall; k_density: for density and coverage.
-        distances: precision of the distances; the ADM suite's is "float16".
-        block: features of either set that are compared at once.
+        real, fake: features (N, dim) of real and (M, dim) of generated images. The ADM suite compares 10,000 or 50,000
+            real images with 50,000 generated ones.
+        k: the nearest neighbour that gives the radius for precision and recall.
+        k_density: the same for density and coverage.
+        distances: precision of the distances; the ADM suite uses "float16".
+        block: number of features of each set that are compared at once.
 
     Raises:
-        DataError: sets of different networks, or with too few images for k neighbours.
+        DataError: features of different networks, or a set of k images or fewer.
         InputError: another precision.
     """
     if distances not in get_args(Distances):
         raise InputError(f"distances: expected {', '.join(get_args(Distances))}, got {distances!r}")
     _check(real, fake, max(k, k_density))
     if distances != "float16":
-        # Distances do not depend on the origin; near it their expansion loses less to rounding.
+        # Distances are invariant to translation; with centred features their expansion has smaller rounding errors.
         centre = real.double().mean(dim=0)
         real, fake = ((x.double() - centre).to(getattr(torch, distances)) for x in (real, fake))
     options: dict = {"precision": distances, "block": block}

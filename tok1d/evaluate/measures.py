@@ -1,4 +1,4 @@
-"""The metrics of an evaluation and their feature networks: values of a batch of images, and numbers of a set."""
+"""The metrics of an evaluation and their feature networks: values for a batch of images, and results for a set."""
 
 from __future__ import annotations
 
@@ -32,45 +32,52 @@ PAIRS = ("psnr", "mse", "ssim", "lpips")
 MANIFOLD = ("precision", "recall", "density", "coverage")
 ON_FEATURES = ("labels", "fd", "sfd", "kid", "score", *MANIFOLD)
 METRICS = (*PAIRS, *ON_FEATURES)
-TODAY = ("psnr", "mse", "labels", "fd")  # metrics of a run's report
-BUNDLED_CLASSIFIER = "fashion-mnist-cnn"  # which classifiers without a label of their own are
-SUBSET, NUM_SUBSETS = 1000, 100  # of KID
-K_MANIFOLD, K_DENSITY = 3, 5
-LOW = ("mse", "lpips", "fd", "fid", "rfid", "gfid", "sfd", "sfid", "kd", "kid")  # names of records, without networks
+REPORT_METRICS = ("psnr", "mse", "labels", "fd")  # metrics of a run's report
+BUNDLED_CLASSIFIER = "fashion-mnist-cnn"  # name of a classifier without the attribute `label`
+SUBSET, NUM_SUBSETS = 1000, 100  # KID: images in a subset, number of subsets
+K_MANIFOLD, K_DENSITY = 3, 5  # nearest neighbours for precision and recall, for density and coverage
+# Metrics of records, without networks, whose lowest (LOW) or highest (HIGH) value is the best.
+LOW = ("mse", "lpips", "fd", "fid", "rfid", "gfid", "sfd", "sfid", "kd", "kid")
 HIGH = ("psnr", "ssim", "label_agreement", "judge_accuracy", "score", "inception_score", *MANIFOLD)
 
 
 @dataclass(frozen=True)
 class Number:
-    """The value of a metric on a set of images, by a network or without one, or the reason why there is none."""
+    """The value of a metric for a set of images.
+
+    Args:
+        value: None if it is not available; `note` then states the reason.
+        network: label of the feature network; None for a metric without one.
+        compared: whether the metric compares with a reference.
+    """
 
     metric: str
     value: float | None
     network: str | None = None
     unit: str = ""
     note: str = ""
-    compared: bool = False  # with a reference
+    compared: bool = False
 
 
 @dataclass
 class Measures:
-    """What is measured of images.
+    """The metrics of an evaluation, and the networks that they need.
 
     Args:
-        metrics: of `METRICS`, in their order.
-        networks: for the metrics on features.
+        metrics: names in `METRICS`; they are sorted in its order.
+        networks: feature networks, each for all metrics that are computed from features.
         pad: width of the images' border, in pixels, that is cut off first.
-        lpips: the network of LPIPS if it is measured.
-        missing: reasons why metrics or networks are not available: {"lpips": "..."}.
-        asked: metrics that were asked for by name; if one is not available, a record states the reason.
+        lpips: the network of LPIPS if LPIPS is measured.
+        missing: reasons why metrics or networks are not available, such as {"lpips": "..."}.
+        requested: metrics that the user named; a record states the reason if one of them is not available.
     """
 
-    metrics: tuple[str, ...] = TODAY
+    metrics: tuple[str, ...] = REPORT_METRICS
     networks: Sequence[FrozenNetwork] = ()
     pad: int = 0
     lpips: LPIPS | None = None
     missing: dict[str, str] = field(default_factory=dict)
-    asked: tuple[str, ...] = ()
+    requested: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in self.metrics:
@@ -81,28 +88,30 @@ class Measures:
             assert network.pad == self.pad, "networks are opened with the images' border"
 
     def __str__(self) -> str:
-        """For the fingerprint of a protocol."""
+        """A description that is part of a job's hash."""
         networks = [f"{each.label} {'8bit' if each.eight_bit else 'float'}" for each in self.networks]
         return f"{', '.join(self.metrics)}; {', '.join(networks)}; border {self.pad}; {sorted(self.missing)}"
 
     @cached_property
     def variants(self) -> dict[str, str]:
-        """The variants of SSIM and LPIPS, as a record's note states them."""
+        """The variants of SSIM and LPIPS, for the note of a record."""
         return {"ssim": SSIM_VARIANT} | ({} if self.lpips is None else {"lpips": lpips_variant(self.lpips)})
 
     @property
-    def of_pairs(self) -> tuple[str, ...]:
+    def pair_metrics(self) -> tuple[str, ...]:
+        """The metrics of an image and its original."""
         return tuple(name for name in self.metrics if name in PAIRS)
 
     @property
-    def of_features(self) -> tuple[str, ...]:
+    def feature_metrics(self) -> tuple[str, ...]:
+        """The metrics that are computed from features."""
         return tuple(name for name in self.metrics if name in ON_FEATURES)
 
     def pairs(self, y: Tensor, x: Tensor) -> dict[str, Tensor]:
-        """Values (B,) of images and the originals (B, C, H, W), by metric."""
+        """Values (B,) for reconstructions y and originals x, both (B, C, H, W) in [0, 1], by metric."""
         y, x = without_border(y, self.pad), without_border(x, self.pad)
         found = {}
-        for name in self.of_pairs:
+        for name in self.pair_metrics:
             if name == "psnr":
                 found[name] = psnr_per_image(y, x)
             elif name == "mse":
@@ -114,7 +123,10 @@ class Measures:
         return found
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """What the metrics need of the networks' features of images (B, C, H, W), a row an image."""
+        """The features of images (B, C, H, W) that the metrics need, one row for each image.
+
+        The names are "I pooled", "I spatial" and "I logits" for the network with index I.
+        """
         found = {}
         for i, network in enumerate(self.networks):
             features = network(images)
@@ -133,7 +145,7 @@ class Measures:
         return network.num_classes if wanted else 0
 
     def tallies(self) -> list[Tally]:
-        """An empty tally for each network, of what the metrics need."""
+        """An empty tally for each network."""
         keep = any(name in self.metrics for name in ("kid", *MANIFOLD))
         return [
             Tally(each.dim, spatial_dim=self._spatial(each), num_classes=self._classes(each), keep_features=keep)
@@ -143,15 +155,16 @@ class Measures:
 
 @dataclass(frozen=True)
 class Measuring:
-    """What is measured of reconstructions or samples, and how the work is done.
+    """What is measured of reconstructions or samples, and the job that does it.
 
     Args:
-        measures: the metrics by their networks.
-        references: one for each network of `measures`, or a function that gives them; default: the images evaluated on.
-        protocol: what every record states besides (weights, weights_hash, ...).
-        job: how the images are shared by processes and resumed; default: at once, in this process.
-        save: writes the images decoded from the most tokens.
-        of: of reconstructions, which images these are, of `reference.OF`; default: see `split_of`.
+        measures: the metrics and their networks.
+        references: one for each network of `measures`, or a function that returns them; default: the images that are
+            evaluated.
+        protocol: fields of every record that depend on the model (weights, weights_hash, ...).
+        job: how images are divided between processes and stored; default: all in this process, not stored.
+        save: where to write the images decoded from the most tokens; default: nowhere.
+        of: for reconstructions, the kind of the images, one of `reference.OF`; default: see `split_of`.
     """
 
     measures: Measures
@@ -162,18 +175,18 @@ class Measuring:
     of: str = ""
 
     def columns(self, images: Tensor, numbers: range, *, last: bool) -> dict[str, Tensor]:
-        """Features of decoded images, and with `last` (the most tokens) what is saved of them."""
+        """Features of decoded images; with `last` (decoded from the most tokens) also the pixels to save."""
         saved = self.save.columns(images, numbers) if self.save is not None and last else {}
         return self.measures.features(images) | saved
 
     def batches(
         self, about: Mapping[str, object], num: int, batch_size: int, measure: Measure
     ) -> AbstractContextManager[Iterator[tuple[range, Columns]] | None]:
-        """See `Job.run`."""
+        """Run the job, see `Job.run`."""
         return self.job.run(about, num, batch_size, measure, self.save.begin if self.save is not None else None)
 
     def finish(self, records: list[Record]) -> list[Record]:
-        """The same records, after the job has been given them, such as to write them."""
+        """Pass the records to the job, which may write them, and return them."""
         if self.job.finish is not None:
             self.job.finish(records)
         return records
@@ -181,7 +194,7 @@ class Measuring:
 
 @dataclass(frozen=True)
 class Compared:
-    """A reference set under one network; `replaced` of its images could not be read, and others stood in for them."""
+    """A reference set as measured by one network; `replaced` images could not be read and were replaced by others."""
 
     pooled: Moments
     spatial: Moments | None
@@ -191,7 +204,7 @@ class Compared:
 
 
 class Gathered:
-    """Everything of one set of images: sums of their values, and a tally a network."""
+    """The measurements of a set of images: a sum for each metric of pairs, and a tally for each network."""
 
     def __init__(self, measures: Measures) -> None:
         self.measures, self.tallies = measures, measures.tallies()
@@ -199,10 +212,12 @@ class Gathered:
         self.count = 0
 
     def update(self, columns: Mapping[str, Tensor], indices: range, labels: Tensor | None = None) -> None:
-        """Add a batch: what `Measures.pairs` and `Measures.features` gave.
+        """Add a batch.
 
         Args:
-            labels: (B,) classes that the images should show.
+            columns: from `Measures.pairs` and `Measures.features`.
+            indices: numbers of the images in the set.
+            labels: class ids (B,) of the images, for label agreement.
         """
         self.count += len(indices)
         for name in PAIRS:
@@ -214,15 +229,15 @@ class Gathered:
             tally.update(Features(columns[f"{i} pooled"], spatial, logits), indices, shown)
 
     def compared(self, fingerprint: str, replaced: int = 0) -> list[Compared]:
-        """This set as the reference of others, for each network; `replaced` as in `Compared`."""
+        """This set as a reference for each network; `replaced` as in `Compared`."""
         return [
             Compared(each.pooled, each.spatial, each.features if each.keep_features else None, fingerprint, replaced)
             for each in self.tallies
         ]
 
     def numbers(self, references: Sequence[Compared]) -> Iterator[Number]:
-        """All metrics: of pairs first, then of each network against its reference."""
-        for name in self.measures.of_pairs:
+        """Yield all results: metrics of pairs first, then those of each network and its reference."""
+        for name in self.measures.pair_metrics:
             unit, note = "dB" if name == "psnr" else "", self.measures.variants.get(name, "")
             if name in self.sums:
                 yield Number(name, self.sums[name] / self.count, unit=unit, note=note)
@@ -232,22 +247,22 @@ class Gathered:
             yield from self._on_features(network, tally, reference)
         for name, reason in self.measures.missing.items():
             if name not in METRICS:  # a network
-                for metric in [each for each in ON_FEATURES if each in self.measures.asked] or ["fd"]:
+                for metric in [each for each in ON_FEATURES if each in self.measures.requested] or ["fd"]:
                     yield Number(metric, None, network=name, note=reason)
 
     def agreement(self) -> Iterator[Number]:
-        """Label agreement alone, of networks that know the labels."""
+        """Yield the label agreement for each network that classifies the images."""
         for network, tally in zip(self.measures.networks, self.tallies):
             if "labels" in self.measures.metrics and tally.agreement is not None:
                 yield Number("labels", tally.agreement, network.label)
 
     def _on_features(self, network: FrozenNetwork, tally: Tally, reference: Compared) -> Iterator[Number]:
         shape: Manifold | None = None
-        for name in self.measures.of_features:
+        for name in self.measures.feature_metrics:
             if name == "labels":
                 if tally.agreement is not None:
                     yield Number(name, tally.agreement, network.label)
-                elif name in self.measures.asked:
+                elif name in self.measures.requested:
                     yield Number(name, None, network.label, note=_no_labels(network))
                 continue
             reason = self._impossible(name, network, tally, reference)
@@ -280,30 +295,30 @@ class Gathered:
             yield Number(name, value, network.label, note=note, compared=compared)
 
     def _impossible(self, name: str, network: FrozenNetwork, tally: Tally, reference: Compared) -> str:
-        """Why a metric cannot be measured; "" where it can."""
+        """Why a metric cannot be measured; "" if it can."""
         if name == "score":
-            return "" if tally.scores is not None else f"{network.name} is no classifier"
+            return "" if tally.scores is not None else f"{network.name} is not a classifier"
         if name == "sfd":
             if not network.spatial_dim:
-                return f"{network.name} has no maps of places; sFID is Inception's"
-            return "" if reference.spatial is not None else "the reference holds no statistics of places"
+                return f"{network.name} has no spatial features; only Inception gives sFID"
+            return "" if reference.spatial is not None else "the reference has no statistics of spatial features"
         if name in ("kid", *MANIFOLD):
-            least = (2 if name == "kid" else max(K_MANIFOLD, K_DENSITY) + 1, "images of either set")
+            least = 2 if name == "kid" else max(K_MANIFOLD, K_DENSITY) + 1
             if reference.features is None:
-                return "the reference holds no features; make one with tok1d reference --features N"
-            if min(tally.num_images, len(reference.features)) < least[0]:
-                return f"needs {least[0]} {least[1]}, got {min(tally.num_images, len(reference.features))}"
+                return "the reference has no features; compute one with tok1d reference --features N"
+            if (got := min(tally.num_images, len(reference.features))) < least:
+                return f"expected at least {least} images in each set, got {got}"
         return ""
 
 
 def _no_labels(network: FrozenNetwork) -> str:
     if network.classifies:
-        return "the images were made without labels to agree with"
-    return f"{network.name} does not know the labels of the images"
+        return "the images have no labels"
+    return f"{network.name} does not classify into the labels of the images"
 
 
-def called(number: Number, kind: str) -> str:
-    """The name of a metric in records; `kind` is "reconstruction" or "generation"."""
+def record_name(number: Number, kind: Kind) -> str:
+    """The name of a metric in records."""
     if number.metric in PAIRS:
         return number.metric
     if number.metric == "labels":
@@ -312,22 +327,24 @@ def called(number: Number, kind: str) -> str:
     return metric_name(ours.get(number.metric, number.metric), number.network or "")
 
 
-def names_of(measures: Measures, kind: str) -> list[str]:
-    """The names of the records that a measurement may give, `kind` as in `called`."""
-    pairs = [Number(metric, None) for metric in measures.of_pairs if kind == "reconstruction"]
-    on_features = [Number(metric, None, each.label) for each in measures.networks for metric in measures.of_features]
-    return list(column_names((called(each, kind), each.network) for each in pairs + on_features).values())
+def names_of(measures: Measures, kind: Kind) -> list[str]:
+    """The names of the records that an evaluation may return."""
+    pairs = [Number(metric, None) for metric in measures.pair_metrics if kind == "reconstruction"]
+    on_features = [
+        Number(metric, None, each.label) for each in measures.networks for metric in measures.feature_metrics
+    ]
+    return list(column_names((record_name(each, kind), each.network) for each in pairs + on_features).values())
 
 
 def lower_is_better(name: str) -> bool:
-    """Whether the best value of a record of that name is the lowest: distances and errors, not shares and scores."""
+    """Whether the lowest value of a record of that name is the best: distances and errors, not shares and scores."""
     metric = name.partition("@")[0]
     assert metric in LOW or metric in HIGH, name
     return metric in LOW
 
 
 def own_networks(classifier: CNN | None, pad: int = 0) -> list[FrozenNetwork]:
-    """A classifier as the only feature network, on images that are not rounded to 8 bits; none for None.
+    """A classifier as the only feature network, without rounding to 8 bits; an empty list for None.
 
     Args:
         pad: width of the images' border, in pixels, that is cut off first.
@@ -338,14 +355,16 @@ def own_networks(classifier: CNN | None, pad: int = 0) -> list[FrozenNetwork]:
 
 
 def by_classifier(classifier: CNN | None, kind: Kind, pad: int = 0) -> Measures:
-    """What the report of a run holds: label agreement and Frechet distance by a classifier, of reconstructions also
-    PSNR and squared error, which need none."""
-    metrics = TODAY if kind == "reconstruction" else ("labels", "fd")
+    """The metrics of a run's report: label agreement and Frechet distance, measured with a classifier.
+
+    For reconstructions also PSNR and squared error, which need no classifier.
+    """
+    metrics = REPORT_METRICS if kind == "reconstruction" else ("labels", "fd")
     return Measures(metrics, own_networks(classifier, pad), pad)
 
 
 def strip(columns: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The columns whose names start so, without that."""
+    """The columns whose names begin with a prefix, under names without it."""
     return {key[len(prefix) :]: value for key, value in columns.items() if key.startswith(prefix)}
 
 
@@ -370,7 +389,7 @@ def record_of(
         reference = references[by[number.network or ""]]
         stated["reference"], replaced = reference.fingerprint, replaced_text(reference.replaced, "reference image")
     return Record(
-        name=called(number, kind),
+        name=record_name(number, kind),
         value=number.value,
         unit=number.unit,
         network=number.network,

@@ -31,12 +31,11 @@ class Moments:
         """Add features `(B, dim)` of any float type and device; raises DataError on other shapes, NaN or inf."""
         if features.ndim != 2 or features.shape[1] != self.dim:
             raise DataError(
-                f"features of shape (B, {self.dim}) are expected, got {tuple(features.shape)}; use the "
-                "network that the moments were started with"
+                f"expected features of shape (B, {self.dim}), got {tuple(features.shape)}; use one network only"
             )
         x = features.detach().to("cpu", torch.float64)
         if not torch.isfinite(x).all():
-            raise DataError("finite features are expected, got NaN or inf; check the images they come from")
+            raise DataError("expected finite features, got NaN or inf; check the images")
         if len(x):
             mean = x.mean(dim=0)
             centred = x - mean
@@ -44,11 +43,9 @@ class Moments:
         return self
 
     def merge(self, other: "Moments") -> Self:
-        """Add everything that `other` has counted, as if one object had counted both."""
+        """Add the features of `other`, as if all batches had been added to this object."""
         if other.dim != self.dim:
-            raise DataError(
-                f"moments of dimension {self.dim} are expected, got {other.dim}; merge moments of one network"
-            )
+            raise DataError(f"expected moments of dimension {self.dim}, got {other.dim}; merge moments of one network")
         if other.count:
             self._combine(other.count, other._mean, other._scatter)
         return self
@@ -74,10 +71,14 @@ class Moments:
 
     @classmethod
     def from_statistics(cls, mean: Tensor, covariance: Tensor, count: int = 2) -> "Moments":
-        """Moments of a mean (dim,) and an unbiased covariance (dim, dim), such as a file of statistics holds.
+        """Moments from a mean (dim,) and an unbiased covariance (dim, dim), for example from a file of statistics.
 
-        Where the count is not known they can be compared, but not merged. Raises DataError on shapes that do not fit,
-        numbers that are not finite, or a count below 2.
+        Args:
+            count: number of features. If it is not known, leave it out: Fréchet distances do not depend on it, but the
+                moments cannot be merged with others.
+
+        Raises:
+            DataError: shapes that do not fit, numbers that are not finite, or a count below 2.
         """
         moments = cls(mean.numel())
         if mean.shape != (moments.dim,) or covariance.shape != (moments.dim, moments.dim):
@@ -86,19 +87,19 @@ class Moments:
                 f"{tuple(covariance.shape)}"
             )
         if count < 2 or not (torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
-            raise DataError(f"statistics: expected finite ones of at least 2 images, got a count of {count} or NaN")
+            raise DataError(f"statistics: expected finite numbers from at least 2 images, got {count} images or NaN")
         moments.count = count
         moments._mean = mean.detach().to("cpu", torch.float64).clone()
         moments._scatter = covariance.detach().to("cpu", torch.float64) * (count - 1)
         return moments
 
     def state_dict(self) -> dict[str, Tensor | int]:
-        """What `from_state` needs, as a number and two tensors."""
+        """The state for `from_state`: a number and two tensors."""
         return {"count": self.count, "mean": self._mean, "scatter": self._scatter}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor | int]) -> "Moments":
-        """The moments that gave this state."""
+        """The moments with this state."""
         mean, scatter = (torch.as_tensor(state[key]) for key in ("mean", "scatter"))
         moments = cls(mean.numel())
         moments.count, moments._mean, moments._scatter = int(state["count"]), mean, scatter
@@ -106,12 +107,12 @@ class Moments:
 
     def _require(self, count: int) -> None:
         if self.count < count:
-            raise DataError(f"at least {count} feature vectors are expected, got {self.count}; evaluate more images")
+            raise DataError(f"expected at least {count} feature vectors, got {self.count}; evaluate more images")
 
 
 def _root(matrix: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(matrix)
-    # Eigenvalues that are rounding (numpy's tolerance of a rank) are zero: their roots would not be small.
+    # Eigenvalues below numpy's tolerance for a rank are rounding errors, whose roots would not be small: set them to 0.
     smallest = values.abs().max() * len(values) * torch.finfo(values.dtype).eps
     values = torch.where(values > smallest, values, 0)
     return (vectors * values.sqrt()) @ vectors.T
@@ -121,16 +122,15 @@ def frechet_distance(m1: Moments, m2: Moments) -> float:
     """Squared Frechet (2-Wasserstein) distance of the Gaussians with these moments, >= 0.
 
     `|mu1 - mu2|^2 + tr(C1) + tr(C2) - 2 tr((C1 C2)^(1/2))` (Dowson and Landau, 1982; Heusel et al., 2017, eq. 6).
-    The last trace is the sum of the singular values of `C1^(1/2) C2^(1/2)`: real and non-negative by construction,
-    and accurate for singular covariances, where the square root of the product itself breaks down.
+    The last trace is computed as the sum of the singular values of `C1^(1/2) C2^(1/2)`. It is real, non-negative
+    and accurate for singular covariances, for which the square root of the product is not.
     """
     if m1.dim != m2.dim:
         raise DataError(
-            f"moments of one network are compared, got dimensions {m1.dim} and {m2.dim}; measure both sets "
-            "with the same network"
+            f"expected moments of one network, got dimensions {m1.dim} and {m2.dim}; measure both sets with one network"
         )
     c1, c2 = m1.covariance, m2.covariance
     overlap = torch.linalg.svdvals(_root(c1) @ _root(c2)).sum()
     distance = (m1.mean - m2.mean).square().sum() + c1.trace() + c2.trace() - 2 * overlap
-    # Rounding can leave a tiny negative number where the two sets are equal.
+    # Rounding errors can make the distance of equal sets slightly negative.
     return max(float(distance), 0.0)

@@ -1,4 +1,4 @@
-"""Opening .npz files that anyone may have made: one that is damaged, or is another kind of file, ends in one line."""
+"""Reading of .npz files from any source: damaged files and files of another kind raise a DataError."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from tok1d.errors import DataError, reason_of
 
 @contextmanager
 def reading(path: Path, expected: str) -> Iterator[None]:
-    """Raise DataError ("PATH: expected ..., got: ...") whatever the body fails with."""
+    """Turn every error in the body into a DataError: "PATH: expected ..., got: ..."."""
     try:
         yield
     except DataError:
         raise
-    except Exception as error:  # damaged bytes: zipfile, zlib and numpy's parser of headers each have their own
+    except Exception as error:  # zipfile, zlib and numpy raise many types on a damaged file
         raise DataError(f"{path}: expected {expected}, got: {reason_of(error)}") from None
 
 
 @contextmanager
 def open_npz(path: Path, expected: str) -> Iterator[np.lib.npyio.NpzFile]:
-    """The arrays of an .npz file, read one by one in the body; raises DataError as `reading` does."""
+    """Open an .npz file; an array is read when the body accesses it. Errors become a DataError, see `reading`."""
     with reading(path, expected):
         content = np.load(path, allow_pickle=False)
         if not isinstance(content, np.lib.npyio.NpzFile):

@@ -1,4 +1,4 @@
-"""The evaluation of a run as the `evaluate` section of its recipe says, and its check before the training."""
+"""The evaluation at the end of a training, with the `evaluate` section of its recipe."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from tok1d.zoo.record import Record
 
 
 def check_evaluation(recipe: Recipe, model: Any) -> None:
-    """Refuse, before the training, an `evaluate` section with settings that the models do not have.
+    """Check before the training that the models have the settings of the `evaluate` section.
 
     Raises:
-        ConfigError: naming the key.
+        ConfigError: a setting that the models do not have; the message names the key.
     """
     if recipe.kind == "classifier":
         return
     config, tokenizer = recipe.evaluate, model
     if recipe.tokenizer:
-        with torch.device("meta"):  # its capabilities are needed, not its weights
+        with torch.device("meta"):  # only its specification is needed, not its weights
             tokenizer = store.build_model(store.read_config(store.resolve(recipe.tokenizer))[0])
     length = tokenizer.spec.length if recipe.kind == "tokenizer" else model.config.num_tokens
     for k in config.keep:
@@ -45,7 +45,7 @@ def check_evaluation(recipe: Recipe, model: Any) -> None:
         if k < length and not tokenizer.spec.ordered:
             raise ConfigError(f"evaluate.keep: these tokens have no order, expected [] or [{length}], got {k}")
     if getattr(tokenizer.config, "objective", None) == "ddpm" and not 2 <= config.steps <= 1000:
-        raise ConfigError(f"evaluate.steps: a DDPM decoder takes 2 to 1000 steps, got {config.steps}")
+        raise ConfigError(f"evaluate.steps: expected 2 to 1000 steps for a DDPM decoder, got {config.steps}")
     reason = _no_guidance(recipe, model)
     if reason and config.guidance != 1:
         raise ConfigError(f"evaluate.guidance: {reason}, expected 1, got {config.guidance:g}")
@@ -60,7 +60,7 @@ def check_evaluation(recipe: Recipe, model: Any) -> None:
 
 
 def _no_guidance(recipe: Recipe, model: Any) -> str:
-    """Why the evaluation cannot use guidance; "" where it can."""
+    """Why the evaluation cannot use guidance; "" if it can."""
     if recipe.kind == "tokenizer":
         return "this decoder is deterministic and has no guidance" if model.spec.deterministic else ""
     if recipe.evaluate.weak_model:
@@ -83,11 +83,11 @@ def _check_sampling(recipe: Recipe, generator: Generator) -> None:
             raise ConfigError(f"evaluate.{key}: {name} has none, leave it out; got {got}")
     settings = config.sampling.settings
     settings.check(generator.kind, name, "evaluate.")
-    generator.resolved_settings(settings)  # refuses an unknown sampler
+    generator.resolved_settings(settings)  # raises InputError for an unknown sampler
 
 
 def evaluate_model(recipe: Recipe, model: Any, test: ImageSet) -> list[Record]:
-    """The records of a trained model.
+    """Evaluate a trained model and return its records.
 
     Args:
         model: a tokenizer, generator or classifier in eval mode.
@@ -125,5 +125,5 @@ def evaluate_model(recipe: Recipe, model: Any, test: ImageSet) -> list[Record]:
 
 
 def _readable(decoding: Decoding, tokenizer: Tokenizer) -> Decoding:
-    """The same settings; for a deterministic decoder without steps, which always have a value in a recipe."""
+    """The settings without steps if the decoder is deterministic: in a recipe, steps always have a value."""
     return replace(decoding, steps=None) if tokenizer.spec.deterministic else decoding

@@ -1,4 +1,4 @@
-"""Similarity of an image and its reconstruction: SSIM and LPIPS. PSNR is in `metrics`."""
+"""Metrics of an image and its reconstruction: SSIM and LPIPS. PSNR and squared error are in `tok1d.losses.pixel`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tok1d.zoo.weights import fingerprint
 SSIM_VARIANT = "Gaussian window of 11 pixels, sigma 1.5, data range 1, borders mirrored"
 SSIM_WINDOW = 11
 LPIPS_VARIANT = "VGG16, heads v0.1, images at their own size"
-LPIPS_LEAST = 16  # pixels that VGG16's five stages need
+MIN_LPIPS_SIZE = 16  # least height and width, in pixels, for the five stages of VGG16
 
 
 def ssim_per_image(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity (B,) of image pairs (B, C, H, W), clamped to [0, 1] (Wang et al., 2004), by torchmetrics.
 
-    The variant is `SSIM_VARIANT`: the mean over channels and over all places, borders included. scikit-image's leaves
-    out the places where the window leaves the image, which gives other values.
+    The variant is `SSIM_VARIANT`: the mean over channels and all pixels, borders included. scikit-image leaves out the
+    pixels whose window is not inside the image, so its values differ.
 
     Raises:
         DataError: images of different shapes, or smaller than the window.
@@ -40,11 +40,11 @@ def open_lpips(
     """LPIPS with VGG16 and the published linear heads, version 0.1, for `lpips_per_image`.
 
     Args:
-        vgg, heads: files of the weights; default: torchvision's download, and the heads that torchmetrics brings.
-        download: fetch VGG16's weights if they are not on this machine.
+        vgg, heads: weight files; default: torchvision's VGG16, and the heads in the package torchmetrics.
+        download: download the weights of VGG16 if they are missing.
 
     Raises:
-        WeightsError: weights that are not here; the line says how to get them.
+        WeightsError: missing weights; the message says how to get them.
     """
     if not download and (missing := lpips_missing(vgg, heads)):
         raise WeightsError(missing)
@@ -52,18 +52,18 @@ def open_lpips(
 
 
 def lpips_variant(network: LPIPS) -> str:
-    """What a record says of it: `LPIPS_VARIANT`, and a hash of all its weights."""
+    """The note of a record: `LPIPS_VARIANT` and a hash of all weights."""
     return f"{LPIPS_VARIANT}, weights {fingerprint(network)}"
 
 
 @torch.no_grad()
 def lpips_per_image(network: LPIPS, a: Tensor, b: Tensor) -> Tensor:
-    """LPIPS (B,) of image pairs (B, 1 or 3, H, W), clamped to [0, 1], at their own size.
+    """LPIPS (B,) of image pairs (B, 1 or 3, H, W), clamped to [0, 1] and not resized (Zhang et al., 2018).
 
     Raises:
         DataError: images of different shapes, or smaller than 16 pixels.
     """
-    _check("LPIPS", a, b, LPIPS_LEAST)
+    _check("LPIPS", a, b, MIN_LPIPS_SIZE)
     device = network.shift.device
     return network(a.to(device).float().clamp(0, 1), b.to(device).float().clamp(0, 1))
 

@@ -1,4 +1,4 @@
-"""From a request to what measures it: models, images, metrics and references, opened before anything is measured."""
+"""Prepares an evaluation: opens the models, images, metrics and references of a request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tok1d.evaluate.samples import Save
 from tok1d.inference import images as sources
 from tok1d.inference.sampling import guidance_of
 from tok1d.tokenizers.base import Tokenizer
-from tok1d.zoo.card import Card, padding_of
+from tok1d.zoo.card import padding_of
 from tok1d.zoo.checkpoints import load_model, load_pair
 from tok1d.zoo.record import Record
 from tok1d.zoo.store import model_identity
@@ -29,23 +29,23 @@ T = TypeVar("T")
 
 
 class Opened:
-    """What the last request opened, by its purpose; the next request takes from here what it shares with the last."""
+    """A cache of what the last request opened, such as its model, for a next request that uses the same."""
 
     def __init__(self) -> None:
         self._held: dict[str, tuple[Hashable, Any]] = {}
 
     def once(self, purpose: str, key: Hashable, make: Callable[[], T]) -> T:
-        """The result of `make`, or its last result if the key was the same."""
+        """Return the last result for this purpose if its key was the same, else the result of `make`."""
         held = self._held.get(purpose)
         if held is None or held[0] != key:
             self._held.pop(purpose, None)
-            held = None  # the memory of a model is freed before the next one is read
+            held = None  # frees the memory of a model before the next one is loaded
             held = self._held[purpose] = (key, make())
         return held[1]
 
 
 class Run(Protocol):
-    """Measures, of all images or, as a trial, of one."""
+    """A function that measures all images, or with `trial` only one."""
 
     def __call__(self, measuring: Measuring, *, trial: bool = False) -> list[Record]: ...
 
@@ -55,7 +55,7 @@ class Prepared:
     """A request whose models, images and metrics are opened.
 
     Args:
-        identity: all that the numbers depend on beside the request's settings.
+        identity: what the results depend on besides the settings of the request.
     """
 
     run: Run
@@ -76,7 +76,7 @@ class Prepared:
         return self.run(replace(self.measuring, job=Job() if job is None else job, save=save))
 
     def attempt(self) -> None:
-        """Make one image with these settings and measure nothing, so that mistakes show before a long job.
+        """Decode one image with these settings and measure nothing, to find wrong settings before a long job.
 
         Raises:
             InputError: settings that the models do not have.
@@ -89,7 +89,7 @@ def prepare(request: Request, opened: Opened | None = None) -> Prepared:
     """Open all that a request needs.
 
     Raises:
-        Tok1dError: something is missing, or does not fit together.
+        Tok1dError: models, images, metrics or references are missing or do not fit together.
     """
     opened = opened or Opened()
     if isinstance(request, Reconstruction):
@@ -131,7 +131,7 @@ def _generation(request: Generation, opened: Opened) -> Prepared:
     device = setup.pick_device(request.device)
     pair = opened.once("model", (request.model, device), lambda: load_pair(request.model, device=device))
     generator, tokenizer = pair
-    data = request.data or ("fashion_mnist" if getattr(generator, "card", Card()).data == "fashion_mnist" else "")
+    data = request.data or ("fashion_mnist" if generator.card.data == "fashion_mnist" else "")
     measures, known = _measures(request, opened, tokenizer, data)
     if not data and known is None:
         raise InputError(
@@ -175,7 +175,7 @@ def _generation(request: Generation, opened: Opened) -> Prepared:
 def _measures(
     request: Request, opened: Opened, tokenizer: Tokenizer, data: str
 ) -> tuple[Measures, list[Compared] | None]:
-    """Metrics with their networks, and the references that files hold."""
+    """The metrics with their networks, and the references from files."""
     place, pad, config = next(tokenizer.parameters()).device, padding_of(tokenizer), tokenizer.config
     sizes = (config.image_size, config.channels, pad, str(place))
     key = (request.kind, request.metrics, request.network, data, request.eight_bit, *sizes)

@@ -1,4 +1,4 @@
-"""Linear probe: how much of the label a linear classifier reads from frozen features."""
+"""Linear probe: accuracy of a linear classifier on frozen features."""
 
 import warnings
 
@@ -19,11 +19,19 @@ def linear_probe(
     seed: int,
     max_iterations: int = 200,
 ) -> float:
-    """Test accuracy in [0, 1] of a logistic regression on features `(N, F)` with integer labels `(N,)`.
+    """Train a logistic regression and return its test accuracy in [0, 1].
 
-    Features are standardised with the training set's mean and deviation; features that never vary become 0. Both
-    the optimiser and its steps are fixed (L-BFGS, at most `max_iterations`, unit L2 penalty), so that probes of
-    different models compare. Raises DataError on shapes that do not fit, NaN or inf, or a single training class.
+    Features are standardised with mean and standard deviation of the training set; constant features become 0. The
+    protocol is fixed so that results of different models are comparable: L-BFGS, scikit-learn's default L2 penalty
+    (C = 1).
+
+    Args:
+        train_x, test_x: features (N, F).
+        train_y, test_y: integer labels (N,).
+        max_iterations: limit of L-BFGS; reaching it is not an error.
+
+    Raises:
+        DataError: shapes that do not fit, NaN or infinite features, or training labels of one class only.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -34,14 +42,13 @@ def linear_probe(
     x_test, y_test = _checked("test", test_x, test_y)
     if x.shape[1] != x_test.shape[1]:
         raise DataError(
-            f"test features of length {x.shape[1]} are expected, got {x_test.shape[1]}; encode both sets with "
-            "the same model"
+            f"expected test features of length {x.shape[1]}, got {x_test.shape[1]}; encode both sets with one model"
         )
     if len(np.unique(y)) < 2:
-        raise DataError("at least two classes are expected in the training labels, got one; add images")
+        raise DataError("expected training labels of at least two classes, got one; add images")
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=max_iterations, random_state=seed))
     with warnings.catch_warnings():
-        # The bound on the iterations is part of the protocol, not a fault to report.
+        # The limit of iterations is part of the protocol.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(x, y)
     return float((model.predict(x_test) == y_test).mean())
@@ -51,11 +58,11 @@ def _checked(name: str, x: Array, y: Array) -> tuple[np.ndarray, np.ndarray]:
     features, labels = _array(x).astype(np.float64), _array(y)
     if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
         raise DataError(
-            f"{name} features (N, F) with labels (N,) are expected, got {features.shape} and {labels.shape}; "
-            "flatten the tokens of each image to one row"
+            f"expected {name} features (N, F) with labels (N,), got {features.shape} and {labels.shape}; flatten the "
+            "tokens of each image to one row"
         )
     if not np.isfinite(features).all():
-        raise DataError(f"finite {name} features are expected, got NaN or inf; check the encoder's output")
+        raise DataError(f"expected finite {name} features, got NaN or inf; check the encoder's output")
     return features, labels
 
 

@@ -1,4 +1,4 @@
-"""What every record on a model states, and the bundled classifier of a data set."""
+"""The fields of records that depend on the model, and the bundled classifier of a data set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tok1d.zoo.weights import HasWeights, fingerprint
 
 
 class ImageConfig(Protocol):
-    """A configuration that states the size and channels of images."""
+    """A configuration with the size and the channels of images."""
 
     @property
     def image_size(self) -> int: ...
@@ -24,10 +24,11 @@ class ImageConfig(Protocol):
 
 
 def classifier_for(data: str, images: ImageConfig, device: str | torch.device, *, pad: int = 0) -> CNN | None:
-    """The bundled classifier for a data set, on a device; None where there is none for such images.
+    """The bundled classifier for a data set, on a device; None if there is none for images of this size.
 
     Args:
-        images: their size, with a border of `pad` pixels, and channels.
+        images: size of the images, with the border, and number of channels.
+        pad: width of the border in pixels.
     """
     if data != "fashion_mnist" or "fashion-mnist-cnn" not in store.bundled_names():
         return None
@@ -37,7 +38,7 @@ def classifier_for(data: str, images: ImageConfig, device: str | torch.device, *
 
 
 def protocol_of(model: HasWeights, *, pad: int = 0) -> ModelProtocol:
-    """What every record on a model states: which weights, in which precision, and the crop without its border."""
+    """The fields of a record that depend on the model: weights, precision, and the crop without the border."""
     weights = getattr(model, "card", Card()).weights.split(",")[0] or None
     size = getattr(getattr(model, "config", None), "image_size", None)
     crop = None if size is None else f"center {size - 2 * pad}" + (f" in {size}, border not measured" if pad else "")

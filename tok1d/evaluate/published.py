@@ -1,4 +1,4 @@
-"""Published protocols, shipped as data: how papers measured the numbers that one compares with."""
+"""Published protocols: the settings with which papers measured their numbers, stored in YAML files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tok1d.config.nearest import nearest
 from tok1d.errors import InputError
 
 PROTOCOLS = Path(__file__).parent / "protocols"
-NONE = "none"  # a setting that is stated to be absent; None is one that nothing states
-ABSENT = "-"  # a setting that does not apply: the steps of a decoder without steps
+NONE = "none"  # a setting that is stated to be absent; a setting that is not stated is None
+ABSENT = "-"  # a setting that does not apply, such as the steps of a deterministic decoder
 
 
 class Published(TypedDict):
@@ -41,12 +41,12 @@ class Facts:
     """A number and its settings.
 
     Args:
-        name: what to call it.
-        value: None where it is unavailable.
-        settings: as text; None, or a key that is not there, is "not stated".
-        sources: where a published setting is stated.
-        about: in a few words, what it is the number of.
-        recipe: of ours that follows the published system, "" where there is none.
+        name: its name in tables.
+        value: None if it is not available.
+        settings: as text; a setting that is None or missing is "not stated".
+        sources: the place in a paper or its code that states a published setting.
+        about: a short description of the number.
+        recipe: name of our recipe that follows the published system; "" if there is none.
     """
 
     name: str
@@ -68,15 +68,15 @@ def protocol_names() -> list[str]:
 
 
 def is_protocol(name: str) -> bool:
-    """Whether this is the name of a published protocol, or of the system that has one."""
+    """Whether a name is that of a published protocol, or of a system with a published gFID."""
     return name in protocol_names() or f"{name}/gfid" in protocol_names()
 
 
 def published(name: str) -> Facts:
-    """The protocol of a published number: "maetok/rfid"; a bare "maetok" is its gFID.
+    """The protocol of a published number, such as "maetok/rfid"; "maetok" alone is its gFID.
 
     Raises:
-        InputError: no such protocol.
+        InputError: there is no such protocol.
     """
     if not is_protocol(name):
         near = nearest(name, [*protocol_names(), *{known.split("/")[0] for known in protocol_names()}])

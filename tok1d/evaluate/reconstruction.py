@@ -1,4 +1,4 @@
-"""How good a tokenizer's reconstructions are, from all of its tokens and from the first ones."""
+"""Metrics of a tokenizer's reconstructions, from all tokens and from leading tokens."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tok1d.zoo.weights import fingerprint
 
 
 class Classified:
-    """Features of a classifier, gathered over batches: moments for the Frechet distance, and label agreement.
+    """Statistics of a classifier over batches of images: moments of its features, and label agreement.
 
     Args:
         pad: width of the images' border, in pixels, that is cut off first.
@@ -35,37 +35,37 @@ class Classified:
     def __init__(self, classifier: CNN, pad: int = 0) -> None:
         self.classifier, self.pad = classifier, pad
         self.moments: Moments | None = None
-        self.right = 0.0
+        self.num_correct = 0.0
         self.count = 0
 
     @torch.no_grad()
     def update(self, images: Tensor, labels: Tensor | None) -> None:
-        """Images (B, C, H, W) in [0, 1]; labels (B,) the classes they should show."""
+        """Add images (B, C, H, W) in [0, 1] and, for label agreement, their class ids (B,)."""
         images = without_border(images, self.pad)
         features = self.classifier.features(images)
         if self.moments is None:
             self.moments = Moments(features.shape[1])
         self.moments.update(features)
         if labels is not None:
-            self.right += float(accuracy(self.classifier(images), labels)) * images.shape[0]
+            self.num_correct += float(accuracy(self.classifier(images), labels)) * images.shape[0]
         self.count += images.shape[0]
 
     @property
     def agreement(self) -> float:
-        """Share of images that the classifier assigns to their class."""
-        return self.right / max(self.count, 1)
+        """Share of the images that the classifier assigns to their class."""
+        return self.num_correct / max(self.count, 1)
 
     def distance(self, other: Classified) -> float:
-        """Fréchet distance between two sets of images in the classifier's features."""
+        """Fréchet distance between the classifier's features of two sets of images."""
         assert self.moments is not None and other.moments is not None
         return frechet_distance(self.moments, other.moments)
 
 
 class Reconstructor:
-    """Images of a set, encoded and decoded from several numbers of their first tokens.
+    """Encodes images of a set and decodes them from different numbers of leading tokens.
 
     Raises:
-        InputError: token counts, decoder settings or a condition that the tokenizer does not have.
+        InputError: numbers of tokens, decoder settings or a condition that the tokenizer does not have.
     """
 
     def __init__(self, tokenizer: Tokenizer, images: ImageSet, how: Reconstructions) -> None:
@@ -76,7 +76,7 @@ class Reconstructor:
         self.conditioned = ConditionedImages(tokenizer, images, how.label)
 
     def columns(self, numbers: range, measuring: Measuring) -> dict[str, Tensor]:
-        """What is measured of the images of these numbers: labels, metrics of each number of tokens, evaluations."""
+        """Reconstruct the images of these numbers; return their labels, metrics and numbers of decoder evaluations."""
         measures = measuring.measures
         x, labels, cond = self.conditioned.batch(numbers)
         x = x.to(self.device)
@@ -89,7 +89,7 @@ class Reconstructor:
             found = measures.pairs(y, x) | measuring.columns(y, numbers, last=k == max(self.keep))
             columns |= {f"{k} {key}": value for key, value in found.items()}
         columns["evaluations"] = torch.tensor(evaluations.rows / len(x))
-        # Kept with the block: the process that resumes may be able to read all images.
+        # Stored in the block, as a process that resumes the job does not read these images again.
         return columns | {"replaced": torch.tensor(len(replaced_indices(self.images, numbers)))}
 
 
@@ -97,53 +97,55 @@ class Reconstructor:
 def evaluate_reconstruction(
     tokenizer: Tokenizer, images: ImageSet, how: Reconstructions, measuring: Measuring
 ) -> list[Record]:
-    """PSNR, squared error and more of reconstructions, and distances by feature networks, for each number of tokens.
+    """Metrics of reconstructions for each number of tokens: PSNR and other metrics of pairs, and distances of features.
 
-    PSNR is the mean over images of the per-image value in dB, output clamped to [0, 1]. All token counts of an image
-    use the same noise, which depends on the seed and the number of the image alone. The note says how many images
-    could not be read and were replaced by others; these are named on stderr.
+    PSNR is the mean of the values of all images in dB, with outputs clamped to [0, 1]. The noise of a diffusion decoder
+    depends only on the seed and the number of the image, and is the same for all numbers of tokens. The note states how
+    many images could not be read and were replaced by others; these are named on stderr.
 
     Args:
-        how: which token counts, and how they are decoded.
-        measuring: the metrics, and how the work is done.
+        how: the numbers of tokens, and how they are decoded.
+        measuring: the metrics and the job.
 
     Returns:
-        The records; none where other processes have not finished their part.
+        The records; an empty list if other processes have not finished their part.
 
     Raises:
-        InputError: token counts, decoder settings or a condition that the tokenizer does not have.
+        InputError: numbers of tokens, decoder settings or a condition that the tokenizer does not have.
     """
-    made, measures, save = Reconstructor(tokenizer, images, how), measuring.measures, measuring.save
+    reconstructor, measures, save = Reconstructor(tokenizer, images, how), measuring.measures, measuring.save
     common: Stated = {
         "num_images": len(images),
-        "label": made.conditioned.condition,
+        "label": reconstructor.conditioned.condition,
         "seed": how.seed,
         **measuring.protocol,
     }
-    options = {key: str(value) for key, value in made.decoder_options.items()}
-    whole = [*made.keep, options, images.fingerprint(), model_identity(tokenizer), str(measures), str(save)]
+    options = {key: str(value) for key, value in reconstructor.decoder_options.items()}
+    whole = [*reconstructor.keep, options, images.fingerprint(), model_identity(tokenizer), str(measures), str(save)]
     about = {"kind": "reconstruction", "common": common, "whole": whole, "versions": versions()}
-    batches_of = measuring.batches(about, len(images), how.batch_size, lambda rows: made.columns(rows, measuring))
+    batches_of = measuring.batches(
+        about, len(images), how.batch_size, lambda rows: reconstructor.columns(rows, measuring)
+    )
     with batches_of as batches:
         if batches is None:
             report_broken(images)
             return []
-        sets, replaced = {k: Gathered(measures) for k in ("real", *made.keep)}, 0
+        sets, replaced = {k: Gathered(measures) for k in ("real", *reconstructor.keep)}, 0
         with saving(save, len(images)) as keep_image:
             for numbers, columns in batches:
                 for k, gathered in sets.items():
                     gathered.update(strip(columns, f"{k} "), numbers, columns["labels"])
-                keep_image(strip(columns, f"{max(made.keep)} "), numbers)
-                replaced += int(columns.get("replaced", 0))  # blocks of older versions lack it
+                keep_image(strip(columns, f"{max(reconstructor.keep)} "), numbers)
+                replaced += int(columns.get("replaced", 0))  # blocks of older versions do not have it
         report_broken(images)
-        common["decoding"] = decoding_record(tokenizer, made.decoder_options, columns["evaluations"].item())
+        common["decoding"] = decoding_record(tokenizer, reconstructor.decoder_options, columns["evaluations"].item())
         common["reference"] = reference = describe_images(images, measuring.of or split_of(images))
-        assert not callable(measuring.references), "of reconstructions the references are opened before"
+        assert not callable(measuring.references), "expected references, not a function"
         compared = measuring.references or sets["real"].compared(reference)
         note = replaced_text(replaced)
         records = [
             record_of(number, "reconstruction", measures, compared, keep=k, note=note, **common)
-            for k in made.keep
+            for k in reconstructor.keep
             for number in sets[k].numbers(compared)
         ]
         originals = (replace(number, note="the test images themselves") for number in sets["real"].agreement())

@@ -1,4 +1,4 @@
-"""Reference statistics: features of a set of images under a network, in a file with a fingerprint."""
+"""Reference statistics: statistics of the features of a set of images, in a file with a fingerprint."""
 
 from __future__ import annotations
 
@@ -29,27 +29,29 @@ from tok1d.evaluate.request import Kind
 from tok1d.evaluate.sample_batch import SampleImages
 from tok1d.files import replacing
 
-OF = ("train", "validation", "test", "own")  # which images a reference is of; "own": a set that is no split
+# The kinds of images of a reference; "own": a set that is not a split.
+OF = ("train", "validation", "test", "own")
+# The kinds with which reconstructions and samples are compared.
 FITTING: dict[str, tuple[str, ...]] = {"reconstruction": ("validation", "test", "own"), "generation": ("train", "own")}
 INCEPTION_DIM = 2048
-ADM_NOTE = "statistics in ADM's form, which do not say of what; the released ones are of the training images"
-_WORDS = {"validation": {"val", "validation", "valid"}, "test": {"test"}}  # in the name of a folder or shard
+ADM_NOTE = "a file in ADM's form does not state its images; those of the released files are training images"
+_WORDS = {"validation": {"val", "validation", "valid"}, "test": {"test"}}  # words in the name of a folder or shard
 Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Statistics of a set of images under a network; `pooled`, `spatial` and `features` as in a `Tally`.
+    """Statistics of the features of a set of images; `pooled`, `spatial` and `features` as in a `Tally`.
 
     Args:
-        network: name@hash; without hash if the file does not state it (ADM's).
-        fingerprint: of images, crop, size, count and network.
+        network: name@hash of the feature network; only the name for files of ADM, which do not state the hash.
+        fingerprint: hash of images, crop, size, number of images and network.
         num_images: None if the file does not state it.
-        of: one of `OF`.
-        images: what the images are, in words. crop: how they were cropped and to which size.
-        features: (N, dim) float32 of all images, or of some spread evenly over the set.
-        rounding: of the images before the network, see `FrozenNetwork.rounding`; "" if the file does not state it.
-        replaced: how many of the images could not be read, so that others stood in for them.
+        of: the kind of the images, one of `OF`.
+        images: a description of the images. crop: crop and size of the images.
+        features: (N, dim) float32 of all images, or of images spread evenly over the set.
+        rounding: rounding of the images, see `FrozenNetwork.rounding`; "" if the file does not state it.
+        replaced: number of images that could not be read and were replaced by others.
     """
 
     pooled: Moments
@@ -66,33 +68,33 @@ class Reference:
     replaced: int = 0
 
     def __str__(self) -> str:
-        """What a record states: split, count and fingerprint."""
+        """The text in a record: number and kind of the images, and fingerprint."""
         count = "" if self.num_images is None else f"{self.num_images} "
         return f"{count}{self.of} images {self.fingerprint}"
 
     def check_network(self, network: FrozenNetwork) -> None:
-        """Refuse another network than that of these statistics.
+        """Check that a network is the one of these statistics.
 
         Raises:
-            DataError: it is another one.
+            DataError: it is another network, or rounds images differently.
         """
         name = network.label if "@" in self.network else network.name
         if name != self.network or network.dim != self.pooled.dim:
             raise DataError(
                 f"reference {self.fingerprint}: its statistics are of {self.network}, this evaluation measures with "
-                f"{network.label}; make one with tok1d reference, or choose the network with --network"
+                f"{network.label}; compute a reference with tok1d reference, or choose the network with --network"
             )
         if self.rounding not in ("", network.rounding):
             raise DataError(
-                f"reference {self.fingerprint}: of images {self.rounding}, this evaluation's are {network.rounding}; "
-                f"pass {'--eight-bit' if not network.eight_bit else '--float'}"
+                f"reference {self.fingerprint}: its statistics are of images {self.rounding}, this evaluation's "
+                f"images are {network.rounding}; pass {'--eight-bit' if not network.eight_bit else '--float'}"
             )
 
     def save(self, path: str | Path) -> Path:
-        """Write an .npz file, whole or not at all: ADM's mu, sigma, mu_s, sigma_s, and the fields of this class.
+        """Write an .npz file atomically, with ADM's keys mu, sigma, mu_s, sigma_s and the fields of this class.
 
         Raises:
-            DataError: it cannot be written.
+            DataError: the file cannot be written.
         """
         arrays = {"mu": self.pooled.mean.numpy(), "sigma": self.pooled.covariance.numpy()}
         if self.spatial is not None:
@@ -125,15 +127,16 @@ class _Stated(TypedDict, total=False):
 
 
 def load_reference(path: str | Path, *, of: str | None = None) -> Reference:
-    """A reference from a file of `Reference.save`, or of ADM's statistics (mu, sigma and, for sFID, mu_s, sigma_s).
+    """Read a file of `Reference.save`, or of ADM's statistics (mu, sigma and, for sFID, mu_s and sigma_s).
 
-    ADM's files state nothing: statistics of the published Inception and of training images are assumed.
+    ADM's files state neither network nor images: the published Inception and training images are assumed.
 
     Args:
-        of: which images it is of; default: as the file states.
+        of: the kind of the images, one of `OF`; default: what the file states.
 
     Raises:
-        DataError: no such file, or one that holds no statistics.
+        DataError: no such file, or a file without statistics.
+        InputError: another `of`.
     """
     path = Path(path)
     if of is not None and of not in OF:
@@ -142,7 +145,9 @@ def load_reference(path: str | Path, *, of: str | None = None) -> Reference:
         found = {key: content[key] for key in content.files if key != "arr_0"}
         holds_images = "arr_0" in content.files
     if "mu" not in found or "sigma" not in found:
-        what = "a sample batch; tok1d reference measures one" if holds_images else f"the keys {', '.join(found) or '-'}"
+        what = (
+            "a sample batch; measure it with tok1d reference" if holds_images else f"the keys {', '.join(found) or '-'}"
+        )
         raise DataError(f"{path}: expected reference statistics with mu and sigma, got {what}")
     try:
         stated: _Stated = json.loads(found["tok1d"].item()) if "tok1d" in found else _adm(found, path)
@@ -165,7 +170,7 @@ def _moments(found: dict[str, np.ndarray], mean: str, covariance: str, stated: _
 def _adm(found: dict[str, np.ndarray], path: Path) -> _Stated:
     if found["mu"].shape != (INCEPTION_DIM,):
         raise DataError(
-            f"{path}: expected ADM's statistics of Inception's {INCEPTION_DIM} numbers, got {found['mu'].shape}"
+            f"{path}: expected ADM's statistics of Inception's {INCEPTION_DIM} features, got {found['mu'].shape}"
         )
     digest = hashlib.sha256()
     for key in ("mu", "sigma", "mu_s", "sigma_s"):
@@ -183,25 +188,25 @@ def _adm(found: dict[str, np.ndarray], path: Path) -> _Stated:
 
 
 def check_reference(kind: Kind, reference: Reference, *, allow_other: bool = False) -> None:
-    """Refuse the other measurement's reference: rFID is against validation or test images, gFID against the training's.
+    """Check the kind of a reference: validation or test images for reconstructions, training images for samples.
 
     Args:
-        allow_other: let it pass.
+        allow_other: accept all kinds.
 
     Raises:
-        InputError: naming the option that allows it.
+        InputError: a reference of another kind.
     """
     if allow_other or reference.of in FITTING[kind]:
         return
     wanted = "validation or test images (rFID)" if kind == "reconstruction" else "the training images (gFID)"
     raise InputError(
-        f"reference {reference.fingerprint} is of {reference.of} images, {kind} is compared with {wanted}; give such a "
-        "reference, or pass --allow-other-reference"
+        f"reference {reference.fingerprint} is of {reference.of} images, {kind} is compared with {wanted}; choose such "
+        "a reference, or pass --allow-other-reference"
     )
 
 
 def reference_fingerprint(images: ImageSet, network: FrozenNetwork, num: int | None = None) -> str:
-    """16 hex digits of images, crop and size, how many of them, and the network with the border it does not see."""
+    """16 hex digits: a hash of images, crop, size, number of images, network and the border that it cuts off."""
     parts = [images.fingerprint(), str(num or len(images)), network.label, f"pad{network.pad}"]
     return hashlib.sha256(" ".join([*parts, "8bit" if network.eight_bit else "float"]).encode()).hexdigest()[:16]
 
@@ -217,20 +222,22 @@ def measure_reference(
     batch_size: int = 100,
     progress: Progress | None = None,
 ) -> Reference:
-    """Statistics of a set of images, in a single pass. If some could not be read, note and fingerprint state it.
+    """Compute the statistics of a set of images. Note and fingerprint state whether images could not be read.
 
     Args:
-        num: so many images, spread evenly; None: all.
-        num_features: keep the features of so many of those, spread evenly; None: of all.
-        about: what the images are, in words.
-        progress: called with the number of images of every batch that is done.
+        of: the kind of the images, one of `OF`.
+        num: number of images, spread evenly over the set; None: all.
+        num_features: number of these images whose features are stored, spread evenly; None: all.
+        about: a description of the images.
+        progress: called with the number of images of each finished batch.
 
     Raises:
-        DataError: fewer than two images, or such that the network does not take.
+        DataError: fewer than two images, or images that the network does not accept.
+        InputError: another `of`.
     """
     if of not in OF:
         raise InputError(f"reference of: expected one of {', '.join(OF)}, got {of!r}")
-    chosen = spread(range(len(images)), num)  # a set sorted by class gives all classes
+    chosen = spread(range(len(images)), num)  # spread evenly: a set may be sorted by class
     kept = set(spread(range(len(chosen)), num_features))
     pooled, features = Moments(network.dim), []
     spatial = Moments(network.spatial_dim) if network.spatial_dim else None
@@ -249,7 +256,7 @@ def measure_reference(
         raise DataError(f"reference: expected at least two images, got {done}")
     transform = getattr(images, "transform", None)
     fingerprint, replaced = reference_fingerprint(images, network, num), replaced_indices(images, chosen)
-    if replaced:  # other statistics than those of the same images when all can be read
+    if replaced:  # these are not the statistics of the images that the fingerprint names
         fingerprint = hashlib.sha256(f"{fingerprint} without {replaced}".encode()).hexdigest()[:16]
     return Reference(
         pooled,
@@ -270,18 +277,18 @@ def measure_reference(
 def _batches(images: ImageSet, indices: list[int], batch_size: int) -> Iterator[Tensor]:
     parts = (indices[start : start + batch_size] for start in range(0, len(indices), batch_size))
     for part, (x, _) in prefetch((part, images.batch(part)) for part in parts):
-        assert len(x) == len(part), "references are of one view an image"
+        assert len(x) == len(part), "expected one view of each image"
         yield x
 
 
 def split_of(images: ImageSet) -> str:
-    """Which images a set opened for its test split holds, one of `OF`: what its folder or shards are named after.
+    """The kind, one of `OF`, of the images of a test split, from the name of its folder or shards.
 
-    Of a folder that is no split, part of which was set aside for testing, it is "own".
+    It is "own" if the folder is not a split, so that a part of it was set aside for testing.
     """
     images = underlying(images)
     if isinstance(images, ArrayImages):
-        return "test"  # of Fashion-MNIST
+        return "test"  # Fashion-MNIST
     if isinstance(images, FolderImages):
         names = [{images.root.name}]
     else:
@@ -291,13 +298,13 @@ def split_of(images: ImageSet) -> str:
 
 
 def describe_images(images: ImageSet, of: str) -> str:
-    """What a record states of images that are compared with themselves: count, split and fingerprint."""
+    """The reference in the record of reconstructions: number, kind and fingerprint of the originals."""
     some, _, fingerprint = images.fingerprint().rpartition(" of ")  # "first 100"
     return f"{some or len(images)} {of} images {fingerprint}"
 
 
 def cache_path(fingerprint: str) -> Path:
-    """Where the statistics of that fingerprint are cached."""
+    """The cache file of the statistics with this fingerprint."""
     return cache_home() / "references" / f"{fingerprint}.npz"
 
 
@@ -312,13 +319,13 @@ def cached_reference(
     batch_size: int = 100,
     progress: Progress | None = None,
 ) -> tuple[Reference, bool]:
-    """As `measure_reference`, read from the cache where the fingerprint fits and enough features are kept there.
+    """As `measure_reference`, but read from the cache if it has these statistics and enough features.
 
-    A cache file that is damaged is measured anew; a cache that cannot be written is left out. Statistics of a set of
-    which some images could not be read are not cached: the next time they may be.
+    Statistics are measured again if the cache file is damaged. They are not cached if the cache cannot be written, or
+    if some images could not be read, which may be possible the next time.
 
     Returns:
-        The reference, and whether it was read.
+        The reference, and whether it was in the cache.
     """
     path = cache_path(reference_fingerprint(images, network, num))
     with suppress(DataError):
@@ -345,7 +352,7 @@ def cached_reference(
 
 
 def _features(features: Tensor | None, wanted: int, total: int) -> Tensor | None:
-    """`wanted` of the kept features, those that a pass would have kept; None where they are not there."""
+    """`wanted` of the stored features, the same that `measure_reference` would store; None if they are not stored."""
     if features is None or len(features) not in (wanted, total) or not wanted:
         return None
     return features if len(features) == wanted else features[spread(range(total), wanted)]
@@ -359,10 +366,10 @@ def with_features(
     batch_size: int = 100,
     progress: Progress | None = None,
 ) -> Reference:
-    """The reference with the features of the images in arr_0 of its file, as ADM's released ones hold 10,000.
+    """The reference with features of the images in arr_0 of its file; ADM's released files hold 10,000 images.
 
     Raises:
-        DataError: no images there, or statistics of another network.
+        DataError: a file without images, or statistics of another network.
     """
     reference.check_network(network)
     images, features = SampleImages(path), []

@@ -1,4 +1,4 @@
-"""Numbers that carry their protocol: metric records, their file, and tables of them."""
+"""Tables of metric records, for terminals and HTML pages."""
 
 import html
 from collections.abc import Callable, Sequence
@@ -52,13 +52,13 @@ _NUMBERS = ("value", "images", "keep", "steps", "guidance", "seed")
 
 
 def _grid(records: Sequence[Record]) -> dict[str, list[str]]:
-    """Columns of cells, without the columns in which no record says anything."""
+    """Columns of cells by name, without the columns that are empty for all records."""
     cells = {name: [cell(record) for record in records] for name, cell in _COLUMNS.items()}
     return {name: column for name, column in cells.items() if any(column) or name in ("metric", "value")}
 
 
 def _shared(grid: dict[str, list[str]]) -> dict[str, str]:
-    """Columns in which every record that says anything says the same."""
+    """Columns in which all cells that are not empty are equal."""
     own = ("metric", "value", "keep", "note")
     return {
         name: max(cells)
@@ -68,14 +68,14 @@ def _shared(grid: dict[str, list[str]]) -> dict[str, str]:
 
 
 def shared_protocol(records: Sequence[Record]) -> str:
-    """What all records have in common, as one line of text; `table` leaves it out."""
+    """The settings that all records share, as one line of text; `table` leaves them out."""
     grid = _grid(records)
     grid.pop("versions", None)
     return "; ".join(f"{name} {cell}" for name, cell in _shared(grid).items())
 
 
 def table(records: Sequence[Record]) -> "Table":
-    """A rich table for terminals, one record a row, without what they share (`shared_protocol`) and versions."""
+    """A rich table with one record in each row, without the settings of `shared_protocol` and without versions."""
     from rich.table import Table
     from rich.text import Text
 
@@ -87,13 +87,13 @@ def table(records: Sequence[Record]) -> "Table":
     for name in columns:
         result.add_column(name, justify="right" if name in _NUMBERS else "left", overflow="fold")
     for row in zip(*columns.values()):
-        # Text, not str: a name such as "[red]" is shown, not read as markup.
+        # Text instead of str: rich would read a name such as "[red]" as markup.
         result.add_row(*(Text(cell) for cell in row))
     return result
 
 
 def html_table(records: Sequence[Record]) -> str:
-    """An HTML `<table class="records">` of the records with every cell escaped."""
+    """An HTML `<table class="records">` of the records; all cells are escaped."""
     grid = _grid(records)
     head = "".join(f"<th>{html.escape(name)}</th>" for name in grid)
     rows = [

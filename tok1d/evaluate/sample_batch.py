@@ -1,4 +1,4 @@
-"""Sample batches in the ADM suite's form: an .npz file whose arr_0 holds uint8 images (N, H, W, 3)."""
+"""Sample batches as the ADM suite reads them: an .npz file with uint8 images (N, H, W, 3) in arr_0."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tok1d.pictures import to_uint8
 
 KEY = "arr_0"
 _EXPECTED = f"an .npz file with images in {KEY}, as the ADM suite reads"
-_LOCAL_HEADER = 30  # bytes of a zip entry's own header before its name and extra field
+_LOCAL_HEADER = 30  # length in bytes of the fixed part of a zip entry's header, before name and extra field
 
 
 def write_sample_batch(path: str | Path, batches: Iterable[Tensor], num: int) -> Path:
-    """Write `num` images for ADM's evaluator, one batch in memory at a time, whole or not at all.
+    """Write `num` images for ADM's evaluator atomically, with one batch in memory at a time.
 
     Args:
-        batches: (B, 1 or 3, H, W) in [0, 1], rounded to 8 bits here; grey is repeated.
+        batches: (B, 1 or 3, H, W) in [0, 1]; they are rounded to 8 bits, and a grey channel is repeated.
 
     Raises:
         DataError: another number of images than `num`, images of different sizes, or the file cannot be written.
@@ -48,23 +48,23 @@ def write_sample_batch(path: str | Path, batches: Iterable[Tensor], num: int) ->
                     header = {"descr": "|u1", "fortran_order": False, "shape": (num, *shape)}
                     np.lib.format.write_array_header_1_0(file, header)
                 if pixels.shape[1:] != shape:
-                    raise DataError(f"{path}: expected images of one shape {shape}, got also {pixels.shape[1:]}")
+                    raise DataError(f"{path}: expected images of one shape {shape}, also got {pixels.shape[1:]}")
                 count += len(pixels)
                 file.write(pixels.tobytes())
             if count != num or shape is None:
                 raise DataError(f"{path}: expected {num} images, at least one, got {count}")
     except OSError as error:
         raise DataError(
-            f"{path}: cannot write the samples: {reason_of(error)}; choose another place or free space"
+            f"{path}: cannot write the samples: {reason_of(error)}; choose another path or free space"
         ) from error
     return path
 
 
 class SampleImages:
-    """The images of such a file, read where they lie (of a compressed file: all at once).
+    """The images of a sample batch as an image set, memory-mapped if the file is not compressed.
 
     Raises:
-        DataError: no such file, or none with images (N, H, W, 3).
+        DataError: no such file, or a file without images (N, H, W, 3).
     """
 
     captions: list[str]
@@ -100,18 +100,18 @@ class SampleImages:
         return len(self.pixels)
 
     def batch(self, indices: Sequence[int] | np.ndarray, *, seed: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) in [0, 1], and zeros for the labels that the file does not hold."""
+        """Images (B, 3, H, W) in [0, 1], and labels (B,) of zeros, as the file has no labels."""
         pixels = torch.from_numpy(np.array(self.pixels[np.asarray(indices)]))
         return pixels.permute(0, 3, 1, 2).float().div_(255), torch.zeros(len(pixels), dtype=torch.int64)
 
     def captioned_batch(
         self, indices: Sequence[int] | np.ndarray, *, seed: int = 0, epoch: int = 0
     ) -> tuple[Tensor, Tensor, list[str]]:
-        """As `batch`, with no caption for any."""
+        """As `batch`, with empty captions."""
         return *self.batch(indices), [""] * len(indices)
 
     def fingerprint(self) -> str:
-        """16 hex digits of the pixels, whatever the file is called and however it is compressed."""
+        """16 hex digits: a hash of the pixels, which does not depend on name or compression of the file."""
         return self._fingerprint
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Images that an evaluation saves if asked: one file in ADM's form, or a folder of pictures."""
+"""Saving of the images of an evaluation: in one file that ADM's evaluator reads, or as PNG files in a folder."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ import torch
 from torch import Tensor
 
 from tok1d.errors import ConfigError, DataError, reason_of
-from tok1d.evaluate.job import drop_torn
+from tok1d.evaluate.job import remove_temporary
 from tok1d.evaluate.sample_batch import write_sample_batch
 from tok1d.files import write_text
 from tok1d.pictures import save_png, to_pil, to_uint8
 
-MARKER = ".evaluation"  # file in a folder of pictures with the name of their job
+MARKER = ".evaluation"  # file in the folder of PNG files with the name of their job
 _PICTURE = re.compile(r"\d{6,}\.png")
 
 
 @dataclass(frozen=True)
 class Save:
-    """Where images go.
+    """Where to save images.
 
     Args:
         batch: an .npz file that the ADM suite's evaluator reads.
-        folder: for pictures 000000.png, 000001.png, ..., by the number of the image.
+        folder: for PNG files 000000.png, 000001.png, ..., named after the number of the image.
 
     Raises:
-        ConfigError: a file of another kind, or a folder with other files than pictures.
+        ConfigError: a path of another kind, or a folder that holds other files.
     """
 
     batch: Path | None = None
@@ -45,7 +45,7 @@ class Save:
             raise ConfigError(f"--save-images: expected a folder to write into, got the file {self.folder}")
         if other := next((name for name in self._there() if not _PICTURE.fullmatch(name)), None):
             raise ConfigError(
-                f"--save-images: expected a folder for pictures alone, got {other} in {self.folder}; choose another"
+                f"--save-images: expected a folder without other files, got {other} in {self.folder}; choose another"
             )
 
     def _there(self) -> list[str]:
@@ -54,39 +54,42 @@ class Save:
         return sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
 
     def begin(self, job: str) -> None:
-        """Mark the folder as this job's before any picture is written.
+        """Write the name of the job into the folder, before any image is written.
 
         Raises:
-            ConfigError: it holds pictures of another job, which would stay there.
-            DataError: it cannot be written.
+            ConfigError: the folder holds images of another job.
+            DataError: the folder cannot be written.
         """
         if self.folder is None:
             return
-        there, marker = self._there(), self.folder / MARKER  # in that order: pictures are written after the marker
+        there, marker = (
+            self._there(),
+            self.folder / MARKER,
+        )  # in this order: other processes write images only after the marker
         try:
             if there and not (marker.is_file() and marker.read_text() == job):
                 raise ConfigError(
-                    f"--save-images: {self.folder} holds pictures of another evaluation; remove them, or choose another"
+                    f"--save-images: {self.folder} has images of another evaluation; remove them, or choose another"
                 )
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(marker, job)
         except OSError as error:
-            raise DataError(f"{self.folder}: cannot write pictures there: {reason_of(error)}") from None
+            raise DataError(f"{self.folder}: cannot write images there: {reason_of(error)}") from None
 
     def check(self, num: int) -> None:
-        """Raise DataError where a picture of a finished block is missing."""
+        """Raise DataError if images of finished blocks are missing in the folder."""
         if self.folder is None:
             return
-        drop_torn(self.folder / MARKER)
+        remove_temporary(self.folder / MARKER)
         gone = sorted({f"{number:06d}.png" for number in range(num)} - {*self._there()})
         if gone:
             raise DataError(
-                f"{self.folder}: expected {num} pictures, {len(gone)} of finished blocks are missing, such as "
+                f"{self.folder}: expected {num} images, {len(gone)} of finished blocks are missing, such as "
                 f"{gone[0]}; remove the folder of blocks (.parts) and run again"
             )
 
     def columns(self, images: Tensor, numbers: range) -> dict[str, Tensor]:
-        """Write pictures of images (B, C, H, W) in [0, 1]; returns the pixels for a single file, kept in a block."""
+        """Write images (B, C, H, W) in [0, 1] as PNG files; return their pixels if an .npz file is wanted."""
         if self.folder is not None:
             for number, image in zip(numbers, images):
                 save_png(to_pil(image), self.folder / f"{number:06d}.png")
@@ -95,10 +98,10 @@ class Save:
 
 @contextmanager
 def saving(save: Save | None, num: int) -> Iterator[Callable[[Mapping[str, Tensor], range], None]]:
-    """Collect the images of all blocks in order and write their file at the end, if one is asked for.
+    """Yield a function that collects the images of all blocks in order; at the end write the .npz file, if requested.
 
     Raises:
-        DataError: it cannot be written, or pictures are missing.
+        DataError: the file cannot be written, or PNG files are missing.
     """
     if save is None or save.batch is None:
         yield lambda columns, numbers: None

@@ -1,4 +1,4 @@
-"""The Inception Score (Salimans et al., 2016) from sums, so that shards of a set can be merged."""
+"""The Inception Score (Salimans et al., 2016), computed from sums that can be merged over shards of a set."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from torch import Tensor
 
 from tok1d.errors import DataError
 
-ADM_CHUNK = 5000
+ADM_CHUNK = 5000  # images in a chunk of the ADM suite
 
 
 @dataclass(frozen=True)
 class Score:
-    """exp of the mean divergence of an image's classes from all images' classes; mean and spread over chunks.
-
-    `std` is the population's, over the chunks (0 where there is one).
-    """
+    """Mean and population standard deviation over chunks of exp(E[KL(p(y|x) || p(y))]); `std` is 0 for one chunk."""
 
     mean: float
     std: float
@@ -27,13 +24,14 @@ class Score:
 
 
 class ScoreSums:
-    """Sums of p and of p log p over images, in float64, for each chunk of `chunk` successive image numbers.
+    """Sums of p(y|x) and of p log p over the images of each chunk, in float64. Image i is in chunk i // chunk.
 
-    The ADM suite takes chunks of 5000 images in their order, the last one as small as it comes, and reports the mean
-    of their scores; torch-fidelity shuffles and takes 10 chunks. Image i is in chunk i // chunk, whoever measures it.
+    The ADM suite uses chunks of 5000 images in their order, the last one possibly smaller, and reports the mean of
+    their scores. torch-fidelity shuffles the images and uses 10 chunks.
 
     Args:
-        chunk: images of a chunk; None: all images are one.
+        num_classes: number of classes C.
+        chunk: number of images in a chunk; None: all images form one chunk.
     """
 
     def __init__(self, num_classes: int, chunk: int | None = ADM_CHUNK) -> None:
@@ -45,7 +43,7 @@ class ScoreSums:
         self._sums = torch.zeros(0, num_classes, dtype=torch.float64)
 
     def update(self, logits: Tensor, indices: Tensor) -> Self:
-        """Add logits (B, C) of the images of these numbers (B,) >= 0."""
+        """Add logits (B, C) of images with the numbers `indices` (B,), int64 >= 0."""
         log_p = logits.detach().to("cpu", torch.float64).log_softmax(dim=1)
         p = log_p.exp()
         chunks = torch.zeros_like(indices) if self.chunk is None else indices // self.chunk
@@ -56,7 +54,7 @@ class ScoreSums:
         return self
 
     def merge(self, other: ScoreSums) -> Self:
-        """Add everything that `other` has counted; raises DataError where it counts other classes or chunks."""
+        """Add the sums of `other`; raises DataError if its classes or chunks differ."""
         if (other.num_classes, other.chunk) != (self.num_classes, self.chunk):
             raise DataError(
                 f"score sums: expected {self.num_classes} classes in chunks of {self.chunk}, got {other.num_classes} "
@@ -77,23 +75,23 @@ class ScoreSums:
             self._sums = torch.cat([self._sums, self._sums.new_zeros(more, self.num_classes)])
 
     def score(self) -> Score:
-        """Mean and spread over the chunks; raises DataError before the first image."""
-        met = self._counts > 0
-        if not met.any():
-            raise DataError("an Inception Score needs images, got none")
-        counts = self._counts[met].double()
-        marginal = self._sums[met] / counts[:, None]
-        divergence = self._logs[met] / counts - torch.special.xlogy(marginal, marginal).sum(dim=1)
+        """The score; raises DataError without any image."""
+        filled = self._counts > 0
+        if not filled.any():
+            raise DataError("Inception Score: expected at least one image, got none")
+        counts = self._counts[filled].double()
+        marginal = self._sums[filled] / counts[:, None]
+        divergence = self._logs[filled] / counts - torch.special.xlogy(marginal, marginal).sum(dim=1)
         scores = divergence.exp()
         return Score(float(scores.mean()), float(scores.std(correction=0)), len(scores))
 
     def state_dict(self) -> dict[str, Tensor | int]:
-        """What `from_state` needs: numbers and tensors; chunk 0 stands for one of all images."""
+        """The state for `from_state`; chunk is 0 if all images form one chunk."""
         return {"chunk": self.chunk or 0, "counts": self._counts, "logs": self._logs, "sums": self._sums}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor | int]) -> ScoreSums:
-        """The sums that gave this state."""
+        """The sums with this state."""
         counts, logs, totals = (torch.as_tensor(state[key]).clone() for key in ("counts", "logs", "sums"))
         sums = cls(totals.shape[1], int(state["chunk"]) or None)
         sums._counts, sums._logs, sums._sums = counts, logs, totals
@@ -101,5 +99,5 @@ class ScoreSums:
 
 
 def inception_score(logits: Tensor, *, chunk: int | None = ADM_CHUNK) -> Score:
-    """The score of logits (N, C), in their order; see `ScoreSums`."""
+    """The score of logits (N, C) of images 0..N-1; see `ScoreSums`."""
     return ScoreSums(logits.shape[1], chunk).update(logits, torch.arange(len(logits))).score()

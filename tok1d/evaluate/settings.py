@@ -1,4 +1,4 @@
-"""The settings that a metric's value depends on, and the order of their usual effect."""
+"""The settings that the value of a metric depends on, in the order of their usual effect."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting that two numbers may differ in.
+    """A setting in which two numbers can differ.
 
     Args:
         title: its name in tables.
-        reason: why a difference in it changes the number; figures in it are published, with their source.
-        decides: numbers that differ in it measure different things and cannot be compared.
+        reason: why a difference changes the number; figures are published ones, with their source.
+        decides: numbers that differ in this setting measure different quantities and cannot be compared.
     """
 
     title: str
@@ -20,86 +20,101 @@ class Setting:
     decides: bool = False
 
 
-# In the order in which a difference usually matters. The order follows public threads in which a number did not
-# reproduce: reference and crop, number of images, sampler and guidance, latent normalisation, EMA, effective batch.
+# Sorted by the usual effect of a difference, the largest first. The order follows public issues about numbers that
+# could not be reproduced: reference and crop, number of images, sampler and guidance, normalisation, EMA, batch size.
 SETTINGS: dict[str, Setting] = {
     "metric": Setting(
         "metric",
-        "two metrics are two quantities: rFID is against validation images, gFID against training statistics",
+        "two metrics are two quantities: rFID compares with validation images, gFID with training statistics",
         True,
     ),
-    "data": Setting("data set", "different images are a different task", True),
-    "network": Setting("feature network", "distances in the features of two networks have different units", True),
-    "network_hash": Setting("network's weights", "the same graph with other weights is another feature network", True),
+    "data": Setting("data set", "numbers for different images are results of different tasks", True),
+    "network": Setting("feature network", "distances of features have a different scale for each network", True),
+    "network_hash": Setting(
+        "network's weights", "the same architecture with other weights is another feature network", True
+    ),
     "reference": Setting(
         "reference set",
-        "another reference is another distance: MAR's tokenizer has 1.22 against training images (paper), 0.53 "
+        "the distance depends on the reference: MAR's tokenizer has 1.22 against training images (paper) and 0.53 "
         "against validation images (LTH14/mar issue 3)",
         True,
     ),
     "crop": Setting(
         "crop and resize",
-        "reconstructions against images that were cropped otherwise: 2.2 instead of 1.5 (showlab/D-AR issue 3)",
+        "a comparison with images that were cropped in another way gave 2.2 instead of 1.5 (showlab/D-AR issue 3)",
         True,
     ),
     "num_images": Setting(
-        "number of images", "a Fréchet distance from fewer images is biased upwards; 50,000 are the rule"
+        "number of images", "a Fréchet distance of fewer images is biased upwards; 50,000 images are usual"
     ),
-    "keep": Setting("tokens kept", "fewer tokens carry less of the image"),
+    "keep": Setting("tokens kept", "fewer tokens hold less information about the image"),
     "label": Setting(
-        "label given to the tokenizer", "a tokenizer conditioned on the true class has more information than its tokens"
+        "condition of the tokenizer",
+        "with the true class as condition, the decoder has more information than the tokens",
     ),
-    "sampler": Setting("sampler", "SiT-XL without guidance: 8.3 by the SDE, 9.5 by the ODE (willisma/SiT issue 31)"),
-    "steps": Setting("sampling steps", "few steps leave a discretisation error that training does not remove"),
+    "sampler": Setting(
+        "sampler", "SiT-XL without guidance: 8.3 with the SDE sampler, 9.5 with the ODE sampler (willisma/SiT issue 31)"
+    ),
+    "steps": Setting("sampling steps", "few steps cause a discretisation error that training does not remove"),
     "guidance": Setting(
         "guidance scale",
-        "MAETok's SiT-XL: gFID 2.31 without, 1.67 with guidance (paper); the best scale differs by model",
+        "MAETok's SiT-XL: gFID 2.31 without and 1.67 with guidance (paper); the best scale depends on the model",
     ),
     "guidance_schedule": Setting(
-        "guidance schedule", "the same scale, constant instead of growing, guides twice as much on average"
+        "guidance schedule",
+        "at the same scale, a constant schedule guides about twice as much as one that grows linearly",
     ),
-    "guidance_interval": Setting("guidance interval", "guidance at high noise costs diversity (arXiv 2404.07724)"),
-    "temperature": Setting("temperature", "it trades diversity against fidelity as guidance does"),
-    "decoder_sampler": Setting("decoder's sampler", "a diffusion decoder adds its own error to every image"),
-    "decoder_steps": Setting("decoder's steps", "a diffusion decoder with few steps blurs"),
-    "decoder_guidance": Setting("decoder's guidance", "it sharpens reconstructions and moves rFID"),
+    "guidance_interval": Setting(
+        "guidance interval", "guidance at high noise levels reduces diversity (arXiv 2404.07724)"
+    ),
+    "temperature": Setting("temperature", "like guidance, a lower temperature raises fidelity and reduces diversity"),
+    "decoder_sampler": Setting(
+        "decoder's sampler", "the sampler of a diffusion decoder adds its own error to every image"
+    ),
+    "decoder_steps": Setting("decoder's steps", "with few steps, a diffusion decoder gives blurred images"),
+    "decoder_guidance": Setting(
+        "decoder's guidance", "guidance of the decoder sharpens reconstructions and changes rFID"
+    ),
     "token_normalisation": Setting(
         "token normalisation",
-        "statistics applied on one side only ruin samples: FID 130 (hustvl/LightningDiT issue 34)",
+        "statistics that only training or only sampling applies give unusable samples: FID 130 (hustvl/LightningDiT "
+        "issue 34)",
     ),
     "weights": Setting(
-        "averaged (EMA) or raw weights", "raw weights, or a young average, sample worse (LTH14/mar issue 36)"
+        "averaged (EMA) or raw weights",
+        "raw weights, or averages over few steps, give worse samples (LTH14/mar issue 36)",
     ),
     "ema_decay": Setting(
-        "EMA decay", "0.9999 needs about 100,000 steps to forget the initial weights (LTH14/mar issue 36)"
+        "EMA decay",
+        "with a decay of 0.9999 the initial weights affect the average for about 100,000 steps (LTH14/mar issue 36)",
     ),
-    "train_batch": Setting("effective batch of the training", "learning rate and number of epochs depend on it"),
+    "train_batch": Setting("effective batch size", "learning rate and number of epochs depend on it"),
     "train_steps": Setting("length of the training", "longer training changes the model, not the evaluation"),
     "classes": Setting("classes of the samples", "random classes are not equally frequent"),
-    "note": Setting("note", "see its text"),
+    "note": Setting("note", "see the text of the note"),
     "implementation": Setting(
         "implementation",
         "ports of the ADM suite disagree on sFID and Inception Score (openai/guided-diffusion issue 159)",
     ),
-    "rounding": Setting("8-bit rounding", "truncation instead of rounding darkens by half a grey level"),
+    "rounding": Setting("8-bit rounding", "truncation instead of rounding darkens images by half a grey level"),
     "precision": Setting("precision", "images decoded in bf16 have steps of 1/256 near white"),
-    "batch_size": Setting("images at a time", "noise generated for a whole batch gives different samples"),
-    "seed": Setting("seed", "different samples: differences below the spread between seeds mean nothing"),
-    "tokenizer": Setting("tokenizer", "its decoder makes the measured images and bounds their quality"),
-    "weights_hash": Setting("model", "different weights: usually the purpose of the comparison"),
+    "batch_size": Setting("batch size", "noise that is generated for a whole batch depends on the batch size"),
+    "seed": Setting("seed", "other random numbers: a difference below the spread over seeds is not significant"),
+    "tokenizer": Setting("tokenizer", "its decoder produces the measured images and limits their quality"),
+    "weights_hash": Setting("model", "other weights: usually the purpose of the comparison"),
 }
-VERSION = "version of "  # and the name of a library
+VERSION = "version of "  # prefix of the settings that are versions of libraries
 
 
 def setting(key: str) -> Setting:
-    """The description of a setting; of settings that are not described here, its name."""
+    """The description of a setting; one that is not listed here is described by its name."""
     if key.startswith(VERSION):
-        return Setting(key, "versions of a library differ in rounding and random numbers")
+        return Setting(key, "versions of a library can differ in rounding and random numbers")
     return SETTINGS.get(key, Setting(key.replace("_", " "), "a setting of the record"))
 
 
 def rank(key: str) -> int:
-    """Position in the order of usual effect, from 0."""
+    """Position of a setting in the order of usual effect, from 0."""
     order = list(SETTINGS)
     if key in SETTINGS:
         return order.index(key)

@@ -1,4 +1,4 @@
-"""Metrics with their feature networks, references and the job of an evaluation, opened from a request."""
+"""Opens the metrics with their feature networks, the references and the job of an evaluation."""
 
 from __future__ import annotations
 
@@ -26,16 +26,18 @@ from tok1d.inference.cache import parse_part
 from tok1d.zoo.pretrained.lpips import lpips_missing
 from tok1d.zoo.record import Record
 
-NUM_FEATURES = 10_000  # of a reference, for KID, precision and recall; as many as ADM's files hold images
+NUM_FEATURES = (
+    10_000  # images of a reference whose features are stored for KID, precision and recall, as in ADM's files
+)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where networks are opened, and for which images.
+    """The device of the feature networks, and the images that they measure.
 
     Args:
         data: name of the data.
-        config: of the tokenizer, with `image_size` and `channels` of its images.
+        config: configuration of the tokenizer, with `image_size` and `channels` of its images.
         pad: width of the images' border, in pixels, that is cut off first.
     """
 
@@ -46,10 +48,10 @@ class Place:
 
 
 def chosen_metrics(names: Sequence[str]) -> tuple[str, ...]:
-    """The names of metrics, ("all",) as all of them.
+    """The names of the chosen metrics; ("all",) stands for all of them.
 
     Raises:
-        InputError: a name that is no metric.
+        InputError: a name that is not a metric.
     """
     if tuple(names) == ("all",):
         return METRICS
@@ -60,14 +62,14 @@ def chosen_metrics(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def open_measures(request: Request, place: Place) -> Measures:
-    """The metrics of a request with their networks.
+    """Open the metrics of a request with their networks.
 
-    Without metrics these are all whose networks and weights are available; without networks the classifier bundled
-    for the data, else Inception if its weights are available.
+    If the request names no metrics, all are chosen whose networks and weights are available. If it names no network,
+    it is the classifier bundled for the data, else Inception if its weights are available.
 
     Raises:
-        InputError: nothing that could be measured.
-        WeightsError: a classifier that is not there.
+        InputError: nothing can be measured.
+        WeightsError: a classifier that does not exist.
     """
     wanted, missing = chosen_metrics(request.metrics), dict[str, str]()
     opened = _networks(request, missing, place)
@@ -82,7 +84,7 @@ def open_measures(request: Request, place: Place) -> Measures:
         else:
             lpips = open_lpips(device=place.device, download=False)
     if "ssim" in metrics and place.config.image_size - 2 * place.pad < SSIM_WINDOW:
-        missing["ssim"] = f"SSIM's window needs {SSIM_WINDOW} pixels"
+        missing["ssim"] = f"SSIM needs images of at least {SSIM_WINDOW} pixels a side"
     if not wanted:
         metrics = [name for name in metrics if name not in missing and _measurable(name, opened)]
     if request.kind == "generation" and not opened:
@@ -94,19 +96,19 @@ def open_measures(request: Request, place: Place) -> Measures:
             f"{reasons or 'none is given'}"
         )
     chosen = tuple(name for name in metrics if opened or name not in ON_FEATURES)
-    asked = tuple(name for name in wanted if name in possible)
-    return Measures(chosen, opened, place.pad, lpips, missing, asked=asked)
+    requested = tuple(name for name in wanted if name in possible)
+    return Measures(chosen, opened, place.pad, lpips, missing, requested=requested)
 
 
 def _measurable(metric: str, networks: Sequence[FrozenNetwork]) -> bool:
-    """Whether some of the networks can give the metric."""
+    """Whether one of the networks gives the metric."""
     if metric == "sfd":
         return any(network.spatial_dim for network in networks)
     return metric not in ("labels", "score") or any(network.num_classes for network in networks)
 
 
 def _networks(request: Request, missing: dict[str, str], place: Place) -> list[FrozenNetwork]:
-    """The feature networks of a request; why one is not available goes into `missing`."""
+    """The feature networks of a request; adds to `missing` why a network is not available."""
     texts, device, pad = request.network, place.device, place.pad
     if not texts:
         classifier = classifier_for(place.data, place.config, device, pad=pad)
@@ -127,18 +129,19 @@ def _networks(request: Request, missing: dict[str, str], place: Place) -> list[F
 
 
 def compared_with(reference: Reference) -> Compared:
-    """A `Reference` as a metric reads it."""
+    """A `Reference` as metrics use it."""
     return Compared(reference.pooled, reference.spatial, reference.features, str(reference), reference.replaced)
 
 
 def open_references(
     kind: Kind, files: Sequence[str], networks: Sequence[FrozenNetwork], *, allow_other: bool = False
 ) -> list[Compared] | None:
-    """The reference of each network from these files; None without files.
+    """Read the reference of each network from files; None without files.
 
     Raises:
-        DataError: a file without statistics, or no file with those of a network.
-        InputError: training images for reconstructions, or test images for samples, unless `allow_other`.
+        DataError: a file without statistics, or no file with the statistics of a network.
+        InputError: a reference of training images for reconstructions, or of test images for samples, unless
+            `allow_other` is true.
     """
     if not files:
         return None
@@ -163,7 +166,7 @@ def open_references(
 def image_references(
     images: ImageSet, measures: Measures, *, of: str, about: str = "", batch_size: int = 250
 ) -> list[Compared]:
-    """Statistics of a set of images under each network, cached, with the features of `NUM_FEATURES` images if needed.
+    """Statistics of a set of images for each network, cached, with features of `NUM_FEATURES` images if needed.
 
     Unreadable images are named on stderr.
     """
@@ -185,15 +188,18 @@ def open_job(
     finish: Callable[[list[Record]], None] | None = None,
     fallback: Path | None = None,
 ) -> Job:
-    """The job whose finished blocks are kept in OUT.parts; without `out` nothing is kept.
+    """The job of an evaluation, whose finished blocks are stored in OUT.parts.
 
     Args:
-        shard: "I/N"; default: this process's part under torchrun, else all.
-        fallback: path whose .parts folder is used if there is no `out`.
+        out: the file of the records; None: `fallback` is used instead, and without it blocks are not stored.
+        shard: "I/N"; default: the part of this process under torchrun, else all images.
+        quiet, label, finish: see `Job`.
+        fallback: path whose .parts folder is used without `out`.
 
     Raises:
-        ConfigError: another shard. InputError: several processes without a place to share.
-        DataError: the folder of `out` cannot be made.
+        ConfigError: a shard of another form.
+        InputError: several processes without a shared folder, or a folder as `out`.
+        DataError: the folder of `out` cannot be created.
     """
 
     part = parse_part(shard) if shard else process_part()
@@ -201,18 +207,20 @@ def open_job(
     if place is not None and place.is_dir() and place == out:
         raise InputError(f"--out: expected the name of a file, {out} is a folder")
     if place is not None:
-        place = place if place.name not in ("", "..") else place.resolve()  # "." has no name
+        place = place if place.name not in ("", "..") else place.resolve()  # the path "." has no name
         if not place.name:
             raise InputError(f"--save-images: expected a folder with a name, got {place}")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(f"{place}: its folder cannot be made: {reason_of(error)}; choose another --out") from None
+            raise DataError(
+                f"{place}: its folder cannot be created: {reason_of(error)}; choose another --out"
+            ) from None
     folder = None if place is None else place.with_name(f"{place.name}.parts")
     return Job(folder, part, quiet, label, finish)
 
 
 def pick_device(device: str | None) -> str:
-    """The device that is asked for; else under torchrun this process's GPU, or any GPU, or the CPU."""
+    """The given device; default: this process's GPU under torchrun, else a GPU if there is one, else the CPU."""
 
     return process_device() if device is None and "LOCAL_RANK" in os.environ else pick(device)

@@ -1,4 +1,4 @@
-"""Tokens for generators, encoded into a cache by one process or several."""
+"""Token caches for the training of generators, written by one or several processes."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from tok1d.zoo.weights import fingerprint
 
 
 def with_views(images: ImageSet, views: Crop) -> ArrayImages | LazyImages:
-    """The same images with other views of each; "random" is a random crop with a random flip."""
+    """Set the views of an image set and return it; "random" is a random crop with a random flip."""
     assert isinstance(images, ArrayImages | LazyImages)
     images.transform = replace(images.transform, crop=views, flip=views == "random")
     return images
 
 
 def parse_part(text: str) -> tuple[int, int]:
-    """ "1/4" as (1, 4); raises ConfigError where it is not I/N with 0 <= I < N."""
+    """ "1/4" as (1, 4); raises ConfigError if it is not I/N with 0 <= I < N."""
     number, slash, parts = text.partition("/")
     if not (slash and number.isdecimal() and parts.isdecimal() and int(number) < int(parts)):
         raise ConfigError(f"--shard: expected I/N with I in 0..N-1, such as 0/4, got {text!r}")
@@ -52,12 +52,12 @@ def encode_batch(
     label: str | None = "true",
     moments: bool = False,
 ) -> Tensor:
-    """The first `length` tokens (B, K, D) or (B, K) of images (B, C, H, W), in float32 also under autocast.
+    """The first `length` tokens (B, K, D) or ids (B, K) of images (B, C, H, W), encoded in float32 even under autocast.
 
     Args:
         cond: class ids (B,), or captions (B, T, E) for a tokenizer of captions; others ignore it.
-        label: see `choose_condition`; only with "true" the tokenizer receives `cond`.
-        moments: of a KL tokenizer, (B, K, 2 D): the mean of a token, then its standard deviation.
+        label: see `choose_condition`; the tokenizer receives `cond` only with "true".
+        moments: for a KL tokenizer, return (B, K, 2 D) instead: mean and standard deviation of each token.
     """
     device = next(tokenizer.parameters()).device
     cond = cond_for(label, cond, device) if tokenizer.spec.needs_label else None
@@ -70,49 +70,50 @@ def encode_batch(
 
 
 def encoder_settings(tokenizer: Tokenizer) -> dict[str, object]:
-    """Settings that its tokens depend on beside its weights (heads, normalisation), by dotted key; {} if unknown."""
+    """Settings that the tokens depend on besides the weights, such as the number of heads, by dotted key."""
     config = getattr(tokenizer, "config", None)
     found = flat(to_mapping(config)) if is_dataclass(config) else {}
     deciding = ("image_size", "encoder", "bottleneck", "condition", "normalise", "normalise_eps")
-    # Only of the training, or the location of a text encoder, which does not identify it.
+    # Settings of the training, and the location of a text encoder, which does not identify it.
     ignored = {f"bottleneck.{key}" for key in ("weight", "beta", "entropy", "revival", "decay")}
     ignored |= {"encoder.drop_path", "condition.encoder", "condition.dropout"}
     return {key: value for key, value in found.items() if key.split(".")[0] in deciding and key not in ignored}
 
 
 def check_variational(tokenizer: Tokenizer, key: str) -> None:
-    """Refuse a tokenizer without a KL bottleneck, which has no posterior; `key` is the setting that needs one.
+    """Check that a tokenizer has a KL bottleneck, and thus a posterior.
+
+    Args:
+        key: the setting that needs it, for the message.
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: it has another bottleneck.
     """
     if not isinstance(getattr(tokenizer, "bottleneck", None), KL):
         raise ConfigError(f"{key}: expected a tokenizer with a KL bottleneck, got {tokenizer.config.name}")
 
 
-def check_places(images: ArrayImages | LazyImages) -> None:
-    """Refuse captioned images of which one could not be decoded and was replaced: captions of cached tokens are found
-    by the number of the image.
+def check_captions(images: ArrayImages | LazyImages) -> None:
+    """Check that no image with a caption was replaced because it cannot be read.
+
+    The caption of a cached token is found by the number of its image, so a replaced image would get a wrong caption.
 
     Raises:
-        DataError: naming the image.
+        DataError: an image was replaced.
     """
     replaced = getattr(images, "replaced", [])
     if replaced and any(images.captions):
         path, why = replaced[0]
-        raise DataError(
-            f"{path}: broken image: {why}: captions of cached tokens are found by the image's number: "
-            "repair or remove it"
-        )
+        raise DataError(f"{path}: broken image: {why}; its caption would belong to another image: repair or remove it")
 
 
 def captions_fingerprint(captions: Sequence[str]) -> str:
-    """16 hex digits of captions in their order; a cache of tokens that depend on them stores it."""
+    """16 hex digits: a hash of the captions, for a cache whose tokens depend on them."""
     return hashlib.sha256(repr(list(captions)).encode()).hexdigest()[:16]
 
 
 def tokens_kept(spec: TokenSpec, num_tokens: int | None) -> int:
-    """The number of first tokens that are kept; None: all. Raises ConfigError for more than the tokenizer makes."""
+    """The number of leading tokens to store; None: all. Raises ConfigError for more than the tokenizer has."""
     length = spec.length if num_tokens is None else num_tokens
     if not 1 <= length <= spec.length:
         raise ConfigError(f"num_tokens: expected 1..{spec.length} (the tokenizer's length), got {length}")
@@ -120,16 +121,16 @@ def tokens_kept(spec: TokenSpec, num_tokens: int | None) -> int:
 
 
 def cache_layout(spec: TokenSpec, views: int, format: CacheFormat) -> Layout:
-    """The layout of a cache of a tokenizer's first tokens; ids are int64 whatever `format.dtype` is.
+    """The layout of a cache. Ids are stored as int64 for any `format.dtype`.
 
-    With `format.moments` a token takes twice as many numbers: mean and standard deviation. A shard holds whole images:
-    as many as fit into `format.rows_per_shard` rows, at least one.
+    With `format.moments` a token has twice as many numbers: mean and standard deviation. A shard file holds all views
+    of its images: as many images as fit into `format.rows_per_shard` rows, but at least one.
 
     Args:
-        views: of an image; each is a row.
+        views: number of views of an image, each of which is a row.
 
     Raises:
-        ConfigError: more tokens than the tokenizer makes.
+        ConfigError: more tokens than the tokenizer has.
     """
     length, rows = tokens_kept(spec, format.num_tokens), format.rows_per_shard
     stored = format.dtype if spec.vocab_size is None else "int64"
@@ -138,7 +139,7 @@ def cache_layout(spec: TokenSpec, views: int, format: CacheFormat) -> Layout:
 
 
 def forecast(layout: Layout, num_images: int, views: int, folder: Path) -> str:
-    """The content of a cache, its size and the free space for it, in two lines."""
+    """Two lines of text: the rows of a cache, and its size and the free space."""
     rows = num_images * views
     numbers = f"{layout.num_tokens} x {layout.dim} {layout.dtype} numbers" if layout.dim else f"{layout.num_tokens} ids"
     return (
@@ -160,26 +161,26 @@ def encode_images(
     overwrite: bool = False,
     quiet: bool = False,
 ) -> TokenCache | None:
-    """Write the first tokens of every view of every image into a cache, and open it.
+    """Write the leading tokens of all views of all images into a cache, and open it.
 
-    An unfinished cache is resumed. The cache stores the tokenizer's and the data's fingerprints. Tokens are stored as
-    the tokenizer gives them, encoded in float32 with the tokenizer in eval mode. ImageNet's 1,281,167 images in 20
-    views, 32 tokens of 16 numbers: 26.2 GB in bfloat16 (all 256 tokens: 210 GB). The published code takes 52.5 (419.8)
-    GB of shared memory.
+    An unfinished cache is resumed. The cache stores the fingerprints of tokenizer and data. Tokens are encoded in
+    float32 with the tokenizer in eval mode, and are not normalised. The 1,281,167 images of ImageNet in 20 views with
+    32 tokens of 16 numbers take 26.2 GB in bfloat16 (with 256 tokens 210 GB); the published code needs 52.5 (419.8) GB
+    of shared memory.
 
     Args:
-        images: their transform says which views (`with_views`).
-        part: (i, n), this process writes the i-th of n parts; several can write at once, on several machines. A part
+        images: their transform determines the views, see `with_views`.
+        part: (i, n): this process writes part i of n. Processes on several machines can write at the same time. A part
             is at least one file of `format.rows_per_shard` rows.
-        seed: of random views.
-        batch_size: views in one forward pass.
+        seed: seed of random views.
+        batch_size: number of views in a forward pass.
 
     Returns:
-        The cache, or None where other parts are missing.
+        The cache, or None if other parts are missing.
 
     Raises:
-        DataError: no free space, or another cache in the folder.
-        ConfigError: more tokens than the tokenizer makes, or moments of one without a KL bottleneck.
+        DataError: too little free space, or another cache in the folder.
+        ConfigError: more tokens than the tokenizer has, or moments of a tokenizer without a KL bottleneck.
     """
     format = CacheFormat() if format is None else format
     if format.moments:
@@ -202,7 +203,7 @@ def _meta(
     format: CacheFormat,
     seed: int,
 ) -> dict[str, object]:
-    """All that the tokens of a cache depend on."""
+    """Everything that the tokens of a cache depend on."""
     meta: dict[str, object] = {
         "tokenizer_fingerprint": fingerprint(conditioned.tokenizer),
         "data_fingerprint": images.fingerprint(),
@@ -232,7 +233,7 @@ def _write(
     moments: bool,
     name: str,
 ) -> None:
-    """Encode the images of a part, `step` images at a time; `name` is the progress bar's, "" for none."""
+    """Encode the images of a part, `step` images at a time; `name` is the text of the progress bar, "" for no bar."""
     from tqdm import tqdm
 
     views = images.transform.num_views
@@ -245,7 +246,7 @@ def _write(
     bar = tqdm(total=writer.num_rows, initial=writer.rows_done, disable=not name, unit="row", desc=name)
     with bar, closing(prefetch(batches())) as ahead:
         for x, labels, cond in ahead:
-            check_places(images)
+            check_captions(images)
             tokens = encode_batch(conditioned.tokenizer, x, cond, writer.layout.num_tokens, moments=moments)
             writer.write(tokens, labels)
             bar.update(len(labels))

@@ -1,4 +1,4 @@
-"""What models are conditioned on: classes or captions of a command, and the condition of a tokenizer (SMAP)."""
+"""Conditions of generators (classes or captions) and of conditional tokenizers (SMAP)."""
 
 from __future__ import annotations
 
@@ -25,17 +25,21 @@ def reads_captions(tokenizer: Tokenizer) -> bool:
 def choose_condition(
     tokenizer: Tokenizer, num_classes: int, wanted: str | None = None, *, captioned: bool = False
 ) -> str | None:
-    """The condition that a tokenizer receives, as records state it: "true", "null", or None for one without condition.
+    """The condition that a tokenizer receives, as records state it.
 
-    "true" is the class of an image out of `num_classes`, or its caption. It needs images with as many classes as the
-    tokenizer knows, or with captions.
+    "true" is the class or the caption of the image, and "null" the null class or no caption. "true" needs images with
+    as many classes as the tokenizer has, or with captions.
 
     Args:
-        wanted: "true" or "null"; None: "true" where it is possible.
-        captioned: whether there are captions.
+        num_classes: number of classes of the images.
+        wanted: "true" or "null"; None: "true" if it is possible.
+        captioned: whether the images have captions.
+
+    Returns:
+        "true", "null", or None for a tokenizer without a condition.
 
     Raises:
-        InputError: a condition for a tokenizer that takes none, or "true" where it is not possible.
+        InputError: `wanted` for a tokenizer without a condition, or "true" if it is not possible.
     """
     spec = tokenizer.spec
     if not spec.needs_label:
@@ -56,7 +60,7 @@ def choose_condition(
 
 
 def cond_for(condition: str | None, cond: Tensor | None, device: torch.device) -> Tensor | None:
-    """The `cond` of encode and decode: class ids (B,) or captions (B, T, E) for the condition "true", else None."""
+    """The `cond` of encode and decode: class ids (B,) or captions (B, T, E) with the condition "true", else None."""
     return cond.to(device) if condition == "true" and cond is not None else None
 
 
@@ -91,10 +95,10 @@ class ConditionedImages:
 
 
 def read_captions(texts: Sequence[str]) -> list[str]:
-    """Captions from the command line: each a caption, or the name of a .txt file with one on each line.
+    """Captions from the command line: each text is a caption, or the name of a .txt file with one caption per line.
 
     Raises:
-        InputError: a file that cannot be read, or no caption at all.
+        InputError: a file that cannot be read, or only blank captions.
     """
     found: list[str] = []
     for text in texts:
@@ -106,7 +110,7 @@ def read_captions(texts: Sequence[str]) -> list[str]:
         except (OSError, UnicodeDecodeError) as error:
             why = reason_of(error) if isinstance(error, OSError) else "it is not UTF-8 text"
             raise InputError(
-                f"--captions: cannot read {text}, {why}; expected captions, or files with one on each line"
+                f"--captions: cannot read {text}, {why}; expected captions, or .txt files with one caption per line"
             ) from None
     if texts and not any(caption.strip() for caption in found):
         raise InputError("--captions: expected at least one caption with words, got none")
@@ -116,10 +120,10 @@ def read_captions(texts: Sequence[str]) -> list[str]:
 def check_conditions(
     generator: Generator, classes: object = None, captions: Sequence[str] | None = None, *, unconditional: bool = False
 ) -> None:
-    """Refuse classes or captions that a generator is not conditioned on, and captions that are missing.
+    """Check that a generator reads the given classes or captions, and that it has the captions it needs.
 
     Raises:
-        InputError: naming the option.
+        InputError: the message names the option.
     """
     captioned = text_condition(generator.config) is not None
     reads = "--captions" if captioned else "--classes" if generator.config.num_classes else ""
@@ -127,7 +131,7 @@ def check_conditions(
         if given and unconditional:
             raise InputError(f"{name}: --unconditional samples without {name[2:]}; leave it out")
         if given and name != reads:
-            advice = f"is conditioned on {reads[2:]}, use {reads}" if reads else f"knows no {name[2:]}; leave it out"
+            advice = f"is conditioned on {reads[2:]}, use {reads}" if reads else f"has no {name[2:]}; leave it out"
             raise InputError(f"{name}: this generator {advice}")
     if captioned and not unconditional and not captions:
         raise InputError(

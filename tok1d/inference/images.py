@@ -1,4 +1,4 @@
-"""Images for a model: opened at its size and channels, with captions if the model reads them."""
+"""Opens images for a model, with its image size and channels, and with captions if it reads them."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def open_data(
     size: int | None = None,
     generator: Generator | None = None,
 ) -> ImageSet:
-    """The images of a data set as a tokenizer reads them: its channels, its size, the border of its training images.
+    """Open the images of a data set with the size, the channels and the border of the tokenizer's training images.
 
-    Nothing is augmented. Unreadable images are named on stderr.
+    Images are not augmented. Unreadable images are named on stderr.
 
     Args:
         name: "fashion_mnist", or the path of a folder of images, of shards or of a saved data set, see `kind_of`.
         model: the tokenizer.
         size: side of the images in pixels; default: the tokenizer's.
-        generator: with captions if this generator, or the tokenizer, reads them.
+        generator: a generator of the tokenizer's tokens; captions are opened if it or the tokenizer reads them.
     """
     config, kind = model.config, kind_of(name)
-    same = trained_with(model, "name", None) == kind  # then the keys are those of the training
+    same = trained_with(model, "name", None) == kind  # then the recipe's keys are valid
     source = ImageSource(
         kind,
         root=data_root if name == "fashion_mnist" else name,
@@ -56,10 +56,10 @@ def open_data(
 
 
 def captions_for(data: str, *models: Tokenizer | Generator) -> str | None:
-    """The captions argument of `open_images` for these models; None if none of them reads captions.
+    """The field `captions` of `ImageSource` for these models; None if none of them reads captions.
 
-    For a folder this is the file of captions that the model's card names, if it exists in the folder; else a text file
-    for each image.
+    For a folder this is the caption file that the model's card names, if the folder has it, else one text file for each
+    image.
     """
     reader = next((model for model in models if text_condition(model.config) is not None), None)
     if reader is None:
@@ -76,10 +76,11 @@ def captions_for(data: str, *models: Tokenizer | Generator) -> str | None:
 def open_own(
     path: str, model: Tokenizer, *, data_root: str | None = None, on_broken: str = "skip", size: int | None = None
 ) -> ImageSet:
-    """The images to reconstruct: the test split of "fashion_mnist", of shards, of a saved data set or of a folder with
-    train/ and test/, every image of any other folder, or one image file.
+    """Open images to reconstruct.
 
-    For a tokenizer of captions, the captions are in text files with the names of the images.
+    The path is an image file, a folder without splits, of which all images are opened, or "fashion_mnist", shards, a
+    saved data set or a folder with train/ and test/, of which the test split is opened. Captions, if the tokenizer
+    reads them, are in text files with the names of the images.
     """
 
     if kind_of(path) != "folder":

@@ -1,4 +1,4 @@
-"""Pictures from finished models: reconstructions and samples, written into a folder."""
+"""Writes reconstructions and samples of trained models as PNG files."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from tok1d.zoo.pretrained.text import CaptionEmbeddings
 
 @torch.no_grad()
 def reconstruct(tokenizer: Tokenizer, images: ImageSet, out: Path, how: ReconstructionPictures) -> dict[int, float]:
-    """Write a PNG of each reconstruction, and overview.png: the originals, then one row for each number of tokens.
+    """Write a PNG file of each reconstruction, and overview.png: the originals, then a row for each number of tokens.
 
-    Images keep their size where it differs from that of the training. Images that cannot be decoded are left out.
+    Reconstructions have the size of the images. Images that cannot be read are left out.
 
     Returns:
         Mean PSNR in dB for each number of tokens.
 
     Raises:
-        InputError: token counts, decoder settings or a condition that the tokenizer does not have.
-        DataError: none of the images can be decoded.
+        InputError: numbers of tokens, decoder settings or a condition that the tokenizer does not have.
+        DataError: none of the images can be read.
     """
     keep = token_counts(tokenizer.spec, check_counts(list(how.keep), "--keep", 0, tokenizer.spec.length))
     options = decoder_options(tokenizer, how.decoding, "--")
     device = next(tokenizer.parameters()).device
-    x, cond = _decodable(tokenizer, subset(images, how.num), how.label)
+    x, cond = _readable(tokenizer, subset(images, how.num), how.label)
     x = x.to(device)
     tokens = tokenizer.encode(x, cond)
     if x.shape[-2:] != (tokenizer.config.image_size,) * 2:
@@ -60,8 +60,8 @@ def reconstruct(tokenizer: Tokenizer, images: ImageSet, out: Path, how: Reconstr
     return {k: float(psnr_per_image(row, x).mean()) for k, row in zip(keep, rows[1:], strict=True)}
 
 
-def _decodable(tokenizer: Tokenizer, images: ImageSet, label: str | None) -> tuple[Tensor, Tensor | None]:
-    """The images (B, C, H, W) that can be decoded, and their conditions."""
+def _readable(tokenizer: Tokenizer, images: ImageSet, label: str | None) -> tuple[Tensor, Tensor | None]:
+    """The images (B, C, H, W) that can be read, and their conditions."""
     x, _, cond = ConditionedImages(tokenizer, images, label).batch(range(len(images)))
     replaced = replaced_indices(images, range(len(images)))
     if not replaced:
@@ -69,20 +69,20 @@ def _decodable(tokenizer: Tokenizer, images: ImageSet, label: str | None) -> tup
     kept = torch.tensor([i for i in range(len(x)) if i not in replaced])
     if not len(kept):
         name, why = replaced_images(images)[0]
-        raise DataError(f"{name}: {why}; none of the other chosen images can be decoded either")
+        raise DataError(f"{name}: {why}; none of the other chosen images can be read either")
     return x[kept], None if cond is None else cond[kept.to(cond.device)]
 
 
 def zoom_for(images: Tensor) -> int:
-    """A whole factor by which small images are enlarged to about 84 pixels of width."""
+    """The integer factor that enlarges small images to a width of about 84 pixels; at least 1."""
     return max(1, round(84 / images.shape[-1]))
 
 
 class _Samples:
     """Samples of classes or captions, in batches.
 
-    The random numbers of a sample depend on the seed, its class or caption and its number alone: neither the other
-    samples nor the batch size change it.
+    The random numbers of a sample depend only on the seed, its class or caption and its number, not on the batch size
+    or the other samples.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class _Samples:
         self.decoder_options = decoder_options(tokenizer, how.decoding, "--decoder-")
 
     def batch(self, keys: Sequence[tuple[int | str, int]]) -> dict[int, Tensor]:
-        """Images (B, C, H, W) of these samples, by the number of their first tokens that is decoded."""
+        """Generate samples; return images (B, C, H, W) by the number of leading tokens that are decoded."""
         device, seed = next(self.generator.parameters()).device, self.how.seed
         cond = torch.tensor([label for label, _ in keys], device=device) if self.num_classes else None
         if self.embed is not None:
@@ -145,7 +145,7 @@ class _Samples:
 
 
 def _lengths(generator: Generator, how: SamplePictures) -> tuple[int, list[int]]:
-    """The number of tokens of a sample, and the numbers of tokens that are decoded besides."""
+    """The number of tokens of a sample, and the further numbers of tokens to decode from."""
     most = generator.config.num_tokens
     if how.keep is not None and how.keep > most:
         raise InputError(f"--keep: expected 1..{most}, got {how.keep}")
@@ -164,13 +164,13 @@ def generate(
     *,
     guidance: Guidance | None = None,
 ) -> list[Path]:
-    """Write a PNG of each sample of every class or caption, or of an unconditional model, and overview.png.
+    """Write a PNG file of each sample, and overview.png with all samples.
 
     Args:
-        guidance: instead of what `how` says of it, such as with a weak model in memory.
+        guidance: replaces the guidance settings of `how`, for example with a weak model in memory.
 
     Returns:
-        The overviews written: overview.png, and progressive.png if several numbers of tokens are decoded.
+        The paths of overview.png and, with `how.decode_keep`, of progressive.png.
 
     Raises:
         InputError: settings, classes or captions that the generator or the tokenizer does not have.

@@ -1,4 +1,4 @@
-"""How tokens are sampled and decoded: random number generators, guidance, and the settings that a record states."""
+"""Random numbers, guidance and settings of sampling and decoding, and their form in records."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from tok1d.zoo.weights import fingerprint
 
 DecoderOptions = dict[str, Any]  # keyword arguments of `Tokenizer.decode`
 
-# Purposes of the random numbers of an image: noise of its tokens, noise of the decoder, choice of its class.
+# Keys for the random numbers of an image: noise of its tokens, noise of the decoder, choice of its class.
 TOKEN_NOISE, DECODER_NOISE, CLASS_NOISE = "tokens", "pixels", "classes"
 
 
 def noise_of(*key: int | str) -> torch.Generator:
     """A random number generator seeded by a key, such as a seed, a purpose and the number of an image.
 
-    It is on the CPU whatever the model's device, so that all devices get the same numbers.
+    It is always on the CPU, so that models on all devices receive the same random numbers.
     """
     return torch.Generator().manual_seed(seed_from(" ".join(map(str, key))))
 
 
 class Evaluations:
-    """Counts the rows that networks were evaluated on; with guidance, a step takes two rows for each image."""
+    """The number of rows that networks were evaluated on; with guidance, a step takes two rows for each image."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -44,7 +44,7 @@ class Evaluations:
 
 @contextmanager
 def counted(*networks: nn.Module) -> Iterator[Evaluations]:
-    """Count the evaluations of networks while the block runs; a call on a batch counts its rows."""
+    """Count the evaluations of networks in the body of the `with` statement; a call counts the rows of its batch."""
     evaluations = Evaluations()
 
     def count(module: nn.Module, inputs: tuple) -> None:
@@ -59,13 +59,13 @@ def counted(*networks: nn.Module) -> Iterator[Evaluations]:
 
 
 def decoder_options(tokenizer: Tokenizer, decoding: Decoding, prefix: str = "") -> DecoderOptions:
-    """The keyword arguments of `tokenizer.decode`; none for a deterministic decoder.
+    """The keyword arguments of `tokenizer.decode`; {} for a deterministic decoder.
 
     Args:
-        prefix: of the names in messages, such as "--decoder-".
+        prefix: prefix of the names in messages, such as "--decoder-".
 
     Raises:
-        InputError: a setting of a diffusion decoder for a deterministic one, or a sampler the decoder does not have.
+        InputError: settings of diffusion decoders for a deterministic one, or a sampler that the decoder does not have.
     """
     settings = dataclasses.asdict(decoding)
     guidance = Guidance(settings.pop("guidance"), interval=settings.pop("guidance_interval"))
@@ -80,17 +80,17 @@ def decoder_options(tokenizer: Tokenizer, decoding: Decoding, prefix: str = "") 
 
 
 def generator_guidance(generator: Generator, scale: float) -> Guidance:
-    """A scale with the generator's own schedule: constant, or growing over its tokens or steps."""
+    """Guidance with a scale and the generator's own schedule."""
     schedule, power = (getattr(generator, f"guidance_{name}", None) for name in ("schedule", "power"))
     return Guidance(float(scale), schedule=schedule or "constant", power=1.0 if power is None else power)
 
 
 def guidance_of(generator: Generator, sampling: Sampling) -> Guidance:
-    """The guidance that the settings ask for; without a scale 2, or 1 where there is nothing to guide by.
+    """The guidance of the settings. The default scale is 2, or 1 without classes, captions and weak model.
 
     Raises:
         InputError: a scale other than 1 without classes, captions and weak model.
-        WeightsError: no such weak model.
+        WeightsError: there is no such weak model.
     """
     weak = None
     if sampling.weak_model:
@@ -109,15 +109,15 @@ def guidance_of(generator: Generator, sampling: Sampling) -> Guidance:
 def sampling_record(
     generator: Generator, settings: SampleSettings, guidance: Guidance, evaluations: float, num_tokens: int
 ) -> dict[str, object]:
-    """The settings of a generator as a record states them, the model's defaults filled in.
+    """The field `sampling` of a record: the settings of a generator, with the model's defaults filled in.
 
     Args:
-        evaluations: of the network, for a sequence of `num_tokens` tokens.
+        evaluations: number of network evaluations for a sequence of `num_tokens` tokens.
     """
     own = generator.resolved_settings(settings)
     unit = "sequence" if generator.parallel else "token"
     return {
-        "sampler": own["sampler"],  # first
+        "sampler": own["sampler"],  # the first key
         **settings.read_by(generator.kind),
         **own,
         **_guidance_record(guidance, scheduled=generator.guidance_interval_of != "time"),
@@ -127,11 +127,11 @@ def sampling_record(
 
 
 def decoding_record(tokenizer: Tokenizer, options: DecoderOptions, evaluations: float) -> dict[str, object] | None:
-    """The settings of a decoder as a record states them; None for a deterministic decoder.
+    """The field `decoding` of a record: the settings of a decoder; None for a deterministic decoder.
 
     Args:
-        options: of `decoder_options`.
-        evaluations: of the network, for an image.
+        options: from `decoder_options`.
+        evaluations: number of network evaluations for an image.
     """
     if not options:
         return None
@@ -142,7 +142,7 @@ def decoding_record(tokenizer: Tokenizer, options: DecoderOptions, evaluations: 
 
 
 def _guidance_record(guidance: Guidance, *, scheduled: bool) -> dict[str, object]:
-    """The scale, and at a scale other than 1 whatever differs from guidance by the null class everywhere."""
+    """The guidance scale; if it is not 1, also schedule, interval and weak model if they are not the defaults."""
     found: dict[str, object] = {"guidance": float(guidance.scale)}
     if guidance.scale == 1:
         return found

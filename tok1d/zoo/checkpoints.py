@@ -1,4 +1,4 @@
-"""Models from the checkpoints of a run, with averaged or raw weights, for measuring during or after training."""
+"""Models from the checkpoints of a run, with averaged (EMA) or raw weights."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def is_checkpoint(name: str) -> bool:
 
 
 def load_checkpoint(name: str, *, device: str | torch.device = "cpu") -> Any:
-    """The model of a checkpoint in eval mode, with a card.
+    """Load the model of a checkpoint in eval mode, with a card.
 
     Args:
-        name: path of the checkpoint; ":ema" after it takes the averaged weights, ":raw" those that the optimizer steps;
-            default: averaged if there are any.
+        name: path of the checkpoint, followed by ":ema" for averaged or ":raw" for raw weights; default: averaged
+            weights if the checkpoint has them.
 
     Raises:
-        WeightsError: no checkpoint of a run, or ":ema" of a run without averaged weights.
+        WeightsError: not a checkpoint of a run, or ":ema" for a run without averaged weights.
     """
     path, kind = _parse(name)
     recipe = _recipe_of(path)
@@ -60,12 +60,12 @@ def load_checkpoint(name: str, *, device: str | torch.device = "cpu") -> Any:
 
 
 def load_model(name: str, *, device: str | torch.device = "cpu") -> Any:
-    """A model from a folder, a bundled name, a hub name or a checkpoint; raises WeightsError as `store.load`."""
+    """Load a model from a folder, a bundled name, a hub name or a checkpoint; raises WeightsError as `store.load`."""
     return load_checkpoint(name, device=device) if is_checkpoint(name) else store.load(name, device=device)
 
 
 def load_pair(name: str, *, device: str | torch.device = "cpu") -> tuple[LoadedGenerator, LoadedTokenizer]:
-    """A generator, by any name or of a checkpoint, and its tokenizer; raises WeightsError as `store.load_pair`."""
+    """Load a generator, by name or from a checkpoint, and its tokenizer; raises WeightsError as `store.load_pair`."""
     if not is_checkpoint(name):
         return store.load_pair(name, device=device)
     generator = load_checkpoint(name, device=device)
@@ -85,10 +85,10 @@ def kept_checkpoints(name: str) -> list[str]:
 
 
 def is_generator(name: str) -> bool:
-    """Whether a model, by any name or of a checkpoint, is a generator and not a tokenizer; no weights are read.
+    """Whether a model or checkpoint is a generator, not a tokenizer; does not read weights.
 
     Raises:
-        WeightsError: no such model, or a model of another kind.
+        WeightsError: there is no such model, or it is of another kind.
     """
     config = _recipe_of(_parse(name)[0]).model if is_checkpoint(name) else store.read_config(store.resolve(name))[0]
     kind = MODELS[config.name].kind
@@ -98,7 +98,7 @@ def is_generator(name: str) -> bool:
 
 
 def _parse(name: str) -> tuple[Path, str | None]:
-    """The path of a checkpoint, and "ema", "raw" or None as its name ends."""
+    """The path of a checkpoint, and the end of its name: "ema", "raw" or None."""
     found = _NAME.fullmatch(name)
     if found is None or not Path(found["path"]).is_file():
         raise WeightsError(f"{name}: expected a run's checkpoint, RUN/checkpoints/step-00001000.pt, got none")

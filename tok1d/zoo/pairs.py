@@ -11,10 +11,10 @@ from tok1d.tokenizers.base import Tokenizer, TokenSpec
 
 
 def shared_classes(config: GeneratorConfig, tokenizer: Tokenizer, name: str) -> Tensor | None:
-    """The class vectors (num_classes, class_dim) of the tokenizer for a generator with `shares_classes`, else None.
+    """The tokenizer's class embeddings (num_classes, class_dim) for a generator with `shares_classes`, else None.
 
     Raises:
-        ConfigError: a tokenizer without class vectors, or with a table of another size than the generator's.
+        ConfigError: a tokenizer without class embeddings, or with embeddings of another size than the generator's.
     """
     if not getattr(config, "shares_classes", False):
         return None
@@ -33,10 +33,10 @@ def shared_classes(config: GeneratorConfig, tokenizer: Tokenizer, name: str) -> 
 
 
 def check_condition(config: GeneratorConfig, tokenizer: Tokenizer, name: str) -> None:
-    """Refuse a generator with another condition than that of its tokenizer's decoder.
+    """Check that a generator and its tokenizer's decoder have the same kind of condition.
 
     Raises:
-        ConfigError: classes for a decoder with captions or the reverse, or captions of another text encoder.
+        ConfigError: classes for a decoder that reads captions or the reverse, or another text encoder.
     """
     own, spec = text_condition(config), tokenizer.spec
     if own is None:
@@ -55,11 +55,11 @@ def check_condition(config: GeneratorConfig, tokenizer: Tokenizer, name: str) ->
 
 
 def check_tokens(config: GeneratorConfig, spec: TokenSpec, length: int) -> None:
-    """Refuse a generator's configuration that does not fit the first `length` tokens of a tokenizer.
+    """Check that a generator's configuration fits the first `length` tokens of a tokenizer.
 
     Raises:
-        ConfigError: ids for a generator of continuous tokens or the reverse, tokens of another size, or fewer than all
-            of unordered tokens.
+        ConfigError: ids for a generator of continuous tokens or the reverse, tokens of another size, or only some of
+            unordered tokens.
     """
     if (spec.vocab_size is None) == hasattr(config, "vocab_size"):
         kinds = {True: "continuous tokens", False: "ids of a vocabulary"}
@@ -74,6 +74,6 @@ def check_tokens(config: GeneratorConfig, spec: TokenSpec, length: int) -> None:
 
 
 def check_num_classes(config: GeneratorConfig, classes: int) -> None:
-    """Refuse data with another number of classes than a class-conditional generator; raises ConfigError."""
+    """Raise ConfigError if a class-conditional generator has another number of classes than the data."""
     if config.num_classes and config.num_classes != classes:
         raise ConfigError(f"model.num_classes: the data have {classes} classes, got {config.num_classes}")

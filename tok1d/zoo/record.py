@@ -1,4 +1,4 @@
-"""A measured number with its protocol, and files of them."""
+"""Records: measured numbers with all their settings, and files of records."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ DEFAULTS = {each.name: each.default for each in fields(SampleSettings)}
 
 
 def versions() -> dict[str, str]:
-    """Versions of tok1d, torch, numpy and python that measure here."""
+    """The installed versions of tok1d, torch, numpy and python."""
     found = {}
     for package in ("tok1d", "torch", "numpy"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "unknown"  # used from a source tree that was never installed
+            found[package] = "unknown"  # used from a source tree without installation
     return found | {"python": platform.python_version()}
 
 
@@ -58,25 +58,27 @@ class Stated(ModelProtocol, total=False):
 class Record:
     """One measured number and how it was measured; a field that does not apply is None.
 
-    Raises ValueError for a metric named after another network than the one it was measured with: "fid" (also "rfid",
-    "gfid", "sfid"), "kid" and "inception_score" are kept for the published Inception graph, every other Frechet
-    distance is `fd@<network>`.
+    The names "fid", "rfid", "gfid", "sfid", "kid" and "inception_score" are reserved for the published Inception
+    network; any other Frechet distance is `fd@<network>`.
+
+    Raises:
+        ValueError: a name that does not fit the network, or a field with a value that it does not accept.
     """
 
     name: str
-    value: float | None  # None: unavailable, for the reason in `note`
+    value: float | None  # None: not available; `note` states the reason
     unit: str = ""
     num_images: int
     network: str | None = None  # feature network, name@hash
-    reference: str | None = None  # fingerprint of the images or statistics compared with
+    reference: str | None = None  # fingerprint of the reference images or statistics
     crop: str | None = None
-    rounding: str | None = None  # of the images before the feature network, such as "rounded to 8 bits"
+    rounding: str | None = None  # rounding of the images before the feature network, such as "rounded to 8 bits"
     classes: str | None = None  # how the samples' classes were chosen: balanced, uniformly random, as in training
     tokenizer: str | None = None  # weights hash of the tokenizer that decoded samples
     label: str | None = None  # condition of the tokenizer: "true" (class or caption of the image) or "null"
-    keep: int | None = None  # tokens decoded
-    sampling: dict[str, object] | None = field(default=None, hash=False)  # of a generator: settings, evaluations
-    decoding: dict[str, object] | None = field(default=None, hash=False)  # of a diffusion decoder: the same
+    keep: int | None = None  # number of leading tokens that were decoded
+    sampling: dict[str, object] | None = field(default=None, hash=False)  # settings and evaluations of a generator
+    decoding: dict[str, object] | None = field(default=None, hash=False)  # the same of a diffusion decoder
     weights: str | None = None  # "ema" or "raw"
     precision: str | None = None
     seed: int | None = None
@@ -90,7 +92,9 @@ class Record:
         if published and network != "inception":
             raise ValueError(f"'{self.name}' is measured with the network 'inception', got {network!r}")
         if self.name.startswith("fd@") and self.name != f"fd@{network}":
-            raise ValueError(f"'{self.name}' is named after another network than its own, {network!r}")
+            raise ValueError(
+                f"'{self.name}' is named after another network than the one it was measured with, {network!r}"
+            )
         if self.weights not in ("ema", "raw", None):
             raise ValueError(f"weights is 'ema' or 'raw', got {self.weights!r}")
         if self.label not in ("true", "null", None):
@@ -98,11 +102,11 @@ class Record:
         if self.num_images < 0:
             raise ValueError(f"num_images is a count, got {self.num_images}")
         if self.value is None and not self.note:
-            raise ValueError(f"'{self.name}' has no value: its note must say why")
+            raise ValueError(f"'{self.name}' has no value: expected a note with the reason, got none")
 
     @property
     def sampler_text(self) -> str:
-        """ "sde 50 steps, 100 evaluations a sequence; euler, 4 evaluations an image": generator, then decoder."""
+        """Samplers of generator, decoder: "sde 50 steps, 100 evaluations a sequence; euler, 4 evaluations an image"."""
         parts = [_sampling_text(self.sampling), _decoding_text(self.decoding)]
         return "; ".join(filter(None, parts))
 
@@ -114,7 +118,7 @@ class Record:
 
     @property
     def guidance_text(self) -> str:
-        """ "2 linear in 0.25..1, decoder 3": the generator's, or of a reconstruction the decoder's, guidance."""
+        """Guidance of generator, decoder: "2 linear in 0.25..1, decoder 3"; for reconstructions only the decoder's."""
         sampled, decoded = guidance_text(self.sampling), guidance_text(self.decoding)
         if not sampled or not decoded:
             return sampled or decoded
@@ -131,8 +135,11 @@ class Record:
 
     @classmethod
     def from_json(cls, content: Mapping[str, object]) -> Record:
-        """The record of `to_json`'s dictionary, also of an older version's; raises TypeError or ValueError where it is
-        not one."""
+        """The record from a dictionary of `to_json`, also of an older version.
+
+        Raises:
+            TypeError, ValueError: the dictionary is not a record.
+        """
         fields = upgraded(content)
         for key in ("sampling", "decoding"):
             if not isinstance(fields.get(key), dict | None):
@@ -142,12 +149,12 @@ class Record:
 
 
 def is_guidance(key: str) -> bool:
-    """Whether a key of a record's settings is of guidance."""
+    """Whether a key of a record's settings belongs to guidance."""
     return key.startswith("guidance") or key == "weak_model"
 
 
 def guidance_text(settings: Mapping[str, object] | None) -> str:
-    """ "2.0", "2 linear", "1.9 in 0.25..1 against sit@ab12"; "" without guidance."""
+    """Guidance as text: "2.0", "2 linear", "1.9 in 0.25..1 against sit@ab12"; "" if the settings state none."""
     scale = (settings or {}).get("guidance")
     if settings is None or not isinstance(scale, int | float):
         return scale if isinstance(scale, str) else ""
@@ -204,10 +211,10 @@ def _evaluations_text(settings: Mapping[str, object]) -> str:
 
 
 def column_names(measured: Iterable[tuple[str, str | None]]) -> dict[tuple[str, str | None], str]:
-    """What to call each metric and network, (name, "name@hash"): the metric's name where only one network has it.
+    """Names of table columns for pairs of metric and network ("name@hash").
 
-    Else "label_agreement@cnn", and "label_agreement@cnn@ab12" or "fd@cnn@ab12" where networks of other weights are
-    called the same.
+    The metric's name if only one network measured it, else "label_agreement@cnn"; "label_agreement@cnn@ab12" or
+    "fd@cnn@ab12" if networks of the same name have different weights.
     """
     pairs = dict.fromkeys(measured)
     names = Counter(name for name, _ in pairs)
@@ -220,7 +227,7 @@ def column_names(measured: Iterable[tuple[str, str | None]]) -> dict[tuple[str, 
 
 
 def network_names(name: str, network: str | None) -> tuple[str, str]:
-    """A metric's name with its network's, without and with the hash; those of no network stay as they are."""
+    """The name of a metric with its network, without and with the hash; unchanged if there is no network."""
     if network is None:
         return name, name
     metric = name.partition("@")[0]
@@ -233,19 +240,19 @@ def frechet_name(network: str) -> str:
 
 
 def write_records(path: str | Path, records: Sequence[Record]) -> None:
-    """Write records as a JSON list; `path` holds the old content or the whole new one, never a part."""
+    """Write records atomically as a JSON list; raises DataError if the file cannot be written."""
     text = json.dumps([record.to_json() for record in records], indent=2, allow_nan=False) + "\n"
     try:
         write_text(Path(path), text)
     except OSError as error:
         raise DataError(
-            f"a writable place for records is expected, got {path}: {reason_of(error)}; choose another folder or free "
+            f"{path}: expected a writable place for records, got: {reason_of(error)}; choose another folder or free "
             "space"
         ) from error
 
 
 def read_records(path: str | Path) -> list[Record]:
-    """Records from a file of `write_records`; raises DataError where it is missing or holds something else."""
+    """Read a file of `write_records`; raises DataError if it is missing or has another content."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(content, list):
@@ -253,9 +260,9 @@ def read_records(path: str | Path) -> list[Record]:
         return [Record.from_json(entry) for entry in content]
     except OSError as error:
         raise DataError(
-            f"a file of records is expected at {path}, found: {reason_of(error)}; evaluate the model first"
+            f"{path}: expected a file of records, got: {reason_of(error)}; evaluate the model first"
         ) from error
     except (TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"a JSON list of metric records is expected in {path}, got something else ({error}); evaluate again"
+            f"{path}: expected a JSON list of metric records, got something else ({error}); evaluate again"
         ) from error

@@ -1,4 +1,4 @@
-"""Records of before settings were structured: "sampler", "steps" and "guidance" held English, which is read here."""
+"""Reads records of older versions, in which "sampler", "steps" and "guidance" were text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _GUIDANCE = re.compile(
 
 
 def upgraded(content: Mapping[str, object]) -> dict[str, Any]:
-    """The fields of a record in today's form; those of today's form stay as they are."""
+    """The fields of a record in the current form; raises TypeError for a sampler that is not text."""
     if not any(key in content for key in OLD):
         return dict(content)
     sampler, steps, guidance = (content.get(key) for key in OLD)
@@ -38,7 +38,7 @@ def upgraded(content: Mapping[str, object]) -> dict[str, Any]:
 
 
 def _samplers(text: str | None) -> tuple[dict[str, object], dict[str, object]]:
-    """The settings of the generator and of the decoder; text of another form is the name of the sampler."""
+    """The settings of generator and decoder; text of an unknown form becomes the name of the sampler."""
     sampling: dict[str, object] = {}
     decoding: dict[str, object] = {}
     for part in text.split("; ") if text else ():
@@ -72,7 +72,7 @@ def _detail(text: str) -> tuple[str, bool | int | float | str]:
 
 
 def _guidance(value: object, sampling: dict[str, object], decoding: dict[str, object]) -> None:
-    """Add the guidance to the settings that it belongs to: the generator's, of a reconstruction the decoder's."""
+    """Add the guidance to the settings of the generator, or for reconstructions to those of the decoder."""
     settings = decoding if "sampler" in decoding and not sampling else sampling
     found = _GUIDANCE.fullmatch(str(value))
     if found is None:

@@ -1,4 +1,4 @@
-"""Captions for models: bags of words, a training target of MAETok, and frozen text encoders (transformers)."""
+"""Captions as model inputs and targets: frozen text encoders (transformers), and bags of words for MAETok."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tok1d.config.condition import ConditionConfig
 from tok1d.errors import ConfigError, InputError, WeightsError, reason_of
 from tok1d.losses.masked import bag_of_words
 
-IDF_CAPTIONS = 100_000  # document frequencies are counted on at most so many captions, evenly spaced
-KEPT_BYTES = 2**28  # largest size of the embeddings that are kept in memory
+IDF_CAPTIONS = 100_000  # document frequencies are counted on at most this number of captions, evenly spaced
+KEPT_BYTES = 2**28  # largest total size of the embeddings that are cached in memory
 
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class TextNetwork(Protocol):
 
 
 class CaptionWords:
-    """Captions to weighted bags of sub-words, for the auxiliary target text.
+    """Computes weighted bags of sub-words from captions, the auxiliary target "text" of MAETok.
 
     Args:
         name: a transformers tokenizer, a hub name or a local folder; CLIP's BPE has 49408 ids.
@@ -88,7 +88,7 @@ class CaptionWords:
         )
 
     def fit(self, captions: Sequence[str]) -> None:
-        """Weight words by their inverse document frequency in these captions from now on.
+        """Set the weights of words to their inverse document frequencies in these captions.
 
         The weight is log((1 + N) / (1 + n)) for a word in n of N captions. Empty captions do not count.
         """
@@ -104,7 +104,7 @@ class CaptionWords:
         self.idf = ((1 + len(captions)) / (1 + counts)).log()
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
-        """(B, vocab_size): the weight of words that occur, 1 before `fit`, and 0 for others; a row of zeros for ""."""
+        """(B, vocab_size): the weights of the words in each caption, 1 before `fit`, and 0 for all other words."""
         words = bag_of_words(self.ids(captions), self.vocab_size)
         return words if self.idf is None else words * self.idf
 
@@ -183,9 +183,9 @@ def text_encoder(name: str, max_length: int) -> TextEncoder:
 class CaptionEmbeddings:
     """Captions to the embeddings (B, T, E) that a model is conditioned on; zeros for a blank caption.
 
-    If the embeddings of all different captions fit into `KEPT_BYTES`, each is encoded once, on its own, and kept.
-    Otherwise every batch is encoded. In both cases the result is a function of the batch, so a resumed run gives the
-    same result as an uninterrupted one.
+    If the embeddings of all different captions fit into `KEPT_BYTES`, each is encoded once, on its own, and cached.
+    Otherwise every batch is encoded. In both cases the result depends only on the batch, so a resumed run gives
+    the same result as an uninterrupted one.
 
     Args:
         condition: the encoder, T and E.
@@ -274,5 +274,5 @@ def _encoder(transformers: ModuleType, name: str) -> TextNetwork:
     network, found = cls.from_pretrained(name, output_loading_info=True)
     if found["missing_keys"]:
         missing = sorted(found["missing_keys"])
-        raise WeightsError(f"text encoder {name}: {len(missing)} weights are not there, such as {missing[0]}")
+        raise WeightsError(f"text encoder {name}: {len(missing)} weights are missing, such as {missing[0]}")
     return network
