@@ -161,7 +161,7 @@ def test_the_nearest_recipe_is_the_reference(tmp_path: Path, monkeypatch: pytest
     named = curves.reference_for(curve(), "c")
     assert named is not None and named.recipe["model"]["name"] == "x"
     assert compare(curve(), named).track.reason == "the reference is of another model"
-    with pytest.raises(InputError, match="no run, curve file"):
+    with pytest.raises(InputError, match="expected a run folder, a curve file"):
         curves.reference_for(curve(), "d")
 
 
@@ -176,7 +176,7 @@ def test_compare_writes_picture_and_page(tmp_path: Path, capsys: pytest.CaptureF
     assert cli.run(["compare", *paths, "--to", str(saved), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"good against .*: on track up to step 3000\n", printed)
-    assert re.search(r"bad<b> against .*: off track since step 1\d\d\d, but not the same recipe \(.*: 1\)", printed)
+    assert re.search(r"bad<b> against .*: off track since step 1\d\d\d, but the recipes differ in 1 setting", printed)
     assert "  train.lr: 0.002, the reference has 0.001\n" in printed
     assert "  psnr keep 16: 18.5, the reference has 18.5\n" in printed
     with Image.open(out / "curves.png") as picture:
@@ -190,7 +190,7 @@ def test_compare_writes_picture_and_page(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_a_page_without_a_reference_says_so() -> None:
     alone = compare(curve(), None)
-    assert "no recipe of this model ships a curve" in alone.verdict
+    assert "no recipe of this model comes with a reference curve" in alone.verdict
     assert "no recipe of this model" in page([alone], "data:image/png;base64,")
 
 

@@ -412,7 +412,7 @@ def test_model_must_fit_kind_and_data(minimal, monkeypatch):
         ("3", "expected a mapping of keys"),
         ("null: 3", "key type"),
         ("base: 3", "base: expected a recipe's name or file, got 3"),
-        ("base: me.yaml", "inherit in a circle"),
+        ("base: me.yaml", "circular inheritance"),
         ("base: other.yaml", "recipe 'other.yaml': no such file"),
         ('"see\\nd": 1', "unknown key; "),
         ("", "model.name"),

@@ -82,7 +82,7 @@ def test_without_the_import_the_model_is_unknown(run: Run, tmp_path: Path, capsy
         ("fails_second.py", "import nothing_of_that_name\n", "ModuleNotFoundError: No module named"),
         ("exits.py", "raise SystemExit(3)\n", "SystemExit: 3"),
         ("fails_third.py", "def f(:\n", "SyntaxError: invalid syntax"),
-        ("json.py", "", "a module called json is loaded already; rename the file"),
+        ("json.py", "", "a module called json is already loaded; rename the file"),
     ],
 )
 def test_a_module_that_is_missing_or_fails_is_one_line(

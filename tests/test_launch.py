@@ -70,7 +70,7 @@ def test_the_script_says_what_was_asked(tiny: Tiny, tmp_path: Path, capsys: Any)
         (["--slurm", "account"], "--slurm"),
         (["--cluster", "moon"], "--cluster"),
         (["train.lrr=1"], "train.lrr: unknown key"),
-        ([], "no SLURM here"),
+        ([], "SLURM not found"),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_is_submitted(

@@ -206,7 +206,7 @@ def test_a_copy_of_a_shard_is_not_one(tmp_path):
     copy.write_bytes((tmp_path / "shard-00000.safetensors").read_bytes())
     assert len(TokenCache(fill(tmp_path, overwrite=True))) == len(TOKENS) and copy.exists()
     (tmp_path / "index.json").unlink()
-    with pytest.raises(DataError, match=r"something else than a token cache \(shard-00000 \(1\)"):
+    with pytest.raises(DataError, match=r"contains files that are not of a token cache \(shard-00000 \(1\)"):
         begin(tmp_path)
 
 

@@ -330,9 +330,9 @@ def test_options_that_a_generator_does_not_have_are_named(tiny: Tiny) -> None:
     SampleSettings(top_k=1, top_p=0.5).check(ids.kind, "llamagen")
     assert SampleSettings(steps=3).given() == {"steps": 3}
     for model, prefix, options, message in (
-        (sit, "--", {"top_k": 3}, "--top-k: sit has none, leave it out; got 3"),
-        (sit, "evaluate.", {"top_p": 0.5}, "evaluate.top_p: sit has none, leave it out; got 0.5"),
-        (ids, "--", {"sampler": "euler"}, "--sampler: llamagen has none, leave it out; got euler"),
+        (sit, "--", {"top_k": 3}, "--top-k: sit does not use it, leave it out; got 3"),
+        (sit, "evaluate.", {"top_p": 0.5}, "evaluate.top_p: sit does not use it, leave it out; got 0.5"),
+        (ids, "--", {"sampler": "euler"}, "--sampler: llamagen does not use it, leave it out; got euler"),
     ):
         with pytest.raises(InputError) as caught:
             SampleSettings(**options).check(model.kind, model.config.name, prefix)

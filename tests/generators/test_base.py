@@ -63,7 +63,7 @@ def test_settings_that_are_not_read_are_refused(model: Generator) -> None:
     unread = values.keys() - SampleSettings().read_by(model.kind).keys()
     assert unread
     for name in unread:
-        message = f"^{name}: {model.config.name} has none, leave it out; got {values[name]}$"
+        message = f"^{name}: {model.config.name} does not use it, leave it out; got {values[name]}$"
         with pytest.raises(InputError, match=message):
             sample(model, **{name: values[name]})
     with pytest.raises(TypeError, match="heat"):

@@ -305,7 +305,7 @@ BAD_CALLS: list[tuple[Call, str]] = [
     (lambda m: m.sample(num=0), "got num 0"),
     (lambda m: m.sample(num=1, length=K + 1), "1..9, got 10"),
     (lambda m: m.sample(num=1, length=0), "1..9, got 0"),
-    (lambda m: m.sample(num=1, steps=4), "steps: llamagen has none, leave it out; got 4"),
+    (lambda m: m.sample(num=1, steps=4), "steps: llamagen does not use it, leave it out; got 4"),
     (lambda m: m.sample(num=1, top_k=-1), "top_k: expected a finite number >= 0, got -1"),
     (lambda m: m.sample(num=1, top_p=0.0), "top_p: expected a finite number > 0 and <= 1, got 0"),
     (lambda m: m.sample(num=1, top_p=1.5), "got 1.5"),

@@ -210,7 +210,7 @@ def test_sampler_and_interval_reach_the_decoder(folders: Path, capsys: Any) -> N
     assert len({plain, heun, guided, part}) == 4 and never == plain
     for options, message in (
         (("--sampler", "ddim"), "sampler: expected 'euler' or 'heun' for a flow decoder, got 'ddim'"),
-        (("--guidance-interval", "0.8,0.2"), "--guidance-interval: expected two growing numbers"),
+        (("--guidance-interval", "0.8,0.2"), "--guidance-interval: expected LOW,HIGH with 0"),
     ):
         code, err = run(capsys, *command, "--out", folders / "wrong", *options)
         assert code == 2 and message in err and err.count("\n") == 1
@@ -324,12 +324,12 @@ def test_ids_are_drawn_with_their_own_options(of_ids: Path, capsys: Any) -> None
     few = drawn("maskgit", "plain", "--guidance", 1, *best)
     assert few != drawn("maskgit", "guided", "--guidance", 50, "--guidance-schedule", "constant", *best)
     for model, options, message in (
-        ("llamagen", ("--sampler", "sde"), "--sampler: llamagen has none, leave it out; got sde"),
-        ("llamagen", ("--steps", 4), "--steps: llamagen has none, leave it out; got 4"),
+        ("llamagen", ("--sampler", "sde"), "--sampler: llamagen does not use it, leave it out; got sde"),
+        ("llamagen", ("--steps", 4), "--steps: llamagen does not use it, leave it out; got 4"),
         ("llamagen", ("--top-p", 0), "--top-p: expected float > 0 and <= 1, got 0.0"),
         ("llamagen", ("--keep", 2), "keep: these tokens have no order, expected all 4, got 2"),
-        ("maskgit", ("--top-k", 3), "--top-k: maskgit has none, leave it out; got 3"),
-        ("maskgit", ("--top-p", 0.5), "--top-p: maskgit has none, leave it out; got 0.5"),
+        ("maskgit", ("--top-k", 3), "--top-k: maskgit does not use it, leave it out; got 3"),
+        ("maskgit", ("--top-p", 0.5), "--top-p: maskgit does not use it, leave it out; got 0.5"),
         ("maskgit", ("--weak-model", of_ids / "llamagen"), "no weak_model"),
     ):
         command = ("generate", of_ids / model, "--classes", "3", "--out", of_ids / "wrong")

@@ -163,7 +163,7 @@ def test_other_conditions_are_one_line(images: Tensor) -> None:
     ("keys", "message"),
     [
         ({"use_condition": False}, "model.condition.kind: use_condition=false has no condition, expected class"),
-        ({"condition": {"encoder": "x"}}, "model.condition.encoder: only kind=text reads it, expected nothing"),
+        ({"condition": {"encoder": "x"}}, "model.condition.encoder: only kind=text uses a text encoder, expected"),
         ({"condition": {"kind": "picture"}}, "model.condition.kind: expected "),
     ],
 )

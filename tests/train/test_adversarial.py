@@ -228,7 +228,7 @@ def test_the_dry_run_counts_the_judges() -> None:
         judge.bytes_per_image + lpips.bytes_per_image
     )
     assert judged.step_flops - plain.step_flops == 4 * (judge.flops_per_image + lpips.flops_per_image)
-    assert any("discriminator, not in the model" in row for row in map(str, table(judged).columns[2]._cells))
+    assert any("discriminator, not part of the model" in row for row in map(str, table(judged).columns[2]._cells))
 
 
 def test_the_dry_run_does_not_guess_an_unknown_backbone() -> None:

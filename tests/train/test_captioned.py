@@ -174,7 +174,7 @@ def test_a_forecast_of_several_sizes_is_their_mean_and_their_largest(tiny: Tiny,
     console = Console(width=200)
     with console.capture() as shown:
         console.print(table(mixed))
-    assert "each batch in one of 32, 48 px" in shown.get() and "activations an image of 48 px" in shown.get()
+    assert "each batch in one of 32, 48 px" in shown.get() and "activations per image of 48 px" in shown.get()
 
 
 def test_a_forecast_of_words_needs_no_tokenizer(tiny: Tiny, tmp_path: Path) -> None:

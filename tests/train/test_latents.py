@@ -86,7 +86,9 @@ def test_means_are_read_of_a_cache_of_moments_and_samples_of_no_other(sit: Any, 
     cached = build_task(sit(plain, f"cache={tmp_path / 'moments'}")).batch(2, 0, 1)[0]
     torch.testing.assert_close(cached, build_task(sit(plain, "cache=none")).batch(2, 0, 1)[0], atol=1e-5, rtol=1e-5)
     build_task(sit(plain, f"cache={tmp_path / 'means'}"))
-    with pytest.raises(DataError, match=r"holds means alone, sample_latents=true needs .* encode with --moments"):
+    with pytest.raises(
+        DataError, match=r"contains only means, but sample_latents=true also needs .* encode with --moments"
+    ):
         build_task(sit(plain, f"cache={tmp_path / 'means'}", "sample_latents=true"))
 
 
@@ -156,4 +158,4 @@ def test_the_measured_dry_run_takes_no_cache_of_means(tiny: Tiny, tmp_path: Path
     build_task(load_recipe(path, [cache, f"out={tmp_path / 'run'}"]))
     recipe = load_recipe(path, [cache, "sample_latents=true"])
     batches = _token_batches(recipe)
-    assert "holds means alone" in batches.source and not batches.real
+    assert "contains only means" in batches.source and not batches.real

@@ -58,8 +58,8 @@ def test_the_share_of_the_start_is_what_the_averages_hold() -> None:
         model.weight.fill_(0.0)
     for step in range(30):
         ema.update(step)
-        assert ema.share_of_start(step + 1) == pytest.approx(float(ema.averages["weight"]), rel=1e-4, abs=1e-6)
-    assert EMA(model, 0.999, ramp=False).share_of_start(1000) == pytest.approx(math.exp(-1), rel=1e-2)
+        assert ema.share_of_initial(step + 1) == pytest.approx(float(ema.averages["weight"]), rel=1e-4, abs=1e-6)
+    assert EMA(model, 0.999, ramp=False).share_of_initial(1000) == pytest.approx(math.exp(-1), rel=1e-2)
 
 
 def test_early_previews_say_that_the_averages_are_cold(capsys: Any) -> None:

@@ -333,14 +333,14 @@ def test_checkpoints_of_before_there_were_players_load_and_those_of_others_are_r
     state = torch.load(path, weights_only=True)
     assert state.pop("players") == {}
     torch.save(state, path)
-    with pytest.raises(WeightsError, match="made by a training of model, this one trains model, discriminator;"):
+    with pytest.raises(WeightsError, match="expected a checkpoint with model, discriminator, got one with model;"):
         fit(settings, pair(settings), tmp_path, quiet=True)
     assert fit(settings, single(), tmp_path, quiet=True).finished
 
     (tmp_path / "pair").mkdir()
     fit(settings, pair(settings), tmp_path / "pair", seconds=0.0, quiet=True)
     with pytest.raises(
-        WeightsError, match="made by a training of model, discriminator, this one trains model;"
+        WeightsError, match="expected a checkpoint with model, got one with model, discriminator;"
     ) as error:
         fit(settings, single(), tmp_path / "pair", quiet=True)
     assert "\n" not in str(error.value)

@@ -53,7 +53,7 @@ def test_hours_are_the_median_step_times_their_number(tiny: Tiny, fashion: None)
     flops = result.times[0].flops
     assert flops is not None
     text = rows(result)
-    assert ("", "4", "images a second") in text
+    assert ("", "4", "images per second") in text
     assert any(cells[0] == "hours" and cells[1] == "4" for cells in text)
     assert any(cells[1] == f"{flops / 2.0 / 2e12:.1%}" and "utilisation" in cells[2] for cells in text)
 
@@ -146,7 +146,9 @@ def test_teachers_are_not_fetched(tiny: Tiny) -> None:
     assert with_random_weights(dino).adversarial.discriminator.weights == "random"
     other = "adversarial.discriminator.backbone=vit_base_patch16_224.dino"
     unknown = load_recipe(tiny("maetok"), ["adversarial.weight=0.4", other])
-    with pytest.raises(ConfigError, match=r"--measure fetches none, expected a file of vit_base_patch16_224.dino's"):
+    with pytest.raises(
+        ConfigError, match=r"--measure downloads nothing; expected a file with the weights of vit_base_patch16_224.dino"
+    ):
         with_random_weights(unknown)
     assert loss_networks(unknown) == {"discriminator": None}
 

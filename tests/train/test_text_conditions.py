@@ -127,7 +127,10 @@ def test_from_captions_to_pictures(
     assert cli.run(["encode", "smap/model", "fashion_mnist", "--out", "cache"]) == 0
     assert TokenCache(tmp_path / "cache").meta["captions"] == TokenCache(tmp_path / "card" / "cache").meta["captions"]
     assert cli.run(["analyze", "swap", "smap/model", "fashion_mnist", "--out", "s"]) == 2
-    assert "swap compares classes, this tokenizer is conditioned on captions" in capsys.readouterr().err
+    assert (
+        "swap needs a tokenizer that is conditioned on the class, got one conditioned on captions"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_batch_holds_the_embeddings_of_its_images(recipe: Callable[..., Recipe]) -> None:
@@ -203,7 +206,9 @@ def test_captions_of_cached_views_are_those_of_their_images(pair: Any) -> None:
 def test_a_cache_of_other_captions_is_refused(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     build_task(pair("card")[1])
     monkeypatch.setattr("tok1d.data.fashion_mnist.TEMPLATES", TEMPLATES[:1])
-    with pytest.raises(DataError, match=r"cache: encoded with other captions than data\.captions gives now: cache to"):
+    with pytest.raises(
+        DataError, match=r"cache: encoded with other captions than those of data\.captions: set cache to"
+    ):
         build_task(pair("card")[1])
 
 

@@ -1,4 +1,6 @@
-"""What each token adds to the prediction, in direction and size: orthogonal and falling for principal components."""
+"""Direction and size of the change that each token makes to the prediction, as for principal components of data.
+
+Principal components have orthogonal increments of decreasing energy."""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from tok1d.tokenizers.prefix import prefix_mask
 
 @dataclass(frozen=True)
 class Increments:
-    """What token k adds to the decoder's prediction: d_k = prediction(first k tokens) - prediction(first k - 1).
+    """The change of the decoder's prediction by token k: d_k = prediction(first k tokens) - prediction(first k - 1).
 
     Args:
         cosine: (K, K), mean cosine between d_i and d_j, 1 on the diagonal.
@@ -31,18 +33,18 @@ class Increments:
 
     @property
     def off_diagonal(self) -> float:
-        """Mean absolute cosine of different tokens: 0 if orthogonal, about sqrt(2 / (pi n)) if random in n numbers."""
+        """Mean absolute cosine of different tokens: 0 if orthogonal, sqrt(2 / (pi n)) if random in n dimensions."""
         size = len(self.energy)
         return float((self.absolute.sum() - self.absolute.trace()) / (size * (size - 1)))
 
     @property
     def neighbours(self) -> float:
-        """Mean signed cosine of successive tokens."""
+        """Mean signed cosine between the increments of successive tokens, in [-1, 1]."""
         return float(self.cosine.diagonal(1).mean())
 
     @property
     def falling(self) -> float:
-        """Share of the pairs of successive tokens whose energy falls."""
+        """Fraction of successive tokens, in [0, 1], whose increment has less energy than the one before."""
         return float((self.energy.diff() < 0).float().mean())
 
 
@@ -63,7 +65,7 @@ def increments(
 
     Args:
         num_images: number of images, see `subset`.
-        num_times: number of times, the midpoints of equal parts of the time interval, over which is averaged.
+        num_times: number of times, the midpoints of equal parts of the time interval, over which results are averaged.
         seed: of the noise, which depends on the seed and the image, not on the batch size.
 
     Raises:

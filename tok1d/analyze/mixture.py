@@ -126,7 +126,7 @@ def _project(rows: np.ndarray, dims: int | None, variance: float) -> tuple[np.nd
     """Return standardised principal components (N, dims), and the share of the variance that they explain.
 
     Raises:
-        InputError: more components than the rank of the rows; the others would be amplified rounding errors.
+        InputError: `dims` is larger than the rank of the rows; further components would be amplified rounding errors.
     """
     from sklearn.decomposition import PCA
 
@@ -147,7 +147,7 @@ def _fit(rows: np.ndarray, components: int, seed: int, covariance: Covariance) -
 
     model = GaussianMixture(components, covariance_type=covariance, random_state=seed)
     with warnings.catch_warnings():
-        # The limit on iterations (100, the default) is part of the protocol, so reaching it is no reason to warn.
+        # The limit on iterations (100, the default) is part of the protocol, so no warning is printed if it is reached.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(rows)
     norms = np.linalg.norm(model.means_, axis=1)

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 
 class DiffusionTokenizer(Tokenizer, Protocol):
-    """A tokenizer whose decoder denoises latents, such as Semanticist."""
+    """A tokenizer whose decoder denoises latents, such as Semanticist.
+
+    `latents` and `noise` are (B, C, H, W), `tokens` (B, K, D), `t` (B,), and `mask` (B, K) selects the tokens that the
+    decoder receives (None: all)."""
 
     latent_space: LatentSpace
 
@@ -33,13 +36,13 @@ class DiffusionTokenizer(Tokenizer, Protocol):
     def prediction_error(
         self, latents: Tensor, tokens: Tensor, mask: Tensor | None = None, *, t: Tensor, noise: Tensor
     ) -> Tensor:
-        """Return the unweighted mean squared error of the network's prediction, (B,)."""
+        """Return the unweighted mean squared error of the prediction from `latents` noised to time `t`, (B,)."""
         ...
 
     def predictions(
         self, latents: Tensor, tokens: Tensor, mask: Tensor | None = None, *, t: Tensor, noise: Tensor
     ) -> Tensor:
-        """Return the network's prediction for noised latents, (B, C, H, W)."""
+        """Return the network's prediction from `latents` with `noise` added for time `t`, (B, C, H, W)."""
         ...
 
 
@@ -101,7 +104,7 @@ def explained_curve(
     count = len(images)
     for name, value in (("num_images", count), ("num_times", num_times), ("batch_size", batch_size)):
         if value < 1:
-            raise InputError(f"{name} must be at least 1, got {value}")
+            raise InputError(f"{name}: expected at least 1, got {value}")
     device = next(model.parameters()).device
     times = model.uniform_times(num_times).to(device)
     sums = dict.fromkeys(lengths, 0.0)
@@ -151,7 +154,7 @@ def _lengths(keep: Sequence[int] | None, length: int) -> list[int]:
         keep = range(length + 1) if length <= 16 else prefix_lengths(length)
     wrong = [k for k in keep if not 0 <= k <= length]
     if wrong:
-        raise InputError(f"keep must lie in 0..{length} (this model has {length} tokens), got {wrong[0]}")
+        raise InputError(f"keep: expected numbers in 0..{length} (this model has {length} tokens), got {wrong[0]}")
     return sorted({0, *keep, length})
 
 

@@ -1,4 +1,4 @@
-"""Tokens of one image decoded with the class of another: what depends on class, what on tokens (SMAP, figure 4)."""
+"""Tokens decoded with the class of another image: what depends on the class, what on the tokens (SMAP, figure 4)."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def check_swap(tokenizer: Tokenizer, images: ImageSet) -> None:
     """Check that the tokenizer is conditioned on the classes of the images and can decode without tokens.
 
     Raises:
-        InputError: it is not or cannot.
+        InputError: it is not conditioned on these classes, or cannot decode without tokens.
     """
     spec = tokenizer.spec
     if not (spec.needs_label and spec.ordered):
@@ -125,7 +125,7 @@ def check_swap(tokenizer: Tokenizer, images: ImageSet) -> None:
             f"swap needs a tokenizer that is conditioned on the class and can decode no tokens (SMAP), got {name}"
         )
     if spec.reads_captions:
-        raise InputError("swap compares classes, this tokenizer is conditioned on captions")
+        raise InputError("swap needs a tokenizer that is conditioned on the class, got one conditioned on captions")
     choose_condition(tokenizer, images.num_classes, "true")
 
 

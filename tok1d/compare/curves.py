@@ -27,7 +27,7 @@ T = TypeVar("T")
 CURVES = RECIPES / "curves"
 MOST_POINTS = 200
 WINDOW_LINES, WINDOW_SHARE = 5, 0.05  # averaging window: lines of the log, and at least this fraction of the run
-# Half width of the band: so many standard deviations of the reference, at least this fraction of its average.
+# Half width of the band: BAND standard deviations of the reference's noise, at least LEAST of its average.
 BAND, LEAST = 3.0, 0.05
 LINES_OUTSIDE = 3  # this many successive lines above the band mean that the run is off track
 # Keys that decide where and when something is written, not what is computed.
@@ -75,7 +75,7 @@ class Curve:
         return list(dict.fromkeys(key for point in self.points for key in point if key != "step"))
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
-        """Steps and values of one logged number; "loss" is the sum of all whose names start so."""
+        """Steps and values of one logged number; "loss" is the sum of those whose names start with "loss"."""
         if key == "loss":
             found = [(point["step"], total) for point in self.points if (total := _total(point)) is not None]
         else:
@@ -98,13 +98,13 @@ def _total(point: Mapping[str, float]) -> float | None:
     return sum(losses) if losses else None
 
 
-def recipe_hash(recipe: Mapping[str, Any]) -> str:
+def recipe_hash(recipe: Mapping[str, object]) -> str:
     """A hash of the settings that decide what a recipe computes, without its seed: 12 hex digits."""
     settings = {key: value for key, value in flat(with_current_names(Recipe, recipe), FREE).items() if key != "seed"}
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def differences(recipe: Mapping[str, Any], reference: Mapping[str, Any]) -> Differences:
+def differences(recipe: Mapping[str, object], reference: Mapping[str, object]) -> Differences:
     """Settings of a recipe that differ from the reference's: key -> (value, the reference's value).
 
     A key that only one of them has, because it was added later, counts unless its value means off (0, false, null,
@@ -151,7 +151,7 @@ def read_run(folder: str | Path) -> Curve:
         )
     except OSError as error:
         raise DataError(
-            f"{folder}: expected a run folder with config.yaml and log.jsonl (tok1d train makes them), "
+            f"{folder}: expected a run folder with config.yaml and log.jsonl, as tok1d train writes them; "
             f"{error.filename and Path(error.filename).name}: {error.strerror or error}"
         ) from None
     except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
@@ -161,7 +161,7 @@ def read_run(folder: str | Path) -> Curve:
 
 
 def _json(path: Path, default: T) -> T:
-    """A file's content, of the type of `default`, which stands in where there is no file."""
+    """The JSON content of a file, or `default` if there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
 
 
@@ -210,7 +210,7 @@ def save_curve(curve: Curve, path: Path) -> None:
     try:
         files.write_text(path, "\n".join(lines) + "\n")
     except OSError as error:
-        raise DataError(f"{path}: cannot write the curve ({reason_of(error)}); choose another place") from None
+        raise DataError(f"{path}: cannot write the curve ({reason_of(error)}); choose another path") from None
 
 
 def read_curve(path: Path) -> Curve:
@@ -224,9 +224,11 @@ def read_curve(path: Path) -> Curve:
         facts = {key: head[key] for key in ("recipe", "final", "seed", "commit", "device")}
         return Curve(name=name, points=_points(lines[1:]), **facts)
     except OSError as error:
-        raise DataError(f"{path}: expected a curve file, got {reason_of(error)}") from None
+        raise DataError(f"{path}: cannot read the curve file ({reason_of(error)})") from None
     except (ValueError, IndexError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: expected a file of tok1d compare --save-curve ({reason_of(error)})") from None
+        raise DataError(
+            f"{path}: expected a curve file as tok1d compare --save-curve writes it ({reason_of(error)})"
+        ) from None
 
 
 def shipped_names() -> list[str]:
@@ -252,7 +254,8 @@ def reference_for(run: Curve, name: str = "") -> Curve | None:
             return read_run(name)
         if Path(name).is_file():
             return read_curve(Path(name))
-        raise InputError(f"--to: {name} is no run, curve file, or recipe with a curve; those are {shipped_names()}")
+        known = ", ".join(shipped_names())
+        raise InputError(f"--to: expected a run folder, a curve file, or a recipe with a curve ({known}), got {name}")
     curves = [read_curve(CURVES / f"{each}.jsonl") for each in shipped_names()]
     same = [curve for curve in curves if _model(curve) == _model(run)]
     return min(same, key=lambda curve: len(differences(run.recipe, curve.recipe)), default=None)
@@ -313,7 +316,7 @@ def track(run: Curve, reference: Curve, key: str = "loss") -> Track:
 def _sides(
     steps: Sequence[float], values: Sequence[float], ref_steps: Sequence[float], ref_values: Sequence[float]
 ) -> tuple[list[int], list[int]]:
-    """For every step with enough lines before it: 1 above the band, 0 in it, -1 below it; and these steps."""
+    """Return 1, 0 or -1 (above, inside or below the band) for every step with enough lines, and these steps."""
     width = window_width(steps, ref_steps)
     means, band = bands(ref_steps, ref_values, width)
     signs, where = [], []
@@ -359,8 +362,8 @@ def fluctuations(values: Sequence[float], around: int = 20) -> list[float]:
     """For each value, the standard deviation of the noise around it.
 
     It is estimated from the differences between values and the mean of their two neighbours, whose standard deviation
-    is sqrt(1.5) times that of independent noise. The median over the 41 values around, times 1.4826 (for normal noise),
-    ignores the steep decrease at the start.
+    is sqrt(1.5) times that of independent noise. The median over the 41 nearest values, times 1.4826 (normal noise),
+    is robust against the steep decrease at the start.
     """
     off = [abs(b - (a + c) / 2) / 1.5**0.5 for a, b, c in zip(values, values[1:], values[2:])]
     off = [off[0], *off, off[-1]]

@@ -57,16 +57,16 @@ class Comparison:
     def verdict(self) -> str:
         """One line: whether the run is on track, from which step, and how many settings differ."""
         if self.reference is None:
-            return f"{self.run.name}: no recipe of this model ships a curve to compare with (--to takes any run)"
+            return f"{self.run.name}: no recipe of this model comes with a reference curve; pass any run with --to"
         track = self.track
         words = {
             "on track": f"on track up to step {track.until}",
             "better": f"better than the reference at step {track.until}",
             "off track": f"off track since step {track.left}",
             "back on track": f"was off track at step {track.left}, on track again at step {track.until}",
-            "not known": f"on track or not is not known: {track.reason}",
+            "not known": f"cannot be compared: {track.reason}",
         }[track.state]
-        differing = f", but not the same recipe (settings that differ: {len(self.differing)})" if self.differing else ""
+        differing = f", but the recipes differ in {_count(len(self.differing))}" if self.differing else ""
         return f"{self.run.name} against {self.reference.name}: {words}{differing}"
 
     def difference_lines(self) -> list[str]:
@@ -103,6 +103,10 @@ class Comparison:
         }
 
 
+def _count(settings: int) -> str:
+    return f"{settings} setting{'s' * (settings != 1)}"
+
+
 def _text(value: object) -> str:
     return "nothing" if value is None else str(value)
 
@@ -126,7 +130,9 @@ def panels(curves: Sequence[Curve]) -> list[str]:
 
 
 def plot(compared: Sequence[Comparison]) -> Image:
-    """One panel per number: runs in colour (thin as logged, thick averaged), references in black with their band."""
+    """Plot one panel per logged number: runs in colour, references in black with their band.
+
+    Thin lines are values as logged, thick lines are averages over the window."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image

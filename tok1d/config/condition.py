@@ -28,12 +28,14 @@ class ConditionConfig:
         return self.kind == "text"
 
     def check(self) -> None:
-        """Raise ConfigError on a text encoder without captions."""
+        """Raise ConfigError if a text encoder is named but the condition is a class."""
         if self.encoder and not self.is_text:
-            raise ConfigError(f"encoder: only kind=text reads it, expected nothing, got {self.encoder}")
+            raise ConfigError(
+                f'encoder: only kind=text uses a text encoder, expected "" for kind={self.kind}, got {self.encoder}'
+            )
 
     def check_encoder(self) -> None:
-        """Raise ConfigError where a text encoder is needed and none is named."""
+        """Raise ConfigError if no text encoder is named; call it for models conditioned on captions."""
         if not self.encoder:
             raise ConfigError(
                 "model.condition.encoder: no text encoder is bundled, expected a transformers name or a local folder "
@@ -47,7 +49,7 @@ class ConditionConfig:
 
 
 class HasClasses(Protocol):
-    """A generator's configuration; `num_classes` 0 is none."""
+    """A generator's configuration; `num_classes` is 0 without classes."""
 
     @property
     def num_classes(self) -> int: ...

@@ -40,7 +40,7 @@ def option(
     lt: float | None = None,
     was: str | None = None,
     **metadata: object,
-) -> Any:  # as dataclasses.field: assigned to a field of any type
+) -> Any:  # Any as for dataclasses.field, which is assigned to fields of any type
     """A dataclass field with help and a range; without `default` it is required (and keyword-only).
 
     Args:
@@ -79,12 +79,12 @@ def within(value: float, bounds: Bounds) -> bool:
 def build(cls: type[T], mapping: object, key: str = "", default: T | None = None) -> T:
     """An instance of dataclass `cls` from a plain mapping found at dotted `key`, fully checked.
 
-    What the mapping leaves out comes from `default`, else from the field. Fields may go by their former names; the
-    later of two keys for one field counts.
+    Missing values come from `default` if it is given, else from the field. A field may be given by its
+    former name (`was`); if both names occur, the later one counts.
 
     Raises:
-        ConfigError: an unknown key, a wrong type, a value out of range, a required value left out, or what the class's
-            own `check()` refuses.
+        ConfigError: an unknown key, a wrong type, a value out of range, a missing required value, or an error of the
+            class's own `check()`.
     """
     if not isinstance(mapping, Mapping):
         raise _mismatch(cls, mapping, key)
@@ -130,7 +130,7 @@ def with_current_names(cls: type, mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_size(cls: type, mapping: Mapping[str, object], key: str) -> Mapping[str, object]:
-    """The mapping with the fields that its `size` stands for; fields written next to `size` win."""
+    """The mapping with its `size` replaced by the fields that it sets; fields given next to `size` override them."""
     sizes = named_sizes(cls)
     if not sizes or "size" not in mapping:
         return mapping
@@ -184,7 +184,7 @@ def _convert_scalar(hint: Hint, value: object, key: str) -> object:
         if math.isfinite(number):
             return number
     elif hint in (int, str, bool):
-        if type(value) is hint:  # not isinstance: true is no int
+        if type(value) is hint:  # not isinstance, because bool is a subclass of int
             return value
     elif hint is not float:
         raise TypeError(f"{key}: no recipe can hold the annotation {hint}")
@@ -213,7 +213,7 @@ def _convert_union(hint: Hint, value: object, key: str, default: object) -> obje
 
 
 def _member_named(classes: Sequence[type], mapping: Mapping[str, object], key: str, default: object) -> type:
-    """Of several dataclasses, the one whose default `name` the mapping gives; without one, the default's."""
+    """Pick the dataclass whose default `name` equals the mapping's; without a name, the class of `default`."""
     if len(classes) == 1:
         return classes[0]
     if "name" not in mapping and type(default) in classes:
@@ -264,7 +264,7 @@ def _mismatch(hint: Hint, value: object, key: str) -> ConfigError:
 def _unknown_key(cls: type, name: object, key: str) -> ConfigError:
     names = [field.name for field in dataclasses.fields(cls) if field.init]
     names += ["size"] if named_sizes(cls) else []
-    # The other common mistake is a right name in the wrong place, `lr` for `train.lr`.
+    # Another common mistake is a correct name in the wrong section, such as `lr` for `train.lr`.
     deeper = [path for path in _paths(cls) if path.split(".")[-1] == name]
     found = [join(key, path) for path in nearest(str(name), names) or deeper]
     advice = f"did you mean {' or '.join(found)}?" if found else f"expected one of {', '.join(names)}"
@@ -283,7 +283,7 @@ def _paths(cls: type, prefix: str = "") -> Iterator[str]:
 
 
 def former_names(config: object, mapping: object, key: str = "") -> Iterator[tuple[str, str]]:
-    """The former names in a mapping that `config` was built from: (dotted key, the key as it is called now)."""
+    """Yield the former names used in the mapping from which `config` was built: (dotted former key, current key)."""
     if isinstance(config, list | tuple) and isinstance(mapping, list | tuple):
         for i, (one, item) in enumerate(zip(config, mapping)):
             yield from former_names(one, item, f"{key}[{i}]")
@@ -344,7 +344,7 @@ def _plain(value: object) -> object:
 
 
 def flat(mapping: Mapping[str, T], without: Sequence[str] = (), prefix: str = "") -> dict[str, T]:
-    """Nested mappings as one mapping of dotted keys; the keys in `without`, and what is inside them, are left out."""
+    """Flatten nested mappings to one mapping of dotted keys, without the keys in `without` and the keys inside them."""
     found: dict[str, T] = {}
     for key, value in mapping.items():
         whole = f"{prefix}{key}"

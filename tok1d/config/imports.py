@@ -1,4 +1,4 @@
-"""Importing modules of the user's own, which register models: `tok1d --import MODULE`."""
+"""Importing user modules that register models: `tok1d --import MODULE`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tok1d.errors import ConfigError, reason_of
 
 
 def import_module(name: str) -> ModuleType:
-    """A module by its name, looked for in the working directory too, or by the path of a .py file.
+    """Import a module by its name, also from the working directory, or by the path of a .py file.
 
     A file is imported once under its own name; modules next to it can be imported from it.
 
     Raises:
-        ConfigError: there is no such module, or it fails; one line with the error and its place.
+        ConfigError: there is no such module, or importing it fails; one line with the error and where it was raised.
     """
     path = Path(name)
     try:
@@ -38,13 +38,13 @@ def import_module(name: str) -> ModuleType:
 
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise ConfigError("no such file")
+        raise ConfigError("no such file; expected the path of a .py file, or the name of a module")
     path = path.resolve()
     known = sys.modules.get(path.stem)
     if known is not None:
         if getattr(known, "__file__", None) == str(path):
             return known
-        raise ConfigError(f"a module called {path.stem} is loaded already; rename the file")
+        raise ConfigError(f"a module called {path.stem} is already loaded; rename the file")
     _search(path.parent)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None, "a .py file has a loader"
@@ -59,7 +59,7 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _search(folder: Path) -> None:
-    """Let modules of a folder be found, after all others."""
+    """Append a folder to Python's module search path."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
 

@@ -25,12 +25,12 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of that name or YAML file after `key=value` overrides, with `out` (and `cache`) filled in.
+    """Load a recipe by its name or YAML file, with `key=value` overrides; `out` (and `cache`) are filled in.
 
-    A recipe may inherit: `base: NAME_OR_PATH` reads that one first (without its `out`), a path being relative to
-    the file. `${data.image_size}` stands for the value of another key that is written in the recipe or its bases.
-    `size: base` in a section whose class has `SIZES` sets dim, depth and heads. These keys win where written next to
-    it; a size in a later place (an inheriting recipe, an override) replaces them all.
+    A recipe may inherit: `base: NAME_OR_PATH` reads that one first (without its `out`), a path is relative to the
+    file. `${data.image_size}` stands for the value of another key that is written in the recipe or its bases.
+    `size: base` in a section whose class has `SIZES` sets dim, depth and heads. Keys written next to it override
+    it; a `size` in an inheriting recipe or an override replaces all three.
     A key's former name works, too; a line on stderr gives the new one.
 
     Raises:
@@ -104,7 +104,7 @@ def _read(name: str, folder: Path = Path(), above: tuple[Path, ...] = ()) -> Tre
     chain = (*above, path.resolve())
     if chain[-1] in above:
         cycle = chain[chain.index(chain[-1]) :]
-        raise ConfigError(f"base: recipes inherit in a circle, {' -> '.join(map(str, cycle))}")
+        raise ConfigError(f"base: circular inheritance, {' -> '.join(map(str, cycle))}")
     tree = _parse(_read_text(path), str(path))
     base = tree.pop("base", None)
     if base is None:
@@ -141,7 +141,7 @@ def _parse(text: str, source: str) -> Tree:
     except GrammarParseError as error:
         raise _interpolation_error(error.full_key, error) from None
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{source}: {reason_of(error)}") from None
+        raise ConfigError(f"{source}: not a valid recipe, {reason_of(error)}") from None
     except AssertionError:  # OmegaConf's reaction to a single number
         pass
     if not isinstance(tree, dict):

@@ -21,10 +21,10 @@ def known_name(name: object, known: Iterable[str], key: str) -> str:
 
 
 def nearest(word: str, names: Iterable[str]) -> list[str]:
-    """The names with the smallest edit distance to `word`, all of them on a tie, none if every one is far.
+    """The names with the smallest edit distance to `word`, all of them on a tie, none if all are too far.
 
-    An edit inserts, deletes or replaces a character, or swaps two neighbours. One edit is always near, and one more for
-    every three characters. Upper and lower case may count as equal.
+    An edit inserts, deletes or replaces a character, or swaps two neighbours. One edit is allowed, or a third of the
+    word's length if that is more. Upper and lower case may count as equal.
     """
     names = list(dict.fromkeys(names))
     most = max(1, len(word) // 3)

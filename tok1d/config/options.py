@@ -1,4 +1,4 @@
-"""Options from dataclasses: fields taken over under a prefix, and values from the text of a command line."""
+"""Options from dataclasses: copying fields under a prefix, and parsing values of the command line."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ T = TypeVar("T")
 
 
 def flag_of(name: str) -> str:
-    """How the command line writes a field: top_k is --top-k."""
+    """The command-line option of a field: "--top-k" for top_k."""
     return f"--{name.replace('_', '-')}"
 
 
 def null_is(default: object, hint: type) -> Callable[[object, str], object]:
-    """A converter of recipe values that reads null, which older recipes hold, as the default."""
+    """Return a converter of recipe values that replaces null, as older recipes have it, by the default."""
     return lambda value, key: default if value is None else convert(hint, value, key)
 
 
 def fields_from(cls: type[T], holder: object, prefix: str = "") -> T:
-    """The fields of `cls` that a larger dataclass holds under a prefix, as an instance of `cls`."""
+    """Make an instance of `cls` from the fields of a larger dataclass that have these names with a prefix."""
     names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     return cls(**{name: getattr(holder, prefix + name) for name in names if hasattr(holder, prefix + name)})
 
@@ -54,10 +54,10 @@ class Option:
 
     name: str
     hint: Any
-    default: Any
+    default: object
     help: str
     bounds: Mapping[str, float]
-    metadata: Mapping[str, Any]
+    metadata: Mapping[str, object]
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -141,7 +141,7 @@ def _without_none(hint: Any) -> Any:
 
 
 def parse_words(text: str, what: str) -> list[str]:
-    """ "euler,heun" as distinct words; InputError where one is empty."""
+    """Split text such as "euler,heun" into distinct words; raises InputError if one is empty."""
     words = [each.strip() for each in text.split(",")]
     if not all(words):
         raise InputError(f"{what}: expected values separated by commas, got {text!r}")
@@ -149,7 +149,7 @@ def parse_words(text: str, what: str) -> list[str]:
 
 
 def parse_counts(text: str, what: str, low: int, high: int | None = None) -> list[int]:
-    """ "1,4,8" as numbers in low..high; InputError for anything else."""
+    """Parse text such as "1,4,8" to integers in low..high; raises InputError for anything else."""
     try:
         values = [int(each) for each in text.replace(" ", "").split(",") if each]
     except ValueError:
@@ -160,7 +160,7 @@ def parse_counts(text: str, what: str, low: int, high: int | None = None) -> lis
 
 
 def check_counts(values: list[int], what: str, low: int, high: int | None = None) -> list[int]:
-    """The same numbers; InputError where one is outside low..high (None: no limit)."""
+    """Return the same numbers; raises InputError if one is outside low..high (None: no limit)."""
     for value in values:
         if value < low or (high is not None and value > high):
             span = f"from {low}" if high is None else f"in {low}..{high}"
@@ -169,7 +169,7 @@ def check_counts(values: list[int], what: str, low: int, high: int | None = None
 
 
 def parse_interval(text: str, what: str) -> tuple[float, float]:
-    """ "0.2,0.8" as 0 <= low < high <= 1; "" is the whole range; InputError for anything else."""
+    """Parse text such as "0.2,0.8" to 0 <= low < high <= 1, "" to the whole range; raises InputError for others."""
     if not text:
         return 0.0, 1.0
     try:
@@ -177,5 +177,5 @@ def parse_interval(text: str, what: str) -> tuple[float, float]:
     except ValueError:
         raise InputError(f"{what}: expected two numbers such as 0.2,0.8, got {text!r}") from None
     if not 0 <= low < high <= 1:
-        raise InputError(f"{what}: expected two growing numbers in 0..1, such as 0.2,0.8, got {text!r}")
+        raise InputError(f"{what}: expected LOW,HIGH with 0 <= LOW < HIGH <= 1, such as 0.2,0.8, got {text!r}")
     return low, high

@@ -1,4 +1,4 @@
-"""The schema of a recipe: its sections as typed dataclasses; models are known only through the registry."""
+"""The schema of a recipe: its sections as typed dataclasses; models are looked up in the registry."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ NO_CACHE = "none"  # value of `cache`: tokens are encoded batch by batch
 
 @dataclass
 class CardConfig:
-    """What `tok1d recipes` prints about a recipe."""
+    """The description of a recipe that `tok1d recipes` prints."""
 
     about: str = option("", "one line: the model and the data")
     reproduces: str = option("", "the published experiment that it follows, if any")
@@ -37,7 +37,7 @@ class DataConfig:
     )
     root: str | None = option(
         None,
-        "folder of the data; for fashion_mnist null searches the usual places, for webdataset also a pattern such as "
+        "folder of the data; null for fashion_mnist: a default folder, or a download; for webdataset also a pattern, "
         "DIR/{000..010}.tar",
     )
     image_size: int = option(28, "side of the square images, in pixels", ge=1)
@@ -54,13 +54,13 @@ class DataConfig:
     flip: bool = option(False, "flip training images horizontally at random")
     pad: int = option(0, "black border on each side, in pixels, inside image_size: 28 and 2 make 32", ge=0)
     on_broken: Literal["stop", "skip"] = option(
-        "skip", "what to do about an unreadable image; skipped ones are counted and listed"
+        "skip", "reaction to an unreadable image: stop with an error, or skip it; skipped images are counted and listed"
     )
     workers: int | None = option(
         None, "threads that read and decode images; null is one for each core, at most 16", ge=1
     )
-    limit: int | None = option(None, "training images used; null is all", ge=1)
-    limit_test: int | None = option(None, "test images used; null is all", ge=1)
+    limit: int | None = option(None, "number of training images to use; null is all", ge=1)
+    limit_test: int | None = option(None, "number of test images to use; null is all", ge=1)
     num_images: int | None = option(
         None, "number of training images, for a cost forecast where the data are not present", ge=1
     )
@@ -75,7 +75,7 @@ class DataConfig:
     )
 
     def check(self) -> None:
-        """Raise ConfigError on a data set without its folder, keys of another data set, or a border without image."""
+        """Raise ConfigError on a missing folder, keys of another data set, or a border that leaves no image."""
         needs = {
             "folder": "the folder with one subfolder for each class",
             "webdataset": "a folder or pattern of tar shards",
@@ -88,7 +88,7 @@ class DataConfig:
             if got is not None and self.name not in ("webdataset", "huggingface"):
                 raise ConfigError(f"{key}: only webdataset and huggingface read it, expected null, got {got}")
         if self.captions is not None and (self.captions == "labels") != (self.name == "fashion_mnist"):
-            values = {"fashion_mnist": "labels", "folder": "files or a file of JSON lines"}
+            values = {"fashion_mnist": "labels", "folder": "files or a JSON Lines file"}
             expected = values.get(self.name, "a member's or column's name")
             raise ConfigError(f"captions: name={self.name} takes {expected}, got {self.captions}")
         smallest = min([self.image_size, *self.image_sizes])
@@ -137,7 +137,7 @@ class OptimConfig:
 
 @dataclass
 class TrainConfig(OptimConfig):
-    """One training run: the optimizer's settings, and what is logged, saved and measured how often."""
+    """Settings of the training: optimizer, precision, and how often to log, save and evaluate."""
 
     precision: Literal["fp32", "bf16", "fp16"] = option(
         "fp32", "arithmetic of the forward pass; bf16 and fp16 (with loss scaling) are for GPUs"
@@ -147,7 +147,7 @@ class TrainConfig(OptimConfig):
     )
     log_every: int = option(50, "steps between lines of the log", ge=1)
     checkpoint_activations: bool = option(
-        False, "compute blocks again in the backward pass: less memory, more time (activation checkpointing)"
+        False, "activation checkpointing: recompute blocks in the backward pass, for less memory and more time"
     )
     compile: bool = option(False, "torch.compile of the transformer blocks: faster steps after a slow first one")
     save_every: int = option(0, "steps between checkpoints; 0 is only at the end", ge=0)
@@ -167,15 +167,15 @@ class TrainConfig(OptimConfig):
         None, "dense peak of one device in TFLOP/s, for mfu in the log; null: the known value of an NVIDIA GPU", gt=0
     )
     tracker: Literal["none", "tensorboard", "wandb"] = option(
-        "none", "also send the log to RUN/tensorboard, or Weights & Biases (optional packages)"
+        "none", "also write the log to TensorBoard (RUN/tensorboard) or Weights & Biases (optional packages)"
     )
 
 
 @dataclass(frozen=True)
 @adding(Decoding, "decoder_", without=("steps",))
 class EvaluateConfig(Sampling):
-    """What the evaluation of a run measures, and how: generators read `Sampling`, their tokenizer's decoder
-    `decoder_*`; tokenizers read sampler, guidance and guidance_interval as those of their decoder."""
+    """Settings of the evaluation of a run. Generators use the fields of `Sampling`, and `decoder_*` for the decoder of
+    their tokenizer. Tokenizers use sampler, guidance and guidance_interval for their decoder."""
 
     num_images: int = option(1000, "tokenizers: test images that are reconstructed", ge=1)
     num_samples: int = option(1000, "generators: samples", ge=1)
@@ -195,15 +195,15 @@ class EvaluateConfig(Sampling):
         return dataclasses.replace(fields_from(Decoding, self, "decoder_" if generator else ""), steps=self.steps)
 
     def check(self) -> None:  # type: ignore[override]
-        """Raise ConfigError on an interval whose ends do not grow within 0..1."""
+        """Raise ConfigError on an interval [low, high] without 0 <= low < high <= 1."""
         for key in ("guidance_interval", "decoder_guidance_interval"):
             low, high = getattr(self, key)
             if not 0 <= low < high <= 1:
-                raise ConfigError(f"{key}: expected two growing times in 0..1, got [{low}, {high}]")
+                raise ConfigError(f"{key}: expected [low, high] with 0 <= low < high <= 1, got [{low}, {high}]")
 
 
 def _loss_section(path: str, help: str) -> Any:  # as `option`
-    """A field whose dataclass "module:Class" needs torch, so that it is imported when a recipe is built."""
+    """Declare a field of the dataclass "module:Class". It needs torch, so it is imported when a recipe is built."""
 
     def build(value: object, key: str) -> object:
         cls = registry.imported(path)
@@ -214,9 +214,9 @@ def _loss_section(path: str, help: str) -> Any:  # as `option`
 
 @dataclass
 class Recipe:
-    """Everything that decides a run; `tok1d.config.load.load_recipe` reads one.
+    """All settings of a run; `tok1d.config.load.load_recipe` reads a recipe.
 
-    The metadata `only` of a field here or in `train` names the one kind of model that reads it.
+    A field, here or in `train`, with the metadata `only` applies to that kind of model alone.
     """
 
     kind: Kind = option(help="what is trained")
@@ -233,17 +233,20 @@ class Recipe:
         None, "generators: model folder or bundled name of the tokenizer whose tokens are modelled", only="generator"
     )
     cache: str | None = option(
-        None, "generators: token cache folder; default: OUT/cache; none encodes every batch", only="generator"
+        None,
+        "generators: folder of the token cache; default: OUT/cache; none: no cache, every batch is encoded",
+        only="generator",
     )
     cache_views: Literal["center", "center+flip", "random", "tencrop"] = option(
-        "center", "generators: views of an image in the cache (1, 2, 1, 20)"
+        "center", "generators: crops of an image in the cache (1, 2, 1 or 20 views)"
     )
     cache_dtype: Literal["float32", "float16", "bfloat16"] = option(
         "float32", "generators: how a cache made by this run stores continuous tokens"
     )
     row_order: Literal["every_image", "released"] = option(
         "every_image",
-        "generators: each image once an epoch in a random view; released: rows of the cache with replacement",
+        "generators: each image once per epoch in a random view; released: rows sampled with replacement, as in "
+        "Semanticist's code",
         was="draws",
     )
     sample_latents: bool = option(
@@ -281,7 +284,7 @@ class Recipe:
         return text_condition(self.model) is not None
 
     def check(self) -> None:
-        """Raise ConfigError where the sections contradict each other."""
+        """Raise ConfigError if sections contradict each other."""
         kind = registry.MODELS[self.model.name].kind
         if kind != self.kind:
             raise ConfigError(f"model.name: {self.model.name} is a {kind}, but the recipe's kind is {self.kind}")
@@ -329,8 +332,8 @@ class Recipe:
         if self.data.captions is None and (self.learns_words or self.reads_captions):
             reader = "condition.kind=text" if self.reads_captions else "the auxiliary target text"
             raise ConfigError(
-                f"data.captions: {reader} needs captions; expected labels (fashion_mnist), files "
-                "or a file of JSON lines (folder), got null"
+                f"data.captions: {reader} needs captions; expected labels (fashion_mnist), files or a JSON Lines file "
+                "(folder), a member (webdataset) or a column (huggingface), got null"
             )
         name, sizes = self.model.name, self.data.image_sizes
         if sizes and not registry.has_capability(name, "any_size"):

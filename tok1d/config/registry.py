@@ -102,7 +102,7 @@ def _check_model(name: str, kind: Kind, config: type, cls: type) -> None:
     if kind not in get_args(Kind):
         raise ConfigError(f"register {name}: expected kind {', '.join(get_args(Kind))}, got {show(kind)}")
     known = MODELS.get(name)
-    # The same module may be imported again; its class then replaces its former self.
+    # The same module may be imported again; the new class then replaces the old one.
     if known is not None and _path(known.model) != _path(cls):
         raise ConfigError(f"register {name}: the name belongs to {_path(known.model)}; choose another")
     named = dataclasses.is_dataclass(config) and getattr(config, "name", None)

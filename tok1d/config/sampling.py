@@ -1,7 +1,7 @@
 """The options of sampling and decoding, declared once.
 
 The options of the commands, the axes of `evaluate grid`, the `evaluate` section of recipes and the settings in a record
-are made from these classes by `tok1d.config.options`. To add an option, add a field here and the line that reads it.
+are made from these classes by `tok1d.config.options`. To add an option, add a field here and the code that reads it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from tok1d.errors import InputError
 # in a few parallel steps (MaskGIT).
 Kind = Literal["diffusion", "categorical", "masked"]
 Schedule = Literal["constant", "linear", "power_cosine"]
-OF = "of"  # key of a field's metadata: the kinds of generators that read it; without it all do
+OF = "of"  # key of a field's metadata: the kinds of generators that use it; default: all
 EVERYWHERE = (0.0, 1.0)  # the interval in which guidance always acts
 
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """What `Generator.sample` takes beside guidance. Defaults change nothing.
+    """The arguments of `Generator.sample` other than guidance. The defaults leave its sampling unchanged.
 
     Raises:
         InputError: see `check`.
@@ -47,11 +47,11 @@ class SampleSettings:
         ge=0,
     )
     top_k: int = option(
-        0, "LlamaGen: sample from so many most likely ids; 0: all", ge=0, of=("categorical",), build=null_is(0, int)
+        0, "LlamaGen: sample from the k most likely ids; 0: from all", ge=0, of=("categorical",), build=null_is(0, int)
     )
     top_p: float = option(
         1.0,
-        "LlamaGen: sample from the most likely ids of this total probability; 1: all",
+        "LlamaGen: sample from the fewest most likely ids that reach this total probability; 1: from all",
         gt=0,
         le=1,
         of=("categorical",),
@@ -59,7 +59,7 @@ class SampleSettings:
     )
     min_p: float = option(
         0.0,
-        "LlamaGen: sample from the ids that have at least this share of the most likely id's probability; 0: all",
+        "LlamaGen: sample from the ids with at least this fraction of the highest probability; 0: from all",
         ge=0,
         le=1,
         of=("categorical",),
@@ -79,7 +79,7 @@ class SampleSettings:
         return {name: getattr(self, name) for name in names}
 
     def check(self, kind: Kind, model: str, prefix: str = "") -> None:
-        """Refuse settings that a generator does not read, and numbers outside a setting's range.
+        """Raise InputError on settings that a generator does not use, and on numbers out of range.
 
         Args:
             model: its name.
@@ -93,7 +93,7 @@ class SampleSettings:
             value, bounds = getattr(self, field.name), bounds_of(field)
             shown = flag_of(field.name) if prefix == "--" else prefix + field.name
             if value != field.default and field.name not in read:
-                raise InputError(f"{shown}: {model} has none, leave it out; got {value}")
+                raise InputError(f"{shown}: {model} does not use it, leave it out; got {value}")
             if isinstance(value, int | float) and not (math.isfinite(value) and within(value, bounds)):
                 ranged = " and ".join(f"{sign} {limit}" for sign, limit in bounds.items())
                 raise InputError(f"{shown}: expected a finite number {ranged}, got {value:g}")

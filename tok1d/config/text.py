@@ -21,7 +21,7 @@ def join(key: str, name: object) -> str:
 
 
 def show(value: object) -> str:
-    """A value as YAML or Python write it, on one line of at most 80 characters."""
+    """Format a value on one line of at most 80 characters: null, true and false as in YAML, others by `repr`."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     text = repr(value)

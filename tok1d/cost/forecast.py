@@ -1,4 +1,4 @@
-"""What a training run will take, from its recipe alone: parameters, steps, memory, FLOPs, disk.
+"""Forecast of a training run from its recipe alone: parameters, steps, memory, FLOPs and disk space.
 
 The model is built on PyTorch's meta device, where tensors have shapes but no values: no data and no weights are read,
 nothing is computed and nothing is written.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 KNOWN_IMAGES = {"fashion_mnist": 60_000}
-DEVICES = 8  # of a typical machine; memory is given for one device and for each of these
+DEVICES = 8  # in a typical machine; memory is shown for one device and for this many
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,15 @@ class Forecast:
 
     Args:
         parameters: of the model by part, including fixed position tables (as in published counts).
-        tables: how many of them are fixed position tables, by part; parts without one are left out.
+        tables: how many of them are fixed position tables, by part; only for parts that have one.
         num_images: images (or token sequences) of an epoch; None is unknown.
-        bytes_per_parameter: of a trained parameter: weight, gradient, AdamW's two moments, averaged weight.
+        bytes_per_parameter: bytes for each trained parameter: weight, gradient, AdamW's two moments, averaged weight.
         measured: cost of a training step.
         frozen: untrained networks that are not part of the model: name -> (parameters, FLOPs per image), None where
             they are unknown.
-        cache_rows, cache_bytes: of a generator's token cache; None where it has none or `num_images` is None.
+        cache_rows, cache_bytes: of a generator's token cache; None without a cache or if `num_images` is None.
         loss_networks: networks of the loss by name; None where their cost is unknown.
-        image_sizes: of a run that mixes image sizes: FLOPs are the mean over them, bytes those of the largest.
+        image_sizes: sizes in pixels of a run that mixes them. FLOPs are the mean over them, bytes those of the largest.
     """
 
     parameters: dict[str, int]
@@ -157,9 +157,9 @@ def _measured(recipe: Recipe, model: nn.Module) -> StepCost:
 
 
 def count_parameters(model: nn.Module, kind: str) -> tuple[dict[str, int], dict[str, int]]:
-    """Parameters of a model by part, including fixed position tables and frozen class tables; and the position tables.
+    """Count parameters by part, fixed position tables and frozen class tables included; and the position tables alone.
 
-    The parts of a tokenizer are its submodules and the projector of its alignment; those of a generator trunk and head.
+    The parts of a tokenizer are its submodules and the projector of its alignment; a generator has trunk and head.
     """
     parameters: dict[str, int] = {}
     tables: dict[str, int] = {}
@@ -276,22 +276,22 @@ def _parameter_rows(result: Forecast) -> list[Row]:
     rows: list[Row] = []
     for part, count in result.parameters.items():
         fixed = result.tables.get(part)
-        note = f"{part}, incl. fixed position table of {fixed:,}" if fixed else part
+        note = f"{part}, including a fixed position table of {fixed:,}" if fixed else part
         rows.append(("" if rows else "parameters", f"{count:,}", note))
-    rows.append(("", f"{result.total:,}", f"total, of which {result.trainable:,} are trained"))
+    rows.append(("", f"{result.total:,}", f"total, {result.trainable:,} of them trained"))
     for name, cost in result.frozen.items():
-        note = "frozen, not in the model" if cost else "frozen, not in the model, unknown size, not counted here"
+        note = "frozen, not part of the model" if cost else "frozen, not part of the model, unknown size, not counted"
         rows.append(("", f"{cost[0]:,}" if cost else "?", f"{name}, {note}"))
     return rows + [_network_row(name, network) for name, network in result.loss_networks.items()]
 
 
 def _network_row(name: str, network: LossNetwork | None) -> Row:
     if network is None:
-        return ("", "?", f"{name}, not in the model, unknown size, not counted here")
+        return ("", "?", f"{name}, not part of the model, unknown size, not counted")
     trained = f"{network.trained:,} trained" if network.trained else "frozen"
     state, each = _binary(network.state_bytes), _binary(network.bytes_per_image)
     count = f"{network.trained + network.frozen:,}"
-    return ("", count, f"{name}, not in the model: {trained}; {state} and {each} an image")
+    return ("", count, f"{name}, not part of the model: {trained}; {state}, and {each} per image")
 
 
 def _step_rows(result: Forecast) -> list[Row]:
@@ -303,7 +303,7 @@ def _step_rows(result: Forecast) -> list[Row]:
     epoch = result.num_images / result.images_per_step
     return [
         ("steps", f"{result.steps:,}", steps),
-        ("", f"{epoch:,.1f}", f"steps an epoch of {result.num_images:,} images"),
+        ("", f"{epoch:,.1f}", f"steps per epoch of {result.num_images:,} images"),
         ("", f"{result.steps / epoch:,.1f}", "epochs"),
     ]
 
@@ -311,10 +311,10 @@ def _step_rows(result: Forecast) -> list[Row]:
 def _memory_rows(result: Forecast) -> list[Row]:
     measured, size = result.measured, result.batch_size
     largest = f" of {max(result.image_sizes)} px" if result.image_sizes else ""
-    activations = f"activations an image{largest}, {result.precision}, without compilation and checkpointing"
-    state = "weights 4, gradients 4, AdamW 8" + (", EMA 4" if result.bytes_per_parameter == 20 else "")
+    activations = f"activations per image{largest}, {result.precision}, without compilation and checkpointing"
+    state = "weight 4, gradient 4, AdamW 8" + (", EMA 4" if result.bytes_per_parameter == 20 else "")
     rows = [
-        ("memory", _binary(result.state_bytes), f"{state} bytes a trained parameter, 4 a frozen one"),
+        ("memory", _binary(result.state_bytes), f"bytes per trained parameter: {state}; per frozen one: 4"),
         ("", _binary(measured.bytes_per_image), activations),
         ("", _binary(result.memory()), f"total on one device ({size:,} images at a time)"),
     ]
@@ -322,18 +322,18 @@ def _memory_rows(result: Forecast) -> list[Row]:
         sharded = ", AdamW's moments sharded" if result.shard == "optimizer" else ""
         each = f"total on each of {DEVICES} devices ({size // DEVICES:,} images each{sharded})"
         rows.append(("", _binary(result.memory(DEVICES)), each))
-    rows.append(("", "", "activations: the tensors that autograd saves; temporary memory of kernels comes on top"))
+    rows.append(("", "", "activations are the tensors that autograd saves; kernels need temporary memory in addition"))
     return rows
 
 
 def _cost_rows(result: Forecast) -> list[Row]:
     rows = [
-        ("FLOPs", decimal(result.step_flops), "a step: matrix products and convolutions, forward and backward"),
-        ("", decimal(result.run_flops), "the whole run"),
+        ("FLOPs", decimal(result.step_flops), "per step: matrix products and convolutions, forward and backward"),
+        ("", decimal(result.run_flops), "for the whole run"),
     ]
     for name, cost in result.frozen.items():
         count = decimal(cost[1] * result.images_per_step) if cost else "?"
-        rows.append(("", count, f"a step of the frozen {name}" + ("" if cost else ", not counted here")))
+        rows.append(("", count, f"per step in the frozen {name}" + ("" if cost else ", not counted here")))
     if result.cache_bytes is not None:
         note = f"token cache on disk, {result.cache_rows:,} rows"
         rows.append(("disk", decimal(result.cache_bytes, "B"), note))
@@ -341,7 +341,7 @@ def _cost_rows(result: Forecast) -> list[Row]:
 
 
 def _binary(num: float) -> str:
-    """Bytes in GiB or MiB."""
+    """Format a number of bytes in GiB, or in MiB below 1 GiB."""
     return f"{num / 2**30:,.2f} GiB" if num >= 2**30 else f"{num / 2**20:,.1f} MiB"
 
 

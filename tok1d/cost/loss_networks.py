@@ -1,4 +1,4 @@
-"""What the networks of the loss (LPIPS, a classifier, a discriminator) add to the cost of a tokenizer's training."""
+"""The cost of the networks of a tokenizer's loss: LPIPS, a classifier and a discriminator."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class LossNetwork:
 
     Args:
         trained, frozen: its parameters; trained ones have gradients and AdamW's moments.
-        flops_per_image: FLOPs of a training step with the discriminator, forward and backward, of all its passes.
+        flops_per_image: FLOPs of all its forward and backward passes in a training step with the discriminator.
         flops_before: the same before the discriminator starts.
-        bytes_per_image: activations kept by its pass over a reconstruction, at the same time as the tokenizer's.
+        bytes_per_image: activations of its forward pass on a reconstruction, kept together with the tokenizer's.
     """
 
     trained: int

@@ -23,7 +23,7 @@ _FULL = {F.layer_norm, F.group_norm, F.softmax, F.cosine_similarity, F.mse_loss,
 
 # (latent channels, pixels per latent position) -> arguments of diffusers' AutoencoderKL: MAR's KL-16, Stable
 # Diffusion's VAE.
-AUTOENCODERS: dict[tuple[int, int], dict[str, Any]] = {
+AUTOENCODERS: dict[tuple[int, int], dict[str, list[int] | list[str]]] = {
     (16, 16): {
         "block_out_channels": [128, 128, 256, 256, 512],
         "down_block_types": ["DownEncoderBlock2D"] * 4 + ["AttnDownEncoderBlock2D"],
@@ -57,7 +57,7 @@ class StepCost:
 
 
 def measure(model: nn.Module, batch: Callable[[int], Batch], *, half: bool) -> StepCost:
-    """The cost of a training step, from two steps of a meta model, on 2 and on 4 images: it is linear in their number.
+    """Measure the cost of a training step with two steps of a meta model, on 2 and on 4 images: the cost is linear.
 
     Attention counts with its full matrix products, masked or not; recomputation (activation checkpointing) does not
     count.
@@ -108,7 +108,7 @@ class _SavedTensors:
         self.own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
         # References keep the storages alive: the address of a freed one could be used again.
         self.storages: dict[int, torch.UntypedStorage] = {}
-        self.extra = 0  # bytes that no storage stands for
+        self.extra = 0  # bytes without a storage of their own
 
     def add(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

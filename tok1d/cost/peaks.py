@@ -58,7 +58,7 @@ def known_peak(name: str, precision: str, *, tf32: bool = False) -> float | None
 
 
 def peak_of(device: torch.device, precision: str, given: float | None = None) -> float | None:
-    """Peak of one device in TFLOP/s: `given` (`train.peak_tflops`), else from the table; None is unknown."""
+    """Peak of one device in TFLOP/s: `given` (`train.peak_tflops`), else the value in the table; None is unknown."""
     if given is not None or device.type != "cuda":
         return given
     tf32 = torch.get_float32_matmul_precision() != "highest"

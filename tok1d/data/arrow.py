@@ -30,11 +30,11 @@ def open_arrow(root: str | Path, split: Split) -> tuple[Dataset, bool, list[Data
     import datasets
 
     if not Path(root).is_dir():
-        raise DataError(f"{root}: no such folder: expected one that datasets' save_to_disk wrote")
+        raise DataError(f"{root}: no such folder: expected one written by datasets' save_to_disk")
     try:
         found = datasets.load_from_disk(str(root))
     except Exception as error:  # of pyarrow, json or the file system
-        raise DataError(f"{root}: not a folder that datasets' save_to_disk wrote ({reason_of(error)})") from None
+        raise DataError(f"{root}: expected a folder written by datasets' save_to_disk ({reason_of(error)})") from None
     if not isinstance(found, datasets.DatasetDict):
         return found, False, [found]
     names = TRAIN_NAMES if split == "train" else TEST_NAMES
@@ -69,7 +69,9 @@ class ArrowImages(LazyImages):
             if key is not None and key not in data.column_names:
                 raise DataError(f"{root}: data.{what}: no column {key!r}, expected one of {columns}")
         if not isinstance(data.features[self._column], datasets.Image):
-            raise DataError(f"{root}: data.image_key: column {self._column} holds no images, expected one of {columns}")
+            raise DataError(
+                f"{root}: data.image_key: expected a column of images, got {self._column}; the columns are {columns}"
+            )
         self.root, self._data = root, data.cast_column(self._column, datasets.Image(decode=False))
         rows = [i for i in range(len(data)) if own_split or is_test(f"{root_name(root)}/{i}") == (split == "test")]
         self._rows = spread(rows, source.limit)
@@ -82,7 +84,9 @@ class ArrowImages(LazyImages):
         column = data[captions] if captions is not None else None
         texts = ["" if column is None or column[row] is None else column[row] for row in self._rows]
         if (wrong := next((text for text in texts if not isinstance(text, str)), None)) is not None:
-            raise DataError(f"{root}: data.captions: column {captions} expected one text a row, got {str(wrong)[:60]}")
+            raise DataError(
+                f"{root}: data.captions: expected one text per row in column {captions}, got {str(wrong)[:60]}"
+            )
         super().__init__(source.transform, source.on_broken, names, labels[self._rows], texts, source.workers)
 
     def name(self, index: int) -> str:
@@ -116,7 +120,7 @@ def _classes(data: Dataset, key: str | None, root: str, all_splits: list[Dataset
     feature, values = data.features[key], data[key][:]
     if any(type(value) is not int or value < 0 for value in values):
         wrong = next(value for value in values if type(value) is not int or value < 0)
-        raise DataError(f"{root}: data.label_key: column {key} expected numbers from 0 on, got {wrong!r}")
+        raise DataError(f"{root}: data.label_key: expected integers >= 0 in column {key}, got {wrong!r}")
     labels = np.array(values, dtype=np.int64)
     known = list(feature.names) if isinstance(feature, datasets.ClassLabel) else []
     highest = max([int(labels.max()), *(_highest(each, key) for each in all_splits if each is not data)])

@@ -34,5 +34,5 @@ class ImageSet(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Return a hash of the images and their transform, stable across runs and machines."""
+        """Return a string that identifies the images and their transform, stable across runs and machines."""
         ...

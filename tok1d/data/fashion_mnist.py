@@ -38,7 +38,7 @@ def read_idx(path: str | Path) -> np.ndarray:
     """Read an idx file, plain or gzipped, to an array of the shape and type that its header states.
 
     Raises:
-        DataError: the file is missing, not an idx file, or of another length than its header states.
+        DataError: the file is missing, not an idx file, or has another length than its header states.
     """
     # Header: two zero bytes, the type, the number of dimensions, and each dimension as a big-endian 32-bit number.
     try:
@@ -54,7 +54,9 @@ def read_idx(path: str | Path) -> np.ndarray:
     shape = tuple(int(size) for size in np.frombuffer(data[4 : start if len(data) >= start else 4], ">u4"))
     expected = start + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     if len(shape) != data[3] or len(data) != expected:
-        raise DataError(f"{path}: {len(data)} bytes where its header {shape} needs {expected}: download it again")
+        raise DataError(
+            f"{path}: expected {expected} bytes for the shape {shape} in its header, got {len(data)}: download it again"
+        )
     array = np.frombuffer(data, dtype, offset=start).reshape(shape)
     return array.astype(array.dtype.newbyteorder("="))
 
@@ -67,7 +69,7 @@ def load(split: str = "train", root: str | Path | None = None) -> tuple[np.ndarr
         root: see `find`.
 
     Raises:
-        DataError: the files are missing or damaged, or another split.
+        DataError: the files are missing or damaged, or `split` is neither of the two.
     """
     if split not in _PREFIX:
         raise DataError(f"Fashion-MNIST has the splits train and test, got {split!r}")
@@ -116,7 +118,7 @@ def find(root: str | Path | None = None, cache: Path | None = None) -> Path:
         raise DataError(f"Fashion-MNIST is not in {home} yet")
     failures = []
     for name, fetch in (("torchvision", _from_torchvision), (f"Debian package {_PACKAGE}", _from_debian)):
-        print(f"Fashion-MNIST: downloading by {name} ...", file=sys.stderr, flush=True)
+        print(f"Fashion-MNIST: downloading with {name} ...", file=sys.stderr, flush=True)
         try:
             return _fill(home, fetch)
         except _NETWORK_ERRORS as error:
@@ -146,7 +148,7 @@ def _fill(home: Path, fetch: Callable[[Path], None]) -> Path:
         work = Path(tempfile.mkdtemp(prefix=".fashion-mnist-", dir=home))
     except OSError as error:
         raise DataError(
-            f"{home}: cannot be written ({error.strerror}): set TOK1D_CACHE to a folder that can"
+            f"{home}: cannot write to this cache folder ({error.strerror}): set TOK1D_CACHE to a writable one"
         ) from error
     try:
         fetch(work)

@@ -42,7 +42,7 @@ def list_images(root: str | Path) -> list[str]:
             images = (name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith("."))
             files.extend(Path(place, name).relative_to(root).as_posix() for name in images)
     if not files:
-        raise DataError(f"{root}: no images there: expected {', '.join(SUFFIXES)} files, in class folders or directly")
+        raise DataError(f"{root}: no images found: expected {', '.join(SUFFIXES)} files, in class folders or directly")
     return sorted(files, key=lambda file: file.split("/"))
 
 
@@ -57,10 +57,13 @@ def first_image(root: str | Path) -> Path | None:
 
 
 def classes_of(root: str | Path, files: Sequence[str], *, captioned: bool = False) -> list[str]:
-    """Return the sorted class names: the first folders of the paths, or the name of `root` if there are no folders.
+    """Return the sorted class names: the first folder of each path, or the name of `root` if there are no folders.
+
+    Args:
+        captioned: the images have captions. Images inside and outside of folders may then be mixed, as one class.
 
     Raises:
-        DataError: some images are in class folders and some are not; if they are `captioned`, they are one class.
+        DataError: some images are in class folders and some are not, and they are not `captioned`.
     """
     loose = [file for file in files if "/" not in file]
     if not loose:
@@ -80,7 +83,7 @@ def broken_reason(path: str | Path) -> str | None:
 def _scan(path: str | Path) -> tuple[str | None, bool]:
     """As `broken_reason`, and whether the result is permanent.
 
-    It is not after an error of the operating system, such as a missing permission or a disk that is not mounted.
+    An error of the operating system, such as a missing permission or an unmounted disk, is not permanent.
     """
     try:
         with Image.open(path) as image:
@@ -177,8 +180,8 @@ class FolderImages(LazyImages):
 def _cached_scan(files: list[str], paths: list[Path], workers: int | None) -> dict[str, str | None]:
     """Return why each file is broken, or None: from the cached scan of equal files, else from a new one.
 
-    Equal are paths, sizes and modification times. A new scan is cached if all its results are permanent. While the
-    cache is read-only there is no new scan, and broken files are found when they are decoded.
+    Files are equal if their paths, sizes and modification times are. A new scan is cached if all its results are
+    permanent. While the cache is read-only no scan is made, and broken files are found when they are decoded.
     """
     digest = hashlib.sha256()
     for path in paths:

@@ -53,7 +53,7 @@ class ArrayImages:
         captions: N texts; default: "" for every image.
 
     Raises:
-        DataError: the arrays do not fit together.
+        DataError: the arrays do not match.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ def open_images(source: ImageSource, split: Split) -> ArrayImages | LazyImages:
     if name not in get_args(DataName):
         raise DataError(f"data set: expected {' or '.join(get_args(DataName))}, got {name!r}")
     if root is None:
-        raise DataError(f"data set {name}: expected the path of a folder of images, got none")
+        raise DataError(f"data set {name}: expected the path of its data, got none")
     if name != "folder":
         try:
             return ShardImages(source, split) if name == "webdataset" else ArrowImages(source, split)
@@ -228,7 +228,9 @@ def _folder_split(root: Path, split: Split, captioned: bool) -> tuple[Path, list
         )
         flat = [part for part, within in inside.items() if any("/" not in file for file in within)]
         if len(flat) == 1 and not captioned:
-            raise DataError(f"{root}: {flat[0]}/ has no class folders but the other split has: give both or neither")
+            raise DataError(
+                f"{root}: {flat[0]}/ has no class folders, but the other split has: use them in both or in neither"
+            )
         part = pair[split == "test"]
         return root / part, inside[part], [root.resolve().name] if flat else names
     root, files = without_train(root, files)

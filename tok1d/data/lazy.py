@@ -20,7 +20,7 @@ from tok1d.data.transforms import NUM_RANDOMS, Transform, decode_image, decoding
 from tok1d.errors import DataError
 
 OnBroken = Literal["stop", "skip"]
-# So many consecutive unreadable images are taken for a failure of the disk, and end the search for a readable one.
+# This many consecutive unreadable images are treated as a failure of the disk, and end the search for a readable one.
 MAX_UNREADABLE = 100
 
 

@@ -1,4 +1,4 @@
-"""A disk cache of what scans of the data found (indices of shards, broken files), as JSON files."""
+"""A disk cache of the results of scanning data (indices of shards, broken files), as JSON files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _writable = True
 
 
 def cache_writable() -> bool:
-    """Whether the cache folder may be written to, see `read_only_cache`."""
+    """Whether the cache may be written to: False inside of `read_only_cache`."""
     return _writable
 
 

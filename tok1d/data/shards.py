@@ -42,7 +42,7 @@ def find_shards(root: str) -> list[str]:
     """Return the sorted tar files below a folder, or of a pattern such as DIR/train-{000..010}.tar.
 
     Raises:
-        DataError: there are none, or one of the pattern is missing.
+        DataError: there are none, or a file of the pattern is missing.
     """
     from webdataset.shardlists import expand_urls
 
@@ -53,14 +53,14 @@ def find_shards(root: str) -> list[str]:
             found = sorted(expand_urls(root))
         except ValueError as error:
             raise DataError(
-                f"{root}: not a pattern of shards ({reason_of(error)}): expected such as DIR/{{000..010}}.tar"
+                f"{root}: not a pattern of shards ({reason_of(error)}): expected a pattern such as DIR/{{000..010}}.tar"
             ) from None
         missing = [path for path in found if not os.path.isfile(path)]
         if missing:
             raise DataError(f"{missing[0]}: no such shard, of {len(found)} in {root}: expected tar files on this disk")
     if not found:
         raise DataError(
-            f"{root}: no .tar files there: expected webdataset shards, or a pattern such as {{000..010}}.tar"
+            f"{root}: no .tar files: expected a folder of webdataset shards, or a pattern such as {{000..010}}.tar"
         )
     return found
 
@@ -104,7 +104,7 @@ def index_shard(path: str, image_keys: str, label_key: str, caption_key: str | N
     except (OSError, tarfile.TarError, EOFError, ValueError) as error:
         # webdataset appends the sample to the arguments of an error.
         cause = error if isinstance(error, OSError) else ValueError(*error.args[:1])
-        raise DataError(f"{path}: not a readable shard of whole samples ({reason_of(cause)}): write it again") from None
+        raise DataError(f"{path}: not a complete readable shard ({reason_of(cause)}): write it again") from None
     return rows
 
 
@@ -145,7 +145,7 @@ class ShardImages(LazyImages):
         rows = spread(rows, source.limit)
         if not rows:
             why = f"{len(found)} samples, none in the {split} split" if found else f"no sample has a {keys[0]}"
-            raise DataError(f"{root}: {why}; data.image_key names the member that is the image")
+            raise DataError(f"{root}: {why}; set data.image_key to the member that is the image")
         self.root, self.shards = root, shards
         # Shard, offset and size of every image.
         self._rows = np.array([(shard, sample.offset, sample.size) for shard, sample in rows], dtype=np.int64)

@@ -22,8 +22,8 @@ class ImageSource:
             a pattern of shards (see `shards.find_shards`).
         image_size, channels, crop, flip, pad: see `transforms.Transform`.
         on_broken: see `lazy.LazyImages`.
-        limit: number of images to use; None is all. The first ones of Fashion-MNIST, of other sets images at even
-            distances.
+        limit: number of images to use; None is all. They are the first images of Fashion-MNIST, and evenly spaced
+            images of other sets.
         captions: "labels" for sentences with the class name ("fashion_mnist"), "files" or the path of a JSON Lines
             file ("folder", see `captions.captions_of`), a member such as txt ("webdataset"), or a column
             ("huggingface"); None is no captions.

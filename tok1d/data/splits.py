@@ -30,10 +30,11 @@ def split_folders(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def part_of(paths: Sequence[str], split: Split) -> tuple[list[str], bool]:
-    """Return the files of a split, and whether they could be told apart by their names.
+    """Return the files of a split, and whether their names determine the split.
 
-    A file belongs to a split if "train", or "test" or "val", is a word of its name or else of its folder's name. Unless
-    every file does, and both splits occur, all files are returned, and `is_test` has to decide for every sample.
+    A file belongs to a split if "train", or "test" or "val", is a word of its name, or else of its folder's name. If
+    this does not assign every file, or finds only one split, all files are returned, and `is_test` has to decide for
+    each sample.
     """
     kinds = [_kind(path) for path in paths]
     if None in kinds or len(set(kinds)) < 2:
@@ -52,7 +53,7 @@ def _kind(path: str) -> Split | None:
 
 
 def spread(rows: Sequence[T], limit: int | None) -> list[T]:
-    """Return `limit` of the rows at even distances; all rows if it is None."""
+    """Return `limit` evenly spaced rows; all rows if `limit` is None or not smaller than their number."""
     if limit is None or limit >= len(rows):
         return list(rows)
     return [rows[i * len(rows) // limit] for i in range(limit)]

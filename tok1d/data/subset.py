@@ -38,7 +38,7 @@ class Subset:
             TypeError: the images are in memory and have no names.
         """
         if not isinstance(self.images, LazyImages | Subset):
-            raise TypeError(f"{type(self.images).__name__}: its images have no names")
+            raise TypeError(f"{type(self.images).__name__}: images in memory have no names")
         return self.images.name(self.indices[index])
 
     def batch(self, indices: Indices, *, seed: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor]:
@@ -64,8 +64,8 @@ def underlying(images: T | Subset) -> T | ImageSet:
 def subset(images: ImageSet, num: int | None) -> ImageSet:
     """Return `num` images of a set; the set itself if it has no more, or if `num` is None.
 
-    The first ones of arrays (Fashion-MNIST, which is in random order). Of any other set, which may be sorted by class,
-    images at even distances.
+    These are the first images of arrays (Fashion-MNIST, which is in random order), and evenly spaced images of any
+    other set, which may be sorted by class.
     """
     if num is None or num >= len(images):
         return images

@@ -31,7 +31,8 @@ class TokenWriter:
 
     Args:
         meta: JSON values that determine the rows, see `tokens.Meta`.
-        about: JSON values for the index that do not, see `tokens.About`; those of the process that writes the index.
+        about: JSON values for the index that do not determine the rows, see `tokens.About`. Those of the process that
+            writes the index are stored.
         part: (i, n), see above.
         overwrite: replace the shards of this part, and the index.
 
@@ -108,7 +109,7 @@ class TokenWriter:
             )
         while len(values):
             if not self._missing:
-                raise ValueError(f"{len(values)} rows more than the part is missing")
+                raise ValueError(f"got {len(values)} rows more than this part lacks")
             lacking = self._shard_rows(self._missing[0]) - sum(map(len, self._tokens))
             self._tokens.append(values[:lacking])
             self._labels.append(targets[:lacking])
@@ -160,7 +161,7 @@ class TokenWriter:
     def _begin(self, overwrite: bool, alone: bool) -> list[int]:
         """Check the folder and its free space; return the numbers of the shards to write.
 
-        A shard of another length is replaced.
+        Existing shards with another number of rows are written again.
         """
         index = self.folder / INDEX
         others = [] if overwrite or not self.folder.is_dir() else [path.name for path in self.folder.iterdir()]
@@ -168,7 +169,7 @@ class TokenWriter:
             (name for name in sorted(others) if name != INDEX and not _SHARDS.fullmatch(name) and name[0] != "."), None
         ):
             raise DataError(
-                f"{self.folder}: holds something else than a token cache ({foreign}): choose another folder"
+                f"{self.folder}: contains files that are not of a token cache ({foreign}): choose another folder"
             )
         if index.exists() and not overwrite and (alone or not self._is_ours(index)):
             raise DataError(

@@ -35,7 +35,7 @@ class Meta(TypedDict, total=False):
     views: int  # rows per image
     keep: int  # number of leading tokens stored
     num_classes: int
-    moments: bool  # whether rows hold mean and log-variance of each latent
+    moments: bool  # whether rows hold mean and standard deviation of each token, (K, 2 D)
     label: str  # conditioning of the encoder: "true" or "null"
     captions: str  # fingerprint of the captions that condition the encoder
     seed: int  # of random crops
@@ -66,7 +66,7 @@ class Layout:
         rows_per_shard: rows of each shard but the last.
 
     Raises:
-        ValueError: sizes or types that do not go together.
+        ValueError: sizes out of range, or a type that does not match `dim`.
     """
 
     num_tokens: int
@@ -76,9 +76,11 @@ class Layout:
 
     def __post_init__(self) -> None:
         if self.dtype not in _STORED or (self.dtype == "int64") != (self.dim == 0):
-            raise ValueError(f"tokens are float32, float16 or bfloat16 with dim > 0, or int64 ids: got {self}")
+            raise ValueError(
+                f"expected float32, float16 or bfloat16 with dim > 0, or int64 with dim 0 (ids), got {self}"
+            )
         if self.num_tokens < 1 or self.dim < 0 or self.rows_per_shard < 1:
-            raise ValueError(f"a token cache needs positive sizes: got {self}")
+            raise ValueError(f"expected num_tokens and rows_per_shard >= 1 and dim >= 0, got {self}")
 
     @property
     def row(self) -> tuple[int, ...]:
@@ -221,7 +223,7 @@ class Shard:
                 size = os.fstat(file.fileno()).st_size
                 length = int.from_bytes(file.read(8), "little")
                 if not 0 < length <= size - 8:
-                    raise ValueError(f"{size} bytes, cut off in its header")
+                    raise ValueError(f"header cut off, the file has {size} bytes")
                 header = json.loads(file.read(length))
             self.identity: str | None = header.get("__metadata__", {}).get("identity")
             self.tokens, self.labels = (self._map(header[name], 8 + length, size) for name in ("tokens", "labels"))
@@ -238,16 +240,16 @@ class Shard:
         shape = tuple(entry["shape"])
         begin, end = entry["data_offsets"]
         if end - begin != dtype.itemsize * int(np.prod(shape)) or start + end > size:
-            raise ValueError(f"{size} bytes where its header needs {start + end}")
+            raise ValueError(f"expected at least {start + end} bytes according to the header, got {size}")
         return np.memmap(self.path, dtype, mode="r", offset=start + begin, shape=shape)
 
 
 def _check_index(layout: Layout, rows: int, names: list[object], meta: object) -> None:
     """Raise ValueError or TypeError if the values of an index do not go together."""
     if not isinstance(meta, dict) or not all(isinstance(name, str) for name in names):
-        raise TypeError("meta is a mapping and shards are names")
+        raise TypeError("expected meta to be a mapping and shards to be names")
     if rows < 1 or len(names) != layout.num_shards(rows):
-        raise ValueError(f"{len(names)} shards of {layout.rows_per_shard} rows for {rows} rows")
+        raise ValueError(f"{rows} rows do not match {len(names)} shards of {layout.rows_per_shard} rows")
     for key, least in (("views", 1), ("num_classes", 0)):
         value = meta.get(key, 1)
         if type(value) is not int or value < least:

@@ -33,7 +33,7 @@ UPRIGHT = {
 }
 
 WHITE = (255, 255, 255)
-VIEW_SCALES = (1.05, 1.10)  # sizes of the two centre crops of `tencrop_views`, relative to the view
+VIEW_SCALES = (1.05, 1.10)  # sizes of the two centre crops of `tencrop_views`, as multiples of the size of a view
 NUM_RANDOMS = 4  # random numbers per image: horizontal and vertical crop position, flip, scale
 SMALLEST_SHARE = 0.8  # smallest side of a random-scale crop, relative to the short side of the image
 Crop = Literal["center", "random", "random_scale", "center+flip", "tencrop"]
@@ -50,7 +50,7 @@ def decode_image(
 
     Raises:
         DataError: the image cannot be decoded or has more than `MAX_PIXELS` pixels; names the file.
-        MemoryError: of the machine rather than of the image.
+        MemoryError: passed on unchanged, because the machine and not the image is the cause.
     """
     name = "image bytes" if isinstance(source, bytes) else str(source)
     try:
@@ -235,9 +235,13 @@ class Transform:
         return F.pad(pixels, (self.pad,) * 4) if self.pad else pixels
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> Tensor:
-        """Return uint8 (C, size, size), or (V, C, size, size) of V > 1 views; `rng` is needed if anything is random."""
+        """Return uint8 (C, size, size), or (V, C, size, size) of V > 1 views.
+
+        Raises:
+            ValueError: the transform is random and `rng` is None.
+        """
         if rng is None and (self.flip or self.crop in RANDOM):
-            raise ValueError("a random transform needs a generator")
+            raise ValueError("rng: a transform with random crops or flips needs a generator, got None")
         return self.apply(image, rng.random(NUM_RANDOMS) if rng is not None else (0.0, 0.0, 1.0, 0.0))
 
     def apply(self, image: Image.Image, randoms: Sequence[float] | np.ndarray) -> Tensor:

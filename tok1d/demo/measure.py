@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,12 +32,13 @@ def protocol(card: Card) -> EvaluateConfig:
     """The evaluation settings of the recipe in a model's card: steps, guidance, temperature."""
     from omegaconf import OmegaConf
 
-    tree: Any = OmegaConf.to_container(OmegaConf.create(card.recipe or "{}"), resolve=True)
+    tree = OmegaConf.to_container(OmegaConf.create(card.recipe or "{}"), resolve=True)
+    assert isinstance(tree, dict), "a card's recipe is a mapping"
     return build_config(EvaluateConfig, tree.get("evaluate", {}))
 
 
 def noise() -> torch.Generator:
-    """A new generator with the same seed for every image."""
+    """A random number generator with the fixed seed SEED."""
     return torch.Generator().manual_seed(SEED)
 
 
@@ -159,7 +159,7 @@ def probes(tokenizers: dict[str, LoadedTokenizer], train: ImageSet, test: ImageS
 
 
 def checks(tokenizer: LoadedTokenizer, generator: LoadedGenerator, curve: Sequence[CurvePoint]) -> list[Check]:
-    """The demo's targets, and what these models reached."""
+    """The demo's targets, and the values measured on these models."""
     length = tokenizer.spec.length
     errors = [_find(tokenizer.card.records, "mse", k) for k in prefix_lengths(length)]
     psnr = _find(tokenizer.card.records, "psnr", length)

@@ -147,7 +147,7 @@ def _targets(checks: Sequence[Check]) -> str:
         cells = (escape(check.what), escape(check.measured), escape(check.target), verdict)
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     table = _table(("yours", "measured", "target", "met"), rows)
-    return _section("done", "Targets", "What this demo should reach, and what it reached.", table)
+    return _section("done", "Targets", "The targets of this demo, and the measured values.", table)
 
 
 def _yes(value: bool) -> str:

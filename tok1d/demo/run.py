@@ -42,7 +42,7 @@ def run(
 ) -> Path:
     """Show the bundled models, train small ones from scratch, and write OUT/report.html; returns its path.
 
-    Finished parts are not repeated, and an interrupted training is resumed, unless `overwrite`.
+    Without `overwrite`, finished parts are skipped and an interrupted training is resumed.
 
     Args:
         out: folder of the demo.
@@ -138,7 +138,7 @@ def _stage(number: str, name: str, recipe: Recipe) -> bool:
 
 
 def _report(page: Path, recipes: dict[str, Recipe], test: ImageSet, started: float, *, whole: bool) -> None:
-    """Measure what the trainings did not, and write report.json and report.html."""
+    """Make the measurements that training did not make, and write report.json and report.html."""
     begun = time.perf_counter()
     pairs: dict[str, tuple[LoadedGenerator, LoadedTokenizer]] = {
         "yours": store.load_pair(Path(recipes[GENERATOR].out) / "model")

@@ -54,10 +54,10 @@ class Resources:
 
 
 def parse_time(text: str) -> int:
-    """Minutes of a time limit in sbatch's formats, seconds rounded up.
+    """Convert a time limit in one of sbatch's formats to minutes, rounded up.
 
     Raises:
-        InputError: not MINUTES, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS, or less than a minute.
+        InputError: `text` is not MINUTES, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS, or is 0.
     """
     found = re.fullmatch(r"(?:(\d+)-(\d+)(?::(\d+))?(?::(\d+))?|(\d+)|(\d+):(\d+):(\d+))", text)
     days, hours, minutes, seconds, alone, *clock = (int(part or 0) for part in found.groups()) if found else [0] * 8
@@ -153,7 +153,7 @@ def executor_for(cluster: Cluster, logs: Path, resources: Resources, name: str) 
     except ModuleNotFoundError:
         raise InputError("launch: needs the package submitit: pip install 'tok1d[slurm]'") from None
     if cluster == "slurm" and submitit.SlurmExecutor.affinity() <= 0:
-        raise InputError("launch: no SLURM here (no srun); run it where sbatch is, or --cluster local runs it here")
+        raise InputError("launch: SLURM not found (no srun); run it on a machine with sbatch, or pass --cluster local")
     executor = submitit.AutoExecutor(folder=logs / "%j", cluster=cluster, slurm_max_num_timeout=TIMEOUTS)
     executor.update_parameters(
         name=name,

@@ -22,7 +22,7 @@ from tok1d.zoo.pretrained.discriminator import build_discriminator
 from tok1d.zoo.pretrained.lpips import load_perceptual
 from tok1d.zoo.weights import load_state
 
-NAME, PREFIX = "discriminator", "d_"  # of the discriminator in checkpoints and in the log
+NAME, PREFIX = "discriminator", "d_"  # the discriminator's name in checkpoints, and prefix in the log
 
 
 class _Decoder(Protocol):
@@ -48,7 +48,7 @@ def build_players(
 
     Args:
         model: has `reconstruct(batch, progress)` and `decoder.last_weight`, as MAETok does.
-        resumed: a checkpoint replaces all weights, so no initial weights of the discriminator are read.
+        resumed: a checkpoint will replace all weights, so `init_from` is not read.
         perceptual: used instead of the configured networks, whose weights are then not read.
 
     Raises:
@@ -101,9 +101,9 @@ def discriminator_losses(adversarial: AdversarialLoss) -> PlayerLosses:
 
 
 def discriminator_optim(recipe: Recipe) -> OptimConfig:
-    """The tokenizer's optimizer settings, changed as `adversarial.optim` says, without averaged weights.
+    """The tokenizer's optimizer settings, with the changes of `adversarial.optim`, and without averaged weights.
 
-    Another learning rate scales the whole schedule, including its first and last value.
+    A different learning rate scales the whole schedule, including `warmup_init` and `lr_min`.
     """
     train, own = recipe.train, recipe.adversarial.optim
     assert isinstance(own, DiscriminatorOptim)
@@ -122,7 +122,7 @@ def init_discriminator(adversarial: AdversarialLoss, model: str) -> None:
     """Load the discriminator's state from the newest checkpoint of the run that trained `model`, if there is one.
 
     Raises:
-        WeightsError: a checkpoint that cannot be read, or a discriminator of another kind.
+        WeightsError: the checkpoint cannot be read, or has a discriminator of another kind.
     """
     checkpoints = sorted((store.resolve(model).parent / "checkpoints").glob("step-*.pt"))
     state = _discriminator_state(checkpoints[-1]) if checkpoints else None

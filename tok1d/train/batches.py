@@ -58,7 +58,7 @@ def sample_names(recipe: Recipe, images: Images) -> Callable[[int, int, int], li
 
 
 def image_batches(recipe: Recipe, images: Images, condition: Condition) -> BatchFunction:
-    """Batches of images, followed by what `condition` makes of their labels and captions."""
+    """Batches of images, followed by the tensors that `condition` returns for their labels and captions."""
     read = read_batches(recipe, images)
 
     def batch(micro_step: int, rank: int, world: int) -> Batch:
@@ -69,7 +69,7 @@ def image_batches(recipe: Recipe, images: Images, condition: Condition) -> Batch
 
 
 def image_condition(recipe: Recipe, images: Images) -> Condition:
-    """What a tokenizer or classifier receives after the images.
+    """Return the function that computes the tensors after the images in a tokenizer's or classifier's batch.
 
     Labels (B,); for a model conditioned on captions their embeddings (B, T, E) instead; and for a model that learns to
     predict the words of captions the labels and the words (B, vocabulary).

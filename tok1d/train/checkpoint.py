@@ -28,7 +28,7 @@ _NEEDED = {"step", "model", "optimizer", "ema", "seconds"}
 
 
 class WeightsAndOptimizer(TypedDict):
-    """What a player's next step starts from."""
+    """Weights and buffers (`model`) and optimizer state of a player."""
 
     model: dict[str, Tensor]
     optimizer: StateDict
@@ -41,7 +41,7 @@ class PlayerContent(WeightsAndOptimizer):
 
 
 class RunContent(PlayerContent):
-    """A run's state. The first player's entries lie at the top level, those of others in `players` by name.
+    """A run's state. The first player's entries are at the top level, those of the others in `players`, by name.
 
     seconds: training time so far. sums: logged values summed over the steps after step `since`. processes: how many
     processes wrote it. images: number of training images, None if unknown. scale: state of the fp16 loss scale.
@@ -69,7 +69,7 @@ def write(path: Path, content: object) -> Path:
     """Write `content` with its checksum to a temporary file, flush it to the disk, and rename it to `path`.
 
     Raises:
-        WeightsError: the disk is full or the place not writable; no part of the file stays.
+        WeightsError: the disk is full or the folder not writable; a partly written file is removed.
     """
     try:
         with files.replacing(path) as temporary:
@@ -78,7 +78,9 @@ def write(path: Path, content: object) -> Path:
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         reason = reason_of(error, 120)
-        raise WeightsError(f"cannot write {path}: {reason} (disk full or not writable?); then run again") from None
+        raise WeightsError(
+            f"cannot write {path}: {reason} (disk full or not writable?); fix that, then run again"
+        ) from None
     files.remove_left(path)
     return path
 
@@ -86,12 +88,12 @@ def write(path: Path, content: object) -> Path:
 def save(folder: Path, step: int, state: RunContent, *, keep_last: int = 2, keep_every: int = 0) -> Path:
     """Write step-XXXXXXXX.pt, then delete old checkpoints.
 
-    Files of later steps are deleted, too: they remain where a run fell back to an older checkpoint because newer ones
-    were damaged, and it computes those steps again.
+    Files of later steps are deleted, too. They exist if newer checkpoints were damaged, so that the run resumed from an
+    older one and computes those steps again.
 
     Args:
-        keep_last: number of newest checkpoints that stay.
-        keep_every: checkpoints of steps that are multiples of it stay, too; 0 is none.
+        keep_last: number of newest checkpoints to keep.
+        keep_every: also keep the checkpoints whose step is a multiple of this number; 0 is off.
     """
     path = write(folder / f"step-{step:08d}.pt", {"step": step, **state})
     earlier = [old for old in _checkpoints(folder) if step_of(old) <= step]
@@ -107,10 +109,10 @@ def save(folder: Path, step: int, state: RunContent, *, keep_last: int = 2, keep
 def load_latest(folder: Path, device: torch.device, *, quiet: bool = False) -> Checkpoint | None:
     """The content of the newest readable checkpoint, or None where the folder has none.
 
-    Files that are truncated, damaged or not checkpoints are named on stderr (unless `quiet`).
+    Files that are truncated, damaged or not checkpoints are reported on stderr (unless `quiet`).
 
     Raises:
-        WeightsError: there are checkpoints, and none can be read.
+        WeightsError: there are checkpoints, but none can be read.
     """
     refused = ""
     for path in reversed(_checkpoints(folder)):
@@ -121,7 +123,7 @@ def load_latest(folder: Path, device: torch.device, *, quiet: bool = False) -> C
             return state
         refused = f"{refused}; {path.name}: {state}" if refused else f"cannot read the checkpoint {path} ({state})"
     if refused:
-        raise WeightsError(f"{refused}; no other is left: delete it to start over")
+        raise WeightsError(f"{refused}; there is no other: delete it to start over")
     return None
 
 
@@ -140,7 +142,7 @@ def _read(path: Path, device: torch.device) -> Checkpoint | str:
     place = "cpu" if device.type == "cpu" else device  # torch.load does not know accelerate's "cpu:0"
     try:
         if not intact(path):
-            return "its checksum does not fit its content"
+            return "its content does not match its checksum"
         state = torch.load(path, map_location=place, weights_only=True)
         missing = _NEEDED - state.keys()
         return f"without {', '.join(sorted(missing))}" if missing else state
@@ -151,7 +153,7 @@ def _read(path: Path, device: torch.device) -> Checkpoint | str:
 
 
 def intact(path: Path) -> bool:
-    """Whether a file's content fits its checksum; True for files of older versions, which have no checksum."""
+    """Whether a file's content matches its checksum; True for files of older versions, which have no checksum."""
     size = path.stat().st_size
     with path.open("rb") as file:
         if size < _COMMENT_BYTES:
@@ -199,12 +201,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 def by_player(first: C, others: dict[str, C], names: list[str], source: str) -> list[C]:
-    """The entries of a checkpoint or dump in the order of the players `names`.
+    """Return the entries of a checkpoint or dump in the order of the players `names`.
 
     Args:
-        first: the first player's entry, the content itself.
-        others: its "players"; empty for checkpoints of versions that trained one model only.
-        source: names the file in errors.
+        first: entry of the first player, which is the content itself.
+        others: entries of the other players by name; empty in checkpoints of versions that trained only one model.
+        source: name of the file in error messages.
 
     Raises:
         WeightsError: the checkpoint has other players.
@@ -212,7 +214,7 @@ def by_player(first: C, others: dict[str, C], names: list[str], source: str) -> 
     if others.keys() != set(names[1:]):
         found, wanted = (", ".join([names[0], *sorted(each)]) for each in (others, names[1:]))
         raise WeightsError(
-            f"{source}: made by a training of {found}, this one trains {wanted}; "
+            f"{source}: expected a checkpoint with {wanted}, got one with {found}; "
             "use the recipe it was made with, or start over with --overwrite"
         )
     return [first, *(others[name] for name in names[1:])]

@@ -18,7 +18,7 @@ LARGE_LOSS = 100.0  # times the median of the batch
 
 
 def check_finite(run: Stepper, out: Path, loss_rise: str) -> None:
-    """Raise NonFiniteError if a step since the last call was not finite; first write a dump to compute it again.
+    """Raise NonFiniteError if a step since the last call was not finite; before that, write a dump of the step.
 
     Reading the result waits for the device. Every process has to call this.
 
@@ -28,7 +28,7 @@ def check_finite(run: Stepper, out: Path, loss_rise: str) -> None:
     step = int(run.first_bad)
     if step < 0:
         return
-    # The first one: its outputs also made the players after it not finite.
+    # Report the first such player: outputs that are not finite also affect the players after it.
     player = run.players[run.bad_players.tolist().index(True)].player
     whose = f"{player.name}: " if len(run.players) > 1 else ""
     scale, skipped = float(run.bad_scale), int(run.bad_in_a_row)
@@ -43,7 +43,10 @@ def check_finite(run: Stepper, out: Path, loss_rise: str) -> None:
 
 
 def _recompute(run: Stepper, step: int, scale: float) -> tuple[list[Evidence], Evidence | None]:
-    """The step again, in all processes; with half precision also in fp32, in this process."""
+    """Recompute the step.
+
+    Returns the evidence of all processes, and with half precision this process's evidence in fp32, else None.
+    """
     from accelerate.utils import gather_object
 
     accelerator, found = run.accelerator, []
@@ -69,13 +72,13 @@ def _dump(run: Stepper, out: Path, step: int, evidence: list[Evidence], scale: f
             write_dump(path, run.recipe, step, run.accelerator.num_processes, players, evidence, scale=scale)
         except WeightsError as error:
             return str(error)
-    return f"tok1d replay {path} shows it again"
+    return f"tok1d replay {path} reproduces it"
 
 
 def likely_causes(
     recipe: Recipe, evidence: list[Evidence], *, loss_rise: str = "", fp32: Evidence | None = None
 ) -> list[str]:
-    """What may have made a step not finite, most likely first; empty where nothing is unusual.
+    """Likely causes of a step that is not finite, the most likely first; empty if nothing is unusual.
 
     Args:
         evidence: of all processes.
@@ -102,7 +105,7 @@ def likely_causes(
 
 
 def _large_samples(evidence: Evidence) -> list[str]:
-    """A few samples whose loss alone is not finite, or one whose loss is much larger than the others'."""
+    """Name up to three samples whose own loss is not finite, or one with a loss far above the batch's median."""
     losses = evidence.sample_losses
     bad = [i for i, loss in enumerate(losses) if not torch.isfinite(torch.tensor(loss))]
     if 0 < len(bad) <= max(1, len(losses) // 4):
@@ -115,9 +118,9 @@ def _large_samples(evidence: Evidence) -> list[str]:
 
 
 def _discriminator(evidence: list[Evidence]) -> list[str]:
-    """The discriminator, if nothing but its terms is not finite."""
+    """Name the discriminator as the cause if no losses except its own are infinite or NaN."""
     # value - value is 0 unless the value is infinite or NaN
     names = sorted({name for each in evidence for name, value in each.losses.items() if value - value != 0})
     if names and all(name.startswith("d_") or "advers" in name or "adaptive" in name for name in names):
-        return [f"the discriminator: {', '.join(names[:3])} not finite, all else finite"]
+        return [f"the discriminator: {', '.join(names[:3])} not finite, all other losses finite"]
     return []

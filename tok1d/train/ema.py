@@ -29,8 +29,8 @@ class EMA:
         """The decay of the update after optimizer step `step` (counted from 0)."""
         return min(self.decay, (1 + step) / (10 + step)) if self.ramp else self.decay
 
-    def share_of_start(self, steps: int) -> float:
-        """The weight of the initial parameters in the averages after `steps` updates, in [0, 1]."""
+    def share_of_initial(self, steps: int) -> float:
+        """The weight of the initial parameters in the averages after `steps` updates, in [0, 1]; 0 if below 1e-6."""
         share = 1.0
         for step in range(steps):
             share *= self.decay_of(step)

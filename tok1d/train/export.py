@@ -1,4 +1,4 @@
-"""From a finished run to weights for distribution: cast to another type, evaluated after the cast, with their card."""
+"""Exporting the model of a finished run: its weights cast to another type, evaluated after the cast, with a card."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def export(
         run: the run folder.
         out: the model folder to write.
         dtype: "float16" or "float32".
-        generator: for a tokenizer, the name of a generator made for it, kept in its card.
+        generator: for a tokenizer, the name of a generator trained on its tokens, to be stored in its card.
         overrides: key=value for the recipe's evaluate section (evaluate.num_images=10000).
 
     Raises:
         InputError: the run is not finished.
     """
     if not is_finished(run):
-        raise InputError(f"{run}: expected a finished run, got none; tok1d train finishes it")
+        raise InputError(f"{run}: expected a finished run, got an unfinished one; finish it with tok1d train")
     recipe = stored_recipe(run / "config.yaml", overrides)
     trained = store.load(run / "model")
     model = without_auxiliary(trained) if isinstance(trained, MAETok) else trained

@@ -19,8 +19,8 @@ FREE_KEYS = (
     "train.shard",  # where the optimizer's state is held
     *("data.workers", "data.on_broken"),  # a run that an unreadable image stopped may resume without it
 )
-# Removed in this order by `overwrite`, so that an interruption leaves a folder that is recognised for what it is:
-# without report.json it is no finished run, and as long as there are checkpoints there is their log.
+# `overwrite` removes them in this order. If that is interrupted, the folder does not look like a finished run
+# (report.json is gone), and remaining checkpoints still have their log.
 RUN_FILES = ("report.json", "checkpoints", "log.jsonl", "model", "samples", "cache", "tensorboard", "wandb")
 
 
@@ -38,8 +38,8 @@ def prepare(recipe: Recipe, *, overwrite: bool = False, first: bool = True) -> P
     """Make the run folder with its config.yaml, or check that the recipe may resume the run in it.
 
     Args:
-        overwrite: remove the run that is there.
-        first: whether this is the first process; the others only check.
+        overwrite: first remove the run that is in the folder.
+        first: whether this is the first process; the others only check the folder.
 
     Raises:
         ConfigError: the folder holds a finished run (without `overwrite`), an unfinished run of another recipe or
@@ -61,7 +61,7 @@ def prepare(recipe: Recipe, *, overwrite: bool = False, first: bool = True) -> P
             raise ConfigError(f"{out}: not empty and not a run folder; choose another with out=FOLDER")
         elif not first:
             return out
-        # Also reached with a config.yaml but no log: that run made no step, so the recipe may change.
+        # Also reached if there is a config.yaml but no log: that run has made no step, so the recipe may change.
         files.write_text(config, to_yaml(recipe))
     except OSError as error:
         raise ConfigError(f"{out}: cannot write the run folder ({error.strerror}); try out=FOLDER") from None
@@ -70,13 +70,13 @@ def prepare(recipe: Recipe, *, overwrite: bool = False, first: bool = True) -> P
 
 
 def _has_begun(out: Path) -> bool:
-    """Whether a run made steps, which another recipe must not resume."""
+    """Whether a run has made steps; then only the same recipe may resume it."""
     checkpoints = out / "checkpoints"
     return (out / "log.jsonl").exists() or (checkpoints.is_dir() and any(checkpoints.iterdir()))
 
 
 def _holds_other_files(out: Path) -> bool:
-    """Whether a folder without config.yaml holds anything but a SLURM job's logs and a config.yaml being written."""
+    """Whether a folder contains files other than the logs of a SLURM job and the temporary file of config.yaml."""
     return any(path.name != "slurm" and not re.fullmatch(r"\.config\.yaml\..*tmp", path.name) for path in out.iterdir())
 
 

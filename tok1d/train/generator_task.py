@@ -1,4 +1,4 @@
-"""From a generator's recipe to a task: its tokenizer, its token cache, and its batches."""
+"""The training task of a generator's recipe: its tokenizer, token cache and batches."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def generator_task(recipe: Recipe) -> Task:
     """The task of a generator's recipe.
 
     Raises:
-        Tok1dError: a tokenizer that cannot be loaded, or that generator, data or cache do not fit.
+        Tok1dError: the tokenizer cannot be loaded, or does not match the generator, the data or the cache.
     """
     assert recipe.tokenizer is not None, "Recipe.check ensures it"
     tokenizer: LoadedTokenizer = store.load(recipe.tokenizer)
     if not hasattr(tokenizer, "spec"):
-        raise ConfigError(f"tokenizer: expected a tokenizer's model folder, {recipe.tokenizer} is another model")
+        raise ConfigError(f"tokenizer: expected the model folder of a tokenizer, got another model, {recipe.tokenizer}")
     config, length = recipe.model, _check_tokenizer(recipe, tokenizer)
     class_table = shared_classes(config, tokenizer, recipe.tokenizer)
     batch, classes, images = (_encoded if recipe.cache == NO_CACHE else _cached)(recipe, tokenizer, length)
@@ -60,14 +60,14 @@ def generator_task(recipe: Recipe) -> Task:
     if class_table is not None:
         model.label_embed.set_table(class_table)  # type: ignore[operator, union-attr]
     if isinstance(model, NormalisedTokens) and not resumes:
-        # As if by one process (rank 0 of 1), so that the statistics are equal in all processes.
+        # Every process reads the batches of a single process (rank 0 of 1), so that all have the same statistics.
         count = -(-STATISTICS_ROWS // recipe.train.batch_size)
         model.fit_statistics(batch(step, 0, 1)[0] for step in range(count))
     return Task(model, batch, sample_preview(recipe, tokenizer), images=images)
 
 
 def _check_tokenizer(recipe: Recipe, tokenizer: LoadedTokenizer) -> int:
-    """The number of tokens that the generator learns; raises ConfigError where the two models do not fit."""
+    """The number of tokens that the generator models; raises ConfigError if it does not match the tokenizer."""
     assert recipe.tokenizer is not None
     length = tokens_kept(tokenizer.spec, recipe.num_tokens)
     check_tokens(recipe.model, tokenizer.spec, length)
@@ -81,11 +81,11 @@ def _check_tokenizer(recipe: Recipe, tokenizer: LoadedTokenizer) -> int:
 
 
 def open_cache(recipe: Recipe, tokenizer: LoadedTokenizer, images: Images) -> TokenCache:
-    """The recipe's token cache of these images; encoded now if there is none.
+    """Open the recipe's token cache of these images; encode them if there is none.
 
     Raises:
-        DataError: the cache was made by another tokenizer, of other data, views or captions, or without the moments
-            that `sample_latents` needs.
+        DataError: the cache was made by another tokenizer, from other data, views or captions, or without the
+            standard deviations that `sample_latents` needs.
     """
     assert recipe.cache is not None, "set by load_recipe"
     folder = Path(recipe.cache)
@@ -101,16 +101,16 @@ def open_cache(recipe: Recipe, tokenizer: LoadedTokenizer, images: Images) -> To
         return cache
     cache = TokenCache(folder)
     wanted = images.transform.fingerprint()
-    found = cache.meta.get("transform", wanted)  # missing in caches of versions that had one view only
+    found = cache.meta.get("transform", wanted)  # absent from caches of versions that had only one view
     if found != wanted:
         raise DataError(
-            f"{folder}: holds views {found}, the recipe asks for {wanted}: set cache_views as it was encoded, "
+            f"{folder}: expected views {wanted} as in the recipe, got {found}: set cache_views as it was encoded, "
             "or cache to another folder"
         )
     if recipe.sample_latents and not cache.meta.get("moments"):
         raise DataError(
-            f"{folder}: holds means alone, sample_latents=true needs their standard deviations too: encode with "
-            "--moments, or cache to another folder"
+            f"{folder}: contains only means, but sample_latents=true also needs standard deviations: encode with "
+            "--moments, or set cache to another folder"
         )
     cache.check(
         tokenizer_fingerprint=fingerprint(tokenizer),
@@ -119,7 +119,9 @@ def open_cache(recipe: Recipe, tokenizer: LoadedTokenizer, images: Images) -> To
     )
     captioned = reads_captions(tokenizer) and any(images.captions)
     if cache.meta.get("captions") != (captions_fingerprint(images.captions) if captioned else None):
-        raise DataError(f"{folder}: encoded with other captions than data.captions gives now: cache to another folder")
+        raise DataError(
+            f"{folder}: encoded with other captions than those of data.captions: set cache to another folder"
+        )
     return cache
 
 
@@ -131,7 +133,9 @@ def _cached(recipe: Recipe, tokenizer: LoadedTokenizer, length: int) -> tuple[Ba
         check_num_classes(recipe.model, images.num_classes)  # before the encoding, which takes long
     cache = open_cache(recipe, tokenizer, images)
     if cache.num_tokens < length:
-        raise DataError(f"{recipe.cache}: holds {cache.num_tokens} tokens an image, {length} are needed; encode again")
+        raise DataError(
+            f"{recipe.cache}: expected at least {length} tokens per image, got {cache.num_tokens}; encode again"
+        )
 
     def condition(rows: np.ndarray, labels: Tensor) -> Tensor:
         return labels if embed is None else embed([images.captions[row // cache.views] for row in rows], device)

@@ -10,7 +10,7 @@ from pathlib import Path
 from tok1d import files
 from tok1d.errors import DataError
 
-LogEntry = dict[str, int | float | str | list[str]]  # "step" and what is logged at it
+LogEntry = dict[str, int | float | str | list[str]]  # "step", and the values logged at this step
 
 
 class JsonLog:
@@ -28,7 +28,7 @@ class JsonLog:
                 try:
                     entry = json.loads(line)
                 except json.JSONDecodeError:
-                    break  # cut off by a crash: this line and what follows belong to steps that are computed again
+                    break  # cut off by a crash: this line and later ones belong to steps that are computed again
                 if entry.get("step", 0) <= step:
                     lines.append(line)
         try:
@@ -38,7 +38,7 @@ class JsonLog:
         files.remove_left(path)
 
     def write(self, entry: LogEntry) -> None:
-        """Append one line; where the disk is full, no part of it stays."""
+        """Append one line; if the disk is full, a partly written line is removed."""
         try:
             size = self.path.stat().st_size
             try:

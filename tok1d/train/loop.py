@@ -1,4 +1,4 @@
-"""The training loop of all recipes: tokenizers, generators, classifiers, and players trained against each other."""
+"""The training loop of all recipes: tokenizers, generators, classifiers, and a tokenizer with a discriminator."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def fit(recipe: Recipe, task: Task, out: Path, *, seconds: float | None = None, 
         quiet: no progress bar.
 
     Raises:
-        NonFiniteError: a loss or gradient is not finite. The weights are those before that step, and a dump to compute
-            it again lies in `out`.
+        NonFiniteError: a loss or gradient is not finite. The weights are those before that step, and a dump to
+            recompute it is written to `out`.
         KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGUSR1, when the step is done and the checkpoint written.
     """
     run = begin(recipe, task, out)
@@ -77,7 +77,7 @@ def fit(recipe: Recipe, task: Task, out: Path, *, seconds: float | None = None, 
 
 
 def begin(recipe: Recipe, task: Task, out: Path) -> Run:
-    """A run before its first step, on this process's device; reads and writes no files.
+    """Create a run before its first step, on this process's device; reads and writes no files.
 
     Raises:
         ConfigError: a precision, batch size or compiler that this device or the number of processes does not allow.
@@ -98,7 +98,7 @@ def begin(recipe: Recipe, task: Task, out: Path) -> Run:
         apply_options(player.module, checkpoint_activations=config.checkpoint_activations, compile=config.compile)
     shard = config.shard == "optimizer" and world > 1
     if config.shard != "none" and not shard:
-        print(f"train.shard={config.shard}: there is one process, which holds everything", file=sys.stderr)
+        print(f"train.shard={config.shard}: no effect with a single process", file=sys.stderr)
     players = [
         PlayerState(player, config, accelerator.device, precision=precision, shard=shard) for player in task.players
     ]
@@ -130,7 +130,7 @@ class Run(Stepper):
         """Resume from a checkpoint; a preview that was due after it and is missing is made now.
 
         Raises:
-            WeightsError: it belongs to another training, or its content is not what `save` writes.
+            WeightsError: it belongs to another run, or its content is not what `save` writes.
         """
         source = str(self.out / "checkpoints")
         try:
@@ -142,7 +142,12 @@ class Run(Stepper):
                 "with --overwrite"
             ) from error
         every = self.recipe.train.preview_every
-        if every and 0 < self.step < self.recipe.train.steps and self.step % every == 0 and not self._picture.exists():
+        if (
+            every
+            and 0 < self.step < self.recipe.train.steps
+            and self.step % every == 0
+            and not self._preview_path.exists()
+        ):
             self.preview()
 
     def _load(self, state: Checkpoint, source: str) -> None:
@@ -159,14 +164,14 @@ class Run(Stepper):
         self._report_changes(state)
 
     def _report_changes(self, state: Checkpoint) -> None:
-        """Say on stderr (main process) why the rest of the run may differ from an uninterrupted one."""
+        """Report on stderr (main process) why the rest of the run may differ from an uninterrupted one."""
         if not self.accelerator.is_main_process:
             return
         before, now = state.get("processes", self.accelerator.num_processes), self.accelerator.num_processes
         if before != now:
             print(
                 f"step {self.step}: written by {before} process{'es' * (before > 1)}, resuming with {now}; the result "
-                f"equals that of {before} up to rounding, not to the last bit",
+                f"equals that of {before} only up to rounding",
                 file=sys.stderr,
             )
         images, num_images = state.get("images"), self._num_images()
@@ -178,7 +183,7 @@ class Run(Stepper):
             )
 
     def _num_images(self) -> int | None:
-        """Number of training images, which their order depends on; None where it is unknown."""
+        """Number of training images, which determines their order; None if it is unknown."""
         images = self.task.images
         return None if images is None else len(images)
 
@@ -192,7 +197,7 @@ class Run(Stepper):
         agreement, meter = Agreement(self.accelerator, self.step), self._meter()
         ahead = closing(prefetch(self.batches(range(self.step, config.steps))))
         bar = tqdm(total=config.steps, initial=self.step, disable=quiet, unit="step", smoothing=0.05)
-        # Also after an error, the bar's line is ended and the reading thread is stopped.
+        # Close the progress bar and stop the reading thread even after an error.
         with ahead as steps, bar:
             for batches in meter.timed(steps):
                 for name, value in self.train_step(batches).items():
@@ -226,7 +231,7 @@ class Run(Stepper):
         check_finite(self, self.out, self.monitor.loss_rise())
 
     def _log(self, log: JsonLog | None, meter: Meter) -> LogEntry:
-        """Write a line with the means since the line before, and warn about what it shows."""
+        """Write a log line with the means since the previous one, and print warnings about it."""
         self.check_finite()
         entry: LogEntry = {**self._entry(), **meter.entry()}
         self._write(log, entry)
@@ -246,7 +251,7 @@ class Run(Stepper):
         values = {name: float(value) / count for name, value in self.sums.items()}
         taken = 1 - values.get(SKIPPED, 0.0)
         for name in [name for name in values if taken and name.endswith("grad_norm")]:
-            values[name] /= taken  # skipped steps have added 0: the mean over the others
+            values[name] /= taken  # skipped steps added 0, so this is the mean over the others
         rates = {f"{state.player.prefix}lr": learning_rate(self.step - 1, state.config) for state in self.players}
         return {
             "step": self.step,
@@ -257,7 +262,7 @@ class Run(Stepper):
         }
 
     def save(self) -> None:
-        """Write a checkpoint (main process; every process has to call)."""
+        """Write a checkpoint in the main process; every process has to call this."""
         self.check_finite()
         self._average_sums()
         main = self.accelerator.is_main_process
@@ -279,7 +284,7 @@ class Run(Stepper):
             checkpoint.save(folder, self.step, content, keep_last=config.keep_last, keep_every=config.keep_every)
 
     def _average_sums(self) -> None:
-        """Replace the values to log by their means over the processes, each of which had its part of the batches."""
+        """Replace the values to log by their means over the processes."""
         if self.accelerator.num_processes > 1 and self.sums:
             device = self.accelerator.device
             values = [torch.as_tensor(value, dtype=torch.float32, device=device) for value in self.sums.values()]
@@ -290,7 +295,7 @@ class Run(Stepper):
         """Log the measurements that are due (main process); weights, modes and random numbers stay as they are."""
         due = [each for each in self.task.measures if self.step % each.every == 0]
         if due:
-            self.check_finite()  # on every process: where it stops one, it stops all
+            self.check_finite()  # in every process, so that all of them stop
         if not due or log is None:
             return
         device = self.accelerator.device
@@ -300,8 +305,8 @@ class Run(Stepper):
                 self._write(log, {"step": self.step, **each.run(self.task.model)})
 
     @property
-    def _picture(self) -> Path:
-        """The file of this step's preview."""
+    def _preview_path(self) -> Path:
+        """Path of the preview of the current step."""
         return self.out / "samples" / f"step-{self.step:08d}.png"
 
     def preview(self) -> None:
@@ -311,7 +316,7 @@ class Run(Stepper):
         if self.players[0].ema is not None:
             self.monitor.check_preview(self.players[0].ema, self.step)
         with self._evaluated(), torch.no_grad():
-            self.task.preview(self.task.model, self._picture)
+            self.task.preview(self.task.model, self._preview_path)
 
     @contextmanager
     def _evaluated(self, *, averaged: bool = True) -> Iterator[None]:

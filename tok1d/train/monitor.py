@@ -1,4 +1,4 @@
-"""Warnings about a run that goes wrong: a jump of the loss, unused codes, a discriminator that is too strong."""
+"""Warnings about a training that goes wrong: jumps of the loss, unused codes, a discriminator that is too strong."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class Monitor:
         return text
 
     def loss_rise(self) -> str:
-        """How much the loss has risen above its lowest value, as text; "" where it has not."""
+        """Describe a loss that is more than JUMP times its lowest value so far; "" if it is not."""
         if not self.losses or not self.last > JUMP * self.lowest:
             return ""
-        return f"the loss rose from {self.lowest:.3g} to {self.last:.3g} before"
+        return f"the loss rose from {self.lowest:.3g} to {self.last:.3g} before this step"
 
     def check_preview(self, ema: EMA, step: int) -> None:
         """Warn where a preview after `step` steps shows averages that still contain much of the initial weights."""
-        share = ema.share_of_start(step)
+        share = ema.share_of_initial(step)
         if share > MAX_INITIAL:
             self.warn(
                 "ema",
@@ -87,7 +87,7 @@ def _zero_adaptive_weight(numbers: dict[str, float]) -> str:
     if numbers.get("adaptive_weight") != 0:
         return ""
     return (
-        "the adaptive weight of the adversarial loss was 0 since the last line of the log, so the tokenizer learnt "
+        "the adaptive weight of the adversarial loss has been 0 since the previous log line, so the tokenizer learnt "
         "nothing from the discriminator. Its gradients overflow in half precision: set train.precision=bf16 or fp32, "
         "or adversarial.adaptive=false"
     )

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: computing them again, and the dump file that allows it later."""
+"""Steps whose loss or gradient is not finite: recomputing them, and the dump files that allow it later."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Evidence:
     """Numbers of a step, as one process computed it again.
 
     Args:
-        samples: names of the rows of its batches. bad_samples: those with NaN or infinite inputs.
-        sample_losses: the model's loss for each sample alone, where they were computed.
+        samples: names of the rows of the batches. bad_samples: names of the rows with NaN or infinite inputs.
+        sample_losses: the model's loss for each sample alone; empty if they were not computed.
         losses: mean of every logged term over the accumulated batches.
         weights: root mean square of the weights of each part (top-level submodule) of each player.
         gradients: norm of the gradient of each part.
@@ -87,7 +87,7 @@ def recompute_step(
     """Compute the losses and gradients of a step with the current weights. The gradients stay in the parameters.
 
     Args:
-        one_by_one: compute the loss of each sample alone, too.
+        one_by_one: also compute the loss of each sample alone.
         scale: factor of the losses in the backward pass (fp16); the gradients are divided by it.
     """
     evidence, device = Evidence(rank), next(task.model.parameters()).device
@@ -192,7 +192,7 @@ def write_dump(
     *,
     scale: float = 1.0,
 ) -> None:
-    """Write what is needed to compute the step again.
+    """Write a dump: what is needed to recompute the step.
 
     Args:
         players: name -> weights and optimizer state before the step, the model first.
@@ -218,10 +218,10 @@ def write_dump(
 
 def read_dump(path: Path) -> Dump:
     """A dump's content; raises WeightsError where the file is missing, damaged or not a dump."""
-    expected = f"{path}: expected a dump, nonfinite-step-*.pt of a run's folder"
+    expected = f"{path}: expected a dump (nonfinite-step-*.pt in a run folder)"
     try:
         if not checkpoint.intact(path):
-            raise WeightsError(f"{path}: damaged, its checksum does not fit its content")
+            raise WeightsError(f"{path}: damaged, its content does not match its checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
         missing = {"step", "model", "recipe"} - state.keys()
     except WeightsError:
@@ -229,7 +229,7 @@ def read_dump(path: Path) -> Dump:
     except Exception as error:
         raise WeightsError(f"{expected} ({reason_of(error, 120)})") from None
     if missing:
-        raise WeightsError(f"{expected}, this has no {min(missing)}")
+        raise WeightsError(f"{expected}, got a file without {min(missing)}")
     return state
 
 
@@ -241,7 +241,7 @@ def load_dump(task: Task, state: Dump, source: str) -> None:
 
 
 def replay(recipe: Recipe, task: Task, dump: Path, *, rank: int = 0, world: int = 1) -> dict[str, float]:
-    """The losses of a dumped step: same weights, batch and (on the same device) random numbers.
+    """Recompute the losses of a dumped step, with the same weights, batch and (on the same device) random numbers.
 
     Afterwards the modules of `task.players` hold the dump's weights and the step's gradients.
     """

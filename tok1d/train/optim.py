@@ -36,7 +36,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, shard: bool = Fals
     """Fused AdamW over the trainable parameters, in two groups: with weight decay and without.
 
     By default the weights of linear and convolution layers decay. With `config.decay` "tables_too" every parameter of
-    two or more dimensions does, also position tables, queries, null tokens and embeddings, as in Semanticist's
+    two or more dimensions decays, including position tables, queries, null tokens and embeddings, as in Semanticist's
     released code.
 
     Args:
@@ -63,13 +63,13 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, shard: bool = Fals
 
 
 def own_part(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The optimizer that updates this process's share of the parameters: itself, unless it is sharded."""
+    """The optimizer of this process's share of the parameters: for a sharded optimizer its inner one, else itself."""
     return getattr(optimizer, "optim", optimizer)
 
 
 def apply_step(optimizer: torch.optim.Optimizer, halted: Tensor) -> None:
     """One optimizer step, skipped where `halted` (a bool on the device) is true, without waiting for the device."""
-    # torch.amp.GradScaler talks to fused optimizers in the same way: they skip the update where `found_inf` is 1.
+    # torch.amp.GradScaler uses the same interface: fused optimizers skip the update if `found_inf` is 1.
     own = own_part(optimizer)
     own.found_inf, own.grad_scale = halted.float(), None  # type: ignore[attr-defined]
     optimizer.step()

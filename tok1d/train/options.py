@@ -15,13 +15,13 @@ from tok1d.train.rng import recompute_contexts
 
 
 def apply_options(module: nn.Module, *, checkpoint_activations: bool, compile: bool) -> None:
-    """Change how the transformer blocks of a module run; its weights and their names stay.
+    """Compile or checkpoint the transformer blocks of a module; its weights and their names do not change.
 
     Each block is compiled separately, which is fast because all blocks share one graph. With `checkpoint_activations`
     each block keeps only its input for the backward pass.
 
     Raises:
-        ConfigError: `compile` without a compiler.
+        ConfigError: `compile` is set, and no compiler is installed.
     """
     blocks = blocks_of(module)
     if compile:
@@ -63,7 +63,7 @@ def _recompute(block: nn.Module) -> None:
 
 
 def no_compiler() -> str:
-    """Why torch.compile cannot run here; "" where it can."""
+    """Why torch.compile cannot run on this machine; "" if it can."""
     if torch.cuda.is_available():
         from torch.utils._triton import has_triton
 

@@ -1,4 +1,4 @@
-"""The modules that are trained together on one batch: a model alone, or for example a tokenizer and a discriminator.
+"""The modules that are trained together on one batch ("players"): a single model, or a tokenizer and a discriminator.
 
 In every step each player computes its losses and gradients in turn, and then all of them are updated. A player
 receives what the players before it computed in the same forward pass, but never their updated weights. The result
@@ -72,7 +72,7 @@ class Player:
         optim: learning rate and schedule, betas, weight decay, clipping and averaging (`ema` 0 is off), with the same
             `steps` as the recipe; None takes the recipe's `train`. Its batch size and accumulation are not used.
         name: name in messages and checkpoints.
-        prefix: of its names in the log; also part of the seed of its random numbers.
+        prefix: prefix of the names of its values in the log; also part of the seed of its random numbers.
     """
 
     module: nn.Module
@@ -83,7 +83,7 @@ class Player:
 
 
 def alone(model: nn.Module) -> Player:
-    """The only player of a run without a discriminator: a model with its own `losses(batch, progress)`."""
+    """The only player of a run without a discriminator: a model that has a method `losses(batch, progress)`."""
 
     # The method is looked up at every call: it may be replaced on the model.
     def losses(batch: Batch, progress: Progress, earlier: Tensors) -> tuple[Tensors, Tensors]:

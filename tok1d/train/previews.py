@@ -1,4 +1,4 @@
-"""Previews: images of what the model does at a step of its training."""
+"""Preview images: reconstructions or samples of a model during its training."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ TIMEOUT = timedelta(hours=24)
 
 
 def on_gloo() -> bool:
-    """Whether there are several processes and no GPU; accelerate has to be told so (`cpu=True`)."""
+    """Whether there are several processes and no GPU; accelerate then needs `cpu=True`."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
 
 

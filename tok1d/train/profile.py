@@ -1,4 +1,4 @@
-"""How long a run will take on this device: some real steps are timed; nothing is written."""
+"""Estimating the duration of a run on this device by timing a few real training steps. Nothing is written."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Phase:
     steps: int
 
     def at(self, i: int) -> int:
-        """The step to time as the i-th: from the middle of the phase on, and after its end from its start."""
+        """The i-th step to time, counted from the middle of the phase and wrapping around at its end."""
         return self.first + (self.steps // 2 + i) % self.steps
 
 
@@ -76,10 +76,10 @@ class Profile:
         device: the device's name.
         processes: number of processes.
         peak: peak of all their devices together in TFLOP/s; None is unknown.
-        memory: bytes at the peak, of this process, and what they count; None is unknown.
+        memory: (peak bytes of this process, what is counted); None is unknown.
         batches: where the batches came from.
         uncounted: networks whose FLOPs are not counted.
-        omitted: parts of the run that are not in the hours.
+        omitted: parts of the run that `hours` does not include.
         finite: whether the losses and gradients of all steps were finite.
     """
 
@@ -118,7 +118,8 @@ def profile_steps(recipe: Recipe, steps: int = 10, clock: Clock = time.perf_coun
     present, else random. All processes of torchrun take part. Nothing is written and nothing is downloaded.
 
     Raises:
-        Tok1dError: as the training would before its first step; ConfigError where the device's memory is too small.
+        Tok1dError: for the same reasons as training before its first step.
+        ConfigError: the device has too little memory.
     """
     device = processes().device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -194,7 +195,7 @@ def _memory(device: torch.device) -> tuple[int, str] | None:
 
 
 def _omitted(recipe: Recipe) -> list[str]:
-    """The parts of a run that take time besides its steps, with their number."""
+    """The parts of a run that take time in addition to its steps, with their number."""
     config, found = recipe.train, ["the evaluation at the end"]
     for every, one, many in (
         (config.evaluate_every, "evaluation", "evaluations"),
@@ -210,12 +211,12 @@ def _omitted(recipe: Recipe) -> list[str]:
 
 
 def table(result: Profile) -> Table:
-    """What was measured as a table with the columns of the forecast."""
+    """The measurements as a table with the same columns as the forecast."""
     return grid_of(rows(result))
 
 
 def rows(result: Profile) -> list[Row]:
-    """The cells of the table."""
+    """The rows of the table: (group, number, description)."""
     on = f"on {result.device}" if result.processes == 1 else f"on {result.processes} processes, each {result.device}"
     found = [("measured", "", f"{on}, {result.batches.source}")]
     for each in result.times:
@@ -227,7 +228,7 @@ def rows(result: Profile) -> list[Row]:
     if result.memory is not None:
         found.append(("memory", f"{result.memory[0] / 2**30:,.2f} GiB", f"at the peak: {result.memory[1]}"))
     if not result.finite:
-        found.append(("", "", "a loss or gradient was not finite, from random weights: the times are valid"))
+        found.append(("", "", "a loss or gradient was not finite, as random weights may cause; the times are valid"))
     return found
 
 
@@ -235,16 +236,16 @@ def _phase_rows(result: Profile, each: PhaseTime) -> list[Row]:
     middle, where = median(each.seconds), f" {each.phase.name}" if each.phase.name else ""
     count = f"median of {len(each.seconds)}, {min(each.seconds):.4g} to {max(each.seconds):.4g}"
     found = [
-        ("", f"{middle:.4g} s", f"a step{where} ({count})"),
-        ("", f"{result.images / middle:,.4g}", "images a second"),
+        ("", f"{middle:.4g} s", f"per step{where} ({count})"),
+        ("", f"{result.images / middle:,.4g}", "images per second"),
     ]
     if result.batches.real:
         found.append(("", f"{each.waited:.1%}", "of the time waiting for data"))
     if each.flops is None:
-        return [*found, ("", "?", "FLOPs of a step: unknown")]
+        return [*found, ("", "?", "FLOPs per step: unknown")]
     share = utilisation(each.flops, middle, result.peak).get("mfu")
     without = f", without {', '.join(result.uncounted)}" if result.uncounted else ""
-    found.append(("", decimal(each.flops / middle, "FLOP/s"), f"of {decimal(each.flops, 'FLOP')} a step{without}"))
+    found.append(("", decimal(each.flops / middle, "FLOP/s"), f"at {decimal(each.flops, 'FLOP')} per step{without}"))
     if share is not None:
         found.append(("", f"{share:.1%}", f"model-FLOPs utilisation, of {result.peak:,.4g} TFLOP/s"))
     else:

@@ -1,4 +1,4 @@
-"""The task of a recipe for profiling: networks of full size with random weights, and real data where they are present.
+"""The task that profiling runs: networks of full size with random weights, and the recipe's data if they are present.
 
 Nothing is downloaded and nothing is written: no weights and no token cache.
 """
@@ -65,8 +65,8 @@ def profile_task(recipe: Recipe) -> ProfileTask:
     """The task of a recipe of any kind.
 
     Raises:
-        ConfigError, WeightsError: a network whose size is unknown without its weights.
-        DataError: the data are present and do not fit.
+        ConfigError, WeightsError: the size of a network is unknown without its weights.
+        DataError: the data are present, but do not match the recipe.
     """
     recipe = with_random_weights(recipe)
     torch.manual_seed(recipe.seed)
@@ -80,10 +80,10 @@ def profile_task(recipe: Recipe) -> ProfileTask:
 
 
 def with_random_weights(recipe: Recipe) -> Recipe:
-    """The recipe with random weights for teachers and discriminators that timm would download.
+    """Return the recipe with random weights for the teachers and discriminators whose weights timm would download.
 
     Raises:
-        ConfigError: a discriminator backbone that cannot be built without its weights.
+        ConfigError: the discriminator's backbone cannot be built without its weights.
     """
     changes: dict[str, object] = {}
     alignment, auxiliary = getattr(recipe.model, "alignment", None), getattr(recipe.model, "auxiliary", [])
@@ -101,13 +101,14 @@ def with_random_weights(recipe: Recipe) -> Recipe:
             adversarial = replace(adversarial, discriminator=replace(config, weights="random"))
         elif config.weights is None:
             raise ConfigError(
-                f"adversarial.discriminator.weights: --measure fetches none, expected a file of {config.backbone}'s"
+                f"adversarial.discriminator.weights: --measure downloads nothing; expected a file with the weights "
+                f"of {config.backbone}, got null"
             )
     return replace(recipe, model=model, adversarial=adversarial)
 
 
 def _of_timm(name: str) -> bool:
-    """Whether a teacher's name is neither empty nor a bundled model or model folder."""
+    """Whether a teacher is a timm model: a name that is not empty and is no bundled model or model folder."""
     return bool(name) and name not in store.bundled_names() and not (Path(name) / "config.json").is_file()
 
 
@@ -134,13 +135,13 @@ def _use_autoencoder(model: nn.Module) -> None:
         return
     shape = AUTOENCODERS.get((space.channels, space.factor))
     if shape is None:
-        raise WeightsError(f"--measure: the autoencoder {space.config.path} is not here; fetch it first")
+        raise WeightsError(f"--measure: the autoencoder {space.config.path} was not found; download it first")
     network = autoencoder_class()(latent_channels=space.channels, layers_per_block=2, norm_num_groups=32, **shape)
     space.use(network)
 
 
 def _image_batches(recipe: Recipe, model: nn.Module) -> Batches:
-    """The recipe's images with random captions; random images where there are none."""
+    """Batches of the recipe's images (captions are random); random images if the data are not present."""
     try:
         images = open_split(recipe, "train", augment=True)
     except DataError as error:
@@ -160,20 +161,22 @@ def _image_batches(recipe: Recipe, model: nn.Module) -> Batches:
 
 
 def _token_batches(recipe: Recipe) -> Batches:
-    """The recipe's token cache with random captions; random tokens where there is none that fits."""
+    """Batches from the recipe's token cache (captions are random); random tokens if there is no matching cache."""
     if recipe.cache == NO_CACHE:
-        source = "random tokens; the time to encode every batch (cache=none) comes on top"
+        source = "random tokens; without the time to encode every batch (cache=none)"
         return Batches(_random_batches(recipe), source)
     if not (Path(str(recipe.cache)) / INDEX).exists():
         return Batches(_random_batches(recipe), f"random tokens ({recipe.cache} does not exist yet)")
     cache, length = TokenCache(Path(str(recipe.cache))), recipe.num_tokens or recipe.model.num_tokens
     moments = bool(cache.meta.get("moments"))
     if recipe.sample_latents and not moments:
-        return Batches(_random_batches(recipe), f"random tokens ({recipe.cache} holds means alone)")
+        return Batches(_random_batches(recipe), f"random tokens ({recipe.cache} contains only means)")
     wanted, found = meta_batch(recipe, 1)[0], cache.batch([0])[0]
     found = found.chunk(2, dim=-1)[0] if moments else found
     if cache.num_tokens < length or found.shape[2:] != wanted.shape[2:] or found.dtype != wanted.dtype:
-        return Batches(_random_batches(recipe), f"random tokens ({recipe.cache} holds tokens of another shape or type)")
+        return Batches(
+            _random_batches(recipe), f"random tokens ({recipe.cache} contains tokens of another shape or type)"
+        )
     captioned, random_rest = text_condition(recipe.model) is not None, _random_rest(recipe)
 
     def condition(rows: np.ndarray, labels: Tensor) -> Tensor:

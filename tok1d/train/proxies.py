@@ -52,7 +52,7 @@ class Proxies:
     """The measurements of a tokenizer for the log. Images are opened at the first call.
 
     Args:
-        recipe: the tokenizer's recipe, of which the data section is used.
+        recipe: the tokenizer's recipe; only its data section is used.
     """
 
     recipe: Recipe
@@ -145,7 +145,9 @@ def generator_distance(tokens: _Tokens) -> Numbers:
     data = tokens.recipe.data
     classifier = classifier_for(data.name, data, tokens.device, pad=data.pad)
     if classifier is None and tokens.tokenizer.spec.vocab_size is not None:
-        raise InputError("ids have no distance of their own, and no classifier is bundled for these images")
+        raise InputError(
+            "the Fréchet distance of ids needs a classifier of the images, and no classifier is bundled for these"
+        )
     samples, labels = _sample(tokens, _train_generator(tokens))
     if classifier is None:
         return {"fd@tokens": _token_distance(tokens.vectors(tokens.train_tokens), tokens.vectors(samples))}

@@ -1,4 +1,4 @@
-"""A run from its recipe to a finished folder: train, evaluate, and save the model with its card."""
+"""Training a recipe to a finished run folder: train, evaluate, and save the model with its card."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def train(
         seconds: stop with a checkpoint after this much training time in this call.
 
     Raises:
-        Tok1dError: before the first step, where the recipe, its data or weights do not fit; see also `fit`.
+        Tok1dError: the recipe, its data or its weights do not match (before the first step); see also `fit`.
     """
     check_tracker(recipe)
     with first_process_first() as first_process:
@@ -100,7 +100,7 @@ def finish(recipe: Recipe, task: Task, result: Result, out: Path, *, name: str =
 
 
 def make_card(recipe: Recipe, model: nn.Module, result: Result, *, name: str, commit: str) -> Card:
-    """The card of newly trained weights, still without records."""
+    """Create the card of newly trained weights, without records."""
     tokenizer = store.load(recipe.tokenizer) if recipe.tokenizer else None
     return Card(
         recipe=to_yaml(recipe),
@@ -124,7 +124,7 @@ def make_card(recipe: Recipe, model: nn.Module, result: Result, *, name: str, co
 
 
 def _with_fingerprint(name: str) -> str:
-    """A model's name with the fingerprint of its weights, NAME@FINGERPRINT; the name alone if it is gone by now."""
+    """A model's name and the fingerprint of its weights, NAME@FINGERPRINT; only the name if the model is missing."""
     try:
         return f"{name}@{fingerprint(store.load(name))}"
     except WeightsError:
@@ -149,7 +149,7 @@ def evaluations(recipe: Recipe) -> list[Measure]:
                     continue
                 if record.keep is not None:
                     found[f"{weights}_{record.name}@{record.keep}"] = record.value
-                elif recipe.kind == "classifier":  # others without `keep` are figures of the test images themselves
+                elif recipe.kind == "classifier":  # other records without `keep` describe the test images
                     found[f"{weights}_{record.name}"] = record.value
             return found
 

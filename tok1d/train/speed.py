@@ -36,7 +36,7 @@ class Meter:
         self.mark = clock()
 
     def timed(self, items: Iterator[T]) -> Iterator[T]:
-        """The same items, one per step; the time that getting each takes counts as waiting for data."""
+        """Yield the same items, one per step; the time spent getting each counts as waiting for data."""
         while True:
             before = self.clock()
             try:

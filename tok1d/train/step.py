@@ -53,7 +53,7 @@ class Stepper:
         self.bad_in_a_row = torch.zeros((), dtype=torch.int64, device=device)  # fp16: skipped steps before it
 
     def prepare(self) -> None:
-        """Wrap the players' forward passes for all processes; call it once their weights are loaded."""
+        """Wrap the players' forward passes for distributed training. Call this once, after their weights are loaded."""
         for player in self.players:
             player.prepare(self.accelerator)
 

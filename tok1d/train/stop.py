@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     Handler = Callable[[int, FrameType | None], object] | int | None  # as signal.signal returns it
 
-# Processes ask each other whether one of them has to stop about once in so many seconds, at least every so many steps.
+# Processes check whether one of them has to stop about every AGREE_SECONDS, and at least every AGREE_EVERY steps.
 AGREE_SECONDS, AGREE_EVERY = 1.0, 10
-SECOND_CTRL_C = 1.0  # seconds after the first signal from which on a Ctrl-C interrupts at once
+SECOND_CTRL_C = 1.0  # a Ctrl-C more than this many seconds after the first signal interrupts at once
 # Ctrl-C, and what schedulers send before they end a job. Windows has no SIGUSR1.
 SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
 
@@ -57,8 +57,8 @@ class StopSignal:
 class Agreement:
     """Makes several processes stop at the same step; otherwise they would wait for each other forever.
 
-    Asking waits for the device, so they ask about once in AGREE_SECONDS, at least every AGREE_EVERY steps. The steps at
-    which they ask follow from summed times, so that they are the same in all processes.
+    A check waits for the device, so it happens only about every AGREE_SECONDS, and at least every AGREE_EVERY steps.
+    The steps of the checks are computed from summed times, so that they are the same in all processes.
     """
 
     def __init__(self, accelerator: Accelerator, step: int) -> None:

@@ -1,10 +1,10 @@
-"""From a recipe to a task: the model with its weights, its players, batches and previews."""
+"""The training task of a recipe: the model with its weights, its players, batches and previews."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
@@ -25,6 +25,11 @@ from tok1d.zoo import store
 from tok1d.zoo.pretrained.teachers import give_teachers
 from tok1d.zoo.transfer import init_from
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C", bound="DataclassInstance")  # a model's configuration
+
 
 def build_task(recipe: Recipe) -> Task:
     """The task of a recipe of any kind, with initial weights from the recipe's seed or from `init_from`.
@@ -32,7 +37,7 @@ def build_task(recipe: Recipe) -> Task:
     With a checkpoint in the run folder `init_from` is not read, because the checkpoint replaces all weights.
 
     Raises:
-        Tok1dError: models, data and settings that do not fit, or that cannot be read.
+        Tok1dError: models, data and settings do not match, or cannot be read.
     """
     recipe = replace(recipe, model=with_encoder(recipe.model))
     torch.manual_seed(recipe.seed)
@@ -54,7 +59,7 @@ def build_task(recipe: Recipe) -> Task:
     return task
 
 
-def with_encoder(config: Any) -> Any:
+def with_encoder(config: C) -> C:
     """A model's configuration with an absolute path of its local text encoder, so that the saved model works anywhere.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The numbers of the log in TensorBoard or Weights & Biases, too, through accelerate's trackers."""
+"""Copying the log to TensorBoard or Weights & Biases through accelerate's trackers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_tracker(recipe: Recipe) -> None:
     name = recipe.train.tracker
     if name != "none" and not any(find_spec(package) for package in PACKAGES[name]):
         raise ConfigError(
-            f"train.tracker: {name} is not installed; pip install {name}, or set train.tracker=none (log.jsonl has all)"
+            f"train.tracker: {name} is not installed; pip install {name}, or set train.tracker=none (log.jsonl only)"
         )
 
 
@@ -67,7 +67,7 @@ def tracking(recipe: Recipe, accelerator: Accelerator, out: Path, step: int) -> 
         accelerator.init_trackers(name if name == "tensorboard" else "tok1d", init_kwargs={name: options[name]})
     except Exception as error:  # network, keys, disk: trackers raise errors of many types
         raise ConfigError(
-            f"train.tracker: {name} cannot begin ({reason_of(error)}); fix that, or set train.tracker=none"
+            f"train.tracker: {name} cannot be started ({reason_of(error)}); fix that, or set train.tracker=none"
         ) from None
     working = True
 
@@ -80,7 +80,10 @@ def tracking(recipe: Recipe, accelerator: Accelerator, out: Path, step: int) -> 
         except Exception as error:
             working = False
             reason = reason_of(error)
-            print(f"warning: train.tracker: {name} failed ({reason}); the run goes on with log.jsonl", file=sys.stderr)
+            print(
+                f"warning: train.tracker: {name} failed ({reason}); the run continues with log.jsonl only",
+                file=sys.stderr,
+            )
 
     try:
         yield track
