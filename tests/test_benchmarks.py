@@ -563,7 +563,7 @@ def test_a_cut_saves_arithmetic_and_a_mask_does_not(smap_measured: dict[str, dic
     assert masked["slow"]["gflop"] == pytest.approx(full["slow"]["gflop"], rel=0.1)
 
 
-def test_truncation_sees_every_number_as_often(smap_bench: SMAPBench) -> None:
+def test_truncation_uses_every_number_equally_often(smap_bench: SMAPBench) -> None:
     cuts = TruncationTrainer(smap_bench, "iteration").keeps
     masks = torch.cat(TruncationTrainer(smap_bench, "sample").keeps)  # type: ignore[arg-type]
     assert cuts == [0, 1, 2, 3, 4]
@@ -635,7 +635,7 @@ def test_rows_of_semanticist_are_measured_by_the_evaluator(
     assert "| 20 |" in semanticist_pages.samplers(found) and "| 2 |" in semanticist_pages.generators(found)
 
 
-def test_growth_is_told_twice() -> None:
+def test_growth_is_reported_twice() -> None:
     """Memory that swings by 300 MB and leaks 2 MB in ten minutes, and files that do not grow."""
     readings = [
         {
@@ -668,12 +668,12 @@ def test_a_growth_has_its_standard_error() -> None:
     assert found == pytest.approx(10 * 2 / math.sqrt(10) / 14.36, rel=0.15)
 
 
-def test_the_page_of_the_soak_is_what_its_records_say() -> None:
+def test_the_page_of_the_soak_matches_its_records() -> None:
     text = soak.PAGE.read_text()
     assert soak.page(json.loads(soak.RESULT.read_text()), text) == text, "python benchmarks/soak.py --write"
 
 
-def test_a_process_is_watched_and_asked_to_end(tmp_path: Path) -> None:
+def test_a_process_is_monitored_and_asked_to_end(tmp_path: Path) -> None:
     waits = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); time.sleep(60)"
     readings = soak.watch([sys.executable, "-c", waits], 0.01, 0.05, tmp_path / "log.jsonl")
     assert readings and all(entry["rss_mb"] > entry["anonymous_mb"] > 0 and entry["threads"] >= 1 for entry in readings)
@@ -682,7 +682,7 @@ def test_a_process_is_watched_and_asked_to_end(tmp_path: Path) -> None:
         soak.watch([sys.executable, "-c", "raise SystemExit(3)"], 1, 0.01, tmp_path / "log.jsonl")
 
 
-def test_the_results_tables_of_bundled_models_are_what_their_records_say() -> None:
+def test_the_results_tables_of_bundled_models_match_their_records() -> None:
     found = bundled.read()
     assert found.keys() == bundled.commands().keys(), "python benchmarks/bundled.py measures the missing ones"
     page = bundled.PAGE.read_text()
@@ -693,7 +693,7 @@ def test_the_results_tables_of_bundled_models_are_what_their_records_say() -> No
 
 
 @pytest.mark.parametrize("name", ["semanticist", "maetok", "smap"])
-def test_the_tables_of_experiments_are_what_their_records_say(name: str) -> None:
+def test_the_tables_of_experiments_match_their_records(name: str) -> None:
     pages = {"semanticist": semanticist_pages, "maetok": maetok_pages, "smap": smap_pages}[name]
     results = {"semanticist": semanticist_table, "maetok": maetok_table, "smap": smap_table}[name].RESULTS
     found, page = table.read(results), pages.PAGE.read_text()
@@ -724,7 +724,7 @@ def test_a_row_of_bundled_models_is_the_command_s_own_record(
     assert capsys.readouterr().out.startswith("missing tok1d evaluate reconstruction fashion-mnist-maetok")
 
 
-def test_the_masked_rows_of_maetok_draw_as_those_on_record() -> None:
+def test_the_masked_rows_of_maetok_sample_as_the_recorded_ones() -> None:
     """Uniform shares, one a sample; the library's default is the release's."""
     for kind in ("ae-mask", "vae-mask", "hog"):
         base, overrides = maetok_table.TOKENIZERS[kind]

@@ -75,7 +75,7 @@ def test_first_words(images: ImageSet) -> None:
     assert psnr == sorted(psnr) and psnr[0] > 14 and psnr[-1] > 18, psnr
 
 
-def test_judge_and_samples(images: ImageSet) -> None:
+def test_classifier_and_samples(images: ImageSet) -> None:
     judge = tok1d.load("fashion-mnist-cnn")
     x, labels = images.batch(range(1000))
     with torch.no_grad():

@@ -119,7 +119,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_says_how_it_is_used(ok: Callable[..., str], command: str) -> None:
+def test_every_command_shows_its_usage(ok: Callable[..., str], command: str) -> None:
     text = ok(*command.split(), "--help")
     assert f"Usage: tok1d {command} " in text
     found: Any = typer.main.get_command(cli.app)
@@ -191,7 +191,7 @@ def test_wrong_models_and_devices_are_one_line(fails: Callable[..., str], models
     assert not (models / "out").exists()
 
 
-def test_networks_that_are_not_here_are_told_of(
+def test_networks_that_are_not_available_are_reported(
     fails: Callable[..., str], models: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def offline(*args: object, **options: object) -> None:
@@ -226,7 +226,7 @@ def test_wrong_numbers_and_folders_are_one_line(fails: Callable[..., str], model
     assert files(full) == ["thesis.txt"] and not (models / "out").exists()
 
 
-def test_a_generator_that_knows_no_classes_or_no_guidance_says_so(
+def test_a_generator_without_classes_or_guidance_reports_it(
     ok: Callable[..., str], fails: Callable[..., str], models: Path, tiny: Tiny
 ) -> None:
     card = store.load(models / "generator").card
@@ -271,7 +271,7 @@ def test_pictures_of_ones_own(
     assert np.abs(kept.astype(int) - gray).max() <= 1
 
 
-def test_the_same_seed_draws_the_same_pictures(ok: Callable[..., str], models: Path) -> None:
+def test_the_same_seed_generates_the_same_pictures(ok: Callable[..., str], models: Path) -> None:
     def drawn(name: str, seed: int) -> bytes:
         ok("generate", models / "generator", "--out", models / name, "--seed", seed, "--num", 2, "--classes", "1,2")
         return (models / name / "overview.png").read_bytes()

@@ -188,7 +188,7 @@ def test_compare_writes_picture_and_page(tmp_path: Path, capsys: pytest.CaptureF
     assert states == ["on track", "off track"]
 
 
-def test_a_page_without_a_reference_says_so() -> None:
+def test_a_page_without_a_reference_states_it() -> None:
     alone = compare(curve(), None)
     assert "no recipe of this model ships a curve" in alone.verdict
     assert "no recipe of this model" in page([alone], "data:image/png;base64,")

@@ -49,7 +49,7 @@ def test_other_times_are_refused(text: str) -> None:
         launch.parse_time(text)
 
 
-def test_the_script_says_what_was_asked(tiny: Tiny, tmp_path: Path, capsys: Any) -> None:
+def test_the_script_contains_the_requested_settings(tiny: Tiny, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "run"
     command = ["launch", tiny("tokenizer"), f"out={out}", "train.batch_size=32", "--nodes", "2", "--gpus", "8"]
     assert cli.run([*command, "--partition", "big", "--time", "2-00", "--slurm", "account=me", "--dry-run"]) == 0
@@ -73,7 +73,7 @@ def test_the_script_says_what_was_asked(tiny: Tiny, tmp_path: Path, capsys: Any)
         ([], "no SLURM here"),
     ],
 )
-def test_what_is_wrong_is_told_before_anything_is_submitted(
+def test_what_is_wrong_is_reported_before_anything_is_submitted(
     tiny: Tiny, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -98,7 +98,7 @@ def test_what_is_requeued_does_not_overwrite_what_it_goes_on_from() -> None:
 
 
 @pytest.mark.parametrize(("code", "again"), [(0, False), (130, True), (2, False)])
-def test_only_what_was_stopped_is_requeued(monkeypatch: pytest.MonkeyPatch, code: int, again: bool) -> None:
+def test_only_a_stopped_job_is_requeued(monkeypatch: pytest.MonkeyPatch, code: int, again: bool) -> None:
     """The signal comes in the last step of a training, in one before it, or in one that fails."""
     number, requeued = as_job(monkeypatch), []
     before = {each: signal.getsignal(each) for each in (number, signal.SIGTERM)}

@@ -72,7 +72,7 @@ def test_recipe_resolves_builds_and_forecasts(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*TOKENIZERS, *GENERATORS])
-def test_published_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None:
+def test_published_recipe_states_what_it_reproduces_and_adds_up(name: str) -> None:
     recipe, model = load_recipe(name), built(name)
     assert recipe.card.reproduces and recipe.card.paper and recipe.card.ours == "not run at this scale"
     train = recipe.train
@@ -91,7 +91,7 @@ def test_published_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_maetok_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None:
+def test_maetok_recipe_states_what_it_reproduces_and_adds_up(name: str) -> None:
     recipe = load_recipe(name)
     card, data, train, size = recipe.card, recipe.data, recipe.train, 512 if "512/" in name else 256
     assert card.reproduces and card.paper and card.ours == "not run at this scale"
@@ -115,7 +115,7 @@ def test_maetok_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_card_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None:
+def test_card_recipe_states_what_it_reproduces_and_adds_up(name: str) -> None:
     recipe = load_recipe(name)
     card, model, train, large = recipe.card, recipe.model, recipe.train, "512/" in name
     assert card.reproduces and card.paper and card.ours == "not run at this scale"
@@ -178,7 +178,7 @@ def test_card_counts(size: str, trunk: int, head: int, paper: float, off: float)
 
 
 @pytest.mark.parametrize("name", TITOK)
-def test_titok_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None:
+def test_titok_recipe_states_what_it_reproduces_and_adds_up(name: str) -> None:
     recipe = load_recipe(name)
     card, data, train, game = recipe.card, recipe.data, recipe.train, recipe.adversarial
     assert card.reproduces and "rFID" in card.paper and card.ours == "not run at this scale"
@@ -224,7 +224,7 @@ def test_titok_s_pixel_decoder_and_codes() -> None:
 
 
 @pytest.mark.parametrize("name", OF_IDS)
-def test_recipe_of_ids_says_what_it_reproduces_and_adds_up(name: str) -> None:
+def test_recipe_of_ids_states_what_it_reproduces_and_adds_up(name: str) -> None:
     recipe = load_recipe(name)
     card, data, train, model = recipe.card, recipe.data, recipe.train, recipe.model
     assert card.reproduces and card.paper and card.ours == "not run at this scale"
@@ -290,7 +290,7 @@ MAE = "imagenet256/maetok_ablation"
         ("_image_tokens", 3, 3, (0.4, 0.6), "plain", 256),
     ],
 )
-def test_maetok_ablations_differ_in_what_they_say(
+def test_maetok_ablations_differ_in_what_they_state(
     name: str, targets: int, depth: int | None, masked: tuple[float, float], bottleneck: str, tokens: int
 ) -> None:
     model = load_recipe(MAE + name).model
@@ -344,7 +344,7 @@ def test_maetok_counts(name: str, total: int, unread: int) -> None:
 
 
 @pytest.mark.parametrize("name", SMAP)
-def test_smap_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None:
+def test_smap_recipe_states_what_it_reproduces_and_adds_up(name: str) -> None:
     recipe, size = load_recipe(name), 512 if "512/" in name else 256
     card, data, train, model = recipe.card, recipe.data, recipe.train, recipe.model
     assert card.reproduces.startswith("SMAP (arXiv 2603.25249)") and card.paper and card.ours == "not run at this scale"
@@ -495,7 +495,7 @@ COSTED += ["imagenet256/maetok_b_128", "imagenet256/maetok_b_128_finetune", "ima
 
 
 @pytest.mark.parametrize("name", [*COSTED, "captioned256/maetok_b_128"])
-def test_the_cost_on_the_card_is_what_the_forecast_says(name: str) -> None:
+def test_the_cost_on_the_card_is_the_forecast(name: str) -> None:
     recipe = load_recipe(name)
     told = re.match(r"(\d+) EFLOP for [\d,]+ steps of (?:8 x 256 images|2048 sequences|512 images)", recipe.card.cost)
     assert told and forecast(recipe).run_flops == pytest.approx(int(told[1]) * 1e18, rel=0.03)

@@ -92,7 +92,7 @@ def test_tokens_that_change_nothing_have_no_share() -> None:
     assert all(point.share is None for point in points)
 
 
-def test_asked_lengths_come_with_both_ends_and_only_the_first_images_count() -> None:
+def test_requested_lengths_include_both_ends_and_only_the_first_images_count() -> None:
     points = explained_curve(PixelTokens(), image_set(), keep=[2], num_images=3)
     assert [point.keep for point in points] == [0, 2, 4]
     assert losses(points) == losses(explained_curve(PixelTokens(), image_set(3), keep=[2]))

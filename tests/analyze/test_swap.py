@@ -85,7 +85,7 @@ def test_partners_are_mutual_and_of_other_classes() -> None:
         ("encoder", (1, 0, 1, 0, 1), (1, 1, 0, 0)),
     ],
 )
-def test_the_classifier_tells_what_determines_the_class(
+def test_the_classifier_shows_what_determines_the_class(
     images: ArrayImages, follows: str, condition: tuple[int, ...], tokens: tuple[int, ...]
 ) -> None:
     found = swap(Two(follows), images, Reader(), batch_size=10)  # type: ignore[arg-type]

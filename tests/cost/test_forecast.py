@@ -176,7 +176,7 @@ def printed(result: Any) -> str:
     return capture.get()
 
 
-def test_the_table_says_what_is_not_known(tiny: Callable[..., str]) -> None:
+def test_the_table_marks_unknown_values(tiny: Callable[..., str]) -> None:
     result = forecast(load_recipe(tiny("tokenizer")))
     assert "60,000 images" in printed(result)
     assert "epochs unknown, set data.num_images" in printed(replace(result, num_images=None))

@@ -132,7 +132,7 @@ def test_a_broken_captions_file_names_its_line(tmp_path, line, message):
     assert told.startswith(str(path)) and "\n" not in told and len(told) < 400
 
 
-def test_captions_that_cannot_be_read_or_are_of_other_images_are_told(tmp_path):
+def test_captions_that_cannot_be_read_or_are_of_other_images_are_reported(tmp_path):
     save(tmp_path, [f"train/{i}.png" for i in range(1, 4)])
     (tmp_path / "latin.jsonl").write_bytes(b'{"file": "train/1.png", "caption": "a"}\n\xe9\n')
     write(tmp_path, {"1.png": "relative to train/", "2.png": "too"}, "elsewhere.jsonl")

@@ -137,7 +137,7 @@ def test_a_folder_linked_to_its_sibling_stands_under_both_names(folder):
     assert data.class_names == ["a", "a-b", "a-link", "b"] and data.files[2] == "a-link/3.webp"
 
 
-def test_folders_without_images_say_so_in_one_line(tmp_path):
+def test_folders_without_images_are_reported_in_one_line(tmp_path):
     (tmp_path / "empty" / "class").mkdir(parents=True)
     (tmp_path / "file").touch()
     for name, why in (("empty", "no images"), ("file", "not a folder"), ("nowhere", "no such folder")):

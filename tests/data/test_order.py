@@ -80,7 +80,7 @@ def test_impossible_batches_are_refused(num, step, rank):
         batch_indices(num, 2, seed=0, step=step, rank=rank, world=2)
 
 
-def test_a_choice_of_a_step_is_even_and_depends_on_seed_and_step_alone():
+def test_a_choice_of_a_step_is_uniform_and_depends_only_on_seed_and_step():
     drawn = np.array([choice(3, seed=1, step=step, stream=2) for step in range(6000)])
     assert abs(np.bincount(drawn, minlength=3) - 2000).max() < 150  # standard deviation 37
     assert (drawn[:50] == [choice(3, seed=1, step=step, stream=2) for step in range(50)]).all()

@@ -163,7 +163,7 @@ def test_a_changed_shard_is_indexed_anew(shards: Path) -> None:
         (["trainer-0.tar", "test-1.tar"], ["trainer-0.tar", "test-1.tar"], False),
     ],
 )
-def test_names_of_shards_tell_their_split(names: list[str], train: list[str], told: bool) -> None:
+def test_names_of_shards_give_their_split(names: list[str], train: list[str], told: bool) -> None:
     assert part_of(names, "train") == (train, told)
 
 

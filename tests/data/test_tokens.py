@@ -152,7 +152,7 @@ def test_a_cache_of_the_first_version_is_read_and_continued(tmp_path):
     np.testing.assert_array_equal(TokenCache(tmp_path).batch(range(23))[0], TOKENS)
 
 
-def test_too_little_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
+def test_too_little_free_space_is_reported_before_anything_is_written(tmp_path, monkeypatch):
     need = 23 * (3 * 4 * 4 + 8)
     free = [need - 1]
     monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=free[0]))
@@ -185,7 +185,7 @@ def test_an_exception_leaves_the_cache_unfinished(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["shard-00000.safetensors"]
 
 
-def test_finished_and_foreign_caches_are_not_overwritten_unless_asked(tmp_path):
+def test_finished_and_foreign_caches_are_only_overwritten_on_request(tmp_path):
     other_meta = {**META, "tokenizer_fingerprint": "def"}
     fill(tmp_path)
     for settings in ({}, {"part": (0, 2), "meta": other_meta}, {"part": (1, 2), "rows": 22}):

@@ -76,7 +76,7 @@ def test_centercrop_views_mirror_each_other():
     np.testing.assert_array_equal(pixels(crop)[:, ::-1], pixels(mirrored))
 
 
-def test_random_crops_lie_where_the_draws_say_and_reach_both_ends():
+def test_random_crops_follow_the_random_numbers_and_reach_both_ends():
     image = Image.fromarray(np.arange(30, dtype=np.uint8)[None].repeat(10, 0))  # grey level = column
     rng = np.random.default_rng(0)
     lefts = [pixels(transforms.random_crop(image, 10, *rng.random(2)))[0, 0] for _ in range(300)]
@@ -206,7 +206,7 @@ def test_flip_happens_below_one_half():
     assert flip.apply(image, (0, 0, 0.49)).flip(2).equal(flip.apply(image, (0, 0, 0.5)))
 
 
-def test_fingerprints_tell_transforms_apart_and_never_change():
+def test_fingerprints_distinguish_transforms_and_never_change():
     every = [
         Transform(size, channels, crop, flip).fingerprint()
         for size in (28, 32)

@@ -319,7 +319,7 @@ def test_one_step_of_perfect_noise_recovers_the_data() -> None:
     torch.testing.assert_close(ddim(network, start, chain, learned_variance=False), data, atol=1e-4, rtol=0)
 
 
-def test_samplers_tell_the_network_original_steps_and_are_traced() -> None:
+def test_samplers_pass_original_steps_to_the_network_and_are_traced() -> None:
     chain, told, states = Chain.named("linear").respace(4), [], []
 
     def network(x: Tensor, t: Tensor) -> Tensor:

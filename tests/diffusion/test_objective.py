@@ -37,7 +37,7 @@ def test_times_come_from_the_generator() -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_network_that_knows_has_no_loss(path: Path, kind: Prediction) -> None:
+def test_a_network_with_the_exact_answer_has_no_loss(path: Path, kind: Prediction) -> None:
     torch.manual_seed(0)
     data, noise = torch.randn(2, 4, 3, 2, 2)
     t = torch.tensor([0.1, 0.4, 0.6, 0.9])
@@ -48,7 +48,7 @@ def test_a_network_that_knows_has_no_loss(path: Path, kind: Prediction) -> None:
     torch.testing.assert_close(objective.loss(lambda x, s: answer + 2, data, noise, t), 4 * weight)
 
 
-def test_the_network_sees_the_noised_input_and_the_time() -> None:
+def test_the_network_receives_the_noised_input_and_the_time() -> None:
     data, noise, t = torch.ones(2, 3), torch.zeros(2, 3), torch.tensor([0.25, 0.75])
     seen: list[Tensor] = []
 
@@ -97,7 +97,7 @@ def test_times_whose_ratio_is_lognormal_on_the_cosine_path() -> None:
         torch.testing.assert_close((alpha / sigma).log(), 2 * draws + 0.5)
 
 
-def test_the_direction_loss_is_blind_to_length_and_worst_for_the_opposite() -> None:
+def test_the_direction_loss_ignores_length_and_is_largest_for_opposites() -> None:
     target = torch.randn(2, 5, 3)
     torch.testing.assert_close(direction_loss(3 * target, target), torch.zeros(2), atol=1e-6, rtol=0)
     torch.testing.assert_close(direction_loss(-target, target), torch.full((2,), 2.0))

@@ -139,7 +139,7 @@ def test_no_guidance_is_one_difference() -> None:
     assert {line.key for line in found.differences} == {"guidance", "decoder_guidance"}
 
 
-def test_what_an_older_file_does_not_say_is_not_a_difference() -> None:
+def test_what_an_older_file_does_not_state_is_not_a_difference() -> None:
     record = record_of(SAMPLES | {"label": None})
     stated = {key: value for key, value in record.to_json().items() if key != "label"}
     older, newer = measured(record, "a", stated=stated), measured(changed(set()), "b")

@@ -40,7 +40,7 @@ def rand(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_a_network_sees_eight_bits_without_the_border() -> None:
+def test_a_network_receives_eight_bits_without_the_border() -> None:
     images = torch.full((1, 3, 8, 8), 0.5)
     images[..., :2, :] = 0.9
     whole, inner = Brightness()(images).pooled, Brightness(pad=2)(images).pooled
@@ -151,7 +151,9 @@ def test_what_is_no_network_is_refused_in_one_line(text: str, error: type[Except
     assert "\n" not in str(caught.value)
 
 
-def test_missing_packages_and_weights_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_packages_and_weights_are_reported_with_how_to_get_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     with pytest.raises(WeightsError, match=r"may only be downloaded; give timm:vit_tiny_patch16_224:FILE"):
         open_network("timm:vit_tiny_patch16_224", download=False)

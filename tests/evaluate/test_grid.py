@@ -301,14 +301,14 @@ def test_an_interrupted_grid_goes_on_where_it_was(
     assert (shared / "grid.json").read_bytes() == (whole / "grid.json").read_bytes()
 
 
-def test_a_model_is_let_go_before_the_next_is_read() -> None:
+def test_a_model_is_freed_before_the_next_is_read() -> None:
     opened = Opened()
     gone = weakref.ref(opened.once("model", 1, lambda: nn.Linear(1, 1)))
     found = [gone() is None, opened.once("model", 2, lambda: gone() is None)]
     assert found == [False, True]
 
 
-def test_a_cell_knows_the_weights_that_guide_it(generator: Path) -> None:
+def test_a_cell_depends_on_the_weights_of_its_guidance_model(generator: Path) -> None:
     request = Generation(model=str(generator / "model"), data="fashion_mnist", guidance=2.0)
     weak = replace(request, weak_model=str(generator / "model"))
     found = [prepare(each, Opened()).identity["weak"] for each in (request, weak)]

@@ -94,7 +94,7 @@ def test_sweeps_begin_with_the_class_alone() -> None:
 
 
 @pytest.mark.parametrize("label", [None, "true", "null"])
-def test_reconstructions_are_told_and_recorded(smap: Any, images: Any, label: str | None) -> None:
+def test_reconstructions_are_printed_and_recorded(smap: Any, images: Any, label: str | None) -> None:
     how = Reconstructions(label=label, batch_size=4)  # type: ignore[arg-type]
     records = evaluate_reconstruction(smap, images, how, Measuring(Measures()))
     given = [[0, 1, 2, 3], [4, 5]] if label != "null" else [None, None]
@@ -105,7 +105,7 @@ def test_reconstructions_are_told_and_recorded(smap: Any, images: Any, label: st
     assert [record.keep for record in records if record.name == "psnr"] == [0, 1, 2, 4]
 
 
-def test_records_know_two_labels() -> None:
+def test_records_accept_two_labels() -> None:
     assert Record(name="mse", value=0.0, num_images=1, label="null").to_json()["label"] == "null"
     with pytest.raises(ValueError, match="label is 'true' or 'null'"):
         Record(name="mse", value=0.0, num_images=1, label="false")
@@ -129,7 +129,7 @@ def test_samples_are_decoded_with_their_class(smap: Any, tiny: Tiny, images: Any
 
 
 @pytest.mark.parametrize("model", [SIT, CARD])
-def test_the_demo_s_pictures_are_told(smap: Any, tiny: Tiny, images: Any, tmp_path: Path, model: str) -> None:
+def test_the_demo_s_pictures_are_reported(smap: Any, tiny: Tiny, images: Any, tmp_path: Path, model: str) -> None:
     generator = random_model(tiny("sit", tokenizer="x"), f"model={model}")
     smap.card = generator.card = Card()
     quick_look(generator, smap, images, tmp_path)
@@ -138,7 +138,7 @@ def test_the_demo_s_pictures_are_told(smap: Any, tiny: Tiny, images: Any, tmp_pa
     assert smap.told == {"encode": [labels], "decode": lengths * [labels] + lengths * [classes]}
 
 
-def test_previews_and_caches_are_told(smap: Any, tiny: Tiny, fashion: None, tmp_path: Path) -> None:
+def test_previews_and_caches_are_reported(smap: Any, tiny: Tiny, fashion: None, tmp_path: Path) -> None:
     recipe = load_recipe(tiny("smap"))
     task = build_task(recipe)
     assert task.preview is not None

@@ -178,7 +178,7 @@ def test_reconstruction_records_state_the_sampler(
     assert {r.reference for r in records} == {f"3 test images {images.fingerprint()}"}
 
 
-def test_records_say_how_many_images_could_not_be_read(
+def test_records_state_how_many_images_could_not_be_read(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also where another process, which can read them again, goes on with the blocks."""

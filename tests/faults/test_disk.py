@@ -140,7 +140,7 @@ def may_mount(folder: Path) -> bool:
 
 
 @pytest.mark.slow
-def test_a_run_on_a_disk_that_grows_ends_like_one_with_room(tmp_path: Path, tiny: Tiny) -> None:
+def test_a_run_on_a_disk_that_grows_ends_like_one_with_free_space(tmp_path: Path, tiny: Tiny) -> None:
     if not may_mount(tmp_path):
         pytest.skip("needs unshare and the right to mount a tmpfs in a user namespace (Linux); runs where it is given")
     harness = str(Path(__file__).parent)

@@ -268,7 +268,7 @@ def test_the_first_tokens_are_trained_as_in_the_whole_sequence(tokens: Tensor, l
 
 @pytest.mark.parametrize("condition", ["concat", "adaln"])
 @pytest.mark.parametrize("objective", ["interpolant", "ddpm"])
-def test_every_head_learns_and_draws(labels: Tensor, condition: Any, objective: Any) -> None:
+def test_every_head_trains_and_samples(labels: Tensor, condition: Any, objective: Any) -> None:
     """One constant sequence a class; the loss of fixed draws falls, and the trained model can be sampled."""
     torch.manual_seed(0)
     head = HeadConfig(width=16, depth=1, objective=objective, condition=condition, batch_mul=4, steps=3)
@@ -353,7 +353,7 @@ BAD_CALLS: list[tuple[str, Call, str]] = [
 
 
 @pytest.mark.parametrize(("call", "message"), [c[1:] for c in BAD_CALLS], ids=[c[0] for c in BAD_CALLS])
-def test_bad_input_is_told_in_one_line(call: Call, message: str) -> None:
+def test_bad_input_is_reported_in_one_line(call: Call, message: str) -> None:
     with pytest.raises(InputError) as caught:
         call(generator())
     assert message in str(caught.value) and "\n" not in str(caught.value)

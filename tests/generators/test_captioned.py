@@ -201,7 +201,7 @@ def test_a_caption_s_prefix_ends_where_the_ids_begin() -> None:
         close(x[i, T - count :], words)
 
 
-def test_places_see_no_padding_but_themselves() -> None:
+def test_positions_attend_to_no_padding_but_themselves() -> None:
     allowed = causal_after_padding(torch.tensor([[False, True]]), 4)[0, 0]
     assert allowed.int().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 1]]
 

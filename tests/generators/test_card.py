@@ -275,7 +275,7 @@ def test_loss_is_the_flow_of_every_token(tokens: Tensor) -> None:
     close(losses["loss"], expected)
 
 
-def test_the_head_is_told_a_thousand_times_the_time() -> None:
+def test_the_head_receives_a_thousand_times_the_time() -> None:
     """As a head without the factor is at 1000 t; training times follow the configuration."""
     scaled, plain = card().head, card(head=replace(HEAD, time_scale=1.0)).head
     plain.load_state_dict(scaled.state_dict())
@@ -391,7 +391,7 @@ BAD_CALLS: list[tuple[Callable[[CARD], Any], str]] = [
 
 
 @pytest.mark.parametrize(("call", "message"), BAD_CALLS)
-def test_bad_input_is_told_in_one_line(call: Callable[[CARD], Any], message: str) -> None:
+def test_bad_input_is_reported_in_one_line(call: Callable[[CARD], Any], message: str) -> None:
     with pytest.raises(InputError) as caught:
         call(card())
     assert message in str(caught.value) and "\n" not in str(caught.value)

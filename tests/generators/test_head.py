@@ -109,7 +109,7 @@ def test_loss_equals_manual_repetition(condition: str, objective: str, rows: tup
         torch.testing.assert_close(loss[one], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_batch_mul_draws_its_own_times_and_noise(objective: str, rows: tuple[Tensor, ...]) -> None:
+def test_batch_mul_samples_its_own_times_and_noise(objective: str, rows: tuple[Tensor, ...]) -> None:
     torch.manual_seed(0)
     loss = head(objective=objective).loss_rows(rows[0], rows[2])
     assert loss.shape == (3 * ROWS,) and loss.isfinite().all()
@@ -217,7 +217,7 @@ def test_a_ddpm_head_takes_the_release_s_step_specifications(rows: tuple[Tensor,
     assert ddpm.chain.respace("ddim10").step_map == list(range(0, 1000, 100))
 
 
-def test_bad_input_is_told_in_one_line(rows: tuple[Tensor, ...]) -> None:
+def test_bad_input_is_reported_in_one_line(rows: tuple[Tensor, ...]) -> None:
     x, _, cond = rows
     for objective, options, message in (
         ("interpolant", {"sampler": "ancestral"}, "got 'ancestral'"),

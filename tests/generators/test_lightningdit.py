@@ -33,7 +33,7 @@ def randomised(module: nn.Module) -> nn.Module:
     return module
 
 
-def test_rotary_positions_alone_tell_tokens_apart() -> None:
+def test_rotary_positions_alone_distinguish_tokens() -> None:
     model = randomised(LightningDiT(LightningDiTConfig(num_tokens=4, **SIZES)))
     x, t, labels = torch.randn(2, 4, 3), torch.tensor([0.5]), torch.tensor([0, 1])
     assert isinstance(model, LightningDiT) and model.net.positions is None

@@ -149,7 +149,7 @@ def test_a_single_step_is_the_best_guess_everywhere(model: MaskGIT, labels: Tens
     assert torch.equal(model.sample(labels, steps=1, generator=seeded()), best)
 
 
-def test_draws_of_the_first_step_follow_the_softmax() -> None:
+def test_samples_of_the_first_step_follow_the_softmax() -> None:
     """With noise 1 on top of the logits, Gumbel's maximum is a draw of the softmax: chi-square at one place."""
     model = generator(num_tokens=2, annealing=False)
     num = 12_000
@@ -286,7 +286,7 @@ BAD_CALLS: list[tuple[Call, str]] = [
 
 
 @pytest.mark.parametrize(("call", "message"), BAD_CALLS, ids=[message for _, message in BAD_CALLS])
-def test_bad_input_is_told_in_one_line(call: Call, message: str) -> None:
+def test_bad_input_is_reported_in_one_line(call: Call, message: str) -> None:
     with pytest.raises(InputError) as caught:
         call(generator())
     assert message in str(caught.value) and "\n" not in str(caught.value)

@@ -63,7 +63,7 @@ def test_same_seed_same_samples_and_rows_of_their_own(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_class_ids_the_null_class_is_drawn(kind: str) -> None:
+def test_without_class_ids_the_null_class_is_used(kind: str) -> None:
     model = build(kind)
     free = model.sample(num=3)
     if kind in FLOWS:  # of a DiT the variance stays conditional
@@ -268,7 +268,7 @@ def test_lognormal_times_make_the_ratio_of_tokens_to_noise_lognormal(path: str) 
     assert abs(logs.mean().item()) < 0.03 and abs(logs.std().item() - 1) < 0.03
 
 
-def test_bad_requests_are_told_in_one_line() -> None:
+def test_bad_requests_are_reported_in_one_line() -> None:
     model = build("sit")
     cases: list[tuple[dict[str, Any], str]] = [
         ({"cond": torch.tensor([5])}, "class ids lie in 0..4, got 5..5"),

@@ -35,7 +35,7 @@ def test_the_smallest_size() -> None:
     assert (config.dim, config.depth, config.heads) == (384, 12, 6)
 
 
-def test_positions_are_computed_and_tell_tokens_apart() -> None:
+def test_positions_are_computed_and_distinguish_tokens() -> None:
     model = SiT(SiTConfig(num_tokens=4, token_dim=3, num_classes=2, dim=8, depth=1, heads=2))
     assert not any("positions" in name for name in model.state_dict())
     for parameter in model.parameters():

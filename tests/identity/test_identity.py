@@ -32,7 +32,7 @@ def test_every_kind_and_every_bundled_model_is_recorded() -> None:
     assert sorted(cases.BUNDLED) == names.bundled()
 
 
-def test_a_changed_value_is_told(found: dict[str, str]) -> None:
+def test_a_changed_value_is_reported(found: dict[str, str]) -> None:
     key = "tiny/sit/losses/0.5/loss"
     kind, shape, digest, bar, *numbers = found[key].split()
     last_bits = " ".join([kind, shape, "0" * len(digest), bar, *numbers])

@@ -260,7 +260,7 @@ def whole(tiny: Tiny, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_whole_sequences_are_drawn_with_their_own_options(whole: Path, capsys: Any) -> None:
+def test_whole_sequences_are_sampled_with_their_own_options(whole: Path, capsys: Any) -> None:
     command = ["generate", whole / "sit", "--classes", "3", "--num", 2, "--sampler", "euler", "--steps", 4]
 
     def drawn(name: str, *options: object) -> bytes:
@@ -304,7 +304,7 @@ def of_ids(tiny: Tiny, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_ids_are_drawn_with_their_own_options(of_ids: Path, capsys: Any) -> None:
+def test_ids_are_sampled_with_their_own_options(of_ids: Path, capsys: Any) -> None:
     def drawn(model: str, name: str, *options: object) -> bytes:
         out = of_ids / f"{model} {name}"
         code, told = run(capsys, "generate", of_ids / model, "--classes", "3", "--num", 2, "--out", out, *options)
@@ -335,7 +335,7 @@ def test_ids_are_drawn_with_their_own_options(of_ids: Path, capsys: Any) -> None
     assert not (of_ids / "wrong").exists()
 
 
-def test_drawing_without_classes(whole: Path, capsys: Any) -> None:
+def test_sampling_without_classes(whole: Path, capsys: Any) -> None:
     names = ["image000.png", "image001.png", "overview.png"]
     for model, options in (("sit", ["--unconditional"]), ("blind", [])):
         out = whole / f"out {model}"

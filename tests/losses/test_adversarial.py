@@ -73,7 +73,7 @@ def test_losses_in_closed_form() -> None:
     assert torch.stack(torch.autograd.grad(best, [a, b])).abs().max() < 1e-6
 
 
-def test_lecam_of_means_sees_no_spread() -> None:
+def test_lecam_of_means_ignores_the_spread() -> None:
     torch.manual_seed(0)
     of_means, of_logits, (real, fake) = LeCam(of_means=True), LeCam(), torch.randn(2, 3, 8)
     for lecam in (of_means, of_logits):
@@ -154,7 +154,7 @@ def test_the_tokenizers_pass_changes_nothing_of_the_discriminator() -> None:
     assert {"lecam.mean_real", "discriminator.norm.running_mean", "discriminator.out.u"} <= changed
 
 
-def test_before_the_start_nobody_plays() -> None:
+def test_before_the_start_the_discriminator_is_not_called() -> None:
     loss, (real, fake) = game(consistency=4.0), pair()
     assert loss.generator_terms(real, fake, 2, fake, {}) == {"loss_adversarial": 0}
     assert loss.discriminator.calls == 0
@@ -177,7 +177,7 @@ def test_the_running_means_settle_before_the_start() -> None:
     torch.testing.assert_close(loss.lecam.mean_fake, 0.001 * terms["logits_fake"])
 
 
-def test_the_discriminators_terms_and_whom_they_reach() -> None:
+def test_the_discriminators_terms_and_the_parameters_they_reach() -> None:
     loss, (real, fake) = game(lecam=0.1), pair()
     twin = copy.deepcopy(loss)
     terms = loss.discriminator_losses(real, fake, 3)
@@ -207,7 +207,7 @@ def test_augmentation_and_consistency_follow_the_generator() -> None:
     assert terms[0] == terms[1] != terms[2]
 
 
-def test_a_saved_game_goes_on_as_it_was() -> None:
+def test_a_saved_discriminator_resumes_unchanged() -> None:
     loss, (real, fake) = game(), pair()
     loss.discriminator_losses(real, fake, 3)
     torch.manual_seed(9)
@@ -216,7 +216,7 @@ def test_a_saved_game_goes_on_as_it_was() -> None:
     assert other.discriminator_losses(real, fake, 4) == loss.discriminator_losses(real, fake, 4)
 
 
-def test_a_discriminator_learns_to_tell_dark_from_bright() -> None:
+def test_a_discriminator_learns_to_separate_dark_from_bright() -> None:
     torch.manual_seed(0)
     loss = AdversarialLoss(AdversarialConfig(weight=1.0, start=0), PatchDiscriminator(1, width=4, layers=1))
     optimizer = torch.optim.Adam(loss.parameters(), lr=0.02)

@@ -75,7 +75,7 @@ def test_the_generator_decides_alone_and_the_gradient_flows() -> None:
     assert (gradient != 0).any((1, 2, 3)).all()
 
 
-def test_draws_stay_in_their_ranges() -> None:
+def test_samples_stay_in_their_ranges() -> None:
     x, generator = torch.ones(64, 1, 16, 16), seeded()
     moved = augment(x, groups=["translation"], probability=1.0, generator=generator)
     rows = (moved[:, 0] != 0).any(2).sum(1)

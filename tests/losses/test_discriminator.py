@@ -75,7 +75,7 @@ def test_only_training_passes_move_the_singular_vectors_and_two_can_be_different
     assert conv.weight.grad is not None and conv.weight.grad.any()
 
 
-def test_heads_go_round_in_circles() -> None:
+def test_heads_survive_a_round_trip() -> None:
     torch.manual_seed(0)
     head, x = DinoHead(6, kernel_size=3).eval(), images(2, 6, 9)
     torch.testing.assert_close(head(x.roll(2, -1)), head(x).roll(2, -1))
@@ -92,7 +92,7 @@ def test_readouts_are_states_plus_the_class_tokens() -> None:
     assert len(found) == 3
 
 
-def test_the_trunk_is_frozen_and_out_of_sight() -> None:
+def test_the_trunk_is_frozen_and_not_a_submodule() -> None:
     network = dino()
     assert network.depths == [0, 1, 2, 3, 4]
     assert DinoDiscriminator(DinoTrunk(8, 12, 2, patch=8, side=2)).depths == [0, 3, 6, 9, 12]
@@ -108,7 +108,7 @@ def test_the_trunk_is_frozen_and_out_of_sight() -> None:
     assert all(p.grad is not None for p in network.parameters())
 
 
-def test_what_the_trunk_sees() -> None:
+def test_what_the_trunk_receives() -> None:
     network = dino()
     grey = images(2, 1, 16, 16)
     assert torch.equal(network.prepare(grey), network.prepare(grey.expand(2, 3, 16, 16)))

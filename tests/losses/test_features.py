@@ -147,7 +147,7 @@ def test_weights_of_a_file_are_renamed_and_loaded_strictly(timm: ModuleType, tmp
         ("unknown-weights", WeightsError, "has no trained weights"),
     ],
 )
-def test_teachers_that_cannot_be_had_are_told_in_one_line(
+def test_missing_teachers_are_reported_in_one_line(
     timm: ModuleType, name: str, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message) as caught:
@@ -155,7 +155,7 @@ def test_teachers_that_cannot_be_had_are_told_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_without_timm_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_timm_the_message_gives_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ConfigError, match=r"pip install 'tok1d\[teachers\]'"):
         load_teacher("vit_base_patch14_dinov2.lvd142m")

@@ -61,7 +61,7 @@ def test_a_distance_and_its_gradient() -> None:
     assert torch.equal(model.prepare(grey), model.prepare(grey.expand(2, 3, 16, 16)))
 
 
-def test_the_weight_is_warmed_up_and_the_network_is_nobodys_part() -> None:
+def test_the_weight_is_warmed_up_and_the_network_is_in_no_state_dict() -> None:
     real, fake = images(2, 2, 3, 16, 16)
     model = lpips()
     loss = PerceptualLoss(PerceptualConfig(weight=2.0, warmup=10), model)
@@ -112,7 +112,7 @@ def test_the_files_make_the_network(tmp_path: Path) -> None:
         load_lpips(**files)
 
 
-def test_missing_weights_are_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_are_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lpips_files, "find_spec", lambda name: None)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: pytest.fail("no heads, so no download"))

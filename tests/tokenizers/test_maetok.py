@@ -82,7 +82,7 @@ def test_evaluation_never_masks(images: Tensor) -> None:
 
 
 @pytest.mark.parametrize("aux_loss_on", ["masked", "all"])
-def test_the_auxiliary_loss_is_blind_to_visible_patches(images: Tensor, aux_loss_on: str) -> None:
+def test_the_auxiliary_loss_ignores_visible_patches(images: Tensor, aux_loss_on: str) -> None:
     model = tokenizer(auxiliary=[{**TEACHER, "norm": "none"}], aux_loss_on=aux_loss_on)
     (decoder,) = model.auxiliary
     assert isinstance(decoder, AuxiliaryDecoder)
@@ -122,7 +122,7 @@ def test_captions_must_be_there(images: Tensor) -> None:
         tokenizer(auxiliary=EVERY_TARGET[3:]).train().losses((images, torch.zeros(3)), 0.0)
 
 
-def test_a_teacher_of_another_width_is_told(images: Tensor) -> None:
+def test_a_teacher_of_another_width_is_reported(images: Tensor) -> None:
     model = tokenizer(auxiliary=[{**TEACHER, "dim": 6}]).train()
     with pytest.raises(ConfigError, match="features of width 5, set dim to that, got 6"):
         model.losses((images,), 0.0)

@@ -201,7 +201,7 @@ def test_k_is_uniform_over_zero_to_all(keep_per: str) -> None:
     assert model.eval().training_keep(batch) == N
 
 
-def test_k_can_be_told() -> None:
+def test_k_can_be_given() -> None:
     torch.manual_seed(0)
     groups = sample_tail(TailDropConfig(group=2, min_keep=1), 6, 3000)
     torch.testing.assert_close(frequencies(groups, 6), torch.tensor([0, 0, 1, 0, 1, 0, 1]) / 3, atol=0.03, rtol=0)
@@ -212,7 +212,7 @@ def test_k_can_be_told() -> None:
     assert model.training_keep(torch.zeros(2, 3, 16, 16)) == N
 
 
-def test_processes_and_steps_draw_k_independently() -> None:
+def test_processes_and_steps_sample_k_independently() -> None:
     model, batch, steps = tokenizer().train(), torch.zeros(2, 3, 16, 16), 2000
 
     def draws(rank: int) -> Tensor:
@@ -227,7 +227,7 @@ def test_processes_and_steps_draw_k_independently() -> None:
     torch.testing.assert_close(torch.cov(ranks), 4 * torch.eye(2), atol=0.35, rtol=0)
 
 
-def test_training_draws_are_logged(images: Tensor) -> None:
+def test_training_statistics_of_k_are_logged(images: Tensor) -> None:
     model = tokenizer(tail_drop={"keep_per": "sample"}).train()
     torch.manual_seed(3)
     expected = sample_tail(TailDropConfig(keep_per="sample"), N, 3).float().mean()

@@ -269,7 +269,7 @@ def test_a_level_doubles_after_its_blocks() -> None:
     torch.testing.assert_close(level(x), level.upsample(narrow.repeat_interleave(2, 2).repeat_interleave(2, 3)))
 
 
-def test_certain_logits_paint_their_codes() -> None:
+def test_certain_logits_decode_their_codes() -> None:
     decoder = legacy().decoder
     codes = torch.randint(0, 11, (2, 16), generator=torch.Generator().manual_seed(3))
     mixed = decoder.expected_codes(1e4 * F.one_hot(codes, 11).float(), (4, 4))
@@ -277,7 +277,7 @@ def test_certain_logits_paint_their_codes() -> None:
     torch.testing.assert_close(mixed, decoder.codebook[codes].transpose(1, 2).unflatten(2, (4, 4)))
 
 
-def test_stage_one_learns_codes_and_paints_nothing(images: Tensor) -> None:
+def test_stage_one_trains_on_codes_and_decodes_no_pixels(images: Tensor) -> None:
     model = legacy(stage="train").train()
     codes = torch.randint(0, 11, (3, 16))
     terms = model.losses((images, None, codes), 0.0)
@@ -306,7 +306,7 @@ def test_stage_two_trains_the_decoders_alone(images: Tensor) -> None:
     assert all(weight.grad is not None for weight in model.decoder.parameters())
 
 
-def test_a_pixel_decoder_of_other_patches_is_told(images: Tensor) -> None:
+def test_a_pixel_decoder_of_other_patches_is_reported(images: Tensor) -> None:
     model = legacy(pixels={**PIXELS, "mult": [1, 2]})
     assert model.decode(model.encode(images)).shape == (3, 3, 8, 8)
     with pytest.raises(ConfigError, match=r"^pixels\.mult: 2 levels decode 8x8 of 16x16 images") as error:

@@ -161,7 +161,7 @@ def test_without_an_earlier_discriminator_a_new_one_is_announced(
     assert "a new one is trained" in capsys.readouterr().err
 
 
-def test_another_discriminator_and_a_broken_checkpoint_are_told(tmp_path: Path) -> None:
+def test_another_discriminator_and_a_broken_checkpoint_are_reported(tmp_path: Path) -> None:
     folder, _ = saved_start(recipe(*GAME), tmp_path / "one")
     other = recipe(*GAME, f"init_from={folder}", "adversarial.discriminator.width=8")
     with pytest.raises(WeightsError, match="weights of another shape") as error:
@@ -196,7 +196,7 @@ def test_lpips_without_weights_is_refused_before_the_training() -> None:
 
 
 @pytest.mark.parametrize("key", ["perceptual", "adversarial"])
-def test_only_deterministic_tokenizers_are_judged(key: str) -> None:
+def test_only_deterministic_tokenizers_are_accepted(key: str) -> None:
     with pytest.raises(ConfigError, match=f"^{key}.weight: only maetok, .* read it, expected 0 for semanticist"):
         load_recipe("fashion_mnist/semanticist", (f"{key}.weight=0.5",))
     with pytest.raises(ConfigError, match=f"^{key}.wieght: unknown key; did you mean {key}.weight"):
@@ -214,7 +214,7 @@ def test_batch_statistics_are_shared_by_processes_on_gpus(monkeypatch: pytest.Mo
     assert norms(1) == {nn.BatchNorm2d} and norms(2) == {nn.SyncBatchNorm}
 
 
-def test_the_dry_run_counts_the_judges() -> None:
+def test_the_dry_run_counts_the_loss_networks() -> None:
     plain, judged = forecast(recipe()), forecast(recipe(*GAME, "perceptual.weight=1.0"))
     network = PatchDiscriminator(1, 4, 1)
     judge, lpips = judged.loss_networks["discriminator"], judged.loss_networks["LPIPS"]

@@ -55,7 +55,7 @@ def test_batches_hold_the_words_of_their_images(tiny: Tiny, tmp_path: Path, fash
         assert torch.equal(torch.cat(halves), whole), "the same rows on one process and on two"
 
 
-def test_captions_nobody_learns_make_no_difference(tiny: Tiny, tmp_path: Path, fashion: None) -> None:
+def test_unused_captions_make_no_difference(tiny: Tiny, tmp_path: Path, fashion: None) -> None:
     with_captions = build_task(recipe(tiny, tmp_path, "data.captions=labels")).batch(0, 0, 1)
     plain = build_task(recipe(tiny, tmp_path)).batch(0, 0, 1)
     assert len(with_captions) == len(plain) == 2

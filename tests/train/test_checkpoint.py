@@ -85,7 +85,9 @@ def of_zeros(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, emptied, one_bit, of_zeros])
-def test_behind_a_damaged_checkpoint_the_one_before_is_found_and_told(tmp_path: Path, capsys: Any, damage: Any) -> None:
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_is_used(
+    tmp_path: Path, capsys: Any, damage: Any
+) -> None:
     checkpoint.save(tmp_path, 1, STATE)
     path = checkpoint.save(tmp_path, 2, STATE)
     damage(path)
@@ -150,7 +152,9 @@ def test_a_resumed_log_forgets_what_comes_again_and_what_was_cut_off(tmp_path: P
     assert read_log(path) == [] and os.listdir(tmp_path) == ["log.jsonl"]
 
 
-def test_a_line_that_finds_half_its_room_leaves_no_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_line_that_half_fits_on_the_disk_leaves_no_partial_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log, opened = JsonLog(tmp_path / "log.jsonl", 0), Path.open
     log.write({"step": 1})
 

@@ -48,7 +48,7 @@ def test_samples_have_the_posteriors_moments_and_their_own_noise() -> None:
         assert not torch.equal(drawn, sampled(moments, **other, rank=0)) and correlation < 0.999
 
 
-def test_processes_draw_the_rows_of_one() -> None:
+def test_processes_use_the_random_rows_of_one() -> None:
     moments = torch.rand(6, 3, 8, generator=torch.Generator().manual_seed(0))
     whole = sampled(moments, seed=4, step=9, rank=0)
     parts = [sampled(part, seed=4, step=9, rank=rank) for rank, part in enumerate(moments.chunk(3))]

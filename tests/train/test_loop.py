@@ -279,7 +279,9 @@ def test_replaying_repeats_the_noise_of_the_step(tmp_path: Path) -> None:
     assert told == pytest.approx(read_log(tmp_path / "log.jsonl")[1]["loss"], abs=1e-6)
 
 
-def test_a_dump_that_finds_no_room_does_not_hide_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dump_that_does_not_fit_on_the_disk_does_not_hide_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(content: object, path: Path) -> None:
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
@@ -290,7 +292,7 @@ def test_a_dump_that_finds_no_room_does_not_hide_the_reason(tmp_path: Path, monk
     assert os.listdir(tmp_path) == ["log.jsonl"]
 
 
-def test_seeds_steps_and_processes_draw_other_numbers_on_every_device() -> None:
+def test_seeds_steps_and_processes_give_other_numbers_on_every_device() -> None:
     # torch's CPU generator reads 32 bits of a seed.
     seeds = {
         seed_of(seed, step, rank) & 0xFFFFFFFF for seed in (0, 1, 2**32 - 1) for step in range(50) for rank in range(2)
@@ -319,7 +321,7 @@ def test_the_model_ends_with_its_averages_in_eval_mode(tmp_path: Path) -> None:
     assert not torch.equal(state["ema"]["layer.weight"], state["model"]["layer.weight"])
 
 
-def test_a_preview_that_a_kill_cut_off_is_drawn_when_the_run_goes_on(tmp_path: Path) -> None:
+def test_a_preview_interrupted_by_a_kill_is_made_when_the_run_resumes(tmp_path: Path) -> None:
     """Its step is in the checkpoint already, so no step would draw it again."""
     drawn: list[tuple[str, Any]] = []
 
@@ -345,7 +347,7 @@ def test_a_preview_that_a_kill_cut_off_is_drawn_when_the_run_goes_on(tmp_path: P
     assert torch.equal(drawn[1][1], average)
 
 
-def test_previews_see_the_averages_and_leave_training_as_it_was(runs: tuple[Path, Path]) -> None:
+def test_previews_use_the_averages_and_leave_training_unchanged(runs: tuple[Path, Path]) -> None:
     seen, (out, plain_out) = [], runs
 
     def preview(model: nn.Module, path: Path) -> None:
@@ -432,7 +434,7 @@ def test_a_checkpoint_that_holds_something_else_is_refused_in_a_line(tmp_path: P
     assert fit(settings, task(Line()), tmp_path, quiet=True).finished
 
 
-def test_a_training_on_other_images_is_told_of(tmp_path: Path, capsys: Any) -> None:
+def test_a_training_on_other_images_is_reported(tmp_path: Path, capsys: Any) -> None:
     for num in (7, 7, 6):
         work = task(Line())
         work.images = range(num)

@@ -20,7 +20,7 @@ def looked(entries: list[dict[str, Any]], capsys: Any) -> list[str]:
     return told
 
 
-def test_a_jump_of_the_loss_is_told_once(capsys: Any) -> None:
+def test_a_jump_of_the_loss_is_reported_once(capsys: Any) -> None:
     calm = [{"step": step, "loss_a": 0.5, "loss_b": 0.5, "psnr": 40.0} for step in range(10)]
     assert looked(calm, capsys) == []
     jumps = [{"step": 10, "loss_a": 3.4, "loss_b": 0.5}, {"step": 11, "loss_a": 99.0, "loss_b": 0.5}]
@@ -45,7 +45,7 @@ def test_a_falling_loss_is_no_jump(capsys: Any) -> None:
         ({"d_logits_real": -3.0, "d_logits_fake": 3.0}, ""),
     ],
 )
-def test_collapse_is_told_once(entry: dict[str, float], start: str, capsys: Any) -> None:
+def test_collapse_is_reported_once(entry: dict[str, float], start: str, capsys: Any) -> None:
     told = looked([{"step": step, "loss": 1.0, **entry} for step in (7, 8)], capsys)
     assert [text.startswith(start) for text in told] == [True] * bool(start)
 
@@ -62,7 +62,7 @@ def test_the_share_of_the_start_is_what_the_averages_hold() -> None:
     assert EMA(model, 0.999, ramp=False).share_of_start(1000) == pytest.approx(math.exp(-1), rel=1e-2)
 
 
-def test_early_previews_say_that_the_averages_are_cold(capsys: Any) -> None:
+def test_early_previews_report_that_the_averages_are_young(capsys: Any) -> None:
     monitor, slow = Monitor(), EMA(nn.Linear(1, 1), 0.999, ramp=False)
     monitor.check_preview(slow, 100)
     monitor.check_preview(slow, 200)

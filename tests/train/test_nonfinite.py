@@ -114,7 +114,7 @@ def test_an_exploding_learning_rate_is_named_and_shown_again(
     assert "not finite, as in the training" in shown and "likely cause: train.lr=1e+30" in shown
 
 
-def test_a_dump_that_is_none_is_one_line(tmp_path: Path, capsys: Any) -> None:
+def test_an_invalid_dump_is_one_line(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "text.pt").write_text("hello")
     checkpoint.save(tmp_path, 1, {"model": {}, "optimizer": {}, "ema": {}, "seconds": 0.0})
     for name in ("text.pt", "step-00000001.pt", "missing.pt"):
@@ -157,7 +157,7 @@ GOOD = Evidence(samples=["a", "b", "c", "d"], losses={"loss": 1.0}, weights={"en
         (GOOD, {}, []),
     ],
 )
-def test_who_is_blamed(tiny: Tiny, evidence: Evidence, more: dict[str, Any], expected: list[str]) -> None:
+def test_likely_causes_are_named(tiny: Tiny, evidence: Evidence, more: dict[str, Any], expected: list[str]) -> None:
     found = likely_causes(load_recipe(tiny("tokenizer"), ["train.precision=bf16"]), [evidence], **more)
     assert len(found) == len(expected)
     for text, start in zip(found, expected):

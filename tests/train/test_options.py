@@ -43,7 +43,7 @@ def gradients(module: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "maetok", "smap", "titok", "generator", "sit"])
-def test_blocks_that_compute_twice_make_the_same_steps(
+def test_checkpointed_blocks_make_the_same_steps(
     tiny: Tiny, tmp_path: Any, fashion: None, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys, made = {}, {"generator": "tokenizer", "sit": "maetok"}.get(kind)
@@ -72,7 +72,7 @@ def test_blocks_that_compute_twice_make_the_same_steps(
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("large", [False, True])
-def test_blocks_that_compute_twice_draw_the_same_over_several_processes(
+def test_checkpointed_blocks_use_the_same_random_numbers_over_several_processes(
     rank: int, large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The backward pass runs after the step's draws have ended, as in the loop."""
@@ -109,7 +109,7 @@ def test_blocks_keep_only_what_they_were_given() -> None:
     assert kept[1] < 0.5 * kept[0]
 
 
-def test_random_numbers_come_again_in_the_second_pass() -> None:
+def test_random_numbers_repeat_in_the_second_pass() -> None:
     plain, saving, x = Small().train(), Small().train(), torch.randn(3, 5, 8)
     apply_options(saving, checkpoint_activations=True, compile=False)
     assert saving.state_dict().keys() == plain.state_dict().keys()

@@ -321,7 +321,7 @@ def test_the_first_player_that_is_not_finite_is_named_and_replaying_repeats_the_
     assert told == pytest.approx({name: entry[name] for name in told}, abs=1e-6)
 
 
-def test_checkpoints_of_before_there_were_players_load_and_those_of_others_are_refused(tmp_path: Path) -> None:
+def test_checkpoints_from_before_players_existed_load_and_those_of_others_are_refused(tmp_path: Path) -> None:
     settings = recipe()
 
     def single() -> Task:

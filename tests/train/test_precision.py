@@ -188,7 +188,7 @@ def test_half_precision_is_refused_on_a_cpu(monkeypatch: pytest.MonkeyPatch, nam
     assert precision.precision_of("fp32", torch.device("cpu"))().__enter__() is None
 
 
-def test_the_adaptive_weight_sees_gradients_that_fp16_would_lose() -> None:
+def test_the_adaptive_weight_uses_gradients_that_fp16_would_lose() -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(16, 16), torch.randn(4, 16)
 

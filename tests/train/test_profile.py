@@ -58,7 +58,7 @@ def test_hours_are_the_median_step_times_their_number(tiny: Tiny, fashion: None)
     assert any(cells[1] == f"{flops / 2.0 / 2e12:.1%}" and "utilisation" in cells[2] for cells in text)
 
 
-def test_both_sides_of_the_game_are_measured_and_weighted(tiny: Tiny, fashion: None) -> None:
+def test_both_players_are_measured_and_weighted(tiny: Tiny, fashion: None) -> None:
     recipe = load_recipe(tiny("maetok"), ["train.steps=3600", *GAME, "adversarial.start=901"])
     assert [(each.first, each.steps) for each in phases(recipe)] == [(0, 900), (900, 2700)]
     slow = [1.0] * (WARMUP + 2) + [4.0] * (WARMUP + 2)
@@ -77,7 +77,7 @@ def test_measured_steps_are_in_their_phase(steps: int) -> None:
     assert min(places) >= 40 and max(places) < 40 + steps and len(set(places)) == min(20, steps)
 
 
-def test_the_discriminator_plays_in_its_phase(tiny: Tiny, fashion: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_discriminator_trains_in_its_phase(tiny: Tiny, fashion: None, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, bool]] = []
     step = profiling.Run.train_step
 
@@ -122,7 +122,7 @@ def test_a_run_at_work_is_not_disturbed(tiny: Tiny, fashion: None, tmp_path: Pat
     assert files(tmp_path) == before
 
 
-def test_without_data_batches_are_random_and_it_says_so(
+def test_without_data_batches_are_random_and_this_is_reported(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOK1D_CACHE", str(tmp_path / "cache"))

@@ -137,7 +137,7 @@ class Noisy(nn.Module):
         return {"loss": (self.net(self.frozen(batch[0])) + torch.randn(1)).square().mean()}
 
 
-def test_a_measure_sees_the_average_and_changes_nothing(made: Callable[[str], Path]) -> None:
+def test_a_proxy_receives_the_average_and_changes_nothing(made: Callable[[str], Path]) -> None:
     data = torch.randn(64, 3, generator=torch.Generator().manual_seed(5))
     seen: list[tuple[Tensor, bool]] = []
 
@@ -188,7 +188,7 @@ def sample(kind: str) -> Any:
     )
 
 
-def test_probe_and_mixture_tell_clusters_from_noise() -> None:
+def test_probe_and_mixture_distinguish_clusters_from_noise() -> None:
     noise, clusters = sample("noise"), sample("clusters")
     assert proxies.probe(clusters) == {"probe": 1.0}
     x, y = tokens("noise")

@@ -55,7 +55,7 @@ def test_rates_are_counts_over_seconds() -> None:
     assert meter.entry()["tflops"] == pytest.approx(3 / 1.5), "since the line before"
 
 
-def test_a_line_across_the_start_of_the_game_weighs_both_counts() -> None:
+def test_a_log_line_across_the_start_of_the_discriminator_weighs_both_counts() -> None:
     flops = StepFlops(before=10, after=70, start=4)
     assert [flops.at(step) for step in (1, 3, 4, 9)] == [10, 10, 70, 70]
     for first in range(1, 8):
@@ -127,7 +127,7 @@ def test_a_dropped_tail_counts_with_its_mean(tiny: Tiny) -> None:
     assert masked == whole, "masked tokens are computed"
 
 
-def test_counting_draws_no_random_numbers(tiny: Tiny) -> None:
+def test_counting_uses_no_random_numbers(tiny: Tiny) -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
@@ -158,7 +158,7 @@ def test_peaks_are_of_whole_devices() -> None:
         assert bf16 is None or tf32 is None or (bf16 == pytest.approx(2 * tf32, rel=0.02) and tf32 >= 0.99 * fp32)
 
 
-def test_a_cpu_has_the_peak_it_is_told() -> None:
+def test_a_cpu_has_the_configured_peak() -> None:
     assert peak_of(CPU, "fp32") is None and peak_of(CPU, "fp32", 0.25) == 0.25
 
 

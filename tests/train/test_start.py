@@ -42,13 +42,13 @@ def changed(first: Any, second: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "maetok", "smap", "titok", "generator", "sit", "classifier"])
-def test_equal_models_take_over_everything_and_tell_nothing(pair: Any, kind: str, capsys: Any) -> None:
+def test_equal_models_take_over_everything_and_report_nothing(pair: Any, kind: str, capsys: Any) -> None:
     first, second, told = pair(kind)
     assert fingerprint(first) == fingerprint(second) and told == [] and not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["generator", "sit", "smap"])
-def test_another_number_of_classes_draws_their_rows_anew(pair: Any, kind: str, capsys: Any) -> None:
+def test_another_number_of_classes_initialises_their_rows_again(pair: Any, kind: str, capsys: Any) -> None:
     first, second, _ = pair(kind, "model.num_classes=4")
     mine = {name: value for name, value in first.state_dict().items() if not name.endswith("label_embed.table.weight")}
     theirs = second.state_dict()
@@ -60,7 +60,7 @@ def test_another_number_of_classes_draws_their_rows_anew(pair: Any, kind: str, c
 
 
 @pytest.mark.parametrize("kind", ["maetok", "smap", "titok"])
-def test_at_another_image_size_it_starts_as_the_first_reads_that_size(pair: Any, kind: str) -> None:
+def test_at_another_image_size_it_is_initialised_as_the_first_model_resampled(pair: Any, kind: str) -> None:
     first, second, told = pair(kind, "data.image_size=64", "model.image_size=64")
     assert told == ["64 px instead of 32, learned positions are resampled"]
     images = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(3))
@@ -70,7 +70,7 @@ def test_at_another_image_size_it_starts_as_the_first_reads_that_size(pair: Any,
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "maetok", "smap", "titok"])
-def test_at_other_channels_it_reads_and_paints_grey_images_as_the_first(pair: Any, kind: str) -> None:
+def test_with_other_channels_it_encodes_and_decodes_grey_images_as_the_first(pair: Any, kind: str) -> None:
     first, second, told = pair(kind, "data.channels=3", "model.channels=3")
     assert any(text.startswith("3 channels instead of 1") for text in told)
     size = first.config.image_size
@@ -84,7 +84,7 @@ def test_at_other_channels_it_reads_and_paints_grey_images_as_the_first(pair: An
             torch.testing.assert_close(second.decode(tokens, cond), painted)
 
 
-def test_of_colour_to_grey_grey_images_are_read_and_painted_alike(pair: Any) -> None:
+def test_from_colour_to_grey_grey_images_are_encoded_and_decoded_alike(pair: Any) -> None:
     first, second, _ = pair(
         "titok", "data.channels=1", "model.channels=1", base=("data.channels=3", "model.channels=3")
     )

@@ -217,7 +217,7 @@ BAD_PAIRS: list[tuple[str, list[str], list[str], str]] = [
 
 
 @pytest.mark.parametrize(("generator", "overrides", "of", "message"), BAD_PAIRS)
-def test_pairs_that_are_told_different_things_are_one_line(
+def test_pairs_of_different_conditions_are_one_line(
     pair: Any, tmp_path: Path, generator: str, overrides: list[str], of: list[str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
@@ -225,7 +225,7 @@ def test_pairs_that_are_told_different_things_are_one_line(
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists(), "told before anything is encoded"
 
 
-def test_a_tokenizer_that_is_told_nothing_serves_a_generator_of_captions(pair: Any) -> None:
+def test_an_unconditional_tokenizer_serves_a_generator_of_captions(pair: Any) -> None:
     nothing = (
         CLASSES,
         "model.label_dropout=0",
@@ -294,7 +294,7 @@ def test_images_without_captions_have_none(
     assert images.condition == "null" and images.batch([0])[2] is None
 
 
-def test_samples_are_judged_by_the_classes_of_the_captioned_images(pair: Any, tiny: Tiny) -> None:
+def test_samples_are_evaluated_by_the_classes_of_the_captioned_images(pair: Any, tiny: Tiny) -> None:
     tokenizer, wanted = pair("card")
     generator: Any = store.build_model(wanted.model).eval()
     judge: Any = store.build_model(load_recipe(tiny("classifier")).model).eval()

@@ -78,7 +78,7 @@ def trained(tiny: Tiny, out: Path) -> str:
     return fingerprint(store.load(str(train(tiny, out) / "model")))
 
 
-def test_a_missing_package_is_told_before_the_training(
+def test_a_missing_package_is_reported_before_the_training(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda package: None)

@@ -149,7 +149,7 @@ def test_maskgit_token_type_is_added_to_every_position(tmp_path: Path) -> None:
     torch.testing.assert_close(found.net.positions, model.net.positions + kind[0])
 
 
-def test_a_maskgit_folder_tells_its_heads_and_how_it_samples(tmp_path: Path) -> None:
+def test_a_maskgit_folder_gives_its_heads_and_sampling_settings(tmp_path: Path) -> None:
     model = small_maskgit(class_dropout=0.2, steps=64, noise=2.8, guidance_schedule="power_cosine")
     save_file(maskgit.to_published(model.state_dict()), tmp_path / "model.safetensors")
     options: dict[str, Any] = {"num_attention_heads": 3, "class_label_dropout": 0.2, "num_steps": 64}

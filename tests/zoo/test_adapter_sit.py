@@ -97,7 +97,7 @@ def same_model(found: Any, model: Any) -> bool:
     return left.keys() == right.keys() and all(torch.allclose(left[name], right[name], atol=1e-6) for name in left)
 
 
-def test_a_published_folder_tells_its_shape_and_the_tokenizer_its_statistics(tmp_path: Path) -> None:
+def test_a_published_folder_gives_its_shape_and_the_tokenizer_its_statistics(tmp_path: Path) -> None:
     model = models()["sit"]
     save_file(published("sit", model), tmp_path / "model.safetensors")
     options = {"num_heads": 3, "class_dropout_prob": 0.1, "patch_size": 2, "path_type": "edm"}
@@ -142,7 +142,7 @@ def test_lightningdit_finds_its_positions_and_statistics(tmp_path: Path) -> None
     assert same_model(found, model)
 
 
-def test_what_is_not_part_of_the_generator_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_part_of_the_generator_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = {**published("sit", models()["sit"]), "projectors.0.weight": torch.zeros(1)}
     save_file(state, tmp_path / "sit.safetensors")
     convert_sit(tmp_path / "sit.safetensors", heads=3)

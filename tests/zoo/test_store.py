@@ -82,7 +82,7 @@ def test_a_model_comes_back(build, tmp_path: Path, kind: str, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_fingerprint_tells_every_weight(build, kind: str) -> None:
+def test_the_fingerprint_depends_on_every_weight(build, kind: str) -> None:
     model = build(kind)
     whole = fingerprint(model)
     assert len(whole) == 12 and int(whole, 16) >= 0
@@ -125,7 +125,7 @@ def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
     refused("go through 'tok1d convert'", tmp_path / "release.pt")
 
 
-def test_an_unknown_bundled_name_lists_the_known(folder: Path, tmp_path: Path, monkeypatch) -> None:
+def test_an_unknown_bundled_name_lists_the_known_ones(folder: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(store, "BUNDLED", tmp_path)
     assert "one of model" in refused("no model 'modle'", "modle")
     assert store.load("model").card.licence == "mine"
@@ -195,7 +195,7 @@ def test_a_foreign_config_is_named(folder: Path, content: str) -> None:
     assert str(folder / "config.json") in refused(r"config\.json: ", folder)
 
 
-def test_a_config_of_a_later_format_says_so(folder: Path) -> None:
+def test_a_config_of_a_later_format_is_reported(folder: Path) -> None:
     content = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**content, "format": 2}))
     refused("written in format 2, this tok1d reads format 1", folder)
@@ -328,7 +328,7 @@ def test_a_card_round_trips_and_reads_well(build, tmp_path: Path) -> None:
     assert "| records" not in text and replace(card, records=[]).to_markdown("cnn").count("## Measured") == 0
 
 
-def test_conversion_tells_what_it_knows(tmp_path: Path) -> None:
+def test_conversion_reports_the_configuration(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="format 'mystery': expected one of semanticist-tokenizer, semanticist-ar"):
         convert("mystery", tmp_path / "x.pt", tmp_path / "out")
     assert not (tmp_path / "out").exists()
