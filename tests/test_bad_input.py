@@ -187,13 +187,13 @@ def wrong_values(kind: str) -> list[str]:
 
 def field_cases(bench: Bench) -> Iterator[Case]:
     """Every field of every kind of recipe, with values of the wrong type or out of range."""
-    seen: set[tuple[str, str]] = set()
+    done_types: set[tuple[str, str]] = set()
     for kind in KINDS:
         recipe = bench.recipe(kind)
         for row in field_rows(load_recipe(recipe)):
-            if row.key == "model.name" or (row.key, row.type) in seen or "any value" in row.type:
+            if row.key == "model.name" or (row.key, row.type) in done_types or "any value" in row.type:
                 continue
-            seen.add((row.key, row.type))
+            done_types.add((row.key, row.type))
             yield case(row.key, "config", recipe, f"{row.key}={bench.rng.choice(wrong_values(row.type))}")
 
 

@@ -76,11 +76,11 @@ def test_first_words(images: ImageSet) -> None:
 
 
 def test_classifier_and_samples(images: ImageSet) -> None:
-    judge = tok1d.load("fashion-mnist-cnn")
+    classifier = tok1d.load("fashion-mnist-cnn")
     x, labels = images.batch(range(1000))
     with torch.no_grad():
-        assert float(accuracy(judge(x), labels)) > 0.9
+        assert float(accuracy(classifier(x), labels)) > 0.9
         generator, tokenizer = tok1d.load_pair("fashion-mnist-semanticist")
         classes = torch.arange(50) % 10
-        drawn = tokenizer.decode(generator.sample(classes, guidance=2.0))
-        assert float(accuracy(judge(drawn), classes)) > 0.7
+        generated = tokenizer.decode(generator.sample(classes, guidance=2.0))
+        assert float(accuracy(classifier(generated), classes)) > 0.7

@@ -94,8 +94,8 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def judge(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only one bundled model: the tiny classifier as Fashion-MNIST's judge."""
+def bundled_classifier(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only one bundled model: the tiny classifier in place of the Fashion-MNIST classifier."""
     (models / "bundled").mkdir()
     (models / "cnn").rename(models / "bundled" / "fashion-mnist-cnn")
     monkeypatch.setattr(store, "BUNDLED", models / "bundled")
@@ -199,8 +199,8 @@ def test_networks_that_are_not_available_are_reported(
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    told = fails("evaluate", "generation", models / "generator", photos, "--network", "inception")
-    assert "--network: none of the networks asked for is available: inception" in told and "no classifier" not in told
+    line = fails("evaluate", "generation", models / "generator", photos, "--network", "inception")
+    assert "--network: none of the networks asked for is available: inception" in line and "no classifier" not in line
 
 
 def test_wrong_numbers_and_folders_are_one_line(fails: Callable[..., str], models: Path, photos: Path) -> None:
@@ -272,15 +272,15 @@ def test_pictures_of_ones_own(
 
 
 def test_the_same_seed_generates_the_same_pictures(ok: Callable[..., str], models: Path) -> None:
-    def drawn(name: str, seed: int) -> bytes:
+    def generated(name: str, seed: int) -> bytes:
         ok("generate", models / "generator", "--out", models / name, "--seed", seed, "--num", 2, "--classes", "1,2")
         return (models / name / "overview.png").read_bytes()
 
-    assert drawn("a", 0) == drawn("b", 0) != drawn("c", 1)
+    assert generated("a", 0) == generated("b", 0) != generated("c", 1)
 
 
 def test_the_whole_chain(
-    ok: Callable[..., str], fails: Callable[..., str], tiny: Tiny, tmp_path, fashion, judge
+    ok: Callable[..., str], fails: Callable[..., str], tiny: Tiny, tmp_path, fashion, bundled_classifier
 ) -> None:
     tokenizer_run, generator_run, cache = tmp_path / "tokenizer", tmp_path / "generator", tmp_path / "cache"
     train = ["train", tiny("tokenizer", out=tokenizer_run)]

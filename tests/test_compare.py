@@ -53,10 +53,10 @@ def recipe(changes: dict[str, Any] | None = None) -> dict[str, Any]:
 
 def curve(seed: int = 0, lines: int = 60, factor: Any = lambda step: 1.0, noise: float = 0.03, **changes: Any) -> Curve:
     """A loss that falls from 1 to 0.1 with noise of its own, times a factor by step."""
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     points = []
     for step in range(50, 50 * lines + 1, 50):
-        loss = (0.1 + 0.9 * math.exp(-step / 300)) * factor(step) * (1 + noise * draw.gauss(0, 1))
+        loss = (0.1 + 0.9 * math.exp(-step / 300)) * factor(step) * (1 + noise * rng.gauss(0, 1))
         points.append({"step": step, "loss_a": 0.75 * loss, "loss_b": 0.25 * loss, "lr": 1e-3, "seconds": step / 9})
     return Curve(f"runs/seed-{seed}", recipe(), points, **changes)
 

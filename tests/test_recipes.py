@@ -180,19 +180,21 @@ def test_card_counts(size: str, trunk: int, head: int, paper: float, off: float)
 @pytest.mark.parametrize("name", TITOK)
 def test_titok_recipe_states_what_it_reproduces_and_adds_up(name: str) -> None:
     recipe = load_recipe(name)
-    card, data, train, game = recipe.card, recipe.data, recipe.train, recipe.adversarial
+    card, data, train, adversarial = recipe.card, recipe.data, recipe.train, recipe.adversarial
     assert card.reproduces and "rFID" in card.paper and card.ours == "not run at this scale"
     assert (data.image_size, data.num_images, recipe.model.image_size) == (256, 1_281_167, 256)
     assert (train.lr, train.lr_min, train.beta2, train.weight_decay) == (1e-4, 1e-5, 0.999, 1e-4)
-    assert game.discriminator.name == "blur_patch" and game.lecam_of == "means" and not game.adaptive
+    assert (
+        adversarial.discriminator.name == "blur_patch" and adversarial.lecam_of == "means" and not adversarial.adaptive
+    )
     assert str(recipe.model.num_tokens) in card.about and recipe.perceptual.logits == 0.1
     if recipe.model.name == "titok_legacy":
         # Where it starts from holds what it trains: the published weights of the same name.
         assert recipe.init_from == f"models/{name.split('/')[1]}" and recipe.model.stage == "finetune"
-        assert (train.steps, train.batch_size, game.weight, game.start) == (500_000, 256, 0.01, 20_000)
+        assert (train.steps, train.batch_size, adversarial.weight, adversarial.start) == (500_000, 256, 0.01, 20_000)
         assert recipe.perceptual.weight == 0 and recipe.model.bottleneck.l2
     else:
-        assert (train.steps, train.batch_size, game.weight, game.start) == (650_000, 1024, 0.1, 200_000)
+        assert (train.steps, train.batch_size, adversarial.weight, adversarial.start) == (650_000, 1024, 0.1, 200_000)
         assert recipe.perceptual.weight == 1 and recipe.model.bottleneck.name == ("vq" if "_vq" in name else "kl")
 
 
@@ -497,8 +499,8 @@ COSTED += ["imagenet256/maetok_b_128", "imagenet256/maetok_b_128_finetune", "ima
 @pytest.mark.parametrize("name", [*COSTED, "captioned256/maetok_b_128"])
 def test_the_cost_on_the_card_is_the_forecast(name: str) -> None:
     recipe = load_recipe(name)
-    told = re.match(r"(\d+) EFLOP for [\d,]+ steps of (?:8 x 256 images|2048 sequences|512 images)", recipe.card.cost)
-    assert told and forecast(recipe).run_flops == pytest.approx(int(told[1]) * 1e18, rel=0.03)
+    stated = re.match(r"(\d+) EFLOP for [\d,]+ steps of (?:8 x 256 images|2048 sequences|512 images)", recipe.card.cost)
+    assert stated and forecast(recipe).run_flops == pytest.approx(int(stated[1]) * 1e18, rel=0.03)
 
 
 # Published layouts, written down from the key tables of the released files: name -> shape.

@@ -55,8 +55,8 @@ class Reader(nn.Module):
     """A classifier that reads the first pixel."""
 
     def forward(self, images: Tensor) -> Tensor:
-        seen = (images[:, 0, 0, 0] * 255).round().long()
-        return nn.functional.one_hot(seen, CLASSES).float()
+        classes = (images[:, 0, 0, 0] * 255).round().long()
+        return nn.functional.one_hot(classes, CLASSES).float()
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ class Toy(nn.Module):
         self.body = body
 
     def losses(self, batch: tuple[Tensor, Tensor], progress: float) -> dict[str, Tensor]:
-        return {"loss": self.body(batch[0]).sum(), "seen": batch[0].sum()}
+        return {"loss": self.body(batch[0]).sum(), "sum": batch[0].sum()}
 
 
 def toy(body: Callable[[], nn.Module], shape: tuple[int, ...], *, half: bool = False) -> StepCost:

@@ -128,8 +128,8 @@ def test_a_broken_captions_file_names_its_line(tmp_path, line, message):
     path.write_text(f'{{"file": "1.png", "caption": "one"}}\n\n{line}\n')
     with pytest.raises(DataError, match=message) as caught:
         read_captions(path)
-    told = str(caught.value)
-    assert told.startswith(str(path)) and "\n" not in told and len(told) < 400
+    error_text = str(caught.value)
+    assert error_text.startswith(str(path)) and "\n" not in error_text and len(error_text) < 400
 
 
 def test_captions_that_cannot_be_read_or_are_of_other_images_are_reported(tmp_path):

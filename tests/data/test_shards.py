@@ -154,7 +154,7 @@ def test_a_changed_shard_is_indexed_anew(shards: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "train", "told"),
+    ("names", "train", "stated"),
     [
         (["a/train/0.tar", "a/val/0.tar"], ["a/train/0.tar"], True),
         (["in1k-train-000.tar", "in1k-validation-00.tar"], ["in1k-train-000.tar"], True),
@@ -163,8 +163,8 @@ def test_a_changed_shard_is_indexed_anew(shards: Path) -> None:
         (["trainer-0.tar", "test-1.tar"], ["trainer-0.tar", "test-1.tar"], False),
     ],
 )
-def test_names_of_shards_give_their_split(names: list[str], train: list[str], told: bool) -> None:
-    assert part_of(names, "train") == (train, told)
+def test_names_of_shards_give_their_split(names: list[str], train: list[str], stated: bool) -> None:
+    assert part_of(names, "train") == (train, stated)
 
 
 def test_what_is_wrong_is_named(shards: Path, saved: Path, tmp_path: Path) -> None:

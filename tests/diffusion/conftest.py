@@ -45,7 +45,7 @@ class Gaussian:
 Sampler = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 
-def affine_moments(sampler: Sampler, draws: int) -> tuple[float, float]:
+def affine_moments(sampler: Sampler, num_noises: int) -> tuple[float, float]:
     """Mean and std of what `sampler(start, randn)` makes of standard normal noise, exactly, without sampling.
 
     A sampler driven by an affine field is affine in its start and in each of its draws, so a batch of impulses
@@ -60,10 +60,10 @@ def affine_moments(sampler: Sampler, draws: int) -> tuple[float, float]:
         impulse[1 + calls] = 1
         return impulse
 
-    start = torch.zeros(2 + draws, 1, dtype=torch.float64)
+    start = torch.zeros(2 + num_noises, 1, dtype=torch.float64)
     start[1] = 1
     out = sampler(start, randn)
-    assert calls == draws, f"the sampler drew {calls} times"
+    assert calls == num_noises, f"the sampler drew {calls} times"
     return out[0].item(), (out[1:] - out[0]).square().sum().sqrt().item()
 
 

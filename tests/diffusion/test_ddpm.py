@@ -274,9 +274,9 @@ def test_the_exact_reverse_variance_makes_a_coarse_chain_exact(target: Any, mome
     mean, std = moments(lambda x, randn: ancestral(network, x, chain, randn), 100)
     # the last step takes no noise: the spread of x_0 given x_1 is lost
     level = chain.alpha_bar[0]
-    lost = target.std**2 * (1 - level) / (level * target.std**2 + 1 - level)
+    variance_lost = target.std**2 * (1 - level) / (level * target.std**2 + 1 - level)
     assert abs(mean - target.mean) < 0.02
-    assert abs(std - math.sqrt(target.std**2 - lost)) < 1e-3
+    assert abs(std - math.sqrt(target.std**2 - variance_lost)) < 1e-3
 
 
 def test_ddim_samples_have_the_moments_of_the_target(target: Any, moments: Moments) -> None:
@@ -320,14 +320,14 @@ def test_one_step_of_perfect_noise_recovers_the_data() -> None:
 
 
 def test_samplers_pass_original_steps_to_the_network_and_are_traced() -> None:
-    chain, told, states = Chain.named("linear").respace(4), [], []
+    chain, steps_received, states = Chain.named("linear").respace(4), [], []
 
     def network(x: Tensor, t: Tensor) -> Tensor:
-        told.append(t.tolist())
+        steps_received.append(t.tolist())
         return torch.zeros(x.shape[0], 2 * x.shape[1])
 
     out = ancestral(network, torch.ones(2, 3), chain, torch.randn_like, trace=states.append)
-    assert told == [[step] * 2 for step in (999, 666, 333, 0)]
+    assert steps_received == [[step] * 2 for step in (999, 666, 333, 0)]
     assert len(states) == 4 and torch.equal(states[-1], out)
 
 

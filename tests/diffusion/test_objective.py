@@ -31,8 +31,8 @@ def test_logit_normal_times() -> None:
 
 def test_times_come_from_the_generator() -> None:
     for times in (Times("uniform"), Times("logit_normal")):
-        draws = [times.sample(5, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
-        assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+        samples = [times.sample(5, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+        assert torch.equal(samples[0], samples[1]) and not torch.equal(samples[0], samples[2])
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -50,15 +50,15 @@ def test_a_network_with_the_exact_answer_has_no_loss(path: Path, kind: Predictio
 
 def test_the_network_receives_the_noised_input_and_the_time() -> None:
     data, noise, t = torch.ones(2, 3), torch.zeros(2, 3), torch.tensor([0.25, 0.75])
-    seen: list[Tensor] = []
+    received: list[Tensor] = []
 
     def network(x: Tensor, s: Tensor) -> Tensor:
-        seen.extend([x, s])
+        received.extend([x, s])
         return x
 
     FlowObjective(Path("linear")).loss(network, data, noise, t)
-    torch.testing.assert_close(seen[0], t[:, None].expand(2, 3))
-    assert torch.equal(seen[1], t)
+    torch.testing.assert_close(received[0], t[:, None].expand(2, 3))
+    assert torch.equal(received[1], t)
 
 
 def test_squared_weight_on_data_is_the_velocity_loss() -> None:
@@ -91,10 +91,10 @@ def test_all_predictions_of_one_field_walk_the_same_way(target: Any, path: Path,
 
 
 def test_times_whose_ratio_is_lognormal_on_the_cosine_path() -> None:
-    draws = torch.linspace(-3, 3, 7, dtype=torch.float64)
+    normals = torch.linspace(-3, 3, 7, dtype=torch.float64)
     for kind, path in (("logit_normal", Path("linear")), ("atan_normal", Path("cosine"))):
-        alpha, sigma, _, _ = path.coefficients(Times(kind, 0.5, 2.0).from_normal(draws))
-        torch.testing.assert_close((alpha / sigma).log(), 2 * draws + 0.5)
+        alpha, sigma, _, _ = path.coefficients(Times(kind, 0.5, 2.0).from_normal(normals))
+        torch.testing.assert_close((alpha / sigma).log(), 2 * normals + 0.5)
 
 
 def test_the_direction_loss_ignores_length_and_is_largest_for_opposites() -> None:

@@ -212,11 +212,11 @@ class Machine:
 def chain_of(machine: Machine, family: str, name: str) -> Chain:
     """Kill an evaluation at all places of a chain, end it, compare; drawn again where it ended before its kill."""
     for attempt in range(20):
-        draw, chain = random.Random(f"{family} {name} {attempt}"), Chain(family, name)
+        rng, chain = random.Random(f"{family} {name} {attempt}"), Chain(family, name)
         called = f"{family}-{name.replace(' ', '-')}-{attempt}"
         record = machine.root / f"{called}.json"
         for place, most in CHAINS[name]:
-            number, share = draw.randint(1, most), draw.random()
+            number, share = rng.randint(1, most), rng.random()
             chain.kills.append(f"{place} {number}")
             code = machine.run(family, called, (place, number, share))
             if record.exists() and record.read_bytes() != (machine.root / f"{family}.json").read_bytes():
@@ -237,8 +237,8 @@ def chain_of(machine: Machine, family: str, name: str) -> Chain:
 
 def shared_chain(machine: Machine, family: str) -> Chain:
     """Two processes share an evaluation; one is killed, the other ends, the killed one is started again."""
-    draw, name = random.Random(f"{family} shared"), f"{family}-shared"
-    chain, number = Chain(family, "shared"), draw.randint(1, 2)
+    rng, name = random.Random(f"{family} shared"), f"{family}-shared"
+    chain, number = Chain(family, "shared"), rng.randint(1, 2)
 
     def watch(tell: int) -> None:
         watch_measuring(Watch("outside, a measured batch", number, tell))

@@ -36,7 +36,7 @@ class Mapped(OwnNetwork):
         return Features(found.pooled, F.avg_pool2d(images, 4).flatten(1), found.logits)
 
 
-class Watched:
+class Recorded:
     """The images and the sources of noise that an evaluation went through."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,7 @@ class Watched:
 
 
 def of_images(tokenizer: str, **options: Any) -> Callable[..., Any]:
-    def measure(root: Path, batch_size: int, watched: Watched) -> Any:
+    def measure(root: Path, batch_size: int, recorded: Recorded) -> Any:
         model = tok1d.load(tokenizer, device="cpu")
         return reconstruction.evaluate_reconstruction(
             model,
@@ -75,11 +75,11 @@ def of_images(tokenizer: str, **options: Any) -> Callable[..., Any]:
 
 
 def of_samples(generator: str, **options: Any) -> Callable[..., Any]:
-    def measure(root: Path, batch_size: int, watched: Watched) -> Any:
+    def measure(root: Path, batch_size: int, recorded: Recorded) -> Any:
         model, tokenizer = tok1d.load_pair(generator, device="cpu")
         measured = measuring(padding_of(tokenizer), ON_FEATURES)
         compared = generation.measured_set(images_for(tokenizer, root), measured.measures)
-        watched.images.clear()
+        recorded.images.clear()
         how = Samples(num=NUM, batch_size=batch_size, seed=3, **options)
         return generation.evaluate_generation(model, tokenizer, None, how, replace(measured, references=compared))
 
@@ -155,14 +155,14 @@ CASES: dict[str, tuple[Callable[..., Any], list[str], int]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_nothing_depends_on_the_batch_size(drawn: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_nothing_depends_on_the_batch_size(generated_images: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     measure, metrics, times = CASES[name]
     found = []
     for batch_size in BATCH_SIZES:
         with monkeypatch.context() as patch:
-            watched = Watched(patch)
-            records = measure(drawn, batch_size, watched)
-        found.append((watched, records))
+            recorded = Recorded(patch)
+            records = measure(generated_images, batch_size, recorded)
+        found.append((recorded, records))
     first, records = found[0]
     called = [record.name.partition("@")[0] for record in records if record.keep == records[0].keep]
     assert len(called) == len(metrics) and all(record.value is not None for record in records), records

@@ -99,10 +99,10 @@ def test_a_classifier_trained_here_gives_its_features_and_logits(own: Callable[.
     assert network.label == f"digits@{fingerprint(model)}"
     assert (network.dim, network.num_classes, network.image_size, network.channels) == (8, 10, 16, 1)
     images = rand(5, 1, 20, 20)
-    seen = (images[..., 2:-2, 2:-2] * 255).round() / 255
+    shown = (images[..., 2:-2, 2:-2] * 255).round() / 255
     found = network(images)
-    assert torch.equal(found.pooled, model.features(seen)) and found.spatial is None and found.logits is not None
-    assert torch.equal(found.logits, model(seen)) and not found.logits.requires_grad
+    assert torch.equal(found.pooled, model.features(shown)) and found.spatial is None and found.logits is not None
+    assert torch.equal(found.logits, model(shown)) and not found.logits.requires_grad
     tally = Tally.of(network).update(found, range(5), found.logits.argmax(dim=1))
     assert tally.agreement == 1 and tally.score.mean >= 1
     with pytest.raises(DataError, match=r"expects images \(B, 1, 16, 16\)"):
@@ -126,7 +126,7 @@ def test_the_bundled_classifier_is_the_default_for_its_data() -> None:
     assert open_network("fashion-mnist-cnn").label == network.label
     texts = ("fashion-mnist-cnn", "model:fashion-mnist-cnn", f"model:{store.BUNDLED / 'fashion-mnist-cnn'}")
     for text in texts:  # read as it is when it was trained, however it is named
-        assert [open_network(text, eight_bit=told).eight_bit for told in (None, True, False)] == [False, True, False]
+        assert [open_network(text, eight_bit=bits).eight_bit for bits in (None, True, False)] == [False, True, False]
     sizes = SimpleNamespace(image_size=28, channels=1)
     for named in ((), *((text,) for text in texts)):
         request = Generation(model="m", metrics=("fd",), network=named)
@@ -257,10 +257,10 @@ def test_timm_networks_see_their_own_size_mean_and_spread(tmp_path: Path) -> Non
     network = open_network(f"timm:vit_tiny_patch16_224:{tmp_path / 'weights.pth'}")
     assert network.name == "vit_tiny_patch16_224" and network.dim == 192 and network.num_classes == 0
     images = rand(2, 1, 32, 32)
-    seen = ((images * 255).round() / 255).expand(-1, 3, -1, -1)
-    seen = F.interpolate(seen, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)
+    shown = ((images * 255).round() / 255).expand(-1, 3, -1, -1)
+    shown = F.interpolate(shown, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)
     with torch.no_grad():
-        expected = model((seen - 0.5) / 0.5)  # this network's own mean and spread, not ImageNet's
+        expected = model((shown - 0.5) / 0.5)  # this network's own mean and spread, not ImageNet's
     assert torch.allclose(network(images).pooled, expected, atol=1e-6)
     small = open_network(f"timm:vit_tiny_patch16_224:96:{tmp_path / 'weights.pth'}")
     assert small.name == "vit_tiny_patch16_224-96" and small(images).pooled.shape == (2, 192)

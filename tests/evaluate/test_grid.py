@@ -201,16 +201,16 @@ def generator(tiny: Tiny, fashion: None, tmp_path: Path) -> Path:
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Numbers of images that networks have seen, a batch each; images that cells make as a trial are not looked at."""
-    seen: list[int] = []
+    batch_sizes: list[int] = []
     features = Measures.features
 
     def counting(self: Measures, x: Tensor) -> dict[str, Tensor]:
         if self.networks:
-            seen.append(len(x))
+            batch_sizes.append(len(x))
         return features(self, x)
 
     monkeypatch.setattr(Measures, "features", counting)
-    return seen
+    return batch_sizes
 
 
 def evaluate(*arguments: object) -> int:
@@ -227,11 +227,11 @@ def test_a_cell_is_the_single_command(generator: Path, tmp_path: Path, capsys: p
     assert evaluate("grid", generator / "model", "--out", tmp_path / "grid", *common, *lists) == 0
     shown = capsys.readouterr().out
     found = content(tmp_path / "grid")
-    told = [
+    cells_seen = [
         (each["settings"]["steps"], each["settings"]["sampler"], each["settings"]["guidance"])
         for each in found["cells"]
     ]
-    assert told == list(itertools.product([2, 3], ["euler", "sde"], [1.0, 2.0]))
+    assert cells_seen == list(itertools.product([2, 3], ["euler", "sde"], [1.0, 2.0]))
     assert sorted(path.name for path in (tmp_path / "grid" / "cells").iterdir()) == sorted(
         f"{each['name']}.json" for each in found["cells"]
     )

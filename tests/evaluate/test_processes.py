@@ -78,12 +78,12 @@ def content(out: Path, kind: str) -> tuple[list[dict[str, Any]], np.ndarray]:
 
 
 @pytest.mark.slow
-def test_two_processes_of_torchrun_make_the_record_of_one(tmp_path: Path, drawn: Path) -> None:
+def test_two_processes_of_torchrun_make_the_record_of_one(tmp_path: Path, generated_images: Path) -> None:
     alone, two = tmp_path / "alone", tmp_path / "two"
-    run([sys.executable], tmp_path, drawn, alone)
+    run([sys.executable], tmp_path, generated_images, alone)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    said = run(torchrun, tmp_path, drawn, two)
-    assert said.count("the last part to finish writes") == 2  # one of the two processes, of either evaluation
+    printed = run(torchrun, tmp_path, generated_images, two)
+    assert printed.count("the last part to finish writes") == 2  # one of the two processes, of either evaluation
     parts = [two / f"noise-{rank}.json" for rank in range(2)]
     of_one, of_two = noise(alone / "noise-alone.json"), noise(*parts)
     assert of_one == of_two and len(of_one) == 2 * 160  # tokens and pixels; those of either evaluation have one seed

@@ -375,8 +375,8 @@ def test_the_command_measures_once_and_reads_the_cache(
     assert load_reference(out).features is not None
     line = run(capsys, "fashion_mnist", "--split", "train", "--num", 20, "--out", out, code=2)
     assert "holds 64 test images" in line and "--overwrite" in line
-    told = run(capsys, out, "--of", "validation", "--out", tmp_path / "other.npz")
-    assert "read from" in told and load_reference(tmp_path / "other.npz").of == "validation"
+    printed = run(capsys, out, "--of", "validation", "--out", tmp_path / "other.npz")
+    assert "read from" in printed and load_reference(tmp_path / "other.npz").of == "validation"
 
 
 def test_the_command_measures_folders_and_sample_batches(
@@ -399,8 +399,8 @@ def test_the_command_measures_folders_and_sample_batches(
     network = ("--network", f"model:{model}")
     assert "broken image" in run(capsys, folder, "--split", "all", *network, code=2)
     skipping = ("--split", "all", "--on-broken", "skip")
-    told = run(capsys, folder, *skipping, *network, "--out", tmp_path / "folder.npz")
-    assert "6 own images" in told and "judge@" in told and "adm-center-crop/28px/3ch" in told
+    printed = run(capsys, folder, *skipping, *network, "--out", tmp_path / "folder.npz")
+    assert "6 own images" in printed and "judge@" in printed and "adm-center-crop/28px/3ch" in printed
     samples = write_sample_batch(tmp_path / "samples.npz", [pictures], 6)
     assert "6 own images" in run(capsys, samples, *network, "--out", tmp_path / "batch.npz")
     a, b = load_reference(tmp_path / "folder.npz"), load_reference(tmp_path / "batch.npz")

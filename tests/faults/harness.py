@@ -208,16 +208,16 @@ def unbroken(machine: Machine, family: str) -> list[float]:
 def kill_once(machine: Machine, family: str, number: int, times: list[float]) -> Kill:
     """Kill a run, go on, compare; drawn again where the run ended before the kill."""
     for attempt in range(20):
-        draw = random.Random(f"{family} {number} {attempt}")
+        rng = random.Random(f"{family} {number} {attempt}")
         out = machine.root / family / f"{number}-{attempt}"
         kill = Kill(family, number)
         if number % 5 in (1, 3):
-            stage = (draw.randint(1, 6), draw.randrange(len(STAGES)), draw.random())
+            stage = (rng.randint(1, 6), rng.randrange(len(STAGES)), rng.random())
             kill.how = f"checkpoint {stage[0]} {STAGES[stage[1]]}"
             process = machine.train(family, out, stage)
             process.join()
         else:
-            after, part = draw.randrange(len(times) - 1), draw.random()
+            after, part = rng.randrange(len(times) - 1), rng.random()
             kill.how = f"{part:.2f} of the way from line {after} to the next"
             process = machine.train(family, out)
             while process.is_alive() and lines(out) < after:
@@ -313,9 +313,9 @@ def table(kills: list[Kill]) -> str:
     rows = ["| family | kill | where it fell | steps done | newest checkpoint | left behind | lost | same bits |"]
     rows.append("|---|---|---|---|---|---|---|---|")
     for kill in kills:
-        verdict = ("yes" if kill.same else "NO") + (f", {kill.problems}" if kill.problems else "")
+        result = ("yes" if kill.same else "NO") + (f", {kill.problems}" if kill.problems else "")
         left = f"`{kill.left}`" if kill.left else ""
-        cells = (kill.family, kill.number + 1, kill.how, kill.steps, kill.checkpoint, left, kill.lost, verdict)
+        cells = (kill.family, kill.number + 1, kill.how, kill.steps, kill.checkpoint, left, kill.lost, result)
         rows.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     return "\n".join(rows)
 
@@ -338,12 +338,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         kills = run(Path(folder), options.kills, options.log or Path(folder) / "log.jsonl")
     failed = [kill for kill in kills if kill.problems or not kill.same]
-    verdict = f"{len(kills)} kills, {len(kills) - len(failed)} ended with the unbroken run's bits"
+    result = f"{len(kills)} kills, {len(kills) - len(failed)} ended with the unbroken run's bits"
     if options.table:
         day = time.strftime("%Y-%m-%d")
-        fill(options.table, f"{verdict} ({day}, {(time.time() - began) / 60:.0f} minutes).\n\n{table(kills)}")
-    print(table(kills) if failed or not options.table else verdict)
-    print(verdict)
+        fill(options.table, f"{result} ({day}, {(time.time() - began) / 60:.0f} minutes).\n\n{table(kills)}")
+    print(table(kills) if failed or not options.table else result)
+    print(result)
     sys.exit(bool(failed))
 
 

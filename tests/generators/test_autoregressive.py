@@ -119,16 +119,16 @@ def test_sampling_written_out(model: EpsilonLlamaGen, labels: Tensor, guidance: 
 
 def test_one_sample_equals_its_row_of_a_batch(labels: Tensor) -> None:
     model = generator()
-    draws: list[Tensor] = []
+    noises: list[Tensor] = []
 
     def record(x: Tensor) -> Tensor:
-        draws.append(torch.randn(x.shape, generator=source))
-        return draws[-1]
+        noises.append(torch.randn(x.shape, generator=source))
+        return noises[-1]
 
     source = seeded()
     batch = model.sample(labels, guidance=2.0, noise=record)
     for row in range(3):
-        replay = iter(draws)
+        replay = iter(noises)
         alone = model.sample(labels[row : row + 1], guidance=2.0, noise=lambda x, r=row, it=replay: next(it)[r : r + 1])
         close(alone, batch[row : row + 1])
         assert next(replay, None) is None

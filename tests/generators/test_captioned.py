@@ -194,8 +194,8 @@ def test_a_caption_s_vector_is_the_mean_of_its_sub_words() -> None:
 
 def test_a_caption_s_prefix_ends_where_the_ids_begin() -> None:
     prefix = CaptionPrefix(E, T, 8, 0.1)
-    x, seen = prefix(COND)
-    assert [row.tolist() for row in seen] == [[i >= T - count for i in range(T)] for count in (4, T, 2)]
+    x, allowed_keys = prefix(COND)
+    assert [row.tolist() for row in allowed_keys] == [[i >= T - count for i in range(T)] for count in (4, T, 2)]
     for i, count in enumerate((4, T, 2)):
         words = nn.functional.gelu(COND[i, :count] @ prefix.fc1.weight.T, approximate="tanh") @ prefix.fc2.weight.T
         close(x[i, T - count :], words)
@@ -209,8 +209,8 @@ def test_positions_attend_to_no_padding_but_themselves() -> None:
 def test_ids_keep_their_places_behind_a_caption() -> None:
     for rope in ("1d", "2d"):
         keys: dict[str, Any] = {"vocab_size": V, "rope": rope, **SIZES}
-        told = (TEXT, ConditionConfig())
-        text, classes = (rotary_table(LlamaGenConfig(**{**keys, "condition": each})) for each in told)
+        conditions = (TEXT, ConditionConfig())
+        text, classes = (rotary_table(LlamaGenConfig(**{**keys, "condition": each})) for each in conditions)
         for ours, theirs in zip(text, classes):
             assert ours.shape == (T + K, 2)
             close(ours[T - 1 :], theirs)

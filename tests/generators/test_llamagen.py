@@ -202,8 +202,8 @@ def test_ties_with_the_last_candidate_stay() -> None:
 def test_sampled_ids_follow_the_probabilities() -> None:
     """Chi-square of 40,000 draws of a hand-set distribution: 5 degrees of freedom exceed 20.5 once in a thousand."""
     p, num = torch.tensor([0.4, 0.25, 0.2, 0.1, 0.04, 0.01]), 40_000
-    drawn = sample_ids(p.expand(num, -1), torch.empty(num, 6).exponential_(generator=seeded()))
-    counts = drawn.bincount(minlength=6)
+    sampled = sample_ids(p.expand(num, -1), torch.empty(num, 6).exponential_(generator=seeded()))
+    counts = sampled.bincount(minlength=6)
     assert ((counts - num * p).square() / (num * p)).sum() < 20.5
 
 

@@ -75,9 +75,9 @@ def test_without_class_ids_the_null_class_is_used(kind: str) -> None:
         return next(starts, torch.zeros_like(x))
 
     with torch.no_grad():
-        drawn = model.generate(null, K, Guidance(), SampleSettings(steps=4, temperature=0.0), noise)
+        sampled = model.generate(null, K, Guidance(), SampleSettings(steps=4, temperature=0.0), noise)
     same_start = model.sample(num=3, temperature=0.0, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(drawn, same_start)
+    assert torch.equal(sampled, same_start)
     unconditional = build(kind, num_classes=0)
     assert unconditional.sample(num=2).shape == (2, K, D)
     assert unconditional.losses((tokens(), LABELS), 0.0)  # labels of the data are not read
@@ -189,15 +189,15 @@ def test_a_flow_with_the_exact_velocity_transports_noise_exactly(sampler: str, t
     model.token_mean.fill_(10.0)
     model.token_std.fill_(4.0)
     z = torch.randn(2, K, D, generator=torch.Generator().manual_seed(0))
-    drawn = model.sample(num=2, steps=200, sampler=sampler, noise=lambda x: z)
-    torch.testing.assert_close(drawn, 10 + 4 * (0.5 + 0.3 * z), atol=4 * tolerance, rtol=0)
+    sampled = model.sample(num=2, steps=200, sampler=sampler, noise=lambda x: z)
+    torch.testing.assert_close(sampled, 10 + 4 * (0.5 + 0.3 * z), atol=4 * tolerance, rtol=0)
 
 
 def test_the_sde_with_the_exact_velocity_has_the_moments_of_the_target() -> None:
     model = build("sit", num_tokens=64)
     model.net = Oracle(0.5, 0.3)
-    drawn = model.sample(num=64, steps=100, sampler="sde")
-    assert abs(drawn.mean().item() - 0.5) < 0.02 and abs(drawn.std().item() - 0.3) < 0.02
+    sampled = model.sample(num=64, steps=100, sampler="sde")
+    assert abs(sampled.mean().item() - 0.5) < 0.02 and abs(sampled.std().item() - 0.3) < 0.02
 
 
 @pytest.mark.parametrize("kind", FLOWS)

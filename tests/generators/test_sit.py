@@ -77,8 +77,8 @@ def dit() -> DiT:
 def test_the_exact_noise_leads_to_the_data(sampler: str) -> None:
     model = dit()
     model.net = NoiseOracle(model, 0.4)
-    drawn = model.sample(num=3, steps=50, sampler=sampler)
-    torch.testing.assert_close(drawn, torch.full((3, 4, 3), 0.4), atol=1e-3, rtol=0)
+    sampled = model.sample(num=3, steps=50, sampler=sampler)
+    torch.testing.assert_close(sampled, torch.full((3, 4, 3), 0.4), atol=1e-3, rtol=0)
 
 
 def test_the_loss_of_the_exact_noise_is_zero_but_for_the_last_level() -> None:

@@ -62,7 +62,7 @@ def one_thread() -> Iterator[None]:
         torch.set_deterministic_debug_mode(strict)
 
 
-def compute(prefix: str = "", *, told: bool = False) -> dict[str, str]:
+def compute(prefix: str = "", *, verbose: bool = False) -> dict[str, str]:
     """Key -> line of all values whose keys begin with a prefix.
 
     Args:
@@ -76,7 +76,7 @@ def compute(prefix: str = "", *, told: bool = False) -> dict[str, str]:
             start = time.perf_counter()
             values = {f"{name}/{key}": line(value) for key, value in make()}
             found |= {key: value for key, value in values.items() if key.startswith(prefix)}
-            if told:
+            if verbose:
                 print(f"{name}: {len(values)} values, {time.perf_counter() - start:.1f} s", file=sys.stderr)
     return found
 
@@ -134,14 +134,14 @@ def check(path: Path, prefix: str) -> int:
     if other:
         print(f"recorded on another kind of machine ({other}): numbers are compared to 1e-4, hashes are not")
     wanted = {key: value for key, value in wanted.items() if key.startswith(prefix)}
-    texts = differences(compute(prefix, told=True), wanted, exact=not other)
+    texts = differences(compute(prefix, verbose=True), wanted, exact=not other)
     print("\n".join([*texts, f"{len(texts)} of {len(wanted)} values differ"]))
     return int(bool(texts) or not wanted)
 
 
 def write(path: Path, prefix: str) -> int:
     """Write a record."""
-    values = compute(prefix, told=True)
+    values = compute(prefix, verbose=True)
     path.write_text(json.dumps({"machine": machine(), "values": values}, indent=1, sort_keys=True) + "\n")
     print(f"{len(values)} values in {path}")
     return 0

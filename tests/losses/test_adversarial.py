@@ -38,7 +38,7 @@ class Critic(nn.Module):
         return self.out(self.norm(self.conv(images)).relu().flatten(2)).flatten(1)
 
 
-def game(**options: object) -> AdversarialLoss:
+def adversarial_loss(**options: object) -> AdversarialLoss:
     torch.manual_seed(0)
     return AdversarialLoss(AdversarialConfig(**{"weight": 0.4, "start": 3, "adaptive": False, **options}), Critic())
 
@@ -114,8 +114,8 @@ def test_adaptive_weight_of_a_linear_layer() -> None:
     out = h @ weight.T
     found = adaptive_weight((out - target).square().mean(), -(out @ critic).mean(), weight)
     reconstruction = 2 / target.numel() * (out - target).T @ h
-    judged = torch.outer(critic, h.mean(0))
-    torch.testing.assert_close(found, reconstruction.norm() / (judged.norm() + 1e-4))
+    adversarial_gradient = torch.outer(critic, h.mean(0))
+    torch.testing.assert_close(found, reconstruction.norm() / (adversarial_gradient.norm() + 1e-4))
     assert not found.requires_grad
     huge = adaptive_weight(1e6 * out.square().sum(), 0 * out.sum(), weight)
     assert huge.item() == 1e4
@@ -125,14 +125,14 @@ def test_the_tokenizers_weight_is_adaptive_and_warmed_up() -> None:
     last = torch.tensor(0.7, requires_grad=True)
     real, fake = pair()[0], None
     for adaptive in (False, True):
-        loss = game(adaptive=adaptive, warmup=4)
+        loss = adversarial_loss(adaptive=adaptive, warmup=4)
         values = {}
         for step in (2, 3, 5, 7, 9):
             fake = last * real
             terms = loss.generator_terms(real, fake, step, last, {"loss_reconstruction": (fake - real).square().mean()})
             values[step] = terms["loss_adversarial"].item()
             if adaptive and step > 2:
-                plain = game(weight=1.0).generator_terms(real, fake, step, last, {})["loss_adversarial"]
+                plain = adversarial_loss(weight=1.0).generator_terms(real, fake, step, last, {})["loss_adversarial"]
                 ratio = adaptive_weight((fake - real).square().mean(), plain, last)
                 torch.testing.assert_close(terms["adaptive_weight"], ratio)
         full = values[9]
@@ -140,7 +140,7 @@ def test_the_tokenizers_weight_is_adaptive_and_warmed_up() -> None:
 
 
 def test_the_tokenizers_pass_changes_nothing_of_the_discriminator() -> None:
-    loss, (real, fake) = game(lecam=0.1), pair()
+    loss, (real, fake) = adversarial_loss(lecam=0.1), pair()
     before = parts(loss)
     expected = copy.deepcopy(loss.discriminator)(2 * fake - 1)  # in train mode, as the release judges
     terms = loss.generator_terms(real, fake, 5, fake, {})
@@ -155,30 +155,30 @@ def test_the_tokenizers_pass_changes_nothing_of_the_discriminator() -> None:
 
 
 def test_before_the_start_the_discriminator_is_not_called() -> None:
-    loss, (real, fake) = game(consistency=4.0), pair()
+    loss, (real, fake) = adversarial_loss(consistency=4.0), pair()
     assert loss.generator_terms(real, fake, 2, fake, {}) == {"loss_adversarial": 0}
     assert loss.discriminator.calls == 0
     idle = loss.discriminator_losses(real, fake, 2)
-    playing = loss.discriminator_losses(real, fake, 3)
-    assert idle.keys() == playing.keys()
+    active = loss.discriminator_losses(real, fake, 3)
+    assert idle.keys() == active.keys()
     for name in ("loss_adversarial", "loss_lecam", "loss_consistency"):
-        assert idle[name].item() == 0 < playing[name].item()
+        assert idle[name].item() == 0 < active[name].item()
     sum(idle[name] for name in idle if name.startswith("loss")).backward()
     assert all(p.grad is not None and not p.grad.any() for p in loss.parameters())
-    quiet = game(lecam=0.0)
+    quiet = adversarial_loss(lecam=0.0)
     quiet.discriminator_losses(real, fake, 2)
     assert quiet.discriminator.calls == 0 and quiet.lecam.mean_real == 0
 
 
 def test_the_running_means_settle_before_the_start() -> None:
-    loss, (real, fake) = game(), pair()
+    loss, (real, fake) = adversarial_loss(), pair()
     terms = loss.discriminator_losses(real, fake, 1)
     torch.testing.assert_close(loss.lecam.mean_real, 0.001 * terms["logits_real"])
     torch.testing.assert_close(loss.lecam.mean_fake, 0.001 * terms["logits_fake"])
 
 
 def test_the_discriminators_terms_and_the_parameters_they_reach() -> None:
-    loss, (real, fake) = game(lecam=0.1), pair()
+    loss, (real, fake) = adversarial_loss(lecam=0.1), pair()
     twin = copy.deepcopy(loss)
     terms = loss.discriminator_losses(real, fake, 3)
     logits = [twin.discriminator(2 * x - 1) for x in (real, fake)]
@@ -191,7 +191,7 @@ def test_the_discriminators_terms_and_the_parameters_they_reach() -> None:
 
 
 def test_augmentation_and_consistency_follow_the_generator() -> None:
-    loss, (real, fake) = game(diff_aug=True, consistency=4.0, lecam=0.0), pair()
+    loss, (real, fake) = adversarial_loss(diff_aug=True, consistency=4.0, lecam=0.0), pair()
     twin = copy.deepcopy(loss.discriminator)
     found = loss.discriminator_losses(real, fake, 3, generator=torch.Generator().manual_seed(7))
     generator = torch.Generator().manual_seed(7)
@@ -208,7 +208,7 @@ def test_augmentation_and_consistency_follow_the_generator() -> None:
 
 
 def test_a_saved_discriminator_resumes_unchanged() -> None:
-    loss, (real, fake) = game(), pair()
+    loss, (real, fake) = adversarial_loss(), pair()
     loss.discriminator_losses(real, fake, 3)
     torch.manual_seed(9)
     other = AdversarialLoss(loss.config, Critic())

@@ -66,9 +66,9 @@ def test_the_generator_decides_alone_and_the_gradient_flows() -> None:
     x = images(4, 3, 16, 16).requires_grad_()
     torch.manual_seed(1)
     first = augment(x, probability=1.0, cutout=0.5, generator=seeded(3))
-    drawn = torch.rand(2)
+    expected_random = torch.rand(2)
     torch.manual_seed(1)
-    assert torch.equal(drawn, torch.rand(2)), "the global generator is not touched"
+    assert torch.equal(expected_random, torch.rand(2)), "the global generator is not touched"
     assert torch.equal(first, augment(x, probability=1.0, cutout=0.5, generator=seeded(3)))
     assert not torch.equal(first, augment(x, probability=1.0, cutout=0.5, generator=seeded(4)))
     (gradient,) = torch.autograd.grad(first.sum(), x)

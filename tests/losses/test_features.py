@@ -42,9 +42,9 @@ def test_grey_images_are_repeated_and_other_channels_refused() -> None:
 def test_the_bundled_classifier_gives_its_feature_map() -> None:
     torch.manual_seed(5)
     teacher = load_teacher("fashion-mnist-cnn", image_size=28)
-    drawn = torch.rand(3)
+    expected_random = torch.rand(3)
     torch.manual_seed(5)
-    assert torch.equal(drawn, torch.rand(3)), "making a teacher draws nothing from the global generator"
+    assert torch.equal(expected_random, torch.rand(3)), "making a teacher draws nothing from the global generator"
     x = images(2, 1, 28, 28).requires_grad_()
     features = teacher(x)
     assert features.shape[:2] == (2, 49) and not features.requires_grad

@@ -129,9 +129,9 @@ def test_missing_weights_are_reported_in_one_line(tmp_path: Path, monkeypatch: p
         raise URLError("no route\nto host")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(WeightsError, match=r"could not be fetched.*no route") as told:
+    with pytest.raises(WeightsError, match=r"could not be fetched.*no route") as caught:
         load_lpips(heads=given)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_heads_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from tok1d.zoo.adapters.keymap import read_published
 from tok1d.zoo.adapters.semanticist import head_config
 from tok1d.zoo.adapters.semanticist_names import from_published, load_part
 
-from .recorded import Case, draws, inputs_of
+from .recorded import Case, inputs_of, recorded_noise
 
 RUNNERS: dict[str, Callable[[Case], None]] = {}
 
@@ -65,7 +65,7 @@ def run_mar_diffusion_head(case: Case) -> None:
         uncond=uncond,
         scale=stated["scale"],
         start=io["init_noise"][half],
-        randn=draws(*io["step_noise"]),
+        randn=recorded_noise(*io["step_noise"]),
         steps=stated["steps"],
         temperature=stated["temperature"],
     )

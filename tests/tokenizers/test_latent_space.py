@@ -106,12 +106,12 @@ def test_samples_have_the_posteriors_mean_and_standard_deviation(folder: Path, i
     mean, logvar = ours.posterior(images)
     one = [value[:1] for value in (mean, logvar)]
     ours.posterior = lambda images: tuple(value.expand(num, -1, -1, -1) for value in one)  # type: ignore
-    drawn = ours.encode(images, generator=torch.Generator().manual_seed(0)) / SCALE + SHIFT
+    sampled = ours.encode(images, generator=torch.Generator().manual_seed(0)) / SCALE + SHIFT
     std = (one[1] / 2).exp()
     assert std.max() > 4 * std.min()
-    error = ((drawn.mean(0) - one[0]) / std).abs().max()
+    error = ((sampled.mean(0) - one[0]) / std).abs().max()
     assert error < 5 / num**0.5  # five standard errors
-    torch.testing.assert_close(drawn.std(0), std[0], rtol=5 / (2 * num) ** 0.5, atol=0)
+    torch.testing.assert_close(sampled.std(0), std[0], rtol=5 / (2 * num) ** 0.5, atol=0)
 
 
 def test_given_noise_and_generators_decide_the_sample(folder: Path, images: Tensor) -> None:

@@ -48,7 +48,7 @@ def images() -> Tensor:
     return torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
-def paint_patch(images: Tensor, patch: int) -> Tensor:
+def change_patch(images: Tensor, patch: int) -> Tensor:
     """Other pixels in one of the 4 x 4 patches."""
     changed, (row, column) = images.clone(), divmod(patch, 4)
     changed[..., 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 0.9
@@ -62,8 +62,8 @@ def test_a_masked_patch_reaches_no_latent(images: Tensor, rotary: str, num_token
     mask = sample_mask(torch.full((3,), 0.5), 16)
     mask[:, 5], mask[:, 6] = True, False
     before = model.reconstruct((images,), 0.0, mask=mask)[1]
-    assert torch.equal(model.reconstruct((paint_patch(images, 5),), 0.0, mask=mask)[1], before)
-    assert not torch.allclose(model.reconstruct((paint_patch(images, 6),), 0.0, mask=mask)[1], before)
+    assert torch.equal(model.reconstruct((change_patch(images, 5),), 0.0, mask=mask)[1], before)
+    assert not torch.allclose(model.reconstruct((change_patch(images, 6),), 0.0, mask=mask)[1], before)
 
 
 def test_a_masked_patch_still_has_its_place(images: Tensor) -> None:

@@ -210,10 +210,10 @@ def test_ddim_uses_no_noise_after_its_start(tokens: Tensor, steps: int) -> None:
     model, start = tokenizer("ddpm"), torch.randn(3, 1, 8, 8, generator=seeded())
     sizes = count_calls(model)
 
-    def no_draw(x: Tensor) -> Tensor:
+    def no_noise(x: Tensor) -> Tensor:
         raise AssertionError("DDIM is deterministic")
 
-    out = model.decode_latents(tokens, start, no_draw, steps=steps, sampler="ddim")
+    out = model.decode_latents(tokens, start, no_noise, steps=steps, sampler="ddim")
     assert sizes == [3] * steps and out.isfinite().all()
     expected = ddim(model.field(tokens, None, Guidance()), start, model.chain.respace(steps))
     torch.testing.assert_close(out, expected.detach())

@@ -54,11 +54,11 @@ LABELS = torch.tensor([4, 0, 2])
 def test_without_tokens_the_image_depends_on_the_label_alone(images: Tensor, bottleneck: str) -> None:
     model, same = tokenizer(bottleneck=bottleneck), torch.tensor([3, 3, 1])
     tokens = model.encode(images, same)
-    painted = model.decode(tokens, same, keep=0)
-    assert torch.equal(painted[0], painted[1]) and not torch.allclose(painted[0], painted[2])
+    decoded = model.decode(tokens, same, keep=0)
+    assert torch.equal(decoded[0], decoded[1]) and not torch.allclose(decoded[0], decoded[2])
     assert not torch.allclose(*model.decode(tokens, same)[:2])
-    torch.testing.assert_close(model.decode(tokens[:, :0], same), painted)
-    torch.testing.assert_close(model.reconstruct((images, same), 0.0, keep=0)[0].clamp(0, 1), painted)
+    torch.testing.assert_close(model.decode(tokens[:, :0], same), decoded)
+    torch.testing.assert_close(model.reconstruct((images, same), 0.0, keep=0)[0].clamp(0, 1), decoded)
 
 
 @pytest.mark.parametrize("rotary", ["none", "mixed", "axial"])
@@ -89,13 +89,13 @@ def test_masking_and_cutting_have_the_same_gradients(images: Tensor) -> None:
 
 
 def test_dropping_touches_neither_the_class_nor_the_mask_tokens(images: Tensor) -> None:
-    model, seen = tokenizer(), {}
+    model, received = tokenizer(), {}
     for k in (0, 2, N):
-        hook = model.decoder.vit.register_forward_pre_hook(lambda _, inputs, k=k: seen.update({k: inputs}))
+        hook = model.decoder.vit.register_forward_pre_hook(lambda _, inputs, k=k: received.update({k: inputs}))
         model.reconstruct((images, LABELS), 0.0, keep=k)
         hook.remove()
-    for k, (masks, grid, extra, _) in seen.items():
-        full_masks, full_grid, full_extra, _ = seen[N]
+    for k, (masks, grid, extra, _) in received.items():
+        full_masks, full_grid, full_extra, _ = received[N]
         assert grid == full_grid and torch.equal(masks, full_masks) and extra.shape == (3, 1 + k, 24)
         assert torch.equal(extra[:, :1], full_extra[:, :1])
 
@@ -180,8 +180,8 @@ def sum_of(terms: dict[str, Tensor]) -> Tensor:
     return torch.stack([value for name, value in terms.items() if name.startswith("loss")]).sum()
 
 
-def frequencies(draws: Tensor, length: int) -> Tensor:
-    return torch.bincount(draws, minlength=length + 1) / len(draws)
+def frequencies(counts: Tensor, length: int) -> Tensor:
+    return torch.bincount(counts, minlength=length + 1) / len(counts)
 
 
 @pytest.mark.parametrize("keep_per", ["iteration", "sample"])
@@ -192,12 +192,12 @@ def test_k_is_uniform_over_zero_to_all(keep_per: str) -> None:
     found = [model.training_keep(batch) for _ in range(4000 if keep_per == "iteration" else 1)]
     if keep_per == "iteration":
         assert all(isinstance(keep, int) for keep in found)
-        draws = torch.tensor(found)
+        counts = torch.tensor(found)
     else:
-        draws = torch.as_tensor(found[0])
-        assert draws.shape == (4000,)
+        counts = torch.as_tensor(found[0])
+        assert counts.shape == (4000,)
     # 7 values of 4000 draws: a share has a deviation of 0.0055.
-    torch.testing.assert_close(frequencies(draws, N), torch.full((N + 1,), 1 / (N + 1)), atol=0.022, rtol=0)
+    torch.testing.assert_close(frequencies(counts, N), torch.full((N + 1,), 1 / (N + 1)), atol=0.022, rtol=0)
     assert model.eval().training_keep(batch) == N
 
 
@@ -215,14 +215,14 @@ def test_k_can_be_given() -> None:
 def test_processes_and_steps_sample_k_independently() -> None:
     model, batch, steps = tokenizer().train(), torch.zeros(2, 3, 16, 16), 2000
 
-    def draws(rank: int) -> Tensor:
+    def counts(rank: int) -> Tensor:
         found = []
         for step in range(steps):
             torch.manual_seed(seed_of(0, step, rank))
             found.append(model.training_keep(batch))
         return torch.tensor(found, dtype=torch.float32)
 
-    ranks = torch.stack([draws(0), draws(1)])
+    ranks = torch.stack([counts(0), counts(1)])
     # Uniform over 0..6 has a variance of 4; the deviation of a correlation of 2000 pairs is 0.022.
     torch.testing.assert_close(torch.cov(ranks), 4 * torch.eye(2), atol=0.35, rtol=0)
 

@@ -89,9 +89,9 @@ def test_encoding_and_decoding_are_deterministic(images: Tensor, kind: str) -> N
 def test_equal_tokens_in_equal_places_are_equal_images() -> None:
     model = tokenizer()
     ids = torch.tensor([[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]])
-    painted = model.decoder.decode(model.bottleneck.embed(ids), (16, 16))
-    torch.testing.assert_close(painted[0], painted[1])
-    assert not torch.allclose(painted[0], painted[2], atol=1e-3), "tokens have places"
+    decoded = model.decoder.decode(model.bottleneck.embed(ids), (16, 16))
+    torch.testing.assert_close(decoded[0], decoded[1])
+    assert not torch.allclose(decoded[0], decoded[2], atol=1e-3), "tokens have places"
 
 
 def test_a_patch_of_the_head_lies_where_its_state_stands() -> None:
@@ -109,17 +109,17 @@ def test_a_patch_of_the_head_lies_where_its_state_stands() -> None:
 def test_text_changes_the_image_and_not_the_tokens(images: Tensor) -> None:
     model, text = tokenizer(**TEXT), torch.randn(3, 5, 7)
     ids = model.encode(images)
-    painted = model.decoder.decode(model.bottleneck.embed(ids), (16, 16), text)
+    decoded = model.decoder.decode(model.bottleneck.embed(ids), (16, 16), text)
     assert torch.equal(ids, model.encode(images, text))
-    torch.testing.assert_close(model.decode(ids, text), painted.clamp(0, 1))
+    torch.testing.assert_close(model.decode(ids, text), decoded.clamp(0, 1))
     other = model.decoder.decode(model.bottleneck.embed(ids), (16, 16), text.flip(0))
-    torch.testing.assert_close(other[1], painted[1])
-    assert not torch.allclose(other[0], painted[0])
+    torch.testing.assert_close(other[1], decoded[1])
+    assert not torch.allclose(other[0], decoded[0])
     order = model.decoder.decode(model.bottleneck.embed(ids), (16, 16), text.flip(1))
-    assert not torch.allclose(order, painted), "words have places"
+    assert not torch.allclose(order, decoded), "words have places"
     assert model.decode(ids, text[:, :2]).shape == images.shape, "a shorter text takes the first places"
     recon, _, _ = model.reconstruct((images, torch.zeros(3), text), 0.0)
-    torch.testing.assert_close(recon, painted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(recon, decoded, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -196,11 +196,11 @@ def test_released_epochs_come_from_one_rng_with_a_short_last_batch(world: int) -
         return [released(44, 4, 4 // world, seed=5, step=step, rank=rank, world=world) for rank in range(world)]
 
     for epoch in range(2):
-        drawn = [np.concatenate(parts(step)) for step in range(3 * epoch, 3 * epoch + 3)]
+        row_batches = [np.concatenate(parts(step)) for step in range(3 * epoch, 3 * epoch + 3)]
         num = 11 // world * world
-        assert [len(part) for part in drawn] == [4, 4, num - 8]
+        assert [len(part) for part in row_batches] == [4, 4, num - 8]
         generator = torch.Generator().manual_seed(5 + epoch)
-        assert np.concatenate(drawn).tolist() == torch.randint(44, (num,), generator=generator).tolist()
+        assert np.concatenate(row_batches).tolist() == torch.randint(44, (num,), generator=generator).tolist()
     assert all(len({len(part) for part in parts(step)}) == 1 for step in range(6))
 
 

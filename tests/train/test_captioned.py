@@ -141,10 +141,10 @@ def test_models_of_any_size_learn_from_all_sizes(tiny: Tiny, tmp_path: Path, fas
     batches = [task.batch(step, 0, 1) for step in range(8)]
     for side in (32, 48):
         images, labels = next(batch for batch in batches if batch[0].shape[-1] == side)
-        painted, latents, _ = model.reconstruct((images, labels), 0.0)
-        assert painted.shape == images.shape and latents.shape == model.encode(images, labels).shape
+        reconstruction, latents, _ = model.reconstruct((images, labels), 0.0)
+        assert reconstruction.shape == images.shape and latents.shape == model.encode(images, labels).shape
         decoded = model.decode(latents, labels, size=side)
-        torch.testing.assert_close(decoded, painted.clamp(0, 1), atol=1e-5, rtol=0)
+        torch.testing.assert_close(decoded, reconstruction.clamp(0, 1), atol=1e-5, rtol=0)
 
 
 def test_only_models_of_any_size_take_several(tiny: Tiny, tmp_path: Path) -> None:

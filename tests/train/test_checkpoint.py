@@ -93,9 +93,9 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_is_used(
     damage(path)
     state = checkpoint.load_latest(tmp_path, CPU)
     assert state is not None and state["step"] == 1
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and re.search(
-        r"^warning: .*step-00000002\.pt .*the one before, step-00000001\.pt$", told
+    reported = capsys.readouterr().err
+    assert reported.count("\n") == 1 and re.search(
+        r"^warning: .*step-00000002\.pt .*the one before, step-00000001\.pt$", reported
     )
     damage(tmp_path / "step-00000001.pt")
     with pytest.raises(WeightsError, match=r"step-00000002\.pt.*step-00000001\.pt.*start over") as caught:

@@ -39,13 +39,15 @@ def sit(request: Any, tiny: Tiny, tmp_path: Path, fashion: None) -> Callable[...
 
 def test_samples_have_the_posteriors_moments_and_their_own_noise() -> None:
     moments = torch.tensor([3.0, -1.0, 0.5, 2.0]).expand(4000, 1, 4)  # means, then standard deviations
-    drawn = sampled(moments, seed=0, step=0, rank=0)
-    torch.testing.assert_close(drawn.mean(0), torch.tensor([[3.0, -1.0]]), atol=0.1, rtol=0)
-    torch.testing.assert_close(drawn.std(0), torch.tensor([[0.5, 2.0]]), atol=0.1, rtol=0)
-    assert torch.equal(drawn, sampled(moments, seed=0, step=0, rank=0))
+    samples = sampled(moments, seed=0, step=0, rank=0)
+    torch.testing.assert_close(samples.mean(0), torch.tensor([[3.0, -1.0]]), atol=0.1, rtol=0)
+    torch.testing.assert_close(samples.std(0), torch.tensor([[0.5, 2.0]]), atol=0.1, rtol=0)
+    assert torch.equal(samples, sampled(moments, seed=0, step=0, rank=0))
     for other in ({"seed": 1, "step": 0}, {"seed": 0, "step": 1}):
-        correlation = torch.corrcoef(torch.stack([drawn.flatten(), sampled(moments, **other, rank=0).flatten()]))[0, 1]
-        assert not torch.equal(drawn, sampled(moments, **other, rank=0)) and correlation < 0.999
+        correlation = torch.corrcoef(torch.stack([samples.flatten(), sampled(moments, **other, rank=0).flatten()]))[
+            0, 1
+        ]
+        assert not torch.equal(samples, sampled(moments, **other, rank=0)) and correlation < 0.999
 
 
 def test_processes_use_the_random_rows_of_one() -> None:

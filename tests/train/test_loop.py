@@ -274,9 +274,9 @@ def test_replaying_repeats_the_noise_of_the_step(tmp_path: Path) -> None:
     fit(settings, task(model), tmp_path, seconds=0.0, quiet=True)
     state = torch.load(tmp_path / "checkpoints" / "step-00000001.pt", weights_only=True)
     torch.save(state, tmp_path / "dump.pt")
-    told = replay(settings, task(Line(noisy=True)), tmp_path / "dump.pt")["loss"]
+    replayed = replay(settings, task(Line(noisy=True)), tmp_path / "dump.pt")["loss"]
     fit(settings, task(model), tmp_path, quiet=True)
-    assert told == pytest.approx(read_log(tmp_path / "log.jsonl")[1]["loss"], abs=1e-6)
+    assert replayed == pytest.approx(read_log(tmp_path / "log.jsonl")[1]["loss"], abs=1e-6)
 
 
 def test_a_dump_that_does_not_fit_on_the_disk_does_not_hide_the_reason(
@@ -323,13 +323,13 @@ def test_the_model_ends_with_its_averages_in_eval_mode(tmp_path: Path) -> None:
 
 def test_a_preview_interrupted_by_a_kill_is_made_when_the_run_resumes(tmp_path: Path) -> None:
     """Its step is in the checkpoint already, so no step would draw it again."""
-    drawn: list[tuple[str, Any]] = []
+    previews: list[tuple[str, Any]] = []
 
     def preview(model: nn.Module, path: Path) -> None:
-        if not drawn:
-            drawn.append(("cut off", None))
+        if not previews:
+            previews.append(("cut off", None))
             raise KeyboardInterrupt
-        drawn.append((path.name, model.layer.weight.detach().clone()))
+        previews.append((path.name, model.layer.weight.detach().clone()))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
 
@@ -343,8 +343,8 @@ def test_a_preview_interrupted_by_a_kill_is_made_when_the_run_resumes(tmp_path: 
     average = torch.load(tmp_path / "checkpoints" / "step-00000002.pt", weights_only=True)["ema"]["layer.weight"]
     for _ in range(2):  # the second time nothing is left to do
         run()
-        assert [name for name, _ in drawn] == ["cut off", "step-00000002.png", "step-00000004.png"]
-    assert torch.equal(drawn[1][1], average)
+        assert [name for name, _ in previews] == ["cut off", "step-00000002.png", "step-00000004.png"]
+    assert torch.equal(previews[1][1], average)
 
 
 def test_previews_use_the_averages_and_leave_training_unchanged(runs: tuple[Path, Path]) -> None:
@@ -439,13 +439,15 @@ def test_a_training_on_other_images_is_reported(tmp_path: Path, capsys: Any) -> 
         work = task(Line())
         work.images = range(num)
         fit(recipe(), work, tmp_path, seconds=0.0, quiet=True)
-        told = capsys.readouterr().err
-        assert ("written by a training on 7 images, resuming with 6" in told) == (num == 6)
+        warning = capsys.readouterr().err
+        assert ("written by a training on 7 images, resuming with 6" in warning) == (num == 6)
 
 
-@pytest.mark.parametrize(("seconds", "asks"), [(0.01, [4, 14]), (0.24, [4, 8, 12]), (3.0, list(range(4, 15)))])
+@pytest.mark.parametrize(
+    ("seconds", "expected_steps"), [(0.01, [4, 14]), (0.24, [4, 8, 12]), (3.0, list(range(4, 15)))]
+)
 def test_several_processes_ask_each_other_about_once_a_second(
-    monkeypatch: pytest.MonkeyPatch, seconds: float, asks: list[int]
+    monkeypatch: pytest.MonkeyPatch, seconds: float, expected_steps: list[int]
 ) -> None:
     asked, now = [], [0.0]
     monkeypatch.setattr(stop.time, "perf_counter", lambda: now[0])
@@ -461,5 +463,5 @@ def test_several_processes_ask_each_other_about_once_a_second(
     for step in range(4, 15):
         now[0] += seconds
         answers.append(agreement.stop(False, step))
-    assert [step for step, yes in zip(range(4, 15), answers) if yes] == asks
-    assert [wish for wish, _ in asked] == [0.0] * len(asks) and asked[-1][1] == pytest.approx(seconds)
+    assert [step for step, yes in zip(range(4, 15), answers) if yes] == expected_steps
+    assert [wish for wish, _ in asked] == [0.0] * len(expected_steps) and asked[-1][1] == pytest.approx(seconds)

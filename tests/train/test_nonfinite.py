@@ -67,8 +67,8 @@ def test_a_planted_nan_is_named_stops_before_the_step_and_is_shown_again(
     assert state["seed"] == 0 and f"image {BAD}" in evidence.samples and len(evidence.samples) == 8
     assert evidence.bad_samples == [f"image {BAD}"] and not evidence.finite
     assert "loss_flow" in evidence.losses and {"encoder", "decoder"} <= evidence.gradients.keys()
-    lonely = [name for name, loss in zip(evidence.samples, evidence.sample_losses) if loss != loss]
-    assert lonely == [f"image {BAD}"]
+    bad_samples = [name for name, loss in zip(evidence.samples, evidence.sample_losses) if loss != loss]
+    assert bad_samples == [f"image {BAD}"]
 
     shown = replayed(capsys, str(dump))
     assert f"likely cause: image {BAD} has pixels" in shown and f"step {step}: not finite, as in the training" in shown

@@ -202,8 +202,8 @@ def test_one_process_resumes_where_two_stopped_and_reports_it(both: Path, kind: 
     assert newest(both / f"{kind}-short")["step"] == 1
     capsys.readouterr()
     out = alone(both, kind, f"{kind}-short")
-    told = capsys.readouterr().err
-    assert told.startswith("step 1: written by 2 processes, resuming with 1;") and "not to the last bit" in told
+    reported = capsys.readouterr().err
+    assert reported.startswith("step 1: written by 2 processes, resuming with 1;") and "not to the last bit" in reported
     assert_close(both / kind, out)
 
 

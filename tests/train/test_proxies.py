@@ -139,10 +139,10 @@ class Noisy(nn.Module):
 
 def test_a_proxy_receives_the_average_and_changes_nothing(made: Callable[[str], Path]) -> None:
     data = torch.randn(64, 3, generator=torch.Generator().manual_seed(5))
-    seen: list[tuple[Tensor, bool]] = []
+    received: list[tuple[Tensor, bool]] = []
 
     def careless(model: Any) -> dict[str, Any]:
-        seen.append((model.net[0].weight.detach().clone(), model.training or model.net.training))
+        received.append((model.net[0].weight.detach().clone(), model.training or model.net.training))
         model.net(data)  # would move BatchNorm's averages in train mode
         return {"value": float(torch.randn(1000).sum())}
 
@@ -159,8 +159,8 @@ def test_a_proxy_receives_the_average_and_changes_nothing(made: Callable[[str], 
     root = made("c").parent
     assert_same(checkpoint(root / "a"), checkpoint(root / "b"))
     assert [entry["step"] for entry in lines(root / "a", of="value")] == [3, 6]
-    assert not any(training for _, training in seen)
-    assert torch.equal(seen[-1][0], models[0].net[0].weight), "the run ends with the average, as the measure saw it"
+    assert not any(training for _, training in received)
+    assert torch.equal(received[-1][0], models[0].net[0].weight), "the run ends with the average, as the measure saw it"
 
 
 def tokens(kind: str, num: int = 400) -> tuple[Tensor, Tensor]:

@@ -43,8 +43,8 @@ def changed(first: Any, second: Any) -> set[str]:
 
 @pytest.mark.parametrize("kind", ["tokenizer", "maetok", "smap", "titok", "generator", "sit", "classifier"])
 def test_equal_models_take_over_everything_and_report_nothing(pair: Any, kind: str, capsys: Any) -> None:
-    first, second, told = pair(kind)
-    assert fingerprint(first) == fingerprint(second) and told == [] and not capsys.readouterr().err
+    first, second, messages = pair(kind)
+    assert fingerprint(first) == fingerprint(second) and messages == [] and not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["generator", "sit", "smap"])
@@ -61,8 +61,8 @@ def test_another_number_of_classes_initialises_their_rows_again(pair: Any, kind:
 
 @pytest.mark.parametrize("kind", ["maetok", "smap", "titok"])
 def test_at_another_image_size_it_is_initialised_as_the_first_model_resampled(pair: Any, kind: str) -> None:
-    first, second, told = pair(kind, "data.image_size=64", "model.image_size=64")
-    assert told == ["64 px instead of 32, learned positions are resampled"]
+    first, second, messages = pair(kind, "data.image_size=64", "model.image_size=64")
+    assert messages == ["64 px instead of 32, learned positions are resampled"]
     images = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(3))
     cond = torch.tensor([1, 2]) if kind == "smap" else None
     with torch.no_grad():
@@ -71,8 +71,8 @@ def test_at_another_image_size_it_is_initialised_as_the_first_model_resampled(pa
 
 @pytest.mark.parametrize("kind", ["tokenizer", "maetok", "smap", "titok"])
 def test_with_other_channels_it_encodes_and_decodes_grey_images_as_the_first(pair: Any, kind: str) -> None:
-    first, second, told = pair(kind, "data.channels=3", "model.channels=3")
-    assert any(text.startswith("3 channels instead of 1") for text in told)
+    first, second, messages = pair(kind, "data.channels=3", "model.channels=3")
+    assert any(text.startswith("3 channels instead of 1") for text in messages)
     size = first.config.image_size
     images = torch.rand(2, 1, size, size, generator=torch.Generator().manual_seed(3))
     cond = torch.tensor([1, 2]) if kind == "smap" else None
@@ -80,8 +80,8 @@ def test_with_other_channels_it_encodes_and_decodes_grey_images_as_the_first(pai
         tokens = first.encode(images, cond)
         torch.testing.assert_close(second.encode(images.expand(-1, 3, -1, -1), cond), tokens)
         if first.spec.deterministic:
-            painted = first.decode(tokens, cond).expand(-1, 3, -1, -1)
-            torch.testing.assert_close(second.decode(tokens, cond), painted)
+            decoded = first.decode(tokens, cond).expand(-1, 3, -1, -1)
+            torch.testing.assert_close(second.decode(tokens, cond), decoded)
 
 
 def test_from_colour_to_grey_grey_images_are_encoded_and_decoded_alike(pair: Any) -> None:
@@ -94,8 +94,8 @@ def test_from_colour_to_grey_grey_images_are_encoded_and_decoded_alike(pair: Any
 
 
 def test_causal_tokens_stay_what_they_were_where_more_come_after(pair: Any) -> None:
-    first, second, told = pair("tokenizer", "model.num_tokens=6")
-    assert told == ["6 tokens instead of 4, the tables' first rows are kept"]
+    first, second, messages = pair("tokenizer", "model.num_tokens=6")
+    assert messages == ["6 tokens instead of 4, the tables' first rows are kept"]
     images = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         torch.testing.assert_close(second.encode(images)[:, :4], first.encode(images))

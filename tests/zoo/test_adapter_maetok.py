@@ -97,9 +97,9 @@ def test_what_is_left_out_is_listed(tmp_path: Path, capsys: pytest.CaptureFixtur
     extra = {"projection.0.weight": torch.zeros(1), "repa_model.norm.weight": torch.zeros(1)}
     save_file({**state, **extra}, tmp_path / "model.safetensors")
     convert_tokenizer(tmp_path, encoder_heads=2, decoder_heads=2)
-    told = capsys.readouterr().err
-    assert "left out: 2 (projection.0.weight, repa_model.norm.weight)" in told
-    assert "(tokens - 0.5) / 2.0" in told
+    reported = capsys.readouterr().err
+    assert "left out: 2 (projection.0.weight, repa_model.norm.weight)" in reported
+    assert "(tokens - 0.5) / 2.0" in reported
 
 
 def test_wrappers_of_names_are_stripped(tmp_path: Path) -> None:

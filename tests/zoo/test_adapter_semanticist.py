@@ -228,5 +228,5 @@ def test_a_converted_generator_names_its_tokenizer(tmp_path: Path, capsys: pytes
         "fashion-mnist-sit": "--tokenizer: expected a tokenizer, fashion-mnist-sit is the model sit",
     }.items():
         assert cli.run([*refused, "--tokenizer", name]) == 2
-        told = capsys.readouterr().err
-        assert message in told and told.count("\n") == 1 and not (tmp_path / "other").exists()
+        reported = capsys.readouterr().err
+        assert message in reported and reported.count("\n") == 1 and not (tmp_path / "other").exists()

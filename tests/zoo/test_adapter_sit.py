@@ -109,8 +109,8 @@ def test_a_published_folder_gives_its_shape_and_the_tokenizer_its_statistics(tmp
     model.token_mean.fill_(0.25)
     model.token_std.fill_(4.0)
     assert same_model(found, model) and not found.training
-    drawn = found.sample(torch.tensor([1]), steps=2)
-    torch.testing.assert_close(drawn, model.sample(torch.tensor([1]), steps=2), atol=1e-4, rtol=1e-4)
+    sampled = found.sample(torch.tensor([1]), steps=2)
+    torch.testing.assert_close(sampled, model.sample(torch.tensor([1]), steps=2), atol=1e-4, rtol=1e-4)
 
 
 def test_a_trainers_file_gives_its_averaged_weights(tmp_path: Path) -> None:
@@ -146,8 +146,8 @@ def test_what_is_not_part_of_the_generator_is_reported(tmp_path: Path, capsys: p
     state = {**published("sit", models()["sit"]), "projectors.0.weight": torch.zeros(1)}
     save_file(state, tmp_path / "sit.safetensors")
     convert_sit(tmp_path / "sit.safetensors", heads=3)
-    told = capsys.readouterr().err
-    assert "1 (projectors.0.weight)" in told and "using 0 and 1" in told
+    reported = capsys.readouterr().err
+    assert "1 (projectors.0.weight)" in reported and "using 0 and 1" in reported
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:

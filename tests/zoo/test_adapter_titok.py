@@ -245,8 +245,8 @@ def test_what_only_training_reads_is_listed(tmp_path: Path, capsys: pytest.Captu
     extra = {"quantize.embed_prob": torch.zeros(7), "discriminator.block_in.0.bias": torch.zeros(1)}
     save_file({**state, **extra}, tmp_path / "model.safetensors")
     convert_titok(tmp_path, **HEADS)
-    told = capsys.readouterr().err
-    assert "left out: 2 (discriminator.block_in.0.bias, quantize.embed_prob)" in told
+    reported = capsys.readouterr().err
+    assert "left out: 2 (discriminator.block_in.0.bias, quantize.embed_prob)" in reported
 
 
 @pytest.mark.parametrize(

@@ -87,13 +87,13 @@ def test_the_fingerprint_depends_on_every_weight(build, kind: str) -> None:
     whole = fingerprint(model)
     assert len(whole) == 12 and int(whole, 16) >= 0
     assert fingerprint(build(kind)) == whole == fingerprint(model.eval())
-    seen = {whole}
+    fingerprints = {whole}
     for value in model.state_dict().values():
         kept = value.flatten()[-1].clone()
         value.view(-1)[-1] = torch.nextafter(kept, torch.tensor(torch.inf))
-        seen.add(fingerprint(model))
+        fingerprints.add(fingerprint(model))
         value.view(-1)[-1] = kept
-    assert len(seen) == 1 + len(model.state_dict()) and fingerprint(model) == whole
+    assert len(fingerprints) == 1 + len(model.state_dict()) and fingerprint(model) == whole
 
 
 def test_the_fingerprint_is_a_known_value() -> None:
