@@ -1,4 +1,4 @@
-"""The benchmark runs, its slow variants give the library's numbers, and its records are kept."""
+"""The benchmarks run, their slow variants give the library's numbers, and their records are kept."""
 
 import json
 import math
@@ -229,7 +229,7 @@ def measured() -> dict[str, dict[str, Any]]:
 
 
 def work(record: dict[str, Any]) -> float:
-    """Arithmetic of the other way over that of the first."""
+    """FLOPs of the alternative divided by those of the first."""
     return record["slow"]["gflop"] / record["fast"]["gflop"]
 
 
@@ -291,7 +291,7 @@ def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         small = sit if recipe.endswith("sit") else ["model.encoder.depth=1", "model.decoder.depth=1"]
         return table.train(recipe, [*overrides, *few, *small], out)
 
-    monkeypatch.setattr("tok1d.train.run.code_version", lambda: "commit")  # git is asked 10 times otherwise
+    monkeypatch.setattr("tok1d.train.run.code_version", lambda: "commit")  # otherwise git runs 10 times
     monkeypatch.setattr(maetok_table, "train", train)
     for name in ("STEPS", "FINETUNE_STEPS", "SIT_STEPS"):
         monkeypatch.setattr(maetok_table, name, 3)
@@ -553,7 +553,7 @@ def test_smap_rows(smap_measured: dict[str, dict[str, Any]]) -> None:
     for record in smap_measured.values():
         assert record["fast"]["seconds"] > 0 and record["fast"]["gflop"] > 0
     assert smap_measured["card-cache"]["difference"] < 1e-4
-    # Ids: the very same, by other ways and by another library.
+    # Ids: exactly the same with the slow variants and with another library.
     assert smap_measured["llamagen-cache"]["difference"] == smap_measured["llamagen-generate"]["difference"] == 0
     json.dumps(smap_measured)
 
@@ -727,7 +727,7 @@ def test_a_row_of_bundled_models_is_the_command_s_own_record(
 
 
 def test_the_masked_rows_of_maetok_sample_as_the_recorded_ones() -> None:
-    """Uniform shares, one a sample; the library's default is the release's."""
+    """Uniform masking shares, one per sample; the library's default is that of the released code."""
     for kind in ("ae-mask", "vae-mask", "hog"):
         base, overrides = maetok_table.TOKENIZERS[kind]
         mask = load_recipe(base, overrides).model.mask

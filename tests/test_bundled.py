@@ -1,4 +1,4 @@
-"""The models inside the package: what they say of themselves, and a spot check on real images where there are some."""
+"""The models inside the package: their cards, and a check on real images where these are available."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +25,7 @@ NAMES = sorted(["fashion-mnist-cnn", *PAIRS, *PAIRS.values()])
 
 @pytest.fixture(scope="module")
 def images() -> Iterator[ImageSet]:
-    """Fashion-MNIST's test images where they lie on this machine already; never fetched here."""
+    """Fashion-MNIST's test images if they are already in the cache; never downloaded here."""
     cache = fashion_mnist.cache_home() / "fashion-mnist"
     try:
         fashion_mnist.load("test", cache)

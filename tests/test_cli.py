@@ -84,7 +84,7 @@ def models(tiny: Tiny, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A person's own folder: three pictures of different sizes and one broken file."""
+    """A user's folder: three pictures of different sizes and one broken file."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for i, size in enumerate([(40, 30), (28, 28), (31, 64)]):

@@ -1,4 +1,4 @@
-"""Reference curves keep what was logged, and a run is told off track where it leaves them."""
+"""Reference curves keep what was logged, and a run is reported as off track where it leaves them."""
 
 import json
 import math
@@ -52,7 +52,7 @@ def recipe(changes: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def curve(seed: int = 0, lines: int = 60, factor: Any = lambda step: 1.0, noise: float = 0.03, **changes: Any) -> Curve:
-    """A loss that falls from 1 to 0.1 with noise of its own, times a factor by step."""
+    """A noisy loss that falls from 1 to 0.1, times a factor that depends on the step."""
     rng = random.Random(seed)
     points = []
     for step in range(50, 50 * lines + 1, 50):
@@ -62,7 +62,7 @@ def curve(seed: int = 0, lines: int = 60, factor: Any = lambda step: 1.0, noise:
 
 
 def folder(path: Path, of: Curve, report: list[dict[str, Any]] | None = None) -> str:
-    """A run folder as a training leaves it; without a report, as it stands while one goes on."""
+    """A run folder of a finished training; without a report, of a running one."""
     (path / "model").mkdir(parents=True)
     (path / "config.yaml").write_text(yaml.safe_dump(of.recipe))
     (path / "log.jsonl").write_text("".join(json.dumps(point) + "\n" for point in of.points))

@@ -1,4 +1,4 @@
-"""Recipes: what is written comes back typed, and every mistake is told in one line with its full key."""
+"""Recipes: values are read with their types, and every mistake is reported in one line with its full key."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""Jobs: the script for SLURM, processes on this machine, and what happens on preemption."""
+"""Jobs: the SLURM script, local processes, and preemption."""
 
 import json
 import os
@@ -83,7 +83,7 @@ def test_what_is_wrong_is_reported_before_anything_is_submitted(
 
 
 def as_job(monkeypatch: pytest.MonkeyPatch) -> int:
-    """The process is a job's; returns the number of the signal that announces its end."""
+    """Let the process appear to be a job; returns the number of the signal that announces its end."""
     from submitit.core.job_environment import JobEnvironment
 
     for name, value in {"JOB_ID": 1, "NTASKS": 1, "JOB_NUM_NODES": 1, "NODEID": 0, "GLOBALID": 0, "LOCALID": 0}.items():
@@ -153,7 +153,7 @@ def test_two_processes_train_and_one_measures(
 def test_a_preempted_training_saves_is_requeued_and_ends_as_the_unbroken_one(
     tiny: Tiny, tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """submitit's own handler stands in the process; the signal comes in the middle of a step."""
+    """submitit's own handler is installed in the process; the signal arrives in the middle of a step."""
     from tok1d.train import loop
 
     recipe = [tiny("tokenizer"), "data.name=folder", f"data.root={photos}", "train.steps=4"]

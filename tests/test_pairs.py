@@ -18,7 +18,7 @@ from tok1d.zoo.card import Card
 
 Tiny = Callable[..., str]
 
-# Recipe of tests/conftest.py and what is changed in it.
+# Recipe of tests/conftest.py and its overrides.
 TOKENIZERS = {
     "semanticist": ("tokenizer", []),
     "semanticist ddpm": ("tokenizer", ["model.objective=ddpm"]),

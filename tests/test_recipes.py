@@ -30,7 +30,7 @@ CARDS = [name for name in IMAGENET if "/card_" in name]
 TITOK = [name for name in IMAGENET if "/titok_" in name]
 OF_IDS = [name for name in IMAGENET if name.split("/")[1].startswith(("llamagen", "maskgit"))]
 KNOWN = (*TOKENIZERS, *GENERATORS, *SMAP, *CARDS, *TITOK, *OF_IDS)
-OTHERS = [name for name in IMAGENET if name not in KNOWN]  # MAETok, SoftVQ, SiT and kin
+OTHERS = [name for name in IMAGENET if name not in KNOWN]  # MAETok, SoftVQ, SiT and related models
 L = "imagenet256/semanticist_l"
 AR = "imagenet256/epsilon_llamagen_l"
 NO_REPA = ("model.decoder.align_depth=0", 'model.alignment.teacher=""')
@@ -155,7 +155,7 @@ def test_recipes_of_captions_agree_and_leave_the_encoder_to_be_named() -> None:
             build_task(load_recipe(f"fashion_mnist/{name}_text"))
 
 
-# The paper tells 234, 568 and 1100 million.
+# The paper states 234, 568 and 1100 million.
 @pytest.mark.parametrize(
     ("size", "trunk", "head", "paper", "off"),
     [

@@ -1,4 +1,4 @@
-"""The curve equals its closed form, and every prefix meets the same noise."""
+"""The curve equals its closed form, and every prefix length uses the same noise."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Swapped labels, with tokenizers of which it is known what follows the label and what the tokens."""
+"""Swapped labels, with tokenizers whose dependence on the label and on the tokens is known."""
 
 import json
 from collections.abc import Callable
@@ -110,7 +110,7 @@ def test_the_picture_has_a_row_a_variant(images: ArrayImages) -> None:
 
 
 def test_a_folder_sorted_by_class_is_paired_too(tmp_path: Path) -> None:
-    """120 images of each of two classes: the first hundred are of one."""
+    """120 images of each of two classes; the first hundred all have the same class."""
     for label in range(2):
         (tmp_path / str(label)).mkdir()
         for number in range(120):

@@ -24,7 +24,7 @@ IN, HIDDEN, OUT, LENGTH = 8, 24, 4, 10
 
 
 class Toy(nn.Module):
-    """One layer whose loss is a sum, which keeps nothing."""
+    """One layer with a sum as its loss; the sum stores no activations."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -197,13 +197,13 @@ def test_dry_run_reads_and_writes_nothing(
 
 
 class OwnConfig:
-    """Of a model that is not part of tok1d."""
+    """A configuration of a model that is not part of tok1d."""
 
     name, image_size, channels, num_classes = "own", 8, 1, 2
 
 
 class Own(nn.Module):
-    """A user's model without `use_stand_ins`; with `values` its loss needs numbers, which meta tensors do not have."""
+    """A user's model without `use_stand_ins`. With `values` its loss reads values, which meta tensors lack."""
 
     def __init__(self, *, values: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Captions: who has which, in whatever order and split; and files that are not what they should be."""
+"""Captions: their assignment to images in any order and split, and invalid caption files."""
 
 import json
 
@@ -18,7 +18,7 @@ FILES = ["1.png", "a/2.png", "a/b/3.png", "c/4.png", "c/5.png"]
 
 
 def save(root, files):
-    """Images whose pixels tell their number, the value 10 times the digit in their name."""
+    """Images with constant pixels: 10 times the digit in their name."""
     for file in files:
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         value = 10 * int(file.split("/")[-1].split(".")[0])

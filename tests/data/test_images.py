@@ -209,7 +209,7 @@ def test_errors_of_any_kind_that_a_format_raises_make_an_image_broken(folder, mo
 
 
 def test_a_subset_of_a_folder_meets_every_class_and_is_named(folder):
-    """Ten images of each of four classes, sorted: four of them are one of each."""
+    """Ten images of each of four classes, sorted; a subset of four has one image of each class."""
     for name in ("a", "a-b", "b", "c"):
         for number in range(10):
             save(folder / "even" / name / f"{number}.png")

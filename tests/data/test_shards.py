@@ -1,4 +1,4 @@
-"""Tar shards and saved arrow data sets against the libraries that wrote them, and in place of a folder."""
+"""Tar shards and saved arrow data sets, compared with the libraries that wrote them and used in place of a folder."""
 
 import io
 from collections.abc import Callable
@@ -193,7 +193,7 @@ def test_what_is_wrong_is_named(shards: Path, saved: Path, tmp_path: Path) -> No
 
 
 def test_a_shard_that_is_cut_off_anywhere_is_refused(shards: Path) -> None:
-    """tarfile itself takes a header that is cut off or damaged for the end of the archive."""
+    """tarfile itself treats a truncated or damaged header as the end of the archive."""
     path = shards / "all-002.tar"
     whole = path.read_bytes()
     members = index_shard(str(path), "png", "cls", None)
@@ -211,7 +211,7 @@ def test_a_shard_that_is_cut_off_anywhere_is_refused(shards: Path) -> None:
 
 
 def test_classes_are_those_of_all_splits(tmp_path: Path) -> None:
-    """Class 2 is in the training images alone."""
+    """Class 2 occurs only in the training images."""
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     parts = {}
     for split, classes in (("train", (0, 1, 2)), ("test", (0, 1))):

@@ -22,7 +22,7 @@ def begin(folder, rows=23, part=(0, 1), meta=META, overwrite=False, **changes):
 
 
 def put(writer, tokens=TOKENS, labels=LABELS, chunk=4, shards=None):
-    """Write the missing rows, or those of the first so many shards."""
+    """Write the missing rows, or only those of the first shards."""
     for start, stop in writer.ranges[:shards]:
         for first in range(start, stop, chunk):
             rows = slice(first, min(first + chunk, stop))
@@ -97,7 +97,7 @@ def test_writers_in_turns_one_of_them_killed_equal_one_writer(tmp_path):
     assert (first.num_rows, second.num_rows) == (10, 13)
     put(second, shards=1)
     put(first, shards=1)
-    first.write(TOKENS[5:7], LABELS[5:7])  # the last that is heard of it
+    first.write(TOKENS[5:7], LABELS[5:7])  # the writer stops here
     (folder / ".shard-00001.safetensors.0123.tmp").write_bytes(b"cut off while writing")
     put(second, chunk=3)
     assert not second.close() and not (folder / "index.json").exists()
@@ -161,11 +161,11 @@ def test_too_little_free_space_is_reported_before_anything_is_written(tmp_path, 
     assert not (tmp_path / "deep").exists()
     free[0] = need
     put(begin(tmp_path / "cache"), shards=2)
-    free[0] = 13 * (3 * 4 * 4 + 8)  # what is there needs no room
+    free[0] = 13 * (3 * 4 * 4 + 8)  # rows already written need no free space
     fill(tmp_path / "cache")
     with pytest.raises(DataError, match="needs"):
         fill(tmp_path / "other")
-    fill(tmp_path / "cache", overwrite=True)  # the old files make room
+    fill(tmp_path / "cache", overwrite=True)  # the old files are removed first
 
 
 def test_sizes_are_shown_in_decimal_units():

@@ -86,7 +86,7 @@ def test_random_crops_follow_the_random_numbers_and_reach_both_ends():
 
 
 def test_crops_of_random_scale_show_eight_tenths_to_all_of_the_short_side():
-    """On a ramp of 80 columns a crop of 20 shows 80 to 64 of them; each of the six short sides is as likely."""
+    """On a ramp of 80 columns a crop of 20 covers 64 to 80 of them; all six short sides are equally likely."""
     ramp = Image.fromarray(np.arange(80, dtype=np.uint8)[None].repeat(80, 0))
     rng = np.random.default_rng(0)
     crops = [pixels(transforms.random_scale_crop(ramp, 20, *rng.random(3))).astype(float) for _ in range(600)]

@@ -1,4 +1,4 @@
-"""The discrete chain against products, Bayes' rule and a target whose perfect denoiser is known."""
+"""The discrete chain against products, Bayes' rule and a target whose optimal denoiser is known."""
 
 import itertools
 import math
@@ -235,7 +235,7 @@ def test_fixed_variance_has_the_noise_term_only() -> None:
 
 
 def perfect_noise(target: Any, chain: Chain) -> Callable[[Tensor, Tensor], Tensor]:
-    """E[noise | x_t] of the target, looked up by the original step index, as a network would learn it."""
+    """E[noise | x_t] of the target, indexed by the original step, as a trained network would be."""
 
     def network(x: Tensor, t: Tensor) -> Tensor:
         level = torch.from_numpy(chain.alpha_bar)[t][:, None]
@@ -272,7 +272,7 @@ def test_the_exact_reverse_variance_makes_a_coarse_chain_exact(target: Any, mome
         return torch.cat([noise, (2 * fraction - 1).expand_as(noise)], dim=1)
 
     mean, std = moments(lambda x, randn: ancestral(network, x, chain, randn), 100)
-    # the last step takes no noise: the spread of x_0 given x_1 is lost
+    # the last step adds no noise: the variance of x_0 given x_1 is missing
     level = chain.alpha_bar[0]
     variance_lost = target.std**2 * (1 - level) / (level * target.std**2 + 1 - level)
     assert abs(mean - target.mean) < 0.02

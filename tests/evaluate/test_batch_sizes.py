@@ -1,4 +1,4 @@
-"""The bundled models at three batch sizes: the same noise for every image, the same images, the same figures."""
+"""The bundled models at three batch sizes: the same noise for every image, the same images, the same metrics."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,7 +25,7 @@ MEASURED = [name for name in METRICS if name != "lpips"]  # whose weights are no
 
 
 class Mapped(OwnNetwork):
-    """The bundled judge with maps of places besides, for sFD: the images' 4 x 4 means."""
+    """The bundled classifier with additional spatial features for sFD: the 4 x 4 means of the images."""
 
     def __init__(self, pad: int) -> None:
         super().__init__(tok1d.load("fashion-mnist-cnn", device="cpu"), "judge", pad=pad, eight_bit=False)
@@ -37,7 +37,7 @@ class Mapped(OwnNetwork):
 
 
 class Recorded:
-    """The images and the sources of noise that an evaluation went through."""
+    """The images and the random generators that an evaluation used."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.images: list[Tensor] = []
@@ -57,7 +57,7 @@ class Recorded:
             patch.setattr(module, "noise_of", source)
 
     def ends(self) -> dict[tuple[int | str, ...], list[bytes]]:
-        """Where each image's noise stands: what was drawn from it, and how much."""
+        """The state of the random generator of each image after the evaluation."""
         return {key: [each.get_state().numpy().tobytes() for each in sources] for key, sources in self.noise.items()}
 
 
@@ -103,7 +103,7 @@ def measuring(pad: int, metrics: Sequence[str] = MEASURED) -> Measuring:
     return Measuring(Measures(tuple(metrics), [Mapped(pad)], pad))
 
 
-# What measures, which metrics, and how many sets of images the networks see (the originals are one).
+# The evaluation, its metrics, and how many sets of images the networks receive (the originals are one).
 CASES: dict[str, tuple[Callable[..., Any], list[str], int]] = {
     "deterministic: MAETok": (of_images("fashion-mnist-maetok"), MEASURED, 2),
     "deterministic, with the class: SMAP": (
@@ -180,5 +180,5 @@ def test_nothing_depends_on_the_batch_size(generated_images: Path, monkeypatch: 
 
 
 def by_image(calls: list[Tensor], times: int) -> Tensor:
-    """The images of all calls in order, of `times` sets whose batches take turns."""
+    """The images of all calls in order; the batches of `times` sets alternate."""
     return torch.cat([torch.cat(calls[i::times]) for i in range(times)])

@@ -1,4 +1,4 @@
-"""Explaining two numbers names exactly the settings that differ, and knows the published protocols."""
+"""The comparison of two numbers names exactly the settings that differ, and covers the published protocols."""
 
 import json
 import re
@@ -20,8 +20,8 @@ from tok1d.zoo.record import Record, write_records
 
 SYSTEMS = ("llamagen", "maetok", "mar", "semanticist", "sit", "smap", "titok")
 
-# What a record of samples says, in the form of older versions, and changes of it: setting -> fields of a record that
-# differs in it alone.
+# A record of samples in the format of older versions, and changes: setting -> fields of a record that differs only
+# in this setting.
 SAMPLES: dict[str, Any] = {
     "name": "fd@cnn",
     "value": 8.1,
@@ -243,7 +243,7 @@ def test_a_faithful_record_matches_its_protocol() -> None:
 
 
 def test_a_reconstruction_is_compared_with_its_paper_s_kind_of_reference() -> None:
-    """Whichever of the two stands first; a reference of which only a fingerprint is known is not stated to differ."""
+    """In either order. A reference of which only the fingerprint is known is not reported as different."""
     stated_settings: dict[str, Any] = {
         "name": "rfid",
         "value": 0.6,
@@ -278,7 +278,7 @@ def test_a_reconstruction_is_compared_with_its_paper_s_kind_of_reference() -> No
 
 
 def test_a_folder_is_no_name_of_a_data_set() -> None:
-    """Of a recipe that reads a folder or shards, only the images' size is known."""
+    """For a recipe that reads a folder or shards, only the image size is known."""
     record = Record(name="rfid", value=0.5, num_images=50_000, network="inception@672682", keep=128)
     for name in ("folder", "webdataset", "huggingface"):
         for size, status in ((256, "not stated"), (272, "differs")):

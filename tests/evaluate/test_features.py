@@ -1,4 +1,4 @@
-"""Feature networks: which name they may carry, what they see of an image, what they say when weights are missing."""
+"""Feature networks: their names, their input images, and errors for missing weights."""
 
 import sys
 from collections.abc import Callable
@@ -27,7 +27,7 @@ FIDELITY = "pip install torch-fidelity brings the Inception graph"
 
 
 class Brightness(FrozenNetwork):
-    """The mean of every channel, as a network."""
+    """A network that returns the mean of every channel."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__("brightness", "0" * 12, device="cpu", dim=1, **options)
@@ -125,7 +125,7 @@ def test_the_bundled_classifier_is_the_default_for_its_data() -> None:
     assert network.name == "fashion-mnist-cnn" and network.classifies
     assert open_network("fashion-mnist-cnn").label == network.label
     texts = ("fashion-mnist-cnn", "model:fashion-mnist-cnn", f"model:{store.BUNDLED / 'fashion-mnist-cnn'}")
-    for text in texts:  # read as it is when it was trained, however it is named
+    for text in texts:  # detected from its training recipe, whatever its name
         assert [open_network(text, eight_bit=bits).eight_bit for bits in (None, True, False)] == [False, True, False]
     sizes = SimpleNamespace(image_size=28, channels=1)
     for named in ((), *((text,) for text in texts)):
@@ -184,7 +184,7 @@ def _has_fidelity() -> bool:
 
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file in the layout of Inception's weights, with random ones."""
+    """A file in the layout of Inception's weights, with random values."""
     module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", reason=FIDELITY)
     path = tmp_path_factory.mktemp("inception") / INCEPTION_FILE
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
@@ -222,7 +222,7 @@ def test_inceptions_layout_is_read_and_random_weights_are_not_called_inception(s
 
 @pytest.mark.slow
 def test_the_published_file_alone_is_called_inception(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The file itself cannot be fetched here; a stand-in's hash in place of its own shows what decides the name.
+    # The real file is not available offline. The hash of a stand-in shows what decides the name.
     monkeypatch.setattr(feature_networks, "INCEPTION_SHA256", feature_networks._sha256(stand_in))
     assert open_network(f"inception:{stand_in}").name == "inception"
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(stand_in.parent.parent))

@@ -1,4 +1,4 @@
-"""A grid of evaluations: its cells are single evaluations, whatever is interrupted, shared out or asked for again."""
+"""A grid of evaluations: its cells equal single evaluations, also when interrupted, shared out or repeated."""
 
 import csv
 import itertools
@@ -152,7 +152,7 @@ def test_what_is_written_and_shown() -> None:
 
 
 def two_classifiers(first: str, second: str) -> list[Record]:
-    """What one cell says of samples by two networks; of the first twice as much."""
+    """Records of one cell of samples with two networks; the first has two records."""
     return [
         Record(name=name, value=value, num_images=5, keep=4, network=network, reference="64 images")
         for network, values in ((first, (0.5, 3.0)), (second, (0.25, 1.5)))
@@ -200,7 +200,7 @@ def generator(tiny: Tiny, fashion: None, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Numbers of images that networks have seen, a batch each; images that cells make as a trial are not looked at."""
+    """Batch sizes that the feature networks received; the trial images of cells are not counted."""
     batch_sizes: list[int] = []
     features = Measures.features
 
@@ -296,7 +296,7 @@ def test_an_interrupted_grid_goes_on_where_it_was(
     assert evaluate(*command, "--out", shared, "--shard", "1/2") == 0 and sum(measured) == 3 * 64
     assert not (shared / "grid.json").exists() and "part 1/2 is done" in capsys.readouterr().out
     with monkeypatch.context() as patch:
-        patch.setenv("RANK", "0"), patch.setenv("WORLD_SIZE", "2")  # as torchrun tells it
+        patch.setenv("RANK", "0"), patch.setenv("WORLD_SIZE", "2")  # as torchrun sets it
         assert evaluate(*command, "--out", shared) == 0 and sum(measured) == 3 * 130
     assert (shared / "grid.json").read_bytes() == (whole / "grid.json").read_bytes()
 
@@ -383,7 +383,7 @@ def test_a_mistake_in_any_cell_stops_before_the_first(
 def test_one_sampler_is_the_generator_s_or_the_decoder_s(
     generator: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """--sampler by the kind of the model; the old name --solver still works and says so."""
+    """--sampler follows the kind of the model; the old name --solver still works, with a warning."""
     tokenizer = generator.parent / "tokenizer" / "model"
     found = []
     for number, (flag, model) in enumerate(

@@ -108,7 +108,7 @@ def test_blocks_lie_beside_a_folder_whatever_it_is_called(tmp_path: Path, monkey
 def write_greys(
     folder: Path, value: float, *, num: int = 100, part: tuple[int, int] = (0, 1), until: int = 1000
 ) -> bool:
-    """Grey pictures of that value into a folder, interrupted at a number; whether all parts are done."""
+    """Write grey pictures of this value, interrupted at image `until`; returns whether all parts are done."""
     save = Save(folder=folder)
 
     def measure(numbers: range) -> dict[str, Tensor]:
@@ -178,7 +178,7 @@ def generator(tiny: Tiny, fashion: None, tmp_path: Path) -> Path:
 def test_records_for_any_shards_after_any_kill(
     generator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The very same file: alone, in two parts, and after an interruption."""
+    """The same file, byte for byte: from one process, in two parts, and after an interruption."""
     command = ["generation", generator, "--num", 130, "--batch-size", 32, "--keep", "1,3", "--classes", "random"]
     command += ["--save-samples", tmp_path / "samples.npz", "--save-images", tmp_path / "pictures"]
     alone, shared, resumed = (tmp_path / f"{name}.json" for name in ("alone", "shared", "resumed"))

@@ -1,4 +1,4 @@
-"""Tokenizers that want the class get it on both sides, wherever they encode and decode; records say which it was."""
+"""Class-conditional tokenizers receive the class in encoder and decoder; records state which label was used."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +51,7 @@ def random_model(recipe: str, *overrides: str) -> Any:
 
 @pytest.fixture
 def smap(tiny: Tiny) -> Any:
-    """A tokenizer that notes the labels that its two sides are given."""
+    """A tokenizer that records the labels that its encoder and decoder receive."""
     model = random_model(tiny("smap"))
     model.received = {"encode": [], "decode": []}
     for name, received in model.received.items():

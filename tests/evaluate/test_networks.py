@@ -1,4 +1,4 @@
-"""The judge: what its shapes, losses and features promise, and that it learns."""
+"""The classifier: its shapes, losses and features, and that it learns."""
 
 import math
 

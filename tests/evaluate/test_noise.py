@@ -1,4 +1,4 @@
-"""Noise belongs to an image: neither the batch size nor the other images change a sample or a reconstruction."""
+"""Noise is per image: neither the batch size nor the other images change a sample or a reconstruction."""
 
 from collections.abc import Callable
 from typing import Any
@@ -41,7 +41,7 @@ def random_model(recipe: str, *overrides: str, std: float = 0.1) -> Any:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[Tensor]]:
-    """What the feature networks looked at, by the id of their `Measures`."""
+    """The images that the feature networks received, by the id of their `Measures`."""
     images: dict[int, list[Tensor]] = {}
     features = Measures.features
 
@@ -54,7 +54,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[Tensor]]:
 
 
 def assert_equal(first: dict[str, Any], other: dict[str, Any]) -> None:
-    """Images within 1/255 on 99.9 % of pixels, figures to one in a thousand."""
+    """Images within 1/255 on 99.9 % of pixels, metrics within 0.1 %."""
     assert ((first["images"] - other["images"]).abs() <= 1 / 255).float().mean() >= 0.999
     assert [record.name for record in first["records"]] == [record.name for record in other["records"]]
     for a, b in zip(first["records"], other["records"]):

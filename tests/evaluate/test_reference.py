@@ -1,4 +1,4 @@
-"""References: files and ADM's form of them, the cache, and which measurement takes which."""
+"""References: files, the ADM format, the cache, and which evaluation accepts which reference."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ from tok1d.evaluate.setup import image_references
 
 
 class Rows(FrozenNetwork):
-    """The means of an image's first rows as features, those of its first columns as spatial ones."""
+    """Features: the means of an image's first rows; spatial features: those of its first columns."""
 
     def __init__(self, name: str = "rows", dim: int = 4, digest: str = "0" * 12, **options: Any) -> None:
         super().__init__(name, digest, device="cpu", dim=dim, spatial_dim=3, **options)
@@ -87,7 +87,7 @@ def test_numbers_are_spread_over_a_sorted_set() -> None:
 def test_statistics_of_images_that_could_not_be_read_are_not_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file is unreadable for a moment: another image stands in, the reference says so, and the next pass is clean."""
+    """A file is temporarily unreadable: another replaces it, the reference states it, and the next pass is clean."""
     for number in range(12):
         pixels = np.random.default_rng(number).integers(0, 256, (8, 8), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{number:02d}.png")
@@ -160,7 +160,7 @@ def test_a_file_holds_what_adms_evaluator_reads(tmp_path: Path) -> None:
 
 @pytest.fixture
 def adm(tmp_path: Path) -> Callable[..., Path]:
-    """adm(**more): a file as ADM releases, of random statistics; with more arrays or without some."""
+    """adm(**more): a file in ADM's format with random statistics; arrays can be added or left out."""
 
     def write(**more: Any) -> Path:
         rng = np.random.default_rng(0)
@@ -346,7 +346,7 @@ def test_damaged_and_misnamed_files_are_one_line(tmp_path: Path, capsys: pytest.
         content = file.read_bytes()
         for _ in range(200):
             file.write_bytes(changed(content, rng))
-            with suppress(DataError):  # nothing else; some bytes, such as times, matter to nobody
+            with suppress(DataError):  # no other error; some bytes, such as times, are never read
                 read(file)
 
 
@@ -440,4 +440,4 @@ def test_images_rounded_otherwise_are_refused(tmp_path: Path) -> None:
         reference.check_network(own)
         with pytest.raises(DataError, match=f"images {own.rounding}.*are {other.rounding}; pass {advice}$"):
             reference.check_network(other)
-    replace(reference, rounding="").check_network(rounded)  # a file that does not tell
+    replace(reference, rounding="").check_network(rounded)  # a file that does not state it

@@ -121,7 +121,7 @@ def test_prefixes_belong_to_ordered_tokens() -> None:
 
 
 def test_a_border_is_not_measured(tiny: Tiny, fashion: None) -> None:
-    """Whatever is painted on the border changes no number, and the classifier receives images of its own size."""
+    """Pixels of the border change no metric, and the classifier receives images of its own size."""
     model, classifier = random_model(tiny("maetok")), random_model(tiny("classifier"))
     plain = open_images(ImageSource("fashion_mnist", image_size=28, channels=1, limit=6), "test")
     padded = open_images(ImageSource("fashion_mnist", image_size=32, channels=1, pad=2, limit=6), "test")
@@ -181,7 +181,7 @@ def test_reconstruction_records_state_the_sampler(
 def test_records_state_how_many_images_could_not_be_read(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where another process, which can read them again, goes on with the blocks."""
+    """Also when another process, which can read them again, continues the blocks."""
     model, folder = random_model(tiny("tokenizer")), tmp_path / "images"
     folder.mkdir()
     for number in range(70):
@@ -201,7 +201,7 @@ def test_records_state_how_many_images_could_not_be_read(
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 6, 100])
 def test_every_image_counts_once_whatever_the_batches(tiny: Tiny, fashion: None, batch_size: int) -> None:
-    """No padding, no mean of means: without noise to start from, the numbers do not depend on the batches."""
+    """No padding and no mean of means: without starting noise, the metrics do not depend on the batch size."""
     model = random_model(tiny("tokenizer"), "model.flow.temperature=0")
     images = open_images(ImageSource("fashion_mnist", image_size=28, channels=1, limit=6), "test")
     sizes: list[int] = []

@@ -1,4 +1,4 @@
-"""CARD and LlamaGen told captions: padding, causality, cache equals full, guidance, gradients, refusals."""
+"""CARD and LlamaGen with captions: padding, causality, cache equals full, guidance, gradients, refusals."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -66,7 +66,7 @@ def tokens_for(model: Any) -> Tensor:
 
 
 def states(model: Any, tokens: Tensor, cond: Tensor | None) -> Tensor:
-    """What decides each of the K tokens, (3, K, ...): logits, or what the head is told."""
+    """The network output for each of the K tokens, (3, K, ...): logits, or the input of the head."""
     labels = model.check_cond(cond, len(tokens))
     return model(tokens[:, :-1], labels) if isinstance(model, LlamaGen) else model.hidden(tokens, labels)
 

@@ -42,7 +42,7 @@ def config(**changes: Any) -> CARDConfig:
 def card(*, moved: bool = True, **changes: Any) -> CARD:
     torch.manual_seed(0)
     model = CARD(config(**changes)).eval()
-    for tensor in (*model.parameters(), model.label_embed.table) if moved else ():  # away from the zeros of the start
+    for tensor in (*model.parameters(), model.label_embed.table) if moved else ():  # away from the zero initialisation
         nn.init.normal_(tensor, std=0.4)
     return model
 
@@ -105,7 +105,7 @@ def test_cached_decoding_equals_the_whole_sequence(model: CARD, tokens: Tensor) 
 
 
 def test_order_matters_with_either_positions(tokens: Tensor) -> None:
-    """Without positions the last state would see a set: two earlier tokens could change places."""
+    """Without positions the earlier tokens would be a set: swapping two of them would change nothing."""
     swapped = tokens[:, [1, 0, *range(2, K)]]
     for positions in ("learned", "rope1d"):
         model = card(positions=positions)
@@ -218,7 +218,7 @@ class Towards(nn.Module):
 @pytest.mark.parametrize("steps", [1, 2, 25])
 @pytest.mark.parametrize("guidance", [1.0, 2.7])
 def test_an_oracle_velocity_recovers_its_point(sampler: str, steps: int, guidance: float) -> None:
-    """Straight paths: every solver gets there in any number of steps, whatever the guidance of two equal fields."""
+    """Straight paths: every sampler is exact with any steps and, since both fields are equal, any guidance."""
     model, z = card(), torch.randn(D, generator=seeded(3))
     model.head.net = Towards(z)  # type: ignore[assignment]
     model.token_mean.fill_(-1.0)
@@ -276,7 +276,7 @@ def test_loss_is_the_flow_of_every_token(tokens: Tensor) -> None:
 
 
 def test_the_head_receives_a_thousand_times_the_time() -> None:
-    """As a head without the factor is at 1000 t; training times follow the configuration."""
+    """A head with the factor at time t equals one without it at 1000 t; training times follow the configuration."""
     scaled, plain = card().head, card(head=replace(HEAD, time_scale=1.0)).head
     plain.load_state_dict(scaled.state_dict())
     x, cond, t = torch.randn(4, D), torch.randn(4, WIDTH), torch.tensor([0.0, 0.1, 0.5, 0.999])
@@ -431,7 +431,7 @@ def numbers(**mapping: Any) -> tuple[float, float]:
     ],
 )
 def test_numbers_of_the_named_sizes(modulation: str, counts: tuple[float, ...]) -> None:
-    """The paper tells 234, 568 and 1100 million: two scales a block miss them by +0.7, -2.8 and -0.3 percent."""
+    """The paper states 234, 568 and 1100 million: two scales a block miss them by +0.7, -2.8 and -0.3 percent."""
     heads = (35.7, 72.2, 151.2)  # as MAR's, with one output a number of the token
     for size, count, head in zip(("B", "L", "XL"), counts, heads):
         for source in ("shared", "independent"):

@@ -236,7 +236,7 @@ def test_bad_input_is_reported_in_one_line(rows: tuple[Tensor, ...]) -> None:
 
 
 class Untabled:
-    """In a table's place: nothing kept."""
+    """Replaces a table; stores nothing."""
 
     halves = None
 
@@ -254,7 +254,7 @@ SAMPLERS = [("interpolant", "sde"), ("interpolant", "euler"), ("interpolant", "h
 def test_times_of_a_grid_are_computed_once_for_all_tokens(
     condition: str, objective: str, sampler: str, rows: tuple[Tensor, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A table of the grid changes no number, and with it sampling embeds no time."""
+    """A precomputed table of times changes no value, and sampling then embeds no time."""
     model, (x, _, cond) = head(condition, objective), rows
     how: dict[str, Any] = {"uncond": -cond, "scale": 2.0, "steps": 5, "sampler": sampler}
 
@@ -264,7 +264,7 @@ def test_times_of_a_grid_are_computed_once_for_all_tokens(
     table = model.table(5, sampler)
     with monkeypatch.context() as patch:
         patch.setattr("tok1d.generators.head.SamplingTable", Untabled)
-        expected = sample()  # every time embedded when the sampler asks for it
+        expected = sample()  # every time is embedded when the sampler needs it
     embedded: list[int] = []
     model.net.time_embed.register_forward_pre_hook(lambda module, inputs: embedded.append(len(inputs[0])))
     torch.testing.assert_close(sample(table=table), expected, atol=1e-5, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""LlamaGen: causality, cache equals full, guidance and its interval, what is drawn, bad input, published sizes."""
+"""LlamaGen: causality, cache equals full, guidance and its interval, sampling, bad input, published sizes."""
 
 import math
 from collections.abc import Callable
@@ -152,7 +152,7 @@ def test_one_generator_a_row_makes_rows_independent(model: LlamaGen, labels: Ten
 
 
 def filtered_directly(logits: list[float], top_k: int, top_p: float) -> set[int]:
-    """The entries that stay, by sorting and adding."""
+    """The entries that are kept, by sorting and cumulative sums."""
     order = sorted(range(len(logits)), key=lambda i: -logits[i])
     if top_k:
         order = [i for i in order if logits[i] >= logits[order[min(top_k, len(order)) - 1]]]
@@ -200,7 +200,7 @@ def test_ties_with_the_last_candidate_stay() -> None:
 
 
 def test_sampled_ids_follow_the_probabilities() -> None:
-    """Chi-square of 40,000 draws of a hand-set distribution: 5 degrees of freedom exceed 20.5 once in a thousand."""
+    """Chi-square of 40,000 samples of a given distribution: 5 degrees of freedom exceed 20.5 once in a thousand."""
     p, num = torch.tensor([0.4, 0.25, 0.2, 0.1, 0.04, 0.01]), 40_000
     sampled = sample_ids(p.expand(num, -1), torch.empty(num, 6).exponential_(generator=seeded()))
     counts = sampled.bincount(minlength=6)
@@ -208,7 +208,7 @@ def test_sampled_ids_follow_the_probabilities() -> None:
 
 
 def test_samples_of_a_hand_set_model_follow_its_softmax() -> None:
-    """Without attention the logits of an id depend on the one before alone: a Markov chain that can be counted."""
+    """Without attention the logits of an id depend only on the previous id: a Markov chain."""
     model = generator(rope="1d", depth=1, dim=16)
     for name, parameter in model.named_parameters():
         if "blocks" in name:

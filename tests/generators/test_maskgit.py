@@ -1,4 +1,4 @@
-"""MaskGIT: the schedule, what is hidden and weighed, what sampling keeps, guidance over the steps, published sizes."""
+"""MaskGIT: schedule, masking and loss weights, which ids sampling keeps, guidance over the steps, published sizes."""
 
 import math
 from collections.abc import Callable
@@ -150,7 +150,7 @@ def test_a_single_step_is_the_best_guess_everywhere(model: MaskGIT, labels: Tens
 
 
 def test_samples_of_the_first_step_follow_the_softmax() -> None:
-    """With noise 1 on top of the logits, Gumbel's maximum is a draw of the softmax: chi-square at one place."""
+    """With Gumbel noise of scale 1 added to the logits, the argmax samples the softmax: chi-square at one position."""
     model = generator(num_tokens=2, annealing=False)
     num = 12_000
     labels = torch.zeros(num, dtype=torch.int64)
@@ -166,7 +166,7 @@ def test_samples_of_the_first_step_follow_the_softmax() -> None:
     )
     assert [numbers.shape for numbers in uniforms] == [(num, 2, V), (num, 2)]
     logits = model.net(torch.full((1, 2), V), torch.zeros(1, dtype=torch.int64))[0]
-    # Half of the noise is left after the first of two steps: 2.0 / 2. Which place is kept depends on what is drawn.
+    # Half of the noise is left after the first of two steps: 2.0 / 2. The kept position is random.
     guesses = (logits - (-uniforms[0].log()).log()).argmax(-1)
     kept = ids != V
     assert (kept.sum(1) == 1).all() and torch.equal(ids[kept], guesses[kept])
@@ -178,7 +178,7 @@ def test_samples_of_the_first_step_follow_the_softmax() -> None:
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "power_cosine"])
 def test_guidance_over_the_steps(model: MaskGIT, labels: Tensor, schedule: Any) -> None:
-    """Which scale each step has, by the calls it makes; at scale 1 there is no second one."""
+    """The guidance scale of each step, and its number of network calls; at scale 1 there is no second call."""
     scales: list[float] = []
     guided = model.guided
     model.guided = lambda ids, y, scale: scales.append(scale) or guided(ids, y, scale)  # type: ignore
@@ -251,7 +251,7 @@ def test_every_dropout_acts_in_training_only(ids: Tensor, labels: Tensor) -> Non
 
 
 def test_the_trunks_order_their_normalisations(ids: Tensor, labels: Tensor) -> None:
-    """BERT's last block ends in its normalisation: logits do not feel the scale of what the block adds up."""
+    """BERT's last block ends in its normalisation: the logits do not depend on the scale of the block's sum."""
     vit, uvit = generator(), generator(trunk="uvit")
     assert len(vit.net.skips) == 0 and len(uvit.net.skips) == 1
     states: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""What every generator of whole sequences promises: statistics, classes, guidance, samplers, guidance-free training."""
+"""Generators of whole sequences: statistics, classes, guidance, samplers, guidance-free training."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ LABELS = torch.tensor([0, 3, 4])
 
 
 def build(kind: str, seed: int = 0, **options: Any) -> Any:
-    """A small model with random weights everywhere, also where training starts from zeros."""
+    """A small model with random weights everywhere, also where the initialisation is zero."""
     cls, config = KINDS[kind]
     sizes = {"num_tokens": K, "token_dim": D, "num_classes": CLASSES, "dim": 16, "depth": 3, "heads": 2, "steps": 4}
     config = config(**{**sizes, **options})
@@ -211,7 +211,7 @@ def test_guidance_free_training_at_beta_one_is_the_ordinary_loss(kind: str) -> N
     torch.testing.assert_close(at_one, ordinary)
     at_half = model.loss_rows(data, LABELS, t=t, noise=noise, beta=torch.full((3,), 0.5))["loss"]
     assert not torch.allclose(at_half, ordinary)
-    # Where the class was dropped beta is 1, whatever was drawn.
+    # Where the class was dropped beta is 1, whatever value was sampled.
     null = torch.full((3,), CLASSES)
     dropped = [model.loss_rows(data, null, t=t, noise=noise, beta=torch.full((3,), b))["loss"] for b in (0.3, 1.0)]
     torch.testing.assert_close(*dropped)

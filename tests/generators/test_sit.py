@@ -56,7 +56,7 @@ def test_grid_positions_need_a_grid() -> None:
 
 
 class NoiseOracle(nn.Module):
-    """The exact noise prediction of tokens that all are one number, and the posterior's own variance."""
+    """The exact noise prediction for constant tokens, and the variance of the posterior."""
 
     def __init__(self, model: DiT, point: float) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-if __name__ == "__main__":  # before torch and its kin read them
+if __name__ == "__main__":  # before torch and other libraries read them
     os.environ.update(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", OMP_WAIT_POLICY="PASSIVE", MPLBACKEND="agg")
 if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
@@ -66,7 +66,7 @@ def compute(prefix: str = "", *, verbose: bool = False) -> dict[str, str]:
     """Key -> line of all values whose keys begin with a prefix.
 
     Args:
-        told: say on stderr how long each group takes.
+        verbose: report on stderr how long each group takes.
     """
     found: dict[str, str] = {}
     with one_thread(), tempfile.TemporaryDirectory() as folder, runs.cache_in(Path(folder)):

@@ -165,7 +165,7 @@ def test_overwriting_leaves_no_picture_of_the_run_before(folders: Path, capsys: 
 def test_images_that_cannot_be_decoded_are_not_shown(
     folders: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They pass the look at the file and fail later; the next good one would stand in for them."""
+    """They pass the check of the file header and fail later; the next readable image would replace them."""
     for number in range(4):
         path = folders / "set" / ("train" if number < 2 else "test") / "a" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

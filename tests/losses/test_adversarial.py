@@ -1,4 +1,4 @@
-"""The adversarial game: losses in closed form, what each player may change, and when."""
+"""The adversarial loss: closed forms, which parameters each player may change, and when."""
 
 import copy
 import math
@@ -63,11 +63,11 @@ def test_losses_in_closed_form() -> None:
     zeros = torch.zeros(2, 3, requires_grad=True)
     assert logistic_d_loss(zeros, zeros).item() == pytest.approx(math.log(2))
     assert logistic_g_loss(zeros).item() == pytest.approx(math.log(2))
-    # Non-saturating: the gradient is largest where the discriminator is sure, and pushes logits up.
+    # Non-saturating: the gradient is largest where the discriminator is certain, and raises the logits.
     logits = torch.tensor([-20.0, 0.0, 20.0], requires_grad=True)
     (gradient,) = torch.autograd.grad(logistic_g_loss(logits), logits)
     torch.testing.assert_close(gradient, torch.tensor([-1 / 3, -1 / 6, 0.0]), atol=1e-6, rtol=0)
-    # The best answer is the logarithm of how many times likelier an image is to be real: 3 to 1, and 1 to 3.
+    # The optimal logit is the log of the ratio of real to fake probability: 3 to 1, and 1 to 3.
     a, b = (torch.tensor(sign * math.log(3.0), requires_grad=True) for sign in (1, -1))
     best = logistic_d_loss(torch.stack([a, a, a, b]), torch.stack([a, b, b, b]))
     assert torch.stack(torch.autograd.grad(best, [a, b])).abs().max() < 1e-6
@@ -142,7 +142,7 @@ def test_the_tokenizers_weight_is_adaptive_and_warmed_up() -> None:
 def test_the_tokenizers_pass_changes_nothing_of_the_discriminator() -> None:
     loss, (real, fake) = adversarial_loss(lecam=0.1), pair()
     before = parts(loss)
-    expected = copy.deepcopy(loss.discriminator)(2 * fake - 1)  # in train mode, as the release judges
+    expected = copy.deepcopy(loss.discriminator)(2 * fake - 1)  # in train mode, as in the released code
     terms = loss.generator_terms(real, fake, 5, fake, {})
     torch.testing.assert_close(terms["loss_adversarial"], -0.4 * expected.mean())
     terms["loss_adversarial"].backward()

@@ -1,4 +1,4 @@
-"""DiffAugment: each change in closed form, and what decides whether and how it happens."""
+"""DiffAugment: each augmentation in closed form, and what decides whether and how it is applied."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_translation_moves_each_image_its_own_way() -> None:
     assert (
         torch.equal(moved[1, :, 1:, :2], x[1, :, :5, 3:]) and not moved[1, :, 0].any() and not moved[1, ..., 2:].any()
     )
-    # The gradient is the transposed map: the way back.
+    # The gradient is the transposed map.
     (gradient,) = torch.autograd.grad(moved, x, images(2, 3, 6, 5))
     assert torch.equal(gradient, translate(images(2, 3, 6, 5), -dy, -dx))
 

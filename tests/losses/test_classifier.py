@@ -1,4 +1,4 @@
-"""The distance of a classifier's logits: its formula, what the network sees, and where it cannot be had."""
+"""The distance of a classifier's logits: its formula, the input of the network, and errors for a missing network."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tok1d.zoo.pretrained.classifier import load_classifier
 
 
 class Means(nn.Module):
-    """A classifier whose logits are the channels' means, and that remembers what it saw."""
+    """A classifier whose logits are the channel means, and that stores its input."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Teachers: what they see, where they come from, and what is said where they cannot be had."""
+"""Teachers: their input, their sources, and errors where they are missing."""
 
 import sys
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_the_bundled_classifier_gives_its_feature_map() -> None:
     teacher = load_teacher("fashion-mnist-cnn", image_size=28)
     expected_random = torch.rand(3)
     torch.manual_seed(5)
-    assert torch.equal(expected_random, torch.rand(3)), "making a teacher draws nothing from the global generator"
+    assert torch.equal(expected_random, torch.rand(3)), "making a teacher leaves the global rng unchanged"
     x = images(2, 1, 28, 28).requires_grad_()
     features = teacher(x)
     assert features.shape[:2] == (2, 49) and not features.requires_grad
@@ -79,7 +79,7 @@ class TinyViT(nn.Module):
 
 @pytest.fixture
 def timm(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A module in timm's place that knows "tiny", "net" (no transformer) and "unknown-weights"."""
+    """A replacement of timm that provides "tiny", "net" (no transformer) and "unknown-weights"."""
     module, models = ModuleType("timm"), ModuleType("timm_models")
 
     def create_model(name: str, *, pretrained: bool, img_size: int, num_classes: int) -> nn.Module:

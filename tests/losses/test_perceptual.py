@@ -1,4 +1,4 @@
-"""LPIPS: its formula, its layers, its files, and what is said where the real weights are not there."""
+"""LPIPS: its formula, its layers, its files, and errors where the real weights are missing."""
 
 from pathlib import Path
 from urllib.error import URLError

@@ -1,4 +1,4 @@
-"""Captions in place of class ids: what is padding, what is no caption, how they are dropped and refused."""
+"""Captions in place of class ids: padding, missing captions, dropout, and checks."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_none_needs_a_null_condition() -> None:
     with pytest.raises(InputError, match="trained without class dropout: it needs captions"):
         class_ids(Captions(E, T, 0.0), None, 2, CPU)
     assert class_ids(Captions(E, T, 0.0, null_row=True), None, 2, CPU).shape == (2, T, E)
-    # A blank caption among others has something to stand for it all the same.
+    # An empty caption among others is replaced by the null vector.
     assert Captions(E, T, 0.0).filled(captions())[1].any(1).all()
 
 

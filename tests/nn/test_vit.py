@@ -1,4 +1,4 @@
-"""The ViT body: who is rotated, what the learned table gives, other grids."""
+"""The ViT body: which tokens are rotated, the learned position table, other grids."""
 
 import pytest
 import torch

@@ -111,7 +111,7 @@ def run_maskgit_schedule(case: Case) -> None:
 
 def maskgit(case: Case) -> MaskGIT:
     config = case.config
-    dropout = config["class_label_dropout"] or 0.1  # a file holds a null class also where it was never drawn
+    dropout = config["class_label_dropout"] or 0.1  # a file also holds a null class that was never used
     model = convert_maskgit(case.weights, heads=config["num_attention_heads"], class_dropout=dropout)
     ours = model.config
     assert (ours.num_tokens, ours.vocab_size) == (config["image_seq_len"], config["codebook_size"])

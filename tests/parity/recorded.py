@@ -59,7 +59,7 @@ class Case:
 
     @property
     def io(self) -> dict[str, Tensor]:
-        """Inputs, draws and expected outputs."""
+        """Inputs, random numbers and expected outputs."""
         if self._io is None:
             tensors = load_file(self.folder / "io.safetensors")
             self._io = tensors if self._has_roles else Read(tensors, self.unchecked)
@@ -70,7 +70,7 @@ class Case:
         return self.folder / "weights.safetensors"
 
     def stated(self, name: str, word: str) -> float:
-        """The number after `word` in what case.json says of a tensor."""
+        """The number after `word` in the description of a tensor in case.json."""
         found = re.search(rf"{word}\D{{0,3}}([\d.]*\d)", self._meanings[name])
         assert found, f"{self.name}: expected {word!r} and a number, got {self._meanings[name]!r}"
         return float(found[1])
@@ -118,12 +118,12 @@ def find_cases(roots: Sequence[Path], families: Mapping[str, str]) -> list[Case]
 
 
 def recorded_noise(*recorded: Tensor) -> Callable[[Tensor], Tensor]:
-    """A noise source that replays recorded draws in order; of a draw with more rows than asked, the first ones."""
+    """A noise source that replays recorded tensors in order; of a tensor with more rows than needed, the first ones."""
     remaining = iter(recorded)
 
     def randn(like: Tensor) -> Tensor:
         noise_row = next(remaining)[: like.shape[0]]
-        assert noise_row.shape == like.shape, f"recorded draw {tuple(noise_row.shape)}, asked for {tuple(like.shape)}"
+        assert noise_row.shape == like.shape, f"recorded noise {tuple(noise_row.shape)}, asked for {tuple(like.shape)}"
         return noise_row
 
     return randn

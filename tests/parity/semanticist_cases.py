@@ -103,7 +103,7 @@ def run_slot_norm(case: Case) -> None:
 def run_nested_sampler(case: Case) -> None:
     length = case.config["num_slots"]
     case.check("mask_train", prefix_mask(case.io["k_train"], length))
-    # The release asks for all tokens by -1 and clamps larger counts; ours are None and an error.
+    # The released code uses -1 for all tokens and clamps larger counts; ours uses None and raises an error.
     wanted = [None if n < 0 else min(n, length) for n in case.io["n_eval"].tolist()]
     keep = torch.cat([resolve_keep(n, 1, length, torch.device("cpu")) for n in wanted])
     case.check("mask_eval", prefix_mask(keep, length))
@@ -487,7 +487,7 @@ def run_cache_loader(case: Case) -> None:
             ]
             case.check(f"epoch{epoch}.sizes", [len(part) for part in rows])
             case.check(f"epoch{epoch}.slots", torch.cat([cache.batch(part)[0] for part in rows]))
-    # The release tells the whole batches only, and serves the short one all the same; so do we.
+    # The released `__len__` counts only whole batches, but the short one is also returned; ours does the same.
     case.check("len", config["images"] // size)
 
 

@@ -1,4 +1,4 @@
-"""MAETok: what masking hides, what the losses see, stage two, image sizes, decoding, and the published sizes."""
+"""MAETok: masking, inputs of the losses, stage two, image sizes, decoding, and the published sizes."""
 
 from dataclasses import replace
 from typing import Any
@@ -248,7 +248,7 @@ def test_stage_two_trains_the_pixel_decoder_alone(images: Tensor) -> None:
 
 
 def test_stage_two_moves_no_codebook(images: Tensor) -> None:
-    """Not by gradients, and not by the revival of codes that are not chosen."""
+    """Neither by gradients nor by the revival of unused codes."""
     model = tokenizer(stage="finetune", bottleneck={"name": "vq", "size": 8, "revival": True}).train()
     before = {name: value.clone() for name, value in model.bottleneck.state_dict().items()}
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""SMAP: what a prefix and the class say, what dropping leaves alone, gradients, the draw of k, and the sizes."""
+"""SMAP: information in the prefix and the class, token dropping, gradients, sampling of k, and the sizes."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def tokenizer(**keys: Any) -> SMAP:
     torch.manual_seed(0)
     model = build_model(config(**keys))
     assert isinstance(model, SMAP)
-    for parameter in model.parameters():  # far from the start, where everything is nearly alike
+    for parameter in model.parameters():  # far from the initialisation, where all outputs are nearly equal
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=0.3)
     return model.eval()
@@ -65,7 +65,7 @@ def test_without_tokens_the_image_depends_on_the_label_alone(images: Tensor, bot
 @pytest.mark.parametrize("condition", [True, False])
 def test_masking_the_tail_equals_cutting_it_off(images: Tensor, rotary: str, condition: bool) -> None:
     net = {"rotary": rotary, "heads": 2, "class_token": rotary == "axial"}
-    model = tokenizer(decoder=net, use_condition=condition, bottleneck="softvq")  # which draws nothing
+    model = tokenizer(decoder=net, use_condition=condition, bottleneck="softvq")  # which uses no random numbers
     tokens = model.encode(images, LABELS)
     for k in range(N + 1):
         counts = torch.full((3,), k)
@@ -196,7 +196,7 @@ def test_k_is_uniform_over_zero_to_all(keep_per: str) -> None:
     else:
         counts = torch.as_tensor(found[0])
         assert counts.shape == (4000,)
-    # 7 values of 4000 draws: a share has a deviation of 0.0055.
+    # 7 values of 4000 samples: a share has a deviation of 0.0055.
     torch.testing.assert_close(frequencies(counts, N), torch.full((N + 1,), 1 / (N + 1)), atol=0.022, rtol=0)
     assert model.eval().training_keep(batch) == N
 
@@ -232,7 +232,9 @@ def test_training_statistics_of_k_are_logged(images: Tensor) -> None:
     torch.manual_seed(3)
     expected = sample_tail(TailDropConfig(keep_per="sample"), N, 3).float().mean()
     torch.manual_seed(3)
-    softvq = tokenizer(tail_drop={"keep_per": "sample"}, bottleneck="softvq").train()  # which draws nothing itself
+    softvq = tokenizer(
+        tail_drop={"keep_per": "sample"}, bottleneck="softvq"
+    ).train()  # which uses no random numbers itself
     torch.manual_seed(3)
     assert softvq.losses((images, LABELS), 0.0)["keep"] == expected
     assert model.eval().losses((images, LABELS), 0.0)["keep"] == N

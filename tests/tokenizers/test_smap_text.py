@@ -1,4 +1,4 @@
-"""SMAP told captions: what depends on a caption, that padding and its length do not count, null, and gradients."""
+"""SMAP with captions: what depends on a caption, that padding and its length do not count, null, and gradients."""
 
 from typing import Any
 
@@ -90,7 +90,7 @@ def test_padding_and_its_length_do_not_count(images: Tensor) -> None:
         for k in (0, 3, N):
             both = model.decode(tokens, cond, keep=k)
             close(model.decode(tokens[i : i + 1], alone, keep=k), both[i : i + 1])
-    # As if the padded places were not there at all: a model of fewer of them.
+    # Equal to a model with fewer caption positions: padding has no effect.
     fewer = tokenizer(condition={**TEXT, "length": 4})
     state = model.state_dict()
     for side in ("encoder", "decoder"):

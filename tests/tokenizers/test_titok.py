@@ -81,7 +81,7 @@ def test_encoding_and_decoding_are_deterministic(images: Tensor, kind: str) -> N
     decoded = model.decode(tokens, keep=6)
     assert decoded.shape == images.shape and torch.equal(decoded, model.decode(tokens))
     assert 0 <= decoded.min() < decoded.max() <= 1
-    if kind == "kl":  # the mean, whatever training draws
+    if kind == "kl":  # the mean, while training uses samples
         moments: Any = model.bottleneck
         assert torch.equal(tokens, moments.posterior(model.encoder(images)).mean)
 

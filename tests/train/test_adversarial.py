@@ -1,4 +1,4 @@
-"""LPIPS and a discriminator in a tokenizer's training: who learns what, and what is refused before it begins."""
+"""LPIPS and a discriminator in a tokenizer's training: which parameters learn, and what is rejected at the start."""
 
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ def test_without_weight_nothing_changes() -> None:
 
 
 def test_the_model_does_not_depend_on_the_discriminator_beside_it(tmp_path: Path) -> None:
-    """Up to the step before the start the tokenizer learns, to the last bit, as it does alone."""
+    """Up to the step before the start the tokenizer trains bit for bit as without a discriminator."""
     settings = recipe(*ADVERSARIAL, "adversarial.start=5")
     alone, _ = train(recipe(), tmp_path / "alone")
     adversarial_run, task = train(settings, tmp_path / "adversarial")
@@ -105,7 +105,7 @@ def test_the_discriminator_begins_to_learn_at_its_start(tmp_path: Path) -> None:
 
 
 def test_the_adaptive_weight_compares_with_the_pixels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reconstruction and LPIPS are what the game is held against; features and the mask are not."""
+    """The adaptive weight compares with reconstruction and LPIPS, not with features or the mask."""
     settings = recipe(*ADVERSARIAL, "model.mask={low: 0.5, high: 0.5}", "model.auxiliary=[{target: pixels, depth: 1}]")
     net = model(settings).train()
     received: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Caches made of images: which view of which image a row is, one writer or many; and what training reads of them."""
+"""Caches made from images: the view and image of each row, one or several writers, and what training reads."""
 
 import dataclasses
 from collections.abc import Callable
@@ -43,7 +43,7 @@ class Pixels(nn.Module):
     def __init__(self, **spec: Any) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
-        self.drop = nn.Dropout(0.5)  # seen if the tokenizer is not in eval mode
+        self.drop = nn.Dropout(0.5)  # changes the tokens if the tokenizer is not in eval mode
         defaults = {"length": LENGTH, "dim": DIM, "vocab_size": None, "needs_label": True}
         self.spec = SimpleNamespace(**{**defaults, **spec})
         self.config = None

@@ -40,7 +40,7 @@ BOTTLENECKS: dict[str, Callable[[], nn.Module]] = {
 
 
 def tensors(found: Any) -> list[Tensor]:
-    """All that floats in what a function returned."""
+    """All floating-point tensors in a result."""
     if isinstance(found, Tensor):
         return [found] if found.is_floating_point() else []
     values = found.values() if isinstance(found, dict) else found
@@ -50,7 +50,7 @@ def tensors(found: Any) -> list[Tensor]:
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("kind", BOTTLENECKS)
 def test_bottlenecks_do_as_without_autocast(kind: str, half: torch.dtype) -> None:
-    """On states that an encoder gave in half precision."""
+    """Bottlenecks on encoder states in half precision."""
     torch.manual_seed(0)
     layer = BOTTLENECKS[kind]().eval()
     x = torch.randn(3, 6, 16).to(half)
@@ -66,7 +66,7 @@ def test_bottlenecks_do_as_without_autocast(kind: str, half: torch.dtype) -> Non
 
 
 class Constant(nn.Module):
-    """A network whose output is given: what a network computes in half precision is not at issue here."""
+    """A network with a given output: its own half-precision arithmetic is not tested here."""
 
     def __init__(self, out: Tensor) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ def adversarial_loss(out: Tensor, **keys: Any) -> AdversarialLoss:
     return AdversarialLoss(AdversarialConfig(weight=0.4, start=0, lecam=0.1, adaptive=False, **keys), Constant(out))
 
 
-# Each takes what a network gave, float32 or half, and gives losses: name -> (shape of that, the losses).
+# Each maps a network output, float32 or half, to losses: name -> (shape of that, the losses).
 LOSSES: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Any]]] = {
     "mse": ((3, 1, 16, 16), lambda x: pixel_error("mse", x, IMAGES)),
     "l1": ((3, 1, 16, 16), lambda x: pixel_error("l1", x, IMAGES)),

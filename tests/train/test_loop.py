@@ -1,4 +1,4 @@
-"""The loop on stub models: what decides a step, what stops a run, and that a resumed run equals an unbroken one."""
+"""The loop on stub models: what a step depends on, what stops a run, and that a resumed run equals an unbroken one."""
 
 import os
 import signal
@@ -49,7 +49,7 @@ class Line(nn.Module):
 
 
 def task(model: nn.Module, size: int = 4, *, bad: int = -1, kind: str = "loss") -> Task:
-    """Batches of DATA in order; micro-step `bad` has a NaN image or asks for an infinite gradient."""
+    """Batches of DATA in order; micro-step `bad` has a NaN image or a flag for an infinite gradient."""
 
     def batch(micro_step: int, rank: int, world: int) -> tuple[Tensor, Tensor]:
         rows = torch.arange(micro_step * size, (micro_step + 1) * size) % len(DATA)
@@ -322,7 +322,7 @@ def test_the_model_ends_with_its_averages_in_eval_mode(tmp_path: Path) -> None:
 
 
 def test_a_preview_interrupted_by_a_kill_is_made_when_the_run_resumes(tmp_path: Path) -> None:
-    """Its step is in the checkpoint already, so no step would draw it again."""
+    """Its step is already in the checkpoint, so no later step would make it."""
     previews: list[tuple[str, Any]] = []
 
     def preview(model: nn.Module, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Warnings on a run's way: each comes once, at its sign, and not without it."""
+"""Warnings during a run: each is given once, when its condition holds, and not otherwise."""
 
 import math
 from typing import Any
@@ -26,7 +26,7 @@ def test_a_jump_of_the_loss_is_reported_once(capsys: Any) -> None:
     jumps = [{"step": 10, "loss_a": 3.4, "loss_b": 0.5}, {"step": 11, "loss_a": 99.0, "loss_b": 0.5}]
     (warnings,) = checked([*calm, *jumps], capsys)
     assert warnings.startswith("step 10: the loss jumped to 3.9, 3.9 times its median 1;")
-    assert checked(jumps, capsys) == []  # nothing to hold them against
+    assert checked(jumps, capsys) == []  # nothing to compare them with
 
 
 def test_a_falling_loss_is_no_jump(capsys: Any) -> None:

@@ -1,4 +1,4 @@
-"""What stops a training that is not finite, what it leaves, and that `tok1d replay` shows it again."""
+"""Non-finite values stop a training: the message, the files it leaves, and `tok1d replay` reproduces it."""
 
 import os
 import re
@@ -35,7 +35,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stopped(capsys: Any, *arguments: str) -> str:
-    """The one line of a training that stops."""
+    """The one-line error of a training that stops."""
     capsys.readouterr()
     assert cli.run(["train", *arguments]) == 2
     line = capsys.readouterr().err.splitlines()[-1]

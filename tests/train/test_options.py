@@ -75,8 +75,8 @@ def test_checkpointed_blocks_make_the_same_steps(
 def test_checkpointed_blocks_use_the_same_random_numbers_over_several_processes(
     rank: int, large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The backward pass runs after the step's draws have ended, as in the loop."""
-    if large:  # each process draws its own, here after others
+    """The backward pass runs after the step's random numbers were restored, as in the loop."""
+    if large:  # each process uses its own random numbers, here after others
         monkeypatch.setattr(rng, "SHARED_NUMBERS", 1)
     x, found = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(3)), []
     for saves in (False, True):
@@ -135,7 +135,7 @@ def test_without_a_compiler_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.slow
 @pytest.mark.skipif(bool(no_compiler()), reason=f"{no_compiler()}; with one this runs")
 def test_compiled_blocks_make_the_same_gradients() -> None:
-    # In eval mode: a compiled dropout draws other numbers.
+    # In eval mode: a compiled dropout uses other random numbers.
     plain, compiled, x = Small().eval(), Small().eval(), torch.randn(3, 5, 8)
     apply_options(compiled, checkpoint_activations=False, compile=True)
     assert compiled.state_dict().keys() == plain.state_dict().keys()

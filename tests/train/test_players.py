@@ -1,4 +1,4 @@
-"""Two players in the one loop: the classical order of their steps, and all that holds for a model alone."""
+"""Two players in one loop: the usual order of their steps, and everything that holds for a single model."""
 
 import os
 import signal
@@ -298,7 +298,7 @@ def test_a_discriminator_that_is_not_finite_stops_both(two: tuple[Path, Path], f
         settings_good = recipe(accumulate=2, steps=bad_step)
         good = pair(settings_good, noise=True)
         fit(settings_good, good, two[1], quiet=True)
-    assert_same(modules(spoiled), modules(good))  # buffers too, though the run went on to its next look
+    assert_same(modules(spoiled), modules(good))  # buffers too, although the run continued to its next check
 
     dump = two[0] / f"nonfinite-step-{bad_step:08d}.pt"
     again = pair(settings, noise=True, bad=2 * bad_step + 1, flag=flag)

@@ -25,12 +25,12 @@ from tok1d.zoo.card import Card
 Tiny = Callable[..., str]
 KINDS = ["tokenizer", "generator", "smap", "smap-batch", "maetok", "maskgit", "sit"]
 # A tokenizer with noise, times, dropped tokens and stochastic depth; generators with dropout, dropped classes and a
-# head that draws four times for each token.
+# head that samples four times for each token.
 CHANGES = {
     "tokenizer": ["model.encoder.drop_path=0.3", "train.clip=0.05"],
     "generator": ["model.head.batch_mul=4", "model.dropout=0.2", "model.class_dropout=0.5"],
     "smap": ["model.tail_drop.keep_per=sample"],
-    "smap-batch": ["model.tail_drop.keep_per=iteration"],  # one draw for the whole batch
+    "smap-batch": ["model.tail_drop.keep_per=iteration"],  # one count for the whole batch
     "maetok": ["model.mask={low: 0.1, high: 0.9}"],  # as many masked patches as it happens, which the loss counts
     "maskgit": ["model.class_dropout=0.5", "model.attention_dropout=0"],  # inside its kernel a process's own
     "sit": ["model.class_dropout=0.5"],
@@ -105,8 +105,8 @@ def write_images(root: Path) -> None:
 def both(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Iterator[Path]:
     """A folder in which two processes have trained every kind: KIND, KIND-short (two of four steps), nan.
 
-    And with the optimizer's state shared out: tokenizer-shard, -cut (stopped and resumed), -short, nan-shard; the same
-    game of two players and fp16 without and with it.
+    And with a sharded optimizer state: tokenizer-shard, -cut (stopped and resumed), -short, nan-shard; adversarial
+    training and fp16 with and without sharding.
     """
     root = tmp_path_factory.mktemp("processes")
     write_images(root / "data")

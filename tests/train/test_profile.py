@@ -1,4 +1,4 @@
-"""What a run will take: the median step times their number, by real steps that leave no trace."""
+"""Estimated run time: the median step time multiplied by the steps, from real steps that leave no files."""
 
 from collections.abc import Callable
 from dataclasses import replace

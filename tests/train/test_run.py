@@ -93,7 +93,7 @@ def interrupt_removal(broken: pytest.MonkeyPatch, after: int) -> None:
 def test_no_recipe_takes_over_the_checkpoints_of_another(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not without the log either, and not where the removal of a run was interrupted at any file."""
+    """Also without the log, and when the removal of a run was interrupted at any file."""
     old, new = (recipe(tiny, tmp_path / "run", f"seed={seed}") for seed in (1, 2))
     for kept in range(len(folder.RUN_FILES) + 2):
         out = folder.prepare(old, overwrite=True)

@@ -1,4 +1,4 @@
-"""Throughput in the log: counted FLOPs are those of real steps, and time turns them into rates, nothing else."""
+"""Throughput in the log: counted FLOPs equal those of real steps, and rates are FLOPs divided by time."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -110,7 +110,7 @@ def test_the_count_is_that_of_a_real_step(tiny: Tiny, fashion: None, kind: str, 
     for step in {1, max(expected.start, 1)}:
         going.step = step - 1
         (batches,) = going.batches([step - 1])
-        # Fused attention computes its scores again in the backward pass, which is no work of the model's.
+        # Fused attention computes its scores again in the backward pass, which is not counted as FLOPs of the model.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             going.train_step(batches)
         assert expected.at(step) == pytest.approx(counter.get_total_flops(), rel=0.01), f"step {step}"

@@ -1,4 +1,4 @@
-"""Training from trained weights: what is taken over, and what happens where the two models differ."""
+"""Initialisation from a checkpoint: which weights are copied, and what happens where the two models differ."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ Tiny = Callable[..., str]
 
 @pytest.fixture
 def pair(tiny: Tiny, tmp_path: Path) -> Callable[..., tuple[Any, Any, list[str]]]:
-    """pair(kind, *overrides): a model of random weights, another started from it, and what was told."""
+    """pair(kind, *overrides): a model of random weights, another initialised from it, and the messages."""
 
     def make(kind: str, *overrides: str, base: tuple[str, ...] = ()) -> tuple[Any, Any, list[str]]:
         torch.manual_seed(1)

@@ -46,7 +46,7 @@ GENERATORS = {
 
 @pytest.fixture
 def condition(text_folder: str) -> str:
-    """The condition of a model, as a recipe tells it."""
+    """The condition of a model, as written in a recipe."""
     return f"{{kind: text, encoder: '{text_folder}', dim: 16, length: 12}}"
 
 
@@ -90,7 +90,7 @@ def test_from_captions_to_pictures(
     capsys: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A tokenizer and a generator of captions: trained, saved, loaded, and asked for images on the command line."""
+    """A tokenizer and a generator of captions: trained, saved, loaded, and sampled on the command line."""
     monkeypatch.chdir(tmp_path)
     run.train(recipe("out=smap"), quiet=True)
     assert (tmp_path / "smap" / "samples" / "step-00000002.png").exists()

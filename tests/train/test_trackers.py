@@ -1,4 +1,4 @@
-"""Trackers have the log's numbers, change nothing, and are refused before the training where they are not there."""
+"""Trackers receive the log's numbers, change nothing, and are rejected before the training if they are missing."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +19,7 @@ Tiny = Callable[..., str]
 
 
 class Notebook(GeneralTracker):
-    """Remembers what it is told; from step `fails` on it raises."""
+    """Stores what it receives; from step `fails` on it raises."""
 
     name = "notebook"
     requires_logging_directory = False

@@ -1,4 +1,4 @@
-"""Published TiTok tokenizers <-> ours: round trips, what the file tells, wrappers, what is left out, refusals."""
+"""Published TiTok tokenizers <-> ours: round trips, configuration from the file, wrappers, what is left out, errors."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Models on disk: what goes in comes out, and nothing else is let in."""
+"""Models on disk: saved models are restored exactly, and anything else is rejected."""
 
 import errno
 import json
@@ -35,7 +35,7 @@ def build(tiny: Tiny) -> Callable[..., nn.Module]:
         model = store.build_model(load_recipe(tiny(kind, **({"tokenizer": "x"} if kind == "generator" else {}))).model)
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.1)  # no zeros: every weight can be told from another
+                parameter.add_(torch.randn_like(parameter) * 0.1)  # no zeros: all weights differ
         return model
 
     return build
@@ -61,7 +61,7 @@ def assert_equal(a: nn.Module, b: nn.Module, **tolerance: float) -> None:
 
 
 def copies(path: Path) -> dict[str, torch.Tensor]:
-    """A file's tensors in memory of their own: the file is about to change."""
+    """Copies of a file's tensors, since the file is about to change."""
     return {name: value.clone() for name, value in load_file(path).items()}
 
 
