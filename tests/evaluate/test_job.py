@@ -99,10 +99,10 @@ def test_blocks_lie_beside_a_folder_whatever_it_is_called(tmp_path: Path, monkey
     (tmp_path / "pictures").mkdir()
     monkeypatch.chdir(tmp_path / "pictures")
     for name in (".", "..", "../pictures"):
-        folder = open_job(None, beside=Path(name)).folder
+        folder = open_job(None, fallback=Path(name)).folder
         assert folder is not None and folder.resolve() == Path(f"{Path(name).resolve()}.parts")
     with pytest.raises(InputError, match="expected a folder with a name, got /"):
-        open_job(None, beside=Path("/"))
+        open_job(None, fallback=Path("/"))
 
 
 def write_greys(
@@ -223,9 +223,7 @@ def test_options_and_mistakes(generator: Path, tmp_path: Path, capsys: pytest.Ca
         (entry,), printed = comparable(out), capsys.readouterr().out
         assert entry["name"] == "label_agreement" and f"records: {out}" in printed and "part 0/1" not in printed
         assert entry["value"] is None if options else entry["value"] is not None
-        assert entry["note"] == (
-            "unconditional; the images were drawn without labels that they could show" if options else ""
-        )
+        assert entry["note"] == ("unconditional; the images were made without labels to agree with" if options else "")
     checkpoint = next((generator.parent / "checkpoints").glob("*.pt"))
     assert evaluate("generation", f"{checkpoint}:raw", "--num", 8, "--metrics", "fd", "--out", out) == 0
     assert {(entry["name"], entry["weights"]) for entry in comparable(out)} == {("fd@fashion-mnist-cnn", "raw")}

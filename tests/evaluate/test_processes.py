@@ -24,7 +24,7 @@ COMMANDS = {
 # classes, which every process samples for all images).
 WORKER = """
 import hashlib, json, os, sys
-from tok1d import cli
+from tok1d.cli import app as cli
 from tok1d.evaluate import generation, reconstruction
 from tok1d.inference.sampling import noise_of
 

@@ -162,7 +162,7 @@ def test_published_names_of_the_heads() -> None:
     there = {HEADS.published(name) or "?": value for name, value in state.items()}
     assert {"heads.4.1.fn.0.weight_orig", "heads.0.0.1.running_var", "heads.2.2.weight_u"} < there.keys()
     assert "?" not in there and heads_from_published(there).keys() == state.keys()
-    with pytest.raises(WeightsError, match="which are no part of them"):
+    with pytest.raises(WeightsError, match="which are not part of them"):
         heads_from_published({"heads.0.3.weight": torch.zeros(1)})
 
 

@@ -14,7 +14,7 @@ from tok1d.config.options import Option, flag_of, options_of, parse_words
 from tok1d.evaluate.request import Generation, Reconstruction, Request
 
 if TYPE_CHECKING:
-    from tok1d.evaluate.grid import Cell
+    from tok1d.evaluate.grid import Axes, Cell
     from tok1d.evaluate.job import Job
     from tok1d.evaluate.prepare import Opened
     from tok1d.zoo.record import Record
@@ -45,7 +45,7 @@ class GridSettings:
     quiet: bool = option(False, "no progress bar")
 
 
-def _evaluate_grid(grid: GridSettings, given: dict[str, Any]) -> None:
+def _evaluate_grid(grid: GridSettings, given: dict[str, object]) -> None:
     """Evaluate every combination of lists of settings, models and checkpoints; one table with the best marked.
 
     A cell is what evaluate generation (for tokenizers: reconstruction) measures;
@@ -64,7 +64,7 @@ def _evaluate_grid(grid: GridSettings, given: dict[str, Any]) -> None:
     fixed: dict[str, Any] = {}
     for name, value in given.items():
         if options[name].is_axis:
-            axes[name] = options[name].values(value)
+            axes[name] = options[name].values(str(value))
         else:
             fixed[name] = options[name].value(value)
     base = kind(model=models[0], **fixed)
@@ -91,7 +91,7 @@ def _command() -> Callable[..., None]:
     parameters = list(_parameters())
     defaults = {each.name: each.default for each in parameters}
 
-    def run(**values: Any) -> None:
+    def run(**values: object) -> None:
         grid = GridSettings(**{each.name: each.value(values.pop(each.name)) for each in own})
         _evaluate_grid(grid, {name: value for name, value in values.items() if value not in (defaults[name], None, "")})
 
@@ -137,7 +137,7 @@ def _kind(models: list[str], given: list[str]) -> tuple[type[Request], dict[str,
     return KINDS[index], OPTIONS[index]
 
 
-def _run(requests: list[Request], axes: dict[str, list[Any]], grid: GridSettings) -> None:
+def _run(requests: list[Request], axes: Axes, grid: GridSettings) -> None:
     from tok1d.devices import process_part
     from tok1d.errors import InputError
     from tok1d.evaluate.grid import Cell, described, find_metric, varying
@@ -210,7 +210,7 @@ def _measure(request: Request, opened: Opened, path: Path, job: Job) -> None:
     prepare(request, opened).measure(job=job)
 
 
-def _report(cells: list[Cell], axes: dict[str, list[Any]], out: Path, best: str) -> None:
+def _report(cells: list[Cell], axes: Axes, out: Path, best: str) -> None:
     """Write grid.json and grid.csv, and print the table."""
     import json
 

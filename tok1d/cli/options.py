@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, get_type_hints
 
 import typer
 
@@ -62,7 +62,7 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
         else:
             parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
 
-    def run(**given: Any) -> None:
+    def run(**given: object) -> None:
         for name, (cls, options) in groups.items():
             given[name] = cls(**{option.name: option.value(given.pop(option.name)) for option in options})
         command(**given)
@@ -85,7 +85,7 @@ def parameter_of(option: Option) -> inspect.Parameter:
     hint, default = option.hint, option.default
     flag = option.metadata.get("flags", flag_of(option.name))
     if option.metadata.get("argument"):
-        info: Any = typer.Argument(help=option.help, show_default=False)
+        info: object = typer.Argument(help=option.help, show_default=False)
         default = inspect.Parameter.empty if default is MISSING else default
     elif hint is bool:
         info = typer.Option(flag, help=option.help)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tok1d.cli.options import Device, Overrides
+
+if TYPE_CHECKING:
+    from tok1d.train.nonfinite import Evidence
 
 
 def replay(
@@ -60,7 +63,7 @@ def replay(
     print(f"step {state['step']}: " + ("finite this time" if evidence.finite else "not finite, as in the training"))
 
 
-def _show(step: int, evidence: Any) -> None:
+def _show(step: int, evidence: Evidence) -> None:
     from rich.console import Console
     from rich.table import Table
 

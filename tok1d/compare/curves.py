@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
 
 from tok1d import files
-from tok1d.config.fields import flat
+from tok1d.config.fields import flat, with_current_names
 from tok1d.config.load import RECIPES
+from tok1d.config.recipe import Recipe
 from tok1d.errors import DataError, InputError, reason_of
 
 T = TypeVar("T")
@@ -99,7 +100,7 @@ def _total(point: Mapping[str, float]) -> float | None:
 
 def recipe_hash(recipe: Mapping[str, Any]) -> str:
     """A hash of the settings that decide what a recipe computes, without its seed: 12 hex digits."""
-    settings = {key: value for key, value in flat(recipe, FREE).items() if key != "seed"}
+    settings = {key: value for key, value in flat(with_current_names(Recipe, recipe), FREE).items() if key != "seed"}
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
@@ -109,7 +110,7 @@ def differences(recipe: Mapping[str, Any], reference: Mapping[str, Any]) -> Diff
     A key that only one of them has, because it was added later, counts unless its value means off (0, false, null,
     none, empty).
     """
-    a, b = flat(recipe, FREE), flat(reference, FREE)
+    a, b = (flat(with_current_names(Recipe, each), FREE) for each in (recipe, reference))
     return {
         key: (a.get(key), b.get(key))
         for key in sorted(a.keys() | b.keys())

@@ -89,7 +89,7 @@ def build(cls: type[T], mapping: object, key: str = "", default: T | None = None
     if not isinstance(mapping, Mapping):
         raise _mismatch(cls, mapping, key)
     known = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
-    given = _with_size(cls, _with_current_names(known, mapping), key)
+    given = _with_size(cls, with_current_names(cls, mapping), key)
     for name in given:
         if name not in known:
             raise _unknown_key(cls, name, key)
@@ -123,8 +123,9 @@ def named_sizes(cls: type) -> Mapping[str, Mapping[str, object]]:
     return getattr(cls, "SIZES", {})
 
 
-def _with_current_names(known: Mapping[str, dataclasses.Field[T]], mapping: Mapping[object, object]) -> dict:
-    current = {field.metadata.get("was"): name for name, field in known.items()}
+def with_current_names(cls: type, mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping whose keys that go by a former name of a field of `cls` go by the current one; not inside sections."""
+    current = {field.metadata.get("was"): field.name for field in dataclasses.fields(cls)}
     return {current.get(name, name): value for name, value in mapping.items()}
 
 

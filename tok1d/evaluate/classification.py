@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from tok1d.data.images import ImageSet
 from tok1d.evaluate.metrics import accuracy
-from tok1d.zoo.record import Record
+from tok1d.evaluate.networks import CNN
+from tok1d.zoo.record import ModelProtocol, Record
 
 
 @torch.no_grad()
 def evaluate_classifier(
-    model: Any, images: ImageSet, *, batch_size: int = 500, protocol: dict[str, Any] | None = None
+    model: CNN, images: ImageSet, *, batch_size: int = 500, protocol: ModelProtocol | None = None
 ) -> list[Record]:
     """One record, "accuracy", over all images."""
     device, right = next(model.parameters()).device, 0.0
@@ -26,6 +25,6 @@ def evaluate_classifier(
             value=right / len(images),
             num_images=len(images),
             reference=images.fingerprint(),
-            **(protocol or {}),
+            **(protocol or ModelProtocol()),
         )
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from tok1d.errors import InputError
 from tok1d.evaluate.facts import Measured, measured, read_measured
@@ -78,7 +78,7 @@ class Explanation:
             return "These numbers may be compared: no stated setting differs."
         return "These numbers may be compared once the settings above are the same; the first ones usually matter most."
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Everything as one dictionary for JSON."""
         return {
             **{

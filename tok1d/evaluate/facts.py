@@ -12,7 +12,7 @@ from typing import Any
 from tok1d.config.sampling import EVERYWHERE
 from tok1d.errors import DataError
 from tok1d.evaluate.published import ABSENT, NONE, Facts, published, text_of
-from tok1d.zoo.record import DEFAULTS, SHOWN_FIRST, Record, details_text, guidance_text
+from tok1d.zoo.record import DEFAULTS, SHOWN_FIRST, Record, details_text, guidance_text, interval_of
 from tok1d.zoo.record_v0 import upgraded
 
 BUNDLED = Path(__file__).parents[1] / "zoo" / "bundled"
@@ -27,7 +27,7 @@ _YOUNGER = {"classes": "classes", "tokenizer": "tokenizer", "rounding": "roundin
 
 
 def measured(
-    record: Record, name: str, *, stated: Mapping[str, Any] | None = None, recipe: Mapping[str, Any] | None = None
+    record: Record, name: str, *, stated: Mapping[str, object] | None = None, recipe: Mapping[str, object] | None = None
 ) -> Facts:
     """The settings of a record.
 
@@ -69,7 +69,7 @@ def _network(value: str | None, record: Record) -> dict[str, str | None]:
     return found
 
 
-def _sampling(value: Mapping[str, Any] | None, record: Record) -> dict[str, str | None]:
+def _sampling(value: Mapping[str, object] | None, record: Record) -> dict[str, str | None]:
     """The generator's settings; the number of evaluations follows from the others and is left out."""
     if value is None:
         return {}
@@ -81,13 +81,13 @@ def _sampling(value: Mapping[str, Any] | None, record: Record) -> dict[str, str 
     settings["guidance"] = text_of(scale) + weak
     if scale != 1 and not isinstance(scale, str):  # at 1 nothing is guided, so schedule and interval do not matter
         power = f" {value['guidance_power']:g}" if "guidance_power" in value else ""
-        settings["guidance_schedule"] = value.get("guidance_schedule", "constant") + power
-        low, high = value.get("guidance_interval", EVERYWHERE)
+        settings["guidance_schedule"] = f"{value.get('guidance_schedule', 'constant')}{power}"
+        low, high = interval_of(value) or EVERYWHERE
         settings["guidance_interval"] = "always" if (low, high) == EVERYWHERE else f"{low:g}..{high:g}"
     return settings
 
 
-def _decoding(value: Mapping[str, Any] | None, record: Record) -> dict[str, str | None]:
+def _decoding(value: Mapping[str, object] | None, record: Record) -> dict[str, str | None]:
     if value is None:
         return {}
     settings = {f"decoder_{key}": text for key, text in _settings(value).items()}
@@ -96,7 +96,7 @@ def _decoding(value: Mapping[str, Any] | None, record: Record) -> dict[str, str 
     return settings
 
 
-def _settings(value: Mapping[str, Any]) -> dict[str, str | None]:
+def _settings(value: Mapping[str, object]) -> dict[str, str | None]:
     """Settings without guidance; what a model's configuration adds (MaskGIT's noise) is shown with the sampler."""
     own = {key: each for key, each in value.items() if key not in DEFAULTS and key not in SHOWN_FIRST}
     settings = {
@@ -151,11 +151,12 @@ _READERS: dict[str, Callable[[Any, Record], dict[str, str | None]]] = {
 _READERS_OF_ANY = ("folder", "webdataset", "huggingface")  # data.name that does not state the data set
 
 
-def _of_recipe(recipe: Mapping[str, Any]) -> dict[str, str | None]:
+def _of_recipe(recipe: Mapping[str, object]) -> dict[str, str | None]:
     """The settings of a model's training, from its recipe."""
     if not recipe:
         return {}
-    data, model, train = (recipe.get(key) or {} for key in ("data", "model", "train"))
+    sections = [recipe.get(key) for key in ("data", "model", "train")]
+    data, model, train = (section if isinstance(section, dict) else {} for section in sections)
     decay = train.get("ema")
     size = (data.get("image_size") or 0) - 2 * (data.get("pad") or 0)  # of what is measured
     batch = (train.get("batch_size") or 0) * (train.get("accumulate") or 1)
@@ -176,8 +177,8 @@ class Measured:
 
     name: str
     records: list[Record]
-    stated: list[dict[str, Any]]
-    recipe: dict[str, Any]
+    stated: list[dict[str, object]]
+    recipe: dict[str, object]
 
 
 def read_measured(name: str) -> Measured:
@@ -218,7 +219,7 @@ def _recipe_of_run(path: Path) -> str:
     return recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
 
 
-def _recipe(text: str) -> dict[str, Any]:
+def _recipe(text: str) -> dict[str, object]:
     import yaml
 
     try:

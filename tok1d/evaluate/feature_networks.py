@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tok1d.errors import InputError, WeightsError
+from tok1d.errors import InputError, WeightsError, reason_of
 from tok1d.evaluate.features import INCEPTION, KINDS, Features, FrozenNetwork, to_rgb
 from tok1d.evaluate.networks import CNN
 from tok1d.zoo.adapters.keymap import read_published
@@ -34,14 +35,18 @@ class Inception(FrozenNetwork):
     1008 classes are in an order of their own, so they are compared with no labels.
     """
 
-    def __init__(self, extractor: Any, name: str, digest: str, **options: Any) -> None:
+    def __init__(
+        self, extractor: nn.Module, name: str, digest: str, *, device: str | torch.device, pad: int = 0
+    ) -> None:
         self.extractor = extractor
-        super().__init__(name, digest, dim=2048, spatial_dim=SPATIAL_DIM, num_classes=1008, **options)
+        super().__init__(
+            name, digest, device=device, dim=2048, spatial_dim=SPATIAL_DIM, num_classes=1008, pad=pad, eight_bit=True
+        )
         # TensorFlow's mixed_6/conv after its ReLU, which the ADM suite's sFID reads, is this branch.
-        extractor.Mixed_6d.branch1x1.register_forward_hook(self._keep_maps)
+        extractor.get_submodule("Mixed_6d.branch1x1").register_forward_hook(self._keep_maps)
         self._maps: Tensor | None = None
 
-    def _keep_maps(self, module: nn.Module, inputs: Any, maps: Tensor) -> None:
+    def _keep_maps(self, module: nn.Module, inputs: tuple[Tensor, ...], maps: Tensor) -> None:
         self._maps = maps[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
 
     def measure(self, images: Tensor) -> Features:
@@ -57,13 +62,25 @@ class TimmNetwork(FrozenNetwork):
     Images are resized whole to the network's size (bicubic or as its data configuration says, antialiased).
     """
 
-    def __init__(self, model: Any, name: str, digest: str, *, known: dict[str, Any], **options: Any) -> None:
-        dim = int(getattr(model, "head_hidden_size", None) or model.num_features)
-        super().__init__(name, digest, dim=dim, **options)
-        self.model = model
-        self.size = (int(known["input_size"][1]), int(known["input_size"][2]))
-        self.mode = known["interpolation"] if known["interpolation"] in ("bilinear", "bicubic") else "bicubic"
-        self.mean, self.std = (torch.tensor(known[key], device=self.device).view(3, 1, 1) for key in ("mean", "std"))
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str,
+        digest: str,
+        *,
+        size: tuple[int, int],
+        interpolation: str,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: str | torch.device,
+        pad: int = 0,
+        eight_bit: bool = True,
+    ) -> None:
+        dim = int(getattr(model, "head_hidden_size", 0) or getattr(model, "num_features", 0))
+        super().__init__(name, digest, device=device, dim=dim, pad=pad, eight_bit=eight_bit)
+        self.model, self.size = model, size
+        self.mode = interpolation if interpolation in ("bilinear", "bicubic") else "bicubic"
+        self.mean, self.std = (torch.tensor(each, device=self.device).view(3, 1, 1) for each in (mean, std))
 
     def measure(self, images: Tensor) -> Features:
         """Features of images (B, 1 or 3, h, w) in [0, 1]."""
@@ -76,8 +93,7 @@ class TimmNetwork(FrozenNetwork):
 class OwnNetwork(FrozenNetwork):
     """A classifier that `tok1d train` made: its features, and its logits, which name the classes of its data."""
 
-    def __init__(self, model: Any, name: str, *, pad: int = 0, eight_bit: bool = True) -> None:
-
+    def __init__(self, model: CNN, name: str, *, pad: int = 0, eight_bit: bool = True) -> None:
         config = model.config
         super().__init__(
             name,
@@ -130,7 +146,7 @@ def open_inception(
         try:
             extractor = FeatureExtractorInceptionV3(INCEPTION, ["2048", "logits_unbiased"], buffer)
         except (RuntimeError, ValueError) as error:
-            raise WeightsError(f"{path}: weights of another network than Inception ({_line(error)})") from None
+            raise WeightsError(f"{path}: weights of another network than Inception ({reason_of(error)})") from None
     name = INCEPTION if digest == INCEPTION_SHA256 else f"{INCEPTION}-like"
     return Inception(extractor.to(device).eval(), name, digest, device=device, pad=pad)
 
@@ -149,7 +165,7 @@ def _published_inception(download: bool) -> Path:
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=INCEPTION_SHA256, progress=False)
             return path
         except (OSError, RuntimeError) as error:
-            why = f"they could not be fetched ({_line(error)})"
+            why = f"they could not be fetched ({reason_of(error)})"
     raise WeightsError(
         f"inception: expected the published weights, {why}; fetch {URL_INCEPTION_V3} and give inception:FILE"
     )
@@ -180,14 +196,22 @@ def open_timm(
         model = _make_timm(timm, name, size, pretrained=file is None)
     if file is not None:
         fill_timm(model, file, name)
-    elif not any(model.pretrained_cfg.get(place) for place in ("hf_hub_id", "url", "file")):
+    elif not any(getattr(model, "pretrained_cfg", {}).get(place) for place in ("hf_hub_id", "url", "file")):
         raise WeightsError(f"timm:{name}: timm has no trained weights of it; give timm:{name}:FILE")
     model = model.to(device).eval().requires_grad_(False)
     known = resolve_model_data_config(model)
-    if size is not None:
-        known = {**known, "input_size": (3, size, size)}
-    called = clean_name(name) + (f"-{size}" if size is not None else "")
-    return TimmNetwork(model, called, fingerprint(model), known=known, device=device, pad=pad, eight_bit=eight_bit)
+    return TimmNetwork(
+        model,
+        clean_name(name) + (f"-{size}" if size is not None else ""),
+        fingerprint(model),
+        size=known["input_size"][1:] if size is None else (size, size),
+        interpolation=known["interpolation"],
+        mean=known["mean"],
+        std=known["std"],
+        device=device,
+        pad=pad,
+        eight_bit=eight_bit,
+    )
 
 
 def _timm_parts(text: str) -> tuple[str, int | None, str | None]:
@@ -200,8 +224,8 @@ def _timm_parts(text: str) -> tuple[str, int | None, str | None]:
     return hub + name, None, rest or None
 
 
-def _make_timm(timm: Any, name: str, size: int | None, *, pretrained: bool) -> Any:
-    def make(**options: Any) -> Any:
+def _make_timm(timm: ModuleType, name: str, size: int | None, *, pretrained: bool) -> nn.Module:
+    def make(**options: int) -> nn.Module:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
 
     try:
@@ -210,7 +234,7 @@ def _make_timm(timm: Any, name: str, size: int | None, *, pretrained: bool) -> A
         except TypeError:  # convolutional networks know no img_size, and need none
             return make()
     except Exception as error:  # network, hub, disk: timm passes on whatever its libraries raise
-        raise WeightsError(f"timm:{name}: timm could not make it ({_line(error)}); give timm:{name}:FILE") from None
+        raise WeightsError(f"timm:{name}: timm could not make it ({reason_of(error)}); give timm:{name}:FILE") from None
 
 
 def open_own(text: str, *, device: str | torch.device, pad: int, eight_bit: bool | None = None) -> OwnNetwork:
@@ -244,10 +268,6 @@ def clean_name(text: str) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def open_network(

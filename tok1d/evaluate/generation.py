@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +32,7 @@ from tok1d.inference.sampling import (
 from tok1d.tokenizers.base import Tokenizer
 from tok1d.tokenizers.prefix import token_counts
 from tok1d.zoo.pretrained.text import CaptionEmbeddings
-from tok1d.zoo.record import Record, versions
+from tok1d.zoo.record import Record, Stated, versions
 from tok1d.zoo.store import model_identity
 from tok1d.zoo.weights import fingerprint
 
@@ -156,7 +155,7 @@ class Sampler:
             return "by captions of the reference images"
         return "unconditional" if self.conditions is None else ""
 
-    def records_of(self, rows: list[float]) -> dict[str, Any]:
+    def settings_of(self, rows: list[float]) -> Stated:
         """The settings of a record, with the evaluations that `columns` counted for an image."""
         sampled, decoded, length = rows
         return {
@@ -194,7 +193,7 @@ def evaluate_generation(
     """
     sampler = Sampler(generator, tokenizer, reference, how, guidance)
     num, measures, save = sampler.num, measuring.measures, measuring.save
-    common: dict[str, Any] = {
+    common: Stated = {
         "num_images": num,
         "seed": how.seed,
         "label": sampler.label,
@@ -214,7 +213,7 @@ def evaluate_generation(
                 for k, gathered in sets.items():
                     gathered.update(strip(columns, f"{k} "), numbers, columns.get("labels"))
                 keep_image(strip(columns, f"{max(sets)} "), numbers)
-        common |= sampler.records_of(columns["rows"].tolist())
+        common |= sampler.settings_of(columns["rows"].tolist())
         compared = _compared(measuring, reference, how.batch_size)
         return measuring.finish(
             [
@@ -234,7 +233,7 @@ def _compared(measuring: Measuring, reference: ImageSet | None, batch_size: int)
     return found
 
 
-def _whole(sampler: Sampler, reference: ImageSet | None) -> list[Any]:
+def _whole(sampler: Sampler, reference: ImageSet | None) -> list[object]:
     """All that the samples depend on beside seed and number: settings, weights, images they are conditioned on."""
     models = [sampler.generator, sampler.tokenizer, sampler.guidance.weak_model]
     read = reference is not None and (sampler.captioned or sampler.how.classes == "train")

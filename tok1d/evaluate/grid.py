@@ -20,26 +20,27 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 R = TypeVar("R", bound=Request)
+Axes = Mapping[str, Sequence[Any]]  # the values of each setting that a grid combines
 
 
-def cells_of(base: R, axes: Mapping[str, Sequence[Any]]) -> list[R]:
+def cells_of(base: R, axes: Axes) -> list[R]:
     """A request for every combination of the axes' values; the first axis changes slowest."""
     combinations = itertools.product(*axes.values())
     return [replace(base, **dict(zip(axes, values))) for values in combinations]
 
 
-def varying(axes: Mapping[str, Sequence[Any]]) -> list[str]:
+def varying(axes: Axes) -> list[str]:
     """The axes with more than one value."""
     return [name for name, values in axes.items() if len(values) > 1]
 
 
-def settings_of(request: Request) -> dict[str, Any]:
+def settings_of(request: Request) -> dict[str, object]:
     """The settings of a request, without locations of files and devices, on which no number depends."""
     values = asdict(request)
     return {each.name: values[each.name] for each in options_of(type(request)) if not each.metadata.get("elsewhere")}
 
 
-def cell_name(request: Request, identity: Mapping[str, Any]) -> str:
+def cell_name(request: Request, identity: Mapping[str, object]) -> str:
     """16 hex digits of a cell's settings that are not defaults, and of the weights and images it is measured with.
 
     An option that is added later with a default leaves the names of finished cells as they are.
@@ -178,7 +179,7 @@ def csv_text(rows: Sequence[Row], axes: Sequence[str]) -> str:
     return file.getvalue()
 
 
-def to_json(cells: Sequence[Cell], axes: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+def to_json(cells: Sequence[Cell], axes: Axes) -> dict[str, object]:
     """The results of a grid for strict JSON: axes, settings and records of every cell, the best of each metric."""
     rows = rows_of(cells)
     best = {

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tok1d.errors import ConfigError, DataError, InputError, reason_of
 from tok1d.files import remove_left, replacing
+from tok1d.zoo.record import Record
 
 LEAST_BLOCK = 64  # images in a block, so that small batches do not make too many files
 
@@ -43,7 +43,7 @@ class Job:
     part: tuple[int, int] = (0, 1)
     quiet: bool = True
     label: str = "evaluate"
-    finish: Callable[[list[Any]], None] | None = None
+    finish: Callable[[list[Record]], None] | None = None
     name: str = field(default="", init=False)
     waiting: bool = field(default=False, init=False)  # for blocks of other processes, after `run`
 
@@ -60,7 +60,7 @@ class Job:
     @contextmanager
     def run(
         self,
-        protocol: Mapping[str, Any],
+        protocol: Mapping[str, object],
         num: int,
         batch_size: int,
         measure: Measure,
@@ -156,7 +156,7 @@ class Job:
             self.folder.rmdir()
 
 
-def fingerprint(protocol: Mapping[str, Any]) -> str:
+def fingerprint(protocol: Mapping[str, object]) -> str:
     """16 hex digits of everything that an evaluation depends on."""
     text = json.dumps(protocol, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

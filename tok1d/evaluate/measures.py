@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Unpack
 
 from torch import Tensor
 
@@ -17,15 +17,16 @@ from tok1d.evaluate.feature_networks import OwnNetwork
 from tok1d.evaluate.features import Features, FrozenNetwork, metric_name
 from tok1d.evaluate.job import Columns, Job, Measure
 from tok1d.evaluate.kernel import kernel_distance_subsets
-from tok1d.evaluate.manifold import manifold
+from tok1d.evaluate.manifold import Manifold, manifold
 from tok1d.evaluate.metrics import Moments, frechet_distance
 from tok1d.evaluate.networks import CNN
 from tok1d.evaluate.pairs import SSIM_VARIANT, lpips_per_image, lpips_variant, ssim_per_image
 from tok1d.evaluate.request import Kind
 from tok1d.evaluate.samples import Save
 from tok1d.evaluate.tally import Tally
+from tok1d.losses.perceptual import LPIPS
 from tok1d.losses.pixel import mse_per_image, psnr_per_image
-from tok1d.zoo.record import Record, column_names
+from tok1d.zoo.record import ModelProtocol, Record, Stated, column_names
 
 PAIRS = ("psnr", "mse", "ssim", "lpips")
 MANIFOLD = ("precision", "recall", "density", "coverage")
@@ -67,7 +68,7 @@ class Measures:
     metrics: tuple[str, ...] = TODAY
     networks: Sequence[FrozenNetwork] = ()
     pad: int = 0
-    lpips: Any = None
+    lpips: LPIPS | None = None
     missing: dict[str, str] = field(default_factory=dict)
     asked: tuple[str, ...] = ()
 
@@ -155,7 +156,7 @@ class Measuring:
 
     measures: Measures
     references: Sequence[Compared] | Callable[[], Sequence[Compared]] | None = None
-    protocol: Mapping[str, Any] = field(default_factory=dict)
+    protocol: ModelProtocol = field(default_factory=ModelProtocol)
     job: Job = field(default_factory=Job)
     save: Save | None = None
     of: str = ""
@@ -166,7 +167,7 @@ class Measuring:
         return self.measures.features(images) | saved
 
     def batches(
-        self, about: Mapping[str, Any], num: int, batch_size: int, measure: Measure
+        self, about: Mapping[str, object], num: int, batch_size: int, measure: Measure
     ) -> AbstractContextManager[Iterator[tuple[range, Columns]] | None]:
         """See `Job.run`."""
         return self.job.run(about, num, batch_size, measure, self.save.begin if self.save is not None else None)
@@ -241,7 +242,7 @@ class Gathered:
                 yield Number("labels", tally.agreement, network.label)
 
     def _on_features(self, network: FrozenNetwork, tally: Tally, reference: Compared) -> Iterator[Number]:
-        shape: Any = None
+        shape: Manifold | None = None
         for name in self.measures.of_features:
             if name == "labels":
                 if tally.agreement is not None:
@@ -349,17 +350,32 @@ def strip(columns: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def record_of(
-    number: Number, kind: str, measures: Measures, references: Sequence[Compared], *, note: str = "", **common: Any
+    number: Number,
+    kind: Kind,
+    measures: Measures,
+    references: Sequence[Compared],
+    *,
+    keep: int | None = None,
+    note: str = "",
+    **stated: Unpack[Stated],
 ) -> Record:
-    """The record of a number: with its network, its reference and what `common` states."""
+    """The record of a number, with its network and its reference.
+
+    Args:
+        keep, note, stated: fields of the record.
+    """
     by = {network.label: i for i, network in enumerate(measures.networks)}
-    name, stated, replaced = called(number, kind), dict(common), ""
-    if number.network is not None:
-        stated["network"] = number.network
-    if number.network in by:
-        stated["rounding"] = measures.networks[by[number.network]].rounding
+    index, replaced = by.get(number.network or ""), ""
     if number.compared:
         reference = references[by[number.network or ""]]
         stated["reference"], replaced = reference.fingerprint, replaced_text(reference.replaced, "reference image")
-    notes = "; ".join(filter(None, (note, number.note, replaced)))
-    return Record(name=name, value=number.value, unit=number.unit, note=notes, **stated)
+    return Record(
+        name=called(number, kind),
+        value=number.value,
+        unit=number.unit,
+        network=number.network,
+        rounding=None if index is None else measures.networks[index].rounding,
+        keep=keep,
+        note="; ".join(filter(None, (note, number.note, replaced))),
+        **stated,
+    )

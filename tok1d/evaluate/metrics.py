@@ -1,7 +1,7 @@
 """Distances between images and between sets of features."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -92,15 +92,16 @@ class Moments:
         moments._scatter = covariance.detach().to("cpu", torch.float64) * (count - 1)
         return moments
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor | int]:
         """What `from_state` needs, as a number and two tensors."""
         return {"count": self.count, "mean": self._mean, "scatter": self._scatter}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "Moments":
+    def from_state(cls, state: Mapping[str, Tensor | int]) -> "Moments":
         """The moments that gave this state."""
-        moments = cls(state["mean"].numel())
-        moments.count, moments._mean, moments._scatter = int(state["count"]), state["mean"], state["scatter"]
+        mean, scatter = (torch.as_tensor(state[key]) for key in ("mean", "scatter"))
+        moments = cls(mean.numel())
+        moments.count, moments._mean, moments._scatter = int(state["count"]), mean, scatter
         return moments
 
     def _require(self, count: int) -> None:

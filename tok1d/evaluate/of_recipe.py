@@ -94,15 +94,16 @@ def evaluate_model(recipe: Recipe, model: Any, test: ImageSet) -> list[Record]:
         test: the test images.
     """
     config, data = recipe.evaluate, recipe.data
-    protocol = {**protocol_of(model, pad=data.pad), "weights": "ema" if recipe.train.ema > 0 else "raw"}
+    protocol = protocol_of(model, pad=data.pad)
+    protocol["weights"] = "ema" if recipe.train.ema > 0 else "raw"
     if recipe.kind == "classifier":
         return evaluate_classifier(model, test, protocol=protocol)
     device = next(model.parameters()).device
     classifier = classifier_for(data.name, data, device, pad=data.pad)
-    shared: dict[str, Any] = {"keep": tuple(config.keep), "batch_size": config.batch_size, "seed": recipe.seed}
+    keep = tuple(config.keep)
     if recipe.kind == "tokenizer":
         decoding = _readable(config.decoding(generator=False), model)
-        how = Reconstructions(**vars(decoding), **shared)
+        how = Reconstructions(**vars(decoding), keep=keep, batch_size=config.batch_size, seed=recipe.seed)
         measuring = Measuring(by_classifier(classifier, "reconstruction", data.pad), protocol=protocol)
         return evaluate_reconstruction(model, subset(test, config.num_images), how, measuring)
     if classifier is None:
@@ -115,7 +116,9 @@ def evaluate_model(recipe: Recipe, model: Any, test: ImageSet) -> list[Record]:
         **vars(config.sampling),
         **{f"decoder_{name}": value for name, value in vars(decoding).items()},
         num=config.num_samples,
-        **shared,
+        keep=keep,
+        batch_size=config.batch_size,
+        seed=recipe.seed,
     )
     measuring = Measuring(by_classifier(classifier, "generation", data.pad), protocol=protocol)
     return evaluate_generation(model, tokenizer, test, samples, measuring)

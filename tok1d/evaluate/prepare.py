@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -12,13 +12,15 @@ from tok1d.data.subset import subset
 from tok1d.errors import InputError
 from tok1d.evaluate import protocol, setup
 from tok1d.evaluate.generation import evaluate_generation
+from tok1d.evaluate.job import Job
 from tok1d.evaluate.measures import Compared, Measures, Measuring
 from tok1d.evaluate.reconstruction import evaluate_reconstruction
 from tok1d.evaluate.request import Generation, Reconstruction, Request
+from tok1d.evaluate.samples import Save
 from tok1d.inference import images as sources
 from tok1d.inference.sampling import guidance_of
 from tok1d.tokenizers.base import Tokenizer
-from tok1d.zoo.card import padding_of
+from tok1d.zoo.card import Card, padding_of
 from tok1d.zoo.checkpoints import load_model, load_pair
 from tok1d.zoo.record import Record
 from tok1d.zoo.store import model_identity
@@ -58,16 +60,20 @@ class Prepared:
 
     run: Run
     measuring: Measuring
-    identity: dict[str, Any]
+    identity: Mapping[str, object]
 
     @property
     def measures(self) -> Measures:
         """The metrics with their networks."""
         return self.measuring.measures
 
-    def measure(self, **how: Any) -> list[Record]:
-        """The records; none where other processes have not finished their part. `how`: job and save of `Measuring`."""
-        return self.run(replace(self.measuring, **how))
+    def measure(self, *, job: Job | None = None, save: Save | None = None) -> list[Record]:
+        """The records; none if other processes have not finished their part.
+
+        Args:
+            job, save: see `Measuring`; default: all images in this process, none of them saved.
+        """
+        return self.run(replace(self.measuring, job=Job() if job is None else job, save=save))
 
     def attempt(self) -> None:
         """Make one image with these settings and measure nothing, so that mistakes show before a long job.
@@ -125,7 +131,7 @@ def _generation(request: Generation, opened: Opened) -> Prepared:
     device = setup.pick_device(request.device)
     pair = opened.once("model", (request.model, device), lambda: load_pair(request.model, device=device))
     generator, tokenizer = pair
-    data = request.data or ("fashion_mnist" if generator.card.data == "fashion_mnist" else "")
+    data = request.data or ("fashion_mnist" if getattr(generator, "card", Card()).data == "fashion_mnist" else "")
     measures, known = _measures(request, opened, tokenizer, data)
     if not data and known is None:
         raise InputError(

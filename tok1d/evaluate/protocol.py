@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from tok1d.evaluate.networks import CNN
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
-from tok1d.zoo.weights import fingerprint
+from tok1d.zoo.record import ModelProtocol
+from tok1d.zoo.weights import HasWeights, fingerprint
 
 
 class ImageConfig(Protocol):
@@ -35,9 +36,9 @@ def classifier_for(data: str, images: ImageConfig, device: str | torch.device, *
     return classifier if (images.image_size - 2 * pad, images.channels) == known else None
 
 
-def protocol_of(model: Any, *, pad: int = 0) -> dict[str, Any]:
+def protocol_of(model: HasWeights, *, pad: int = 0) -> ModelProtocol:
     """What every record on a model states: which weights, in which precision, and the crop without its border."""
     weights = getattr(model, "card", Card()).weights.split(",")[0] or None
-    size = getattr(model.config, "image_size", None)
+    size = getattr(getattr(model, "config", None), "image_size", None)
     crop = None if size is None else f"center {size - 2 * pad}" + (f" in {size}, border not measured" if pad else "")
     return {"weights": weights, "precision": "fp32", "weights_hash": fingerprint(model), "crop": crop}

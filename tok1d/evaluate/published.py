@@ -6,7 +6,7 @@ import functools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from tok1d.config.nearest import nearest
 from tok1d.errors import InputError
@@ -14,6 +14,26 @@ from tok1d.errors import InputError
 PROTOCOLS = Path(__file__).parent / "protocols"
 NONE = "none"  # a setting that is stated to be absent; None is one that nothing states
 ABSENT = "-"  # a setting that does not apply: the steps of a decoder without steps
+
+
+class Published(TypedDict):
+    """A published number in a file of `PROTOCOLS`.
+
+    A setting is its value, or [value, source]; null if the paper does not state it.
+    """
+
+    system: str
+    value: float
+    recipe: str
+    settings: dict[str, object]
+
+
+class ProtocolFile(TypedDict, total=False):
+    """The content of a file of `PROTOCOLS`."""
+
+    paper: str
+    gfid: Published
+    rfid: Published
 
 
 @dataclass(frozen=True)
@@ -64,7 +84,7 @@ def published(name: str) -> Facts:
         raise InputError(f"{name}: neither a file nor a published protocol; {advice}")
     system, _, quantity = name.partition("/")
     content = _protocol_file(PROTOCOLS / f"{system}.yaml")
-    entry = content[quantity or "gfid"]
+    entry = content["rfid"] if quantity == "rfid" else content["gfid"]
     settings: dict[str, str | None] = {}
     sources = {}
     for key, stated in entry["settings"].items():
@@ -77,13 +97,13 @@ def published(name: str) -> Facts:
 
 
 @functools.cache
-def _protocol_file(path: Path) -> Any:
+def _protocol_file(path: Path) -> ProtocolFile:
     import yaml
 
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def text_of(value: Any) -> str:
+def text_of(value: object) -> str:
     """A setting as text: numbers without trailing zeros, lists and mappings as JSON."""
     if isinstance(value, float):
         return f"{value:.15g}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from tok1d.inference.conditions import ConditionedImages
 from tok1d.inference.sampling import DECODER_NOISE, counted, decoder_options, decoding_record, noise_of
 from tok1d.tokenizers.base import Tokenizer
 from tok1d.tokenizers.prefix import token_counts
-from tok1d.zoo.record import Record, versions
+from tok1d.zoo.record import Record, Stated, versions
 from tok1d.zoo.store import model_identity
 from tok1d.zoo.weights import fingerprint
 
@@ -115,7 +114,7 @@ def evaluate_reconstruction(
         InputError: token counts, decoder settings or a condition that the tokenizer does not have.
     """
     made, measures, save = Reconstructor(tokenizer, images, how), measuring.measures, measuring.save
-    common: dict[str, Any] = {
+    common: Stated = {
         "num_images": len(images),
         "label": made.conditioned.condition,
         "seed": how.seed,
@@ -141,14 +140,14 @@ def evaluate_reconstruction(
         common["reference"] = reference = describe_images(images, measuring.of or split_of(images))
         assert not callable(measuring.references), "of reconstructions the references are opened before"
         compared = measuring.references or sets["real"].compared(reference)
-        common["note"] = replaced_text(replaced)
+        note = replaced_text(replaced)
         records = [
-            record_of(number, "reconstruction", measures, compared, keep=k, **common)
+            record_of(number, "reconstruction", measures, compared, keep=k, note=note, **common)
             for k in made.keep
             for number in sets[k].numbers(compared)
         ]
         originals = (replace(number, note="the test images themselves") for number in sets["real"].agreement())
-        records += [record_of(number, "reconstruction", measures, compared, **common) for number in originals]
+        records += [record_of(each, "reconstruction", measures, compared, note=note, **common) for each in originals]
         return measuring.finish(records)
 
 

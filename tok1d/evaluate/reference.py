@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -110,6 +110,20 @@ class Reference:
         return path
 
 
+class _Stated(TypedDict, total=False):
+    """What the file of a reference states besides its arrays; see `Reference`."""
+
+    network: str
+    fingerprint: str
+    num_images: int | None
+    of: str
+    images: str
+    crop: str
+    note: str
+    rounding: str
+    replaced: int
+
+
 def load_reference(path: str | Path, *, of: str | None = None) -> Reference:
     """A reference from a file of `Reference.save`, or of ADM's statistics (mu, sigma and, for sFID, mu_s, sigma_s).
 
@@ -131,7 +145,7 @@ def load_reference(path: str | Path, *, of: str | None = None) -> Reference:
         what = "a sample batch; tok1d reference measures one" if holds_images else f"the keys {', '.join(found) or '-'}"
         raise DataError(f"{path}: expected reference statistics with mu and sigma, got {what}")
     try:
-        stated = json.loads(found["tok1d"].item()) if "tok1d" in found else _adm(found, path)
+        stated: _Stated = json.loads(found["tok1d"].item()) if "tok1d" in found else _adm(found, path)
         reference = Reference(
             _moments(found, "mu", "sigma", stated),
             spatial=_moments(found, "mu_s", "sigma_s", stated) if "mu_s" in found else None,
@@ -139,16 +153,16 @@ def load_reference(path: str | Path, *, of: str | None = None) -> Reference:
             **stated,
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: damaged reference statistics ({' '.join(str(error).split())[:120]})") from None
+        raise DataError(f"{path}: damaged reference statistics ({reason_of(error, 120)})") from None
     return reference if of is None else replace(reference, of=of)
 
 
-def _moments(found: dict[str, np.ndarray], mean: str, covariance: str, stated: dict[str, Any]) -> Moments:
+def _moments(found: dict[str, np.ndarray], mean: str, covariance: str, stated: _Stated) -> Moments:
     mu, sigma = (torch.from_numpy(np.asarray(found[key], dtype=np.float64)) for key in (mean, covariance))
     return Moments.from_statistics(mu, sigma, stated["num_images"] or 2)
 
 
-def _adm(found: dict[str, np.ndarray], path: Path) -> dict[str, Any]:
+def _adm(found: dict[str, np.ndarray], path: Path) -> _Stated:
     if found["mu"].shape != (INCEPTION_DIM,):
         raise DataError(
             f"{path}: expected ADM's statistics of Inception's {INCEPTION_DIM} numbers, got {found['mu'].shape}"
@@ -158,8 +172,14 @@ def _adm(found: dict[str, np.ndarray], path: Path) -> dict[str, Any]:
         if key in found:
             digest.update(np.ascontiguousarray(found[key]).data)
     fingerprint = digest.hexdigest()[:16]
-    stated = {"network": INCEPTION, "fingerprint": fingerprint, "num_images": None, "of": "train"}
-    return {**stated, "images": path.name, "note": ADM_NOTE}
+    return {
+        "network": INCEPTION,
+        "fingerprint": fingerprint,
+        "num_images": None,
+        "of": "train",
+        "images": path.name,
+        "note": ADM_NOTE,
+    }
 
 
 def check_reference(kind: Kind, reference: Reference, *, allow_other: bool = False) -> None:
@@ -254,7 +274,7 @@ def _batches(images: ImageSet, indices: list[int], batch_size: int) -> Iterator[
         yield x
 
 
-def split_of(images: Any) -> str:
+def split_of(images: ImageSet) -> str:
     """Which images a set opened for its test split holds, one of `OF`: what its folder or shards are named after.
 
     Of a folder that is no split, part of which was set aside for testing, it is "own".

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -87,15 +87,16 @@ class ScoreSums:
         scores = divergence.exp()
         return Score(float(scores.mean()), float(scores.std(correction=0)), len(scores))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor | int]:
         """What `from_state` needs: numbers and tensors; chunk 0 stands for one of all images."""
         return {"chunk": self.chunk or 0, "counts": self._counts, "logs": self._logs, "sums": self._sums}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> ScoreSums:
+    def from_state(cls, state: Mapping[str, Tensor | int]) -> ScoreSums:
         """The sums that gave this state."""
-        sums = cls(state["sums"].shape[1], int(state["chunk"]) or None)
-        sums._counts, sums._logs, sums._sums = (state[key].clone() for key in ("counts", "logs", "sums"))
+        counts, logs, totals = (torch.as_tensor(state[key]).clone() for key in ("counts", "logs", "sums"))
+        sums = cls(totals.shape[1], int(state["chunk"]) or None)
+        sums._counts, sums._logs, sums._sums = counts, logs, totals
         return sums
 
 

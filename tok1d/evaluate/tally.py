@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -158,10 +158,11 @@ class Tally:
             return torch.zeros(0, self.pooled.dim)
         return torch.cat(self._features)[torch.cat(self._indices).argsort()]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor | int]:
         """All of it as a flat dictionary of tensors and numbers, which may share memory with the tally."""
+        parts: dict[str, Moments | ScoreSums | None]
         parts = {"pooled": self.pooled, "spatial": self.spatial, "scores": self.scores}
-        state = {
+        state: dict[str, Tensor | int] = {
             f"{name}.{key}": value
             for name, part in parts.items()
             if part is not None
@@ -173,18 +174,19 @@ class Tally:
         return state
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Tally:
+    def from_state(cls, state: Mapping[str, Tensor | int]) -> Tally:
         """The tally that gave this state; numbers may have become tensors of one element on the way."""
 
-        def part(name: str) -> dict[str, Any]:
+        def part(name: str) -> dict[str, Tensor | int]:
             return {key[len(name) + 1 :]: value for key, value in state.items() if key.startswith(f"{name}.")}
 
-        tally = cls(len(state["pooled.mean"]), keep_features="features" in state)
+        tensors = {key: torch.as_tensor(value) for key, value in state.items()}
+        tally = cls(len(tensors["pooled.mean"]), keep_features="features" in state)
         tally.pooled = Moments.from_state(part("pooled"))
         tally.spatial = Moments.from_state(part("spatial")) if "spatial.mean" in state else None
         tally.scores = ScoreSums.from_state(part("scores")) if "scores.sums" in state else None
         tally.num_right, tally.num_labelled = int(state["num_right"]), int(state["num_labelled"])
-        tally._seen = state["seen"]
+        tally._seen = tensors["seen"]
         if tally.keep_features:
-            tally._features, tally._indices = [state["features"]], [state["indices"]]
+            tally._features, tally._indices = [tensors["features"]], [tensors["indices"]]
         return tally

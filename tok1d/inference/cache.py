@@ -69,7 +69,7 @@ def encode_batch(
         return tokenizer.encode(images.to(device), cond)[:, :length]
 
 
-def encoder_settings(tokenizer: Tokenizer) -> dict[str, Any]:
+def encoder_settings(tokenizer: Tokenizer) -> dict[str, object]:
     """Settings that its tokens depend on beside its weights (heads, normalisation), by dotted key; {} if unknown."""
     config = getattr(tokenizer, "config", None)
     found = flat(to_mapping(config)) if is_dataclass(config) else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from tok1d.config.condition import text_condition
 from tok1d.data.broken import report_broken
@@ -13,18 +12,20 @@ from tok1d.data.images import ImageSet, kind_of, open_images, without_train
 from tok1d.data.source import ImageSource
 from tok1d.data.splits import split_folders
 from tok1d.data.transforms import Transform
+from tok1d.generators.base import Generator
+from tok1d.tokenizers.base import Tokenizer
 from tok1d.zoo.card import padding_of, trained_with
 
 
 def open_data(
     name: str,
-    model: Any,
+    model: Tokenizer,
     *,
     split: str = "test",
     data_root: str | None = None,
     on_broken: str = "skip",
     size: int | None = None,
-    generator: Any = None,
+    generator: Generator | None = None,
 ) -> ImageSet:
     """The images of a data set as a tokenizer reads them: its channels, its size, the border of its training images.
 
@@ -54,7 +55,7 @@ def open_data(
     return images
 
 
-def captions_for(data: str, *models: Any) -> str | None:
+def captions_for(data: str, *models: Tokenizer | Generator) -> str | None:
     """The captions argument of `open_images` for these models; None if none of them reads captions.
 
     For a folder this is the file of captions that the model's card names, if it exists in the folder; else a text file
@@ -73,7 +74,7 @@ def captions_for(data: str, *models: Any) -> str | None:
 
 
 def open_own(
-    path: str, model: Any, *, data_root: str | None = None, on_broken: str = "skip", size: int | None = None
+    path: str, model: Tokenizer, *, data_root: str | None = None, on_broken: str = "skip", size: int | None = None
 ) -> ImageSet:
     """The images to reconstruct: the test split of "fashion_mnist", of shards, of a saved data set or of a folder with
     train/ and test/, every image of any other folder, or one image file.

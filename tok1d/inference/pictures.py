@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +50,7 @@ def reconstruct(tokenizer: Tokenizer, images: ImageSet, out: Path, how: Reconstr
         options["size"] = (x.shape[-2], x.shape[-1])
     rows: list[Tensor] = [x]
     for k in keep:
-        noise: Any = [noise_of(how.seed, DECODER_NOISE, i) for i in range(len(x))]
+        noise = [noise_of(how.seed, DECODER_NOISE, i) for i in range(len(x))]
         rows.append(tokenizer.decode(tokens, cond, keep=k, generator=noise, **options))
     clear(out, r"image\d+_(keep\d+|original)\.png|overview\.png")
     for name, row in zip(("original", *(f"keep{k:03d}" for k in keep)), rows, strict=True):
@@ -121,7 +120,7 @@ class _Samples:
         cond = torch.tensor([label for label, _ in keys], device=device) if self.num_classes else None
         if self.embed is not None:
             cond = self.embed([str(caption) for caption, _ in keys], device)
-        noise: Any = [noise_of(seed, 0, *key) for key in keys]
+        noise = [noise_of(seed, 0, *key) for key in keys]
         tokens = self.generator.sample(
             cond,
             num=len(keys),

@@ -21,6 +21,8 @@ from tok1d.tokenizers.base import Tokenizer
 from tok1d.zoo import store
 from tok1d.zoo.weights import fingerprint
 
+DecoderOptions = dict[str, Any]  # keyword arguments of `Tokenizer.decode`
+
 # Purposes of the random numbers of an image: noise of its tokens, noise of the decoder, choice of its class.
 TOKEN_NOISE, DECODER_NOISE, CLASS_NOISE = "tokens", "pixels", "classes"
 
@@ -56,7 +58,7 @@ def counted(*networks: nn.Module) -> Iterator[Evaluations]:
             hook.remove()
 
 
-def decoder_options(tokenizer: Tokenizer, decoding: Decoding, prefix: str = "") -> dict[str, Any]:
+def decoder_options(tokenizer: Tokenizer, decoding: Decoding, prefix: str = "") -> DecoderOptions:
     """The keyword arguments of `tokenizer.decode`; none for a deterministic decoder.
 
     Args:
@@ -106,7 +108,7 @@ def guidance_of(generator: Generator, sampling: Sampling) -> Guidance:
 
 def sampling_record(
     generator: Generator, settings: SampleSettings, guidance: Guidance, evaluations: float, num_tokens: int
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The settings of a generator as a record states them, the model's defaults filled in.
 
     Args:
@@ -124,7 +126,7 @@ def sampling_record(
     }
 
 
-def decoding_record(tokenizer: Tokenizer, options: dict[str, Any], evaluations: float) -> dict[str, Any] | None:
+def decoding_record(tokenizer: Tokenizer, options: DecoderOptions, evaluations: float) -> dict[str, object] | None:
     """The settings of a decoder as a record states them; None for a deterministic decoder.
 
     Args:
@@ -139,9 +141,9 @@ def decoding_record(tokenizer: Tokenizer, options: dict[str, Any], evaluations: 
     return {**settings, "steps": steps, **guidance, "evaluations": evaluations, "unit": "image"}
 
 
-def _guidance_record(guidance: Guidance, *, scheduled: bool) -> dict[str, Any]:
+def _guidance_record(guidance: Guidance, *, scheduled: bool) -> dict[str, object]:
     """The scale, and at a scale other than 1 whatever differs from guidance by the null class everywhere."""
-    found: dict[str, Any] = {"guidance": float(guidance.scale)}
+    found: dict[str, object] = {"guidance": float(guidance.scale)}
     if guidance.scale == 1:
         return found
     if scheduled:

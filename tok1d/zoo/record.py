@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from tok1d.config.sampling import SampleSettings
 from tok1d.errors import DataError, reason_of
@@ -30,6 +30,28 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[package] = "unknown"  # used from a source tree that was never installed
     return found | {"python": platform.python_version()}
+
+
+class ModelProtocol(TypedDict, total=False):
+    """The fields of `Record` that depend on the measured model alone."""
+
+    weights: str | None
+    precision: str | None
+    weights_hash: str | None
+    crop: str | None
+
+
+class Stated(ModelProtocol, total=False):
+    """The fields of `Record` that all metrics of an evaluation share."""
+
+    num_images: int
+    seed: int | None
+    label: str | None
+    classes: str | None
+    tokenizer: str | None
+    sampling: dict[str, object] | None
+    decoding: dict[str, object] | None
+    reference: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +75,8 @@ class Record:
     tokenizer: str | None = None  # weights hash of the tokenizer that decoded samples
     label: str | None = None  # condition of the tokenizer: "true" (class or caption of the image) or "null"
     keep: int | None = None  # tokens decoded
-    sampling: dict[str, Any] | None = field(default=None, hash=False)  # of a generator: settings, evaluations of a unit
-    decoding: dict[str, Any] | None = field(default=None, hash=False)  # of a diffusion decoder: the same
+    sampling: dict[str, object] | None = field(default=None, hash=False)  # of a generator: settings, evaluations
+    decoding: dict[str, object] | None = field(default=None, hash=False)  # of a diffusion decoder: the same
     weights: str | None = None  # "ema" or "raw"
     precision: str | None = None
     seed: int | None = None
@@ -87,7 +109,8 @@ class Record:
     @property
     def decoder_steps(self) -> int | None:
         """Steps of a diffusion decoder."""
-        return (self.decoding or {}).get("steps")
+        steps = (self.decoding or {}).get("steps")
+        return steps if isinstance(steps, int) else None
 
     @property
     def guidance_text(self) -> str:
@@ -98,7 +121,7 @@ class Record:
         scale = (self.decoding or {}).get("guidance")
         return sampled if scale == 1 else f"{sampled.removesuffix('.0')}, decoder {decoded.removesuffix('.0')}"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The fields as a dictionary for strict JSON; an infinite or undefined value becomes a string."""
         content = asdict(self)
         if self.value is not None:
@@ -107,15 +130,15 @@ class Record:
         return content
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Record:
+    def from_json(cls, content: Mapping[str, object]) -> Record:
         """The record of `to_json`'s dictionary, also of an older version's; raises TypeError or ValueError where it is
         not one."""
-        content = upgraded(content)
+        fields = upgraded(content)
         for key in ("sampling", "decoding"):
-            if not isinstance(content.get(key), dict | None):
-                raise TypeError(f"{key} is a mapping, got {content[key]!r}")
-        value = content.get("value")
-        return cls(**content | {"value": None if value is None else float(value)})
+            if not isinstance(fields.get(key), dict | None):
+                raise TypeError(f"{key}: expected a mapping, got {fields[key]!r}")
+        value = fields.get("value")
+        return cls(**fields | {"value": None if value is None else float(value)})
 
 
 def is_guidance(key: str) -> bool:
@@ -123,23 +146,32 @@ def is_guidance(key: str) -> bool:
     return key.startswith("guidance") or key == "weak_model"
 
 
-def guidance_text(settings: Mapping[str, Any] | None) -> str:
+def guidance_text(settings: Mapping[str, object] | None) -> str:
     """ "2.0", "2 linear", "1.9 in 0.25..1 against sit@ab12"; "" without guidance."""
     scale = (settings or {}).get("guidance")
-    if settings is None or scale is None or isinstance(scale, str):
-        return scale or ""
+    if settings is None or not isinstance(scale, int | float):
+        return scale if isinstance(scale, str) else ""
     words = []
     if schedule := settings.get("guidance_schedule"):
         power = settings.get("guidance_power")
-        words.append(schedule if power is None else f"{schedule} {power:g}")
-    if interval := settings.get("guidance_interval"):
+        words.append(str(schedule) if power is None else f"{schedule} {power:g}")
+    if interval := interval_of(settings):
         words.append("in {:g}..{:g}".format(*interval))
     if weak := settings.get("weak_model"):
         words.append(f"against {weak}")
     return " ".join([f"{scale:g}", *words]) if words else str(float(scale))
 
 
-def details_text(settings: Mapping[str, Any]) -> str:
+def interval_of(settings: Mapping[str, object]) -> tuple[float, float] | None:
+    """The guidance interval in a record's settings, (low, high); None if they state none."""
+    match settings.get("guidance_interval"):
+        case [int() | float() as low, int() | float() as high]:
+            return low, high
+        case _:
+            return None
+
+
+def details_text(settings: Mapping[str, object]) -> str:
     """The settings that differ from their defaults, without sampler, steps and guidance: ", top-k 5, annealed"."""
     words = []
     for key in sorted(settings, key=lambda key: key == "temperature"):  # temperature last
@@ -151,20 +183,20 @@ def details_text(settings: Mapping[str, Any]) -> str:
     return "".join(words)
 
 
-def _sampling_text(settings: Mapping[str, Any] | None) -> str:
+def _sampling_text(settings: Mapping[str, object] | None) -> str:
     if settings is None or "sampler" not in settings:
         return ""
     steps = f" {settings['steps']} steps" if settings.get("steps") else ""
     return f"{settings['sampler']}{steps}{_evaluations_text(settings)}{details_text(settings)}"
 
 
-def _decoding_text(settings: Mapping[str, Any] | None) -> str:
+def _decoding_text(settings: Mapping[str, object] | None) -> str:
     if settings is None or "sampler" not in settings:
         return ""
     return f"{settings['sampler']}{_evaluations_text(settings)}{details_text(settings)}"
 
 
-def _evaluations_text(settings: Mapping[str, Any]) -> str:
+def _evaluations_text(settings: Mapping[str, object]) -> str:
     if "evaluations" not in settings:
         return ""
     unit = settings["unit"]

@@ -20,11 +20,13 @@ _GUIDANCE = re.compile(
 )
 
 
-def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
+def upgraded(content: Mapping[str, object]) -> dict[str, Any]:
     """The fields of a record in today's form; those of today's form stay as they are."""
     if not any(key in content for key in OLD):
         return dict(content)
     sampler, steps, guidance = (content.get(key) for key in OLD)
+    if not isinstance(sampler, str | None):
+        raise TypeError(f"sampler: expected text, got {sampler!r}")
     sampling, decoding = _samplers(sampler)
     decodes = sampler is None or "an image" in sampler
     if steps is not None:
@@ -35,10 +37,10 @@ def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "sampling": sampling or None, "decoding": decoding or None}
 
 
-def _samplers(text: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def _samplers(text: str | None) -> tuple[dict[str, object], dict[str, object]]:
     """The settings of the generator and of the decoder; text of another form is the name of the sampler."""
-    sampling: dict[str, Any] = {}
-    decoding: dict[str, Any] = {}
+    sampling: dict[str, object] = {}
+    decoding: dict[str, object] = {}
     for part in text.split("; ") if text else ():
         found = _SAMPLER.fullmatch(part)
         if found is None:
@@ -57,7 +59,7 @@ def _samplers(text: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
     return sampling, decoding
 
 
-def _detail(text: str) -> tuple[str, Any]:
+def _detail(text: str) -> tuple[str, bool | int | float | str]:
     """ "top-k 5" as ("top_k", 5), "annealed" as ("annealed", True)."""
     name, _, value = text.partition(" ")
     name = name.replace("-", "_")
@@ -69,7 +71,7 @@ def _detail(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _guidance(value: float | str, sampling: dict[str, Any], decoding: dict[str, Any]) -> None:
+def _guidance(value: object, sampling: dict[str, object], decoding: dict[str, object]) -> None:
     """Add the guidance to the settings that it belongs to: the generator's, of a reconstruction the decoder's."""
     settings = decoding if "sampler" in decoding and not sampling else sampling
     found = _GUIDANCE.fullmatch(str(value))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,47 @@ from tok1d.losses.masked import bag_of_words
 
 IDF_CAPTIONS = 100_000  # document frequencies are counted on at most so many captions, evenly spaced
 KEPT_BYTES = 2**28  # largest size of the embeddings that are kept in memory
+
+
+T = TypeVar("T")
+
+
+class SubWords(Protocol):
+    """What is used of a tokenizer of transformers."""
+
+    pad_token_id: int | None
+
+    def __len__(self) -> int: ...
+
+    def __call__(self, text: list[str], **options: object) -> Mapping[str, Any]: ...
+
+
+class TextConfig(Protocol):
+    """What is used of the configuration of a text encoder of transformers."""
+
+    hidden_size: int
+
+
+class TextStates(Protocol):
+    """What is used of the output of a text encoder of transformers."""
+
+    last_hidden_state: Tensor
+
+
+class TextNetwork(Protocol):
+    """What is used of a text encoder of transformers."""
+
+    config: TextConfig
+
+    def __call__(self, *, input_ids: Tensor, attention_mask: Tensor) -> TextStates: ...
+
+    def to(self, device: torch.device | str, /) -> object: ...
+
+    def float(self) -> Self: ...
+
+    def eval(self) -> Self: ...
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self: ...
 
 
 class CaptionWords:
@@ -32,7 +74,7 @@ class CaptionWords:
     """
 
     def __init__(self, name: str, vocab_size: int) -> None:
-        self.tokenizer, self.vocab_size = _load(name, "tokenizer"), vocab_size
+        self.tokenizer, self.vocab_size = _load(name, "tokenizer", _tokenizer), vocab_size
         self.idf: Tensor | None = None
         count = len(self.tokenizer)
         if count > vocab_size:
@@ -82,7 +124,7 @@ class TextEncoder:
         if max_length < 1:
             raise ConfigError(f"text encoder {name}: expected a max_length of at least 1, got {max_length}")
         self.name, self.max_length = name, max_length
-        self._parts: tuple[Any, Any] | None = None  # transformers' tokenizer and model
+        self._parts: tuple[SubWords, TextNetwork] | None = None  # transformers' tokenizer and model
         self._lock = threading.RLock()  # transformers' fast tokenizers are not thread-safe
 
     @property
@@ -114,13 +156,13 @@ class TextEncoder:
                 states = network(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         return states * mask[..., None], mask.bool()
 
-    def _load(self) -> tuple[Any, Any]:
+    def _load(self) -> tuple[SubWords, TextNetwork]:
         with self._lock:
             return self._read()
 
-    def _read(self) -> tuple[Any, Any]:
+    def _read(self) -> tuple[SubWords, TextNetwork]:
         if self._parts is None:
-            tokenizer, network = _load(self.name, "tokenizer"), _load(self.name, "text encoder")
+            tokenizer, network = _load(self.name, "tokenizer", _tokenizer), _load(self.name, "text encoder", _encoder)
             if tokenizer.pad_token_id is None:
                 raise ConfigError(f"text encoder {self.name}: its tokenizer has no padding, expected another encoder")
             limit = getattr(network.config, "max_position_embeddings", None)
@@ -182,13 +224,12 @@ class CaptionEmbeddings:
         return self.kept[caption].to(device)
 
 
-def _load(name: str, what: str) -> Any:
-    """A tokenizer or a text encoder by name; errors of transformers become one line."""
+def _load(name: str, what: str, read: Callable[[ModuleType, str], T]) -> T:
+    """What `read` loads with transformers; its errors become one line that begins with `what`."""
     try:
         import transformers
     except ImportError:
         raise ConfigError(f"{what} {name}: transformers is not installed; pip install 'tok1d[text]'") from None
-    read = _tokenizer if what == "tokenizer" else _encoder
     try:
         with (
             _quiet(transformers.utils.logging),
@@ -205,7 +246,7 @@ def _load(name: str, what: str) -> Any:
 
 
 @contextmanager
-def _quiet(logging: Any) -> Iterator[None]:
+def _quiet(logging: ModuleType) -> Iterator[None]:
     """Switch off transformers' progress bars and messages; errors are reported by the caller."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -218,11 +259,11 @@ def _quiet(logging: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _tokenizer(transformers: Any, name: str) -> Any:
+def _tokenizer(transformers: ModuleType, name: str) -> SubWords:
     return transformers.AutoTokenizer.from_pretrained(name)
 
 
-def _encoder(transformers: Any, name: str) -> Any:
+def _encoder(transformers: ModuleType, name: str) -> TextNetwork:
     """The text encoder of a model: the encoder of an encoder-decoder, the text tower of CLIP."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES as KNOWN
 
