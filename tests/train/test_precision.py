@@ -1,4 +1,4 @@
-"""Training in fp16: near fp32, exact resumption, and overflowing steps are skipped until the loss scale is exhausted."""
+"""Training in fp16: near fp32, exact resumption, and overflowing steps skipped until the loss scale is exhausted."""
 
 from itertools import pairwise
 from pathlib import Path
