@@ -1,4 +1,4 @@
-"""Options of the tests (pytest reads them only from a conftest it meets at the start), tiny data and recipes."""
+"""Command-line options of the tests (pytest reads them only from the root conftest), tiny data and recipes."""
 
 from collections.abc import Callable
 
@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def fashion(monkeypatch: pytest.MonkeyPatch) -> None:
-    """64 images of noise a split, of all ten classes, in Fashion-MNIST's place."""
+    """64 noise images per split, of all ten classes, in place of Fashion-MNIST."""
     import numpy as np
 
     def load(split: str = "train", root: object = None) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +58,7 @@ def bpe(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def text_folder(bpe: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with a random text encoder of CLIP's kind, 16 numbers wide and 20 sub-words long, and its tokenizer."""
+    """A folder with a random CLIP text encoder (width 16, at most 20 sub-words) and its text tokenizer."""
     import torch
     from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 

@@ -1,4 +1,4 @@
-"""The structure of the package: who imports whom, and limits on sizes, read from the source with `ast`."""
+"""The structure of the package: imports between modules, and limits on sizes, read from the source with `ast`."""
 
 import ast
 from collections.abc import Iterator

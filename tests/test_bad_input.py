@@ -1,7 +1,7 @@
-"""Whatever is wrong with what a person gives: exit code 2, one line that names it, nothing half-written.
+"""Invalid user input: exit code 2, one line that names the mistake, no partial files.
 
 A seeded generator makes the mistakes, kind by kind; every case runs through the command's entry point, ten of them
-as real processes. Nothing is patched: recipes, images, caches, checkpoints and models are real ones, tiny, and damaged.
+as real processes. Nothing is patched: recipes, images, caches, checkpoints and models are real, tiny and damaged.
 """
 
 import itertools
@@ -37,7 +37,7 @@ KINDS = ["tokenizer", "generator", "maetok", "smap", "titok", "sit", "classifier
 
 @dataclass
 class Case:
-    """A command line (without `tok1d`) and what its one line of complaint must name."""
+    """A command line (without `tok1d`) and what its one-line error must name."""
 
     arguments: list[str]
     culprit: str
@@ -49,7 +49,7 @@ def case(culprit: object, *arguments: object) -> Case:
 
 @dataclass
 class Bench:
-    """A folder with images, recipes and tiny models that are all in order; each case spoils a copy of one of them."""
+    """A folder with images, recipes and tiny models that are all valid; each case damages a copy of one of them."""
 
     root: Path
     tiny: Tiny
@@ -65,7 +65,7 @@ class Bench:
         return ["data.name=folder", f"data.root={self.photos}"]
 
     def copy(self, name: str) -> Path:
-        """A copy of a folder of the bench, to be spoilt."""
+        """A copy of a folder of the bench, to be damaged."""
         return Path(shutil.copytree(self.root / name, self.root / "spoilt" / str(next(self.copies)) / Path(name).name))
 
     def file(self, name: str, content: bytes | str) -> Path:
@@ -113,7 +113,7 @@ def listing(folder: Path) -> dict[str, int]:
 
 
 def complaint(each: Case, code: int, out: str, err: str) -> str:
-    """What is wrong with how a case ended; "" if nothing."""
+    """What is wrong with the outcome of a case; "" if nothing."""
     if code != 2:
         return f"exit code {code}, said {(out + err)[-200:]!r}"
     err = re.sub(r"[^\n]*\r[^\n]*\n", "", err)  # progress bars
@@ -125,7 +125,7 @@ def complaint(each: Case, code: int, out: str, err: str) -> str:
 
 
 def left_behind(before: dict[str, int], after: dict[str, int], root: Path) -> str:
-    """Files with temporary names, or new files that do not read as what their names say."""
+    """Files with temporary names, or new files whose content does not match their names."""
     for name in sorted(after.keys() - before.keys()):
         if re.search(r"(^|/)\.|\.(tmp|old|part)(/|$)", name):
             return f"left the temporary file {name}"
@@ -139,7 +139,7 @@ def left_behind(before: dict[str, int], after: dict[str, int], root: Path) -> st
 
 
 def check(cases: list[Case], root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Run all cases, then fail with every one that did not end as it should."""
+    """Run all cases, then fail with a list of all wrong outcomes."""
     wrong = []
     for each in cases:
         before = listing(root)
@@ -160,7 +160,7 @@ def check(cases: list[Case], root: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def wrong_values(kind: str) -> list[str]:
-    """Right sides of overrides that a field of this type (as `--fields` tells it) must refuse."""
+    """Right sides of overrides that a field of this type (as listed by `--fields`) must refuse."""
     bad = ["[[1]]"] if kind.startswith("mapping") or "any value" in kind else ["{a: 1}", "[[1]]"]
     number = "int" in kind or "float" in kind
     if number and not kind.startswith("list") and "[" not in kind:
@@ -187,18 +187,18 @@ def wrong_values(kind: str) -> list[str]:
 
 def field_cases(bench: Bench) -> Iterator[Case]:
     """Every field of every kind of recipe, with values of the wrong type or out of range."""
-    seen: set[tuple[str, str]] = set()
+    done_types: set[tuple[str, str]] = set()
     for kind in KINDS:
         recipe = bench.recipe(kind)
         for row in field_rows(load_recipe(recipe)):
-            if row.key == "model.name" or (row.key, row.type) in seen or "any value" in row.type:
+            if row.key == "model.name" or (row.key, row.type) in done_types or "any value" in row.type:
                 continue
-            seen.add((row.key, row.type))
+            done_types.add((row.key, row.type))
             yield case(row.key, "config", recipe, f"{row.key}={bench.rng.choice(wrong_values(row.type))}")
 
 
 def key_cases(bench: Bench) -> Iterator[Case]:
-    """Keys that are not there: slips of the finger, and right keys in the wrong section."""
+    """Keys that do not exist: misspelt keys, and valid keys in the wrong section."""
     for kind in KINDS:
         recipe = bench.recipe(kind)
         keys = [row.key for row in field_rows(load_recipe(recipe))]
@@ -249,13 +249,13 @@ def syntax_cases(bench: Bench) -> Iterator[Case]:
     yield case(bench.photos, "config", bench.photos)
     for name in ("", "nowhere", "fashion_mnist/judg", "nowhere.yaml", "a" * 5000, "fashion_mnist"):
         yield case(name[:40], "config", name)
-    for _ in range(8):  # a recipe cut off or with a byte changed: either it is still one, or one line
+    for _ in range(8):  # a recipe truncated or with a byte changed: either still valid, or a one-line error
         cut = text[: bench.rng.randrange(10, len(text) - 40)]
         yield case("", "config", bench.file("cut.yaml", cut + "\n  }oops: ["))
 
 
 def contradiction_cases(bench: Bench) -> Iterator[Case]:
-    """Sections that are each in order and contradict one another."""
+    """Sections that are each valid but contradict each other."""
     for kind, key, overrides in (
         ("tokenizer", "model.image_size", "data.image_size=32"),
         ("tokenizer", "model.channels", "data.channels=3"),
@@ -310,7 +310,7 @@ def contradiction_cases(bench: Bench) -> Iterator[Case]:
         ("init_from", "init_from=nowhere"),
         ("init_from", f"init_from={bench.root / 'cnn'}"),
     ):
-        # No card says how this tokenizer was trained: a border is then not checked.
+        # No card states how this tokenizer was trained, so its border is not checked.
         if key != "data.pad":
             yield case(key, *train, "cache=none", *overrides.split())
     yield case("train.precision", "train", bench.recipe("tokenizer"), *bench.data, f"out={out}", "train.precision=bf16")
@@ -322,7 +322,7 @@ def contradiction_cases(bench: Bench) -> Iterator[Case]:
 
 
 def bomb() -> bytes:
-    """A PNG of a few bytes that says it holds 60,000 x 60,000 pixels."""
+    """A PNG of a few bytes whose header states 60,000 x 60,000 pixels."""
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -345,7 +345,7 @@ def bad_images(good: bytes) -> dict[str, bytes]:
 
 
 def image_cases(bench: Bench) -> Iterator[Case]:
-    """Folders that are none, hold no images, only broken ones, or classes and loose files side by side."""
+    """Missing folders, folders without images or with only broken ones, or with both classes and loose files."""
     good = (bench.photos / "train" / "a" / "0.png").read_bytes()
     tokenizer, recipe = bench.root / "tokenizer", bench.recipe("tokenizer")
 
@@ -493,7 +493,7 @@ def cache_cases(bench: Bench) -> Iterator[Case]:
         yield use(folder, folder)
     for path, content in spoilt_json(index, bench.rng, 40):
         if path[0] == "about" or (path[0] == "meta" and path[-1] not in _READ_OF_META):
-            continue  # told to people, not read; `about` is below
+            continue  # shown to people, not read; `about` is below
         folder = bench.copy("cache")
         (folder / "index.json").write_text(json.dumps(content))
         yield use(folder, "num_classes" if path[-1] == "num_classes" else folder)
@@ -529,7 +529,7 @@ def cache_cases(bench: Bench) -> Iterator[Case]:
 
 
 def checkpoint_cases(bench: Bench) -> Iterator[Case]:
-    """Run folders whose only checkpoint is damaged or of another training, or that are no run folders."""
+    """Run folders whose only checkpoint is damaged or of another training, or folders that are no run folders."""
     train = ["train", bench.recipe("tokenizer"), *bench.data]
     run = bench.root / "run"
     assert cli.run([str(part) for part in [*train, f"out={run}", "--minutes", "0"]]) == 0
@@ -568,7 +568,7 @@ def checkpoint_cases(bench: Bench) -> Iterator[Case]:
 
 
 def model_cases(bench: Bench) -> Iterator[Case]:
-    """Model folders with spoilt configurations, weights and cards; models of another kind than the command needs."""
+    """Model folders with damaged configurations, weights and cards; models of another kind than the command needs."""
     photos = bench.photos
 
     def use(folder: object, culprit: object) -> list[Case]:
@@ -774,7 +774,7 @@ MAKERS = {
 
 @pytest.mark.slow
 def test_real_processes_end_in_the_same_way(bench: Bench) -> None:
-    """Ten of the mistakes as a shell sees them; they are hundreds in all."""
+    """Ten of the mistakes as real processes; in-process there are hundreds."""
     every = {kind: list(maker(bench)) for kind, maker in MAKERS.items()}
     assert sum(map(len, every.values())) >= 600 and all(len(cases) >= 10 for cases in every.values())
     chosen = [*(bench.rng.choice(every[kind]) for kind in ("image", "model", "checkpoint")), *every["option"][-7:]]

@@ -1,4 +1,4 @@
-"""The benchmark runs, its slow variants give the library's numbers, and its records are kept."""
+"""The benchmarks run, their slow variants give the library's numbers, and their records are kept."""
 
 import json
 import math
@@ -229,7 +229,7 @@ def measured() -> dict[str, dict[str, Any]]:
 
 
 def work(record: dict[str, Any]) -> float:
-    """Arithmetic of the other way over that of the first."""
+    """FLOPs of the alternative divided by those of the first."""
     return record["slow"]["gflop"] / record["fast"]["gflop"]
 
 
@@ -291,7 +291,7 @@ def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         small = sit if recipe.endswith("sit") else ["model.encoder.depth=1", "model.decoder.depth=1"]
         return table.train(recipe, [*overrides, *few, *small], out)
 
-    monkeypatch.setattr("tok1d.train.run.code_version", lambda: "commit")  # git is asked 10 times otherwise
+    monkeypatch.setattr("tok1d.train.run.code_version", lambda: "commit")  # otherwise git runs 10 times
     monkeypatch.setattr(maetok_table, "train", train)
     for name in ("STEPS", "FINETUNE_STEPS", "SIT_STEPS"):
         monkeypatch.setattr(maetok_table, name, 3)
@@ -337,13 +337,13 @@ def test_claims_hold_where_the_difference_exceeds_the_spread_of_seeds() -> None:
         found |= {f"sit-ae-mask-{i}": {figure: value} for i, value in enumerate(masked)}
         return found | {"sit-hog-0": {figure: hog}}
 
-    def verdicts(masked: list[float], hog: float) -> list[str]:
+    def conclusions(masked: list[float], hog: float) -> list[str]:
         return [line.split(" | ")[-1][:-2] for line in maetok_pages.claims(records(masked, hog)).splitlines()[2:]]
 
-    assert verdicts([7.0, 8.0, 9.0], 4.9) == ["confirmed", "confirmed"]
-    assert verdicts([7.0, 8.0, 10.5], 4.0) == ["not established at this scale"] * 2
-    assert verdicts([13.0, 14.0, 15.0], 12.0) == ["contradicted", "not established at this scale"]
-    assert verdicts([7.0], 1.0) == ["one seed, spread not known"] * 2
+    assert conclusions([7.0, 8.0, 9.0], 4.9) == ["confirmed", "confirmed"]
+    assert conclusions([7.0, 8.0, 10.5], 4.0) == ["not established at this scale"] * 2
+    assert conclusions([13.0, 14.0, 15.0], 12.0) == ["contradicted", "not established at this scale"]
+    assert conclusions([7.0], 1.0) == ["one seed, spread not known"] * 2
 
 
 def test_the_teacher_of_the_table_is_an_encoder_of_patches(tmp_path: Path) -> None:
@@ -428,10 +428,10 @@ def test_rows_of_smap_are_run_once_and_put_into_the_page(
     smap_table.main([*args, "--only", *chosen])
     found = table.read(short_smap)
     assert sorted(found) == sorted(chosen)
-    told = found["kl4-0"]
-    assert list(told["labelled"]) == list(told["unlabelled"]) == ["0", "1", "2", "4"] and not told["null_row_trained"]
+    row = found["kl4-0"]
+    assert list(row["labelled"]) == list(row["unlabelled"]) == ["0", "1", "2", "4"] and not row["null_row_trained"]
     assert list(found["titok-vq4-0"]["unlabelled"]) == ["4"] and "labelled" not in found["titok-vq4-0"]
-    alone = told["swap"]["condition only"]
+    alone = row["swap"]["condition only"]
     assert alone["tokens"] is None and 0 <= alone["condition"] <= 1
     for kind, label in (
         ("card-shared", "true"),
@@ -457,15 +457,15 @@ def test_rows_of_smap_are_run_once_and_put_into_the_page(
     smap_pages.write(short_smap, page)
     text = page.read_text()
     assert text.count("<!-- end -->") == len(smap_pages.TABLES)
-    fd = told["labelled"]["0"][table.FD]
+    fd = row["labelled"]["0"][table.FD]
     assert f"| SMAP KL, 4 tokens | true | `{table.FD}` | {fd:.2f} |" in text
-    fd = told["unlabelled"]["0"][table.FD]
+    fd = row["unlabelled"]["0"][table.FD]
     assert f"| SMAP KL, 4 tokens | null, never trained | `{table.FD}` | {fd:.2f} |" in text
     assert "| SMAP KL | 4 | null, never trained |" in text and "| TiTok VQ | 4 | none |" in text
 
 
 def test_claims_of_smap_hold_where_they_exceed_the_spread_of_seeds() -> None:
-    def verdict(claim: smap_pages.Claim, found: dict[str, list[float]]) -> str:
+    def conclusion(claim: smap_pages.Claim, found: dict[str, list[float]]) -> str:
         records: table.Records = {}
         for kind, values in found.items():
             path = (claim.new if kind == claim.new[0] else claim.old)[1].replace("all", "16")
@@ -482,15 +482,17 @@ def test_claims_of_smap_hold_where_they_exceed_the_spread_of_seeds() -> None:
     claims = {(claim.new, claim.old): claim for claim in smap_pages.CLAIMS}
     short = smap_pages.truncation("", "kl16", "labelled/1/mse")
     headline = claims[short.new, short.old]
-    assert verdict(headline, {"kl16": [1.0, 2.0, 3.0], "kl16-full": [4.0, 5.0, 6.0]}) == "confirmed"
-    assert verdict(headline, {"kl16": [1.0, 2.0, 4.5], "kl16-full": [4.0, 5.0, 6.0]}) == "not established at this scale"
-    assert verdict(headline, {"kl16": [7.0, 8.0, 9.0], "kl16-full": [4.0, 5.0, 6.0]}) == "contradicted"
-    assert verdict(headline, {"kl16": [1.0], "kl16-full": [4.0]}) == "one seed, spread not known"
-    assert verdict(headline, {"kl16": [1.0]}) == "absent"
+    assert conclusion(headline, {"kl16": [1.0, 2.0, 3.0], "kl16-full": [4.0, 5.0, 6.0]}) == "confirmed"
+    assert (
+        conclusion(headline, {"kl16": [1.0, 2.0, 4.5], "kl16-full": [4.0, 5.0, 6.0]}) == "not established at this scale"
+    )
+    assert conclusion(headline, {"kl16": [7.0, 8.0, 9.0], "kl16-full": [4.0, 5.0, 6.0]}) == "contradicted"
+    assert conclusion(headline, {"kl16": [1.0], "kl16-full": [4.0]}) == "one seed, spread not known"
+    assert conclusion(headline, {"kl16": [1.0]}) == "absent"
 
     [rising] = [claim for claim in smap_pages.CLAIMS if claim.new[1] == "labelled/0/judge_accuracy"]
-    assert verdict(rising, {"kl16": [0.8, 0.9, 1.0], "kl16-full": [0.1, 0.2, 0.3]}) == "confirmed"
-    assert verdict(rising, {"kl16": [0.1, 0.2, 0.3], "kl16-full": [0.8, 0.9, 1.0]}) == "contradicted"
+    assert conclusion(rising, {"kl16": [0.8, 0.9, 1.0], "kl16-full": [0.1, 0.2, 0.3]}) == "confirmed"
+    assert conclusion(rising, {"kl16": [0.1, 0.2, 0.3], "kl16-full": [0.8, 0.9, 1.0]}) == "contradicted"
 
     swapped = [{"swap": {"swapped": {"condition": 0.9 + i / 100, "tokens": 0.1}}} for i in range(3)]
     lines = smap_pages.claims({f"kl16-{i}": record for i, record in enumerate(swapped)}).splitlines()[2:]
@@ -498,12 +500,12 @@ def test_claims_of_smap_hold_where_they_exceed_the_spread_of_seeds() -> None:
 
     sharing = smap_pages.generated("sharing the class table improves CARD", "card-shared", "card-independent")[0]
     assert sharing in smap_pages.CLAIMS
-    assert verdict(sharing, {"card-shared": [1.0, 2.0, 3.0], "card-independent": [3.5, 4.0, 5.0]}) == "confirmed"
+    assert conclusion(sharing, {"card-shared": [1.0, 2.0, 3.0], "card-independent": [3.5, 4.0, 5.0]}) == "confirmed"
     # One seed against several: seed 0 of both, against the larger range of the pair, here 3.
     pair = {"card-shared": [5.0, 7.0, 8.0], "card-independent": [5.0, 6.0, 7.0]}
     [other] = [claim for claim in smap_pages.CLAIMS if claim.old == ("llamagen", f"unguided/{table.FD}")]
     for value, said in ((8.1, "confirmed"), (7.9, "not established at this scale"), (1.9, "contradicted")):
-        assert verdict(other, {**pair, "llamagen": [value]}) == said
+        assert conclusion(other, {**pair, "llamagen": [value]}) == said
 
 
 def test_claims_of_smap_are_about_rows_that_are_run() -> None:
@@ -551,7 +553,7 @@ def test_smap_rows(smap_measured: dict[str, dict[str, Any]]) -> None:
     for record in smap_measured.values():
         assert record["fast"]["seconds"] > 0 and record["fast"]["gflop"] > 0
     assert smap_measured["card-cache"]["difference"] < 1e-4
-    # Ids: the very same, by other ways and by another library.
+    # Ids: exactly the same with the slow variants and with another library.
     assert smap_measured["llamagen-cache"]["difference"] == smap_measured["llamagen-generate"]["difference"] == 0
     json.dumps(smap_measured)
 
@@ -563,7 +565,7 @@ def test_a_cut_saves_arithmetic_and_a_mask_does_not(smap_measured: dict[str, dic
     assert masked["slow"]["gflop"] == pytest.approx(full["slow"]["gflop"], rel=0.1)
 
 
-def test_truncation_sees_every_number_as_often(smap_bench: SMAPBench) -> None:
+def test_truncation_uses_every_number_equally_often(smap_bench: SMAPBench) -> None:
     cuts = TruncationTrainer(smap_bench, "iteration").keeps
     masks = torch.cat(TruncationTrainer(smap_bench, "sample").keeps)  # type: ignore[arg-type]
     assert cuts == [0, 1, 2, 3, 4]
@@ -609,8 +611,8 @@ def test_rows_of_semanticist_are_measured_by_the_evaluator(
     few = ["train.steps=2", "train.warmup=0", "train.log_every=1", "train.batch_size=8", "evaluate.num_images=8"]
 
     def train(recipe: str, overrides: list[str], out: Path) -> Any:
-        drawn = ["evaluate.num_samples=10"] if recipe.endswith("generator") else []
-        return table.train(recipe, [*overrides, *few, *drawn], out)
+        generation = ["evaluate.num_samples=10"] if recipe.endswith("generator") else []
+        return table.train(recipe, [*overrides, *few, *generation], out)
 
     monkeypatch.setattr("tok1d.train.run.code_version", lambda: "commit")
     monkeypatch.setattr(semanticist_table, "train", train)
@@ -619,7 +621,7 @@ def test_rows_of_semanticist_are_measured_by_the_evaluator(
     chosen = ["sampler-flow-euler-2", "guidance-2", "generator-2"]
     semanticist_table.main(["--runs", str(tmp_path / "runs"), "--only", *chosen])
     found = table.read(tmp_path / "results")
-    plain, guided, drawn = (found[name] for name in chosen)
+    plain, guided, generation = (found[name] for name in chosen)
     assert plain["calls_per_image"] == 2 and guided["prefixes"][0]["calls_per_image"] == 20
     assert [prefix["keep"] for prefix in guided["prefixes"]] == [1, 2, 4, 8]
     tokenizer = table.train("", [], tmp_path / "runs" / "nested-0")
@@ -630,12 +632,12 @@ def test_rows_of_semanticist_are_measured_by_the_evaluator(
         Measuring(Measures()),
     )
     assert plain["psnr"] == pytest.approx(again[0].value, rel=1e-5)
-    assert [sample["guidance"] for sample in drawn["samples"]] == [1, 2]
-    assert "euler, 10 evaluations" in drawn["samples"][0]["drawing"]
+    assert [sample["guidance"] for sample in generation["samples"]] == [1, 2]
+    assert "euler, 10 evaluations" in generation["samples"][0]["drawing"]
     assert "| 20 |" in semanticist_pages.samplers(found) and "| 2 |" in semanticist_pages.generators(found)
 
 
-def test_growth_is_told_twice() -> None:
+def test_growth_is_reported_twice() -> None:
     """Memory that swings by 300 MB and leaks 2 MB in ten minutes, and files that do not grow."""
     readings = [
         {
@@ -668,12 +670,12 @@ def test_a_growth_has_its_standard_error() -> None:
     assert found == pytest.approx(10 * 2 / math.sqrt(10) / 14.36, rel=0.15)
 
 
-def test_the_page_of_the_soak_is_what_its_records_say() -> None:
+def test_the_page_of_the_soak_matches_its_records() -> None:
     text = soak.PAGE.read_text()
     assert soak.page(json.loads(soak.RESULT.read_text()), text) == text, "python benchmarks/soak.py --write"
 
 
-def test_a_process_is_watched_and_asked_to_end(tmp_path: Path) -> None:
+def test_a_process_is_monitored_and_asked_to_end(tmp_path: Path) -> None:
     waits = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); time.sleep(60)"
     readings = soak.watch([sys.executable, "-c", waits], 0.01, 0.05, tmp_path / "log.jsonl")
     assert readings and all(entry["rss_mb"] > entry["anonymous_mb"] > 0 and entry["threads"] >= 1 for entry in readings)
@@ -682,7 +684,7 @@ def test_a_process_is_watched_and_asked_to_end(tmp_path: Path) -> None:
         soak.watch([sys.executable, "-c", "raise SystemExit(3)"], 1, 0.01, tmp_path / "log.jsonl")
 
 
-def test_the_results_tables_of_bundled_models_are_what_their_records_say() -> None:
+def test_the_results_tables_of_bundled_models_match_their_records() -> None:
     found = bundled.read()
     assert found.keys() == bundled.commands().keys(), "python benchmarks/bundled.py measures the missing ones"
     page = bundled.PAGE.read_text()
@@ -693,7 +695,7 @@ def test_the_results_tables_of_bundled_models_are_what_their_records_say() -> No
 
 
 @pytest.mark.parametrize("name", ["semanticist", "maetok", "smap"])
-def test_the_tables_of_experiments_are_what_their_records_say(name: str) -> None:
+def test_the_tables_of_experiments_match_their_records(name: str) -> None:
     pages = {"semanticist": semanticist_pages, "maetok": maetok_pages, "smap": smap_pages}[name]
     results = {"semanticist": semanticist_table, "maetok": maetok_table, "smap": smap_table}[name].RESULTS
     found, page = table.read(results), pages.PAGE.read_text()
@@ -724,8 +726,8 @@ def test_a_row_of_bundled_models_is_the_command_s_own_record(
     assert capsys.readouterr().out.startswith("missing tok1d evaluate reconstruction fashion-mnist-maetok")
 
 
-def test_the_masked_rows_of_maetok_draw_as_those_on_record() -> None:
-    """Uniform shares, one a sample; the library's default is the release's."""
+def test_the_masked_rows_of_maetok_sample_as_the_recorded_ones() -> None:
+    """Uniform masking shares, one per sample; the library's default is that of the released code."""
     for kind in ("ae-mask", "vae-mask", "hog"):
         base, overrides = maetok_table.TOKENIZERS[kind]
         mask = load_recipe(base, overrides).model.mask

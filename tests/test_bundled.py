@@ -1,4 +1,4 @@
-"""The models inside the package: what they say of themselves, and a spot check on real images where there are some."""
+"""The models inside the package: their cards, and a check on real images where these are available."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +25,7 @@ NAMES = sorted(["fashion-mnist-cnn", *PAIRS, *PAIRS.values()])
 
 @pytest.fixture(scope="module")
 def images() -> Iterator[ImageSet]:
-    """Fashion-MNIST's test images where they lie on this machine already; never fetched here."""
+    """Fashion-MNIST's test images if they are already in the cache; never downloaded here."""
     cache = fashion_mnist.cache_home() / "fashion-mnist"
     try:
         fashion_mnist.load("test", cache)
@@ -75,12 +75,12 @@ def test_first_words(images: ImageSet) -> None:
     assert psnr == sorted(psnr) and psnr[0] > 14 and psnr[-1] > 18, psnr
 
 
-def test_judge_and_samples(images: ImageSet) -> None:
-    judge = tok1d.load("fashion-mnist-cnn")
+def test_classifier_and_samples(images: ImageSet) -> None:
+    classifier = tok1d.load("fashion-mnist-cnn")
     x, labels = images.batch(range(1000))
     with torch.no_grad():
-        assert float(accuracy(judge(x), labels)) > 0.9
+        assert float(accuracy(classifier(x), labels)) > 0.9
         generator, tokenizer = tok1d.load_pair("fashion-mnist-semanticist")
         classes = torch.arange(50) % 10
-        drawn = tokenizer.decode(generator.sample(classes, guidance=2.0))
-        assert float(accuracy(judge(drawn), classes)) > 0.7
+        generated = tokenizer.decode(generator.sample(classes, guidance=2.0))
+        assert float(accuracy(classifier(generated), classes)) > 0.7

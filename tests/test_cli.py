@@ -84,7 +84,7 @@ def models(tiny: Tiny, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A person's own folder: three pictures of different sizes and one broken file."""
+    """A user's folder: three pictures of different sizes and one broken file."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for i, size in enumerate([(40, 30), (28, 28), (31, 64)]):
@@ -94,8 +94,8 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def judge(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only one bundled model: the tiny classifier as Fashion-MNIST's judge."""
+def bundled_classifier(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only one bundled model: the tiny classifier in place of the Fashion-MNIST classifier."""
     (models / "bundled").mkdir()
     (models / "cnn").rename(models / "bundled" / "fashion-mnist-cnn")
     monkeypatch.setattr(store, "BUNDLED", models / "bundled")
@@ -119,7 +119,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_says_how_it_is_used(ok: Callable[..., str], command: str) -> None:
+def test_every_command_shows_its_usage(ok: Callable[..., str], command: str) -> None:
     text = ok(*command.split(), "--help")
     assert f"Usage: tok1d {command} " in text
     found: Any = typer.main.get_command(cli.app)
@@ -191,7 +191,7 @@ def test_wrong_models_and_devices_are_one_line(fails: Callable[..., str], models
     assert not (models / "out").exists()
 
 
-def test_networks_that_are_not_here_are_told_of(
+def test_networks_that_are_not_available_are_reported(
     fails: Callable[..., str], models: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def offline(*args: object, **options: object) -> None:
@@ -199,8 +199,8 @@ def test_networks_that_are_not_here_are_told_of(
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    told = fails("evaluate", "generation", models / "generator", photos, "--network", "inception")
-    assert "--network: none of the networks asked for is available: inception" in told and "no classifier" not in told
+    line = fails("evaluate", "generation", models / "generator", photos, "--network", "inception")
+    assert "--network: none of the networks asked for is available: inception" in line and "no classifier" not in line
 
 
 def test_wrong_numbers_and_folders_are_one_line(fails: Callable[..., str], models: Path, photos: Path) -> None:
@@ -226,7 +226,7 @@ def test_wrong_numbers_and_folders_are_one_line(fails: Callable[..., str], model
     assert files(full) == ["thesis.txt"] and not (models / "out").exists()
 
 
-def test_a_generator_that_knows_no_classes_or_no_guidance_says_so(
+def test_a_generator_without_classes_or_guidance_reports_it(
     ok: Callable[..., str], fails: Callable[..., str], models: Path, tiny: Tiny
 ) -> None:
     card = store.load(models / "generator").card
@@ -271,16 +271,16 @@ def test_pictures_of_ones_own(
     assert np.abs(kept.astype(int) - gray).max() <= 1
 
 
-def test_the_same_seed_draws_the_same_pictures(ok: Callable[..., str], models: Path) -> None:
-    def drawn(name: str, seed: int) -> bytes:
+def test_the_same_seed_generates_the_same_pictures(ok: Callable[..., str], models: Path) -> None:
+    def generated(name: str, seed: int) -> bytes:
         ok("generate", models / "generator", "--out", models / name, "--seed", seed, "--num", 2, "--classes", "1,2")
         return (models / name / "overview.png").read_bytes()
 
-    assert drawn("a", 0) == drawn("b", 0) != drawn("c", 1)
+    assert generated("a", 0) == generated("b", 0) != generated("c", 1)
 
 
 def test_the_whole_chain(
-    ok: Callable[..., str], fails: Callable[..., str], tiny: Tiny, tmp_path, fashion, judge
+    ok: Callable[..., str], fails: Callable[..., str], tiny: Tiny, tmp_path, fashion, bundled_classifier
 ) -> None:
     tokenizer_run, generator_run, cache = tmp_path / "tokenizer", tmp_path / "generator", tmp_path / "cache"
     train = ["train", tiny("tokenizer", out=tokenizer_run)]

@@ -1,4 +1,4 @@
-"""Reference curves keep what was logged, and a run is told off track where it leaves them."""
+"""Reference curves keep what was logged, and a run is reported as off track where it leaves them."""
 
 import json
 import math
@@ -52,17 +52,17 @@ def recipe(changes: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def curve(seed: int = 0, lines: int = 60, factor: Any = lambda step: 1.0, noise: float = 0.03, **changes: Any) -> Curve:
-    """A loss that falls from 1 to 0.1 with noise of its own, times a factor by step."""
-    draw = random.Random(seed)
+    """A noisy loss that falls from 1 to 0.1, times a factor that depends on the step."""
+    rng = random.Random(seed)
     points = []
     for step in range(50, 50 * lines + 1, 50):
-        loss = (0.1 + 0.9 * math.exp(-step / 300)) * factor(step) * (1 + noise * draw.gauss(0, 1))
+        loss = (0.1 + 0.9 * math.exp(-step / 300)) * factor(step) * (1 + noise * rng.gauss(0, 1))
         points.append({"step": step, "loss_a": 0.75 * loss, "loss_b": 0.25 * loss, "lr": 1e-3, "seconds": step / 9})
     return Curve(f"runs/seed-{seed}", recipe(), points, **changes)
 
 
 def folder(path: Path, of: Curve, report: list[dict[str, Any]] | None = None) -> str:
-    """A run folder as a training leaves it; without a report, as it stands while one goes on."""
+    """A run folder of a finished training; without a report, of a running one."""
     (path / "model").mkdir(parents=True)
     (path / "config.yaml").write_text(yaml.safe_dump(of.recipe))
     (path / "log.jsonl").write_text("".join(json.dumps(point) + "\n" for point in of.points))
@@ -188,7 +188,7 @@ def test_compare_writes_picture_and_page(tmp_path: Path, capsys: pytest.CaptureF
     assert states == ["on track", "off track"]
 
 
-def test_a_page_without_a_reference_says_so() -> None:
+def test_a_page_without_a_reference_states_it() -> None:
     alone = compare(curve(), None)
     assert "no recipe of this model comes with a reference curve" in alone.verdict
     assert "no recipe of this model" in page([alone], "data:image/png;base64,")

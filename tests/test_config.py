@@ -1,4 +1,4 @@
-"""Recipes: what is written comes back typed, and every mistake is told in one line with its full key."""
+"""Recipes: values are read with their types, and every mistake is reported in one line with its full key."""
 
 import dataclasses
 import re
@@ -352,7 +352,7 @@ def test_field_rows(minimal):
         ("seed=${", "seed: expected ${KEY} of a key written"),
     ],
 )
-def test_mistake_in_override_and_in_yaml_is_told_the_same(minimal, tmp_path, override, words):
+def test_mistake_in_override_and_in_yaml_is_reported_the_same(minimal, tmp_path, override, words):
     message = error_of(load_recipe, minimal, [override])
     assert words in message
     key, _, value = override.partition("=")

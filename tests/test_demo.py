@@ -158,7 +158,7 @@ def test_run_folders_that_do_not_fit_are_refused_before_training(world: tuple[py
 
 
 @pytest.mark.slow
-def test_the_demo_ends_with_a_page_and_then_rests(
+def test_the_demo_ends_with_a_page_and_repeats_nothing(
     world: tuple[pytest.MonkeyPatch, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     patch, folder = world

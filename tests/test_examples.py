@@ -41,7 +41,7 @@ def run(
     sys.modules.pop("my_tokenizer", None)
 
 
-def test_a_tokenizer_of_ones_own_goes_through_every_command(run: Run, tmp_path: Path) -> None:
+def test_a_user_defined_tokenizer_works_in_every_command(run: Run, tmp_path: Path) -> None:
     assert "my_tokenizer" not in MODELS
     assert "parameters" in run("train", "examples/my_tokenizer.yaml", "--dry-run")
     out = run("train", "examples/my_tokenizer.yaml", *SMALL, *NETWORK, "evaluate.num_images=8")

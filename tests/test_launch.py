@@ -1,4 +1,4 @@
-"""Jobs: the script for SLURM, processes on this machine, and what happens on preemption."""
+"""Jobs: the SLURM script, local processes, and preemption."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def test_other_times_are_refused(text: str) -> None:
         launch.parse_time(text)
 
 
-def test_the_script_says_what_was_asked(tiny: Tiny, tmp_path: Path, capsys: Any) -> None:
+def test_the_script_contains_the_requested_settings(tiny: Tiny, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "run"
     command = ["launch", tiny("tokenizer"), f"out={out}", "train.batch_size=32", "--nodes", "2", "--gpus", "8"]
     assert cli.run([*command, "--partition", "big", "--time", "2-00", "--slurm", "account=me", "--dry-run"]) == 0
@@ -73,7 +73,7 @@ def test_the_script_says_what_was_asked(tiny: Tiny, tmp_path: Path, capsys: Any)
         ([], "SLURM not found"),
     ],
 )
-def test_what_is_wrong_is_told_before_anything_is_submitted(
+def test_what_is_wrong_is_reported_before_anything_is_submitted(
     tiny: Tiny, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -83,7 +83,7 @@ def test_what_is_wrong_is_told_before_anything_is_submitted(
 
 
 def as_job(monkeypatch: pytest.MonkeyPatch) -> int:
-    """The process is a job's; returns the number of the signal that announces its end."""
+    """Let the process appear to be a job; returns the number of the signal that announces its end."""
     from submitit.core.job_environment import JobEnvironment
 
     for name, value in {"JOB_ID": 1, "NTASKS": 1, "JOB_NUM_NODES": 1, "NODEID": 0, "GLOBALID": 0, "LOCALID": 0}.items():
@@ -98,7 +98,7 @@ def test_what_is_requeued_does_not_overwrite_what_it_goes_on_from() -> None:
 
 
 @pytest.mark.parametrize(("code", "again"), [(0, False), (130, True), (2, False)])
-def test_only_what_was_stopped_is_requeued(monkeypatch: pytest.MonkeyPatch, code: int, again: bool) -> None:
+def test_only_a_stopped_job_is_requeued(monkeypatch: pytest.MonkeyPatch, code: int, again: bool) -> None:
     """The signal comes in the last step of a training, in one before it, or in one that fails."""
     number, requeued = as_job(monkeypatch), []
     before = {each: signal.getsignal(each) for each in (number, signal.SIGTERM)}
@@ -153,7 +153,7 @@ def test_two_processes_train_and_one_measures(
 def test_a_preempted_training_saves_is_requeued_and_ends_as_the_unbroken_one(
     tiny: Tiny, tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """submitit's own handler stands in the process; the signal comes in the middle of a step."""
+    """submitit's own handler is installed in the process; the signal arrives in the middle of a step."""
     from tok1d.train import loop
 
     recipe = [tiny("tokenizer"), "data.name=folder", f"data.root={photos}", "train.steps=4"]

@@ -18,7 +18,7 @@ from tok1d.zoo.card import Card
 
 Tiny = Callable[..., str]
 
-# Recipe of tests/conftest.py and what is changed in it.
+# Recipe of tests/conftest.py and its overrides.
 TOKENIZERS = {
     "semanticist": ("tokenizer", []),
     "semanticist ddpm": ("tokenizer", ["model.objective=ddpm"]),
@@ -121,9 +121,9 @@ def test_encode_cache_train_sample_and_decode_ids(pair: Any, tmp_path: Path, tok
     assert fit(recipe, task, tmp_path / "run", quiet=True).steps == 2
     assert any(not torch.equal(old, new) for old, new in zip(before, task.model.parameters()))
     model: Any = task.model
-    drawn = model.sample(torch.tensor([3, 7]))
-    images = decoder.decode(drawn, torch.tensor([3, 7]))
-    assert drawn.shape == (2, 4) and 0 <= drawn.min() <= drawn.max() < 16
+    sampled = model.sample(torch.tensor([3, 7]))
+    images = decoder.decode(sampled, torch.tensor([3, 7]))
+    assert sampled.shape == (2, 4) and 0 <= sampled.min() <= sampled.max() < 16
     assert images.shape == (2, 1, *[recipe.data.image_size] * 2) and 0 <= images.min() <= images.max() <= 1
 
 
@@ -185,7 +185,7 @@ def test_class_vectors_come_from_a_tokenizer_that_has_some(pair: Any, tmp_path: 
             f"model.class_source: shared needs a tokenizer with class vectors, {tmp_path / 'tokenizer'} has none; "
             "set model.class_source=independent"
         )
-        assert not (tmp_path / "run").exists(), "told before anything is encoded"
+        assert not (tmp_path / "run").exists(), "reported before anything is encoded"
     build_task(pair("maetok", "card", shared, "model.num_classes=0")[1])  # without classes there is nothing to share
 
 

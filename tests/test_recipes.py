@@ -30,7 +30,7 @@ CARDS = [name for name in IMAGENET if "/card_" in name]
 TITOK = [name for name in IMAGENET if "/titok_" in name]
 OF_IDS = [name for name in IMAGENET if name.split("/")[1].startswith(("llamagen", "maskgit"))]
 KNOWN = (*TOKENIZERS, *GENERATORS, *SMAP, *CARDS, *TITOK, *OF_IDS)
-OTHERS = [name for name in IMAGENET if name not in KNOWN]  # MAETok, SoftVQ, SiT and kin
+OTHERS = [name for name in IMAGENET if name not in KNOWN]  # MAETok, SoftVQ, SiT and related models
 L = "imagenet256/semanticist_l"
 AR = "imagenet256/epsilon_llamagen_l"
 NO_REPA = ("model.decoder.align_depth=0", 'model.alignment.teacher=""')
@@ -72,7 +72,7 @@ def test_recipe_resolves_builds_and_forecasts(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*TOKENIZERS, *GENERATORS])
-def test_published_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None:
+def test_published_recipe_states_what_it_reproduces_and_adds_up(name: str) -> None:
     recipe, model = load_recipe(name), built(name)
     assert recipe.card.reproduces and recipe.card.paper and recipe.card.ours == "not run at this scale"
     train = recipe.train
@@ -91,7 +91,7 @@ def test_published_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_maetok_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None:
+def test_maetok_recipe_states_what_it_reproduces_and_adds_up(name: str) -> None:
     recipe = load_recipe(name)
     card, data, train, size = recipe.card, recipe.data, recipe.train, 512 if "512/" in name else 256
     assert card.reproduces and card.paper and card.ours == "not run at this scale"
@@ -115,7 +115,7 @@ def test_maetok_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_card_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None:
+def test_card_recipe_states_what_it_reproduces_and_adds_up(name: str) -> None:
     recipe = load_recipe(name)
     card, model, train, large = recipe.card, recipe.model, recipe.train, "512/" in name
     assert card.reproduces and card.paper and card.ours == "not run at this scale"
@@ -155,7 +155,7 @@ def test_recipes_of_captions_agree_and_leave_the_encoder_to_be_named() -> None:
             build_task(load_recipe(f"fashion_mnist/{name}_text"))
 
 
-# The paper tells 234, 568 and 1100 million.
+# The paper states 234, 568 and 1100 million.
 @pytest.mark.parametrize(
     ("size", "trunk", "head", "paper", "off"),
     [
@@ -178,21 +178,23 @@ def test_card_counts(size: str, trunk: int, head: int, paper: float, off: float)
 
 
 @pytest.mark.parametrize("name", TITOK)
-def test_titok_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None:
+def test_titok_recipe_states_what_it_reproduces_and_adds_up(name: str) -> None:
     recipe = load_recipe(name)
-    card, data, train, game = recipe.card, recipe.data, recipe.train, recipe.adversarial
+    card, data, train, adversarial = recipe.card, recipe.data, recipe.train, recipe.adversarial
     assert card.reproduces and "rFID" in card.paper and card.ours == "not run at this scale"
     assert (data.image_size, data.num_images, recipe.model.image_size) == (256, 1_281_167, 256)
     assert (train.lr, train.lr_min, train.beta2, train.weight_decay) == (1e-4, 1e-5, 0.999, 1e-4)
-    assert game.discriminator.name == "blur_patch" and game.lecam_of == "means" and not game.adaptive
+    assert (
+        adversarial.discriminator.name == "blur_patch" and adversarial.lecam_of == "means" and not adversarial.adaptive
+    )
     assert str(recipe.model.num_tokens) in card.about and recipe.perceptual.logits == 0.1
     if recipe.model.name == "titok_legacy":
         # Where it starts from holds what it trains: the published weights of the same name.
         assert recipe.init_from == f"models/{name.split('/')[1]}" and recipe.model.stage == "finetune"
-        assert (train.steps, train.batch_size, game.weight, game.start) == (500_000, 256, 0.01, 20_000)
+        assert (train.steps, train.batch_size, adversarial.weight, adversarial.start) == (500_000, 256, 0.01, 20_000)
         assert recipe.perceptual.weight == 0 and recipe.model.bottleneck.l2
     else:
-        assert (train.steps, train.batch_size, game.weight, game.start) == (650_000, 1024, 0.1, 200_000)
+        assert (train.steps, train.batch_size, adversarial.weight, adversarial.start) == (650_000, 1024, 0.1, 200_000)
         assert recipe.perceptual.weight == 1 and recipe.model.bottleneck.name == ("vq" if "_vq" in name else "kl")
 
 
@@ -224,7 +226,7 @@ def test_titok_s_pixel_decoder_and_codes() -> None:
 
 
 @pytest.mark.parametrize("name", OF_IDS)
-def test_recipe_of_ids_says_what_it_reproduces_and_adds_up(name: str) -> None:
+def test_recipe_of_ids_states_what_it_reproduces_and_adds_up(name: str) -> None:
     recipe = load_recipe(name)
     card, data, train, model = recipe.card, recipe.data, recipe.train, recipe.model
     assert card.reproduces and card.paper and card.ours == "not run at this scale"
@@ -290,7 +292,7 @@ MAE = "imagenet256/maetok_ablation"
         ("_image_tokens", 3, 3, (0.4, 0.6), "plain", 256),
     ],
 )
-def test_maetok_ablations_differ_in_what_they_say(
+def test_maetok_ablations_differ_in_what_they_state(
     name: str, targets: int, depth: int | None, masked: tuple[float, float], bottleneck: str, tokens: int
 ) -> None:
     model = load_recipe(MAE + name).model
@@ -344,7 +346,7 @@ def test_maetok_counts(name: str, total: int, unread: int) -> None:
 
 
 @pytest.mark.parametrize("name", SMAP)
-def test_smap_recipe_says_what_it_reproduces_and_adds_up(name: str) -> None:
+def test_smap_recipe_states_what_it_reproduces_and_adds_up(name: str) -> None:
     recipe, size = load_recipe(name), 512 if "512/" in name else 256
     card, data, train, model = recipe.card, recipe.data, recipe.train, recipe.model
     assert card.reproduces.startswith("SMAP (arXiv 2603.25249)") and card.paper and card.ours == "not run at this scale"
@@ -495,10 +497,10 @@ COSTED += ["imagenet256/maetok_b_128", "imagenet256/maetok_b_128_finetune", "ima
 
 
 @pytest.mark.parametrize("name", [*COSTED, "captioned256/maetok_b_128"])
-def test_the_cost_on_the_card_is_what_the_forecast_says(name: str) -> None:
+def test_the_cost_on_the_card_is_the_forecast(name: str) -> None:
     recipe = load_recipe(name)
-    told = re.match(r"(\d+) EFLOP for [\d,]+ steps of (?:8 x 256 images|2048 sequences|512 images)", recipe.card.cost)
-    assert told and forecast(recipe).run_flops == pytest.approx(int(told[1]) * 1e18, rel=0.03)
+    stated = re.match(r"(\d+) EFLOP for [\d,]+ steps of (?:8 x 256 images|2048 sequences|512 images)", recipe.card.cost)
+    assert stated and forecast(recipe).run_flops == pytest.approx(int(stated[1]) * 1e18, rel=0.03)
 
 
 # Published layouts, written down from the key tables of the released files: name -> shape.

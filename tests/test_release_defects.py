@@ -1,4 +1,4 @@
-"""Defects of Semanticist's published code that have no other place among the tests."""
+"""Defects of Semanticist's published code that no other test file covers."""
 
 from pathlib import Path
 from typing import Any

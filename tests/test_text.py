@@ -134,7 +134,7 @@ def test_embeddings_are_the_encoder_s_states_where_there_are_words(encoder: str)
     assert not torch.allclose(states[0], states[5], atol=1e-3)
 
 
-def test_an_encoder_is_frozen_lazy_and_nobody_s_weights(encoder: str) -> None:
+def test_an_encoder_is_frozen_lazy_and_in_no_state_dict(encoder: str) -> None:
     class Holder(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -155,7 +155,7 @@ def test_an_encoder_is_frozen_lazy_and_nobody_s_weights(encoder: str) -> None:
         holder.text.encode("a dress")
 
 
-def test_an_encoder_that_will_not_do_is_one_line(bpe: str, tmp_path: Path) -> None:
+def test_an_unsuitable_encoder_is_one_line(bpe: str, tmp_path: Path) -> None:
     import transformers
     from safetensors.torch import load_file, save_file
 

@@ -14,7 +14,7 @@ from tok1d.tokenizers.latent_space import Pixels
 
 
 class Sum(nn.Module):
-    """Predicts the sum of fixed vectors, one a kept token; `gain` scales a vector, its sign flips with the time."""
+    """Predicts the sum of fixed vectors, one per kept token. `gain` scales a vector; its sign depends on the time."""
 
     def __init__(self, directions: Tensor, gain: list[float]) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ def rows() -> Tensor:
 
 
 def true_nll(rows: Tensor) -> float:
-    """Of the rows under the mixture they were drawn from, in the coordinates that the fit standardises to."""
+    """Negative log-likelihood of rows under the true mixture, in the standardised coordinates of the fit."""
     squares = torch.cdist(rows, CENTRES).square()
     density = torch.logsumexp(-squares / 2, dim=1) - math.log(3) - 1.5 * math.log(2 * math.pi)
     volume = torch.linalg.slogdet(torch.cov(rows.T, correction=0)).logabsdet / 2

@@ -1,4 +1,4 @@
-"""The curve equals its closed form, and every prefix meets the same noise."""
+"""The curve equals its closed form, and every prefix length uses the same noise."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ class PixelTokens(nn.Module):
         self.latent_space = Pixels(1)
         self.scale = nn.Parameter(torch.ones(()))
         self.noisy, self.blind = noisy, blind
-        self.seen: dict[int, list[Tensor]] = {}
+        self.noises: dict[int, list[Tensor]] = {}
 
     def encode(self, images: Tensor, cond: Tensor | None = None) -> Tensor:
         return self.latent_space.encode(images).flatten(1)[..., None]
@@ -39,7 +39,7 @@ class PixelTokens(nn.Module):
         return (torch.arange(num) + 0.5) / num
 
     def prediction_error(self, latents: Tensor, tokens: Tensor, mask: Tensor, *, t: Tensor, noise: Tensor) -> Tensor:
-        self.seen.setdefault(int(mask[0].sum()), []).append(noise)
+        self.noises.setdefault(int(mask[0].sum()), []).append(noise)
         dropped = torch.zeros(()) if self.blind else latents.flatten(1) * ~mask
         return (dropped.square() + self.noisy * noise.flatten(1).square()).mean(1) + t
 
@@ -69,10 +69,10 @@ def test_the_curve_is_the_closed_form() -> None:
 def test_every_prefix_meets_the_same_noise_and_every_time_another() -> None:
     tokenizer = PixelTokens(noisy=1.0)
     explained_curve(tokenizer, image_set(), num_times=3, batch_size=4)
-    for noise in tokenizer.seen.values():
-        assert all(torch.equal(a, b) for a, b in zip(noise, tokenizer.seen[0], strict=True))
-    drawn = torch.cat(tokenizer.seen[0]).flatten(1)
-    assert len(drawn.unique(dim=0)) == 3 * 10
+    for noise in tokenizer.noises.values():
+        assert all(torch.equal(a, b) for a, b in zip(noise, tokenizer.noises[0], strict=True))
+    noise_rows = torch.cat(tokenizer.noises[0]).flatten(1)
+    assert len(noise_rows.unique(dim=0)) == 3 * 10
 
 
 def test_noise_belongs_to_the_image_and_the_seed() -> None:
@@ -92,7 +92,7 @@ def test_tokens_that_change_nothing_have_no_share() -> None:
     assert all(point.share is None for point in points)
 
 
-def test_asked_lengths_come_with_both_ends_and_only_the_first_images_count() -> None:
+def test_requested_lengths_include_both_ends_and_only_the_first_images_count() -> None:
     points = explained_curve(PixelTokens(), image_set(), keep=[2], num_images=3)
     assert [point.keep for point in points] == [0, 2, 4]
     assert losses(points) == losses(explained_curve(PixelTokens(), image_set(3), keep=[2]))

@@ -1,4 +1,4 @@
-"""Swapped labels, with tokenizers of which it is known what follows the label and what the tokens."""
+"""Swapped labels, with tokenizers whose dependence on the label and on the tokens is known."""
 
 import json
 from collections.abc import Callable
@@ -55,8 +55,8 @@ class Reader(nn.Module):
     """A classifier that reads the first pixel."""
 
     def forward(self, images: Tensor) -> Tensor:
-        seen = (images[:, 0, 0, 0] * 255).round().long()
-        return nn.functional.one_hot(seen, CLASSES).float()
+        classes = (images[:, 0, 0, 0] * 255).round().long()
+        return nn.functional.one_hot(classes, CLASSES).float()
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_partners_are_mutual_and_of_other_classes() -> None:
         ("encoder", (1, 0, 1, 0, 1), (1, 1, 0, 0)),
     ],
 )
-def test_the_classifier_tells_what_determines_the_class(
+def test_the_classifier_shows_what_determines_the_class(
     images: ArrayImages, follows: str, condition: tuple[int, ...], tokens: tuple[int, ...]
 ) -> None:
     found = swap(Two(follows), images, Reader(), batch_size=10)  # type: ignore[arg-type]
@@ -110,7 +110,7 @@ def test_the_picture_has_a_row_a_variant(images: ArrayImages) -> None:
 
 
 def test_a_folder_sorted_by_class_is_paired_too(tmp_path: Path) -> None:
-    """120 images of each of two classes: the first hundred are of one."""
+    """120 images of each of two classes; the first hundred all have the same class."""
     for label in range(2):
         (tmp_path / str(label)).mkdir()
         for number in range(120):

@@ -1,4 +1,4 @@
-"""Codebook revival: which entries move and where to, what undoes it, and that processes count together."""
+"""Codebook revival: which entries move, where they move, when nothing moves, and usage counts over all processes."""
 
 import os
 import socket
@@ -107,7 +107,7 @@ def test_autocast_leaves_the_bottleneck_in_float32(kind: str) -> None:
 
 
 class Losses(nn.Module):
-    """A tokenizer's training pass as a forward pass, for the distributed wrapper."""
+    """The training pass of a tokenizer as `forward`, for the distributed wrapper."""
 
     def __init__(self, model: SMAP) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ def smap() -> SMAP:
 
 
 def work(rank: int, world: int) -> dict[str, Any]:
-    """Revival over three batches, and a tokenizer of which one half of the batch keeps all tokens, the other none."""
+    """Revival over three batches, and a tokenizer where half of the batch keeps all tokens, the other half none."""
     layer, x = quantiser(), features()
     statistics = []
     for _ in range(3):
@@ -167,7 +167,7 @@ def work(rank: int, world: int) -> dict[str, Any]:
 
 
 def entropy_gradient(bottleneck: Any, x: Tensor, rank: int, world: int) -> Tensor:
-    """Of the entropy loss with respect to the projection, averaged over the processes."""
+    """Gradient of the entropy loss with respect to the projection, averaged over the processes."""
     part: Any = bottleneck.train()
     with torch.no_grad():
         for i, parameter in enumerate(part.parameters()):

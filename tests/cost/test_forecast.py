@@ -24,14 +24,14 @@ IN, HIDDEN, OUT, LENGTH = 8, 24, 4, 10
 
 
 class Toy(nn.Module):
-    """One layer whose loss is a sum, which keeps nothing."""
+    """One layer with a sum as its loss; the sum stores no activations."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
         self.body = body
 
     def losses(self, batch: tuple[Tensor, Tensor], progress: float) -> dict[str, Tensor]:
-        return {"loss": self.body(batch[0]).sum(), "seen": batch[0].sum()}
+        return {"loss": self.body(batch[0]).sum(), "sum": batch[0].sum()}
 
 
 def toy(body: Callable[[], nn.Module], shape: tuple[int, ...], *, half: bool = False) -> StepCost:
@@ -176,7 +176,7 @@ def printed(result: Any) -> str:
     return capture.get()
 
 
-def test_the_table_says_what_is_not_known(tiny: Callable[..., str]) -> None:
+def test_the_table_marks_unknown_values(tiny: Callable[..., str]) -> None:
     result = forecast(load_recipe(tiny("tokenizer")))
     assert "60,000 images" in printed(result)
     assert "epochs unknown, set data.num_images" in printed(replace(result, num_images=None))
@@ -197,13 +197,13 @@ def test_dry_run_reads_and_writes_nothing(
 
 
 class OwnConfig:
-    """Of a model that is not part of tok1d."""
+    """A configuration of a model that is not part of tok1d."""
 
     name, image_size, channels, num_classes = "own", 8, 1, 2
 
 
 class Own(nn.Module):
-    """A user's model without `use_stand_ins`; with `values` its loss needs numbers, which meta tensors do not have."""
+    """A user's model without `use_stand_ins`. With `values` its loss reads values, which meta tensors lack."""
 
     def __init__(self, *, values: bool) -> None:
         super().__init__()

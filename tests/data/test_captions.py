@@ -1,4 +1,4 @@
-"""Captions: who has which, in whatever order and split; and files that are not what they should be."""
+"""Captions: their assignment to images in any order and split, and invalid caption files."""
 
 import json
 
@@ -18,7 +18,7 @@ FILES = ["1.png", "a/2.png", "a/b/3.png", "c/4.png", "c/5.png"]
 
 
 def save(root, files):
-    """Images whose pixels tell their number, the value 10 times the digit in their name."""
+    """Images with constant pixels: 10 times the digit in their name."""
     for file in files:
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         value = 10 * int(file.split("/")[-1].split(".")[0])
@@ -128,11 +128,11 @@ def test_a_broken_captions_file_names_its_line(tmp_path, line, message):
     path.write_text(f'{{"file": "1.png", "caption": "one"}}\n\n{line}\n')
     with pytest.raises(DataError, match=message) as caught:
         read_captions(path)
-    told = str(caught.value)
-    assert told.startswith(str(path)) and "\n" not in told and len(told) < 400
+    error_text = str(caught.value)
+    assert error_text.startswith(str(path)) and "\n" not in error_text and len(error_text) < 400
 
 
-def test_captions_that_cannot_be_read_or_are_of_other_images_are_told(tmp_path):
+def test_captions_that_cannot_be_read_or_are_of_other_images_are_reported(tmp_path):
     save(tmp_path, [f"train/{i}.png" for i in range(1, 4)])
     (tmp_path / "latin.jsonl").write_bytes(b'{"file": "train/1.png", "caption": "a"}\n\xe9\n')
     write(tmp_path, {"1.png": "relative to train/", "2.png": "too"}, "elsewhere.jsonl")

@@ -98,7 +98,7 @@ def test_the_cache_is_filled_by_the_first_way_that_works(tmp_path, monkeypatch):
     assert fashion_mnist.find(cache=tmp_path) == found
 
 
-def test_damaged_downloads_do_not_enter_the_cache_and_the_error_says_all_ways(tmp_path, monkeypatch):
+def test_damaged_downloads_do_not_enter_the_cache_and_the_error_names_all_sources(tmp_path, monkeypatch):
     def damaged(work: Path) -> None:
         write_set(work).joinpath("train-images-idx3-ubyte.gz").write_bytes(b"half")
 
@@ -144,7 +144,7 @@ def test_the_debian_package_is_fetched_with_private_lists_when_the_system_has_no
     assert not list(work.glob("*.deb"))
 
 
-def test_a_machine_without_apt_is_told_so(tmp_path, monkeypatch):
+def test_a_missing_apt_is_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DataError, match="no apt-get and no dpkg"):
         fashion_mnist._from_debian(tmp_path)

@@ -137,7 +137,7 @@ def test_a_folder_linked_to_its_sibling_stands_under_both_names(folder):
     assert data.class_names == ["a", "a-b", "a-link", "b"] and data.files[2] == "a-link/3.webp"
 
 
-def test_folders_without_images_say_so_in_one_line(tmp_path):
+def test_folders_without_images_are_reported_in_one_line(tmp_path):
     (tmp_path / "empty" / "class").mkdir(parents=True)
     (tmp_path / "file").touch()
     for name, why in (("empty", "no images"), ("file", "not a folder"), ("nowhere", "no such folder")):
@@ -209,7 +209,7 @@ def test_errors_of_any_kind_that_a_format_raises_make_an_image_broken(folder, mo
 
 
 def test_a_subset_of_a_folder_meets_every_class_and_is_named(folder):
-    """Ten images of each of four classes, sorted: four of them are one of each."""
+    """Ten images of each of four classes, sorted; a subset of four has one image of each class."""
     for name in ("a", "a-b", "b", "c"):
         for number in range(10):
             save(folder / "even" / name / f"{number}.png")

@@ -21,12 +21,12 @@ def stream(num: int, batch_size: int, seed: int, steps: range, world: int = 1) -
 @settings(max_examples=60, deadline=None)
 def test_the_stream_is_the_permutations_of_the_epochs_one_after_another(num, batch_size, seed, world):
     steps = 3 * num // (batch_size * world) + 1
-    seen = stream(num, batch_size, seed, range(steps), world)
-    epochs = len(seen) // num
+    indices = stream(num, batch_size, seed, range(steps), world)
+    epochs = len(indices) // num
     expected = np.concatenate([permutation(num, seed, epoch) for epoch in range(epochs + 1)])
-    np.testing.assert_array_equal(seen, expected[: len(seen)])
+    np.testing.assert_array_equal(indices, expected[: len(indices)])
     for epoch in range(epochs):
-        np.testing.assert_array_equal(np.sort(seen[epoch * num : (epoch + 1) * num]), np.arange(num))
+        np.testing.assert_array_equal(np.sort(indices[epoch * num : (epoch + 1) * num]), np.arange(num))
 
 
 @given(num=sizes, per_rank=st.integers(1, 8), seed=st.integers(0, 99))
@@ -80,12 +80,12 @@ def test_impossible_batches_are_refused(num, step, rank):
         batch_indices(num, 2, seed=0, step=step, rank=rank, world=2)
 
 
-def test_a_choice_of_a_step_is_even_and_depends_on_seed_and_step_alone():
-    drawn = np.array([choice(3, seed=1, step=step, stream=2) for step in range(6000)])
-    assert abs(np.bincount(drawn, minlength=3) - 2000).max() < 150  # standard deviation 37
-    assert (drawn[:50] == [choice(3, seed=1, step=step, stream=2) for step in range(50)]).all()
+def test_a_choice_of_a_step_is_uniform_and_depends_only_on_seed_and_step():
+    choices = np.array([choice(3, seed=1, step=step, stream=2) for step in range(6000)])
+    assert abs(np.bincount(choices, minlength=3) - 2000).max() < 150  # standard deviation 37
+    assert (choices[:50] == [choice(3, seed=1, step=step, stream=2) for step in range(50)]).all()
     for other in ({"seed": 2, "stream": 2}, {"seed": 1, "stream": 0}):
-        agree = np.mean(drawn == [choice(3, step=step, **other) for step in range(6000)])
+        agree = np.mean(choices == [choice(3, step=step, **other) for step in range(6000)])
         assert 0.29 < agree < 0.38  # a third
-    pairs = np.bincount(3 * drawn[:-1] + drawn[1:], minlength=9)
+    pairs = np.bincount(3 * choices[:-1] + choices[1:], minlength=9)
     assert abs(pairs - 6000 / 9).max() < 110  # one step says nothing of the next

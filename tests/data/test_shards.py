@@ -1,4 +1,4 @@
-"""Tar shards and saved arrow data sets against the libraries that wrote them, and in place of a folder."""
+"""Tar shards and saved arrow data sets, compared with the libraries that wrote them and used in place of a folder."""
 
 import io
 from collections.abc import Callable
@@ -154,7 +154,7 @@ def test_a_changed_shard_is_indexed_anew(shards: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "train", "told"),
+    ("names", "train", "stated"),
     [
         (["a/train/0.tar", "a/val/0.tar"], ["a/train/0.tar"], True),
         (["in1k-train-000.tar", "in1k-validation-00.tar"], ["in1k-train-000.tar"], True),
@@ -163,8 +163,8 @@ def test_a_changed_shard_is_indexed_anew(shards: Path) -> None:
         (["trainer-0.tar", "test-1.tar"], ["trainer-0.tar", "test-1.tar"], False),
     ],
 )
-def test_names_of_shards_tell_their_split(names: list[str], train: list[str], told: bool) -> None:
-    assert part_of(names, "train") == (train, told)
+def test_names_of_shards_give_their_split(names: list[str], train: list[str], stated: bool) -> None:
+    assert part_of(names, "train") == (train, stated)
 
 
 def test_what_is_wrong_is_named(shards: Path, saved: Path, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_what_is_wrong_is_named(shards: Path, saved: Path, tmp_path: Path) -> No
 
 
 def test_a_shard_that_is_cut_off_anywhere_is_refused(shards: Path) -> None:
-    """tarfile itself takes a header that is cut off or damaged for the end of the archive."""
+    """tarfile itself treats a truncated or damaged header as the end of the archive."""
     path = shards / "all-002.tar"
     whole = path.read_bytes()
     members = index_shard(str(path), "png", "cls", None)
@@ -211,7 +211,7 @@ def test_a_shard_that_is_cut_off_anywhere_is_refused(shards: Path) -> None:
 
 
 def test_classes_are_those_of_all_splits(tmp_path: Path) -> None:
-    """Class 2 is in the training images alone."""
+    """Class 2 occurs only in the training images."""
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     parts = {}
     for split, classes in (("train", (0, 1, 2)), ("test", (0, 1))):

@@ -22,7 +22,7 @@ def begin(folder, rows=23, part=(0, 1), meta=META, overwrite=False, **changes):
 
 
 def put(writer, tokens=TOKENS, labels=LABELS, chunk=4, shards=None):
-    """Write the missing rows, or those of the first so many shards."""
+    """Write the missing rows, or only those of the first shards."""
     for start, stop in writer.ranges[:shards]:
         for first in range(start, stop, chunk):
             rows = slice(first, min(first + chunk, stop))
@@ -97,7 +97,7 @@ def test_writers_in_turns_one_of_them_killed_equal_one_writer(tmp_path):
     assert (first.num_rows, second.num_rows) == (10, 13)
     put(second, shards=1)
     put(first, shards=1)
-    first.write(TOKENS[5:7], LABELS[5:7])  # the last that is heard of it
+    first.write(TOKENS[5:7], LABELS[5:7])  # the writer stops here
     (folder / ".shard-00001.safetensors.0123.tmp").write_bytes(b"cut off while writing")
     put(second, chunk=3)
     assert not second.close() and not (folder / "index.json").exists()
@@ -152,7 +152,7 @@ def test_a_cache_of_the_first_version_is_read_and_continued(tmp_path):
     np.testing.assert_array_equal(TokenCache(tmp_path).batch(range(23))[0], TOKENS)
 
 
-def test_too_little_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
+def test_too_little_free_space_is_reported_before_anything_is_written(tmp_path, monkeypatch):
     need = 23 * (3 * 4 * 4 + 8)
     free = [need - 1]
     monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=free[0]))
@@ -161,11 +161,11 @@ def test_too_little_room_is_told_before_anything_is_written(tmp_path, monkeypatc
     assert not (tmp_path / "deep").exists()
     free[0] = need
     put(begin(tmp_path / "cache"), shards=2)
-    free[0] = 13 * (3 * 4 * 4 + 8)  # what is there needs no room
+    free[0] = 13 * (3 * 4 * 4 + 8)  # rows already written need no free space
     fill(tmp_path / "cache")
     with pytest.raises(DataError, match="needs"):
         fill(tmp_path / "other")
-    fill(tmp_path / "cache", overwrite=True)  # the old files make room
+    fill(tmp_path / "cache", overwrite=True)  # the old files are removed first
 
 
 def test_sizes_are_shown_in_decimal_units():
@@ -185,7 +185,7 @@ def test_an_exception_leaves_the_cache_unfinished(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["shard-00000.safetensors"]
 
 
-def test_finished_and_foreign_caches_are_not_overwritten_unless_asked(tmp_path):
+def test_finished_and_foreign_caches_are_only_overwritten_on_request(tmp_path):
     other_meta = {**META, "tokenizer_fingerprint": "def"}
     fill(tmp_path)
     for settings in ({}, {"part": (0, 2), "meta": other_meta}, {"part": (1, 2), "rows": 22}):

@@ -76,17 +76,17 @@ def test_centercrop_views_mirror_each_other():
     np.testing.assert_array_equal(pixels(crop)[:, ::-1], pixels(mirrored))
 
 
-def test_random_crops_lie_where_the_draws_say_and_reach_both_ends():
+def test_random_crops_follow_the_random_numbers_and_reach_both_ends():
     image = Image.fromarray(np.arange(30, dtype=np.uint8)[None].repeat(10, 0))  # grey level = column
     rng = np.random.default_rng(0)
     lefts = [pixels(transforms.random_crop(image, 10, *rng.random(2)))[0, 0] for _ in range(300)]
     assert set(lefts) == set(range(21))
-    draws = np.random.default_rng(0).random((300, 2))
-    assert lefts == [int(21 * across) for across, _ in draws]
+    numbers = np.random.default_rng(0).random((300, 2))
+    assert lefts == [int(21 * across) for across, _ in numbers]
 
 
 def test_crops_of_random_scale_show_eight_tenths_to_all_of_the_short_side():
-    """On a ramp of 80 columns a crop of 20 shows 80 to 64 of them; each of the six short sides is as likely."""
+    """On a ramp of 80 columns a crop of 20 covers 64 to 80 of them; all six short sides are equally likely."""
     ramp = Image.fromarray(np.arange(80, dtype=np.uint8)[None].repeat(80, 0))
     rng = np.random.default_rng(0)
     crops = [pixels(transforms.random_scale_crop(ramp, 20, *rng.random(3))).astype(float) for _ in range(600)]
@@ -96,10 +96,12 @@ def test_crops_of_random_scale_show_eight_tenths_to_all_of_the_short_side():
     assert sum(counts) == 600 and min(counts) > 70
     assert min(crop.min() for crop in crops) < 3 and max(crop.max() for crop in crops) > 76
     whole = Transform(20, 1, "random_scale", True)
-    draws = np.random.default_rng(3).random(4)
-    assert whole(ramp, np.random.default_rng(3)).equal(whole.apply(ramp, draws))
-    full = Transform(20, 1, "center").apply(ramp, draws)
-    assert Transform(20, 1, "random_scale").apply(ramp, (*draws[:3], 0.0)).equal(full), "smallest short side: no slack"
+    numbers = np.random.default_rng(3).random(4)
+    assert whole(ramp, np.random.default_rng(3)).equal(whole.apply(ramp, numbers))
+    full = Transform(20, 1, "center").apply(ramp, numbers)
+    assert Transform(20, 1, "random_scale").apply(ramp, (*numbers[:3], 0.0)).equal(full), (
+        "smallest short side: no slack"
+    )
 
 
 def test_to_tensor_is_channels_first_in_0_1():
@@ -193,9 +195,9 @@ def test_transform_repeats_itself_and_matches_the_plain_functions():
     image = picture(50, 30)
     assert Transform(16)(image).equal((to_tensor(transforms.center_crop(image, 16)) * 255).round().byte())
     both = Transform(16, channels=1, crop="random", flip=True)
-    draws = [both(image, np.random.default_rng(seed)) for seed in (0, 0, 1)]
-    assert draws[0].shape == (1, 16, 16) and draws[0].dtype == torch.uint8
-    assert draws[0].equal(draws[1]) and not draws[0].equal(draws[2])
+    views = [both(image, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    assert views[0].shape == (1, 16, 16) and views[0].dtype == torch.uint8
+    assert views[0].equal(views[1]) and not views[0].equal(views[2])
     with pytest.raises(ValueError, match="generator"):
         both(image)
 
@@ -206,7 +208,7 @@ def test_flip_happens_below_one_half():
     assert flip.apply(image, (0, 0, 0.49)).flip(2).equal(flip.apply(image, (0, 0, 0.5)))
 
 
-def test_fingerprints_tell_transforms_apart_and_never_change():
+def test_fingerprints_distinguish_transforms_and_never_change():
     every = [
         Transform(size, channels, crop, flip).fingerprint()
         for size in (28, 32)
@@ -226,9 +228,9 @@ def test_impossible_transforms_are_refused(wrong):
 
 @pytest.mark.parametrize("crop", ["center", "random", "random_scale", "center+flip", "tencrop"])
 def test_a_border_is_black_around_the_smaller_crop(crop):
-    image, flip, draws = picture(50, 40), crop in transforms.RANDOM, (0.3, 0.8, 0.1, 0.6)
+    image, flip, numbers = picture(50, 40), crop in transforms.RANDOM, (0.3, 0.8, 0.1, 0.6)
     plain, padded = Transform(20, 3, crop, flip), Transform(26, 3, crop, flip, pad=3)
-    inner, whole = plain.apply(image, draws), padded.apply(image, draws)
+    inner, whole = plain.apply(image, numbers), padded.apply(image, numbers)
     assert whole.shape == (*inner.shape[:-2], 26, 26) and whole.dtype == torch.uint8
     assert torch.equal(transforms.without_border(whole, 3), inner) and int(inner.sum()) == int(whole.sum())
     assert torch.equal(transforms.without_border(inner, 0), inner)

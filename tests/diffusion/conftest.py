@@ -1,4 +1,4 @@
-"""A target every sampler can be judged on exactly: independent normal data, whose denoiser is known and affine."""
+"""A target with an exact solution: independent normal data, whose optimal denoiser is known and affine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tok1d.diffusion.path import Path, Prediction
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Data N(mean, std^2) and what a perfect network predicts for x_t = alpha x + sigma noise."""
+    """Data N(mean, std^2) and the optimal predictions for x_t = alpha x + sigma noise."""
 
     mean: float = 1.5
     std: float = 0.5
@@ -29,7 +29,7 @@ class Gaussian:
         return sigma * (x - alpha * self.mean) / (alpha**2 * self.std**2 + sigma**2)
 
     def predict(self, kind: Prediction, path: Path) -> Callable[[Tensor, Tensor], Tensor]:
-        """The perfect network f(x, t) of that kind on a continuous path."""
+        """The optimal network f(x, t) of this prediction type on a continuous path."""
 
         def network(x: Tensor, t: Tensor) -> Tensor:
             alpha, sigma, d_alpha, d_sigma = path.coefficients(t.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1)))
@@ -45,11 +45,11 @@ class Gaussian:
 Sampler = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 
-def affine_moments(sampler: Sampler, draws: int) -> tuple[float, float]:
+def affine_moments(sampler: Sampler, num_noises: int) -> tuple[float, float]:
     """Mean and std of what `sampler(start, randn)` makes of standard normal noise, exactly, without sampling.
 
-    A sampler driven by an affine field is affine in its start and in each of its draws, so a batch of impulses
-    (none, the start alone, the first draw alone, ...) gives all its coefficients.
+    A sampler driven by an affine field is affine in its start and in each of its noises. A batch of impulses (none,
+    only the start, only the first noise, ...) therefore gives all its coefficients.
     """
     calls = 0
 
@@ -60,10 +60,10 @@ def affine_moments(sampler: Sampler, draws: int) -> tuple[float, float]:
         impulse[1 + calls] = 1
         return impulse
 
-    start = torch.zeros(2 + draws, 1, dtype=torch.float64)
+    start = torch.zeros(2 + num_noises, 1, dtype=torch.float64)
     start[1] = 1
     out = sampler(start, randn)
-    assert calls == draws, f"the sampler drew {calls} times"
+    assert calls == num_noises, f"the sampler used {calls} noises"
     return out[0].item(), (out[1:] - out[0]).square().sum().sqrt().item()
 
 

@@ -1,4 +1,4 @@
-"""The discrete chain against products, Bayes' rule and a target whose perfect denoiser is known."""
+"""The discrete chain against products, Bayes' rule and a target whose optimal denoiser is known."""
 
 import itertools
 import math
@@ -237,7 +237,7 @@ def test_fixed_variance_has_the_noise_term_only() -> None:
 
 
 def perfect_noise(target: Any, chain: Chain) -> Callable[[Tensor, Tensor], Tensor]:
-    """E[noise | x_t] of the target, looked up by the original step index, as a network would learn it."""
+    """E[noise | x_t] of the target, indexed by the original step, as a trained network would be."""
 
     def network(x: Tensor, t: Tensor) -> Tensor:
         level = torch.from_numpy(chain.alpha_bar)[t][:, None]
@@ -274,11 +274,11 @@ def test_the_exact_reverse_variance_makes_a_coarse_chain_exact(target: Any, mome
         return torch.cat([noise, (2 * fraction - 1).expand_as(noise)], dim=1)
 
     mean, std = moments(lambda x, randn: ancestral(network, x, chain, randn), 100)
-    # the last step takes no noise: the spread of x_0 given x_1 is lost
+    # the last step adds no noise: the variance of x_0 given x_1 is missing
     level = chain.alpha_bar[0]
-    lost = target.std**2 * (1 - level) / (level * target.std**2 + 1 - level)
+    variance_lost = target.std**2 * (1 - level) / (level * target.std**2 + 1 - level)
     assert abs(mean - target.mean) < 0.02
-    assert abs(std - math.sqrt(target.std**2 - lost)) < 1e-3
+    assert abs(std - math.sqrt(target.std**2 - variance_lost)) < 1e-3
 
 
 def test_ddim_samples_have_the_moments_of_the_target(target: Any, moments: Moments) -> None:
@@ -321,15 +321,15 @@ def test_one_step_of_perfect_noise_recovers_the_data() -> None:
     torch.testing.assert_close(ddim(network, start, chain, learned_variance=False), data, atol=1e-4, rtol=0)
 
 
-def test_samplers_tell_the_network_original_steps_and_are_traced() -> None:
-    chain, told, states = Chain.named("linear").respace(4), [], []
+def test_samplers_pass_original_steps_to_the_network_and_are_traced() -> None:
+    chain, steps_received, states = Chain.named("linear").respace(4), [], []
 
     def network(x: Tensor, t: Tensor) -> Tensor:
-        told.append(t.tolist())
+        steps_received.append(t.tolist())
         return torch.zeros(x.shape[0], 2 * x.shape[1])
 
     out = ancestral(network, torch.ones(2, 3), chain, torch.randn_like, trace=states.append)
-    assert told == [[step] * 2 for step in (999, 666, 333, 0)]
+    assert steps_received == [[step] * 2 for step in (999, 666, 333, 0)]
     assert len(states) == 4 and torch.equal(states[-1], out)
 
 

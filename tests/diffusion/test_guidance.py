@@ -1,4 +1,4 @@
-"""Guidance: what the scale means, where it acts and what it costs."""
+"""Guidance: the meaning of its scale, its interval, and the number of network calls."""
 
 import pytest
 import torch

@@ -31,13 +31,13 @@ def test_logit_normal_times() -> None:
 
 def test_times_come_from_the_generator() -> None:
     for times in (Times("uniform"), Times("logit_normal")):
-        draws = [times.sample(5, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
-        assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+        samples = [times.sample(5, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+        assert torch.equal(samples[0], samples[1]) and not torch.equal(samples[0], samples[2])
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_network_that_knows_has_no_loss(path: Path, kind: Prediction) -> None:
+def test_a_network_with_the_exact_answer_has_no_loss(path: Path, kind: Prediction) -> None:
     torch.manual_seed(0)
     data, noise = torch.randn(2, 4, 3, 2, 2)
     t = torch.tensor([0.1, 0.4, 0.6, 0.9])
@@ -48,17 +48,17 @@ def test_a_network_that_knows_has_no_loss(path: Path, kind: Prediction) -> None:
     torch.testing.assert_close(objective.loss(lambda x, s: answer + 2, data, noise, t), 4 * weight)
 
 
-def test_the_network_sees_the_noised_input_and_the_time() -> None:
+def test_the_network_receives_the_noised_input_and_the_time() -> None:
     data, noise, t = torch.ones(2, 3), torch.zeros(2, 3), torch.tensor([0.25, 0.75])
-    seen: list[Tensor] = []
+    received: list[Tensor] = []
 
     def network(x: Tensor, s: Tensor) -> Tensor:
-        seen.extend([x, s])
+        received.extend([x, s])
         return x
 
     FlowObjective(Path("linear")).loss(network, data, noise, t)
-    torch.testing.assert_close(seen[0], t[:, None].expand(2, 3))
-    assert torch.equal(seen[1], t)
+    torch.testing.assert_close(received[0], t[:, None].expand(2, 3))
+    assert torch.equal(received[1], t)
 
 
 def test_squared_weight_on_data_is_the_velocity_loss() -> None:
@@ -91,13 +91,13 @@ def test_all_predictions_of_one_field_walk_the_same_way(target: Any, path: Path,
 
 
 def test_times_whose_ratio_is_lognormal_on_the_cosine_path() -> None:
-    draws = torch.linspace(-3, 3, 7, dtype=torch.float64)
+    normals = torch.linspace(-3, 3, 7, dtype=torch.float64)
     for kind, path in (("logit_normal", Path("linear")), ("atan_normal", Path("cosine"))):
-        alpha, sigma, _, _ = path.coefficients(Times(kind, 0.5, 2.0).from_normal(draws))
-        torch.testing.assert_close((alpha / sigma).log(), 2 * draws + 0.5)
+        alpha, sigma, _, _ = path.coefficients(Times(kind, 0.5, 2.0).from_normal(normals))
+        torch.testing.assert_close((alpha / sigma).log(), 2 * normals + 0.5)
 
 
-def test_the_direction_loss_is_blind_to_length_and_worst_for_the_opposite() -> None:
+def test_the_direction_loss_ignores_length_and_is_largest_for_opposites() -> None:
     target = torch.randn(2, 5, 3)
     torch.testing.assert_close(direction_loss(3 * target, target), torch.zeros(2), atol=1e-6, rtol=0)
     torch.testing.assert_close(direction_loss(-target, target), torch.full((2,), 2.0))

@@ -81,22 +81,22 @@ def test_solvers_agree_with_a_fine_reference_on_a_nonlinear_field() -> None:
 
 
 def test_evaluations_and_their_times() -> None:
-    seen: list[float] = []
+    times_evaluated: list[float] = []
 
     def field(x: Tensor, t: Tensor) -> Tensor:
         assert t.shape == (1,)
-        seen.append(round(t.item(), 6))
+        times_evaluated.append(round(t.item(), 6))
         return torch.zeros_like(x)
 
     x, times = torch.zeros(3, 2), time_grid(4)
     euler(field, x, times)
-    assert seen == [0, 0.25, 0.5, 0.75]
-    seen.clear()
+    assert times_evaluated == [0, 0.25, 0.5, 0.75]
+    times_evaluated.clear()
     heun(field, x, times)  # the velocity at t = 1 is never asked for
-    assert seen == [0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
-    seen.clear()
+    assert times_evaluated == [0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
+    times_evaluated.clear()
     interpolant_sde(field, x, 5, torch.randn_like)
-    assert seen == [0, 0.24, 0.48, 0.72, 0.96]
+    assert times_evaluated == [0, 0.24, 0.48, 0.72, 0.96]
 
 
 def test_heun_takes_two_evaluations_where_the_grid_ends_before_the_data() -> None:
@@ -172,10 +172,10 @@ def test_without_noise_euler_maruyama_is_euler() -> None:
 def test_randn_from_a_generator_leaves_the_global_one_alone() -> None:
     before = torch.get_rng_state()
     x = torch.zeros(2, 3, dtype=torch.float64)
-    draws = [randn_from(torch.Generator().manual_seed(seed))(x) for seed in (3, 3, 4)]
+    samples = [randn_from(torch.Generator().manual_seed(seed))(x) for seed in (3, 3, 4)]
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
-    assert draws[0].dtype == torch.float64 and draws[0].shape == (2, 3)
+    assert torch.equal(samples[0], samples[1]) and not torch.equal(samples[0], samples[2])
+    assert samples[0].dtype == torch.float64 and samples[0].shape == (2, 3)
 
 
 def test_too_few_steps() -> None:

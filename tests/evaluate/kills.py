@@ -1,9 +1,10 @@
-"""Kill evaluations with SIGKILL at drawn instants, run the same command again, compare the records byte for byte.
+"""Kill evaluations with SIGKILL at random points, run the same command again, compare the records byte for byte.
 
     python tests/evaluate/kills.py ROOT DATA
 
-ROOT is an empty folder, DATA one with Fashion-MNIST's files. Every run is a process of its own that calls the command
-line, forked from this one, which has imported the package but computed nothing. One line of JSON a chain of kills.
+ROOT is an empty folder, DATA one with Fashion-MNIST's files. Every run is a separate process that calls the command
+line. It is forked from this one, which has imported the package but computed nothing. Each chain of kills is printed as
+one line of JSON.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ FAMILIES = {
         *("--decoder-steps", "2", "--guidance", "1.5", "--classes", "random", *COMMON),
     ],
 }
-# A kill falls at the n-th time (from 1 to the number here) that a process comes to a place; "outside": the process
-# tells of the place and goes on, until the signal of another process meets it.
+# A process is killed when it reaches a place for the n-th time (n from 1 to the number here). "outside": the process
+# reports the place and continues, until another process kills it.
 CHAINS = {
     "measuring": [("outside, a measured batch", 6), ("a measured batch", 3), ("outside, a block renamed", 1)],
     "writing blocks": [("a block half written", 1), ("a block not renamed", 1), ("a block renamed", 1)],
@@ -57,10 +58,10 @@ CHAINS = {
 
 @dataclass
 class Chain:
-    """Kills of one evaluation, each of what the one before left, and what came of it at last.
+    """Consecutive kills of one evaluation, each resuming the one before, and the final outcome.
 
     Args:
-        kills: where they fell. problems: anything that is not as after the unbroken evaluation.
+        kills: where they happened. problems: every difference from the unbroken evaluation.
     """
 
     family: str
@@ -70,7 +71,7 @@ class Chain:
 
 
 class Watch:
-    """Counts how often a process comes to a place, and kills it, or tells that it may be killed, at the n-th time."""
+    """Counts how often a process reaches a place; the n-th time, kills it or reports that it may be killed."""
 
     def __init__(self, place: str, number: int, tell: int) -> None:
         self.place, self.number, self.tell = place.removeprefix("outside, "), number, tell
@@ -107,7 +108,7 @@ def watch_measuring(watch: Watch) -> None:
 
 
 def watch_writing(watch: Watch, share: float) -> None:
-    """The writing and removing of blocks, of the record and of the file of images."""
+    """Kill places in the writing and removal of blocks, of the record and of the image file."""
     import torch
 
     save, replace, write_text, unlink = torch.save, os.replace, Path.write_text, Path.unlink
@@ -160,7 +161,7 @@ class Machine:
         if pid:
             os.close(write)
             return pid, read
-        try:  # a process that is not to return from here, whatever happens
+        try:  # the child process never returns from here
             os.close(read)
             log = os.open(self.root / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(log, 1)
@@ -188,14 +189,14 @@ class Machine:
         return self.ended(*self.start(family, name, watch))
 
     def ended(self, pid: int, read: int) -> int:
-        """Kills a process if it says that it is time; its exit code."""
+        """Kill the process when it reports the place; returns its exit code."""
         if os.read(read, 1):
             os.kill(pid, signal.SIGKILL)
         os.close(read)
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
     def problems(self, family: str, name: str) -> list[str]:
-        """What of a finished evaluation is not as of the unbroken one, whose name is the family's."""
+        """Differences between a finished evaluation and the unbroken one, which is named after the family."""
         from tok1d.evaluate.sample_batch import SampleImages
 
         found = []
@@ -210,13 +211,13 @@ class Machine:
 
 
 def chain_of(machine: Machine, family: str, name: str) -> Chain:
-    """Kill an evaluation at all places of a chain, end it, compare; drawn again where it ended before its kill."""
+    """Kill an evaluation at all places of a chain, finish it, compare; retried if it ended before a kill."""
     for attempt in range(20):
-        draw, chain = random.Random(f"{family} {name} {attempt}"), Chain(family, name)
+        rng, chain = random.Random(f"{family} {name} {attempt}"), Chain(family, name)
         called = f"{family}-{name.replace(' ', '-')}-{attempt}"
         record = machine.root / f"{called}.json"
         for place, most in CHAINS[name]:
-            number, share = draw.randint(1, most), draw.random()
+            number, share = rng.randint(1, most), rng.random()
             chain.kills.append(f"{place} {number}")
             code = machine.run(family, called, (place, number, share))
             if record.exists() and record.read_bytes() != (machine.root / f"{family}.json").read_bytes():
@@ -237,8 +238,8 @@ def chain_of(machine: Machine, family: str, name: str) -> Chain:
 
 def shared_chain(machine: Machine, family: str) -> Chain:
     """Two processes share an evaluation; one is killed, the other ends, the killed one is started again."""
-    draw, name = random.Random(f"{family} shared"), f"{family}-shared"
-    chain, number = Chain(family, "shared"), draw.randint(1, 2)
+    rng, name = random.Random(f"{family} shared"), f"{family}-shared"
+    chain, number = Chain(family, "shared"), rng.randint(1, 2)
 
     def watch(tell: int) -> None:
         watch_measuring(Watch("outside, a measured batch", number, tell))

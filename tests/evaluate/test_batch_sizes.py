@@ -1,4 +1,4 @@
-"""The bundled models at three batch sizes: the same noise for every image, the same images, the same figures."""
+"""The bundled models at three batch sizes: the same noise for every image, the same images, the same metrics."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,7 +25,7 @@ MEASURED = [name for name in METRICS if name != "lpips"]  # whose weights are no
 
 
 class Mapped(OwnNetwork):
-    """The bundled judge with maps of places besides, for sFD: the images' 4 x 4 means."""
+    """The bundled classifier with additional spatial features for sFD: the 4 x 4 means of the images."""
 
     def __init__(self, pad: int) -> None:
         super().__init__(tok1d.load("fashion-mnist-cnn", device="cpu"), "judge", pad=pad, eight_bit=False)
@@ -36,8 +36,8 @@ class Mapped(OwnNetwork):
         return Features(found.pooled, F.avg_pool2d(images, 4).flatten(1), found.logits)
 
 
-class Watched:
-    """The images and the sources of noise that an evaluation went through."""
+class Recorded:
+    """The images and the random generators that an evaluation used."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.images: list[Tensor] = []
@@ -57,12 +57,12 @@ class Watched:
             patch.setattr(module, "noise_of", source)
 
     def ends(self) -> dict[tuple[int | str, ...], list[bytes]]:
-        """Where each image's noise stands: what was drawn from it, and how much."""
+        """The state of the random generator of each image after the evaluation."""
         return {key: [each.get_state().numpy().tobytes() for each in sources] for key, sources in self.noise.items()}
 
 
 def of_images(tokenizer: str, **options: Any) -> Callable[..., Any]:
-    def measure(root: Path, batch_size: int, watched: Watched) -> Any:
+    def measure(root: Path, batch_size: int, recorded: Recorded) -> Any:
         model = tok1d.load(tokenizer, device="cpu")
         return reconstruction.evaluate_reconstruction(
             model,
@@ -75,11 +75,11 @@ def of_images(tokenizer: str, **options: Any) -> Callable[..., Any]:
 
 
 def of_samples(generator: str, **options: Any) -> Callable[..., Any]:
-    def measure(root: Path, batch_size: int, watched: Watched) -> Any:
+    def measure(root: Path, batch_size: int, recorded: Recorded) -> Any:
         model, tokenizer = tok1d.load_pair(generator, device="cpu")
         measured = measuring(padding_of(tokenizer), ON_FEATURES)
         compared = generation.measured_set(images_for(tokenizer, root), measured.measures)
-        watched.images.clear()
+        recorded.images.clear()
         how = Samples(num=NUM, batch_size=batch_size, seed=3, **options)
         return generation.evaluate_generation(model, tokenizer, None, how, replace(measured, references=compared))
 
@@ -103,7 +103,7 @@ def measuring(pad: int, metrics: Sequence[str] = MEASURED) -> Measuring:
     return Measuring(Measures(tuple(metrics), [Mapped(pad)], pad))
 
 
-# What measures, which metrics, and how many sets of images the networks see (the originals are one).
+# The evaluation, its metrics, and how many sets of images the networks receive (the originals are one).
 CASES: dict[str, tuple[Callable[..., Any], list[str], int]] = {
     "deterministic: MAETok": (of_images("fashion-mnist-maetok"), MEASURED, 2),
     "deterministic, with the class: SMAP": (
@@ -155,14 +155,14 @@ CASES: dict[str, tuple[Callable[..., Any], list[str], int]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_nothing_depends_on_the_batch_size(drawn: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_nothing_depends_on_the_batch_size(generated_images: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     measure, metrics, times = CASES[name]
     found = []
     for batch_size in BATCH_SIZES:
         with monkeypatch.context() as patch:
-            watched = Watched(patch)
-            records = measure(drawn, batch_size, watched)
-        found.append((watched, records))
+            recorded = Recorded(patch)
+            records = measure(generated_images, batch_size, recorded)
+        found.append((recorded, records))
     first, records = found[0]
     called = [record.name.partition("@")[0] for record in records if record.keep == records[0].keep]
     assert len(called) == len(metrics) and all(record.value is not None for record in records), records
@@ -180,5 +180,5 @@ def test_nothing_depends_on_the_batch_size(drawn: Path, monkeypatch: pytest.Monk
 
 
 def by_image(calls: list[Tensor], times: int) -> Tensor:
-    """The images of all calls in order, of `times` sets whose batches take turns."""
+    """The images of all calls in order; the batches of `times` sets alternate."""
     return torch.cat([torch.cat(calls[i::times]) for i in range(times)])

@@ -1,4 +1,4 @@
-"""Fréchet distance, KID, and the metrics of manifolds against other libraries, direct sums and closed forms."""
+"""Fréchet distance, KID, and the manifold metrics, compared with other libraries, direct sums and closed forms."""
 
 import math
 from typing import Any
@@ -180,7 +180,7 @@ def test_identical_sets_are_fully_covered_and_distant_ones_not_at_all() -> None:
     real = features(64, 6)
     assert manifold(real, real.clone(), distances="float64") == Manifold(1, 1, 1, 1)
     assert manifold(real, real + 100) == Manifold(0, 0, 0, 0)
-    # Real images far out are no matter for precision, and recall loses just their share.
+    # Real outliers do not change precision, and lower recall exactly by their share.
     outliers = torch.cat([real, 1000 + 10 * features(16, 6, 1)])
     found = manifold(outliers, real, distances="float64")
     assert found.precision == 1 and found.recall == found.coverage == 0.8

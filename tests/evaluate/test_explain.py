@@ -1,4 +1,4 @@
-"""Explaining two numbers names exactly the settings that differ, and knows the published protocols."""
+"""The comparison of two numbers names exactly the settings that differ, and covers the published protocols."""
 
 import json
 import re
@@ -20,8 +20,8 @@ from tok1d.zoo.record import Record, write_records
 
 SYSTEMS = ("llamagen", "maetok", "mar", "semanticist", "sit", "smap", "titok")
 
-# What a record of samples says, in the form of older versions, and changes of it: setting -> fields of a record that
-# differs in it alone.
+# A record of samples in the format of older versions, and changes: setting -> fields of a record that differs only
+# in this setting.
 SAMPLES: dict[str, Any] = {
     "name": "fd@cnn",
     "value": 8.1,
@@ -139,7 +139,7 @@ def test_no_guidance_is_one_difference() -> None:
     assert {line.key for line in found.differences} == {"guidance", "decoder_guidance"}
 
 
-def test_what_an_older_file_does_not_say_is_not_a_difference() -> None:
+def test_what_an_older_file_does_not_state_is_not_a_difference() -> None:
     record = record_of(SAMPLES | {"label": None})
     stated = {key: value for key, value in record.to_json().items() if key != "label"}
     older, newer = measured(record, "a", stated=stated), measured(changed(set()), "b")
@@ -210,7 +210,7 @@ def test_bundled_models_against_every_protocol(model: str, system: str) -> None:
 
 
 def test_a_faithful_record_matches_its_protocol() -> None:
-    told: dict[str, Any] = {
+    stated_settings: dict[str, Any] = {
         "name": "gfid",
         "value": 1.7,
         "num_images": 50_000,
@@ -221,7 +221,7 @@ def test_a_faithful_record_matches_its_protocol() -> None:
         "guidance": "1.9 in 0.25..1",
         "classes": "uniformly random",
     }
-    found = compare(measured(record_of(told), "mine"), published("maetok"))
+    found = compare(measured(record_of(stated_settings), "mine"), published("maetok"))
     # The paper used the ADM suite itself; whether the reference is its file, a fingerprint cannot tell.
     assert [line.key for line in found.differences] == ["implementation"]
     assert found.comparable == "not known" and "reference set" in found.verdict
@@ -238,13 +238,13 @@ def test_a_faithful_record_matches_its_protocol() -> None:
         "classes",
     ):
         assert key in same
-    other = record_of(told | {"reference": "50000 validation images 0123456789abcdef"})
+    other = record_of(stated_settings | {"reference": "50000 validation images 0123456789abcdef"})
     assert "reference" in [line.key for line in compare(measured(other, "mine"), published("maetok")).differences]
 
 
 def test_a_reconstruction_is_compared_with_its_paper_s_kind_of_reference() -> None:
-    """Whichever of the two stands first; a reference of which only a fingerprint is known is not stated to differ."""
-    told: dict[str, Any] = {
+    """In either order. A reference of which only the fingerprint is known is not reported as different."""
+    stated_settings: dict[str, Any] = {
         "name": "rfid",
         "value": 0.6,
         "num_images": 50_000,
@@ -263,7 +263,7 @@ def test_a_reconstruction_is_compared_with_its_paper_s_kind_of_reference() -> No
         ("77d4fd3f41a32d54", "not stated"),
         ("50000 train images 77d4fd3f41a32d54", "differs"),
     ):
-        record = record_of(told | {"reference": reference})
+        record = record_of(stated_settings | {"reference": reference})
         for protocol in ("semanticist/rfid", "maetok/rfid"):
             mine, paper = measured(record, "mine"), published(protocol)
             for found in (compare(mine, paper), compare(paper, mine)):
@@ -271,14 +271,14 @@ def test_a_reconstruction_is_compared_with_its_paper_s_kind_of_reference() -> No
                 assert lines["reference"] == expected, reference
                 assert lines["crop"] == ("same" if protocol == "semanticist/rfid" else "not stated")
                 assert found.comparable == ("no" if expected == "differs" else "not known")
-                told_so = ("crop and resize" in found.verdict) == (protocol == "maetok/rfid")
-                assert "reference set" in found.verdict and (told_so or expected == "differs")
-    other = measured(record_of(told | {"crop": "center 512"}), "mine")
+                crop_named = ("crop and resize" in found.verdict) == (protocol == "maetok/rfid")
+                assert "reference set" in found.verdict and (crop_named or expected == "differs")
+    other = measured(record_of(stated_settings | {"crop": "center 512"}), "mine")
     assert "crop" in [line.key for line in compare(other, published("semanticist/rfid")).differences]
 
 
 def test_a_folder_is_no_name_of_a_data_set() -> None:
-    """Of a recipe that reads a folder or shards, only the images' size is known."""
+    """For a recipe that reads a folder or shards, only the image size is known."""
     record = Record(name="rfid", value=0.5, num_images=50_000, network="inception@672682", keep=128)
     for name in ("folder", "webdataset", "huggingface"):
         for size, status in ((256, "not stated"), (272, "differs")):

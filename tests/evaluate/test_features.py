@@ -1,4 +1,4 @@
-"""Feature networks: which name they may carry, what they see of an image, what they say when weights are missing."""
+"""Feature networks: their names, their input images, and errors for missing weights."""
 
 import sys
 from collections.abc import Callable
@@ -27,7 +27,7 @@ FIDELITY = "pip install torch-fidelity brings the Inception graph"
 
 
 class Brightness(FrozenNetwork):
-    """The mean of every channel, as a network."""
+    """A network that returns the mean of every channel."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__("brightness", "0" * 12, device="cpu", dim=1, **options)
@@ -40,7 +40,7 @@ def rand(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_a_network_sees_eight_bits_without_the_border() -> None:
+def test_a_network_receives_eight_bits_without_the_border() -> None:
     images = torch.full((1, 3, 8, 8), 0.5)
     images[..., :2, :] = 0.9
     whole, inner = Brightness()(images).pooled, Brightness(pad=2)(images).pooled
@@ -99,10 +99,10 @@ def test_a_classifier_trained_here_gives_its_features_and_logits(own: Callable[.
     assert network.label == f"digits@{fingerprint(model)}"
     assert (network.dim, network.num_classes, network.image_size, network.channels) == (8, 10, 16, 1)
     images = rand(5, 1, 20, 20)
-    seen = (images[..., 2:-2, 2:-2] * 255).round() / 255
+    shown = (images[..., 2:-2, 2:-2] * 255).round() / 255
     found = network(images)
-    assert torch.equal(found.pooled, model.features(seen)) and found.spatial is None and found.logits is not None
-    assert torch.equal(found.logits, model(seen)) and not found.logits.requires_grad
+    assert torch.equal(found.pooled, model.features(shown)) and found.spatial is None and found.logits is not None
+    assert torch.equal(found.logits, model(shown)) and not found.logits.requires_grad
     tally = Tally.of(network).update(found, range(5), found.logits.argmax(dim=1))
     assert tally.agreement == 1 and tally.score.mean >= 1
     with pytest.raises(DataError, match=r"expects images \(B, 1, 16, 16\)"):
@@ -125,8 +125,8 @@ def test_the_bundled_classifier_is_the_default_for_its_data() -> None:
     assert network.name == "fashion-mnist-cnn" and network.classifies
     assert open_network("fashion-mnist-cnn").label == network.label
     texts = ("fashion-mnist-cnn", "model:fashion-mnist-cnn", f"model:{store.BUNDLED / 'fashion-mnist-cnn'}")
-    for text in texts:  # read as it is when it was trained, however it is named
-        assert [open_network(text, eight_bit=told).eight_bit for told in (None, True, False)] == [False, True, False]
+    for text in texts:  # detected from its training recipe, whatever its name
+        assert [open_network(text, eight_bit=bits).eight_bit for bits in (None, True, False)] == [False, True, False]
     sizes = SimpleNamespace(image_size=28, channels=1)
     for named in ((), *((text,) for text in texts)):
         request = Generation(model="m", metrics=("fd",), network=named)
@@ -151,7 +151,9 @@ def test_what_is_no_network_is_refused_in_one_line(text: str, error: type[Except
     assert "\n" not in str(caught.value)
 
 
-def test_missing_packages_and_weights_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_packages_and_weights_are_reported_with_how_to_get_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     with pytest.raises(WeightsError, match=r"would have to be downloaded; pass timm:vit_tiny_patch16_224:FILE"):
         open_network("timm:vit_tiny_patch16_224", download=False)
@@ -182,7 +184,7 @@ def _has_fidelity() -> bool:
 
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file in the layout of Inception's weights, with random ones."""
+    """A file in the layout of Inception's weights, with random values."""
     module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", reason=FIDELITY)
     path = tmp_path_factory.mktemp("inception") / INCEPTION_FILE
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
@@ -220,7 +222,7 @@ def test_inceptions_layout_is_read_and_random_weights_are_not_called_inception(s
 
 @pytest.mark.slow
 def test_the_published_file_alone_is_called_inception(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The file itself cannot be fetched here; a stand-in's hash in place of its own shows what decides the name.
+    # The real file is not available offline. The hash of a stand-in shows what decides the name.
     monkeypatch.setattr(feature_networks, "INCEPTION_SHA256", feature_networks._sha256(stand_in))
     assert open_network(f"inception:{stand_in}").name == "inception"
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(stand_in.parent.parent))
@@ -255,10 +257,10 @@ def test_timm_networks_see_their_own_size_mean_and_spread(tmp_path: Path) -> Non
     network = open_network(f"timm:vit_tiny_patch16_224:{tmp_path / 'weights.pth'}")
     assert network.name == "vit_tiny_patch16_224" and network.dim == 192 and network.num_classes == 0
     images = rand(2, 1, 32, 32)
-    seen = ((images * 255).round() / 255).expand(-1, 3, -1, -1)
-    seen = F.interpolate(seen, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)
+    shown = ((images * 255).round() / 255).expand(-1, 3, -1, -1)
+    shown = F.interpolate(shown, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)
     with torch.no_grad():
-        expected = model((seen - 0.5) / 0.5)  # this network's own mean and spread, not ImageNet's
+        expected = model((shown - 0.5) / 0.5)  # this network's own mean and spread, not ImageNet's
     assert torch.allclose(network(images).pooled, expected, atol=1e-6)
     small = open_network(f"timm:vit_tiny_patch16_224:96:{tmp_path / 'weights.pth'}")
     assert small.name == "vit_tiny_patch16_224-96" and small(images).pooled.shape == (2, 192)

@@ -1,4 +1,4 @@
-"""A grid of evaluations: its cells are single evaluations, whatever is interrupted, shared out or asked for again."""
+"""A grid of evaluations: its cells equal single evaluations, also when interrupted, shared out or repeated."""
 
 import csv
 import itertools
@@ -152,7 +152,7 @@ def test_what_is_written_and_shown() -> None:
 
 
 def two_classifiers(first: str, second: str) -> list[Record]:
-    """What one cell says of samples by two networks; of the first twice as much."""
+    """Records of one cell of samples with two networks; the first has two records."""
     return [
         Record(name=name, value=value, num_images=5, keep=4, network=network, reference="64 images")
         for network, values in ((first, (0.5, 3.0)), (second, (0.25, 1.5)))
@@ -200,17 +200,17 @@ def generator(tiny: Tiny, fashion: None, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Numbers of images that networks have seen, a batch each; images that cells make as a trial are not looked at."""
-    seen: list[int] = []
+    """Batch sizes that the feature networks received; the trial images of cells are not counted."""
+    batch_sizes: list[int] = []
     features = Measures.features
 
     def counting(self: Measures, x: Tensor) -> dict[str, Tensor]:
         if self.networks:
-            seen.append(len(x))
+            batch_sizes.append(len(x))
         return features(self, x)
 
     monkeypatch.setattr(Measures, "features", counting)
-    return seen
+    return batch_sizes
 
 
 def evaluate(*arguments: object) -> int:
@@ -227,11 +227,11 @@ def test_a_cell_is_the_single_command(generator: Path, tmp_path: Path, capsys: p
     assert evaluate("grid", generator / "model", "--out", tmp_path / "grid", *common, *lists) == 0
     shown = capsys.readouterr().out
     found = content(tmp_path / "grid")
-    told = [
+    cells_seen = [
         (each["settings"]["steps"], each["settings"]["sampler"], each["settings"]["guidance"])
         for each in found["cells"]
     ]
-    assert told == list(itertools.product([2, 3], ["euler", "sde"], [1.0, 2.0]))
+    assert cells_seen == list(itertools.product([2, 3], ["euler", "sde"], [1.0, 2.0]))
     assert sorted(path.name for path in (tmp_path / "grid" / "cells").iterdir()) == sorted(
         f"{each['name']}.json" for each in found["cells"]
     )
@@ -296,19 +296,19 @@ def test_an_interrupted_grid_goes_on_where_it_was(
     assert evaluate(*command, "--out", shared, "--shard", "1/2") == 0 and sum(measured) == 3 * 64
     assert not (shared / "grid.json").exists() and "part 1/2 is done" in capsys.readouterr().out
     with monkeypatch.context() as patch:
-        patch.setenv("RANK", "0"), patch.setenv("WORLD_SIZE", "2")  # as torchrun tells it
+        patch.setenv("RANK", "0"), patch.setenv("WORLD_SIZE", "2")  # as torchrun sets it
         assert evaluate(*command, "--out", shared) == 0 and sum(measured) == 3 * 130
     assert (shared / "grid.json").read_bytes() == (whole / "grid.json").read_bytes()
 
 
-def test_a_model_is_let_go_before_the_next_is_read() -> None:
+def test_a_model_is_freed_before_the_next_is_read() -> None:
     opened = Opened()
     gone = weakref.ref(opened.once("model", 1, lambda: nn.Linear(1, 1)))
     found = [gone() is None, opened.once("model", 2, lambda: gone() is None)]
     assert found == [False, True]
 
 
-def test_a_cell_knows_the_weights_that_guide_it(generator: Path) -> None:
+def test_a_cell_depends_on_the_weights_of_its_guidance_model(generator: Path) -> None:
     request = Generation(model=str(generator / "model"), data="fashion_mnist", guidance=2.0)
     weak = replace(request, weak_model=str(generator / "model"))
     found = [prepare(each, Opened()).identity["weak"] for each in (request, weak)]
@@ -383,7 +383,7 @@ def test_a_mistake_in_any_cell_stops_before_the_first(
 def test_one_sampler_is_the_generator_s_or_the_decoder_s(
     generator: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """--sampler by the kind of the model; the old name --solver still works and says so."""
+    """--sampler follows the kind of the model; the old name --solver still works, with a warning."""
     tokenizer = generator.parent / "tokenizer" / "model"
     found = []
     for number, (flag, model) in enumerate(

@@ -49,25 +49,25 @@ def test_parts_in_any_order_give_all_images_in_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("after", [0, 1, 3, 9])
 def test_what_was_measured_before_an_interruption_is_not_measured_again(tmp_path: Path, after: int) -> None:
-    seen: list[range] = []
+    measured: list[range] = []
 
     def until(numbers: range) -> dict[str, Tensor]:
-        if len(seen) == after:
+        if len(measured) == after:
             raise KeyboardInterrupt
-        seen.append(numbers)
+        measured.append(numbers)
         return squares(numbers)
 
     with pytest.raises(KeyboardInterrupt):
         collected(Job(tmp_path / "parts"), until)
-    kept = sum(len(seen[i : i + 2]) == 2 for i in range(0, len(seen), 2))
-    seen_then: list[range] = []
+    kept = sum(len(measured[i : i + 2]) == 2 for i in range(0, len(measured), 2))
+    measured_then: list[range] = []
 
     def onward(numbers: range) -> dict[str, Tensor]:
-        seen_then.append(numbers)
+        measured_then.append(numbers)
         return squares(numbers)
 
     assert collected(Job(tmp_path / "parts"), onward) == EXPECTED
-    assert len(seen_then) == 10 - 2 * kept and not (tmp_path / "parts").exists()
+    assert len(measured_then) == 10 - 2 * kept and not (tmp_path / "parts").exists()
 
 
 def test_blocks_stay_until_the_records_are_written_and_others_are_left_alone(tmp_path: Path) -> None:
@@ -105,8 +105,10 @@ def test_blocks_lie_beside_a_folder_whatever_it_is_called(tmp_path: Path, monkey
         open_job(None, fallback=Path("/"))
 
 
-def drawn(folder: Path, value: float, *, num: int = 100, part: tuple[int, int] = (0, 1), until: int = 1000) -> bool:
-    """Grey pictures of that value into a folder, interrupted at a number; whether all parts are done."""
+def write_greys(
+    folder: Path, value: float, *, num: int = 100, part: tuple[int, int] = (0, 1), until: int = 1000
+) -> bool:
+    """Write grey pictures of this value, interrupted at image `until`; returns whether all parts are done."""
     save = Save(folder=folder)
 
     def measure(numbers: range) -> dict[str, Tensor]:
@@ -132,22 +134,22 @@ def greys(folder: Path) -> set[int]:
 def test_pictures_of_two_evaluations_do_not_mix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "pictures"
     with pytest.raises(KeyboardInterrupt):
-        drawn(folder, 1.0, until=64)
+        write_greys(folder, 1.0, until=64)
     for num in (5, 200):
         with pytest.raises(ConfigError, match="has images of another evaluation"):
-            drawn(folder, 0.2, num=num)
-    assert drawn(folder, 1.0) and drawn(folder, 1.0) and greys(folder) == {100, 255}
+            write_greys(folder, 0.2, num=num)
+    assert write_greys(folder, 1.0) and write_greys(folder, 1.0) and greys(folder) == {100, 255}
     with pytest.raises(ConfigError, match="has images of another evaluation"):
-        drawn(folder, 1.0, num=50)
+        write_greys(folder, 1.0, num=50)
     shared = tmp_path / "shared"
-    assert [drawn(shared, 1.0, part=(i, 2)) for i in (1, 0)] == [False, True] and greys(shared) == {100, 255}
+    assert [write_greys(shared, 1.0, part=(i, 2)) for i in (1, 0)] == [False, True] and greys(shared) == {100, 255}
     for path in shared.glob("*.png"):
         path.unlink()
     with pytest.raises(KeyboardInterrupt):
-        drawn(shared, 0.2, until=64)
+        write_greys(shared, 0.2, until=64)
     (shared / "000003.png").unlink()
     with pytest.raises(DataError, match=r"expected 100 images, 1 of finished blocks are missing, such as 000003\.png"):
-        drawn(shared, 0.2)
+        write_greys(shared, 0.2)
     (shared / "notes.txt").touch()
     with pytest.raises(ConfigError, match=r"without other files, got notes\.txt"):
         Save(folder=shared)
@@ -174,7 +176,7 @@ def generator(tiny: Tiny, fashion: None, tmp_path: Path) -> Path:
 def test_records_for_any_shards_after_any_kill(
     generator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The very same file: alone, in two parts, and after an interruption."""
+    """The same file, byte for byte: from one process, in two parts, and after an interruption."""
     command = ["generation", generator, "--num", 130, "--batch-size", 32, "--keep", "1,3", "--classes", "random"]
     command += ["--save-samples", tmp_path / "samples.npz", "--save-images", tmp_path / "pictures"]
     alone, shared, resumed = (tmp_path / f"{name}.json" for name in ("alone", "shared", "resumed"))
@@ -211,14 +213,12 @@ def test_options_and_mistakes(generator: Path, tmp_path: Path, capsys: pytest.Ca
     assert evaluate("reconstruction", tokenizer, "fashion_mnist", "--metrics", "all", "--keep", 4, "--out", out) == 0
     found = {entry["name"]: entry for entry in comparable(out)}
     assert found["ssim"]["value"] is not None and found["psnr"]["unit"] == "dB"
-    assert (
-        found["sfd@fashion-mnist-cnn"]["value"] is None
-        and "no spatial features" in found["sfd@fashion-mnist-cnn"]["note"]
-    )
-    drawn = ("generation", generator, "--metrics", "labels", "--num", 8, "--out", out)
+    spatial = found["sfd@fashion-mnist-cnn"]
+    assert spatial["value"] is None and "no spatial features" in spatial["note"]
+    command = ("generation", generator, "--metrics", "labels", "--num", 8, "--out", out)
     for options in ((), ("--unconditional",)):
         capsys.readouterr()
-        assert evaluate(*drawn, *options, "--guidance", 1) == 0
+        assert evaluate(*command, *options, "--guidance", 1) == 0
         (entry,), printed = comparable(out), capsys.readouterr().out
         assert entry["name"] == "label_agreement" and f"records: {out}" in printed and "part 0/1" not in printed
         assert entry["value"] is None if options else entry["value"] is not None

@@ -9,10 +9,12 @@ import pytest
 
 
 @pytest.mark.slow
-def test_killed_evaluations_end_with_the_record_of_unbroken_ones(tmp_path: Path, drawn: Path) -> None:
+def test_killed_evaluations_end_with_the_record_of_unbroken_ones(tmp_path: Path, generated_images: Path) -> None:
     harness, root = Path(__file__).with_name("kills.py"), tmp_path / "runs"
     root.mkdir()
-    done = subprocess.run([sys.executable, str(harness), str(root), str(drawn)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(harness), str(root), str(generated_images)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     chains = [json.loads(line) for line in done.stdout.splitlines()]
     for chain in chains:

@@ -1,4 +1,4 @@
-"""Tokenizers that want the class get it on both sides, wherever they encode and decode; records say which it was."""
+"""Class-conditional tokenizers receive the class in encoder and decoder; records state which label was used."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -51,13 +51,15 @@ def random_model(recipe: str, *overrides: str) -> Any:
 
 @pytest.fixture
 def smap(tiny: Tiny) -> Any:
-    """A tokenizer that notes the labels that its two sides are given."""
+    """A tokenizer that records the labels that its encoder and decoder receive."""
     model = random_model(tiny("smap"))
-    model.told = {"encode": [], "decode": []}
-    for name, told in model.told.items():
+    model.received = {"encode": [], "decode": []}
+    for name, received in model.received.items():
         function = getattr(model, name)
 
-        def noted(x: Tensor, cond: Tensor | None = None, *, call: Any = function, to: Any = told, **how: Any) -> Tensor:
+        def noted(
+            x: Tensor, cond: Tensor | None = None, *, call: Any = function, to: Any = received, **how: Any
+        ) -> Tensor:
             to.append(None if cond is None else cond.tolist())
             return call(x, cond, **how)
 
@@ -71,16 +73,16 @@ def images(fashion: None) -> Any:
 
 
 def test_whose_label_is_used() -> None:
-    wanting, knowing, free = (
+    required, optional, free = (
         SimpleNamespace(spec=TokenSpec(4, 4, **keys))  # type: ignore[arg-type]
         for keys in ({"needs_label": True}, {"needs_label": True, "num_classes": 10}, {})
     )
     assert choose_condition(free, 10) is None
-    assert choose_condition(wanting, 10) == choose_condition(wanting, 3) == choose_condition(knowing, 10) == "true"
-    assert choose_condition(knowing, 3) == choose_condition(knowing, 0) == choose_condition(wanting, 0) == "null"
-    assert choose_condition(knowing, 10, "null") == "null" and choose_condition(knowing, 10, "true") == "true"
+    assert choose_condition(required, 10) == choose_condition(required, 3) == choose_condition(optional, 10) == "true"
+    assert choose_condition(optional, 3) == choose_condition(optional, 0) == choose_condition(required, 0) == "null"
+    assert choose_condition(optional, 10, "null") == "null" and choose_condition(optional, 10, "true") == "true"
     with pytest.raises(InputError, match=r"^label: expected images of the tokenizer's 10 classes, these have 3; use n"):
-        choose_condition(knowing, 3, "true")
+        choose_condition(optional, 3, "true")
     with pytest.raises(InputError, match=r"^label: this tokenizer reads no label"):
         choose_condition(free, 10, "null")
     labels = torch.tensor([1, 2])
@@ -94,18 +96,18 @@ def test_sweeps_begin_with_the_class_alone() -> None:
 
 
 @pytest.mark.parametrize("label", [None, "true", "null"])
-def test_reconstructions_are_told_and_recorded(smap: Any, images: Any, label: str | None) -> None:
+def test_reconstructions_are_printed_and_recorded(smap: Any, images: Any, label: str | None) -> None:
     how = Reconstructions(label=label, batch_size=4)  # type: ignore[arg-type]
     records = evaluate_reconstruction(smap, images, how, Measuring(Measures()))
     given = [[0, 1, 2, 3], [4, 5]] if label != "null" else [None, None]
     lengths = 4  # 0, 1, 2, 4
-    assert smap.told["encode"] == given
-    assert smap.told["decode"] == [each for each in given for _ in range(lengths)]
+    assert smap.received["encode"] == given
+    assert smap.received["decode"] == [each for each in given for _ in range(lengths)]
     assert {record.label for record in records} == {label or "true"}
     assert [record.keep for record in records if record.name == "psnr"] == [0, 1, 2, 4]
 
 
-def test_records_know_two_labels() -> None:
+def test_records_accept_two_labels() -> None:
     assert Record(name="mse", value=0.0, num_images=1, label="null").to_json()["label"] == "null"
     with pytest.raises(ValueError, match="label is 'true' or 'null'"):
         Record(name="mse", value=0.0, num_images=1, label="false")
@@ -114,41 +116,41 @@ def test_records_know_two_labels() -> None:
 @pytest.mark.parametrize("model", [SIT, CARD])
 def test_samples_are_decoded_with_their_class(smap: Any, tiny: Tiny, images: Any, tmp_path: Path, model: str) -> None:
     generator = random_model(tiny("sit", tokenizer="x"), f"model={model}")
-    judge = random_model(tiny("classifier"))
-    measuring = Measuring(by_classifier(judge, "generation", 2))
+    classifier = random_model(tiny("classifier"))
+    measuring = Measuring(by_classifier(classifier, "generation", 2))
     how = Samples(num=12, keep=(0, 4), batch_size=8, guidance=1.0)
     records = evaluate_generation(generator, smap, images, how, measuring)
-    assert smap.told["decode"] == [*2 * [[0, 1, 2, 3, 4, 5, 6, 7]], *2 * [[8, 9, 0, 1]]]
+    assert smap.received["decode"] == [*2 * [[0, 1, 2, 3, 4, 5, 6, 7]], *2 * [[8, 9, 0, 1]]]
     assert {record.label for record in records} == {"true"}
-    smap.told["decode"].clear()
+    smap.received["decode"].clear()
     free = evaluate_generation(generator, smap, images, Samples(num=4, unconditional=True, batch_size=8), measuring)
-    assert smap.told["decode"] == [None] and {record.label for record in free} == {"null"}
-    smap.told["decode"].clear()
+    assert smap.received["decode"] == [None] and {record.label for record in free} == {"null"}
+    smap.received["decode"].clear()
     pictures.generate(generator, smap, tmp_path, SamplePictures(classes=(7, 2), num=2, decode_keep="0,2"))
-    assert smap.told["decode"] == 3 * [[7, 7, 2, 2]]
+    assert smap.received["decode"] == 3 * [[7, 7, 2, 2]]
 
 
 @pytest.mark.parametrize("model", [SIT, CARD])
-def test_the_demo_s_pictures_are_told(smap: Any, tiny: Tiny, images: Any, tmp_path: Path, model: str) -> None:
+def test_the_demo_s_pictures_are_reported(smap: Any, tiny: Tiny, images: Any, tmp_path: Path, model: str) -> None:
     generator = random_model(tiny("sit", tokenizer="x"), f"model={model}")
     smap.card = generator.card = Card()
     quick_look(generator, smap, images, tmp_path)
     lengths = 3  # 1, 2, 4
     labels, classes = images.labels.tolist(), [label for label in range(10) for _ in range(4)]
-    assert smap.told == {"encode": [labels], "decode": lengths * [labels] + lengths * [classes]}
+    assert smap.received == {"encode": [labels], "decode": lengths * [labels] + lengths * [classes]}
 
 
-def test_previews_and_caches_are_told(smap: Any, tiny: Tiny, fashion: None, tmp_path: Path) -> None:
+def test_previews_and_caches_are_reported(smap: Any, tiny: Tiny, fashion: None, tmp_path: Path) -> None:
     recipe = load_recipe(tiny("smap"))
     task = build_task(recipe)
     assert task.preview is not None
     task.preview(smap, tmp_path / "preview.png")
-    assert smap.told["encode"] == [list(range(10))] and smap.told["decode"] == 4 * [list(range(10))]
-    smap.told["encode"].clear()
+    assert smap.received["encode"] == [list(range(10))] and smap.received["decode"] == 4 * [list(range(10))]
+    smap.received["encode"].clear()
     split = open_split(recipe, "train")
     cache = encode_images(smap, split, tmp_path / "cache", quiet=True)
     assert cache is not None and cache.meta["label"] == "true"
-    assert [label for part in smap.told["encode"] for label in part] == split.labels.tolist()
+    assert [label for part in smap.received["encode"] for label in part] == split.labels.tolist()
     tokens = cache.batch(range(64))[0]
     torch.testing.assert_close(tokens, smap.encode(*split.batch(range(64))))
 

@@ -123,7 +123,7 @@ def test_frechet_distance_of_covariances_that_do_not_commute() -> None:
     assert frechet_distance(exact(zero, r1), exact(zero, r2)) == pytest.approx(expected)
 
 
-def test_frechet_distance_is_symmetric_and_sees_no_rotation() -> None:
+def test_frechet_distance_is_symmetric_and_invariant_to_rotation() -> None:
     x, y, turn = features(60, 6, 0), features(80, 6, 1), rotation(6)
     distance = frechet_distance(Moments(6).update(x), Moments(6).update(y))
     assert distance > 1

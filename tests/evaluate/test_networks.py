@@ -1,4 +1,4 @@
-"""The judge: what its shapes, losses and features promise, and that it learns."""
+"""The classifier: its shapes, losses and features, and that it learns."""
 
 import math
 
@@ -20,7 +20,7 @@ def images() -> torch.Tensor:
     return torch.rand(6, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 
 
-def test_the_default_judge_fits_in_one_megabyte_of_float16() -> None:
+def test_the_default_classifier_fits_in_one_megabyte_of_float16() -> None:
     parameters = CNN(CNNConfig()).state_dict().values()
     assert 2 * sum(tensor.numel() for tensor in parameters) < 950_000
 
@@ -41,7 +41,7 @@ def test_features_of_an_image_do_not_depend_on_its_batch_or_on_training(network:
     assert torch.equal(in_training, together)
 
 
-def test_half_precision_weights_are_nearly_the_same_judge(network: CNN, images: torch.Tensor) -> None:
+def test_half_precision_weights_give_nearly_the_same_classifier(network: CNN, images: torch.Tensor) -> None:
     rounded = CNN(network.config).eval()
     rounded.load_state_dict({name: tensor.half() for name, tensor in network.state_dict().items()})
     difference = (rounded.features(images) - network.features(images)).abs().max()

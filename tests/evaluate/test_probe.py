@@ -1,4 +1,4 @@
-"""The linear probe reads what is there and nothing else."""
+"""The linear probe finds linearly separable labels and nothing else."""
 
 import numpy as np
 import pytest

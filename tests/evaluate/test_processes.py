@@ -1,4 +1,4 @@
-"""Two processes under torchrun make the very record, images and noise of one."""
+"""Two processes under torchrun make exactly the record, images and noise of one."""
 
 import json
 import os
@@ -20,8 +20,8 @@ COMMANDS = {
         *("fashion-mnist-semanticist", "fashion_mnist", "--num", "160", "--keep", "1,8", "--steps", "2", *COMMON),
     ],
 }
-# The command line, twice; and where every source of noise stands at the end, as a file for each process (but for the
-# classes, which every process draws for all images).
+# The command line, twice, and the final state of every random generator, as a file for each process (except for the
+# classes, which every process samples for all images).
 WORKER = """
 import hashlib, json, os, sys
 from tok1d.cli import app as cli
@@ -48,7 +48,7 @@ with open(f"{sys.argv[1]}/noise-{os.environ.get('RANK', 'alone')}.json", "w") as
 
 
 def run(start: list[str], root: Path, data: Path, out: Path) -> str:
-    """Both evaluations by the processes that `start` starts; what they printed."""
+    """Run both evaluations with the processes that `start` starts; returns what they printed."""
     out.mkdir()
     (root / "worker.py").write_text(WORKER)
     commands = []
@@ -64,7 +64,7 @@ def run(start: list[str], root: Path, data: Path, out: Path) -> str:
 
 
 def noise(*files: Path) -> dict[str, list[str]]:
-    """Where the sources of an image's noise stand, in the order of their use, by (seed, purpose, number)."""
+    """Final states of the random generators, in the order of their use, by (seed, purpose, number)."""
     found: dict[str, list[str]] = {}
     for file in files:
         for key, state in json.loads(file.read_text()):
@@ -78,12 +78,12 @@ def content(out: Path, kind: str) -> tuple[list[dict[str, Any]], np.ndarray]:
 
 
 @pytest.mark.slow
-def test_two_processes_of_torchrun_make_the_record_of_one(tmp_path: Path, drawn: Path) -> None:
+def test_two_processes_of_torchrun_make_the_record_of_one(tmp_path: Path, generated_images: Path) -> None:
     alone, two = tmp_path / "alone", tmp_path / "two"
-    run([sys.executable], tmp_path, drawn, alone)
+    run([sys.executable], tmp_path, generated_images, alone)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    said = run(torchrun, tmp_path, drawn, two)
-    assert said.count("the last part to finish writes") == 2  # one of the two processes, of either evaluation
+    printed = run(torchrun, tmp_path, generated_images, two)
+    assert printed.count("the last part to finish writes") == 2  # one of the two processes, of either evaluation
     parts = [two / f"noise-{rank}.json" for rank in range(2)]
     of_one, of_two = noise(alone / "noise-alone.json"), noise(*parts)
     assert of_one == of_two and len(of_one) == 2 * 160  # tokens and pixels; those of either evaluation have one seed

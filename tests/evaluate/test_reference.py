@@ -1,4 +1,4 @@
-"""References: files and ADM's form of them, the cache, and which measurement takes which."""
+"""References: files, the ADM format, the cache, and which evaluation accepts which reference."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ from tok1d.evaluate.setup import image_references
 
 
 class Rows(FrozenNetwork):
-    """The means of an image's first rows as features, those of its first columns as spatial ones."""
+    """Features: the means of an image's first rows; spatial features: those of its first columns."""
 
     def __init__(self, name: str = "rows", dim: int = 4, digest: str = "0" * 12, **options: Any) -> None:
         super().__init__(name, digest, device="cpu", dim=dim, spatial_dim=3, **options)
@@ -87,7 +87,7 @@ def test_numbers_are_spread_over_a_sorted_set() -> None:
 def test_statistics_of_images_that_could_not_be_read_are_not_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file is unreadable for a moment: another image stands in, the reference says so, and the next pass is clean."""
+    """A file is temporarily unreadable: another replaces it, the reference states it, and the next pass is clean."""
     for number in range(12):
         pixels = np.random.default_rng(number).integers(0, 256, (8, 8), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{number:02d}.png")
@@ -160,7 +160,7 @@ def test_a_file_holds_what_adms_evaluator_reads(tmp_path: Path) -> None:
 
 @pytest.fixture
 def adm(tmp_path: Path) -> Callable[..., Path]:
-    """adm(**more): a file as ADM releases, of random statistics; with more arrays or without some."""
+    """adm(**more): a file in ADM's format with random statistics; arrays can be added or left out."""
 
     def write(**more: Any) -> Path:
         rng = np.random.default_rng(0)
@@ -348,7 +348,7 @@ def test_damaged_and_misnamed_files_are_one_line(tmp_path: Path, capsys: pytest.
         content = file.read_bytes()
         for _ in range(200):
             file.write_bytes(changed(content, rng))
-            with suppress(DataError):  # nothing else; some bytes, such as times, matter to nobody
+            with suppress(DataError):  # no other error; some bytes, such as times, are never read
                 read(file)
 
 
@@ -377,8 +377,8 @@ def test_the_command_measures_once_and_reads_the_cache(
     assert load_reference(out).features is not None
     line = run(capsys, "fashion_mnist", "--split", "train", "--num", 20, "--out", out, code=2)
     assert "holds 64 test images" in line and "--overwrite" in line
-    told = run(capsys, out, "--of", "validation", "--out", tmp_path / "other.npz")
-    assert "read from" in told and load_reference(tmp_path / "other.npz").of == "validation"
+    printed = run(capsys, out, "--of", "validation", "--out", tmp_path / "other.npz")
+    assert "read from" in printed and load_reference(tmp_path / "other.npz").of == "validation"
 
 
 def test_the_command_measures_folders_and_sample_batches(
@@ -401,8 +401,8 @@ def test_the_command_measures_folders_and_sample_batches(
     network = ("--network", f"model:{model}")
     assert "broken image" in run(capsys, folder, "--split", "all", *network, code=2)
     skipping = ("--split", "all", "--on-broken", "skip")
-    told = run(capsys, folder, *skipping, *network, "--out", tmp_path / "folder.npz")
-    assert "6 own images" in told and "judge@" in told and "adm-center-crop/28px/3ch" in told
+    printed = run(capsys, folder, *skipping, *network, "--out", tmp_path / "folder.npz")
+    assert "6 own images" in printed and "judge@" in printed and "adm-center-crop/28px/3ch" in printed
     samples = write_sample_batch(tmp_path / "samples.npz", [pictures], 6)
     assert "6 own images" in run(capsys, samples, *network, "--out", tmp_path / "batch.npz")
     a, b = load_reference(tmp_path / "folder.npz"), load_reference(tmp_path / "batch.npz")
@@ -442,4 +442,4 @@ def test_images_rounded_otherwise_are_refused(tmp_path: Path) -> None:
         reference.check_network(own)
         with pytest.raises(DataError, match=f"images {own.rounding}.*are {other.rounding}; pass {advice}$"):
             reference.check_network(other)
-    replace(reference, rounding="").check_network(rounded)  # a file that does not tell
+    replace(reference, rounding="").check_network(rounded)  # a file that does not state it

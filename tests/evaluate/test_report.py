@@ -136,7 +136,7 @@ def test_the_html_table_escapes_and_shows_the_protocol() -> None:
     ):
         assert shown in text
     assert text.count("<tr>") == 3
-    assert "<th>network</th>" not in text  # no record says anything there
+    assert "<th>network</th>" not in text  # no record has a value there
 
 
 def test_the_terminal_table_shows_names_as_they_are() -> None:

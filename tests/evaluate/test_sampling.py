@@ -121,7 +121,7 @@ def test_prefixes_belong_to_ordered_tokens() -> None:
 
 
 def test_a_border_is_not_measured(tiny: Tiny, fashion: None) -> None:
-    """Whatever is painted on the border changes no number, and the classifier receives images of its own size."""
+    """Pixels of the border change no metric, and the classifier receives images of its own size."""
     model, classifier = random_model(tiny("maetok")), random_model(tiny("classifier"))
     plain = open_images(ImageSource("fashion_mnist", image_size=28, channels=1, limit=6), "test")
     padded = open_images(ImageSource("fashion_mnist", image_size=32, channels=1, pad=2, limit=6), "test")
@@ -178,10 +178,10 @@ def test_reconstruction_records_state_the_sampler(
     assert {r.reference for r in records} == {f"3 test images {images.fingerprint()}"}
 
 
-def test_records_say_how_many_images_could_not_be_read(
+def test_records_state_how_many_images_could_not_be_read(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where another process, which can read them again, goes on with the blocks."""
+    """Also when another process, which can read them again, continues the blocks."""
     model, folder = random_model(tiny("tokenizer")), tmp_path / "images"
     folder.mkdir()
     for number in range(70):
@@ -192,16 +192,16 @@ def test_records_say_how_many_images_could_not_be_read(
     for part, images in enumerate(opened):
         job = Job(tmp_path / "parts", (part, 2))
         records = reconstructed(model, subset(images, 69), keep=[4], steps=1, batch_size=64, job=job)
-        told = capsys.readouterr().err
+        reported = capsys.readouterr().err
         if part == 0:
-            assert not records and f"skipped {file}: " in told
+            assert not records and f"skipped {file}: " in reported
             file.write_bytes(content)
-    assert not told and [record.note for record in records] == 2 * ["1 unreadable image replaced by another"]
+    assert not reported and [record.note for record in records] == 2 * ["1 unreadable image replaced by another"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 6, 100])
 def test_every_image_counts_once_whatever_the_batches(tiny: Tiny, fashion: None, batch_size: int) -> None:
-    """No padding, no mean of means: without noise to start from, the numbers do not depend on the batches."""
+    """No padding and no mean of means: without starting noise, the metrics do not depend on the batch size."""
     model = random_model(tiny("tokenizer"), "model.flow.temperature=0")
     images = open_images(ImageSource("fashion_mnist", image_size=28, channels=1, limit=6), "test")
     sizes: list[int] = []
@@ -366,11 +366,11 @@ def test_without_classes_only_the_distance_is_measured(
     classifier, decoder = random_model(tiny("classifier")), random_model(tiny(tokenizer))
     images = open_images(ImageSource("fashion_mnist", image_size=28 + 2 * pad, channels=1, pad=pad, limit=12), "test")
     conditional = random_model(tiny(kind, tokenizer="x"))
-    told: list[Any] = []
+    received: list[Any] = []
     sample = conditional.sample
 
     def spy(cond: Any = None, **options: Any) -> Any:
-        told.append((cond, options["num"]))
+        received.append((cond, options["num"]))
         return sample(cond, **options)
 
     conditional.sample = spy
@@ -378,4 +378,4 @@ def test_without_classes_only_the_distance_is_measured(
     for model, options in ((conditional, {"unconditional": True}), (blind, {})):
         records = sampled(model, decoder, images, classifier, num=7, batch_size=4, pad=pad, **options)
         assert [(r.name, r.note, r.num_images) for r in records] == [("fd@fashion-mnist-cnn", "unconditional", 7)]
-    assert told == [(None, 4), (None, 3)]
+    assert received == [(None, 4), (None, 3)]

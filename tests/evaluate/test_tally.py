@@ -1,4 +1,4 @@
-"""A tally of shards is that of one pass, whatever their order; the Inception Score against its definition."""
+"""Merging the tallies of shards in any order equals a single pass; the Inception Score equals its definition."""
 
 import math
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def tally(**options: Any) -> Tally:
 
 
 def numbers(found: Tally, other: Tally) -> list[float]:
-    """Of every metric that a tally gives."""
+    """Values of every metric that a tally gives."""
     assert found.spatial is not None and other.spatial is not None and found.agreement is not None
     distances = [frechet_distance(found.pooled, other.pooled), frechet_distance(found.spatial, other.spatial)]
     kid = kernel_distance_subsets(other.features, found.features, num_subsets=3, subset_size=20)

@@ -2,9 +2,10 @@
 
     python tests/faults/harness.py --kills 20 --table docs/reliability.md
 
-Every run is a process of its own that calls the command line, forked from one that has imported the package: so a kill
-falls into the work and not into the import of torch. Of every five kills, three come from outside, after a drawn number
-of log lines and a drawn part of the time to the next; two hit the writing of a checkpoint at a drawn byte or stage.
+Every run is a separate process that calls the command line. It is forked from one that has imported the package, so a
+kill interrupts the training and not the import of torch. Of every five kills, three come from outside, after a random
+number of log lines and a random part of the time to the next; two interrupt the writing of a checkpoint at a random
+byte or stage.
 """
 
 from __future__ import annotations
@@ -104,12 +105,12 @@ STAGES = ["half written", "written, no checksum", "whole, not renamed", "renamed
 
 @dataclass
 class Kill:
-    """One kill and what came of it.
+    """One kill and its outcome.
 
     Args:
-        how: where it fell. steps: done by then. checkpoint: step of the newest one, 0 without any.
+        how: where it happened. steps: done by then. checkpoint: step of the newest one, 0 without any.
         left: temporary files it left behind. lost: steps computed again. same: whether the weights are the unbroken
-            run's, bit for bit. problems: anything else that is not as it should be.
+            run's, bit for bit. problems: anything else that is wrong.
     """
 
     family: str
@@ -139,7 +140,7 @@ class Machine:
 
 
 def child(arguments: list[str], output: str, stage: tuple[int, int, float] | None) -> None:
-    """What a process does: the command, and, where `stage` says so, SIGKILL while a checkpoint is written."""
+    """Run the command in a child process; with `stage`, SIGKILL while a checkpoint is written."""
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -157,7 +158,7 @@ def flushed(code: int) -> int:
 
 
 def die_while_writing(number: int, stage: int, share: float) -> None:
-    """SIGKILL to oneself in the `number`-th writing of a checkpoint, at a stage of STAGES."""
+    """Send SIGKILL to this process while the `number`-th checkpoint is written, at a stage of STAGES."""
     import torch
 
     save, replace, count = torch.save, os.replace, [0]
@@ -195,7 +196,7 @@ def lines(out: Path) -> int:
 
 
 def unbroken(machine: Machine, family: str) -> list[float]:
-    """Train without a kill; the seconds after which each log line and at last the end came."""
+    """Train without a kill; returns the seconds until each log line and until the end."""
     out, times, began = machine.root / family / "unbroken", [0.0], time.perf_counter()
     process = machine.train(family, out)
     while process.is_alive():
@@ -206,18 +207,18 @@ def unbroken(machine: Machine, family: str) -> list[float]:
 
 
 def kill_once(machine: Machine, family: str, number: int, times: list[float]) -> Kill:
-    """Kill a run, go on, compare; drawn again where the run ended before the kill."""
+    """Kill a run, resume it, compare. The place is chosen again if the run ended before the kill."""
     for attempt in range(20):
-        draw = random.Random(f"{family} {number} {attempt}")
+        rng = random.Random(f"{family} {number} {attempt}")
         out = machine.root / family / f"{number}-{attempt}"
         kill = Kill(family, number)
         if number % 5 in (1, 3):
-            stage = (draw.randint(1, 6), draw.randrange(len(STAGES)), draw.random())
+            stage = (rng.randint(1, 6), rng.randrange(len(STAGES)), rng.random())
             kill.how = f"checkpoint {stage[0]} {STAGES[stage[1]]}"
             process = machine.train(family, out, stage)
             process.join()
         else:
-            after, part = draw.randrange(len(times) - 1), draw.random()
+            after, part = rng.randrange(len(times) - 1), rng.random()
             kill.how = f"{part:.2f} of the way from line {after} to the next"
             process = machine.train(family, out)
             while process.is_alive() and lines(out) < after:
@@ -231,7 +232,7 @@ def kill_once(machine: Machine, family: str, number: int, times: list[float]) ->
 
 
 def go_on(machine: Machine, kill: Kill, out: Path) -> Kill:
-    """Look at what a kill left, run the same command again, compare."""
+    """Check what a kill left behind, run the same command again, compare."""
     good = out.parent / "unbroken"
     before = (out / "log.jsonl").read_bytes() if (out / "log.jsonl").exists() else b""
     kill.steps = before.count(b"\n")
@@ -281,7 +282,7 @@ def timeless(out: Path) -> list[dict[str, Any]]:
 
 
 def write_data(root: Path) -> None:
-    """64 images of noise a split, in Fashion-MNIST's files."""
+    """Write 64 noise images per split as Fashion-MNIST files."""
     import numpy as np
 
     root.mkdir(parents=True)
@@ -294,7 +295,7 @@ def write_data(root: Path) -> None:
 
 
 def run(root: Path, kills: int, log: Path) -> list[Kill]:
-    """All kills of all families; every one goes to `log` as a JSON line at once."""
+    """All kills of all families; each is appended to `log` as a JSON line immediately."""
     write_data(root / "data")
     machine, done = Machine(root), []
     for family, recipe in RECIPES.items():
@@ -313,15 +314,15 @@ def table(kills: list[Kill]) -> str:
     rows = ["| family | kill | where it fell | steps done | newest checkpoint | left behind | lost | same bits |"]
     rows.append("|---|---|---|---|---|---|---|---|")
     for kill in kills:
-        verdict = ("yes" if kill.same else "NO") + (f", {kill.problems}" if kill.problems else "")
+        result = ("yes" if kill.same else "NO") + (f", {kill.problems}" if kill.problems else "")
         left = f"`{kill.left}`" if kill.left else ""
-        cells = (kill.family, kill.number + 1, kill.how, kill.steps, kill.checkpoint, left, kill.lost, verdict)
+        cells = (kill.family, kill.number + 1, kill.how, kill.steps, kill.checkpoint, left, kill.lost, result)
         rows.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     return "\n".join(rows)
 
 
 def fill(page: Path, text: str) -> None:
-    """Put a table between the page's marks."""
+    """Replace the table between the markers of a page."""
     begin, end = "<!-- kills: begin -->", "<!-- kills: end -->"
     head, _, rest = page.read_text().partition(begin)
     page.write_text(f"{head}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
@@ -334,16 +335,16 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="page whose table is replaced")
     options = parser.parse_args()
     began = time.time()
-    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # killed processes leave their locks to it
+    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # removes the locks of killed processes
     with tempfile.TemporaryDirectory() as folder:
         kills = run(Path(folder), options.kills, options.log or Path(folder) / "log.jsonl")
     failed = [kill for kill in kills if kill.problems or not kill.same]
-    verdict = f"{len(kills)} kills, {len(kills) - len(failed)} ended with the unbroken run's bits"
+    result = f"{len(kills)} kills, {len(kills) - len(failed)} ended with the unbroken run's bits"
     if options.table:
         day = time.strftime("%Y-%m-%d")
-        fill(options.table, f"{verdict} ({day}, {(time.time() - began) / 60:.0f} minutes).\n\n{table(kills)}")
-    print(table(kills) if failed or not options.table else verdict)
-    print(verdict)
+        fill(options.table, f"{result} ({day}, {(time.time() - began) / 60:.0f} minutes).\n\n{table(kills)}")
+    print(table(kills) if failed or not options.table else result)
+    print(result)
     sys.exit(bool(failed))
 
 

@@ -1,4 +1,4 @@
-"""A disk that is full, at every kind of file that a run writes: one line, no partial file, the same weights later."""
+"""A full disk at every kind of file that a run writes: a one-line error, no partial file, same weights later."""
 
 import errno
 import json
@@ -28,7 +28,7 @@ def full() -> None:
 
 
 class Disk:
-    """Fails once: at the `number`-th file that is written or renamed under a name that ends so."""
+    """Fails once: at the `number`-th file written or renamed whose name ends with this suffix."""
 
     def __init__(self, patch: pytest.MonkeyPatch, ending: str, number: int = 1) -> None:
         self.ending, self.left = ending, number
@@ -78,7 +78,7 @@ def temporaries(folder: Path) -> list[str]:
 
 @pytest.fixture
 def whole(command: list[str], tmp_path: Path) -> bytes:
-    """The weights of the run that always had room."""
+    """The weights of the run that always had enough free space."""
     assert cli.run([*command[:-1], f"out={tmp_path / 'whole'}"]) == 0
     return (tmp_path / "whole" / "model" / "model.safetensors").read_bytes()
 
@@ -110,7 +110,7 @@ def test_a_full_disk_loses_only_the_steps_since_the_checkpoint(
         assert [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] == [2, 4, 6], place
 
 
-# In a namespace of its own, where everybody may mount: a disk that grows until the training fits.
+# A disk that grows until the training fits, in a separate namespace, where no privilege is needed to mount.
 GROWING = """
 import subprocess, sys
 from pathlib import Path
@@ -140,7 +140,7 @@ def may_mount(folder: Path) -> bool:
 
 
 @pytest.mark.slow
-def test_a_run_on_a_disk_that_grows_ends_like_one_with_room(tmp_path: Path, tiny: Tiny) -> None:
+def test_a_run_on_a_disk_that_grows_ends_like_one_with_free_space(tmp_path: Path, tiny: Tiny) -> None:
     if not may_mount(tmp_path):
         pytest.skip("needs unshare and the right to mount a tmpfs in a user namespace (Linux); runs where it is given")
     harness = str(Path(__file__).parent)

@@ -1,4 +1,4 @@
-"""Two kills of every family; `make test-faults` makes twenty. And trainings that find no room on their disk."""
+"""Two kills of every family; `make test-faults` makes twenty. Also trainings on a full disk."""
 
 import json
 import subprocess

@@ -103,7 +103,7 @@ def test_cached_decoding_equals_the_whole_sequence(model: EpsilonLlamaGen, token
 
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 3.0])
 def test_sampling_written_out(model: EpsilonLlamaGen, labels: Tensor, guidance: float) -> None:
-    """Every token from the head, given the states of the whole sequence so far, both for class and null class."""
+    """Every token sampled from the head, given the states of the sequence so far for the class and the null class."""
     scales = [1 + (guidance - 1) * (i + 1) / K for i in range(K)]
     randn, null = randn_from(seeded()), torch.full_like(labels, CLASSES)
     tokens = torch.zeros(3, 0, D)
@@ -119,16 +119,16 @@ def test_sampling_written_out(model: EpsilonLlamaGen, labels: Tensor, guidance: 
 
 def test_one_sample_equals_its_row_of_a_batch(labels: Tensor) -> None:
     model = generator()
-    draws: list[Tensor] = []
+    noises: list[Tensor] = []
 
     def record(x: Tensor) -> Tensor:
-        draws.append(torch.randn(x.shape, generator=source))
-        return draws[-1]
+        noises.append(torch.randn(x.shape, generator=source))
+        return noises[-1]
 
     source = seeded()
     batch = model.sample(labels, guidance=2.0, noise=record)
     for row in range(3):
-        replay = iter(draws)
+        replay = iter(noises)
         alone = model.sample(labels[row : row + 1], guidance=2.0, noise=lambda x, r=row, it=replay: next(it)[r : r + 1])
         close(alone, batch[row : row + 1])
         assert next(replay, None) is None
@@ -151,7 +151,7 @@ def test_with_its_own_generator_a_sample_does_not_depend_on_its_batch(labels: Te
 
 @pytest.mark.parametrize("guidance", [1.0, 0.5, 2.0])
 def test_a_step_of_the_head_is_one_evaluation(labels: Tensor, guidance: float) -> None:
-    """The release takes two a step; guidance adds the null class's rows to the same call."""
+    """The released code makes two calls per step; guidance adds the null class's rows to the same call."""
     model, rows = generator(), []
     model.head.net.input.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
     model.sample(labels, guidance=guidance, steps=4)
@@ -253,7 +253,7 @@ def test_loss_is_the_head_on_every_token(model: EpsilonLlamaGen, tokens: Tensor,
 
 @pytest.mark.parametrize("length", range(1, K + 1))
 def test_the_first_tokens_are_trained_as_in_the_whole_sequence(tokens: Tensor, labels: Tensor, length: int) -> None:
-    """With fixed draws, the rows of the first tokens have the losses they have among all."""
+    """With fixed random numbers, the rows of the first tokens have the same losses as within the whole sequence."""
     model = generator(class_dropout=0.0)
     t, noise = torch.rand(3, K, generator=seeded()), torch.randn(3, K, D, generator=seeded())
 
@@ -268,8 +268,8 @@ def test_the_first_tokens_are_trained_as_in_the_whole_sequence(tokens: Tensor, l
 
 @pytest.mark.parametrize("condition", ["concat", "adaln"])
 @pytest.mark.parametrize("objective", ["interpolant", "ddpm"])
-def test_every_head_learns_and_draws(labels: Tensor, condition: Any, objective: Any) -> None:
-    """One constant sequence a class; the loss of fixed draws falls, and the trained model can be sampled."""
+def test_every_head_trains_and_samples(labels: Tensor, condition: Any, objective: Any) -> None:
+    """One constant sequence per class; the loss with fixed noise falls, and the trained model can be sampled."""
     torch.manual_seed(0)
     head = HeadConfig(width=16, depth=1, objective=objective, condition=condition, batch_mul=4, steps=3)
     model = EpsilonLlamaGen(config(head=head, dropout=0.0, depth=1))
@@ -353,7 +353,7 @@ BAD_CALLS: list[tuple[str, Call, str]] = [
 
 
 @pytest.mark.parametrize(("call", "message"), [c[1:] for c in BAD_CALLS], ids=[c[0] for c in BAD_CALLS])
-def test_bad_input_is_told_in_one_line(call: Call, message: str) -> None:
+def test_bad_input_is_reported_in_one_line(call: Call, message: str) -> None:
     with pytest.raises(InputError) as caught:
         call(generator())
     assert message in str(caught.value) and "\n" not in str(caught.value)

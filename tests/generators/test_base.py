@@ -1,4 +1,4 @@
-"""What all generators share: settings of sampling, their refusal, and the attributes that other code reads."""
+"""The common interface of generators: sampling settings, their checks, and the attributes that other code reads."""
 
 from typing import Any
 

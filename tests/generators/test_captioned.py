@@ -1,4 +1,4 @@
-"""CARD and LlamaGen told captions: padding, causality, cache equals full, guidance, gradients, refusals."""
+"""CARD and LlamaGen with captions: padding, causality, cache equals full, guidance, gradients, refusals."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -66,7 +66,7 @@ def tokens_for(model: Any) -> Tensor:
 
 
 def states(model: Any, tokens: Tensor, cond: Tensor | None) -> Tensor:
-    """What decides each of the K tokens, (3, K, ...): logits, or what the head is told."""
+    """The network output for each of the K tokens, (3, K, ...): logits, or the input of the head."""
     labels = model.check_cond(cond, len(tokens))
     return model(tokens[:, :-1], labels) if isinstance(model, LlamaGen) else model.hidden(tokens, labels)
 
@@ -194,14 +194,14 @@ def test_a_caption_s_vector_is_the_mean_of_its_sub_words() -> None:
 
 def test_a_caption_s_prefix_ends_where_the_ids_begin() -> None:
     prefix = CaptionPrefix(E, T, 8, 0.1)
-    x, seen = prefix(COND)
-    assert [row.tolist() for row in seen] == [[i >= T - count for i in range(T)] for count in (4, T, 2)]
+    x, allowed_keys = prefix(COND)
+    assert [row.tolist() for row in allowed_keys] == [[i >= T - count for i in range(T)] for count in (4, T, 2)]
     for i, count in enumerate((4, T, 2)):
         words = nn.functional.gelu(COND[i, :count] @ prefix.fc1.weight.T, approximate="tanh") @ prefix.fc2.weight.T
         close(x[i, T - count :], words)
 
 
-def test_places_see_no_padding_but_themselves() -> None:
+def test_positions_attend_to_no_padding_but_themselves() -> None:
     allowed = causal_after_padding(torch.tensor([[False, True]]), 4)[0, 0]
     assert allowed.int().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 1]]
 
@@ -209,8 +209,8 @@ def test_places_see_no_padding_but_themselves() -> None:
 def test_ids_keep_their_places_behind_a_caption() -> None:
     for rope in ("1d", "2d"):
         keys: dict[str, Any] = {"vocab_size": V, "rope": rope, **SIZES}
-        told = (TEXT, ConditionConfig())
-        text, classes = (rotary_table(LlamaGenConfig(**{**keys, "condition": each})) for each in told)
+        conditions = (TEXT, ConditionConfig())
+        text, classes = (rotary_table(LlamaGenConfig(**{**keys, "condition": each})) for each in conditions)
         for ours, theirs in zip(text, classes):
             assert ours.shape == (T + K, 2)
             close(ours[T - 1 :], theirs)

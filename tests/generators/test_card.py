@@ -42,7 +42,7 @@ def config(**changes: Any) -> CARDConfig:
 def card(*, moved: bool = True, **changes: Any) -> CARD:
     torch.manual_seed(0)
     model = CARD(config(**changes)).eval()
-    for tensor in (*model.parameters(), model.label_embed.table) if moved else ():  # away from the zeros of the start
+    for tensor in (*model.parameters(), model.label_embed.table) if moved else ():  # away from the zero initialisation
         nn.init.normal_(tensor, std=0.4)
     return model
 
@@ -105,7 +105,7 @@ def test_cached_decoding_equals_the_whole_sequence(model: CARD, tokens: Tensor) 
 
 
 def test_order_matters_with_either_positions(tokens: Tensor) -> None:
-    """Without positions the last state would see a set: two earlier tokens could change places."""
+    """Without positions the earlier tokens would be a set: swapping two of them would change nothing."""
     swapped = tokens[:, [1, 0, *range(2, K)]]
     for positions in ("learned", "rope1d"):
         model = card(positions=positions)
@@ -161,21 +161,21 @@ def test_sampling_written_out(guidance: float, schedule: Any) -> None:
     model, null = card(guidance_schedule=schedule), torch.full_like(LABELS, CLASSES)
     model.token_mean.fill_(0.3)
     model.token_std.fill_(2.0)
-    randn, drawn = randn_from(seeded()), torch.zeros(3, 0, D)
+    randn, sampled = randn_from(seeded()), torch.zeros(3, 0, D)
     with torch.no_grad():
         for i in range(K):
             scale = guidance if schedule == "constant" else 1 + (guidance - 1) * (i + 1) / K
-            padded = torch.cat([drawn, torch.zeros(3, 1, D)], dim=1)
+            padded = torch.cat([sampled, torch.zeros(3, 1, D)], dim=1)
             x = 0.9 * randn(padded[:, -1])
             cond, uncond = (model.hidden(padded, ids)[:, i] for ids in (LABELS, null))
             for step in range(3):
                 t = torch.full((3,), step / 3)
                 yes, no = model.head.net(x, t, cond), model.head.net(x, t, uncond)
                 x = x + (no + scale * (yes - no)) / 3
-            drawn = torch.cat([drawn, x[:, None]], dim=1)
-    close(model.sample(LABELS, guidance=guidance, temperature=0.9, generator=seeded()), drawn * 2.0 + 0.3)
+            sampled = torch.cat([sampled, x[:, None]], dim=1)
+    close(model.sample(LABELS, guidance=guidance, temperature=0.9, generator=seeded()), sampled * 2.0 + 0.3)
     given = Guidance(guidance, schedule=schedule)
-    close(model.sample(LABELS, guidance=given, temperature=0.9, generator=seeded()), drawn * 2.0 + 0.3)
+    close(model.sample(LABELS, guidance=given, temperature=0.9, generator=seeded()), sampled * 2.0 + 0.3)
 
 
 def test_guidance_of_one_is_conditional_and_of_zero_null(model: CARD) -> None:
@@ -190,11 +190,11 @@ def test_guidance_of_one_is_conditional_and_of_zero_null(model: CARD) -> None:
 def test_one_euler_step_adds_the_velocity_at_the_noise() -> None:
     """The last of the tokens, so that the ones before it count."""
     model, randn = card(), randn_from(seeded())
-    drawn = model.sample(LABELS, steps=1, generator=seeded())
-    noise = [randn(drawn[:, i]) for i in range(K)]
+    sampled = model.sample(LABELS, steps=1, generator=seeded())
+    noise = [randn(sampled[:, i]) for i in range(K)]
     with torch.no_grad():
-        velocity = model.head.net(noise[-1], torch.zeros(3), model.hidden(drawn, LABELS)[:, -1])
-    close(drawn[:, -1], noise[-1] + velocity)
+        velocity = model.head.net(noise[-1], torch.zeros(3), model.hidden(sampled, LABELS)[:, -1])
+    close(sampled[:, -1], noise[-1] + velocity)
 
 
 class Towards(nn.Module):
@@ -218,13 +218,13 @@ class Towards(nn.Module):
 @pytest.mark.parametrize("steps", [1, 2, 25])
 @pytest.mark.parametrize("guidance", [1.0, 2.7])
 def test_an_oracle_velocity_recovers_its_point(sampler: str, steps: int, guidance: float) -> None:
-    """Straight paths: every solver gets there in any number of steps, whatever the guidance of two equal fields."""
+    """Straight paths: every sampler is exact with any steps and, since both fields are equal, any guidance."""
     model, z = card(), torch.randn(D, generator=seeded(3))
     model.head.net = Towards(z)  # type: ignore[assignment]
     model.token_mean.fill_(-1.0)
     model.token_std.fill_(0.5)
-    drawn = model.sample(LABELS, guidance=guidance, steps=steps, sampler=sampler, generator=seeded())
-    close(drawn, (0.5 * z - 1.0).expand(3, K, D))
+    sampled = model.sample(LABELS, guidance=guidance, steps=steps, sampler=sampler, generator=seeded())
+    close(sampled, (0.5 * z - 1.0).expand(3, K, D))
 
 
 def test_seeds_and_rows_of_their_own() -> None:
@@ -275,20 +275,20 @@ def test_loss_is_the_flow_of_every_token(tokens: Tensor) -> None:
     close(losses["loss"], expected)
 
 
-def test_the_head_is_told_a_thousand_times_the_time() -> None:
-    """As a head without the factor is at 1000 t; training times follow the configuration."""
+def test_the_head_receives_a_thousand_times_the_time() -> None:
+    """A head with the factor at time t equals one without it at 1000 t; training times follow the configuration."""
     scaled, plain = card().head, card(head=replace(HEAD, time_scale=1.0)).head
     plain.load_state_dict(scaled.state_dict())
     x, cond, t = torch.randn(4, D), torch.randn(4, WIDTH), torch.tensor([0.0, 0.1, 0.5, 0.999])
     close(scaled.net(x, t, cond), plain.net(x, 1000 * t, cond))
     assert not torch.allclose(scaled.net(x, t, cond), plain.net(x, t, cond), atol=1e-3)
-    head, seen = card(head=replace(HEAD, times="logit_normal")).head, []
-    head.net.time_embed.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    head, times_received = card(head=replace(HEAD, times="logit_normal")).head, []
+    head.net.time_embed.register_forward_pre_hook(lambda module, inputs: times_received.append(inputs[0]))
     torch.manual_seed(5)
     head.loss_rows(x, cond)
     torch.manual_seed(5)
     torch.randn(8, D)  # the noise comes first
-    close(seen[0], torch.randn(8).sigmoid())
+    close(times_received[0], torch.randn(8).sigmoid())
 
 
 def test_statistics_are_scalars_and_round_trip(tokens: Tensor) -> None:
@@ -391,7 +391,7 @@ BAD_CALLS: list[tuple[Callable[[CARD], Any], str]] = [
 
 
 @pytest.mark.parametrize(("call", "message"), BAD_CALLS)
-def test_bad_input_is_told_in_one_line(call: Callable[[CARD], Any], message: str) -> None:
+def test_bad_input_is_reported_in_one_line(call: Callable[[CARD], Any], message: str) -> None:
     with pytest.raises(InputError) as caught:
         call(card())
     assert message in str(caught.value) and "\n" not in str(caught.value)
@@ -431,7 +431,7 @@ def numbers(**mapping: Any) -> tuple[float, float]:
     ],
 )
 def test_numbers_of_the_named_sizes(modulation: str, counts: tuple[float, ...]) -> None:
-    """The paper tells 234, 568 and 1100 million: two scales a block miss them by +0.7, -2.8 and -0.3 percent."""
+    """The paper states 234, 568 and 1100 million: two scales a block miss them by +0.7, -2.8 and -0.3 percent."""
     heads = (35.7, 72.2, 151.2)  # as MAR's, with one output a number of the token
     for size, count, head in zip(("B", "L", "XL"), counts, heads):
         for source in ("shared", "independent"):

@@ -109,7 +109,7 @@ def test_loss_equals_manual_repetition(condition: str, objective: str, rows: tup
         torch.testing.assert_close(loss[one], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_batch_mul_draws_its_own_times_and_noise(objective: str, rows: tuple[Tensor, ...]) -> None:
+def test_batch_mul_samples_its_own_times_and_noise(objective: str, rows: tuple[Tensor, ...]) -> None:
     torch.manual_seed(0)
     loss = head(objective=objective).loss_rows(rows[0], rows[2])
     assert loss.shape == (3 * ROWS,) and loss.isfinite().all()
@@ -217,7 +217,7 @@ def test_a_ddpm_head_takes_the_release_s_step_specifications(rows: tuple[Tensor,
     assert ddpm.chain.respace("ddim10").step_map == list(range(0, 1000, 100))
 
 
-def test_bad_input_is_told_in_one_line(rows: tuple[Tensor, ...]) -> None:
+def test_bad_input_is_reported_in_one_line(rows: tuple[Tensor, ...]) -> None:
     x, _, cond = rows
     for objective, options, message in (
         ("interpolant", {"sampler": "ancestral"}, "got 'ancestral'"),
@@ -236,7 +236,7 @@ def test_bad_input_is_told_in_one_line(rows: tuple[Tensor, ...]) -> None:
 
 
 class Untabled:
-    """In a table's place: nothing kept."""
+    """Replaces a table; stores nothing."""
 
     halves = None
 
@@ -254,7 +254,7 @@ SAMPLERS = [("interpolant", "sde"), ("interpolant", "euler"), ("interpolant", "h
 def test_times_of_a_grid_are_computed_once_for_all_tokens(
     condition: str, objective: str, sampler: str, rows: tuple[Tensor, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A table of the grid changes no number, and with it sampling embeds no time."""
+    """A precomputed table of times changes no value, and sampling then embeds no time."""
     model, (x, _, cond) = head(condition, objective), rows
     how: dict[str, Any] = {"uncond": -cond, "scale": 2.0, "steps": 5, "sampler": sampler}
 
@@ -264,7 +264,7 @@ def test_times_of_a_grid_are_computed_once_for_all_tokens(
     table = model.table(5, sampler)
     with monkeypatch.context() as patch:
         patch.setattr("tok1d.generators.head.SamplingTable", Untabled)
-        expected = sample()  # every time embedded when the sampler asks for it
+        expected = sample()  # every time is embedded when the sampler needs it
     embedded: list[int] = []
     model.net.time_embed.register_forward_pre_hook(lambda module, inputs: embedded.append(len(inputs[0])))
     torch.testing.assert_close(sample(table=table), expected, atol=1e-5, rtol=1e-4)

@@ -33,13 +33,13 @@ def randomised(module: nn.Module) -> nn.Module:
     return module
 
 
-def test_rotary_positions_alone_tell_tokens_apart() -> None:
+def test_rotary_positions_alone_distinguish_tokens() -> None:
     model = randomised(LightningDiT(LightningDiTConfig(num_tokens=4, **SIZES)))
     x, t, labels = torch.randn(2, 4, 3), torch.tensor([0.5]), torch.tensor([0, 1])
     assert isinstance(model, LightningDiT) and model.net.positions is None
     out, swapped = model.net(x, t, labels), model.net(x.flip(1), t, labels).flip(1)
     assert not torch.allclose(out, swapped)
-    # Turned by the angle of zero everywhere, tokens are a set.
+    # With all rotation angles zero, the model is permutation-equivariant.
     model.net.cos.fill_(1)
     model.net.sin.zero_()
     torch.testing.assert_close(model.net(x.flip(1), t, labels).flip(1), model.net(x, t, labels))

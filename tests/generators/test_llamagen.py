@@ -1,4 +1,4 @@
-"""LlamaGen: causality, cache equals full, guidance and its interval, what is drawn, bad input, published sizes."""
+"""LlamaGen: causality, cache equals full, guidance and its interval, sampling, bad input, published sizes."""
 
 import math
 from collections.abc import Callable
@@ -152,7 +152,7 @@ def test_one_generator_a_row_makes_rows_independent(model: LlamaGen, labels: Ten
 
 
 def filtered_directly(logits: list[float], top_k: int, top_p: float) -> set[int]:
-    """The entries that stay, by sorting and adding."""
+    """The entries that are kept, by sorting and cumulative sums."""
     order = sorted(range(len(logits)), key=lambda i: -logits[i])
     if top_k:
         order = [i for i in order if logits[i] >= logits[order[min(top_k, len(order)) - 1]]]
@@ -199,16 +199,16 @@ def test_ties_with_the_last_candidate_stay() -> None:
     close(filter_logits(torch.tensor([1.0, -1.0]), SampleSettings(temperature=0.5)), torch.tensor([2.0, -2.0]))
 
 
-def test_draws_follow_the_probabilities() -> None:
-    """Chi-square of 40,000 draws of a hand-set distribution: 5 degrees of freedom exceed 20.5 once in a thousand."""
+def test_sampled_ids_follow_the_probabilities() -> None:
+    """Chi-square of 40,000 samples of a given distribution: 5 degrees of freedom exceed 20.5 once in a thousand."""
     p, num = torch.tensor([0.4, 0.25, 0.2, 0.1, 0.04, 0.01]), 40_000
-    drawn = sample_ids(p.expand(num, -1), torch.empty(num, 6).exponential_(generator=seeded()))
-    counts = drawn.bincount(minlength=6)
+    sampled = sample_ids(p.expand(num, -1), torch.empty(num, 6).exponential_(generator=seeded()))
+    counts = sampled.bincount(minlength=6)
     assert ((counts - num * p).square() / (num * p)).sum() < 20.5
 
 
 def test_samples_of_a_hand_set_model_follow_its_softmax() -> None:
-    """Without attention the logits of an id depend on the one before alone: a Markov chain that can be counted."""
+    """Without attention the logits of an id depend only on the previous id: a Markov chain."""
     model = generator(rope="1d", depth=1, dim=16)
     for name, parameter in model.named_parameters():
         if "blocks" in name:
@@ -242,7 +242,7 @@ def test_loss_is_the_cross_entropy_of_every_id(model: LlamaGen, ids: Tensor, lab
     close(losses["loss"], model.loss_rows(ids, dropped).mean())
 
 
-def test_the_untrained_model_knows_nothing(ids: Tensor, labels: Tensor) -> None:
+def test_the_untrained_model_predicts_uniformly(ids: Tensor, labels: Tensor) -> None:
     loss = LlamaGen(config()).losses((ids, labels), progress=0.0)["loss"]
     assert loss.item() == pytest.approx(math.log(V), rel=1e-6)
 
@@ -317,7 +317,7 @@ BAD_CALLS: list[tuple[Call, str]] = [
 
 
 @pytest.mark.parametrize(("call", "message"), BAD_CALLS, ids=[message for _, message in BAD_CALLS])
-def test_bad_input_is_told_in_one_line(call: Call, message: str) -> None:
+def test_bad_input_is_reported_in_one_line(call: Call, message: str) -> None:
     with pytest.raises(InputError) as caught:
         call(generator())
     assert message in str(caught.value) and "\n" not in str(caught.value)

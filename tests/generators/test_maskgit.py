@@ -1,4 +1,4 @@
-"""MaskGIT: the schedule, what is hidden and weighed, what sampling keeps, guidance over the steps, published sizes."""
+"""MaskGIT: schedule, masking and loss weights, which ids sampling keeps, guidance over the steps, published sizes."""
 
 import math
 from collections.abc import Callable
@@ -74,10 +74,10 @@ def test_counts_follow_the_schedule_and_end_at_nothing(length: int, steps: int) 
 @pytest.mark.parametrize("time", [0.0, 0.4, 0.9, 1.0])
 def test_what_is_hidden(ids: Tensor, time: float) -> None:
     model = generator()
-    seen, hidden = model.mask(ids, time=torch.full((3,), time))
+    masked_ids, hidden = model.mask(ids, time=torch.full((3,), time))
     count = max(1, round(K * math.acos(time) * 2 / math.pi))
     assert hidden.sum(1).tolist() == [count] * 3
-    assert (seen[hidden] == V).all() and torch.equal(seen[~hidden], ids[~hidden])
+    assert (masked_ids[hidden] == V).all() and torch.equal(masked_ids[~hidden], ids[~hidden])
 
 
 def test_every_place_is_hidden_as_often() -> None:
@@ -101,11 +101,11 @@ def test_loss_is_the_weighted_mean_with_smoothed_targets(ids: Tensor) -> None:
 def test_hidden_ids_reach_the_loss_as_targets_alone(ids: Tensor, labels: Tensor) -> None:
     """Other ids under the masks leave all logits as they are; and without a weight visible targets count nothing."""
     model = generator(visible_weight=0.0)
-    seen, hidden = model.mask(ids, time=torch.full((3,), 0.5), order=torch.rand(3, K, generator=seeded()))
+    masked_ids, hidden = model.mask(ids, time=torch.full((3,), 0.5), order=torch.rand(3, K, generator=seeded()))
     others = torch.where(hidden, (ids + 1) % V, ids)
     again, _ = model.mask(others, time=torch.full((3,), 0.5), order=torch.rand(3, K, generator=seeded()))
-    assert torch.equal(seen, again)
-    logits = model.net(seen, labels)
+    assert torch.equal(masked_ids, again)
+    logits = model.net(masked_ids, labels)
     assert not torch.equal(model.loss(logits, ids, hidden), model.loss(logits, others, hidden))
     visible = torch.where(hidden, ids, (ids + 1) % V)
     assert torch.equal(model.loss(logits, ids, hidden), model.loss(logits, visible, hidden))
@@ -149,25 +149,25 @@ def test_a_single_step_is_the_best_guess_everywhere(model: MaskGIT, labels: Tens
     assert torch.equal(model.sample(labels, steps=1, generator=seeded()), best)
 
 
-def test_draws_of_the_first_step_follow_the_softmax() -> None:
-    """With noise 1 on top of the logits, Gumbel's maximum is a draw of the softmax: chi-square at one place."""
+def test_samples_of_the_first_step_follow_the_softmax() -> None:
+    """With Gumbel noise of scale 1 added to the logits, the argmax samples the softmax: chi-square at one position."""
     model = generator(num_tokens=2, annealing=False)
     num = 12_000
     labels = torch.zeros(num, dtype=torch.int64)
-    drawn: list[Tensor] = []
+    uniforms: list[Tensor] = []
 
     def uniform(like: Tensor) -> Tensor:
-        drawn.append(torch.rand(like.shape, generator=source))
-        return drawn[-1]
+        uniforms.append(torch.rand(like.shape, generator=source))
+        return uniforms[-1]
 
     source = seeded()
     ids = next(
         iter(model.decoding_steps(labels, uniform, guidance=Guidance(), steps=2, noise_scale=2.0, annealing=False))
     )
-    assert [draw.shape for draw in drawn] == [(num, 2, V), (num, 2)]
+    assert [numbers.shape for numbers in uniforms] == [(num, 2, V), (num, 2)]
     logits = model.net(torch.full((1, 2), V), torch.zeros(1, dtype=torch.int64))[0]
-    # Half of the noise is left after the first of two steps: 2.0 / 2. Which place is kept depends on what is drawn.
-    guesses = (logits - (-drawn[0].log()).log()).argmax(-1)
+    # Half of the noise is left after the first of two steps: 2.0 / 2. The kept position is random.
+    guesses = (logits - (-uniforms[0].log()).log()).argmax(-1)
     kept = ids != V
     assert (kept.sum(1) == 1).all() and torch.equal(ids[kept], guesses[kept])
     expected = num * logits.softmax(-1)
@@ -178,17 +178,17 @@ def test_draws_of_the_first_step_follow_the_softmax() -> None:
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "power_cosine"])
 def test_guidance_over_the_steps(model: MaskGIT, labels: Tensor, schedule: Any) -> None:
-    """Which scale each step has, by the calls it makes; at scale 1 there is no second one."""
-    told: list[float] = []
+    """The guidance scale of each step, and its number of network calls; at scale 1 there is no second call."""
+    scales: list[float] = []
     guided = model.guided
-    model.guided = lambda ids, y, scale: told.append(scale) or guided(ids, y, scale)  # type: ignore
+    model.guided = lambda ids, y, scale: scales.append(scale) or guided(ids, y, scale)  # type: ignore
     trace(model, labels, steps=4, guidance=Guidance(3.0, schedule=schedule, power=2.0))
     cosine = [1 - math.cos(math.pi * (k / 4) ** 2) for k in range(4)]
     expected = {"constant": [3.0] * 4, "linear": [1, 1.5, 2, 2.5], "power_cosine": [1 + c for c in cosine]}[schedule]
-    assert told == pytest.approx(expected)
-    told.clear()
+    assert scales == pytest.approx(expected)
+    scales.clear()
     trace(model, labels, steps=4, guidance=Guidance(3.0, (0.25, 0.5)))
-    assert told == [1.0, 3.0, 3.0, 1.0]
+    assert scales == [1.0, 3.0, 3.0, 1.0]
     rows: list[int] = []
     model.net.register_forward_pre_hook(lambda net, inputs: rows.append(len(inputs[0])))
     trace(model, labels, steps=4, guidance=Guidance(3.0, (0.25, 0.5)))
@@ -251,7 +251,7 @@ def test_every_dropout_acts_in_training_only(ids: Tensor, labels: Tensor) -> Non
 
 
 def test_the_trunks_order_their_normalisations(ids: Tensor, labels: Tensor) -> None:
-    """BERT's last block ends in its normalisation: logits do not feel the scale of what the block adds up."""
+    """BERT's last block ends in its normalisation: the logits do not depend on the scale of the block's sum."""
     vit, uvit = generator(), generator(trunk="uvit")
     assert len(vit.net.skips) == 0 and len(uvit.net.skips) == 1
     states: list[Tensor] = []
@@ -286,7 +286,7 @@ BAD_CALLS: list[tuple[Call, str]] = [
 
 
 @pytest.mark.parametrize(("call", "message"), BAD_CALLS, ids=[message for _, message in BAD_CALLS])
-def test_bad_input_is_told_in_one_line(call: Call, message: str) -> None:
+def test_bad_input_is_reported_in_one_line(call: Call, message: str) -> None:
     with pytest.raises(InputError) as caught:
         call(generator())
     assert message in str(caught.value) and "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""What every generator of whole sequences promises: statistics, classes, guidance, samplers, guidance-free training."""
+"""Generators of whole sequences: statistics, classes, guidance, samplers, guidance-free training."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ LABELS = torch.tensor([0, 3, 4])
 
 
 def build(kind: str, seed: int = 0, **options: Any) -> Any:
-    """A small model with random weights everywhere, also where training starts from zeros."""
+    """A small model with random weights everywhere, also where the initialisation is zero."""
     cls, config = KINDS[kind]
     sizes = {"num_tokens": K, "token_dim": D, "num_classes": CLASSES, "dim": 16, "depth": 3, "heads": 2, "steps": 4}
     config = config(**{**sizes, **options})
@@ -63,7 +63,7 @@ def test_same_seed_same_samples_and_rows_of_their_own(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_class_ids_the_null_class_is_drawn(kind: str) -> None:
+def test_without_class_ids_the_null_class_is_used(kind: str) -> None:
     model = build(kind)
     free = model.sample(num=3)
     if kind in FLOWS:  # of a DiT the variance stays conditional
@@ -75,9 +75,9 @@ def test_without_class_ids_the_null_class_is_drawn(kind: str) -> None:
         return next(starts, torch.zeros_like(x))
 
     with torch.no_grad():
-        drawn = model.generate(null, K, Guidance(), SampleSettings(steps=4, temperature=0.0), noise)
+        sampled = model.generate(null, K, Guidance(), SampleSettings(steps=4, temperature=0.0), noise)
     same_start = model.sample(num=3, temperature=0.0, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(drawn, same_start)
+    assert torch.equal(sampled, same_start)
     unconditional = build(kind, num_classes=0)
     assert unconditional.sample(num=2).shape == (2, K, D)
     assert unconditional.losses((tokens(), LABELS), 0.0)  # labels of the data are not read
@@ -189,15 +189,15 @@ def test_a_flow_with_the_exact_velocity_transports_noise_exactly(sampler: str, t
     model.token_mean.fill_(10.0)
     model.token_std.fill_(4.0)
     z = torch.randn(2, K, D, generator=torch.Generator().manual_seed(0))
-    drawn = model.sample(num=2, steps=200, sampler=sampler, noise=lambda x: z)
-    torch.testing.assert_close(drawn, 10 + 4 * (0.5 + 0.3 * z), atol=4 * tolerance, rtol=0)
+    sampled = model.sample(num=2, steps=200, sampler=sampler, noise=lambda x: z)
+    torch.testing.assert_close(sampled, 10 + 4 * (0.5 + 0.3 * z), atol=4 * tolerance, rtol=0)
 
 
 def test_the_sde_with_the_exact_velocity_has_the_moments_of_the_target() -> None:
     model = build("sit", num_tokens=64)
     model.net = Oracle(0.5, 0.3)
-    drawn = model.sample(num=64, steps=100, sampler="sde")
-    assert abs(drawn.mean().item() - 0.5) < 0.02 and abs(drawn.std().item() - 0.3) < 0.02
+    sampled = model.sample(num=64, steps=100, sampler="sde")
+    assert abs(sampled.mean().item() - 0.5) < 0.02 and abs(sampled.std().item() - 0.3) < 0.02
 
 
 @pytest.mark.parametrize("kind", FLOWS)
@@ -211,7 +211,7 @@ def test_guidance_free_training_at_beta_one_is_the_ordinary_loss(kind: str) -> N
     torch.testing.assert_close(at_one, ordinary)
     at_half = model.loss_rows(data, LABELS, t=t, noise=noise, beta=torch.full((3,), 0.5))["loss"]
     assert not torch.allclose(at_half, ordinary)
-    # Where the class was dropped beta is 1, whatever was drawn.
+    # Where the class was dropped beta is 1, whatever value was sampled.
     null = torch.full((3,), CLASSES)
     dropped = [model.loss_rows(data, null, t=t, noise=noise, beta=torch.full((3,), b))["loss"] for b in (0.3, 1.0)]
     torch.testing.assert_close(*dropped)
@@ -268,7 +268,7 @@ def test_lognormal_times_make_the_ratio_of_tokens_to_noise_lognormal(path: str) 
     assert abs(logs.mean().item()) < 0.03 and abs(logs.std().item() - 1) < 0.03
 
 
-def test_bad_requests_are_told_in_one_line() -> None:
+def test_bad_requests_are_reported_in_one_line() -> None:
     model = build("sit")
     cases: list[tuple[dict[str, Any], str]] = [
         ({"cond": torch.tensor([5])}, "class ids: expected 0..4, got 5..5"),

@@ -35,7 +35,7 @@ def test_the_smallest_size() -> None:
     assert (config.dim, config.depth, config.heads) == (384, 12, 6)
 
 
-def test_positions_are_computed_and_tell_tokens_apart() -> None:
+def test_positions_are_computed_and_distinguish_tokens() -> None:
     model = SiT(SiTConfig(num_tokens=4, token_dim=3, num_classes=2, dim=8, depth=1, heads=2))
     assert not any("positions" in name for name in model.state_dict())
     for parameter in model.parameters():
@@ -56,7 +56,7 @@ def test_grid_positions_need_a_grid() -> None:
 
 
 class NoiseOracle(nn.Module):
-    """The exact noise prediction of tokens that all are one number, and the posterior's own variance."""
+    """The exact noise prediction for constant tokens, and the variance of the posterior."""
 
     def __init__(self, model: DiT, point: float) -> None:
         super().__init__()
@@ -77,8 +77,8 @@ def dit() -> DiT:
 def test_the_exact_noise_leads_to_the_data(sampler: str) -> None:
     model = dit()
     model.net = NoiseOracle(model, 0.4)
-    drawn = model.sample(num=3, steps=50, sampler=sampler)
-    torch.testing.assert_close(drawn, torch.full((3, 4, 3), 0.4), atol=1e-3, rtol=0)
+    sampled = model.sample(num=3, steps=50, sampler=sampler)
+    torch.testing.assert_close(sampled, torch.full((3, 4, 3), 0.4), atol=1e-3, rtol=0)
 
 
 def test_the_loss_of_the_exact_noise_is_zero_but_for_the_last_level() -> None:

@@ -1,4 +1,4 @@
-"""What a record holds of a tensor, in one line: type, shape, hash and some numbers; and how two lines are compared."""
+"""One line of a record for a tensor: type, shape, hash and some numbers; and the comparison of two lines."""
 
 import hashlib
 from collections.abc import Mapping

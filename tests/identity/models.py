@@ -16,11 +16,11 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def inputs(told: str) -> Tensor | None:
+def inputs(cond_kind: str) -> Tensor | None:
     """Classes, or captions of different lengths, for a batch."""
-    if told == "class":
+    if cond_kind == "class":
         return torch.tensor([2, 0, 9, 3])
-    if told != "text":
+    if cond_kind != "text":
         return None
     captions = torch.randn(BATCH, 6, 5, generator=seeded(3))
     for row, length in zip(captions, (6, 2, 4, 1), strict=True):
@@ -78,12 +78,12 @@ def training(model: Any, batch: tuple[Any, ...]) -> Values:
     model.eval()
 
 
-def third_entry(kind: str, told: Tensor | None) -> tuple[Any, ...]:
+def third_entry(kind: str, cond: Tensor | None) -> tuple[Any, ...]:
     if kind == "words":
         return (torch.tensor([[1, 5, 2], [0, 11, -1], [4, -1, -1], [3, 3, 7]]),)
     if kind == "codes":
         return (torch.randint(11, (BATCH, 16), generator=seeded(6)),)
-    return (told,) if kind == "text" else ()
+    return (cond,) if kind == "text" else ()
 
 
 def images_for(model: Any) -> Tensor:
@@ -92,7 +92,7 @@ def images_for(model: Any) -> Tensor:
 
 
 @torch.no_grad()
-def tokenizer_values(model: Any, images: Tensor, cond: Tensor | None, asked: list[dict[str, Any]]) -> Values:
+def tokenizer_values(model: Any, images: Tensor, cond: Tensor | None, requested: list[dict[str, Any]]) -> Values:
     """Tokens, a KL bottleneck's normals, and images of those tokens."""
     tokens = names.encode(model, images, cond)
     yield "encode", tokens
@@ -103,16 +103,16 @@ def tokenizer_values(model: Any, images: Tensor, cond: Tensor | None, asked: lis
     length, _, vocab = names.token_shape(model)
     if vocab is not None:  # ids of fresh weights are hardly different
         tokens = torch.randint(vocab, (BATCH, length), generator=seeded(4))
-    for options in asked:
+    for options in requested:
         given = dict(options)
         generator = noise(given, BATCH)
         yield f"decode/{label(options)}", names.decode(model, tokens, cond, generator=generator, **given)
 
 
 @torch.no_grad()
-def sample_values(model: Any, cond: Tensor | None, asked: list[dict[str, Any]], weak: Any = None) -> Values:
+def sample_values(model: Any, cond: Tensor | None, requested: list[dict[str, Any]], weak: Any = None) -> Values:
     """Samples with each set of options; "null" asks for the null condition, "weak" for a weak model's guidance."""
-    for options in asked:
+    for options in requested:
         given = dict(options)
         null = given.pop("null", False)
         if null:
@@ -126,30 +126,30 @@ def sample_values(model: Any, cond: Tensor | None, asked: list[dict[str, Any]], 
 
 def tokenizer(name: str) -> Values:
     """A tiny tokenizer."""
-    mapping, told, asked, third = cases.TOKENIZERS[name]
+    mapping, cond_kind, requested, third = cases.TOKENIZERS[name]
     torch.manual_seed(0)
     model = names.build(mapping)
     yield from initial(model)
     moved(model)
-    images, cond = images_for(model), inputs(told)
-    yield from tokenizer_values(model, images, cond, asked)
+    images, cond = images_for(model), inputs(cond_kind)
+    yield from tokenizer_values(model, images, cond, requested)
     classes = torch.tensor([2, 0, 9, 3])
-    batch = (images, cond if told else classes, *third_entry(third, cond))
+    batch = (images, cond if cond_kind else classes, *third_entry(third, cond))
     yield from training(model, batch)
 
 
 def generator(name: str) -> Values:
     """A tiny generator."""
-    mapping, told, asked = cases.GENERATORS[name]
+    mapping, cond_kind, requested = cases.GENERATORS[name]
     torch.manual_seed(0)
     model = names.build(mapping)
     yield from initial(model)
     moved(model)
     torch.manual_seed(5)
-    weak = names.build(mapping).eval() if any(options.get("weak") for options in asked) else None
-    cond = inputs(told)
-    yield from sample_values(model, cond, asked, weak)
-    length, dim, vocab = names.drawn_shape(model)
+    weak = names.build(mapping).eval() if any(options.get("weak") for options in requested) else None
+    cond = inputs(cond_kind)
+    yield from sample_values(model, cond, requested, weak)
+    length, dim, vocab = names.sample_shape(model)
     if vocab is None:
         tokens = torch.randn(BATCH, length, dim, generator=seeded(4))
     else:
@@ -176,16 +176,16 @@ def classifier(name: str) -> Values:
 
 def bundled(name: str) -> Values:
     """A bundled model: its weights and what it does."""
-    model, asked, cond = names.load(name), cases.BUNDLED[name], inputs("class")
+    model, requested, cond = names.load(name), cases.BUNDLED[name], inputs("class")
     yield "weights", state(model)
     role = names.role(model)
     if role == "tokenizer":
-        told = cond if name.endswith("smap") else None
-        yield from tokenizer_values(model, images_for(model), told, asked)
+        used = cond if name.endswith("smap") else None
+        yield from tokenizer_values(model, images_for(model), used, requested)
         yield from training(model, (images_for(model), cond))
     elif role == "generator":
-        yield from sample_values(model, cond, asked, weak=names.load(name))
-        length, dim, _ = names.drawn_shape(model)
+        yield from sample_values(model, cond, requested, weak=names.load(name))
+        length, dim, _ = names.sample_shape(model)
         yield from training(model, (torch.randn(BATCH, length, dim, generator=seeded(4)), cond))
     else:
         yield from classifier_values(model)

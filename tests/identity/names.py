@@ -79,7 +79,7 @@ def image_shape(model: Any) -> tuple[int, int]:
     return model.config.channels, model.config.image_size
 
 
-def drawn_shape(model: Any) -> tuple[int, int | None, int | None]:
+def sample_shape(model: Any) -> tuple[int, int | None, int | None]:
     """Of a generator: number of tokens, numbers of a token (None for ids), size of the vocabulary (None: no ids)."""
     config = model.config
     return config.num_tokens, getattr(config, "token_dim", None), getattr(config, "vocab_size", None)

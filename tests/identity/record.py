@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-if __name__ == "__main__":  # before torch and its kin read them
+if __name__ == "__main__":  # before torch and other libraries read them
     os.environ.update(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", OMP_WAIT_POLICY="PASSIVE", MPLBACKEND="agg")
 if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
@@ -62,11 +62,11 @@ def one_thread() -> Iterator[None]:
         torch.set_deterministic_debug_mode(strict)
 
 
-def compute(prefix: str = "", *, told: bool = False) -> dict[str, str]:
+def compute(prefix: str = "", *, verbose: bool = False) -> dict[str, str]:
     """Key -> line of all values whose keys begin with a prefix.
 
     Args:
-        told: say on stderr how long each group takes.
+        verbose: report on stderr how long each group takes.
     """
     found: dict[str, str] = {}
     with one_thread(), tempfile.TemporaryDirectory() as folder, runs.cache_in(Path(folder)):
@@ -76,7 +76,7 @@ def compute(prefix: str = "", *, told: bool = False) -> dict[str, str]:
             start = time.perf_counter()
             values = {f"{name}/{key}": line(value) for key, value in make()}
             found |= {key: value for key, value in values.items() if key.startswith(prefix)}
-            if told:
+            if verbose:
                 print(f"{name}: {len(values)} values, {time.perf_counter() - start:.1f} s", file=sys.stderr)
     return found
 
@@ -134,14 +134,14 @@ def check(path: Path, prefix: str) -> int:
     if other:
         print(f"recorded on another kind of machine ({other}): numbers are compared to 1e-4, hashes are not")
     wanted = {key: value for key, value in wanted.items() if key.startswith(prefix)}
-    texts = differences(compute(prefix, told=True), wanted, exact=not other)
+    texts = differences(compute(prefix, verbose=True), wanted, exact=not other)
     print("\n".join([*texts, f"{len(texts)} of {len(wanted)} values differ"]))
     return int(bool(texts) or not wanted)
 
 
 def write(path: Path, prefix: str) -> int:
     """Write a record."""
-    values = compute(prefix, told=True)
+    values = compute(prefix, verbose=True)
     path.write_text(json.dumps({"machine": machine(), "values": values}, indent=1, sort_keys=True) + "\n")
     print(f"{len(values)} values in {path}")
     return 0

@@ -32,11 +32,11 @@ def test_every_kind_and_every_bundled_model_is_recorded() -> None:
     assert sorted(cases.BUNDLED) == names.bundled()
 
 
-def test_a_changed_value_is_told(found: dict[str, str]) -> None:
+def test_a_changed_value_is_reported(found: dict[str, str]) -> None:
     key = "tiny/sit/losses/0.5/loss"
     kind, shape, digest, bar, *numbers = found[key].split()
     last_bits = " ".join([kind, shape, "0" * len(digest), bar, *numbers])
     larger = " ".join([kind, shape, digest, bar, *(str(float(number) + 0.01) for number in numbers)])
-    for changed, exact, told in ((last_bits, True, 1), (last_bits, False, 0), (larger, False, 1)):
-        assert len(record.differences({**found, key: changed}, found, exact=exact)) == told
+    for changed, exact, reported in ((last_bits, True, 1), (last_bits, False, 0), (larger, False, 1)):
+        assert len(record.differences({**found, key: changed}, found, exact=exact)) == reported
     assert len(record.differences({key: found[key]}, found, exact=False)) == len(found) - 1

@@ -1,4 +1,4 @@
-"""A field added to `SampleSettings` is an option, an axis, a recipe key and a setting of records without more edits."""
+"""A field added to `SampleSettings` becomes an option, an axis, a recipe key and a record setting, without edits."""
 
 import subprocess
 import sys

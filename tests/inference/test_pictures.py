@@ -75,28 +75,28 @@ def test_other_intervals_are_refused(text: str) -> None:
 
 
 def test_noise_belongs_to_its_key() -> None:
-    draws = {key: torch.randn(2, generator=noise_of(*key)) for key in ((0, 1), (0, 2), (1, 1), (2**33, 1))}
-    assert all(torch.equal(torch.randn(2, generator=noise_of(*key)), draws[key]) for key in draws)
-    assert len({tuple(draw.tolist()) for draw in draws.values()}) == 4
+    noises = {key: torch.randn(2, generator=noise_of(*key)) for key in ((0, 1), (0, 2), (1, 1), (2**33, 1))}
+    assert all(torch.equal(torch.randn(2, generator=noise_of(*key)), noises[key]) for key in noises)
+    assert len({tuple(noise.tolist()) for noise in noises.values()}) == 4
 
 
 def test_a_picture_depends_neither_on_the_others_nor_on_the_batch(pair: tuple[Any, Any], tmp_path: Path) -> None:
-    def draw(name: str, **options: Any) -> Path:
+    def run_generate(name: str, **options: Any) -> Path:
         return pictures.generate(*pair, tmp_path / name, SamplePictures(guidance=2.0, **options))[0].parent
 
-    everything = draw("all", classes=(3, 7), num=3)
+    everything = run_generate("all", classes=(3, 7), num=3)
     for name, options in (
         ("one", {"classes": (7,), "num": 1}),
         ("small batches", {"classes": (3, 7), "num": 3, "batch_size": 2}),
         ("more", {"classes": (7, 1, 3), "num": 4, "batch_size": 5}),
     ):
-        shared = {path.name for path in draw(name, **options).glob("class*.png")}
+        shared = {path.name for path in run_generate(name, **options).glob("class*.png")}
         shared &= {path.name for path in everything.glob("class*.png")}
         assert shared
         for picture in shared:
             difference = np.abs(pixels(tmp_path / name / picture) - pixels(everything / picture))
             assert difference.max() <= 1, (name, picture)
-    assert (draw("other", classes=(7,), num=1, seed=1) / "class007_000.png").read_bytes() != (
+    assert (run_generate("other", classes=(7,), num=1, seed=1) / "class007_000.png").read_bytes() != (
         everything / "class007_000.png"
     ).read_bytes()
     assert len({path.read_bytes() for path in everything.glob("class*.png")}) == 6
@@ -156,16 +156,16 @@ def test_overwriting_leaves_no_picture_of_the_run_before(folders: Path, capsys: 
     assert run(capsys, *command, "--keep", "4", "--num", 2, "--overwrite")[0] == 0
     kept = {f"image00{i}_{what}.png" for i in range(2) for what in ("keep004", "original")}
     assert {path.name for path in (folders / "out").iterdir()} == kept | {"overview.png", "notes.txt"}
-    command = ["generate", folders / "generator", "--out", folders / "drawn", "--guidance", 1, "--decoder-steps", 1]
+    command = ["generate", folders / "generator", "--out", folders / "generated", "--guidance", 1, "--decoder-steps", 1]
     assert run(capsys, *command, "--classes", "3,4", "--num", 2)[0] == 0
     assert run(capsys, *command, "--classes", "4", "--num", 1, "--overwrite")[0] == 0
-    assert {path.name for path in (folders / "drawn").iterdir()} == {"class004_000.png", "overview.png"}
+    assert {path.name for path in (folders / "generated").iterdir()} == {"class004_000.png", "overview.png"}
 
 
 def test_images_that_cannot_be_decoded_are_not_shown(
     folders: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They pass the look at the file and fail later; the next good one would stand in for them."""
+    """They pass the check of the file header and fail later; the next readable image would replace them."""
     for number in range(4):
         path = folders / "set" / ("train" if number < 2 else "test") / "a" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,15 +198,15 @@ def test_own_folders_have_the_classes_of_their_training(tmp_path: Path, tiny: Ti
 def test_sampler_and_interval_reach_the_decoder(folders: Path, capsys: Any) -> None:
     command = ["reconstruct", folders / "tokenizer", folders / "photo.png", "--keep", "4", "--steps", 4]
 
-    def painted(name: str, *options: object) -> bytes:
+    def reconstructed(name: str, *options: object) -> bytes:
         code, _ = run(capsys, *command, "--out", folders / name, *options)
         assert code == 0
         return (folders / name / "image000_keep004.png").read_bytes()
 
-    plain, heun = painted("plain"), painted("heun", "--sampler", "heun")
-    guided = painted("guided", "--guidance", 3)
-    part = painted("part", "--guidance", 3, "--guidance-interval", "0.4,0.6")
-    never = painted("never", "--guidance", 3, "--guidance-interval", "0.9,0.95")
+    plain, heun = reconstructed("plain"), reconstructed("heun", "--sampler", "heun")
+    guided = reconstructed("guided", "--guidance", 3)
+    part = reconstructed("part", "--guidance", 3, "--guidance-interval", "0.4,0.6")
+    never = reconstructed("never", "--guidance", 3, "--guidance-interval", "0.9,0.95")
     assert len({plain, heun, guided, part}) == 4 and never == plain
     for options, message in (
         (("--sampler", "ddim"), "sampler: expected 'euler' or 'heun' for a flow decoder, got 'ddim'"),
@@ -263,21 +263,21 @@ def whole(tiny: Tiny, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_whole_sequences_are_drawn_with_their_own_options(whole: Path, capsys: Any) -> None:
+def test_whole_sequences_are_sampled_with_their_own_options(whole: Path, capsys: Any) -> None:
     command = ["generate", whole / "sit", "--classes", "3", "--num", 2, "--sampler", "euler", "--steps", 4]
 
-    def drawn(name: str, *options: object) -> bytes:
+    def generated(name: str, *options: object) -> bytes:
         code, out = run(capsys, *command, "--out", whole / name, *options)
         assert code == 0, out
         return (whole / name / "overview.png").read_bytes()
 
-    plain, guided = drawn("plain", "--guidance", 1), drawn("guided")
-    assert guided == drawn("two", "--guidance", 2, "--guidance-schedule", "constant", "--keep", 4)
-    part = drawn("part", "--guidance-interval", "0.25,0.5")
-    weak = drawn("weak guided", "--weak-model", whole / "weak")
+    plain, guided = generated("plain", "--guidance", 1), generated("guided")
+    assert guided == generated("two", "--guidance", 2, "--guidance-schedule", "constant", "--keep", 4)
+    part = generated("part", "--guidance-interval", "0.25,0.5")
+    weak = generated("weak guided", "--weak-model", whole / "weak")
     assert len({plain, guided, part, weak}) == 4
-    assert drawn("never", "--guidance-interval", "0.9,0.95") == plain  # after the last step's time
-    assert drawn("itself", "--weak-model", whole / "sit") == plain
+    assert generated("never", "--guidance-interval", "0.9,0.95") == plain  # after the last step's time
+    assert generated("itself", "--weak-model", whole / "sit") == plain
     for options, message in (
         (("--keep", 2), "keep: these tokens have no order, expected all 4, got 2"),
         (("--decode-keep", "every"), "keep: these tokens have no order"),
@@ -307,22 +307,22 @@ def of_ids(tiny: Tiny, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_ids_are_drawn_with_their_own_options(of_ids: Path, capsys: Any) -> None:
-    def drawn(model: str, name: str, *options: object) -> bytes:
+def test_ids_are_sampled_with_their_own_options(of_ids: Path, capsys: Any) -> None:
+    def generated(model: str, name: str, *options: object) -> bytes:
         out = of_ids / f"{model} {name}"
-        code, told = run(capsys, "generate", of_ids / model, "--classes", "3", "--num", 2, "--out", out, *options)
-        assert code == 0, told
+        code, printed = run(capsys, "generate", of_ids / model, "--classes", "3", "--num", 2, "--out", out, *options)
+        assert code == 0, printed
         return (out / "overview.png").read_bytes()
 
-    plain = drawn("llamagen", "plain", "--guidance", 1)
-    assert plain == drawn("llamagen", "all", "--guidance", 1, "--top-k", 0, "--top-p", 1)
-    greedy = drawn("llamagen", "greedy", "--guidance", 1, "--top-k", 1)
-    assert greedy == drawn("llamagen", "cold", "--guidance", 1, "--temperature", 0) != plain
-    half = drawn("llamagen", "half", "--guidance", 9, "--guidance-interval", "0,0.3")
-    assert half != drawn("llamagen", "guided", "--guidance", 9) != plain
+    plain = generated("llamagen", "plain", "--guidance", 1)
+    assert plain == generated("llamagen", "all", "--guidance", 1, "--top-k", 0, "--top-p", 1)
+    greedy = generated("llamagen", "greedy", "--guidance", 1, "--top-k", 1)
+    assert greedy == generated("llamagen", "cold", "--guidance", 1, "--temperature", 0) != plain
+    half = generated("llamagen", "half", "--guidance", 9, "--guidance-interval", "0,0.3")
+    assert half != generated("llamagen", "guided", "--guidance", 9) != plain
     best = ("--temperature", 0, "--steps", 2)
-    few = drawn("maskgit", "plain", "--guidance", 1, *best)
-    assert few != drawn("maskgit", "guided", "--guidance", 50, "--guidance-schedule", "constant", *best)
+    few = generated("maskgit", "plain", "--guidance", 1, *best)
+    assert few != generated("maskgit", "guided", "--guidance", 50, "--guidance-schedule", "constant", *best)
     for model, options, message in (
         ("llamagen", ("--sampler", "sde"), "--sampler: llamagen does not use it, leave it out; got sde"),
         ("llamagen", ("--steps", 4), "--steps: llamagen does not use it, leave it out; got 4"),
@@ -338,7 +338,7 @@ def test_ids_are_drawn_with_their_own_options(of_ids: Path, capsys: Any) -> None
     assert not (of_ids / "wrong").exists()
 
 
-def test_drawing_without_classes(whole: Path, capsys: Any) -> None:
+def test_sampling_without_classes(whole: Path, capsys: Any) -> None:
     names = ["image000.png", "image001.png", "overview.png"]
     for model, options in (("sit", ["--unconditional"]), ("blind", [])):
         out = whole / f"out {model}"

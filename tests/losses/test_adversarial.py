@@ -1,4 +1,4 @@
-"""The adversarial game: losses in closed form, what each player may change, and when."""
+"""The adversarial loss: closed forms, which parameters each player may change, and when."""
 
 import copy
 import math
@@ -38,7 +38,7 @@ class Critic(nn.Module):
         return self.out(self.norm(self.conv(images)).relu().flatten(2)).flatten(1)
 
 
-def game(**options: object) -> AdversarialLoss:
+def adversarial_loss(**options: object) -> AdversarialLoss:
     torch.manual_seed(0)
     return AdversarialLoss(AdversarialConfig(**{"weight": 0.4, "start": 3, "adaptive": False, **options}), Critic())
 
@@ -63,17 +63,17 @@ def test_losses_in_closed_form() -> None:
     zeros = torch.zeros(2, 3, requires_grad=True)
     assert logistic_d_loss(zeros, zeros).item() == pytest.approx(math.log(2))
     assert logistic_g_loss(zeros).item() == pytest.approx(math.log(2))
-    # Non-saturating: the gradient is largest where the discriminator is sure, and pushes logits up.
+    # Non-saturating: the gradient is largest where the discriminator is certain, and raises the logits.
     logits = torch.tensor([-20.0, 0.0, 20.0], requires_grad=True)
     (gradient,) = torch.autograd.grad(logistic_g_loss(logits), logits)
     torch.testing.assert_close(gradient, torch.tensor([-1 / 3, -1 / 6, 0.0]), atol=1e-6, rtol=0)
-    # The best answer is the logarithm of how many times likelier an image is to be real: 3 to 1, and 1 to 3.
+    # The optimal logit is the log of the ratio of real to fake probability: 3 to 1, and 1 to 3.
     a, b = (torch.tensor(sign * math.log(3.0), requires_grad=True) for sign in (1, -1))
     best = logistic_d_loss(torch.stack([a, a, a, b]), torch.stack([a, b, b, b]))
     assert torch.stack(torch.autograd.grad(best, [a, b])).abs().max() < 1e-6
 
 
-def test_lecam_of_means_sees_no_spread() -> None:
+def test_lecam_of_means_ignores_the_spread() -> None:
     torch.manual_seed(0)
     of_means, of_logits, (real, fake) = LeCam(of_means=True), LeCam(), torch.randn(2, 3, 8)
     for lecam in (of_means, of_logits):
@@ -114,8 +114,8 @@ def test_adaptive_weight_of_a_linear_layer() -> None:
     out = h @ weight.T
     found = adaptive_weight((out - target).square().mean(), -(out @ critic).mean(), weight)
     reconstruction = 2 / target.numel() * (out - target).T @ h
-    judged = torch.outer(critic, h.mean(0))
-    torch.testing.assert_close(found, reconstruction.norm() / (judged.norm() + 1e-4))
+    adversarial_gradient = torch.outer(critic, h.mean(0))
+    torch.testing.assert_close(found, reconstruction.norm() / (adversarial_gradient.norm() + 1e-4))
     assert not found.requires_grad
     huge = adaptive_weight(1e6 * out.square().sum(), 0 * out.sum(), weight)
     assert huge.item() == 1e4
@@ -125,14 +125,14 @@ def test_the_tokenizers_weight_is_adaptive_and_warmed_up() -> None:
     last = torch.tensor(0.7, requires_grad=True)
     real, fake = pair()[0], None
     for adaptive in (False, True):
-        loss = game(adaptive=adaptive, warmup=4)
+        loss = adversarial_loss(adaptive=adaptive, warmup=4)
         values = {}
         for step in (2, 3, 5, 7, 9):
             fake = last * real
             terms = loss.generator_terms(real, fake, step, last, {"loss_reconstruction": (fake - real).square().mean()})
             values[step] = terms["loss_adversarial"].item()
             if adaptive and step > 2:
-                plain = game(weight=1.0).generator_terms(real, fake, step, last, {})["loss_adversarial"]
+                plain = adversarial_loss(weight=1.0).generator_terms(real, fake, step, last, {})["loss_adversarial"]
                 ratio = adaptive_weight((fake - real).square().mean(), plain, last)
                 torch.testing.assert_close(terms["adaptive_weight"], ratio)
         full = values[9]
@@ -140,9 +140,9 @@ def test_the_tokenizers_weight_is_adaptive_and_warmed_up() -> None:
 
 
 def test_the_tokenizers_pass_changes_nothing_of_the_discriminator() -> None:
-    loss, (real, fake) = game(lecam=0.1), pair()
+    loss, (real, fake) = adversarial_loss(lecam=0.1), pair()
     before = parts(loss)
-    expected = copy.deepcopy(loss.discriminator)(2 * fake - 1)  # in train mode, as the release judges
+    expected = copy.deepcopy(loss.discriminator)(2 * fake - 1)  # in train mode, as in the released code
     terms = loss.generator_terms(real, fake, 5, fake, {})
     torch.testing.assert_close(terms["loss_adversarial"], -0.4 * expected.mean())
     terms["loss_adversarial"].backward()
@@ -154,31 +154,31 @@ def test_the_tokenizers_pass_changes_nothing_of_the_discriminator() -> None:
     assert {"lecam.mean_real", "discriminator.norm.running_mean", "discriminator.out.u"} <= changed
 
 
-def test_before_the_start_nobody_plays() -> None:
-    loss, (real, fake) = game(consistency=4.0), pair()
+def test_before_the_start_the_discriminator_is_not_called() -> None:
+    loss, (real, fake) = adversarial_loss(consistency=4.0), pair()
     assert loss.generator_terms(real, fake, 2, fake, {}) == {"loss_adversarial": 0}
     assert loss.discriminator.calls == 0
     idle = loss.discriminator_losses(real, fake, 2)
-    playing = loss.discriminator_losses(real, fake, 3)
-    assert idle.keys() == playing.keys()
+    active = loss.discriminator_losses(real, fake, 3)
+    assert idle.keys() == active.keys()
     for name in ("loss_adversarial", "loss_lecam", "loss_consistency"):
-        assert idle[name].item() == 0 < playing[name].item()
+        assert idle[name].item() == 0 < active[name].item()
     sum(idle[name] for name in idle if name.startswith("loss")).backward()
     assert all(p.grad is not None and not p.grad.any() for p in loss.parameters())
-    quiet = game(lecam=0.0)
+    quiet = adversarial_loss(lecam=0.0)
     quiet.discriminator_losses(real, fake, 2)
     assert quiet.discriminator.calls == 0 and quiet.lecam.mean_real == 0
 
 
 def test_the_running_means_settle_before_the_start() -> None:
-    loss, (real, fake) = game(), pair()
+    loss, (real, fake) = adversarial_loss(), pair()
     terms = loss.discriminator_losses(real, fake, 1)
     torch.testing.assert_close(loss.lecam.mean_real, 0.001 * terms["logits_real"])
     torch.testing.assert_close(loss.lecam.mean_fake, 0.001 * terms["logits_fake"])
 
 
-def test_the_discriminators_terms_and_whom_they_reach() -> None:
-    loss, (real, fake) = game(lecam=0.1), pair()
+def test_the_discriminators_terms_and_the_parameters_they_reach() -> None:
+    loss, (real, fake) = adversarial_loss(lecam=0.1), pair()
     twin = copy.deepcopy(loss)
     terms = loss.discriminator_losses(real, fake, 3)
     logits = [twin.discriminator(2 * x - 1) for x in (real, fake)]
@@ -191,7 +191,7 @@ def test_the_discriminators_terms_and_whom_they_reach() -> None:
 
 
 def test_augmentation_and_consistency_follow_the_generator() -> None:
-    loss, (real, fake) = game(diff_aug=True, consistency=4.0, lecam=0.0), pair()
+    loss, (real, fake) = adversarial_loss(diff_aug=True, consistency=4.0, lecam=0.0), pair()
     twin = copy.deepcopy(loss.discriminator)
     found = loss.discriminator_losses(real, fake, 3, generator=torch.Generator().manual_seed(7))
     generator = torch.Generator().manual_seed(7)
@@ -207,8 +207,8 @@ def test_augmentation_and_consistency_follow_the_generator() -> None:
     assert terms[0] == terms[1] != terms[2]
 
 
-def test_a_saved_game_goes_on_as_it_was() -> None:
-    loss, (real, fake) = game(), pair()
+def test_a_saved_discriminator_resumes_unchanged() -> None:
+    loss, (real, fake) = adversarial_loss(), pair()
     loss.discriminator_losses(real, fake, 3)
     torch.manual_seed(9)
     other = AdversarialLoss(loss.config, Critic())
@@ -216,7 +216,7 @@ def test_a_saved_game_goes_on_as_it_was() -> None:
     assert other.discriminator_losses(real, fake, 4) == loss.discriminator_losses(real, fake, 4)
 
 
-def test_a_discriminator_learns_to_tell_dark_from_bright() -> None:
+def test_a_discriminator_learns_to_separate_dark_from_bright() -> None:
     torch.manual_seed(0)
     loss = AdversarialLoss(AdversarialConfig(weight=1.0, start=0), PatchDiscriminator(1, width=4, layers=1))
     optimizer = torch.optim.Adam(loss.parameters(), lr=0.02)

@@ -174,7 +174,7 @@ def test_the_weight_scales_the_loss(images: Tensor) -> None:
 
 
 @pytest.mark.parametrize("progress", [0.0, 1.0])
-def test_given_draws_decide_which_tokens_are_all_dropped(progress: float) -> None:
+def test_given_random_numbers_decide_which_tokens_are_all_dropped(progress: float) -> None:
     model = tokenizer()
     model.config.nested.drop_after = 0.1
     dropped = ~model.training_mask(3, progress, torch.device("cpu"), u=torch.tensor([0.05, 0.1, 0.9])).any(1)
@@ -186,7 +186,7 @@ def test_a_model_is_made_and_decodes_without_its_teacher(images: Tensor) -> None
     assert model.decode(model.encode(images)).shape == images.shape and model.teacher is None
 
 
-def test_contradictions_are_told_in_one_line(images: Tensor) -> None:
+def test_contradictions_are_reported_in_one_line(images: Tensor) -> None:
     config().check()
     with pytest.raises(ConfigError, match=r"^decoder\.align_depth: "):
         config(decoder=DecoderConfig(patch=4, dim=12, depth=2, heads=2)).check()

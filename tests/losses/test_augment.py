@@ -1,4 +1,4 @@
-"""DiffAugment: each change in closed form, and what decides whether and how it happens."""
+"""DiffAugment: each augmentation in closed form, and what decides whether and how it is applied."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_translation_moves_each_image_its_own_way() -> None:
     assert (
         torch.equal(moved[1, :, 1:, :2], x[1, :, :5, 3:]) and not moved[1, :, 0].any() and not moved[1, ..., 2:].any()
     )
-    # The gradient is the transposed map: the way back.
+    # The gradient is the transposed map.
     (gradient,) = torch.autograd.grad(moved, x, images(2, 3, 6, 5))
     assert torch.equal(gradient, translate(images(2, 3, 6, 5), -dy, -dx))
 
@@ -66,16 +66,16 @@ def test_the_generator_decides_alone_and_the_gradient_flows() -> None:
     x = images(4, 3, 16, 16).requires_grad_()
     torch.manual_seed(1)
     first = augment(x, probability=1.0, cutout=0.5, generator=seeded(3))
-    drawn = torch.rand(2)
+    expected_random = torch.rand(2)
     torch.manual_seed(1)
-    assert torch.equal(drawn, torch.rand(2)), "the global generator is not touched"
+    assert torch.equal(expected_random, torch.rand(2)), "the global generator is not touched"
     assert torch.equal(first, augment(x, probability=1.0, cutout=0.5, generator=seeded(3)))
     assert not torch.equal(first, augment(x, probability=1.0, cutout=0.5, generator=seeded(4)))
     (gradient,) = torch.autograd.grad(first.sum(), x)
     assert (gradient != 0).any((1, 2, 3)).all()
 
 
-def test_draws_stay_in_their_ranges() -> None:
+def test_samples_stay_in_their_ranges() -> None:
     x, generator = torch.ones(64, 1, 16, 16), seeded()
     moved = augment(x, groups=["translation"], probability=1.0, generator=generator)
     rows = (moved[:, 0] != 0).any(2).sum(1)

@@ -1,4 +1,4 @@
-"""The distance of a classifier's logits: its formula, what the network sees, and where it cannot be had."""
+"""The distance of a classifier's logits: its formula, the input of the network, and errors for a missing network."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ from tok1d.zoo.pretrained.classifier import load_classifier
 
 
 class Means(nn.Module):
-    """A classifier whose logits are the channels' means, and that remembers what it saw."""
+    """A classifier whose logits are the channel means, and that stores its input."""
 
     def __init__(self) -> None:
         super().__init__()
         self.drop, self.weight = nn.Dropout(0.5), nn.Parameter(torch.ones(3))
 
     def forward(self, images: Tensor) -> Tensor:
-        self.seen = images
+        self.received = images
         return self.drop(images.mean((2, 3)) * self.weight)
 
 
@@ -44,10 +44,10 @@ def test_images_are_standardised_and_resized() -> None:
         torch.ones(1, 3, 20, 24),
     )
     distance.logits(flat)
-    torch.testing.assert_close(network.seen, torch.ones(1, 3, 8, 8))
+    torch.testing.assert_close(network.received, torch.ones(1, 3, 8, 8))
     x = images(1, 3, 8, 8)
     distance.logits(x)
-    torch.testing.assert_close(network.seen, 2 * x - 1)
+    torch.testing.assert_close(network.received, 2 * x - 1)
 
 
 def test_it_is_frozen_and_its_gradient_reaches_the_images() -> None:
@@ -85,10 +85,10 @@ def test_a_classifier_from_a_file(tmp_path: Path) -> None:
     network, path = timm.create_model("test_convnext", pretrained=False).eval(), tmp_path / "classifier.pth"
     torch.save(network.state_dict(), path)
     torch.manual_seed(3)
-    drawn = torch.rand(2)
+    expected_random = torch.rand(2)
     torch.manual_seed(3)
     found = load_classifier("test_convnext", str(path))
-    assert torch.equal(drawn, torch.rand(2)), "the global generator is not touched"
+    assert torch.equal(expected_random, torch.rand(2)), "the global generator is not touched"
     x = images(1, 3, 224, 224)
     expected = network((x - found.mean) / found.std)
     torch.testing.assert_close(found.logits(x), expected)

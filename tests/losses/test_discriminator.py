@@ -75,7 +75,7 @@ def test_only_training_passes_move_the_singular_vectors_and_two_can_be_different
     assert conv.weight.grad is not None and conv.weight.grad.any()
 
 
-def test_heads_go_round_in_circles() -> None:
+def test_heads_survive_a_round_trip() -> None:
     torch.manual_seed(0)
     head, x = DinoHead(6, kernel_size=3).eval(), images(2, 6, 9)
     torch.testing.assert_close(head(x.roll(2, -1)), head(x).roll(2, -1))
@@ -92,7 +92,7 @@ def test_readouts_are_states_plus_the_class_tokens() -> None:
     assert len(found) == 3
 
 
-def test_the_trunk_is_frozen_and_out_of_sight() -> None:
+def test_the_trunk_is_frozen_and_not_a_submodule() -> None:
     network = dino()
     assert network.depths == [0, 1, 2, 3, 4]
     assert DinoDiscriminator(DinoTrunk(8, 12, 2, patch=8, side=2)).depths == [0, 3, 6, 9, 12]
@@ -108,7 +108,7 @@ def test_the_trunk_is_frozen_and_out_of_sight() -> None:
     assert all(p.grad is not None for p in network.parameters())
 
 
-def test_what_the_trunk_sees() -> None:
+def test_what_the_trunk_receives() -> None:
     network = dino()
     grey = images(2, 1, 16, 16)
     assert torch.equal(network.prepare(grey), network.prepare(grey.expand(2, 3, 16, 16)))
@@ -118,12 +118,12 @@ def test_what_the_trunk_sees() -> None:
     down = network.eval().prepare(big)
     torch.testing.assert_close(down, F.avg_pool2d(((big + 1) / 2 - network.mean) / network.std, 2))
     network.train()
-    seen = [network.prepare(big, seeded(seed)) for seed in range(12)]
-    crops = [x for x in seen if not torch.equal(x, down)]
+    inputs = [network.prepare(big, seeded(seed)) for seed in range(12)]
+    crops = [x for x in inputs if not torch.equal(x, down)]
     assert 2 <= len(crops) <= 10, "about half of the passes see a crop"
     windows = F.unfold(((big + 1) / 2 - network.mean) / network.std, 16)[0].T.reshape(-1, 3, 16, 16)
     assert all((windows == crop).flatten(1).all(1).any() for crop in crops)
-    assert torch.equal(seen[3], network.prepare(big, seeded(3)))
+    assert torch.equal(inputs[3], network.prepare(big, seeded(3)))
     small = network.prepare(images(1, 3, 8, 8), seeded())
     assert small.shape == (1, 3, 16, 16), "small images are enlarged, never cropped"
 
@@ -138,10 +138,10 @@ def test_a_trunk_from_a_file(tmp_path: Path) -> None:
     assert {"blocks.1.attn.qkv.weight", "pos_embed", "cls_token", "norm.bias"} < state.keys()
     save_file({**state, "head.weight": torch.zeros(2, 64)}, path)
     torch.manual_seed(3)
-    drawn = torch.rand(2)
+    expected_random = torch.rand(2)
     torch.manual_seed(3)
     found = load_trunk(DinoConfig(weights=str(path), image_size=16))
-    assert torch.equal(drawn, torch.rand(2)), "the global generator is not touched"
+    assert torch.equal(expected_random, torch.rand(2)), "the global generator is not touched"
     x = images(1, 3, 16, 16)
     torch.testing.assert_close(found(x, [2]), network(x, [2]))
     with pytest.raises(ConfigError, match=r"expected a multiple of 4, the patches of .*, got 18"):

@@ -1,4 +1,4 @@
-"""Teachers: what they see, where they come from, and what is said where they cannot be had."""
+"""Teachers: their input, their sources, and errors where they are missing."""
 
 import sys
 from pathlib import Path
@@ -42,9 +42,9 @@ def test_grey_images_are_repeated_and_other_channels_refused() -> None:
 def test_the_bundled_classifier_gives_its_feature_map() -> None:
     torch.manual_seed(5)
     teacher = load_teacher("fashion-mnist-cnn", image_size=28)
-    drawn = torch.rand(3)
+    expected_random = torch.rand(3)
     torch.manual_seed(5)
-    assert torch.equal(drawn, torch.rand(3)), "making a teacher draws nothing from the global generator"
+    assert torch.equal(expected_random, torch.rand(3)), "making a teacher leaves the global rng unchanged"
     x = images(2, 1, 28, 28).requires_grad_()
     features = teacher(x)
     assert features.shape[:2] == (2, 49) and not features.requires_grad
@@ -79,7 +79,7 @@ class TinyViT(nn.Module):
 
 @pytest.fixture
 def timm(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A module in timm's place that knows "tiny", "net" (no transformer) and "unknown-weights"."""
+    """A replacement of timm that provides "tiny", "net" (no transformer) and "unknown-weights"."""
     module, models = ModuleType("timm"), ModuleType("timm_models")
 
     def create_model(name: str, *, pretrained: bool, img_size: int, num_classes: int) -> nn.Module:
@@ -147,7 +147,7 @@ def test_weights_of_a_file_are_renamed_and_loaded_strictly(timm: ModuleType, tmp
         ("unknown-weights", WeightsError, "has no trained weights"),
     ],
 )
-def test_teachers_that_cannot_be_had_are_told_in_one_line(
+def test_missing_teachers_are_reported_in_one_line(
     timm: ModuleType, name: str, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message) as caught:
@@ -155,7 +155,7 @@ def test_teachers_that_cannot_be_had_are_told_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_without_timm_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_timm_the_message_gives_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ConfigError, match=r"pip install 'tok1d\[teachers\]'"):
         load_teacher("vit_base_patch14_dinov2.lvd142m")

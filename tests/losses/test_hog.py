@@ -14,7 +14,7 @@ def test_a_ramp_votes_for_its_own_direction_alone(degrees: float) -> None:
     angle = math.radians(degrees)
     rows, columns = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
     image = 0.01 * (math.cos(angle) * columns + math.sin(angle) * rows)
-    cells = hog_cells(image.double()[None, None], 4)[0, 0, 1:-1, 1:-1]  # the border knows no gradient across it
+    cells = hog_cells(image.double()[None, None], 4)[0, 0, 1:-1, 1:-1]  # there is no gradient across the border
     expected = torch.zeros(2, 2, BINS, dtype=torch.float64)
     expected[..., int(degrees % 180 // 20)] = 1
     torch.testing.assert_close(cells, expected, atol=1e-4, rtol=0)

@@ -1,4 +1,4 @@
-"""Losses of masked modelling: who counts, and the caption's cross-entropy."""
+"""Losses of masked modelling: which patches count, and the cross-entropy of captions."""
 
 import math
 

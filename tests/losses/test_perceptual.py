@@ -1,4 +1,4 @@
-"""LPIPS: its formula, its layers, its files, and what is said where the real weights are not there."""
+"""LPIPS: its formula, its layers, its files, and errors where the real weights are missing."""
 
 from pathlib import Path
 from urllib.error import URLError
@@ -61,7 +61,7 @@ def test_a_distance_and_its_gradient() -> None:
     assert torch.equal(model.prepare(grey), model.prepare(grey.expand(2, 3, 16, 16)))
 
 
-def test_the_weight_is_warmed_up_and_the_network_is_nobodys_part() -> None:
+def test_the_weight_is_warmed_up_and_the_network_is_in_no_state_dict() -> None:
     real, fake = images(2, 2, 3, 16, 16)
     model = lpips()
     loss = PerceptualLoss(PerceptualConfig(weight=2.0, warmup=10), model)
@@ -112,7 +112,7 @@ def test_the_files_make_the_network(tmp_path: Path) -> None:
         load_lpips(**files)
 
 
-def test_missing_weights_are_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_are_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lpips_files, "find_spec", lambda name: None)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: pytest.fail("no heads, so no download"))
@@ -129,9 +129,9 @@ def test_missing_weights_are_told_in_one_line(tmp_path: Path, monkeypatch: pytes
         raise URLError("no route\nto host")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(WeightsError, match=r"could not be fetched.*no route") as told:
+    with pytest.raises(WeightsError, match=r"could not be fetched.*no route") as caught:
         load_lpips(heads=given)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_heads_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

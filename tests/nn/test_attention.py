@@ -63,9 +63,9 @@ def test_prefix_causal_has_the_gradient_of_the_dense_mask(qkv: tuple[Tensor, Ten
 
 
 @pytest.mark.parametrize("pieces", [[1] * LENGTH, [LENGTH], [4, 1, 1, 3], [2, 7]])
-@pytest.mark.parametrize("room", [0, 7])
-def test_cache_in_pieces_equals_causal(qkv: tuple[Tensor, Tensor, Tensor], pieces: list[int], room: int) -> None:
-    cache = KVCache(BATCH, HEADS, LENGTH + room, WIDTH, dtype=torch.float64, device=torch.device("cpu"))
+@pytest.mark.parametrize("spare", [0, 7])
+def test_cache_in_pieces_equals_causal(qkv: tuple[Tensor, Tensor, Tensor], pieces: list[int], spare: int) -> None:
+    cache = KVCache(BATCH, HEADS, LENGTH + spare, WIDTH, dtype=torch.float64, device=torch.device("cpu"))
     parts = zip(*(x.split(pieces, dim=2) for x in qkv), strict=True)
     outputs = [cache.attend(*part) for part in parts]
     torch.testing.assert_close(torch.cat(outputs, dim=2), causal(*qkv))

@@ -1,4 +1,4 @@
-"""Captions in place of class ids: what is padding, what is no caption, how they are dropped and refused."""
+"""Captions in place of class ids: padding, missing captions, dropout, and checks."""
 
 import pytest
 import torch
@@ -22,14 +22,14 @@ def captions() -> Tensor:
 
 def test_places_of_zeros_are_padding_and_a_caption_of_padding_is_the_null_vector() -> None:
     table = Captions(E, T, 0.1)
-    filled, seen = table.filled(captions())
-    assert seen.sum(1).tolist() == [3, 1, 1, 5] and seen[:, 0].all()
+    filled, mask = table.filled(captions())
+    assert mask.sum(1).tolist() == [3, 1, 1, 5] and mask[:, 0].all()
     assert torch.equal(filled[2, 0], table.null_vector[0]) and not filled[2, 1:].any()
     for i in (0, 1, 3):
         assert torch.equal(filled[i], captions()[i])
     single_zeros = captions()
     single_zeros[0, 0, 0] = single_zeros[0, 1, 2] = 0  # a number that happens to be zero is no padding
-    assert torch.equal(table.filled(single_zeros)[1], seen)
+    assert torch.equal(table.filled(single_zeros)[1], mask)
     assert torch.equal(checked_cond(table, None, 2, CPU), torch.zeros(2, T, E))
     filled.sum().backward()
     assert table.null_vector.grad is not None and torch.equal(table.null_vector.grad, torch.ones(1, E))
@@ -43,8 +43,8 @@ def test_shorter_captions_are_filled_up_in_the_precision_of_the_weights() -> Non
 
 
 def test_dropped_captions_are_null() -> None:
-    table, draws = Captions(E, T, 0.25), torch.tensor([0.0, 0.2499, 0.25, 0.9])
-    dropped = table.drop(captions(), draws)
+    table, uniforms = Captions(E, T, 0.25), torch.tensor([0.0, 0.2499, 0.25, 0.9])
+    dropped = table.drop(captions(), uniforms)
     assert torch.equal(dropped[2:], captions()[2:]) and not dropped[:2].any()
     torch.manual_seed(0)
     ones = training_cond(table, torch.ones(20000, 1, E), 20000, CPU)
@@ -57,7 +57,7 @@ def test_none_needs_a_null_condition() -> None:
     with pytest.raises(InputError, match="expected captions, because"):
         checked_cond(Captions(E, T, 0.0), None, 2, CPU)
     assert checked_cond(Captions(E, T, 0.0, null_row=True), None, 2, CPU).shape == (2, T, E)
-    # A blank caption among others has something to stand for it all the same.
+    # An empty caption among others is replaced by the null vector.
     assert Captions(E, T, 0.0).filled(captions())[1].any(1).all()
 
 

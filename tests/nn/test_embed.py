@@ -61,10 +61,10 @@ def test_integer_steps_and_float_times_agree() -> None:
     torch.testing.assert_close(embed(torch.tensor([7, 999])), embed(torch.tensor([7.0, 999.0])))
 
 
-def test_label_dropout_with_given_draws() -> None:
+def test_label_dropout_with_given_random_numbers() -> None:
     embed = LabelEmbed(10, 4, dropout=0.25)
-    labels, draws = torch.tensor([3, 9, 0, 5]), torch.tensor([0.0, 0.2499, 0.25, 0.9])
-    dropped = embed.drop(labels, draws)
+    labels, uniforms = torch.tensor([3, 9, 0, 5]), torch.tensor([0.0, 0.2499, 0.25, 0.9])
+    dropped = embed.drop(labels, uniforms)
     assert dropped.tolist() == [10, 10, 0, 5]
     assert dropped.dtype == torch.int64
     torch.testing.assert_close(embed(dropped), embed.table.weight[dropped])

@@ -50,7 +50,7 @@ def test_resampling_keeps_constants(new: tuple[int, int]) -> None:
     torch.testing.assert_close(resampled, row.expand(1, new[0] * new[1], 3))
 
 
-def test_resampling_knows_rows_from_columns() -> None:
+def test_resampling_distinguishes_rows_from_columns() -> None:
     rows = torch.arange(3.0).repeat_interleave(4)[None, :, None]  # constant along every row of a 3 x 4 grid
     resampled = resample_grid(rows, (3, 4), (6, 8)).view(6, 8)
     torch.testing.assert_close(resampled, resampled[:, :1].expand(6, 8))

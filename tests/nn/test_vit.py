@@ -1,4 +1,4 @@
-"""The ViT body: who is rotated, what the learned table gives, other grids."""
+"""The ViT body: which tokens are rotated, the learned position table, other grids."""
 
 import pytest
 import torch
@@ -88,7 +88,7 @@ def test_forward_is_the_blocks_and_the_norm(patches: Tensor) -> None:
 
 
 @pytest.mark.parametrize("rotation", ["mixed", "axial", "none"])
-def test_rotation_alone_tells_equal_patches_apart(rotation: Rotary) -> None:
+def test_rotation_alone_distinguishes_equal_patches(rotation: Rotary) -> None:
     same, extra = torch.ones(1, 9, 16, dtype=torch.float64), torch.randn(1, 4, 16, dtype=torch.float64)
     states = vit(rotation, absolute=False)(same, (3, 3), extra)[0]
     assert torch.allclose(states[:, 1], states[:, 5]) == (rotation == "none")

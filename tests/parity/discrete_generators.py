@@ -20,7 +20,7 @@ from tok1d.zoo.adapters.llamagen import convert_llamagen
 from tok1d.zoo.adapters.maskgit import convert_maskgit
 from tok1d.zoo.compat.guidance import llamagen_guidance, maskgit_guidance
 
-from .recorded import Case, draws
+from .recorded import Case, recorded_noise
 
 RUNNERS: dict[str, Callable[[Case], None]] = {}
 
@@ -90,7 +90,7 @@ def run_llamagen_decode(case: Case) -> None:
     case.check("greedy_interval", model.sample(labels, guidance=until, greedy=True))
     case.check("greedy_no_guidance", model.sample(labels, greedy=True))
     how = {key: config[key] for key in ("temperature", "top_k", "top_p")}
-    noise = draws(*io["exponential_noise"])
+    noise = recorded_noise(*io["exponential_noise"])
     case.check("sampled", model.sample(labels, guidance=until, noise=noise, **how))
 
 
@@ -111,7 +111,7 @@ def run_maskgit_schedule(case: Case) -> None:
 
 def maskgit(case: Case) -> MaskGIT:
     config = case.config
-    dropout = config["class_label_dropout"] or 0.1  # a file holds a null class also where it was never drawn
+    dropout = config["class_label_dropout"] or 0.1  # a file also holds a null class that was never used
     model = convert_maskgit(case.weights, heads=config["num_attention_heads"], class_dropout=dropout)
     ours = model.config
     assert (ours.num_tokens, ours.vocab_size) == (config["image_seq_len"], config["codebook_size"])
@@ -122,10 +122,10 @@ def maskgit(case: Case) -> MaskGIT:
 
 def check_logits(case: Case, model: MaskGIT) -> Tensor:
     """Compare the logits with class and without; returns the first."""
-    labels, seen = case.io["label"], case.io["masked_tokens"]
-    logits = model.net(seen, labels)
+    labels, masked_ids = case.io["label"], case.io["masked_tokens"]
+    logits = model.net(masked_ids, labels)
     case.check("logits_cond", logits)
-    case.check("logits_uncond", model.net(seen, model.check_cond(None, len(labels))))
+    case.check("logits_uncond", model.net(masked_ids, model.check_cond(None, len(labels))))
     return logits
 
 
@@ -133,9 +133,9 @@ def check_logits(case: Case, model: MaskGIT) -> Tensor:
 @torch.no_grad()
 def run_maskgit_vit_forward(case: Case) -> None:
     model, io, config = maskgit(case), case.io, case.config
-    seen, hidden = model.mask(io["tokens"], time=io["mask_time"], order=io["mask_order_noise"])
+    masked_ids, hidden = model.mask(io["tokens"], time=io["mask_time"], order=io["mask_order_noise"])
     case.check("masks", hidden)
-    case.check("masked_tokens", seen)
+    case.check("masked_tokens", masked_ids)
     logits = check_logits(case, model)
     model.config.label_smoothing = config["label_smoothing"]
     model.config.visible_weight = config["loss_weight_unmasked_token"]
@@ -160,11 +160,11 @@ def run_maskgit_trace(case: Case) -> None:
     )
 
     def uniform() -> Callable[[Tensor], Tensor]:
-        return draws(*[draw for pair in zip(io["token_uniform"], io["confidence_uniform"]) for draw in pair])
+        return recorded_noise(*[each for pair in zip(io["token_uniform"], io["confidence_uniform"]) for each in pair])
 
     options = {"guidance": guidance, "steps": steps}
     trace = list(model.decoding_steps(io["label"], uniform(), **options, noise_scale=noise, annealing=annealing))
     case.check("ids", torch.stack(trace))
     model.config.noise = noise
-    drawn = model.sample(io["label"], noise=uniform(), annealing=annealing, **options)
-    assert torch.equal(drawn, io["ids"][-1])
+    sampled = model.sample(io["label"], noise=uniform(), annealing=annealing, **options)
+    assert torch.equal(sampled, io["ids"][-1])

@@ -1,4 +1,4 @@
-"""The diffusion head of MAR, which CARD's is with one output a number instead of two."""
+"""The diffusion head of MAR. CARD's head is the same with one output per value instead of two."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from tok1d.zoo.adapters.keymap import read_published
 from tok1d.zoo.adapters.semanticist import head_config
 from tok1d.zoo.adapters.semanticist_names import from_published, load_part
 
-from .recorded import Case, draws, inputs_of
+from .recorded import Case, inputs_of, recorded_noise
 
 RUNNERS: dict[str, Callable[[Case], None]] = {}
 
@@ -54,7 +54,7 @@ def run_mar_diffusion_head(case: Case) -> None:
     case.check("vb", terms["vb"])
     case.check("loss", head.loss_rows(io["x"], io["z"], t=io["t"], noise=io["noise"]))
 
-    # Recorded at times of their own in both halves; the sampler, where they share one, goes through our guided field.
+    # Recorded with separate times in both halves. The sampler, whose halves share the times, uses our guided field.
     half, channels = slice(len(io["x"]) // 2), stated["channels"]
     cond, uncond = io["z"].chunk(2)
     yes, no = (head.field(z)(io["x"][half], t) for z, t in zip((cond, uncond), io["t"].chunk(2)))
@@ -65,7 +65,7 @@ def run_mar_diffusion_head(case: Case) -> None:
         uncond=uncond,
         scale=stated["scale"],
         start=io["init_noise"][half],
-        randn=draws(*io["step_noise"]),
+        randn=recorded_noise(*io["step_noise"]),
         steps=stated["steps"],
         temperature=stated["temperature"],
     )

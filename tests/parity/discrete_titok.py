@@ -93,8 +93,8 @@ def run_text(case: Case) -> None:
     )
     entries = check_codes(case, model, model.encoder(io["image"]), losses=False)
     case.check("reconstruction", model.decoder.decode(entries, size_of(case), io["text"]))
-    painted = model.decode(io["indices"][:, 0], io["text"])
-    torch.testing.assert_close(painted, io["reconstruction"].clamp(0, 1), atol=2e-5, rtol=2e-5)
+    decoded = model.decode(io["indices"][:, 0], io["text"])
+    torch.testing.assert_close(decoded, io["reconstruction"].clamp(0, 1), atol=2e-5, rtol=2e-5)
 
 
 @runs("titok_vae", inputs=("image", "noise"))

@@ -101,7 +101,7 @@ def published_tokenizer(case: Case) -> MAETok:
     return model
 
 
-def paint(model: MAETok, tokens: Tensor) -> Tensor:
+def decode(model: MAETok, tokens: Tensor) -> Tensor:
     """The reconstruction in [-1, 1], not clamped."""
     return model.decoder.decode(model.bottleneck.embed(tokens), (model.config.image_size, model.config.image_size))
 
@@ -114,8 +114,8 @@ def run_autoencoder(case: Case) -> None:
         tokens = model.encode(image)
     case.check("latents", tokens)
     case.check("enc_features", states[0])
-    case.check("decoded", paint(model, io["z"]))
-    recon = paint(model, tokens)
+    case.check("decoded", decode(model, io["z"]))
+    recon = decode(model, tokens)
     case.check("recon", recon)
     if "token_mask" in io:
         mask = io["token_mask"].bool()
@@ -139,7 +139,7 @@ def run_softvq_model(case: Case) -> None:
     model, image = published_tokenizer(case), (case.io["image"] + 1) / 2
     tokens = model.encode(image)
     case.check("latents", tokens)
-    case.check("recon", paint(model, tokens))
+    case.check("recon", decode(model, tokens))
     assert isinstance(model.bottleneck, SoftVQ)
     case.check("indices", model.bottleneck.quantise(model.bottleneck.proj(model.encoder(case.io["image"])))[1])
 
@@ -153,9 +153,9 @@ def run_kl_model(case: Case) -> None:
     case.check("mean", posterior.mean)
     case.check("logvar", posterior.logvar)
     sample, terms = model.bottleneck(states, io["eps"])
-    case.check("recon_sample", paint(model, sample))
+    case.check("recon_sample", decode(model, sample))
     case.check("kl_loss", terms["loss_kl"])
-    case.check("recon_mode", paint(model, model.encode((io["image"] + 1) / 2)))
+    case.check("recon_mode", decode(model, model.encode((io["image"] + 1) / 2)))
 
 
 @runs("kl_dist")
@@ -282,7 +282,7 @@ def run_vqloss_compose(case: Case) -> None:
     vq, commit, entropy, _, align = io["codebook_losses"]
     for name, config in case.checks.items():
         assert config["disc_loss"] == config["gen_loss"] == "hinge" and config["reconstruction_loss"] == "l2"
-        game = AdversarialLoss(
+        adversarial_loss = AdversarialLoss(
             AdversarialConfig(
                 weight=config["disc_weight"],
                 start=config["disc_start"],
@@ -296,17 +296,17 @@ def run_vqloss_compose(case: Case) -> None:
             PerceptualConfig(weight=config["perceptual_weight"], warmup=config["perceptual_warmup"]), distance
         )
         step, last = config["global_step"], state["last.weight"].clone().requires_grad_()
-        painted = unpatchify(F.linear(io["h"], last, state["last.bias"]), image.shape[-1] // side, side, side)
-        torch.testing.assert_close(painted, io["recon"])
-        real, fake = (image + 1) / 2, (painted + 1) / 2
-        terms = {"loss_reconstruction": config["rec_weight"] * F.mse_loss(painted, image)}
+        decoded = unpatchify(F.linear(io["h"], last, state["last.bias"]), image.shape[-1] // side, side, side)
+        torch.testing.assert_close(decoded, io["recon"])
+        real, fake = (image + 1) / 2, (decoded + 1) / 2
+        terms = {"loss_reconstruction": config["rec_weight"] * F.mse_loss(decoded, image)}
         terms |= perceptual.terms(real, fake, step)
-        adversarial = game.generator_terms(real, fake, step, last, terms)["loss_adversarial"]
+        adversarial = adversarial_loss.generator_terms(real, fake, step, last, terms)["loss_adversarial"]
         loss = sum(terms.values()) + adversarial + vq + commit + entropy + align
         loss.backward()
         case.check(f"{name}.gen_loss", loss)
         case.check(f"{name}.gen_grad_last", last.grad)
-        losses = game.discriminator_losses(real, fake, step)
+        losses = adversarial_loss.discriminator_losses(real, fake, step)
         case.check(f"{name}.disc_loss", sum(v for k, v in losses.items() if k.startswith("loss")))
 
 

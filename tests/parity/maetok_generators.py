@@ -26,7 +26,7 @@ from tok1d.zoo.adapters.sit import convert_dit, convert_lightningdit, convert_si
 from tok1d.zoo.compat.guidance import first_channels, heun_held
 
 from .maetok_cases import RUNNERS, runs
-from .recorded import Case, draws, outputs_of
+from .recorded import Case, outputs_of, recorded_noise
 
 __all__ = ["RUNNERS"]
 
@@ -78,7 +78,7 @@ def run_sit_sampling(case: Case) -> None:
             case.check(name, held_heun_sample(model, io["z"], io["y"], guidance, steps))
             continue
         is_sde = name.startswith("sde")
-        noise = draws(io["z"], *(io[f"eps_{path}"] if is_sde else ()))
+        noise = recorded_noise(io["z"], *(io[f"eps_{path}"] if is_sde else ()))
         options = {"guidance": guidance, "steps": steps, "sampler": "sde" if is_sde else "euler"}
         with torch.no_grad():
             case.check(name, model.sample(io["y"], noise=noise, **options))
@@ -111,7 +111,7 @@ def run_dit(case: Case) -> None:
     model = convert_dit(case.weights, heads=heads, schedule=config["noise_schedule"])
     guidance, settings = Guidance(config["cfg_scale"]), SampleSettings(steps=config["steps"])
     with torch.no_grad():  # `generate`, because the recorded class ids include the null class
-        sample = model.generate(labels, x.shape[1], guidance, settings, draws(x, *io["eps"]))
+        sample = model.generate(labels, x.shape[1], guidance, settings, recorded_noise(x, *io["eps"]))
     case.check("p_sample", sample, rows=half)
     kept = model.chain.respace(config["steps"]).step_map
     recorded = io["p_sample_timesteps"].tolist()
@@ -202,4 +202,4 @@ def run_lightningdit_loss(case: Case) -> None:
             model.config.time_shift = 1 / shift if shift else 1.0
             options = {"guidance": Guidance(), "steps": config["num_steps"] - 1, "sampler": "euler"}
             with torch.no_grad():
-                check_image(case, name, model.sample(io["y"], noise=draws(noise), **options))
+                check_image(case, name, model.sample(io["y"], noise=recorded_noise(noise), **options))

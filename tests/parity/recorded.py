@@ -53,16 +53,16 @@ class Case:
         self.unchecked.update(name for name, tensor in tensors.items() if tensor.get("role") == "expected")
         self._meanings = {name: tensor.get("meaning", "") for name, tensor in tensors.items()}
         self._io: dict[str, Tensor] | None = None
-        self._told_apart = bool(self.unchecked)
-        if not self._told_apart:
+        self._has_roles = bool(self.unchecked)
+        if not self._has_roles:
             self.unchecked.update(tensors)
 
     @property
     def io(self) -> dict[str, Tensor]:
-        """Inputs, draws and expected outputs."""
+        """Inputs, random numbers and expected outputs."""
         if self._io is None:
             tensors = load_file(self.folder / "io.safetensors")
-            self._io = tensors if self._told_apart else Read(tensors, self.unchecked)
+            self._io = tensors if self._has_roles else Read(tensors, self.unchecked)
         return self._io
 
     @property
@@ -70,7 +70,7 @@ class Case:
         return self.folder / "weights.safetensors"
 
     def stated(self, name: str, word: str) -> float:
-        """The number after `word` in what case.json says of a tensor."""
+        """The number after `word` in the description of a tensor in case.json."""
         found = re.search(rf"{word}\D{{0,3}}([\d.]*\d)", self._meanings[name])
         assert found, f"{self.name}: expected {word!r} and a number, got {self._meanings[name]!r}"
         return float(found[1])
@@ -117,14 +117,14 @@ def find_cases(roots: Sequence[Path], families: Mapping[str, str]) -> list[Case]
     return [case for name in sorted(cases) for case in cases[name]]
 
 
-def draws(*recorded: Tensor) -> Callable[[Tensor], Tensor]:
-    """A noise source that replays recorded draws in order; of a draw with more rows than asked, the first ones."""
+def recorded_noise(*recorded: Tensor) -> Callable[[Tensor], Tensor]:
+    """A noise source that replays recorded tensors in order; of a tensor with more rows than needed, the first ones."""
     remaining = iter(recorded)
 
     def randn(like: Tensor) -> Tensor:
-        draw = next(remaining)[: like.shape[0]]
-        assert draw.shape == like.shape, f"recorded draw {tuple(draw.shape)}, asked for {tuple(like.shape)}"
-        return draw
+        noise_row = next(remaining)[: like.shape[0]]
+        assert noise_row.shape == like.shape, f"recorded noise {tuple(noise_row.shape)}, asked for {tuple(like.shape)}"
+        return noise_row
 
     return randn
 
@@ -132,16 +132,16 @@ def draws(*recorded: Tensor) -> Callable[[Tensor], Tensor]:
 @contextmanager
 def inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
     """The first argument of every call of a module."""
-    seen: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
-    yield seen
+    recorded_values: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, args: recorded_values.append(args[0].detach()))
+    yield recorded_values
     handle.remove()
 
 
 @contextmanager
 def outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
     """The result of every call of a module."""
-    seen: list[Tensor] = []
-    handle = module.register_forward_hook(lambda _, args, result: seen.append(result.detach()))
-    yield seen
+    recorded_values: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _, args, result: recorded_values.append(result.detach()))
+    yield recorded_values
     handle.remove()

@@ -26,7 +26,7 @@ from tok1d.zoo.adapters.semanticist import convert_ar, convert_tokenizer, decode
 from tok1d.zoo.adapters.semanticist_names import from_published, load_part, part
 from tok1d.zoo.pretrained.autoencoder import read_network
 
-from .recorded import Case, draws, inputs_of, outputs_of
+from .recorded import Case, inputs_of, outputs_of, recorded_noise
 
 RUNNERS: dict[str, Callable[[Case], None]] = {}
 
@@ -103,7 +103,7 @@ def run_slot_norm(case: Case) -> None:
 def run_nested_sampler(case: Case) -> None:
     length = case.config["num_slots"]
     case.check("mask_train", prefix_mask(case.io["k_train"], length))
-    # The release asks for all tokens by -1 and clamps larger counts; ours are None and an error.
+    # The released code uses -1 for all tokens and clamps larger counts; ours uses None and raises an error.
     wanted = [None if n < 0 else min(n, length) for n in case.io["n_eval"].tolist()]
     keep = torch.cat([resolve_keep(n, 1, length, torch.device("cpu")) for n in wanted])
     case.check("mask_eval", prefix_mask(keep, length))
@@ -189,8 +189,8 @@ def run_repa_loss(case: Case) -> None:
     latents, slots, features = io["x_vae"], io["slots"], io["z"]
 
     def check_losses(suffix: str, mask: Tensor) -> None:
-        drawn = {"t": io[f"t{suffix}"], "noise": io[f"noise{suffix}"]}
-        losses = model.denoising(latents, slots, mask, **drawn, features=features)
+        random_inputs = {"t": io[f"t{suffix}"], "noise": io[f"noise{suffix}"]}
+        losses = model.denoising(latents, slots, mask, **random_inputs, features=features)
         case.check(f"diff_loss{suffix}", losses["loss_mse"] + losses["loss_vb"])
         case.check(f"repa_loss{suffix}", losses["loss_align"])
 
@@ -232,7 +232,7 @@ def run_ddpm_sample(case: Case) -> None:
             latent = model.decode_latents(
                 io["slots"],
                 start,
-                draws(*io[f"{run}.noise"]),
+                recorded_noise(*io[f"{run}.noise"]),
                 keep=prefix_lengths(io["mask"]),
                 steps=config["respacing"],
                 guidance=Guidance(scale),
@@ -302,7 +302,7 @@ def run_si_sample(case: Case) -> None:
                 sample = head.sample(
                     **conditions(io["z"], scale != 1),
                     start=start,
-                    randn=draws(*io[f"{name}.noise"]),
+                    randn=recorded_noise(*io[f"{name}.noise"]),
                     scale=scale,
                     steps=steps,
                     temperature=config["temperature"],
@@ -326,7 +326,7 @@ def run_diffloss_ddpm(case: Case) -> None:
         sample = head.sample(
             **conditions(io["z"], scale != 1),
             start=io[f"{run}.init"],
-            randn=draws(*io[f"{run}.noise"]),
+            randn=recorded_noise(*io[f"{run}.noise"]),
             scale=scale,
             steps=config["respacing"],
             temperature=config["temperature"],
@@ -389,7 +389,7 @@ def run_ar_generate(case: Case) -> None:
                 guidance=guidance,
                 steps=steps,
                 temperature=config["temperature"],
-                noise=draws(*(draw for first, rest in zip(start, noise) for draw in (first, *rest))),
+                noise=recorded_noise(*(each for first, rest in zip(start, noise) for each in (first, *rest))),
             )
         case.check(f"{run}.tokens", tokens)
         case.check(f"{run}.cfg_per_token", guidance.token_scales(len(start)))
@@ -487,7 +487,7 @@ def run_cache_loader(case: Case) -> None:
             ]
             case.check(f"epoch{epoch}.sizes", [len(part) for part in rows])
             case.check(f"epoch{epoch}.slots", torch.cat([cache.batch(part)[0] for part in rows]))
-    # The release tells the whole batches only, and serves the short one all the same; so do we.
+    # The released `__len__` counts only whole batches, but the short one is also returned; ours does the same.
     case.check("len", config["images"] // size)
 
 
@@ -564,7 +564,7 @@ def run_tokenizer_e2e(case: Case) -> None:
         latents = model.decode_latents(
             tokens,
             io[f"{run}.z0"],
-            draws(*io[f"{run}.noise"]),
+            recorded_noise(*io[f"{run}.noise"]),
             keep=keep,
             steps=config["respace"],
             guidance=Guidance(scale),

@@ -1,4 +1,4 @@
-"""Recorded cases of released systems: same weights, same draws, same outputs.
+"""Recorded cases of released systems: same weights, same random numbers, same outputs.
 
     pytest tests/parity --parity-root DIR --parity-family semanticist
 

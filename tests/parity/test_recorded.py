@@ -1,4 +1,4 @@
-"""What is left to compare in a case.json that only tells what its tensors mean."""
+"""What has to be compared for a case.json that only describes its tensors."""
 
 import json
 from pathlib import Path

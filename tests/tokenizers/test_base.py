@@ -44,7 +44,7 @@ def test_capabilities() -> None:
 
 
 class Small(DeterministicTokenizer):
-    """The least that a subclass has to do."""
+    """The minimum that a subclass has to implement."""
 
     config: MAETokConfig
 

@@ -106,12 +106,12 @@ def test_samples_have_the_posteriors_mean_and_standard_deviation(folder: Path, i
     mean, logvar = ours.posterior(images)
     one = [value[:1] for value in (mean, logvar)]
     ours.posterior = lambda images: tuple(value.expand(num, -1, -1, -1) for value in one)  # type: ignore
-    drawn = ours.encode(images, generator=torch.Generator().manual_seed(0)) / SCALE + SHIFT
+    sampled = ours.encode(images, generator=torch.Generator().manual_seed(0)) / SCALE + SHIFT
     std = (one[1] / 2).exp()
     assert std.max() > 4 * std.min()
-    error = ((drawn.mean(0) - one[0]) / std).abs().max()
+    error = ((sampled.mean(0) - one[0]) / std).abs().max()
     assert error < 5 / num**0.5  # five standard errors
-    torch.testing.assert_close(drawn.std(0), std[0], rtol=5 / (2 * num) ** 0.5, atol=0)
+    torch.testing.assert_close(sampled.std(0), std[0], rtol=5 / (2 * num) ** 0.5, atol=0)
 
 
 def test_given_noise_and_generators_decide_the_sample(folder: Path, images: Tensor) -> None:
@@ -163,7 +163,7 @@ def test_weights_first_read_in_inference_mode_serve_training_too(folder: Path, i
     assert weight.grad is not None and not any(p.is_inference() for p in ours.load().parameters())
 
 
-def test_reading_draws_nothing_from_the_global_generator(folder: Path, images: Tensor) -> None:
+def test_reading_leaves_the_global_rng_unchanged(folder: Path, images: Tensor) -> None:
     state = torch.get_rng_state()
     ours = space(folder, sample=False)
     ours.encode(images)
@@ -241,7 +241,7 @@ def refused(match: str, ours: Autoencoder) -> None:
         ({"factor": 4}, "latents.factor=4 .*, got 2"),
     ],
 )
-def test_another_geometry_than_the_networks_is_told(folder: Path, changes: dict[str, int], message: str) -> None:
+def test_another_geometry_than_the_networks_is_reported(folder: Path, changes: dict[str, int], message: str) -> None:
     refused(message, space(folder, **changes))
 
 
@@ -249,13 +249,13 @@ def test_grey_images_do_not_enter_an_autoencoder_of_colour(folder: Path) -> None
     refused("channels=1 .*, got 3", space(folder, image_channels=1))
 
 
-def test_nothing_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_autoencoder_is_reported(tmp_path: Path) -> None:
     refused("no such file or folder", space(tmp_path / "absent"))
     (tmp_path / "empty").mkdir()
     refused("no diffusers folder", space(tmp_path / "empty"))
 
 
-def test_a_hub_that_cannot_be_reached_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(name: str, file: str) -> None:
         raise OSError(f"no network for {name}\nsecond line")
 
@@ -263,7 +263,7 @@ def test_a_hub_that_cannot_be_reached_is_told(monkeypatch: pytest.MonkeyPatch) -
     refused("autoencoder nobody/has-this: .* nor on the hub .no network", space("nobody/has-this"))
 
 
-def test_without_diffusers_the_remedy_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_diffusers_the_remedy_is_reported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
     refused("pip install 'tok1d.diffusers.'", space(folder))
 
@@ -281,7 +281,7 @@ def altered(folder: Path, to: Path, change: Callable[[Path], None]) -> Autoencod
     return space(to)
 
 
-def test_another_kind_of_network_is_told(folder: Path, tmp_path: Path) -> None:
+def test_another_kind_of_network_is_reported(folder: Path, tmp_path: Path) -> None:
     def rename(to: Path) -> None:
         content = json.loads((to / "config.json").read_text())
         (to / "config.json").write_text(json.dumps({**content, "_class_name": "VQModel"}))
@@ -291,7 +291,7 @@ def test_another_kind_of_network_is_told(folder: Path, tmp_path: Path) -> None:
     )
 
 
-def test_a_missing_weight_is_never_drawn_at_random(folder: Path, tmp_path: Path) -> None:
+def test_a_missing_weight_is_never_initialised_at_random(folder: Path, tmp_path: Path) -> None:
     def drop(to: Path) -> None:
         state = {name: value.clone() for name, value in load_file(to / WEIGHTS).items()}
         del state["decoder.conv_in.weight"]
@@ -300,12 +300,12 @@ def test_a_missing_weight_is_never_drawn_at_random(folder: Path, tmp_path: Path)
     refused("1 missing weights such as decoder.conv_in.weight", altered(folder, tmp_path / "x", drop))
 
 
-def test_damaged_weights_are_told(folder: Path, tmp_path: Path) -> None:
+def test_damaged_weights_are_reported(folder: Path, tmp_path: Path) -> None:
     ours = altered(folder, tmp_path / "x", lambda to: (to / WEIGHTS).write_bytes(b"12345678"))  # type: ignore
     refused("its weights cannot be read", ours)
 
 
-def test_a_network_that_nobody_connected_is_told(folder: Path) -> None:
+def test_an_unused_network_is_reported(folder: Path) -> None:
     model = Semanticist(config(folder))
     with pytest.raises(WeightsError, match=r"expected a network, got none; build the model by tok1d\.load") as caught:
         model.latent_space.load()

@@ -1,4 +1,4 @@
-"""MAETok: what masking hides, what the losses see, stage two, image sizes, decoding, and the published sizes."""
+"""MAETok: masking, inputs of the losses, stage two, image sizes, decoding, and the published sizes."""
 
 from dataclasses import replace
 from typing import Any
@@ -48,7 +48,7 @@ def images() -> Tensor:
     return torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
-def paint_patch(images: Tensor, patch: int) -> Tensor:
+def change_patch(images: Tensor, patch: int) -> Tensor:
     """Other pixels in one of the 4 x 4 patches."""
     changed, (row, column) = images.clone(), divmod(patch, 4)
     changed[..., 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 0.9
@@ -62,8 +62,8 @@ def test_a_masked_patch_reaches_no_latent(images: Tensor, rotary: str, num_token
     mask = sample_mask(torch.full((3,), 0.5), 16)
     mask[:, 5], mask[:, 6] = True, False
     before = model.reconstruct((images,), 0.0, mask=mask)[1]
-    assert torch.equal(model.reconstruct((paint_patch(images, 5),), 0.0, mask=mask)[1], before)
-    assert not torch.allclose(model.reconstruct((paint_patch(images, 6),), 0.0, mask=mask)[1], before)
+    assert torch.equal(model.reconstruct((change_patch(images, 5),), 0.0, mask=mask)[1], before)
+    assert not torch.allclose(model.reconstruct((change_patch(images, 6),), 0.0, mask=mask)[1], before)
 
 
 def test_a_masked_patch_still_has_its_place(images: Tensor) -> None:
@@ -82,7 +82,7 @@ def test_evaluation_never_masks(images: Tensor) -> None:
 
 
 @pytest.mark.parametrize("aux_loss_on", ["masked", "all"])
-def test_the_auxiliary_loss_is_blind_to_visible_patches(images: Tensor, aux_loss_on: str) -> None:
+def test_the_auxiliary_loss_ignores_visible_patches(images: Tensor, aux_loss_on: str) -> None:
     model = tokenizer(auxiliary=[{**TEACHER, "norm": "none"}], aux_loss_on=aux_loss_on)
     (decoder,) = model.auxiliary
     assert isinstance(decoder, AuxiliaryDecoder)
@@ -122,7 +122,7 @@ def test_captions_must_be_there(images: Tensor) -> None:
         tokenizer(auxiliary=EVERY_TARGET[3:]).train().losses((images, torch.zeros(3)), 0.0)
 
 
-def test_a_teacher_of_another_width_is_told(images: Tensor) -> None:
+def test_a_teacher_of_another_width_is_reported(images: Tensor) -> None:
     model = tokenizer(auxiliary=[{**TEACHER, "dim": 6}]).train()
     with pytest.raises(ConfigError, match=r"dim: expected 5, the feature width of .*, got 6"):
         model.losses((images,), 0.0)
@@ -248,7 +248,7 @@ def test_stage_two_trains_the_pixel_decoder_alone(images: Tensor) -> None:
 
 
 def test_stage_two_moves_no_codebook(images: Tensor) -> None:
-    """Not by gradients, and not by the revival of codes that are not chosen."""
+    """Neither by gradients nor by the revival of unused codes."""
     model = tokenizer(stage="finetune", bottleneck={"name": "vq", "size": 8, "revival": True}).train()
     before = {name: value.clone() for name, value in model.bottleneck.state_dict().items()}
     for _ in range(3):

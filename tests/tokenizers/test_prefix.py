@@ -22,9 +22,9 @@ def test_mask_is_a_prefix_of_the_count(length: int, keep: list[int]) -> None:
 
 
 @pytest.mark.parametrize("lowest", [0, 1])
-def test_draws_are_uniform_and_include_both_ends(lowest: int) -> None:
-    draws = sample_keep(20000, 4, lowest=lowest, generator=torch.Generator().manual_seed(0))
-    counts = torch.bincount(draws, minlength=5).double() / 20000
+def test_sampled_counts_are_uniform_and_include_both_ends(lowest: int) -> None:
+    samples = sample_keep(20000, 4, lowest=lowest, generator=torch.Generator().manual_seed(0))
+    counts = torch.bincount(samples, minlength=5).double() / 20000
     expected = torch.tensor([float(k >= lowest) for k in range(5)], dtype=torch.float64) / (5 - lowest)
     torch.testing.assert_close(counts, expected, atol=0.02, rtol=0)
 
@@ -51,7 +51,7 @@ def test_ways_to_say_how_many() -> None:
         (True, "got True"),
     ],
 )
-def test_bad_counts_are_told_in_one_line(keep: Any, message: str) -> None:
+def test_bad_counts_are_reported_in_one_line(keep: Any, message: str) -> None:
     with pytest.raises(InputError) as caught:
         resolve_keep(keep, 3, 8, CPU)
     assert message in str(caught.value) and "\n" not in str(caught.value)

@@ -56,7 +56,7 @@ def states(model: QueryEncoder, images: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_patches_are_blind_to_tokens(images: Tensor, causal: bool) -> None:
+def test_patches_do_not_attend_to_tokens(images: Tensor, causal: bool) -> None:
     model = encoder(causal=causal)
     before = states(model, images)
     with torch.no_grad():
@@ -118,7 +118,7 @@ def test_the_native_size_reads_the_stored_table() -> None:
     assert not torch.allclose(model.table(4, 4)[:, 1:-5].mean(1), torch.zeros(()).double())
 
 
-def test_rows_of_a_picture_are_not_taken_for_columns() -> None:
+def test_rows_of_a_picture_are_not_swapped_with_columns() -> None:
     model = encoder()
     with torch.no_grad():
         model.positions[0, 1:PREFIX] = torch.tensor([0.0, 0.0, 1.0, 1.0]).double()[:, None]  # the row of a patch
@@ -148,7 +148,7 @@ def test_training_at_another_size_reaches_every_position() -> None:
     assert gradient is not None and (gradient.abs().amax((0, 2)) > 0).all()
 
 
-def test_patches_stay_blind_to_tokens_at_another_size() -> None:
+def test_patches_do_not_attend_to_tokens_at_another_size() -> None:
     model, large = encoder(), torch.rand(2, 1, 12, 12, dtype=torch.float64)
     before = states(model, large)
     with torch.no_grad():

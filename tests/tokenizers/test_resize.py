@@ -31,7 +31,7 @@ def model() -> Semanticist:
 
 
 @pytest.mark.parametrize("size", [4, 12, 20])
-def test_the_new_tokenizer_reads_and_paints_as_the_old_one(model: Semanticist, size: int) -> None:
+def test_the_new_tokenizer_encodes_and_decodes_as_the_old_one(model: Semanticist, size: int) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     new = resized(model, size)

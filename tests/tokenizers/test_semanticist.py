@@ -206,14 +206,14 @@ def test_the_published_decoder_takes_250_ancestral_steps(tokens: Tensor) -> None
 
 
 @pytest.mark.parametrize("steps", [2, 10])
-def test_ddim_draws_no_noise_after_its_start(tokens: Tensor, steps: int) -> None:
+def test_ddim_uses_no_noise_after_its_start(tokens: Tensor, steps: int) -> None:
     model, start = tokenizer("ddpm"), torch.randn(3, 1, 8, 8, generator=seeded())
     sizes = count_calls(model)
 
-    def no_draw(x: Tensor) -> Tensor:
+    def no_noise(x: Tensor) -> Tensor:
         raise AssertionError("DDIM is deterministic")
 
-    out = model.decode_latents(tokens, start, no_draw, steps=steps, sampler="ddim")
+    out = model.decode_latents(tokens, start, no_noise, steps=steps, sampler="ddim")
     assert sizes == [3] * steps and out.isfinite().all()
     expected = ddim(model.field(tokens, None, Guidance()), start, model.chain.respace(steps))
     torch.testing.assert_close(out, expected.detach())
@@ -264,7 +264,7 @@ def test_every_flow_decodes_to_finite_images(tokens: Tensor, path: Any, predicti
 
 
 @pytest.mark.parametrize("prediction", ["data", "noise", "velocity"])
-def test_a_decoder_that_knows_the_image_paints_it(images: Tensor, tokens: Tensor, prediction: Any) -> None:
+def test_a_decoder_with_the_exact_image_returns_it(images: Tensor, tokens: Tensor, prediction: Any) -> None:
     model = tokenizer(flow=FlowConfig(prediction=prediction))
     clean, path = images * 2 - 1, model.objective.path
 
@@ -337,7 +337,7 @@ def test_prediction_error_is_the_loss_without_its_weight(model: Semanticist, ima
         torch.testing.assert_close(error / (1 - t), rows["loss_flow"])  # weight_power 1 on the linear path
 
 
-def test_the_two_objectives_see_times_of_one_range() -> None:
+def test_the_two_objectives_use_the_same_range_of_times() -> None:
     assert tokenizer("flow").decoder.time_embed.scale == 1000 and tokenizer("ddpm").decoder.time_embed.scale == 1
 
 
@@ -406,7 +406,7 @@ BAD_CALLS: list[tuple[str, Call, str]] = [
 
 
 @pytest.mark.parametrize(("call", "message"), [c[1:] for c in BAD_CALLS], ids=[c[0] for c in BAD_CALLS])
-def test_bad_input_is_told_in_one_line(
+def test_bad_input_is_reported_in_one_line(
     model: Semanticist, images: Tensor, tokens: Tensor, call: Call, message: str
 ) -> None:
     with pytest.raises(InputError) as caught:

@@ -1,4 +1,4 @@
-"""SMAP: what a prefix and the class say, what dropping leaves alone, gradients, the draw of k, and the sizes."""
+"""SMAP: information in the prefix and the class, token dropping, gradients, sampling of k, and the sizes."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def tokenizer(**keys: Any) -> SMAP:
     torch.manual_seed(0)
     model = build_model(config(**keys))
     assert isinstance(model, SMAP)
-    for parameter in model.parameters():  # far from the start, where everything is nearly alike
+    for parameter in model.parameters():  # far from the initialisation, where all outputs are nearly equal
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=0.3)
     return model.eval()
@@ -54,18 +54,18 @@ LABELS = torch.tensor([4, 0, 2])
 def test_without_tokens_the_image_depends_on_the_label_alone(images: Tensor, bottleneck: str) -> None:
     model, same = tokenizer(bottleneck=bottleneck), torch.tensor([3, 3, 1])
     tokens = model.encode(images, same)
-    painted = model.decode(tokens, same, keep=0)
-    assert torch.equal(painted[0], painted[1]) and not torch.allclose(painted[0], painted[2])
+    decoded = model.decode(tokens, same, keep=0)
+    assert torch.equal(decoded[0], decoded[1]) and not torch.allclose(decoded[0], decoded[2])
     assert not torch.allclose(*model.decode(tokens, same)[:2])
-    torch.testing.assert_close(model.decode(tokens[:, :0], same), painted)
-    torch.testing.assert_close(model.reconstruct((images, same), 0.0, keep=0)[0].clamp(0, 1), painted)
+    torch.testing.assert_close(model.decode(tokens[:, :0], same), decoded)
+    torch.testing.assert_close(model.reconstruct((images, same), 0.0, keep=0)[0].clamp(0, 1), decoded)
 
 
 @pytest.mark.parametrize("rotary", ["none", "mixed", "axial"])
 @pytest.mark.parametrize("condition", [True, False])
 def test_masking_the_tail_equals_cutting_it_off(images: Tensor, rotary: str, condition: bool) -> None:
     net = {"rotary": rotary, "heads": 2, "class_token": rotary == "axial"}
-    model = tokenizer(decoder=net, use_condition=condition, bottleneck="softvq")  # which draws nothing
+    model = tokenizer(decoder=net, use_condition=condition, bottleneck="softvq")  # which uses no random numbers
     tokens = model.encode(images, LABELS)
     for k in range(N + 1):
         counts = torch.full((3,), k)
@@ -89,13 +89,13 @@ def test_masking_and_cutting_have_the_same_gradients(images: Tensor) -> None:
 
 
 def test_dropping_touches_neither_the_class_nor_the_mask_tokens(images: Tensor) -> None:
-    model, seen = tokenizer(), {}
+    model, received = tokenizer(), {}
     for k in (0, 2, N):
-        hook = model.decoder.vit.register_forward_pre_hook(lambda _, inputs, k=k: seen.update({k: inputs}))
+        hook = model.decoder.vit.register_forward_pre_hook(lambda _, inputs, k=k: received.update({k: inputs}))
         model.reconstruct((images, LABELS), 0.0, keep=k)
         hook.remove()
-    for k, (masks, grid, extra, _) in seen.items():
-        full_masks, full_grid, full_extra, _ = seen[N]
+    for k, (masks, grid, extra, _) in received.items():
+        full_masks, full_grid, full_extra, _ = received[N]
         assert grid == full_grid and torch.equal(masks, full_masks) and extra.shape == (3, 1 + k, 24)
         assert torch.equal(extra[:, :1], full_extra[:, :1])
 
@@ -180,8 +180,8 @@ def sum_of(terms: dict[str, Tensor]) -> Tensor:
     return torch.stack([value for name, value in terms.items() if name.startswith("loss")]).sum()
 
 
-def frequencies(draws: Tensor, length: int) -> Tensor:
-    return torch.bincount(draws, minlength=length + 1) / len(draws)
+def frequencies(counts: Tensor, length: int) -> Tensor:
+    return torch.bincount(counts, minlength=length + 1) / len(counts)
 
 
 @pytest.mark.parametrize("keep_per", ["iteration", "sample"])
@@ -192,16 +192,16 @@ def test_k_is_uniform_over_zero_to_all(keep_per: str) -> None:
     found = [model.training_keep(batch) for _ in range(4000 if keep_per == "iteration" else 1)]
     if keep_per == "iteration":
         assert all(isinstance(keep, int) for keep in found)
-        draws = torch.tensor(found)
+        counts = torch.tensor(found)
     else:
-        draws = torch.as_tensor(found[0])
-        assert draws.shape == (4000,)
-    # 7 values of 4000 draws: a share has a deviation of 0.0055.
-    torch.testing.assert_close(frequencies(draws, N), torch.full((N + 1,), 1 / (N + 1)), atol=0.022, rtol=0)
+        counts = torch.as_tensor(found[0])
+        assert counts.shape == (4000,)
+    # 7 values of 4000 samples: a share has a deviation of 0.0055.
+    torch.testing.assert_close(frequencies(counts, N), torch.full((N + 1,), 1 / (N + 1)), atol=0.022, rtol=0)
     assert model.eval().training_keep(batch) == N
 
 
-def test_k_can_be_told() -> None:
+def test_k_can_be_given() -> None:
     torch.manual_seed(0)
     groups = sample_tail(TailDropConfig(group=2, min_keep=1), 6, 3000)
     torch.testing.assert_close(frequencies(groups, 6), torch.tensor([0, 0, 1, 0, 1, 0, 1]) / 3, atol=0.03, rtol=0)
@@ -212,27 +212,29 @@ def test_k_can_be_told() -> None:
     assert model.training_keep(torch.zeros(2, 3, 16, 16)) == N
 
 
-def test_processes_and_steps_draw_k_independently() -> None:
+def test_processes_and_steps_sample_k_independently() -> None:
     model, batch, steps = tokenizer().train(), torch.zeros(2, 3, 16, 16), 2000
 
-    def draws(rank: int) -> Tensor:
+    def counts(rank: int) -> Tensor:
         found = []
         for step in range(steps):
             torch.manual_seed(seed_of(0, step, rank))
             found.append(model.training_keep(batch))
         return torch.tensor(found, dtype=torch.float32)
 
-    ranks = torch.stack([draws(0), draws(1)])
+    ranks = torch.stack([counts(0), counts(1)])
     # Uniform over 0..6 has a variance of 4; the deviation of a correlation of 2000 pairs is 0.022.
     torch.testing.assert_close(torch.cov(ranks), 4 * torch.eye(2), atol=0.35, rtol=0)
 
 
-def test_training_draws_are_logged(images: Tensor) -> None:
+def test_training_statistics_of_k_are_logged(images: Tensor) -> None:
     model = tokenizer(tail_drop={"keep_per": "sample"}).train()
     torch.manual_seed(3)
     expected = sample_tail(TailDropConfig(keep_per="sample"), N, 3).float().mean()
     torch.manual_seed(3)
-    softvq = tokenizer(tail_drop={"keep_per": "sample"}, bottleneck="softvq").train()  # which draws nothing itself
+    softvq = tokenizer(
+        tail_drop={"keep_per": "sample"}, bottleneck="softvq"
+    ).train()  # which uses no random numbers itself
     torch.manual_seed(3)
     assert softvq.losses((images, LABELS), 0.0)["keep"] == expected
     assert model.eval().losses((images, LABELS), 0.0)["keep"] == N

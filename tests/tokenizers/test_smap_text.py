@@ -1,4 +1,4 @@
-"""SMAP told captions: what depends on a caption, that padding and its length do not count, null, and gradients."""
+"""SMAP with captions: what depends on a caption, that padding and its length do not count, null, and gradients."""
 
 from typing import Any
 
@@ -55,12 +55,12 @@ def test_without_tokens_the_image_depends_on_the_caption_alone(images: Tensor) -
     model, first = tokenizer(), captions(4, 2)
     cond = torch.stack([first[0], first[0], first[1]])
     tokens = model.encode(images, cond)
-    painted = model.decode(tokens, cond, keep=0)
-    close(painted[0], painted[1])
-    assert not torch.allclose(painted[0], painted[2], atol=1e-3)
+    decoded = model.decode(tokens, cond, keep=0)
+    close(decoded[0], decoded[1])
+    assert not torch.allclose(decoded[0], decoded[2], atol=1e-3)
     assert not torch.allclose(*model.decode(tokens, cond)[:2], atol=1e-3)
-    close(model.decode(tokens[:, :0], cond), painted)
-    close(model.reconstruct((images, cond), 0.0, keep=0)[0].clamp(0, 1), painted)
+    close(model.decode(tokens[:, :0], cond), decoded)
+    close(model.reconstruct((images, cond), 0.0, keep=0)[0].clamp(0, 1), decoded)
 
 
 def test_equal_captions_have_equal_outputs_and_every_sub_word_counts(images: Tensor) -> None:
@@ -70,12 +70,12 @@ def test_equal_captions_have_equal_outputs_and_every_sub_word_counts(images: Ten
     tokens = model.encode(same, cond)
     close(tokens[0], tokens[1])
     assert not torch.allclose(tokens[0], tokens[2], atol=1e-3)
-    painted = model.decode(tokens[[0, 0, 0]], cond)
-    close(painted[0], painted[1])
-    assert not torch.allclose(painted[0], painted[2], atol=1e-3)
+    decoded = model.decode(tokens[[0, 0, 0]], cond)
+    close(decoded[0], decoded[1])
+    assert not torch.allclose(decoded[0], decoded[2], atol=1e-3)
     moved = cond[:1].clone()
     moved[:, :4] = moved[:, [1, 0, 2, 3]]
-    assert not torch.allclose(model.decode(tokens[:1], moved), painted[:1], atol=1e-3), "their order counts"
+    assert not torch.allclose(model.decode(tokens[:1], moved), decoded[:1], atol=1e-3), "their order counts"
 
 
 def test_padding_and_its_length_do_not_count(images: Tensor) -> None:
@@ -90,7 +90,7 @@ def test_padding_and_its_length_do_not_count(images: Tensor) -> None:
         for k in (0, 3, N):
             both = model.decode(tokens, cond, keep=k)
             close(model.decode(tokens[i : i + 1], alone, keep=k), both[i : i + 1])
-    # As if the padded places were not there at all: a model of fewer of them.
+    # Equal to a model with fewer caption positions: padding has no effect.
     fewer = tokenizer(condition={**TEXT, "length": 4})
     state = model.state_dict()
     for side in ("encoder", "decoder"):
@@ -123,7 +123,7 @@ def test_no_caption_is_the_null_vector_on_both_sides(images: Tensor) -> None:
     close(model.encode(images, cond)[2], model.encode(images)[2])
     close(model.decode(tokens, cond)[2], model.decode(tokens)[2])
     everything = tokenizer(label_dropout=1.0).train()
-    (first, *_), (second, *_) = (everything.reconstruct((images, told), 0.0, keep=3) for told in (cond, None))
+    (first, *_), (second, *_) = (everything.reconstruct((images, given), 0.0, keep=3) for given in (cond, None))
     close(first, second)
 
 

@@ -81,7 +81,7 @@ def test_encoding_and_decoding_are_deterministic(images: Tensor, kind: str) -> N
     decoded = model.decode(tokens, keep=6)
     assert decoded.shape == images.shape and torch.equal(decoded, model.decode(tokens))
     assert 0 <= decoded.min() < decoded.max() <= 1
-    if kind == "kl":  # the mean, whatever training draws
+    if kind == "kl":  # the mean, while training uses samples
         moments: Any = model.bottleneck
         assert torch.equal(tokens, moments.posterior(model.encoder(images)).mean)
 
@@ -89,9 +89,9 @@ def test_encoding_and_decoding_are_deterministic(images: Tensor, kind: str) -> N
 def test_equal_tokens_in_equal_places_are_equal_images() -> None:
     model = tokenizer()
     ids = torch.tensor([[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]])
-    painted = model.decoder.decode(model.bottleneck.embed(ids), (16, 16))
-    torch.testing.assert_close(painted[0], painted[1])
-    assert not torch.allclose(painted[0], painted[2], atol=1e-3), "tokens have places"
+    decoded = model.decoder.decode(model.bottleneck.embed(ids), (16, 16))
+    torch.testing.assert_close(decoded[0], decoded[1])
+    assert not torch.allclose(decoded[0], decoded[2], atol=1e-3), "tokens have places"
 
 
 def test_a_patch_of_the_head_lies_where_its_state_stands() -> None:
@@ -109,17 +109,17 @@ def test_a_patch_of_the_head_lies_where_its_state_stands() -> None:
 def test_text_changes_the_image_and_not_the_tokens(images: Tensor) -> None:
     model, text = tokenizer(**TEXT), torch.randn(3, 5, 7)
     ids = model.encode(images)
-    painted = model.decoder.decode(model.bottleneck.embed(ids), (16, 16), text)
+    decoded = model.decoder.decode(model.bottleneck.embed(ids), (16, 16), text)
     assert torch.equal(ids, model.encode(images, text))
-    torch.testing.assert_close(model.decode(ids, text), painted.clamp(0, 1))
+    torch.testing.assert_close(model.decode(ids, text), decoded.clamp(0, 1))
     other = model.decoder.decode(model.bottleneck.embed(ids), (16, 16), text.flip(0))
-    torch.testing.assert_close(other[1], painted[1])
-    assert not torch.allclose(other[0], painted[0])
+    torch.testing.assert_close(other[1], decoded[1])
+    assert not torch.allclose(other[0], decoded[0])
     order = model.decoder.decode(model.bottleneck.embed(ids), (16, 16), text.flip(1))
-    assert not torch.allclose(order, painted), "words have places"
+    assert not torch.allclose(order, decoded), "words have places"
     assert model.decode(ids, text[:, :2]).shape == images.shape, "a shorter text takes the first places"
     recon, _, _ = model.reconstruct((images, torch.zeros(3), text), 0.0)
-    torch.testing.assert_close(recon, painted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(recon, decoded, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_a_level_doubles_after_its_blocks() -> None:
     torch.testing.assert_close(level(x), level.upsample(narrow.repeat_interleave(2, 2).repeat_interleave(2, 3)))
 
 
-def test_certain_logits_paint_their_codes() -> None:
+def test_certain_logits_decode_their_codes() -> None:
     decoder = legacy().decoder
     codes = torch.randint(0, 11, (2, 16), generator=torch.Generator().manual_seed(3))
     mixed = decoder.expected_codes(1e4 * F.one_hot(codes, 11).float(), (4, 4))
@@ -277,7 +277,7 @@ def test_certain_logits_paint_their_codes() -> None:
     torch.testing.assert_close(mixed, decoder.codebook[codes].transpose(1, 2).unflatten(2, (4, 4)))
 
 
-def test_stage_one_learns_codes_and_paints_nothing(images: Tensor) -> None:
+def test_stage_one_trains_on_codes_and_decodes_no_pixels(images: Tensor) -> None:
     model = legacy(stage="train").train()
     codes = torch.randint(0, 11, (3, 16))
     terms = model.losses((images, None, codes), 0.0)
@@ -306,7 +306,7 @@ def test_stage_two_trains_the_decoders_alone(images: Tensor) -> None:
     assert all(weight.grad is not None for weight in model.decoder.parameters())
 
 
-def test_a_pixel_decoder_of_other_patches_is_told(images: Tensor) -> None:
+def test_a_pixel_decoder_of_other_patches_is_reported(images: Tensor) -> None:
     model = legacy(pixels={**PIXELS, "mult": [1, 2]})
     assert model.decode(model.encode(images)).shape == (3, 3, 8, 8)
     with pytest.raises(ConfigError, match=r"^pixels\.mult: 2 levels decode 8x8 of 16x16 images") as error:

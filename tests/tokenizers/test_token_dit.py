@@ -50,7 +50,7 @@ def test_the_order_of_condition_tokens_does_not_matter(inputs: tuple[Tensor, Ten
     torch.testing.assert_close(model(x, t, swapped), model(x, t, kept))
 
 
-def test_null_tokens_are_told_apart_by_their_position(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_null_tokens_differ_by_their_position(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
     model, (x, t, tokens) = decoder(), inputs
     first = model.fill(tokens, torch.tensor([[True, False, False, False]]).expand(2, -1))
     elsewhere = model.fill(tokens[:, [1, 0, 2, 3]], torch.tensor([[False, True, False, False]]).expand(2, -1))

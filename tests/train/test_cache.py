@@ -1,4 +1,4 @@
-"""Caches made of images: which view of which image a row is, one writer or many; and what training reads of them."""
+"""Caches made from images: the view and image of each row, one or several writers, and what training reads."""
 
 import dataclasses
 from collections.abc import Callable
@@ -43,7 +43,7 @@ class Pixels(nn.Module):
     def __init__(self, **spec: Any) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
-        self.drop = nn.Dropout(0.5)  # seen if the tokenizer is not in eval mode
+        self.drop = nn.Dropout(0.5)  # changes the tokens if the tokenizer is not in eval mode
         defaults = {"length": LENGTH, "dim": DIM, "vocab_size": None, "needs_label": True}
         self.spec = SimpleNamespace(**{**defaults, **spec})
         self.config = None
@@ -181,7 +181,7 @@ def test_an_epoch_is_every_image_once(images: int, views: int, batch: int, world
         assert sorted(rows[epoch * images : (epoch + 1) * images] // views) == list(range(images))
 
 
-def test_views_are_drawn_evenly_and_not_as_the_crops() -> None:
+def test_views_are_sampled_uniformly_and_independently_of_the_crops() -> None:
     rows = np.concatenate([every_image(20_000, 20, 100, seed=0, step=step) for step in range(100)])  # ten epochs
     counts = np.bincount(rows % 20, minlength=20)  # 500 each expected, standard deviation 22
     assert abs(counts - 500).max() < 110
@@ -191,16 +191,16 @@ def test_views_are_drawn_evenly_and_not_as_the_crops() -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_released_epochs_are_one_generator_s_draws_with_a_short_last_batch(world: int) -> None:
+def test_released_epochs_come_from_one_rng_with_a_short_last_batch(world: int) -> None:
     def parts(step: int) -> list[np.ndarray]:
         return [released(44, 4, 4 // world, seed=5, step=step, rank=rank, world=world) for rank in range(world)]
 
     for epoch in range(2):
-        drawn = [np.concatenate(parts(step)) for step in range(3 * epoch, 3 * epoch + 3)]
+        row_batches = [np.concatenate(parts(step)) for step in range(3 * epoch, 3 * epoch + 3)]
         num = 11 // world * world
-        assert [len(part) for part in drawn] == [4, 4, num - 8]
+        assert [len(part) for part in row_batches] == [4, 4, num - 8]
         generator = torch.Generator().manual_seed(5 + epoch)
-        assert np.concatenate(drawn).tolist() == torch.randint(44, (num,), generator=generator).tolist()
+        assert np.concatenate(row_batches).tolist() == torch.randint(44, (num,), generator=generator).tolist()
     assert all(len({len(part) for part in parts(step)}) == 1 for step in range(6))
 
 
@@ -243,7 +243,7 @@ def test_images_are_augmented_as_the_recipe_says_and_the_same_step_is_the_same_b
         assert torch.equal(tokens, build_task(recipe).batch(step, 1, 2)[0])
 
 
-def test_a_recipe_chooses_views_type_and_draws(generator: Any, tmp_path: Path) -> None:
+def test_a_recipe_chooses_views_type_and_row_order(generator: Any, tmp_path: Path) -> None:
     recipe = generator("cache_views=center+flip", "cache_dtype=bfloat16", "row_order=released")
     task = build_task(recipe)
     cache = TokenCache(tmp_path / "run" / "cache")
@@ -274,7 +274,7 @@ def test_more_tokens_than_there_are_are_refused_without_a_cache_too(generator: A
         build_task(generator("cache=none", "num_tokens=5", "model.num_tokens=5"))
 
 
-def test_the_size_is_told_without_encoding(tmp_path: Path, capsys: Any, monkeypatch: Any, generator: Any) -> None:
+def test_the_size_is_known_without_encoding(tmp_path: Path, capsys: Any, monkeypatch: Any, generator: Any) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=7_250_000_000))
     model, out = generator().tokenizer, tmp_path / "out"
     words = ["encode", model, "fashion_mnist", "--out", str(out), "--views", "tencrop", "--dtype", "bfloat16"]

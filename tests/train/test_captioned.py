@@ -55,7 +55,7 @@ def test_batches_hold_the_words_of_their_images(tiny: Tiny, tmp_path: Path, fash
         assert torch.equal(torch.cat(halves), whole), "the same rows on one process and on two"
 
 
-def test_captions_nobody_learns_make_no_difference(tiny: Tiny, tmp_path: Path, fashion: None) -> None:
+def test_unused_captions_make_no_difference(tiny: Tiny, tmp_path: Path, fashion: None) -> None:
     with_captions = build_task(recipe(tiny, tmp_path, "data.captions=labels")).batch(0, 0, 1)
     plain = build_task(recipe(tiny, tmp_path)).batch(0, 0, 1)
     assert len(with_captions) == len(plain) == 2
@@ -141,10 +141,10 @@ def test_models_of_any_size_learn_from_all_sizes(tiny: Tiny, tmp_path: Path, fas
     batches = [task.batch(step, 0, 1) for step in range(8)]
     for side in (32, 48):
         images, labels = next(batch for batch in batches if batch[0].shape[-1] == side)
-        painted, latents, _ = model.reconstruct((images, labels), 0.0)
-        assert painted.shape == images.shape and latents.shape == model.encode(images, labels).shape
+        reconstruction, latents, _ = model.reconstruct((images, labels), 0.0)
+        assert reconstruction.shape == images.shape and latents.shape == model.encode(images, labels).shape
         decoded = model.decode(latents, labels, size=side)
-        torch.testing.assert_close(decoded, painted.clamp(0, 1), atol=1e-5, rtol=0)
+        torch.testing.assert_close(decoded, reconstruction.clamp(0, 1), atol=1e-5, rtol=0)
 
 
 def test_only_models_of_any_size_take_several(tiny: Tiny, tmp_path: Path) -> None:

@@ -85,15 +85,17 @@ def of_zeros(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, emptied, one_bit, of_zeros])
-def test_behind_a_damaged_checkpoint_the_one_before_is_found_and_told(tmp_path: Path, capsys: Any, damage: Any) -> None:
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_is_used(
+    tmp_path: Path, capsys: Any, damage: Any
+) -> None:
     checkpoint.save(tmp_path, 1, STATE)
     path = checkpoint.save(tmp_path, 2, STATE)
     damage(path)
     state = checkpoint.load_latest(tmp_path, CPU)
     assert state is not None and state["step"] == 1
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and re.search(
-        r"^warning: .*step-00000002\.pt .*the one before, step-00000001\.pt$", told
+    reported = capsys.readouterr().err
+    assert reported.count("\n") == 1 and re.search(
+        r"^warning: .*step-00000002\.pt .*the one before, step-00000001\.pt$", reported
     )
     damage(tmp_path / "step-00000001.pt")
     with pytest.raises(WeightsError, match=r"step-00000002\.pt.*step-00000001\.pt.*start over") as caught:
@@ -150,7 +152,9 @@ def test_a_resumed_log_forgets_what_comes_again_and_what_was_cut_off(tmp_path: P
     assert read_log(path) == [] and os.listdir(tmp_path) == ["log.jsonl"]
 
 
-def test_a_line_that_finds_half_its_room_leaves_no_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_line_that_half_fits_on_the_disk_leaves_no_partial_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log, opened = JsonLog(tmp_path / "log.jsonl", 0), Path.open
     log.write({"step": 1})
 

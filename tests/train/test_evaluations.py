@@ -1,4 +1,4 @@
-"""Evaluation during training: averaged and raw weights into the log, the training itself as it would be without."""
+"""Evaluation during training: averaged and raw weights in the log, and no effect on the training."""
 
 from collections.abc import Callable
 from pathlib import Path

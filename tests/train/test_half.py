@@ -40,7 +40,7 @@ BOTTLENECKS: dict[str, Callable[[], nn.Module]] = {
 
 
 def tensors(found: Any) -> list[Tensor]:
-    """All that floats in what a function returned."""
+    """All floating-point tensors in a result."""
     if isinstance(found, Tensor):
         return [found] if found.is_floating_point() else []
     values = found.values() if isinstance(found, dict) else found
@@ -50,7 +50,7 @@ def tensors(found: Any) -> list[Tensor]:
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("kind", BOTTLENECKS)
 def test_bottlenecks_do_as_without_autocast(kind: str, half: torch.dtype) -> None:
-    """On states that an encoder gave in half precision."""
+    """Bottlenecks on encoder states in half precision."""
     torch.manual_seed(0)
     layer = BOTTLENECKS[kind]().eval()
     x = torch.randn(3, 6, 16).to(half)
@@ -66,7 +66,7 @@ def test_bottlenecks_do_as_without_autocast(kind: str, half: torch.dtype) -> Non
 
 
 class Constant(nn.Module):
-    """A network whose output is given: what a network computes in half precision is not at issue here."""
+    """A network with a given output: its own half-precision arithmetic is not tested here."""
 
     def __init__(self, out: Tensor) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ def stub(model: Any, out: Tensor) -> Any:
     return model
 
 
-def drawn(*shape: int) -> Tensor:
+def random_tensor(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
@@ -93,31 +93,37 @@ LLAMA = LlamaGenConfig(num_tokens=4, vocab_size=8, num_classes=2, dim=16, depth=
 MASKGIT = MaskGITConfig(num_tokens=4, vocab_size=8, num_classes=2, dim=16, depth=1, heads=2)
 
 
-def game(out: Tensor, **keys: Any) -> AdversarialLoss:
+def adversarial_loss(out: Tensor, **keys: Any) -> AdversarialLoss:
     return AdversarialLoss(AdversarialConfig(weight=0.4, start=0, lecam=0.1, adaptive=False, **keys), Constant(out))
 
 
-# Each takes what a network gave, float32 or half, and gives losses: name -> (shape of that, the losses).
+# Each maps a network output, float32 or half, to losses: name -> (shape of that, the losses).
 LOSSES: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Any]]] = {
     "mse": ((3, 1, 16, 16), lambda x: pixel_error("mse", x, IMAGES)),
     "l1": ((3, 1, 16, 16), lambda x: pixel_error("l1", x, IMAGES)),
-    "masked": ((3, 4, 8), lambda x: masked_mse(x, drawn(3, 4, 8), IDS > 2)),
-    "caption": ((3, 8), lambda x: caption_loss(x, drawn(3, 8).abs())),
-    "alignment": ((3, 4, 8), lambda x: alignment_loss(x, drawn(3, 4, 8))),
+    "masked": ((3, 4, 8), lambda x: masked_mse(x, random_tensor(3, 4, 8), IDS > 2)),
+    "caption": ((3, 8), lambda x: caption_loss(x, random_tensor(3, 8).abs())),
+    "alignment": ((3, 4, 8), lambda x: alignment_loss(x, random_tensor(3, 4, 8))),
     "hog": ((3, 1, 16, 16), lambda x: hog(x.float().sigmoid(), 8, 4)),
     "lpips": (
         (3, 64, 4, 4),
-        lambda x: LPIPS(vgg16((64,) * 5), [torch.ones(64)]).distance([x], [drawn(3, 64, 4, 4)]),
+        lambda x: LPIPS(vgg16((64,) * 5), [torch.ones(64)]).distance([x], [random_tensor(3, 64, 4, 4)]),
     ),
     "logits": ((3, 9), lambda x: LogitsDistance(Constant(x), side=16)(IMAGES, IMAGES)),
     "entropy": ((3, 4, 8), lambda x: entropy_loss(x, eps=1e-6)),
     "flow": ((3, 4, 8), lambda x: flow(x, power=0.0)),
     "weighted flow": ((3, 4, 8), lambda x: flow(x, power=2.0)),
-    "direction": ((3, 4, 8), lambda x: direction_loss(x, drawn(3, 4, 8))),
-    "ddpm": ((3, 4, 8), lambda x: Chain.named("linear").losses(Constant(x), drawn(3, 2, 8), drawn(3, 2, 8), TIMES)),
-    "hinge": ((3, 9), lambda x: game(x).discriminator_losses(IMAGES, IMAGES, 1)),
-    "logistic": ((3, 9), lambda x: game(x, loss="vanilla", lecam_of="means").discriminator_losses(IMAGES, IMAGES, 1)),
-    "fooling": ((3, 9), lambda x: game(x).generator_terms(IMAGES, IMAGES, 1, x, {})),
+    "direction": ((3, 4, 8), lambda x: direction_loss(x, random_tensor(3, 4, 8))),
+    "ddpm": (
+        (3, 4, 8),
+        lambda x: Chain.named("linear").losses(Constant(x), random_tensor(3, 2, 8), random_tensor(3, 2, 8), TIMES),
+    ),
+    "hinge": ((3, 9), lambda x: adversarial_loss(x).discriminator_losses(IMAGES, IMAGES, 1)),
+    "logistic": (
+        (3, 9),
+        lambda x: adversarial_loss(x, loss="vanilla", lecam_of="means").discriminator_losses(IMAGES, IMAGES, 1),
+    ),
+    "fooling": ((3, 9), lambda x: adversarial_loss(x).generator_terms(IMAGES, IMAGES, 1, x, {})),
     "llamagen": ((3, 4, 8), lambda x: stub(LlamaGen(LLAMA), x).loss_rows(IDS, torch.zeros(3, dtype=torch.long))),
     "maskgit": ((3, 4, 8), lambda x: stub(MaskGIT(MASKGIT), x).loss(x, IDS, IDS > 2)),
 }
@@ -125,14 +131,14 @@ LOSSES: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Any]]] = {
 
 def flow(x: Tensor, *, power: float) -> Tensor:
     objective = FlowObjective(Path("linear"), "velocity", power)
-    return objective.loss(lambda x_t, t: x, drawn(3, 4, 8), drawn(3, 8, 4).view(3, 4, 8), TIMES / 1000)
+    return objective.loss(lambda x_t, t: x, random_tensor(3, 4, 8), random_tensor(3, 8, 4).view(3, 4, 8), TIMES / 1000)
 
 
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_do_as_without_autocast(name: str, half: torch.dtype) -> None:
     shape, losses = LOSSES[name]
-    x = drawn(*shape).to(half)
+    x = random_tensor(*shape).to(half)
     expected = tensors(losses(x.float()))
     with torch.autocast("cpu", dtype=half):
         found = tensors(losses(x))

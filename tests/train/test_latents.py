@@ -39,16 +39,18 @@ def sit(request: Any, tiny: Tiny, tmp_path: Path, fashion: None) -> Callable[...
 
 def test_samples_have_the_posteriors_moments_and_their_own_noise() -> None:
     moments = torch.tensor([3.0, -1.0, 0.5, 2.0]).expand(4000, 1, 4)  # means, then standard deviations
-    drawn = sampled(moments, seed=0, step=0, rank=0)
-    torch.testing.assert_close(drawn.mean(0), torch.tensor([[3.0, -1.0]]), atol=0.1, rtol=0)
-    torch.testing.assert_close(drawn.std(0), torch.tensor([[0.5, 2.0]]), atol=0.1, rtol=0)
-    assert torch.equal(drawn, sampled(moments, seed=0, step=0, rank=0))
+    samples = sampled(moments, seed=0, step=0, rank=0)
+    torch.testing.assert_close(samples.mean(0), torch.tensor([[3.0, -1.0]]), atol=0.1, rtol=0)
+    torch.testing.assert_close(samples.std(0), torch.tensor([[0.5, 2.0]]), atol=0.1, rtol=0)
+    assert torch.equal(samples, sampled(moments, seed=0, step=0, rank=0))
     for other in ({"seed": 1, "step": 0}, {"seed": 0, "step": 1}):
-        correlation = torch.corrcoef(torch.stack([drawn.flatten(), sampled(moments, **other, rank=0).flatten()]))[0, 1]
-        assert not torch.equal(drawn, sampled(moments, **other, rank=0)) and correlation < 0.999
+        correlation = torch.corrcoef(torch.stack([samples.flatten(), sampled(moments, **other, rank=0).flatten()]))[
+            0, 1
+        ]
+        assert not torch.equal(samples, sampled(moments, **other, rank=0)) and correlation < 0.999
 
 
-def test_processes_draw_the_rows_of_one() -> None:
+def test_processes_use_the_random_rows_of_one() -> None:
     moments = torch.rand(6, 3, 8, generator=torch.Generator().manual_seed(0))
     whole = sampled(moments, seed=4, step=9, rank=0)
     parts = [sampled(part, seed=4, step=9, rank=rank) for rank, part in enumerate(moments.chunk(3))]
@@ -56,7 +58,7 @@ def test_processes_draw_the_rows_of_one() -> None:
 
 
 def test_a_cache_and_images_give_the_same_samples(sit: Any, tmp_path: Path) -> None:
-    """Every step draws anew around the means that `encode` gives, as wide as the posterior."""
+    """Every step samples the posterior anew: around the means that `encode` returns, with its standard deviations."""
     task = build_task(sit("sample_latents=true"))
     cache = TokenCache(tmp_path / "run" / "cache")
     assert cache.meta["moments"] and cache.dim == 8
@@ -78,7 +80,7 @@ def test_a_cache_and_images_give_the_same_samples(sit: Any, tmp_path: Path) -> N
 
 
 def test_means_are_read_of_a_cache_of_moments_and_samples_of_no_other(sit: Any, tmp_path: Path, capsys: Any) -> None:
-    plain = "data.pad=0"  # as the command reads the images, for a model whose card tells no recipe
+    plain = "data.pad=0"  # as the command reads the images for a model whose card has no recipe
     words = ["encode", sit().tokenizer, "fashion_mnist", "--out", str(tmp_path / "moments")]
     assert cli.run([*words, "--moments", "--dry-run"]) == 0
     assert "64 rows of 4 x 8 float32 numbers" in capsys.readouterr().out
@@ -139,7 +141,7 @@ def test_the_first_tokens_have_the_same_noise_whatever_the_cache_holds(
 def test_a_cache_begun_without_settings_is_finished_with_them(
     tiny: Tiny, tmp_path: Path, fashion: None, monkeypatch: Any
 ) -> None:
-    """What a tokenizer's settings are is told by who finishes a cache: they do not make it another."""
+    """The run that finishes a cache adds the tokenizer's settings; the cache stays the same."""
     torch.manual_seed(0)
     store.save_model(store.build_model(load_recipe(tiny("smap")).model), tmp_path / "model", Card())
     words = ["encode", str(tmp_path / "model"), "fashion_mnist", "--out", str(tmp_path / "c"), "--rows-per-shard", "20"]

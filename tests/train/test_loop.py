@@ -1,4 +1,4 @@
-"""The loop on stub models: what decides a step, what stops a run, and that a resumed run equals an unbroken one."""
+"""The loop on stub models: what a step depends on, what stops a run, and that a resumed run equals an unbroken one."""
 
 import os
 import signal
@@ -49,7 +49,7 @@ class Line(nn.Module):
 
 
 def task(model: nn.Module, size: int = 4, *, bad: int = -1, kind: str = "loss") -> Task:
-    """Batches of DATA in order; micro-step `bad` has a NaN image or asks for an infinite gradient."""
+    """Batches of DATA in order; micro-step `bad` has a NaN image or a flag for an infinite gradient."""
 
     def batch(micro_step: int, rank: int, world: int) -> tuple[Tensor, Tensor]:
         rows = torch.arange(micro_step * size, (micro_step + 1) * size) % len(DATA)
@@ -274,12 +274,14 @@ def test_replaying_repeats_the_noise_of_the_step(tmp_path: Path) -> None:
     fit(settings, task(model), tmp_path, seconds=0.0, quiet=True)
     state = torch.load(tmp_path / "checkpoints" / "step-00000001.pt", weights_only=True)
     torch.save(state, tmp_path / "dump.pt")
-    told = replay(settings, task(Line(noisy=True)), tmp_path / "dump.pt")["loss"]
+    replayed = replay(settings, task(Line(noisy=True)), tmp_path / "dump.pt")["loss"]
     fit(settings, task(model), tmp_path, quiet=True)
-    assert told == pytest.approx(read_log(tmp_path / "log.jsonl")[1]["loss"], abs=1e-6)
+    assert replayed == pytest.approx(read_log(tmp_path / "log.jsonl")[1]["loss"], abs=1e-6)
 
 
-def test_a_dump_that_finds_no_room_does_not_hide_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dump_that_does_not_fit_on_the_disk_does_not_hide_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(content: object, path: Path) -> None:
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
@@ -290,7 +292,7 @@ def test_a_dump_that_finds_no_room_does_not_hide_the_reason(tmp_path: Path, monk
     assert os.listdir(tmp_path) == ["log.jsonl"]
 
 
-def test_seeds_steps_and_processes_draw_other_numbers_on_every_device() -> None:
+def test_seeds_steps_and_processes_give_other_numbers_on_every_device() -> None:
     # torch's CPU generator reads 32 bits of a seed.
     seeds = {
         seed_of(seed, step, rank) & 0xFFFFFFFF for seed in (0, 1, 2**32 - 1) for step in range(50) for rank in range(2)
@@ -319,15 +321,15 @@ def test_the_model_ends_with_its_averages_in_eval_mode(tmp_path: Path) -> None:
     assert not torch.equal(state["ema"]["layer.weight"], state["model"]["layer.weight"])
 
 
-def test_a_preview_that_a_kill_cut_off_is_drawn_when_the_run_goes_on(tmp_path: Path) -> None:
-    """Its step is in the checkpoint already, so no step would draw it again."""
-    drawn: list[tuple[str, Any]] = []
+def test_a_preview_interrupted_by_a_kill_is_made_when_the_run_resumes(tmp_path: Path) -> None:
+    """Its step is already in the checkpoint, so no later step would make it."""
+    previews: list[tuple[str, Any]] = []
 
     def preview(model: nn.Module, path: Path) -> None:
-        if not drawn:
-            drawn.append(("cut off", None))
+        if not previews:
+            previews.append(("cut off", None))
             raise KeyboardInterrupt
-        drawn.append((path.name, model.layer.weight.detach().clone()))
+        previews.append((path.name, model.layer.weight.detach().clone()))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
 
@@ -341,11 +343,11 @@ def test_a_preview_that_a_kill_cut_off_is_drawn_when_the_run_goes_on(tmp_path: P
     average = torch.load(tmp_path / "checkpoints" / "step-00000002.pt", weights_only=True)["ema"]["layer.weight"]
     for _ in range(2):  # the second time nothing is left to do
         run()
-        assert [name for name, _ in drawn] == ["cut off", "step-00000002.png", "step-00000004.png"]
-    assert torch.equal(drawn[1][1], average)
+        assert [name for name, _ in previews] == ["cut off", "step-00000002.png", "step-00000004.png"]
+    assert torch.equal(previews[1][1], average)
 
 
-def test_previews_see_the_averages_and_leave_training_as_it_was(runs: tuple[Path, Path]) -> None:
+def test_previews_use_the_averages_and_leave_training_unchanged(runs: tuple[Path, Path]) -> None:
     seen, (out, plain_out) = [], runs
 
     def preview(model: nn.Module, path: Path) -> None:
@@ -432,18 +434,20 @@ def test_a_checkpoint_that_holds_something_else_is_refused_in_a_line(tmp_path: P
     assert fit(settings, task(Line()), tmp_path, quiet=True).finished
 
 
-def test_a_training_on_other_images_is_told_of(tmp_path: Path, capsys: Any) -> None:
+def test_a_training_on_other_images_is_reported(tmp_path: Path, capsys: Any) -> None:
     for num in (7, 7, 6):
         work = task(Line())
         work.images = range(num)
         fit(recipe(), work, tmp_path, seconds=0.0, quiet=True)
-        told = capsys.readouterr().err
-        assert ("written by a training on 7 images, resuming with 6" in told) == (num == 6)
+        warning = capsys.readouterr().err
+        assert ("written by a training on 7 images, resuming with 6" in warning) == (num == 6)
 
 
-@pytest.mark.parametrize(("seconds", "asks"), [(0.01, [4, 14]), (0.24, [4, 8, 12]), (3.0, list(range(4, 15)))])
+@pytest.mark.parametrize(
+    ("seconds", "expected_steps"), [(0.01, [4, 14]), (0.24, [4, 8, 12]), (3.0, list(range(4, 15)))]
+)
 def test_several_processes_ask_each_other_about_once_a_second(
-    monkeypatch: pytest.MonkeyPatch, seconds: float, asks: list[int]
+    monkeypatch: pytest.MonkeyPatch, seconds: float, expected_steps: list[int]
 ) -> None:
     asked, now = [], [0.0]
     monkeypatch.setattr(stop.time, "perf_counter", lambda: now[0])
@@ -459,5 +463,5 @@ def test_several_processes_ask_each_other_about_once_a_second(
     for step in range(4, 15):
         now[0] += seconds
         answers.append(agreement.stop(False, step))
-    assert [step for step, yes in zip(range(4, 15), answers) if yes] == asks
-    assert [wish for wish, _ in asked] == [0.0] * len(asks) and asked[-1][1] == pytest.approx(seconds)
+    assert [step for step, yes in zip(range(4, 15), answers) if yes] == expected_steps
+    assert [wish for wish, _ in asked] == [0.0] * len(expected_steps) and asked[-1][1] == pytest.approx(seconds)

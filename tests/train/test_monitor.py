@@ -1,4 +1,4 @@
-"""Warnings on a run's way: each comes once, at its sign, and not without it."""
+"""Warnings during a run: each is given once, when its condition holds, and not otherwise."""
 
 import math
 from typing import Any
@@ -11,26 +11,26 @@ from tok1d.train.ema import EMA
 from tok1d.train.monitor import Monitor
 
 
-def looked(entries: list[dict[str, Any]], capsys: Any) -> list[str]:
-    monitor, told = Monitor(), []
+def checked(entries: list[dict[str, Any]], capsys: Any) -> list[str]:
+    monitor, warnings = Monitor(), []
     for entry in entries:
-        told += monitor.check(entry)
+        warnings += monitor.check(entry)
     printed = capsys.readouterr().err
-    assert printed == "".join(f"warning: {text}\n" for text in told)
-    return told
+    assert printed == "".join(f"warning: {text}\n" for text in warnings)
+    return warnings
 
 
-def test_a_jump_of_the_loss_is_told_once(capsys: Any) -> None:
+def test_a_jump_of_the_loss_is_reported_once(capsys: Any) -> None:
     calm = [{"step": step, "loss_a": 0.5, "loss_b": 0.5, "psnr": 40.0} for step in range(10)]
-    assert looked(calm, capsys) == []
+    assert checked(calm, capsys) == []
     jumps = [{"step": 10, "loss_a": 3.4, "loss_b": 0.5}, {"step": 11, "loss_a": 99.0, "loss_b": 0.5}]
-    (told,) = looked([*calm, *jumps], capsys)
-    assert told.startswith("step 10: the loss jumped to 3.9, 3.9 times its median 1;")
-    assert looked(jumps, capsys) == []  # nothing to hold them against
+    (warnings,) = checked([*calm, *jumps], capsys)
+    assert warnings.startswith("step 10: the loss jumped to 3.9, 3.9 times its median 1;")
+    assert checked(jumps, capsys) == []  # nothing to compare them with
 
 
 def test_a_falling_loss_is_no_jump(capsys: Any) -> None:
-    assert looked([{"step": step, "loss": 10 * 0.8**step} for step in range(40)], capsys) == []
+    assert checked([{"step": step, "loss": 10 * 0.8**step} for step in range(40)], capsys) == []
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,9 @@ def test_a_falling_loss_is_no_jump(capsys: Any) -> None:
         ({"d_logits_real": -3.0, "d_logits_fake": 3.0}, ""),
     ],
 )
-def test_collapse_is_told_once(entry: dict[str, float], start: str, capsys: Any) -> None:
-    told = looked([{"step": step, "loss": 1.0, **entry} for step in (7, 8)], capsys)
-    assert [text.startswith(start) for text in told] == [True] * bool(start)
+def test_collapse_is_reported_once(entry: dict[str, float], start: str, capsys: Any) -> None:
+    warnings = checked([{"step": step, "loss": 1.0, **entry} for step in (7, 8)], capsys)
+    assert [text.startswith(start) for text in warnings] == [True] * bool(start)
 
 
 def test_the_share_of_the_start_is_what_the_averages_hold() -> None:
@@ -62,7 +62,7 @@ def test_the_share_of_the_start_is_what_the_averages_hold() -> None:
     assert EMA(model, 0.999, ramp=False).share_of_initial(1000) == pytest.approx(math.exp(-1), rel=1e-2)
 
 
-def test_early_previews_say_that_the_averages_are_cold(capsys: Any) -> None:
+def test_early_previews_report_that_the_averages_are_young(capsys: Any) -> None:
     monitor, slow = Monitor(), EMA(nn.Linear(1, 1), 0.999, ramp=False)
     monitor.check_preview(slow, 100)
     monitor.check_preview(slow, 200)

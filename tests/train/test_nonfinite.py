@@ -1,4 +1,4 @@
-"""What stops a training that is not finite, what it leaves, and that `tok1d replay` shows it again."""
+"""Non-finite values stop a training: the message, the files it leaves, and `tok1d replay` reproduces it."""
 
 import os
 import re
@@ -35,7 +35,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stopped(capsys: Any, *arguments: str) -> str:
-    """The one line of a training that stops."""
+    """The one-line error of a training that stops."""
     capsys.readouterr()
     assert cli.run(["train", *arguments]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
@@ -67,8 +67,8 @@ def test_a_planted_nan_is_named_stops_before_the_step_and_is_shown_again(
     assert state["seed"] == 0 and f"image {BAD}" in evidence.samples and len(evidence.samples) == 8
     assert evidence.bad_samples == [f"image {BAD}"] and not evidence.finite
     assert "loss_flow" in evidence.losses and {"encoder", "decoder"} <= evidence.gradients.keys()
-    lonely = [name for name, loss in zip(evidence.samples, evidence.sample_losses) if loss != loss]
-    assert lonely == [f"image {BAD}"]
+    bad_samples = [name for name, loss in zip(evidence.samples, evidence.sample_losses) if loss != loss]
+    assert bad_samples == [f"image {BAD}"]
 
     shown = replayed(capsys, str(dump))
     assert f"likely cause: image {BAD} has pixels" in shown and f"step {step}: not finite, as in the training" in shown
@@ -114,7 +114,7 @@ def test_an_exploding_learning_rate_is_named_and_shown_again(
     assert "not finite, as in the training" in shown and "likely cause: train.lr=1e+30" in shown
 
 
-def test_a_dump_that_is_none_is_one_line(tmp_path: Path, capsys: Any) -> None:
+def test_an_invalid_dump_is_one_line(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "text.pt").write_text("hello")
     checkpoint.save(tmp_path, 1, {"model": {}, "optimizer": {}, "ema": {}, "seconds": 0.0})
     for name in ("text.pt", "step-00000001.pt", "missing.pt"):
@@ -157,7 +157,7 @@ GOOD = Evidence(samples=["a", "b", "c", "d"], losses={"loss": 1.0}, weights={"en
         (GOOD, {}, []),
     ],
 )
-def test_who_is_blamed(tiny: Tiny, evidence: Evidence, more: dict[str, Any], expected: list[str]) -> None:
+def test_likely_causes_are_named(tiny: Tiny, evidence: Evidence, more: dict[str, Any], expected: list[str]) -> None:
     found = likely_causes(load_recipe(tiny("tokenizer"), ["train.precision=bf16"]), [evidence], **more)
     assert len(found) == len(expected)
     for text, start in zip(found, expected):

@@ -78,7 +78,7 @@ def test_only_matrices_decay_and_frozen_parameters_are_left_out() -> None:
     assert all(group["betas"] == (0.9, 0.7) for group in optimizer.param_groups)
 
 
-def test_tables_and_embeddings_decay_only_when_asked() -> None:
+def test_tables_and_embeddings_decay_only_on_request() -> None:
     model = nn.ModuleDict({"embedding": nn.Embedding(3, 4), "linear": nn.utils.spectral_norm(nn.Linear(4, 2))})
     model.register_parameter("positions", nn.Parameter(torch.ones(1, 3, 4)))
     names = {id(p): name for name, p in model.named_parameters()}

@@ -43,7 +43,7 @@ def gradients(module: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "maetok", "smap", "titok", "generator", "sit"])
-def test_blocks_that_compute_twice_make_the_same_steps(
+def test_checkpointed_blocks_make_the_same_steps(
     tiny: Tiny, tmp_path: Any, fashion: None, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys, made = {}, {"generator": "tokenizer", "sit": "maetok"}.get(kind)
@@ -72,11 +72,11 @@ def test_blocks_that_compute_twice_make_the_same_steps(
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("large", [False, True])
-def test_blocks_that_compute_twice_draw_the_same_over_several_processes(
+def test_checkpointed_blocks_use_the_same_random_numbers_over_several_processes(
     rank: int, large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The backward pass runs after the step's draws have ended, as in the loop."""
-    if large:  # each process draws its own, here after others
+    """The backward pass runs after the step's random numbers were restored, as in the loop."""
+    if large:  # each process uses its own random numbers, here after others
         monkeypatch.setattr(rng, "SHARED_NUMBERS", 1)
     x, found = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(3)), []
     for saves in (False, True):
@@ -109,7 +109,7 @@ def test_blocks_keep_only_what_they_were_given() -> None:
     assert kept[1] < 0.5 * kept[0]
 
 
-def test_random_numbers_come_again_in_the_second_pass() -> None:
+def test_random_numbers_repeat_in_the_second_pass() -> None:
     plain, saving, x = Small().train(), Small().train(), torch.randn(3, 5, 8)
     apply_options(saving, checkpoint_activations=True, compile=False)
     assert saving.state_dict().keys() == plain.state_dict().keys()
@@ -135,7 +135,7 @@ def test_without_a_compiler_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.slow
 @pytest.mark.skipif(bool(no_compiler()), reason=f"{no_compiler()}; with one this runs")
 def test_compiled_blocks_make_the_same_gradients() -> None:
-    # In eval mode: a compiled dropout draws other numbers.
+    # In eval mode: a compiled dropout uses other random numbers.
     plain, compiled, x = Small().eval(), Small().eval(), torch.randn(3, 5, 8)
     apply_options(compiled, checkpoint_activations=False, compile=True)
     assert compiled.state_dict().keys() == plain.state_dict().keys()

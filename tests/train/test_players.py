@@ -1,4 +1,4 @@
-"""Two players in the one loop: the classical order of their steps, and all that holds for a model alone."""
+"""Two players in one loop: the usual order of their steps, and everything that holds for a single model."""
 
 import os
 import signal
@@ -47,26 +47,31 @@ class Linear(nn.Module):
         return self.layer(x)
 
 
-def judged(judge: Linear, x: Tensor) -> Tensor:
-    return F.linear(x, judge.layer.weight.detach(), judge.layer.bias.detach())
+def frozen_logits(discriminator: Linear, x: Tensor) -> Tensor:
+    return F.linear(x, discriminator.layer.weight.detach(), discriminator.layer.bias.detach())
 
 
-def maker_losses(maker: Linear, judge: Linear, batch: Batch, noise: bool) -> tuple[dict[str, Tensor], Tensor]:
-    fake = maker(batch[0] + (0.1 * torch.randn_like(batch[0]) if noise else 0))
-    terms = {"loss_reconstruction": (fake - batch[0]).square().mean(), "loss_fool": -judged(judge, fake).mean()}
+def generator_losses(
+    generator: Linear, discriminator: Linear, batch: Batch, noise: bool
+) -> tuple[dict[str, Tensor], Tensor]:
+    fake = generator(batch[0] + (0.1 * torch.randn_like(batch[0]) if noise else 0))
+    terms = {
+        "loss_reconstruction": (fake - batch[0]).square().mean(),
+        "loss_fool": -frozen_logits(discriminator, fake).mean(),
+    }
     return terms, fake
 
 
-def judge_losses(judge: Linear, batch: Batch, fake: Tensor, noise: bool) -> dict[str, Tensor]:
+def losses_of_discriminator(discriminator: Linear, batch: Batch, fake: Tensor, noise: bool) -> dict[str, Tensor]:
     """Hinge; a flag of 1 in the batch makes the loss NaN, one of 2 the gradient infinite at a finite loss."""
     x, flags = batch
     spoil = float("nan") if (flags == 1).any() else 1.0
-    logits = spoil * judge(fake + (0.1 * torch.randn_like(fake) if noise else 0))
+    logits = spoil * discriminator(fake + (0.1 * torch.randn_like(fake) if noise else 0))
     with torch.no_grad():
-        judge.mean.lerp_(logits.mean(), 0.1)
-    loss = (F.relu(1 - judge(x)).mean() + F.relu(1 + logits).mean()) / 2
+        discriminator.mean.lerp_(logits.mean(), 0.1)
+    loss = (F.relu(1 - discriminator(x)).mean() + F.relu(1 + logits).mean()) / 2
     if (flags == 2).any():
-        loss = loss + (judge.layer.weight - judge.layer.weight.detach()).sqrt().sum()
+        loss = loss + (discriminator.layer.weight - discriminator.layer.weight.detach()).sqrt().sum()
     return {"loss": loss, "logits": logits.mean()}
 
 
@@ -80,20 +85,20 @@ def batches(size: int, bad: int = -1, flag: float = 1) -> Callable[[int, int, in
 
 
 def pair(settings: Recipe, *, noise: bool = False, bad: int = -1, flag: float = 1, **optim: Any) -> Task:
-    maker, judge = Linear(3, 3), Linear(1, 4)
+    generator, discriminator = Linear(3, 3), Linear(1, 4)
 
     def first(batch: Batch, progress: Progress, earlier: dict[str, Tensor]) -> Any:
         assert not earlier
-        terms, fake = maker_losses(maker, judge, batch, noise)
+        terms, fake = generator_losses(generator, discriminator, batch, noise)
         return terms, {"fake": fake}
 
     def second(batch: Batch, progress: Progress, earlier: dict[str, Tensor]) -> Any:
         assert not earlier["fake"].requires_grad
-        return judge_losses(judge, batch, earlier["fake"], noise), {}
+        return losses_of_discriminator(discriminator, batch, earlier["fake"], noise), {}
 
     theirs = replace(settings.train, **{"ema": 0.0, **optim})
-    players = [Player(maker, first), Player(judge, second, theirs, "discriminator", "d_")]
-    return Task(maker, batches(settings.train.batch_size, bad, flag), players=players)
+    players = [Player(generator, first), Player(discriminator, second, theirs, "discriminator", "d_")]
+    return Task(generator, batches(settings.train.batch_size, bad, flag), players=players)
 
 
 def recipe(**train: Any) -> Recipe:
@@ -158,21 +163,23 @@ def test_players_step_as_in_the_classical_loop_generator_average_discriminator(t
     task = pair(settings, noise=True, lr=0.05, beta1=0.5, beta2=0.99, clip=0.3)
     fit(settings, task, tmp_path, quiet=True)
 
-    maker, judge, config = Linear(3, 3), Linear(1, 4), settings.train
+    generator, discriminator, config = Linear(3, 3), Linear(1, 4), settings.train
     theirs = replace(config, lr=0.05, beta1=0.5, beta2=0.99, clip=0.3)
-    ours, others, ema = adamw(maker, config), adamw(judge, theirs), EMA(maker, 0.9)
+    ours, others, ema = adamw(generator, config), adamw(discriminator, theirs), EMA(generator, 0.9)
     for step in range(config.steps):
         batch = batches(4)(step, 0, 1)
         torch.manual_seed(seed_of(0, step))
-        terms, fake = maker_losses(maker, judge, batch, noise=True)
+        terms, fake = generator_losses(generator, discriminator, batch, noise=True)
         stepped(ours, sum(terms.values()), step, config)
         ema.update(step)
         torch.manual_seed(seed_of(0, step, 0, "d_"))
-        stepped(others, judge_losses(judge, batch, fake.detach(), noise=True)["loss"], step, theirs)
-    assert_same(newest(tmp_path)["model"], dict(maker.state_dict()))
+        stepped(others, losses_of_discriminator(discriminator, batch, fake.detach(), noise=True)["loss"], step, theirs)
+    assert_same(newest(tmp_path)["model"], dict(generator.state_dict()))
     ema.swap()
-    assert_same(modules(task), {"model": dict(maker.state_dict()), "discriminator": dict(judge.state_dict())})
-    assert not torch.equal(judge.layer.weight, Linear(1, 4).layer.weight)
+    assert_same(
+        modules(task), {"model": dict(generator.state_dict()), "discriminator": dict(discriminator.state_dict())}
+    )
+    assert not torch.equal(discriminator.layer.weight, Linear(1, 4).layer.weight)
 
 
 def test_a_model_alone_is_a_plain_loop(tmp_path: Path) -> None:
@@ -192,17 +199,17 @@ def test_a_model_alone_is_a_plain_loop(tmp_path: Path) -> None:
     assert_same(dict(model.layer.named_parameters()), {k.split(".")[1]: v for k, v in ema.averages.items()})
 
 
-def game(settings: Recipe) -> Task:
+def adversarial_task(settings: Recipe) -> Task:
     """A convolution against a patch discriminator with batch statistics, LeCAM and augmentation, from step 3 on."""
     torch.manual_seed(1)
-    maker = nn.Conv2d(1, 1, 3, padding=1)
+    generator = nn.Conv2d(1, 1, 3, padding=1)
     config = AdversarialConfig(weight=0.4, start=3, warmup=2, diff_aug=True, consistency=1.0)
     loss = AdversarialLoss(config, PatchDiscriminator(1, width=4, layers=1))
 
     def first(batch: Batch, progress: Progress, earlier: dict[str, Tensor]) -> Any:
-        fake = maker(batch[0])
+        fake = generator(batch[0])
         terms = {"loss_reconstruction": F.mse_loss(fake, batch[0])}
-        terms |= loss.generator_terms(batch[0], fake, progress.step + 1, maker.weight, terms)
+        terms |= loss.generator_terms(batch[0], fake, progress.step + 1, generator.weight, terms)
         return terms, {"fake": fake}
 
     def second(batch: Batch, progress: Progress, earlier: dict[str, Tensor]) -> Any:
@@ -211,11 +218,11 @@ def game(settings: Recipe) -> Task:
     def batch(micro_step: int, rank: int, world: int) -> Batch:
         return torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(micro_step)), torch.zeros(2)
 
-    players = [Player(maker, first), Player(loss, second, replace(settings.train, ema=0.0), "discriminator", "d_")]
-    return Task(maker, batch, players=players)
+    players = [Player(generator, first), Player(loss, second, replace(settings.train, ema=0.0), "discriminator", "d_")]
+    return Task(generator, batch, players=players)
 
 
-@pytest.mark.parametrize("make", [pair, game])
+@pytest.mark.parametrize("make", [pair, adversarial_task])
 @pytest.mark.parametrize("stop", [1, 6])
 def test_resumed_players_equal_unbroken_ones(two: tuple[Path, Path], make: Callable[..., Task], stop: int) -> None:
     settings = recipe(accumulate=2, ema=0.9, schedule="cosine", warmup=2, log_every=4, weight_decay=0.1)
@@ -249,17 +256,17 @@ def test_a_discriminator_that_never_learns_is_a_fixed_one(two: tuple[Path, Path]
     settings = recipe(ema=0.9)
     still = pair(settings, noise=True, lr=0.0)
     fit(settings, still, two[0], quiet=True)
-    maker, judge = Linear(3, 3), Linear(1, 4)
+    generator, discriminator = Linear(3, 3), Linear(1, 4)
 
     def losses(batch: Batch, progress: Progress, earlier: dict[str, Tensor]) -> Any:
-        return maker_losses(maker, judge, batch, noise=True)[0], {}
+        return generator_losses(generator, discriminator, batch, noise=True)[0], {}
 
-    fit(settings, Task(maker, batches(4), players=[Player(maker, losses)]), two[1], quiet=True)
-    assert_same(modules(still)["model"], dict(maker.state_dict()))
+    fit(settings, Task(generator, batches(4), players=[Player(generator, losses)]), two[1], quiet=True)
+    assert_same(modules(still)["model"], dict(generator.state_dict()))
     a, b = ({k: v for k, v in newest(out).items() if k not in ("seconds", "players", "sums")} for out in two)
     assert_same(a, b)
-    assert torch.equal(still.players[1].module.layer.weight, judge.layer.weight)
-    assert not torch.equal(maker.layer.weight, Linear(3, 3).layer.weight)
+    assert torch.equal(still.players[1].module.layer.weight, discriminator.layer.weight)
+    assert not torch.equal(generator.layer.weight, Linear(3, 3).layer.weight)
 
 
 def test_two_half_batches_make_the_step_of_a_whole_one(tmp_path: Path) -> None:
@@ -291,14 +298,14 @@ def test_a_discriminator_that_is_not_finite_stops_both(two: tuple[Path, Path], f
         settings_good = recipe(accumulate=2, steps=bad_step)
         good = pair(settings_good, noise=True)
         fit(settings_good, good, two[1], quiet=True)
-    assert_same(modules(spoiled), modules(good))  # buffers too, though the run went on to its next look
+    assert_same(modules(spoiled), modules(good))  # buffers too, although the run continued to its next check
 
     dump = two[0] / f"nonfinite-step-{bad_step:08d}.pt"
     again = pair(settings, noise=True, bad=2 * bad_step + 1, flag=flag)
     terms = replay(settings, again, dump)
-    maker, judge = ([p.grad for p in player.module.parameters()] for player in again.players)
-    assert all(torch.isfinite(gradient).all() for gradient in maker)
-    assert not all(torch.isfinite(gradient).all() for gradient in judge)
+    generator, discriminator = ([p.grad for p in player.module.parameters()] for player in again.players)
+    assert all(torch.isfinite(gradient).all() for gradient in generator)
+    assert not all(torch.isfinite(gradient).all() for gradient in discriminator)
     assert torch.isfinite(torch.tensor(terms["d_loss"])) == (flag == 2)
     assert torch.isfinite(torch.tensor(terms["loss_reconstruction"]))
 
@@ -307,7 +314,7 @@ def test_the_first_player_that_is_not_finite_is_named_and_replaying_repeats_the_
     settings = recipe(log_every=1)
     task = pair(settings, noise=True)
     fit(settings, task, tmp_path, seconds=0.0, quiet=True)
-    told = replay(settings, pair(settings, noise=True), tmp_path / "checkpoints" / "step-00000001.pt")
+    replayed = replay(settings, pair(settings, noise=True), tmp_path / "checkpoints" / "step-00000001.pt")
     read = task.batch
 
     def spoiled(micro_step: int, rank: int, world: int) -> Batch:
@@ -318,15 +325,17 @@ def test_the_first_player_that_is_not_finite_is_named_and_replaying_repeats_the_
     with pytest.raises(NonFiniteError, match=r"^step 2: model: loss or gradient"):
         fit(settings, task, tmp_path, quiet=True)
     entry = read_log(tmp_path / "log.jsonl")[1]
-    assert told == pytest.approx({name: entry[name] for name in told}, abs=1e-6)
+    assert replayed == pytest.approx({name: entry[name] for name in replayed}, abs=1e-6)
 
 
-def test_checkpoints_of_before_there_were_players_load_and_those_of_others_are_refused(tmp_path: Path) -> None:
+def test_checkpoints_from_before_players_existed_load_and_those_of_others_are_refused(tmp_path: Path) -> None:
     settings = recipe()
 
     def single() -> Task:
-        maker = Linear(3, 3)
-        return Task(maker, batches(4), players=[Player(maker, lambda b, m, s: ({"loss": maker(b[0]).mean()}, {}))])
+        generator = Linear(3, 3)
+        return Task(
+            generator, batches(4), players=[Player(generator, lambda b, m, s: ({"loss": generator(b[0]).mean()}, {}))]
+        )
 
     fit(settings, single(), tmp_path, seconds=0.0, quiet=True)
     path = tmp_path / "checkpoints" / "step-00000001.pt"
@@ -377,8 +386,11 @@ def test_players_learn_at_which_step_of_how_many_they_are(tmp_path: Path) -> Non
 def test_gradients_that_reach_another_player_are_noticed(tmp_path: Path) -> None:
     settings = recipe()
     task = pair(settings)
-    maker, judge = (player.module for player in task.players)
-    task.players[0].losses = lambda b, m, s: ({"loss": judge(maker(b[0])).mean()}, {"fake": maker(b[0])})
+    generator, discriminator = (player.module for player in task.players)
+    task.players[0].losses = lambda b, m, s: (
+        {"loss": discriminator(generator(b[0])).mean()},
+        {"fake": generator(b[0])},
+    )
     with pytest.raises(AssertionError, match="reached the gradients of discriminator"):
         fit(settings, task, tmp_path, quiet=True)
 

@@ -1,4 +1,4 @@
-"""Training in fp16: near fp32, resumed to the last bit, and steps that overflow are left out until that is no use."""
+"""Training in fp16: near fp32, exact resumption, and overflowing steps skipped until the loss scale is exhausted."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -169,7 +169,7 @@ def test_a_loss_that_is_not_finite_stops_at_once(tmp_path: Path) -> None:
 def test_players_leave_a_step_out_together(tmp_path: Path) -> None:
     first, second = Net(seed=1), Net(seed=2)
 
-    def careless(batch: Any, progress: Any, earlier: Any) -> Any:  # the second player sees no flag
+    def careless(batch: Any, progress: Any, earlier: Any) -> Any:  # the second player receives no flag
         return second.losses((batch[0], torch.zeros(8)), progress.fraction), {}
 
     players = [Player(first, lambda b, p, e: (first.losses(b, p.fraction), {}))]
@@ -188,7 +188,7 @@ def test_half_precision_is_refused_on_a_cpu(monkeypatch: pytest.MonkeyPatch, nam
     assert precision.precision_of("fp32", torch.device("cpu"))().__enter__() is None
 
 
-def test_the_adaptive_weight_sees_gradients_that_fp16_would_lose() -> None:
+def test_the_adaptive_weight_uses_gradients_that_fp16_would_lose() -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(16, 16), torch.randn(4, 16)
 
@@ -202,7 +202,7 @@ def test_the_adaptive_weight_sees_gradients_that_fp16_would_lose() -> None:
     assert torch.equal(weight(False, 2.0**20), exact)  # a power of 2 changes no bit
     torch.testing.assert_close(weight(True, 2.0**20), exact, rtol=2e-3, atol=0)
     assert (weight(True, 1.0) - exact).abs() > 0.02 * exact
-    assert weight(True, 2.0**50) == 0  # an overflow leaves the game out of the step
+    assert weight(True, 2.0**50) == 0  # an overflow removes the adversarial loss from the step
 
 
 def test_a_whole_run_of_a_tokenizer(tiny: Any, tmp_path: Path, fashion: None) -> None:

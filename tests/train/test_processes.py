@@ -25,12 +25,12 @@ from tok1d.zoo.card import Card
 Tiny = Callable[..., str]
 KINDS = ["tokenizer", "generator", "smap", "smap-batch", "maetok", "maskgit", "sit"]
 # A tokenizer with noise, times, dropped tokens and stochastic depth; generators with dropout, dropped classes and a
-# head that draws four times for each token.
+# head that samples four times for each token.
 CHANGES = {
     "tokenizer": ["model.encoder.drop_path=0.3", "train.clip=0.05"],
     "generator": ["model.head.batch_mul=4", "model.dropout=0.2", "model.class_dropout=0.5"],
     "smap": ["model.tail_drop.keep_per=sample"],
-    "smap-batch": ["model.tail_drop.keep_per=iteration"],  # one draw for the whole batch
+    "smap-batch": ["model.tail_drop.keep_per=iteration"],  # one count for the whole batch
     "maetok": ["model.mask={low: 0.1, high: 0.9}"],  # as many masked patches as it happens, which the loss counts
     "maskgit": ["model.class_dropout=0.5", "model.attention_dropout=0"],  # inside its kernel a process's own
     "sit": ["model.class_dropout=0.5"],
@@ -105,8 +105,8 @@ def write_images(root: Path) -> None:
 def both(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Iterator[Path]:
     """A folder in which two processes have trained every kind: KIND, KIND-short (two of four steps), nan.
 
-    And with the optimizer's state shared out: tokenizer-shard, -cut (stopped and resumed), -short, nan-shard; the same
-    game of two players and fp16 without and with it.
+    And with a sharded optimizer state: tokenizer-shard, -cut (stopped and resumed), -short, nan-shard; adversarial
+    training and fp16 with and without sharding.
     """
     root = tmp_path_factory.mktemp("processes")
     write_images(root / "data")
@@ -198,12 +198,13 @@ def test_two_processes_make_the_steps_of_one(both: Path, kind: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tokenizer", "generator"])
-def test_one_process_goes_on_where_two_stopped_and_says_so(both: Path, kind: str, capsys: Any) -> None:
+def test_one_process_resumes_where_two_stopped_and_reports_it(both: Path, kind: str, capsys: Any) -> None:
     assert newest(both / f"{kind}-short")["step"] == 1
     capsys.readouterr()
     out = alone(both, kind, f"{kind}-short")
-    told = capsys.readouterr().err
-    assert told.startswith("step 1: written by 2 processes, resuming with 1;") and "only up to rounding" in told
+    reported = capsys.readouterr().err
+    assert reported.startswith("step 1: written by 2 processes, resuming with 1;")
+    assert "only up to rounding" in reported
     assert_close(both / kind, out)
 
 
@@ -261,7 +262,7 @@ def test_one_process_goes_on_from_a_shared_out_optimizer(both: Path, capsys: Any
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["nan", "nan-shard"])
-def test_both_processes_stop_at_what_one_of_them_saw(both: Path, name: str) -> None:
+def test_both_processes_stop_when_one_of_them_fails(both: Path, name: str) -> None:
     lines = [(both / f"{name}-rank{rank}.txt").read_text() for rank in range(2)]
     assert lines[0] == lines[1] and "image 0 has pixels or tokens that are not finite" in lines[0]
     (dump,) = (both / name).glob("nonfinite-step-*.pt")
@@ -294,7 +295,7 @@ def shares(make: Callable[[], torch.Tensor], rows: int, world: int, copies: int 
         lambda rows: torch.nn.Dropout(0.3)(torch.arange(1.0, rows + 1)[:, None].expand(-1, 20) * 0 + 1),
     ],
 )
-def test_rows_of_all_processes_are_what_one_draws(make: Callable[[int], torch.Tensor]) -> None:
+def test_rows_of_all_processes_are_those_of_one(make: Callable[[int], torch.Tensor]) -> None:
     (whole,) = shares(lambda: make(12), 12, 1)
     parts = shares(lambda: make(4), 4, 3)
     assert torch.equal(torch.cat(parts), whole) and not torch.equal(parts[0], parts[1])
@@ -312,7 +313,7 @@ def test_what_is_no_batch_is_the_same_everywhere() -> None:
     assert torch.equal(a, whole) and torch.equal(b, whole)
 
 
-def test_draws_too_large_to_share_are_each_process_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_numbers_too_many_to_share_are_per_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rng, "SHARED_NUMBERS", 10)
     a, b = shares(lambda: torch.randn(4, 5), 4, 2)
     assert not torch.equal(a, b) and torch.equal(shares(lambda: torch.randn(4, 5), 4, 2)[1], b)

@@ -1,4 +1,4 @@
-"""What a run will take: the median step times their number, by real steps that leave no trace."""
+"""Estimated run time: the median step time multiplied by the steps, from real steps that leave no files."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +21,7 @@ from tok1d.zoo import store
 from tok1d.zoo.weights import fingerprint
 
 Tiny = Callable[..., str]
-GAME = (
+ADVERSARIAL = (
     *("adversarial.weight=0.4", "adversarial.start=5", "adversarial.discriminator={name: patch, width: 4, layers: 1}"),
 )
 
@@ -58,16 +58,18 @@ def test_hours_are_the_median_step_times_their_number(tiny: Tiny, fashion: None)
     assert any(cells[1] == f"{flops / 2.0 / 2e12:.1%}" and "utilisation" in cells[2] for cells in text)
 
 
-def test_both_sides_of_the_game_are_measured_and_weighted(tiny: Tiny, fashion: None) -> None:
-    recipe = load_recipe(tiny("maetok"), ["train.steps=3600", *GAME, "adversarial.start=901"])
+def test_both_players_are_measured_and_weighted(tiny: Tiny, fashion: None) -> None:
+    recipe = load_recipe(tiny("maetok"), ["train.steps=3600", *ADVERSARIAL, "adversarial.start=901"])
     assert [(each.first, each.steps) for each in phases(recipe)] == [(0, 900), (900, 2700)]
     slow = [1.0] * (WARMUP + 2) + [4.0] * (WARMUP + 2)
     result = profile_steps(recipe, 2, Stopwatch(slow, [0.0] * len(slow)))
     assert result.hours == pytest.approx((900 * 1.0 + 2700 * 4.0) / 3600)
     before, after = result.times
     assert before.flops is not None and after.flops is not None and after.flops > before.flops
-    never = load_recipe(tiny("maetok"), [*GAME, "adversarial.start=100"])
-    assert len(phases(never)) == 1 and len(phases(load_recipe(tiny("maetok"), [*GAME, "adversarial.start=1"]))) == 1
+    never = load_recipe(tiny("maetok"), [*ADVERSARIAL, "adversarial.start=100"])
+    assert (
+        len(phases(never)) == 1 and len(phases(load_recipe(tiny("maetok"), [*ADVERSARIAL, "adversarial.start=1"]))) == 1
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 1000])
@@ -77,19 +79,19 @@ def test_measured_steps_are_in_their_phase(steps: int) -> None:
     assert min(places) >= 40 and max(places) < 40 + steps and len(set(places)) == min(20, steps)
 
 
-def test_the_discriminator_plays_in_its_phase(tiny: Tiny, fashion: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[int, bool]] = []
+def test_the_discriminator_trains_in_its_phase(tiny: Tiny, fashion: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps_trained: list[tuple[int, bool]] = []
     step = profiling.Run.train_step
 
     def watched(self: profiling.Run, batches: list[Any]) -> Any:
         logged = step(self, batches)
-        seen.append((self.step, float(logged["d_loss_adversarial"]) > 0))
+        steps_trained.append((self.step, float(logged["d_loss_adversarial"]) > 0))
         return logged
 
     monkeypatch.setattr(profiling.Run, "train_step", watched)
-    profile_steps(load_recipe(tiny("maetok"), [*GAME]), 1)
-    assert all(plays == (place + 1 >= 5) for place, plays in seen)
-    assert {plays for _, plays in seen} == {False, True}
+    profile_steps(load_recipe(tiny("maetok"), [*ADVERSARIAL]), 1)
+    assert all(trains == (place + 1 >= 5) for place, trains in steps_trained)
+    assert {trains for _, trains in steps_trained} == {False, True}
 
 
 def test_nothing_is_written_and_training_is_the_same_after_it(
@@ -122,7 +124,7 @@ def test_a_run_at_work_is_not_disturbed(tiny: Tiny, fashion: None, tmp_path: Pat
     assert files(tmp_path) == before
 
 
-def test_without_data_batches_are_random_and_it_says_so(
+def test_without_data_batches_are_random_and_this_is_reported(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOK1D_CACHE", str(tmp_path / "cache"))

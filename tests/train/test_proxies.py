@@ -1,4 +1,4 @@
-"""Proxies measure what they say at fixed sizes and seeds, and leave the training as it would be without them."""
+"""Proxies measure fixed quantities at fixed sizes and seeds, and do not change the training."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -124,7 +124,7 @@ def test_a_resumed_run_logs_the_same_proxies(
 
 
 class Noisy(nn.Module):
-    """A model with everything that a careless measurement would disturb."""
+    """A model with all state that a careless measurement would change."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,12 +137,12 @@ class Noisy(nn.Module):
         return {"loss": (self.net(self.frozen(batch[0])) + torch.randn(1)).square().mean()}
 
 
-def test_a_measure_sees_the_average_and_changes_nothing(made: Callable[[str], Path]) -> None:
+def test_a_proxy_receives_the_average_and_changes_nothing(made: Callable[[str], Path]) -> None:
     data = torch.randn(64, 3, generator=torch.Generator().manual_seed(5))
-    seen: list[tuple[Tensor, bool]] = []
+    received: list[tuple[Tensor, bool]] = []
 
     def careless(model: Any) -> dict[str, Any]:
-        seen.append((model.net[0].weight.detach().clone(), model.training or model.net.training))
+        received.append((model.net[0].weight.detach().clone(), model.training or model.net.training))
         model.net(data)  # would move BatchNorm's averages in train mode
         return {"value": float(torch.randn(1000).sum())}
 
@@ -159,12 +159,14 @@ def test_a_measure_sees_the_average_and_changes_nothing(made: Callable[[str], Pa
     root = made("c").parent
     assert_same(checkpoint(root / "a"), checkpoint(root / "b"))
     assert [entry["step"] for entry in lines(root / "a", of="value")] == [3, 6]
-    assert not any(training for _, training in seen)
-    assert torch.equal(seen[-1][0], models[0].net[0].weight), "the run ends with the average, as the measure saw it"
+    assert not any(training for _, training in received)
+    assert torch.equal(received[-1][0], models[0].net[0].weight), (
+        "the run ends with the average, as the proxy received it"
+    )
 
 
 def tokens(kind: str, num: int = 400) -> tuple[Tensor, Tensor]:
-    """(N, 2, 3) tokens and labels: Gaussian noise, or two far clusters that the labels tell apart."""
+    """(N, 2, 3) tokens and labels: Gaussian noise, or two distant clusters that match the labels."""
     source = torch.Generator().manual_seed(0)
     labels = torch.arange(num) % 2
     noise = torch.randn(num, 2, 3, generator=source)
@@ -172,7 +174,7 @@ def tokens(kind: str, num: int = 400) -> tuple[Tensor, Tensor]:
 
 
 def sample(kind: str) -> Any:
-    """What the measures get, of tokens made up."""
+    """Inputs of the proxies, from synthetic tokens."""
     made, labels = tokens(kind)
     spec = TokenSpec(length=2, dim=3, deterministic=True)
     return SimpleNamespace(
@@ -188,7 +190,7 @@ def sample(kind: str) -> Any:
     )
 
 
-def test_probe_and_mixture_tell_clusters_from_noise() -> None:
+def test_probe_and_mixture_distinguish_clusters_from_noise() -> None:
     noise, clusters = sample("noise"), sample("clusters")
     assert proxies.probe(clusters) == {"probe": 1.0}
     x, y = tokens("noise")
@@ -223,7 +225,7 @@ def test_the_tiny_generator_learns(monkeypatch: pytest.MonkeyPatch) -> None:
         made = sample("clusters")
         made.train = _Images()
         torch.manual_seed(steps)
-        torch.randn(steps + 1)  # whatever was drawn before
+        torch.randn(steps + 1)  # whatever random numbers were used before
         first = proxies.generator_distance(made)
         assert first == proxies.generator_distance(made), "seeds are fixed"
         distances.append(first["fd@tokens"])

@@ -93,7 +93,7 @@ def interrupt_removal(broken: pytest.MonkeyPatch, after: int) -> None:
 def test_no_recipe_takes_over_the_checkpoints_of_another(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not without the log either, and not where the removal of a run was interrupted at any file."""
+    """Also without the log, and when the removal of a run was interrupted at any file."""
     old, new = (recipe(tiny, tmp_path / "run", f"seed={seed}") for seed in (1, 2))
     for kept in range(len(folder.RUN_FILES) + 2):
         out = folder.prepare(old, overwrite=True)
@@ -126,7 +126,7 @@ def test_a_run_that_never_began_may_get_another_recipe(tiny: Tiny, tmp_path: Pat
     assert folder.prepare(corrected) == out and load_recipe(str(out / "config.yaml")) == corrected
 
 
-def test_a_finished_run_is_only_replaced_when_asked(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_finished_run_is_only_replaced_on_request(tiny: Tiny, tmp_path: Path) -> None:
     out = folder.prepare(recipe(tiny, tmp_path / "run"))
     finish(out)
     with pytest.raises(ConfigError, match="finished run; pass --overwrite"):
@@ -167,7 +167,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_steps_that_a_decoder_cannot_take_are_told_before_the_training(
+def test_steps_that_a_decoder_cannot_take_are_reported_before_the_training(
     tiny: Tiny, tmp_path: Path, fashion: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "fit", lambda *_, **__: pytest.fail("trained"))
@@ -184,7 +184,7 @@ def test_steps_that_a_decoder_cannot_take_are_told_before_the_training(
         run.train(wanted, quiet=True)
 
 
-def test_keep_above_the_length_is_told_before_the_training(tiny: Tiny, tmp_path: Path, fashion: None) -> None:
+def test_keep_above_the_length_is_reported_before_the_training(tiny: Tiny, tmp_path: Path, fashion: None) -> None:
     wanted = recipe(tiny, tmp_path / "run", "evaluate.keep=[1,5]")
     with pytest.raises(ConfigError, match=r"^evaluate\.keep: expected numbers up to 4, .* got 5$"):
         run.train(wanted, quiet=True)
@@ -247,7 +247,7 @@ def test_a_generator_takes_only_its_tokenizer_s_tokens(tiny: Tiny, tmp_path: Pat
         ),
     ],
 )
-def test_what_an_evaluation_cannot_do_is_told_before_the_training(
+def test_what_an_evaluation_cannot_do_is_reported_before_the_training(
     tiny: Tiny, tmp_path: Path, fashion: None, monkeypatch: pytest.MonkeyPatch, kind: str, change: str, message: str
 ) -> None:
     monkeypatch.setattr(run, "fit", lambda *_, **__: pytest.fail("trained"))
@@ -260,7 +260,9 @@ def test_what_an_evaluation_cannot_do_is_told_before_the_training(
         run.train(load_recipe(tiny(kind), [*settings, change]), quiet=True)
 
 
-def test_a_model_without_a_null_class_does_not_draw_without_classes(tiny: Tiny, tmp_path: Path, fashion: None) -> None:
+def test_a_model_without_a_null_class_does_not_sample_without_classes(
+    tiny: Tiny, tmp_path: Path, fashion: None
+) -> None:
     store.save_model(store.build_model(load_recipe(tiny("maetok")).model), tmp_path / "tokenizer", Card())
     settings = ["model.class_dropout=0", "evaluate.unconditional=true", f"tokenizer={tmp_path / 'tokenizer'}"]
     with pytest.raises(ConfigError, match=r"^evaluate\.unconditional: needs a null class.*got 0$"):
@@ -327,7 +329,7 @@ def test_stage_two_starts_from_stage_one(tiny: Tiny, tmp_path: Path, fashion: No
         assert same == name.startswith(("encoder.", "bottleneck.")), name
 
 
-def test_a_tokenizer_starts_from_its_like_alone(tiny: Tiny, tmp_path: Path, fashion: None) -> None:
+def test_a_tokenizer_is_initialised_only_from_the_same_kind(tiny: Tiny, tmp_path: Path, fashion: None) -> None:
     torch.manual_seed(1)
     first = store.build_model(load_recipe(tiny("tokenizer")).model)
     store.save_model(first, tmp_path / "first", Card())
@@ -351,7 +353,7 @@ def test_a_tokenizer_starts_from_its_like_alone(tiny: Tiny, tmp_path: Path, fash
     assert load_recipe(tiny("tokenizer"), ["start=x"]) == load_recipe(tiny("tokenizer"), ["init_from=x"])  # as it was
 
 
-def test_the_cache_holds_what_the_tokenizer_says(tiny: Tiny, tmp_path: Path, fashion: None) -> None:
+def test_the_cache_holds_what_the_tokenizer_encodes(tiny: Tiny, tmp_path: Path, fashion: None) -> None:
     settings = load_recipe(tiny("tokenizer"))
     tokenizer, images = store.build_model(settings.model).eval(), open_split(settings, "train")
     kept = CacheFormat(num_tokens=2)

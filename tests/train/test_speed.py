@@ -1,4 +1,4 @@
-"""Throughput in the log: counted FLOPs are those of real steps, and time turns them into rates, nothing else."""
+"""Throughput in the log: counted FLOPs equal those of real steps, and rates are FLOPs divided by time."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -55,7 +55,7 @@ def test_rates_are_counts_over_seconds() -> None:
     assert meter.entry()["tflops"] == pytest.approx(3 / 1.5), "since the line before"
 
 
-def test_a_line_across_the_start_of_the_game_weighs_both_counts() -> None:
+def test_a_log_line_across_the_start_of_the_discriminator_weighs_both_counts() -> None:
     flops = StepFlops(before=10, after=70, start=4)
     assert [flops.at(step) for step in (1, 3, 4, 9)] == [10, 10, 70, 70]
     for first in range(1, 8):
@@ -74,7 +74,7 @@ def test_no_peak_no_utilisation_and_no_count_no_rate() -> None:
     assert set(meter.entry()) == {"images_per_second", "loader_wait"}
 
 
-GAME = (
+ADVERSARIAL = (
     *("adversarial.weight=0.4", "adversarial.start=3", "adversarial.discriminator={name: patch, width: 8, layers: 2}"),
     *("perceptual.weight=1.0", "train.accumulate=2"),
 )
@@ -83,8 +83,11 @@ CASES = [
     ("tokenizer", []),
     ("generator", ["cache=none", "model.head.batch_mul=4"]),
     ("maetok", []),
-    ("maetok", [*WIDE, *GAME]),
-    ("maetok", [*WIDE, *GAME, "adversarial.adaptive=false", "adversarial.lecam=0", "adversarial.consistency=4.0"]),
+    ("maetok", [*WIDE, *ADVERSARIAL]),
+    (
+        "maetok",
+        [*WIDE, *ADVERSARIAL, "adversarial.adaptive=false", "adversarial.lecam=0", "adversarial.consistency=4.0"],
+    ),
     ("titok", []),
     ("smap", ["model.tail_drop.enabled=false"]),
     ("sit", ["cache=none"]),
@@ -107,7 +110,7 @@ def test_the_count_is_that_of_a_real_step(tiny: Tiny, fashion: None, kind: str, 
     for step in {1, max(expected.start, 1)}:
         going.step = step - 1
         (batches,) = going.batches([step - 1])
-        # Fused attention computes its scores again in the backward pass, which is no work of the model's.
+        # Fused attention computes its scores again in the backward pass, which is not counted as FLOPs of the model.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             going.train_step(batches)
         assert expected.at(step) == pytest.approx(counter.get_total_flops(), rel=0.01), f"step {step}"
@@ -117,8 +120,8 @@ def test_the_count_is_that_of_a_real_step(tiny: Tiny, fashion: None, kind: str, 
 def test_a_dropped_tail_counts_with_its_mean(tiny: Tiny) -> None:
     config = TailDropConfig(min_keep=2, group=2, full_prob=0.2, zero_prob=0.1)
     torch.manual_seed(0)
-    drawn = sample_tail(config, 8, 20_000).double().mean().item()
-    assert mean_kept(config, 8) == pytest.approx(drawn, abs=0.05)
+    sampled = sample_tail(config, 8, 20_000).double().mean().item()
+    assert mean_kept(config, 8) == pytest.approx(sampled, abs=0.05)
     dropped, whole = (
         step_flops(load_recipe(tiny("smap"), [f"model.tail_drop.enabled={on}"])) for on in ("true", "false")
     )
@@ -127,7 +130,7 @@ def test_a_dropped_tail_counts_with_its_mean(tiny: Tiny) -> None:
     assert masked == whole, "masked tokens are computed"
 
 
-def test_counting_draws_no_random_numbers(tiny: Tiny) -> None:
+def test_counting_uses_no_random_numbers(tiny: Tiny) -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
@@ -158,7 +161,7 @@ def test_peaks_are_of_whole_devices() -> None:
         assert bf16 is None or tf32 is None or (bf16 == pytest.approx(2 * tf32, rel=0.02) and tf32 >= 0.99 * fp32)
 
 
-def test_a_cpu_has_the_peak_it_is_told() -> None:
+def test_a_cpu_has_the_configured_peak() -> None:
     assert peak_of(CPU, "fp32") is None and peak_of(CPU, "fp32", 0.25) == 0.25
 
 
@@ -172,12 +175,12 @@ def train(tiny: Tiny, fashion: None, tmp_path: Path) -> Iterator[Callable[..., P
 
 
 def test_a_run_logs_its_utilisation_where_the_peak_is_known(train: Callable[..., Path], tiny: Tiny) -> None:
-    plain, told = train("plain"), train("told", "train.peak_tflops=0.5")
+    plain, with_peak = train("plain"), train("with_peak", "train.peak_tflops=0.5")
     for entry in read_log(plain / "log.jsonl"):
         assert "tflops" in entry and "mfu" not in entry
     flops = step_flops(load_recipe(tiny("classifier"))).before
-    for entry in read_log(told / "log.jsonl"):
+    for entry in read_log(with_peak / "log.jsonl"):
         assert entry["mfu"] == pytest.approx(entry["tflops"] / 0.5, abs=1e-4)
         assert entry["tflops"] == pytest.approx(flops * entry["images_per_second"] / 8 / 1e12, rel=2e-3)
-    same = [fingerprint(store.load(str(out / "model"))) for out in (plain, told)]
+    same = [fingerprint(store.load(str(out / "model"))) for out in (plain, with_peak)]
     assert same[0] == same[1], "what is logged changes no weights"

@@ -1,4 +1,4 @@
-"""Training from trained weights: what is taken over, and what happens where the two models differ."""
+"""Initialisation from a checkpoint: which weights are copied, and what happens where the two models differ."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ Tiny = Callable[..., str]
 
 @pytest.fixture
 def pair(tiny: Tiny, tmp_path: Path) -> Callable[..., tuple[Any, Any, list[str]]]:
-    """pair(kind, *overrides): a model of random weights, another started from it, and what was told."""
+    """pair(kind, *overrides): a model of random weights, another initialised from it, and the messages."""
 
     def make(kind: str, *overrides: str, base: tuple[str, ...] = ()) -> tuple[Any, Any, list[str]]:
         torch.manual_seed(1)
@@ -42,13 +42,13 @@ def changed(first: Any, second: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "maetok", "smap", "titok", "generator", "sit", "classifier"])
-def test_equal_models_take_over_everything_and_tell_nothing(pair: Any, kind: str, capsys: Any) -> None:
-    first, second, told = pair(kind)
-    assert fingerprint(first) == fingerprint(second) and told == [] and not capsys.readouterr().err
+def test_equal_models_take_over_everything_and_report_nothing(pair: Any, kind: str, capsys: Any) -> None:
+    first, second, messages = pair(kind)
+    assert fingerprint(first) == fingerprint(second) and messages == [] and not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["generator", "sit", "smap"])
-def test_another_number_of_classes_draws_their_rows_anew(pair: Any, kind: str, capsys: Any) -> None:
+def test_another_number_of_classes_initialises_their_rows_again(pair: Any, kind: str, capsys: Any) -> None:
     first, second, _ = pair(kind, "model.num_classes=4")
     mine = {name: value for name, value in first.state_dict().items() if not name.endswith("label_embed.table.weight")}
     theirs = second.state_dict()
@@ -60,9 +60,9 @@ def test_another_number_of_classes_draws_their_rows_anew(pair: Any, kind: str, c
 
 
 @pytest.mark.parametrize("kind", ["maetok", "smap", "titok"])
-def test_at_another_image_size_it_starts_as_the_first_reads_that_size(pair: Any, kind: str) -> None:
-    first, second, told = pair(kind, "data.image_size=64", "model.image_size=64")
-    assert told == ["64 px instead of 32, learned positions are resampled"]
+def test_at_another_image_size_it_is_initialised_as_the_first_model_resampled(pair: Any, kind: str) -> None:
+    first, second, messages = pair(kind, "data.image_size=64", "model.image_size=64")
+    assert messages == ["64 px instead of 32, learned positions are resampled"]
     images = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(3))
     cond = torch.tensor([1, 2]) if kind == "smap" else None
     with torch.no_grad():
@@ -70,9 +70,9 @@ def test_at_another_image_size_it_starts_as_the_first_reads_that_size(pair: Any,
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "maetok", "smap", "titok"])
-def test_at_other_channels_it_reads_and_paints_grey_images_as_the_first(pair: Any, kind: str) -> None:
-    first, second, told = pair(kind, "data.channels=3", "model.channels=3")
-    assert any(text.startswith("3 channels instead of 1") for text in told)
+def test_with_other_channels_it_encodes_and_decodes_grey_images_as_the_first(pair: Any, kind: str) -> None:
+    first, second, messages = pair(kind, "data.channels=3", "model.channels=3")
+    assert any(text.startswith("3 channels instead of 1") for text in messages)
     size = first.config.image_size
     images = torch.rand(2, 1, size, size, generator=torch.Generator().manual_seed(3))
     cond = torch.tensor([1, 2]) if kind == "smap" else None
@@ -80,11 +80,11 @@ def test_at_other_channels_it_reads_and_paints_grey_images_as_the_first(pair: An
         tokens = first.encode(images, cond)
         torch.testing.assert_close(second.encode(images.expand(-1, 3, -1, -1), cond), tokens)
         if first.spec.deterministic:
-            painted = first.decode(tokens, cond).expand(-1, 3, -1, -1)
-            torch.testing.assert_close(second.decode(tokens, cond), painted)
+            decoded = first.decode(tokens, cond).expand(-1, 3, -1, -1)
+            torch.testing.assert_close(second.decode(tokens, cond), decoded)
 
 
-def test_of_colour_to_grey_grey_images_are_read_and_painted_alike(pair: Any) -> None:
+def test_from_colour_to_grey_grey_images_are_encoded_and_decoded_alike(pair: Any) -> None:
     first, second, _ = pair(
         "titok", "data.channels=1", "model.channels=1", base=("data.channels=3", "model.channels=3")
     )
@@ -94,8 +94,8 @@ def test_of_colour_to_grey_grey_images_are_read_and_painted_alike(pair: Any) -> 
 
 
 def test_causal_tokens_stay_what_they_were_where_more_come_after(pair: Any) -> None:
-    first, second, told = pair("tokenizer", "model.num_tokens=6")
-    assert told == ["6 tokens instead of 4, the tables' first rows are kept"]
+    first, second, messages = pair("tokenizer", "model.num_tokens=6")
+    assert messages == ["6 tokens instead of 4, the tables' first rows are kept"]
     images = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         torch.testing.assert_close(second.encode(images)[:, :4], first.encode(images))

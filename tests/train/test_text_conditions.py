@@ -45,15 +45,15 @@ GENERATORS = {
 
 
 @pytest.fixture
-def told(text_folder: str) -> str:
-    """The condition of a model, as a recipe tells it."""
+def condition(text_folder: str) -> str:
+    """The condition of a model, as written in a recipe."""
     return f"{{kind: text, encoder: '{text_folder}', dim: 16, length: 12}}"
 
 
 @pytest.fixture
-def recipe(tiny: Tiny, told: str, fashion: None) -> Callable[..., Recipe]:
+def recipe(tiny: Tiny, condition: str, fashion: None) -> Callable[..., Recipe]:
     """recipe(*overrides): a SMAP of captions."""
-    keys = [CAPTIONED, f"model.condition={told}", "model.label_dropout=0.2", "train.steps=2"]
+    keys = [CAPTIONED, f"model.condition={condition}", "model.label_dropout=0.2", "train.steps=2"]
     return lambda *overrides: load_recipe(tiny("smap"), [*keys, *overrides])
 
 
@@ -68,14 +68,14 @@ def saved(recipe: Recipe, folder: Path) -> Any:
 
 
 @pytest.fixture
-def pair(tiny: Tiny, told: str, recipe: Callable[..., Recipe], tmp_path: Path) -> Callable[..., Any]:
+def pair(tiny: Tiny, condition: str, recipe: Callable[..., Recipe], tmp_path: Path) -> Callable[..., Any]:
     """pair(generator, *overrides, of=...): a saved tokenizer of captions, the recipe of a generator on its tokens."""
 
     def make(generator: str, *overrides: str, of: tuple[str, ...] = ()) -> tuple[Any, Recipe]:
         ids = ("model.bottleneck={name: vq, size: 16}",) if generator == "llamagen" else ()
         tokenizer = saved(recipe(*ids, *of), tmp_path / "tokenizer")
         model = GENERATORS[generator]
-        keys = [f"model={model % told if '%' in model else model}", f"tokenizer={tmp_path / 'tokenizer'}"]
+        keys = [f"model={model % condition if '%' in model else model}", f"tokenizer={tmp_path / 'tokenizer'}"]
         settings = [CAPTIONED, f"out={tmp_path / 'run'}", "train.steps=2"]
         return tokenizer, load_recipe(tiny("sit"), [*keys, *settings, *overrides])
 
@@ -83,18 +83,29 @@ def pair(tiny: Tiny, told: str, recipe: Callable[..., Recipe], tmp_path: Path) -
 
 
 def test_from_captions_to_pictures(
-    tiny: Tiny, recipe: Callable[..., Recipe], told: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny,
+    recipe: Callable[..., Recipe],
+    condition: str,
+    tmp_path: Path,
+    capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A tokenizer and a generator of captions: trained, saved, loaded, and asked for images on the command line."""
+    """A tokenizer and a generator of captions: trained, saved, loaded, and sampled on the command line."""
     monkeypatch.chdir(tmp_path)
     run.train(recipe("out=smap"), quiet=True)
     assert (tmp_path / "smap" / "samples" / "step-00000002.png").exists()
-    settings = [CAPTIONED, f"model={GENERATORS['card'] % told}", "tokenizer=smap/model", "train.steps=2", "out=card"]
+    settings = [
+        CAPTIONED,
+        f"model={GENERATORS['card'] % condition}",
+        "tokenizer=smap/model",
+        "train.steps=2",
+        "out=card",
+    ]
     run.train(load_recipe(tiny("sit"), settings), quiet=True)
     assert (tmp_path / "card" / "samples" / "step-00000002.png").exists()
     for name in ("smap", "card"):
         config = json.loads((tmp_path / name / "model" / "config.json").read_text())
-        assert config["model"]["condition"]["encoder"] in told
+        assert config["model"]["condition"]["encoder"] in condition
         weights = read_weights(tmp_path / name / "model" / "model.safetensors")
         assert not any("text_model" in key for key in weights), "the text encoder is no part of the weights"
     (tmp_path / "two.txt").write_text("a photo of a boot\n\na dress\n")
@@ -178,8 +189,8 @@ def test_generators_learn_tokens_with_their_captions(pair: Any, tmp_path: Path, 
     assert cond is not None and len({tuple(row.flatten().tolist()) for row in cond}) == len(set(images.captions)) > 10
     every, expected = tokenizer.encode(x, cond), labels if generator == "free" else cond
     for step in range(3):
-        tokens, told = task.batch(step, 0, 1)
-        for row, what in zip(tokens, told):
+        tokens, conditions = task.batch(step, 0, 1)
+        for row, what in zip(tokens, conditions):
             alike = (every - row).abs().flatten(1).amax(1) < 1e-4
             assert alike.any() and any(torch.equal(what, each) for each in expected[alike])
     (tmp_path / "run").mkdir(exist_ok=True)
@@ -222,15 +233,15 @@ BAD_PAIRS: list[tuple[str, list[str], list[str], str]] = [
 
 
 @pytest.mark.parametrize(("generator", "overrides", "of", "message"), BAD_PAIRS)
-def test_pairs_that_are_told_different_things_are_one_line(
+def test_pairs_of_different_conditions_are_one_line(
     pair: Any, tmp_path: Path, generator: str, overrides: list[str], of: list[str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         build_task(pair(generator, *overrides, of=tuple(of))[1])
-    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists(), "told before anything is encoded"
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists(), "reported before anything is encoded"
 
 
-def test_a_tokenizer_that_is_told_nothing_serves_a_generator_of_captions(pair: Any) -> None:
+def test_an_unconditional_tokenizer_serves_a_generator_of_captions(pair: Any) -> None:
     nothing = (
         CLASSES,
         "model.label_dropout=0",
@@ -283,36 +294,36 @@ def test_images_without_captions_have_none(
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
     command = ["reconstruct", str(tmp_path / "model"), str(tmp_path / "photos"), "--overwrite", "--out"]
 
-    def painted(out: str) -> tuple[str, list[bytes]]:
+    def decoded(out: str) -> tuple[str, list[bytes]]:
         assert cli.run([*command, str(tmp_path / out)]) == 0
         found = [(tmp_path / out / f"image00{i}_keep000.png").read_bytes() for i in range(2)]
         return capsys.readouterr().out, found
 
-    text, (first, second) = painted("null")
+    text, (first, second) = decoded("null")
     assert "condition of the tokenizer: null" in text and first == second
     assert cli.run([*command, str(tmp_path / "no"), "--label", "true"]) == 2
     assert "label: this tokenizer reads captions, the images have none; use null" in capsys.readouterr().err
     (tmp_path / "photos" / "1.txt").write_text("a photo of a dress")
-    text, (without, captioned) = painted("true")
+    text, (without, captioned) = decoded("true")
     assert "condition of the tokenizer: true" in text and without == first != captioned
     images = ConditionedImages(model, open_split(load_recipe(tiny("smap")), "test"))
     assert images.condition == "null" and images.batch([0])[2] is None
 
 
-def test_samples_are_judged_by_the_classes_of_the_captioned_images(pair: Any, tiny: Tiny) -> None:
+def test_samples_are_evaluated_by_the_classes_of_the_captioned_images(pair: Any, tiny: Tiny) -> None:
     tokenizer, wanted = pair("card")
     generator: Any = store.build_model(wanted.model).eval()
-    judge: Any = store.build_model(load_recipe(tiny("classifier")).model).eval()
+    classifier: Any = store.build_model(load_recipe(tiny("classifier")).model).eval()
     reference, given = subset(open_split(wanted, "test"), 6), []
-    measuring = Measuring(by_classifier(judge, "generation", 2))
+    measuring = Measuring(by_classifier(classifier, "generation", 2))
     sample, decode = generator.sample, tokenizer.decode
     generator.sample = lambda cond, **how: given.append(cond) or sample(cond, **how)
     tokenizer.decode = lambda tokens, cond, **how: given.append(cond) or decode(tokens, cond, **how)
     records = evaluate_generation(
         generator, tokenizer, reference, Samples(num=8, keep=(0, 4), batch_size=5, guidance=1.0), measuring
     )
-    told = CaptionEmbeddings(wanted.model.condition, [])([reference.captions[i % 6] for i in range(8)])  # type: ignore
-    assert torch.equal(torch.cat(given[::3]), told) and torch.equal(torch.cat(given[1::3]), told)
+    expected = CaptionEmbeddings(wanted.model.condition, [])([reference.captions[i % 6] for i in range(8)])  # type: ignore
+    assert torch.equal(torch.cat(given[::3]), expected) and torch.equal(torch.cat(given[1::3]), expected)
     assert {(record.label, record.note) for record in records} == {("true", "by captions of the reference images")}
     assert {record.name for record in records if record.keep == 0} > {"label_agreement"}
     free = evaluate_generation(generator, tokenizer, reference, Samples(num=4, unconditional=True), measuring)
@@ -323,10 +334,10 @@ def test_samples_are_judged_by_the_classes_of_the_captioned_images(pair: Any, ti
 
 
 def test_a_forecast_needs_no_text_encoder(recipe: Callable[..., Recipe], pair: Any) -> None:
-    nobody = "model.condition.encoder=/no/such/folder"
-    for wanted in (recipe(nobody), pair("card", nobody)[1], pair("llamagen", nobody)[1]):
+    missing = "model.condition.encoder=/no/such/folder"
+    for wanted in (recipe(missing), pair("card", missing)[1], pair("llamagen", missing)[1]):
         assert tuple(meta_batch(wanted, 3)[1].shape) == (3, 12, 16)
         result = forecast(wanted)
         assert result.frozen == {"text encoder": None} and result.run_flops > 0
     plain = forecast(recipe(CLASSES))
-    assert forecast(recipe(nobody)).measured.flops_per_image > plain.measured.flops_per_image
+    assert forecast(recipe(missing)).measured.flops_per_image > plain.measured.flops_per_image

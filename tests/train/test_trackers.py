@@ -1,4 +1,4 @@
-"""Trackers have the log's numbers, change nothing, and are refused before the training where they are not there."""
+"""Trackers receive the log's numbers, change nothing, and are rejected before the training if they are missing."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,19 +19,19 @@ Tiny = Callable[..., str]
 
 
 class Notebook(GeneralTracker):
-    """Remembers what it is told; from step `fails` on it raises."""
+    """Stores what it receives; from step `fails` on it raises."""
 
     name = "notebook"
     requires_logging_directory = False
 
     def __init__(self, fails: int = 1000) -> None:
         super().__init__()
-        self.told: list[dict[str, Any]] = []
+        self.entries: list[dict[str, Any]] = []
         self.fails, self.finished = fails, False
 
     @property
     def tracker(self) -> list[dict[str, Any]]:
-        return self.told
+        return self.entries
 
     def store_init_configuration(self, values: dict[str, Any]) -> None:
         pass
@@ -39,7 +39,7 @@ class Notebook(GeneralTracker):
     def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
         if step is not None and step >= self.fails:
             raise OSError("the disk is full")
-        self.told.append({"step": step, **values})
+        self.entries.append({"step": step, **values})
 
     def finish(self) -> None:
         self.finished = True
@@ -60,7 +60,7 @@ def notebook(monkeypatch: pytest.MonkeyPatch) -> Notebook:
 def test_a_tracker_has_what_the_log_has(tiny: Tiny, fashion: None, tmp_path: Path, notebook: Notebook) -> None:
     out = train(tiny, tmp_path / "run", "train.tracker=wandb", "train.evaluate_every=4")
     log = read_log(out / "log.jsonl")
-    assert notebook.told == log and notebook.finished and len(log) > 3
+    assert notebook.entries == log and notebook.finished and len(log) > 3
 
 
 def test_a_tracker_that_fails_stops_no_run(
@@ -69,7 +69,7 @@ def test_a_tracker_that_fails_stops_no_run(
     plain = trained(tiny, tmp_path / "plain")
     notebook.fails = 4
     out = train(tiny, tmp_path / "run", "train.tracker=wandb")
-    assert [entry["step"] for entry in notebook.told] == [2] and len(read_log(out / "log.jsonl")) == 3
+    assert [entry["step"] for entry in notebook.entries] == [2] and len(read_log(out / "log.jsonl")) == 3
     assert capsys.readouterr().err.count("train.tracker: wandb failed (the disk is full)") == 1
     assert fingerprint(store.load(str(out / "model"))) == plain
 
@@ -78,7 +78,7 @@ def trained(tiny: Tiny, out: Path) -> str:
     return fingerprint(store.load(str(train(tiny, out) / "model")))
 
 
-def test_a_missing_package_is_told_before_the_training(
+def test_a_missing_package_is_reported_before_the_training(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda package: None)

@@ -79,7 +79,7 @@ def test_the_names_of_the_whole_kl16_are_renamed_one_to_one() -> None:
 
 
 @pytest.mark.parametrize("config", [KL16, TINY], ids=["kl16", "tiny"])
-def test_weights_tell_the_configuration(config: dict[str, Any]) -> None:
+def test_weights_give_the_configuration(config: dict[str, Any]) -> None:
     network = autoencoder(config, "meta")
     found = network_config(network.state_dict(), groups=config["norm_num_groups"])
     assert {name: found[name] for name in config} == config and found["scaling_factor"] == 0.2325
@@ -268,7 +268,7 @@ def test_tokenizers_whose_autoencoder_is_not_known_are_refused(tiny: Any, tmp_pa
     assert "latents of 16 channels, but" in refused(published(tokenizer(16, 2), tiny), tmp_path, autoencoder_groups=2)
 
 
-def test_a_decoder_of_three_channels_paints_pixels_unless_told_otherwise(tmp_path: Path) -> None:
+def test_a_decoder_of_three_channels_outputs_pixels_by_default(tmp_path: Path) -> None:
     vae = autoencoder({**TINY, "latent_channels": 3})
     model = tokenizer(3, 2)
     state = {**published(model, vae)}

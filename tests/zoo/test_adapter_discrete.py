@@ -56,8 +56,8 @@ def test_llamagen_round_trip(tmp_path: Path, rope: Any, kv_heads: int | None) ->
     save_file(published, tmp_path / "c2i.safetensors")
     found = convert_llamagen(tmp_path / "c2i.safetensors", **LLAMAGEN, rope=rope)
     assert found.config == model.config and same_model(found, model) and not found.training
-    drawn = (each.sample(torch.tensor([1, 2]), guidance=2.0) for each in (found, model))
-    assert torch.equal(*drawn)
+    samples = (each.sample(torch.tensor([1, 2]), guidance=2.0) for each in (found, model))
+    assert torch.equal(*samples)
 
 
 @pytest.mark.parametrize("wrapper", ["model", "module", "state_dict", "", "ema"])
@@ -149,7 +149,7 @@ def test_maskgit_token_type_is_added_to_every_position(tmp_path: Path) -> None:
     torch.testing.assert_close(found.net.positions, model.net.positions + kind[0])
 
 
-def test_a_maskgit_folder_tells_its_heads_and_how_it_samples(tmp_path: Path) -> None:
+def test_a_maskgit_folder_gives_its_heads_and_sampling_settings(tmp_path: Path) -> None:
     model = small_maskgit(class_dropout=0.2, steps=64, noise=2.8, guidance_schedule="power_cosine")
     save_file(maskgit.to_published(model.state_dict()), tmp_path / "model.safetensors")
     options: dict[str, Any] = {"num_attention_heads": 3, "class_label_dropout": 0.2, "num_steps": 64}
@@ -175,7 +175,7 @@ def test_maskgit_files_that_do_not_fit(tmp_path: Path) -> None:
         assert "attention heads of width 12: give heads=" in fails(state, heads=None)
         assert "expected class_dropout above 0" in fails(state, class_dropout=0.0)
         assert "not part of this model: 1 (extra)" in fails({**state, "extra": torch.zeros(1)})
-        told = fails({name: value for name, value in state.items() if name != gone})
-        assert "weights missing: 1" in told and told.count("is this the right file and format?") == 1
+        message = fails({name: value for name, value in state.items() if name != gone})
+        assert "weights missing: 1" in message and message.count("is this the right file and format?") == 1
         table = "model.embeddings.word_embeddings.weight" if trunk == "vit" else "embeddings.weight"
         assert f"{table} is missing" in fails({name: value for name, value in state.items() if name != table})

@@ -97,9 +97,9 @@ def test_what_is_left_out_is_listed(tmp_path: Path, capsys: pytest.CaptureFixtur
     extra = {"projection.0.weight": torch.zeros(1), "repa_model.norm.weight": torch.zeros(1)}
     save_file({**state, **extra}, tmp_path / "model.safetensors")
     convert_tokenizer(tmp_path, encoder_heads=2, decoder_heads=2)
-    told = capsys.readouterr().err
-    assert "left out: 2 (projection.0.weight, repa_model.norm.weight)" in told
-    assert "(tokens - 0.5) / 2.0" in told
+    reported = capsys.readouterr().err
+    assert "left out: 2 (projection.0.weight, repa_model.norm.weight)" in reported
+    assert "(tokens - 0.5) / 2.0" in reported
 
 
 def test_wrappers_of_names_are_stripped(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_refusals_are_one_line(tmp_path: Path, options: dict[str, Any], change: 
     assert "\n" not in str(error.value)
 
 
-def test_null_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_null_carries_no_information(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keys = ("rope_theta", "enc_token_drop", "enc_token_drop_max", "vq_mean", "vq_std", "base_image_size", "tau")
     publish(tokenizer(), tmp_path, **dict.fromkeys(keys))
     found = convert_tokenizer(tmp_path, encoder_heads=2, decoder_heads=2).config
@@ -138,7 +138,7 @@ def test_null_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "generators expect" not in capsys.readouterr().err
 
 
-def test_what_a_lone_softvq_file_does_not_tell_can_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_single_softvq_file_lacks_can_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tokenizer(**MODELS["softvq"])
     publish(model, tmp_path)
     image = torch.rand(2, 3, 32, 32)
@@ -177,7 +177,7 @@ def test_a_mask_token_of_a_decoder_without_queries_is_left_out(tmp_path: Path) -
     assert all(torch.equal(value, found.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_a_broken_configuration_is_told(tmp_path: Path) -> None:
+def test_a_broken_configuration_is_reported(tmp_path: Path) -> None:
     publish(tokenizer(), tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(WeightsError, match=r"config\.json: not JSON"):

@@ -117,7 +117,7 @@ def test_a_label_table_without_dropout_has_no_null_class(tmp_path: Path) -> None
     assert convert_ar(tmp_path / "ar.safetensors", heads=2, class_dropout=0.0).config.num_classes == 7
 
 
-def test_swiglu_gate_and_up_are_told_apart() -> None:
+def test_swiglu_gate_and_up_are_not_interchangeable() -> None:
     gate, up = torch.ones(2, 2), torch.zeros(2, 2)
     state = {"layers.7.feed_forward.w1.weight": gate, "layers.7.feed_forward.w3.weight": up}
     assert same(from_published(state), {"blocks.7.mlp.gate.weight": gate, "blocks.7.mlp.up.weight": up})
@@ -132,7 +132,7 @@ def refused(state: State, tmp_path: Path, **options: int) -> str:
     return message
 
 
-def test_missing_weights_are_told_by_their_published_names(tmp_path: Path) -> None:
+def test_missing_weights_are_reported_by_their_published_names(tmp_path: Path) -> None:
     state = published_tokenizer(tokenizer())
     del state["dit.final_layer.linear.bias"], state["encoder.norm.weight"]
     message = refused(state, tmp_path, align_depth=2)
@@ -178,7 +178,7 @@ def test_options_that_do_not_fit_the_weights_are_named(tmp_path: Path) -> None:
         tokenizer_config(from_published(published_tokenizer(tokenizer())), encoder_heads=2, decoder_heads=5)
 
 
-def test_heads_of_published_widths_are_known_and_others_are_asked_for(tmp_path: Path) -> None:
+def test_heads_of_published_widths_are_known_and_others_are_required(tmp_path: Path) -> None:
     assert "give encoder_heads" in refused(published_tokenizer(tokenizer()), tmp_path, encoder_heads=None)
 
 
@@ -210,7 +210,7 @@ def test_a_key_map_renames_whole_names_only() -> None:
     assert keys.ours("a.12.x.bias.more") is keys.ours("z.a.1.x.bias") is keys.ours("a.one.x.bias") is None
 
 
-def test_a_converted_generator_knows_its_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_converted_generator_names_its_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     head = HeadConfig(width=8, depth=2)
     made = EpsilonLlamaGen(
@@ -230,5 +230,5 @@ def test_a_converted_generator_knows_its_tokenizer(tmp_path: Path, capsys: pytes
         "fashion-mnist-sit": "--tokenizer: expected a tokenizer, got fashion-mnist-sit, a sit",
     }.items():
         assert cli.run([*refused, "--tokenizer", name]) == 2
-        told = capsys.readouterr().err
-        assert message in told and told.count("\n") == 1 and not (tmp_path / "other").exists()
+        reported = capsys.readouterr().err
+        assert message in reported and reported.count("\n") == 1 and not (tmp_path / "other").exists()

@@ -97,7 +97,7 @@ def same_model(found: Any, model: Any) -> bool:
     return left.keys() == right.keys() and all(torch.allclose(left[name], right[name], atol=1e-6) for name in left)
 
 
-def test_a_published_folder_tells_its_shape_and_the_tokenizer_its_statistics(tmp_path: Path) -> None:
+def test_a_published_folder_gives_its_shape_and_the_tokenizer_its_statistics(tmp_path: Path) -> None:
     model = models()["sit"]
     save_file(published("sit", model), tmp_path / "model.safetensors")
     options = {"num_heads": 3, "class_dropout_prob": 0.1, "patch_size": 2, "path_type": "edm"}
@@ -109,8 +109,8 @@ def test_a_published_folder_tells_its_shape_and_the_tokenizer_its_statistics(tmp
     model.token_mean.fill_(0.25)
     model.token_std.fill_(4.0)
     assert same_model(found, model) and not found.training
-    drawn = found.sample(torch.tensor([1]), steps=2)
-    torch.testing.assert_close(drawn, model.sample(torch.tensor([1]), steps=2), atol=1e-4, rtol=1e-4)
+    sampled = found.sample(torch.tensor([1]), steps=2)
+    torch.testing.assert_close(sampled, model.sample(torch.tensor([1]), steps=2), atol=1e-4, rtol=1e-4)
 
 
 def test_a_trainers_file_gives_its_averaged_weights(tmp_path: Path) -> None:
@@ -142,12 +142,12 @@ def test_lightningdit_finds_its_positions_and_statistics(tmp_path: Path) -> None
     assert same_model(found, model)
 
 
-def test_what_is_not_part_of_the_generator_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_part_of_the_generator_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = {**published("sit", models()["sit"]), "projectors.0.weight": torch.zeros(1)}
     save_file(state, tmp_path / "sit.safetensors")
     convert_sit(tmp_path / "sit.safetensors", heads=3)
-    told = capsys.readouterr().err
-    assert "1 (projectors.0.weight)" in told and "using 0 and 1" in told
+    reported = capsys.readouterr().err
+    assert "1 (projectors.0.weight)" in reported and "using 0 and 1" in reported
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:

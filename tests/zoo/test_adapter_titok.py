@@ -1,4 +1,4 @@
-"""Published TiTok tokenizers <-> ours: round trips, what the file tells, wrappers, what is left out, refusals."""
+"""Published TiTok tokenizers <-> ours: round trips, configuration from the file, wrappers, what is left out, errors."""
 
 import json
 from pathlib import Path
@@ -219,7 +219,7 @@ def test_the_command_makes_a_folder_that_loads(tmp_path: Path, kind: str) -> Non
 
 
 @pytest.mark.parametrize("kind", ["vq", "legacy", "vae"])
-def test_a_lone_file_tells_as_much(tmp_path: Path, kind: str) -> None:
+def test_a_single_file_gives_the_same_configuration(tmp_path: Path, kind: str) -> None:
     model = tokenizer(kind)
     torch.save(to_published(model.state_dict()), tmp_path / "tokenizer.bin")
     found = convert_titok(tmp_path / "tokenizer.bin", **HEADS)
@@ -245,8 +245,8 @@ def test_what_only_training_reads_is_listed(tmp_path: Path, capsys: pytest.Captu
     extra = {"quantize.embed_prob": torch.zeros(7), "discriminator.block_in.0.bias": torch.zeros(1)}
     save_file({**state, **extra}, tmp_path / "model.safetensors")
     convert_titok(tmp_path, **HEADS)
-    told = capsys.readouterr().err
-    assert "left out: 2 (discriminator.block_in.0.bias, quantize.embed_prob)" in told
+    reported = capsys.readouterr().err
+    assert "left out: 2 (discriminator.block_in.0.bias, quantize.embed_prob)" in reported
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_a_file_that_does_not_fit_is_one_line(
         ({"codebook_size": 4096}, "config.json says codebook_size=4096, but the weights have 7"),
     ],
 )
-def test_a_configuration_of_another_model_is_told(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_a_configuration_of_another_model_is_reported(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     publish(tokenizer("vq"), tmp_path)
     rewrite(tmp_path, **options)
     with pytest.raises(WeightsError, match=message) as error:
@@ -335,7 +335,7 @@ def test_the_weight_of_the_bottleneck_in_stage_one(tmp_path: Path) -> None:
         convert_titok(tmp_path, **HEADS, quantizer_weight=0.5)
 
 
-def test_a_broken_configuration_is_told(tmp_path: Path) -> None:
+def test_a_broken_configuration_is_reported(tmp_path: Path) -> None:
     publish(tokenizer("vq"), tmp_path)
     for text, message in (("{", r"config\.json: not JSON"), ("[]", "expected a mapping of options, got a list")):
         (tmp_path / "config.json").write_text(text)

@@ -113,7 +113,7 @@ def test_half_precision_is_read(tmp_path: Path, format: str, dtype: torch.dtype)
 
 
 def test_an_exception_of_foreign_weights_is_one_line(tmp_path: Path) -> None:
-    """Parts of another rank or kind than the release's, each found by whoever trips over it first."""
+    """Parts of another rank or type than in the released files; any step of the conversion may detect them."""
     tables = {"llamagen": "cls_embedding.embedding_table.weight", "maskgit": "model.lm_head.weight"}
     for format, name in {**tables, "maetok-sit": "y_embedder.embedding_table.weight"}.items():
         make, options = FILES[format]

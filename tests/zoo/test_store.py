@@ -1,4 +1,4 @@
-"""Models on disk: what goes in comes out, and nothing else is let in."""
+"""Models on disk: saved models are restored exactly, and anything else is rejected."""
 
 import errno
 import json
@@ -35,7 +35,7 @@ def build(tiny: Tiny) -> Callable[..., nn.Module]:
         model = store.build_model(load_recipe(tiny(kind, **({"tokenizer": "x"} if kind == "generator" else {}))).model)
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.1)  # no zeros: every weight can be told from another
+                parameter.add_(torch.randn_like(parameter) * 0.1)  # no zeros: all weights differ
         return model
 
     return build
@@ -61,7 +61,7 @@ def assert_equal(a: nn.Module, b: nn.Module, **tolerance: float) -> None:
 
 
 def copies(path: Path) -> dict[str, torch.Tensor]:
-    """A file's tensors in memory of their own: the file is about to change."""
+    """Copies of a file's tensors, since the file is about to change."""
     return {name: value.clone() for name, value in load_file(path).items()}
 
 
@@ -82,18 +82,18 @@ def test_a_model_comes_back(build, tmp_path: Path, kind: str, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_fingerprint_tells_every_weight(build, kind: str) -> None:
+def test_the_fingerprint_depends_on_every_weight(build, kind: str) -> None:
     model = build(kind)
     whole = fingerprint(model)
     assert len(whole) == 12 and int(whole, 16) >= 0
     assert fingerprint(build(kind)) == whole == fingerprint(model.eval())
-    seen = {whole}
+    fingerprints = {whole}
     for value in model.state_dict().values():
         kept = value.flatten()[-1].clone()
         value.view(-1)[-1] = torch.nextafter(kept, torch.tensor(torch.inf))
-        seen.add(fingerprint(model))
+        fingerprints.add(fingerprint(model))
         value.view(-1)[-1] = kept
-    assert len(seen) == 1 + len(model.state_dict()) and fingerprint(model) == whole
+    assert len(fingerprints) == 1 + len(model.state_dict()) and fingerprint(model) == whole
 
 
 def test_the_fingerprint_is_a_known_value() -> None:
@@ -125,7 +125,7 @@ def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
     refused("go through 'tok1d convert'", tmp_path / "release.pt")
 
 
-def test_an_unknown_bundled_name_lists_the_known(folder: Path, tmp_path: Path, monkeypatch) -> None:
+def test_an_unknown_bundled_name_lists_the_known_ones(folder: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(store, "BUNDLED", tmp_path)
     assert "one of model" in refused("no model 'modle'", "modle")
     assert store.load("model").card.licence == "mine"
@@ -195,7 +195,7 @@ def test_a_foreign_config_is_named(folder: Path, content: str) -> None:
     assert str(folder / "config.json") in refused(r"config\.json: ", folder)
 
 
-def test_a_config_of_a_later_format_says_so(folder: Path) -> None:
+def test_a_config_of_a_later_format_is_reported(folder: Path) -> None:
     content = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**content, "format": 2}))
     refused("written in format 2, this tok1d reads format 1", folder)
@@ -328,7 +328,7 @@ def test_a_card_round_trips_and_reads_well(build, tmp_path: Path) -> None:
     assert "| records" not in text and replace(card, records=[]).to_markdown("cnn").count("## Measured") == 0
 
 
-def test_conversion_tells_what_it_knows(tmp_path: Path) -> None:
+def test_conversion_reports_the_configuration(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="format 'mystery': expected one of semanticist-tokenizer, semanticist-ar"):
         convert("mystery", tmp_path / "x.pt", tmp_path / "out")
     assert not (tmp_path / "out").exists()
