@@ -214,7 +214,7 @@ def test_wrong_numbers_and_folders_are_one_line(fails: Callable[..., str], model
     encode = ["encode", models / "tokenizer"]
     assert "num_tokens: expected 1..4" in fails(*encode, photos, *out, "--num-tokens", "5", "--on-broken", "skip")
     empty.mkdir()
-    assert "no images there" in fails(*encode, empty, *out)
+    assert "no images found" in fails(*encode, empty, *out)
     assert "no such folder" in fails(*encode, models / "nowhere", *out)
     assert "no such folder" in fails(*reconstruct, models / "nowhere.png", *out)
     full.mkdir()
