@@ -579,7 +579,7 @@ def test_register(forget):
             "plain",
             "generator",
             Plain,
-            "a generator needs the methods sample, losses, generate, evaluated_networks, resolved_settings, Net has no sample",
+            "evaluated_networks, resolved_settings, Net has no sample",
         ),
     ],
 )
