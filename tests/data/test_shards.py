@@ -171,13 +171,13 @@ def test_what_is_wrong_is_named(shards: Path, saved: Path, tmp_path: Path) -> No
     with pytest.raises(DataError, match="no such shard, of 3"):
         find_shards(f"{shards}/all-{{003..005}}.tar")
     (shards / "all-001.tar").write_bytes((shards / "all-001.tar").read_bytes()[:3000])
-    with pytest.raises(DataError, match=r"all-001\.tar: not a readable shard"):
+    with pytest.raises(DataError, match=r"all-001\.tar: not a complete readable shard"):
         opened(shards)
     (shards / "all-001.tar").write_bytes(b"garbage" * 300)
-    with pytest.raises(DataError, match=r"all-001\.tar: not a readable shard"):
+    with pytest.raises(DataError, match=r"all-001\.tar: not a complete readable shard"):
         opened(shards)
     (shards / "all-001.tar").unlink()
-    with pytest.raises(DataError, match=r"no sample has a jp2; data\.image_key"):
+    with pytest.raises(DataError, match=r"no sample has a jp2; set data\.image_key"):
         opened(shards, image_key="jp2")
     with pytest.raises(DataError, match=r"all-000\.tar: sample c/0000 has no class"):
         opened(shards, label_key="class")
@@ -185,7 +185,7 @@ def test_what_is_wrong_is_named(shards: Path, saved: Path, tmp_path: Path) -> No
         opened(saved, image_key="picture")
     with pytest.raises(DataError, match=r"expected a column of images, got text"):
         opened(saved, image_key="text")
-    with pytest.raises(DataError, match=r"data\.label_key: column text expected numbers"):
+    with pytest.raises(DataError, match=r"data\.label_key: expected integers >= 0 in column text"):
         opened(saved, label_key="text")
     next((saved / "train").glob("*.arrow")).write_bytes(b"garbage")
     with pytest.raises(DataError, match="expected a folder written by datasets' save_to_disk"):
@@ -235,7 +235,7 @@ def test_captions_that_are_no_text_are_refused(tmp_path: Path) -> None:
     datasets.Dataset.from_dict(rows, features=datasets.Features(features)).save_to_disk(str(tmp_path / "saved"))
     assert opened(tmp_path / "saved", captions="one").captions[:2] == ["", "0"]
     for column in ("many", "number"):
-        with pytest.raises(DataError, match=rf"data\.captions: column {column} expected one text a row, got"):
+        with pytest.raises(DataError, match=rf"data\.captions: expected one text per row in column {column}, got"):
             opened(tmp_path / "saved", captions=column)
 
 

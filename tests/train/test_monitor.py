@@ -38,7 +38,7 @@ def test_a_falling_loss_is_no_jump(capsys: Any) -> None:
     [
         ({"codes_used": 0.01}, "step 7: a batch uses 1.0% of the codebook"),
         ({"codes_used": 0.4}, ""),
-        ({"adaptive_weight": 0.0}, "step 7: the adaptive weight of the adversarial loss was 0"),
+        ({"adaptive_weight": 0.0}, "step 7: the adaptive weight of the adversarial loss has been 0"),
         ({"adaptive_weight": 0.2}, ""),
         ({"d_logits_real": 3.0, "d_logits_fake": -2.5}, "step 7: the discriminator is too strong"),
         ({"d_logits_real": 0.4, "d_logits_fake": -0.5}, ""),

@@ -79,7 +79,7 @@ def test_a_planted_nan_is_named_stops_before_the_step_and_is_shown_again(
     torch.save({**state, "recipe": state["recipe"].replace("precision: fp32", "precision: bf16"), "world": 2}, of_gpu)
     halves = [replayed(capsys, str(of_gpu), "--rank", str(rank)) for rank in (0, 1)]
     for rank, shown in enumerate(halves):
-        assert "in fp32 on this CPU; the training was in bf16" in shown and f"only rank {rank} of 2:" in shown
+        assert "in fp32 on this CPU; the training used bf16" in shown and f"only rank {rank} of 2:" in shown
     assert sorted("not finite, as in the training" in shown for shown in halves) == [False, True]
 
 
