@@ -575,7 +575,12 @@ def test_register(forget):
         ("other", "tokenizer", Plain, "the name belongs to"),
         ("mine", "tokenizer", Plain, 'expected a dataclass with the field name: str = "mine" as config'),
         ("plain", "tokenizer", dict, 'expected a dataclass with the field name: str = "plain"'),
-        ("plain", "generator", Plain, "a generator needs the methods sample, losses, Net has no sample"),
+        (
+            "plain",
+            "generator",
+            Plain,
+            "evaluated_networks, resolved_settings, Net has no sample",
+        ),
     ],
 )
 def test_what_cannot_be_registered(forget, name, kind, config, words):

@@ -27,7 +27,7 @@ class InputError(Tok1dError, ValueError):
 def reason_of(error: BaseException, limit: int = 160) -> str:
     """Summarise an error in one line of at most `limit` characters.
 
-    The operating system's text if there is one, else the first non-empty line of the message, else the error's type.
+    The operating system's text if there is one, else the message with its lines joined, else the error's type.
     """
-    text = getattr(error, "strerror", None) or next((line for line in str(error).splitlines() if line.strip()), "")
+    text = getattr(error, "strerror", None) or error
     return " ".join(str(text).split())[:limit] or type(error).__name__

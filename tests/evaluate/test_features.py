@@ -165,7 +165,7 @@ def test_missing_packages_and_weights_are_reported_with_how_to_get_them(
             raise OSError("no network\nhere")
 
         monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-        with pytest.raises(WeightsError, match=r"could not be downloaded \(no network\)"):
+        with pytest.raises(WeightsError, match=r"could not be downloaded \(no network here\)"):
             open_network("inception")
         with pytest.raises(WeightsError, match="no such file"):
             open_network(f"inception:{tmp_path / 'none.pth'}")

@@ -353,7 +353,7 @@ def test_a_mistake_in_any_cell_stops_before_the_first(
     model, tokenizer, out = generator / "model", generator.parent / "tokenizer" / "model", tmp_path / "grid"
     (tmp_path / "file").write_text("")
     for arguments, message in (
-        ((model, "--steps", "2,3", "--top-k", "5"), "top_k: epsilon_llamagen has none"),
+        ((model, "--steps", "2,3", "--top-k", "5"), "top_k: epsilon_llamagen does not use it"),
         ((model, "--sampler", "euler,flight"), "'flight' (in the cell sampler flight)"),
         ((model, "--steps", "2,1", "--sampler", "sde"), "at least 2 steps, got 1 (in the cell steps 1)"),
         ((model, "--guidance", "1,2", "--guidance-interval", "0:1,0.2:0.8"), "no interval"),

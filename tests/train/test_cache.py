@@ -255,7 +255,7 @@ def test_a_recipe_chooses_views_type_and_row_order(generator: Any, tmp_path: Pat
     assert torch.equal(tokens, expected[0]) and torch.equal(labels, expected[1])
     again = dataclasses.replace(recipe, row_order="every_image")
     assert torch.equal(build_task(again).batch(3, 0, 1)[1], cache.batch(every_image(128, 2, 8, seed=0, step=3))[1])
-    with pytest.raises(DataError, match=r"holds views adm-center\+flip.*set cache_views as it was encoded"):
+    with pytest.raises(DataError, match=r"got adm-center\+flip.*set cache_views as it was encoded"):
         build_task(generator())
 
 

@@ -83,7 +83,8 @@ def _parameters() -> Iterator[inspect.Parameter]:
         helps = list(dict.fromkeys(each.help for each in kinds))
         text = "; tokenizers: ".join(helps)
         if kinds[0].is_axis:
-            yield text_parameter(name, f"list of values: {text}")
+            form = "LOW:HIGH" if kinds[0].hint == tuple[float, float] else "values"
+            yield text_parameter(name, f"comma-separated {form}: {text}")
         elif kinds[0].choices:
             yield text_parameter(name, f"{text}; default: {kinds[0].default}")
         else:

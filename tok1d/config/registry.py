@@ -26,7 +26,7 @@ Capability = Literal["any_size", "adversarial"]
 # What a model class of each kind must define.
 METHODS: dict[Kind, tuple[str, ...]] = {
     "tokenizer": ("encode", "decode", "losses"),
-    "generator": ("sample", "losses"),
+    "generator": ("sample", "losses", "generate", "evaluated_networks", "resolved_settings"),  # tok1d.Generator has all
     "classifier": ("forward", "losses"),
 }
 
@@ -77,8 +77,8 @@ def register(name: str, *, kind: Kind, config: type) -> Callable[[Model], Model]
         @tok1d.register("my_tokenizer", kind="tokenizer", config=MyConfig)
         class MyTokenizer(nn.Module): ...
 
-    The class is called with an instance of `config` and has the methods of the protocols `tok1d.Tokenizer` or
-    `tok1d.Generator`. Two capabilities are class attributes, False if absent:
+    The class is called with an instance of `config`. A tokenizer has the methods of the protocol `tok1d.Tokenizer`, a
+    generator is a subclass of `tok1d.Generator`. Two capabilities are class attributes, False if absent:
     `any_size` (trains on images of several sizes, data.image_sizes) and `adversarial` (has `reconstruct` and
     `last_weight`, so that the recipe sections perceptual and adversarial apply); see `tok1d.Tokenizer`.
 

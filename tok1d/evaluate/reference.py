@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -247,21 +247,19 @@ def measure_reference(
         pooled.update(found.pooled)
         if spatial is not None and found.spatial is not None:
             spatial.update(found.spatial)
-        if rows := [i for i in range(len(x)) if done + i in kept]:
-            features.append(found.pooled[rows].to("cpu", torch.float32))
+        rows = [i for i in range(len(x)) if done + i in kept]
+        features += [found.pooled[rows].to("cpu", torch.float32)] if rows else []
         done += len(x)
         if progress is not None:
             progress(len(x))
     if done < 2:
         raise DataError(f"reference: expected at least two images, got {done}")
     transform = getattr(images, "transform", None)
-    fingerprint, replaced = reference_fingerprint(images, network, num), replaced_indices(images, chosen)
-    if replaced:  # these are not the statistics of the images that the fingerprint names
-        fingerprint = hashlib.sha256(f"{fingerprint} without {replaced}".encode()).hexdigest()[:16]
+    replaced = replaced_indices(images, chosen)
     return Reference(
         pooled,
         network.label,
-        fingerprint,
+        _without(reference_fingerprint(images, network, num), replaced),
         done,
         of,
         images=about,
@@ -272,6 +270,11 @@ def measure_reference(
         rounding=network.rounding,
         replaced=len(replaced),
     )
+
+
+def _without(fingerprint: str, replaced: Sequence[int]) -> str:
+    """The fingerprint of statistics in which some images are missing, because they could not be read."""
+    return hashlib.sha256(f"{fingerprint} without {replaced}".encode()).hexdigest()[:16] if replaced else fingerprint
 
 
 def _batches(images: ImageSet, indices: list[int], batch_size: int) -> Iterator[Tensor]:
