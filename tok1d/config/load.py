@@ -141,7 +141,7 @@ def _parse(text: str, source: str) -> Tree:
     except GrammarParseError as error:
         raise _interpolation_error(error.full_key, error) from None
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{source}: not a valid recipe, {reason_of(error)}") from None
+        raise ConfigError(f"{source}: not a valid recipe, {_first_line(error)}") from None
     except AssertionError:  # OmegaConf's reaction to a single number
         pass
     if not isinstance(tree, dict):
@@ -178,7 +178,7 @@ def _parse_value(value: str, key: str, shown: str) -> object:
     except GrammarParseError as error:
         raise _interpolation_error(key, error) from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        problem = getattr(error, "problem", None) or reason_of(error)
+        problem = getattr(error, "problem", None) or _first_line(error)
         raise ConfigError(f"override {shown}: the value is not valid YAML, {problem}; quote it?") from None
 
 
@@ -214,4 +214,9 @@ def _resolve(tree: Tree) -> Tree:
 
 def _interpolation_error(key: str | None, error: Exception) -> ConfigError:
     expected = "expected ${KEY} of a key written in the recipe or its bases, or \\${ for plain text"
-    return ConfigError(f"{key or 'recipe'}: {expected} ({reason_of(error)})")
+    return ConfigError(f"{key or 'recipe'}: {expected} ({_first_line(error)})")
+
+
+def _first_line(error: Exception) -> str:
+    """Summarise an error of OmegaConf, whose further lines name keys and types inside of OmegaConf."""
+    return reason_of(ValueError(str(error).strip().partition("\n")[0]))
