@@ -95,7 +95,7 @@ def test_a_tracker_that_cannot_begin_is_one_line(tiny: Tiny, tmp_path: Path, mon
     monkeypatch.setattr(trackers, "find_spec", lambda package: object())
     recipe = load_recipe(tiny("classifier"), ["train.tracker=wandb"])
     with (
-        pytest.raises(ConfigError, match=r"^train.tracker: wandb cannot be started \(no key\)") as error,
+        pytest.raises(ConfigError, match=r"^train.tracker: wandb cannot be started \(no key log in first\)") as error,
         trackers.tracking(recipe, Locked(), tmp_path, 0),
     ):
         pass
