@@ -125,8 +125,8 @@ def test_a_set_is_of_the_split_that_its_folder_is_named_after(
             Image.new("L", (8, 8), number).save(tmp_path / folder / "cats" / f"{number}.png")
     images = open_images(ImageSource("folder", root=tmp_path, image_size=8, channels=1), "test")
     assert split_of(images) == split_of(subset(images, 1)) == of
-    assert describe_images(images, of) == f"{len(images)} {of} images {images.fingerprint()}"
-    assert describe_images(subset(images, 1), of) == f"spread 1 {of} images {images.fingerprint()}"
+    assert str(describe_images(images, of)) == f"{len(images)} {of} images {images.fingerprint()}"
+    assert str(describe_images(subset(images, 1), of)) == f"spread 1 {of} images {images.fingerprint()}"
     assert split_of(image_set()) == "test"
 
 

@@ -175,7 +175,7 @@ def test_reconstruction_records_state_the_sampler(
     assert {(r.sampler_text, r.guidance_text, r.decoder_steps) for r in records} == {
         (sampler, guidance, options["steps"])
     }
-    assert {r.reference for r in records} == {f"3 test images {images.fingerprint()}"}
+    assert {str(r.reference) for r in records} == {f"3 test images {images.fingerprint()}"}
 
 
 def test_records_state_how_many_images_could_not_be_read(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tok1d.zoo.record import Record
+from tok1d.zoo.record import Record, ReferenceSet
 from tok1d.zoo.record_v0 import upgraded
 
 ROOT = Path(__file__).parents[2]
@@ -74,3 +74,15 @@ def test_every_committed_record_is_read() -> None:
         assert record.sampler_text == (old["sampler"] or "")
         assert record.guidance_text == ("" if old["guidance"] is None else str(old["guidance"]))
         assert record.decoder_steps == old["steps"]
+
+
+def test_a_reference_is_stored_as_fields_and_read_from_the_text_of_older_records() -> None:
+    stored = ReferenceSet("77d4", "test", 100, "spread")
+    record = Record(name="psnr", value=1.0, num_images=100, reference=stored)
+    content = record.to_json()
+    assert content["reference"] == {"fingerprint": "77d4", "of": "test", "count": 100, "chosen": "spread"}
+    assert Record.from_json(content) == record
+    for text in ("spread 100 test images 77d4", "60000 train images 77d4", "first 100 of 77d4", "77d4"):
+        read = Record.from_json(content | {"reference": text}).reference
+        assert read is not None and str(read).split() == text.replace("of", "images").split()
+    assert Record.from_json(content | {"reference": None}).reference is None

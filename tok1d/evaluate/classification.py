@@ -7,6 +7,7 @@ import torch
 from tok1d.data.images import ImageSet
 from tok1d.evaluate.metrics import accuracy
 from tok1d.evaluate.networks import CNN
+from tok1d.evaluate.reference import describe_images
 from tok1d.zoo.record import ModelProtocol, Record
 
 
@@ -24,7 +25,7 @@ def evaluate_classifier(
             name="accuracy",
             value=num_correct / len(images),
             num_images=len(images),
-            reference=images.fingerprint(),
+            reference=describe_images(images),
             **(protocol or ModelProtocol()),
         )
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -118,14 +117,13 @@ def compare(a: Facts, b: Facts) -> Explanation:
             for key in keys
             if key not in ("weights_hash", "network_hash", "tokenizer") and not key.startswith(VERSION)
         ]
-    lines = [_line(key, a.settings.get(key), b.settings.get(key)) for key in keys]
+    lines = [_line(key, a, b) for key in keys]
     if bool(a.sources) != bool(b.sources):
-        papers = [line.a if a.sources else line.b for line in lines]
-        records = [line.b if a.sources else line.a for line in lines]
+        paper, record = (a, b) if a.sources else (b, a)
         same_data = not any(line.key == "data" and line.status == "differs" for line in lines)
         lines = [
             replace(line, status="not stated") if same_data and _may_be_same(line, paper, record) else line
-            for line, paper, record in zip(lines, papers, records)
+            for line in lines
         ]
     return Explanation(a, b, [line for line in lines if {line.a, line.b} - {None, ABSENT, NONE}])
 
@@ -138,46 +136,36 @@ _SPLITS = {
 }
 
 
-def _may_be_same(line: Line, paper: str | None, record: str | None) -> bool:
+def _may_be_same(line: Line, paper: Facts, record: Facts) -> bool:
     """Whether a record's reference can be the one that a paper describes: the same split, as far as both state it."""
     if line.key != "reference" or line.status != "differs":
         return False
-    splits = next((splits for words, splits in _SPLITS.items() if words in (paper or "")), None)
-    split = re.search(r"\b(train|validation|test) images ", record or "")
-    return splits is None or split is None or split[1] in splits
+    splits = next((splits for words, splits in _SPLITS.items() if words in (paper.settings["reference"] or "")), None)
+    of = record.reference.of if record.reference is not None else ""
+    return splits is None or of in ("", "own") or of in splits
 
 
-def _line(key: str, a: str | None, b: str | None) -> Line:
+def _line(key: str, facts_a: Facts, facts_b: Facts) -> Line:
+    a, b = facts_a.settings.get(key), facts_b.settings.get(key)
     status: Status = "same"
     if a is None or b is None:
         status = "not stated"
     elif ABSENT in (a, b):
         status = "same" if {a, b} <= {ABSENT, NONE} else "does not apply"
-    elif a.lower() != b.lower() and not (key == "reference" and _same_images(a, b)):
+    elif a.lower() != b.lower() and not (key == "reference" and _same_images(facts_a, facts_b)):
         status = "not stated" if key == "data" and _only_size(a, b) else "differs"
     return Line(key, a, b, status)
+
+
+def _same_images(a: Facts, b: Facts) -> bool:
+    """Whether two records can have the same reference."""
+    return a.reference is not None and b.reference is not None and a.reference.may_equal(b.reference)
 
 
 def _only_size(a: str, b: str) -> bool:
     """Whether both sides state the same image size, and only one of them the name of the data set."""
     (*named_a, size_a), (*named_b, size_b) = a.split(" "), b.split(" ")
     return size_a == size_b and not (named_a and named_b)
-
-
-_IMAGES = re.compile(
-    r"(?P<some>(first|spread) )?((?P<count>\d+) )?(of )?((train|validation|test|own) )?(images )?(?P<hash>\w+)"
-)
-
-
-def _same_images(a: str, b: str) -> bool:
-    """Whether two records have the same reference.
-
-    Older records do not state the split, nor the number of images if it was the whole set.
-    """
-    x, y = _IMAGES.fullmatch(a), _IMAGES.fullmatch(b)
-    if x is None or y is None or (x["some"], x["hash"]) != (y["some"], y["hash"]):
-        return False
-    return x["count"] == y["count"] or None in (x["count"], y["count"])
 
 
 def explain(a: str, b: str, *, metric: str = "", keep: int | None = None) -> Explanation:

@@ -39,6 +39,7 @@ def measured(
     known = set(content if stated is None else stated)
     settings: dict[str, str | None] = {"metric": record.name}
     fields = {key: content[key] for key in content if key not in ("name", "value", "unit")}
+    fields["reference"] = None if record.reference is None else str(record.reference)
     for key, value in fields.items():
         if key in _READERS:
             settings |= _READERS[key](value if key in known else None, record)
@@ -49,7 +50,7 @@ def measured(
     absent: dict[str, str | None] = dict.fromkeys(_WHERE_APPLICABLE, ABSENT)
     absent |= {key: None for name, key in _ADDED_LATER.items() if name not in known}
     settings = absent | settings | _of_recipe(recipe or {})
-    return Facts(name, record.value, settings, about=_about(record))
+    return Facts(name, record.value, settings, about=_about(record), reference=record.reference)
 
 
 def _about(record: Record) -> str:

@@ -14,6 +14,7 @@ from tok1d.data.images import ImageSet
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
 from tok1d.evaluate.measures import Compared, Gathered, Measures, Measuring, record_of, strip
+from tok1d.evaluate.reference import describe_images
 from tok1d.evaluate.request import CLASSES, Samples
 from tok1d.evaluate.samples import saving
 from tok1d.generators.base import Generator
@@ -264,4 +265,4 @@ def measured_set(images: ImageSet, measures: Measures, batch_size: int = 250) ->
         found.update(measures.features(x), numbers)
     report_broken(images)
     replaced = len(replaced_indices(images, range(len(images))))
-    return found.compared(f"{len(images)} images {images.fingerprint()}", replaced)
+    return found.compared(describe_images(images), replaced)

@@ -26,7 +26,7 @@ from tok1d.evaluate.samples import Save
 from tok1d.evaluate.tally import Tally
 from tok1d.losses.perceptual import LPIPS
 from tok1d.losses.pixel import mse_per_image, psnr_per_image
-from tok1d.zoo.record import ModelProtocol, Record, Stated, column_names
+from tok1d.zoo.record import ModelProtocol, Record, ReferenceSet, Stated, column_names
 
 PAIRS = ("psnr", "mse", "ssim", "lpips")
 MANIFOLD = ("precision", "recall", "density", "coverage")
@@ -199,7 +199,7 @@ class Compared:
     pooled: Moments
     spatial: Moments | None
     features: Tensor | None
-    fingerprint: str
+    stated: ReferenceSet
     replaced: int = 0
 
 
@@ -228,10 +228,10 @@ class Gathered:
             shown = labels if network.classifies and logits is not None else None
             tally.update(Features(columns[f"{i} pooled"], spatial, logits), indices, shown)
 
-    def compared(self, fingerprint: str, replaced: int = 0) -> list[Compared]:
-        """This set as a reference for each network; `replaced` as in `Compared`."""
+    def compared(self, stated: ReferenceSet, replaced: int = 0) -> list[Compared]:
+        """This set, as a record states it, as a reference for each network; `replaced` as in `Compared`."""
         return [
-            Compared(each.pooled, each.spatial, each.features if each.keep_features else None, fingerprint, replaced)
+            Compared(each.pooled, each.spatial, each.features if each.keep_features else None, stated, replaced)
             for each in self.tallies
         ]
 
@@ -387,7 +387,7 @@ def record_of(
     index, replaced = by.get(number.network or ""), ""
     if number.compared:
         reference = references[by[number.network or ""]]
-        stated["reference"], replaced = reference.fingerprint, replaced_text(reference.replaced, "reference image")
+        stated["reference"], replaced = reference.stated, replaced_text(reference.replaced, "reference image")
     return Record(
         name=record_name(number, kind),
         value=number.value,

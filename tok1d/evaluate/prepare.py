@@ -192,4 +192,4 @@ def _measures(
 
 
 def _fingerprints(references: Sequence[Compared] | None) -> list[str] | None:
-    return None if references is None else [each.fingerprint for each in references]
+    return None if references is None else [str(each.stated) for each in references]

@@ -10,6 +10,7 @@ from typing import TypedDict
 
 from tok1d.config.nearest import nearest
 from tok1d.errors import InputError
+from tok1d.zoo.record import ReferenceSet
 
 PROTOCOLS = Path(__file__).parent / "protocols"
 NONE = "none"  # a setting that is stated to be absent; a setting that is not stated is None
@@ -46,6 +47,7 @@ class Facts:
         settings: as text; a setting that is None or missing is "not stated".
         sources: the place in a paper or its code that states a published setting.
         about: a short description of the number.
+        reference: the reference set of a record.
         recipe: name of our recipe that follows the published system; "" if there is none.
     """
 
@@ -55,6 +57,7 @@ class Facts:
     sources: dict[str, str] = field(default_factory=dict)
     about: str = ""
     recipe: str = ""
+    reference: ReferenceSet | None = None
 
 
 def protocol_names() -> list[str]:

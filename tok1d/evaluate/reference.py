@@ -20,7 +20,7 @@ from tok1d.data.fashion_mnist import cache_home
 from tok1d.data.folder import FolderImages
 from tok1d.data.images import ArrayImages, ImageSet, prefetch
 from tok1d.data.splits import spread
-from tok1d.data.subset import underlying
+from tok1d.data.subset import Subset, underlying
 from tok1d.errors import DataError, InputError, reason_of
 from tok1d.evaluate.features import INCEPTION, FrozenNetwork
 from tok1d.evaluate.metrics import Moments
@@ -28,6 +28,7 @@ from tok1d.evaluate.npz import open_npz
 from tok1d.evaluate.request import Kind
 from tok1d.evaluate.sample_batch import SampleImages
 from tok1d.files import replacing
+from tok1d.zoo.record import ReferenceSet
 
 # The kinds of images of a reference; "own": a set that is not a split.
 OF = ("train", "validation", "test", "own")
@@ -67,10 +68,13 @@ class Reference:
     rounding: str = ""
     replaced: int = 0
 
+    @property
+    def stated(self) -> ReferenceSet:
+        """These statistics as a record states them."""
+        return ReferenceSet(self.fingerprint, self.of, self.num_images)
+
     def __str__(self) -> str:
-        """The text in a record: number and kind of the images, and fingerprint."""
-        count = "" if self.num_images is None else f"{self.num_images} "
-        return f"{count}{self.of} images {self.fingerprint}"
+        return str(self.stated)
 
     def check_network(self, network: FrozenNetwork) -> None:
         """Check that a network is the one of these statistics.
@@ -300,10 +304,11 @@ def split_of(images: ImageSet) -> str:
     return found[0] if found else "own"
 
 
-def describe_images(images: ImageSet, of: str) -> str:
-    """The reference in the record of reconstructions: number, kind and fingerprint of the originals."""
-    some, _, fingerprint = images.fingerprint().rpartition(" of ")  # "first 100"
-    return f"{some or len(images)} {of} images {fingerprint}"
+def describe_images(images: ImageSet, of: str = "") -> ReferenceSet:
+    """A set of images as the reference of a record; `of` is its kind, "" if that is not known."""
+    whole = underlying(images)
+    chosen = images.how if isinstance(images, Subset) else ""
+    return ReferenceSet(whole.fingerprint() if chosen else images.fingerprint(), of, len(images), chosen)
 
 
 def cache_path(fingerprint: str) -> Path:

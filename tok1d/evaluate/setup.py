@@ -130,7 +130,7 @@ def _networks(request: Request, missing: dict[str, str], place: Place) -> list[F
 
 def compared_with(reference: Reference) -> Compared:
     """A `Reference` as metrics use it."""
-    return Compared(reference.pooled, reference.spatial, reference.features, str(reference), reference.replaced)
+    return Compared(reference.pooled, reference.spatial, reference.features, reference.stated, reference.replaced)
 
 
 def open_references(

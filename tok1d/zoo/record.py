@@ -51,7 +51,37 @@ class Stated(ModelProtocol, total=False):
     tokenizer: str | None
     sampling: dict[str, object] | None
     decoding: dict[str, object] | None
-    reference: str | None
+    reference: ReferenceSet | None
+
+
+@dataclass(frozen=True)
+class ReferenceSet:
+    """The images or statistics that a number was compared with.
+
+    Args:
+        fingerprint: identifies the whole set.
+        of: train, validation, test or own; "": not stated.
+        count: number of images that were used; None: not stated.
+        chosen: how they were chosen from the set, "first" or "spread"; "": all of them.
+    """
+
+    fingerprint: str
+    of: str = ""
+    count: int | None = None
+    chosen: str = ""
+
+    def __str__(self) -> str:
+        """As tables show it: "spread 100 test images 77d4fd3f41a32d54"."""
+        count = "" if self.count is None else str(self.count)
+        images = "images" if self.of or count else ""
+        return " ".join(filter(None, (self.chosen, count, self.of, images, self.fingerprint)))
+
+    def may_equal(self, other: ReferenceSet) -> bool:
+        """Whether both can be the same set; older records do not state the split or the number of images."""
+        counts = {self.count, other.count}
+        return (self.fingerprint, self.chosen) == (other.fingerprint, other.chosen) and (
+            len(counts) == 1 or None in counts
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +100,7 @@ class Record:
     unit: str = ""
     num_images: int
     network: str | None = None  # feature network, name@hash
-    reference: str | None = None  # fingerprint of the reference images or statistics
+    reference: ReferenceSet | None = None
     crop: str | None = None
     rounding: str | None = None  # rounding of the images before the feature network, such as "rounded to 8 bits"
     classes: str | None = None  # how the samples' classes were chosen: balanced, uniformly random, as in training
@@ -141,9 +171,11 @@ class Record:
             TypeError, ValueError: the dictionary is not a record.
         """
         fields = upgraded(content)
-        for key in ("sampling", "decoding"):
+        for key in ("sampling", "decoding", "reference"):
             if not isinstance(fields.get(key), dict | None):
                 raise TypeError(f"{key}: expected a mapping, got {fields[key]!r}")
+        if isinstance(reference := fields.get("reference"), dict):
+            fields["reference"] = ReferenceSet(**reference)
         value = fields.get("value")
         return cls(**fields | {"value": None if value is None else float(value)})
 

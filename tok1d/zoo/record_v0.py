@@ -1,4 +1,4 @@
-"""Reads records of older versions, in which "sampler", "steps" and "guidance" were text."""
+"""Reads records of older versions, in which "sampler", "steps", "guidance" and "reference" were text."""
 
 from __future__ import annotations
 
@@ -20,8 +20,30 @@ _GUIDANCE = re.compile(
 )
 
 
+# "60000 train images 77d4", "spread 100 test images 77d4", "first 100 of 77d4", "77d4"
+_REFERENCE = re.compile(
+    r"(?P<chosen>(first|spread) )?((?P<count>\d+) )?(of )?((?P<of>train|validation|test|own) )?(images )?"
+    r"(?P<fingerprint>\w+)"
+)
+
+
+def _reference(text: str) -> dict[str, object]:
+    """The fields of a `ReferenceSet`; text of an unknown form becomes the fingerprint."""
+    found = _REFERENCE.fullmatch(text)
+    if found is None:
+        return {"fingerprint": text}
+    return {
+        "fingerprint": found["fingerprint"],
+        "of": found["of"] or "",
+        "count": None if found["count"] is None else int(found["count"]),
+        "chosen": (found["chosen"] or "").strip(),
+    }
+
+
 def upgraded(content: Mapping[str, object]) -> dict[str, Any]:
     """The fields of a record in the current form; raises TypeError for a sampler that is not text."""
+    if isinstance(reference := content.get("reference"), str):
+        content = {**content, "reference": _reference(reference)}
     if not any(key in content for key in OLD):
         return dict(content)
     sampler, steps, guidance = (content.get(key) for key in OLD)
