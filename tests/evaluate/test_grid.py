@@ -24,7 +24,7 @@ from tok1d.evaluate.measures import METRICS, Measures, Number, lower_is_better, 
 from tok1d.evaluate.prepare import Opened, prepare
 from tok1d.evaluate.request import Generation, Reconstruction
 from tok1d.zoo import store
-from tok1d.zoo.record import Record, write_records
+from tok1d.zoo.record import Record, ReferenceSet, write_records
 from tok1d.zoo.weights import fingerprint
 
 Tiny = Callable[..., str]
@@ -93,7 +93,7 @@ def test_every_metric_has_a_better_end() -> None:
 def cell(name: str, guidance: float, **values: float | None) -> grid.Cell:
     def record(metric: str, value: float | None, keep: int | None) -> Record:
         title, network = ("fd@cnn", "cnn@ab") if metric == "fd" else (metric, None)
-        reference = None if network is None else "64 images"
+        reference = None if network is None else ReferenceSet("77d4", count=64)
         note = "" if value is not None else "not measured"
         return Record(name=title, value=value, num_images=5, keep=keep, network=network, reference=reference, note=note)
 
@@ -154,7 +154,7 @@ def test_what_is_written_and_shown() -> None:
 def two_classifiers(first: str, second: str) -> list[Record]:
     """Records of one cell of samples with two networks; the first has two records."""
     return [
-        Record(name=name, value=value, num_images=5, keep=4, network=network, reference="64 images")
+        Record(name=name, value=value, num_images=5, keep=4, network=network, reference=ReferenceSet("77d4", count=64))
         for network, values in ((first, (0.5, 3.0)), (second, (0.25, 1.5)))
         for name, value in zip(("label_agreement", f"fd@{network.partition('@')[0]}"), values)
     ]

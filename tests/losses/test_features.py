@@ -143,7 +143,7 @@ def test_weights_of_a_file_are_renamed_and_loaded_strictly(timm: ModuleType, tmp
     [
         ("typo", ConfigError, "neither timm nor tok1d"),
         ("net", ConfigError, "expected a vision transformer"),
-        ("tiny", WeightsError, r"could not create it \(cannot reach\)"),
+        ("tiny", WeightsError, r"could not create it \(cannot reach the hub\)"),
         ("unknown-weights", WeightsError, "has no trained weights"),
     ],
 )

@@ -140,7 +140,7 @@ def test_a_hub_name_that_leads_nowhere_is_one_line(monkeypatch: pytest.MonkeyPat
         raise OSError("no route\nto host")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    refused(r"no model folder 'nobody/nothing', .*\(no route\)", "nobody/nothing")
+    refused(r"no model folder 'nobody/nothing', .*\(no route to host\)", "nobody/nothing")
 
 
 @pytest.mark.parametrize("size", [0, 5, 200, -1])
