@@ -72,7 +72,7 @@ AUXILIARY = [
 TEACHER = {"teacher": "fashion-mnist-cnn", "image_size": 28}
 ALIGNED = {"patch": 7, "dim": 16, "depth": 2, "heads": 2, "align_depth": 1, "align_hidden": 8, "align_dim": 64}
 
-# Name -> the model, what it is told ("", class, text), what decoding is asked for, and the batch's third entry.
+# Name -> the model, its condition ("", class, text), what decoding is asked for, and the batch's third entry.
 TOKENIZERS: dict[str, tuple[Mapping, str, list[Mapping], str]] = {
     "semanticist_flow": (semanticist("flow"), "", FLOW_OPTIONS, ""),
     "semanticist_cosine": (
@@ -162,7 +162,7 @@ def card(**changes: Any) -> Mapping:
 
 
 TOLD = {"condition": TEXT, "num_classes": 0}
-# Name -> the model, what it is told, what sampling is asked for.
+# Name -> the model, its condition, what sampling is asked for.
 GENERATORS: dict[str, tuple[Mapping, str, list[Mapping]]] = {
     "epsilon_llamagen": (epsilon({"condition": "concat"}, class_tokens=2), "class", CAUSAL_OPTIONS),
     "epsilon_llamagen_adaln": (epsilon({"condition": "adaln", "times": "logit_normal"}), "class", CAUSAL_OPTIONS[:3]),
