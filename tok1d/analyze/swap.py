@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tok1d.config.classes import Agreement, agreement, model_classes
+from tok1d.data.classes import image_classes, mapped
 from tok1d.data.images import ArrayImages, ImageSet
 from tok1d.data.order import permutation
 from tok1d.data.subset import subset, underlying
 from tok1d.data.transforms import without_border
 from tok1d.errors import InputError
 from tok1d.evaluate.networks import CNN
-from tok1d.inference.conditions import choose_condition
+from tok1d.inference.conditions import Conditioning, conditioning_of
 from tok1d.pictures import grid
 from tok1d.tokenizers.base import Tokenizer
 
@@ -112,8 +114,11 @@ def reconstruct(tokenizer: Tokenizer, x: Tensor, labels: Tensor, partner: Tensor
     return tokenizer.decode(tokens, classes[decoder], keep=None if with_tokens else 0)
 
 
-def check_swap(tokenizer: Tokenizer, images: ImageSet) -> None:
-    """Check that the tokenizer is conditioned on the classes of the images and can decode without tokens.
+def check_swap(tokenizer: Tokenizer, images: ImageSet, label: str | None = None) -> Conditioning:
+    """The condition of a tokenizer that is conditioned on the classes of the images and can decode without tokens.
+
+    Args:
+        label: "true": the classes are taken by position where their names do not agree.
 
     Raises:
         InputError: it is not conditioned on these classes, or cannot decode without tokens.
@@ -126,7 +131,23 @@ def check_swap(tokenizer: Tokenizer, images: ImageSet) -> None:
         )
     if spec.reads_captions:
         raise InputError("swap needs a tokenizer that is conditioned on the class, got one conditioned on captions")
-    choose_condition(tokenizer, images.num_classes, "true")
+    found = conditioning_of(tokenizer, image_classes(images), label)
+    if found.label != "true":
+        raise InputError(
+            f"swap needs images of the tokenizer's classes; {found.said.partition(': the tokenizer')[0]}; "
+            "--label true takes them by position"
+        )
+    return found
+
+
+def judged(classifier: CNN | None, images: ImageSet) -> Agreement:
+    """How the classes of images correspond to those of a classifier; raises InputError if they do not."""
+    if classifier is None:
+        return Agreement(False)
+    found = agreement(image_classes(images), model_classes(classifier))
+    if not found.agrees:
+        raise InputError(f"swap needs a classifier of the images' classes; {found.said}")
+    return found
 
 
 @torch.no_grad()
@@ -138,6 +159,7 @@ def swap(
     num_images: int = 500,
     batch_size: int = 100,
     pad: int = 0,
+    label: str | None = None,
 ) -> list[Swap]:
     """Measure all variants over pairs of images of different classes, in both directions.
 
@@ -148,23 +170,26 @@ def swap(
         classifier: of the images' classes, for images without border; None measures only the error.
         num_images: number of images, see `subset`, of which pairs are formed within each batch.
         pad: width of the images' border in pixels, which is removed before measuring.
+        label: see `check_swap`.
 
     Raises:
         InputError: as `check_swap`, or no two images of different classes.
     """
-    check_swap(tokenizer, images)
+    conditioning, judge = check_swap(tokenizer, images, label), judged(classifier, images)
+    conditioning.say()
     device, num = next(tokenizer.parameters()).device, min(num_images, len(images))
     sums = {variant: torch.zeros(3, dtype=torch.float64) for variant in VARIANTS}
     count = 0
     for x, labels, partner in paired(images, num, batch_size):
         x, labels, partner = x.to(device), labels.to(device), partner.to(device)
+        ids, shown = mapped(labels, conditioning.places), mapped(labels, judge.places)
         count += len(x)
         for variant, (_, decoded, _) in VARIANTS.items():
-            y = without_border(reconstruct(tokenizer, x, labels, partner, variant), pad)
-            expected = labels if decoded == "own" else labels[partner]
+            y = without_border(reconstruct(tokenizer, x, ids, partner, variant), pad)
+            expected = shown if decoded == "own" else shown[partner]
             error = (y - without_border(x, pad)).square().flatten(1).mean(1).sum()
             found = torch.full_like(labels, -1) if classifier is None else classifier(y).argmax(1)
-            sums[variant] += torch.stack([(found == expected).sum(), (found == labels).sum(), error]).double().cpu()
+            sums[variant] += torch.stack([(found == expected).sum(), (found == shown).sum(), error]).double().cpu()
     if not count:
         raise InputError(f"swap needs images of different classes, these {num} have none")
     results = []
@@ -184,6 +209,7 @@ def swap_picture(
     batch_size: int = 100,
     columns: int = 10,
     zoom: int = 2,
+    label: str | None = None,
 ) -> Image:
     """Draw a grid: in the first row images in neighbouring pairs (A, B), then one row per variant.
 
@@ -193,16 +219,18 @@ def swap_picture(
     Args:
         columns: maximum number of images in a row.
         zoom: see `pictures.grid`.
+        label: see `check_swap`.
 
     Raises:
         InputError: as `swap`.
     """
-    check_swap(tokenizer, images)
+    conditioning = check_swap(tokenizer, images, label)
     num = min(num_images, len(images))
     found = next(paired(images, num, batch_size), None)
     if found is None:
         raise InputError(f"swap needs images of different classes, these {num} have none")
     x, labels, partner = (part.to(next(tokenizer.parameters()).device) for part in found)
+    labels = mapped(labels, conditioning.places)
     firsts = [i for i, j in enumerate(partner.tolist()) if i < j][: max(columns // 2, 1)]
     order = torch.tensor([k for i in firsts for k in (i, int(partner[i]))], device=x.device)
     neighbour = torch.arange(len(order), device=x.device).view(-1, 2).flip(1).flatten()

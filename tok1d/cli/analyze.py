@@ -86,6 +86,9 @@ def analyze_swap(
     data: Data,
     out: Annotated[Path, typer.Option(help="folder for swap.json and swap.png")],
     num: Annotated[int, typer.Option(min=2, help=f"{HELD_OUT}; pairs are formed from them")] = 500,
+    label: Annotated[
+        str | None, typer.Option(help="true: classes by position where their names do not agree; default: by name")
+    ] = None,
     data_root: DataRoot = None,
     device: Device = None,
     overwrite: Overwrite = False,
@@ -98,6 +101,7 @@ def analyze_swap(
 
     from tok1d import files
     from tok1d.analyze.swap import swap, swap_picture
+    from tok1d.config.classes import stated
     from tok1d.evaluate import protocol
     from tok1d.evaluate.reconstruction import classifier_name
     from tok1d.inference import images as sources
@@ -105,18 +109,21 @@ def analyze_swap(
     from tok1d.zoo.card import padding_of
     from tok1d.zoo.weights import fingerprint
 
+    if label is not None:
+        one_of("--label", label, ("true",))
     tokenizer = load_tokenizer(model, device)
     pad, place = padding_of(tokenizer), next(tokenizer.parameters()).device
     folder = files.new_folder(out, overwrite=overwrite)
     images = sources.open_data(data, tokenizer, data_root=data_root)
     classifier = protocol.classifier_for(data, tokenizer.config, place, pad=pad)
-    found = swap(tokenizer, images, classifier, num_images=num, pad=pad)
-    save_png(swap_picture(tokenizer, images, num_images=num), folder / "swap.png")
+    found = swap(tokenizer, images, classifier, num_images=num, pad=pad, label=label)
+    save_png(swap_picture(tokenizer, images, num_images=num, label=label), folder / "swap.png")
     content = {
         "model": model,
         "data": data,
         "weights_hash": fingerprint(tokenizer),
         "reference": images.fingerprint(),
+        "class_names": stated(images.class_names),
         "judge": None if classifier is None else classifier_name(classifier),
         "variants": [each.to_json() for each in found],
     }

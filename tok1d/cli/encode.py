@@ -47,6 +47,7 @@ def encode(
     """
     from tok1d import devices
     from tok1d.data.broken import replaced_text
+    from tok1d.data.classes import say_classes
     from tok1d.inference import cache
     from tok1d.inference import images as sources
 
@@ -63,7 +64,17 @@ def encode(
         count = images.transform.num_views
         print(cache.forecast(cache.cache_layout(tokenizer.spec, count, how.format), len(images), count, out))
         return
-    made = cache.encode_images(tokenizer, images, out, format=how.format, part=part, seed=how.seed, overwrite=overwrite)
+    say_classes(images)
+    made = cache.encode_images(
+        tokenizer,
+        images,
+        out,
+        format=how.format,
+        part=part,
+        label=how.label,
+        seed=how.seed,
+        overwrite=overwrite,
+    )
     if made is None:
         print(f"shard {part[0]}/{part[1]} is written; {out} is complete when the other shards are")
     else:

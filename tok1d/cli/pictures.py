@@ -37,20 +37,22 @@ def reconstruct(
     """Encode images, decode them from their leading tokens, and write overview.png and a PNG file of each image."""
     from tok1d import files
     from tok1d.data.broken import replaced_indices, report_broken
+    from tok1d.data.classes import image_classes
     from tok1d.data.subset import subset
     from tok1d.inference import images as sources
     from tok1d.inference import pictures
-    from tok1d.inference.conditions import choose_condition
+    from tok1d.inference.conditions import conditioning_of
 
     one_of("--on-broken", on_broken, ("stop", "skip"))
     tokenizer = load_tokenizer(model, device)
     folder = files.new_folder(out, overwrite=overwrite)
     source = sources.open_own(images, tokenizer, data_root=data_root, on_broken=on_broken, size=how.size)
-    condition = choose_condition(tokenizer, source.num_classes, how.label, captioned=any(source.captions))
+    conditioning = conditioning_of(tokenizer, image_classes(source), how.label, captioned=any(source.captions))
+    conditioning.say()
     psnr = pictures.reconstruct(tokenizer, source, folder, how)
     report_broken(source)
-    if condition is not None:
-        print(f"condition of the tokenizer: {condition}")
+    if conditioning.label is not None:
+        print(f"condition of the tokenizer: {conditioning.label}")
     shown = subset(source, how.num)
     count = len(shown) - len(replaced_indices(shown, range(len(shown))))
     for k, value in psnr.items():
@@ -67,4 +69,6 @@ def generate(model: Model, out: Out, how: SamplePictures, device: Device = None,
 
     generator, tokenizer = store.load_pair(model, device=devices.pick_device(device))
     folder = files.new_folder(out, overwrite=overwrite)
+    if text := pictures.classes_text(generator, how):
+        print(text)
     print(f"pictures: {', '.join(map(str, pictures.generate(generator, tokenizer, folder, how)))}")

@@ -85,8 +85,10 @@ class Option:
             return parse_interval(text, what)
         if self.hint == tuple[int, ...]:
             return tuple(parse_counts(text, what, int(self.bounds.get(">=", 0))))
+        if self.metadata.get("repeated"):
+            return tuple(text)
         if self.hint == tuple[str, ...]:
-            return tuple(text) if self.metadata.get("repeated") else tuple(parse_words(text, what))
+            return tuple(parse_words(text, what))
         if self.choices and text not in self.choices:
             raise InputError(f"{what}: expected {' or '.join(self.choices)}, got {text!r}")
         if self.hint in (int, float):

@@ -6,7 +6,7 @@ The index is written last, so a folder without it is unfinished. Shard files hol
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -45,6 +45,7 @@ class About(TypedDict, total=False):
     """Information about a cache that does not determine its rows."""
 
     tokenizer_settings: dict[str, object]  # see `TokenCache.check`
+    classes: list[str]  # names of the images' classes, in the order of the labels
 
 
 class _Entry(TypedDict):
@@ -152,6 +153,11 @@ class TokenCache:
         """Rows per image: row i * views + v is view v of image i."""
         return int(self.meta.get("views", 1))
 
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes in the order of the labels; empty for an older cache."""
+        return list(self.about.get("classes", []))
+
     def batch(self, indices: Indices) -> tuple[Tensor, Tensor]:
         """Return tokens, float32 (B, K, D) or int64 (B, K), and labels, int64 (B,); IndexError for other rows."""
         indices = np.asarray(indices, dtype=np.int64)
@@ -177,6 +183,7 @@ class TokenCache:
         tokenizer_fingerprint: str | None = None,
         tokenizer_settings: Mapping[str, object] | None = None,
         data_fingerprint: str | None = None,
+        classes: Sequence[str] | None = None,
     ) -> None:
         """Check that the cache was made by the given tokenizer from the given data.
 
@@ -185,9 +192,10 @@ class TokenCache:
             tokenizer_settings: values by dotted key of the configuration that the weights do not determine (such as
                 the number of heads). Only keys that the cache states too are compared.
             data_fingerprint: of the image set; None is not checked.
+            classes: names of the image set's classes; not checked if None, or if an older cache does not state them.
 
         Raises:
-            DataError: it was made by another tokenizer or from other data.
+            DataError: it was made by another tokenizer, from other data or with other classes.
         """
         for origin, found, wanted in (
             ("made by tokenizer", self.meta.get("tokenizer_fingerprint", "unknown"), tokenizer_fingerprint),
@@ -197,6 +205,14 @@ class TokenCache:
                 raise DataError(
                     f"{self.folder}: the cache was {origin} {found}, this is {wanted}: run tok1d encode again"
                 )
+        names = self.class_names
+        if classes is not None and names and names != list(classes):
+            differs = next((i for i, pair in enumerate(zip(names, classes)) if pair[0] != pair[1]), None)
+            where = f"{len(names)} and {len(classes)}" if differs is None else f"{names[differs]!r} at {differs}"
+            raise DataError(
+                f"{self.folder}: the cache has classes of another order or other names ({where}): run tok1d encode "
+                "again, or set data.class_order as it was"
+            )
         made_with, settings = self._settings, tokenizer_settings or {}
         for key in sorted(made_with.keys() & settings.keys()):
             if made_with[key] != settings[key]:

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from tok1d.analyze.prefix import CurvePoint
+from tok1d.config.classes import Classes, model_classes
 from tok1d.config.fields import build_config
 from tok1d.config.recipe import EvaluateConfig, Recipe
+from tok1d.data.classes import image_classes
 from tok1d.data.images import ImageSet
 from tok1d.demo.page import Check, ModelResults, Probe, Strip
 from tok1d.evaluate.probe import linear_probe
-from tok1d.inference.conditions import choose_condition, cond_for
+from tok1d.inference.conditions import conditioning_of
 from tok1d.pictures import data_uri, grid, save_png
 from tok1d.tokenizers.prefix import prefix_lengths
 from tok1d.zoo.card import Card
@@ -47,9 +49,9 @@ def steps_of(tokenizer: LoadedTokenizer, how: EvaluateConfig) -> int | None:
     return None if tokenizer.spec.deterministic else how.steps
 
 
-def condition_of(tokenizer: LoadedTokenizer, labels: Tensor, num_classes: int) -> Tensor | None:
-    """The `cond` argument of a tokenizer: labels (B,) where it is conditioned on `num_classes` classes, else None."""
-    return cond_for(choose_condition(tokenizer, num_classes), labels, labels.device)
+def condition_of(tokenizer: LoadedTokenizer, labels: Tensor, classes: Classes) -> Tensor | None:
+    """The `cond` argument of a tokenizer: labels (B,) of these classes where it is conditioned on them, else None."""
+    return conditioning_of(tokenizer, classes).of(labels, labels.device)
 
 
 def reconstruct(tokenizer: LoadedTokenizer, x: Tensor, cond: Tensor | None = None) -> dict[int, Tensor]:
@@ -67,7 +69,7 @@ def sample(generator: LoadedGenerator, tokenizer: LoadedTokenizer, num: int) -> 
     how = protocol(generator.card)
     labels = torch.arange(generator.config.num_classes).repeat_interleave(num)
     tokens = generator.sample(labels, guidance=how.guidance, temperature=how.temperature, generator=noise())
-    cond = condition_of(tokenizer, labels, generator.config.num_classes)
+    cond = condition_of(tokenizer, labels, model_classes(generator))
     return {
         k: tokenizer.decode(tokens, cond, keep=k, steps=steps_of(tokenizer, how), generator=noise())
         for k in prefix_lengths(generator.config.num_tokens)
@@ -78,7 +80,7 @@ def sample(generator: LoadedGenerator, tokenizer: LoadedTokenizer, num: int) -> 
 def quick_look(generator: LoadedGenerator, tokenizer: LoadedTokenizer, test: ImageSet, folder: Path) -> list[Path]:
     """Write two images: test images above their reconstructions, and samples, one row per class."""
     x, labels = test.batch(range(min(8, len(test))))
-    rows = torch.cat([x, *reconstruct(tokenizer, x, condition_of(tokenizer, labels, test.num_classes)).values()])
+    rows = torch.cat([x, *reconstruct(tokenizer, x, condition_of(tokenizer, labels, image_classes(test))).values()])
     samples = list(sample(generator, tokenizer, 4).values())[-1]
     return [
         save_png(grid(rows, len(x), zoom=3), folder / "reconstructions.png"),
@@ -90,7 +92,7 @@ def quick_look(generator: LoadedGenerator, tokenizer: LoadedTokenizer, test: Ima
 def results(name: str, generator: LoadedGenerator, tokenizer: LoadedTokenizer, test: ImageSet) -> ModelResults:
     """The images and recorded numbers of a tokenizer with its generator."""
     x, labels = test.batch(range(min(NUM_SHOWN, len(test))))
-    decoded = reconstruct(tokenizer, x, condition_of(tokenizer, labels, test.num_classes))
+    decoded = reconstruct(tokenizer, x, condition_of(tokenizer, labels, image_classes(test)))
     generated = sample(generator, tokenizer, NUM_SHOWN)
     encoding, sampling = protocol(tokenizer.card), protocol(generator.card)
     samples = list(generated.values())[-1].chunk(generator.config.num_classes)
@@ -141,7 +143,7 @@ def probes(tokenizers: dict[str, LoadedTokenizer], train: ImageSet, test: ImageS
         tokens, tokens_test = (
             torch.cat(
                 [
-                    tokenizer.encode(part, condition_of(tokenizer, own, test.num_classes))
+                    tokenizer.encode(part, condition_of(tokenizer, own, image_classes(test)))
                     for part, own in zip(x_all.split(500), labels.split(500))
                 ]
             )

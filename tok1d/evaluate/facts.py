@@ -19,11 +19,12 @@ BUNDLED = Path(__file__).parents[1] / "zoo" / "bundled"
 # Settings that do not apply to every number, such as the steps of a diffusion decoder.
 _WHERE_APPLICABLE = (
     *("network_hash", "sampler", "steps", "temperature", "guidance", "guidance_schedule", "guidance_interval"),
-    *("decoder_sampler", "decoder_steps", "decoder_guidance", "classes", "tokenizer", "rounding"),
+    *("decoder_sampler", "decoder_steps", "decoder_guidance", "classes", "class_names", "tokenizer"),
+    "rounding",
 )
 
 # Fields that files of older versions do not have, and their settings.
-_ADDED_LATER = {"classes": "classes", "tokenizer": "tokenizer", "rounding": "rounding"}
+_ADDED_LATER = {"classes": "classes", "class_names": "class_names", "tokenizer": "tokenizer", "rounding": "rounding"}
 
 
 def measured(
@@ -122,6 +123,10 @@ def _classes(value: str | None, record: Record) -> dict[str, str | None]:
     return {} if value is None else {"classes": value}
 
 
+def _class_names(value: str | None, record: Record) -> dict[str, str | None]:
+    return {} if value is None else {"class_names": value}
+
+
 def _tokenizer(value: str | None, record: Record) -> dict[str, str | None]:
     return {} if value is None else {"tokenizer": value}
 
@@ -144,6 +149,7 @@ _READERS: dict[str, Callable[[Any, Record], dict[str, str | None]]] = {
     "crop": _crop,
     "rounding": _rounding,
     "classes": _classes,
+    "class_names": _class_names,
     "tokenizer": _tokenizer,
     "note": _note,
 }

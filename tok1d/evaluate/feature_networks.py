@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tok1d.config.classes import class_names
 from tok1d.errors import InputError, WeightsError, reason_of
 from tok1d.evaluate.features import INCEPTION, KINDS, Features, FrozenNetwork, to_rgb
 from tok1d.evaluate.networks import CNN
@@ -107,6 +108,7 @@ class OwnNetwork(FrozenNetwork):
             dim=config.features,
             num_classes=config.num_classes,
             classifies=True,
+            class_names=class_names(model),
             image_size=config.image_size,
             channels=config.channels,
             pad=pad,

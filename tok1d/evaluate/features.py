@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from tok1d.config.classes import Agreement, Classes, agreement
 from tok1d.data.transforms import without_border
 from tok1d.errors import DataError
 
@@ -46,7 +47,8 @@ class FeatureNetwork(Protocol):
         name: part of the metrics' names. label: "name@hash of the weights", for records.
         dim, spatial_dim: lengths of the pooled and of the spatial features; spatial_dim is 0 without them.
         num_classes: number of logits; 0 without logits.
-        classifies: whether the classes of the logits are those of the data's labels, in the same order.
+        classifies: whether the logits are of classes that images can be labelled with.
+        class_names: names of these classes, in the order of the logits; empty if they are unknown.
         image_size, channels: of the images that it accepts; None if it accepts and converts others.
         pad: width of the images' border, in pixels, that it cuts off.
     """
@@ -57,6 +59,7 @@ class FeatureNetwork(Protocol):
     spatial_dim: int
     num_classes: int
     classifies: bool
+    class_names: tuple[str, ...]
     image_size: int | None
     channels: int | None
     pad: int
@@ -86,6 +89,7 @@ class FrozenNetwork:
         spatial_dim: int = 0,
         num_classes: int = 0,
         classifies: bool = False,
+        class_names: tuple[str, ...] = (),
         image_size: int | None = None,
         channels: int | None = None,
         pad: int = 0,
@@ -94,12 +98,37 @@ class FrozenNetwork:
         self.name, self.label = name, f"{name}@{digest[:12]}"
         self.device = torch.device(device)
         self.dim, self.spatial_dim, self.num_classes, self.classifies = dim, spatial_dim, num_classes, classifies
+        self.class_names = class_names
         self.image_size, self.channels, self.pad, self.eight_bit = image_size, channels, pad, eight_bit
 
     @property
     def rounding(self) -> str:
         """The rounding of images before the network, as records and references state it."""
         return "rounded to 8 bits" if self.eight_bit else "not rounded"
+
+    def agreement(self, classes: Classes) -> Agreement:
+        """How the classes of images correspond to those of a classifier; other networks never agree.
+
+        Args:
+            classes: of the images' labels; 0 classes if they are not stated.
+        """
+        if not self.classifies or not classes.num:
+            return Agreement(self.classifies)
+        return agreement(classes, Classes(self.num_classes, self.class_names, f"the classifier {self.name}"))
+
+    def no_labels(self, found: Agreement, *, asked: bool) -> str:
+        """Why there is no label agreement; "" if it was not asked for and no classes differ.
+
+        Args:
+            found: from `agreement`.
+        """
+        if found.said and not found.agrees:
+            return found.said
+        if not asked:
+            return ""
+        if self.classifies:
+            return "the images have no labels"
+        return f"{self.name} does not classify into the labels of the images"
 
     def measure(self, images: Tensor) -> Features:
         """Features of images (B, C, h, w) in [0, 1] on the device, after the border was cut off."""

@@ -8,8 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from tok1d.config.classes import Classes, agreement, model_classes, stated
 from tok1d.config.condition import is_conditional, text_condition
 from tok1d.data.broken import replaced_indices, report_broken
+from tok1d.data.classes import image_classes, mapped
 from tok1d.data.images import ImageSet
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
@@ -18,7 +20,7 @@ from tok1d.evaluate.reference import describe_images
 from tok1d.evaluate.request import CLASSES, Samples
 from tok1d.evaluate.samples import saving
 from tok1d.generators.base import Generator
-from tok1d.inference.conditions import choose_condition, cond_for
+from tok1d.inference.conditions import Conditioning, conditioning_of
 from tok1d.inference.sampling import (
     CLASS_NOISE,
     DECODER_NOISE,
@@ -71,6 +73,29 @@ def choose_labels(how: str, num: int, num_classes: int, *, seed: int = 0, labels
     return labels[numbers % len(labels)]
 
 
+def sample_conditioning(generator: Generator, tokenizer: Tokenizer, how: Samples) -> Conditioning:
+    """The condition that the tokenizer receives when it decodes samples of the generator."""
+    conditional = is_conditional(generator.config) and not how.unconditional
+    captioned = conditional and text_condition(generator.config) is not None
+    classes = model_classes(generator) if conditional and not captioned else Classes(0)
+    return conditioning_of(tokenizer, classes, captioned=captioned)
+
+
+def labels_for(generator: Generator, images: ImageSet | None) -> Tensor | None:
+    """The labels (N,) of images as the generator's class ids, mapped by name; None for images without labels.
+
+    Raises:
+        InputError: images of other classes than the generator's.
+    """
+    labels = getattr(images, "labels", None)
+    if images is None or labels is None:
+        return None
+    found = agreement(image_classes(images), model_classes(generator))
+    if not found.agrees:
+        raise InputError(f"{found.said}; expected reference images of the generator's classes for --classes train")
+    return mapped(torch.as_tensor(labels), found.places)
+
+
 class Sampler:
     """Samples of a generator, decoded by its tokenizer from different numbers of leading tokens.
 
@@ -98,9 +123,9 @@ class Sampler:
         conditional = is_conditional(generator.config) and not sampling.unconditional
         self.captioned = conditional and text_condition(generator.config) is not None
         self.conditions = self._conditions(reference) if conditional else None
+        self.classes = image_classes(reference) if self.captioned and reference else model_classes(generator)
         self.keep = token_counts(tokenizer.spec, how.keep or [generator.config.num_tokens])
-        num_classes = generator.config.num_classes if conditional else 0
-        self.label = choose_condition(tokenizer, num_classes, captioned=self.captioned)
+        self.conditioning = sample_conditioning(generator, tokenizer, how)
         self.settings = sampling.settings
         self.settings.check(generator.kind, generator.config.name)
         self.guidance = guidance_of(generator, sampling) if guidance is None else guidance
@@ -111,9 +136,8 @@ class Sampler:
         config, device = self.generator.config, self.device
         condition = text_condition(config)
         if condition is None:
-            known = getattr(reference, "labels", None)
-            known = None if known is None else torch.as_tensor(known)
             how = self.how
+            known = labels_for(self.generator, reference) if how.classes == "train" else None
             labels = choose_labels(how.classes, self.num, config.num_classes, seed=how.seed, labels=known).to(device)
             return lambda numbers: 2 * (labels[numbers.start : numbers.stop],)
         captions = getattr(reference, "captions", [])
@@ -144,7 +168,7 @@ class Sampler:
         columns = {} if labels is None else {"labels": labels}
         for k in self.keep:
             noise = [noise_of(how.seed, DECODER_NOISE, i) for i in numbers]
-            decoder_cond = cond_for(self.label, cond, self.device)
+            decoder_cond = self.conditioning.of(cond, self.device)
             with counted(self.tokenizer.decoder) as decoding:
                 y = self.tokenizer.decode(tokens, decoder_cond, keep=k, generator=noise, **self.decoder_options)
             found = measuring.columns(y, numbers, last=k == max(self.keep))
@@ -204,8 +228,9 @@ def evaluate_generation(
     common: Stated = {
         "num_images": num,
         "seed": how.seed,
-        "label": sampler.label,
+        "label": sampler.conditioning.label,
         "classes": CLASSES[how.classes] if sampler.conditions is not None and not sampler.captioned else None,
+        "class_names": None if sampler.conditions is None else stated(sampler.classes.names),
         "tokenizer": fingerprint(tokenizer),
         **measuring.protocol,
     }
@@ -215,7 +240,7 @@ def evaluate_generation(
     with batches_of as batches:
         if batches is None:
             return []
-        sets = {k: Gathered(measures) for k in sampler.keep}
+        sets = {k: Gathered(measures, sampler.classes) for k in sampler.keep}
         with saving(save, num) as keep_image:
             for numbers, columns in batches:
                 for k, gathered in sets.items():

@@ -10,7 +10,9 @@ from typing import Unpack
 
 from torch import Tensor
 
+from tok1d.config.classes import UNSTATED, Classes
 from tok1d.data.broken import replaced_text
+from tok1d.data.classes import mapped
 from tok1d.data.transforms import without_border
 from tok1d.errors import InputError
 from tok1d.evaluate.feature_networks import OwnNetwork
@@ -204,10 +206,11 @@ class Compared:
 
 
 class Gathered:
-    """The measurements of a set of images: a sum for each metric of pairs, and a tally for each network."""
+    """The sums and tallies of a set of images; its `classes` are compared with those of a classifier by name."""
 
-    def __init__(self, measures: Measures) -> None:
+    def __init__(self, measures: Measures, classes: Classes = UNSTATED) -> None:
         self.measures, self.tallies = measures, measures.tallies()
+        self.agreements = [network.agreement(classes) for network in measures.networks]
         self.sums: dict[str, float] = {}
         self.count = 0
 
@@ -223,9 +226,10 @@ class Gathered:
         for name in PAIRS:
             if name in columns:
                 self.sums[name] = self.sums.get(name, 0.0) + float(columns[name].double().sum())
-        for i, (network, tally) in enumerate(zip(self.measures.networks, self.tallies)):
+        for i, (found, tally) in enumerate(zip(self.agreements, self.tallies)):
             spatial, logits = columns.get(f"{i} spatial"), columns.get(f"{i} logits")
-            shown = labels if network.classifies and logits is not None else None
+            known = labels is not None and logits is not None and found.agrees
+            shown = mapped(labels, found.places) if known else None
             tally.update(Features(columns[f"{i} pooled"], spatial, logits), indices, shown)
 
     def compared(self, stated: ReferenceSet, replaced: int = 0) -> list[Compared]:
@@ -243,8 +247,8 @@ class Gathered:
                 yield Number(name, self.sums[name] / self.count, unit=unit, note=note)
             else:
                 yield Number(name, None, unit=unit, note=self.measures.missing.get(name, "not measured"))
-        for network, tally, reference in zip(self.measures.networks, self.tallies, references):
-            yield from self._on_features(network, tally, reference)
+        for i, (_, reference) in enumerate(zip(self.tallies, references)):
+            yield from self._on_features(i, reference)
         for name, reason in self.measures.missing.items():
             if name not in METRICS:  # a network
                 for metric in [each for each in ON_FEATURES if each in self.measures.requested] or ["fd"]:
@@ -256,14 +260,15 @@ class Gathered:
             if "labels" in self.measures.metrics and tally.agreement is not None:
                 yield Number("labels", tally.agreement, network.label)
 
-    def _on_features(self, network: FrozenNetwork, tally: Tally, reference: Compared) -> Iterator[Number]:
+    def _on_features(self, index: int, reference: Compared) -> Iterator[Number]:
+        network, tally = self.measures.networks[index], self.tallies[index]
         shape: Manifold | None = None
         for name in self.measures.feature_metrics:
             if name == "labels":
                 if tally.agreement is not None:
                     yield Number(name, tally.agreement, network.label)
-                elif name in self.measures.requested:
-                    yield Number(name, None, network.label, note=_no_labels(network))
+                elif said := network.no_labels(self.agreements[index], asked=name in self.measures.requested):
+                    yield Number(name, None, network.label, note=said)
                 continue
             reason = self._impossible(name, network, tally, reference)
             compared = name != "score"
@@ -309,12 +314,6 @@ class Gathered:
             if (got := min(tally.num_images, len(reference.features))) < least:
                 return f"expected at least {least} images in each set, got {got}"
         return ""
-
-
-def _no_labels(network: FrozenNetwork) -> str:
-    if network.classifies:
-        return "the images have no labels"
-    return f"{network.name} does not classify into the labels of the images"
 
 
 def record_name(number: Number, kind: Kind) -> str:

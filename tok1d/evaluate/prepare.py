@@ -7,17 +7,19 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from tok1d.config.options import check_counts
+from tok1d.data.classes import image_classes
 from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
 from tok1d.errors import InputError
 from tok1d.evaluate import protocol, setup
-from tok1d.evaluate.generation import evaluate_generation
+from tok1d.evaluate.generation import evaluate_generation, sample_conditioning
 from tok1d.evaluate.job import Job
 from tok1d.evaluate.measures import Compared, Measures, Measuring
 from tok1d.evaluate.reconstruction import evaluate_reconstruction
 from tok1d.evaluate.request import Generation, Reconstruction, Request
 from tok1d.evaluate.samples import Save
 from tok1d.inference import images as sources
+from tok1d.inference.conditions import Conditioning, conditioning_of
 from tok1d.inference.sampling import guidance_of
 from tok1d.tokenizers.base import Tokenizer
 from tok1d.zoo.card import padding_of
@@ -113,6 +115,7 @@ def _reconstruction(request: Reconstruction, opened: Opened) -> Prepared:
         lambda: sources.open_data(request.data, tokenizer, data_root=request.data_root),
     )
     wanted = subset(images, request.num)
+    _say(opened, conditioning_of(tokenizer, image_classes(images), request.label, captioned=any(images.captions)))
     identity = {
         "weights": opened.once("weights", (request.model, device), lambda: model_identity(tokenizer)),
         "images": wanted.fingerprint(),
@@ -138,6 +141,7 @@ def _generation(request: Generation, opened: Opened) -> Prepared:
             f"{request.model}: expected DATA, a folder of images, or --reference FILE to compare its samples with"
         )
     guidance = guidance_of(generator, request.sampling)
+    _say(opened, sample_conditioning(generator, tokenizer, request))
     images: ImageSet | None = None
     if data:
         images = opened.once(
@@ -170,6 +174,11 @@ def _generation(request: Generation, opened: Opened) -> Prepared:
         "references": _fingerprints(known),
     }
     return Prepared(run, Measuring(measures, known or of_images, protocol.protocol_of(generator)), identity)
+
+
+def _say(opened: Opened, conditioning: Conditioning) -> None:
+    """Print the line about the tokenizer's condition, once for several equal requests."""
+    opened.once("condition", conditioning, conditioning.say)
 
 
 def _measures(

@@ -7,7 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from tok1d.config.classes import stated
 from tok1d.data.broken import replaced_indices, replaced_text, report_broken
+from tok1d.data.classes import image_classes
 from tok1d.data.images import ImageSet
 from tok1d.data.transforms import without_border
 from tok1d.evaluate.measures import BUNDLED_CLASSIFIER, Gathered, Measuring, record_of, strip
@@ -116,7 +118,8 @@ def evaluate_reconstruction(
     reconstructor, measures, save = Reconstructor(tokenizer, images, how), measuring.measures, measuring.save
     common: Stated = {
         "num_images": len(images),
-        "label": reconstructor.conditioned.condition,
+        "label": reconstructor.conditioned.conditioning.label,
+        "class_names": stated(image_classes(images).names),
         "seed": how.seed,
         **measuring.protocol,
     }
@@ -130,7 +133,7 @@ def evaluate_reconstruction(
         if batches is None:
             report_broken(images)
             return []
-        sets, replaced = {k: Gathered(measures) for k in ("real", *reconstructor.keep)}, 0
+        sets, replaced = {k: Gathered(measures, image_classes(images)) for k in ("real", *reconstructor.keep)}, 0
         with saving(save, len(images)) as keep_image:
             for numbers, columns in batches:
                 for k, gathered in sets.items():

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from tok1d.config.fields import option
 from tok1d.config.options import adding, fields_from
 from tok1d.config.sampling import Decoding, Sampling
+from tok1d.inference.request import LABEL_HELP
 
 Kind = Literal["reconstruction", "generation"]
 # The ways to choose the classes of samples, and their names in records.
@@ -42,11 +43,7 @@ class Reconstructions(Decoding):
         ge=1,
         axis=False,
     )
-    label: Literal["true", "null"] | None = option(
-        None,
-        "condition of the tokenizer (SMAP): true (class or caption of the image) or null; default: true if the images "
-        "have the classes of the training",
-    )
+    label: Literal["true", "null"] | None = option(None, LABEL_HELP)
     batch_size: int = option(250, "number of images in a forward pass", ge=1, axis=False)
     seed: int = option(0, "seed of all random numbers", ge=0, axis=False)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from tok1d.data.token_writer import TokenWriter, free_bytes, show_bytes
 from tok1d.data.tokens import Layout, TokenCache
 from tok1d.data.transforms import Crop
 from tok1d.errors import ConfigError, DataError
-from tok1d.inference.conditions import ConditionedImages, cond_for
+from tok1d.inference.conditions import ConditionedImages
 from tok1d.inference.request import CacheFormat
 from tok1d.tokenizers.base import Tokenizer, TokenSpec
 from tok1d.zoo.weights import fingerprint
@@ -49,18 +49,16 @@ def encode_batch(
     cond: Tensor | None,
     length: int,
     *,
-    label: str | None = "true",
     moments: bool = False,
 ) -> Tensor:
     """The first `length` tokens (B, K, D) or ids (B, K) of images (B, C, H, W), encoded in float32 even under autocast.
 
     Args:
-        cond: class ids (B,), or captions (B, T, E) for a tokenizer of captions; others ignore it.
-        label: see `choose_condition`; the tokenizer receives `cond` only with "true".
+        cond: class ids (B,) of the tokenizer, or captions (B, T, E) for a tokenizer of captions; others ignore it.
         moments: for a KL tokenizer, return (B, K, 2 D) instead: mean and standard deviation of each token.
     """
     device = next(tokenizer.parameters()).device
-    cond = cond_for(label, cond, device) if tokenizer.spec.needs_label else None
+    cond = cond.to(device) if tokenizer.spec.needs_label and cond is not None else None
     with torch.autocast(device.type, enabled=False):
         if moments:
             variational: Any = tokenizer
@@ -156,6 +154,7 @@ def encode_images(
     *,
     format: CacheFormat | None = None,
     part: tuple[int, int] = (0, 1),
+    label: Literal["true", "null"] | None = None,
     seed: int = 0,
     batch_size: int = 500,
     overwrite: bool = False,
@@ -172,6 +171,7 @@ def encode_images(
         images: their transform determines the views, see `with_views`.
         part: (i, n): this process writes part i of n. Processes on several machines can write at the same time. A part
             is at least one file of `format.rows_per_shard` rows.
+        label: condition of the tokenizer, see `conditions.conditioning_of`.
         seed: seed of random views.
         batch_size: number of views in a forward pass.
 
@@ -186,9 +186,10 @@ def encode_images(
     if format.moments:
         check_variational(tokenizer, "--moments")
     views, model = images.transform.num_views, tokenizer.eval()
-    layout, conditioned = cache_layout(model.spec, views, format), ConditionedImages(model, images)
+    layout, conditioned = cache_layout(model.spec, views, format), ConditionedImages(model, images, label)
+    conditioned.conditioning.say()
     meta = _meta(conditioned, images, layout, format, seed)
-    about = {"tokenizer_settings": encoder_settings(model)}
+    about = {"tokenizer_settings": encoder_settings(model), "classes": list(images.class_names)}
     writer = TokenWriter(folder, layout, len(images) * views, meta=meta, about=about, part=part, overwrite=overwrite)
     name = "encode" if part[1] == 1 else f"encode {part[0]}/{part[1]}"
     step, shown = max(1, batch_size // views), "" if quiet else name
@@ -214,8 +215,8 @@ def _meta(
     }
     if format.moments:
         meta["moments"] = True
-    if conditioned.condition is not None:
-        meta["label"] = conditioned.condition
+    if conditioned.conditioning.label is not None:
+        meta["label"] = conditioned.conditioning.label
     if conditioned.embed is not None:
         meta["captions"] = captions_fingerprint(images.captions)
     if images.transform.crop == "random":

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tok1d.config.classes import Agreement, Classes, agreement, model_classes
 from tok1d.config.condition import text_condition
+from tok1d.data.classes import image_classes, mapped
 from tok1d.data.images import ImageSet
 from tok1d.errors import InputError, reason_of
 from tok1d.generators.base import Generator
@@ -22,21 +26,51 @@ def reads_captions(tokenizer: Tokenizer) -> bool:
     return getattr(tokenizer.spec, "reads_captions", False)
 
 
-def choose_condition(
-    tokenizer: Tokenizer, num_classes: int, wanted: str | None = None, *, captioned: bool = False
-) -> str | None:
-    """The condition that a tokenizer receives, as records state it.
-
-    "true" is the class or the caption of the image, and "null" the null class or no caption. "true" needs images with
-    as many classes as the tokenizer has, or with captions.
+@dataclass(frozen=True)
+class Conditioning:
+    """The condition that a tokenizer receives for images or samples of some classes.
 
     Args:
-        num_classes: number of classes of the images.
-        wanted: "true" or "null"; None: "true" if it is possible.
-        captioned: whether the images have captions.
+        label: as records state it: "true" (the class or the caption), "null" (the null class or no caption), or None
+            for a tokenizer without a condition.
+        places: the tokenizer's id of each class; None: the ids are the same.
+        said: one line about it for the user; "" if there is nothing to say.
+    """
 
-    Returns:
-        "true", "null", or None for a tokenizer without a condition.
+    label: str | None
+    places: tuple[int, ...] | None = None
+    said: str = ""
+
+    def of(self, cond: Tensor | None, device: torch.device) -> Tensor | None:
+        """The `cond` of encode and decode: class ids (B,) of the tokenizer or captions (B, T, E); None unless "true".
+
+        Args:
+            cond: class ids (B,) of the images or samples, or captions (B, T, E).
+        """
+        if self.label != "true" or cond is None:
+            return None
+        return mapped(cond, self.places).to(device)
+
+    def say(self) -> None:
+        """Print `said` on stderr, if there is something to say."""
+        if self.said:
+            print(self.said, file=sys.stderr)
+
+
+def conditioning_of(
+    tokenizer: Tokenizer, classes: Classes, wanted: str | None = None, *, captioned: bool = False
+) -> Conditioning:
+    """The condition that a tokenizer receives for images or samples of some classes.
+
+    Labels are true where the names of the classes agree with the tokenizer's, in any order; they are then mapped by
+    name. Without names on one side the numbers of classes must agree. Otherwise the tokenizer receives the null
+    condition.
+
+    Args:
+        classes: of the images, or of the generator that samples.
+        wanted: "true": the user says that the labels are true; where the names do not agree, the ids are taken as they
+            are. "null", or None: as above.
+        captioned: whether the images have captions.
 
     Raises:
         InputError: `wanted` for a tokenizer without a condition, or "true" if it is not possible.
@@ -45,43 +79,56 @@ def choose_condition(
     if not spec.needs_label:
         if wanted is not None:
             raise InputError(f"label: this tokenizer reads no label, leave it out; got {wanted}")
-        return None
+        return Conditioning(None)
     if reads_captions(tokenizer):
         if wanted == "true" and not captioned:
             raise InputError("label: this tokenizer reads captions, the images have none; use null")
-        return wanted or ("true" if captioned else "null")
-    known = getattr(spec, "num_classes", 0) or num_classes
-    fits = num_classes > 0 and known == num_classes
-    if wanted == "true" and not fits:
-        raise InputError(
-            f"label: expected images of the tokenizer's {known} classes, these have {num_classes}; use null"
-        )
-    return wanted or ("true" if fits else "null")
+        return Conditioning(wanted or ("true" if captioned else "null"))
+    if wanted == "null":
+        return Conditioning("null")
+    own = model_classes(tokenizer)
+    known = own if own.num else replace(own, num=classes.num)
+    found = agreement(classes, known) if classes.num else Agreement(False)
+    if found.agrees:
+        return Conditioning("true", found.places, found.said)
+    if wanted == "true":
+        if classes.num != known.num or not classes.num:
+            raise InputError(
+                f"label: expected {classes.owner} of the tokenizer's {known.num} classes, these have {classes.num}; "
+                "use null"
+            )
+        return Conditioning("true", None, f"{found.said}; label=true: taken by position")
+    return Conditioning("null", None, _null_text(tokenizer, found.said))
 
 
-def cond_for(condition: str | None, cond: Tensor | None, device: torch.device) -> Tensor | None:
-    """The `cond` of encode and decode: class ids (B,) or captions (B, T, E) with the condition "true", else None."""
-    return cond.to(device) if condition == "true" and cond is not None else None
+def _null_text(tokenizer: Tokenizer, reason: str) -> str:
+    """The line about the null condition; "" for images or samples without classes."""
+    if not reason:
+        return ""
+    trained = getattr(tokenizer.config, "label_dropout", 1) > 0
+    return f"{reason}: the tokenizer receives its null class" + (
+        "" if trained else ", which its training did not use (label_dropout=0)"
+    )
 
 
 class ConditionedImages:
     """Images of a set with the conditions that a tokenizer receives.
 
     Args:
-        wanted: see `choose_condition`, whose result is `condition`.
+        wanted: see `conditioning_of`, whose result is `conditioning`.
 
     Raises:
-        InputError: see `choose_condition`.
+        InputError: see `conditioning_of`.
         ConfigError, WeightsError: see `CaptionEmbeddings`.
     """
 
     def __init__(self, tokenizer: Tokenizer, images: ImageSet, wanted: str | None = None) -> None:
         self.tokenizer, self.images = tokenizer, images
         captions = getattr(images, "captions", [])
-        self.condition = choose_condition(tokenizer, images.num_classes, wanted, captioned=any(captions))
+        self.conditioning = conditioning_of(tokenizer, image_classes(images), wanted, captioned=any(captions))
         self.embed: CaptionEmbeddings | None = None
         text = text_condition(tokenizer.config)
-        if self.condition == "true" and text is not None:
+        if self.conditioning.label == "true" and text is not None:
             self.embed = CaptionEmbeddings(text, captions)
 
     def batch(self, indices: Sequence[int] | np.ndarray, *, seed: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -91,7 +138,7 @@ class ConditionedImages:
             images, labels, captions = self.images.captioned_batch(indices, seed=seed)
             return images, labels, self.embed(captions, device)
         images, labels = self.images.batch(indices, seed=seed)
-        return images, labels, cond_for(self.condition, labels, device)
+        return images, labels, self.conditioning.of(labels, device)
 
 
 def read_captions(texts: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tok1d.config.classes import Classes, chosen, drawn, model_classes
 from tok1d.config.condition import is_conditional, text_condition
 from tok1d.config.options import check_counts, parse_counts
 from tok1d.data.broken import replaced_images, replaced_indices
@@ -17,7 +18,7 @@ from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import DataError, InputError
 from tok1d.files import clear
 from tok1d.generators.base import Generator
-from tok1d.inference.conditions import ConditionedImages, check_conditions, choose_condition, cond_for, read_captions
+from tok1d.inference.conditions import ConditionedImages, check_conditions, conditioning_of, read_captions
 from tok1d.inference.request import ReconstructionPictures, SamplePictures
 from tok1d.inference.sampling import DECODER_NOISE, decoder_options, guidance_of, noise_of
 from tok1d.losses.pixel import psnr_per_image
@@ -92,8 +93,7 @@ class _Samples:
         sampling, config = how.sampling, generator.config
         captions = read_captions(how.captions)
         check_conditions(generator, how.classes, captions, unconditional=sampling.unconditional)
-        if how.classes:
-            check_counts(list(how.classes), "--classes", 0, config.num_classes - 1)
+        ids = drawn_ids(generator, how)
         self.length, self.prefixes = _lengths(generator, how)
         self.guidance = guidance_of(generator, sampling) if guidance is None else guidance
         guided = self.guidance.scale != 1 and self.guidance.weak_model is None
@@ -106,10 +106,11 @@ class _Samples:
         self.embed = None if condition is None else CaptionEmbeddings(condition, captions)
         conditions: Sequence[int | str] = captions or [0]
         if self.num_classes:
-            conditions = how.classes or range(self.num_classes)
+            conditions = ids
         self.keys = [(each, copy) for each in conditions for copy in range(how.num)]
         token_counts(tokenizer.spec, [self.length, *self.prefixes])
-        self.decoder_cond = choose_condition(tokenizer, self.num_classes, captioned=self.embed is not None)
+        classes = model_classes(generator) if self.num_classes else Classes(0)
+        self.conditioning = conditioning_of(tokenizer, classes, captioned=self.embed is not None)
         self.settings = sampling.settings
         self.settings.check(generator.kind, config.name, "--")
         self.decoder_options = decoder_options(tokenizer, how.decoding, "--decoder-")
@@ -132,7 +133,7 @@ class _Samples:
         found = {}
         for k in dict.fromkeys((self.length, *self.prefixes)):
             noise = [noise_of(seed, 1, *key) for key in keys]
-            given = cond_for(self.decoder_cond, cond, device)
+            given = self.conditioning.of(cond, device)
             found[k] = self.tokenizer.decode(tokens, given, keep=k, generator=noise, **self.decoder_options).cpu()
         return found
 
@@ -142,6 +143,24 @@ class _Samples:
         if self.num_classes:
             return f"class{condition:03d}_{copy:03d}.png"
         return f"image{'' if self.embed is None else f'{number // self.how.num:03d}_'}{copy:03d}.png"
+
+
+def drawn_ids(generator: Generator, how: SamplePictures) -> list[int]:
+    """The ids of the classes to sample, by default all; raises InputError for classes that the generator lacks."""
+    classes = model_classes(generator)
+    return chosen(how.classes, classes, "--classes") if how.classes else list(range(classes.num))
+
+
+def classes_text(generator: Generator, how: SamplePictures) -> str:
+    """One line: the classes to sample, "classes: car (index 0), 2 (index 4)"; "" without classes.
+
+    Raises:
+        InputError: classes that the generator does not have.
+    """
+    check_conditions(generator, how.classes, how.captions, unconditional=how.unconditional)
+    if how.unconditional or not generator.config.num_classes:
+        return ""
+    return drawn(drawn_ids(generator, how), model_classes(generator))
 
 
 def _lengths(generator: Generator, how: SamplePictures) -> tuple[int, list[int]]:
@@ -176,6 +195,7 @@ def generate(
         InputError: settings, classes or captions that the generator or the tokenizer does not have.
     """
     samples = _Samples(generator, tokenizer, how, guidance)
+    samples.conditioning.say()
     keys = samples.keys
     batches = [samples.batch(keys[start : start + how.batch_size]) for start in range(0, len(keys), how.batch_size)]
     images = {k: torch.cat([batch[k] for batch in batches]) for k in batches[0]}

@@ -9,6 +9,11 @@ from tok1d.config.fields import option
 from tok1d.config.options import adding, fields_from
 from tok1d.config.sampling import Decoding, Sampling
 
+LABEL_HELP = (
+    "condition of the tokenizer (SMAP): true (class or caption of the image; classes by position if their names do not "
+    "agree) or null; default: true if the names of the classes are among the tokenizer's, or unknown and as many"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionPictures(Decoding):
@@ -26,11 +31,7 @@ class ReconstructionPictures(Decoding):
     size: int | None = option(
         None, "side of the square images before encoding and after decoding, in pixels; default: the model's own", ge=1
     )
-    label: Literal["true", "null"] | None = option(
-        None,
-        "condition of the tokenizer (SMAP): true (class or caption of the image) or null; default: true if the images "
-        "have the classes of the training",
-    )
+    label: Literal["true", "null"] | None = option(None, LABEL_HELP)
     seed: int = option(0, "seed of all random numbers", ge=0)
 
     @property
@@ -44,7 +45,12 @@ class ReconstructionPictures(Decoding):
 class SamplePictures(Sampling):
     """The samples to generate, and how they are decoded."""
 
-    classes: tuple[int, ...] = option((), "class ids, such as 3,7; default: all", ge=0)
+    classes: tuple[str | int, ...] = option(
+        (),
+        "classes by name, number or range, such as car,2,5-7; repeatable, as for a name with a comma; a number is the "
+        "class that is called so, else (unless all names are numbers) its position from 0; default: all",
+        repeated=True,
+    )
     captions: tuple[str, ...] = option(
         (),
         "for generators that read captions: a caption, or a .txt file with one caption per line; repeatable",
@@ -94,6 +100,7 @@ class Encoding(CacheFormat):
         "center",
         "views of each image: center (1 view), center+flip (2), random (1, with random crop and flip), tencrop (20)",
     )
+    label: Literal["true", "null"] | None = option(None, LABEL_HELP)
     seed: int = option(0, "seed of random views", ge=0)
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tok1d.config.classes import class_names, shortened
 from tok1d.config.condition import is_conditional
 from tok1d.config.options import flag_of
 from tok1d.config.sampling import EVERYWHERE, Decoding, SampleSettings, Sampling
@@ -95,6 +96,12 @@ def guidance_of(generator: Generator, sampling: Sampling) -> Guidance:
     weak = None
     if sampling.weak_model:
         weak = store.load(sampling.weak_model, device=next(generator.parameters()).device)
+        own, theirs = class_names(generator), class_names(weak)
+        if own and theirs and own != theirs:
+            raise InputError(
+                f"--weak-model: expected a model of the same classes in the same order ({shortened(own)}), got "
+                f"{sampling.weak_model} with {shortened(theirs)}"
+            )
     guidable = weak is not None or (is_conditional(generator.config) and not sampling.unconditional)
     scale = sampling.guidance
     if scale is None:

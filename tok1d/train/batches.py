@@ -9,13 +9,14 @@ from torch import Tensor
 
 from tok1d.config.condition import ConditionConfig, text_condition
 from tok1d.config.recipe import Recipe
+from tok1d.data.classes import image_classes
 from tok1d.data.images import at_size
 from tok1d.data.order import batch_indices, choice
 from tok1d.data.tokens import TokenCache
 from tok1d.devices import process_device
 from tok1d.errors import DataError
 from tok1d.inference.cache import encode_batch
-from tok1d.inference.conditions import choose_condition, reads_captions
+from tok1d.inference.conditions import conditioning_of, reads_captions
 from tok1d.losses.total import Batch
 from tok1d.train.images import Images
 from tok1d.train.rows import every_image, released, sampled
@@ -117,15 +118,16 @@ def encoded_batches(recipe: Recipe, images: Images, tokenizer: LoadedTokenizer, 
     """Batches of the first `length` tokens or ids of images that are encoded at every step, and their condition."""
     frozen = tokenizer.to(process_device())
     read, generator_condition = read_batches(recipe, images), text_condition(recipe.model)
-    used = choose_condition(tokenizer, images.num_classes, captioned=any(images.captions))
-    captions_read = tokenizer.config.condition if reads_captions(tokenizer) and used == "true" else None
+    used = conditioning_of(tokenizer, image_classes(images), captioned=any(images.captions))
+    captions_read = tokenizer.config.condition if reads_captions(tokenizer) and used.label == "true" else None
     embed = caption_embeddings(recipe, generator_condition or captions_read, images)
+    used.say()
     device = process_device()
 
     def batch(micro_step: int, rank: int, world: int) -> Batch:
         x, labels, captions = read(micro_step, rank, world)
         cond = labels if embed is None else embed(captions, device)
-        tokens = encode_batch(frozen, x, cond, length, label=used, moments=recipe.sample_latents)
+        tokens = encode_batch(frozen, x, used.of(cond, device), length, moments=recipe.sample_latents)
         if recipe.sample_latents:
             tokens = sampled(tokens, seed=recipe.seed, step=micro_step, rank=rank)
         return tokens, labels if generator_condition is None else cond

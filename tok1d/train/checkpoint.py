@@ -44,7 +44,8 @@ class RunContent(PlayerContent):
     """A run's state. The first player's entries are at the top level, those of the others in `players`, by name.
 
     seconds: training time so far. sums: logged values summed over the steps after step `since`. processes: how many
-    processes wrote it. images: number of training images, None if unknown. scale: state of the fp16 loss scale.
+    processes wrote it. images: number of training images, None if unknown. classes: names of the model's classes.
+    scale: state of the fp16 loss scale.
     """
 
     players: dict[str, PlayerContent]
@@ -53,6 +54,7 @@ class RunContent(PlayerContent):
     since: int
     processes: int
     images: int | None
+    classes: NotRequired[list[str]]
     scale: NotRequired[StateDict]
 
 

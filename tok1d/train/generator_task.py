@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
+from tok1d.config.classes import set_class_names
 from tok1d.config.condition import text_condition
 from tok1d.config.recipe import NO_CACHE, Recipe
 from tok1d.data.broken import report_broken
+from tok1d.data.classes import image_classes
 from tok1d.data.tokens import INDEX, TokenCache
 from tok1d.devices import process_device
 from tok1d.errors import ConfigError, DataError
@@ -22,7 +25,7 @@ from tok1d.inference.cache import (
     tokens_kept,
     with_views,
 )
-from tok1d.inference.conditions import reads_captions
+from tok1d.inference.conditions import Conditioning, conditioning_of, reads_captions
 from tok1d.inference.request import CacheFormat
 from tok1d.train.batches import cached_batches, caption_embeddings, encoded_batches
 from tok1d.train.folder import has_checkpoint
@@ -50,11 +53,13 @@ def generator_task(recipe: Recipe) -> Task:
     if not hasattr(tokenizer, "spec"):
         raise ConfigError(f"tokenizer: expected the model folder of a tokenizer, got another model, {recipe.tokenizer}")
     config, length = recipe.model, _check_tokenizer(recipe, tokenizer)
-    class_table = shared_classes(config, tokenizer, recipe.tokenizer)
-    batch, classes, images = (_encoded if recipe.cache == NO_CACHE else _cached)(recipe, tokenizer, length)
-    check_num_classes(config, classes)
+    images = _images(recipe)
+    check_num_classes(config.num_classes, images)
+    class_table = shared_classes(config, tokenizer, recipe.tokenizer, images)
+    batch = (_encoded if recipe.cache == NO_CACHE else _cached)(recipe, tokenizer, images, length)
     resumes = has_checkpoint(Path(recipe.out))
     model = store.build_model(config)
+    set_class_names(model, image_classes(images).names)
     if recipe.init_from is not None and not resumes:
         init_from(model, recipe.init_from)
     if class_table is not None:
@@ -116,7 +121,9 @@ def open_cache(recipe: Recipe, tokenizer: LoadedTokenizer, images: Images) -> To
         tokenizer_fingerprint=fingerprint(tokenizer),
         tokenizer_settings=encoder_settings(tokenizer),
         data_fingerprint=images.fingerprint(),
+        classes=images.class_names,
     )
+    _check_label(cache, conditioning_of(tokenizer, image_classes(images), captioned=any(images.captions)))
     captioned = reads_captions(tokenizer) and any(images.captions)
     if cache.meta.get("captions") != (captions_fingerprint(images.captions) if captioned else None):
         raise DataError(
@@ -125,12 +132,33 @@ def open_cache(recipe: Recipe, tokenizer: LoadedTokenizer, images: Images) -> To
     return cache
 
 
-def _cached(recipe: Recipe, tokenizer: LoadedTokenizer, length: int) -> tuple[BatchFunction, int, Images]:
-    """Batches from the token cache, the number of classes, and the images."""
-    images = with_views(open_split(recipe, "train"), recipe.cache_views)
+def _check_label(cache: TokenCache, now: Conditioning) -> None:
+    """Say on stderr if a cache was encoded under another condition than it would be now."""
+    found = cache.meta.get("label", now.label)
+    if found != now.label:
+        print(
+            f"{cache.folder}: encoded with label {found}, now it would be {now.label}; encode again if the labels of "
+            "these images are not the tokenizer's",
+            file=sys.stderr,
+        )
+    elif now.places is not None and not cache.class_names:
+        print(f"{cache.folder}: encoded with labels by position; encode again to map them by name", file=sys.stderr)
+    elif now.said:
+        print(f"{cache.folder}: {now.said}", file=sys.stderr)
+
+
+def _images(recipe: Recipe) -> Images:
+    """The training images, with the views of the cache, or augmented if they are encoded at every step."""
+    if recipe.cache == NO_CACHE:
+        images = open_split(recipe, "train", augment=True)
+        report_broken(images)
+        return images
+    return with_views(open_split(recipe, "train"), recipe.cache_views)
+
+
+def _cached(recipe: Recipe, tokenizer: LoadedTokenizer, images: Images, length: int) -> BatchFunction:
+    """Batches from the token cache."""
     embed, device = caption_embeddings(recipe, text_condition(recipe.model), images), process_device()
-    if not (Path(str(recipe.cache)) / INDEX).exists():
-        check_num_classes(recipe.model, images.num_classes)  # before the encoding, which takes long
     cache = open_cache(recipe, tokenizer, images)
     if cache.num_tokens < length:
         raise DataError(
@@ -140,11 +168,9 @@ def _cached(recipe: Recipe, tokenizer: LoadedTokenizer, length: int) -> tuple[Ba
     def condition(rows: np.ndarray, labels: Tensor) -> Tensor:
         return labels if embed is None else embed([images.captions[row // cache.views] for row in rows], device)
 
-    return cached_batches(recipe, cache, length, condition), int(cache.meta.get("num_classes", 0)), images
+    return cached_batches(recipe, cache, length, condition)
 
 
-def _encoded(recipe: Recipe, tokenizer: LoadedTokenizer, length: int) -> tuple[BatchFunction, int, Images]:
-    """Batches that are encoded at every step, the number of classes, and the images."""
-    images = open_split(recipe, "train", augment=True)
-    report_broken(images)
-    return encoded_batches(recipe, images, tokenizer, length), images.num_classes, images
+def _encoded(recipe: Recipe, tokenizer: LoadedTokenizer, images: Images, length: int) -> BatchFunction:
+    """Batches that are encoded at every step."""
+    return encoded_batches(recipe, images, tokenizer, length)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from tok1d.config.classes import class_names
 from tok1d.config.recipe import Recipe
 from tok1d.cost.peaks import peak_of
 from tok1d.data.images import prefetch
@@ -276,6 +277,7 @@ class Run(Stepper):
                 "since": self.since,
                 "processes": self.accelerator.num_processes,
                 "images": self._num_images(),
+                "classes": list(class_names(self.task.model)),
             }
             if self.scale is not None:
                 content["scale"] = self.scale.state_dict()

@@ -9,10 +9,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from tok1d.config.classes import model_classes
 from tok1d.config.condition import text_condition
 from tok1d.config.recipe import Recipe
 from tok1d.data.subset import subset
-from tok1d.inference.conditions import ConditionedImages, choose_condition, cond_for
+from tok1d.inference.conditions import ConditionedImages, conditioning_of
 from tok1d.pictures import grid, save_png
 from tok1d.tokenizers.prefix import token_counts
 from tok1d.train.images import open_split
@@ -51,9 +52,9 @@ def sample_preview(recipe: Recipe, tokenizer: LoadedTokenizer) -> Preview:
             cond = CaptionEmbeddings(text, captions)(captions, device)
         elif num_classes:
             cond = torch.arange(NUM_IMAGES, device=device) % num_classes
-        used = choose_condition(tokenizer, num_classes, captioned=text is not None)
+        used = conditioning_of(tokenizer, model_classes(generator), captioned=text is not None)
         tokens = generator.sample(cond, num=NUM_IMAGES)
-        images = tokenizer.to(device).decode(tokens, cond_for(used, cond, device))
+        images = tokenizer.to(device).decode(tokens, used.of(cond, device))
         save_png(grid(images, len(images), zoom=2), path)
 
     return preview

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tok1d.config.classes import model_classes
 from tok1d.config.condition import text_condition
 from tok1d.config.recipe import NO_CACHE, Recipe
 from tok1d.cost.forecast import meta_batch
@@ -31,9 +32,9 @@ from tok1d.train.adversarial import build_players
 from tok1d.train.batches import cached_batches, image_batches
 from tok1d.train.images import open_split
 from tok1d.train.task import BatchFunction, Task
-from tok1d.train.tasks import check_classes
 from tok1d.zoo import store
 from tok1d.zoo.adapters.autoencoder import autoencoder_class
+from tok1d.zoo.pairs import check_num_classes
 from tok1d.zoo.pretrained.autoencoder import locate
 from tok1d.zoo.pretrained.classifier import classifier_network
 from tok1d.zoo.pretrained.teachers import give_teachers
@@ -147,7 +148,7 @@ def _image_batches(recipe: Recipe, model: nn.Module) -> Batches:
     except DataError as error:
         return Batches(_random_batches(recipe), f"random images ({error})")
     report_broken(images)
-    check_classes(model, images.num_classes)
+    check_num_classes(model_classes(model).num, images)
     captioned, words = text_condition(recipe.model) is not None, recipe.learns_words
     random_rest = _random_rest(recipe)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tok1d.analyze.mixture import fit_mixtures
 from tok1d.analyze.prefix import explained_curve
 from tok1d.config.recipe import Recipe
+from tok1d.data.classes import image_classes
 from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
 from tok1d.errors import InputError, Tok1dError
@@ -29,7 +30,7 @@ from tok1d.evaluate.request import Reconstructions
 from tok1d.generators.llamagen import LlamaGenConfig
 from tok1d.generators.sit import SiTConfig
 from tok1d.inference.cache import encode_batch
-from tok1d.inference.conditions import ConditionedImages, choose_condition, cond_for
+from tok1d.inference.conditions import ConditionedImages, conditioning_of
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.tokenizers.prefix import prefix_lengths
 from tok1d.train.images import open_split
@@ -213,7 +214,7 @@ def _token_distance(real: Tensor, samples: Tensor) -> float:
 def _image_distance(tokens: _Tokens, classifier: CNN, samples: Tensor, labels: Tensor) -> float:
     """Fréchet distance of decoded samples to the training images, in the classifier's features."""
     tokenizer, pad = tokens.tokenizer, tokens.recipe.data.pad
-    used = choose_condition(tokenizer, tokens.train.num_classes)
+    used = conditioning_of(tokenizer, image_classes(tokens.train))
     options: dict[str, Any] = {}
     if not tokenizer.spec.deterministic:
         options["steps"] = min(DECODER_STEPS, tokenizer.config.steps)
@@ -222,7 +223,7 @@ def _image_distance(tokens: _Tokens, classifier: CNN, samples: Tensor, labels: T
     rng = torch.Generator(tokens.device).manual_seed(1)
     for rows in _ranges(len(samples)):
         part = slice(rows.start, rows.stop)
-        cond = cond_for(used, labels[part], tokens.device)
+        cond = used.of(labels[part], tokens.device)
         decoded.update(tokenizer.decode(samples[part], cond, generator=rng, **options), None)
     for rows in _ranges(len(tokens.train)):
         real.update(tokens.train.batch(rows)[0].to(tokens.device), None)

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from tok1d import __version__, files
+from tok1d.config.classes import class_names
 from tok1d.config.load import to_yaml
 from tok1d.config.recipe import Recipe
 from tok1d.cost.flops import step_flops_or_none
 from tok1d.data.broken import report_broken
+from tok1d.data.classes import say_classes
 from tok1d.data.images import ImageSet
 from tok1d.errors import WeightsError
 from tok1d.evaluate.of_recipe import check_evaluation, evaluate_model
@@ -73,6 +75,8 @@ def train(
         out = prepare(recipe, overwrite=overwrite, first=first_process)
         commit = code_version()  # at the start, because the checkout may change during a long run
         task = build_task(recipe)
+    if first_process and task.images is not None:
+        say_classes(task.images, training=True)
     check_evaluation(recipe, task.model)
     task.measures += evaluations(recipe)
     if first_process:
@@ -120,6 +124,7 @@ def make_card(recipe: Recipe, model: nn.Module, result: Result, *, name: str, co
         fingerprint=fingerprint(model),
         tokenizer=portable(recipe.tokenizer) if recipe.tokenizer else "",
         tokenizer_fingerprint=fingerprint(tokenizer) if tokenizer is not None else "",
+        classes=list(class_names(model)),
     )
 
 

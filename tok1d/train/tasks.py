@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch import nn
 
+from tok1d.config.classes import model_classes, set_class_names
 from tok1d.config.condition import text_condition
 from tok1d.config.recipe import Recipe
 from tok1d.data.broken import report_broken
-from tok1d.errors import ConfigError
+from tok1d.data.classes import image_classes
 from tok1d.train.adversarial import build_players
 from tok1d.train.batches import image_batches, image_condition, sample_names
 from tok1d.train.folder import has_checkpoint
@@ -22,6 +22,7 @@ from tok1d.train.previews import reconstruction_preview
 from tok1d.train.proxies import Proxies
 from tok1d.train.task import Measure, Task
 from tok1d.zoo import store
+from tok1d.zoo.pairs import check_num_classes
 from tok1d.zoo.pretrained.teachers import give_teachers
 from tok1d.zoo.transfer import init_from
 
@@ -43,14 +44,15 @@ def build_task(recipe: Recipe) -> Task:
     torch.manual_seed(recipe.seed)
     if recipe.kind == "generator":
         return generator_task(recipe)
+    images = open_split(recipe, "train", augment=True)
+    report_broken(images)
     model, resumes = store.build_model(recipe.model), has_checkpoint(Path(recipe.out))
+    check_num_classes(model_classes(model).num, images)
+    set_class_names(model, image_classes(images).names)
     give_teachers(model)
     if recipe.init_from is not None and not resumes:
         init_from(model, recipe.init_from)
     players = build_players(recipe, model, resumed=resumes)
-    images = open_split(recipe, "train", augment=True)
-    report_broken(images)
-    check_classes(model, images.num_classes)
     preview = reconstruction_preview(recipe) if recipe.kind == "tokenizer" else None
     batch = image_batches(recipe, images, image_condition(recipe, images))
     task = Task(model, batch, preview, players, sample_names(recipe, images), images)
@@ -71,10 +73,3 @@ def with_encoder(config: C) -> C:
     text.check_encoder()
     local = Path(text.encoder)
     return replace(config, condition=replace(text, encoder=str(local.resolve()))) if local.exists() else config
-
-
-def check_classes(model: nn.Module, num_classes: int) -> None:
-    """Raise ConfigError where a class-conditional tokenizer has another number of classes than the images."""
-    known = getattr(getattr(model, "spec", None), "num_classes", 0)
-    if known and known != num_classes:
-        raise ConfigError(f"model.num_classes: the data have {num_classes} classes, got {known}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
+from tok1d.config.classes import shortened
 from tok1d.zoo.record import Record
 
 T = TypeVar("T")
@@ -22,6 +23,8 @@ class Card:
         trained: steps, seconds, device and precision of the training.
         commit: version of the code.
         weights: "ema" or "raw", and the stored precision.
+        classes: names of the classes of a class-conditional model or a classifier, in the order of their ids; empty if
+            they are unknown.
         records: metrics with their protocol.
     """
 
@@ -38,6 +41,7 @@ class Card:
     tokenizer_fingerprint: str = ""
     generator: str = ""
     licence: str = "Apache-2.0"
+    classes: list[str] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
 
     def to_json(self) -> dict[str, object]:
@@ -49,16 +53,25 @@ class Card:
     def from_json(cls, content: dict[str, Any]) -> Card:
         """The card of `to_json`'s dictionary; raises TypeError or ValueError for any other."""
         for name, value in content.items():
-            kind = {"seed": int | None, "trained": dict, "records": list}.get(name, str)
+            kind = {"seed": int | None, "trained": dict, "classes": list, "records": list}.get(name, str)
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise TypeError(f"card.{name}: expected {kind}, got {value!r}"[:160])
+        if not all(isinstance(name, str) for name in content.get("classes", [])):
+            raise TypeError("card.classes: expected names of classes")
         return cls(**{**content, "records": [Record.from_json(record) for record in content.get("records", [])]})
 
     def to_markdown(self, model: str) -> str:
         """The README.md of a model folder."""
-        facts = {k: v for k, v in asdict(self).items() if k not in ("recipe", "records") and v not in ("", None, {})}
+        facts = {
+            k: v
+            for k, v in asdict(self).items()
+            if k not in ("recipe", "classes", "records") and v not in ("", None, {})
+        }
         lines = [f"# {model}", "", "| | |", "|---|---|"]
         lines += [f"| {key.replace('_', ' ')} | {value} |" for key, value in facts.items()]
+        if self.classes:
+            names = shortened(self.classes, 20).replace("|", "\\|")
+            lines.append(f"| classes ({len(self.classes)}) | {names} |")
         if self.records:
             lines += ["", "## Measured", ""]
             lines += ["| name | value | images | tokens kept | protocol |", "|---|---|---|---|---|"]

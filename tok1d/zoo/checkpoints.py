@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tok1d.config.classes import set_class_names
 from tok1d.config.load import stored_recipe, to_yaml
 from tok1d.config.recipe import Recipe
 from tok1d.config.registry import MODELS
@@ -54,7 +55,9 @@ def load_checkpoint(name: str, *, device: str | torch.device = "cpu") -> Any:
         weights=kind,
         trained={"steps": state.get("step")},
         tokenizer=recipe.tokenizer or "",
+        classes=list(state.get("classes", [])),
     )
+    set_class_names(model, model.card.classes)
     model.folder = path.parents[1]
     return model.to(device).eval()
 

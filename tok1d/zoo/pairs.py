@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from tok1d.config.classes import agreement, model_classes, shortened
 from tok1d.config.condition import text_condition
+from tok1d.data.base import ImageSet
+from tok1d.data.classes import image_classes
 from tok1d.errors import ConfigError
 from tok1d.generators.base import GeneratorConfig
 from tok1d.tokenizers.base import Tokenizer, TokenSpec
 
 
-def shared_classes(config: GeneratorConfig, tokenizer: Tokenizer, name: str) -> Tensor | None:
+def shared_classes(config: GeneratorConfig, tokenizer: Tokenizer, name: str, images: ImageSet) -> Tensor | None:
     """The tokenizer's class embeddings (num_classes, class_dim) for a generator with `shares_classes`, else None.
 
+    The rows are in the order of the images' classes, by name.
+
     Raises:
-        ConfigError: a tokenizer without class embeddings, or with embeddings of another size than the generator's.
+        ConfigError: a tokenizer without class embeddings, with embeddings of another size than the generator's, or of
+            other classes than the images'.
     """
     if not getattr(config, "shares_classes", False):
         return None
@@ -29,7 +35,13 @@ def shared_classes(config: GeneratorConfig, tokenizer: Tokenizer, name: str) -> 
         got = getattr(config, key)
         if got != expected:
             raise ConfigError(f"model.{key}: expected {expected} as the tokenizer's class table, got {got}")
-    return table
+    found = agreement(image_classes(images), model_classes(tokenizer))
+    if not found.agrees:
+        raise ConfigError(
+            f"model.class_source: shared needs data of the tokenizer's classes; {found.said}; "
+            "set model.class_source=independent"
+        )
+    return table if found.places is None else table[list(found.places)]
 
 
 def check_condition(config: GeneratorConfig, tokenizer: Tokenizer, name: str) -> None:
@@ -73,7 +85,10 @@ def check_tokens(config: GeneratorConfig, spec: TokenSpec, length: int) -> None:
             raise ConfigError(f"model.{key}: expected {expected} as the tokenizer makes them, got {got}")
 
 
-def check_num_classes(config: GeneratorConfig, classes: int) -> None:
-    """Raise ConfigError if a class-conditional generator has another number of classes than the data."""
-    if config.num_classes and config.num_classes != classes:
-        raise ConfigError(f"model.num_classes: the data have {classes} classes, got {config.num_classes}")
+def check_num_classes(expected: int, images: ImageSet) -> None:
+    """Raise ConfigError if a model with `expected` classes (0: without classes) has another number than the images."""
+    if expected and expected != images.num_classes:
+        raise ConfigError(
+            f"model.num_classes: expected {images.num_classes}, the classes of the data "
+            f"({shortened(images.class_names)}), got {expected}"
+        )

@@ -48,6 +48,7 @@ class Stated(ModelProtocol, total=False):
     seed: int | None
     label: str | None
     classes: str | None
+    class_names: str | None
     tokenizer: str | None
     sampling: dict[str, object] | None
     decoding: dict[str, object] | None
@@ -104,6 +105,7 @@ class Record:
     crop: str | None = None
     rounding: str | None = None  # rounding of the images before the feature network, such as "rounded to 8 bits"
     classes: str | None = None  # how the samples' classes were chosen: balanced, uniformly random, as in training
+    class_names: str | None = None  # names of the classes of the images or samples, see `config.classes.stated`
     tokenizer: str | None = None  # weights hash of the tokenizer that decoded samples
     label: str | None = None  # condition of the tokenizer: "true" (class or caption of the image) or "null"
     keep: int | None = None  # number of leading tokens that were decoded

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from tok1d.config.classes import set_class_names
 from tok1d.config.fields import to_mapping
 from tok1d.config.load import recipe_names
 from tok1d.config.registry import MODELS, build_model_config
@@ -197,6 +198,7 @@ def load(name: str | Path, *, device: str | torch.device = "cpu", base: Path | N
     model = build_model(config)
     load_state(model, read_weights(folder / "model.safetensors"), str(folder))
     model.card = card  # type: ignore[assignment]
+    set_class_names(model, card.classes)
     model.folder = folder  # type: ignore[assignment]
     space = getattr(model, "latent_space", None)
     if isinstance(space, Autoencoder):

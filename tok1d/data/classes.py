@@ -1,0 +1,51 @@
+"""The classes of an image set."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tok1d.config.classes import Classes, shortened
+from tok1d.data.arrow import ArrowImages
+from tok1d.data.base import ImageSet
+from tok1d.data.shards import ShardImages
+from tok1d.data.subset import underlying
+
+
+def image_classes(images: ImageSet) -> Classes:
+    """The classes of an image set. Shards and saved data sets that only number their classes have no names."""
+    names = tuple(images.class_names)
+    numbered = isinstance(underlying(images), ShardImages | ArrowImages) and all(map(str.isdecimal, names))
+    return Classes(images.num_classes, () if numbered else names, "the images")
+
+
+def mapped(labels: Tensor, places: Sequence[int] | None) -> Tensor:
+    """Labels (N,) as the ids of another list of classes, see `Agreement.places`; unchanged for None."""
+    return labels if places is None else torch.tensor(places, device=labels.device)[labels]
+
+
+def classes_text(images: ImageSet, most: int = 20) -> str:
+    """One line: the number of classes and their names in the order of their ids, "classes (3): cat, dog, owl"."""
+    return f"classes ({images.num_classes}): {shortened(images.class_names, most)}"
+
+
+def without_images(images: ImageSet) -> list[int]:
+    """The ids of the classes of which a set has no image; empty if its labels are not known."""
+    labels: Sequence[int] | np.ndarray | None = getattr(images, "labels", None)
+    if labels is None or images.num_classes < 2:
+        return []
+    there = set(np.unique(np.asarray(labels)).tolist())
+    return [index for index in range(images.num_classes) if index not in there]
+
+
+def say_classes(images: ImageSet, *, training: bool = False) -> None:
+    """Print the classes in the order of their ids on stderr, and with `training` those without a training image."""
+    print(classes_text(images), file=sys.stderr)
+    missing = without_images(images) if training else []
+    if missing:
+        shown = shortened([f"{images.class_names[i]} (index {i})" for i in missing])
+        print(f"classes without training images ({len(missing)}): {shown}", file=sys.stderr)
