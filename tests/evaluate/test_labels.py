@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tok1d.cli import app as cli
+from tok1d.config.classes import Classes
 from tok1d.config.load import load_recipe, to_yaml
 from tok1d.data.images import ImageSource, open_images
 from tok1d.demo.measure import quick_look
@@ -22,7 +23,7 @@ from tok1d.evaluate.reconstruction import evaluate_reconstruction
 from tok1d.evaluate.request import Reconstructions, Samples
 from tok1d.inference import pictures
 from tok1d.inference.cache import encode_images
-from tok1d.inference.conditions import choose_condition, cond_for
+from tok1d.inference.conditions import Conditioning, conditioning_of
 from tok1d.inference.request import SamplePictures
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.tokenizers.prefix import token_counts
@@ -77,17 +78,23 @@ def test_whose_label_is_used() -> None:
         SimpleNamespace(spec=TokenSpec(4, 4, **keys))  # type: ignore[arg-type]
         for keys in ({"needs_label": True}, {"needs_label": True, "num_classes": 10}, {})
     )
-    assert choose_condition(free, 10) is None
-    assert choose_condition(required, 10) == choose_condition(required, 3) == choose_condition(optional, 10) == "true"
-    assert choose_condition(optional, 3) == choose_condition(optional, 0) == choose_condition(required, 0) == "null"
-    assert choose_condition(optional, 10, "null") == "null" and choose_condition(optional, 10, "true") == "true"
-    with pytest.raises(InputError, match=r"^label: expected images of the tokenizer's 10 classes, these have 3; use n"):
-        choose_condition(optional, 3, "true")
+
+    def label(tokenizer: Any, num: int, wanted: str | None = None) -> str | None:
+        return conditioning_of(tokenizer, Classes(num, (), "the images"), wanted).label
+
+    required, optional, free = (SimpleNamespace(config=None, **vars(each)) for each in (required, optional, free))
+    assert label(free, 10) is None
+    assert label(required, 10) == label(required, 3) == label(optional, 10) == "true"
+    assert label(optional, 3) == label(optional, 0) == label(required, 0) == "null"
+    assert label(optional, 10, "null") == "null" and label(optional, 10, "true") == "true"
+    with pytest.raises(InputError, match=r"^label: expected the images of the tokenizer's 10 classes, these have 3"):
+        label(optional, 3, "true")
     with pytest.raises(InputError, match=r"^label: this tokenizer reads no label"):
-        choose_condition(free, 10, "null")
-    labels = torch.tensor([1, 2])
-    assert cond_for("null", labels, labels.device) is cond_for(None, labels, labels.device) is None
-    assert torch.equal(cond_for("true", labels, labels.device), labels)  # type: ignore[arg-type]
+        label(free, 10, "null")
+    ids = torch.tensor([1, 2])
+    assert Conditioning("null").of(ids, "cpu") is Conditioning(None).of(ids, "cpu") is None
+    assert torch.equal(Conditioning("true").of(ids, "cpu"), ids)  # type: ignore[arg-type]
+    assert Conditioning("true", (5, 4, 3)).of(ids, "cpu").tolist() == [4, 3]  # type: ignore[union-attr]
 
 
 def test_sweeps_begin_with_the_class_alone() -> None:
@@ -186,13 +193,16 @@ def test_a_person_s_own_images_have_the_null_class(
         assert f"condition of the tokenizer: {expected}" in text and "keep    0 of 4: PSNR" in text
     command = ["reconstruct", str(tmp_path / "model"), str(tmp_path / "own.png"), "--out", str(tmp_path / "no")]
     assert cli.run([*command, "--label", "true"]) == 2
-    assert "label: expected images of the tokenizer's 10 classes, these have 1; use null" in capsys.readouterr().err
+    assert "label: expected the images of the tokenizer's 10 classes, these have 1; use null" in capsys.readouterr().err
     assert cli.run([*command, "--label", "maybe"]) == 2
     assert "--label: expected true or null, got 'maybe'" in capsys.readouterr().err
 
 
 def test_a_tokenizer_learns_from_its_own_number_of_classes(tiny: Tiny, fashion: None, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^model\.num_classes: the data have 10 classes, got 12$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^model\.num_classes: expected 10, the classes of the data \(T-shirt.*\), got 12$",
+    ):
         build_task(load_recipe(tiny("smap"), ["model.num_classes=12"]))
     build_task(load_recipe(tiny("smap"), ["model.num_classes=12", "model.use_condition=false"]))
     for overrides in ([], ["model.bottleneck={name: vq, size: 16}", "model.tail_drop.keep_per=sample"]):

@@ -208,7 +208,7 @@ def test_a_generator_takes_only_its_tokenizer_s_tokens(tiny: Tiny, tmp_path: Pat
     with pytest.raises(ConfigError, match=r"^num_tokens: expected 1\.\.4 .* got 6"):
         build("num_tokens=6", "model.num_tokens=6")
     build()  # writes the cache of three tokens
-    with pytest.raises(ConfigError, match=r"^model\.num_classes: the data have 10 classes, got 7"):
+    with pytest.raises(ConfigError, match=r"^model\.num_classes: expected 10, .* \(T-shirt.*\), got 7"):
         build("model.num_classes=7")
     with pytest.raises(DataError, match="expected at least 4 tokens per image, got 3"):
         build("num_tokens=4", "model.num_tokens=4")

@@ -108,13 +108,12 @@ class OwnNetwork(FrozenNetwork):
             dim=config.features,
             num_classes=config.num_classes,
             classifies=True,
-            class_names=class_names(model),
             image_size=config.image_size,
             channels=config.channels,
             pad=pad,
             eight_bit=eight_bit,
         )
-        self.model = model.eval()
+        self.model, self.class_names = model.eval(), class_names(model)
 
     def measure(self, images: Tensor) -> Features:
         """Features of images (B, C, h, w) in [0, 1] of the classifier's image size; raises DataError for others."""

@@ -79,6 +79,8 @@ class FrozenNetwork:
         others: see `FeatureNetwork`.
     """
 
+    class_names: tuple[str, ...] = ()
+
     def __init__(
         self,
         name: str,
@@ -89,7 +91,6 @@ class FrozenNetwork:
         spatial_dim: int = 0,
         num_classes: int = 0,
         classifies: bool = False,
-        class_names: tuple[str, ...] = (),
         image_size: int | None = None,
         channels: int | None = None,
         pad: int = 0,
@@ -98,7 +99,6 @@ class FrozenNetwork:
         self.name, self.label = name, f"{name}@{digest[:12]}"
         self.device = torch.device(device)
         self.dim, self.spatial_dim, self.num_classes, self.classifies = dim, spatial_dim, num_classes, classifies
-        self.class_names = class_names
         self.image_size, self.channels, self.pad, self.eight_bit = image_size, channels, pad, eight_bit
 
     @property

@@ -228,8 +228,8 @@ class Gathered:
                 self.sums[name] = self.sums.get(name, 0.0) + float(columns[name].double().sum())
         for i, (found, tally) in enumerate(zip(self.agreements, self.tallies)):
             spatial, logits = columns.get(f"{i} spatial"), columns.get(f"{i} logits")
-            known = labels is not None and logits is not None and found.agrees
-            shown = mapped(labels, found.places) if known else None
+            known = labels if logits is not None and found.agrees else None
+            shown = None if known is None else mapped(known, found.places)
             tally.update(Features(columns[f"{i} pooled"], spatial, logits), indices, shown)
 
     def compared(self, stated: ReferenceSet, replaced: int = 0) -> list[Compared]:

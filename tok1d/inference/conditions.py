@@ -41,7 +41,7 @@ class Conditioning:
     places: tuple[int, ...] | None = None
     said: str = ""
 
-    def of(self, cond: Tensor | None, device: torch.device) -> Tensor | None:
+    def of(self, cond: Tensor | None, device: str | torch.device) -> Tensor | None:
         """The `cond` of encode and decode: class ids (B,) of the tokenizer or captions (B, T, E); None unless "true".
 
         Args:

@@ -96,10 +96,10 @@ def guidance_of(generator: Generator, sampling: Sampling) -> Guidance:
     weak = None
     if sampling.weak_model:
         weak = store.load(sampling.weak_model, device=next(generator.parameters()).device)
-        own, theirs = class_names(generator), class_names(weak)
-        if own and theirs and own != theirs:
+        ours, theirs = class_names(generator), class_names(weak)
+        if ours and theirs and ours != theirs:
             raise InputError(
-                f"--weak-model: expected a model of the same classes in the same order ({shortened(own)}), got "
+                f"--weak-model: expected a model of the same classes in the same order ({shortened(ours)}), got "
                 f"{sampling.weak_model} with {shortened(theirs)}"
             )
     guidable = weak is not None or (is_conditional(generator.config) and not sampling.unconditional)

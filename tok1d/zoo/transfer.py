@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from tok1d.config.classes import class_names, model_classes
 from tok1d.errors import ConfigError, WeightsError
 from tok1d.nn.position import resample_grid
 from tok1d.nn.roles import CLASS_LOGITS, CLASSES, GRID, PIXELS_IN, PIXELS_OUT, TOKENS, Role, roles_of
@@ -40,6 +41,9 @@ def init_from(model: nn.Module, name: str) -> list[str]:
     if found != expected:
         raise ConfigError(f"init_from: expected a {expected}, {name} is a {found}")
     notes = transfer(source, model, f"init_from={name}")
+    own, theirs = model_classes(model), model_classes(source)
+    if own.num == theirs.num and bool(own.names) != bool(theirs.names):
+        notes.append("rows of classes are copied by position, as the names of its classes are unknown")
     if notes:
         print(f"init_from={name}: {'; '.join(notes)}", file=sys.stderr)
     return notes
@@ -48,7 +52,9 @@ def init_from(model: nn.Module, name: str) -> list[str]:
 def transfer(source: nn.Module, model: nn.Module, what: str = "transfer") -> list[str]:
     """Copy the weights of `source` to `model`, adapted where the configurations differ.
 
-    - Number of classes: rows of classes keep their random initialisation, the null row is copied.
+    - Classes: with names on both sides the rows of classes with equal names are copied, in the order of the new model;
+      further rows keep their random initialisation. Without names and with another number of classes all rows do. The
+      null row is copied.
     - Image size: learned positions of patches are resampled bicubically.
     - Number of tokens: the first rows of per-token tables are copied.
     - Channels: the layers that read or output pixels are changed so that grey images give the same result.
@@ -68,7 +74,9 @@ def transfer(source: nn.Module, model: nn.Module, what: str = "transfer") -> lis
     state: dict[str, Tensor] = {}
     for name, weight in own.items():
         value = theirs.get(name)
-        adapted = value if value is not None and value.shape == weight.shape else adaption.of(name, value, weight)
+        adapted = None if value is None else adaption.by_class_name(name, value, weight)
+        if adapted is None:
+            adapted = value if value is not None and value.shape == weight.shape else adaption.of(name, value, weight)
         if adapted is not None:
             state[name] = adapted
     left = {name: value for name, value in theirs.items() if name not in state}
@@ -106,6 +114,22 @@ class _Adaption:
     source: nn.Module
     model: nn.Module
     notes: list[str] = field(default_factory=list)
+
+    def by_class_name(self, name: str, value: Tensor, own: Tensor) -> Tensor | None:
+        """A parameter of classes with the rows of equal names from `value`; None for others and without other names."""
+        theirs, ours = class_names(self.source), class_names(self.model)
+        roles = {CLASSES, CLASS_LOGITS} & set(roles_of(self.model, name)[1])
+        if not (theirs and ours and roles) or theirs == ours or value.shape[1:] != own.shape[1:]:
+            return None
+        kept = [(i, theirs.index(each)) for i, each in enumerate(ours) if each in theirs]
+        rows = own.clone()
+        if null_rows := min(len(value) - len(theirs), len(own) - len(ours)):
+            rows[-null_rows:] = value[-null_rows:]
+        for i, j in kept:
+            rows[i] = value[j]
+        rest = ", the others keep their random initialisation" * (len(kept) < len(ours))
+        self.note(f"the rows of {len(kept)} of {len(ours)} classes are copied, by name{rest}")
+        return rows
 
     def of(self, name: str, value: Tensor | None, own: Tensor) -> Tensor | None:
         """The parameter `name` of `source` in the shape of `own`, its initial value in `model`; None if it cannot be
