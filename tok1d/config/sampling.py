@@ -104,12 +104,16 @@ class Sampling(SampleSettings):
     """How a generator samples, with guidance."""
 
     guidance: float | None = option(
-        None, "guidance scale of the generator; 1 is off; default: 2, without classes or captions 1", ge=0
+        None,
+        "guidance scale of the generator: unconditional + scale (conditional - unconditional); 1 is no guidance, 0 the "
+        "prediction without class or caption (as --unconditional, but the tokenizer still receives the class); default: "
+        "2, without classes or captions 1",
+        ge=0,
     )
     guidance_schedule: Schedule | None = option(
         None,
-        "guidance scale over the tokens sampled one by one, or over MaskGIT's steps: constant, or growing from 1 "
-        "(linear, power_cosine); default: the model's own",
+        "guidance scale over the tokens sampled one by one, or over MaskGIT's steps: constant, or going from 1 to the "
+        "scale (linear, power_cosine); default: the model's own, for scale 0 constant",
     )
     guidance_interval: tuple[float, float] = option(
         EVERYWHERE,
@@ -137,7 +141,9 @@ class Decoding:
     sampler: str | None = option(
         None, "of a diffusion decoder: euler or heun (flow), ancestral or ddim (DDPM); default: the model's own"
     )
-    guidance: float = option(1.0, "guidance scale of a diffusion decoder; 1 is off", ge=0)
+    guidance: float = option(
+        1.0, "guidance scale of a diffusion decoder; 1 is no guidance, 0 the prediction without tokens", ge=0
+    )
     guidance_interval: tuple[float, float] = option(
         EVERYWHERE,
         "where a diffusion decoder is guided, from time 0 (noise) to 1 (image), such as 0.2,0.8; default: everywhere",

@@ -105,7 +105,7 @@ def _null_text(tokenizer: Tokenizer, reason: str) -> str:
     """The line about the null condition; "" for images or samples without classes."""
     if not reason:
         return ""
-    trained = getattr(tokenizer.config, "label_dropout", 1) > 0
+    trained = getattr(getattr(tokenizer, "config", None), "label_dropout", 1) > 0
     return f"{reason}: the tokenizer receives its null class" + (
         "" if trained else ", which its training did not use (label_dropout=0)"
     )

@@ -80,12 +80,6 @@ def decoder_options(tokenizer: Tokenizer, decoding: Decoding, prefix: str = "") 
     return {}
 
 
-def generator_guidance(generator: Generator, scale: float) -> Guidance:
-    """Guidance with a scale and the generator's own schedule."""
-    schedule, power = (getattr(generator, f"guidance_{name}", None) for name in ("schedule", "power"))
-    return Guidance(float(scale), schedule=schedule or "constant", power=1.0 if power is None else power)
-
-
 def guidance_of(generator: Generator, sampling: Sampling) -> Guidance:
     """The guidance of the settings. The default scale is 2, or 1 without classes, captions and weak model.
 
@@ -108,7 +102,7 @@ def guidance_of(generator: Generator, sampling: Sampling) -> Guidance:
         scale = 2.0 if guidable else 1.0
     if scale != 1 and not guidable:
         raise InputError(f"--guidance: without classes it needs a --weak-model, else pass 1; got {scale:g}")
-    own = generator_guidance(generator, scale)
+    own = generator.guidance_of(scale)
     schedule = sampling.guidance_schedule or own.schedule
     return dataclasses.replace(own, schedule=schedule, interval=sampling.guidance_interval, weak_model=weak)
 
