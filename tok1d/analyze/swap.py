@@ -131,12 +131,11 @@ def check_swap(tokenizer: Tokenizer, images: ImageSet, label: str | None = None)
         )
     if spec.reads_captions:
         raise InputError("swap needs a tokenizer that is conditioned on the class, got one conditioned on captions")
-    found = conditioning_of(tokenizer, image_classes(images), label)
+    classes, known = image_classes(images), model_classes(tokenizer)
+    found = conditioning_of(tokenizer, classes, label)
     if found.label != "true":
-        raise InputError(
-            f"swap needs images of the tokenizer's classes; {found.said.partition(': the tokenizer')[0]}; "
-            "--label true takes them by position"
-        )
+        advice = "; --label true takes them by position" if classes.num == known.num else ""
+        raise InputError(f"swap needs images of the tokenizer's classes; {agreement(classes, known).said}{advice}")
     return found
 
 

@@ -95,7 +95,7 @@ def agreement(own: Classes, known: Classes) -> Agreement:
         missing = f"{shortened(unknown, 3)} {'is' if len(unknown) == 1 else 'are'} not among"
         return Agreement(False, None, f"classes: {missing} {known.owner}'s classes ({known})")
     if own.num != known.num:
-        return Agreement(False, None, f"classes: {own.owner} have {own.num} classes, {known.owner} has {known.num}")
+        return Agreement(False, None, f"classes: {own.owner} have {_count(own.num)}, {known.owner} has {known.num}")
     if bool(own.names) != bool(known.names) and own.num > 1:
         side = known.owner if own.names else own.owner
         return Agreement(
@@ -111,6 +111,10 @@ def places_of(names: Sequence[str], known: Sequence[str]) -> tuple[int, ...] | N
     if len(index) < len(known) or len(set(wanted)) < len(wanted) or not index.keys() >= set(wanted):
         return None
     return tuple(index[name] for name in wanted)
+
+
+def _count(num: int) -> str:
+    return f"{num} class{'es' * (num != 1)}"
 
 
 def _normal(names: Iterable[str]) -> list[str]:
@@ -229,7 +233,8 @@ class _Choice:
         names = self.classes.names
         if not names:
             return f"expected numbers in 0..{self.classes.num - 1}" if self.classes.num else "expected no classes"
-        return f"expected classes of {self.classes}" + ("" if self.numbered else f", or numbers in 0..{len(names) - 1}")
+        numbers = "" if self.numbered else f", or numbers in 0..{len(names) - 1}"
+        return f"expected classes of {len(names)}: {shortened(names, _FULL)}{numbers}"
 
     def _nearest(self, text: str) -> str:
         near = nearest(text, self.classes.names)[:3]

@@ -106,8 +106,8 @@ class Sampling(SampleSettings):
     guidance: float | None = option(
         None,
         "guidance scale of the generator: unconditional + scale (conditional - unconditional); 1 is no guidance, 0 the "
-        "prediction without class or caption (as --unconditional, but the tokenizer still receives the class); default: "
-        "2, without classes or captions 1",
+        "prediction without class or caption, as --unconditional (but a tokenizer conditioned on the class still "
+        "receives it); default: 2, without classes or captions 1",
         ge=0,
     )
     guidance_schedule: Schedule | None = option(
