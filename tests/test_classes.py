@@ -526,3 +526,23 @@ def test_the_weights_of_a_model_do_not_depend_on_its_names(tiny: Tiny) -> None:
     named, unnamed = generator_of(tiny), generator_of(tiny, ())
     assert fingerprint(named) == fingerprint(unnamed)
     assert store.model_identity(named) == store.model_identity(unnamed)
+
+
+def test_an_evaluation_samples_the_named_classes(tiny: Tiny, tmp_path: Path, capsys: Any) -> None:
+    recipe, data = tiny("maetok"), folder_of(tmp_path / "data")
+    tokenizer = saved(tmp_path / "tokenizer", random_model(recipe), recipe)
+    saved(tmp_path / "sit", generator_of(tiny), tiny("sit", tokenizer="x"), tokenizer=tokenizer)
+    judge = random_model(tiny("classifier"), "model.num_classes=3", names=["cat", "ant", "bee"])
+    judge = saved(tmp_path / "judge", judge, tiny("classifier"))
+    command = ["evaluate", "generation", tmp_path / "sit", data, "--network", f"model:{judge}", "--num", 4, "--quiet"]
+    command += ["--metrics", "labels,fd", "--split", "train", "--out", tmp_path / "out.json", "--guidance", 1]
+    code, _, err = run(capsys, *command, "--classes", "cat,0")
+    assert code == 0, err
+    agreement, distance = (Record.from_json(each) for each in json.loads((tmp_path / "out.json").read_text()))
+    assert agreement.classes == "balanced over cat (index 2), ant (index 0)" and agreement.value is not None
+    assert distance.reference is not None and distance.reference.count == 6, "the images of two classes of three"
+    for wrong, message in (("", "got ''"), ("dog", "got 'dog'"), ("2-1", "LOW-HIGH"), ("cat,cat", "twice")):
+        code, _, err = run(capsys, *command, "--classes", wrong)
+        assert code == 2 and err.startswith("error: --classes: ") and message in err and err.count("\n") == 1, err
+    code, _, err = run(capsys, *command, "--classes", "cat", "--unconditional")
+    assert code == 2 and "--unconditional samples without classes" in err

@@ -79,7 +79,7 @@ class Option:
             InputError: not a value of this type, or out of bounds.
         """
         what = what or flag_of(self.name)
-        if text is None or text == "":
+        if text is None or (text == "" and not (isinstance(self.default, str) and self.default)):
             return self.default
         if self.hint == tuple[float, float]:
             return parse_interval(text, what)

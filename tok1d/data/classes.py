@@ -15,12 +15,14 @@ from tok1d.data.base import ImageSet
 from tok1d.data.shards import ShardImages
 from tok1d.data.subset import underlying
 
+IMAGES = "the images"  # owner of `Classes`
+
 
 def image_classes(images: ImageSet) -> Classes:
     """The classes of an image set. Shards and saved data sets that only number their classes have no names."""
     names = tuple(images.class_names)
     numbered = isinstance(underlying(images), ShardImages | ArrowImages) and all(map(str.isdecimal, names))
-    return Classes(images.num_classes, () if numbered else names, "the images")
+    return Classes(images.num_classes, () if numbered else names, IMAGES)
 
 
 def mapped(labels: Tensor, places: Sequence[int] | None) -> Tensor:

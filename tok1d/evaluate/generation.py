@@ -8,11 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tok1d.config.classes import Classes, agreement, model_classes, stated
+from tok1d.config.classes import Classes, agreement, chosen, model_classes, shortened, stated
 from tok1d.config.condition import is_conditional, text_condition
 from tok1d.data.broken import replaced_indices, report_broken
 from tok1d.data.classes import image_classes, mapped
 from tok1d.data.images import ImageSet
+from tok1d.data.subset import Subset
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
 from tok1d.evaluate.measures import Compared, Gathered, Measures, Measuring, record_of, strip
@@ -46,6 +47,21 @@ Conditions = Callable[[range], tuple[Tensor, Tensor]]
 def balanced_labels(num: int, num_classes: int) -> Tensor:
     """Class ids (num,) 0, 1, ..., repeated: the numbers of samples of two classes differ by at most one."""
     return torch.arange(num) % num_classes
+
+
+def sampled_ids(generator: Generator, how: Samples) -> list[int] | None:
+    """The ids of the classes that the user named; None for all classes.
+
+    Raises:
+        InputError: classes that the generator does not have, or any without class condition.
+    """
+    if how.classes in CLASSES:
+        return None
+    classes = model_classes(generator)
+    if how.unconditional or not classes.num:
+        why = "--unconditional samples without classes" if classes.num else "this generator has no classes"
+        raise InputError(f"--classes: {why}; leave it out")
+    return chosen(how.classes, classes, f"--classes: {' or '.join(CLASSES)}, or classes")
 
 
 def choose_labels(how: str, num: int, num_classes: int, *, seed: int = 0, labels: Tensor | None = None) -> Tensor:
@@ -92,8 +108,23 @@ def labels_for(generator: Generator, images: ImageSet | None) -> Tensor | None:
         return None
     found = agreement(image_classes(images), model_classes(generator))
     if not found.agrees:
-        raise InputError(f"{found.said}; expected reference images of the generator's classes for --classes train")
+        raise InputError(f"{found.said}; expected reference images of the generator's classes for --classes")
     return mapped(torch.as_tensor(labels), found.places)
+
+
+def images_of(images: ImageSet, generator: Generator, ids: Sequence[int]) -> ImageSet:
+    """The images of some classes of a generator.
+
+    Raises:
+        InputError: images of other classes, or none of these.
+    """
+    labels = labels_for(generator, images)
+    rows = [] if labels is None else torch.isin(labels, torch.tensor(ids)).nonzero()[:, 0].tolist()
+    classes = model_classes(generator)
+    names = shortened([classes.name(index) for index in ids], 20)
+    if not rows:
+        raise InputError(f"--classes: expected reference images of {names}, got none")
+    return Subset(images, rows, f"classes {names}")
 
 
 class Sampler:
@@ -122,6 +153,7 @@ class Sampler:
         sampling = how.sampling
         conditional = is_conditional(generator.config) and not sampling.unconditional
         self.captioned = conditional and text_condition(generator.config) is not None
+        self.ids = sampled_ids(generator, how)
         self.conditions = self._conditions(reference) if conditional else None
         self.classes = image_classes(reference) if self.captioned and reference else model_classes(generator)
         self.keep = token_counts(tokenizer.spec, how.keep or [generator.config.num_tokens])
@@ -137,6 +169,9 @@ class Sampler:
         condition = text_condition(config)
         if condition is None:
             how = self.how
+            if self.ids is not None:
+                own = torch.tensor(self.ids, device=device)[balanced_labels(self.num, len(self.ids)).to(device)]
+                return lambda numbers: 2 * (own[numbers.start : numbers.stop],)
             known = labels_for(self.generator, reference) if how.classes == "train" else None
             labels = choose_labels(how.classes, self.num, config.num_classes, seed=how.seed, labels=known).to(device)
             return lambda numbers: 2 * (labels[numbers.start : numbers.stop],)
@@ -175,6 +210,15 @@ class Sampler:
             columns |= {f"{k} {key}": value for key, value in found.items()}
         rows = [sampling.rows / count, decoding.rows / count, tokens.shape[1]]
         return columns | {"rows": torch.tensor(rows, dtype=torch.float64)}
+
+    @property
+    def classes_text(self) -> str | None:
+        """How the classes of the samples were chosen, for records."""
+        if self.conditions is None or self.captioned:
+            return None
+        if self.ids is None:
+            return CLASSES[self.how.classes]
+        return f"balanced over {shortened([self.classes.name(index) for index in self.ids], 20)}"
 
     @property
     def note(self) -> str:
@@ -229,7 +273,7 @@ def evaluate_generation(
         "num_images": num,
         "seed": how.seed,
         "label": sampler.conditioning.label,
-        "classes": CLASSES[how.classes] if sampler.conditions is not None and not sampler.captioned else None,
+        "classes": sampler.classes_text,
         "class_names": None if sampler.conditions is None else stated(sampler.classes.names),
         "tokenizer": fingerprint(tokenizer),
         **measuring.protocol,

@@ -12,7 +12,7 @@ from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
 from tok1d.errors import InputError
 from tok1d.evaluate import protocol, setup
-from tok1d.evaluate.generation import evaluate_generation, sample_conditioning
+from tok1d.evaluate.generation import evaluate_generation, images_of, sample_conditioning, sampled_ids
 from tok1d.evaluate.job import Job
 from tok1d.evaluate.measures import Compared, Measures, Measuring
 from tok1d.evaluate.reconstruction import evaluate_reconstruction
@@ -151,6 +151,8 @@ def _generation(request: Generation, opened: Opened) -> Prepared:
                 data, tokenizer, split=request.split, data_root=request.data_root, generator=generator
             ),
         )
+    if (ids := sampled_ids(generator, request)) is not None and images is not None:
+        images = images_of(images, generator, ids)
     check_counts(list(request.keep), "--keep", 1, generator.config.num_tokens)
 
     def of_images() -> list[Compared]:

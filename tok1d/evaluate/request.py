@@ -62,9 +62,10 @@ class Samples(Sampling):
         (), "decode from these numbers of leading tokens, such as 1,4,8; default: all", ge=1, axis=False
     )
     num: int | None = option(None, "number of samples; default: 1000", ge=1, axis=False)
-    classes: Literal["balanced", "random", "train"] = option(
+    classes: str = option(
         "balanced",
-        "classes of the samples: balanced, random, or train (with the frequencies of the training images)",
+        "classes of the samples: balanced, random, or train (with the frequencies of the training images); or classes "
+        "by name, number or range, such as car,2,5-7: as many samples of each, compared with images of these classes",
         axis=False,
     )
     batch_size: int = option(250, "number of samples in a forward pass", ge=1, axis=False)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tok1d.config.classes import Agreement, Classes, agreement, model_classes
 from tok1d.config.condition import text_condition
-from tok1d.data.classes import image_classes, mapped
+from tok1d.data.classes import IMAGES, image_classes, mapped
 from tok1d.data.images import ImageSet
 from tok1d.errors import InputError, reason_of
 from tok1d.generators.base import Generator
@@ -98,16 +98,19 @@ def conditioning_of(
                 "use null"
             )
         return Conditioning("true", None, f"{found.said}; label=true: taken by position")
-    return Conditioning("null", None, _null_text(tokenizer, found.said))
+    by_position = classes.owner == IMAGES and classes.num == known.num
+    return Conditioning("null", None, _null_text(tokenizer, found.said, by_position=by_position))
 
 
-def _null_text(tokenizer: Tokenizer, reason: str) -> str:
+def _null_text(tokenizer: Tokenizer, reason: str, *, by_position: bool) -> str:
     """The line about the null condition; "" for images or samples without classes."""
     if not reason:
         return ""
     trained = getattr(getattr(tokenizer, "config", None), "label_dropout", 1) > 0
-    return f"{reason}: the tokenizer receives its null class" + (
-        "" if trained else ", which its training did not use (label_dropout=0)"
+    return (
+        f"{reason}: the tokenizer receives its null class"
+        + ("" if trained else ", which its training did not use (label_dropout=0)")
+        + ("; label=true takes the classes by position" if by_position else "")
     )
 
 
