@@ -95,8 +95,7 @@ def rolled(model: Any, names: Sequence[str]) -> Any:
 def run(capsys: Any, *arguments: object) -> tuple[int, str, str]:
     capsys.readouterr()
     code = cli.run([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    return code, out, err
+    return code, *capsys.readouterr()
 
 
 # The choice of classes.
@@ -204,19 +203,19 @@ def test_labels_are_true_where_the_names_agree(tiny: Tiny, tmp_path: Path, capsy
             capsys, "reconstruct", model, of, "--num", 9, "--out", tmp_path / "out", "--overwrite", *options
         )
         assert code == 0, err
-        return [line for line in out.splitlines() if "PSNR" in line or "condition" in line], err
+        return [line for line in out.splitlines() if "PSNR" in line or "condition" in line], out
 
     right, null = psnr(known)[0], psnr(known, "--label", "null")[0]
     assert right[0].endswith("true") and right[1:] != null[1:]
-    lines, err = psnr(turned)
-    assert lines == right and "by name" in err
-    lines, err = psnr(other)
+    lines, said = psnr(turned)
+    assert lines == right and "by name" in said
+    lines, said = psnr(other)
     assert lines == null
-    assert "classes: ant, bee, cat are not among the tokenizer's classes (3: x, y, z)" in err and "null class" in err
-    lines, err = psnr(other, "--label", "true")
-    assert lines == right and "taken by position" in err
-    lines, err = psnr(old)
-    assert lines == right and "names of the tokenizer's 3 classes are unknown and were not compared" in err
+    assert "classes: ant, bee, cat are not among the tokenizer's classes (3: x, y, z)" in said and "null class" in said
+    lines, said = psnr(other, "--label", "true")
+    assert lines == right and "taken by position" in said
+    lines, said = psnr(old)
+    assert lines == right and "names of the tokenizer's 3 classes are unknown and were not compared" in said
     two = folder_of(tmp_path / "two", ["bee", "cat"])
     assert psnr(known, of=two)[0][0].endswith("true"), "some of the model's classes"
     more = folder_of(tmp_path / "more", ["ant", "bee", "cat", "dog"])
@@ -227,8 +226,8 @@ def test_labels_are_true_where_the_names_agree(tiny: Tiny, tmp_path: Path, capsy
 def test_a_null_class_that_was_not_trained_is_named(tiny: Tiny, tmp_path: Path, capsys: Any) -> None:
     recipe, data = tiny("smap"), folder_of(tmp_path / "data")
     model = saved(tmp_path / "m", random_model(recipe, *SMAP, "model.label_dropout=0", names=list("xyz")), recipe)
-    code, _, err = run(capsys, "reconstruct", model, data, "--out", tmp_path / "out")
-    assert code == 0 and "label_dropout=0" in err
+    code, out, _ = run(capsys, "reconstruct", model, data, "--out", tmp_path / "out")
+    assert code == 0 and "label_dropout=0" in out
 
 
 def test_evaluations_and_caches_map_labels_by_name(tiny: Tiny, tmp_path: Path, capsys: Any) -> None:
@@ -245,8 +244,8 @@ def test_evaluations_and_caches_map_labels_by_name(tiny: Tiny, tmp_path: Path, c
         assert record.class_names == "ant, bee, cat" and Record.from_json(record.to_json()) == record
         for label in ("", "true") if name == "other" else ("",):
             cache = tmp_path / f"cache{name}{label}"
-            code, _, err = run(capsys, "encode", model, data, "--out", cache, *(["--label", label] if label else []))
-            assert code == 0 and "classes (3): ant, bee, cat" in err
+            code, out, _ = run(capsys, "encode", model, data, "--out", cache, *(["--label", label] if label else []))
+            assert code == 0 and "classes (3): ant, bee, cat" in out
             tokens[name + label] = TokenCache(cache)
     assert values["right"] == values["turned"] and values["right"][1] == "true" and values["other"][1] == "null"
     rows = {name: cache.batch(range(9)) for name, cache in tokens.items()}
@@ -299,8 +298,8 @@ def test_numbered_shards_have_no_names(tmp_path: Path) -> None:
 def test_names_travel_from_a_folder_to_everything(tiny: Tiny, tmp_path: Path, capsys: Any) -> None:
     data, run_folder = folder_of(tmp_path / "data"), tmp_path / "run"
     of_data = ["data.name=folder", f"data.root={data}", "train.save_every=1", *SHORT]
-    code, _, err = run(capsys, "train", tiny("smap"), *of_data, *SMAP, f"out={run_folder}")
-    assert code == 0 and "classes (3): ant, bee, cat" in err
+    code, out, _ = run(capsys, "train", tiny("smap"), *of_data, *SMAP, f"out={run_folder}")
+    assert code == 0 and "classes (3): ant, bee, cat" in out
     assert json.loads((run_folder / "model/config.json").read_text())["card"]["classes"] == NAMES
     assert "| classes (3) | ant, bee, cat |" in (run_folder / "model/README.md").read_text()
     assert {each["class_names"] for each in json.loads((run_folder / "report.json").read_text())} == {"ant, bee, cat"}
@@ -336,8 +335,8 @@ def test_a_class_without_training_images_is_named(tiny: Tiny, tmp_path: Path, ca
     for path in (data / "train" / "bee").iterdir():
         path.unlink()
     of_data = ["data.name=folder", f"data.root={data}"]
-    code, _, err = run(capsys, "train", tiny("smap"), *of_data, *SMAP, f"out={tmp_path / 'run'}", *SHORT)
-    assert code == 0 and "classes without training images (1): bee (index 1)" in err, err
+    code, out, err = run(capsys, "train", tiny("smap"), *of_data, *SMAP, f"out={tmp_path / 'run'}", *SHORT)
+    assert code == 0 and "classes without training images (1): bee (index 1)" in out, err
 
 
 def test_the_bundled_models_know_their_classes() -> None:
@@ -495,7 +494,7 @@ def test_a_cache_of_labels_that_do_not_agree_is_said(tiny: Tiny, tmp_path: Path,
     wanted = load_recipe(tiny("sit"), overrides)
     assert run(capsys, "encode", model, data, "--out", tmp_path / "cache", "--label", "true")[0] == 0
     open_cache(wanted, store.load(model), open_split(wanted, "train"))
-    assert "encoded with label true, now it would be null" in capsys.readouterr().err
+    assert "encoded with label true, now it would be null" in capsys.readouterr().out
     task = build_task(wanted)
     assert class_names(task.model) == tuple(NAMES), "a generator has the classes of its data"
 

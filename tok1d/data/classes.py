@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,9 +44,9 @@ def without_images(images: ImageSet) -> list[int]:
 
 
 def say_classes(images: ImageSet, *, training: bool = False) -> None:
-    """Print the classes in the order of their ids on stderr, and with `training` those without a training image."""
-    print(classes_text(images), file=sys.stderr)
+    """Print the classes in the order of their ids, and with `training` those without a training image."""
+    print(classes_text(images))
     missing = without_images(images) if training else []
     if missing:
         shown = shortened([f"{images.class_names[i]} (index {i})" for i in missing])
-        print(f"classes without training images ({len(missing)}): {shown}", file=sys.stderr)
+        print(f"classes without training images ({len(missing)}): {shown}")

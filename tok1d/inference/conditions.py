@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,9 +51,9 @@ class Conditioning:
         return mapped(cond, self.places).to(device)
 
     def say(self) -> None:
-        """Print `said` on stderr, if there is something to say."""
+        """Print `said`, if there is something to say."""
         if self.said:
-            print(self.said, file=sys.stderr)
+            print(self.said)
 
 
 def conditioning_of(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -133,18 +132,17 @@ def open_cache(recipe: Recipe, tokenizer: LoadedTokenizer, images: Images) -> To
 
 
 def _check_label(cache: TokenCache, now: Conditioning) -> None:
-    """Say on stderr if a cache was encoded under another condition than it would be now."""
+    """Say if a cache was encoded under another condition than it would be now."""
     found = cache.meta.get("label", now.label)
     if found != now.label:
         print(
             f"{cache.folder}: encoded with label {found}, now it would be {now.label}; encode again if the labels of "
-            "these images are not the tokenizer's",
-            file=sys.stderr,
+            "these images are not the tokenizer's"
         )
     elif now.places is not None and not cache.class_names:
-        print(f"{cache.folder}: encoded with labels by position; encode again to map them by name", file=sys.stderr)
+        print(f"{cache.folder}: encoded with labels by position; encode again to map them by name")
     elif now.said:
-        print(f"{cache.folder}: {now.said}", file=sys.stderr)
+        print(f"{cache.folder}: {now.said}")
 
 
 def _images(recipe: Recipe) -> Images:

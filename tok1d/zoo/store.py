@@ -176,7 +176,7 @@ def read_config(folder: Path) -> tuple[Any, Card]:
     path = Path(folder) / "config.json"
     try:
         content = json.loads(path.read_text())
-        if content["format"] != FORMAT:
+        if type(content["format"]) is not int or content["format"] != FORMAT:
             raise WeightsError(f"{path}: written in format {content['format']}, this tok1d reads format {FORMAT}")
         return build_model_config(content["model"]), Card.from_json(content["card"])
     except ConfigError as error:
