@@ -18,9 +18,9 @@ from tok1d.analyze.swap import swap
 from tok1d.cli import app as cli
 from tok1d.config.classes import Classes, agreement, chosen, class_names, places_of, stated
 from tok1d.config.load import load_recipe, to_yaml
-from tok1d.data.classes import image_classes
 from tok1d.data.fashion_mnist import CLASS_NAMES
 from tok1d.data.images import ArrayImages, ImageSource, open_images
+from tok1d.data.labels import image_classes
 from tok1d.data.tokens import TokenCache
 from tok1d.data.transforms import Transform
 from tok1d.diffusion.guidance import Guidance

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tok1d.config.classes import Agreement, agreement, model_classes
-from tok1d.data.classes import image_classes, mapped
 from tok1d.data.images import ArrayImages, ImageSet
+from tok1d.data.labels import image_classes, mapped
 from tok1d.data.order import permutation
 from tok1d.data.subset import subset, underlying
 from tok1d.data.transforms import without_border

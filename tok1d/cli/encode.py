@@ -47,7 +47,7 @@ def encode(
     """
     from tok1d import devices
     from tok1d.data.broken import replaced_text
-    from tok1d.data.classes import say_classes
+    from tok1d.data.labels import say_classes
     from tok1d.inference import cache
     from tok1d.inference import images as sources
 

@@ -37,7 +37,7 @@ def reconstruct(
     """Encode images, decode them from their leading tokens, and write overview.png and a PNG file of each image."""
     from tok1d import files
     from tok1d.data.broken import replaced_indices, report_broken
-    from tok1d.data.classes import image_classes
+    from tok1d.data.labels import image_classes
     from tok1d.data.subset import subset
     from tok1d.inference import images as sources
     from tok1d.inference import pictures

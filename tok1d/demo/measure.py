@@ -14,8 +14,8 @@ from tok1d.analyze.prefix import CurvePoint
 from tok1d.config.classes import Classes, model_classes
 from tok1d.config.fields import build_config
 from tok1d.config.recipe import EvaluateConfig, Recipe
-from tok1d.data.classes import image_classes
 from tok1d.data.images import ImageSet
+from tok1d.data.labels import image_classes
 from tok1d.demo.page import Check, ModelResults, Probe, Strip
 from tok1d.evaluate.probe import linear_probe
 from tok1d.inference.conditions import conditioning_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from tok1d.config.classes import agreement, model_classes, stated
-from tok1d.data.classes import image_classes, mapped
 from tok1d.data.images import ImageSet
+from tok1d.data.labels import image_classes, mapped
 from tok1d.errors import InputError
 from tok1d.evaluate.metrics import accuracy
 from tok1d.evaluate.networks import CNN

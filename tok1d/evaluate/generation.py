@@ -11,8 +11,8 @@ from torch import Tensor
 from tok1d.config.classes import Classes, agreement, chosen, model_classes, shortened, stated
 from tok1d.config.condition import is_conditional, text_condition
 from tok1d.data.broken import replaced_indices, report_broken
-from tok1d.data.classes import image_classes, mapped
 from tok1d.data.images import ImageSet
+from tok1d.data.labels import image_classes, mapped
 from tok1d.data.subset import Subset
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError

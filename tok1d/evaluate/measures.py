@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tok1d.config.classes import UNSTATED, Classes
 from tok1d.data.broken import replaced_text
-from tok1d.data.classes import mapped
+from tok1d.data.labels import mapped
 from tok1d.data.transforms import without_border
 from tok1d.errors import InputError
 from tok1d.evaluate.feature_networks import OwnNetwork

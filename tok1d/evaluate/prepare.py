@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from tok1d.config.options import check_counts
-from tok1d.data.classes import image_classes
 from tok1d.data.images import ImageSet
+from tok1d.data.labels import image_classes
 from tok1d.data.subset import subset
 from tok1d.errors import InputError
 from tok1d.evaluate import protocol, setup

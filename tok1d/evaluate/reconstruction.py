@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tok1d.config.classes import stated
 from tok1d.data.broken import replaced_indices, replaced_text, report_broken
-from tok1d.data.classes import image_classes
 from tok1d.data.images import ImageSet
+from tok1d.data.labels import image_classes
 from tok1d.data.transforms import without_border
 from tok1d.evaluate.measures import BUNDLED_CLASSIFIER, Gathered, Measuring, record_of, strip
 from tok1d.evaluate.metrics import Moments, accuracy, frechet_distance

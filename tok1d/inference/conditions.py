@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tok1d.config.classes import Agreement, Classes, agreement, model_classes
 from tok1d.config.condition import text_condition
-from tok1d.data.classes import IMAGES, image_classes, mapped
 from tok1d.data.images import ImageSet
+from tok1d.data.labels import IMAGES, image_classes, mapped
 from tok1d.errors import InputError, reason_of
 from tok1d.generators.base import Generator
 from tok1d.tokenizers.base import Tokenizer

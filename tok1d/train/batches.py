@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tok1d.config.condition import ConditionConfig, text_condition
 from tok1d.config.recipe import Recipe
-from tok1d.data.classes import image_classes
 from tok1d.data.images import at_size
+from tok1d.data.labels import image_classes
 from tok1d.data.order import batch_indices, choice
 from tok1d.data.tokens import TokenCache
 from tok1d.devices import process_device

@@ -11,7 +11,7 @@ from tok1d.config.classes import set_class_names
 from tok1d.config.condition import text_condition
 from tok1d.config.recipe import NO_CACHE, Recipe
 from tok1d.data.broken import report_broken
-from tok1d.data.classes import image_classes
+from tok1d.data.labels import image_classes
 from tok1d.data.tokens import INDEX, TokenCache
 from tok1d.devices import process_device
 from tok1d.errors import ConfigError, DataError

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from tok1d.analyze.mixture import fit_mixtures
 from tok1d.analyze.prefix import explained_curve
 from tok1d.config.recipe import Recipe
-from tok1d.data.classes import image_classes
 from tok1d.data.images import ImageSet
+from tok1d.data.labels import image_classes
 from tok1d.data.subset import subset
 from tok1d.errors import InputError, Tok1dError
 from tok1d.evaluate.measures import Measures, Measuring

@@ -16,8 +16,8 @@ from tok1d.config.load import to_yaml
 from tok1d.config.recipe import Recipe
 from tok1d.cost.flops import step_flops_or_none
 from tok1d.data.broken import report_broken
-from tok1d.data.classes import say_classes
 from tok1d.data.images import ImageSet
+from tok1d.data.labels import say_classes
 from tok1d.errors import WeightsError
 from tok1d.evaluate.of_recipe import check_evaluation, evaluate_model
 from tok1d.train.folder import prepare

@@ -12,7 +12,7 @@ from tok1d.config.classes import model_classes, set_class_names
 from tok1d.config.condition import text_condition
 from tok1d.config.recipe import Recipe
 from tok1d.data.broken import report_broken
-from tok1d.data.classes import image_classes
+from tok1d.data.labels import image_classes
 from tok1d.train.adversarial import build_players
 from tok1d.train.batches import image_batches, image_condition, sample_names
 from tok1d.train.folder import has_checkpoint

@@ -7,7 +7,7 @@ from torch import Tensor
 from tok1d.config.classes import agreement, model_classes, shortened
 from tok1d.config.condition import text_condition
 from tok1d.data.base import ImageSet
-from tok1d.data.classes import image_classes
+from tok1d.data.labels import image_classes
 from tok1d.errors import ConfigError
 from tok1d.generators.base import GeneratorConfig
 from tok1d.tokenizers.base import Tokenizer, TokenSpec

@@ -1,4 +1,4 @@
-"""The classes of an image set."""
+"""The classes and labels of an image set."""
 
 from __future__ import annotations
 
