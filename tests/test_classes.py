@@ -123,6 +123,7 @@ def run(capsys: Any, *arguments: object) -> tuple[int, str, str]:
         (unicodedata.normalize("NFD", "é"), Classes(1, (unicodedata.normalize("NFC", "é"),)), [0]),
         ("7", Classes(2, ("7", "car")), [0]),  # a name before a position
         ("1", Classes(2, ("7", "car")), [1]),
+        ([" a", "a"], Classes(2, ("a", " a")), [1, 0]),
     ],
 )
 def test_classes_are_named(wanted: Any, classes: Classes, expected: list[int]) -> None:
@@ -152,6 +153,7 @@ def test_classes_are_named(wanted: Any, classes: Classes, expected: list[int]) -
         ("8", Classes(8), r"expected numbers in 0\.\.7, got 8"),
         ("car", Classes(8), r"expected numbers in 0\.\.7, got 'car'"),
         (True, Classes(8), "got 'True'"),
+        (["a\nb", "0"], Classes(2, ("a\nb", "c")), r"got a\\nb \(index 0\) twice"),
     ],
 )
 def test_other_classes_are_refused(wanted: Any, classes: Classes, message: str) -> None:

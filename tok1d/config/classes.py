@@ -36,7 +36,7 @@ class Classes:
 
     def name(self, index: int) -> str:
         """A class for messages: "car (index 0)", or "0" without names."""
-        return f"{self.names[index]} (index {index})" if self.names else str(index)
+        return f"{_on_one_line(self.names[index])} (index {index})" if self.names else str(index)
 
 
 UNSTATED = Classes(0)
@@ -124,8 +124,12 @@ def _normal(names: Iterable[str]) -> list[str]:
 
 def shortened(names: Sequence[str], most: int = 5) -> str:
     """ "a, b, c", or with more than `most` names the first ones and the last one; on one line."""
-    shown = [name if name.isprintable() else ascii(name)[1:-1] for name in names]
+    shown = [_on_one_line(name) for name in names]
     return ", ".join(shown if len(shown) <= most else [*shown[: most - 1], "...", shown[-1]])
+
+
+def _on_one_line(name: str) -> str:
+    return name if name.isprintable() else ascii(name)[1:-1]
 
 
 def stated(names: Sequence[str]) -> str | None:
@@ -178,9 +182,9 @@ class _Choice:
         self.numbered = bool(classes.names) and all(map(_is_number, classes.names))
 
     def of(self, text: str) -> list[int]:
-        whole = self.index.get(_normal([text.strip()])[0])
-        if whole is not None:
-            return [whole]
+        for whole in _normal([text, text.strip()]):
+            if whole in self.index:
+                return [self.index[whole]]
         if not text.strip(" ,"):
             raise InputError(f"{self.what}: {_EXPECTED}, got {text!r}")
         try:
@@ -202,7 +206,7 @@ class _Choice:
         if len(folded) == 1:
             return folded
         if folded:
-            several = " or ".join(self.classes.names[i] for i in folded)
+            several = " or ".join(_on_one_line(self.classes.names[i]) for i in folded)
             raise InputError(f"{self.what}: {text!r} may be {several}; expected the exact name")
         raise InputError(f"{self.what}: {self._expected()}, got {text!r}{self._nearest(text)}")
 
@@ -211,7 +215,7 @@ class _Choice:
         if len(called) == 1:
             return called[0]
         if len(called) > 1:
-            several = " or ".join(self.classes.names[i] for i in called)
+            several = " or ".join(_on_one_line(self.classes.names[i]) for i in called)
             raise InputError(f"{self.what}: {number} may be {several}; expected the exact name")
         if self.numbered or number >= self.classes.num:
             raise InputError(f"{self.what}: {self._expected()}, got {number}{self._nearest(str(number))}")
@@ -237,7 +241,7 @@ class _Choice:
         return f"expected classes of {len(names)}: {shortened(names, _FULL)}{numbers}"
 
     def _nearest(self, text: str) -> str:
-        near = nearest(text, self.classes.names)[:3]
+        near = [_on_one_line(name) for name in nearest(text, self.classes.names)[:3]]
         return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
