@@ -31,6 +31,10 @@ TOKENIZERS = {
     "smap without condition": ("smap", ["model.use_condition=false"]),
     "smap softvq": ("smap", ["model.bottleneck={name: softvq, size: 16, num_codebooks: 2}"]),
     "smap vq": ("smap", ["model.bottleneck={name: vq, size: 16}"]),
+    "smap residual vq": (
+        "smap",
+        ["model.num_tokens=2", "evaluate.keep=[1, 4]", "model.bottleneck={name: vq, size: 16, l2: false, levels: 2}"],
+    ),
     "titok kl": ("titok", []),
     "titok vq": ("titok", ["model.bottleneck={name: vq, size: 16}"]),
 }
