@@ -22,6 +22,7 @@ Tiny = Callable[..., str]
 TOKENIZERS = {
     "semanticist": ("tokenizer", []),
     "semanticist ddpm": ("tokenizer", ["model.objective=ddpm"]),
+    "semanticist vq": ("tokenizer", ["model.quantiser={name: vq, size: 16}"]),
     "maetok": ("maetok", []),
     "patches": ("maetok", ["model.num_tokens=0", "model.encoder.patch=16", "model.decoder.patch=16"]),
     "kl": ("maetok", ["model.bottleneck={name: kl}"]),

@@ -66,6 +66,10 @@ class SoftVQConfig:
     l2: bool = option(True, "normalise tokens and entries to length 1 first")
     entropy: float = option(0.01, "weight of the entropy loss", ge=0)
 
+    def parts_divide(self, length: int) -> bool:
+        """Whether a sequence of `length` tokens has a part of equal length for each codebook, or needs none."""
+        return self.grouping == "residual" or length % self.num_codebooks == 0
+
     def check(self) -> None:
         """Raise ConfigError on normalised tokens with residual codebooks."""
         if self.grouping == "residual" and self.l2:

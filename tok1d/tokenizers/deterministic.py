@@ -250,8 +250,7 @@ def check_parts(
     patch = decoder.patch
     if head == "conv" and (patch < 2 or patch & (patch - 1)):
         raise ConfigError(f"decoder.patch: head=conv upsamples by 2, expected 2, 4, 8, ..., got {patch}")
-    parts = isinstance(bottleneck, SoftVQConfig) and bottleneck.grouping == "contiguous"
-    if parts and length % bottleneck.num_codebooks:
+    if isinstance(bottleneck, SoftVQConfig) and not bottleneck.parts_divide(length):
         raise ConfigError(f"bottleneck.num_codebooks: {bottleneck.num_codebooks} does not divide {length} tokens")
 
 
