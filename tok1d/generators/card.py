@@ -85,6 +85,8 @@ class CARDConfig:
             raise ConfigError(f"heads: {self.heads} does not divide dim {self.dim}")
         if self.positions == "rope1d" and self.dim // self.heads % 2:
             raise ConfigError(f"heads: expected an even head width for rotary positions, got {self.dim // self.heads}")
+        if self.head.class_token:
+            raise ConfigError("head.class_token: expected false, because CARD's sequence has no class token, got true")
         if self.head.objective != "interpolant":
             raise ConfigError(
                 f"head.objective: expected interpolant, because CARD predicts velocities, got {self.head.objective}"
