@@ -349,7 +349,10 @@ def test_decoding_rejects_what_it_cannot_do(tokens: Any, cond: Tensor, options: 
         ({"decoder": {"patch": 5}}, "model.decoder.patch: 5 does not divide image_size 16"),
         ({"bottleneck": {"name": "softvq"}}, "model.bottleneck.num_codebooks: 4 does not divide 6 tokens"),
         ({"bottleneck": {"name": "softvq", "grouping": "residual"}}, "model.bottleneck.l2: expected false with"),
-        ({"bottleneck": {"name": "vq", "levels": 4, "l2": True}}, "model.bottleneck.l2: expected false with residual levels"),
+        (
+            {"bottleneck": {"name": "vq", "levels": 4, "l2": True}},
+            "model.bottleneck.l2: expected false with residual levels",
+        ),
         ({"tail_drop": {"group": 4}}, "model.tail_drop.group: expected a divisor of num_tokens=6, got 4"),
         ({"tail_drop": {"min_keep": 7}}, "model.tail_drop.min_keep: expected at most num_tokens=6, got 7"),
         ({"tail_drop": {"full_prob": 0.6, "zero_prob": 0.5}}, "model.tail_drop.zero_prob: expected at most 1 together"),

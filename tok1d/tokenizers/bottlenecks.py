@@ -114,6 +114,4 @@ def build_vq(config: VQConfig, dim: int, token_dim: int) -> VQ | ResidualVQ:
             revival=revival,
             decay=decay,
         )
-    return VQ(
-        dim, token_dim, size=size, l2=config.l2, beta=beta, entropy=entropy, revival=revival, decay=decay
-    )
+    return VQ(dim, token_dim, size=size, l2=config.l2, beta=beta, entropy=entropy, revival=revival, decay=decay)

@@ -66,7 +66,8 @@ class SMAPConfig:
     token_dim: int = option(64, "channels of a token, or of a codebook entry; the paper has 16 for kl and softvq", ge=1)
     num_classes: int = option(1000, "number of classes, without the null class; condition.kind=text: not used", ge=1)
     condition_on: Sides = option(
-        "both", "networks that read the condition: both (the paper), one, or none (its ablation)",
+        "both",
+        "networks that read the condition: both (the paper), one, or none (its ablation)",
         was="use_condition",
         build=sides,
     )
