@@ -1,5 +1,7 @@
-"""Residual vector quantisation: a token becomes a sum of entries, one of each level's codebook (RQ-VAE, arXiv 2203.01941,
-section 3.1; the levels of ImageFolder, arXiv 2410.01756)."""
+"""Residual vector quantisation: a token becomes a sum of entries, one of each level's codebook.
+
+RQ-VAE (arXiv 2203.01941, section 3.1); the levels of ImageFolder (arXiv 2410.01756).
+"""
 
 from __future__ import annotations
 

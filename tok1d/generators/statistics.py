@@ -83,7 +83,7 @@ class NormalisedTokens(nn.Module):
         return self.token_mean[:, : tokens.shape[1]], self.token_std[:, : tokens.shape[1]]
 
     def normalise(self, tokens: Tensor) -> Tensor:
-        """Raw tokens (B, k, D), the first of a sequence -> tokens with mean 0 and std 1, as the network receives them."""
+        """Raw tokens (B, k, D), the first of a sequence -> with mean 0 and std 1, as the network receives them."""
         mean, std = self._for(tokens)
         return (tokens - mean) / std
 

@@ -1,5 +1,8 @@
-"""Published weights of discriminators: the vision transformers of DINO with timm's names and of DINOv2 with timm's or
-its own, the heads of StyleGAN-T's projected discriminator on them, and MaskBit's and TiTok's patch network with blurred downsampling."""
+"""Published weights of discriminators.
+
+The vision transformers of DINO with timm's names and of DINOv2 with timm's or its own, the heads of StyleGAN-T's
+projected discriminator on them, and MaskBit's and TiTok's patch network with blurred downsampling.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,6 @@ from tok1d.zoo.adapters.discriminator import trunk_from_published
 from tok1d.zoo.adapters.keymap import read_published
 from tok1d.zoo.pretrained.teachers import load_teacher
 
-
 # Backbones whose cost is known without their weights: the arguments of their `DinoTrunk`.
 KNOWN: dict[str, dict[str, Any]] = {
     "vit_small_patch16_224.dino": {"patch": 16, "side": 14},
