@@ -30,17 +30,15 @@ def lengths_of(text: str, tokenizer: Tokenizer) -> list[int] | None:
 
 
 def facts(model: str, data: str, tokenizer: Tokenizer, images: ImageSet, num: int, **settings: Any) -> dict[str, Any]:
-    """What every record of an analysis begins with: model, weights, data, number of images, and `settings`."""
+    """What every record of an analysis begins with: model, hash of its weights, data, fingerprint, and `settings`."""
     from tok1d.data.subset import subset
     from tok1d.zoo.weights import fingerprint
 
-    used = subset(images, num)
     return {
         "model": model,
         "weights_hash": fingerprint(tokenizer),
         "data": data,
-        "reference": used.fingerprint(),
-        "num_images": len(used),
+        "reference": subset(images, num).fingerprint(),
         **settings,
     }
 
@@ -88,7 +86,8 @@ def analyze_prefix(
         share = "unavailable (the tokens do not reduce the loss)" if point.share is None else f"{point.share:7.1%}"
         print(f"keep {point.keep:4d}: loss {point.loss:.5f}, share {share}")
     save_png(plot_curve({model: points}), folder / "curve.png")
-    content = facts(model, data, tokenizer, images, num, seed=seed, times=times)
+    used = min(num, len(images))
+    content = facts(model, data, tokenizer, images, num, num_images=used, seed=seed, times=times)
     write_record(folder / "curve.json", {**content, "points": [asdict(point) for point in points]})
     print(f"plot: {folder / 'curve.png'}")
 
@@ -129,7 +128,8 @@ def analyze_increments(
     for line in found.describe():
         print(line)
     save_png(plot_correlations(found, model), folder / "increments.png")
-    content = facts(model, data, tokenizer, images, num, seed=seed, times=times)
+    used = min(num, len(images))
+    content = facts(model, data, tokenizer, images, num, num_images=used, seed=seed, times=times)
     write_record(folder / "increments.json", {**content, **found.to_json()})
     print(f"plot: {folder / 'increments.png'}")
 
