@@ -116,7 +116,7 @@ def test_lengths_are_groups_of_tokens(images: ArrayImages) -> None:
     found = increments(Sum(torch.eye(4)[:3], [1.0, 2.0, 2.0]), images, keep=[1], num_times=1)
     assert found.keep == (1, 3)
     torch.testing.assert_close(found.energy, torch.tensor([0.25, 2.0], dtype=torch.float64))
-    assert plot_correlations(found, "a title").mode == "RGB"
+    assert plot_correlations(found.keep, found.correlation, found.residual_correlation).mode == "RGB"
 
 
 @pytest.mark.parametrize("objective", ["flow", "ddpm"])

@@ -197,12 +197,16 @@ def _increments_and_residual(
     return torch.cat([rest[:-1] - rest[1:], rest[-1:]])
 
 
-def plot_correlations(found: Increments, title: str = "") -> Image:
-    """Plot the correlations of all pairs of increments, and of each increment with the final residual (last row)."""
+def plot_correlations(keep: Sequence[int], correlation: Tensor, residual: Tensor, title: str = "") -> Image:
+    """Plot the correlations of all pairs of increments, and of each increment with the final residual (last row).
+
+    Args:
+        keep, correlation, residual: `keep`, `correlation` and `residual_correlation` of `Increments`.
+    """
     from matplotlib.figure import Figure
 
-    names = [str(k) for k in found.keep]
-    values = torch.cat([found.correlation, found.residual_correlation[None]]).numpy()
+    names = [str(k) for k in keep]
+    values = torch.cat([correlation, residual[None]]).numpy()
     size = min(max(0.42 * len(names) + 2.2, 4.0), 12.0)
     figure = Figure(figsize=(size + 0.8, size), dpi=130, layout="constrained")
     axes = figure.add_subplot()

@@ -127,7 +127,8 @@ def analyze_increments(
     )
     for line in found.describe():
         print(line)
-    save_png(plot_correlations(found, model), folder / "increments.png")
+    picture = plot_correlations(found.keep, found.correlation, found.residual_correlation, model)
+    save_png(picture, folder / "increments.png")
     used = min(num, len(images))
     content = facts(model, data, tokenizer, images, num, num_images=used, seed=seed, times=times)
     write_record(folder / "increments.json", {**content, **found.to_json()})
