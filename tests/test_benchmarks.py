@@ -46,7 +46,7 @@ from speed.maetok_models import MAETokBench, MAETokSizes
 from speed.maetok_rows import MAETOK_ROWS
 from speed.measure import Arm, Row, measure
 from speed.models import Bench, Sizes
-from speed.rows import RELEASED_HEAD, ROWS
+from speed.rows import SLOW_HEAD, ROWS
 from speed.smap_models import SMAPBench, SMAPSizes, TruncationTrainer, transformers_twin
 from speed.smap_rows import SMAP_ROWS
 
@@ -66,7 +66,7 @@ TOY = replace(
     ar_heads=2,
     ar_tokens=3,
     head=HeadConfig(width=16, depth=2),
-    released_steps=6,
+    published_steps=6,
     measured_steps=3,
     train_batch=2,
     encode_batch=2,
@@ -113,7 +113,7 @@ def test_the_other_way_is_more_arithmetic(bench: Bench, name: str) -> None:
         assert record["slow"]["gflop"] > record["fast"]["gflop"] > 0
 
 
-def test_the_released_sde_calls_the_network_twice_a_step(bench: Bench) -> None:
+def test_the_slow_sde_calls_the_network_twice_a_step(bench: Bench) -> None:
     record = measure(next(ROWS["head-calls"](bench)), 1, 0.0, CPU, limit=1.0)
     # What is computed once a token: the embedding of both conditions and their halves of three linears.
     once = 2 * 2 * (16 * 16 + 2 * 16 * 16 + 16 * 4) / 1e9
@@ -122,7 +122,7 @@ def test_the_released_sde_calls_the_network_twice_a_step(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("cache", [True, False])
-@pytest.mark.parametrize("on", [slow.HeadSwitches(), RELEASED_HEAD, slow.HeadSwitches(one_batch=False)])
+@pytest.mark.parametrize("on", [slow.HeadSwitches(), SLOW_HEAD, slow.HeadSwitches(one_batch=False)])
 def test_slow_sampling_equals_the_library(bench: Bench, on: slow.HeadSwitches, cache: bool) -> None:
     labels = torch.tensor([1, 5])
     fast = bench.generator.sample(labels, guidance=3.0, steps=5, sampler="sde", noise=bench.randn())
