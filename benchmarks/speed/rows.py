@@ -307,9 +307,7 @@ def ar(bench: Bench) -> Iterator[Row]:
     labels, few, many = bench.labels(1), sizes.few_tokens, sizes.published_steps
 
     def slowly() -> Tensor:
-        return slow.sample_tokens(
-            model, labels, bench.randn(), length=few, scale=bench.scale, steps=many, on=SLOW_HEAD
-        )
+        return slow.sample_tokens(model, labels, bench.randn(), length=few, scale=bench.scale, steps=many, on=SLOW_HEAD)
 
     def ours(steps: int, sampler: str) -> Tensor:
         return model.sample(labels, guidance=bench.scale, steps=steps, sampler=sampler, noise=bench.randn())
