@@ -90,14 +90,19 @@ class Increments:
         return float(self.correlation.abs().triu(1).max())
 
     @property
-    def energy_ratio(self) -> float | None:
-        """Sum of the energies / (loss without tokens - loss with all): 1 if all inner products vanish in expectation.
+    def energy_sum(self) -> float:
+        """Sum of the energies."""
+        return float(self.energy.sum())
 
-        None if the tokens do not lower the loss.
-        """
-        losses = self.losses
-        drop = float(losses[0] - losses[-1])
-        return float(self.energy.sum()) / drop if drop > 0 else None
+    @property
+    def loss_drop(self) -> float:
+        """Loss without tokens minus loss with all; equals `energy_sum` if all inner products vanish in expectation."""
+        return float(self.losses[0] - self.losses[-1])
+
+    @property
+    def energy_ratio(self) -> float | None:
+        """`energy_sum` / `loss_drop`; None if the tokens do not lower the loss."""
+        return self.energy_sum / self.loss_drop if self.loss_drop > 0 else None
 
     @property
     def falling(self) -> float:
@@ -106,7 +111,7 @@ class Increments:
 
     def describe(self) -> list[str]:
         """Return the results as lines of text."""
-        total, ratio = float(self.energy.sum()), self.energy_ratio
+        total, ratio = self.energy_sum, self.energy_ratio
         shares = (self.energy / total if total > 0 else self.energy).tolist()
         lines = [
             f"to token {k:4d}: {share:6.1%} of the energy of all increments" for k, share in zip(self.keep, shares)
@@ -117,14 +122,15 @@ class Increments:
             f"correlation of different increments (0 is orthogonal in expectation): mean {self.mean_correlation:.3f}, "
             f"weighted by energy {self.weighted_correlation:.3f}, largest {self.largest_correlation:.3f}",
             f"largest correlation of an increment with the final residual: {residual:.3f}",
-            f"sum of the energies {total:.4f}, fall of the loss {float(self.losses[0] - self.losses[-1]):.4f}"
+            f"sum of the energies {total:.4f}, fall of the loss {self.loss_drop:.4f}"
             + ("" if ratio is None else f", ratio {ratio:.3f}"),
         ]
 
     def to_json(self) -> dict[str, object]:
         """Return all values and summaries as JSON types."""
         tensors = ("energy", "correlation", "residual_correlation", "losses")
-        numbers = ("mean_correlation", "weighted_correlation", "largest_correlation", "energy_ratio", "falling")
+        numbers = ("mean_correlation", "weighted_correlation", "largest_correlation")
+        numbers += ("energy_sum", "loss_drop", "energy_ratio", "falling")
         return {
             "keep": list(self.keep),
             **{name: getattr(self, name).tolist() for name in tensors},
