@@ -129,12 +129,12 @@ class Increments:
     def to_json(self) -> dict[str, object]:
         """Return all values and summaries as JSON types."""
         tensors = ("energy", "correlation", "residual_correlation", "losses")
-        numbers = ("mean_correlation", "weighted_correlation", "largest_correlation")
-        numbers += ("energy_sum", "loss_drop", "energy_ratio", "falling")
+        correlations = ("mean_correlation", "weighted_correlation", "largest_correlation")
+        energies = ("energy_sum", "loss_drop", "energy_ratio", "falling")
         return {
             "keep": list(self.keep),
             **{name: getattr(self, name).tolist() for name in tensors},
-            **{name: getattr(self, name) for name in numbers},
+            **{name: getattr(self, name) for name in (*correlations, *energies)},
         }
 
 
