@@ -18,6 +18,7 @@ from tok1d.evaluate.reconstruction import evaluate_reconstruction
 from tok1d.evaluate.request import Generation, Reconstruction, Request
 from tok1d.evaluate.samples import Save
 from tok1d.inference import images as sources
+from tok1d.inference.cache import inputs_fingerprint
 from tok1d.inference.sampling import guidance_of
 from tok1d.tokenizers.base import Tokenizer
 from tok1d.zoo.card import padding_of
@@ -115,7 +116,7 @@ def _reconstruction(request: Reconstruction, opened: Opened) -> Prepared:
     wanted = subset(images, request.num)
     identity = {
         "weights": opened.once("weights", (request.model, device), lambda: model_identity(tokenizer)),
-        "images": wanted.fingerprint(),
+        "images": inputs_fingerprint(wanted),
         "measures": str(measures),
         "references": _fingerprints(known),
     }
@@ -165,7 +166,7 @@ def _generation(request: Generation, opened: Opened) -> Prepared:
     identity = {
         "weights": opened.once("weights", (request.model, device), lambda: [model_identity(each) for each in pair]),
         "weak": None if weak is None else model_identity(weak),
-        "images": None if images is None else images.fingerprint(),
+        "images": None if images is None else inputs_fingerprint(images),
         "measures": str(measures),
         "references": _fingerprints(known),
     }

@@ -16,6 +16,7 @@ from tok1d.evaluate.networks import CNN
 from tok1d.evaluate.reference import describe_images, split_of
 from tok1d.evaluate.request import Reconstructions
 from tok1d.evaluate.samples import saving
+from tok1d.inference.cache import inputs_fingerprint
 from tok1d.inference.conditions import ConditionedImages
 from tok1d.inference.sampling import DECODER_NOISE, counted, decoder_options, decoding_record, noise_of
 from tok1d.tokenizers.base import Tokenizer
@@ -121,7 +122,14 @@ def evaluate_reconstruction(
         **measuring.protocol,
     }
     options = {key: str(value) for key, value in reconstructor.decoder_options.items()}
-    whole = [*reconstructor.keep, options, images.fingerprint(), model_identity(tokenizer), str(measures), str(save)]
+    whole = [
+        *reconstructor.keep,
+        options,
+        inputs_fingerprint(images),
+        model_identity(tokenizer),
+        str(measures),
+        str(save),
+    ]
     about = {"kind": "reconstruction", "common": common, "whole": whole, "versions": versions()}
     batches_of = measuring.batches(
         about, len(images), how.batch_size, lambda rows: reconstructor.columns(rows, measuring)

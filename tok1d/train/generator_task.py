@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from torch import Tensor
 from tok1d.config.condition import text_condition
 from tok1d.config.recipe import NO_CACHE, Recipe
 from tok1d.data.broken import report_broken
+from tok1d.data.lazy import LazyImages, fingerprint_like
+from tok1d.data.prints import FULL_HASH, SEES, asked_kind, kind_of_print
 from tok1d.data.tokens import INDEX, TokenCache
 from tok1d.devices import process_device
 from tok1d.errors import ConfigError, DataError
@@ -115,7 +118,7 @@ def open_cache(recipe: Recipe, tokenizer: LoadedTokenizer, images: Images) -> To
     cache.check(
         tokenizer_fingerprint=fingerprint(tokenizer),
         tokenizer_settings=encoder_settings(tokenizer),
-        data_fingerprint=images.fingerprint(),
+        data_fingerprint=_data_fingerprint(cache, images),
     )
     captioned = reads_captions(tokenizer) and any(images.captions)
     if cache.meta.get("captions") != (captions_fingerprint(images.captions) if captioned else None):
@@ -123,6 +126,18 @@ def open_cache(recipe: Recipe, tokenizer: LoadedTokenizer, images: Images) -> To
             f"{folder}: encoded with other captions than those of data.captions: set cache to another folder"
         )
     return cache
+
+
+def _data_fingerprint(cache: TokenCache, images: Images) -> str:
+    """The fingerprint of the images, which sees what that of the cache sees; prints a line if this is less."""
+    made = cache.meta.get("data_fingerprint", "")
+    if isinstance(images, LazyImages) and (kind := kind_of_print(made)) != (asked := asked_kind()) and kind != "whole":
+        why = "made by an older version" if kind == "names" else f"made without {FULL_HASH}=1 or --full-hash"
+        print(
+            f"{cache.folder}: {why}: compared are {SEES[kind]}; to compare {SEES[asked]}, run tok1d encode again",
+            file=sys.stderr,
+        )
+    return fingerprint_like(images, made)
 
 
 def _cached(recipe: Recipe, tokenizer: LoadedTokenizer, length: int) -> tuple[BatchFunction, int, Images]:
