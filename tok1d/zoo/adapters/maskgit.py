@@ -10,12 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Size, Tensor
 
+from tok1d.config.sampling import Schedule
 from tok1d.errors import ConfigError, WeightsError
 from tok1d.generators.maskgit import MaskGIT, MaskGITConfig
+from tok1d.zoo.adapters.averages import Choice
 from tok1d.zoo.adapters.keymap import (
     KeyMap,
     Options,
@@ -31,8 +34,8 @@ from tok1d.zoo.adapters.keymap import (
     read_published,
     same,
     shape_of,
-    without_prefix,
 )
+from tok1d.zoo.adapters.settings import Setting
 from tok1d.zoo.compat.guidance import maskgit_guidance
 
 VIT = KeyMap(
@@ -69,7 +72,6 @@ UVIT = KeyMap(
 )
 BUFFERS = ("model.embeddings.position_ids", "model.embeddings.token_type_ids")  # in files of older libraries
 APART = ("query", "key", "value")
-AVERAGED = ("ema_model.", "ema.")  # prefixes of all names in some files
 HEADS = {768: 16, 1024: 16}  # width -> attention heads, which weights do not determine
 
 
@@ -170,22 +172,58 @@ def _unnumbered(state: State) -> State:
     return renamed
 
 
-def convert_maskgit(file: str | Path, *, heads: int | None = None, class_dropout: float | None = None) -> MaskGIT:
+def convert_maskgit(
+    file: str | Path,
+    *,
+    heads: Annotated[
+        int | None,
+        Setting("attention heads", "heads", "of the published model of this width", "num_attention_heads", ge=1),
+    ] = None,
+    class_dropout: Annotated[
+        float | None,
+        Setting("share of null classes in training", "class_dropout", "0.1", "class_label_dropout", ge=0, le=1),
+    ] = None,
+    norm_eps: Annotated[
+        float | None, Setting("epsilon of the norms", "norm_eps", "1e-12, of a U-ViT 1e-5", gt=0)
+    ] = None,
+    steps: Annotated[int | None, Setting("default sampling steps", "steps", "8", "num_steps", ge=1)] = None,
+    noise: Annotated[
+        float | None, Setting("Gumbel noise at the first step", "noise", "9.5", "randomize_temperature", ge=0)
+    ] = None,
+    annealing: Annotated[bool, Setting("temperature falls from 1.3 to 0.5 over the steps", "annealing")] = True,
+    guidance_schedule: Annotated[
+        Schedule | None, Setting("schedule of guidance", "guidance_schedule", "linear", "guidance_decay")
+    ] = None,
+    guidance_power: Annotated[
+        float | None, Setting("power of power_cosine", "guidance_power", "3", "guidance_scale_pow", gt=0)
+    ] = None,
+    weights: Choice | None = None,
+) -> MaskGIT:
     """A published MaskGIT (file, or folder with its config.json) as our model in eval mode.
 
     Args:
         heads, class_dropout: as in training; default: as in config.json, else those of the published widths and 0.1.
+        norm_eps: epsilon of the norms.
+        steps, noise, annealing, guidance_schedule, guidance_power: the model's defaults for sampling; None: as in
+            config.json, else those of `MaskGITConfig`.
+        weights: raw or averaged ones.
 
     Raises:
         WeightsError: a damaged or wrong file.
     """
-    state = from_published(without_prefix(read_published(file), AVERAGED), str(file))
+    state = from_published(read_published(file, weights), str(file))
     given = _generator_options(file)
     codes, dim = _shape(state, "net.out.weight", file)
     heads = heads_of(heads or given.get("num_attention_heads"), dim, HEADS, "heads=", file)
     hidden = _shape(state, "net.blocks.0.mlp.fc1.weight", file)[0]
     if class_dropout is None:
         class_dropout = option_number(given, "class_label_dropout", 0.1, file)
+    sampling = {
+        "steps": steps,
+        "noise": noise,
+        "guidance_schedule": guidance_schedule,
+        "guidance_power": guidance_power,
+    }
     config = MaskGITConfig(
         num_tokens=state["net.positions"].shape[1] - 1,
         vocab_size=codes,
@@ -196,7 +234,9 @@ def convert_maskgit(file: str | Path, *, heads: int | None = None, class_dropout
         heads=int(heads),
         mlp_ratio=mlp_ratio(hidden, dim),
         class_dropout=class_dropout,
-        **_sampling(given, file),
+        annealing=annealing,
+        norm_eps=norm_eps,
+        **{**_sampling(given, file), **{key: value for key, value in sampling.items() if value is not None}},
     )
     compare_options(given, {"image_seq_len": config.num_tokens, "condition_num_classes": config.num_classes}, file)
     try:
