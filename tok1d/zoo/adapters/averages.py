@@ -75,8 +75,8 @@ def clean(state: Mapping[str, Tensor], source: str = "state") -> State:
     return cleaned
 
 
-def choose_file(path: Path, choice: Choice) -> tuple[Path, str]:
-    """The weight file of a path, and a line about the other files that have the same model's weights, or "".
+def choose_file(path: Path, choice: Choice) -> tuple[Path, bool, str]:
+    """The weight file of a path, whether its name says averaged, and a line about other files of the model, or "".
 
     Of a folder the averaged weights are taken unless raw ones are wanted. A file that is named is taken.
 
@@ -86,18 +86,18 @@ def choose_file(path: Path, choice: Choice) -> tuple[Path, str]:
     if not path.is_dir():
         beside = [each.name for each in _averaged_files(path.parent) if each != path]
         if not beside or is_averaged_file(path) or choice.wanted == "raw" or path.name not in _RAW_FILES:
-            return path, ""
-        return path, f"averaged weights are beside this file, in {beside[0]}: to read them, give the folder"
+            return path, is_averaged_file(path), ""
+        return path, False, f"averaged weights are beside this file, in {beside[0]}: to read them, give the folder"
     averaged, raw = _averaged_files(path), [path / name for name in _RAW_FILES if (path / name).is_file()]
     if not averaged and not raw:
         raise WeightsError(
             f"{path}: expected a weight file or a folder with {_AVERAGED_FILE} or {' or '.join(_RAW_FILES)}"
         )
     if choice.wanted == "ema" and not averaged:
-        return raw[0], ""  # the file itself may have both
+        return raw[0], False, ""  # the file itself may have both
     if (choice.wanted == "raw" and raw) or not averaged:
-        return raw[0], _said("raw", raw[0].name, [each.name for each in averaged])
-    return averaged[0], _said("ema", averaged[0].name, [each.name for each in [*raw, *averaged[1:]]])
+        return raw[0], False, _said("raw", raw[0].name, [each.name for each in averaged])
+    return averaged[0], True, _said("ema", averaged[0].name, [each.name for each in [*raw, *averaged[1:]]])
 
 
 def is_averaged_file(path: Path) -> bool:
@@ -112,19 +112,22 @@ def _averaged_files(folder: Path) -> list[Path]:
     return sorted(files, key=lambda each: each.name != _AVERAGED_FILE) + below
 
 
-def choose_state(content: Mapping[str, object], choice: Choice, path: Path) -> tuple[Mapping[str, object], str]:
+def choose_state(
+    content: Mapping[str, object], choice: Choice, path: Path, averaged: bool
+) -> tuple[Mapping[str, object], str]:
     """The state dict of a file's content that is read, and a line about the other, or ""; notes `choice.taken`.
 
     Args:
-        path: the file; its name may state that all of it is averaged.
+        path: the file, for messages.
+        averaged: whether its name says that all of it is averaged.
 
     Raises:
         WeightsError: averages without names, which cannot be assigned to weights.
         InputError: the file does not have what is wanted.
     """
-    found = list(_states(content, "", is_averaged_file(path)))
+    found = list(_states(content, "", averaged))
     if not found:
-        found = [_Found("", content, is_averaged_file(path))]
+        found = [_Found("", content, averaged)]
     found = [part for each in found for part in _parts(each)]
     averages, raw = [each for each in found if each.averaged], [each for each in found if not each.averaged]
     if not averages and choice.wanted != "raw" and (nameless := _nameless(content)):
@@ -199,10 +202,11 @@ def _parts(found: _Found) -> list[_Found]:
     for first in firsts:
         inside = {name[len(first) + 1 :]: state[full] for name, full in names.items() if name.startswith(f"{first}.")}
         inside = {name: value for name, value in inside.items() if name not in _COUNTERS}
-        parts.append(_Found(_joined(found.label, f"{first}."), inside, True))
+        if inside:
+            parts.append(_Found(_joined(found.label, f"{first}."), inside, True))
     rest = {name: value for name, value in rest.items() if name not in _COUNTERS}
-    if not rest:
-        return parts
+    if not rest or not parts:
+        return parts or [found._replace(state={name: state[names[name]] for name in rest})]
     prefix, match = _matching(parts[0].state, rest)
     if not match:  # a module of the model that is called so
         return [found._replace(state=state)]
@@ -238,7 +242,7 @@ def _completed(averaged: _Found, raw: _Found) -> tuple[_Found, list[str]]:
     names = clean({name: value for name, value in averaged.state.items() if isinstance(value, Tensor)})
     own = clean({name: value for name, value in raw.state.items() if isinstance(value, Tensor)})
     parts = {name.split(".")[0] for name in names}
-    lacking = [name for name in own if name not in names and ("." not in name or name.split(".")[0] in parts)]
+    lacking = [name for name in own if name not in names and (name.count(".") < 2 or name.split(".")[0] in parts)]
     if not lacking or names.keys().isdisjoint(own) or names.keys() - own:
         return averaged, []
     return averaged._replace(state={**names, **{name: own[name] for name in lacking}}), sorted(lacking)

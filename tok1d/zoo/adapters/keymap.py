@@ -86,11 +86,11 @@ def read_published(path: str | Path, choice: Choice | None = None) -> State:
         InputError: the file lacks the weights that `choice` wants.
     """
     choice = Choice() if choice is None else choice
-    path, line = choose_file(Path(path), choice)
+    path, averaged, line = choose_file(Path(path), choice)
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; expected published weights (.safetensors, .pkl, .pt or .pth)")
     content = read_weights(path) if path.suffix == ".safetensors" else _read_archive(path)
-    state, inside = choose_state(content, choice, path)
+    state, inside = choose_state(content, choice, path, averaged)
     strange = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
     if strange or not state:
         raise WeightsError(f"{path}: expected names and tensors, got {listing(strange)} entries of another kind")
