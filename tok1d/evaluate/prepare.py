@@ -11,7 +11,8 @@ from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
 from tok1d.errors import InputError
 from tok1d.evaluate import protocol, setup
-from tok1d.evaluate.generation import evaluate_generation
+from tok1d.evaluate.enough import check_number
+from tok1d.evaluate.generation import NUM, evaluate_generation
 from tok1d.evaluate.job import Job
 from tok1d.evaluate.measures import Compared, Measures, Measuring
 from tok1d.evaluate.reconstruction import evaluate_reconstruction
@@ -114,6 +115,7 @@ def _reconstruction(request: Reconstruction, opened: Opened) -> Prepared:
         lambda: sources.open_data(request.data, tokenizer, data_root=request.data_root),
     )
     wanted = subset(images, request.num)
+    check_number(measures.metrics if measures.networks else (), len(wanted), "images")
     identity = {
         "weights": opened.once("weights", (request.model, device), lambda: model_identity(tokenizer)),
         "images": inputs_fingerprint(wanted),
@@ -149,6 +151,10 @@ def _generation(request: Generation, opened: Opened) -> Prepared:
             ),
         )
     check_counts(list(request.keep), "--keep", 1, generator.config.num_tokens)
+    compared = measures.metrics if measures.networks else ()
+    check_number(compared, NUM if request.num is None else request.num, "samples")
+    if images is not None and known is None:
+        check_number(compared, len(images), "reference images")
 
     def of_images() -> list[Compared]:
         assert images is not None, "data was checked above"

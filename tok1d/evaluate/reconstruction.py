@@ -121,16 +121,8 @@ def evaluate_reconstruction(
         "seed": how.seed,
         **measuring.protocol,
     }
-    options = {key: str(value) for key, value in reconstructor.decoder_options.items()}
-    whole = [
-        *reconstructor.keep,
-        options,
-        inputs_fingerprint(images),
-        model_identity(tokenizer),
-        str(measures),
-        str(save),
-    ]
-    about = {"kind": "reconstruction", "common": common, "whole": whole, "versions": versions()}
+    inputs = [*_inputs(reconstructor), str(measures), str(save)]
+    about = {"kind": "reconstruction", "common": common, "whole": inputs, "versions": versions()}
     batches_of = measuring.batches(
         about, len(images), how.batch_size, lambda rows: reconstructor.columns(rows, measuring)
     )
@@ -159,6 +151,13 @@ def evaluate_reconstruction(
         originals = (replace(number, note="the test images themselves") for number in sets["real"].agreement())
         records += [record_of(each, "reconstruction", measures, compared, note=note, **common) for each in originals]
         return measuring.finish(records)
+
+
+def _inputs(reconstructor: Reconstructor) -> list[object]:
+    """What reconstructions depend on: numbers of tokens, decoding, images with their captions, and weights."""
+    options = {key: str(value) for key, value in reconstructor.decoder_options.items()}
+    images, tokenizer = inputs_fingerprint(reconstructor.images), model_identity(reconstructor.tokenizer)
+    return [*reconstructor.keep, options, images, tokenizer]
 
 
 def classifier_name(classifier: CNN) -> str:

@@ -108,20 +108,7 @@ def convert(
     arguments = parse_options(FORMATS[format], options)
     _check_foreign(Path(path))
     choice = Choice(weights)
-    try:
-        with redirect_stderr(io.StringIO()) as notes:  # printed only if the conversion succeeds
-            model = FORMATS[format](path, weights=choice, **arguments)
-    except Tok1dError as error:
-        message = str(error)
-        if str(path) in message or isinstance(error, InputError):
-            raise
-        raise type(error)(f"{path}: {message.removeprefix('published weights: ')}") from None
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise WeightsError(
-            f"{path}: weights or a config.json of other shapes or types than those of {format} "
-            f"({type(error).__name__}: {reason_of(error)}); is this the right file and format?"
-        ) from error
-    print(notes.getvalue(), end="", file=sys.stderr)
+    model = _converted(format, path, {"weights": choice, **arguments})
     if format == "kl16":
         with store.replacing(out) as folder:
             model.save_pretrained(folder)  # type: ignore[operator]
@@ -143,6 +130,25 @@ def convert(
     )
     store.save_model(model, out, card)
     return out
+
+
+def _converted(format: str, path: Path, arguments: Mapping[str, object]) -> nn.Module:
+    """The model of a conversion; its notes are printed on stderr. Raises Tok1dError naming the path."""
+    try:
+        with redirect_stderr(io.StringIO()) as notes:  # printed only if the conversion succeeds
+            model = FORMATS[format](path, **arguments)
+    except Tok1dError as error:
+        message = str(error)
+        if str(path) in message or isinstance(error, InputError):
+            raise
+        raise type(error)(f"{path}: {message.removeprefix('published weights: ')}") from None
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: weights or a config.json of other shapes or types than those of {format} "
+            f"({type(error).__name__}: {reason_of(error)}); is this the right file and format?"
+        ) from error
+    print(notes.getvalue(), end="", file=sys.stderr)
+    return model
 
 
 def _of_tokenizer(model: nn.Module, name: str, format: str) -> tuple[str, str]:

@@ -227,22 +227,25 @@ def _shape(state: State, name: str) -> Size:
     return shape_of(state, name, KEYS)
 
 
+Tau = Annotated[float | None, Setting("temperature of a SoftVQ bottleneck", "bottleneck.tau", "0.1", "tau", gt=0)]
+L2 = Annotated[
+    bool | None,
+    Setting("codes are compared on the unit sphere", "bottleneck.l2", "true", "codebook_l2_norm"),
+]
+ImageSize = Annotated[
+    int | None,
+    Setting("side of the images, where there is no position table", "image_size", "-", "base_image_size", ge=1),
+]
+
+
 def convert_tokenizer(
     path: str | Path,
     *,
     encoder_heads: EncoderHeads = None,
     decoder_heads: DecoderHeads = None,
-    tau: Annotated[
-        float | None, Setting("temperature of a SoftVQ bottleneck", "bottleneck.tau", "0.1", "tau", gt=0)
-    ] = None,
-    l2: Annotated[
-        bool | None,
-        Setting("codes are compared on the unit sphere", "bottleneck.l2", "true", "codebook_l2_norm"),
-    ] = None,
-    image_size: Annotated[
-        int | None,
-        Setting("side of the images, where there is no position table", "image_size", "-", "base_image_size", ge=1),
-    ] = None,
+    tau: Tau = None,
+    l2: L2 = None,
+    image_size: ImageSize = None,
     weights: Choice | None = None,
 ) -> MAETok:
     """A published tokenizer, a folder (config.json, model.safetensors) or a weight file, as our model in eval mode.

@@ -170,30 +170,40 @@ def ar_config(state: State, *, heads: int | None = None, class_dropout: float = 
     return config
 
 
+Causal = Annotated[bool, Setting("queries attend to earlier queries only", "encoder.causal")]
+Normalise = Annotated[bool, Setting("tokens are standardised over their channels", "normalise")]
+NormaliseEps = Annotated[float, Setting("added to the standard deviation", "normalise_eps", ge=0)]
+AlignDepth = Annotated[
+    int, Setting("block that was aligned with a teacher, of a file with a projector", "decoder.align_depth", ge=1)
+]
+Steps = Annotated[int, Setting("default decoding steps", "steps", ge=1)]
+LatentsOf = Annotated[
+    str | None,
+    Setting(
+        "the latents' autoencoder: a path, a hub name, or autoencoder for that in the file",
+        "latents.path",
+        "none for pixels, else that in the file, else KL-16",
+    ),
+]
+AutoencoderGroups = Annotated[int, Setting("groups of the norms of the autoencoder in the file", ge=1)]
+AutoencoderScale = Annotated[
+    float | None, Setting("scale of its latents", published="0.2325 of KL-16, else 0.18215", gt=0)
+]
+
+
 def convert_tokenizer(
     path: str | Path,
     *,
     encoder_heads: EncoderHeads = None,
     decoder_heads: DecoderHeads = None,
-    causal: Annotated[bool, Setting("queries attend to earlier queries only", "encoder.causal")] = True,
-    normalise: Annotated[bool, Setting("tokens are standardised over their channels", "normalise")] = True,
-    normalise_eps: Annotated[float, Setting("added to the standard deviation", "normalise_eps", ge=0)] = 0.0,
-    align_depth: Annotated[
-        int, Setting("block that was aligned with a teacher, of a file with a projector", "decoder.align_depth", ge=1)
-    ] = 8,
-    steps: Annotated[int, Setting("default decoding steps", "steps", ge=1)] = 250,
-    autoencoder: Annotated[
-        str | None,
-        Setting(
-            "the latents' autoencoder: a path, a hub name, or autoencoder for that in the file",
-            "latents.path",
-            "none for pixels, else that in the file, else KL-16",
-        ),
-    ] = None,
-    autoencoder_groups: Annotated[int, Setting("groups of the norms of the autoencoder in the file", ge=1)] = 32,
-    autoencoder_scale: Annotated[
-        float | None, Setting("scale of its latents", published="0.2325 of KL-16, else 0.18215", gt=0)
-    ] = None,
+    causal: Causal = True,
+    normalise: Normalise = True,
+    normalise_eps: NormaliseEps = 0.0,
+    align_depth: AlignDepth = 8,
+    steps: Steps = 250,
+    autoencoder: LatentsOf = None,
+    autoencoder_groups: AutoencoderGroups = 32,
+    autoencoder_scale: AutoencoderScale = None,
     weights: Choice | None = None,
 ) -> Semanticist:
     """A published tokenizer file, or step directory, as our model in eval mode; see `tokenizer_config`.
@@ -204,8 +214,7 @@ def convert_tokenizer(
             autoencoder in the file, else the published KL-16.
         autoencoder_groups, autoencoder_scale: of the autoencoder in the file; see `autoencoder.network_config`.
         normalise_eps: added to the standard deviation of a token.
-        steps: the model's default number of decoding steps.
-        weights: raw or averaged ones.
+        steps, weights: default number of decoding steps; raw or averaged weights.
 
     Raises:
         WeightsError: a damaged or wrong file, or an autoencoder that does not fit it.

@@ -159,33 +159,38 @@ def _is_table(name: str, value: Tensor) -> bool:
     return name.rsplit(".", 1)[-1] in TABLES and value.dim() == 2
 
 
+L2 = Annotated[
+    bool | None,
+    Setting(
+        "codes are compared on the unit sphere",
+        "bottleneck.l2",
+        "false, of a model in two stages true",
+        "use_l2_norm",
+    ),
+]
+Beta = Annotated[
+    float | None, Setting("weight of the commitment loss", "bottleneck.beta", "0.25", "commitment_cost", ge=0)
+]
+QuantizerWeight = Annotated[
+    float | None,
+    Setting(
+        "of a model in two stages: weight of the bottleneck's losses",
+        "quantizer_weight",
+        "1",
+        "quantizer_weight",
+        ge=0,
+    ),
+]
+
+
 def convert_titok(
     path: str | Path,
     *,
     encoder_heads: EncoderHeads = None,
     decoder_heads: DecoderHeads = None,
-    l2: Annotated[
-        bool | None,
-        Setting(
-            "codes are compared on the unit sphere",
-            "bottleneck.l2",
-            "false, of a model in two stages true",
-            "use_l2_norm",
-        ),
-    ] = None,
-    beta: Annotated[
-        float | None, Setting("weight of the commitment loss", "bottleneck.beta", "0.25", "commitment_cost", ge=0)
-    ] = None,
-    quantizer_weight: Annotated[
-        float | None,
-        Setting(
-            "of a model in two stages: weight of the bottleneck's losses",
-            "quantizer_weight",
-            "1",
-            "quantizer_weight",
-            ge=0,
-        ),
-    ] = None,
+    l2: L2 = None,
+    beta: Beta = None,
+    quantizer_weight: QuantizerWeight = None,
     weights: Choice | None = None,
 ) -> TiTok | LegacyTiTok:
     """A published TiTok, a weight file or a folder (config.json, model.safetensors), as our model in eval mode.
