@@ -101,14 +101,15 @@ def test_statistics_of_images_that_could_not_be_read_are_not_kept(
     file.write_bytes(content)
     assert "skipped 1 broken images of 12" in capsys.readouterr().err
     assert not cached and damaged.replaced == compared.replaced == 1 and damaged.fingerprint != clean.fingerprint
-    assert damaged.note == "1 unreadable image replaced by another"
+    few = "few images: 12, fewer than 10 for each of the 4 numbers of a feature: too large"
+    assert damaged.note == f"1 unreadable image replaced by another; {few}"
     measured = Number("fd", 1.0, measures.networks[0].label, compared=True)
     record = record_of(measured, "generation", measures, [compared], num_images=9)
     assert record.note == "1 unreadable reference image replaced by another"
     read = load_reference(damaged.save(tmp_path / "damaged.npz"))
     assert read.replaced == 1 and read.fingerprint == damaged.fingerprint
     again, cached = cached_reference(FolderImages(tmp_path, Transform(8, 1)), Rows(), of="test")
-    assert not cached and again.fingerprint == clean.fingerprint and (again.replaced, again.note) == (0, "")
+    assert not cached and again.fingerprint == clean.fingerprint and (again.replaced, again.note) == (0, few)
     assert torch.equal(again.pooled.mean, clean.pooled.mean)
     assert cached_reference(FolderImages(tmp_path, Transform(8, 1)), Rows(), of="test")[1]
 

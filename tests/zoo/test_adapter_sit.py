@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def test_lightningdit_finds_its_positions_and_statistics(tmp_path: Path) -> None
     statistics = {"mean": torch.arange(3.0).view(1, 3, 1, 1), "std": torch.full((1, 3, 1, 1), 2.0)}
     torch.save(statistics, tmp_path / "stats.pt")
     found = convert_lightningdit(tmp_path / "model.safetensors", heads=3, statistics=str(tmp_path / "stats.pt"))
-    assert found.config == model.config
+    assert found.config == replace(model.config, time_shift=1 / 0.3)  # its timestep_shift
     model.token_mean.copy_(torch.arange(3.0))
     model.token_std.fill_(2.0)
     assert same_model(found, model)

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ import tok1d
 from tok1d.config.load import load_recipe
 from tok1d.errors import InputError, WeightsError
 from tok1d.zoo import store
+from tok1d.zoo.adapters.settings import Setting
 from tok1d.zoo.card import Card
 from tok1d.zoo.convert import convert, parse_options
 from tok1d.zoo.record import Record
@@ -333,7 +335,13 @@ def test_conversion_reports_the_configuration(tmp_path: Path) -> None:
         convert("mystery", tmp_path / "x.pt", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
-    def function(path: Path, *, heads: int = 1, name: str = "") -> nn.Module:
+    def function(
+        path: Path,
+        *,
+        heads: Annotated[int, Setting("heads")] = 1,
+        name: Annotated[str | None, Setting("name")] = "",
+        weights: object = None,
+    ) -> nn.Module:
         raise AssertionError
 
     assert parse_options(function, ["heads=12", "name=a=b"]) == {"heads": 12, "name": "a=b"}

@@ -53,11 +53,23 @@ app.command("replay", short_help="Repeat the step that stopped a training.")(rep
 IMPORT_HELP = "module or .py file to import first, for example to register a model; repeatable; goes before the command"
 
 
+FULL_HASH_HELP = (
+    "fingerprints of data sets see every byte of the image files, not only the first and last 8 KiB of each; also "
+    "TOK1D_FULL_HASH=1; goes before the command"
+)
+
+
 @app.callback()
-def import_modules(
+def before_commands(
+    context: typer.Context,
     imports: Annotated[list[str] | None, typer.Option("--import", metavar="MODULE", help=IMPORT_HELP)] = None,
+    full_hash: Annotated[bool, typer.Option("--full-hash", help=FULL_HASH_HELP)] = False,
 ) -> None:
     """Structured 1D image tokenizers and the generators trained on their tokens. Start with tok1d demo."""
+    if full_hash:
+        from tok1d.data import prints
+
+        context.with_resource(prints.full_hash())
     if imports:
         from tok1d.config.imports import import_module
 
@@ -66,10 +78,10 @@ def import_modules(
 
 
 def split_imports(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The --import options at the start of a command line, and the command with its arguments."""
+    """The options before the command (--import, --full-hash), and the command with its arguments."""
     i = 0
-    while i < len(arguments) and arguments[i].partition("=")[0] == "--import":
-        i += 1 if "=" in arguments[i] else 2
+    while i < len(arguments) and arguments[i].partition("=")[0] in ("--import", "--full-hash"):
+        i += 1 if "=" in arguments[i] or arguments[i] == "--full-hash" else 2
     return arguments[:i], arguments[i:]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,6 +35,20 @@ def export(
     print(f"model: {folder}")
 
 
+def _help_options(wanted: bool) -> None:
+    """Print the options of every format, with the published defaults, and end the command."""
+    if not wanted:
+        return
+    from tok1d.zoo.adapters.settings import declared
+    from tok1d.zoo.convert import FORMATS
+
+    for format, function in FORMATS.items():
+        print(format)
+        for each in declared(function):
+            print(f"  {each.key}: {each.setting.help}; {each.kind}; default: {each.default_text}")
+    raise typer.Exit
+
+
 def convert(
     format: Annotated[
         str,
@@ -47,14 +61,27 @@ def convert(
     out: Annotated[Path, typer.Option(help="model folder to write")],
     options: Annotated[
         list[str] | None,
-        typer.Argument(help="key=value, settings that the file does not state; an unknown key prints the list of keys"),
+        typer.Argument(help="key=value, settings that the file does not state, see --help-options"),
     ] = None,
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="of a file or folder with both: ema (averaged weights) or raw; default: ema where there are some"
+        ),
+    ] = "",
     tokenizer: Annotated[str, typer.Option(help="for a generator: the model of its tokenizer")] = "",
+    help_options: Annotated[
+        bool,
+        typer.Option("--help-options", is_eager=True, callback=_help_options, help="list the options of every format"),
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Convert published weights to a tok1d model folder."""
     from tok1d import files
     from tok1d.zoo import convert as module
 
+    if weights:
+        one_of("--weights", weights, ("ema", "raw"))
     folder = files.new_folder(out, overwrite=overwrite)
-    print(f"model: {module.convert(format, path, folder, options or [], tokenizer=tokenizer)}")
+    which: Any = weights or None
+    print(f"model: {module.convert(format, path, folder, options or [], tokenizer=tokenizer, weights=which)}")

@@ -54,7 +54,9 @@ def launch(
             raise InputError(f"--slurm: expected KEY=VALUE such as account=NAME, got {text!r}")
         further[key.replace("-", "_")] = value
     resources = module.Resources(nodes, gpus, tasks, cpus, module.parse_time(time), partition, further)
-    imports = [f"--import={name}" for name in (context.parent and context.parent.params["imports"]) or []]
+    given = context.parent.params if context.parent else {}
+    imports = [f"--import={name}" for name in given.get("imports") or []]
+    imports += ["--full-hash"] if given.get("full_hash") else []
     if dry_run:
         arguments, logs, batch_size = module.job_of(command)
         module.check_batch(batch_size, resources)
@@ -69,5 +71,5 @@ def launch(
 
 
 def run_with(run: Callable[[list[str]], int], imports: list[str], arguments: list[str]) -> int:
-    """Run a command line with --import options and return its exit code."""
+    """Run a command line with the options before the command and return its exit code."""
     return run([*imports, *arguments])

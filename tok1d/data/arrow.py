@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tok1d.data.lazy import LazyImages
+from tok1d.data.prints import Kind, hash_bytes, hash_file
 from tok1d.data.source import ImageSource
 from tok1d.data.splits import TEST_NAMES, TRAIN_NAMES, Split, is_test, spread
 from tok1d.errors import DataError, reason_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from pyarrow import StructScalar
 
 
 def open_arrow(root: str | Path, split: Split) -> tuple[Dataset, bool, list[Dataset]]:
@@ -98,12 +101,39 @@ class ArrowImages(LazyImages):
             raise DataError("no image in this row")
         return entry["bytes"] if entry["bytes"] is not None else Path(entry["path"])
 
-    def fingerprint(self) -> str:
-        """Return 16 hex digits that identify the data (by `datasets`' own fingerprint), rows, labels and transform."""
+    def _keys(self) -> list[str]:
+        return [str(row) for row in self._rows]
+
+    def _sources(self) -> list[str]:
+        outside = [entry["path"].as_py() for entry in self._entries() if not entry["bytes"].is_valid]
+        return [each["filename"] for each in self._data.cache_files] + [path for path in outside if path is not None]
+
+    def _hashes(self, kind: Kind) -> Iterator[bytes]:
+        return (_hash_entry(entry, kind) for entry in self._entries())
+
+    def _entries(self) -> Iterator[StructScalar]:
+        """Yield the bytes and path of each image; bytes are read from the disk only where they are used."""
+        table = self._data.select_columns([self._column]).with_format("arrow")
+        wanted, start = set(self._rows), 0
+        for batch in table.iter(batch_size=1000):
+            column = batch.column(self._column)
+            yield from (column[row] for row in range(len(column)) if start + row in wanted)
+            start += len(column)
+
+    def _older_fingerprint(self) -> str:
+        # datasets' own fingerprint, which need not change with an image that is replaced before it is saved.
         digest = hashlib.sha256(f"{self.transform.fingerprint()} {self._data._fingerprint}".encode())
         digest.update(np.array(self._rows, dtype=np.int64).data)
         digest.update(np.ascontiguousarray(self.labels).data)
         return digest.hexdigest()[:16]
+
+
+def _hash_entry(entry: StructScalar, kind: Kind) -> bytes:
+    """Return a hash of an image's file, which is in the row or, by its path, outside of it."""
+    content, path = entry["bytes"], entry["path"]
+    if content.is_valid:
+        return hash_bytes(memoryview(content.as_buffer()), kind)
+    return hash_file(path.as_py(), kind) if path.is_valid else bytes(16)
 
 
 def root_name(root: str | Path) -> str:

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from PIL import Image
 
 from tok1d.data.fashion_mnist import cache_home
 from tok1d.data.lazy import LazyImages, OnBroken, decoding_pool
-from tok1d.data.scan_cache import cache_writable, read_scan, write_scan
+from tok1d.data.prints import Kind, hash_file
+from tok1d.data.scan_cache import cache_writable, read_scan, stat_text, write_scan
 from tok1d.data.splits import spread
 from tok1d.data.transforms import MAX_PIXELS, Transform, decoding_reason
 from tok1d.errors import DataError
@@ -158,8 +160,16 @@ class FolderImages(LazyImages):
     def read(self, index: int) -> Path:
         return self.root / self.files[index]
 
-    def fingerprint(self) -> str:
-        """Return 16 hex digits that identify file names, sizes, labels and transform; pixels are not read."""
+    def _keys(self) -> list[str]:
+        return self.files
+
+    def _sources(self) -> list[Path]:
+        return [self.root / file for file in self.files]
+
+    def _hashes(self, kind: Kind) -> Iterable[bytes]:
+        return decoding_pool(self.workers).map(partial(hash_file, kind=kind), self._sources())
+
+    def _older_fingerprint(self) -> str:
         digest = hashlib.sha256(self.transform.fingerprint().encode())
         for file, label in zip(self.files, self.labels, strict=True):
             digest.update(os.fsencode(f"\n{label} {os.path.getsize(self.root / file)} {file}"))
@@ -180,16 +190,12 @@ class FolderImages(LazyImages):
 def _cached_scan(files: list[str], paths: list[Path], workers: int | None) -> dict[str, str | None]:
     """Return why each file is broken, or None: from the cached scan of equal files, else from a new one.
 
-    Files are equal if their paths, sizes and modification times are. A new scan is cached if all its results are
-    permanent. While the cache is read-only no scan is made, and broken files are found when they are decoded.
+    Files are equal if `stat_text` is. A new scan is cached if all its results are permanent.
+    While the cache is read-only no scan is made, and broken files are found when they are decoded.
     """
     digest = hashlib.sha256()
     for path in paths:
-        try:
-            stat = path.stat()
-            digest.update(os.fsencode(f"\n{stat.st_size} {stat.st_mtime_ns} {path.absolute()}"))
-        except OSError:
-            digest.update(os.fsencode(f"\ngone {path.absolute()}"))
+        digest.update(os.fsencode(f"\n{stat_text(path)}"))
     record = cache_home() / "checked" / f"{digest.hexdigest()[:24]}.json"
     broken = read_scan(record)
     if not isinstance(broken, dict):

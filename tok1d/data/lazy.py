@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import chain, islice
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tok1d.data.base import Indices
+from tok1d.data import prints
+from tok1d.data.base import ImageSet, Indices
 from tok1d.data.order import uniforms
 from tok1d.data.transforms import NUM_RANDOMS, Transform, decode_image, decoding_reason
 from tok1d.errors import DataError
@@ -61,6 +63,7 @@ class LazyImages:
         self.reported: set[str] = set()  # names that `broken.report_broken` has printed
         self._broken: dict[str, str] = {}
         self._replaced: dict[str, str] = {}
+        self._contents: dict[prints.Kind, str] = {}  # hashes of names and contents
 
     def name(self, index: int) -> str:
         """Return the name of an image in messages."""
@@ -103,7 +106,45 @@ class LazyImages:
         return images, torch.from_numpy(self.labels[rows]), [self.captions[row] for row in rows]
 
     def fingerprint(self) -> str:
-        """Return 16 hex digits that identify the images and the transform."""
+        """Return a text that identifies names, labels, class names, contents and transform, see `prints.asked_kind`."""
+        return self.fingerprint_as(prints.asked_kind())
+
+    def fingerprint_as(self, kind: prints.Kind) -> str:
+        """Return the fingerprint that sees what `kind` states; "names" is that of older versions."""
+        if kind == "names":
+            return self._older_fingerprint()
+        if kind not in self._contents:
+            digest = hashlib.sha256(
+                repr(self.class_names if len(self.class_names) > 1 else "").encode(errors="surrogateescape")
+            )
+            for name, label in zip(self._keys(), self.labels, strict=True):
+                digest.update(f"\n{label} {name}".encode(errors="surrogateescape"))
+            names = digest.hexdigest()
+            contents = prints.cached_digest(kind, self._sources(), names, len(self), lambda: self._digest(kind))
+            self._contents[kind] = f"{names} {contents}"
+        text = f"{self.transform.fingerprint()} {self._contents[kind]}"
+        return prints.tagged(hashlib.sha256(text.encode()).hexdigest(), kind)
+
+    def _digest(self, kind: prints.Kind) -> str:
+        digest = hashlib.sha256()
+        for each in self._hashes(kind):
+            digest.update(each)
+        return digest.hexdigest()
+
+    def _older_fingerprint(self) -> str:
+        """Return the fingerprint of versions that did not read the contents."""
+        raise NotImplementedError
+
+    def _keys(self) -> Sequence[str]:
+        """Return the name of each image, which does not depend on where the data set is."""
+        raise NotImplementedError
+
+    def _sources(self) -> Sequence[str | Path]:
+        """Return the files that hold the images."""
+        raise NotImplementedError
+
+    def _hashes(self, kind: prints.Kind) -> Iterable[bytes]:
+        """Return a hash of each image's file, see `prints.hash_file`."""
         raise NotImplementedError
 
     def _record_broken(self, name: str, reason: str) -> None:
@@ -128,3 +169,10 @@ class LazyImages:
         if len(self) <= MAX_UNREADABLE:
             raise DataError(f"{name}: {reason}; no other image of the set can be decoded either")
         raise DataError(f"{name}: {reason}; nor can the {MAX_UNREADABLE - 1} images before it be read: check the disk")
+
+
+def fingerprint_like(images: ImageSet, other: str) -> str:
+    """Return the fingerprint of images that sees what the fingerprint `other` sees."""
+    return (
+        images.fingerprint_as(prints.kind_of_print(other)) if isinstance(images, LazyImages) else images.fingerprint()
+    )

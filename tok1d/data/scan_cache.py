@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,19 @@ def read_only_cache() -> Iterator[None]:
         yield
     finally:
         _writable = before
+
+
+def stat_text(path: str | Path) -> str:
+    """Return a text that changes when a file is replaced or written to: its path, size, inode and times.
+
+    Links are followed. The time of change (ctime) also changes where a copy keeps the time of modification.
+    """
+    place = os.path.abspath(path)
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return f"gone {place}"
+    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino} {place}"
 
 
 def read_scan(path: Path) -> object:

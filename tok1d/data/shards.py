@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,8 @@ import numpy as np
 
 from tok1d.data.fashion_mnist import cache_home
 from tok1d.data.lazy import LazyImages, decoding_pool
-from tok1d.data.scan_cache import read_scan, write_scan
+from tok1d.data.prints import Kind, hash_file
+from tok1d.data.scan_cache import read_scan, stat_text, write_scan
 from tok1d.data.source import ImageSource
 from tok1d.data.splits import Split, is_test, part_of, spread
 from tok1d.errors import DataError, reason_of
@@ -109,11 +110,10 @@ def index_shard(path: str, image_keys: str, label_key: str, caption_key: str | N
 
 
 def index_shards(paths: list[str], image_keys: str, label_key: str, caption_key: str | None) -> list[list[Sample]]:
-    """Return `index_shard` of every shard; cached on disk by path, size and modification time of the file."""
+    """Return `index_shard` of every shard; cached on disk by path, size, inode and times of the file."""
 
     def one(path: str) -> list[Sample]:
-        stat = os.stat(path)
-        key = repr((FORMAT, os.path.abspath(path), stat.st_size, stat.st_mtime_ns, image_keys, label_key, caption_key))
+        key = repr((FORMAT, stat_text(path), image_keys, label_key, caption_key))
         record = cache_home() / "shards" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
         cached = read_scan(record)
         if isinstance(cached, list):
@@ -175,8 +175,20 @@ class ShardImages(LazyImages):
             file.seek(offset)
             return file.read(size)
 
-    def fingerprint(self) -> str:
-        """Return 16 hex digits that identify names, sizes, labels, order and transform; pixels are not read."""
+    def _keys(self) -> list[str]:
+        return self._names
+
+    def _sources(self) -> list[str]:
+        return self.shards
+
+    def _hashes(self, kind: Kind) -> Iterable[bytes]:
+        def one(row: np.ndarray) -> bytes:
+            shard, offset, size = row.tolist()
+            return hash_file(self.shards[shard], kind, offset, size)
+
+        return decoding_pool(self.workers).map(one, self._rows)
+
+    def _older_fingerprint(self) -> str:
         digest = hashlib.sha256(self.transform.fingerprint().encode())
         for name, size, label in zip(self._names, self._rows[:, 2], self.labels, strict=True):
             digest.update(f"\n{label} {size} {name}".encode(errors="surrogateescape"))

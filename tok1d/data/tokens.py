@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tok1d.data.base import Indices
+from tok1d.data.prints import SEES, kind_of_print
 from tok1d.errors import DataError, reason_of
 
 INDEX = "index.json"
@@ -197,13 +198,14 @@ class TokenCache:
         Raises:
             DataError: it was made by another tokenizer, from other data or with other classes.
         """
-        for origin, found, wanted in (
-            ("made by tokenizer", self.meta.get("tokenizer_fingerprint", "unknown"), tokenizer_fingerprint),
-            ("made from data", self.meta.get("data_fingerprint", "unknown"), data_fingerprint),
+        data = self.meta.get("data_fingerprint", "unknown")
+        for origin, found, wanted, seen in (
+            ("made by tokenizer", self.meta.get("tokenizer_fingerprint", "unknown"), tokenizer_fingerprint, ""),
+            ("made from data", data, data_fingerprint, f" (compared: {SEES[kind_of_print(data)]})"),
         ):
             if wanted is not None and wanted != found:
                 raise DataError(
-                    f"{self.folder}: the cache was {origin} {found}, this is {wanted}: run tok1d encode again"
+                    f"{self.folder}: the cache was {origin} {found}, this is {wanted}{seen}: run tok1d encode again"
                 )
         names = self.class_names
         if classes is not None and names and names != list(classes):

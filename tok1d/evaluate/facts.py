@@ -137,8 +137,8 @@ def _crop(value: str | None, record: Record) -> dict[str, str | None]:
 
 
 def _note(value: str | None, record: Record) -> dict[str, str | None]:
-    """The note without the standard deviation over subsets or chunks, which is a result and not a setting."""
-    return {"note": None if value is None else re.sub(r", spread [^\s;]+", "", value) or NONE}
+    """The note without the deviation over subsets or chunks, a result, and few images, stated by their number."""
+    return {"note": None if value is None else re.sub(r", spread [^\s;]+|(^|; )few images: [^;]+", "", value) or NONE}
 
 
 _READERS: dict[str, Callable[[Any, Record], dict[str, str | None]]] = {

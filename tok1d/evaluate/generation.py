@@ -21,6 +21,7 @@ from tok1d.evaluate.reference import describe_images
 from tok1d.evaluate.request import CLASSES, Samples
 from tok1d.evaluate.samples import saving
 from tok1d.generators.base import Generator
+from tok1d.inference.cache import inputs_fingerprint
 from tok1d.inference.conditions import Conditioning, conditioning_of
 from tok1d.inference.sampling import (
     CLASS_NOISE,
@@ -321,7 +322,7 @@ def _inputs(sampler: Sampler, reference: ImageSet | None) -> list[object]:
         str(guidance),
         {key: str(value) for key, value in sampler.decoder_options.items()},
         *(model_identity(model) for model in models if model is not None),
-        reference.fingerprint() if read and reference is not None else "",
+        inputs_fingerprint(reference) if read and reference is not None else "",
     ]
 
 

@@ -15,6 +15,7 @@ from tok1d.data.broken import replaced_text
 from tok1d.data.labels import mapped
 from tok1d.data.transforms import without_border
 from tok1d.errors import InputError
+from tok1d.evaluate.enough import DISTANCES, K_DENSITY, K_MANIFOLD, NUM_SUBSETS, SUBSET, few_images, say_few, too_few
 from tok1d.evaluate.feature_networks import OwnNetwork
 from tok1d.evaluate.features import Features, FrozenNetwork, metric_name
 from tok1d.evaluate.job import Columns, Job, Measure
@@ -36,8 +37,6 @@ ON_FEATURES = ("labels", "fd", "sfd", "kid", "score", *MANIFOLD)
 METRICS = (*PAIRS, *ON_FEATURES)
 REPORT_METRICS = ("psnr", "mse", "labels", "fd")  # metrics of a run's report
 BUNDLED_CLASSIFIER = "fashion-mnist-cnn"  # name of a classifier without the attribute `label`
-SUBSET, NUM_SUBSETS = 1000, 100  # KID: images in a subset, number of subsets
-K_MANIFOLD, K_DENSITY = 3, 5  # nearest neighbours for precision and recall, for density and coverage
 # Metrics of records, without networks, whose lowest (LOW) or highest (HIGH) value is the best.
 LOW = ("mse", "lpips", "fd", "fid", "rfid", "gfid", "sfd", "sfid", "kd", "kid")
 HIGH = ("psnr", "ssim", "label_agreement", "judge_accuracy", "score", "inception_score", *MANIFOLD)
@@ -188,7 +187,8 @@ class Measuring:
         return self.job.run(about, num, batch_size, measure, self.save.begin if self.save is not None else None)
 
     def finish(self, records: list[Record]) -> list[Record]:
-        """Pass the records to the job, which may write them, and return them."""
+        """Pass the records to the job, which may write them, and return them; those of few images are said."""
+        say_few(records)
         if self.job.finish is not None:
             self.job.finish(records)
         return records
@@ -297,23 +297,24 @@ class Gathered:
                 value = getattr(shape, name)
                 k = K_MANIFOLD if name in ("precision", "recall") else K_DENSITY
                 note = f"{k} neighbours, {len(reference.features)} reference images"
+            width = network.spatial_dim if name == "sfd" else network.dim
+            few = few_images(name, tally.num_images, width, reference.stated.count)
+            note = "; ".join(filter(None, (note, few)))
             yield Number(name, value, network.label, note=note, compared=compared)
 
     def _impossible(self, name: str, network: FrozenNetwork, tally: Tally, reference: Compared) -> str:
         """Why a metric cannot be measured; "" if it can."""
         if name == "score":
             return "" if tally.scores is not None else f"{network.name} is not a classifier"
-        if name == "sfd":
-            if not network.spatial_dim:
-                return f"{network.name} has no spatial features; only Inception gives sFID"
-            return "" if reference.spatial is not None else "the reference has no statistics of spatial features"
-        if name in ("kid", *MANIFOLD):
-            least = 2 if name == "kid" else max(K_MANIFOLD, K_DENSITY) + 1
-            if reference.features is None:
-                return "the reference has no features; compute one with tok1d reference --features N"
-            if (got := min(tally.num_images, len(reference.features))) < least:
-                return f"expected at least {least} images in each set, got {got}"
-        return ""
+        if name == "sfd" and not network.spatial_dim:
+            return f"{network.name} has no spatial features; only Inception gives sFID"
+        if name == "sfd" and reference.spatial is None:
+            return "the reference has no statistics of spatial features"
+        if name in DISTANCES:
+            return too_few(name, tally.num_images, reference.stated.count)
+        if reference.features is None:
+            return "the reference has no features; compute one with tok1d reference --features N"
+        return too_few(name, tally.num_images, len(reference.features))
 
 
 def record_name(number: Number, kind: Kind) -> str:

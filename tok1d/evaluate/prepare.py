@@ -12,13 +12,15 @@ from tok1d.data.labels import image_classes
 from tok1d.data.subset import subset
 from tok1d.errors import InputError
 from tok1d.evaluate import protocol, setup
-from tok1d.evaluate.generation import evaluate_generation, images_of, sample_conditioning, sampled_ids
+from tok1d.evaluate.enough import check_number
+from tok1d.evaluate.generation import NUM, evaluate_generation, images_of, sample_conditioning, sampled_ids
 from tok1d.evaluate.job import Job
 from tok1d.evaluate.measures import Compared, Measures, Measuring
 from tok1d.evaluate.reconstruction import evaluate_reconstruction
 from tok1d.evaluate.request import Generation, Reconstruction, Request
 from tok1d.evaluate.samples import Save
 from tok1d.inference import images as sources
+from tok1d.inference.cache import inputs_fingerprint
 from tok1d.inference.conditions import Conditioning, conditioning_of
 from tok1d.inference.sampling import guidance_of
 from tok1d.tokenizers.base import Tokenizer
@@ -116,9 +118,10 @@ def _reconstruction(request: Reconstruction, opened: Opened) -> Prepared:
     )
     wanted = subset(images, request.num)
     _say(opened, conditioning_of(tokenizer, image_classes(images), request.label, captioned=any(images.captions)))
+    check_number(measures.metrics if measures.networks else (), len(wanted), "images")
     identity = {
         "weights": opened.once("weights", (request.model, device), lambda: model_identity(tokenizer)),
-        "images": wanted.fingerprint(),
+        "images": inputs_fingerprint(wanted),
         "measures": str(measures),
         "references": _fingerprints(known),
     }
@@ -154,6 +157,10 @@ def _generation(request: Generation, opened: Opened) -> Prepared:
     if (ids := sampled_ids(generator, request)) is not None and images is not None:
         images = images_of(images, generator, ids)
     check_counts(list(request.keep), "--keep", 1, generator.config.num_tokens)
+    compared = measures.metrics if measures.networks else ()
+    check_number(compared, NUM if request.num is None else request.num, "samples")
+    if images is not None and known is None:
+        check_number(compared, len(images), "reference images")
 
     def of_images() -> list[Compared]:
         assert images is not None, "data was checked above"
@@ -171,7 +178,7 @@ def _generation(request: Generation, opened: Opened) -> Prepared:
     identity = {
         "weights": opened.once("weights", (request.model, device), lambda: [model_identity(each) for each in pair]),
         "weak": None if weak is None else model_identity(weak),
-        "images": None if images is None else images.fingerprint(),
+        "images": None if images is None else inputs_fingerprint(images),
         "measures": str(measures),
         "references": _fingerprints(known),
     }

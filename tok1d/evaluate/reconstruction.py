@@ -18,6 +18,7 @@ from tok1d.evaluate.networks import CNN
 from tok1d.evaluate.reference import describe_images, split_of
 from tok1d.evaluate.request import Reconstructions
 from tok1d.evaluate.samples import saving
+from tok1d.inference.cache import inputs_fingerprint
 from tok1d.inference.conditions import ConditionedImages
 from tok1d.inference.sampling import DECODER_NOISE, counted, decoder_options, decoding_record, noise_of
 from tok1d.tokenizers.base import Tokenizer
@@ -123,9 +124,8 @@ def evaluate_reconstruction(
         "seed": how.seed,
         **measuring.protocol,
     }
-    options = {key: str(value) for key, value in reconstructor.decoder_options.items()}
-    whole = [*reconstructor.keep, options, images.fingerprint(), model_identity(tokenizer), str(measures), str(save)]
-    about = {"kind": "reconstruction", "common": common, "whole": whole, "versions": versions()}
+    inputs = [*_inputs(reconstructor), str(measures), str(save)]
+    about = {"kind": "reconstruction", "common": common, "whole": inputs, "versions": versions()}
     batches_of = measuring.batches(
         about, len(images), how.batch_size, lambda rows: reconstructor.columns(rows, measuring)
     )
@@ -154,6 +154,13 @@ def evaluate_reconstruction(
         originals = (replace(number, note="the test images themselves") for number in sets["real"].agreement())
         records += [record_of(each, "reconstruction", measures, compared, note=note, **common) for each in originals]
         return measuring.finish(records)
+
+
+def _inputs(reconstructor: Reconstructor) -> list[object]:
+    """What reconstructions depend on: numbers of tokens, decoding, images with their captions, and weights."""
+    options = {key: str(value) for key, value in reconstructor.decoder_options.items()}
+    images, tokenizer = inputs_fingerprint(reconstructor.images), model_identity(reconstructor.tokenizer)
+    return [*reconstructor.keep, options, images, tokenizer]
 
 
 def classifier_name(classifier: CNN) -> str:

@@ -22,6 +22,7 @@ from tok1d.data.images import ArrayImages, ImageSet, prefetch
 from tok1d.data.splits import spread
 from tok1d.data.subset import Subset, underlying
 from tok1d.errors import DataError, InputError, reason_of
+from tok1d.evaluate.enough import few_images
 from tok1d.evaluate.features import INCEPTION, FrozenNetwork
 from tok1d.evaluate.metrics import Moments
 from tok1d.evaluate.npz import open_npz
@@ -270,7 +271,7 @@ def measure_reference(
         crop=transform.fingerprint() if transform is not None else "as stored",
         spatial=spatial,
         features=torch.cat(features) if features else None,
-        note=replaced_text(len(replaced)),
+        note="; ".join(filter(None, (replaced_text(len(replaced)), few_images("fd", done, network.dim)))),
         rounding=network.rounding,
         replaced=len(replaced),
     )
@@ -342,7 +343,8 @@ def cached_reference(
         wanted = total if num_features is None else min(num_features, total)
         features = _features(found.features, wanted, total)
         if found.fingerprint == path.stem and (not wanted or features is not None):
-            return replace(found, images=about or found.images, features=features), True
+            few = found.note or few_images("fd", total, network.dim)  # older versions did not say it
+            return replace(found, images=about or found.images, features=features, note=few), True
     measured = measure_reference(
         images,
         network,

@@ -137,6 +137,7 @@ class EpsilonLlamaGenConfig:
     depth: int = option(24, "number of blocks", ge=1)
     heads: int = option(16, "attention heads", ge=1)
     class_tokens: int = option(1, "copies of the class vector before the tokens", ge=1)
+    norm_eps: float = option(1e-5, "epsilon of the norms", gt=0)
     class_dropout: float = option(0.1, "probability of training with the null class", ge=0, lt=1)
     dropout: float = option(0.1, "dropout after attention and feed-forward", ge=0, lt=1)
     drop_path: float = option(0.0, "stochastic depth of the last block, growing linearly from 0", ge=0, lt=1)
@@ -164,9 +165,16 @@ class EpsilonLlamaGen(HeadGenerator):
         self.label_embed = LabelEmbed(config.num_classes, dim, config.class_dropout)
         self.token_embed = nn.Linear(config.token_dim, dim)
         self.positions = nn.Parameter(torch.randn(1, config.class_tokens + length, dim) * 0.02)
-        self.embed_norm = RMSNorm(dim)
-        self.blocks = llama_blocks(dim, config.depth, config.heads, dropout=config.dropout, drop_path=config.drop_path)
-        self.norm = RMSNorm(dim)
+        self.embed_norm = RMSNorm(dim, config.norm_eps)
+        self.blocks = llama_blocks(
+            dim,
+            config.depth,
+            config.heads,
+            dropout=config.dropout,
+            drop_path=config.drop_path,
+            norm_eps=config.norm_eps,
+        )
+        self.norm = RMSNorm(dim, config.norm_eps)
         self.head_positions = nn.Parameter(torch.randn(1, length, dim) * 0.02)
         init_llama(self)
         # Made after `init_llama`, because the head has its own initialisation.

@@ -187,6 +187,7 @@ def llama_blocks(
     kv_heads: int | None = None,
     hidden: int | None = None,
     block: type[Block] = Block,
+    norm_eps: float = 1e-5,
 ) -> nn.ModuleList:
     """LLaMA's blocks without biases.
 
@@ -196,12 +197,13 @@ def llama_blocks(
         kv_heads: heads of keys and values; None: `heads`.
         hidden: hidden width of the feed-forward part; None: `swiglu_hidden(dim)`.
         block: the class of the blocks.
+        norm_eps: epsilon of the norms.
     """
     return nn.ModuleList(
         block(
             Attention(dim, heads, bias=False, kv_heads=kv_heads),
             SwiGLU(dim, hidden or swiglu_hidden(dim)),
-            (RMSNorm(dim), RMSNorm(dim)),
+            (RMSNorm(dim, norm_eps), RMSNorm(dim, norm_eps)),
             dropout=(dropout, dropout),
             drop_path=drop_path * i / max(depth - 1, 1),
         )

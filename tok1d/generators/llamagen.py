@@ -63,6 +63,7 @@ class LlamaGenConfig:
         "rotary positions of a sequence, of a square grid (as released), or none: learned positions",
     )
     rope_base: float = option(10000.0, "base of the rotary frequencies", gt=1)
+    norm_eps: float = option(1e-5, "epsilon of the norms", gt=0)
     class_dropout: float = option(0.1, "probability of the null condition in training", ge=0, lt=1)
     token_dropout: float = option(0.1, "dropout of the embedded sequence", ge=0, lt=1)
     dropout: float = option(0.1, "dropout after attention and feed-forward", ge=0, lt=1)
@@ -147,8 +148,9 @@ class LlamaGen(CausalGenerator):
             drop_path=config.drop_path,
             kv_heads=config.kv_heads,
             hidden=config.hidden,
+            norm_eps=config.norm_eps,
         )
-        self.norm = RMSNorm(dim)
+        self.norm = RMSNorm(dim, config.norm_eps)
         self.out = nn.Linear(dim, config.vocab_size, bias=False)
         init_llama(self)
         nn.init.zeros_(self.out.weight)

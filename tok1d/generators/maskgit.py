@@ -47,6 +47,7 @@ class MaskGITConfig:
     depth: int = option(24, "number of blocks; with trunk=uvit an odd number", ge=1)
     heads: int = option(16, "attention heads", ge=1)
     mlp_ratio: float = option(4.0, "hidden width of a feed-forward part over the width", gt=0)
+    norm_eps: float | None = option(None, "epsilon of the norms; null: 1e-12 for trunk=vit, 1e-5 for uvit", gt=0)
     class_dropout: float = option(0.1, "probability of the null class in training", ge=0, lt=1)
     dropout: float = option(0.1, "dropout of embeddings and after attention and feed-forward", ge=0, lt=1)
     attention_dropout: float = option(0.1, "dropout of attention weights", ge=0, lt=1)
@@ -92,7 +93,7 @@ class MaskGITNetwork(nn.Module):
     def __init__(self, config: MaskGITConfig) -> None:
         super().__init__()
         dim, bert = config.dim, config.trunk == "vit"
-        eps = 1e-12 if bert else 1e-5
+        eps = config.norm_eps or (1e-12 if bert else 1e-5)
         self.attention_dropout = config.attention_dropout
         self.label_embed = LabelEmbed(config.num_classes, dim, config.class_dropout)
         self.token_embed = nn.Embedding(config.vocab_size + 1, dim)

@@ -111,6 +111,12 @@ def captions_fingerprint(captions: Sequence[str]) -> str:
     return hashlib.sha256(repr(list(captions)).encode()).hexdigest()[:16]
 
 
+def inputs_fingerprint(images: ImageSet) -> str:
+    """The fingerprint of images and, if they have any, of their captions, for results that depend on both."""
+    captions = images.captions if any(images.captions) else []
+    return images.fingerprint() + (f" captions {captions_fingerprint(captions)}" if captions else "")
+
+
 def tokens_kept(spec: TokenSpec, num_tokens: int | None) -> int:
     """The number of leading tokens to store; None: all. Raises ConfigError for more than the tokenizer has."""
     length = spec.length if num_tokens is None else num_tokens

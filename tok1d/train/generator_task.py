@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from tok1d.config.condition import text_condition
 from tok1d.config.recipe import NO_CACHE, Recipe
 from tok1d.data.broken import report_broken
 from tok1d.data.labels import image_classes
+from tok1d.data.lazy import LazyImages, fingerprint_like
+from tok1d.data.prints import FULL_HASH, SEES, asked_kind, kind_of_print
 from tok1d.data.tokens import INDEX, TokenCache
 from tok1d.devices import process_device
 from tok1d.errors import ConfigError, DataError
@@ -119,7 +122,7 @@ def open_cache(recipe: Recipe, tokenizer: LoadedTokenizer, images: Images) -> To
     cache.check(
         tokenizer_fingerprint=fingerprint(tokenizer),
         tokenizer_settings=encoder_settings(tokenizer),
-        data_fingerprint=images.fingerprint(),
+        data_fingerprint=_data_fingerprint(cache, images),
         classes=images.class_names,
     )
     _check_label(cache, conditioning_of(tokenizer, image_classes(images), captioned=any(images.captions)))
@@ -129,6 +132,18 @@ def open_cache(recipe: Recipe, tokenizer: LoadedTokenizer, images: Images) -> To
             f"{folder}: encoded with other captions than those of data.captions: set cache to another folder"
         )
     return cache
+
+
+def _data_fingerprint(cache: TokenCache, images: Images) -> str:
+    """The fingerprint of the images, which sees what that of the cache sees; prints a line if this is less."""
+    made = cache.meta.get("data_fingerprint", "")
+    if isinstance(images, LazyImages) and (kind := kind_of_print(made)) != (asked := asked_kind()) and kind != "whole":
+        why = "made by an older version" if kind == "names" else f"made without {FULL_HASH}=1 or --full-hash"
+        print(
+            f"{cache.folder}: {why}: compared are {SEES[kind]}; to compare {SEES[asked]}, run tok1d encode again",
+            file=sys.stderr,
+        )
+    return fingerprint_like(images, made)
 
 
 def _check_label(cache: TokenCache, now: Conditioning) -> None:

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 from torch import nn
 
 from tok1d.config import fields as config_fields
 from tok1d.config.fields import to_mapping
+from tok1d.config.load import stored_recipe
+from tok1d.config.nearest import nearest
 from tok1d.config.registry import build_model_config
 from tok1d.errors import ConfigError, InputError, Tok1dError, WeightsError, reason_of
 from tok1d.generators.base import Generator
 from tok1d.zoo import store
 from tok1d.zoo.adapters import autoencoder, llamagen, maetok, maskgit, semanticist, sit, titok, vavae
+from tok1d.zoo.adapters.averages import Choice, Which
+from tok1d.zoo.adapters.keymap import published_options
+from tok1d.zoo.adapters.settings import declared
 from tok1d.zoo.card import Card
+from tok1d.zoo.checkpoints import is_checkpoint
 from tok1d.zoo.pairs import check_tokens
 from tok1d.zoo.store import portable
 from tok1d.zoo.weights import fingerprint
 
-# Format -> conversion. Its keyword-only parameters are the options of `tok1d convert`.
+# Format -> conversion. Its parameters with a `Setting` are the options of `tok1d convert`.
 FORMATS: dict[str, Callable[..., nn.Module]] = {
     "semanticist-tokenizer": semanticist.convert_tokenizer,
     "semanticist-ar": semanticist.convert_ar,
@@ -39,16 +44,7 @@ FORMATS: dict[str, Callable[..., nn.Module]] = {
     "kl16": autoencoder.load_mar,
     "vavae": vavae.load_vavae,
 }
-
-
-# Ranges of numeric options.
-_BOUNDS: dict[str, dict[str, Any]] = {
-    **{key: {"ge": 1} for key in ("heads", "encoder_heads", "decoder_heads", "num_tokens", "align_depth")},
-    **{key: {"ge": 1} for key in ("groups", "autoencoder_groups")},
-    **{key: {"gt": 0} for key in ("std", "rope_base", "scaling_factor", "autoencoder_scale", "tau")},
-    **{key: {"ge": 0} for key in ("beta", "quantizer_weight")},
-    "class_dropout": {"ge": 0, "le": 1},
-}
+AUTOENCODERS = ("kl16", "vavae")
 
 
 def parse_options(function: Callable[..., nn.Module], options: Sequence[str]) -> dict[str, object]:
@@ -59,13 +55,15 @@ def parse_options(function: Callable[..., nn.Module], options: Sequence[str]) ->
     """
     from omegaconf import OmegaConf
 
-    known = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    names, hints = [p.name for p in known], get_type_hints(function)
+    known = declared(function)
+    hints = {each.key: each.hint for each in known}
     given: dict[str, object] = {}
     for option in options:
         key, equals, text = option.partition("=")
-        if not equals or key not in names:
-            raise InputError(f"option {option!r}: expected key=value with a key of {', '.join(names)}")
+        if not equals or key not in hints:
+            near = nearest(key, hints)
+            advice = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise InputError(f"option {option!r}: expected key=value with a key of {', '.join(hints)}{advice}")
         if str in get_args(hints[key]):  # a path, even if it looks like a number
             quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
             given[key] = None if text in ("null", "~", "") else text[1:-1] if quoted else text
@@ -74,7 +72,7 @@ def parse_options(function: Callable[..., nn.Module], options: Sequence[str]) ->
             given[key] = OmegaConf.from_dotlist([option])[key]
         except Exception:
             raise InputError(f"option {option!r}: the value cannot be read; quote it?") from None
-    fields = [(p.name, hints[p.name], config_fields.option(p.default, **_BOUNDS.get(p.name, {}))) for p in known]
+    fields = [(each.key, each.hint, config_fields.option(each.default, **each.bounds)) for each in known]
     try:
         checked: Any = config_fields.build(dataclasses.make_dataclass("Options", fields), given)
     except ConfigError as error:
@@ -82,23 +80,62 @@ def parse_options(function: Callable[..., nn.Module], options: Sequence[str]) ->
     return {key: getattr(checked, key) for key in given}
 
 
-def convert(format: str, path: Path, out: Path, options: Sequence[str] = (), *, tokenizer: str = "") -> Path:
-    """Read published weights and write a model folder, or for the autoencoders "kl16" and "vavae" a diffusers folder.
+def convert(
+    format: str,
+    path: Path,
+    out: Path,
+    options: Sequence[str] = (),
+    *,
+    tokenizer: str = "",
+    weights: Which | None = None,
+) -> Path:
+    """Read published weights and write a model folder, or for the `AUTOENCODERS` a diffusers folder.
 
     Args:
         format: a key of `FORMATS`.
         options: texts key=value for settings that the file does not determine, such as heads=16.
         tokenizer: for a generator, the name or folder of the tokenizer of its tokens; kept in the card, so that
             commands find it.
+        weights: "ema" for averaged weights, "raw" for the others; None: averaged ones if the file has some. A line on
+            stderr states what was taken if the file has both.
 
     Raises:
-        InputError: an unknown format or option, or a tokenizer for a model that is not a generator.
+        InputError: an unknown format or option, weights that the file does not have, a file that is not a published
+            one, or a tokenizer for a model that is not a generator.
         ConfigError: a tokenizer of other tokens.
         WeightsError: files that do not fit the format.
     """
     if format not in FORMATS:
         raise InputError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
     arguments = parse_options(FORMATS[format], options)
+    _check_foreign(Path(path))
+    choice = Choice(weights)
+    model = _converted(format, path, {"weights": choice, **arguments})
+    if format in AUTOENCODERS:
+        with store.replacing(out) as folder:
+            model.save_pretrained(folder)  # type: ignore[operator]
+        return out
+    config: Any = model.config
+    try:
+        build_model_config(to_mapping(config))  # the same checks as when the folder is loaded
+    except ConfigError as error:
+        raise WeightsError(f"{path}: an unsupported configuration: {error}") from None
+    source, source_fingerprint = _of_tokenizer(model, tokenizer, format) if tokenizer else ("", "")
+    card = Card(
+        tokenizer=source,
+        tokenizer_fingerprint=source_fingerprint,
+        recipe_name=f"converted from {Path(path).name} ({format})",
+        weights=choice.taken,
+        trained={"assumed": assumed} if (assumed := _assumed(format, path, arguments, config)) else {},
+        fingerprint=fingerprint(model),
+        licence="that of the published weights",
+    )
+    store.save_model(model, out, card)
+    return out
+
+
+def _converted(format: str, path: Path, arguments: Mapping[str, object]) -> nn.Module:
+    """The model of a conversion; its notes are printed on stderr. Raises Tok1dError naming the path."""
     try:
         with redirect_stderr(io.StringIO()) as notes:  # printed only if the conversion succeeds
             model = FORMATS[format](path, **arguments)
@@ -113,25 +150,7 @@ def convert(format: str, path: Path, out: Path, options: Sequence[str] = (), *, 
             f"({type(error).__name__}: {reason_of(error)}); is this the right file and format?"
         ) from error
     print(notes.getvalue(), end="", file=sys.stderr)
-    if format in ("kl16", "vavae"):
-        with store.replacing(out) as folder:
-            model.save_pretrained(folder)  # type: ignore[operator]
-        return out
-    config: Any = model.config
-    try:
-        build_model_config(to_mapping(config))  # the same checks as when the folder is loaded
-    except ConfigError as error:
-        raise WeightsError(f"{path}: an unsupported configuration: {error}") from None
-    source, source_fingerprint = _of_tokenizer(model, tokenizer, format) if tokenizer else ("", "")
-    card = Card(
-        tokenizer=source,
-        tokenizer_fingerprint=source_fingerprint,
-        recipe_name=f"converted from {Path(path).name} ({format})",
-        fingerprint=fingerprint(model),
-        licence="that of the published weights",
-    )
-    store.save_model(model, out, card)
-    return out
+    return model
 
 
 def _of_tokenizer(model: nn.Module, name: str, format: str) -> tuple[str, str]:
@@ -143,3 +162,45 @@ def _of_tokenizer(model: nn.Module, name: str, format: str) -> tuple[str, str]:
         raise InputError(f"--tokenizer: expected a tokenizer, got {name}, a {tokenizer.config.name}")
     check_tokens(model.config, tokenizer.spec, model.config.num_tokens)
     return portable(name), fingerprint(tokenizer)
+
+
+def _check_foreign(path: Path) -> None:
+    """Raise InputError for a run, a checkpoint or a model folder of this package, which need no conversion."""
+    if is_checkpoint(path.name) and _is_run(path.absolute().parent.parent):
+        raise InputError(
+            f"{path}: a checkpoint of a tok1d run, which needs no conversion: give it to a command as "
+            f"{path}:ema or {path}:raw, or write a model folder with tok1d export"
+        )
+    if (path / "checkpoints").is_dir() and _is_run(path):
+        raise InputError(f"{path}: a run of tok1d, which needs no conversion: use {path / 'model'} or tok1d export")
+    if path.is_dir() and "card" in published_options(path):
+        raise InputError(f"{path}: a model folder of tok1d, which needs no conversion")
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder has a recipe of this package in config.yaml, as runs have."""
+    try:
+        return (folder / "config.yaml").is_file() and bool(stored_recipe(folder / "config.yaml"))
+    except Tok1dError:
+        return False
+
+
+def _assumed(format: str, path: Path, given: Mapping[str, object], config: Any) -> dict[str, object]:
+    """Values of the options that neither the user nor the file's config.json stated, as they are in the model."""
+    told, found = set(_keys(published_options(path))), {}
+    for each in declared(FORMATS[format]):
+        value: Any = config
+        for name in each.setting.field.split(".") if each.setting.field else ():
+            value = getattr(value, name, None)
+        if each.setting.field and value is not None and each.key not in given and each.setting.told not in told:
+            found[each.key] = value
+    return found
+
+
+def _keys(options: Mapping[str, object]) -> Iterator[str]:
+    """Yield the keys of a config.json at any depth that have a value."""
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _keys(value)
+        elif value is not None:
+            yield key

@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 
 from tok1d.errors import WeightsError, reason_of
+from tok1d.zoo.adapters.averages import Choice
 from tok1d.zoo.adapters.keymap import KeyMap, Options, State, below, fill_model, read_published, same
+from tok1d.zoo.adapters.settings import Setting
 
 # Scale of MAR's KL-16 latents (arXiv 2406.11838); weight files do not contain it.
 MAR_SCALE = 0.2325
@@ -169,13 +171,22 @@ def build_network(
     return network.eval()
 
 
-def load_mar(path: str | Path, *, groups: int = 32, scaling_factor: float | None = None) -> nn.Module:
+def load_mar(
+    path: str | Path,
+    *,
+    groups: Annotated[int, Setting("groups of every norm", "norm_num_groups", ge=1)] = 32,
+    scaling_factor: Annotated[
+        float | None,
+        Setting("scale of the latents", "scaling_factor", "0.2325 of KL-16, else 0.18215 of Stable Diffusion", gt=0),
+    ] = None,
+    weights: Choice | None = None,
+) -> nn.Module:
     """MAR's KL-16 from its original file (kl16.ckpt, or its names in .safetensors), as an AutoencoderKL in eval mode.
 
     Raises:
         WeightsError: a damaged or wrong file.
     """
-    state = from_mar(read_published(path), str(path))
+    state = from_mar(read_published(path, weights), str(path))
     return build_network(state, groups=groups, scaling_factor=scaling_factor, source=str(path))
 
 

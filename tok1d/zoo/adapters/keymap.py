@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,15 @@ import torch
 from torch import Size, Tensor, nn
 
 from tok1d.errors import WeightsError, reason_of
+from tok1d.zoo.adapters.averages import Choice, State, choose_file, choose_state, clean
 from tok1d.zoo.weights import load_state, read_weights
 
-State = dict[str, Tensor]
 Options = dict[str, Any]  # of a config.json
 
 # The placeholders of a pattern: block numbers, and the two parameters of a linear layer or a norm.
 _PLACEHOLDERS = {"i": r"\d+", "j": r"\d+", "p": "weight|bias"}
-# Path components that torch.compile and (distributed) data parallelism add.
-_WRAPPERS = ("_orig_mod", "module")
 # Classes of pathlib in the options that trainers save.
 _PATHS = ("PosixPath", "PurePosixPath")
-# Keys under which a file may store its weights; averaged weights before raw ones.
-_OUTER = ("state_dict", "ema", "model", "module")
-# Files of a release's step directory: the averaged weights, which it evaluates, before the raw ones.
-_DIRECTORY_FILES = ("custom_checkpoint_1.pkl", "model.safetensors", "pytorch_model.bin")
 
 
 class KeyMap:
@@ -80,46 +75,28 @@ def listing(names: Iterable[str]) -> str:
     return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
-def clean(state: Mapping[str, Tensor], source: str = "state") -> State:
-    """Names without the components that torch.compile and data parallelism add, anywhere in them.
-
-    Raises:
-        WeightsError: two entries then have the same name.
-    """
-    cleaned = {".".join(part for part in name.split(".") if part not in _WRAPPERS): v for name, v in state.items()}
-    if len(cleaned) != len(state):
-        raise WeightsError(
-            f"{source}: {len(state) - len(cleaned)} weights appear twice, with and without a wrapper's prefix; "
-            "keep one copy of each"
-        )
-    return cleaned
-
-
-def read_published(path: str | Path) -> State:
+def read_published(path: str | Path, choice: Choice | None = None) -> State:
     """Cleaned weights of a published file (.safetensors, or a torch.save archive) or of a step directory.
 
-    If a directory or a trainer's file has averaged weights, these are read, else the raw ones (under "state_dict",
-    "ema", "model" or DeepSpeed's "module").
+    If a directory or a file has averaged and raw weights, `choice` decides, by default for averaged ones; a line on
+    stderr states what was read and what else is there.
 
     Raises:
         WeightsError: no such file, a damaged file, or a pickle with more than tensors.
+        InputError: the file lacks the weights that `choice` wants.
     """
-    path = Path(path)
-    if path.is_dir():
-        found = [path / name for name in _DIRECTORY_FILES if (path / name).is_file()]
-        if not found:
-            raise WeightsError(f"{path}: expected a weight file or a folder with {' or '.join(_DIRECTORY_FILES)}")
-        path = found[0]
+    choice = Choice() if choice is None else choice
+    path, averaged, line = choose_file(Path(path), choice)
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; expected published weights (.safetensors, .pkl, .pt or .pth)")
     content = read_weights(path) if path.suffix == ".safetensors" else _read_archive(path)
-    outer = [name for name in _OUTER if isinstance(content.get(name), Mapping)]
-    if outer:
-        content = dict(content[outer[0]])
-    strange = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
-    if strange or not content:
+    state, inside = choose_state(content, choice, path, averaged)
+    strange = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    if strange or not state:
         raise WeightsError(f"{path}: expected names and tensors, got {listing(strange)} entries of another kind")
-    return clean(content, str(path))
+    if said := line or inside:
+        print(f"{path}: {said}", file=sys.stderr)
+    return clean({name: value for name, value in state.items() if isinstance(value, Tensor)}, str(path))
 
 
 def without_prefix(state: State, prefixes: Iterable[str]) -> State:

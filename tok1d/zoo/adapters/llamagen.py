@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import Size, Tensor
 
 from tok1d.errors import ConfigError, WeightsError
 from tok1d.generators.llamagen import LlamaGen, LlamaGenConfig
 from tok1d.nn.block import swiglu_hidden
+from tok1d.zoo.adapters.averages import Choice
 from tok1d.zoo.adapters.keymap import KeyMap, State, depth_of, fill_model, heads_of, read_published, shape_of
 from tok1d.zoo.adapters.semanticist import GPT_HEADS
 from tok1d.zoo.adapters.semanticist_names import AUTOREGRESSIVE
+from tok1d.zoo.adapters.settings import ClassDropout, Heads, NormEps, Setting
 
 KEYS = KeyMap(
     [
@@ -52,11 +54,16 @@ def to_published(state: Mapping[str, Tensor]) -> State:
 def convert_llamagen(
     file: str | Path,
     *,
-    num_tokens: int | None = None,
-    heads: int | None = None,
-    class_dropout: float = 0.1,
-    rope: Literal["1d", "2d", "none"] = "2d",
-    rope_base: float = 10000.0,
+    num_tokens: Annotated[
+        int | None,
+        Setting("256 for images of 256 pixels, 576 for 384", "num_tokens", "of the file's table, else 256", ge=1),
+    ] = None,
+    heads: Heads = None,
+    class_dropout: ClassDropout = 0.1,
+    rope: Annotated[Literal["1d", "2d", "none"], Setting("rotary positions", "rope")] = "2d",
+    rope_base: Annotated[float, Setting("base of the rotary frequencies", "rope_base", gt=0)] = 10000.0,
+    norm_eps: NormEps = 1e-5,
+    weights: Choice | None = None,
 ) -> LlamaGen:
     """A published LlamaGen as our model in eval mode.
 
@@ -66,11 +73,13 @@ def convert_llamagen(
         heads: attention heads; default: those of the published widths.
         class_dropout: as in training; above 0 the last row of the class table is the null class.
         rope, rope_base: rotary positions; all releases have those of a square grid.
+        norm_eps: epsilon of the norms; 1e-5 in all releases.
+        weights: raw or averaged ones.
 
     Raises:
         WeightsError: a damaged or wrong file, or options that do not fit it.
     """
-    published = read_published(file)
+    published = read_published(file, weights)
     state = from_published(published)
     num_tokens = _num_tokens(published.get(COMPUTED), num_tokens, file)
     rows, dim = _shape(state, "label_embed.table.weight", file)
@@ -89,6 +98,7 @@ def convert_llamagen(
         hidden=None if hidden == swiglu_hidden(dim) else hidden,
         rope=rope,
         rope_base=rope_base,
+        norm_eps=norm_eps,
         class_dropout=class_dropout,
     )
     try:

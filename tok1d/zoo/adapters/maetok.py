@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import Size, Tensor
 
@@ -19,6 +19,7 @@ from tok1d.tokenizers.bottlenecks import BottleneckConfig, KLConfig, PlainConfig
 from tok1d.tokenizers.maetok import MAETok, MAETokConfig
 from tok1d.tokenizers.masking import MaskConfig
 from tok1d.tokenizers.vit import ViTConfig
+from tok1d.zoo.adapters.averages import Choice
 from tok1d.zoo.adapters.keymap import (
     KeyMap,
     Options,
@@ -36,6 +37,7 @@ from tok1d.zoo.adapters.keymap import (
     shape_of,
 )
 from tok1d.zoo.adapters.semanticist import VIT_HEADS
+from tok1d.zoo.adapters.settings import DecoderHeads, EncoderHeads, Setting
 
 VIT = [
     ("freqs", "freqs"),
@@ -225,13 +227,26 @@ def _shape(state: State, name: str) -> Size:
     return shape_of(state, name, KEYS)
 
 
+Tau = Annotated[float | None, Setting("temperature of a SoftVQ bottleneck", "bottleneck.tau", "0.1", "tau", gt=0)]
+L2 = Annotated[
+    bool | None,
+    Setting("codes are compared on the unit sphere", "bottleneck.l2", "true", "codebook_l2_norm"),
+]
+ImageSize = Annotated[
+    int | None,
+    Setting("side of the images, where there is no position table", "image_size", "-", "base_image_size", ge=1),
+]
+
+
 def convert_tokenizer(
     path: str | Path,
     *,
-    encoder_heads: int | None = None,
-    decoder_heads: int | None = None,
-    tau: float | None = None,
-    l2: bool | None = None,
+    encoder_heads: EncoderHeads = None,
+    decoder_heads: DecoderHeads = None,
+    tau: Tau = None,
+    l2: L2 = None,
+    image_size: ImageSize = None,
+    weights: Choice | None = None,
 ) -> MAETok:
     """A published tokenizer, a folder (config.json, model.safetensors) or a weight file, as our model in eval mode.
 
@@ -243,14 +258,17 @@ def convert_tokenizer(
         tau: temperature of a SoftVQ bottleneck; default: as in config.json, else the release's default 0.1, with a
             message on stderr.
         l2: whether codes are compared on the unit sphere; default: as in config.json, else true.
+        image_size: side of the images in pixels, for weights without a position table; default: as in config.json.
+        weights: raw or averaged ones.
 
     Raises:
         WeightsError: a damaged or wrong file.
     """
     path = Path(path)
     options = published_options(path)
-    options |= {key: value for key, value in (("tau", tau), ("codebook_l2_norm", l2)) if value is not None}
-    state, ignored = from_published(read_published(path))
+    given = {"tau": tau, "codebook_l2_norm": l2, "base_image_size": image_size}
+    options |= {key: value for key, value in given.items() if value is not None}
+    state, ignored = from_published(read_published(path, weights))
     if "encoder.queries" not in state:
         state.pop("decoder.mask_token", None)  # in the file, but not used without queries
     if ignored:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Size, Tensor
 
+from tok1d.config.sampling import Schedule
 from tok1d.errors import ConfigError, WeightsError
 from tok1d.generators.maskgit import MaskGIT, MaskGITConfig
+from tok1d.zoo.adapters.averages import Choice
 from tok1d.zoo.adapters.keymap import (
     KeyMap,
     Options,
@@ -31,8 +34,8 @@ from tok1d.zoo.adapters.keymap import (
     read_published,
     same,
     shape_of,
-    without_prefix,
 )
+from tok1d.zoo.adapters.settings import Setting
 from tok1d.zoo.compat.guidance import maskgit_guidance
 
 VIT = KeyMap(
@@ -69,7 +72,6 @@ UVIT = KeyMap(
 )
 BUFFERS = ("model.embeddings.position_ids", "model.embeddings.token_type_ids")  # in files of older libraries
 APART = ("query", "key", "value")
-AVERAGED = ("ema_model.", "ema.")  # prefixes of all names in some files
 HEADS = {768: 16, 1024: 16}  # width -> attention heads, which weights do not determine
 
 
@@ -170,22 +172,60 @@ def _unnumbered(state: State) -> State:
     return renamed
 
 
-def convert_maskgit(file: str | Path, *, heads: int | None = None, class_dropout: float | None = None) -> MaskGIT:
+Heads = Annotated[
+    int | None,
+    Setting("attention heads", "heads", "of the published model of this width", "num_attention_heads", ge=1),
+]
+ClassDropout = Annotated[
+    float | None,
+    Setting("share of null classes in training", "class_dropout", "0.1", "class_label_dropout", ge=0, le=1),
+]
+NormEps = Annotated[float | None, Setting("epsilon of the norms", "norm_eps", "1e-12, of a U-ViT 1e-5", gt=0)]
+Steps = Annotated[int | None, Setting("default sampling steps", "steps", "8", "num_steps", ge=1)]
+Noise = Annotated[
+    float | None, Setting("Gumbel noise at the first step", "noise", "9.5", "randomize_temperature", ge=0)
+]
+Annealing = Annotated[bool, Setting("temperature falls from 1.3 to 0.5 over the steps", "annealing")]
+GuidanceSchedule = Annotated[
+    Schedule | None, Setting("schedule of guidance", "guidance_schedule", "linear", "guidance_decay")
+]
+GuidancePower = Annotated[
+    float | None, Setting("power of power_cosine", "guidance_power", "3", "guidance_scale_pow", gt=0)
+]
+
+
+def convert_maskgit(
+    file: str | Path,
+    *,
+    heads: Heads = None,
+    class_dropout: ClassDropout = None,
+    norm_eps: NormEps = None,
+    steps: Steps = None,
+    noise: Noise = None,
+    annealing: Annealing = True,
+    guidance_schedule: GuidanceSchedule = None,
+    guidance_power: GuidancePower = None,
+    weights: Choice | None = None,
+) -> MaskGIT:
     """A published MaskGIT (file, or folder with its config.json) as our model in eval mode.
 
     Args:
         heads, class_dropout: as in training; default: as in config.json, else those of the published widths and 0.1.
+        norm_eps, steps, noise, annealing, guidance_schedule, guidance_power: norms, defaults for sampling; None:
+            as in config.json, else those of `MaskGITConfig`.
+        weights: raw or averaged ones.
 
     Raises:
         WeightsError: a damaged or wrong file.
     """
-    state = from_published(without_prefix(read_published(file), AVERAGED), str(file))
+    state = from_published(read_published(file, weights), str(file))
     given = _generator_options(file)
     codes, dim = _shape(state, "net.out.weight", file)
     heads = heads_of(heads or given.get("num_attention_heads"), dim, HEADS, "heads=", file)
     hidden = _shape(state, "net.blocks.0.mlp.fc1.weight", file)[0]
     if class_dropout is None:
         class_dropout = option_number(given, "class_label_dropout", 0.1, file)
+    sampling = {"steps": steps, "noise": noise, "guidance_schedule": guidance_schedule}
     config = MaskGITConfig(
         num_tokens=state["net.positions"].shape[1] - 1,
         vocab_size=codes,
@@ -196,7 +236,9 @@ def convert_maskgit(file: str | Path, *, heads: int | None = None, class_dropout
         heads=int(heads),
         mlp_ratio=mlp_ratio(hidden, dim),
         class_dropout=class_dropout,
-        **_sampling(given, file),
+        annealing=annealing,
+        norm_eps=norm_eps,
+        **_sampling(given, file, {**sampling, "guidance_power": guidance_power}),
     )
     compare_options(given, {"image_seq_len": config.num_tokens, "condition_num_classes": config.num_classes}, file)
     try:
@@ -224,8 +266,8 @@ def _generator_options(file: str | Path) -> Options:
     return options
 
 
-def _sampling(given: Options, file: str | Path) -> Options:
-    """The fields of `MaskGITConfig` for sampling that config.json has."""
+def _sampling(given: Options, file: str | Path, chosen: Mapping[str, object]) -> Options:
+    """The fields of `MaskGITConfig` for sampling that are chosen (not None), or that config.json has."""
     found: Options = {}
     if given.get("num_steps") is not None:
         found["steps"] = int(option_number(given, "num_steps", 0, file))
@@ -238,7 +280,7 @@ def _sampling(given: Options, file: str | Path) -> Options:
             found["guidance_schedule"] = maskgit_guidance(1.0, given["guidance_decay"]).schedule
         except KeyError:
             raise WeightsError(f"{file}: config.json: unknown guidance_decay {given['guidance_decay']!r}") from None
-    return found
+    return {**found, **{key: value for key, value in chosen.items() if value is not None}}
 
 
 def _shape(state: State, name: str, file: str | Path) -> Size:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import Size
 
@@ -16,8 +16,10 @@ from tok1d.tokenizers.query_encoder import EncoderConfig
 from tok1d.tokenizers.semanticist import Semanticist, SemanticistConfig
 from tok1d.tokenizers.token_dit import DecoderConfig
 from tok1d.zoo.adapters.autoencoder import build_network
-from tok1d.zoo.adapters.keymap import State, clean, depth_of, heads_of, mlp_ratio, read_published, shape_of
+from tok1d.zoo.adapters.averages import Choice, clean
+from tok1d.zoo.adapters.keymap import State, depth_of, heads_of, mlp_ratio, read_published, shape_of
 from tok1d.zoo.adapters.semanticist_names import KEYS, POSITION_TABLE, from_published, load_part, part
+from tok1d.zoo.adapters.settings import ClassDropout, DecoderHeads, EncoderHeads, Heads, NormEps, Setting
 from tok1d.zoo.pretrained.autoencoder import DEFAULTS, connect_autoencoder, latents_of
 from tok1d.zoo.weights import read_weights
 
@@ -168,17 +170,41 @@ def ar_config(state: State, *, heads: int | None = None, class_dropout: float = 
     return config
 
 
+Causal = Annotated[bool, Setting("queries attend to earlier queries only", "encoder.causal")]
+Normalise = Annotated[bool, Setting("tokens are standardised over their channels", "normalise")]
+NormaliseEps = Annotated[float, Setting("added to the standard deviation", "normalise_eps", ge=0)]
+AlignDepth = Annotated[
+    int, Setting("block that was aligned with a teacher, of a file with a projector", "decoder.align_depth", ge=1)
+]
+Steps = Annotated[int, Setting("default decoding steps", "steps", ge=1)]
+LatentsOf = Annotated[
+    str | None,
+    Setting(
+        "the latents' autoencoder: a path, a hub name, or autoencoder for that in the file",
+        "latents.path",
+        "none for pixels, else that in the file, else KL-16",
+    ),
+]
+AutoencoderGroups = Annotated[int, Setting("groups of the norms of the autoencoder in the file", ge=1)]
+AutoencoderScale = Annotated[
+    float | None, Setting("scale of its latents", published="0.2325 of KL-16, else 0.18215", gt=0)
+]
+
+
 def convert_tokenizer(
     path: str | Path,
     *,
-    encoder_heads: int | None = None,
-    decoder_heads: int | None = None,
-    causal: bool = True,
-    normalise: bool = True,
-    align_depth: int = 8,
-    autoencoder: str | None = None,
-    autoencoder_groups: int = 32,
-    autoencoder_scale: float | None = None,
+    encoder_heads: EncoderHeads = None,
+    decoder_heads: DecoderHeads = None,
+    causal: Causal = True,
+    normalise: Normalise = True,
+    normalise_eps: NormaliseEps = 0.0,
+    align_depth: AlignDepth = 8,
+    steps: Steps = 250,
+    autoencoder: LatentsOf = None,
+    autoencoder_groups: AutoencoderGroups = 32,
+    autoencoder_scale: AutoencoderScale = None,
+    weights: Choice | None = None,
 ) -> Semanticist:
     """A published tokenizer file, or step directory, as our model in eval mode; see `tokenizer_config`.
 
@@ -187,11 +213,13 @@ def convert_tokenizer(
             file or step directory. Default: none (pixels) if the decoder has as many channels as the image, else the
             autoencoder in the file, else the published KL-16.
         autoencoder_groups, autoencoder_scale: of the autoencoder in the file; see `autoencoder.network_config`.
+        normalise_eps: added to the standard deviation of a token.
+        steps, weights: default number of decoding steps; raw or averaged weights.
 
     Raises:
         WeightsError: a damaged or wrong file, or an autoencoder that does not fit it.
     """
-    published = read_published(path)
+    published = read_published(path, weights)
     state = from_published(published, source=str(path))
     image_channels = _shape(state, "encoder.patch_embed.proj.weight")[1]
     channels = _shape(state, "decoder.patch_embed.proj.weight")[1]
@@ -214,6 +242,7 @@ def convert_tokenizer(
         align_depth=align_depth,
         latents=latents_of(autoencoder, channels, network),
     )
+    config.steps, config.normalise_eps = steps, normalise_eps
     _check_grid(published, config, str(path))
     model = Semanticist(config)
     connect_autoencoder(model)
@@ -245,13 +274,36 @@ def _check_grid(published: State, config: SemanticistConfig, source: str) -> Non
         )
 
 
-def convert_ar(path: str | Path, *, heads: int | None = None, class_dropout: float = 0.1) -> EpsilonLlamaGen:
+def convert_ar(
+    path: str | Path,
+    *,
+    heads: Heads = None,
+    class_dropout: ClassDropout = 0.1,
+    norm_eps: NormEps = 1e-5,
+    steps: Annotated[int, Setting("default network evaluations per token", "head.steps", ge=2)] = 250,
+    time_scale: Annotated[
+        float, Setting("interpolant: factor of the times in the time embedding", "head.time_scale", gt=0)
+    ] = 1.0,
+    sampler: Annotated[Literal["sde", "euler", "heun"], Setting("interpolant: sampler", "head.sampler")] = "sde",
+    last_step: Annotated[
+        float, Setting("interpolant: length in time of the SDE sampler's last step", "head.last_step", gt=0, lt=1)
+    ] = 0.04,
+    weights: Choice | None = None,
+) -> EpsilonLlamaGen:
     """A published autoregressive model's file, or step directory, as our model in eval mode; see `ar_config`.
+
+    Args:
+        norm_eps: epsilon of the norms.
+        steps, time_scale, sampler, last_step: of the diffusion head; the last three only for an interpolant.
+        weights: raw or averaged ones.
 
     Raises:
         WeightsError: a damaged or wrong file.
     """
-    state = from_published(read_published(path), source=str(path))
-    model = EpsilonLlamaGen(ar_config(state, heads=heads, class_dropout=class_dropout))
+    state = from_published(read_published(path, weights), source=str(path))
+    config = ar_config(state, heads=heads, class_dropout=class_dropout)
+    config.norm_eps, config.head.steps, config.head.time_scale = norm_eps, steps, time_scale
+    config.head.sampler, config.head.last_step = sampler, last_step
+    model = EpsilonLlamaGen(config)
     load_part(model, state, source=str(path))
     return model.eval()

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 
 import torch
 from torch import Size, Tensor
@@ -21,6 +21,7 @@ from tok1d.generators.lightningdit import LightningDiT, LightningDiTConfig, rota
 from tok1d.generators.sequence import SequenceConfig, SequenceModel
 from tok1d.generators.sit import DiT, DiTConfig, SiT, SiTConfig, position_table
 from tok1d.nn.embed import time_rates
+from tok1d.zoo.adapters.averages import Choice
 from tok1d.zoo.adapters.keymap import (
     KeyMap,
     Options,
@@ -38,6 +39,7 @@ from tok1d.zoo.adapters.keymap import (
     shape_of,
     table_tolerance,
 )
+from tok1d.zoo.adapters.settings import LastStep, Sampler, Setting, Steps, TimeShift
 
 Kind = Literal["sit", "dit", "lightningdit"]
 Positions = Literal["1d", "2d"]
@@ -65,6 +67,28 @@ GRID_EMBED, EMBED = "x_embedder.proj.", "x_embedder."
 GATE_UP = ".mlp.w12."  # published as one matrix: gate above up
 TABLES = ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin")  # computed by the model
 STATISTICS = ("token_mean", "token_std")  # in the published tokenizer's config.json, or in a file of their own
+
+LIGHTNINGDIT_SHIFT = 1 / 0.3  # its timestep_shift is 0.3, in times that end at the data
+
+SequenceHeads = Annotated[
+    int | None, Setting("attention heads", "heads", "of the published model of this width", "num_heads", ge=1)
+]
+SequenceDropout = Annotated[
+    float | None,
+    Setting(
+        "share of null classes in training; above 0 there is a null class",
+        "class_dropout",
+        "0.1",
+        "class_dropout_prob",
+        ge=0,
+        le=1,
+    ),
+]
+Mean = Annotated[float | None, Setting("mean of the tokens, vq_mean of the tokenizer", published="0")]
+Std = Annotated[float | None, Setting("standard deviation of the tokens, vq_std", published="1", gt=0)]
+StatisticsOf = Annotated[
+    str | None, Setting("folder of the published tokenizer, to read mean and std from", published="none")
+]
 
 # Width -> attention heads, which weights do not determine.
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16, 1536: 24, 1792: 28}
@@ -138,28 +162,36 @@ def reverse_time(state: Mapping[str, Tensor]) -> State:
 def convert_sit(
     file: str | Path,
     *,
-    heads: int | None = None,
-    class_dropout: float | None = None,
-    path: Literal["linear", "cosine"] = "linear",
-    mean: float | None = None,
-    std: float | None = None,
-    tokenizer: str | None = None,
+    heads: SequenceHeads = None,
+    class_dropout: SequenceDropout = None,
+    path: Annotated[Literal["linear", "cosine"], Setting("interpolation of noise and tokens", "path")] = "linear",
+    sampler: Sampler = "sde",
+    steps: Steps = 250,
+    last_step: LastStep = 0.04,
+    time_shift: TimeShift = 1.0,
+    mean: Mean = None,
+    std: Std = None,
+    tokenizer: StatisticsOf = None,
+    weights: Choice | None = None,
 ) -> SiT:
     """A published SiT (file, or folder with its config.json) as our model in eval mode.
 
     Args:
         heads, class_dropout: as in training; default: as in config.json, else those of the published widths and 0.1.
         path: as in training; files do not state it reliably.
+        sampler, steps, last_step, time_shift: the model's defaults for sampling.
         mean, std: token statistics, vq_mean and vq_std in the tokenizer's config.json.
         tokenizer: folder of the published tokenizer, to read mean and std from.
+        weights: raw or averaged ones.
 
     Raises:
         WeightsError: a damaged or wrong file.
     """
-    published, state, options = _read(file, "sit", heads=heads, class_dropout=class_dropout)
+    published, state, options = _read(file, "sit", weights, heads=heads, class_dropout=class_dropout)
     dim, token_dim = _shape(state, "net.token_embed.weight")
     if _shape(state, "net.out.weight")[0] != token_dim:
         raise WeightsError(f"{file}: expected a velocity, got noise and variance; convert it as a DiT (maetok-dit)")
+    options |= {"sampler": sampler, "steps": steps, "last_step": last_step, "time_shift": time_shift}
     config = SiTConfig(**options, positions=_positions(published, file, dim), path=path, qk_norm=_has_qk_norm(state))
     return _filled(SiT, config, state, "sit", file, _scalar_statistics(mean, std, tokenizer))
 
@@ -167,42 +199,62 @@ def convert_sit(
 def convert_dit(
     file: str | Path,
     *,
-    heads: int | None = None,
-    class_dropout: float | None = None,
-    schedule: Literal["linear", "cosine"] = "linear",
-    mean: float | None = None,
-    std: float | None = None,
-    tokenizer: str | None = None,
+    heads: SequenceHeads = None,
+    class_dropout: SequenceDropout = None,
+    schedule: Annotated[Literal["linear", "cosine"], Setting("noise schedule", "schedule")] = "linear",
+    steps: Steps = 250,
+    mean: Mean = None,
+    std: Std = None,
+    tokenizer: StatisticsOf = None,
+    weights: Choice | None = None,
 ) -> DiT:
     """A published DiT on tokens as our model in eval mode; arguments and errors as those of `convert_sit`.
 
     Args:
         schedule: noise schedule, as in training.
+        steps: the model's default number of sampling steps.
     """
-    published, state, options = _read(file, "dit", heads=heads, class_dropout=class_dropout)
+    published, state, options = _read(file, "dit", weights, heads=heads, class_dropout=class_dropout)
     dim, token_dim = _shape(state, "net.token_embed.weight")
     if _shape(state, "net.out.weight")[0] != 2 * token_dim:
         raise WeightsError(f"{file}: expected noise and variance ({2 * token_dim} outputs); is it a SiT (maetok-sit)?")
     config = DiTConfig(
-        **options, positions=_positions(published, file, dim), schedule=schedule, qk_norm=_has_qk_norm(state)
+        **options,
+        positions=_positions(published, file, dim),
+        schedule=schedule,
+        steps=steps,
+        qk_norm=_has_qk_norm(state),
     )
     return _filled(DiT, config, state, "dit", file, _scalar_statistics(mean, std, tokenizer))
 
 
 def convert_lightningdit(
-    file: str | Path, *, heads: int | None = None, class_dropout: float | None = None, statistics: str | None = None
+    file: str | Path,
+    *,
+    heads: SequenceHeads = None,
+    class_dropout: SequenceDropout = None,
+    sampler: Sampler = "euler",
+    steps: Steps = 250,
+    time_shift: TimeShift = LIGHTNINGDIT_SHIFT,
+    statistics: Annotated[
+        str | None, Setting("file with the mean and std of each channel of the latents", published="0 and 1")
+    ] = None,
+    weights: Choice | None = None,
 ) -> LightningDiT:
     """A published LightningDiT as our model in eval mode; its tokens are the positions of the grid, row by row.
 
     Args:
         heads, class_dropout: as in training; default: those of the published widths and 0.1.
+        sampler, steps, time_shift: the model's defaults for sampling.
+        weights: raw or averaged ones.
         statistics: file with "mean" and "std" of each channel of the latents (the release's latents_stats.pt).
 
     Raises:
         WeightsError: a damaged or wrong file.
     """
-    published, state, options = _read(file, "lightningdit", heads=heads, class_dropout=class_dropout)
+    published, state, options = _read(file, "lightningdit", weights, heads=heads, class_dropout=class_dropout)
     dim = options["dim"]
+    options |= {"sampler": sampler, "steps": steps, "time_shift": time_shift}
     modulation = _shape(state, "net.blocks.0.modulation.linear.weight")[0] // dim
     options["mlp_ratio"] = _swiglu_ratio(dim, _shape(state, "net.blocks.0.mlp.down.weight")[1])
     config = LightningDiTConfig(**options, qk_norm=_has_qk_norm(state), shift=modulation == 6, rotary="none")
@@ -217,10 +269,10 @@ def convert_lightningdit(
 
 
 def _read(
-    file: str | Path, kind: Kind, *, heads: int | None, class_dropout: float | None
+    file: str | Path, kind: Kind, weights: Choice | None, *, heads: int | None, class_dropout: float | None
 ) -> tuple[State, State, Options]:
     """Published weights, renamed weights, and the fields that all configurations share."""
-    published = read_published(file)
+    published = read_published(file, weights)
     state, ignored = from_published(published, kind)
     if ignored:
         print(f"{file}: not part of the generator, left out: {listing(ignored)}", file=sys.stderr)

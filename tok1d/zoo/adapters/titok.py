@@ -11,13 +11,14 @@ import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 from torch import Size, Tensor, nn
 
 from tok1d.errors import ConfigError, WeightsError
 from tok1d.tokenizers.bottlenecks import KLConfig, VQConfig
 from tok1d.tokenizers.titok import TiTok, TiTokConfig, TiTokViTConfig
+from tok1d.zoo.adapters.averages import Choice
 from tok1d.zoo.adapters.keymap import (
     KeyMap,
     Options,
@@ -34,6 +35,7 @@ from tok1d.zoo.adapters.keymap import (
     read_published,
     without_prefix,
 )
+from tok1d.zoo.adapters.settings import DecoderHeads, EncoderHeads, Setting
 from tok1d.zoo.compat.titok import LegacyTiTok, LegacyTiTokConfig, PixelsConfig
 
 Config = TypeVar("Config", TiTokConfig, LegacyTiTokConfig)
@@ -107,7 +109,7 @@ LEGACY_KEYS = KeyMap(
 # Read in training alone: the usage of the codes (kept for one-stage models, which revive unused codes), and the
 # networks of the loss.
 UNUSED = ("quantize.embed_prob", "discriminator.", "perceptual_loss.", "lpips.", "loss_module.")
-AVERAGED = ("ema_model.", "ema.", "model.")  # prefixes of all names in some files
+PREFIXES = ("model.",)  # of all names in some files
 # Stored without a batch axis, and as 1x1 convolutions.
 TABLES = ("cls_token", "positions", "queries", "query_positions", "token_positions", "text_positions")
 POINTWISE = ("bottleneck.proj.weight", "decoder.proj.weight", "decoder.fc1.weight", "decoder.fc2.weight")
@@ -157,14 +159,39 @@ def _is_table(name: str, value: Tensor) -> bool:
     return name.rsplit(".", 1)[-1] in TABLES and value.dim() == 2
 
 
+L2 = Annotated[
+    bool | None,
+    Setting(
+        "codes are compared on the unit sphere",
+        "bottleneck.l2",
+        "false, of a model in two stages true",
+        "use_l2_norm",
+    ),
+]
+Beta = Annotated[
+    float | None, Setting("weight of the commitment loss", "bottleneck.beta", "0.25", "commitment_cost", ge=0)
+]
+QuantizerWeight = Annotated[
+    float | None,
+    Setting(
+        "of a model in two stages: weight of the bottleneck's losses",
+        "quantizer_weight",
+        "1",
+        "quantizer_weight",
+        ge=0,
+    ),
+]
+
+
 def convert_titok(
     path: str | Path,
     *,
-    encoder_heads: int | None = None,
-    decoder_heads: int | None = None,
-    l2: bool | None = None,
-    beta: float | None = None,
-    quantizer_weight: float | None = None,
+    encoder_heads: EncoderHeads = None,
+    decoder_heads: DecoderHeads = None,
+    l2: L2 = None,
+    beta: Beta = None,
+    quantizer_weight: QuantizerWeight = None,
+    weights: Choice | None = None,
 ) -> TiTok | LegacyTiTok:
     """A published TiTok, a weight file or a folder (config.json, model.safetensors), as our model in eval mode.
 
@@ -177,12 +204,13 @@ def convert_titok(
         beta: weight of the commitment loss, for further training; default: as in config.json, else 0.25.
         quantizer_weight: weight of all losses of the bottleneck, for a two-stage model; default: as in config.json,
             else 1.
+        weights: raw or averaged ones.
 
     Raises:
         WeightsError: a damaged or wrong file, or a config.json that contradicts it.
     """
     path = Path(path)
-    published = without_prefix(read_published(path), AVERAGED)
+    published = without_prefix(read_published(path, weights), PREFIXES)
     state, ignored = from_published(published)
     if ignored:
         print(f"{path}: not part of the tokenizer, left out: {listing(ignored)}", file=sys.stderr)

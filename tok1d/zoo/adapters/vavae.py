@@ -4,30 +4,39 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from tok1d.errors import WeightsError
 from tok1d.zoo.adapters.autoencoder import build_network, from_mar
+from tok1d.zoo.adapters.averages import Choice
 from tok1d.zoo.adapters.keymap import State, read_published
+from tok1d.zoo.adapters.settings import Setting
 
 _TRAINING_ONLY = ("foundation_model.", "linear_proj.")  # the vision model, and the layer to its width
 
 
-def load_vavae(path: str | Path, *, groups: int = 32, statistics: str | None = None) -> nn.Module:
+def load_vavae(
+    path: str | Path,
+    *,
+    groups: Annotated[int, Setting("groups of every norm", "norm_num_groups", ge=1)] = 32,
+    statistics: Annotated[
+        str | None,
+        Setting(
+            'file with "mean" and "std" of each latent channel (latents_stats.pt)', "", "none: latents stay as they are"
+        ),
+    ] = None,
+    weights: Choice | None = None,
+) -> nn.Module:
     """VA-VAE from its published file, as an AutoencoderKL in eval mode, whose latents are standardised per channel.
-
-    Args:
-        groups: groups of every norm.
-        statistics: file with "mean" and "std" of each channel of the latents (the release's latents_stats.pt); default:
-            latents stay as they are.
 
     Raises:
         WeightsError: a damaged or wrong file, or statistics of another number of channels.
     """
     source = str(path)
-    kept = {k: v for k, v in read_published(path).items() if not k.startswith(_TRAINING_ONLY)}
+    kept = {k: v for k, v in read_published(path, weights).items() if not k.startswith(_TRAINING_ONLY)}
     network = build_network(from_mar(kept, source), groups=groups, scaling_factor=1.0, source=source)
     if statistics is not None:
         values = read_published(statistics)
