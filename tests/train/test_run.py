@@ -80,14 +80,14 @@ class Interrupted(BaseException):
 
 
 def interrupt_removal(broken: pytest.MonkeyPatch, after: int) -> None:
-    """Interrupted where more than so many files or folders are removed."""
+    """Interrupted where more than so many files or folders are moved or removed."""
     removed = iter(range(after))
 
     def count() -> None:
         if next(removed, None) is None:
             raise Interrupted
 
-    for place, name in ((shutil, "rmtree"), (Path, "unlink")):
+    for place, name in ((shutil, "rmtree"), (Path, "unlink"), (os, "replace")):
         real = getattr(place, name)
         broken.setattr(place, name, lambda *a, real=real, **k: (count(), real(*a, **k)))
 
@@ -97,7 +97,7 @@ def test_no_recipe_takes_over_the_checkpoints_of_another(
 ) -> None:
     """Also without the log, and when the removal of a run was interrupted at any file."""
     old, new = (recipe(tiny, tmp_path / "run", f"seed={seed}") for seed in (1, 2))
-    for kept in range(len(folder.RUN_FILES) + 2):
+    for kept in range(len(folder.RUN_FILES) + 4):
         out = folder.prepare(old, overwrite=True)
         finish(out)
         (out / "checkpoints").mkdir()

@@ -208,7 +208,7 @@ class EvaluateConfig(Sampling):
     network: str = option(
         "",
         "feature network: inception[:FILE], timm:NAME[:SIZE][:FILE] or model:FOLDER; default: the classifier bundled "
-        "for the data, else inception if its weights are on this machine",
+        "for the data; for data other than fashion_mnist inception if its weights are on this machine",
     )
     reference: str | None = option(
         None,

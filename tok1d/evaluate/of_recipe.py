@@ -95,9 +95,9 @@ def evaluate_model(
 ) -> list[Record]:
     """Evaluate a trained model and return its records.
 
-    The feature network is the classifier bundled for the data, else `evaluate.network`, else Inception if its weights
-    are on this machine: rFID of reconstructions, gFID and Inception Score of samples. Without a network, a record
-    without a value states the reason.
+    The feature network is `evaluate.network`, else the classifier bundled for the data, else, for data other than
+    Fashion-MNIST, Inception if its weights are on this machine: rFID of reconstructions, gFID and Inception Score of
+    samples. Without a network, a record without a value states the reason.
 
     Args:
         model: a tokenizer, generator or classifier in eval mode.
@@ -120,8 +120,9 @@ def evaluate_model(
             model, subset(test, config.num_images), how, Measuring(measures, protocol=protocol)
         )
     if not measures.networks:
-        (network, reason), *_ = measures.missing.items()
-        return [Record(name="fd", value=None, num_images=0, network=network, note=reason, **protocol)]
+        reason = measures.missing.get(INCEPTION, "no classifier is bundled for these images")
+        name, network = ("gfid", INCEPTION) if measures.missing else ("label_agreement", None)
+        return [Record(name=name, value=None, num_images=0, network=network, note=reason, **protocol)]
     assert recipe.tokenizer is not None
     tokenizer = store.load(recipe.tokenizer, device=device)
     decoding = _readable(config.decoding(generator=True), tokenizer)
@@ -167,17 +168,23 @@ def uses_bundled(recipe: Recipe) -> bool:
     return not recipe.evaluate.network and has_classifier(recipe.data.name, recipe.data, pad=recipe.data.pad)
 
 
+def _network(recipe: Recipe) -> str:
+    """The feature network other than the bundled classifier; "" for Fashion-MNIST, whose images are not those of FID."""
+    return recipe.evaluate.network or ("" if recipe.data.name == "fashion_mnist" else INCEPTION)
+
+
 def _measures(recipe: Recipe, device: str | torch.device) -> Measures:
     """The metrics and the feature network of the evaluation; `missing` states why there is no network."""
     data = recipe.data
     kind: Kind = "reconstruction" if recipe.kind == "tokenizer" else "generation"
     if uses_bundled(recipe):
         return by_classifier(classifier_for(data.name, data, device, pad=data.pad), kind, data.pad)
-    text, missing = recipe.evaluate.network or INCEPTION, dict[str, str]()
+    text, missing = _network(recipe), dict[str, str]()
     networks: list[FrozenNetwork] = []
     try:
-        with torch.random.fork_rng():
-            networks = [open_network(text, device=device, pad=data.pad, download=False)]
+        if text:
+            with torch.random.fork_rng():
+                networks = [open_network(text, device=device, pad=data.pad, download=False)]
     except WeightsError as error:
         if recipe.evaluate.network:
             raise ConfigError(f"evaluate.network: {error}") from None
@@ -213,7 +220,7 @@ def evaluation_notes(recipe: Recipe, model: Any) -> list[str]:
             f"evaluate.keep: {', '.join(map(str, above))} left out, the model has {max(keep)} tokens; measured: "
             f"{', '.join(map(str, keep))}"
         )
-    if not uses_bundled(recipe) and not recipe.evaluate.network and (reason := inception_missing()):
+    if not recipe.evaluate.network and _network(recipe) == INCEPTION and (reason := inception_missing()):
         what = "rFID" if recipe.kind == "tokenizer" else "gFID and Inception Score"
         notes.append(
             f"evaluation at the end: {what} will not be measured ({reason}); else set evaluate.network=inception:FILE"
