@@ -169,7 +169,7 @@ def uses_bundled(recipe: Recipe) -> bool:
 
 
 def _network(recipe: Recipe) -> str:
-    """The feature network other than the bundled classifier; "" for Fashion-MNIST, whose images are not those of FID."""
+    """The feature network other than the bundled classifier; "" is none, for Fashion-MNIST."""
     return recipe.evaluate.network or ("" if recipe.data.name == "fashion_mnist" else INCEPTION)
 
 
