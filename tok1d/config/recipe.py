@@ -362,6 +362,8 @@ class Recipe:
 
     def _check_images(self) -> None:
         """Refuse data that the model cannot be trained on."""
+        if getattr(self.model, "text", False):
+            raise ConfigError("model.text: trainings give this decoder no features of texts, expected false, got true")
         for key in ("image_size", "channels"):
             expected = getattr(self.data, key)
             got = getattr(self.model, key, expected)

@@ -196,11 +196,17 @@ def _measures(recipe: Recipe, device: str | torch.device) -> Measures:
 
 
 def check_measures(recipe: Recipe) -> None:
-    """Open the network and the reference of the `evaluate` section once before the training, if it names them.
+    """Check the `evaluate` section before a training is built, which may take long (a token cache).
+
+    Opens the network and the reference, if it names them.
 
     Raises:
-        ConfigError, DataError, InputError: they are missing or do not fit together.
+        ConfigError, DataError, InputError: they are missing or do not fit together, or see `check_evaluation`.
     """
+    with suppress(WeightsError, NotImplementedError, RuntimeError):  # a model of the user's own may need values
+        with torch.device("meta"):
+            model = store.build_model(recipe.model)
+        check_evaluation(recipe, model)
     if recipe.kind != "classifier" and (recipe.evaluate.network or recipe.evaluate.reference):
         _references(recipe, _measures(recipe, "cpu"), None)
 

@@ -81,9 +81,9 @@ def train(
             if first:
                 held.enter_context(folder.lock(out))
             begin = held.enter_context(folder.starting(recipe, overwrite=overwrite, first=first))
+            check_measures(recipe)
             task = build_task(recipe)
             check_evaluation(recipe, task.model)
-            check_measures(recipe)
             task.measures += evaluations(recipe)
             if first:
                 task.flops = step_flops_or_none(recipe)
