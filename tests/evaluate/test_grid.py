@@ -313,6 +313,9 @@ def test_a_cell_depends_on_the_weights_of_its_guidance_model(generator: Path) ->
     weak = replace(request, weak_model=str(generator / "model"))
     found = [prepare(each, Opened()).identity["weak"] for each in (request, weak)]
     assert found == [None, store.model_identity(store.load(generator / "model"))]
+    earlier = str(generator / "checkpoints" / "step-00000002.pt")
+    found = [prepare(replace(request, weak_model=name), Opened()).identity["weak"] for name in (earlier, f"{earlier}:raw")]
+    assert found == [store.model_identity(load_checkpoint(name)) for name in (f"{earlier}:ema", f"{earlier}:raw")]
 
 
 def test_checkpoints_are_an_axis(generator: Path, tmp_path: Path) -> None:

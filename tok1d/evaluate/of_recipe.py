@@ -146,7 +146,7 @@ def _guided_and_not(recipe: Recipe, samples: Samples) -> list[Samples]:
     """The samples of an evaluation: as the recipe guides them, and with `evaluate.unguided` without guidance."""
     unguided = recipe.evaluate.unguided
     wanted = not uses_bundled(recipe) if unguided is None else unguided
-    if not wanted or (samples.guidance == 1 and not samples.weak_model):
+    if not wanted or samples.guidance == 1:
         return [samples]
     plain = replace(samples, guidance=1.0, guidance_schedule=None, guidance_interval=EVERYWHERE, weak_model="")
     return [samples, plain]
