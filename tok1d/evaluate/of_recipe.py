@@ -44,6 +44,10 @@ def check_evaluation(recipe: Recipe, model: Any) -> None:
     if recipe.tokenizer:
         with torch.device("meta"):  # only its specification is needed, not its weights
             tokenizer = store.build_model(store.read_config(store.resolve(recipe.tokenizer))[0])
+        if not hasattr(tokenizer, "spec"):
+            raise ConfigError(
+                f"tokenizer: expected the model folder of a tokenizer, got another model, {recipe.tokenizer}"
+            )
     length = _length(recipe, model)
     for k in config.keep:
         if k < length and not tokenizer.spec.ordered:

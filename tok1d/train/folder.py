@@ -144,6 +144,8 @@ def _resumes(recipe: Recipe, out: Path, *, overwrite: bool) -> bool:
             return False  # that run has made no step, so the recipe may change
         check_same(stored_recipe(config), recipe, f"{out}: its unfinished run")
         return True
+    if config.exists():
+        raise ConfigError(f"{out}: its config.yaml is not that of a run; choose another with out=FOLDER")
     if out.exists() and any(_is_foreign(path) for path in out.iterdir()):
         raise ConfigError(f"{out}: not empty and not a run folder; choose another with out=FOLDER")
     return False
