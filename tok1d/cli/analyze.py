@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tok1d.cli.options import Data, DataRoot, Device, Model, Overwrite, Seed, load_tokenizer, one_of
+from tok1d.cli.options import Data, DataRoot, Device, Model, Overwrite, Seed, load_tokenizer, one_of, output_folder
 from tok1d.config.options import parse_counts
 
 if TYPE_CHECKING:
@@ -70,14 +70,13 @@ def analyze_prefix(
     """The PCA-like curve: how much the first k tokens reduce the denoising loss, relative to all tokens."""
     from dataclasses import asdict
 
-    from tok1d import files
     from tok1d.analyze.prefix import explained_curve, plot_curve
     from tok1d.inference import images as sources
     from tok1d.pictures import save_png
 
     tokenizer = load_tokenizer(model, device)
     lengths = lengths_of(keep, tokenizer)
-    folder = files.new_folder(out, overwrite=overwrite)
+    folder = output_folder(out, overwrite=overwrite)
     images = sources.open_data(data, tokenizer, data_root=data_root)
     points = explained_curve(
         tokenizer, images, keep=lengths, num_images=num, num_times=times, batch_size=batch_size, seed=seed
@@ -113,14 +112,13 @@ def analyze_increments(
     Like those of principal components, different increments should be orthogonal in expectation: their correlation is
     0, and their energies add up to the fall of the denoising loss.
     """
-    from tok1d import files
     from tok1d.analyze.increments import increments, plot_correlations
     from tok1d.inference import images as sources
     from tok1d.pictures import save_png
 
     tokenizer = load_tokenizer(model, device)
     lengths = lengths_of(keep, tokenizer)
-    folder = files.new_folder(out, overwrite=overwrite)
+    folder = output_folder(out, overwrite=overwrite)
     images = sources.open_data(data, tokenizer, data_root=data_root)
     found = increments(
         tokenizer, images, keep=lengths, num_images=num, num_times=times, batch_size=batch_size, seed=seed
@@ -152,7 +150,6 @@ def analyze_swap(
 
     For tokenizers that are conditioned on the class (SMAP).
     """
-    from tok1d import files
     from tok1d.analyze.swap import swap, swap_picture
     from tok1d.config.classes import stated
     from tok1d.evaluate import protocol
@@ -165,7 +162,7 @@ def analyze_swap(
         one_of("--label", label, ("true",))
     tokenizer = load_tokenizer(model, device)
     pad, place = padding_of(tokenizer), next(tokenizer.parameters()).device
-    folder = files.new_folder(out, overwrite=overwrite)
+    folder = output_folder(out, overwrite=overwrite)
     images = sources.open_data(data, tokenizer, data_root=data_root)
     classifier = protocol.classifier_for(data, tokenizer.config, place, pad=pad)
     found = swap(tokenizer, images, classifier, num_images=num, pad=pad, label=label)
@@ -205,7 +202,6 @@ def analyze_mixture(
     """Fit Gaussian mixtures to the principal components of the tokens: their likelihood shows the number of modes."""
     from dataclasses import asdict
 
-    from tok1d import files
     from tok1d.analyze.mixture import collect_tokens, fit_mixtures
     from tok1d.inference import images as sources
 
@@ -213,7 +209,7 @@ def analyze_mixture(
     counts = parse_counts(components, "--components", 1, num)
     fit_seeds = parse_counts(seeds, "--seeds", 0, 2**32 - 1)
     tokenizer = load_tokenizer(model, device)
-    folder = files.new_folder(out, overwrite=overwrite)
+    folder = output_folder(out, overwrite=overwrite)
     images = sources.open_data(data, tokenizer, data_root=data_root)
     tokens = collect_tokens(tokenizer, images, num=num)
     found = fit_mixtures(tokens, counts, dims=dims, variance=variance, covariance=covariance, seeds=fit_seeds)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
 from tok1d.generators.base import Generator
 from tok1d.tokenizers.base import Tokenizer
-from tok1d.zoo import store
+from tok1d.zoo.checkpoints import load_model
 from tok1d.zoo.weights import fingerprint
 
 DecoderOptions = dict[str, Any]  # keyword arguments of `Tokenizer.decode`
@@ -89,7 +89,7 @@ def guidance_of(generator: Generator, sampling: Sampling) -> Guidance:
     """
     weak = None
     if sampling.weak_model:
-        weak = store.load(sampling.weak_model, device=next(generator.parameters()).device)
+        weak = load_model(sampling.weak_model, device=next(generator.parameters()).device)
         ours, theirs = class_names(generator), class_names(weak)
         if ours and theirs and ours != theirs:
             raise InputError(

@@ -45,7 +45,7 @@ class RunContent(PlayerContent):
 
     seconds: training time so far. sums: logged values summed over the steps after step `since`. processes: how many
     processes wrote it. images: number of training images, None if unknown. classes: names of the model's classes.
-    scale: state of the fp16 loss scale.
+    scale: state of the fp16 loss scale. recipe: the recipe as YAML, absent from checkpoints of earlier versions.
     """
 
     players: dict[str, PlayerContent]
@@ -56,6 +56,7 @@ class RunContent(PlayerContent):
     images: int | None
     classes: NotRequired[list[str]]
     scale: NotRequired[StateDict]
+    recipe: NotRequired[str]
 
 
 class Checkpoint(RunContent):
