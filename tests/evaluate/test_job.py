@@ -182,6 +182,8 @@ def test_records_for_any_shards_after_any_kill(
     alone, shared, resumed = (tmp_path / f"{name}.json" for name in ("alone", "shared", "resumed"))
     assert evaluate(*command, "--out", alone) == 0
     pixels = SampleImages(tmp_path / "samples.npz").fingerprint()
+    assert evaluate(*command, "--out", shared, "--shard", "1/2") == 2, "samples.npz would be replaced"
+    command.append("--overwrite")
     assert evaluate(*command, "--out", shared, "--shard", "1/2") == 0 and not shared.exists()
     assert evaluate(*command, "--out", shared, "--shard", "0/2") == 0
     features, calls = Measures.features, iter(range(1000))
@@ -215,7 +217,7 @@ def test_options_and_mistakes(generator: Path, tmp_path: Path, capsys: pytest.Ca
     assert found["ssim"]["value"] is not None and found["psnr"]["unit"] == "dB"
     spatial = found["sfd@fashion-mnist-cnn"]
     assert spatial["value"] is None and "no spatial features" in spatial["note"]
-    command = ("generation", generator, "--metrics", "labels", "--num", 8, "--out", out)
+    command = ("generation", generator, "--metrics", "labels", "--num", 8, "--out", out, "--overwrite")
     for options in ((), ("--unconditional",)):
         capsys.readouterr()
         assert evaluate(*command, *options, "--guidance", 1) == 0
@@ -224,7 +226,7 @@ def test_options_and_mistakes(generator: Path, tmp_path: Path, capsys: pytest.Ca
         assert entry["value"] is None if options else entry["value"] is not None
         assert entry["note"] == ("unconditional; the images have no labels" if options else "")
     checkpoint = next((generator.parent / "checkpoints").glob("*.pt"))
-    assert evaluate("generation", f"{checkpoint}:raw", "--num", 8, "--metrics", "fd", "--out", out) == 0
+    assert evaluate("generation", f"{checkpoint}:raw", "--num", 8, "--metrics", "fd", "--out", out, "--overwrite") == 0
     assert {(entry["name"], entry["weights"]) for entry in comparable(out)} == {("fd@fashion-mnist-cnn", "raw")}
     reference = tmp_path / "train.npz"
     assert cli.run(["reference", "fashion_mnist", "--out", str(reference)]) == 0

@@ -63,7 +63,7 @@ def test_checkpointed_blocks_make_the_same_steps(
         chosen = [f"out={tmp_path / str(saves)}", "train.steps=3", f"train.checkpoint_activations={saves}"]
         recipe = load_recipe(tiny(kind, **keys), chosen)
         task = build_task(recipe)
-        run.fit(recipe, task, run.prepare(recipe), quiet=True)
+        run.fit(recipe, task, run.folder.prepare(recipe), quiet=True)
         ends.append(task.model.state_dict())
         assert bool(calls[0]) == saves
     for name, value in ends[0].items():

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from tok1d.config.load import load_recipe
-from tok1d.train import rng, run
+from tok1d.train import folder, rng, run
 from tok1d.train.log import read_log
 from tok1d.train.rng import seeded
 from tok1d.train.tasks import build_task
@@ -53,7 +53,7 @@ from pathlib import Path
 from tok1d.config.load import load_recipe
 from tok1d.data.images import ArrayImages
 from tok1d.errors import Tok1dError
-from tok1d.train import optim, players, precision, run
+from tok1d.train import folder, optim, players, precision, run
 from tok1d.train.tasks import build_task
 
 precision.ON_CPU, precision.FIRST_SCALE = True, 2.0**12
@@ -77,9 +77,7 @@ for case in json.loads(Path(sys.argv[1]).read_text()):
 
         ArrayImages.captioned_batch = spoiled
     try:
-        with run.first_process_first():
-            out = run.prepare(recipe)
-            task = build_task(recipe)
+        out, task = run.in_turn(lambda first: (folder.prepare(recipe, first=first), build_task(recipe)))
         made.clear()
         run.fit(recipe, task, out, quiet=True, seconds=case["seconds"])
         held = [[v.numel() for s in optim.own_part(o).state.values() for v in s.values()] for o in made]
@@ -170,7 +168,7 @@ def alone(root: Path, kind: str, name: str, *changes: str) -> Path:
     """The same training by this one process."""
     given = case(root, kind, name, *changes)
     recipe = load_recipe(given["recipe"], given["overrides"])
-    out = run.prepare(recipe)
+    out = folder.prepare(recipe)
     run.fit(recipe, build_task(recipe), out, quiet=True)
     return out
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tok1d.cli import app as cli
 from tok1d.config.load import load_recipe
 from tok1d.config.recipe import Recipe
 from tok1d.errors import ConfigError, DataError, WeightsError
@@ -28,6 +29,7 @@ from tok1d.train.log import read_log
 from tok1d.train.tasks import build_task
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
+from tok1d.zoo.record import read_records
 from tok1d.zoo.weights import fingerprint
 
 Tiny = Callable[..., str]
@@ -78,14 +80,14 @@ class Interrupted(BaseException):
 
 
 def interrupt_removal(broken: pytest.MonkeyPatch, after: int) -> None:
-    """Interrupted where more than so many files or folders are removed."""
+    """Interrupted where more than so many files or folders are moved or removed."""
     removed = iter(range(after))
 
     def count() -> None:
         if next(removed, None) is None:
             raise Interrupted
 
-    for place, name in ((shutil, "rmtree"), (Path, "unlink")):
+    for place, name in ((shutil, "rmtree"), (Path, "unlink"), (os, "replace")):
         real = getattr(place, name)
         broken.setattr(place, name, lambda *a, real=real, **k: (count(), real(*a, **k)))
 
@@ -95,7 +97,7 @@ def test_no_recipe_takes_over_the_checkpoints_of_another(
 ) -> None:
     """Also without the log, and when the removal of a run was interrupted at any file."""
     old, new = (recipe(tiny, tmp_path / "run", f"seed={seed}") for seed in (1, 2))
-    for kept in range(len(folder.RUN_FILES) + 2):
+    for kept in range(len(folder.RUN_FILES) + 4):
         out = folder.prepare(old, overwrite=True)
         finish(out)
         (out / "checkpoints").mkdir()
@@ -116,7 +118,8 @@ def test_another_recipe_is_refused_by_its_key(tiny: Tiny, tmp_path: Path, change
     with pytest.raises(ConfigError, match="--overwrite") as caught:
         folder.prepare(recipe(tiny, out, change))
     key, value = change.split("=")
-    assert f" {key}=" in str(caught.value) and f"has {value.capitalize()};" in str(caught.value)
+    assert f"its unfinished run has {key}=" in str(caught.value)
+    assert f"this recipe has {key}={value.capitalize()};" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -186,11 +189,17 @@ def test_steps_that_a_decoder_cannot_take_are_reported_before_the_training(
         run.train(wanted, quiet=True)
 
 
-def test_keep_above_the_length_is_reported_before_the_training(tiny: Tiny, tmp_path: Path, fashion: None) -> None:
-    wanted = recipe(tiny, tmp_path / "run", "evaluate.keep=[1,5]")
-    with pytest.raises(ConfigError, match=r"^evaluate\.keep: expected numbers up to 4, .* got 5$"):
-        run.train(wanted, quiet=True)
-    assert not (tmp_path / "run" / "log.jsonl").exists()
+def test_keep_above_the_length_is_left_out_and_all_tokens_are_measured(
+    tiny: Tiny, tmp_path: Path, fashion: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the same line in the dry run."""
+    changes = [f"out={tmp_path / 'run'}", "evaluate.keep=[1,2,5,7]"]
+    line = "evaluate.keep: 5, 7 left out, the model has 4 tokens; measured: 1, 2, 4"
+    assert cli.run(["train", tiny("tokenizer"), *changes, "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines().count(line) == 1
+    out = run.train(load_recipe(tiny("tokenizer"), changes), quiet=True)
+    assert capsys.readouterr().err.splitlines() == [line]
+    assert {record.keep for record in read_records(out / "report.json")} == {1, 2, 4, None}
 
 
 def test_a_generator_takes_only_its_tokenizer_s_tokens(tiny: Tiny, tmp_path: Path, fashion: None) -> None:

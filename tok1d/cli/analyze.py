@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tok1d.cli.options import Data, DataRoot, Device, Model, Overwrite, Seed, load_tokenizer, one_of
+from tok1d.cli.options import Data, DataRoot, Device, Model, Overwrite, Seed, load_tokenizer, one_of, output_folder
 from tok1d.config.options import parse_counts
 
 HELD_OUT = "number of test images: the first ones of fashion_mnist, of other data spread evenly over the set"
@@ -35,7 +35,7 @@ def analyze_prefix(
     from tok1d.pictures import save_png
 
     tokenizer = load_tokenizer(model, device)
-    folder = files.new_folder(out, overwrite=overwrite)
+    folder = output_folder(out, overwrite=overwrite)
     images = sources.open_data(data, tokenizer, data_root=data_root)
     points = explained_curve(tokenizer, images, num_images=num, seed=seed)
     save_png(plot_curve({model: points}), folder / "curve.png")
@@ -68,7 +68,7 @@ def analyze_increments(
     from tok1d.inference import images as sources
 
     tokenizer = load_tokenizer(model, device)
-    folder = files.new_folder(out, overwrite=overwrite)
+    folder = output_folder(out, overwrite=overwrite)
     found = increments(tokenizer, sources.open_data(data, tokenizer, data_root=data_root), num_images=num, seed=seed)
     content = {name: getattr(found, name).tolist() for name in ("cosine", "absolute", "energy")}
     files.write_text(folder / "increments.json", json.dumps(content, indent=1) + "\n")
@@ -107,7 +107,7 @@ def analyze_swap(
 
     tokenizer = load_tokenizer(model, device)
     pad, place = padding_of(tokenizer), next(tokenizer.parameters()).device
-    folder = files.new_folder(out, overwrite=overwrite)
+    folder = output_folder(out, overwrite=overwrite)
     images = sources.open_data(data, tokenizer, data_root=data_root)
     classifier = protocol.classifier_for(data, tokenizer.config, place, pad=pad)
     found = swap(tokenizer, images, classifier, num_images=num, pad=pad)
@@ -159,7 +159,7 @@ def analyze_mixture(
     counts = parse_counts(components, "--components", 1, num)
     fit_seeds = parse_counts(seeds, "--seeds", 0, 2**32 - 1)
     tokenizer = load_tokenizer(model, device)
-    folder = files.new_folder(out, overwrite=overwrite)
+    folder = output_folder(out, overwrite=overwrite)
     tokens = collect_tokens(tokenizer, sources.open_data(data, tokenizer, data_root=data_root), num=num)
     found = fit_mixtures(tokens, counts, dims=dims, variance=variance, covariance=covariance, seeds=fit_seeds)  # type: ignore[arg-type]
     files.write_text(

@@ -18,6 +18,7 @@ from tok1d.cli.demo import demo
 from tok1d.cli.encode import encode
 from tok1d.cli.evaluate import evaluate_app
 from tok1d.cli.launch import PASSED_ON, launch
+from tok1d.cli.options import release_outputs
 from tok1d.cli.pictures import generate, reconstruct
 from tok1d.cli.reference import reference
 from tok1d.cli.replay import replay
@@ -126,6 +127,8 @@ def run(arguments: list[str] | None = None) -> int:
         if type(error).__name__ == "Abort":
             return _interrupted(arguments)
         raise
+    finally:
+        release_outputs()
 
 
 def _interrupted(arguments: list[str]) -> int:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tok1d.cli.options import Overwrite
+from tok1d.cli.options import Overwrite, hold_output, output_folder
 
 
 def compare(
@@ -31,7 +31,6 @@ def compare(
     """
     import json
 
-    from tok1d import files
     from tok1d.compare import curves
     from tok1d.compare import runs as module
     from tok1d.errors import InputError
@@ -40,12 +39,13 @@ def compare(
     if save_curve is not None:
         if len(read) != 1:
             raise InputError(f"--save-curve: expected one run, got {len(read)}")
+        hold_output(save_curve)
         if save_curve.exists() and not overwrite:
             raise InputError(f"--save-curve: {save_curve} exists; pass --overwrite to replace it")
         curves.save_curve(read[0], save_curve)
         print(f"curve: {save_curve}")
         return
-    folder = files.new_folder(out, overwrite=overwrite) if out is not None else None
+    folder = output_folder(out, overwrite=overwrite) if out is not None else None
     compared = [module.compare(run, curves.reference_for(run, to)) for run in read]
     if as_json:
         print(json.dumps([each.to_json() for each in compared], indent=1))

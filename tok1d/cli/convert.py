@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tok1d.cli.options import Overwrite, one_of, print_records
+from tok1d.cli.options import Overwrite, one_of, output_folder, print_records
 
 
 def export(
@@ -26,11 +26,10 @@ def export(
     overwrite: Overwrite = False,
 ) -> None:
     """Cast the weights of a finished run to another type, evaluate them, and write a model folder with its card."""
-    from tok1d import files
     from tok1d.train import export as module
 
     one_of("--dtype", dtype, ("float16", "float32"))
-    folder = files.new_folder(out, overwrite=overwrite)
+    folder = output_folder(out, overwrite=overwrite)
     print_records(module.export(run, folder, dtype=dtype, generator=generator, overrides=overrides or ()))
     print(f"model: {folder}")
 
@@ -53,8 +52,7 @@ def convert(
     overwrite: Overwrite = False,
 ) -> None:
     """Convert published weights to a tok1d model folder."""
-    from tok1d import files
     from tok1d.zoo import convert as module
 
-    folder = files.new_folder(out, overwrite=overwrite)
+    folder = output_folder(out, overwrite=overwrite)
     print(f"model: {module.convert(format, path, folder, options or [], tokenizer=tokenizer)}")

@@ -19,9 +19,12 @@ def print_cost(recipe: Recipe, measure_steps: int | None) -> None:
     from rich.console import Console
 
     from tok1d.cost.forecast import forecast, table
+    from tok1d.evaluate.of_recipe import forecast_notes
 
     console = Console(quiet=os.environ.get("RANK", "0") != "0")
     console.print(table(forecast(recipe)))
+    for line in forecast_notes(recipe):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     if measure_steps is None:
         console.print(HINT, style="dim")
         return

@@ -34,6 +34,7 @@ class Output:
     save_images: Path | None = option(None, "also write the images as PNG files into this new or empty folder")
     shard: str = option("", SHARD_HELP)
     quiet: bool = option(False, "no progress bar")
+    overwrite: bool = option(False, "replace existing files of --out and --save-samples")
 
 
 @expanded
@@ -63,10 +64,12 @@ def _job(output: Output) -> tuple[Job, Save | None]:
     from tok1d.evaluate.setup import open_job
     from tok1d.zoo.record import write_records
 
-    out, samples, pictures = output.out, output.save_samples, output.save_images
+    out, samples, pictures, overwrite = output.out, output.save_samples, output.save_images, output.overwrite
     for flag, path in (("--out", out), ("--save-samples", samples)):
         if pictures is not None and path is not None and path.resolve().is_relative_to(pictures.resolve()):
             raise ConfigError(f"{flag}: expected a file outside the folder of --save-images, got {path}")
+    if samples is not None and out is not None and samples.exists() and not (overwrite or _parts(out).is_dir()):
+        raise ConfigError(f"--save-samples: {samples} exists; pass --overwrite to replace it, or choose another")
     save = Save(samples, pictures) if samples or pictures else None
 
     def finish(records: list[Record]) -> None:
@@ -74,7 +77,14 @@ def _job(output: Output) -> tuple[Job, Save | None]:
             write_records(out, records)
         remove_temporary(*(path for path in (out, samples) if path is not None))
 
-    return open_job(out, output.shard, quiet=output.quiet, finish=finish, fallback=samples or pictures), save
+    fallback = samples or pictures
+    job = open_job(out, output.shard, quiet=output.quiet, finish=finish, fallback=fallback, overwrite=overwrite)
+    return job, save
+
+
+def _parts(out: Path) -> Path:
+    """The folder of the finished blocks of an evaluation."""
+    return out.with_name(f"{out.name}.parts")
 
 
 def _report(records: Sequence[Record], job: Job, out: Path | None, save: Save | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import MISSING, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_type_hints
@@ -126,6 +127,37 @@ def load_tokenizer(model: str, device: str | None) -> Tokenizer:
     if not hasattr(loaded, "spec"):
         raise InputError(f"{model}: expected a tokenizer, this is the model {loaded.config.name}")
     return loaded
+
+
+_held = ExitStack()  # locks of what the running command writes
+
+
+def hold_output(out: Path) -> None:
+    """Keep other commands from writing a file or folder until `release_outputs`, at the end of the command.
+
+    Raises:
+        ConfigError: another command writes there.
+    """
+    from tok1d import locks
+
+    _held.enter_context(locks.hold_output(out))
+
+
+def output_folder(out: Path, *, overwrite: bool) -> Path:
+    """Check that a command may write into a folder, and hold its lock; it is not created.
+
+    Raises:
+        ConfigError: another command writes there, or see `tok1d.files.new_folder`.
+    """
+    from tok1d import files
+
+    hold_output(out)
+    return files.new_folder(out, overwrite=overwrite)
+
+
+def release_outputs() -> None:
+    """Release all locks of `hold_output`."""
+    _held.close()
 
 
 def one_of(what: str, value: str, choices: tuple[str, ...]) -> None:

@@ -17,6 +17,7 @@ from tok1d.cli.options import (
     expanded,
     load_tokenizer,
     one_of,
+    output_folder,
 )
 from tok1d.inference.request import ReconstructionPictures, SamplePictures
 
@@ -35,7 +36,6 @@ def reconstruct(
     overwrite: Overwrite = False,
 ) -> None:
     """Encode images, decode them from their leading tokens, and write overview.png and a PNG file of each image."""
-    from tok1d import files
     from tok1d.data.broken import replaced_indices, report_broken
     from tok1d.data.subset import subset
     from tok1d.inference import images as sources
@@ -44,7 +44,7 @@ def reconstruct(
 
     one_of("--on-broken", on_broken, ("stop", "skip"))
     tokenizer = load_tokenizer(model, device)
-    folder = files.new_folder(out, overwrite=overwrite)
+    folder = output_folder(out, overwrite=overwrite)
     source = sources.open_own(images, tokenizer, data_root=data_root, on_broken=on_broken, size=how.size)
     condition = choose_condition(tokenizer, source.num_classes, how.label, captioned=any(source.captions))
     psnr = pictures.reconstruct(tokenizer, source, folder, how)
@@ -61,10 +61,10 @@ def reconstruct(
 @expanded
 def generate(model: Model, out: Out, how: SamplePictures, device: Device = None, overwrite: Overwrite = False) -> None:
     """Generate tokens from classes or captions, decode them with the generator's tokenizer, and write PNG files."""
-    from tok1d import devices, files
+    from tok1d import devices
     from tok1d.inference import pictures
     from tok1d.zoo import store
 
     generator, tokenizer = store.load_pair(model, device=devices.pick_device(device))
-    folder = files.new_folder(out, overwrite=overwrite)
+    folder = output_folder(out, overwrite=overwrite)
     print(f"pictures: {', '.join(map(str, pictures.generate(generator, tokenizer, folder, how)))}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tok1d.cli.options import Device, Overwrite, expanded
+from tok1d.cli.options import Device, Overwrite, expanded, hold_output
 from tok1d.config.fields import option
 from tok1d.evaluate.request import NETWORK_HELP
 
@@ -204,6 +204,7 @@ def _write(reference: Reference, out: Path | None, overwrite: bool, how: str) ->
     print(how)
     if out is None:
         return
+    hold_output(out)
     if out.exists() and not overwrite:
         try:
             there = load_reference(out)

@@ -54,10 +54,12 @@ class DataConfig:
     flip: bool = option(False, "flip training images horizontally at random")
     pad: int = option(0, "black border on each side, in pixels, inside image_size: 28 and 2 make 32", ge=0)
     on_broken: Literal["stop", "skip"] = option(
-        "skip", "reaction to an unreadable image: stop with an error, or skip it; skipped images are counted and listed"
+        "skip",
+        "reaction to an unreadable image: stop with an error, or skip it; skipped images are counted and listed",
+        free=True,
     )
     workers: int | None = option(
-        None, "threads that read and decode images; null is one for each core, at most 16", ge=1
+        None, "threads that read and decode images; null is one for each core, at most 16", ge=1, free=True
     )
     limit: int | None = option(None, "number of training images to use; null is all", ge=1)
     limit_test: int | None = option(None, "number of test images to use; null is all", ge=1)
@@ -123,6 +125,9 @@ class OptimConfig:
     )
     clip: float = option(1.0, "largest global gradient norm; 0 is off", ge=0)
     ema: float = option(0.999, "decay of the averaged weights per step; 0 is off", ge=0, lt=1)
+    ema_ramp: bool = option(
+        True, "limit the decay after step n to (1 + n) / (10 + n), so that the initial weights lose their influence"
+    )
 
     def check(self) -> None:
         """Raise ConfigError on a warm-up longer than the run or a last learning rate above the highest."""
@@ -143,31 +148,42 @@ class TrainConfig(OptimConfig):
         "fp32", "arithmetic of the forward pass; bf16 and fp16 (with loss scaling) are for GPUs"
     )
     shard: Literal["none", "optimizer"] = option(
-        "none", "optimizer: each process holds AdamW's moments for its share of the weights; results stay the same"
+        "none",
+        "optimizer: each process holds AdamW's moments for its share of the weights; results stay the same",
+        free=True,
     )
-    log_every: int = option(50, "steps between lines of the log", ge=1)
+    log_every: int = option(50, "steps between lines of the log", ge=1, free=True)
     checkpoint_activations: bool = option(
         False, "activation checkpointing: recompute blocks in the backward pass, for less memory and more time"
     )
     compile: bool = option(False, "torch.compile of the transformer blocks: faster steps after a slow first one")
-    save_every: int = option(0, "steps between checkpoints; 0 is only at the end", ge=0)
-    keep_last: int = option(2, "newest checkpoints that are kept; older ones replace a damaged newest one", ge=1)
-    keep_every: int = option(0, "steps between checkpoints that are kept permanently; 0 is none", ge=0)
-    preview_every: int = option(0, "steps between preview pictures; 0 is only at the end", ge=0)
+    save_every: int = option(0, "steps between checkpoints; 0 is only at the end", ge=0, free=True)
+    keep_last: int = option(
+        2, "newest checkpoints that are kept; older ones replace a damaged newest one", ge=1, free=True
+    )
+    keep_every: int = option(0, "steps between checkpoints that are kept permanently; 0 is none", ge=0, free=True)
+    preview_every: int = option(0, "steps between preview pictures; 0 is only at the end", ge=0, free=True)
     evaluate_every: int = option(
-        0, "steps between evaluations of averaged and raw weights, written to the log; 0 is only at the end", ge=0
+        0,
+        "steps between evaluations of averaged and raw weights, written to the log; 0 is only at the end",
+        ge=0,
+        free=True,
     )
     proxies_every: int = option(
         0,
         "tokenizers: steps between cheap estimates of how easily their tokens are generated; 0 is none",
         ge=0,
         only="tokenizer",
+        free=True,
     )
     peak_tflops: float | None = option(
-        None, "dense peak of one device in TFLOP/s, for mfu in the log; null: the known value of an NVIDIA GPU", gt=0
+        None,
+        "dense peak of one device in TFLOP/s, for mfu in the log; null: the known value of an NVIDIA GPU",
+        gt=0,
+        free=True,
     )
     tracker: Literal["none", "tensorboard", "wandb"] = option(
-        "none", "also write the log to TensorBoard (RUN/tensorboard) or Weights & Biases (optional packages)"
+        "none", "also write the log to TensorBoard (RUN/tensorboard) or Weights & Biases (optional packages)", free=True
     )
 
 
@@ -179,11 +195,29 @@ class EvaluateConfig(Sampling):
 
     num_images: int = option(1000, "tokenizers: test images that are reconstructed", ge=1)
     num_samples: int = option(1000, "generators: samples", ge=1)
-    keep: list[int] = option([], "numbers of leading tokens to decode; empty is 1, 2, 4, ... all", ge=0)
+    keep: list[int] = option(
+        [],
+        "numbers of leading tokens to decode; empty is 1, 2, 4, ... all. All tokens are always decoded, and numbers "
+        "above the model's tokens are left out",
+        ge=0,
+    )
     steps: int = option(25, "steps of a diffusion decoder, also of a generator's tokenizer", ge=1)
     sampling_steps: int | None = option(None, "generators: sampling steps; null is the model's own", ge=1)
     guidance: float = option(1.0, "guidance scale; 1 is off", ge=0)
     batch_size: int = option(100, "images of one forward pass", ge=1)
+    network: str = option(
+        "",
+        "feature network: inception[:FILE], timm:NAME[:SIZE][:FILE] or model:FOLDER; default: the classifier bundled "
+        "for the data; for data other than fashion_mnist inception if its weights are on this machine",
+    )
+    reference: str | None = option(
+        None,
+        "generators: file of reference statistics, from tok1d reference or ADM; null: computed from the training "
+        "images, or from the test images for the bundled classifier",
+    )
+    unguided: bool | None = option(
+        None, "generators: also measure samples without guidance; null: yes, unless the bundled classifier measures"
+    )
 
     @property
     def sampling(self) -> Sampling:
@@ -216,13 +250,14 @@ def _loss_section(path: str, help: str) -> Any:  # as `option`
 class Recipe:
     """All settings of a run; `tok1d.config.load.load_recipe` reads a recipe.
 
-    A field, here or in `train`, with the metadata `only` applies to that kind of model alone.
+    Metadata of a field, here or in a section: `only` names the one kind of model that reads it; a field with `free` may
+    change when a run is resumed, because it decides when and where something is written, not what is computed.
     """
 
     kind: Kind = option(help="what is trained")
     seed: int = option(0, "seed of all randomness", ge=0, le=2**32 - 1)
-    out: str = option("", "run folder; default: runs/RECIPE")
-    card: CardConfig = option(CardConfig)
+    out: str = option("", "run folder; default: runs/RECIPE", free=True)
+    card: CardConfig = option(CardConfig, free=True)
     data: DataConfig = option(DataConfig)
     init_from: str | None = option(
         None,
@@ -270,7 +305,7 @@ class Recipe:
         "tok1d.losses.adversarial:AdversarialConfig",
         "deterministic decoders: the adversarial loss and the discriminator that is trained with the tokenizer",
     )
-    evaluate: EvaluateConfig = option(EvaluateConfig)
+    evaluate: EvaluateConfig = option(EvaluateConfig, free=True)
 
     @property
     def learns_words(self) -> bool:
@@ -303,8 +338,11 @@ class Recipe:
                 raise ConfigError(
                     f"{key}: only {only}s read it, expected {show(default)} for kind={self.kind}, got {show(value)}"
                 )
-        if self.kind != "generator" and self.evaluate.unconditional:
-            raise ConfigError(f"evaluate.unconditional: only generators read it, expected false for kind={self.kind}")
+        for key, default in (("unconditional", False), ("unguided", None), ("reference", None)):
+            if self.kind != "generator" and getattr(self.evaluate, key) != default:
+                raise ConfigError(
+                    f"evaluate.{key}: only generators read it, expected {show(default)} for kind={self.kind}"
+                )
         for key in ("cache_views", "cache_dtype", "row_order"):
             got, default = getattr(self, key), getattr(Recipe, key)
             if (self.kind != "generator" or self.cache == NO_CACHE) and got != default:
@@ -352,3 +390,16 @@ def _restricted(section: Recipe | TrainConfig, key: str = "") -> Iterator[tuple[
         only = field.metadata.get("only")
         if only is not None:
             yield join(key, field.name), only, getattr(section, field.name), field.default
+
+
+def _free_keys(section: type, key: str = "") -> Iterator[str]:
+    """The dotted keys of the fields with the metadata `free` in a section and in its sections."""
+    for field in dataclasses.fields(section):
+        inner = field.default_factory if isinstance(field.default_factory, type) else field.type
+        if field.metadata.get("free"):
+            yield join(key, field.name)
+        elif isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            yield from _free_keys(inner, join(key, field.name))
+
+
+FREE_KEYS = tuple(_free_keys(Recipe))  # keys that may change when a run is resumed

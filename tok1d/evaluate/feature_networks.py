@@ -6,6 +6,7 @@ import hashlib
 import io
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -24,6 +25,7 @@ from tok1d.zoo.weights import fingerprint
 # Hash of the file of torch-fidelity and pytorch-fid: the weights of TensorFlow's Inception graph of 2015-12-05.
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+NO_FIDELITY = "inception: torch-fidelity is not installed; pip install 'tok1d[fidelity]'"
 SPATIAL_CHANNELS = 7
 SPATIAL_DIM = 17 * 17 * SPATIAL_CHANNELS
 
@@ -136,7 +138,7 @@ def open_inception(
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError:
-        raise WeightsError("inception: torch-fidelity is not installed; pip install 'tok1d[fidelity]'") from None
+        raise WeightsError(NO_FIDELITY) from None
 
     path = Path(file) if file else _published_inception(download)
     if not path.is_file():
@@ -158,6 +160,17 @@ def open_inception(
     return Inception(extractor.to(device).eval(), name, digest, device=device, pad=pad)
 
 
+def inception_missing() -> str:
+    """Why Inception with its published weights cannot be opened without a download, and how to get it; "" if it can."""
+    if find_spec("torch_fidelity") is None:
+        return NO_FIDELITY
+    try:
+        _published_inception(download=False)
+    except WeightsError as error:
+        return str(error)
+    return ""
+
+
 def _published_inception(download: bool) -> Path:
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
@@ -174,7 +187,8 @@ def _published_inception(download: bool) -> Path:
         except (OSError, RuntimeError) as error:
             why = f"they could not be downloaded ({reason_of(error)})"
     raise WeightsError(
-        f"inception: expected the published weights, {why}; download {URL_INCEPTION_V3} and pass inception:FILE"
+        f"inception: expected the published weights, {why}; download {URL_INCEPTION_V3} to {path}, or pass "
+        "inception:FILE"
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tok1d.errors import ConfigError, DataError, InputError, reason_of
 from tok1d.files import remove_left, replacing
+from tok1d.locks import hold_part
 from tok1d.zoo.record import Record
 
 MIN_BLOCK = 64  # least number of images in a block, so that small batches do not make too many files
@@ -37,13 +38,15 @@ class Job:
         quiet: no progress bar and no messages.
         label: text before the progress bar.
         finish: called with the records before the blocks are removed, for example to write them.
+        target: file that `finish` writes; it is not replaced unless it belongs to this evaluation.
+        overwrite: replace `target` in any case.
 
     Attributes:
         name: hash of everything that the result depends on, set by `run`.
         waiting: whether blocks of other processes are missing, set by `run`.
 
     Raises:
-        ConfigError: a part outside 0..n-1.
+        ConfigError: a part outside 0..n-1, or a file at `target` without unfinished blocks.
         InputError: several parts without a folder.
     """
 
@@ -52,6 +55,8 @@ class Job:
     quiet: bool = True
     label: str = "evaluate"
     finish: Callable[[list[Record]], None] | None = None
+    target: Path | None = None
+    overwrite: bool = False
     name: str = field(default="", init=False)
     waiting: bool = field(default=False, init=False)
 
@@ -61,6 +66,8 @@ class Job:
             raise ConfigError(f"part: expected I of N with I in 0..N-1, got {number} of {parts}")
         if self.folder is None and parts > 1:
             raise InputError(f"an evaluation with {parts} processes needs a shared folder: pass --out FILE")
+        if self.folder is not None and not self.folder.is_dir():
+            self._check_target()
 
     def __str__(self) -> str:
         return f"part {self.part[0]} of {self.part[1]}"
@@ -85,6 +92,8 @@ class Job:
             begin: called with the job's name before anything is measured.
 
         Raises:
+            ConfigError: another evaluation, or another process with the same part, writes there, or `target` is a
+                file of something else.
             DataError: the folder cannot be written, or a block in it cannot be read.
         """
         batches = [range(start, min(start + batch_size, num)) for start in range(0, num, batch_size)]
@@ -97,18 +106,27 @@ class Job:
         size = -(-MIN_BLOCK // batch_size)
         blocks = [batches[i : i + size] for i in range(0, len(batches), size)]
         paths = [self.folder / f"{self.name}-{i:06d}.pt" for i in range(len(blocks))]
-        self._begin()
-        self._measure(blocks, paths, measure)
-        with self._locked() as locked:
-            self.waiting = not locked or not all(path.exists() for path in paths)
-            if self.waiting:
-                yield None
-            else:
-                yield _read(blocks, paths)
-                for path in paths:
-                    path.unlink(missing_ok=True)
-        if not any(path.exists() for path in paths):
-            self._end()
+        lock = self.folder.with_name(f".{self.folder.name}.lock")
+        with hold_part(lock, str(self.target or self.folder), self.part, self.name):
+            if not any(self.folder.glob(f"{self.name}*")):
+                self._check_target()
+            self._begin()
+            self._measure(blocks, paths, measure)
+            with self._locked() as locked:
+                self.waiting = not locked or not all(path.exists() for path in paths)
+                if self.waiting:
+                    yield None
+                else:
+                    yield _read(blocks, paths)
+                    for path in paths:
+                        path.unlink(missing_ok=True)
+            if not any(path.exists() for path in paths):
+                self._end()
+
+    def _check_target(self) -> None:
+        """Refuse a file at `target` that this evaluation has not written: it has no blocks or lock in the folder."""
+        if self.target is not None and self.target.exists() and not self.overwrite:
+            raise ConfigError(f"{self.target}: exists; pass --overwrite to replace it, or choose another --out")
 
     def _begin(self) -> None:
         assert self.folder is not None

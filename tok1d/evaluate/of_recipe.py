@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,13 +15,16 @@ from tok1d.config.recipe import Recipe
 from tok1d.config.sampling import EVERYWHERE, Decoding
 from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
-from tok1d.errors import ConfigError, InputError
+from tok1d.errors import ConfigError, InputError, WeightsError
 from tok1d.evaluate.classification import evaluate_classifier
+from tok1d.evaluate.feature_networks import inception_missing, open_network
+from tok1d.evaluate.features import INCEPTION, FrozenNetwork
 from tok1d.evaluate.generation import evaluate_generation
-from tok1d.evaluate.measures import Measuring, by_classifier
-from tok1d.evaluate.protocol import classifier_for, protocol_of
+from tok1d.evaluate.measures import Compared, Measures, Measuring, by_classifier
+from tok1d.evaluate.protocol import classifier_for, has_classifier, protocol_of
 from tok1d.evaluate.reconstruction import evaluate_reconstruction
-from tok1d.evaluate.request import Reconstructions, Samples
+from tok1d.evaluate.request import Kind, Reconstructions, Samples
+from tok1d.evaluate.setup import image_references, open_references
 from tok1d.generators.base import Generator
 from tok1d.inference.sampling import decoder_options
 from tok1d.tokenizers.base import Tokenizer
@@ -38,10 +44,8 @@ def check_evaluation(recipe: Recipe, model: Any) -> None:
     if recipe.tokenizer:
         with torch.device("meta"):  # only its specification is needed, not its weights
             tokenizer = store.build_model(store.read_config(store.resolve(recipe.tokenizer))[0])
-    length = tokenizer.spec.length if recipe.kind == "tokenizer" else model.config.num_tokens
+    length = _length(recipe, model)
     for k in config.keep:
-        if k > length:
-            raise ConfigError(f"evaluate.keep: expected numbers up to {length}, the model's tokens, got {k}")
         if k < length and not tokenizer.spec.ordered:
             raise ConfigError(f"evaluate.keep: these tokens have no order, expected [] or [{length}], got {k}")
     if getattr(tokenizer.config, "objective", None) == "ddpm" and not 2 <= config.steps <= 1000:
@@ -86,12 +90,20 @@ def _check_sampling(recipe: Recipe, generator: Generator) -> None:
     generator.resolved_settings(settings)  # raises InputError for an unknown sampler
 
 
-def evaluate_model(recipe: Recipe, model: Any, test: ImageSet) -> list[Record]:
+def evaluate_model(
+    recipe: Recipe, model: Any, test: ImageSet, train: Callable[[], ImageSet] | None = None
+) -> list[Record]:
     """Evaluate a trained model and return its records.
+
+    The feature network is `evaluate.network`, else the classifier bundled for the data, else, for data other than
+    Fashion-MNIST, Inception if its weights are on this machine: rFID of reconstructions, gFID and Inception Score of
+    samples. Without a network, a record without a value states the reason.
 
     Args:
         model: a tokenizer, generator or classifier in eval mode.
         test: the test images.
+        train: opens the training images, the reference of a generator's samples without `evaluate.reference`. The
+            bundled classifier compares samples with test images.
     """
     config, data = recipe.evaluate, recipe.data
     protocol = protocol_of(model, pad=data.pad)
@@ -99,16 +111,18 @@ def evaluate_model(recipe: Recipe, model: Any, test: ImageSet) -> list[Record]:
     if recipe.kind == "classifier":
         return evaluate_classifier(model, test, protocol=protocol)
     device = next(model.parameters()).device
-    classifier = classifier_for(data.name, data, device, pad=data.pad)
-    keep = tuple(config.keep)
+    measures = _measures(recipe, device)
+    keep = kept(recipe, model)[0]
     if recipe.kind == "tokenizer":
         decoding = _readable(config.decoding(generator=False), model)
         how = Reconstructions(**vars(decoding), keep=keep, batch_size=config.batch_size, seed=recipe.seed)
-        measuring = Measuring(by_classifier(classifier, "reconstruction", data.pad), protocol=protocol)
-        return evaluate_reconstruction(model, subset(test, config.num_images), how, measuring)
-    if classifier is None:
-        reason = "no classifier is bundled for these images"
-        return [Record(name="label_agreement", value=None, num_images=0, note=reason, **protocol)]
+        return evaluate_reconstruction(
+            model, subset(test, config.num_images), how, Measuring(measures, protocol=protocol)
+        )
+    if not measures.networks:
+        reason = measures.missing.get(INCEPTION, "no classifier is bundled for these images")
+        name, network = ("gfid", INCEPTION) if measures.missing else ("label_agreement", None)
+        return [Record(name=name, value=None, num_images=0, network=network, note=reason, **protocol)]
     assert recipe.tokenizer is not None
     tokenizer = store.load(recipe.tokenizer, device=device)
     decoding = _readable(config.decoding(generator=True), tokenizer)
@@ -120,8 +134,129 @@ def evaluate_model(recipe: Recipe, model: Any, test: ImageSet) -> list[Record]:
         batch_size=config.batch_size,
         seed=recipe.seed,
     )
-    measuring = Measuring(by_classifier(classifier, "generation", data.pad), protocol=protocol)
-    return evaluate_generation(model, tokenizer, test, samples, measuring)
+    measuring = Measuring(measures, _references(recipe, measures, train), protocol)
+    return [
+        record
+        for how in _guided_and_not(recipe, samples)
+        for record in evaluate_generation(model, tokenizer, test, how, measuring)
+    ]
+
+
+def _guided_and_not(recipe: Recipe, samples: Samples) -> list[Samples]:
+    """The samples of an evaluation: as the recipe guides them, and with `evaluate.unguided` without guidance."""
+    unguided = recipe.evaluate.unguided
+    wanted = not uses_bundled(recipe) if unguided is None else unguided
+    if not wanted or (samples.guidance == 1 and not samples.weak_model):
+        return [samples]
+    plain = replace(samples, guidance=1.0, guidance_schedule=None, guidance_interval=EVERYWHERE, weak_model="")
+    return [samples, plain]
+
+
+def _references(
+    recipe: Recipe, measures: Measures, train: Callable[[], ImageSet] | None
+) -> list[Compared] | Callable[[], list[Compared]] | None:
+    """What samples are compared with: a file, the training images, or for the bundled classifier the test images."""
+    if recipe.evaluate.reference:
+        return open_references("generation", [recipe.evaluate.reference], measures.networks)
+    if uses_bundled(recipe) or train is None:
+        return None
+    return cache(lambda: image_references(train(), measures, of="train", about=f"{recipe.data.root}, train"))
+
+
+def uses_bundled(recipe: Recipe) -> bool:
+    """Whether the classifier bundled for the recipe's data measures."""
+    return not recipe.evaluate.network and has_classifier(recipe.data.name, recipe.data, pad=recipe.data.pad)
+
+
+def _network(recipe: Recipe) -> str:
+    """The feature network other than the bundled classifier; "" for Fashion-MNIST, whose images are not those of FID."""
+    return recipe.evaluate.network or ("" if recipe.data.name == "fashion_mnist" else INCEPTION)
+
+
+def _measures(recipe: Recipe, device: str | torch.device) -> Measures:
+    """The metrics and the feature network of the evaluation; `missing` states why there is no network."""
+    data = recipe.data
+    kind: Kind = "reconstruction" if recipe.kind == "tokenizer" else "generation"
+    if uses_bundled(recipe):
+        return by_classifier(classifier_for(data.name, data, device, pad=data.pad), kind, data.pad)
+    text, missing = _network(recipe), dict[str, str]()
+    networks: list[FrozenNetwork] = []
+    try:
+        if text:
+            with torch.random.fork_rng():
+                networks = [open_network(text, device=device, pad=data.pad, download=False)]
+    except WeightsError as error:
+        if recipe.evaluate.network:
+            raise ConfigError(f"evaluate.network: {error}") from None
+        missing[INCEPTION] = str(error)
+    metrics = ["psnr", "mse"] if kind == "reconstruction" else []
+    for network in networks:
+        metrics += [*(["labels"] if network.classifies else []), "fd", *(["score"] if network.num_classes else [])]
+    return Measures(tuple(metrics), networks, data.pad, missing=missing)
+
+
+def check_measures(recipe: Recipe) -> None:
+    """Open the network and the reference of the `evaluate` section once before the training, if it names them.
+
+    Raises:
+        ConfigError, DataError, InputError: they are missing or do not fit together.
+    """
+    if recipe.kind != "classifier" and (recipe.evaluate.network or recipe.evaluate.reference):
+        _references(recipe, _measures(recipe, "cpu"), None)
+
+
+def evaluation_notes(recipe: Recipe, model: Any) -> list[str]:
+    """Lines about what the evaluation at the end does not do as the recipe says; reads neither data nor weights.
+
+    Args:
+        model: the recipe's model; it may be on the meta device.
+    """
+    if recipe.kind == "classifier":
+        return []
+    keep, above = kept(recipe, model)
+    notes = []
+    if above:
+        notes.append(
+            f"evaluate.keep: {', '.join(map(str, above))} left out, the model has {max(keep)} tokens; measured: "
+            f"{', '.join(map(str, keep))}"
+        )
+    if not recipe.evaluate.network and _network(recipe) == INCEPTION and (reason := inception_missing()):
+        what = "rFID" if recipe.kind == "tokenizer" else "gFID and Inception Score"
+        notes.append(
+            f"evaluation at the end: {what} will not be measured ({reason}); else set evaluate.network=inception:FILE"
+        )
+    return notes
+
+
+def forecast_notes(recipe: Recipe) -> list[str]:
+    """The lines of `evaluation_notes` from the recipe alone, after the checks that a training makes at its start.
+
+    What depends on a generator's tokenizer is not checked if there is no such model yet.
+
+    Raises:
+        ConfigError: as `check_evaluation`.
+    """
+    with torch.device("meta"):
+        model = store.build_model(recipe.model)
+    with suppress(WeightsError):
+        check_evaluation(recipe, model)
+    return evaluation_notes(recipe, model)
+
+
+def kept(recipe: Recipe, model: Any) -> tuple[tuple[int, ...], list[int]]:
+    """The numbers of tokens to decode, always with all tokens, and the numbers in `evaluate.keep` that are larger.
+
+    The first is empty if the recipe leaves the choice to the evaluation.
+    """
+    wanted, length = recipe.evaluate.keep, _length(recipe, model)
+    if not wanted:
+        return (), []
+    return tuple(dict.fromkeys([*(k for k in wanted if k <= length), length])), [k for k in wanted if k > length]
+
+
+def _length(recipe: Recipe, model: Any) -> int:
+    """The number of tokens of the trained model."""
+    return model.spec.length if recipe.kind == "tokenizer" else model.config.num_tokens
 
 
 def _readable(decoding: Decoding, tokenizer: Tokenizer) -> Decoding:

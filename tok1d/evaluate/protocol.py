@@ -12,6 +12,8 @@ from tok1d.zoo.card import Card
 from tok1d.zoo.record import ModelProtocol
 from tok1d.zoo.weights import HasWeights, fingerprint
 
+CLASSIFIER = "fashion-mnist-cnn"
+
 
 class ImageConfig(Protocol):
     """A configuration with the size and the channels of images."""
@@ -30,11 +32,15 @@ def classifier_for(data: str, images: ImageConfig, device: str | torch.device, *
         images: size of the images, with the border, and number of channels.
         pad: width of the border in pixels.
     """
-    if data != "fashion_mnist" or "fashion-mnist-cnn" not in store.bundled_names():
-        return None
-    classifier = store.load("fashion-mnist-cnn", device=device)
-    known = (classifier.config.image_size, classifier.config.channels)
-    return classifier if (images.image_size - 2 * pad, images.channels) == known else None
+    return store.load(CLASSIFIER, device=device) if has_classifier(data, images, pad=pad) else None
+
+
+def has_classifier(data: str, images: ImageConfig, *, pad: int = 0) -> bool:
+    """Whether a classifier is bundled for a data set and images of this size; see `classifier_for`."""
+    if data != "fashion_mnist" or CLASSIFIER not in store.bundled_names():
+        return False
+    known = store.read_config(store.resolve(CLASSIFIER))[0]
+    return (images.image_size - 2 * pad, images.channels) == (known.image_size, known.channels)
 
 
 def protocol_of(model: HasWeights, *, pad: int = 0) -> ModelProtocol:

@@ -187,6 +187,7 @@ def open_job(
     label: str = "evaluate",
     finish: Callable[[list[Record]], None] | None = None,
     fallback: Path | None = None,
+    overwrite: bool = False,
 ) -> Job:
     """The job of an evaluation, whose finished blocks are stored in OUT.parts.
 
@@ -195,9 +196,10 @@ def open_job(
         shard: "I/N"; default: the part of this process under torchrun, else all images.
         quiet, label, finish: see `Job`.
         fallback: path whose .parts folder is used without `out`.
+        overwrite: replace an existing file `out` (or `fallback`).
 
     Raises:
-        ConfigError: a shard of another form.
+        ConfigError: a shard of another form, or a file that exists.
         InputError: several processes without a shared folder, or a folder as `out`.
         DataError: the folder of `out` cannot be created.
     """
@@ -217,7 +219,8 @@ def open_job(
                 f"{place}: its folder cannot be created: {reason_of(error)}; choose another --out"
             ) from None
     folder = None if place is None else place.with_name(f"{place.name}.parts")
-    return Job(folder, part, quiet, label, finish)
+    target = place if place is not None and not place.is_dir() else None
+    return Job(folder, part, quiet, label, finish, target, overwrite)
 
 
 def pick_device(device: str | None) -> str:

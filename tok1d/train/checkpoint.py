@@ -45,6 +45,7 @@ class RunContent(PlayerContent):
 
     seconds: training time so far. sums: logged values summed over the steps after step `since`. processes: how many
     processes wrote it. images: number of training images, None if unknown. scale: state of the fp16 loss scale.
+    recipe: the recipe as YAML, absent from checkpoints of earlier versions.
     """
 
     players: dict[str, PlayerContent]
@@ -54,6 +55,7 @@ class RunContent(PlayerContent):
     processes: int
     images: int | None
     scale: NotRequired[StateDict]
+    recipe: NotRequired[str]
 
 
 class Checkpoint(RunContent):

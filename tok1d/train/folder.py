@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from tok1d import files
-from tok1d.config.fields import flat, to_mapping
-from tok1d.config.load import stored_recipe, to_yaml
-from tok1d.config.recipe import Recipe
-from tok1d.errors import ConfigError
+import yaml
 
-# Keys that may change when a run is resumed: they decide when and where something is written, not what is computed.
-FREE_KEYS = (
-    *("out", "card", "evaluate", "train.log_every", "train.save_every", "train.preview_every", "train.evaluate_every"),
-    *("train.keep_last", "train.keep_every", "train.proxies_every", "train.peak_tflops", "train.tracker"),
-    "train.shard",  # where the optimizer's state is held
-    *("data.workers", "data.on_broken"),  # a run that an unreadable image stopped may resume without it
-)
-# `overwrite` removes them in this order. If that is interrupted, the folder does not look like a finished run
-# (report.json is gone), and remaining checkpoints still have their log.
+from tok1d import files, locks
+from tok1d.config.fields import flat, to_mapping
+from tok1d.config.load import recipe_from_text, stored_recipe, to_yaml
+from tok1d.config.recipe import FREE_KEYS, Recipe
+from tok1d.data.tokens import INDEX
+from tok1d.errors import ConfigError, WeightsError
+
 RUN_FILES = ("report.json", "checkpoints", "log.jsonl", "model", "samples", "cache", "tensorboard", "wandb")
+REPLACED = ".replaced"  # in a run folder: the run that a new one replaces, until the new one begins
+SHOWN = 3  # keys in the message about another recipe
+RECIPE_KEYS = {"kind", "seed", "out", "data", "model", "train", "evaluate"}  # in every config.yaml of a run
 
 
 def is_finished(out: Path) -> bool:
@@ -34,39 +35,114 @@ def has_checkpoint(out: Path) -> bool:
     return any((out / "checkpoints").glob("step-*.pt"))
 
 
-def prepare(recipe: Recipe, *, overwrite: bool = False, first: bool = True) -> Path:
-    """Make the run folder with its config.yaml, or check that the recipe may resume the run in it.
+@contextmanager
+def lock(out: Path) -> Iterator[None]:
+    """Keep other processes from training in a run folder until the block ends; reading stays possible.
+
+    The folder is created for the lock, and removed at the end if it is still empty.
+
+    Raises:
+        ConfigError: another process trains there, or the folder cannot be written.
+    """
+    try:
+        with locks.hold(Path(out) / locks.FOLDER_LOCK, str(out)) as message:
+            if message:
+                print(message, file=sys.stderr)
+            yield
+    except OSError as error:
+        raise _cannot_write(out, error) from None
+
+
+@contextmanager
+def starting(recipe: Recipe, *, overwrite: bool = False, first: bool = True) -> Iterator[Callable[[], None]]:
+    """Check that the recipe may be trained in its folder; yields a function that begins the run there.
+
+    Nothing is written before that function is called, and a run that is to be replaced is only moved aside: if the
+    block ends before, it is moved back. So a training that fails at its start changes nothing.
 
     Args:
-        overwrite: first remove the run that is in the folder.
+        overwrite: replace the run that is in the folder.
         first: whether this is the first process; the others only check the folder.
 
     Raises:
         ConfigError: the folder holds a finished run (without `overwrite`), an unfinished run of another recipe or
             something else, or it cannot be written.
     """
-    out = Path(recipe.out)
-    config = out / "config.yaml"
+    out, begun = Path(recipe.out), False
+
+    def begin() -> None:
+        nonlocal begun
+        begun = True
+        if resumes or not first:
+            return
+        try:
+            files.write_text(out / "config.yaml", to_yaml(recipe))
+            files.remove_left(out / "config.yaml")
+            shutil.rmtree(out / REPLACED, ignore_errors=True)
+        except OSError as error:
+            raise _cannot_write(out, error) from None
+
     try:
-        if overwrite and first and (config.exists() or is_finished(out)):
-            _clear(out)
-        elif is_finished(out):
+        if first:
+            _settle(out)
+        resumes = _resumes(recipe, out, overwrite=overwrite)
+        if overwrite and first and _is_run(out):
+            _move_aside(out)
+    except OSError as error:
+        raise _cannot_write(out, error) from None
+    try:
+        yield begin
+    finally:
+        if first and not begun:
+            _settle(out)
+
+
+def prepare(recipe: Recipe, *, overwrite: bool = False, first: bool = True) -> Path:
+    """Begin or resume a run in its folder at once, for a task that the caller builds; raises ConfigError."""
+    with starting(recipe, overwrite=overwrite, first=first) as begin:
+        begin()
+    return Path(recipe.out)
+
+
+def remove(out: Path) -> None:
+    """Delete the files of a run, if the folder holds one; other files stay."""
+    if _is_run(out):
+        _move_aside(out)
+    shutil.rmtree(out / REPLACED, ignore_errors=True)
+
+
+def _cannot_write(out: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"{out}: cannot write the run folder ({error.strerror}); try out=FOLDER")
+
+
+def _resumes(recipe: Recipe, out: Path, *, overwrite: bool) -> bool:
+    """Whether the folder holds an unfinished run of this recipe; raises ConfigError where it may not be written."""
+    config = out / "config.yaml"
+    if _is_run(out):
+        if overwrite:
+            return False
+        if is_finished(out):
             raise ConfigError(
                 f"{out}: holds a finished run; pass --overwrite to train again, or out=FOLDER for another"
             )
-        elif config.exists() and _has_begun(out):
-            _check_same(stored_recipe(config), recipe, out)
-            return out
-        elif not config.exists() and out.exists() and _holds_other_files(out):
-            raise ConfigError(f"{out}: not empty and not a run folder; choose another with out=FOLDER")
-        elif not first:
-            return out
-        # Also reached if there is a config.yaml but no log: that run has made no step, so the recipe may change.
-        files.write_text(config, to_yaml(recipe))
-    except OSError as error:
-        raise ConfigError(f"{out}: cannot write the run folder ({error.strerror}); try out=FOLDER") from None
-    files.remove_left(config)
-    return out
+        if not _has_begun(out):
+            return False  # that run has made no step, so the recipe may change
+        check_same(stored_recipe(config), recipe, f"{out}: its unfinished run")
+        return True
+    if out.exists() and any(_is_foreign(path) for path in out.iterdir()):
+        raise ConfigError(f"{out}: not empty and not a run folder; choose another with out=FOLDER")
+    return False
+
+
+def _is_run(out: Path) -> bool:
+    """Whether a folder has the config.yaml of a run, and not a file of that name of something else."""
+    try:
+        tree = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except (UnicodeDecodeError, yaml.YAMLError):
+        tree = None
+    return isinstance(tree, dict) and tree.keys() >= RECIPE_KEYS
 
 
 def _has_begun(out: Path) -> bool:
@@ -75,25 +151,70 @@ def _has_begun(out: Path) -> bool:
     return (out / "log.jsonl").exists() or (checkpoints.is_dir() and any(checkpoints.iterdir()))
 
 
-def _holds_other_files(out: Path) -> bool:
-    """Whether a folder contains files other than the logs of a SLURM job and the temporary file of config.yaml."""
-    return any(path.name != "slurm" and not re.fullmatch(r"\.config\.yaml\..*tmp", path.name) for path in out.iterdir())
+def _is_foreign(path: Path) -> bool:
+    """Whether a file in a run folder is none that exists before a run begins.
+
+    These are logs of a SLURM job, the lock, temporary files of config.yaml, and a token cache.
+    """
+    if path.name in ("slurm", REPLACED) or re.fullmatch(r"\.config\.yaml\..*tmp", path.name):
+        return False
+    if path.name.startswith(locks.FOLDER_LOCK):
+        return False
+    if path.name != "cache" or not path.is_dir():
+        return True
+    return not all(each.name == INDEX or each.name.startswith(("shard-", ".")) for each in path.iterdir())
 
 
-def _clear(out: Path) -> None:
-    """Remove the files of a run; other files stay."""
-    for path in (*(out / name for name in RUN_FILES), *out.glob("nonfinite-step-*.pt"), out / "config.yaml"):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+def _run_paths(out: Path) -> list[Path]:
+    names = [*(out / name for name in RUN_FILES), *sorted(out.glob("nonfinite-step-*.pt"))]
+    return [path for path in names if path.is_symlink() or path.exists()]
 
 
-def _check_same(old: Recipe, new: Recipe, out: Path) -> None:
+def _move_aside(out: Path) -> None:
+    """Move a run's files to `REPLACED`, config.yaml first: without it, an interrupted move is undone by `_settle`."""
+    (out / REPLACED).mkdir(exist_ok=True)
+    for path in (out / "config.yaml", *_run_paths(out)):
+        os.replace(path, out / REPLACED / path.name)
+
+
+def _settle(out: Path) -> None:
+    """Delete a replaced run if the new one has begun, else move it back, config.yaml last."""
+    aside = out / REPLACED
+    if not aside.is_dir():
+        return
+    if not (out / "config.yaml").exists():
+        for path in sorted(aside.iterdir(), key=lambda path: path.name == "config.yaml"):
+            target = out / path.name
+            if target.is_dir() and not target.is_symlink():  # a token cache of the run that did not begin
+                shutil.rmtree(target)
+            os.replace(path, target)
+    shutil.rmtree(aside)
+
+
+def check_checkpoint(stored: str | None, recipe: Recipe, source: str) -> None:
+    """Raise WeightsError where a checkpoint was written by the training of another recipe.
+
+    Args:
+        stored: the recipe in the checkpoint, as `to_yaml` writes it; None in checkpoints of earlier versions.
+        source: the checkpoint, for the message.
+    """
+    if stored is None:
+        return
+    try:
+        check_same(recipe_from_text(stored, source), recipe, f"{source}: its run")
+    except ConfigError as error:
+        raise WeightsError(str(error)) from None
+
+
+def check_same(old: Recipe, new: Recipe, what: str) -> None:
+    """Raise ConfigError where a run of `old` cannot be resumed by `new`, with the first keys that differ."""
     before, now = flat(to_mapping(old), FREE_KEYS), flat(to_mapping(new), FREE_KEYS)
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            raise ConfigError(
-                f"{out}: its unfinished run has {key}={before.get(key)}, this recipe has {now.get(key)}; "
-                "pass --overwrite to start over, or out=FOLDER for another folder"
-            )
+    keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    if not keys:
+        return
+    had, has = ([f"{key}={each.get(key)}" for key in keys[:SHOWN]] for each in (before, now))
+    more = f" ({len(keys) - SHOWN} more keys differ)" if len(keys) > SHOWN else ""
+    raise ConfigError(
+        f"{what} has {', '.join(had)}, this recipe has {', '.join(has)}{more}; "
+        "pass --overwrite to start over, or out=FOLDER for another folder"
+    )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from tok1d.config.load import to_yaml
 from tok1d.config.recipe import Recipe
 from tok1d.cost.peaks import peak_of
 from tok1d.data.images import prefetch
@@ -19,6 +20,7 @@ from tok1d.losses.total import Tensors
 from tok1d.train import checkpoint
 from tok1d.train.checkpoint import Checkpoint, RunContent
 from tok1d.train.diagnose import check_finite
+from tok1d.train.folder import check_checkpoint
 from tok1d.train.log import JsonLog, LogEntry
 from tok1d.train.monitor import Monitor
 from tok1d.train.optim import learning_rate
@@ -43,7 +45,15 @@ class Result:
     finished: bool
 
 
-def fit(recipe: Recipe, task: Task, out: Path, *, seconds: float | None = None, quiet: bool = False) -> Result:
+def fit(
+    recipe: Recipe,
+    task: Task,
+    out: Path,
+    *,
+    seconds: float | None = None,
+    quiet: bool = False,
+    begin_folder: Callable[[], None] = lambda: None,
+) -> Result:
     """Train `task` as `recipe.train` says, from the newest checkpoint in `out` if there is one.
 
     Afterwards the model holds the averaged weights (EMA), unless `train.ema` is 0, and is in eval mode.
@@ -51,6 +61,7 @@ def fit(recipe: Recipe, task: Task, out: Path, *, seconds: float | None = None, 
     Args:
         seconds: save a checkpoint and stop after this much training time in this call.
         quiet: no progress bar.
+        begin_folder: called before the first file is written, when everything is built and checked.
 
     Raises:
         NonFiniteError: a loss or gradient is not finite. The weights are those before that step, and a dump to
@@ -65,6 +76,8 @@ def fit(recipe: Recipe, task: Task, out: Path, *, seconds: float | None = None, 
     if state is not None:
         run.load(state)
     run.prepare()
+    begin_folder()
+    run.preview_left()
     with StopSignal() as stop, tracking(recipe, accelerator, out, run.step) as run.track:
         run.loop(stop, seconds, quiet=quiet or not main)
     if stop.received is not None and run.step < recipe.train.steps:
@@ -127,12 +140,13 @@ class Run(Stepper):
     track: Track = untracked
 
     def load(self, state: Checkpoint) -> None:
-        """Resume from a checkpoint; a preview that was due after it and is missing is made now.
+        """Resume from a checkpoint.
 
         Raises:
             WeightsError: it belongs to another run, or its content is not what `save` writes.
         """
         source = str(self.out / "checkpoints")
+        check_checkpoint(state.get("recipe"), self.recipe, f"{source}: step {state.get('step')}")
         try:
             self._load(state, source)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -141,6 +155,9 @@ class Run(Stepper):
                 f"({type(error).__name__}: {reason_of(error)}); delete it to resume from the one before, or start over "
                 "with --overwrite"
             ) from error
+
+    def preview_left(self) -> None:
+        """Make a preview that was due after the checkpoint from which the run resumes, if it is missing."""
         every = self.recipe.train.preview_every
         if (
             every
@@ -276,6 +293,7 @@ class Run(Stepper):
                 "since": self.since,
                 "processes": self.accelerator.num_processes,
                 "images": self._num_images(),
+                "recipe": to_yaml(self.recipe),
             }
             if self.scale is not None:
                 content["scale"] = self.scale.state_dict()

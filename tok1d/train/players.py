@@ -126,7 +126,7 @@ class PlayerState:
         )
         player.module.train().to(device)
         self.optimizer = build_optimizer(player.module, self.config, shard=shard)
-        self.ema = EMA(player.module, self.config.ema) if self.config.ema > 0 else None
+        self.ema = EMA(player.module, self.config.ema, ramp=self.config.ema_ramp) if self.config.ema > 0 else None
         self.forward: nn.Module = _Losses(player, precision)
 
     def state(self, *, main: bool) -> WeightsAndOptimizer:

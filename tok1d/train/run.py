@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
@@ -17,12 +19,12 @@ from tok1d.cost.flops import step_flops_or_none
 from tok1d.data.broken import report_broken
 from tok1d.data.images import ImageSet
 from tok1d.errors import WeightsError
-from tok1d.evaluate.of_recipe import check_evaluation, evaluate_model
-from tok1d.train.folder import prepare
+from tok1d.evaluate.of_recipe import check_evaluation, check_measures, evaluate_model, evaluation_notes
+from tok1d.train import folder
 from tok1d.train.images import open_split
 from tok1d.train.log import LogEntry
 from tok1d.train.loop import Result, fit
-from tok1d.train.processes import first_process_first
+from tok1d.train.processes import in_turn, is_first
 from tok1d.train.task import Measure, Task
 from tok1d.train.tasks import build_task
 from tok1d.train.trackers import check_tracker
@@ -35,11 +37,11 @@ from tok1d.zoo.weights import fingerprint
 
 def code_version() -> str:
     """The commit of this code, with "+" if files differ from it; outside of a git checkout the package's version."""
-    folder = Path(__file__).parent
+    place = Path(__file__).parent
     try:
-        ours = subprocess.run(["git", "ls-files", "--error-unmatch", __file__], cwd=folder, capture_output=True)
-        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=folder, capture_output=True, text=True)
-        dirty = subprocess.run(["git", "status", "--porcelain", "."], cwd=folder.parent, capture_output=True, text=True)
+        ours = subprocess.run(["git", "ls-files", "--error-unmatch", __file__], cwd=place, capture_output=True)
+        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=place, capture_output=True, text=True)
+        dirty = subprocess.run(["git", "status", "--porcelain", "."], cwd=place.parent, capture_output=True, text=True)
     except OSError:
         return f"v{__version__}"
     if ours.returncode or head.returncode:  # an installed package may lie inside the checkout of something else
@@ -65,22 +67,35 @@ def train(
         name: the recipe's name, for the card.
         seconds: stop with a checkpoint after this much training time in this call.
 
+    A training that fails before its first step leaves the folder as it was.
+
     Raises:
-        Tok1dError: the recipe, its data or its weights do not match (before the first step); see also `fit`.
+        Tok1dError: the recipe, its data or its weights do not match, or another process trains in the folder (before
+            the first step); see also `fit`.
     """
     check_tracker(recipe)
-    with first_process_first() as first_process:
-        out = prepare(recipe, overwrite=overwrite, first=first_process)
-        commit = code_version()  # at the start, because the checkout may change during a long run
-        task = build_task(recipe)
-    check_evaluation(recipe, task.model)
-    task.measures += evaluations(recipe)
-    if first_process:
-        task.flops = step_flops_or_none(recipe)
-    result = fit(recipe, task, out, seconds=seconds, quiet=quiet)
-    report_broken(task.images)
-    if result.finished and first_process:
-        finish(recipe, task, result, out, name=name, commit=commit)
+    out, commit = Path(recipe.out), code_version()  # at the start: the checkout may change during a long run
+    with ExitStack() as held:
+
+        def start(first: bool) -> tuple[Task, Callable[[], None]]:
+            if first:
+                held.enter_context(folder.lock(out))
+            begin = held.enter_context(folder.starting(recipe, overwrite=overwrite, first=first))
+            task = build_task(recipe)
+            check_evaluation(recipe, task.model)
+            check_measures(recipe)
+            task.measures += evaluations(recipe)
+            if first:
+                task.flops = step_flops_or_none(recipe)
+                for line in evaluation_notes(recipe, task.model):
+                    print(line, file=sys.stderr)
+            return task, begin
+
+        task, begin = in_turn(start)
+        result = fit(recipe, task, out, seconds=seconds, quiet=quiet, begin_folder=begin)
+        report_broken(task.images)
+        if result.finished and is_first():
+            finish(recipe, task, result, out, name=name, commit=commit)
     return out
 
 
@@ -134,7 +149,8 @@ def _with_fingerprint(name: str) -> str:
 def evaluations(recipe: Recipe) -> list[Measure]:
     """The evaluations during the training (`train.evaluate_every`), as at the end, of averaged and of raw weights.
 
-    Names in the log are the weights ("ema" or "raw"), the metric and the number of tokens: ema_psnr@4.
+    Names in the log are the weights ("ema" or "raw"), the metric and the number of tokens: ema_psnr@4. Samples
+    without guidance (`evaluate.unguided`) have names that end with "_unguided".
     """
     config = recipe.train
     if not config.evaluate_every:
@@ -148,7 +164,8 @@ def evaluations(recipe: Recipe) -> list[Measure]:
                 if record.value is None:
                     continue
                 if record.keep is not None:
-                    found[f"{weights}_{record.name}@{record.keep}"] = record.value
+                    key = f"{weights}_{record.name}@{record.keep}"
+                    found[f"{key}_unguided" if key in found else key] = record.value
                 elif recipe.kind == "classifier":  # other records without `keep` describe the test images
                     found[f"{weights}_{record.name}"] = record.value
             return found
@@ -166,4 +183,5 @@ def evaluate(recipe: Recipe, model: nn.Module, test: ImageSet | None = None) -> 
         model: a tokenizer, generator or classifier in eval mode.
         test: the test images; default: opened here.
     """
-    return evaluate_model(recipe, model, open_split(recipe, "test") if test is None else test)
+    images = open_split(recipe, "test") if test is None else test
+    return evaluate_model(recipe, model, images, lambda: open_split(recipe, "train"))
