@@ -1,4 +1,4 @@
-"""The papers' numbers, kept in `tok1d/recipes/papers/`, against cards, protocols and, where it is, the reference text."""
+"""The papers' numbers in `tok1d/recipes/papers/` against cards, protocols and, where it is, the reference text."""
 
 import csv
 import re
