@@ -463,9 +463,9 @@ def test_smap_counts(
     assert sum(at_512.values()) / 1e6 - totals["kl"] == pytest.approx(grown, abs=1e-6)
 
 
-def test_lightningdit_takes_the_published_shift_of_its_times() -> None:
+def test_the_published_shift_of_lightningdit_s_times_is_a_recipe() -> None:
     """Published: t' = s t / (1 + (s - 1) t) with s = 0.3 and t from 0 (noise) to 1 (tokens), in equal steps of t."""
-    model = load_recipe("imagenet256/lightningdit_xl").model
+    model = load_recipe("imagenet256/lightningdit_xl_shifted").model
     t = torch.linspace(0, 1, model.steps + 1, dtype=torch.float64)
     published = 0.3 * t / (1 + (0.3 - 1) * t)
     torch.testing.assert_close(time_grid(model.steps, shift=model.time_shift).double(), published, atol=1e-6, rtol=0)
@@ -500,7 +500,7 @@ def test_usit_2b_has_about_1_58_billion(name: str) -> None:
 @pytest.mark.parametrize("first", [f"{L}_released", "imagenet256/semanticist_xl_released"])
 def test_released_tokenizer_schedule_ends_at_14_6_percent(first: str) -> None:
     train = load_recipe(first).train
-    assert train.weight_decay == 0.05 and learning_rate(0, train) == 0.0
+    assert train.weight_decay == 0.05 and learning_rate(0, train) == 0.0 and not train.ema_ramp
     assert learning_rate(62_500, train) == 2e-4
     assert learning_rate(train.steps, train) / 2e-4 == pytest.approx(0.146, abs=5e-4)
     paper = load_recipe(L).train
@@ -509,6 +509,7 @@ def test_released_tokenizer_schedule_ends_at_14_6_percent(first: str) -> None:
 
 def test_released_generator_never_leaves_its_warm_up() -> None:
     released, paper = load_recipe(f"{AR}_released").train, load_recipe(AR).train
+    assert (released.ema_ramp, released.ema, paper.ema_ramp) == (False, 0.999, True)
     for step in (0, 1, 100_000, 249_999):
         assert learning_rate(step, released) == pytest.approx(8e-4 * step / (100 * 20_018), rel=1e-12)
     assert learning_rate(62_500, paper) == learning_rate(249_999, paper) == pytest.approx(1e-4 * 2048 / 256)
