@@ -404,7 +404,7 @@ def test_every_row_of_smap_resolves_its_recipe(monkeypatch: pytest.MonkeyPatch, 
             assert model.num_tokens == (4 if "4" in name else 16) and model.token_dim == 16
             if model.name == "smap":
                 assert model.tail_drop.enabled == ("full" not in name)
-                assert model.use_condition == ("unconditioned" not in name)
+                assert model.condition_on == ("none" if "unconditioned" in name else "both")
         else:
             tokenizer = resolved[Path(recipe.tokenizer).parent.name].model
             assert (
