@@ -100,7 +100,7 @@ def like(name: str, key: str) -> str:
     stack: Any = model if key == "model.depth" else model[key.split(".")[1]]
     own = {k: v for k, v in stack.items() if k != "depth" and not isinstance(v, dict | list)}
     sizes = [recipe.data.image_size, recipe.data.image_sizes, recipe.num_tokens]
-    sizes += [model.get(name) for name in ("num_tokens", "condition_on")]
+    sizes += [model.get(name) for name in ("num_tokens", "condition_on", "stage")]
     return FIRST.setdefault(f"{key} {model['name']} {sizes} {own}", name)
 
 
