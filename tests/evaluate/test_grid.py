@@ -24,6 +24,7 @@ from tok1d.evaluate.measures import METRICS, Measures, Number, lower_is_better, 
 from tok1d.evaluate.prepare import Opened, prepare
 from tok1d.evaluate.request import Generation, Reconstruction
 from tok1d.zoo import store
+from tok1d.zoo.checkpoints import load_checkpoint
 from tok1d.zoo.record import Record, ReferenceSet, write_records
 from tok1d.zoo.weights import fingerprint
 
@@ -313,6 +314,11 @@ def test_a_cell_depends_on_the_weights_of_its_guidance_model(generator: Path) ->
     weak = replace(request, weak_model=str(generator / "model"))
     found = [prepare(each, Opened()).identity["weak"] for each in (request, weak)]
     assert found == [None, store.model_identity(store.load(generator / "model"))]
+    earlier = str(generator / "checkpoints" / "step-00000002.pt")
+    found = [
+        prepare(replace(request, weak_model=name), Opened()).identity["weak"] for name in (earlier, f"{earlier}:raw")
+    ]
+    assert found == [store.model_identity(load_checkpoint(name)) for name in (f"{earlier}:ema", f"{earlier}:raw")]
 
 
 def test_checkpoints_are_an_axis(generator: Path, tmp_path: Path) -> None:

@@ -1,7 +1,13 @@
+from collections.abc import Callable
+from pathlib import Path
+
 import torch
 from torch import nn
 
+from tok1d.config.load import load_recipe
+from tok1d.train import run
 from tok1d.train.ema import EMA
+from tok1d.train.tasks import build_task
 
 
 def walk(ema: EMA, model: nn.Linear, values: list[float]) -> None:
@@ -63,3 +69,19 @@ def test_its_state_round_trips_by_value() -> None:
         model.weight.add_(1)
     ema.update(5)
     assert not torch.equal(other.averages["weight"], ema.averages["weight"])
+
+
+def test_a_recipe_without_ramp_averages_with_a_constant_decay(
+    tmp_path: Path, tiny: Callable[..., str], fashion: None
+) -> None:
+    """Closed form from the weights after every step: the initial ones count decay^n, those of step i the rest."""
+    changes = [f"out={tmp_path}", "train.ema=0.9", "train.ema_ramp=false", "train.keep_every=1"]
+    recipe = load_recipe(tiny("classifier"), changes)
+    expected = {name: 0.9**6 * value for name, value in build_task(recipe).model.named_parameters()}
+    run.train(recipe, quiet=True)
+    states = [torch.load(path, weights_only=True) for path in sorted((tmp_path / "checkpoints").iterdir())]
+    for i, state in enumerate(states):
+        expected = {name: value + 0.1 * 0.9 ** (5 - i) * state["model"][name] for name, value in expected.items()}
+    assert len(states) == 6
+    for name, value in expected.items():
+        torch.testing.assert_close(states[-1]["ema"][name], value.detach(), rtol=1e-5, atol=1e-7)

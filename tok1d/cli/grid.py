@@ -148,7 +148,6 @@ def _kind(models: list[str], given: list[str]) -> tuple[type[Request], dict[str,
 
 def _run(requests: list[Request], axes: Axes, grid: GridSettings) -> None:
     from tok1d.devices import process_part
-    from tok1d.errors import InputError
     from tok1d.evaluate.grid import Cell, described, find_metric, varying
     from tok1d.evaluate.prepare import Opened
     from tok1d.evaluate.setup import open_job
@@ -156,8 +155,7 @@ def _run(requests: list[Request], axes: Axes, grid: GridSettings) -> None:
     from tok1d.zoo.record import read_records
 
     out, own = grid.out, varying(axes)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out: expected a folder, {out} is a file")
+    _check_out(out)
     part, opened = parse_part(grid.shard) if grid.shard else process_part(), Opened()
     paths, metrics = [], dict[str, None]()
     for request in requests:
@@ -177,6 +175,16 @@ def _run(requests: list[Request], axes: Axes, grid: GridSettings) -> None:
         print(f"part {part[0]}/{part[1]} is done; the last part to finish writes {out / 'grid.json'}")
         return
     _report([Cell(request, path.stem, read_records(path)) for request, path in zip(requests, paths)], axes, out, best)
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a folder that holds something else than a grid; raises InputError."""
+    from tok1d.errors import InputError
+
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out: expected a folder, {out} is a file")
+    if out.is_dir() and any(out.iterdir()) and not (out / "cells").is_dir():
+        raise InputError(f"--out: expected a new or empty folder or that of a grid, {out} holds other files")
 
 
 def _attempted(request: Request, opened: Opened, folder: Path, about: str) -> tuple[str, list[str]]:

@@ -362,6 +362,8 @@ class Recipe:
 
     def _check_images(self) -> None:
         """Refuse data that the model cannot be trained on."""
+        if getattr(self.model, "text", False):
+            raise ConfigError("model.text: trainings give this decoder no features of texts, expected false, got true")
         for key in ("image_size", "channels"):
             expected = getattr(self.data, key)
             got = getattr(self.model, key, expected)
@@ -390,16 +392,3 @@ def _restricted(section: Recipe | TrainConfig, key: str = "") -> Iterator[tuple[
         only = field.metadata.get("only")
         if only is not None:
             yield join(key, field.name), only, getattr(section, field.name), field.default
-
-
-def _free_keys(section: type, key: str = "") -> Iterator[str]:
-    """The dotted keys of the fields with the metadata `free` in a section and in its sections."""
-    for field in dataclasses.fields(section):
-        inner = field.default_factory if isinstance(field.default_factory, type) else field.type
-        if field.metadata.get("free"):
-            yield join(key, field.name)
-        elif isinstance(inner, type) and dataclasses.is_dataclass(inner):
-            yield from _free_keys(inner, join(key, field.name))
-
-
-FREE_KEYS = tuple(_free_keys(Recipe))  # keys that may change when a run is resumed

@@ -118,7 +118,8 @@ class Sampling(SampleSettings):
     )
     weak_model: str = option(
         "",
-        "SiT, LightningDiT and USiT: guide away from this earlier or smaller model, not from the null class",
+        "SiT, LightningDiT and USiT: guide away from this earlier or smaller model (a model, "
+        "or a checkpoint RUN/checkpoints/step-...pt), not from the null class",
         axis=False,
     )
     unconditional: bool = option(False, "sample without classes or captions", axis=False)

@@ -17,7 +17,7 @@ from tok1d.demo.measure import SEED, checks, commands, probes, quick_look, resul
 from tok1d.demo.page import Page, render
 from tok1d.errors import ConfigError, DataError, reason_of
 from tok1d.pictures import data_uri
-from tok1d.train.folder import has_checkpoint, is_finished, prepare
+from tok1d.train.folder import has_checkpoint, is_finished, lock, remove, starting
 from tok1d.train.images import open_split
 from tok1d.train.run import train
 from tok1d.zoo import store
@@ -90,18 +90,34 @@ def _recipes(
 
 
 def _open_folders(recipes: dict[str, Recipe], page: Path, *, overwrite: bool) -> bool:
-    """Prepare both run folders before the training; returns whether the whole demo is finished."""
+    """Check both run folders before the training; returns whether the whole demo is finished.
+
+    With `overwrite` their runs are deleted.
+    """
     tokenizer, generator = (Path(recipe.out) for recipe in recipes.values())
     if not overwrite and is_finished(generator) and not is_finished(tokenizer):
         raise ConfigError(
             f"{generator}: its tokenizer is not finished in {tokenizer}; pass --overwrite to train both, or --out"
         )
-    if overwrite:
-        page.unlink(missing_ok=True)
+    _check_folder(page.parent, overwrite=overwrite)
     for recipe in recipes.values():
         if overwrite or not is_finished(Path(recipe.out)):
-            prepare(recipe, overwrite=overwrite)
+            with lock(Path(recipe.out)), starting(recipe, overwrite=overwrite):
+                pass  # it only checks, because the run does not begin
+    if overwrite:
+        page.unlink(missing_ok=True)
+        for out in (generator, tokenizer):
+            with lock(out):
+                remove(out)
     return page.exists() and is_finished(tokenizer) and is_finished(generator)
+
+
+def _check_folder(out: Path, *, overwrite: bool) -> None:
+    """Refuse a folder with other files than those of a demo."""
+    ours = ("tokenizer", "generator", "bundled")
+    if overwrite or not out.is_dir() or not any(out.iterdir()) or any((out / name).is_dir() for name in ours):
+        return
+    raise ConfigError(f"{out}: not empty and not a demo's folder; pass --overwrite to write into it, or choose --out")
 
 
 def _headline(number: str, text: str) -> None:

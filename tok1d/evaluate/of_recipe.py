@@ -44,6 +44,10 @@ def check_evaluation(recipe: Recipe, model: Any) -> None:
     if recipe.tokenizer:
         with torch.device("meta"):  # only its specification is needed, not its weights
             tokenizer = store.build_model(store.read_config(store.resolve(recipe.tokenizer))[0])
+        if not hasattr(tokenizer, "spec"):
+            raise ConfigError(
+                f"tokenizer: expected the model folder of a tokenizer, got another model, {recipe.tokenizer}"
+            )
     length = _length(recipe, model)
     for k in config.keep:
         if k < length and not tokenizer.spec.ordered:
@@ -146,7 +150,7 @@ def _guided_and_not(recipe: Recipe, samples: Samples) -> list[Samples]:
     """The samples of an evaluation: as the recipe guides them, and with `evaluate.unguided` without guidance."""
     unguided = recipe.evaluate.unguided
     wanted = not uses_bundled(recipe) if unguided is None else unguided
-    if not wanted or (samples.guidance == 1 and not samples.weak_model):
+    if not wanted or samples.guidance == 1:
         return [samples]
     plain = replace(samples, guidance=1.0, guidance_schedule=None, guidance_interval=EVERYWHERE, weak_model="")
     return [samples, plain]
@@ -169,7 +173,7 @@ def uses_bundled(recipe: Recipe) -> bool:
 
 
 def _network(recipe: Recipe) -> str:
-    """The feature network other than the bundled classifier; "" for Fashion-MNIST, whose images are not those of FID."""
+    """The feature network other than the bundled classifier; "" is none, for Fashion-MNIST."""
     return recipe.evaluate.network or ("" if recipe.data.name == "fashion_mnist" else INCEPTION)
 
 
@@ -196,11 +200,17 @@ def _measures(recipe: Recipe, device: str | torch.device) -> Measures:
 
 
 def check_measures(recipe: Recipe) -> None:
-    """Open the network and the reference of the `evaluate` section once before the training, if it names them.
+    """Check the `evaluate` section before a training is built, which may take long (a token cache).
+
+    Opens the network and the reference, if it names them.
 
     Raises:
-        ConfigError, DataError, InputError: they are missing or do not fit together.
+        ConfigError, DataError, InputError: they are missing or do not fit together, or see `check_evaluation`.
     """
+    with suppress(WeightsError, NotImplementedError, RuntimeError):  # a model of the user's own may need values
+        with torch.device("meta"):
+            model = store.build_model(recipe.model)
+        check_evaluation(recipe, model)
     if recipe.kind != "classifier" and (recipe.evaluate.network or recipe.evaluate.reference):
         _references(recipe, _measures(recipe, "cpu"), None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from tok1d.data.lazy import LazyImages
 from tok1d.data.token_writer import TokenWriter, free_bytes, show_bytes
 from tok1d.data.tokens import Layout, TokenCache
 from tok1d.data.transforms import Crop
-from tok1d.errors import ConfigError, DataError
+from tok1d.errors import ConfigError, DataError, reason_of
 from tok1d.inference.conditions import ConditionedImages, cond_for
 from tok1d.inference.request import CacheFormat
+from tok1d.locks import FOLDER_LOCK, hold_part
 from tok1d.tokenizers.base import Tokenizer, TokenSpec
 from tok1d.zoo.weights import fingerprint
 
@@ -181,7 +182,8 @@ def encode_images(
 
     Raises:
         DataError: too little free space, or another cache in the folder.
-        ConfigError: more tokens than the tokenizer has, or moments of a tokenizer without a KL bottleneck.
+        ConfigError: another process writes another cache, or this part, into the folder; more tokens than the tokenizer
+            has, or moments of a tokenizer without a KL bottleneck.
     """
     format = CacheFormat() if format is None else format
     if format.moments:
@@ -190,11 +192,24 @@ def encode_images(
     layout, conditioned = cache_layout(model.spec, views, format), ConditionedImages(model, images)
     meta = _meta(conditioned, images, layout, format, seed)
     about = {"tokenizer_settings": encoder_settings(model)}
-    writer = TokenWriter(folder, layout, len(images) * views, meta=meta, about=about, part=part, overwrite=overwrite)
     name = "encode" if part[1] == 1 else f"encode {part[0]}/{part[1]}"
     step, shown = max(1, batch_size // views), "" if quiet else name
-    _write(conditioned, images, writer, step=step, seed=seed, moments=format.moments, name=shown)
-    return TokenCache(folder) if writer.close() else None
+    with _locked(folder, part, f"{meta} {layout} {len(images)}"):
+        writer = TokenWriter(
+            folder, layout, len(images) * views, meta=meta, about=about, part=part, overwrite=overwrite
+        )
+        _write(conditioned, images, writer, step=step, seed=seed, moments=format.moments, name=shown)
+        return TokenCache(folder) if writer.close() else None
+
+
+@contextmanager
+def _locked(folder: Path, part: tuple[int, int], about: str) -> Iterator[None]:
+    """Hold the lock of a cache with other parts of the same cache; raises DataError where it cannot be written."""
+    try:
+        with hold_part(Path(folder) / FOLDER_LOCK, str(folder), part, hashlib.sha256(about.encode()).hexdigest()):
+            yield
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written: {reason_of(error)}: choose another folder") from None
 
 
 def _meta(

@@ -18,7 +18,7 @@ from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
 from tok1d.generators.base import Generator
 from tok1d.tokenizers.base import Tokenizer
-from tok1d.zoo import store
+from tok1d.zoo.checkpoints import load_model
 from tok1d.zoo.weights import fingerprint
 
 DecoderOptions = dict[str, Any]  # keyword arguments of `Tokenizer.decode`
@@ -94,7 +94,7 @@ def guidance_of(generator: Generator, sampling: Sampling) -> Guidance:
     """
     weak = None
     if sampling.weak_model:
-        weak = store.load(sampling.weak_model, device=next(generator.parameters()).device)
+        weak = load_model(sampling.weak_model, device=next(generator.parameters()).device)
     guidable = weak is not None or (is_conditional(generator.config) and not sampling.unconditional)
     scale = sampling.guidance
     if scale is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -15,7 +16,8 @@ import yaml
 from tok1d import files, locks
 from tok1d.config.fields import flat, to_mapping
 from tok1d.config.load import recipe_from_text, stored_recipe, to_yaml
-from tok1d.config.recipe import FREE_KEYS, Recipe
+from tok1d.config.recipe import Recipe
+from tok1d.config.text import join
 from tok1d.data.tokens import INDEX
 from tok1d.errors import ConfigError, WeightsError
 
@@ -23,6 +25,19 @@ RUN_FILES = ("report.json", "checkpoints", "log.jsonl", "model", "samples", "cac
 REPLACED = ".replaced"  # in a run folder: the run that a new one replaces, until the new one begins
 SHOWN = 3  # keys in the message about another recipe
 RECIPE_KEYS = {"kind", "seed", "out", "data", "model", "train", "evaluate"}  # in every config.yaml of a run
+
+
+def _free_keys(section: type, key: str = "") -> Iterator[str]:
+    """The dotted keys of the fields with the metadata `free` in a section of a recipe and in its sections."""
+    for field in dataclasses.fields(section):
+        inner = field.default_factory if isinstance(field.default_factory, type) else field.type
+        if field.metadata.get("free"):
+            yield join(key, field.name)
+        elif isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            yield from _free_keys(inner, join(key, field.name))
+
+
+FREE_KEYS = tuple(_free_keys(Recipe))  # keys that may change when a run is resumed
 
 
 def is_finished(out: Path) -> bool:
@@ -129,6 +144,8 @@ def _resumes(recipe: Recipe, out: Path, *, overwrite: bool) -> bool:
             return False  # that run has made no step, so the recipe may change
         check_same(stored_recipe(config), recipe, f"{out}: its unfinished run")
         return True
+    if config.exists():
+        raise ConfigError(f"{out}: its config.yaml is not that of a run; choose another with out=FOLDER")
     if out.exists() and any(_is_foreign(path) for path in out.iterdir()):
         raise ConfigError(f"{out}: not empty and not a run folder; choose another with out=FOLDER")
     return False

@@ -81,18 +81,22 @@ def train(
             if first:
                 held.enter_context(folder.lock(out))
             begin = held.enter_context(folder.starting(recipe, overwrite=overwrite, first=first))
+            check_measures(recipe)
             task = build_task(recipe)
             check_evaluation(recipe, task.model)
-            check_measures(recipe)
             task.measures += evaluations(recipe)
             if first:
                 task.flops = step_flops_or_none(recipe)
-                for line in evaluation_notes(recipe, task.model):
-                    print(line, file=sys.stderr)
             return task, begin
 
         task, begin = in_turn(start)
-        result = fit(recipe, task, out, seconds=seconds, quiet=quiet, begin_folder=begin)
+
+        def begin_folder() -> None:
+            for line in evaluation_notes(recipe, task.model) if is_first() else ():
+                print(line, file=sys.stderr)
+            begin()
+
+        result = fit(recipe, task, out, seconds=seconds, quiet=quiet, begin_folder=begin_folder)
         report_broken(task.images)
         if result.finished and is_first():
             finish(recipe, task, result, out, name=name, commit=commit)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tok1d.config.load import stored_recipe, to_yaml
+from tok1d.config.load import recipe_from_text, stored_recipe, to_yaml
 from tok1d.config.recipe import Recipe
 from tok1d.config.registry import MODELS
 from tok1d.errors import WeightsError, reason_of
@@ -26,7 +26,7 @@ def is_checkpoint(name: str) -> bool:
 
 
 def load_checkpoint(name: str, *, device: str | torch.device = "cpu") -> Any:
-    """Load the model of a checkpoint in eval mode, with a card.
+    """Load the model of a checkpoint in eval mode, with a card, by the recipe that it contains.
 
     Args:
         name: path of the checkpoint, followed by ":ema" for averaged or ":raw" for raw weights; default: averaged
@@ -42,6 +42,8 @@ def load_checkpoint(name: str, *, device: str | torch.device = "cpu") -> Any:
         weights, averages = state["model"], state["ema"]
     except Exception as error:  # torch raises many types on a damaged file
         raise WeightsError(f"{path}: not a checkpoint of a run ({reason_of(error, 120)})") from None
+    if "recipe" in state:  # else the checkpoint is of an earlier version
+        recipe = recipe_from_text(state["recipe"], str(path))
     kind = kind or ("ema" if averages else "raw")
     if kind == "ema" and not averages:
         raise WeightsError(f"{name}: this run has no averaged weights (train.ema is 0); expected {path}:raw")

@@ -27,6 +27,8 @@ from tok1d.zoo.weights import HasWeights, fingerprint, load_state, read_weights
 
 BUNDLED = Path(__file__).parent / "bundled"
 FORMAT = 1  # of config.json
+# All files of a model folder, and of an autoencoder's in the format of diffusers.
+MODEL_FILES = {"config.json", "model.safetensors", "README.md", EMBEDDED, "diffusion_pytorch_model.safetensors"}
 
 
 class ModelConfig(Protocol):
@@ -93,7 +95,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     from safetensors import SafetensorError
 
     folder = Path(folder).resolve()
-    if folder.exists() and not (folder / "config.json").is_file() and not (folder.is_dir() and _is_empty(folder)):
+    if folder.exists() and not _is_replaceable(folder):
         raise WeightsError(
             f"{folder}: expected a model folder or no folder, got other files, which are kept; choose another folder"
         )
@@ -118,8 +120,19 @@ def replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _is_empty(folder: Path) -> bool:
-    return next(folder.iterdir(), None) is None
+def _is_replaceable(folder: Path) -> bool:
+    """Whether a path is an empty folder, or a folder with nothing but a model that tok1d wrote."""
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    if not names:
+        return True
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    own = {"format", "model", "card"} <= content.keys() or "_class_name" in content  # the latter of diffusers
+    return own and names <= MODEL_FILES
 
 
 def bundled_names() -> list[str]:
