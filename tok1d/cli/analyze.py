@@ -70,7 +70,6 @@ def analyze_prefix(
     """The PCA-like curve: how much the first k tokens reduce the denoising loss, relative to all tokens."""
     from dataclasses import asdict
 
-    from tok1d import files
     from tok1d.analyze.prefix import explained_curve, plot_curve
     from tok1d.inference import images as sources
     from tok1d.pictures import save_png
@@ -113,7 +112,6 @@ def analyze_increments(
     Like those of principal components, different increments should be orthogonal in expectation: their correlation is
     0, and their energies add up to the fall of the denoising loss.
     """
-    from tok1d import files
     from tok1d.analyze.increments import increments, plot_correlations
     from tok1d.inference import images as sources
     from tok1d.pictures import save_png
@@ -149,7 +147,6 @@ def analyze_swap(
 
     For tokenizers that are conditioned on the class (SMAP).
     """
-    from tok1d import files
     from tok1d.analyze.swap import swap, swap_picture
     from tok1d.evaluate import protocol
     from tok1d.evaluate.reconstruction import classifier_name
@@ -198,7 +195,6 @@ def analyze_mixture(
     """Fit Gaussian mixtures to the principal components of the tokens: their likelihood shows the number of modes."""
     from dataclasses import asdict
 
-    from tok1d import files
     from tok1d.analyze.mixture import collect_tokens, fit_mixtures
     from tok1d.inference import images as sources
 
