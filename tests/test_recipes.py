@@ -1,16 +1,21 @@
 """Every recipe of the package resolves, builds on the meta device and forecasts; published sizes have their counts."""
 
 import re
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from itertools import product
+from operator import attrgetter
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tok1d.config.fields import to_mapping
 from tok1d.config.load import load_recipe, recipe_names
-from tok1d.cost.forecast import count_parameters, forecast, images_of_epoch
+from tok1d.cost.forecast import count_parameters, forecast, images_of_epoch, meta_batch
+from tok1d.cost.measure import measure, use_stand_ins
+from tok1d.diffusion.solver import time_grid
 from tok1d.errors import ConfigError
 from tok1d.generators.autoregressive import EpsilonLlamaGenConfig
 from tok1d.nn.block import swiglu_hidden
@@ -32,6 +37,7 @@ OF_IDS = [name for name in IMAGENET if name.split("/")[1].startswith(("llamagen"
 KNOWN = (*TOKENIZERS, *GENERATORS, *SMAP, *CARDS, *TITOK, *OF_IDS)
 OTHERS = [name for name in IMAGENET if name not in KNOWN]  # MAETok, SoftVQ, SiT and related models
 L = "imagenet256/semanticist_l"
+OURS = [f"{L}_128x32", f"{L}_no_repa", "captioned256/maetok_b_128"]  # no experiment of a paper
 AR = "imagenet256/epsilon_llamagen_l"
 NO_REPA = ("model.decoder.align_depth=0", 'model.alignment.teacher=""')
 
@@ -47,23 +53,63 @@ def counts(name: str, *overrides: str) -> dict[str, int]:
     return count_parameters(built(name, *overrides), load_recipe(name, overrides).kind)[0]
 
 
-def shallow(name: str) -> Any:
+def stacks(recipe: Any) -> dict[str, int]:
+    """The stacks of blocks of a recipe's model, by the key of their depth."""
+    parts = {"tokenizer": ("encoder.", "decoder."), "generator": ("", "head.")}.get(recipe.kind, ())
+    keys = [f"{part}depth" for part in parts if part != "head." or hasattr(recipe.model, "head")]
+    return {f"model.{key}": attrgetter(key)(recipe.model) for key in keys}
+
+
+def shallow(name: str, *overrides: str) -> Any:
     """The recipe with stacks of one block, which are forecast in a second."""
     recipe = load_recipe(name)
-    if recipe.kind == "tokenizer":
-        depths = ["model.encoder.depth=1", "model.decoder.depth=1"]
-        if hasattr(recipe.model.decoder, "align_depth"):
-            depths.append(f"model.decoder.align_depth={min(recipe.model.decoder.align_depth, 1)}")
-        return load_recipe(name, depths)
-    if recipe.kind == "generator":
-        return load_recipe(name, ["model.depth=1", *(["model.head.depth=1"] if hasattr(recipe.model, "head") else [])])
-    return recipe
+    depths = [f"{key}=1" for key in stacks(recipe)]
+    if getattr(getattr(recipe.model, "decoder", None), "align_depth", 0):
+        depths.append("model.decoder.align_depth=1")
+    return load_recipe(name, [*depths, *overrides])
+
+
+@cache
+def shallow_forecast(name: str) -> Any:
+    return forecast(shallow(name))
+
+
+@cache
+def flops_of_block(name: str, key: str) -> int:
+    """FLOPs per image of one more block of a stack; of one more block on each side for a U-ViT, by block."""
+    more = 3 if "uvit" in getattr(load_recipe(name).model, "trunk", "") or "usit" in name else 2
+    without = ["model.auxiliary=[]"] if hasattr(load_recipe(name).model, "auxiliary") else []
+    totals = []
+    for depth in (1, more):
+        recipe = shallow(name, f"{key}={depth}", *without)
+        with torch.device("meta"):
+            model = store.build_model(recipe.model)
+        use_stand_ins(model)
+        sizes = [*recipe.data.image_sizes] or [None]
+        half = recipe.train.precision != "fp32"
+        costs = [measure(model, partial(meta_batch, recipe, size=size), half=half) for size in sizes]
+        totals.append(sum(cost.flops_per_image for cost in costs) // len(costs))
+    return (totals[1] - totals[0]) // (more - 1)
+
+
+FIRST: dict[str, str] = {}  # by what the cost of a stack's blocks depends on: the first recipe with these settings
+
+
+def like(name: str, key: str) -> str:
+    """The first recipe whose blocks of a stack cost the same."""
+    recipe = load_recipe(name)
+    model = to_mapping(recipe.model)
+    stack: Any = model if key == "model.depth" else model[key.split(".")[1]]
+    own = {k: v for k, v in stack.items() if k != "depth" and not isinstance(v, dict | list)}
+    sizes = [recipe.data.image_size, recipe.data.image_sizes, recipe.num_tokens]
+    sizes += [model.get(name) for name in ("num_tokens", "condition_on", "stage")]
+    return FIRST.setdefault(f"{key} {model['name']} {sizes} {own}", name)
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_recipe_resolves_builds_and_forecasts(name: str) -> None:
     recipe = load_recipe(name)
-    result = forecast(shallow(name))
+    result = shallow_forecast(name)
     assert images_of_epoch(recipe) == result.num_images is not None
     assert result.run_flops > 0 and result.memory() > result.state_bytes > 0
     assert (result.cache_bytes is not None) == (recipe.kind == "generator")
@@ -74,14 +120,15 @@ def test_recipe_resolves_builds_and_forecasts(name: str) -> None:
 @pytest.mark.parametrize("name", [*TOKENIZERS, *GENERATORS])
 def test_published_recipe_states_what_it_reproduces_and_adds_up(name: str) -> None:
     recipe, model = load_recipe(name), built(name)
-    assert recipe.card.reproduces and recipe.card.paper and recipe.card.ours == "not run at this scale"
+    assert bool(recipe.card.reproduces) == bool(recipe.card.paper) == (name not in OURS)
+    assert recipe.card.ours == "not run at this scale"
     train = recipe.train
     assert train.batch_size * train.accumulate == 8 * 256 and train.steps == 400 * (1_281_103 // 2048)
     assert (recipe.data.image_size, recipe.data.num_images) == (256, 1_281_167)
     if recipe.kind == "tokenizer":
         assert recipe.model.num_tokens * recipe.model.token_dim == 4096
         assert train.lr == pytest.approx(2.5e-5 * 2048 / 256)
-        assert recipe.evaluate.keep[-1] == recipe.model.num_tokens == model.spec.length
+        assert recipe.evaluate.keep in ([], [1, 4, 16, 64, 256]) and recipe.model.num_tokens == model.spec.length
         assert recipe.model.nested.after * train.steps == 50 * 625
     else:
         tokenizer = load_recipe(recipe.tokenizer.removeprefix("runs/").removesuffix("/model"))  # type: ignore[union-attr]
@@ -127,6 +174,7 @@ def test_card_recipe_states_what_it_reproduces_and_adds_up(name: str) -> None:
         "constant",
     )
     assert recipe.num_tokens == model.num_tokens == recipe.evaluate.keep[0] == 128
+    assert recipe.sample_latents == ("softvq" not in name)
     assert load_recipe(name, ["num_tokens=64"]).model.num_tokens == 64, "one number for every token budget"
     independent = "independent" in name or "unconditioned" in name
     assert model.class_source == ("independent" if independent else "shared")
@@ -139,7 +187,7 @@ def test_card_and_its_tokenizer_agree(name: str) -> None:
     recipe = load_recipe(name)
     model, first = recipe.model, made_by(recipe.tokenizer)
     tokenizer = first.model
-    assert (tokenizer.name, tokenizer.bottleneck.name) == ("smap", "kl")
+    assert (tokenizer.name, tokenizer.bottleneck.name) == ("smap", "softvq" if "softvq" in name else "kl")
     assert (tokenizer.num_tokens, tokenizer.token_dim) == (model.num_tokens, model.token_dim)
     assert (tokenizer.num_classes, tokenizer.encoder.dim) == (model.num_classes, model.class_dim)
     assert (first.data.image_size, first.data.pad) == (recipe.data.image_size, recipe.data.pad)
@@ -290,6 +338,9 @@ MAE = "imagenet256/maetok_ablation"
         ("_vae_mask", 3, 3, (0.4, 0.6), "kl", 128),
         ("_256", 3, 3, (0.4, 0.6), "plain", 256),
         ("_image_tokens", 3, 3, (0.4, 0.6), "plain", 256),
+        ("_no_mask", 3, 3, (0.0, 0.0), "plain", 128),
+        ("_image_tokens_no_mask", 3, 3, (0.0, 0.0), "plain", 256),
+        ("_image_tokens_pixel", 0, None, (0.4, 0.6), "plain", 256),
     ],
 )
 def test_maetok_ablations_differ_in_what_they_state(
@@ -299,6 +350,7 @@ def test_maetok_ablations_differ_in_what_they_state(
     assert len(model.auxiliary) == targets and {each.depth for each in model.auxiliary} == ({depth} - {None})
     assert ((model.mask.low, model.mask.high), model.bottleneck.name) == (masked, bottleneck)
     assert model.length == tokens and model.num_tokens == (0 if "image" in name else tokens)
+    assert model.aux_loss_on == ("all" if "no_mask" in name else "masked")
 
 
 @pytest.mark.parametrize("name", ["_ape", "_rope"])
@@ -308,8 +360,18 @@ def test_the_ablation_of_positions_mixes_resolutions(name: str) -> None:
     assert {part.absolute for part in (recipe.model.encoder, recipe.model.decoder)} == {name == "_ape"}
 
 
+def test_captioned_images_of_the_paper_are_of_512_pixels() -> None:
+    first, second = load_recipe("captioned512/maetok_b_128"), load_recipe("captioned512/maetok_b_128_finetune")
+    assert {recipe.model.image_size for recipe in (first, second)} == {512} and first.learns_words
+    assert made_by(second.init_from).model == first.model and not second.learns_words
+    assert second.model.stage == "finetune" and "LAION-COCO" in second.card.reproduces
+    *three, text = first.model.auxiliary
+    assert three == load_recipe("imagenet512/maetok_b_128").model.auxiliary and text.target == "text"
+
+
 def test_captioned_images_have_a_fourth_target() -> None:
     recipe, imagenet = load_recipe("captioned256/maetok_b_128"), load_recipe("imagenet256/maetok_b_128")
+    assert not recipe.card.reproduces and not recipe.card.paper, "the paper has none at 256 px"
     *three, text = recipe.model.auxiliary
     assert three == imagenet.model.auxiliary and (text.target, text.dim, text.depth) == ("text", 49_408, 3)
     assert recipe.data.captions and recipe.learns_words and recipe.card.ours == "not run at this scale"
@@ -403,6 +465,35 @@ def test_smap_counts(
     assert sum(at_512.values()) / 1e6 - totals["kl"] == pytest.approx(grown, abs=1e-6)
 
 
+def test_the_published_shift_of_lightningdit_s_times_is_a_recipe() -> None:
+    """Published: t' = s t / (1 + (s - 1) t) with s = 0.3 and t from 0 (noise) to 1 (tokens), in equal steps of t."""
+    model = load_recipe("imagenet256/lightningdit_xl_shifted").model
+    t = torch.linspace(0, 1, model.steps + 1, dtype=torch.float64)
+    published = 0.3 * t / (1 + (0.3 - 1) * t)
+    torch.testing.assert_close(time_grid(model.steps, shift=model.time_shift).double(), published, atol=1e-6, rtol=0)
+
+
+def test_checkpoints_that_the_paper_needs_are_kept() -> None:
+    for name, step in (("sit_xl", 2_000_000), ("sit_l_ablation", 100_000), ("lightningdit_xl", 100_000)):
+        train = load_recipe(f"imagenet256/{name}").train
+        assert train.keep_every and step % train.keep_every == 0 and train.keep_every % train.save_every == 0
+    half, whole = load_recipe("imagenet256/sit_xl_2m"), load_recipe("imagenet256/sit_xl")
+    assert half.model == whole.model and replace(half.train, steps=whole.train.steps) == whole.train
+
+
+def test_maskgit_on_smap_in_8_and_64_steps_is_one_model() -> None:
+    few, many = (load_recipe(f"imagenet256/maskgit_smap_b_128{end}") for end in ("_8_steps", ""))
+    assert (few.model.steps, many.model.steps) == (8, 64) and few.train == many.train
+    sampling = {key: getattr(many.model, key) for key in ("steps", "noise", "guidance_schedule", "annealing")}
+    assert replace(few.model, **sampling) == many.model and few.tokenizer == many.tokenizer
+
+
+def test_guidance_free_training_is_all_that_its_recipe_adds() -> None:
+    free, plain = load_recipe("imagenet256/sit_xl_guidance_free"), load_recipe("imagenet256/sit_xl")
+    assert free.model.guidance_free and replace(free.model, guidance_free=False) == plain.model
+    assert (free.train, free.evaluate) == (plain.train, plain.evaluate)
+
+
 @pytest.mark.parametrize("name", ["imagenet256/usit_2b", "imagenet512/usit_2b"])
 def test_usit_2b_has_about_1_58_billion(name: str) -> None:
     assert sum(counts(name).values()) == pytest.approx(1_580.4e6, rel=1e-3)
@@ -411,7 +502,7 @@ def test_usit_2b_has_about_1_58_billion(name: str) -> None:
 @pytest.mark.parametrize("first", [f"{L}_released", "imagenet256/semanticist_xl_released"])
 def test_released_tokenizer_schedule_ends_at_14_6_percent(first: str) -> None:
     train = load_recipe(first).train
-    assert train.weight_decay == 0.05 and learning_rate(0, train) == 0.0
+    assert train.weight_decay == 0.05 and learning_rate(0, train) == 0.0 and not train.ema_ramp
     assert learning_rate(62_500, train) == 2e-4
     assert learning_rate(train.steps, train) / 2e-4 == pytest.approx(0.146, abs=5e-4)
     paper = load_recipe(L).train
@@ -420,12 +511,32 @@ def test_released_tokenizer_schedule_ends_at_14_6_percent(first: str) -> None:
 
 def test_released_generator_never_leaves_its_warm_up() -> None:
     released, paper = load_recipe(f"{AR}_released").train, load_recipe(AR).train
+    assert (released.ema_ramp, released.ema, paper.ema_ramp) == (False, 0.999, True)
     for step in (0, 1, 100_000, 249_999):
         assert learning_rate(step, released) == pytest.approx(8e-4 * step / (100 * 20_018), rel=1e-12)
     assert learning_rate(62_500, paper) == learning_rate(249_999, paper) == pytest.approx(1e-4 * 2048 / 256)
 
 
 SHAPES = ["256x16", "128x32", "64x64", "32x128", "16x256"]
+
+
+def test_the_four_shapes_of_the_paper_are_named_and_evaluated_by_tokens() -> None:
+    """The paper's d128x32 are 32 tokens of 128 numbers; 128 tokens of 32 are none of its shapes."""
+    for shape in SHAPES:
+        tokens, dim = map(int, shape.split("x"))
+        recipe = load_recipe(L if shape == "256x16" else f"{L}_{shape}")
+        assert (recipe.model.num_tokens, recipe.model.token_dim, recipe.evaluate.keep) == (tokens, dim, [])
+        assert (f"token shape d{dim}x{tokens} " in recipe.card.reproduces) == (shape != "128x32")
+
+
+def test_the_ablation_of_repa_is_a_pair_of_the_paper_s_shape() -> None:
+    with_repa, without = (load_recipe(f"{L}_64x64{end}") for end in ("", "_no_repa"))
+    assert all("figure 11" in recipe.card.reproduces for recipe in (with_repa, without))
+    assert with_repa.model.alignment.teacher and not without.model.alignment.teacher
+    model = without.model
+    repa = {"decoder": with_repa.model.decoder, "alignment": with_repa.model.alignment}
+    assert replace(model, **repa) == with_repa.model and without.evaluate == with_repa.evaluate
+    assert without.train == with_repa.train
 
 
 @pytest.mark.parametrize(
@@ -492,15 +603,22 @@ def test_generator_counts(size: str, total: int, trunk: int | None, head: int | 
         assert found == {"trunk": trunk, "head": head}
 
 
-COSTED = [L, AR, *(f"imagenet256/{name}" for name in ("card_b", "card_l", "card_xl", "maetok_ablation"))]
-COSTED += ["imagenet256/maetok_b_128", "imagenet256/maetok_b_128_finetune", "imagenet512/maetok_b_128"]
-
-
-@pytest.mark.parametrize("name", [*COSTED, "captioned256/maetok_b_128"])
+@pytest.mark.parametrize("name", [name for name in recipe_names() if not name.startswith("fashion_mnist")])
 def test_the_cost_on_the_card_is_the_forecast(name: str) -> None:
+    """The cost is linear in the depth of every stack: that of stacks of one block, and of the other blocks."""
     recipe = load_recipe(name)
-    stated = re.match(r"(\d+) EFLOP for [\d,]+ steps of (?:8 x 256 images|2048 sequences|512 images)", recipe.card.cost)
-    assert stated and forecast(recipe).run_flops == pytest.approx(int(stated[1]) * 1e18, rel=0.03)
+    images = recipe.train.batch_size * recipe.train.accumulate
+    blocks = sum((depth - 1) * flops_of_block(like(name, key), key) for key, depth in stacks(recipe).items())
+    flops = shallow_forecast(name).run_flops + blocks * images * recipe.train.steps
+    batch = "8 x 256" if images == 2048 and name in (*TOKENIZERS, *GENERATORS) else f"{images:,}"
+    stated = re.match(r"([\d,]+) EFLOP for ([\d,]+) steps of ([\d,x ]+) (?:images|sequences) \(", recipe.card.cost)
+    assert stated and stated.groups() == (f"{flops / 1e18:,.0f}", f"{recipe.train.steps:,}", batch)
+
+
+def test_the_cost_by_blocks_is_that_of_the_whole() -> None:
+    name = "imagenet256/smap_s_kl_128"
+    blocks = sum((depth - 1) * flops_of_block(name, key) for key, depth in stacks(load_recipe(name)).items())
+    assert shallow_forecast(name).run_flops + blocks * 256 * 500_000 == forecast(load_recipe(name)).run_flops
 
 
 # Published layouts, written down from the key tables of the released files: name -> shape.

@@ -173,11 +173,34 @@ def test_protocols_are_complete(name: str) -> None:
     facts, settings = published(name), published(name).settings
     generation = {"sampler", "steps", "guidance", "guidance_schedule", "guidance_interval", "temperature"}
     expected = SETTINGS.keys() - {"note", "network_hash", "weights_hash", "tokenizer"}
-    assert settings.keys() == (expected if name.endswith("gfid") else expected - generation)
-    assert {key for key, value in settings.items() if value not in (None, "none")} <= facts.sources.keys()
-    assert all(source.strip() for source in facts.sources.values())
-    assert settings["metric"] == name.split("/")[1]
+    assert settings.keys() == (expected - generation if "/rfid" in name else expected)
+    assert settings["metric"] == name.split("/")[1].split("_")[0]
     assert not facts.recipe or facts.recipe in recipe_names()
+
+
+@pytest.mark.parametrize("name", protocol_names())
+def test_every_setting_that_a_protocol_states_has_its_source(name: str) -> None:
+    facts = published(name)
+    stated = {key for key, value in facts.settings.items() if value is not None}
+    assert stated == facts.sources.keys() and all(source.strip() for source in facts.sources.values())
+
+
+def test_the_protocols_of_smap_and_maetok_as_the_papers_have_them() -> None:
+    rfid, gfid = published("smap/rfid"), published("smap/gfid")
+    assert (rfid.settings["reference"], rfid.settings["num_images"]) == ("ImageNet validation images", "50000")
+    assert "4.1" in rfid.sources["num_images"] and gfid.sources["num_images"].startswith("follows: ")
+    found = {name: published(f"maetok/{name}") for name in ("gfid_512", "gfid_lightningdit", "gfid_unguided", "recall")}
+    values = {name: (facts.value, facts.settings["guidance"]) for name, facts in found.items()}
+    assert values == {
+        "gfid_512": (1.69, "1.5"),
+        "gfid_lightningdit": (1.73, "1.8"),
+        "gfid_unguided": (2.31, "1"),
+        "recall": (0.63, "1.9"),
+    }
+    coco = published("maetok/rfid_coco").settings
+    assert (coco["data"], coco["num_images"]) == ("MS-COCO 256x256", None)
+    lines = {line.key: line.status for line in compare(published("maetok/rfid"), published("maetok/rfid_coco")).lines}
+    assert (lines["data"], lines["reference"]) == ("differs", "differs")
 
 
 def test_every_system_has_its_protocols() -> None:
@@ -187,11 +210,13 @@ def test_every_system_has_its_protocols() -> None:
     assert published("maetok") == published("maetok/gfid")
 
 
-@pytest.mark.parametrize("name", [n for n in protocol_names() if n.endswith("gfid") and published(n).recipe])
+@pytest.mark.parametrize("name", [n for n in protocol_names() if "/rfid" not in n and published(n).recipe])
 def test_recipes_evaluate_as_their_protocol_says(name: str) -> None:
     facts = published(name)
     recipe = load_recipe(facts.recipe)
     assert recipe.evaluate.num_samples == int(str(facts.settings["num_images"]))
+    if facts.settings["guidance"] in (None, "1"):  # not stated, or the other number of a recipe that is guided
+        return
     assert recipe.evaluate.guidance == float(str(facts.settings["guidance"]))
     low, high = recipe.evaluate.guidance_interval
     interval = "always" if (low, high) == (0, 1) else f"{low:g}..{high:g}"

@@ -1,4 +1,4 @@
-"""Gaussian mixtures fitted to tokens, to count their modes (MAETok, section 3.1 and appendix B.3)."""
+"""Gaussian mixtures fitted to tokens, to count their modes (MAETok, section 2 and appendix B.3)."""
 
 from __future__ import annotations
 

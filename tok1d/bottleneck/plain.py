@@ -9,7 +9,7 @@ from tok1d.nn.precision import full_precision
 
 
 class Plain(Bottleneck):
-    """A linear layer to the token width, without a loss (MAETok, arXiv 2502.03444, section 3.2).
+    """A linear layer to the token width, without a loss (MAETok, arXiv 2502.03444, section 3.1).
 
     It runs in the precision of the weights, under autocast as well.
     """

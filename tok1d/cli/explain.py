@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 NUMBER_HELP = (
-    "a JSON file of records, a run or model folder, a bundled model, or a published protocol such as maetok/rfid "
-    "(semanticist, maetok, smap, titok, sit, llamagen, mar; a bare name is its gFID)"
+    "a JSON file of records, a run or model folder, a bundled model, or a published protocol such as maetok/rfid or "
+    "maetok/gfid_512 (semanticist, maetok, smap, titok, sit, llamagen, mar; a bare name is its gFID)"
 )
 
 

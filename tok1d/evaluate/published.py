@@ -17,24 +17,26 @@ NONE = "none"  # a setting that is stated to be absent; a setting that is not st
 ABSENT = "-"  # a setting that does not apply, such as the steps of a deterministic decoder
 
 
-class Published(TypedDict):
+class Published(TypedDict, total=False):
     """A published number in a file of `PROTOCOLS`.
 
-    A setting is its value, or [value, source]; null if the paper does not state it.
+    A setting is [value, source], or null if no source states it. An entry with `like` has the settings of that entry
+    of the file, and its own instead where it gives them.
     """
 
+    like: str
     system: str
     value: float
     recipe: str
-    settings: dict[str, object]
+    settings: dict[str, list[object] | None]
 
 
-class ProtocolFile(TypedDict, total=False):
+class ProtocolFile(TypedDict):
     """The content of a file of `PROTOCOLS`."""
 
     paper: str
-    gfid: Published
-    rfid: Published
+    code: str
+    numbers: dict[str, Published]
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,10 @@ class Facts:
 
 
 def protocol_names() -> list[str]:
-    """Names of the published protocols, such as "maetok/rfid", sorted."""
-    return [
-        f"{path.stem}/{quantity}"
-        for path in sorted(PROTOCOLS.glob("*.yaml"))
-        for quantity in ("gfid", "rfid")
-        if quantity in _protocol_file(path)
-    ]
+    """Names of the published protocols, such as "maetok/rfid" or "maetok/gfid_512", sorted."""
+    return sorted(
+        f"{path.stem}/{name}" for path in PROTOCOLS.glob("*.yaml") for name in _protocol_file(path)["numbers"]
+    )
 
 
 def is_protocol(name: str) -> bool:
@@ -85,18 +84,23 @@ def published(name: str) -> Facts:
         near = nearest(name, [*protocol_names(), *{known.split("/")[0] for known in protocol_names()}])
         advice = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(protocol_names())}"
         raise InputError(f"{name}: neither a file nor a published protocol; {advice}")
-    system, _, quantity = name.partition("/")
+    system, _, number = name.partition("/")
     content = _protocol_file(PROTOCOLS / f"{system}.yaml")
-    entry = content["rfid"] if quantity == "rfid" else content["gfid"]
-    settings: dict[str, str | None] = {}
-    sources = {}
-    for key, stated in entry["settings"].items():
-        value, source = stated if isinstance(stated, list) else (stated, "")
-        settings[key] = None if value is None else text_of(value)
-        if source:
-            sources[key] = str(source)
+    entry = _entry(content["numbers"], number or "gfid")
+    stated = {key: pair for key, pair in entry["settings"].items() if pair is not None}
+    settings = {key: text_of(stated[key][0]) if key in stated else None for key in entry["settings"]}
+    sources = {key: str(source) for key, (_, source) in stated.items()}
     about = f"{content['paper']}: {entry['system']}"
-    return Facts(f"{system}/{quantity or 'gfid'}", float(entry["value"]), settings, sources, about, entry["recipe"])
+    return Facts(f"{system}/{number or 'gfid'}", float(entry["value"]), settings, sources, about, entry["recipe"])
+
+
+def _entry(numbers: dict[str, Published], name: str) -> Published:
+    """An entry with the settings of the one that it is `like`."""
+    entry = numbers[name]
+    if "like" not in entry:
+        return entry
+    model = _entry(numbers, entry["like"])
+    return {**model, **entry, "settings": {**model["settings"], **entry["settings"]}}
 
 
 @functools.cache

@@ -85,7 +85,7 @@ class SharedCondition(nn.Module):
 
 
 class ClassCondition(SharedCondition):
-    """A table that encoder and decoder share (SMAP, section 3.1): num_classes rows, then one for the null class.
+    """A table that encoder and decoder share (SMAP, section 3.2): num_classes rows, then one for the null class.
 
     Args:
         widths: of encoder and decoder.

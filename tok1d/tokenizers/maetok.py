@@ -5,7 +5,7 @@ Encode: patches, some of them masked in training, and L queries pass a ViT; the 
 Decode: mask tokens and the tokens pass a ViT; the states of the mask tokens become pixels.
 Training: shallow auxiliary decoders predict features of the masked patches from the same tokens (section 3.2). They are
 not needed afterwards.
-Stage two (section 4.1): the encoder is frozen and the pixel decoder is trained further, with a decreasing mask ratio.
+Stage two (section 3.3): the encoder is frozen and the pixel decoder is trained further, with a decreasing mask ratio.
 """
 
 from __future__ import annotations
