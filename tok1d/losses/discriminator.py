@@ -28,7 +28,9 @@ class DinoConfig:
     name: str = option("dino", "which discriminator: dino, patch or blur_patch")
     backbone: str = option("vit_small_patch16_224.dino", "timm name of the frozen vision transformer")
     weights: str | None = option(
-        None, "file with its weights; null: timm's download; random: a ViT-S/16 with random weights, to measure costs"
+        None,
+        "file with its weights; null: timm's download; random: a ViT-S/16 with random weights, to measure costs",
+        path="path",
     )
     image_size: int = option(224, "side of its input images, in pixels; other images are cropped or resized", ge=1)
 

@@ -16,6 +16,7 @@ from torch import nn
 from tok1d.config import fields as config_fields
 from tok1d.config.fields import to_mapping
 from tok1d.config.registry import build_model_config
+from tok1d.config.written import read_override
 from tok1d.errors import ConfigError, InputError, Tok1dError, WeightsError, reason_of
 from tok1d.generators.base import Generator
 from tok1d.zoo import store
@@ -54,10 +55,8 @@ def parse_options(function: Callable[..., nn.Module], options: Sequence[str]) ->
     """Keyword arguments of a conversion from texts key=value.
 
     Raises:
-        InputError: an unknown option, or a value that is unreadable, of another type or out of range.
+        InputError: an unknown option, or a value that is of another type or out of range.
     """
-    from omegaconf import OmegaConf
-
     known = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     names, hints = [p.name for p in known], get_type_hints(function)
     given: dict[str, object] = {}
@@ -65,15 +64,13 @@ def parse_options(function: Callable[..., nn.Module], options: Sequence[str]) ->
         key, equals, text = option.partition("=")
         if not equals or key not in names:
             raise InputError(f"option {option!r}: expected key=value with a key of {', '.join(names)}")
-        if str in get_args(hints[key]):  # a path, even if it looks like a number
-            quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
-            given[key] = None if text in ("null", "~", "") else text[1:-1] if quoted else text
-            continue
-        try:
-            given[key] = OmegaConf.from_dotlist([option])[key]
-        except Exception:
-            raise InputError(f"option {option!r}: the value cannot be read; quote it?") from None
-    fields = [(p.name, hints[p.name], config_fields.option(p.default, **_BOUNDS.get(p.name, {}))) for p in known]
+        given[key] = read_override(text)
+    # Each option that is text is the name or folder of a model.
+    paths = {name: {"path": "path"} for name in names if str in (hints[name], *get_args(hints[name]))}
+    fields = [
+        (p.name, hints[p.name], config_fields.option(p.default, **_BOUNDS.get(p.name, {}), **paths.get(p.name, {})))
+        for p in known
+    ]
     try:
         checked: Any = config_fields.build(dataclasses.make_dataclass("Options", fields), given)
     except ConfigError as error:
