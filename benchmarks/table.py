@@ -89,7 +89,7 @@ def write_row(results: Path, script: str, name: str, content: dict[str, Any]) ->
     }
     results.mkdir(parents=True, exist_ok=True)
     temporary = results / f".{name}.tmp"
-    temporary.write_text(json.dumps({**about, **content}, indent=1) + "\n")
+    temporary.write_text(json.dumps({**about, **content}, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, results / f"{name}.json")
 
 
@@ -134,7 +134,7 @@ def main(
 
 def read(folder: Path) -> Records:
     """The records by row name."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 
 
 def seeds(records: Records, kind: str) -> list[dict[str, Any]]:
@@ -198,7 +198,7 @@ def fill(page: Path, tables: Mapping[str, Callable[[Records], str]], records: Re
     def put(match: re.Match[str]) -> str:
         return f"<!-- table {match[1]} -->\n{tables[match[1]](records)}\n<!-- end -->"
 
-    text = re.sub(r"<!-- table (\w+) -->\n.*?<!-- end -->", put, page.read_text(), flags=re.DOTALL)
+    text = re.sub(r"<!-- table (\w+) -->\n.*?<!-- end -->", put, page.read_text(encoding="utf-8"), flags=re.DOTALL)
     temporary = page.with_name(f".{page.name}.tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, page)

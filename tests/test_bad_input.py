@@ -214,7 +214,7 @@ def key_cases(bench: Bench) -> Iterator[Case]:
 
 def syntax_cases(bench: Bench) -> Iterator[Case]:
     recipe = bench.recipe("tokenizer")
-    text = Path(recipe).read_text()
+    text = Path(recipe).read_text(encoding="utf-8")
     for override in (
         *("train.lr", "=3", "train..lr=1", ".=1", "train.=2", "train.lr=[1", "data.root={a", "a b", "-", "\0=1"),
         *("evaluate.keep[0]=1", "data.root=${nothing.here}", "out=${", "train.lr=${train.lr}"),

@@ -39,7 +39,7 @@ def readable(text: str) -> str:
 
 
 def encodable(text: str) -> str:
-    r"""As `readable`, for text files and terminals: bytes that are not UTF-8, and lone surrogates, become \xff, \ud800."""
+    r"""As `readable`, for files and terminals: bytes that are not UTF-8 become \xff, lone surrogates \ud800."""
     text = readable(text)
     return "".join(_escape(c) if "\ud800" <= c <= "\udfff" else c for c in text)
 

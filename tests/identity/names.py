@@ -180,14 +180,14 @@ def log(out: Path) -> list[dict[str, Any]]:
 
 def report(path: Path) -> dict[str, Any]:
     """Figures of a JSON file of records, by name and number of tokens."""
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     records = content["records"] if isinstance(content, dict) else content
     return {f"{each['name']}@{each['keep']}": each["value"] for each in records}
 
 
 def figures(path: Path) -> dict[str, Any]:
     """What a JSON file that a command wrote says: of records their figures by name, of another file all its numbers."""
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     if isinstance(content, list) and all(isinstance(each, dict) and "weights_hash" in each for each in content):
         return report(path)
     numbers = list(_leaves(content))

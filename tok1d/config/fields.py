@@ -178,7 +178,7 @@ def convert(hint: Hint, value: object, key: str, default: object = None) -> obje
     if dataclasses.is_dataclass(value):  # a default instance: built anew from itself, so that it is checked too
         value, default = {}, value
     if isinstance(value, Written) and hint is not str:
-        if value.problem and not (str in get_args(hint)):
+        if value.problem and str not in get_args(hint):
             raise ConfigError(f"{key}: {value.problem}")
         value = value if value.meaning is None or str in get_args(hint) else value.meaning
     origin = get_origin(hint)

@@ -18,7 +18,10 @@ _FLOAT = re.compile(r"[+-]?([0-9]+(_[0-9]+)*(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]
 _SPECIAL = {".nan", "nan", ".inf", "+.inf", "-.inf", "inf", "+inf", "-inf"}
 _BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NULLS_OF_YAML = ("", "~", "null", "Null", "NULL")
-_TAGS = {f"tag:yaml.org,2002:{name}" for name in "str int float bool null timestamp map seq merge value".split()}
+_TAGS = {
+    f"tag:yaml.org,2002:{name}"
+    for name in ["str", "int", "float", "bool", "null", "timestamp", "map", "seq", "merge", "value"]
+}
 
 
 class Written(str):

@@ -34,7 +34,7 @@ def read_only_cache() -> Iterator[None]:
 def read_scan(path: Path) -> object:
     """Return the cached JSON value, or None if the file is missing or unreadable."""
     try:
-        found: object = json.loads(path.read_text())
+        found: object = json.loads(path.read_text(encoding="utf-8"))
         return found
     except (OSError, ValueError):
         return None
@@ -45,4 +45,4 @@ def write_scan(path: Path, found: object) -> None:
     if not _writable:
         return
     with suppress(OSError), replacing(path) as temporary:
-        temporary.write_text(json.dumps(found))
+        temporary.write_text(json.dumps(found), encoding="utf-8")

@@ -147,7 +147,7 @@ class Job:
         """Hold the job's lock, which a killed process releases; False if another process has finished the job."""
         assert self.folder is not None
         try:
-            file = (self.folder / f"{self.name}.lock").open("w")
+            file = (self.folder / f"{self.name}.lock").open("w", encoding="utf-8")
         except FileNotFoundError:
             yield False
             return

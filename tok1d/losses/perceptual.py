@@ -27,7 +27,9 @@ class PerceptualConfig:
 
     weight: float = option(0.0, "weight of LPIPS; 0: without (MAETok: 1)", ge=0)
     warmup: int = option(0, "steps over which the weight of LPIPS grows linearly from 0 (SoftVQ: 10000)", ge=0)
-    vgg: str | None = option(None, "file with torchvision's weights of VGG16; null: torchvision's download", path="path")
+    vgg: str | None = option(
+        None, "file with torchvision's weights of VGG16; null: torchvision's download", path="path"
+    )
     heads: str | None = option(
         None,
         "file with the linear heads (vgg.pth of the lpips package); null: those of an installed lpips package",
