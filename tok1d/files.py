@@ -16,6 +16,9 @@ def as_path(text: str) -> str:
 
     `~` and `~USER` at the start become the home folder; `./~` is a folder of that name. A character that the file
     system's encoding lacks, as in a C locale, becomes the bytes of its UTF-8 form.
+
+    Raises:
+        ConfigError: no file can have this name: it contains the character NUL or half of a surrogate pair.
     """
     text = os.path.expanduser(text)
     try:
@@ -23,12 +26,14 @@ def as_path(text: str) -> str:
     except UnicodeEncodeError:
         with suppress(UnicodeEncodeError):
             text = os.fsdecode(text.encode("utf-8", "surrogateescape"))
+    if "\0" in text or any("\ud800" <= c <= "\udc7f" or "\udd00" <= c <= "\udfff" for c in text):
+        raise ConfigError(f"{text!a}: expected a path, got a character that no path can contain")
     return text
 
 
-def as_prefixed_path(text: str) -> str:
-    """As `as_path` for names such as timm:NAME:FILE: `~` is expanded after each colon."""
-    return ":".join(as_path(part) for part in text.split(":"))
+def as_paths(text: str, separator: str) -> str:
+    """As `as_path` for each part of a text such as timm:NAME:FILE or MODEL,MODEL."""
+    return separator.join(as_path(part) for part in text.split(separator))
 
 
 def readable(text: str) -> str:

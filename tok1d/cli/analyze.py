@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tok1d.cli.options import Data, DataRoot, Device, Model, Overwrite, Seed, load_tokenizer, one_of
+from tok1d.cli.options import Data, DataRoot, Device, Model, Overwrite, Seed, load_tokenizer, one_of, with_paths
 from tok1d.config.options import parse_counts
 
 HELD_OUT = "number of test images: the first ones of fashion_mnist, of other data spread evenly over the set"
@@ -15,6 +15,7 @@ analyze_app = typer.Typer(help="Analyze the information in the tokens of a token
 
 
 @analyze_app.command("prefix")
+@with_paths
 def analyze_prefix(
     model: Model,
     data: Data,
@@ -47,6 +48,7 @@ def analyze_prefix(
 
 
 @analyze_app.command("increments")
+@with_paths
 def analyze_increments(
     model: Model,
     data: Data,
@@ -81,6 +83,7 @@ def analyze_increments(
 
 
 @analyze_app.command("swap")
+@with_paths
 def analyze_swap(
     model: Model,
     data: Data,
@@ -129,6 +132,7 @@ def analyze_swap(
 
 
 @analyze_app.command("mixture")
+@with_paths
 def analyze_mixture(
     model: Model,
     data: Data,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tok1d.cli.options import Overwrite, one_of, print_records
+from tok1d.cli.options import PATH, Overwrite, one_of, print_records
 
 
 def export(
@@ -22,6 +22,7 @@ def export(
         typer.Option(
             help="for a tokenizer: the model of a generator trained on its tokens, which tok1d generate then finds"
         ),
+        PATH,
     ] = "",
     overwrite: Overwrite = False,
 ) -> None:
@@ -49,7 +50,7 @@ def convert(
         list[str] | None,
         typer.Argument(help="key=value, settings that the file does not state; an unknown key prints the list of keys"),
     ] = None,
-    tokenizer: Annotated[str, typer.Option(help="for a generator: the model of its tokenizer")] = "",
+    tokenizer: Annotated[str, typer.Option(help="for a generator: the model of its tokenizer"), PATH] = "",
     overwrite: Overwrite = False,
 ) -> None:
     """Convert published weights to a tok1d model folder."""

@@ -130,7 +130,7 @@ def read_run(folder: str | Path) -> Curve:
     """
     folder = Path(folder)
     try:
-        recipe = stored_tree((folder / "config.yaml").read_text(encoding="utf-8"))
+        recipe: Settings = stored_tree((folder / "config.yaml").read_text(encoding="utf-8"))
         points = _points((folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
         config: Settings = _json(folder / "model" / "config.json", {})
         card = config.get("card", {})

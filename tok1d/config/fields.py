@@ -15,7 +15,7 @@ from tok1d.config.nearest import known_name, nearest
 from tok1d.config.text import join, override_text, show, type_name
 from tok1d.config.written import Written, is_null, value_as
 from tok1d.errors import ConfigError
-from tok1d.files import as_path, as_prefixed_path, readable
+from tok1d.files import as_path, as_paths, readable
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -51,7 +51,7 @@ def option(
         ge, gt, le, lt: range of a number, or of each number of a list.
         was: the field's former name, which recipes may still use. For plain values, not for sections.
         metadata: further metadata of the field. `build(value, key)`, if given, converts the field's values. `path` is
-            "path" for text that is or may be a path, "prefixed" for one after a prefix (timm:NAME:FILE).
+            "path" for text that is or may be a path, "prefixed" for one in timm:NAME:FILE, "listed" for A,B.
     """
     limits = {">=": ge, ">": gt, "<=": le, "<": lt}
     bounds = {sign: limit for sign, limit in limits.items() if limit is not None}
@@ -115,7 +115,10 @@ def _build_field(field: dataclasses.Field[T], hint: Hint, value: object, fallbac
         raise ConfigError(f"{key}: required; expected {type_name(hint, bounds_of(field))}, set it with {key}=VALUE")
     converter = field.metadata.get("build")
     converted = converter(value, key) if converter else convert(hint, value, key, fallback)
-    converted = as_given(converted, field.metadata)
+    try:
+        converted = as_given(converted, field.metadata)
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from None
     _check_bounds(hint, converted, key, bounds_of(field))
     return converted
 
@@ -128,8 +131,10 @@ def as_given(value: object, metadata: Mapping[str, object]) -> object:
         return Path(as_path(str(value)))
     if not isinstance(value, str):
         return value
-    how = {"path": as_path, "prefixed": as_prefixed_path}.get(str(metadata.get("path", "")), readable)
-    return how(value)
+    kind = metadata.get("path")
+    if kind is None:
+        return readable(value)
+    return as_path(value) if kind == "path" else as_paths(value, {"prefixed": ":", "listed": ","}[str(kind)])
 
 
 def named_sizes(cls: type) -> Mapping[str, Mapping[str, object]]:

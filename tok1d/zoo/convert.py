@@ -66,7 +66,7 @@ def parse_options(function: Callable[..., nn.Module], options: Sequence[str]) ->
             raise InputError(f"option {option!r}: expected key=value with a key of {', '.join(names)}")
         given[key] = read_override(text)
     # Each option that is text is the name or folder of a model.
-    paths = {name: {"path": "path"} for name in names if str in (hints[name], *get_args(hints[name]))}
+    paths: dict[str, Any] = {name: {"path": "path"} for name in names if str in (hints[name], *get_args(hints[name]))}
     fields = [
         (p.name, hints[p.name], config_fields.option(p.default, **_BOUNDS.get(p.name, {}), **paths.get(p.name, {})))
         for p in known

@@ -19,7 +19,7 @@ from tok1d.config.fields import to_mapping
 from tok1d.config.load import recipe_names
 from tok1d.config.registry import MODELS, build_model_config
 from tok1d.errors import ConfigError, WeightsError, reason_of
-from tok1d.files import encodable
+from tok1d.files import as_path, encodable
 from tok1d.tokenizers.latent_space import EMBEDDED, Autoencoder
 from tok1d.zoo.card import Card
 from tok1d.zoo.loaded import LoadedGenerator, LoadedTokenizer
@@ -137,7 +137,7 @@ def resolve(name: str | Path, base: Path | None = None) -> Path:
     Raises:
         WeightsError: no model of that name; the message lists the bundled ones.
     """
-    text = str(name)
+    text = as_path(str(name))
     for folder in ([base / text] if base else []) + [Path(text), BUNDLED / text]:
         if (folder / "config.json").is_file():
             return folder.resolve()
