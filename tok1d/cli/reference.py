@@ -92,13 +92,12 @@ def reference(request: ReferenceRequest, device: Device = None, overwrite: Overw
 
 def _computed(request: ReferenceRequest, images: ImageSet, network: FrozenNetwork) -> tuple[Reference, bool]:
     """The statistics of the images, and whether they were read from the cache."""
-    from tqdm import tqdm
-
     from tok1d.evaluate.reference import cached_reference
+    from tok1d.progress import Bar
 
     own = request.split == "all" or request.data.endswith(".npz")
     total = min(request.num or len(images), len(images))
-    with tqdm(total=total, unit="image", desc="reference", disable=None) as bar:
+    with Bar(total, unit="image", name="reference") as bar:
         return cached_reference(
             images,
             network,

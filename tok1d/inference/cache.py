@@ -23,6 +23,7 @@ from tok1d.data.transforms import Crop
 from tok1d.errors import ConfigError, DataError
 from tok1d.inference.conditions import ConditionedImages, cond_for
 from tok1d.inference.request import CacheFormat
+from tok1d.progress import Bar
 from tok1d.tokenizers.base import Tokenizer, TokenSpec
 from tok1d.zoo.weights import fingerprint
 
@@ -234,8 +235,6 @@ def _write(
     name: str,
 ) -> None:
     """Encode the images of a part, `step` images at a time; `name` is the text of the progress bar, "" for no bar."""
-    from tqdm import tqdm
-
     views = images.transform.num_views
 
     def batches() -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
@@ -243,7 +242,7 @@ def _write(
             for start in range(first, end, step):
                 yield conditioned.batch(range(start, min(start + step, end)), seed=seed)
 
-    bar = tqdm(total=writer.num_rows, initial=writer.rows_done, disable=not name, unit="row", desc=name)
+    bar = Bar(writer.num_rows, done=writer.rows_done, unit="row", name=name, quiet=not name)
     with bar, closing(prefetch(batches())) as ahead:
         for x, labels, cond in ahead:
             check_captions(images)
