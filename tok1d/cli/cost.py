@@ -20,7 +20,7 @@ def print_cost(recipe: Recipe, measure_steps: int | None) -> None:
 
     from tok1d.cost.forecast import forecast, table
 
-    console = Console(quiet=os.environ.get("RANK", "0") != "0")
+    console = Console(markup=False, quiet=os.environ.get("RANK", "0") != "0")
     console.print(table(forecast(recipe)))
     if measure_steps is None:
         console.print(HINT, style="dim")

@@ -162,6 +162,6 @@ def print_records(records: Sequence[Record]) -> None:
 
     from tok1d.evaluate.report import shared_protocol, table
 
-    Console().print(table(records))
+    Console(markup=False).print(table(records))
     if shared := shared_protocol(records):
         Console().print(shared, markup=False, highlight=False)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Literal, TypeVar, Union, get_args, get_origin
 
 from tok1d.config.written import guess, override_of, plain_values
+from tok1d.files import readable
 
 T = TypeVar("T")
 _SCALARS: dict[object, str] = {int: "int", float: "float", str: "str", bool: "true or false"}
@@ -26,7 +27,7 @@ def show(value: object) -> str:
 
     The text of a recipe or an override is shown as what it looks like: 12, not '12'.
     """
-    value = plain_values(value)
+    value = plain_values(readable(value) if type(value) is str else value)
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     text = repr(value)
