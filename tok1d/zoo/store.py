@@ -18,7 +18,6 @@ from torch import nn
 from tok1d.config.fields import to_mapping
 from tok1d.config.load import recipe_names
 from tok1d.config.registry import MODELS, build_model_config
-from tok1d.config.text import show
 from tok1d.errors import ConfigError, WeightsError, reason_of
 from tok1d.files import as_path, encodable
 from tok1d.tokenizers.latent_space import EMBEDDED, Autoencoder
@@ -152,7 +151,7 @@ def resolve(name: str | Path, base: Path | None = None) -> Path:
         raise WeightsError(f"no model {text!r} yet: train it first (tok1d train {recipe}), or name another model")
     bundled = ", ".join(bundled_names()) or "none bundled"
     raise WeightsError(
-        f"no model {show(text)}: expected a model folder (a finished run's RUN/model) or one of {bundled}"
+        f"no model {encodable(text)!r}: expected a model folder (a finished run's RUN/model) or one of {bundled}"
     )
 
 
