@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -69,7 +69,7 @@ def decode_image(
         raise DataError(f"{name}: not a readable image: {decoding_reason(error)}") from error
 
 
-def _scale_transparency(image: Image.Image) -> None:
+def _scale_transparency(image: ImageFile.ImageFile) -> None:
     """Scale the transparent grey value or colour of a PNG of 1, 2, 4 or 16 bits to the 8 bits that PIL decodes to.
 
     Must be called before the pixels are decoded. Colours of 16 bits that differ only in the lower 8 bits are equal.
@@ -80,8 +80,10 @@ def _scale_transparency(image: Image.Image) -> None:
     raw = str(image.tile[0][3]) if image.tile else ""
     if image.mode == "RGB" and raw.startswith("RGB;16"):
         image.info["transparency"] = tuple(value >> 8 for value in key) if isinstance(key, tuple) else key
-    elif isinstance(key, int) and raw.split(";")[0] in ("1", "L"):
-        image.info["transparency"] = key * {"1": 255, "L;2": 85, "L;4": 17}.get(raw, 1)
+    elif raw == "1":
+        image.info["transparency"] = 255 if key else 0
+    elif isinstance(key, int):
+        image.info["transparency"] = key * {"L;2": 85, "L;4": 17}.get(raw, 1)
 
 
 def decoding_reason(error: BaseException) -> str:
