@@ -124,10 +124,10 @@ def parameter_of(option: Option) -> inspect.Parameter:
         hint = Path if default is MISSING else Path | None
         default = inspect.Parameter.empty if default is MISSING else default
     else:  # a list, an interval or one of several choices is parsed from text
-        return text_parameter(option.name, option.help, default if isinstance(default, str) else "")
-    return inspect.Parameter(
-        option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, info]
-    )
+        text = text_parameter(option.name, option.help, default if isinstance(default, str) else "")
+        return text.replace(annotation=Annotated[text.annotation, PATH]) if option.metadata.get("path") else text
+    annotation: object = Annotated[hint, info, PATH] if option.metadata.get("path") else Annotated[hint, info]
+    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def text_parameter(name: str, help: str, default: str = "") -> inspect.Parameter:
