@@ -22,6 +22,7 @@ Tiny = Callable[..., str]
 TOKENIZERS = {
     "semanticist": ("tokenizer", []),
     "semanticist ddpm": ("tokenizer", ["model.objective=ddpm"]),
+    "semanticist vq": ("tokenizer", ["model.quantiser={name: vq, size: 16}"]),
     "maetok": ("maetok", []),
     "patches": ("maetok", ["model.num_tokens=0", "model.encoder.patch=16", "model.decoder.patch=16"]),
     "kl": ("maetok", ["model.bottleneck={name: kl}"]),
@@ -31,6 +32,10 @@ TOKENIZERS = {
     "smap without condition": ("smap", ["model.use_condition=false"]),
     "smap softvq": ("smap", ["model.bottleneck={name: softvq, size: 16, num_codebooks: 2}"]),
     "smap vq": ("smap", ["model.bottleneck={name: vq, size: 16}"]),
+    "smap residual vq": (
+        "smap",
+        ["model.num_tokens=2", "evaluate.keep=[1, 4]", "model.bottleneck={name: vq, size: 16, l2: false, levels: 2}"],
+    ),
     "titok kl": ("titok", []),
     "titok vq": ("titok", ["model.bottleneck={name: vq, size: 16}"]),
 }

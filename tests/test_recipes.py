@@ -131,7 +131,7 @@ def test_card_recipe_states_what_it_reproduces_and_adds_up(name: str) -> None:
     independent = "independent" in name or "unconditioned" in name
     assert model.class_source == ("independent" if independent else "shared")
     first = made_by(recipe.tokenizer).model
-    assert first.use_condition == ("unconditioned" not in name)
+    assert first.condition_on == ("none" if "unconditioned" in name else "both")
 
 
 @pytest.mark.parametrize("name", [*CARDS, "fashion_mnist/card"])
@@ -359,7 +359,7 @@ def test_smap_recipe_states_what_it_reproduces_and_adds_up(name: str) -> None:
     assert recipe.evaluate.keep[0] == 0 and recipe.evaluate.keep[-1] == model.num_tokens
     assert model.token_dim == (64 if kind == "vq" else 16)
     assert (size // model.encoder.patch, size // model.decoder.patch) == (16, 16)
-    assert model.use_condition == (not name.endswith("no_condition"))
+    assert model.condition_on == ("none" if name.endswith("no_condition") else "both")
     assert model.tail_drop.enabled == (not name.endswith("no_truncation"))
     if kind == "vq":
         assert (model.bottleneck.size, model.bottleneck.l2, model.bottleneck.revival) == (8192, False, True)

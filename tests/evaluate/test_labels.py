@@ -194,7 +194,7 @@ def test_a_person_s_own_images_have_the_null_class(
 def test_a_tokenizer_learns_from_its_own_number_of_classes(tiny: Tiny, fashion: None, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^model\.num_classes: the data have 10 classes, got 12$"):
         build_task(load_recipe(tiny("smap"), ["model.num_classes=12"]))
-    build_task(load_recipe(tiny("smap"), ["model.num_classes=12", "model.use_condition=false"]))
+    build_task(load_recipe(tiny("smap"), ["model.num_classes=12", "model.condition_on=none"]))
     for overrides in ([], ["model.bottleneck={name: vq, size: 16}", "model.tail_drop.keep_per=sample"]):
         recipe, out = load_recipe(tiny("smap"), overrides), tmp_path / str(len(overrides))
         out.mkdir()

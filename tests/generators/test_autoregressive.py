@@ -379,3 +379,33 @@ def test_published_sizes(dim: int, depth: int, heads: int, total: int, head: int
         model = EpsilonLlamaGen(EpsilonLlamaGenConfig(dim=dim, depth=depth, heads=heads))
     assert sum(p.numel() for p in model.parameters()) == total
     assert sum(p.numel() for p in model.head.parameters()) == head
+
+
+@pytest.mark.parametrize("condition", ["concat", "adaln"])
+def test_the_class_token_at_the_input_of_the_head(tokens: Tensor, labels: Tensor, condition: Any) -> None:
+    head = HeadConfig(width=8, depth=1, batch_mul=2, steps=3, class_token=True, condition=condition)
+    model = generator(head=head)
+    found = model.hidden(tokens, labels)
+    assert torch.equal(found[..., 16:], model.label_embed(labels)[:, None].expand(-1, K, -1))
+    null = model.hidden(tokens, torch.full((3,), CLASSES))
+    assert torch.equal(null[..., 16:], model.label_embed(torch.full((3,), CLASSES))[:, None].expand(-1, K, -1))
+    decoder = CachedDecoder(model, labels, K, with_null=True)
+    for i in range(K):
+        given, unconditional = decoder.step(tokens[:, i - 1] if i else None)
+        assert unconditional is not None
+        close(given, found[:, i])
+        close(unconditional, null[:, i])
+    with torch.no_grad():  # a stack that does not read the class: only the joined token makes a difference
+        model.head.net.cond_embed.weight.zero_()
+    samples = [model.sample(cond, generator=seeded()) for cond in (labels, (labels + 1) % CLASSES)]
+    assert not torch.allclose(*samples)
+    with torch.no_grad():
+        assert model.head.net.join is not None
+        model.head.net.join.weight[:, 8:].zero_()
+    silent = [model.sample(cond, generator=seeded()) for cond in (labels, (labels + 1) % CLASSES)]
+    assert torch.equal(*silent)
+
+
+def test_a_class_token_needs_classes() -> None:
+    with pytest.raises(ConfigError, match=r"^head\.class_token: num_classes=0 has no class token"):
+        config(num_classes=0, head=HeadConfig(class_token=True)).check()

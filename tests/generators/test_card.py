@@ -306,6 +306,19 @@ def test_statistics_are_scalars_and_round_trip(tokens: Tensor) -> None:
     close(model.sample(LABELS), model.denormalise(unmeasured.sample(LABELS)))
 
 
+def test_statistics_of_positions_of_whole_and_short_samples(tokens: Tensor) -> None:
+    model, unmeasured = card(statistics="position"), card(statistics="position")
+    scales = torch.tensor([0.1, 1.0, 5.0, 20.0, 300.0])[:, None]
+    raw = 3 + scales * (tokens - tokens.mean((0, 2), keepdim=True)) / tokens.std((0, 2), unbiased=False, keepdim=True)
+    model.fit_statistics(raw.split(1))
+    torch.testing.assert_close(model.token_std[0], scales, rtol=1e-4, atol=0)
+    close(model.normalise(raw).std((0, 2), unbiased=False), torch.ones(K))
+    for length in (2, K):
+        expected = 3 + scales[:length] * unmeasured.sample(LABELS, length=length)
+        torch.testing.assert_close(model.sample(LABELS, length=length), expected, rtol=1e-3, atol=1e-3)
+    assert model.losses((raw[:, :2], LABELS), 0.0)["loss"].isfinite()
+
+
 def trained(model: CARD, tokens: Tensor, labels: Tensor = LABELS, steps: int = 3) -> None:
     torch.manual_seed(1)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01, weight_decay=0.1)

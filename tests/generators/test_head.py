@@ -271,3 +271,22 @@ def test_times_of_a_grid_are_computed_once_for_all_tokens(
     assert embedded == []
     torch.testing.assert_close(sample(), expected, atol=1e-5, rtol=1e-4)
     assert embedded == [5]
+
+
+def test_the_class_token_is_joined_to_the_input(condition: str, objective: str, rows: tuple[Tensor, ...]) -> None:
+    model, (x, t, cond) = head(condition, objective, class_token=True), rows
+    net, classes = model.net, torch.randn(ROWS, COND, generator=torch.Generator().manual_seed(3))
+    plain = head(condition, objective)
+    plain.load_state_dict({name: model.state_dict()[name] for name in plain.state_dict()})
+    assert net.class_embed is not None and net.join is not None
+    joined = net.join(torch.cat([net.input(x), net.class_embed(classes)], dim=1))
+    plain.net.input.register_forward_hook(lambda *_: joined)  # the network without the token, from that state on
+    both = torch.cat([cond, classes], dim=1)
+    torch.testing.assert_close(net(x, t, both), plain.net(x, t, cond))
+    assert not torch.allclose(net(x, t, both), net(x, t, torch.cat([cond, classes.roll(1, 0)], dim=1)))
+    if objective == "interpolant":  # with what is shared between tokens: the same field
+        field = model.field(both, both.roll(1, 0), 2.0, model.table(3, "euler"))
+        found = field(x, torch.tensor([1 / 3]))
+        torch.testing.assert_close(found, model.field(both, both.roll(1, 0), 2.0)(x, torch.tensor([1 / 3])))
+    model.loss_rows(x, both).sum().backward()
+    assert all(weight.grad is not None and weight.grad.any() for weight in model.parameters())

@@ -13,6 +13,7 @@ from tok1d.generators.lightningdit import LightningDiT, LightningDiTConfig
 from tok1d.generators.sequence import FlowModel, SequenceModel
 from tok1d.generators.sit import DiT, DiTConfig, SiT, SiTConfig
 from tok1d.generators.usit import USiT, USiTConfig
+from tok1d.zoo.transfer import transfer
 
 KINDS: dict[str, tuple[Any, Any]] = {
     "sit": (SiT, SiTConfig),
@@ -149,6 +150,42 @@ def test_statistics_are_those_of_all_batches_and_round_trip(kind: str, statistic
     again = build(kind, statistics=statistics)
     again.load_state_dict(model.state_dict())
     assert torch.equal(again.token_std, model.token_std), "kept with the weights"
+
+
+SCALES = torch.tensor([0.01, 1.0, 30.0, 500.0])[:, None]  # of the tokens at the K positions
+SHIFTS = torch.tensor([5.0, -2.0, 100.0, 0.0])[:, None]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_statistics_of_positions_give_every_position_unit_variance(kind: str) -> None:
+    model = build(kind, statistics="position")
+    plain = torch.randn(400, K, D, generator=torch.Generator().manual_seed(2))
+    data = SHIFTS + SCALES * plain
+    model.fit_statistics(iter(data.split(30)))
+    assert model.token_mean.shape == model.token_std.shape == (1, K, 1)
+    normalised = model.normalise(data)
+    torch.testing.assert_close(normalised.std((0, 2), unbiased=False), torch.ones(K), atol=1e-4, rtol=0)
+    torch.testing.assert_close(normalised.mean((0, 2)), torch.zeros(K), atol=1e-4, rtol=0)
+    torch.testing.assert_close(model.token_std[0, :, 0], SCALES[:, 0], rtol=0.1, atol=0)
+    torch.testing.assert_close(model.normalise(data[:, :2]), normalised[:, :2])
+    torch.testing.assert_close(model.denormalise(normalised), data)
+    unmeasured = build(kind, statistics="position")
+    raw, own = model.sample(LABELS), unmeasured.sample(LABELS)
+    torch.testing.assert_close(raw, own * model.token_std + model.token_mean)
+    again = build(kind, statistics="position")
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.sample(LABELS), raw), "kept with the weights"
+    with pytest.raises(DataError, match="expected 4 tokens of every image, got 3"):
+        model.fit_statistics([data[:, :3]])
+    with pytest.raises(DataError, match="vary at every position"):
+        model.fit_statistics([data * torch.tensor([1.0, 0, 1, 1])[:, None]])
+
+
+def test_statistics_of_positions_follow_a_change_of_length() -> None:
+    source, model = build("sit", statistics="position"), build("sit", statistics="position", num_tokens=2)
+    source.token_std.copy_(torch.arange(1.0, 5)[None, :, None])
+    transfer(source, model)
+    assert model.token_std.flatten().tolist() == [1, 2]
 
 
 def test_statistics_of_nothing_are_refused() -> None:

@@ -1,6 +1,8 @@
 """Discriminators: spectral norms, the frozen trunk and its heads, patch networks."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -148,13 +150,48 @@ def test_a_trunk_from_a_file(tmp_path: Path) -> None:
         load_trunk(DinoConfig(weights=str(path), image_size=18))
     with pytest.raises(WeightsError, match="no such file"):
         load_trunk(DinoConfig(weights=str(tmp_path / "none.pth")))
-    with pytest.raises(WeightsError, match=r"plain vision transformer.*reg_token"):
-        trunk_from_published({**state, "reg_token": torch.zeros(1, 4, 64)}, "file")
+    with pytest.raises(WeightsError, match=r"plain vision transformer.*w12"):
+        trunk_from_published({**state, "blocks.0.mlp.w12.weight": torch.zeros(1, 4, 64)}, "file")
     with pytest.raises(WeightsError, match=r"blocks\.0\.norm1\.bias"):
         trunk_from_published({name: v for name, v in state.items() if name != "blocks.0.norm1.bias"}, "file")
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(WeightsError, match="plain vision transformer"):
         load_trunk(DinoConfig(weights=str(path)))
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"])
+def test_a_trunk_of_dinov2_computes_as_timm_does_with_its_own_gelu(name: str, tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm", reason="pip install 'tok1d[teachers]' compares with it")
+    torch.manual_seed(0)
+    network: Any = timm.create_model(name, img_size=28, embed_dim=64, depth=3, num_heads=1, num_classes=0).eval()
+    for weight in network.parameters():
+        weight.data.add_(0.2 * torch.randn_like(weight))
+    state, x = network.state_dict(), images(2, 3, 28, 28)
+    own = dict(state)  # DINOv2's layout: a token of its training, and with registers the class token has a position
+    own["mask_token"] = torch.zeros(1, 64)
+    if "reg_token" in own:
+        own["register_tokens"], first = own.pop("reg_token"), torch.randn(1, 1, 64)
+        own |= {"cls_token": state["cls_token"] - first, "pos_embed": torch.cat([first, state["pos_embed"]], dim=1)}
+    states, prefix = [], network.num_prefix_tokens
+    for block in network.blocks:
+        block.register_forward_hook(lambda module, inputs, output: states.append(output))
+    network(x)
+    for i, layout in enumerate((state, own)):
+        path = str(tmp_path / f"{i}.safetensors")
+        save_file({key: value.contiguous() for key, value in layout.items()}, path)
+        config = DinoConfig(backbone=f"{name}.lvd142m", weights=path, image_size=28)
+        for depth, found in zip((1, 2, 3), load_trunk(config)(x, [1, 2, 3])):
+            expected = states[depth - 1][:, prefix:] + states[depth - 1][:, :1]
+            torch.testing.assert_close(found, expected.transpose(1, 2), atol=1e-4, rtol=1e-4)
+        other = load_trunk(replace(config, gelu="tanh"))(x, [3])[0]
+        assert not torch.allclose(other, expected.transpose(1, 2), atol=1e-4, rtol=1e-4)
+
+
+def test_the_gelu_is_the_backbone_s_own_except_for_the_released_discriminator() -> None:
+    assert DinoConfig().tanh and DinoConfig(backbone="vit_small_patch8_224.dino").tanh
+    assert not DinoConfig(gelu="exact").tanh
+    assert not DinoConfig(backbone="vit_small_patch14_dinov2.lvd142m").tanh
+    assert DinoConfig(backbone="vit_small_patch14_dinov2.lvd142m", gelu="tanh").tanh
 
 
 def test_published_names_of_the_heads() -> None:
@@ -203,6 +240,15 @@ def test_building() -> None:
     network = build_discriminator(DinoConfig(weights="random"), 3)
     assert isinstance(network, DinoDiscriminator) and network.depths == [0, 3, 6, 9, 12]
     assert sum(p.numel() for p in network.trunk.parameters()) == 21_665_664, "timm's vit_small_patch16_224.dino"
+    for backbone, count in (
+        ("vit_small_patch8_224.dino", 21_670_272),
+        ("vit_small_patch14_dinov2.lvd142m", 22_056_192),
+        ("vit_small_patch14_reg4_dinov2.lvd142m", 22_057_344),
+    ):
+        trunk = load_trunk(DinoConfig(backbone=backbone, weights="random"))
+        assert sum(p.numel() for p in trunk.parameters()) == count, "timm's count"
+    with pytest.raises(ConfigError, match=r"^backbone: weights=random knows the sizes of .* alone, got vit_base"):
+        load_trunk(DinoConfig(backbone="vit_base_patch14_dinov2.lvd142m", weights="random"))
 
 
 def test_a_blurring_patch_network_from_published_weights() -> None:

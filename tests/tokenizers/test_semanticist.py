@@ -12,6 +12,7 @@ from tok1d.diffusion.ddpm import ddim, respaced_steps
 from tok1d.diffusion.guidance import Guidance
 from tok1d.diffusion.solver import randn_from
 from tok1d.errors import ConfigError, InputError
+from tok1d.tokenizers.bottlenecks import VQConfig
 from tok1d.tokenizers.latent_space import Pixels
 from tok1d.tokenizers.query_encoder import EncoderConfig
 from tok1d.tokenizers.semanticist import FlowConfig, NestedConfig, Semanticist, SemanticistConfig
@@ -439,3 +440,55 @@ def test_contradictions_name_their_key(changes: dict[str, Any], key: str) -> Non
     config().check()
     with pytest.raises(ConfigError, match=f"^{key}: "):
         config(**changes).check()
+
+
+@pytest.mark.parametrize("options", [{"conditioning": "cross"}, {"null_token": "shared"}])
+def test_prefixes_guidance_and_training_with_the_decoders_of_the_paper(
+    images: Tensor, tokens: Tensor, options: dict[str, Any]
+) -> None:
+    small = DecoderConfig(patch=4, dim=12, depth=2, heads=2, **options)
+    model = tokenizer(decoder=small)
+    changed = tokens.clone()
+    changed[:, 2:] += 1
+    torch.testing.assert_close(latents(model, changed, keep=2), latents(model, tokens, keep=2))
+    assert not torch.allclose(latents(model, changed, keep=3), latents(model, tokens, keep=3))
+    nothing = latents(model, tokens, keep=0)
+    torch.testing.assert_close(latents(model, tokens, guidance=0.0), nothing)
+    torch.testing.assert_close(latents(model, tokens[:, :0]), nothing)
+    torch.manual_seed(0)
+    sum(model.train().losses((images,), 1.0).values()).backward()  # type: ignore[union-attr]
+    silent = [name for name, weight in model.named_parameters() if weight.grad is None]
+    assert silent == [] and model.decoder.null_tokens.grad.any()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("objective", ["flow", "ddpm"])
+def test_a_codebook_makes_ids_of_the_nearest_entries(images: Tensor, objective: str) -> None:
+    quantised = tokenizer(objective, quantiser=VQConfig(size=9, l2=False))
+    plain = tokenizer(objective)
+    plain.load_state_dict({k: v for k, v in quantised.state_dict().items() if not k.startswith("quantiser")})
+    assert quantised.quantiser is not None
+    ids, codes = quantised.encode(images), quantised.quantiser.get_parameter("codebook")
+    assert torch.equal(ids, torch.cdist(plain.encode(images), codes).argmin(-1)) and ids.dtype == torch.int64
+    assert (quantised.spec.vocab_size, quantised.spec.dim, quantised.spec.ordered) == (9, None, True)
+    for keep in (0, 2, torch.tensor([4, 1, 3])):
+        decoded = quantised.decode(ids, keep=keep, generator=seeded())
+        assert torch.equal(decoded, plain.decode(codes[ids], keep=keep, generator=seeded()))
+    noise, t = torch.randn(3, 1, 8, 8, generator=seeded()), quantised.uniform_times(3)
+    for method in ("prediction_error", "predictions"):
+        found = getattr(quantised, method)(2 * images - 1, ids, t=t, noise=noise)
+        assert torch.equal(found, getattr(plain, method)(2 * images - 1, codes[ids], t=t, noise=noise))
+    with pytest.raises(InputError, match=r"expected ids of shape \(B, at most 4\), got \(3, 4, 3\)"):
+        quantised.decode(codes[ids])
+    with pytest.raises(InputError, match=r"expected ids in 0\.\.8, got 9"):
+        quantised.decode(ids.fill_(9))
+
+
+def test_a_codebook_is_trained_and_passes_the_gradient_to_the_encoder(images: Tensor) -> None:
+    model = tokenizer(quantiser=VQConfig(size=9, l2=False)).train()
+    losses = model.losses((images,), 1.0)
+    assert {"loss_flow", "loss_vq", "loss_commit", "codes_used", "perplexity"} == losses.keys()
+    losses["loss_flow"].backward(retain_graph=True)
+    assert model.quantiser is not None and model.quantiser.get_parameter("codebook").grad is None
+    assert model.bottleneck.proj.weight.grad.any()  # type: ignore[union-attr]
+    losses["loss_vq"].backward()
+    assert model.quantiser.get_parameter("codebook").grad.any()  # type: ignore[union-attr]

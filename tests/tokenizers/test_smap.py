@@ -62,10 +62,10 @@ def test_without_tokens_the_image_depends_on_the_label_alone(images: Tensor, bot
 
 
 @pytest.mark.parametrize("rotary", ["none", "mixed", "axial"])
-@pytest.mark.parametrize("condition", [True, False])
-def test_masking_the_tail_equals_cutting_it_off(images: Tensor, rotary: str, condition: bool) -> None:
+@pytest.mark.parametrize("condition", ["both", "encoder", "decoder", "none"])
+def test_masking_the_tail_equals_cutting_it_off(images: Tensor, rotary: str, condition: str) -> None:
     net = {"rotary": rotary, "heads": 2, "class_token": rotary == "axial"}
-    model = tokenizer(decoder=net, use_condition=condition, bottleneck="softvq")  # which uses no random numbers
+    model = tokenizer(decoder=net, condition_on=condition, bottleneck="softvq")  # which uses no random numbers
     tokens = model.encode(images, LABELS)
     for k in range(N + 1):
         counts = torch.full((3,), k)
@@ -241,15 +241,73 @@ def test_training_statistics_of_k_are_logged(images: Tensor) -> None:
 
 
 def test_without_the_condition_no_label_is_read(images: Tensor) -> None:
-    model = tokenizer(use_condition=False)
+    model = tokenizer(condition_on="none")
     assert model.condition is None and not model.spec.needs_label and model.spec.ordered
     tokens = model.encode(images)
     assert torch.equal(model.encode(images, LABELS), tokens)
     assert torch.equal(model.decode(tokens, LABELS), model.decode(tokens))
     nothing = model.decode(tokens, keep=0)
     assert torch.equal(nothing[0], nothing[1])
-    with pytest.raises(InputError, match=r"class vectors: expected .*, got one with use_condition=false"):
+    with pytest.raises(InputError, match=r"class vectors: expected .*, got one with condition_on=none"):
         model.class_vectors()
+
+
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+@pytest.mark.parametrize("kind", ["class", "text"])
+def test_a_condition_on_one_side_is_read_by_that_side_alone(images: Tensor, side: str, kind: str) -> None:
+    text = {"kind": "text", "encoder": "none", "dim": 5, "length": 4}
+    model = tokenizer(condition_on=side, **({"condition": text} if kind == "text" else {}))
+    given: Any = LABELS if kind == "class" else torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(2))
+    other: Any = given.roll(1, 0)
+    tokens, others = model.encode(images, given), model.encode(images, other)
+    assert torch.equal(tokens, others) == (side == "decoder")
+    assert torch.allclose(tokens, others, atol=1e-3) == (side == "decoder")
+    decoded, swapped = model.decode(tokens, given), model.decode(tokens, other)
+    assert torch.equal(decoded, swapped) == (side == "encoder")
+    assert torch.allclose(decoded, swapped, atol=1e-3) == (side == "encoder")
+    assert model.spec.needs_label and model.spec.reads_captions == (kind == "text")
+    unused = {"encoder": "condition.decoder_position", "decoder": "condition.encoder_position"}[side]
+    assert unused not in model.state_dict()
+    torch.manual_seed(0)
+    sum_of(model.train().losses((images, given), 0.0)).backward()
+    assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
+
+
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_label_dropout_works_with_a_condition_on_one_side(images: Tensor, side: str) -> None:
+    model = tokenizer(condition_on=side, label_dropout=1.0).train()
+    assert model.condition is not None
+    model.losses((images, LABELS), 0.0)["loss_reconstruction"].backward()
+    grad = model.condition.source.get_submodule("table").get_parameter("weight").grad
+    assert grad is not None and grad.abs().sum(1).nonzero()[:, 0].tolist() == [5]
+
+
+def test_the_former_switch_of_the_condition_still_works(capsys: pytest.CaptureFixture[str]) -> None:
+    assert config(use_condition=True).condition_on == config().condition_on == "both"
+    assert config(use_condition=False).condition_on == "none"
+    for wrong in ("left", 1, None):
+        with pytest.raises(ConfigError, match=r"^model\.condition_on: expected"):
+            config(condition_on=wrong)
+
+
+def test_residual_levels_are_ids_of_their_own(images: Tensor) -> None:
+    model = tokenizer(bottleneck={"name": "vq", "size": 9, "l2": False, "levels": 2, "revival": True})
+    ids = model.encode(images, LABELS)
+    assert ids.shape == (3, 2 * N) and (model.spec.length, model.spec.vocab_size) == (2 * N, 9)
+    whole = model.decode(ids, LABELS)
+    for k in range(2 * N + 1):
+        cut = model.decode(ids[:, :k], LABELS)
+        torch.testing.assert_close(cut, model.decode(ids, LABELS, keep=k))
+        changed = ids.clone()
+        changed[:, k:] = (changed[:, k:] + 1) % 9
+        torch.testing.assert_close(cut, model.decode(changed, LABELS, keep=k))
+        assert torch.allclose(cut, whole) == (k == 2 * N)
+    both = model.decode(ids, LABELS, keep=torch.tensor([3, 12, 0]))
+    for i, k in enumerate((3, 12, 0)):
+        torch.testing.assert_close(both[i], model.decode(ids, LABELS, keep=k)[i], atol=1e-5, rtol=0)
+    torch.manual_seed(1)
+    losses = model.train().losses((images, LABELS), 0.0)
+    assert {"loss_vq", "loss_commit", "codes_used", "perplexity"} <= losses.keys() and 0 <= losses["keep"] <= N
 
 
 def test_other_image_sizes(images: Tensor) -> None:
@@ -290,10 +348,15 @@ def test_decoding_rejects_what_it_cannot_do(tokens: Any, cond: Tensor, options: 
     [
         ({"decoder": {"patch": 5}}, "model.decoder.patch: 5 does not divide image_size 16"),
         ({"bottleneck": {"name": "softvq"}}, "model.bottleneck.num_codebooks: 4 does not divide 6 tokens"),
+        ({"bottleneck": {"name": "softvq", "grouping": "residual"}}, "model.bottleneck.l2: expected false with"),
+        (
+            {"bottleneck": {"name": "vq", "levels": 4, "l2": True}},
+            "model.bottleneck.l2: expected false with residual levels",
+        ),
         ({"tail_drop": {"group": 4}}, "model.tail_drop.group: expected a divisor of num_tokens=6, got 4"),
         ({"tail_drop": {"min_keep": 7}}, "model.tail_drop.min_keep: expected at most num_tokens=6, got 7"),
         ({"tail_drop": {"full_prob": 0.6, "zero_prob": 0.5}}, "model.tail_drop.zero_prob: expected at most 1 together"),
-        ({"use_condition": False, "label_dropout": 0.1}, "model.label_dropout: use_condition=false has no label"),
+        ({"condition_on": "none", "label_dropout": 0.1}, "model.label_dropout: condition_on=none has no label"),
     ],
 )
 def test_contradictions_are_one_line(keys: dict[str, Any], message: str) -> None:
@@ -312,7 +375,7 @@ def test_the_defaults_are_the_reference_s() -> None:
     )
     for net in (model.encoder, model.decoder):
         assert not net.class_token and net.registers == 0 and net.layer_scale == 0 and net.rotary == "none"
-    assert model.use_condition and model.label_dropout == 0 and model.tail_drop.keep_per == "iteration"
+    assert model.condition_on == "both" and model.label_dropout == 0 and model.tail_drop.keep_per == "iteration"
     small = tokenizer()
     assert {module.eps for module in small.modules() if isinstance(module, nn.LayerNorm)} == {1e-6}
 

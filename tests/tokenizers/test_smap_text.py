@@ -162,7 +162,7 @@ def test_other_conditions_are_one_line(images: Tensor) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"use_condition": False}, "model.condition.kind: use_condition=false has no condition, expected class"),
+        ({"condition_on": "none"}, "model.condition.kind: condition_on=none has no condition, expected class"),
         ({"condition": {"encoder": "x"}}, "model.condition.encoder: only kind=text uses a text encoder, expected"),
         ({"condition": {"kind": "picture"}}, "model.condition.kind: expected "),
     ],

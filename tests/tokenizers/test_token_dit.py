@@ -1,17 +1,21 @@
 """The diffusion decoder: conditions without order, its initial zero, its layout and the published sizes."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tok1d.config.fields import build_config
 from tok1d.nn.embed import unpatchify
 from tok1d.nn.position import sincos_2d
 from tok1d.tokenizers.token_dit import DecoderConfig, TokenDiT
 
 
-def decoder(*, moved: bool = True, align_depth: int = 0, out_channels: int = 2) -> TokenDiT:
+def decoder(*, moved: bool = True, align_depth: int = 0, out_channels: int = 2, **options: Any) -> TokenDiT:
     torch.manual_seed(0)
-    config = DecoderConfig(patch=2, dim=12, depth=2, heads=2, align_depth=align_depth, align_hidden=8, align_dim=6)
+    sizes = {"patch": 2, "dim": 12, "depth": 2, "heads": 2, "align_hidden": 8, "align_dim": 6}
+    config = build_config(DecoderConfig, {**sizes, "align_depth": align_depth, **options})
     model = TokenDiT(config, channels=1, size=6, num_tokens=4, token_dim=3, out_channels=out_channels).double()
     if moved:  # away from the zeros of adaLN-Zero
         for parameter in model.parameters():
@@ -27,13 +31,18 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
     return x, torch.tensor([3.0, 700.0]), tokens
 
 
-def test_starts_as_zero(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
-    out = decoder(moved=False)(*inputs)
+CONDITIONING = pytest.mark.parametrize("how", ["joint", "cross"])
+
+
+@CONDITIONING
+def test_starts_as_zero(inputs: tuple[Tensor, Tensor, Tensor], how: str) -> None:
+    out = decoder(moved=False, conditioning=how)(*inputs)
     assert out.shape == (2, 2, 6, 6) and not out.any()
 
 
-def test_output_depends_on_every_input(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
-    model = decoder()
+@CONDITIONING
+def test_output_depends_on_every_input(inputs: tuple[Tensor, Tensor, Tensor], how: str) -> None:
+    model = decoder(conditioning=how)
     leaves = [inputs[0].clone().requires_grad_(), inputs[2].clone().requires_grad_()]
     weight = torch.randn(2, 2, 6, 6, dtype=torch.float64)
     (model(leaves[0], inputs[1], leaves[1]) * weight).sum().backward()
@@ -42,8 +51,9 @@ def test_output_depends_on_every_input(inputs: tuple[Tensor, Tensor, Tensor]) ->
     assert not torch.allclose(model(*inputs), model(inputs[0], inputs[1].flip(0), inputs[2]))
 
 
-def test_the_order_of_condition_tokens_does_not_matter(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
-    model, (x, t, tokens) = decoder(), inputs
+@CONDITIONING
+def test_the_order_of_condition_tokens_does_not_matter(inputs: tuple[Tensor, Tensor, Tensor], how: str) -> None:
+    model, (x, t, tokens) = decoder(conditioning=how), inputs
     torch.testing.assert_close(model(x, t, tokens[:, [2, 0, 3, 1]]), model(x, t, tokens))
     kept = model.fill(tokens, torch.tensor([[True, True, False, False]]).expand(2, -1))
     swapped = kept[:, [1, 0, 2, 3]]
@@ -55,6 +65,36 @@ def test_null_tokens_differ_by_their_position(inputs: tuple[Tensor, Tensor, Tens
     first = model.fill(tokens, torch.tensor([[True, False, False, False]]).expand(2, -1))
     elsewhere = model.fill(tokens[:, [1, 0, 2, 3]], torch.tensor([[False, True, False, False]]).expand(2, -1))
     assert not torch.allclose(model(x, t, first), model(x, t, elsewhere))
+
+
+def test_one_shared_null_token_has_no_position(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    model, (x, t, tokens) = decoder(null_token="shared"), inputs
+    assert model.null_tokens.shape == (1, 1, 3) and model.nulls(2).shape == (2, 4, 3)
+    first = model.fill(tokens, torch.tensor([[True, False, False, False]]).expand(2, -1))
+    assert torch.equal(first[:, 1:], model.null_tokens.expand(2, 3, -1)) and torch.equal(first[:, 0], tokens[:, 0])
+    elsewhere = model.fill(tokens[:, [1, 0, 2, 3]], torch.tensor([[False, True, False, False]]).expand(2, -1))
+    torch.testing.assert_close(model(x, t, first), model(x, t, elsewhere))
+    model(x, t, model.fill(tokens, torch.zeros(2, 4, dtype=torch.bool))).sum().backward()
+    assert model.null_tokens.grad is not None and model.null_tokens.grad.all()
+
+
+def test_only_cross_attention_ignores_how_often_all_tokens_occur(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    # Its softmax is over the tokens alone, so two copies of each share the weight; patches are not among its keys.
+    x, t, tokens = inputs
+    for how in ("joint", "cross"):
+        model = decoder(conditioning=how)
+        once, twice = model(x, t, tokens), model(x, t, tokens.repeat(1, 2, 1))
+        assert torch.allclose(once, twice, atol=1e-9) == (how == "cross")
+
+
+def test_cross_attention_without_output_is_a_decoder_without_tokens(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, t, tokens = inputs
+    cross, plain = decoder(conditioning="cross"), decoder()
+    for block in cross.blocks:
+        block.zero_init()  # type: ignore[operator]
+    renamed = {name.replace(".block.", "."): value for name, value in cross.state_dict().items()}
+    plain.load_state_dict({name: renamed[name] for name in plain.state_dict()})
+    torch.testing.assert_close(cross(x, t, tokens), plain(x, t, tokens[:, :0]))
 
 
 def test_fill_by_hand() -> None:

@@ -245,7 +245,7 @@ def test_an_unconditional_tokenizer_serves_a_generator_of_captions(pair: Any) ->
     nothing = (
         CLASSES,
         "model.label_dropout=0",
-        "model.use_condition=false",
+        "model.condition_on=none",
         "data.captions=null",
     )
     for cache in ("null", "none"):

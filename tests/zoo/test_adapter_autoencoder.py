@@ -278,3 +278,31 @@ def test_a_decoder_of_three_channels_outputs_pixels_by_default(tmp_path: Path) -
     del state["dit.pos_embed"]
     save_file(state, tmp_path / "y.safetensors")
     assert isinstance(convert_tokenizer(tmp_path / "y.safetensors", **HEADS).latent_space, Pixels)
+
+
+def test_a_vavae_is_read_with_the_statistics_of_its_channels(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = autoencoder({**TINY, "up_block_types": ["AttnUpDecoderBlock2D", "UpDecoderBlock2D"]})
+    names = to_mar(network.state_dict())  # the stand-in of f16d32: attention at the lowest level on both sides
+    assert {"encoder.down.1.attn.0.q.weight", "decoder.up.1.attn.1.q.weight", "quant_conv.weight"} < names.keys()
+    training = {"loss.logvar": 0, "linear_proj.weight": 1, "foundation_model.model.norm.bias": 2}
+    state = {**names, **{name: torch.zeros(value) for name, value in training.items()}}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "vavae.pt")
+    mean, std = torch.randn(1, 5, 1, 1), torch.rand(1, 5, 1, 1) + 0.5
+    torch.save({"mean": mean, "std": std}, tmp_path / "latents_stats.pt")
+    options = ["groups=2", f"statistics={tmp_path / 'latents_stats.pt'}"]
+    convert("vavae", tmp_path / "vavae.pt", tmp_path / "out", options)
+    space = Autoencoder(LatentConfig("autoencoder", str(tmp_path / "out"), 5, 2, sample=False))
+    space.reader = read_network
+    images = torch.rand(2, 3, 8, 8)
+    raw, latents = network.encode(2 * images - 1).latent_dist.mean.detach(), space.encode(images)
+    torch.testing.assert_close(latents, (raw - mean) / std)
+    torch.testing.assert_close(space.decode(latents), (network.decode(raw).sample + 1) / 2, atol=1e-5, rtol=1e-4)
+    convert("vavae", tmp_path / "vavae.pt", tmp_path / "plain", ["groups=2"])
+    plain = Autoencoder(LatentConfig("autoencoder", str(tmp_path / "plain"), 5, 2, sample=False))
+    plain.reader = read_network
+    torch.testing.assert_close(plain.encode(images), raw)
+    torch.save({"mean": mean[:, :4], "std": std}, tmp_path / "latents_stats.pt")
+    with pytest.raises(WeightsError, match="expected mean of 5 latent channels, got 4 numbers"):
+        convert("vavae", tmp_path / "vavae.pt", tmp_path / "wrong", options)
+    assert not (tmp_path / "wrong").exists()

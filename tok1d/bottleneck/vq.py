@@ -45,6 +45,7 @@ class VQ(Bottleneck):
     Distances and losses are computed in the precision of the weights, under autocast as well.
 
     Args:
+        dim: width of the encoder; 0: there is no linear layer, the input has the token width.
         size: entries K of the codebook.
         l2: whether tokens and entries are normalised to length 1, for distances and for the decoder.
         beta: weight of the commitment loss.
@@ -66,7 +67,7 @@ class VQ(Bottleneck):
         decay: float = 0.99,
     ) -> None:
         super().__init__()
-        self.proj = nn.Linear(dim, token_dim)
+        self.proj = nn.Linear(dim, token_dim) if dim else nn.Identity()
         self.codebook = init_codebook((size, token_dim), l2=l2)
         self.vocab_size: int | None = size
         self.l2, self.beta, self.entropy = l2, beta, entropy
@@ -81,7 +82,7 @@ class VQ(Bottleneck):
     def project(self, features: Tensor) -> Tensor:
         """(B, L, dim) -> tokens (B, L, C) before quantisation, in the precision of the weights."""
         with full_precision(features):
-            return self.proj(features.to(self.proj.weight.dtype))
+            return self.proj(features.to(self.codebook.dtype))
 
     def distances(self, z: Tensor) -> Tensor:
         """Squared distances of tokens (B, L, C) to the entries, (B, L, K)."""
@@ -140,6 +141,6 @@ class VQ(Bottleneck):
         """(B, L, dim) -> ids (B, L) int64."""
         return self.distances(self.project(features)).argmin(-1)
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Ids (B, L) -> entries (B, L, C)."""
+    def embed(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Ids (B, L) -> entries (B, L, C); `visible` is not read."""
         return self._unit(F.embedding(tokens, self.codebook))

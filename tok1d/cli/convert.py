@@ -41,7 +41,7 @@ def convert(
         str,
         typer.Argument(
             help="semanticist-tokenizer or -ar, maetok-tokenizer, -sit or -dit, lightningdit, titok, llamagen, "
-            "maskgit, kl16"
+            "maskgit, kl16, vavae"
         ),
     ],
     path: Annotated[Path, typer.Argument(help="published weights: .safetensors, .pt or .pkl")],

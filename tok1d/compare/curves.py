@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
 
 from tok1d import files
-from tok1d.config.fields import flat, with_current_names
+from tok1d.config.fields import flat, to_mapping, with_current_names
 from tok1d.config.load import RECIPES, stored_tree
 from tok1d.config.recipe import Recipe
-from tok1d.errors import DataError, InputError, reason_of
+from tok1d.config.registry import build_model_config
+from tok1d.errors import ConfigError, DataError, InputError, reason_of
 
 T = TypeVar("T")
 
@@ -100,22 +101,30 @@ def _total(point: Mapping[str, float]) -> float | None:
 
 def recipe_hash(recipe: Mapping[str, object]) -> str:
     """A hash of the settings that decide what a recipe computes, without its seed: 12 hex digits."""
-    settings = {key: value for key, value in flat(with_current_names(Recipe, recipe), FREE).items() if key != "seed"}
+    settings = {key: value for key, value in _settings(recipe).items() if key != "seed"}
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def differences(recipe: Mapping[str, object], reference: Mapping[str, object]) -> Differences:
     """Settings of a recipe that differ from the reference's: key -> (value, the reference's value).
 
-    A key that only one of them has, because it was added later, counts unless its value means off (0, false, null,
-    none, empty).
+    A key of the model that only one of them has, because it was added later, has its default in the other. Any other
+    such key counts unless its value means off (0, false, null, none, empty).
     """
-    a, b = (flat(with_current_names(Recipe, each), FREE) for each in (recipe, reference))
+    a, b = _settings(recipe), _settings(reference)
     return {
         key: (a.get(key), b.get(key))
         for key in sorted(a.keys() | b.keys())
         if a.get(key) != b.get(key) and not (_off(a.get(key)) and _off(b.get(key)) and not (key in a and key in b))
     }
+
+
+def _settings(recipe: Mapping[str, object]) -> dict[str, object]:
+    """The settings of a recipe that decide what it computes, by dotted key, with all options of a known model."""
+    current = with_current_names(Recipe, recipe)
+    with suppress(ConfigError):  # a model that is not imported here
+        current["model"] = to_mapping(build_model_config(current.get("model")))
+    return flat(current, FREE)
 
 
 def _off(value: object) -> bool:

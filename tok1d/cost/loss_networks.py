@@ -18,9 +18,7 @@ from tok1d.losses.classifier import LogitsDistance
 from tok1d.losses.discriminator import DinoConfig, DinoDiscriminator, DiscriminatorConfig, SpectralConv1d
 from tok1d.losses.perceptual import LPIPS, WIDTHS, vgg16
 from tok1d.zoo.pretrained.classifier import classifier_network
-from tok1d.zoo.pretrained.discriminator import build_discriminator
-
-KNOWN_BACKBONE = DinoConfig().backbone  # its size is known without its weights
+from tok1d.zoo.pretrained.discriminator import KNOWN, build_discriminator
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def loss_networks(recipe: Recipe) -> dict[str, LossNetwork | None]:
         found["classifier"] = _over_sizes([_classifier(name, side, half, adaptive) for side in sides])
     if adversarial.weight > 0:
         config = adversarial.discriminator
-        if isinstance(config, DinoConfig) and config.backbone != KNOWN_BACKBONE:
+        if isinstance(config, DinoConfig) and config.backbone not in KNOWN:
             found["discriminator"] = None
         else:
             key = (type(config), tuple(to_mapping(config).items()))  # hashable, for lru_cache

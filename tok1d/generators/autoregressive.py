@@ -43,12 +43,12 @@ class HeadGenerator(CausalGenerator):
         # The other order would round the gradient of the norm's weight differently where the prefix has several inputs.
         return self.norm(x)[:, skip:]
 
-    def outputs(self, states: Tensor, first: int) -> Tensor:
-        """The head's conditions (B, L, dim)."""
+    def outputs(self, states: Tensor, first: int, context: Context) -> Tensor:
+        """The head's conditions (B, L, dim), see `DiffusionHead`."""
         return states + self.head_positions[:, first : first + states.shape[1]]
 
     def hidden(self, tokens: Tensor, cond: Tensor) -> Tensor:
-        """Conditions (B, k, dim) of the head for normalised tokens (B, k, D), 1 <= k <= K; row i uses tokens < i."""
+        """Conditions (B, k, C) of the head for normalised tokens (B, k, D), 1 <= k <= K; row i uses tokens < i."""
         # The state of the last token conditions nothing, so it is not computed.
         return self(tokens[:, :-1], cond)
 
@@ -146,6 +146,8 @@ class EpsilonLlamaGenConfig:
         """Raise ConfigError where fields contradict each other."""
         if self.dim % self.heads:
             raise ConfigError(f"heads: {self.heads} does not divide dim {self.dim}")
+        if self.head.class_token and not self.num_classes:
+            raise ConfigError("head.class_token: num_classes=0 has no class token, expected false, got true")
 
 
 class EpsilonLlamaGen(HeadGenerator):
@@ -176,6 +178,13 @@ class EpsilonLlamaGen(HeadGenerator):
 
     def context(self, cond: Tensor) -> Context:
         return Context(self.label_embed(cond)[:, None].expand(-1, self.config.class_tokens, -1))
+
+    def outputs(self, states: Tensor, first: int, context: Context) -> Tensor:
+        """The head's conditions (B, L, dim), or with `head.class_token` (B, L, 2 dim): followed by the class vector."""
+        conditions = super().outputs(states, first, context)
+        if not self.config.head.class_token:
+            return conditions
+        return torch.cat([conditions, context.prefix[:, :1].expand_as(conditions)], dim=-1)
 
     def embed(self, x: Tensor, start: int, attends: list[Attend]) -> tuple[Tensor, list[Attend]]:
         return self.embed_norm(x + self.positions[:, start : start + x.shape[1]]), attends

@@ -64,7 +64,7 @@ class CARDConfig:
     positions: Literal["learned", "rope1d"] = option("learned", "positions: learned and absolute, or rotary")
     dropout: float = option(0.1, "dropout after attention and feed-forward", ge=0, lt=1)
     statistics: Statistics = option(
-        "scalar", "mean and std that normalise the tokens: one of each (scalar), or one per channel"
+        "scalar", "mean and std that normalise the tokens: one of each (scalar), or one per channel or position"
     )
     guidance_schedule: Literal["constant", "linear"] = option(
         "constant", "schedule of a plain guidance scale over the tokens"
@@ -85,6 +85,8 @@ class CARDConfig:
             raise ConfigError(f"heads: {self.heads} does not divide dim {self.dim}")
         if self.positions == "rope1d" and self.dim // self.heads % 2:
             raise ConfigError(f"heads: expected an even head width for rotary positions, got {self.dim // self.heads}")
+        if self.head.class_token:
+            raise ConfigError("head.class_token: expected false, because CARD's sequence has no class token, got true")
         if self.head.objective != "interpolant":
             raise ConfigError(
                 f"head.objective: expected interpolant, because CARD predicts velocities, got {self.head.objective}"
@@ -100,12 +102,12 @@ class CARD(NormalisedTokens, HeadGenerator):
     label_embed: ClassVectors | CaptionVectors
     config: CARDConfig
 
-    roles: ClassVar[Roles] = {"positions": (TOKENS,), "head_positions": (TOKENS,)}
+    roles: ClassVar[Roles] = {"positions": (TOKENS,), "head_positions": (TOKENS,), **NormalisedTokens.roles}
 
     def __init__(self, config: CARDConfig) -> None:
         super().__init__()
         self.config = config
-        self.hold_statistics(config.statistics, config.token_dim)
+        self.hold_statistics(config.statistics, config.num_tokens, config.token_dim)
         dim, length = config.dim, config.num_tokens
         self.label_embed = self._label_embed(config)
         self.modulations = BlockModulations(config.modulation, dim, config.depth)

@@ -65,7 +65,7 @@ class CausalGenerator(Generator):
         """Add positions from `start` on to inputs (B, L, dim), or to every block's attention if they are rotary."""
 
     @abstractmethod
-    def outputs(self, states: Tensor, first: int) -> Tensor:
+    def outputs(self, states: Tensor, first: int, context: Context) -> Tensor:
         """States (B, L, dim) for the tokens first, first + 1, ... -> what they are sampled from, (B, L, ...)."""
 
     @abstractmethod
@@ -98,7 +98,7 @@ class CausalGenerator(Generator):
         x = torch.cat([context.prefix, self.token_embed(tokens)], dim=1)
         attend = causal if context.visible is None else masked(causal_after_padding(context.visible, x.shape[1]))
         states = self.run(x, 0, [attend] * len(self.blocks), context, skip=context.prefix.shape[1] - 1)
-        return self.outputs(states, 0)
+        return self.outputs(states, 0, context)
 
     def token_scales(self, guidance: Guidance, length: int) -> list[float]:
         """Guidance scales of the first `length` tokens; 1 (off) for a token i with i / K outside of the interval."""
@@ -174,7 +174,7 @@ class CachedDecoder:
         x = self.context.prefix if tokens is None else model.token_embed(tokens)[:, None]
         attends: list[Attend] = [cache.attend for cache in self.caches]
         states = model.run(x, start, attends, self.context, skip=x.shape[1] - 1)
-        return model.outputs(states, start + x.shape[1] - self.context.prefix.shape[1])[:, 0]
+        return model.outputs(states, start + x.shape[1] - self.context.prefix.shape[1], self.context)[:, 0]
 
 
 def llama_blocks(

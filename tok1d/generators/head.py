@@ -35,6 +35,11 @@ class HeadConfig:
     condition: Literal["concat", "adaln"] = option(
         "concat", "conditioning: concatenated to the input of every MLP, or by AdaLN"
     )
+    class_token: bool = option(
+        False,
+        "concatenate the class token to the head's input and project back to the width (Semanticist's appendix C.2; "
+        "its release: false); the states of the stack enter as condition says",
+    )
     objective: Literal["interpolant", "ddpm"] = option(
         "interpolant", "training objective: velocity of the linear interpolant, or DDPM with learned variance"
     )
@@ -73,6 +78,11 @@ class ResidualBlock(nn.Module):
         return gated(x, gate, self.fc2(F.silu(h)))
 
 
+def condition_part(linear: nn.Linear, condition: Tensor) -> Tensor:
+    """The condition's part (R, out) of linear(concat[x, condition]), plus the bias."""
+    return F.linear(condition, linear.weight[:, -condition.shape[-1] :], linear.bias)
+
+
 def x_half(linear: nn.Linear, width: int) -> Tensor:
     """The transposed weights of x (R, width) in linear(concat[x, condition]), a view (width, out)."""
     return linear.weight[:, :width].t()
@@ -93,6 +103,8 @@ def apply_split(linear: nn.Linear, x: Tensor, context: Tensor | None, half: Tens
 class HeadNetwork(nn.Module):
     """x (R, D) noisy tokens, t (R,) or (1,), cond (R, C) -> (R, out).
 
+    With `class_token` cond is (R, 2 C): the condition, then the vector of the class.
+
     The call is split so that sampling can reuse results. `time_features` depends on the time alone (with "concat": all
     modulations) and is the same for all tokens sampled on one grid of times. `prepare` depends on the condition alone
     (with "concat": the condition's part of every linear layer that has it as input) and is the same for all steps of a
@@ -109,6 +121,8 @@ class HeadNetwork(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = Modulation(width, 2)
         self.out = nn.Linear(width * (1 + self.concat), token_dim * (2 if config.objective == "ddpm" else 1))
+        self.class_embed = nn.Linear(cond_dim, width) if config.class_token else None
+        self.join = nn.Linear(2 * width, width) if config.class_token else None
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -124,11 +138,16 @@ class HeadNetwork(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def prepare(self, cond: Tensor) -> list[Tensor]:
-        """What depends on cond (R, C) alone: one (R, out) tensor per layer of `split_linears`, or the embedding."""
+        """What depends on cond alone: one (R, out) tensor per layer of `split_linears`, or the embedding.
+
+        With `class_token` then the part of the class in the layer after the input.
+        """
+        joined: list[Tensor] = []
+        if self.class_embed is not None and self.join is not None:
+            cond, classes = cond.chunk(2, dim=-1)
+            joined = [condition_part(self.join, self.class_embed(classes))]
         c = self.cond_embed(cond)
-        if not self.concat:
-            return [c]
-        return [F.linear(c, linear.weight[:, -c.shape[-1] :], linear.bias) for linear in self.split_linears()]
+        return [*([condition_part(linear, c) for linear in self.split_linears()] if self.concat else [c]), *joined]
 
     def split_linears(self) -> list[nn.Linear]:
         """The layers whose input is concat[x, condition] ("concat")."""
@@ -156,6 +175,8 @@ class HeadNetwork(nn.Module):
             halves: `x_half` of every layer of `split_linears` in contiguous memory; default: computed here.
         """
         x, nothing = self.input(x), [None] * (len(self.blocks) + 1)
+        if self.join is not None:
+            x, prepared = apply_split(self.join, x, prepared[-1]), prepared[:-1]
         contexts = prepared if self.concat else nothing
         time = time if self.concat else self.modulations(time[0] + prepared[0])
         for i, (block, context, half) in enumerate(zip(self.blocks, contexts, halves or nothing)):
@@ -192,7 +213,7 @@ class DiffusionHead(nn.Module):
 
     Args:
         token_dim: channels D of a token.
-        cond_dim: width of the condition vector.
+        cond_dim: width C of the condition vector; with `class_token` conditions are (R, 2 C), see `HeadNetwork`.
     """
 
     def __init__(self, config: HeadConfig, token_dim: int, cond_dim: int) -> None:

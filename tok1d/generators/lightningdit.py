@@ -15,6 +15,7 @@ from tok1d.config.fields import option
 from tok1d.errors import ConfigError
 from tok1d.generators.sequence import FlowConfig, FlowModel, grid_side
 from tok1d.generators.sit import condition, init_adaln_zero, position_table
+from tok1d.generators.statistics import Statistics
 from tok1d.nn.attention import Attend, Attention, full, rotary
 from tok1d.nn.block import SwiGLU
 from tok1d.nn.embed import LabelEmbed, TimeEmbed
@@ -38,8 +39,8 @@ class LightningDiTConfig(FlowConfig):
     positions: Literal["1d", "2d", "none"] = option("none", "fixed sine-cosine positions, added to the embedded tokens")
     qk_norm: bool = option(False, "RMSNorm of queries and keys")
     shift: bool = option(True, "adaLN has shifts besides scales and gates")
-    statistics: Literal["scalar", "channel", "none"] = option(
-        "channel", "mean and std that normalise the tokens: one of each (scalar), or one per channel"
+    statistics: Statistics = option(
+        "channel", "mean and std that normalise the tokens: one of each (scalar), or one per channel or position"
     )
     direction_weight: float = option(1.0, "weight of the loss on the velocity's direction in channel space", ge=0)
     sampler: Literal["sde", "euler", "heun"] = option("euler", "default sampler; sde is Euler-Maruyama")

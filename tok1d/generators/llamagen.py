@@ -166,7 +166,7 @@ class LlamaGen(CausalGenerator):
             attends = [rotary(self.cos[places], self.sin[places], attend) for attend in attends]
         return self.embed_dropout(x), attends
 
-    def outputs(self, states: Tensor, first: int) -> Tensor:
+    def outputs(self, states: Tensor, first: int, context: Context) -> Tensor:
         """Logits (B, L, V)."""
         return self.out(states)
 

@@ -42,7 +42,7 @@ class SequenceConfig:
     heads: int = option(16, "attention heads", ge=1)
     mlp_ratio: float = option(4.0, "hidden width of a feed-forward part over the width", gt=0)
     statistics: Statistics = option(
-        "scalar", "mean and std that normalise the tokens: one of each (scalar), or one per channel"
+        "scalar", "mean and std that normalise the tokens: one of each (scalar), or one per channel or position"
     )
     steps: int = option(250, "default sampling steps", ge=1)
 
@@ -97,7 +97,7 @@ class SequenceModel(NormalisedTokens, Generator):
     def __init__(self, config: SequenceConfig) -> None:
         super().__init__()
         self.config = config
-        self.hold_statistics(config.statistics, config.token_dim)
+        self.hold_statistics(config.statistics, config.num_tokens, config.token_dim)
 
     @property
     def label_embed(self) -> LabelEmbed:  # type: ignore[override]

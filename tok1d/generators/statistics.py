@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from tok1d.errors import DataError
+from tok1d.nn.roles import TOKENS, Roles
 
-# One mean and std for all numbers of all tokens ("scalar"), one for each of the D channels of a token ("channel"), or
-# 0 and 1 ("none": tokens are not normalised).
-Statistics = Literal["scalar", "channel", "none"]
+# One mean and std for all numbers of all tokens ("scalar"), one for each of the D channels of a token ("channel"), one
+# for each of the K tokens of a sequence ("position"), or 0 and 1 ("none": tokens are not normalised).
+Statistics = Literal["scalar", "channel", "position", "none"]
 
 
 class NormalisedTokens(nn.Module):
@@ -23,19 +24,22 @@ class NormalisedTokens(nn.Module):
 
     Attributes:
         statistics: what is measured; "none" has buffers as "scalar", which stay 0 and 1.
-        token_mean: (1,) or (D,).
-        token_std: (1,) or (D,).
+        token_mean: (1,), (D,) or (1, K, 1).
+        token_std: of the same shape.
     """
+
+    roles: ClassVar[Roles] = {"token_mean": (TOKENS,), "token_std": (TOKENS,)}
 
     statistics: Statistics
 
     token_mean: Tensor
     token_std: Tensor
 
-    def hold_statistics(self, statistics: Statistics, token_dim: int) -> None:
-        """Make the buffers for tokens of `token_dim` channels."""
+    def hold_statistics(self, statistics: Statistics, num_tokens: int, token_dim: int) -> None:
+        """Make the buffers for sequences of `num_tokens` tokens of `token_dim` channels."""
         self.statistics = statistics
-        shape = (token_dim if statistics == "channel" else 1,)
+        shapes = {"channel": (token_dim,), "position": (1, num_tokens, 1)}
+        shape = shapes.get(statistics, (1,))
         self.register_buffer("token_mean", torch.zeros(shape))
         self.register_buffer("token_std", torch.ones(shape))
 
@@ -44,15 +48,19 @@ class NormalisedTokens(nn.Module):
         """Measure mean and std (biased) of raw tokens (B, K, D) in float64; with statistics="none" nothing is read.
 
         Raises:
-            DataError: no tokens, numbers that are not finite, or a std of 0.
+            DataError: no tokens, numbers that are not finite, a std of 0, or another number of tokens than positions.
         """
         if self.statistics == "none":
             return
         count, shift = 0, None
-        total = torch.zeros_like(self.token_mean, dtype=torch.float64)
+        by_position, num = self.statistics == "position", self.token_mean.numel()
+        total = torch.zeros_like(self.token_mean, dtype=torch.float64).flatten()
         squares = total.clone()
         for batch in batches:
-            rows = batch.to(self.token_mean.device, torch.float64).reshape(-1, self.token_mean.numel())
+            if by_position and batch.shape[1] != num:
+                raise DataError(f"token statistics: expected {num} tokens of every image, got {batch.shape[1]}")
+            rows = batch.to(self.token_mean.device, torch.float64)
+            rows = (rows.transpose(1, 2) if by_position else rows).reshape(-1, num)
             # Sums are taken about a value near the mean: about zero, E[x^2] - E[x]^2 loses digits where |mean| >> std.
             shift = rows.mean(0) if shift is None else shift
             count += len(rows)
@@ -63,14 +71,23 @@ class NormalisedTokens(nn.Module):
         mean = total / count
         std = (squares / count - mean.square()).clamp(min=0).sqrt()
         if not (torch.isfinite(mean + shift).all() and torch.isfinite(std).all() and (std > 0).all()):
-            raise DataError("token statistics: expected finite tokens that vary in every channel; check the tokenizer")
-        self.token_mean.copy_(mean + shift)
-        self.token_std.copy_(std)
+            where = "at every position" if by_position else "in every channel"
+            raise DataError(f"token statistics: expected finite tokens that vary {where}; check the tokenizer")
+        self.token_mean.copy_((mean + shift).view_as(self.token_mean))
+        self.token_std.copy_(std.view_as(self.token_std))
+
+    def _for(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and std for the first tokens (B, k, D) of sequences."""
+        if self.statistics != "position":
+            return self.token_mean, self.token_std
+        return self.token_mean[:, : tokens.shape[1]], self.token_std[:, : tokens.shape[1]]
 
     def normalise(self, tokens: Tensor) -> Tensor:
-        """Raw tokens (B, K, D) -> tokens with mean 0 and std 1, as the network receives them."""
-        return (tokens - self.token_mean) / self.token_std
+        """Raw tokens (B, k, D), the first of a sequence -> with mean 0 and std 1, as the network receives them."""
+        mean, std = self._for(tokens)
+        return (tokens - mean) / std
 
     def denormalise(self, tokens: Tensor) -> Tensor:
         """The inverse of `normalise`."""
-        return tokens * self.token_std + self.token_mean
+        mean, std = self._for(tokens)
+        return tokens * std + mean

@@ -74,9 +74,10 @@ def encoder_settings(tokenizer: Tokenizer) -> dict[str, object]:
     """Settings that the tokens depend on besides the weights, such as the number of heads, by dotted key."""
     config = getattr(tokenizer, "config", None)
     found = flat(to_mapping(config)) if is_dataclass(config) else {}
-    deciding = ("image_size", "encoder", "bottleneck", "condition", "normalise", "normalise_eps")
+    deciding = ("image_size", "encoder", "bottleneck", "quantiser", "condition", "normalise", "normalise_eps")
     # Settings of the training, and the location of a text encoder, which does not identify it.
-    ignored = {f"bottleneck.{key}" for key in ("weight", "beta", "entropy", "revival", "decay")}
+    trained = ("weight", "beta", "entropy", "revival", "decay")
+    ignored = {f"{part}.{key}" for part in ("bottleneck", "quantiser") for key in trained}
     ignored |= {"encoder.drop_path", "condition.encoder", "condition.dropout"}
     return {key: value for key, value in found.items() if key.split(".")[0] in deciding and key not in ignored}
 

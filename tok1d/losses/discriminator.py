@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,22 +18,41 @@ from tok1d.nn.block import Mlp
 from tok1d.nn.embed import PatchEmbed
 from tok1d.nn.vit import ViT, ViTShape
 
+FIRST_DINO = ".dino"  # the end of timm's names of DINO's first version
+
 GROUPS = 32  # groups of the normalisations of BlurPatchDiscriminator
 POOL = 16  # rows and columns of the logits of BlurPatchDiscriminator
 
 
 @dataclass
 class DinoConfig:
-    """A frozen DINO vision transformer with learned heads at five depths (StyleGAN-T; MAETok, section 4.1)."""
+    """A frozen DINO vision transformer with learned heads at five depths (StyleGAN-T; MAETok, section 4.1).
+
+    MAETok's release has DINO's ViT-S/16, its table 7 states DINOv2-S: backbone=vit_small_patch14_dinov2.lvd142m.
+    """
 
     name: str = option("dino", "which discriminator: dino, patch or blur_patch")
-    backbone: str = option("vit_small_patch16_224.dino", "timm name of the frozen vision transformer")
+    backbone: str = option(
+        "vit_small_patch16_224.dino",
+        "timm name of the frozen vision transformer, such as vit_small_patch14_dinov2.lvd142m for DINOv2-S",
+    )
     weights: str | None = option(
         None,
-        "file with its weights; null: timm's download; random: a ViT-S/16 with random weights, to measure costs",
+        "file with its weights, in timm's or DINOv2's layout; null: timm's download; random: random weights, to "
+        "measure costs",
         path="path",
     )
+    gelu: Literal["tanh", "exact"] | None = option(
+        None,
+        "form of the backbone's GELU; null: tanh for DINO's first version, as in MAETok's release, and for others "
+        "exact, with which all of them were trained",
+    )
     image_size: int = option(224, "side of its input images, in pixels; other images are cropped or resized", ge=1)
+
+    @property
+    def tanh(self) -> bool:
+        """Whether the backbone's GELU has the tanh form."""
+        return self.backbone.endswith(FIRST_DINO) if self.gelu is None else self.gelu == "tanh"
 
 
 @dataclass
@@ -124,18 +144,30 @@ class DinoTrunk(nn.Module):
     """A plain vision transformer with a class token that returns its states after chosen blocks.
 
     Args:
-        side: rows and columns of its position table (DINO: 14).
+        side: rows and columns of its position table (DINO's ViT-S/16: 14, DINOv2's ViT-S/14: 37).
+        registers: tokens after the class token; the position table then has no row for the class token.
+        layer_scale: see `ViTShape`.
+        tanh: whether its GELU has the tanh form, as in the discriminator of MAETok's release.
     """
 
     def __init__(
-        self, dim: int, depth: int, heads: int, *, patch: int, side: int, layer_scale: float | None = None
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        *,
+        patch: int,
+        side: int,
+        registers: int = 0,
+        layer_scale: float | None = None,
+        tanh: bool = True,
     ) -> None:
         super().__init__()
         self.patch_embed = PatchEmbed(patch, 3, dim)
-        self.vit = ViT(ViTShape(dim, depth, heads, side, layer_scale=layer_scale))
+        self.vit = ViT(ViTShape(dim, depth, heads, side, registers=registers, layer_scale=layer_scale))
         for module in self.vit.modules():
             if isinstance(module, Mlp):
-                module.approximate = "tanh"  # as in the discriminator of MAETok's release
+                module.approximate = "tanh" if tanh else "none"
         self.dim, self.depth = dim, depth
 
     def forward(self, images: Tensor, depths: list[int]) -> list[Tensor]:
@@ -150,7 +182,7 @@ class DinoTrunk(nn.Module):
         for depth in range(depths[-1] + 1):
             x = self.vit.blocks[depth - 1](x) if depth else x
             if depth in depths:
-                found.append((x[:, 1:] + x[:, :1]).transpose(1, 2))
+                found.append((x[:, self.vit.prefix :] + x[:, :1]).transpose(1, 2))
         return found
 
 

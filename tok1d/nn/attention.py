@@ -196,3 +196,20 @@ class Attention(nn.Module):
             k, v = F.linear(x, wkv, bkv).unflatten(2, (2 * self.kv_heads, -1)).transpose(1, 2).chunk(2, dim=1)
         q, k = self.q_norm(q), self.k_norm(k)
         return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Attention of a sequence to another one, both of width `dim`, a multiple of `heads`; every key is attended to."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x (B, L, dim) and the sequence attended to (B, K, dim) -> (B, L, dim)."""
+        q = self.q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        k, v = self.kv(context).unflatten(2, (2 * self.heads, -1)).transpose(1, 2).chunk(2, dim=1)
+        return self.proj(full(q, k, v).transpose(1, 2).flatten(2))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tok1d.nn.attention import Attend, Attention, full
+from tok1d.nn.attention import Attend, Attention, CrossAttention, full
 from tok1d.nn.norm import Modulation, gated, modulate
 
 
@@ -186,9 +187,40 @@ class AdaLNBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), tanh=True)
         self.modulation = Modulation(dim, 6)
 
-    def forward(self, x: Tensor, c: Tensor, attend: Attend = full, rows: slice | None = None) -> Tensor:
-        """x (B, L, dim), c (B, 1, dim) or (B, L, dim) -> (B, L, dim); `rows` (see `Block`) only with (B, 1, dim)."""
+    def forward(
+        self,
+        x: Tensor,
+        c: Tensor,
+        attend: Attend = full,
+        rows: slice | None = None,
+        between: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """x (B, L, dim), c (B, 1, dim) or (B, L, dim) -> (B, L, dim); `rows` (see `Block`) only with (B, 1, dim).
+
+        Args:
+            between: applied after the attention's branch; None: nothing.
+        """
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)
         branch = self.attn(modulate(self.norm1(x), shift1, scale1), attend, rows)
         x = gated(x if rows is None else x[:, rows], gate1, branch)
+        x = x if between is None else between(x)
         return gated(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
+
+
+class CrossAdaLNBlock(nn.Module):
+    """An `AdaLNBlock` with cross-attention between its two branches, which the condition vector does not modulate."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0) -> None:
+        super().__init__()
+        self.block = AdaLNBlock(dim, heads, mlp_ratio)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.cross = CrossAttention(dim, heads)
+
+    def zero_init(self) -> None:
+        """Make the cross-attention's output zero, as the gates make the other branches'."""
+        nn.init.zeros_(self.cross.proj.weight)
+        nn.init.zeros_(self.cross.proj.bias)
+
+    def forward(self, x: Tensor, c: Tensor, context: Tensor) -> Tensor:
+        """x (B, L, dim), c (B, 1, dim), the sequence attended to (B, K, dim) -> (B, L, dim)."""
+        return self.block(x, c, between=lambda x: x + self.cross(self.norm(x), context))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from tok1d.bottleneck.base import Bottleneck
 from tok1d.bottleneck.kl import KL
 from tok1d.bottleneck.plain import Plain
+from tok1d.bottleneck.residual import ResidualVQ
 from tok1d.bottleneck.softvq import SoftVQ
 from tok1d.bottleneck.vq import VQ
 from tok1d.config.fields import option
+from tok1d.errors import ConfigError
 
 
 @dataclass
@@ -32,12 +35,20 @@ class VQConfig:
     """The nearest entry of a codebook; tokens are ids."""
 
     name: str = option("vq", "which bottleneck: plain, kl, vq or softvq")
-    size: int = option(16384, "number of codebook entries", ge=1)
+    size: int = option(16384, "number of codebook entries; with several levels of each level", ge=1)
+    levels: int = option(
+        1, "residual levels: each quantises what the former ones left over; a token then has that many ids", ge=1
+    )
     l2: bool = option(True, "normalise tokens and entries to length 1, for distances and for the decoder")
     beta: float = option(0.25, "weight of the commitment loss", ge=0)
     entropy: float = option(0.0, "weight of the entropy loss", ge=0)
     revival: bool = option(False, "move rarely used entries to their nearest token in training")
     decay: float = option(0.99, "revival: decay of the running usage of entries", ge=0, lt=1)
+
+    def check(self) -> None:
+        """Raise ConfigError on normalised tokens with residual levels."""
+        if self.levels > 1 and self.l2:
+            raise ConfigError("l2: expected false with residual levels, because a residual may have any length")
 
 
 @dataclass
@@ -46,10 +57,23 @@ class SoftVQConfig:
 
     name: str = option("softvq", "which bottleneck: plain, kl, vq or softvq")
     size: int = option(8192, "number of entries of a codebook", ge=1)
-    num_codebooks: int = option(4, "number of codebooks, each for an equal part of the sequence", ge=1)
+    num_codebooks: int = option(4, "number of codebooks, see grouping", ge=1)
+    grouping: Literal["contiguous", "residual"] = option(
+        "contiguous",
+        "what a codebook is for: an equal part of the sequence, or in every token what the former ones left over",
+    )
     tau: float = option(0.07, "temperature of the weights of entries", gt=0)
     l2: bool = option(True, "normalise tokens and entries to length 1 first")
     entropy: float = option(0.01, "weight of the entropy loss", ge=0)
+
+    def parts_divide(self, length: int) -> bool:
+        """Whether a sequence of `length` tokens has a part of equal length for each codebook, or needs none."""
+        return self.grouping == "residual" or length % self.num_codebooks == 0
+
+    def check(self) -> None:
+        """Raise ConfigError on normalised tokens with residual codebooks."""
+        if self.grouping == "residual" and self.l2:
+            raise ConfigError("l2: expected false with grouping=residual, because a residual may have any length")
 
 
 BottleneckConfig = PlainConfig | KLConfig | VQConfig | SoftVQConfig
@@ -60,16 +84,7 @@ def build_bottleneck(config: BottleneckConfig, dim: int, token_dim: int) -> Bott
     if isinstance(config, KLConfig):
         return KL(dim, token_dim, weight=config.weight)
     if isinstance(config, VQConfig):
-        return VQ(
-            dim,
-            token_dim,
-            size=config.size,
-            l2=config.l2,
-            beta=config.beta,
-            entropy=config.entropy,
-            revival=config.revival,
-            decay=config.decay,
-        )
+        return build_vq(config, dim, token_dim)
     if isinstance(config, SoftVQConfig):
         return SoftVQ(
             dim,
@@ -79,5 +94,24 @@ def build_bottleneck(config: BottleneckConfig, dim: int, token_dim: int) -> Bott
             tau=config.tau,
             l2=config.l2,
             entropy=config.entropy,
+            residual=config.grouping == "residual",
         )
     return Plain(dim, token_dim)
+
+
+def build_vq(config: VQConfig, dim: int, token_dim: int) -> VQ | ResidualVQ:
+    """As `build_bottleneck`, for a VQ bottleneck; with `dim` 0 its input are tokens, which pass no linear layer."""
+    size, beta, entropy = config.size, config.beta, config.entropy
+    revival, decay = config.revival, config.decay
+    if config.levels > 1:
+        return ResidualVQ(
+            dim,
+            token_dim,
+            levels=config.levels,
+            size=size,
+            beta=beta,
+            entropy=entropy,
+            revival=revival,
+            decay=decay,
+        )
+    return VQ(dim, token_dim, size=size, l2=config.l2, beta=beta, entropy=entropy, revival=revival, decay=decay)

@@ -131,8 +131,9 @@ class DeterministicTokenizer(nn.Module):
 
         Args:
             cond: what the decoder is conditioned on, as for `encode`; TiTok's decoder may read text.
-            keep: number of leading tokens to decode from, one int or (B,) int64; default: all. With ordered tokens
-                `tokens` may be shorter than K, and 0 decodes from the condition alone; unordered tokens need all K.
+            keep: number of leading tokens, or ids, to decode from, one int or (B,) int64; default: all. With ordered
+                tokens `tokens` may be shorter than K, and 0 decodes from the condition alone; unordered tokens need all
+                K. With residual levels a token that is cut is decoded from its first levels.
             steps, guidance: must be None and 1, because this decoder does not sample.
             generator: not used.
             size: image size in pixels, a side or (H, W) that the decoder's patches divide; default: that of the
@@ -146,7 +147,10 @@ class DeterministicTokenizer(nn.Module):
         tokens = self._checked_tokens(tokens, shape)
         refuse_sampling(steps, guidance)
         kept, visible = self._kept(tokens, keep)
-        pixels = self._pixels(self.bottleneck.embed(kept), shape, self._decoder_cond(cond, tokens), visible)
+        latents = self.bottleneck.embed(kept, visible)
+        # A token of several ids is decoded from the first of them on.
+        visible = None if visible is None else visible[:, :: self.bottleneck.levels]
+        pixels = self._pixels(latents, shape, self._decoder_cond(cond, tokens), visible)
         return self._unsigned(pixels).clamp(0, 1)
 
     def losses(self, batch: Batch, progress: float) -> Tensors:
@@ -196,7 +200,7 @@ class DeterministicTokenizer(nn.Module):
         """Tokens in the precision of the weights, or ids; as many as images of that size have."""
         return checked_tokens(
             tokens,
-            self._num_tokens(size),
+            self._num_tokens(size) * self.bottleneck.levels,
             dim=self.config.token_dim,
             vocab_size=self.spec.vocab_size,
             dtype=self.decoder.token_embed.weight.dtype,
@@ -246,7 +250,7 @@ def check_parts(
     patch = decoder.patch
     if head == "conv" and (patch < 2 or patch & (patch - 1)):
         raise ConfigError(f"decoder.patch: head=conv upsamples by 2, expected 2, 4, 8, ..., got {patch}")
-    if isinstance(bottleneck, SoftVQConfig) and length % bottleneck.num_codebooks:
+    if isinstance(bottleneck, SoftVQConfig) and not bottleneck.parts_divide(length):
         raise ConfigError(f"bottleneck.num_codebooks: {bottleneck.num_codebooks} does not divide {length} tokens")
 
 

@@ -142,7 +142,8 @@ class Autoencoder:
 
     It is not a module, so the network stays out of the model's parameters, state dict, averages and checkpoints, and is
     always in eval mode. It is read at first use and moved to the device of its inputs. Latents are scaled and shifted
-    by the values in the network's config.
+    by the values in the network's config: `scaling_factor`, and `shift_factor` or, per channel, `latents_mean` and
+    `latents_std`.
     """
 
     def __init__(self, config: LatentConfig, image_channels: int = 3) -> None:
@@ -221,14 +222,14 @@ class Autoencoder:
             if noise is None:
                 noise = torch.randn(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
             latents = latents + (0.5 * logvar).exp() * noise
-        scale, shift = self._scale_shift()
+        scale, shift = self._scale_shift(latents)
         return (latents - shift) * scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents -> images (B, C, H, W), nominally in [0, 1], not clamped."""
         network = self._on(latents.device)
-        scale, shift = self._scale_shift()
+        scale, shift = self._scale_shift(latents)
         parts = [network.decode(part / scale + shift).sample for part in latents.split(CHUNK)]
         return (torch.cat(parts).to(latents.dtype) + 1) / 2
 
@@ -243,9 +244,14 @@ class Autoencoder:
                 network.to(device)
         return network
 
-    def _scale_shift(self) -> tuple[float, float]:
+    def _scale_shift(self, latents: Tensor) -> tuple[float | Tensor, float | Tensor]:
+        """Numbers, or tensors (channels, 1, 1) of the type and on the device of `latents`."""
         config = self.load().config
-        return config["scaling_factor"], config.get("shift_factor") or 0.0
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is None or std is None:
+            return config["scaling_factor"], config.get("shift_factor") or 0.0
+        shift, spread = (latents.new_tensor(each).view(-1, 1, 1) for each in (mean, std))
+        return config["scaling_factor"] / spread, shift
 
 
 def geometry(config: Mapping[str, Any]) -> tuple[int, int]:

@@ -112,7 +112,10 @@ class MAETok(DeterministicTokenizer):
         self.decoder = PixelDecoder(config.decoder, config.image_size, config.channels, **tokens, head=config.head)
         vocab_size = self.bottleneck.vocab_size
         self.spec = TokenSpec(
-            config.length, dim=None if vocab_size else config.token_dim, vocab_size=vocab_size, deterministic=True
+            config.length * self.bottleneck.levels,
+            dim=None if vocab_size else config.token_dim,
+            vocab_size=vocab_size,
+            deterministic=True,
         )
         first_stage, patch = config.stage == "train", config.encoder.patch
         grid = {"patch": patch, "side": config.image_size // patch, "channels": config.channels}

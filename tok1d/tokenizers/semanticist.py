@@ -27,6 +27,7 @@ from tok1d.losses.alignment import alignment_loss
 from tok1d.losses.features import Features, TeacherName, empty_features
 from tok1d.losses.total import Batch, Tensors
 from tok1d.tokenizers.base import Size, TokenSpec
+from tok1d.tokenizers.bottlenecks import build_vq
 from tok1d.tokenizers.checks import check_images, check_size, checked_tokens, height_and_width
 from tok1d.tokenizers.latent_space import Autoencoder, latent_space
 from tok1d.tokenizers.prefix import prefix_mask, resolve_keep, sample_keep
@@ -42,7 +43,7 @@ SAMPLERS = {"ddpm": ("ancestral", "ddim"), "flow": ("euler", "heun")}
 
 
 class Semanticist(nn.Module):
-    """Images (B, C, H, W) in [0, 1] <-> tokens (B, K, D)."""
+    """Images (B, C, H, W) in [0, 1] <-> tokens (B, K, D), or with `quantiser` ids (B, K)."""
 
     any_size: ClassVar[bool] = False
     adversarial: ClassVar[bool] = False
@@ -50,7 +51,10 @@ class Semanticist(nn.Module):
     def __init__(self, config: SemanticistConfig) -> None:
         super().__init__()
         self.config = config
-        self.spec = TokenSpec(config.num_tokens, config.token_dim, ordered=True)
+        self.quantiser = build_vq(config.quantiser, 0, config.token_dim) if config.quantiser else None
+        vocab_size = self.quantiser.vocab_size if self.quantiser else None
+        dim = None if vocab_size else config.token_dim
+        self.spec = TokenSpec(config.num_tokens, dim, vocab_size=vocab_size, ordered=True)
         self.latent_space = latent_space(config.latents, config.channels)
         self.encoder = QueryEncoder(config.encoder, config.image_size, config.channels, config.num_tokens)
         self.bottleneck = Normalised(
@@ -79,28 +83,41 @@ class Semanticist(nn.Module):
             self.decoder.projector.requires_grad_(False)
 
     def encode(self, images: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W) in [0, 1] -> standardised tokens (B, K, D). `cond` is not used.
+        """Images (B, C, H, W) in [0, 1] -> standardised tokens (B, K, D), or ids (B, K). `cond` is not used.
 
         Images may have any size that the encoder's patches divide: learned positions are resampled.
 
         Raises:
             InputError: images with another number of channels, or a size that the patches do not divide.
         """
+        tokens = self._continuous(images)
+        return tokens if self.quantiser is None else self.quantiser.encode(tokens)
+
+    def _continuous(self, images: Tensor) -> Tensor:
+        """Standardised tokens (B, K, D) of checked images, before they are quantised."""
         config = self.config
         check_images(images, channels=config.channels, patch=config.encoder.patch, image_size=config.image_size)
         return self.bottleneck(self.encoder(images))
 
+    def entries(self, tokens: Tensor) -> Tensor:
+        """The decoder's tokens (B, k, D): the codebook's entries for ids (B, k), continuous tokens themselves."""
+        if self.quantiser is None or tokens.is_floating_point():
+            return tokens
+        return self.quantiser.embed(tokens)
+
     def losses(self, batch: Batch, progress: float) -> Tensors:
         """The denoising losses of a batch (images, ...) at training progress in [0, 1] (section 4.1).
 
-        With `config.alignment` also "loss_align", the loss of REPA. Their sum is minimised.
+        With `config.alignment` also "loss_align", the loss of REPA, with `config.quantiser` those of `VQ`. Their sum is
+        minimised.
         """
         images = batch[0]
-        tokens = self.encode(images)
+        tokens = self._continuous(images)
+        tokens, terms = (tokens, {}) if self.quantiser is None else self.quantiser(tokens)
         mask = self.training_mask(images.shape[0], progress, images.device)
         latents = self.latent_space.encode(images)
         features = self.teacher_features(images) if self.config.alignment.teacher else None
-        return self.denoising(latents, tokens, mask, features=features)
+        return self.denoising(latents, tokens, mask, features=features) | terms
 
     @property
     def teacher_name(self) -> TeacherName | None:
@@ -184,13 +201,13 @@ class Semanticist(nn.Module):
 
         Args:
             latents: (B, C, S, S).
-            tokens: (B, K, D).
+            tokens: (B, K, D), or ids (B, K).
             mask: (B, K) bool, False for tokens that are replaced by null tokens; None: all are kept.
             t: times (B,), step indices 0..999 (DDPM) or in [0, 1] with 1 = data (flow); default: random.
             noise: standard normal, of the latents' shape; default: random.
             features: a teacher's (B, N, align_dim); adds "loss_align", times its weight, from the same forward pass.
         """
-        filled = self.decoder.fill(tokens, mask)
+        filled = self.decoder.fill(self.entries(tokens), mask)
         noise = torch.randn_like(latents) if noise is None else noise
         states: list[Tensor] = []
 
@@ -217,7 +234,7 @@ class Semanticist(nn.Module):
         """The unweighted mean squared error (B,) of the network's prediction; times t (B,) as in `denoising_rows`."""
         if self.config.objective == "ddpm":
             return self.denoising_rows(latents, tokens, mask, t=t, noise=noise)["loss_mse"]
-        filled = self.decoder.fill(tokens, mask)
+        filled = self.decoder.fill(self.entries(tokens), mask)
         plain = replace(self.objective, weight_power=0.0)
         return plain.loss(lambda x, t: self.decoder(x, t, filled), latents, noise, t)
 
@@ -225,10 +242,14 @@ class Semanticist(nn.Module):
         self, latents: Tensor, tokens: Tensor, mask: Tensor | None = None, *, t: Tensor, noise: Tensor
     ) -> Tensor:
         """The network's prediction (B, C, S, S) for noisy latents: the noise (DDPM), or `flow.prediction` (flow)."""
-        filled = self.decoder.fill(tokens, mask)
+        filled = self.decoder.fill(self.entries(tokens), mask)
         if self.config.objective == "ddpm":
             return self.decoder(self.chain.noised(latents, noise, t), t, filled)[:, : latents.shape[1]]
         return self.decoder(self.objective.path.interpolate(latents, noise, t), t, filled)
+
+    def prediction_target(self, latents: Tensor, *, t: Tensor, noise: Tensor) -> Tensor:
+        """What `predictions` are trained to equal, (B, C, S, S): the noise (DDPM), or the target of the flow."""
+        return noise if self.config.objective == "ddpm" else self.objective.target(latents, noise, t)
 
     def uniform_times(self, num: int) -> Tensor:
         """(num,) midpoints of equal intervals of time: step indices (DDPM) or in [0, 1] (flow)."""
@@ -250,7 +271,7 @@ class Semanticist(nn.Module):
         """The first `keep` tokens -> images (B, C, H, W) in [0, 1]; sequences shorter than K are prefixes.
 
         Args:
-            tokens: (B, k, D) with k <= K, in any float precision.
+            tokens: (B, k, D) with k <= K, in any float precision, or ids (B, k).
             cond: not used.
             keep: number of leading tokens to decode from, 0..k, an int or (B,) int64; 0: the unconditional model.
             steps: sampling steps; default: `config.steps`.
@@ -264,7 +285,7 @@ class Semanticist(nn.Module):
             InputError: tokens of another shape, a count out of range, a sampler the objective does not have, too
                 few steps for it, or a size that the patches do not divide.
         """
-        tokens = self._checked(tokens)
+        tokens = self.entries(self._checked(tokens, self.spec.vocab_size))
         if generator is None:
             generator = torch.Generator(tokens.device).manual_seed(0)
         randn = randn_from(generator)
@@ -327,7 +348,7 @@ class Semanticist(nn.Module):
         Raises:
             InputError: tokens or `keep` that do not fit, or guidance with a weak model or a schedule.
         """
-        tokens, length = self._checked(tokens), self.spec.length
+        tokens, length = self._checked(self.entries(tokens)), self.spec.length
         if guidance.weak_model is not None:
             raise InputError("guidance: expected no weak_model; a Semanticist decoder is guided by its null tokens")
         if guidance.schedule != "constant":
@@ -336,7 +357,7 @@ class Semanticist(nn.Module):
         counts = resolve_keep(keep, batch, available, tokens.device)
         padded = torch.nn.functional.pad(tokens, (0, 0, 0, length - available))
         filled = self.decoder.fill(padded, prefix_mask(counts, length))
-        null = self.decoder.null_tokens.expand(batch, -1, -1).to(filled.dtype)
+        null = self.decoder.nulls(batch).to(filled.dtype)
         discrete = self.config.objective == "ddpm"
         channels = self.latent_shape[0]
 
@@ -360,9 +381,9 @@ class Semanticist(nn.Module):
             return guided(both, conditional, guidance, lambda t: 1 - t / len(self.chain))
         return self.objective.velocity_field(guided(both, conditional, guidance))
 
-    def _checked(self, tokens: Tensor) -> Tensor:
-        """Checked tokens in the precision of the weights; caches may store them in half precision."""
+    def _checked(self, tokens: Tensor, vocab_size: int | None = None) -> Tensor:
+        """Checked tokens in the precision of the weights (caches may store them in half precision), or ids."""
         config, dtype = self.config, self.decoder.null_tokens.dtype
         return checked_tokens(
-            tokens, config.num_tokens, dim=config.token_dim, vocab_size=None, dtype=dtype, prefixes=True
+            tokens, config.num_tokens, dim=config.token_dim, vocab_size=vocab_size, dtype=dtype, prefixes=True
         )

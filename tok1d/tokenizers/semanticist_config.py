@@ -8,6 +8,7 @@ from typing import Literal
 from tok1d.config.fields import option
 from tok1d.errors import ConfigError
 from tok1d.losses.alignment import AlignmentConfig
+from tok1d.tokenizers.bottlenecks import VQConfig
 from tok1d.tokenizers.latent_space import LatentConfig
 from tok1d.tokenizers.query_encoder import EncoderConfig
 from tok1d.tokenizers.token_dit import DecoderConfig
@@ -55,6 +56,9 @@ class SemanticistConfig:
     token_dim: int = option(16, "channels of a token", ge=1)
     normalise: bool = option(True, "standardise every token over its channels")
     normalise_eps: float = option(0.0, "added to the standard deviation", ge=0)
+    quantiser: VQConfig | None = option(
+        None, "a codebook: a token becomes its nearest entry, and an id (not in the paper); null: continuous tokens"
+    )
     encoder: EncoderConfig = option(EncoderConfig())
     decoder: DecoderConfig = option(DecoderConfig())
     latents: LatentConfig = option(LatentConfig())
@@ -82,6 +86,10 @@ class SemanticistConfig:
             raise ConfigError(f"steps: expected 2 to 1000 steps for a DDPM decoder, got {self.steps}")
         if self.normalise and self.token_dim < 2:
             raise ConfigError("token_dim: a normalised token needs at least 2 channels, got 1; or set normalise=false")
+        if self.quantiser is not None and self.quantiser.name != "vq":
+            raise ConfigError(f"quantiser.name: expected vq, got {self.quantiser.name}")
+        if self.quantiser is not None and self.quantiser.levels > 1:
+            raise ConfigError(f"quantiser.levels: expected 1, one id per token, got {self.quantiser.levels}")
         if self.decoder.dim % 4:
             raise ConfigError(f"decoder.dim: expected a multiple of 4 for its position table, got {self.decoder.dim}")
         if self.decoder.align_depth > self.decoder.depth:

@@ -8,25 +8,26 @@ become pixels. In training k is uniform over 0..N, so every prefix can be decode
 With `condition.kind=text` a caption takes the place of the class: the states of a frozen text encoder, one token per
 sub-word, through one projection. This goes beyond the paper.
 
-Encoder and decoder need the label. A reconstruction with the true label has more information about the image than its
-tokens, so its metrics do not compare with those of tokenizers without labels. cond=None selects the null row of the
+Encoder and decoder need the label; with `condition_on` one of them alone, or neither. A reconstruction with the true
+label has more information about the image than its tokens, so its metrics do not compare with those of tokenizers
+without labels. cond=None selects the null row of the
 table, which is trained only with `label_dropout` > 0; the same holds for captions.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from torch import Tensor
 
 from tok1d.config.condition import ConditionConfig
-from tok1d.config.fields import option
+from tok1d.config.fields import convert, option
 from tok1d.errors import ConfigError, InputError
 from tok1d.losses.total import Batch, Tensors
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.tokenizers.bottlenecks import BottleneckConfig, VQConfig, build_bottleneck
-from tok1d.tokenizers.condition import ClassCondition, TextCondition
+from tok1d.tokenizers.condition import ClassCondition, TextCondition, Widths
 from tok1d.tokenizers.deterministic import DeterministicTokenizer, check_parts
 from tok1d.tokenizers.pixel_decoder import PixelDecoder
 from tok1d.tokenizers.pixel_encoder import PixelEncoder
@@ -40,6 +41,20 @@ def plain_vit(dim: int = 768, depth: int = 12, heads: int = 12, patch: int = 16)
     return ViTConfig(patch=patch, dim=dim, depth=depth, heads=heads, class_token=False, rotary="none", layer_scale=0.0)
 
 
+Sides = Literal["both", "encoder", "decoder", "none"]  # the networks that read the condition
+
+
+def sides(value: object, key: str) -> Sides:
+    """The value of `condition_on`; the option was `use_condition` before, true for both and false for none.
+
+    Raises:
+        ConfigError: another value.
+    """
+    if isinstance(value, bool):
+        return "both" if value else "none"
+    return cast(Sides, convert(Sides, value, key))
+
+
 @dataclass
 class SMAPConfig:
     """A SMAP tokenizer. The defaults are SMAP-B: ViT-B encoder, ViT-L decoder, 128 ids of 8192 entries, 256 px."""
@@ -50,8 +65,11 @@ class SMAPConfig:
     num_tokens: int = option(128, "number of tokens", ge=1)
     token_dim: int = option(64, "channels of a token, or of a codebook entry; the paper has 16 for kl and softvq", ge=1)
     num_classes: int = option(1000, "number of classes, without the null class; condition.kind=text: not used", ge=1)
-    use_condition: bool = option(
-        True, "false: neither side is conditioned on the class, the ablation of the shared condition"
+    condition_on: Sides = option(
+        "both",
+        "networks that read the condition: both (the paper), one, or none (its ablation)",
+        was="use_condition",
+        build=sides,
     )
     condition: ConditionConfig = option(ConditionConfig())
     label_dropout: float = option(0.0, "probability of the null class, or of no caption, in training", ge=0, le=1)
@@ -69,12 +87,10 @@ class SMAPConfig:
             self.tail_drop.check_length(self.num_tokens)
         except ConfigError as error:
             raise ConfigError(f"tail_drop.{error}") from None
-        if self.condition.is_text and not self.use_condition:
-            raise ConfigError("condition.kind: use_condition=false has no condition, expected class, got text")
-        if self.label_dropout and not self.use_condition:
-            raise ConfigError(
-                f"label_dropout: use_condition=false has no label, expected 0, got {self.label_dropout:g}"
-            )
+        if self.condition.is_text and self.condition_on == "none":
+            raise ConfigError("condition.kind: condition_on=none has no condition, expected class, got text")
+        if self.label_dropout and self.condition_on == "none":
+            raise ConfigError(f"label_dropout: condition_on=none has no label, expected 0, got {self.label_dropout:g}")
 
 
 class SMAP(DeterministicTokenizer):
@@ -89,28 +105,31 @@ class SMAP(DeterministicTokenizer):
         self.config = config
         self.fixed_keep: int | None = None  # number of kept tokens in train mode, instead of a random one
         width, tokens = config.encoder.dim, {"num_tokens": config.num_tokens, "token_dim": config.token_dim}
-        self.condition = self._build_condition(config) if config.use_condition else None
+        reads = config.condition_on
+        self.encoder_reads, self.decoder_reads = reads in ("both", "encoder"), reads in ("both", "decoder")
+        self.condition = self._build_condition(config) if reads != "none" else None
         self.encoder = PixelEncoder(config.encoder, config.image_size, config.channels, config.num_tokens)
         self.bottleneck = build_bottleneck(config.bottleneck, width, config.token_dim)
         self.decoder = PixelDecoder(config.decoder, config.image_size, config.channels, **tokens, head=config.head)
         vocab_size = self.bottleneck.vocab_size
         self.spec = TokenSpec(
-            config.num_tokens,
+            config.num_tokens * self.bottleneck.levels,
             dim=None if vocab_size else config.token_dim,
             vocab_size=vocab_size,
             ordered=True,
-            needs_label=config.use_condition,
-            num_classes=0 if config.condition.is_text or not config.use_condition else config.num_classes,
+            needs_label=reads != "none",
+            num_classes=0 if config.condition.is_text or reads == "none" else config.num_classes,
             reads_captions=config.condition.is_text,
             deterministic=True,
         )
 
     @staticmethod
     def _build_condition(config: SMAPConfig) -> ClassCondition | TextCondition:
-        text, widths, dropout = config.condition, (config.encoder.dim, config.decoder.dim), config.label_dropout
+        text, dropout, reads = config.condition, config.label_dropout, config.condition_on
+        widths = Widths(config.encoder.dim, None if reads == "encoder" else config.decoder.dim, reads != "decoder")
         if text.is_text:
-            return TextCondition(text.dim, text.length, *widths, dropout=dropout)
-        return ClassCondition(config.num_classes, *widths, dropout=dropout)
+            return TextCondition(text.dim, text.length, widths, dropout=dropout)
+        return ClassCondition(config.num_classes, widths, dropout=dropout)
 
     def class_vectors(self) -> Tensor:
         """The shared table without its null row, (num_classes, encoder width), for generators that reuse it (CARD).
@@ -120,7 +139,7 @@ class SMAP(DeterministicTokenizer):
         """
         if self.condition is None:
             raise InputError(
-                "class vectors: expected a tokenizer with a class condition, got one with use_condition=false"
+                "class vectors: expected a tokenizer with a class condition, got one with condition_on=none"
             )
         if isinstance(self.condition, TextCondition):
             raise InputError(
@@ -151,7 +170,7 @@ class SMAP(DeterministicTokenizer):
         """
         images = batch[0]
         self._check_images(images)
-        cond = self._encoder_cond(batch[1], images)  # with label dropout: the same labels for both sides
+        cond = self._cond(batch[1], images)  # with label dropout: the same labels for both sides
         latents, terms = self.bottleneck(self._states(images, cond))
         keep = self.training_keep(images) if keep is None else keep
         visible, kept = None, latents
@@ -186,18 +205,22 @@ class SMAP(DeterministicTokenizer):
         varies = average and drop.enabled and drop.keep_per == "iteration"
         self.fixed_keep = round(mean_kept(drop, length)) if varies else length
 
+    def _cond(self, cond: Tensor | None, batch: Tensor) -> Tensor | None:
+        """The checked condition of a batch of images or tokens; None for a tokenizer without one."""
+        return None if self.condition is None else self.condition.checked(cond, len(batch), batch.device)
+
     def _encoder_cond(self, cond: Tensor | None, images: Tensor) -> Tensor | None:
-        return None if self.condition is None else self.condition.checked(cond, len(images), images.device)
+        return self._cond(cond, images) if self.encoder_reads else None
 
     def _decoder_cond(self, cond: Tensor | None, tokens: Tensor) -> Tensor | None:
-        return self._encoder_cond(cond, tokens)
+        return self._cond(cond, tokens) if self.decoder_reads else None
 
     def _states(self, images: Tensor, cond: Tensor | None) -> Tensor:
-        tokens, visible = (None, None) if cond is None or self.condition is None else self.condition.for_encoder(cond)
+        condition = self.condition if self.encoder_reads else None
+        tokens, visible = (None, None) if cond is None or condition is None else condition.for_encoder(cond)
         return self.encoder(self._network_range(images), cond=tokens, cond_visible=visible)
 
     def _pixels(self, tokens: Tensor, size: tuple[int, int], cond: Tensor | None, visible: Tensor | None) -> Tensor:
-        extra, extra_visible = (
-            (None, None) if cond is None or self.condition is None else self.condition.for_decoder(cond)
-        )
+        condition = self.condition if self.decoder_reads else None
+        extra, extra_visible = (None, None) if cond is None or condition is None else condition.for_decoder(cond)
         return self.decoder.decode(tokens, size, cond=extra, cond_visible=extra_visible, visible=visible)

@@ -211,7 +211,8 @@ class TiTok(DeterministicTokenizer):
             config.decoder, config.image_size, num_tokens, dim, channels=config.channels, text=text
         )
         vocab = self.bottleneck.vocab_size
-        self.spec = TokenSpec(num_tokens, dim=None if vocab else dim, vocab_size=vocab, deterministic=True)
+        length = num_tokens * self.bottleneck.levels
+        self.spec = TokenSpec(length, dim=None if vocab else dim, vocab_size=vocab, deterministic=True)
 
     def reconstruct(self, batch: Batch, progress: float) -> tuple[Tensor, Tensor, Tensors]:
         """One forward pass of training, without LPIPS and the adversarial loss.

@@ -1,15 +1,16 @@
-"""The decoder of Semanticist: a diffusion transformer with condition tokens appended to the image tokens."""
+"""The decoder of Semanticist: a diffusion transformer with condition tokens appended to the image tokens, or with
+cross-attention to them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from tok1d.config.fields import option
-from tok1d.nn.block import AdaLNBlock
+from tok1d.nn.block import AdaLNBlock, CrossAdaLNBlock
 from tok1d.nn.embed import PatchEmbed, TimeEmbed, unpatchify
 from tok1d.nn.norm import Modulation, modulate
 from tok1d.nn.position import sincos_2d
@@ -32,6 +33,14 @@ class DecoderConfig:
     depth: int = option(24, "number of blocks", ge=1)
     heads: int = option(16, "attention heads", ge=1)
     mlp_ratio: float = option(4.0, "hidden width of the MLP over the width", gt=0)
+    conditioning: Literal["joint", "cross"] = option(
+        "joint",
+        "tokens in the sequence of the image patches (Semanticist's appendix C.1 and release), or attended to by "
+        "cross-attention (its section 4.2)",
+    )
+    null_token: Literal["position", "shared"] = option(
+        "position", "null tokens: one per position (appendix C.1 and release), or one for all (section 4.3)"
+    )
     align_depth: int = option(
         0, "block, counted from 1, whose states are aligned with a teacher; 0: no alignment", ge=0
     )
@@ -49,8 +58,8 @@ def projector(dim: int, hidden: int, out: int) -> nn.Sequential:
 class TokenDiT(nn.Module):
     """Denoises latents given a time and K condition tokens (Semanticist, section 4.2; DiT, arXiv 2212.09748).
 
-    Condition tokens have no positions, only null tokens differ by position. So the output does not depend on the order
-    of the kept tokens.
+    Condition tokens have no positions, only null tokens may differ by position. So the output does not depend on the
+    order of the kept tokens.
 
     Args:
         channels, size: latents are (B, channels, size, size) in training; other sizes that the patches divide are
@@ -76,19 +85,22 @@ class TokenDiT(nn.Module):
         super().__init__()
         dim, patch = config.dim, config.patch
         self.patch, self.dim, self.grid, self.align_depth = patch, dim, size // patch, config.align_depth
+        self.num_tokens, self.cross = num_tokens, config.conditioning == "cross"
         self.patch_embed = PatchEmbed(patch, channels, dim)
         self.register_buffer("positions", sincos_2d(dim, self.grid, self.grid)[None], persistent=False)
         self.positions: Tensor
         self._tables: dict[tuple[object, ...], Tensor] = {}  # positions of other latent sizes
         self.time_embed = TimeEmbed(dim, scale=time_scale)
-        self.blocks = nn.ModuleList(AdaLNBlock(dim, config.heads, config.mlp_ratio) for _ in range(config.depth))
+        block = CrossAdaLNBlock if self.cross else AdaLNBlock
+        self.blocks = nn.ModuleList(block(dim, config.heads, config.mlp_ratio) for _ in range(config.depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.modulation = Modulation(dim, 2)
         self.out = nn.Linear(dim, patch**2 * out_channels)
         self._init_weights()
         # Created after the initialisation above: these keep PyTorch's default, as in the release.
         self.token_embed = nn.Linear(token_dim, dim)
-        self.null_tokens = nn.Parameter(torch.randn(1, num_tokens, token_dim) * 0.02)
+        rows = 1 if config.null_token == "shared" else num_tokens
+        self.null_tokens = nn.Parameter(torch.randn(1, rows, token_dim) * 0.02)
         self.projector = projector(dim, config.align_hidden, config.align_dim) if config.align_depth else None
 
     def _init_weights(self) -> None:
@@ -101,7 +113,7 @@ class TokenDiT(nn.Module):
         nn.init.zeros_(self.patch_embed.proj.bias)
         self.time_embed.init_weights()
         for module in self.modules():
-            if isinstance(module, Modulation):
+            if isinstance(module, Modulation | CrossAdaLNBlock):
                 module.zero_init()
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
@@ -111,6 +123,10 @@ class TokenDiT(nn.Module):
         if mask is None:
             return tokens
         return torch.where(mask[..., None], tokens, self.null_tokens.to(tokens.dtype))
+
+    def nulls(self, batch: int) -> Tensor:
+        """The input (batch, K, D) of the unconditional model: null tokens alone."""
+        return self.null_tokens.expand(batch, self.num_tokens, -1)
 
     def table(self, rows: int, columns: int) -> Tensor:
         """The fixed sine-cosine positions of a grid of patches, (1, rows * columns, dim)."""
@@ -134,13 +150,16 @@ class TokenDiT(nn.Module):
 
     def _run(self, x: Tensor, t: Tensor, tokens: Tensor, *, align: bool) -> tuple[Tensor, Tensor | None]:
         rows, columns = x.shape[-2] // self.patch, x.shape[-1] // self.patch
-        sequence = torch.cat([self.patch_embed(x) + self.table(rows, columns), self.token_embed(tokens)], dim=1)
+        patches, extra = self.patch_embed(x) + self.table(rows, columns), self.token_embed(tokens)
+        sequence = patches if self.cross else torch.cat([patches, extra], dim=1)
         c = self.time_embed(t)[:, None]
         num_patches, aligned = rows * columns, None
         for depth, block in enumerate(self.blocks, start=1):
-            # The last block only computes the image tokens: the states of the others are not used afterwards.
-            needed = slice(num_patches) if depth == len(self.blocks) else None
-            sequence = block(sequence, c, rows=needed)
+            if self.cross:
+                sequence = block(sequence, c, extra)
+            else:
+                # The last block only computes the image tokens: the states of the others are not used afterwards.
+                sequence = block(sequence, c, rows=slice(num_patches) if depth == len(self.blocks) else None)
             if align and depth == self.align_depth and self.projector is not None:
                 aligned = self.projector(sequence[:, :num_patches])
         shift, scale = self.modulation(c)

@@ -20,7 +20,7 @@ from tok1d.config.written import read_override
 from tok1d.errors import ConfigError, InputError, Tok1dError, WeightsError, reason_of
 from tok1d.generators.base import Generator
 from tok1d.zoo import store
-from tok1d.zoo.adapters import autoencoder, llamagen, maetok, maskgit, semanticist, sit, titok
+from tok1d.zoo.adapters import autoencoder, llamagen, maetok, maskgit, semanticist, sit, titok, vavae
 from tok1d.zoo.card import Card
 from tok1d.zoo.pairs import check_tokens
 from tok1d.zoo.store import portable
@@ -38,6 +38,7 @@ FORMATS: dict[str, Callable[..., nn.Module]] = {
     "llamagen": llamagen.convert_llamagen,
     "maskgit": maskgit.convert_maskgit,
     "kl16": autoencoder.load_mar,
+    "vavae": vavae.load_vavae,
 }
 
 
@@ -79,7 +80,7 @@ def parse_options(function: Callable[..., nn.Module], options: Sequence[str]) ->
 
 
 def convert(format: str, path: Path, out: Path, options: Sequence[str] = (), *, tokenizer: str = "") -> Path:
-    """Read published weights and write a model folder, or for "kl16" (MAR's autoencoder) a diffusers folder.
+    """Read published weights and write a model folder, or for the autoencoders "kl16" and "vavae" a diffusers folder.
 
     Args:
         format: a key of `FORMATS`.
@@ -109,7 +110,7 @@ def convert(format: str, path: Path, out: Path, options: Sequence[str] = (), *, 
             f"({type(error).__name__}: {reason_of(error)}); is this the right file and format?"
         ) from error
     print(notes.getvalue(), end="", file=sys.stderr)
-    if format == "kl16":
+    if format in ("kl16", "vavae"):
         with store.replacing(out) as folder:
             model.save_pretrained(folder)  # type: ignore[operator]
         return out

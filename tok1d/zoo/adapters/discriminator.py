@@ -1,5 +1,8 @@
-"""Published weights of discriminators: DINO's vision transformer with timm's names and the heads of StyleGAN-T's
-projected discriminator on it, and MaskBit's and TiTok's patch network with blurred downsampling."""
+"""Published weights of discriminators.
+
+The vision transformers of DINO with timm's names and of DINOv2 with timm's or its own, the heads of StyleGAN-T's
+projected discriminator on them, and MaskBit's and TiTok's patch network with blurred downsampling.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from tok1d.zoo.adapters.keymap import KeyMap, State, fill_model, listing, same
 TRUNK = KeyMap(
     [
         ("cls_token", "vit.cls_token"),
+        ("reg_token", "vit.registers"),
         ("pos_embed", "vit.positions"),
         ("patch_embed.proj.{p}", "patch_embed.proj.{p}"),
         ("norm.{p}", "vit.norm.{p}"),
@@ -27,6 +31,7 @@ TRUNK = KeyMap(
     ]
 )
 HEAD_WIDTH = 64  # width of an attention head in all DINO models
+MASK, REGISTERS = "mask_token", "register_tokens"  # DINOv2's own names; the first is of its training
 
 _CONV = [("weight_orig", "weight"), ("weight_u", "u"), ("weight_v", "v"), ("bias", "bias")]
 _NORM = [(name, name) for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
@@ -56,23 +61,37 @@ BLUR_PATCH = KeyMap(
 BLUR_KERNEL = ".1.kernel"  # stored in the file, computed by the model
 
 
-def trunk_from_published(state: Mapping[str, Tensor], source: str, *, heads: int | None = None) -> DinoTrunk:
-    """DINO's vision transformer from published weights; `source` is their name in messages.
+def _as_timm(state: Mapping[str, Tensor]) -> State:
+    """DINOv2's own layout as timm's: the class token's position is added to it where there are registers."""
+    found = {name: value for name, value in state.items() if name != MASK and not name.startswith("head.")}
+    if REGISTERS in found and {"cls_token", "pos_embed"} <= found.keys():
+        table = found["pos_embed"]
+        found["reg_token"] = found.pop(REGISTERS)
+        found |= {"cls_token": found["cls_token"] + table[:, :1], "pos_embed": table[:, 1:]}
+    return found
+
+
+def trunk_from_published(
+    state: Mapping[str, Tensor], source: str, *, heads: int | None = None, tanh: bool = True
+) -> DinoTrunk:
+    """The vision transformer of DINO or DINOv2 from published weights; `source` is their name in messages.
 
     Args:
         heads: attention heads; default: heads of width 64.
+        tanh: see `DinoTrunk`.
 
     Raises:
-        WeightsError: not the weights of a plain vision transformer (such as one with registers).
+        WeightsError: not the weights of a plain vision transformer.
     """
-    state = {name: value for name, value in state.items() if not name.startswith("head.")}  # of a classifier
+    state = _as_timm(state)
     strange = [name for name in state if TRUNK.ours(name) is None]
     kernel, table = state.get("patch_embed.proj.weight"), state.get("pos_embed")
     blocks = {int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
     if strange or kernel is None or table is None or not blocks:
         what = f"got {listing(strange)} in addition" if strange else "without patches, positions or blocks"
         raise WeightsError(f"{source}: expected a plain vision transformer such as DINO's ViT-S/16, {what}")
-    dim, side = table.shape[-1], math.isqrt(table.shape[1] - 1)
+    registers = state["reg_token"].shape[1] if "reg_token" in state else 0
+    dim, side = table.shape[-1], math.isqrt(table.shape[1] - (not registers))
     scaled = any(name.endswith(".gamma") for name in state)
     with torch.random.fork_rng(devices=[]):  # the initial weights are replaced
         trunk = DinoTrunk(
@@ -81,7 +100,9 @@ def trunk_from_published(state: Mapping[str, Tensor], source: str, *, heads: int
             heads or max(dim // HEAD_WIDTH, 1),
             patch=kernel.shape[-1],
             side=side,
+            registers=registers,
             layer_scale=1.0 if scaled else None,
+            tanh=tanh,
         )
     renamed: State = {TRUNK.ours(name) or name: value for name, value in state.items()}
     fill_model(trunk, renamed, {name: TRUNK.published(name) or name for name in trunk.state_dict()}, source)

@@ -69,6 +69,8 @@ class LegacyTiTokConfig:
         """Raise ConfigError on another bottleneck than VQ, or patches that do not fit the image size."""
         if self.bottleneck.name != "vq":
             raise ConfigError(f"bottleneck.name: expected vq, got {self.bottleneck.name}")
+        if self.bottleneck.levels > 1:
+            raise ConfigError(f"bottleneck.levels: expected 1 for the released model, got {self.bottleneck.levels}")
         check_parts(self.image_size, self.encoder, self.decoder, self.bottleneck, self.num_tokens)
 
 
