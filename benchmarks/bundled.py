@@ -62,7 +62,11 @@ def commands() -> dict[str, list[str]]:
 
 def read() -> Records:
     """The records of the models that have been measured."""
-    return {name: json.loads(path.read_text()) for name in commands() if (path := RESULTS / f"{name}.json").exists()}
+    return {
+        name: json.loads(path.read_text(encoding="utf-8"))
+        for name in commands()
+        if (path := RESULTS / f"{name}.json").exists()
+    }
 
 
 def cell(records: Sequence[dict[str, Any]], name: str, keep: int | None) -> str:

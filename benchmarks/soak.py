@@ -65,7 +65,7 @@ def watch(command: Sequence[str], minutes: float, every: float, log: Path) -> Re
 
     readings: Readings = []
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as lines, subprocess.Popen(command) as running:
+    with log.open("w", encoding="utf-8") as lines, subprocess.Popen(command) as running:
         process, began = psutil.Process(running.pid), time.monotonic()
         while running.poll() is None and time.monotonic() - began < 60 * minutes:
             try:
@@ -137,7 +137,7 @@ def table(record: dict[str, Any]) -> str:
 
 def done(out: Path, every: int) -> dict[str, int]:
     """Steps, previews, evaluations and checkpoints of the run (checkpoints by the step count: most are deleted)."""
-    entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    entries = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = max(entry["step"] for entry in entries)
     return {
         "steps": steps,
@@ -195,7 +195,9 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help="write the tables into docs/reliability.md; runs nothing")
     arguments = parser.parse_args(args)
     if arguments.write:
-        PAGE.write_text(page(json.loads(RESULT.read_text()), PAGE.read_text()))
+        PAGE.write_text(
+            page(json.loads(RESULT.read_text(encoding="utf-8")), PAGE.read_text(encoding="utf-8")), encoding="utf-8"
+        )
         return
 
     import platform
@@ -214,7 +216,7 @@ def main(args: Sequence[str] | None = None) -> None:
         **summary(readings, warm_up=arguments.warm_up, stretch=arguments.stretch),
         **done(Path(recipe.out), recipe.train.save_every),
     }
-    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    RESULT.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(table(record))
 
 

@@ -139,7 +139,7 @@ def main(
 
 def read(folder: Path) -> Records:
     """The records by row name."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 
 
 def seeds(records: Records, kind: str) -> list[dict[str, Any]]:

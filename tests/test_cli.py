@@ -30,7 +30,7 @@ COMMANDS = [
     *("compare", "launch", "replay"),
     *("evaluate reconstruction", "evaluate generation", "evaluate grid", "analyze prefix"),
 ]
-HEAVY = ["torch", "numpy", "omegaconf", "PIL", "accelerate", "matplotlib", "tqdm", "tok1d.config.recipe"]
+HEAVY = ["torch", "numpy", "yaml", "PIL", "accelerate", "matplotlib", "tqdm", "tok1d.config.recipe"]
 
 
 @pytest.fixture

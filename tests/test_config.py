@@ -157,7 +157,8 @@ def test_configs_do_not_share_mutable_defaults(minimal):
         ("data.limit=null", "data.limit", None),
         ("data.flip=true", "data.flip", True),
         ("data.channels=3", "data.channels", 3),
-        ('data.root="12"', "data.root", "12"),
+        ("data.root=12", "data.root", "12"),
+        ('data.root="12"', "data.root", '"12"'),
         ("model.range=[0,1]", "model.range", (0.0, 1.0)),
         ("model.rates.head=2", "model.rates", {"head": 2.0}),
         ("model.mode=3", "model.mode", 3),
@@ -236,13 +237,42 @@ def test_load_card_needs_no_model(tmp_path):
 
 
 texts = st.text(st.characters(codec="utf-8"), max_size=12)
-tricky = st.sampled_from(["${x}", "\\${seed}", "a\\\\${", "1e-4", "null", "", " x ", "a: b", "#", "~", "yes", "12:30"])
+tricky = st.sampled_from(
+    [
+        "${x}",
+        "\\${seed}",
+        "a\\\\${",
+        "1e-4",
+        "null",
+        "",
+        " x ",
+        "a: b",
+        "#",
+        "~",
+        "yes",
+        "12:30",
+        "???",
+        '"',
+        '""',
+        '"null"',
+        "'x'",
+        "ph #2",
+        "&x",
+        "*x",
+        "!x",
+        "-",
+        "010",
+        "\U0001f600e\u0301",
+        "\udcff",
+        "a\nb",
+    ]
+)
 recipes = st.builds(
     Recipe,
     kind=st.just("tokenizer"),
     seed=st.integers(0, 2**32 - 1),
-    out=(texts | tricky).filter(lambda text: text not in ("", "???")),
-    card=st.builds(CardConfig, about=(texts | tricky).filter(lambda text: text != "???")),
+    out=(texts | tricky).filter(lambda text: text and text[0] != "~" and "\0" not in text),  # ~ is the home folder
+    card=st.builds(CardConfig, about=texts | tricky),
     data=st.builds(DataConfig, limit=st.none() | st.integers(1, 9), flip=st.booleans()),
     train=st.builds(
         TrainConfig,
@@ -310,7 +340,6 @@ def test_field_rows(minimal):
         ("data.sharpness=1", "data.sharpness: unknown key; expected one of name, root, image_size"),
         ("train.steps=1.0", "train.steps: expected int, got 1.0"),
         ("train.steps=true", "train.steps: expected int, got true"),
-        ("train.steps='7'", "train.steps: expected int, got '7'"),
         ("train.steps=", "train.steps: expected int, got null"),
         ("train.lr=fast", "train.lr: expected float, got 'fast'"),
         ("train.lr=.nan", "train.lr: expected float, got nan"),
@@ -318,8 +347,6 @@ def test_field_rows(minimal):
         ("train=3", "train: expected mapping of keys, got 3"),
         ("model=toy", "model: expected a mapping with a name, got 'toy'"),
         ("data.flip=1", "data.flip: expected true or false, got 1"),
-        ("data.root=12", "data.root: expected str or null, got 12; quote it"),
-        ("data.root={a: 1}", "data.root: expected str or null, got {'a': 1}"),
         ("model.sizes=3", "model.sizes: expected list of int or null, got 3"),
         ("model.sizes=[x]", "model.sizes[0]: expected int, got 'x'"),
         ("data.limit=x", "data.limit: expected int or null, got 'x'"),
@@ -345,7 +372,7 @@ def test_field_rows(minimal):
         ("train.lr=-1", "train.lr: expected float > 0, got -1.0"),
         ("train.ema=1", "train.ema: expected float >= 0 and < 1, got 1.0"),
         ("data.limit=0", "data.limit: expected int >= 1 or null, got 0"),
-        ("train.steps=???", "train.steps: required; expected int >= 1, set it with train.steps=VALUE"),
+        ("train.steps=???", "train.steps: expected int, got '???'"),
         ("model.name=toi", "got 'toi'; did you mean toy?"),
         ("model.name=null", "model.name: expected card or cnn or"),
         ("seed=${train.step}", "seed: expected ${KEY} of a key written"),
@@ -382,7 +409,7 @@ def test_mistake_in_override_and_in_yaml_is_reported_the_same(minimal, tmp_path,
         (["train..lr=3"], "expected key=value"),
         (["evaluate.keep[0]=3"], "expected a whole list"),
         (["data.pad=14"], "data.pad: expected less than half of image_size=28, got 14"),
-        (["evaluate.keep=[1"], "override 'evaluate.keep=[1': the value is not valid YAML"),
+        (["evaluate.keep=[1"], "evaluate.keep: the value is not valid YAML"),
         (['"a\nb"=3'], "unknown key"),
     ],
 )
@@ -410,8 +437,9 @@ def test_model_must_fit_kind_and_data(minimal, monkeypatch):
         ("a: !!set {x}", "not a supported"),
         ("- 1\n", "expected a mapping of keys"),
         ("3", "expected a mapping of keys"),
-        ("null: 3", "key type"),
-        ("base: 3", "base: expected a recipe's name or file, got 3"),
+        ("null: 3", "null: unknown key"),
+        ("base: [3]", "base: expected a recipe's name or file, got [3]"),
+        ("base: 3", "recipe '3': unknown name"),
         ("base: me.yaml", "circular inheritance"),
         ("base: other.yaml", "recipe 'other.yaml': no such file"),
         ('"see\\nd": 1', "unknown key; "),
@@ -440,7 +468,7 @@ def test_unknown_recipe_names_the_nearest(package, name):
     assert "did you mean digits/tiny?" in error_of(load_recipe, name)
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "nothing/like/it", "no.yaml", "\0", ""])
+@pytest.mark.parametrize("name", ["x" * 300, "nothing/like/it", "no.yaml", ""])
 def test_unknown_recipe_without_a_neighbour(package, name):
     assert "tok1d recipes lists" in error_of(load_recipe, name) or not name
 
@@ -500,8 +528,8 @@ def test_nearest_is_symmetric_in_slips_and_silent_when_far():
     assert nearest("lr", []) == []
 
 
-def test_importing_and_listing_needs_neither_torch_nor_omegaconf():
-    code = "import sys, tok1d; tok1d.recipes(); print({'torch', 'omegaconf'} & set(sys.modules))"
+def test_importing_and_listing_needs_neither_torch_nor_yaml():
+    code = "import sys, tok1d; tok1d.recipes(); print({'torch', 'yaml'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -1,4 +1,4 @@
-"""Atomic writes, and output folders."""
+"""Paths as users write them, atomic writes, and output folders. All text files are UTF-8."""
 
 from __future__ import annotations
 
@@ -9,6 +9,49 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tok1d.errors import ConfigError
+
+
+def as_path(text: str) -> str:
+    """A path that a user wrote, for the functions of the file system: every path in text passes through here.
+
+    `~` and `~USER` at the start become the home folder; `./~` is a folder of that name. A character that the file
+    system's encoding lacks, as in a C locale, becomes the bytes of its UTF-8 form.
+
+    Raises:
+        ConfigError: no file can have this name: it contains the character NUL or half of a surrogate pair.
+    """
+    text = os.path.expanduser(text)
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        with suppress(UnicodeEncodeError):
+            text = os.fsdecode(text.encode("utf-8", "surrogateescape"))
+    if "\0" in text or any("\ud800" <= c <= "\udc7f" or "\udd00" <= c <= "\udfff" for c in text):
+        raise ConfigError(f"{text!a}: expected a path, got a character that no path can contain")
+    return text
+
+
+def as_paths(text: str, separator: str) -> str:
+    """As `as_path` for each part of a text such as timm:NAME:FILE or MODEL,MODEL."""
+    return separator.join(as_path(part) for part in text.split(separator))
+
+
+def readable(text: str) -> str:
+    """Text from a command line or a path, whose undecoded bytes are decoded as UTF-8 where they are UTF-8."""
+    with suppress(UnicodeEncodeError):
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    return text
+
+
+def encodable(text: str) -> str:
+    r"""As `readable`, for files and terminals: bytes that are not UTF-8 become \xff, lone surrogates \ud800."""
+    text = readable(text)
+    return "".join(_escape(c) if "\ud800" <= c <= "\udfff" else c for c in text)
+
+
+def _escape(surrogate: str) -> str:
+    code = ord(surrogate)
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
 
 @contextmanager
@@ -39,9 +82,9 @@ def replacing(path: Path, *, shared: bool = True) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically; raises OSError as `replacing`."""
+    """Write a UTF-8 text file atomically, see `encodable`; raises OSError as `replacing`."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(encodable(text), encoding="utf-8")
 
 
 def remove_left(path: Path) -> None:

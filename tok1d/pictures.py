@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from tok1d.errors import DataError, reason_of
-from tok1d.files import replacing
+from tok1d.files import encodable, replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,6 +33,12 @@ def to_pil(image: Tensor) -> Image:
 
     array = to_uint8(image).permute(1, 2, 0).numpy()
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+
+
+def plot_label(name: str) -> str:
+    """A name, such as a path, as matplotlib shows it literally: `$` starts no formula, a leading `_` hides nothing."""
+    text = encodable(name).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def grid(images: Tensor, columns: int, *, zoom: int = 1, gap: int = 2, background: float = 1.0) -> Image:

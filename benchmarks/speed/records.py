@@ -38,7 +38,7 @@ def machine(device: torch.device, precision: str, command: str) -> Record:
 def cpu_name() -> str:
     """The name of the processor, if the system reports it."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
@@ -49,7 +49,9 @@ def commit() -> str:
 
     def git(*args: str) -> str:
         folder = Path(__file__).parent
-        return subprocess.run(["git", *args], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *args], cwd=folder, capture_output=True, check=True, encoding="utf-8"
+        ).stdout.strip()
 
     try:
         changed = git("status", "--porcelain", "--untracked-files=no")
@@ -67,7 +69,7 @@ def load(path: Path) -> list[Record]:
     if not path.exists():
         return []
     try:
-        records = json.loads(path.read_text())
+        records = json.loads(path.read_text(encoding="utf-8"))
         return [record for record in records if key(record)]
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise DataError(f"{path}: expected a JSON list of benchmark records, got {error!r}; move it away") from None
@@ -89,7 +91,7 @@ def store(path: Path, record: Record) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(records, indent=1) + "\n")
+        temporary.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

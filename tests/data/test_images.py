@@ -342,8 +342,8 @@ def test_a_large_folder_is_looked_through_once_until_a_file_changes(folder, tmp_
     monkeypatch.setenv("TOK1D_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("tok1d.data.folder.SCAN_CACHED_FROM", 1)
     broken, looked = break_files(folder), []
-    real = folder_module._scan
-    monkeypatch.setattr(folder_module, "_scan", lambda path: looked.append(path) or real(path))
+    real = folder_module.scan_file
+    monkeypatch.setattr(folder_module, "scan_file", lambda path: looked.append(path) or real(path))
     first = FolderImages(folder, Transform(8))
     assert len(looked) == len(first) + len(broken) and [path for path, _ in first.broken] == [*map(str, broken)]
     again = FolderImages(folder, Transform(8))
@@ -355,7 +355,7 @@ def test_a_large_folder_is_looked_through_once_until_a_file_changes(folder, tmp_
 def test_a_file_that_could_not_be_opened_is_looked_at_again(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("TOK1D_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("tok1d.data.folder.SCAN_CACHED_FROM", 1)
-    real = folder_module.Image.open
+    real = Image.open
     whole = FolderImages(folder, Transform(8), "skip", files=None)
     (tmp_path / "cache" / "checked").rename(tmp_path / "before")
 
@@ -365,6 +365,6 @@ def test_a_file_that_could_not_be_opened_is_looked_at_again(folder, tmp_path, mo
         return real(path, *args, **kwargs)
 
     with monkeypatch.context() as once:
-        once.setattr(folder_module.Image, "open", refused)
+        once.setattr("PIL.Image.open", refused)
         assert FolderImages(folder, Transform(8), "skip").files == whole.files[1:]
     assert FolderImages(folder, Transform(8), "skip").files == whole.files

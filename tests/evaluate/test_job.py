@@ -162,7 +162,7 @@ def evaluate(*arguments: object) -> int:
 
 
 def comparable(path: Path) -> list[dict[str, Any]]:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture

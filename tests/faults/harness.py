@@ -37,7 +37,7 @@ PRELOAD = [
         "tok1d.tokenizers.maetok",
     ),
     *("tok1d.tokenizers.semanticist", "tok1d.generators.autoregressive", "tok1d.evaluate.generation", "tqdm"),
-    *("tok1d.evaluate.reconstruction", "tok1d.losses.discriminator", "omegaconf", "yaml", "PIL.Image"),
+    *("tok1d.evaluate.reconstruction", "tok1d.losses.discriminator", "yaml", "PIL.Image"),
 ]
 TRAIN = (
     "{steps: 12, batch_size: 8, accumulate: 2, lr: 1e-3, warmup: 2, ema: 0.9, log_every: 1, save_every: 2, "
@@ -304,7 +304,7 @@ def run(root: Path, kills: int, log: Path) -> list[Kill]:
         times = unbroken(machine, family)
         for number in range(kills):
             done.append(kill_once(machine, family, number, times))
-            with log.open("a") as file:
+            with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(done[-1])) + "\n")
     return done
 
@@ -324,8 +324,8 @@ def table(kills: list[Kill]) -> str:
 def fill(page: Path, text: str) -> None:
     """Replace the table between the markers of a page."""
     begin, end = "<!-- kills: begin -->", "<!-- kills: end -->"
-    head, _, rest = page.read_text().partition(begin)
-    page.write_text(f"{head}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
+    head, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    page.write_text(f"{head}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
 def main() -> None:

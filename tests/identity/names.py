@@ -183,7 +183,7 @@ def report(path: Path) -> dict[str, Any]:
 
     Without those of Inception, which depend on whether the machine has its weights.
     """
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     records = content["records"] if isinstance(content, dict) else content
     own = [each for each in records if not (each.get("network") or "").startswith("inception")]
     return {f"{each['name']}@{each['keep']}": each["value"] for each in own}
@@ -191,7 +191,7 @@ def report(path: Path) -> dict[str, Any]:
 
 def figures(path: Path) -> dict[str, Any]:
     """What a JSON file that a command wrote says: of records their figures by name, of another file all its numbers."""
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     if isinstance(content, list) and all(isinstance(each, dict) and "weights_hash" in each for each in content):
         return report(path)
     numbers = list(_leaves(content))

@@ -96,7 +96,7 @@ def machine() -> dict[str, str]:
 def _processor() -> str:
     """The processor's name, since kernels are chosen by it."""
     with suppress(OSError):
-        for text in Path("/proc/cpuinfo").read_text().splitlines():
+        for text in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if text.startswith("model name"):
                 return text.partition(":")[2].strip()
     return platform.processor()
@@ -104,7 +104,7 @@ def _processor() -> str:
 
 def read(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     """Machine and values of a record."""
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     return content["machine"], content["values"]
 
 
@@ -142,7 +142,9 @@ def check(path: Path, prefix: str) -> int:
 def write(path: Path, prefix: str) -> int:
     """Write a record."""
     values = compute(prefix, verbose=True)
-    path.write_text(json.dumps({"machine": machine(), "values": values}, indent=1, sort_keys=True) + "\n")
+    path.write_text(
+        json.dumps({"machine": machine(), "values": values}, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+    )
     print(f"{len(values)} values in {path}")
     return 0
 

@@ -93,7 +93,7 @@ def published_tokenizer(case: Case) -> MAETok:
     """The recorded tokenizer, through the adapter: the weights beside their options as a config.json."""
     with TemporaryDirectory() as folder:
         shutil.copyfile(case.weights, f"{folder}/model.safetensors")
-        Path(folder, "config.json").write_text(json.dumps(case.config))
+        Path(folder, "config.json").write_text(json.dumps(case.config), encoding="utf-8")
         heads = case.config["num_heads"]
         model = convert_tokenizer(folder, encoder_heads=heads, decoder_heads=heads)
     assert model.config.image_size == case.config["image_size"]

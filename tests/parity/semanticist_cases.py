@@ -515,7 +515,7 @@ def run_vae_kl16(case: Case) -> None:
 
     with TemporaryDirectory() as folder:
         shutil.copyfile(case.weights, f"{folder}/diffusion_pytorch_model.safetensors")
-        with open(f"{folder}/config.json", "w") as file:
+        with open(f"{folder}/config.json", "w", encoding="utf-8") as file:
             json.dump({"_class_name": "AutoencoderKL", **case.config}, file)
         space = Autoencoder(LatentConfig("autoencoder", folder, *geometry(case.config)), case.config["in_channels"])
         space.reader = read_network

@@ -28,7 +28,7 @@ SERVER = """
 import json, os, sys
 from tok1d.cli import app as cli
 from tok1d.train import loop, run
-import accelerate, omegaconf, safetensors.torch, torch._dynamo, tqdm, yaml, PIL.Image
+import accelerate, safetensors.torch, torch._dynamo, tqdm, yaml, PIL.Image
 import tok1d.evaluate.generation, tok1d.evaluate.reconstruction, tok1d.tokenizers.semanticist
 
 def stop_at(place, fifo):

@@ -154,7 +154,11 @@ def write_recipes(root: Path, tiny: Tiny) -> None:
             store.save_model(store.build_model(load_recipe(tiny(made), ids).model), root / "models" / made, Card())
             keys["tokenizer"] = root / "models" / made
         lines = "".join(f"{key}: {value}\n" for key, value in keys.items())
-        text = MASKGIT + lines if kind == "maskgit" else Path(tiny(RECIPES.get(kind, kind), **keys)).read_text()
+        text = (
+            MASKGIT + lines
+            if kind == "maskgit"
+            else Path(tiny(RECIPES.get(kind, kind), **keys)).read_text(encoding="utf-8")
+        )
         (root / f"{kind}.yaml").write_text(text)
 
 

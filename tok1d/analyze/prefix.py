@@ -12,7 +12,7 @@ from torch import Tensor
 from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
 from tok1d.errors import InputError
-from tok1d.pictures import figure_image
+from tok1d.pictures import figure_image, plot_label
 from tok1d.tokenizers.base import Tokenizer
 from tok1d.tokenizers.latent_space import LatentSpace
 from tok1d.tokenizers.prefix import prefix_lengths, prefix_mask
@@ -184,7 +184,9 @@ def plot_curve(points_by_name: Mapping[str, Sequence[CurvePoint]]) -> Image:
     for (name, points), marker in zip(points_by_name.items(), "os^Dv*" * len(points_by_name)):
         known = [(point.keep, point.share) for point in points if point.share is not None]
         label = name if known else f"{name}: its tokens do not reduce the loss"
-        axes.plot([k for k, _ in known], [share for _, share in known], marker=marker, linewidth=2, label=label)
+        axes.plot(
+            [k for k, _ in known], [share for _, share in known], marker=marker, linewidth=2, label=plot_label(label)
+        )
     ticks = sorted({point.keep for points in points_by_name.values() for point in points})
     if ticks and ticks[-1] > 16:
         axes.set_xscale("symlog", base=2, linthresh=1)

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tok1d.cli.options import Data, DataRoot, Device, Model, Overwrite, Seed, load_tokenizer, one_of, output_folder
+from tok1d.cli.options import (
+    Data,
+    DataRoot,
+    Device,
+    Model,
+    Overwrite,
+    Seed,
+    load_tokenizer,
+    one_of,
+    output_folder,
+    with_paths,
+)
 from tok1d.config.options import parse_counts
 
 if TYPE_CHECKING:
@@ -54,6 +65,7 @@ def write_record(path: Path, content: dict[str, Any]) -> None:
 
 
 @analyze_app.command("prefix")
+@with_paths
 def analyze_prefix(
     model: Model,
     data: Data,
@@ -92,6 +104,7 @@ def analyze_prefix(
 
 
 @analyze_app.command("increments")
+@with_paths
 def analyze_increments(
     model: Model,
     data: Data,
@@ -134,6 +147,7 @@ def analyze_increments(
 
 
 @analyze_app.command("swap")
+@with_paths
 def analyze_swap(
     model: Model,
     data: Data,
@@ -181,6 +195,7 @@ def analyze_swap(
 
 
 @analyze_app.command("mixture")
+@with_paths
 def analyze_mixture(
     model: Model,
     data: Data,

@@ -5,6 +5,8 @@ For a short start-up time, torch and models are imported only in the functions o
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import sys
 from typing import Annotated
@@ -18,7 +20,7 @@ from tok1d.cli.demo import demo
 from tok1d.cli.encode import encode
 from tok1d.cli.evaluate import evaluate_app
 from tok1d.cli.launch import PASSED_ON, launch
-from tok1d.cli.options import release_outputs
+from tok1d.cli.options import release_outputs, with_paths
 from tok1d.cli.pictures import generate, reconstruct
 from tok1d.cli.reference import reference
 from tok1d.cli.replay import replay
@@ -35,21 +37,25 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command("demo", short_help="Train small models from scratch and write a report.")(demo)
-app.command("recipes", short_help="List the recipes with their results and cost.")(recipes)
-app.command("config", short_help="Print a recipe with all its values.")(config)
-app.command("train", short_help="Train a model with a recipe, or resume a training.")(train)
-app.command("encode", short_help="Write the tokens of a data set into a cache.")(encode)
-app.command("reconstruct", short_help="Encode images and decode them from their leading tokens.")(reconstruct)
-app.command("generate", short_help="Generate images from classes or captions.")(generate)
-app.command("export", short_help="Cast and evaluate the weights of a finished run.")(export)
-app.command("convert", short_help="Convert published weights to a model folder.")(convert)
-app.command("reference", short_help="Compute reference statistics of an image set.")(reference)
+app.command("demo", short_help="Train small models from scratch and write a report.")(with_paths(demo))
+app.command("recipes", short_help="List the recipes with their results and cost.")(with_paths(recipes))
+app.command("config", short_help="Print a recipe with all its values.")(with_paths(config))
+app.command("train", short_help="Train a model with a recipe, or resume a training.")(with_paths(train))
+app.command("encode", short_help="Write the tokens of a data set into a cache.")(with_paths(encode))
+app.command("reconstruct", short_help="Encode images and decode them from their leading tokens.")(
+    with_paths(reconstruct)
+)
+app.command("generate", short_help="Generate images from classes or captions.")(with_paths(generate))
+app.command("export", short_help="Cast and evaluate the weights of a finished run.")(with_paths(export))
+app.command("convert", short_help="Convert published weights to a model folder.")(with_paths(convert))
+app.command("reference", short_help="Compute reference statistics of an image set.")(with_paths(reference))
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(analyze_app, name="analyze")
-app.command("compare", short_help="Compare runs with the training curve of their recipe.")(compare)
-app.command("launch", short_help="Run a command as a job on a SLURM cluster.", context_settings=PASSED_ON)(launch)
-app.command("replay", short_help="Repeat the step that stopped a training.")(replay)
+app.command("compare", short_help="Compare runs with the training curve of their recipe.")(with_paths(compare))
+app.command("launch", short_help="Run a command as a job on a SLURM cluster.", context_settings=PASSED_ON)(
+    with_paths(launch)
+)
+app.command("replay", short_help="Repeat the step that stopped a training.")(with_paths(replay))
 
 IMPORT_HELP = "module or .py file to import first, for example to register a model; repeatable; goes before the command"
 
@@ -105,6 +111,22 @@ def with_new_names(arguments: list[str]) -> list[str]:
     return found
 
 
+def use_utf8() -> None:
+    """Make stdout and stderr print every text: UTF-8 where the locale has only ASCII, and see `files.encodable`."""
+    from tok1d.files import encodable
+
+    def escaped(error: UnicodeError) -> tuple[bytes, int]:
+        assert isinstance(error, UnicodeEncodeError)
+        text = encodable(error.object[error.start : error.end])
+        return text.encode(error.encoding, "backslashreplace"), error.end
+
+    codecs.register_error("tok1d", escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            ascii_only = codecs.lookup(stream.encoding).name == "ascii"
+            stream.reconfigure(encoding="utf-8" if ascii_only else None, errors="tok1d")
+
+
 def _fail(message: str, code: int = 2) -> int:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code
@@ -114,6 +136,7 @@ def run(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
     from tok1d.errors import Tok1dError
 
+    use_utf8()
     imports, arguments = split_imports(sys.argv[1:] if arguments is None else arguments)
     arguments = with_new_names(arguments)
     try:

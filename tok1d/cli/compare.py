@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tok1d.cli.options import Overwrite, hold_output, output_folder
+from tok1d.cli.options import PATH, Overwrite, hold_output, output_folder
 
 
 def compare(
@@ -15,6 +15,7 @@ def compare(
     to: Annotated[
         str,
         typer.Option(help="recipe, curve file or run to compare with; default: the most similar recipe with a curve"),
+        PATH,
     ] = "",
     out: Annotated[Path | None, typer.Option(help="folder for curves.png, curves.html and compare.json")] = None,
     save_curve: Annotated[

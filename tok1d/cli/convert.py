@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tok1d.cli.options import Overwrite, one_of, output_folder, print_records
+from tok1d.cli.options import PATH, Overwrite, one_of, output_folder, print_records
 
 
 def export(
@@ -22,6 +22,7 @@ def export(
         typer.Option(
             help="for a tokenizer: the model of a generator trained on its tokens, which tok1d generate then finds"
         ),
+        PATH,
     ] = "",
     overwrite: Overwrite = False,
 ) -> None:
@@ -68,7 +69,7 @@ def convert(
             help="of a file or folder with both: ema (averaged weights) or raw; default: ema where there are some"
         ),
     ] = "",
-    tokenizer: Annotated[str, typer.Option(help="for a generator: the model of its tokenizer")] = "",
+    tokenizer: Annotated[str, typer.Option(help="for a generator: the model of its tokenizer"), PATH] = "",
     help_options: Annotated[
         bool,
         typer.Option("--help-options", is_eager=True, callback=_help_options, help="list the options of every format"),

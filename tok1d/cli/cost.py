@@ -21,7 +21,7 @@ def print_cost(recipe: Recipe, measure_steps: int | None) -> None:
     from tok1d.cost.forecast import forecast, table
     from tok1d.evaluate.of_recipe import forecast_notes
 
-    console = Console(quiet=os.environ.get("RANK", "0") != "0")
+    console = Console(markup=False, quiet=os.environ.get("RANK", "0") != "0")
     console.print(table(forecast(recipe)))
     for line in forecast_notes(recipe):
         console.print(line, soft_wrap=True, markup=False, highlight=False)

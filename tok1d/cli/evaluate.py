@@ -11,7 +11,7 @@ import typer
 
 from tok1d.cli.explain import evaluate_explain
 from tok1d.cli.grid import evaluate_grid
-from tok1d.cli.options import SHARD_HELP, expanded, print_records
+from tok1d.cli.options import SHARD_HELP, expanded, print_records, with_paths
 from tok1d.config.fields import option
 from tok1d.evaluate.request import Generation, Reconstruction, Request
 
@@ -100,7 +100,7 @@ def _report(records: Sequence[Record], job: Job, out: Path | None, save: Save | 
 
 
 evaluate_app = typer.Typer(help="Measure a model; each result is stored with all its settings.", no_args_is_help=True)
-evaluate_app.command("reconstruction")(evaluate_reconstruction)
-evaluate_app.command("generation")(evaluate_generation)
-evaluate_app.command("grid")(evaluate_grid)
-evaluate_app.command("explain")(evaluate_explain)
+evaluate_app.command("reconstruction")(with_paths(evaluate_reconstruction))
+evaluate_app.command("generation")(with_paths(evaluate_generation))
+evaluate_app.command("grid")(with_paths(evaluate_grid))
+evaluate_app.command("explain")(with_paths(evaluate_explain))

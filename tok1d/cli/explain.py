@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from tok1d.cli.options import PATH
+
 NUMBER_HELP = (
     "a JSON file of records, a run or model folder, a bundled model, or a published protocol such as maetok/rfid or "
     "maetok/gfid_512 (semanticist, maetok, smap, titok, sit, llamagen, mar; a bare name is its gFID)"
@@ -13,8 +15,8 @@ NUMBER_HELP = (
 
 
 def evaluate_explain(
-    a: Annotated[str, typer.Argument(help=NUMBER_HELP, show_default=False)],
-    b: Annotated[str, typer.Argument(help="the second number, in the same forms as A", show_default=False)],
+    a: Annotated[str, typer.Argument(help=NUMBER_HELP, show_default=False), PATH],
+    b: Annotated[str, typer.Argument(help="the second number, in the same forms as A", show_default=False), PATH],
     metric: Annotated[
         str,
         typer.Option(

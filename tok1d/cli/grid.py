@@ -32,12 +32,13 @@ class GridSettings:
         help="one or more models, separated by commas, all generators or all tokenizers: folders, names, or "
         "checkpoints RUN/checkpoints/step-...pt",
         argument=True,
+        path="listed",
     )
     out: Path = option(
         help="folder for the results: cells/, grid.json and grid.csv; finished cells are not measured again"
     )
     more: tuple[str, ...] = option(
-        (), "one more model; its name may contain commas; repeatable", repeated=True, flags="--model"
+        (), "one more model; its name may contain commas; repeatable", repeated=True, flags="--model", path="path"
     )
     checkpoints: bool = option(False, "also evaluate all checkpoints of the run MODEL (RUN or RUN/model)")
     weights: tuple[str, ...] = option(

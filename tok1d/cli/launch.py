@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated
@@ -61,7 +62,7 @@ def launch(
         arguments, logs, batch_size = module.job_of(command)
         module.check_batch(batch_size, resources)
         print(module.script(logs, resources, f"tok1d-{arguments[0]}"))
-        print(f"# runs in each process: tok1d {' '.join([*imports, *arguments])}")
+        print(f"# runs in each process: {shlex.join(['tok1d', *imports, *arguments])}")
         return
     job, logs = module.submit(command, resources, partial(run_with, context.obj, imports), cluster=cluster)  # type: ignore[arg-type]
     print(f"job {job.job_id}; logs: {logs / str(job.job_id)}", flush=True)

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import MISSING, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_type_hints
+from typing import TYPE_CHECKING, Annotated, get_args, get_type_hints
 
 import typer
 
+from tok1d.config.fields import as_given
 from tok1d.config.options import Option, flag_of, options_of
 
 if TYPE_CHECKING:
@@ -31,15 +32,19 @@ SHARD_HELP = (
     "this process"
 )
 
-Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
-Data = Annotated[str, typer.Argument(help=DATA_HELP, show_default=False)]
+PATH = "path"  # in an annotation: the text is, or may be, a path
+Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False), PATH]
+Data = Annotated[str, typer.Argument(help=DATA_HELP, show_default=False), PATH]
 Overrides = Annotated[list[str] | None, typer.Argument(help=OVERRIDES_HELP, show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace existing files")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU if there is one")]
 Seed = Annotated[int, typer.Option(min=0, help="seed of all random numbers")]
 DataRoot = Annotated[
-    str | None, typer.Option(help="folder with the files of Fashion-MNIST; default: searched for, else downloaded")
+    str | None,
+    typer.Option(help="folder with the files of Fashion-MNIST; default: searched for, else downloaded"),
+    PATH,
 ]
+RecipeName = Annotated[str, typer.Argument(help="a name that tok1d recipes lists, or a YAML file"), PATH]
 OnBroken = Annotated[str, typer.Option(help="at an unreadable image: stop, or skip it (skipped images are reported)")]
 Shard = Annotated[str, typer.Option(help=SHARD_HELP)]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar")]
@@ -71,6 +76,21 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
         command(**given)
 
     return signed(run, command, parameters)
+
+
+def with_paths(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that receives its paths (parameters of the type Path or with the mark PATH) as `files.as_path`.
+
+    Its other text is `files.readable`. Every command is registered this way.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    parameters = inspect.signature(command).parameters
+    marks = {name: {"path": "path"} if PATH in get_args(hint) else {} for name, hint in hints.items()}
+
+    def run(**given: object) -> None:
+        command(**{name: as_given(value, marks[name]) for name, value in given.items()})
+
+    return signed(run, command, [each.replace(annotation=hints[name]) for name, each in parameters.items()])
 
 
 def signed(
@@ -105,10 +125,10 @@ def parameter_of(option: Option) -> inspect.Parameter:
         hint = Path if default is MISSING else Path | None
         default = inspect.Parameter.empty if default is MISSING else default
     else:  # a list, an interval or one of several choices is parsed from text
-        return text_parameter(option.name, option.help, default if isinstance(default, str) else "")
-    return inspect.Parameter(
-        option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, info]
-    )
+        text = text_parameter(option.name, option.help, default if isinstance(default, str) else "")
+        return text.replace(annotation=Annotated[text.annotation, PATH]) if option.metadata.get("path") else text
+    annotation: object = Annotated[hint, info, PATH] if option.metadata.get("path") else Annotated[hint, info]
+    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def text_parameter(name: str, help: str, default: str = "") -> inspect.Parameter:
@@ -174,6 +194,6 @@ def print_records(records: Sequence[Record]) -> None:
 
     from tok1d.evaluate.report import shared_protocol, table
 
-    Console().print(table(records))
+    Console(markup=False).print(table(records))
     if shared := shared_protocol(records):
         Console().print(shared, markup=False, highlight=False)

@@ -9,6 +9,7 @@ import typer
 
 from tok1d.cli.options import (
     DATA_HELP,
+    PATH,
     DataRoot,
     Device,
     Model,
@@ -27,7 +28,7 @@ Out = Annotated[Path, typer.Option(help="folder for the images")]
 @expanded
 def reconstruct(
     model: Model,
-    images: Annotated[str, typer.Argument(help=f"{DATA_HELP}; or an image file", show_default=False)],
+    images: Annotated[str, typer.Argument(help=f"{DATA_HELP}; or an image file", show_default=False), PATH],
     out: Out,
     how: ReconstructionPictures,
     on_broken: OnBroken = "skip",

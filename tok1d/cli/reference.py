@@ -21,10 +21,12 @@ class ReferenceRequest:
     """The images and the feature network of a reference."""
 
     data: str = option(
-        help="fashion_mnist, a folder of images, or an .npz file of ADM (samples or statistics)", argument=True
+        help="fashion_mnist, a folder of images, or an .npz file of ADM (samples or statistics)",
+        argument=True,
+        path="path",
     )
     out: Path | None = option(None, "also write this .npz file, with the keys of ADM; default: only the cache")
-    network: str = option("", f"feature network: {NETWORK_HELP}")
+    network: str = option("", f"feature network: {NETWORK_HELP}", path="prefixed")
     split: Literal["train", "test", "all"] = option(
         "train", "split of the data: train, test (also for a folder val/), or all (all images of a folder)"
     )
@@ -33,7 +35,7 @@ class ReferenceRequest:
         "kind of the images: train (for gFID), validation or test (for rFID), or own (for both); default: the split, "
         "or own for --split all",
     )
-    model: str = option("", "use size, channels and border of this model's images")
+    model: str = option("", "use size, channels and border of this model's images", path="path")
     size: int | None = option(None, "side of the cropped images in pixels; default: that of the network, or 256", ge=1)
     channels: int | None = option(
         None, "channels of the images, 1 (grey) or 3; default: that of the network", ge=1, le=3
@@ -50,7 +52,7 @@ class ReferenceRequest:
     )
     batch_size: int = option(100, "number of images in a forward pass", ge=1)
     data_root: str | None = option(
-        None, "folder with the files of Fashion-MNIST; default: searched for, else downloaded"
+        None, "folder with the files of Fashion-MNIST; default: searched for, else downloaded", path="path"
     )
     on_broken: Literal["stop", "skip"] = option(
         "stop", "at an unreadable image: stop, or skip it (skipped images are reported)"
@@ -90,13 +92,12 @@ def reference(request: ReferenceRequest, device: Device = None, overwrite: Overw
 
 def _computed(request: ReferenceRequest, images: ImageSet, network: FrozenNetwork) -> tuple[Reference, bool]:
     """The statistics of the images, and whether they were read from the cache."""
-    from tqdm import tqdm
-
     from tok1d.evaluate.reference import cached_reference
+    from tok1d.progress import Bar
 
     own = request.split == "all" or request.data.endswith(".npz")
     total = min(request.num or len(images), len(images))
-    with tqdm(total=total, unit="image", desc="reference", disable=None) as bar:
+    with Bar(total, unit="image", name="reference") as bar:
         return cached_reference(
             images,
             network,

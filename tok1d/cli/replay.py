@@ -72,7 +72,7 @@ def _show(step: int, evidence: Evidence) -> None:
         table.add_row(name, f"{value:.6g}", "")
     for name, rms in evidence.weights.items():
         table.add_row(f"weights of {name} (rms; norm)", f"{rms:.6g}", f"{evidence.gradients[name]:.6g}")
-    Console().print(table)
+    Console(markup=False).print(table)
     losses = evidence.sample_losses or [float("nan")] * len(evidence.samples)
     rows = sorted(zip(losses, evidence.samples), key=lambda row: (row[0] == row[0], -row[0]))[:8]
     print(f"samples ({len(evidence.samples)}): " + ", ".join(f"{name} ({loss:.4g})" for loss, name in rows))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tok1d.cli.cost import print_cost
-from tok1d.cli.options import Overrides, Overwrite, print_records
+from tok1d.cli.options import Overrides, Overwrite, RecipeName, print_records
 
 
 def recipes() -> None:
@@ -27,7 +27,7 @@ def recipes() -> None:
 
 
 def config(
-    recipe: Annotated[str, typer.Argument(help="a name that tok1d recipes lists, or a YAML file")],
+    recipe: RecipeName,
     overrides: Overrides = None,
     fields: Annotated[
         bool, typer.Option("--fields", help="list all fields with value, type, default and help")
@@ -45,7 +45,7 @@ def config(
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="a name that tok1d recipes lists, or a YAML file")],
+    recipe: RecipeName,
     overrides: Overrides = None,
     overwrite: Overwrite = False,
     minutes: Annotated[

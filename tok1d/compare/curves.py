@@ -18,7 +18,7 @@ from typing import Any, Literal, TypedDict, TypeVar
 
 from tok1d import files
 from tok1d.config.fields import flat, to_mapping, with_current_names
-from tok1d.config.load import RECIPES
+from tok1d.config.load import RECIPES, stored_tree
 from tok1d.config.recipe import Recipe
 from tok1d.config.registry import build_model_config
 from tok1d.errors import ConfigError, DataError, InputError, reason_of
@@ -137,16 +137,14 @@ def read_run(folder: str | Path) -> Curve:
     Raises:
         DataError: config.yaml or log.jsonl is missing or has other content.
     """
-    import yaml
-
     folder = Path(folder)
     try:
-        recipe = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        recipe: Settings = stored_tree((folder / "config.yaml").read_text(encoding="utf-8"))
         points = _points((folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
         config: Settings = _json(folder / "model" / "config.json", {})
         card = config.get("card", {})
         report: list[_Entry] = _json(folder / "report.json", [])
-        if not isinstance(recipe, dict):
+        if not recipe:
             raise TypeError("config.yaml holds no recipe")
         return Curve(
             name=str(folder),
@@ -163,7 +161,7 @@ def read_run(folder: str | Path) -> Curve:
             f"{folder}: expected a run folder with config.yaml and log.jsonl, as tok1d train writes them; "
             f"{error.filename and Path(error.filename).name}: {error.strerror or error}"
         ) from None
-    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
             f"{folder}: expected the log of a run, got something else ({reason_of(error)}); train again"
         ) from None

@@ -21,7 +21,7 @@ from tok1d.compare.curves import (
     track,
     window_width,
 )
-from tok1d.pictures import data_uri, figure_image, save_png
+from tok1d.pictures import data_uri, figure_image, plot_label, save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -171,7 +171,7 @@ def _plot_reference(axes: Axes, reference: Curve, key: str) -> None:
     mean, band = bands(steps, values, window_width(steps, steps))
     low, high = ([m + sign * b for m, b in zip(mean, band)] for sign in (-1, 1))
     axes.fill_between(steps, low, high, color="black", alpha=0.12, linewidth=0)
-    axes.plot(steps, mean, color="black", linewidth=1.5, label=f"{_label(reference)} (reference)")
+    axes.plot(steps, mean, color="black", linewidth=1.5, label=plot_label(f"{_label(reference)} (reference)"))
 
 
 def _plot_run(axes: Axes, each: Comparison, key: str, colour: str) -> None:
@@ -184,7 +184,7 @@ def _plot_run(axes: Axes, each: Comparison, key: str, colour: str) -> None:
     ref_steps = each.reference.series(key)[0] if each.reference else []
     axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.4)
     width = window_width(steps, ref_steps or steps)
-    axes.plot(steps, averaged(steps, values, width), color=colour, linewidth=1.8, label=_label(each.run))
+    axes.plot(steps, averaged(steps, values, width), color=colour, linewidth=1.8, label=plot_label(_label(each.run)))
     if each.track.left is not None:
         axes.axvline(each.track.left, color=colour, linestyle=":", linewidth=1.2)
 

@@ -15,7 +15,9 @@ class ConditionConfig:
 
     kind: Literal["class", "text"] = option("class", "condition: a class id, or a caption")
     encoder: str = option(
-        "", "text: the frozen text encoder, a transformers name or a local folder; not part of the model's weights"
+        "",
+        "text: the frozen text encoder, a transformers name or a local folder; not part of the model's weights",
+        path="path",
     )
     dim: int = option(512, "text: width E of the encoder's states, 512 for CLIP ViT-B/32", ge=1)
     length: int = option(

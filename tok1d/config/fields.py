@@ -8,11 +8,14 @@ import math
 import operator
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tok1d.config.nearest import known_name, nearest
 from tok1d.config.text import join, override_text, show, type_name
+from tok1d.config.written import Written, is_null, value_as
 from tok1d.errors import ConfigError
+from tok1d.files import as_path, as_paths, readable
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -47,7 +50,8 @@ def option(
         default: may be a list, a dict, a dataclass instance (each config gets its own copy) or a dataclass type.
         ge, gt, le, lt: range of a number, or of each number of a list.
         was: the field's former name, which recipes may still use. For plain values, not for sections.
-        metadata: further metadata of the field. `build(value, key)`, if given, converts the field's values.
+        metadata: further metadata of the field. `build(value, key)`, if given, converts the field's values. `path` is
+            "path" for text that is or may be a path, "prefixed" for one in timm:NAME:FILE, "listed" for A,B.
     """
     limits = {">=": ge, ">": gt, "<=": le, "<": lt}
     bounds = {sign: limit for sign, limit in limits.items() if limit is not None}
@@ -102,8 +106,8 @@ def build(cls: type[T], mapping: object, key: str = "", default: T | None = None
 
 
 def _build_field(field: dataclasses.Field[T], hint: Hint, value: object, fallback: object, key: str) -> object:
-    """The checked value of one field; MISSING, or OmegaConf's "???", stands for the fallback."""
-    if value is MISSING or (isinstance(value, str) and value == "???"):
+    """The checked value of one field; MISSING stands for the fallback."""
+    if value is MISSING:
         value = fallback
     if value is MISSING and dataclasses.is_dataclass(hint):
         value = {}  # so that the message names the first required key inside
@@ -111,8 +115,26 @@ def _build_field(field: dataclasses.Field[T], hint: Hint, value: object, fallbac
         raise ConfigError(f"{key}: required; expected {type_name(hint, bounds_of(field))}, set it with {key}=VALUE")
     converter = field.metadata.get("build")
     converted = converter(value, key) if converter else convert(hint, value, key, fallback)
+    try:
+        converted = as_given(converted, field.metadata)
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from None
     _check_bounds(hint, converted, key, bounds_of(field))
     return converted
+
+
+def as_given(value: object, metadata: Mapping[str, object]) -> object:
+    """Text of a user for a field, or several: a path for the file system (`path`, see `option`), or readable text."""
+    if isinstance(value, tuple | list):
+        return type(value)(as_given(each, metadata) for each in value)
+    if isinstance(value, Path):
+        return Path(as_path(str(value)))
+    if not isinstance(value, str):
+        return value
+    kind = metadata.get("path")
+    if kind is None:
+        return readable(value)
+    return as_path(value) if kind == "path" else as_paths(value, {"prefixed": ":", "listed": ","}[str(kind)])
 
 
 def named_sizes(cls: type) -> Mapping[str, Mapping[str, object]]:
@@ -160,14 +182,20 @@ def convert(hint: Hint, value: object, key: str, default: object = None) -> obje
     """`value` as the annotation `hint` requires, a new object for containers; raises ConfigError if it does not fit."""
     if dataclasses.is_dataclass(value):  # a default instance: built anew from itself, so that it is checked too
         value, default = {}, value
+    if isinstance(value, Written) and hint is not str:
+        if value.problem and str not in get_args(hint):
+            raise ConfigError(f"{key}: {value.problem}")
+        value = value if value.meaning is None or str in get_args(hint) else value.meaning
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         return _convert_union(hint, value, key, default)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return build(hint, value, key, default if isinstance(default, hint) else None)
     if origin is Literal:
-        if any(value == choice and type(value) is type(choice) for choice in get_args(hint)):
-            return value
+        for choice in get_args(hint):
+            found = value_as(type(choice), value)
+            if found == choice and type(found) is type(choice):
+                return choice
         raise _mismatch(hint, value, key)
     if origin in (list, tuple):
         return _convert_sequence(hint, value, key)
@@ -179,6 +207,7 @@ def convert(hint: Hint, value: object, key: str, default: object = None) -> obje
 
 
 def _convert_scalar(hint: Hint, value: object, key: str) -> object:
+    value = value_as(hint, value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         number = _as_float(value)
         if math.isfinite(number):
@@ -193,7 +222,7 @@ def _convert_scalar(hint: Hint, value: object, key: str) -> object:
 
 def _convert_union(hint: Hint, value: object, key: str, default: object) -> object:
     members = [member for member in get_args(hint) if member is not type(None)]
-    if value is None and type(None) in get_args(hint):
+    if is_null(value) and type(None) in get_args(hint):
         return None
     classes: list[type] = [
         member for member in members if isinstance(member, type) and dataclasses.is_dataclass(member)
@@ -204,7 +233,7 @@ def _convert_union(hint: Hint, value: object, key: str, default: object) -> obje
     is_container = isinstance(value, Mapping | list | tuple)
     if len(members) == 1 and is_container and get_origin(members[0]) in (list, tuple, dict):
         return convert(members[0], value, key)  # its own message names the wrong element
-    for member in members:
+    for member in sorted(members, key=lambda member: member is str):  # every value is text: the last choice
         try:
             return convert(member, value, key)
         except ConfigError:

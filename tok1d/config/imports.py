@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tok1d.errors import ConfigError, reason_of
+from tok1d.files import as_path
 
 
 def import_module(name: str) -> ModuleType:
@@ -20,7 +21,7 @@ def import_module(name: str) -> ModuleType:
     Raises:
         ConfigError: there is no such module, or importing it fails; one line with the error and where it was raised.
     """
-    path = Path(name)
+    path = Path(as_path(name))
     try:
         if path.suffix == ".py":
             return _import_file(path)

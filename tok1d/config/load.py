@@ -1,4 +1,4 @@
-"""Recipes: YAML files and `key=value` overrides, merged by OmegaConf and checked into typed dataclasses."""
+"""Recipes: YAML files and `key=value` overrides, merged and checked into typed dataclasses."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from pathlib import Path
 from tok1d.config.fields import FieldRow, build, former_names, rows, to_mapping
 from tok1d.config.nearest import nearest
 from tok1d.config.recipe import CardConfig, Recipe
+from tok1d.config.references import resolve
 from tok1d.config.text import escape, show
+from tok1d.config.written import is_null, plain_values, problem_of, read_override, read_yaml, write_yaml
 from tok1d.errors import ConfigError, reason_of
+from tok1d.files import as_path
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SIZED = ("dim", "depth", "heads")  # the keys that a named size sets
@@ -28,19 +31,22 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Load a recipe by its name or YAML file, with `key=value` overrides; `out` (and `cache`) are filled in.
 
     A recipe may inherit: `base: NAME_OR_PATH` reads that one first (without its `out`), a path is relative to the
-    file. `${data.image_size}` stands for the value of another key that is written in the recipe or its bases.
+    file. `${data.image_size}` stands for the value of another key that is written in the recipe or its bases,
+    `${oc.env:NAME}` for an environment variable.
     `size: base` in a section whose class has `SIZES` sets dim, depth and heads. Keys written next to it override
     it; a `size` in an inheriting recipe or an override replaces all three.
     A key's former name works, too; a line on stderr gives the new one.
+    The type of a field decides how its text is read, in files and overrides alike: see `tok1d.config.written`. The
+    text of an override is literal. The same override twice: the last one counts. A key twice in a file is an error.
 
     Raises:
         ConfigError: not a valid recipe; one line with the full key.
     """
-    tree = _resolve(_merge(_read(name_or_path), _parse_overrides(overrides)))
+    tree = resolve(_merge(_read(name_or_path), _parse_overrides(overrides)))
     if tree.get("out") in (None, ""):
         label = name_or_path if name_or_path in recipe_names() else Path(name_or_path).stem
         tree["out"] = f"runs/{label}"
-    if tree.get("kind") == "generator" and tree.get("cache") is None:
+    if tree.get("kind") == "generator" and is_null(tree.get("cache")):
         tree["cache"] = f"{tree['out']}/cache"
     recipe = build(Recipe, tree)
     for was, name in former_names(recipe, tree):
@@ -59,19 +65,26 @@ def stored_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def recipe_from_text(text: str, source: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe that `to_yaml` wrote as `text`, after overrides; raises ConfigError as `load_recipe`, for `source`."""
-    return build(Recipe, _resolve(_merge(_parse(text, source), _parse_overrides(overrides))))
+    return build(Recipe, resolve(_merge(_parse(text, source), _parse_overrides(overrides))))
 
 
 def load_card(name_or_path: str) -> CardConfig:
     """The card of a recipe; the model is not imported and the other keys are not checked."""
-    return build(CardConfig, _resolve(_read(name_or_path)).get("card", {}), "card")
+    return build(CardConfig, resolve(_read(name_or_path)).get("card", {}), "card")
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """The whole recipe as YAML, without inheritance or interpolation; `load_recipe` of it gives an equal recipe."""
-    from omegaconf import OmegaConf
+    """The whole recipe as YAML, without inheritance or references; `load_recipe` of it gives an equal recipe."""
+    return write_yaml(escape(to_mapping(recipe)))
 
-    return OmegaConf.to_yaml(OmegaConf.create(escape(to_mapping(recipe))))
+
+def stored_tree(text: str) -> Tree:
+    """The keys and plain values of a recipe that `to_yaml` wrote, without checks; {} for other text."""
+    try:
+        found = plain_values(resolve(_parse(text, "recipe")))
+    except ConfigError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def field_rows(recipe: Recipe) -> list[FieldRow]:
@@ -81,7 +94,7 @@ def field_rows(recipe: Recipe) -> list[FieldRow]:
 
 def _locate(name: str, folder: Path) -> Path:
     """The file of a packaged recipe, or a path relative to `folder`."""
-    names, path = recipe_names(), folder / name
+    names, path = recipe_names(), folder / as_path(name)
     if name in names:
         return RECIPES / f"{name}.yaml"
     if os.path.isfile(path):  # unlike Path.is_file, False for names that no file can have
@@ -111,7 +124,7 @@ def _read(name: str, folder: Path = Path(), above: tuple[Path, ...] = ()) -> Tre
         return tree
     if not isinstance(base, str):
         raise ConfigError(f"base: expected a recipe's name or file, got {show(base)}")
-    inherited = _read(base, path.parent, chain)
+    inherited = _read(str(base), path.parent, chain)
     inherited.pop("out", None)  # else two recipes would train into one folder
     return _merge(inherited, tree)
 
@@ -125,28 +138,18 @@ def _read_text(path: Path) -> str:
 
 
 def _parse(text: str, source: str) -> Tree:
-    """YAML text as OmegaConf reads it (1e-4 is a number, a repeated key is an error), not interpolated."""
+    """The keys of a YAML text, see `read_yaml`; a repeated key is an error."""
     import yaml
-    from omegaconf import OmegaConf
-    from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
-    tree: object = None
     try:
-        tree = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    except yaml.YAMLError as error:
+        found = read_yaml(text)
+    except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark is not None else text.count("\n", 0, getattr(error, "position", 0)) + 1
-        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
-        raise ConfigError(f"{source}, line {line}: not valid YAML, {problem}") from None
-    except GrammarParseError as error:
-        raise _interpolation_error(error.full_key, error) from None
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{source}: not a valid recipe, {_first_line(error)}") from None
-    except AssertionError:  # OmegaConf's reaction to a single number
-        pass
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{source}: expected a mapping of keys, got {show(tree or text)}")
-    return tree
+        raise ConfigError(f"{source}, line {line}: not valid YAML, {problem_of(error)}") from None
+    if not isinstance(found, dict | None):
+        raise ConfigError(f"{source}: expected a mapping of keys, got {show(found)}")
+    return found or {}
 
 
 def _parse_overrides(overrides: Sequence[str]) -> Tree:
@@ -160,26 +163,11 @@ def _parse_overrides(overrides: Sequence[str]) -> Tree:
         if "[" in key:
             raise ConfigError(f"override {shown}: expected a whole list, such as evaluate.keep=[1,2,4]")
         sections, _, last = key.rpartition(".")
-        branch: Tree = {last: _parse_value(value, key, shown)}
+        branch: Tree = {last: read_override(value)}
         for name in reversed(sections.split(".") if sections else []):
             branch = {name: branch}
         tree = _merge(tree, branch)
     return tree
-
-
-def _parse_value(value: str, key: str, shown: str) -> object:
-    """The right side of an override as OmegaConf's dotlist reads it."""
-    import yaml
-    from omegaconf import OmegaConf
-    from omegaconf.errors import GrammarParseError, OmegaConfBaseException
-
-    try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)["value"]  # type: ignore
-    except GrammarParseError as error:
-        raise _interpolation_error(key, error) from None
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        problem = getattr(error, "problem", None) or _first_line(error)
-        raise ConfigError(f"override {shown}: the value is not valid YAML, {problem}; quote it?") from None
 
 
 def _merge(below: Tree, above: Tree, in_model: bool = False) -> Tree:
@@ -188,7 +176,7 @@ def _merge(below: Tree, above: Tree, in_model: bool = False) -> Tree:
     Inside `model`, a section with another `name` replaces the whole section: its keys belong to another class. A
     section with a `size` drops the keys below that a size sets.
     """
-    resized = in_model and isinstance(above.get("size"), str)
+    resized = in_model and isinstance(plain_values(above.get("size")), str)
     merged = {name: value for name, value in below.items() if not (resized and name in SIZED)}
     for name, value in above.items():
         old = merged.pop(name, None)  # put last: of a key and its former name, the later one counts
@@ -199,24 +187,3 @@ def _merge(below: Tree, above: Tree, in_model: bool = False) -> Tree:
         else:
             merged[name] = value
     return merged
-
-
-def _resolve(tree: Tree) -> Tree:
-    """The tree with every `${key}` replaced by that key's value."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        return OmegaConf.to_container(OmegaConf.create(tree), resolve=True)  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        raise _interpolation_error(getattr(error, "full_key", None), error) from None
-
-
-def _interpolation_error(key: str | None, error: Exception) -> ConfigError:
-    expected = "expected ${KEY} of a key written in the recipe or its bases, or \\${ for plain text"
-    return ConfigError(f"{key or 'recipe'}: {expected} ({_first_line(error)})")
-
-
-def _first_line(error: Exception) -> str:
-    """Summarise an error of OmegaConf, whose further lines name keys and types inside of OmegaConf."""
-    return reason_of(ValueError(str(error).strip().partition("\n")[0]))

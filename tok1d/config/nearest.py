@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from tok1d.config.text import show
+from tok1d.config.written import is_null
 from tok1d.errors import ConfigError
 
 
@@ -16,7 +17,7 @@ def known_name(name: object, known: Iterable[str], key: str) -> str:
         return name
     near = nearest(str(name), known)
     advice = f"; did you mean {' or '.join(near)}?" if near else ""
-    got = "nothing" if name is None else show(name)
+    got = "nothing" if is_null(name) else show(name)
     raise ConfigError(f"{key}: expected {' or '.join(known) or 'no name at all'}, got {got}{advice}")
 
 

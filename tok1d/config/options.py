@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from tok1d.config.fields import bounds_of, convert, within
+from tok1d.config.fields import as_given, bounds_of, convert, within
 from tok1d.config.text import type_name
+from tok1d.config.written import is_null
 from tok1d.errors import InputError
 
 T = TypeVar("T")
@@ -23,7 +24,7 @@ def flag_of(name: str) -> str:
 
 def null_is(default: object, hint: type) -> Callable[[object, str], object]:
     """Return a converter of recipe values that replaces null, as older recipes have it, by the default."""
-    return lambda value, key: default if value is None else convert(hint, value, key)
+    return lambda value, key: default if is_null(value) else convert(hint, value, key)
 
 
 def fields_from(cls: type[T], holder: object, prefix: str = "") -> T:
@@ -78,9 +79,11 @@ class Option:
         Raises:
             InputError: not a value of this type, or out of bounds.
         """
-        what = what or flag_of(self.name)
         if text is None or (text == "" and not (isinstance(self.default, str) and self.default)):
             return self.default
+        return as_given(self._value(text, what or flag_of(self.name)), self.metadata)
+
+    def _value(self, text: Any, what: str) -> Any:
         if self.hint == tuple[float, float]:
             return parse_interval(text, what)
         if self.hint == tuple[int, ...]:

@@ -39,6 +39,7 @@ class DataConfig:
         None,
         "folder of the data; null for fashion_mnist: a default folder, or a download; for webdataset also a pattern, "
         "DIR/{000..010}.tar",
+        path="path",
     )
     image_size: int = option(28, "side of the square images, in pixels", ge=1)
     image_sizes: list[int] = option(
@@ -256,21 +257,26 @@ class Recipe:
 
     kind: Kind = option(help="what is trained")
     seed: int = option(0, "seed of all randomness", ge=0, le=2**32 - 1)
-    out: str = option("", "run folder; default: runs/RECIPE", free=True)
+    out: str = option("", "run folder; default: runs/RECIPE", free=True, path="path")
     card: CardConfig = option(CardConfig, free=True)
     data: DataConfig = option(DataConfig)
     init_from: str | None = option(
         None,
         "model folder, bundled or hub name of a model of the same kind whose weights initialise this one",
         was="start",
+        path="path",
     )
     tokenizer: str | None = option(
-        None, "generators: model folder or bundled name of the tokenizer whose tokens are modelled", only="generator"
+        None,
+        "generators: model folder or bundled name of the tokenizer whose tokens are modelled",
+        only="generator",
+        path="path",
     )
     cache: str | None = option(
         None,
         "generators: folder of the token cache; default: OUT/cache; none: no cache, every batch is encoded",
         only="generator",
+        path="path",
     )
     cache_views: Literal["center", "center+flip", "random", "tencrop"] = option(
         "center", "generators: crops of an image in the cache (1, 2, 1 or 20 views)"

@@ -125,6 +125,7 @@ class Sampling(SampleSettings):
         "SiT, LightningDiT and USiT: guide away from this earlier or smaller model (a model, "
         "or a checkpoint RUN/checkpoints/step-...pt), not from the null class",
         axis=False,
+        path="path",
     )
     unconditional: bool = option(False, "sample without classes or captions", axis=False)
 

@@ -9,9 +9,11 @@ import types
 from collections.abc import Mapping
 from typing import Literal, TypeVar, Union, get_args, get_origin
 
+from tok1d.config.written import guess, override_of, plain_values
+from tok1d.files import readable
+
 T = TypeVar("T")
 _SCALARS: dict[object, str] = {int: "int", float: "float", str: "str", bool: "true or false"}
-_YAML_WORDS = {"true", "false", "yes", "no", "on", "off", "null", "nan", "inf"}
 
 
 def join(key: str, name: object) -> str:
@@ -21,7 +23,11 @@ def join(key: str, name: object) -> str:
 
 
 def show(value: object) -> str:
-    """Format a value on one line of at most 80 characters: null, true and false as in YAML, others by `repr`."""
+    """Format a value on one line of at most 80 characters: null, true and false as in YAML, others by `repr`.
+
+    The text of a recipe or an override is shown as what it looks like: 12, not '12'.
+    """
+    value = plain_values(readable(value) if type(value) is str else value)
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     text = repr(value)
@@ -51,23 +57,27 @@ def type_name(hint: object, bounds: Mapping[str, float] | None = None) -> str:
 
 def override_text(value: object) -> str:
     """A plain value or dataclass as the right side of a `key=value` override, on one line."""
+    return override_of(value) if isinstance(value, str) else _in_list(value)
+
+
+def _in_list(value: object) -> str:
+    """A value inside `[...]` or `{...}`, in which text may need quotes."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, list | tuple):
-        return f"[{', '.join(override_text(item) for item in value)}]"
+        return f"[{', '.join(_in_list(item) for item in value)}]"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{override_text(k)}: {override_text(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{_in_list(k)}: {_in_list(v)}" for k, v in value.items()) + "}"
     if not isinstance(value, str):
         return show(value)
-    text = escape(value)
-    if re.fullmatch(r"[A-Za-z_/][A-Za-z0-9_./ -]*", text) and text.lower() not in _YAML_WORDS and text[-1] != " ":
-        return text
+    if re.fullmatch(r"[A-Za-z_/][A-Za-z0-9_./ -]*", value) and guess(value) == value and value[-1] != " ":
+        return value
     # A JSON string is a YAML string, except that YAML requires every unprintable character to be escaped.
-    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in json.dumps(text, ensure_ascii=False))
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in json.dumps(value, ensure_ascii=False))
 
 
 def escape(value: T) -> T:
-    r"""A plain value whose text OmegaConf reads literally: "${" becomes "\${", backslashes before it are doubled."""
+    r"""A plain value that a recipe file holds literally: "${" becomes "\${", backslashes before it are doubled."""
     found: object = value
     if isinstance(value, Mapping):
         found = {name: escape(item) for name, item in value.items()}

@@ -217,8 +217,8 @@ def _from_debian(work: Path) -> None:
 def _run(command: list[str], folder: Path, timeout: float) -> None:
     environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
     subprocess.run(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        errors="replace", timeout=timeout, check=True,
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
+        errors="replace", timeout=timeout, check=True, encoding="utf-8"
     )  # fmt: skip
 
 

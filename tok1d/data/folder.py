@@ -7,14 +7,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from tok1d.data.broken_files import broken_reason, scan_file
 from tok1d.data.fashion_mnist import cache_home
 from tok1d.data.lazy import LazyImages, OnBroken, decoding_pool
 from tok1d.data.prints import Kind, hash_file
 from tok1d.data.scan_cache import cache_writable, read_scan, stat_text, write_scan
 from tok1d.data.splits import spread
-from tok1d.data.transforms import MAX_PIXELS, Transform, decoding_reason
+from tok1d.data.transforms import Transform
 from tok1d.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -75,39 +75,6 @@ def classes_of(root: str | Path, files: Sequence[str], *, captioned: bool = Fals
             f"{root}: both class folders and loose images ({loose[0]}, ...): move the loose ones into a class"
         )
     return [Path(root).resolve().name]
-
-
-def broken_reason(path: str | Path) -> str | None:
-    """Return why an image file is broken, or None; reads as little of the file as its format allows."""
-    return _scan(path)[0]
-
-
-def _scan(path: str | Path) -> tuple[str | None, bool]:
-    """As `broken_reason`, and whether the result is permanent.
-
-    An error of the operating system, such as a missing permission or an unmounted disk, is not permanent.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                return f"{image.width}x{image.height} pixels, at most {MAX_PIXELS} are read", True
-            image.verify()
-        if not _ends_like_an_image(path):
-            with Image.open(path) as image:
-                image.load()
-    except MemoryError:
-        raise
-    except Exception as error:  # of many types, see `decode_image`
-        return decoding_reason(error), getattr(error, "errno", None) is None
-    return None, True
-
-
-def _ends_like_an_image(path: str | Path) -> bool:
-    """Whether a JPEG file has its end marker. `verify` does not read that far, while it reads all of a PNG or WebP."""
-    with open(path, "rb") as file:
-        head = file.read(3)
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 64))
-        return head != b"\xff\xd8\xff" or file.read().rstrip(b"\0").endswith(b"\xff\xd9")
 
 
 class FolderImages(LazyImages):
@@ -199,7 +166,7 @@ def _cached_scan(files: list[str], paths: list[Path], workers: int | None) -> di
     record = cache_home() / "checked" / f"{digest.hexdigest()[:24]}.json"
     broken = read_scan(record)
     if not isinstance(broken, dict):
-        scanned = list(decoding_pool(workers).map(_scan, paths)) if cache_writable() else []
+        scanned = list(decoding_pool(workers).map(scan_file, paths)) if cache_writable() else []
         broken = {file: reason for file, (reason, _) in zip(files, scanned) if reason is not None}
         if all(permanent for _, permanent in scanned):
             write_scan(record, broken)

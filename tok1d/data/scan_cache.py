@@ -48,7 +48,7 @@ def stat_text(path: str | Path) -> str:
 def read_scan(path: Path) -> object:
     """Return the cached JSON value, or None if the file is missing or unreadable."""
     try:
-        found: object = json.loads(path.read_text())
+        found: object = json.loads(path.read_text(encoding="utf-8"))
         return found
     except (OSError, ValueError):
         return None
@@ -59,4 +59,4 @@ def write_scan(path: Path, found: object) -> None:
     if not _writable:
         return
     with suppress(OSError), replacing(path) as temporary:
-        temporary.write_text(json.dumps(found))
+        temporary.write_text(json.dumps(found), encoding="utf-8")

@@ -8,6 +8,7 @@ from typing import Literal
 
 from tok1d.data.lazy import OnBroken
 from tok1d.data.transforms import Crop, Transform
+from tok1d.files import as_path
 
 DataName = Literal["fashion_mnist", "folder", "webdataset", "huggingface"]
 
@@ -47,6 +48,10 @@ class ImageSource:
     image_key: str | None = None
     label_key: str | None = None
     workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.root is not None:
+            object.__setattr__(self, "root", as_path(str(self.root)))
 
     @property
     def transform(self) -> Transform:

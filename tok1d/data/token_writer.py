@@ -191,7 +191,7 @@ class TokenWriter:
     def _is_ours(self, index: Path) -> bool:
         """Whether a finished cache is equal to the one that this call would write."""
         try:
-            found = json.loads(index.read_text())
+            found = json.loads(index.read_text(encoding="utf-8"))
         except ValueError:
             return False
         wanted = {**json.loads(self._identity), "rows": self.rows}

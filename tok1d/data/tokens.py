@@ -118,7 +118,7 @@ class TokenCache:
         self.folder = Path(folder)
         path = self.folder / INDEX
         try:
-            index = json.loads(path.read_text())
+            index = json.loads(path.read_text(encoding="utf-8"))
             if index.get("format") != FORMAT:
                 raise DataError(f"{path}: expected format {FORMAT}, got {index.get('format')}: run tok1d encode again")
             self.layout = Layout(*(index[key] for key in ("num_tokens", "dim", "dtype", "rows_per_shard")))

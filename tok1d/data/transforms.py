@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -59,6 +59,7 @@ def decode_image(
                 raise DataError(
                     f"{name}: {image.width}x{image.height} pixels, at most {MAX_PIXELS} are read: shrink it"
                 )
+            _scale_transparency(image)
             image.load()
             turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
             return flatten(image if turn is None else image.transpose(turn), channels, background)
@@ -66,6 +67,23 @@ def decode_image(
         raise
     except Exception as error:  # PIL's format plugins raise many types, RuntimeError and TypeError among them
         raise DataError(f"{name}: not a readable image: {decoding_reason(error)}") from error
+
+
+def _scale_transparency(image: ImageFile.ImageFile) -> None:
+    """Scale the transparent grey value or colour of a PNG of 1, 2, 4 or 16 bits to the 8 bits that PIL decodes to.
+
+    Must be called before the pixels are decoded. Colours of 16 bits that differ only in the lower 8 bits are equal.
+    """
+    key = image.info.get("transparency")
+    if image.format != "PNG" or not isinstance(key, int | tuple):
+        return
+    raw = str(image.tile[0][3]) if image.tile else ""
+    if image.mode == "RGB" and raw.startswith("RGB;16"):
+        image.info["transparency"] = tuple(value >> 8 for value in key) if isinstance(key, tuple) else key
+    elif raw == "1":
+        image.info["transparency"] = 255 if key else 0
+    elif isinstance(key, int):
+        image.info["transparency"] = key * {"L;2": 85, "L;4": 17}.get(raw, 1)
 
 
 def decoding_reason(error: BaseException) -> str:
@@ -87,9 +105,15 @@ def flatten(image: Image.Image, channels: int, background: tuple[int, int, int] 
     if image.mode.startswith("I;16") or image.mode == "I":
         # PIL would clip instead of scale. 65535 / 257 is exactly 255; 128 rounds.
         values = np.asarray(image).astype(np.int64)
+        key = image.info.get("transparency")
         if values.min() < 0 or values.max() > 65535:
             raise ValueError(f"grey values outside 16 bits ({values.min()} to {values.max()})")
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        if isinstance(key, int):
+            image = Image.merge("LA", (image, Image.fromarray(np.uint8(255) * (values != key))))
+    elif image.mode == "1" and isinstance(key := image.info.get("transparency"), int):  # PIL composites only "L"
+        grey = image.convert("L")
+        image = Image.merge("LA", (grey, grey.point(lambda value: 0 if value == key else 255)))
     elif image.mode == "F":
         raise ValueError("floating-point pixels, whose range is unknown")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:

@@ -13,6 +13,7 @@ from torch import Tensor
 from tok1d.analyze.prefix import CurvePoint
 from tok1d.config.classes import Classes, model_classes
 from tok1d.config.fields import build_config
+from tok1d.config.load import stored_tree
 from tok1d.config.recipe import EvaluateConfig, Recipe
 from tok1d.data.images import ImageSet
 from tok1d.data.labels import image_classes
@@ -32,11 +33,9 @@ PROBE_TRAIN, PROBE_TEST = 5000, 1000  # images
 
 def protocol(card: Card) -> EvaluateConfig:
     """The evaluation settings of the recipe in a model's card: steps, guidance, temperature."""
-    from omegaconf import OmegaConf
-
-    tree = OmegaConf.to_container(OmegaConf.create(card.recipe or "{}"), resolve=True)
-    assert isinstance(tree, dict), "a card's recipe is a mapping"
-    return build_config(EvaluateConfig, tree.get("evaluate", {}))
+    evaluate = stored_tree(card.recipe).get("evaluate", {})
+    assert isinstance(evaluate, dict), "a section of a recipe is a mapping"
+    return build_config(EvaluateConfig, evaluate)
 
 
 def noise() -> torch.Generator:

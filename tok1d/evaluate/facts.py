@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tok1d.config.load import stored_tree
 from tok1d.config.sampling import EVERYWHERE
 from tok1d.errors import DataError
 from tok1d.evaluate.published import ABSENT, NONE, Facts, published, text_of
@@ -209,7 +210,7 @@ def read_measured(name: str) -> Measured:
         card = content.get("card", {}) if isinstance(content, dict) else {}
         entries = [upgraded(entry) for entry in (content if isinstance(content, list) else card["records"])]
         records = [Record.from_json(entry) for entry in entries]
-        recipe = _recipe(card.get("recipe") or _recipe_of_run(path))
+        recipe = stored_tree(card.get("recipe") or _recipe_of_run(path))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
             f"{path}: expected a JSON list of metric records or a model's config.json, got something else "
@@ -224,13 +225,3 @@ def _recipe_of_run(path: Path) -> str:
     """The resolved recipe in the folder of a run's report; "" if there is none."""
     recipe = path.with_name("config.yaml")
     return recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
-
-
-def _recipe(text: str) -> dict[str, object]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -16,6 +16,7 @@ from torch import Tensor
 from tok1d.errors import ConfigError, DataError, InputError, reason_of
 from tok1d.files import remove_left, replacing
 from tok1d.locks import hold_part
+from tok1d.progress import Bar
 from tok1d.zoo.record import Record
 
 MIN_BLOCK = 64  # least number of images in a block, so that small batches do not make too many files
@@ -151,11 +152,9 @@ class Job:
 
     def _shown(self, batches: list[range], done: int) -> Iterator[range]:
         """The batches, with a progress bar over them."""
-        from tqdm import tqdm
-
         total = done + sum(map(len, batches))
         name = self.label if self.part[1] == 1 else f"{self.label} {self.part[0]}/{self.part[1]}"
-        with tqdm(total=total, initial=done, disable=True if self.quiet else None, unit="image", desc=name) as bar:
+        with Bar(total, done=done, unit="image", name=name, quiet=self.quiet) as bar:
             for rows in batches:
                 yield rows
                 bar.update(len(rows))
@@ -165,7 +164,7 @@ class Job:
         """Hold the job's lock, which a killed process releases; False if another process has finished the job."""
         assert self.folder is not None
         try:
-            file = (self.folder / f"{self.name}.lock").open("w")
+            file = (self.folder / f"{self.name}.lock").open("w", encoding="utf-8")
         except FileNotFoundError:
             yield False
             return

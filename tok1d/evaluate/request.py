@@ -93,6 +93,7 @@ class Request:
         "on the Hugging Face hub",
         argument=True,
         axis=False,
+        path="path",
     )
     data: str = option(
         "",
@@ -100,14 +101,18 @@ class Request:
         "save_to_disk of Hugging Face datasets; default for a generator trained on fashion_mnist: fashion_mnist",
         argument=True,
         axis=False,
+        path="path",
     )
     metrics: tuple[str, ...] = option((), METRICS_HELP, axis=False)
-    network: tuple[str, ...] = option((), f"feature network, repeatable: {NETWORK_HELP}", repeated=True, axis=False)
+    network: tuple[str, ...] = option(
+        (), f"feature network, repeatable: {NETWORK_HELP}", repeated=True, axis=False, path="prefixed"
+    )
     reference: tuple[str, ...] = option(
         (),
         "file of reference statistics, from tok1d reference or ADM; repeatable, one for each network",
         repeated=True,
         axis=False,
+        path="path",
     )
     allow_other_reference: bool = option(
         False, "accept training images as reference for reconstructions, and test images for samples", axis=False
@@ -124,6 +129,7 @@ class Request:
         "folder with the files of Fashion-MNIST; default: searched for, else downloaded",
         axis=False,
         elsewhere=True,
+        path="path",
     )
     device: str | None = option(None, "cpu, cuda, ...; default: a GPU if there is one", axis=False, elsewhere=True)
 

@@ -67,7 +67,7 @@ class Save:
             self.folder / MARKER,
         )  # in this order: other processes write images only after the marker
         try:
-            if there and not (marker.is_file() and marker.read_text() == job):
+            if there and not (marker.is_file() and marker.read_text(encoding="utf-8") == job):
                 raise ConfigError(
                     f"--save-images: {self.folder} has images of another evaluation; remove them, or choose another"
                 )

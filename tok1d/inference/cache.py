@@ -24,6 +24,7 @@ from tok1d.errors import ConfigError, DataError, reason_of
 from tok1d.inference.conditions import ConditionedImages
 from tok1d.inference.request import CacheFormat
 from tok1d.locks import FOLDER_LOCK, hold_part
+from tok1d.progress import Bar
 from tok1d.tokenizers.base import Tokenizer, TokenSpec
 from tok1d.zoo.weights import fingerprint
 
@@ -257,8 +258,6 @@ def _write(
     name: str,
 ) -> None:
     """Encode the images of a part, `step` images at a time; `name` is the text of the progress bar, "" for no bar."""
-    from tqdm import tqdm
-
     views = images.transform.num_views
 
     def batches() -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
@@ -266,7 +265,7 @@ def _write(
             for start in range(first, end, step):
                 yield conditioned.batch(range(start, min(start + step, end)), seed=seed)
 
-    bar = tqdm(total=writer.num_rows, initial=writer.rows_done, disable=not name, unit="row", desc=name)
+    bar = Bar(writer.num_rows, done=writer.rows_done, unit="row", name=name, quiet=not name)
     with bar, closing(prefetch(batches())) as ahead:
         for x, labels, cond in ahead:
             check_captions(images)

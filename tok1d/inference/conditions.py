@@ -15,6 +15,7 @@ from tok1d.config.condition import text_condition
 from tok1d.data.images import ImageSet
 from tok1d.data.labels import IMAGES, image_classes, mapped
 from tok1d.errors import InputError, reason_of
+from tok1d.files import as_path
 from tok1d.generators.base import Generator
 from tok1d.tokenizers.base import Tokenizer
 from tok1d.zoo.pretrained.text import CaptionEmbeddings
@@ -155,7 +156,9 @@ def read_captions(texts: Sequence[str]) -> list[str]:
             found.append(text)
             continue
         try:
-            found += [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
+            found += [
+                line.strip() for line in Path(as_path(text)).read_text(encoding="utf-8").splitlines() if line.strip()
+            ]
         except (OSError, UnicodeDecodeError) as error:
             why = reason_of(error) if isinstance(error, OSError) else "it is not UTF-8 text"
             raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -88,7 +89,9 @@ class Command:
         if code == INTERRUPTED and self._preempted is not None and requeue is not None:
             requeue(self._preempted, None)  # ends this process; only the first process has a handler
         elif code:
-            raise RuntimeError(f"tok1d {' '.join(self.arguments)} ended with exit code {code}: see the log above")
+            raise RuntimeError(
+                f"{shlex.join(['tok1d', *self.arguments])} ended with exit code {code}: see the log above"
+            )
         return " ".join(self.arguments)
 
     def checkpoint(self) -> DelayedSubmission:
@@ -133,6 +136,8 @@ def job_of(words: list[str]) -> tuple[list[str], Path, int | None]:
     if not words:
         raise InputError("launch: expected a recipe with key=value, or evaluate or encode with their arguments")
     recipe = load_recipe(words[0], [word for word in words[1:] if not word.startswith("-")])
+    if "%" in str(Path(recipe.out).resolve()):
+        raise ConfigError(f"out: expected a path without %, which sbatch replaces in names of logs, got {recipe.out}")
     return ["train", *words], Path(recipe.out) / LOGS, recipe.train.batch_size
 
 

@@ -20,9 +20,12 @@ class AlignmentConfig:
         "",
         "timm name of a vision transformer (published: vit_base_patch14_dinov2.lvd142m) or a tok1d classifier "
         "(fashion-mnist-cnn); empty: no alignment",
+        path="path",
     )
     weights: str | None = option(
-        None, "file or folder with weights of a timm teacher; null: timm's download; random: random weights, for tests"
+        None,
+        "file or folder with weights of a timm teacher; null: timm's download; random: random weights, for tests",
+        path="path",
     )
     image_size: int = option(224, "side of the teacher's input images, in pixels", ge=1)
     weight: float = option(1.0, "weight of the alignment loss (Semanticist's release: 1, REPA: 0.5)", gt=0)

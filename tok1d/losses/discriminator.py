@@ -40,6 +40,7 @@ class DinoConfig:
         None,
         "file with its weights, in timm's or DINOv2's layout; null: timm's download; random: random weights, to "
         "measure costs",
+        path="path",
     )
     gelu: Literal["tanh", "exact"] | None = option(
         None,

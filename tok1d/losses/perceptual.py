@@ -27,15 +27,19 @@ class PerceptualConfig:
 
     weight: float = option(0.0, "weight of LPIPS; 0: without (MAETok: 1)", ge=0)
     warmup: int = option(0, "steps over which the weight of LPIPS grows linearly from 0 (SoftVQ: 10000)", ge=0)
-    vgg: str | None = option(None, "file with torchvision's weights of VGG16; null: torchvision's download")
+    vgg: str | None = option(
+        None, "file with torchvision's weights of VGG16; null: torchvision's download", path="path"
+    )
     heads: str | None = option(
-        None, "file with the linear heads (vgg.pth of the lpips package); null: those of an installed lpips package"
+        None,
+        "file with the linear heads (vgg.pth of the lpips package); null: those of an installed lpips package",
+        path="path",
     )
     logits: float = option(
         0.0, "weight of the squared difference of a classifier's logits; 0: without (TiTok: 0.1)", ge=0
     )
     classifier: str = option("convnext_small.fb_in1k", "timm name of that classifier")
-    classifier_weights: str | None = option(None, "file with its weights; null: timm's download")
+    classifier_weights: str | None = option(None, "file with its weights; null: timm's download", path="path")
 
     @property
     def used(self) -> bool:

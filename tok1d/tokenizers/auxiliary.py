@@ -32,7 +32,8 @@ class AuxiliaryConfig:
 
     target: str = option(
         help="hog, pixels, text (the sub-words of a caption) or teacher:NAME, a timm vision transformer or a tok1d "
-        "classifier"
+        "classifier",
+        path="prefixed",
     )
     weight: float = option(1.0, "weight of the loss", gt=0)
     depth: int = option(
@@ -43,11 +44,14 @@ class AuxiliaryConfig:
     )
     dim: int | None = option(None, "teacher: width of the features; text: size of the vocabulary (CLIP: 49408)", ge=1)
     cell: int = option(8, "hog: side of a cell, in pixels", ge=1)
-    weights: str | None = option(None, "teacher: file or folder with weights of a timm network; null: timm's download")
+    weights: str | None = option(
+        None, "teacher: file or folder with weights of a timm network; null: timm's download", path="path"
+    )
     image_size: int = option(224, "teacher: side of its input images, in pixels", ge=1)
     tokenizer: str = option(
         "openai/clip-vit-large-patch14",
         "text: transformers tokenizer of the captions, a hub name or a local folder",
+        path="path",
     )
     idf: bool = option(True, "text: weight sub-words by their inverse document frequency")
 

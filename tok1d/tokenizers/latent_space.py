@@ -28,6 +28,7 @@ class LatentConfig:
     path: str = option(
         "",
         "autoencoder: a diffusers folder, a hub name, MAR's kl16.ckpt, or 'autoencoder': stored in the model folder",
+        path="path",
     )
     channels: int | None = option(None, "autoencoder: channels of its latents (KL-16: 16, SD-VAE: 4)", ge=1)
     factor: int | None = option(

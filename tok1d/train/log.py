@@ -24,7 +24,7 @@ class JsonLog:
         self.path = path
         lines = []
         if path.exists():
-            for line in path.read_text().splitlines():
+            for line in path.read_text(encoding="utf-8").splitlines():
                 try:
                     entry = json.loads(line)
                 except json.JSONDecodeError:
@@ -42,7 +42,7 @@ class JsonLog:
         try:
             size = self.path.stat().st_size
             try:
-                with self.path.open("a") as file:
+                with self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(entry) + "\n")
             except OSError:
                 with suppress(OSError):
@@ -60,4 +60,4 @@ class JsonLog:
 
 def read_log(path: Path) -> list[LogEntry]:
     """All entries of a log.jsonl."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

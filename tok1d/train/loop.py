@@ -18,6 +18,7 @@ from tok1d.cost.peaks import peak_of
 from tok1d.data.images import prefetch
 from tok1d.errors import ConfigError, WeightsError, reason_of
 from tok1d.losses.total import Tensors
+from tok1d.progress import Bar
 from tok1d.train import checkpoint
 from tok1d.train.checkpoint import Checkpoint, RunContent
 from tok1d.train.diagnose import check_finite
@@ -207,14 +208,12 @@ class Run(Stepper):
 
     def loop(self, stop: StopSignal, seconds: float | None, *, quiet: bool) -> None:
         """Train until the last step, a signal, or `seconds` of training time."""
-        from tqdm import tqdm
-
         config = self.recipe.train
         log = JsonLog(self.out / "log.jsonl", self.step) if self.accelerator.is_main_process else None
         before, mark = self.seconds, time.perf_counter()
         agreement, meter = Agreement(self.accelerator, self.step), self._meter()
         ahead = closing(prefetch(self.batches(range(self.step, config.steps))))
-        bar = tqdm(total=config.steps, initial=self.step, disable=quiet, unit="step", smoothing=0.05)
+        bar = Bar(config.steps, done=self.step, unit="step", quiet=quiet)
         # Close the progress bar and stop the reading thread even after an error.
         with ahead as steps, bar:
             for batches in meter.timed(steps):
@@ -229,7 +228,7 @@ class Run(Stepper):
                 if done or self.step % config.log_every == 0:
                     entry = self._log(log, meter)
                     losses = {k: v for k, v in entry.items() if k.startswith("loss")}
-                    bar.set_postfix_str(" ".join(f"{name} {value:.4g}" for name, value in losses.items()))
+                    bar.note(" ".join(f"{name} {value:.4g}" for name, value in losses.items()))
                 self.measure(log)
                 if ending or any(every and self.step % every == 0 for every in (config.save_every, config.keep_every)):
                     self.save()

@@ -42,8 +42,12 @@ def code_version() -> str:
     place = Path(__file__).parent
     try:
         ours = subprocess.run(["git", "ls-files", "--error-unmatch", __file__], cwd=place, capture_output=True)
-        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=place, capture_output=True, text=True)
-        dirty = subprocess.run(["git", "status", "--porcelain", "."], cwd=place.parent, capture_output=True, text=True)
+        head = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=place, capture_output=True, encoding="utf-8"
+        )
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "."], cwd=place.parent, capture_output=True, encoding="utf-8"
+        )
     except OSError:
         return f"v{__version__}"
     if ours.returncode or head.returncode:  # an installed package may lie inside the checkout of something else

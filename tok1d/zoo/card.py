@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from tok1d.config.classes import shortened
+from tok1d.config.load import stored_tree
 from tok1d.zoo.record import Record
 
 T = TypeVar("T")
@@ -92,13 +93,7 @@ def _table_row(record: Record) -> str:
 
 def trained_with(model: object, key: str, default: T) -> T:
     """The value of `data.KEY` in the recipe of a model's card; `default` without a card, recipe or key."""
-    import yaml
-
-    try:
-        recipe = yaml.safe_load(getattr(getattr(model, "card", None), "recipe", ""))
-    except yaml.YAMLError:  # a card that was written by hand
-        return default
-    data = recipe.get("data") if isinstance(recipe, dict) else None
+    data = stored_tree(str(getattr(getattr(model, "card", None), "recipe", ""))).get("data")
     return data.get(key, default) if isinstance(data, dict) else default
 
 

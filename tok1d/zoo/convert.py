@@ -17,6 +17,7 @@ from tok1d.config.fields import to_mapping
 from tok1d.config.load import stored_recipe
 from tok1d.config.nearest import nearest
 from tok1d.config.registry import build_model_config
+from tok1d.config.written import read_override
 from tok1d.errors import ConfigError, InputError, Tok1dError, WeightsError, reason_of
 from tok1d.generators.base import Generator
 from tok1d.zoo import store
@@ -51,10 +52,8 @@ def parse_options(function: Callable[..., nn.Module], options: Sequence[str]) ->
     """Keyword arguments of a conversion from texts key=value.
 
     Raises:
-        InputError: an unknown option, or a value that is unreadable, of another type or out of range.
+        InputError: an unknown option, or a value that is of another type or out of range.
     """
-    from omegaconf import OmegaConf
-
     known = declared(function)
     hints = {each.key: each.hint for each in known}
     given: dict[str, object] = {}
@@ -64,15 +63,13 @@ def parse_options(function: Callable[..., nn.Module], options: Sequence[str]) ->
             near = nearest(key, hints)
             advice = f"; did you mean {' or '.join(near)}?" if near else ""
             raise InputError(f"option {option!r}: expected key=value with a key of {', '.join(hints)}{advice}")
-        if str in get_args(hints[key]):  # a path, even if it looks like a number
-            quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
-            given[key] = None if text in ("null", "~", "") else text[1:-1] if quoted else text
-            continue
-        try:
-            given[key] = OmegaConf.from_dotlist([option])[key]
-        except Exception:
-            raise InputError(f"option {option!r}: the value cannot be read; quote it?") from None
-    fields = [(each.key, each.hint, config_fields.option(each.default, **each.bounds)) for each in known]
+        given[key] = read_override(text)
+    # Each option that is text is the name or folder of a model, or a file.
+    paths: dict[str, Any] = {key: {"path": "path"} for key, hint in hints.items() if str in (hint, *get_args(hint))}
+    fields = [
+        (each.key, each.hint, config_fields.option(each.default, **each.bounds, **paths.get(each.key, {})))
+        for each in known
+    ]
     try:
         checked: Any = config_fields.build(dataclasses.make_dataclass("Options", fields), given)
     except ConfigError as error:

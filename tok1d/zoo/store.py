@@ -20,6 +20,7 @@ from tok1d.config.fields import to_mapping
 from tok1d.config.load import recipe_names
 from tok1d.config.registry import MODELS, build_model_config
 from tok1d.errors import ConfigError, WeightsError, reason_of
+from tok1d.files import as_path, encodable
 from tok1d.tokenizers.latent_space import EMBEDDED, Autoencoder
 from tok1d.zoo.card import Card
 from tok1d.zoo.loaded import LoadedGenerator, LoadedTokenizer
@@ -79,8 +80,8 @@ def save_model(model: nn.Module, folder: Path, card: Card, *, dtype: torch.dtype
     content = {"format": FORMAT, "model": to_mapping(config), "card": card.to_json()}
     with replacing(folder) as temporary:
         save_file(state, temporary / "model.safetensors")
-        (temporary / "config.json").write_text(json.dumps(content, indent=1) + "\n")
-        (temporary / "README.md").write_text(card.to_markdown(config.name))
+        (temporary / "config.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        (temporary / "README.md").write_text(encodable(card.to_markdown(config.name)), encoding="utf-8")
         space = getattr(model, "latent_space", None)
         if isinstance(space, Autoencoder) and space.config.path == EMBEDDED:
             space.save(temporary / EMBEDDED)
@@ -150,7 +151,7 @@ def resolve(name: str | Path, base: Path | None = None) -> Path:
     Raises:
         WeightsError: no model of that name; the message lists the bundled ones.
     """
-    text = str(name)
+    text = as_path(str(name))
     for folder in ([base / text] if base else []) + [Path(text), BUNDLED / text]:
         if (folder / "config.json").is_file():
             return folder.resolve()
@@ -163,7 +164,9 @@ def resolve(name: str | Path, base: Path | None = None) -> Path:
     if recipe := _recipe_of(text):
         raise WeightsError(f"no model {text!r} yet: train it first (tok1d train {recipe}), or name another model")
     bundled = ", ".join(bundled_names()) or "none bundled"
-    raise WeightsError(f"no model {text!r}: expected a model folder (a finished run's RUN/model) or one of {bundled}")
+    raise WeightsError(
+        f"no model {encodable(text)!r}: expected a model folder (a finished run's RUN/model) or one of {bundled}"
+    )
 
 
 def _recipe_of(name: str) -> str:
@@ -188,7 +191,7 @@ def read_config(folder: Path) -> tuple[Any, Card]:
     """The model's configuration and its card from a model folder; raises WeightsError if they are not there."""
     path = Path(folder) / "config.json"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         if type(content["format"]) is not int or content["format"] != FORMAT:
             raise WeightsError(f"{path}: written in format {content['format']}, this tok1d reads format {FORMAT}")
         return build_model_config(content["model"]), Card.from_json(content["card"])

@@ -118,7 +118,7 @@ def published_options(file: str | Path) -> Options:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: not JSON ({reason_of(error)}); fetch it again") from None
     if not isinstance(content, dict):

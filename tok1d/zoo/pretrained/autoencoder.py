@@ -45,7 +45,7 @@ def read_config(path: str, base: Path | None = None) -> Mapping[str, Any]:
     found = locate(path, base)
     try:
         file = _hub_config(path) if found is None else found / "config.json"
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
     except Exception as error:
         where = "found neither on this machine nor on the hub" if found is None else "no diffusers folder"
         raise WeightsError(

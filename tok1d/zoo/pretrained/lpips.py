@@ -87,7 +87,7 @@ def _download_vgg() -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # It writes to a temporary file, checks the hash, and renames the file.
-        torch.hub.download_url_to_file(VGG_URL, str(target), hash_prefix="397923af")
+        torch.hub.download_url_to_file(VGG_URL, str(target), hash_prefix="397923af", progress=False)
     except (OSError, RuntimeError) as error:
         raise WeightsError(
             f"LPIPS: VGG16's weights could not be fetched ({reason_of(error)}); fetch {VGG_URL} elsewhere and put it "
