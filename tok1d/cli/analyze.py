@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tok1d.cli.options import Data, DataRoot, Device, Model, Overwrite, Seed, load_tokenizer, one_of
+from tok1d.cli.options import Data, DataRoot, Device, Model, Overwrite, Seed, Split, checked_split, load_tokenizer, one_of
 from tok1d.config.options import parse_counts
 
 HELD_OUT = "number of test images: the first ones of fashion_mnist, of other data spread evenly over the set"
@@ -21,6 +21,7 @@ def analyze_prefix(
     out: Annotated[Path, typer.Option(help="folder for curve.json and curve.png")],
     num: Annotated[int, typer.Option(min=1, help=HELD_OUT)] = 500,
     seed: Seed = 0,
+    split: Split = None,
     data_root: DataRoot = None,
     device: Device = None,
     overwrite: Overwrite = False,
@@ -36,7 +37,7 @@ def analyze_prefix(
 
     tokenizer = load_tokenizer(model, device)
     folder = files.new_folder(out, overwrite=overwrite)
-    images = sources.open_data(data, tokenizer, data_root=data_root)
+    images = sources.open_data(data, tokenizer, split=checked_split(split), data_root=data_root)
     points = explained_curve(tokenizer, images, num_images=num, seed=seed)
     save_png(plot_curve({model: points}), folder / "curve.png")
     files.write_text(folder / "curve.json", json.dumps([asdict(point) for point in points], indent=1) + "\n")
@@ -53,6 +54,7 @@ def analyze_increments(
     out: Annotated[Path, typer.Option(help="folder for increments.json")],
     num: Annotated[int, typer.Option(min=1, help=HELD_OUT)] = 500,
     seed: Seed = 0,
+    split: Split = None,
     data_root: DataRoot = None,
     device: Device = None,
     overwrite: Overwrite = False,
@@ -69,7 +71,7 @@ def analyze_increments(
 
     tokenizer = load_tokenizer(model, device)
     folder = files.new_folder(out, overwrite=overwrite)
-    found = increments(tokenizer, sources.open_data(data, tokenizer, data_root=data_root), num_images=num, seed=seed)
+    found = increments(tokenizer, sources.open_data(data, tokenizer, split=checked_split(split), data_root=data_root), num_images=num, seed=seed)
     content = {name: getattr(found, name).tolist() for name in ("cosine", "absolute", "energy")}
     files.write_text(folder / "increments.json", json.dumps(content, indent=1) + "\n")
     total = float(found.energy.sum())
@@ -86,6 +88,7 @@ def analyze_swap(
     data: Data,
     out: Annotated[Path, typer.Option(help="folder for swap.json and swap.png")],
     num: Annotated[int, typer.Option(min=2, help=f"{HELD_OUT}; pairs are formed from them")] = 500,
+    split: Split = None,
     data_root: DataRoot = None,
     device: Device = None,
     overwrite: Overwrite = False,
@@ -108,7 +111,7 @@ def analyze_swap(
     tokenizer = load_tokenizer(model, device)
     pad, place = padding_of(tokenizer), next(tokenizer.parameters()).device
     folder = files.new_folder(out, overwrite=overwrite)
-    images = sources.open_data(data, tokenizer, data_root=data_root)
+    images = sources.open_data(data, tokenizer, split=checked_split(split), data_root=data_root)
     classifier = protocol.classifier_for(data, tokenizer.config, place, pad=pad)
     found = swap(tokenizer, images, classifier, num_images=num, pad=pad)
     save_png(swap_picture(tokenizer, images, num_images=num), folder / "swap.png")
@@ -143,6 +146,7 @@ def analyze_mixture(
     covariance: Annotated[str, typer.Option(help="covariance of a mixture component: diag or full")] = "diag",
     seeds: Annotated[str, typer.Option(help="seeds of the fits, separated by commas")] = "0",
     num: Annotated[int, typer.Option(min=1, help=HELD_OUT)] = 5000,
+    split: Split = None,
     data_root: DataRoot = None,
     device: Device = None,
     overwrite: Overwrite = False,
@@ -160,7 +164,7 @@ def analyze_mixture(
     fit_seeds = parse_counts(seeds, "--seeds", 0, 2**32 - 1)
     tokenizer = load_tokenizer(model, device)
     folder = files.new_folder(out, overwrite=overwrite)
-    tokens = collect_tokens(tokenizer, sources.open_data(data, tokenizer, data_root=data_root), num=num)
+    tokens = collect_tokens(tokenizer, sources.open_data(data, tokenizer, split=checked_split(split), data_root=data_root), num=num)
     found = fit_mixtures(tokens, counts, dims=dims, variance=variance, covariance=covariance, seeds=fit_seeds)  # type: ignore[arg-type]
     files.write_text(
         folder / "mixture.json", json.dumps({"model": model, "data": data, **asdict(found)}, indent=1) + "\n"

@@ -36,6 +36,13 @@ Overrides = Annotated[list[str] | None, typer.Argument(help=OVERRIDES_HELP, show
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace existing files")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU if there is one")]
 Seed = Annotated[int, typer.Option(min=0, help="seed of all random numbers")]
+Split = Annotated[
+    str | None,
+    typer.Option(
+        help="split of the data: train, test or all; default: test, or all of a folder without class folders or "
+        "splits and of one named like a test split (val2017)"
+    ),
+]
 DataRoot = Annotated[
     str | None, typer.Option(help="folder with the files of Fashion-MNIST; default: searched for, else downloaded")
 ]
@@ -134,6 +141,13 @@ def one_of(what: str, value: str, choices: tuple[str, ...]) -> None:
 
     if value not in choices:
         raise InputError(f"{what}: expected {' or '.join(choices)}, got {value!r}")
+
+
+def checked_split(value: str | None) -> str | None:
+    """Return the value of --split; raises InputError if there is no such split."""
+    if value is not None:
+        one_of("--split", value, ("train", "test", "all"))
+    return value
 
 
 def print_records(records: Sequence[Record]) -> None:

@@ -45,7 +45,9 @@ def reconstruct(
     one_of("--on-broken", on_broken, ("stop", "skip"))
     tokenizer = load_tokenizer(model, device)
     folder = files.new_folder(out, overwrite=overwrite)
-    source = sources.open_own(images, tokenizer, data_root=data_root, on_broken=on_broken, size=how.size)
+    source = sources.open_own(
+        images, tokenizer, split=how.split, data_root=data_root, on_broken=on_broken, size=how.size
+    )
     condition = choose_condition(tokenizer, source.num_classes, how.label, captioned=any(source.captions))
     psnr = pictures.reconstruct(tokenizer, source, folder, how)
     report_broken(source)
