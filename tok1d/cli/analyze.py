@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from tok1d.cli.options import Data, DataRoot, Device, Model, Overwrite, Seed, Split, checked_split, load_tokenizer, one_of
+from tok1d.cli.options import (
+    Data,
+    DataRoot,
+    Device,
+    Model,
+    Overwrite,
+    Seed,
+    Split,
+    checked_split,
+    load_tokenizer,
+    one_of,
+)
 from tok1d.config.options import parse_counts
 
 HELD_OUT = "number of test images: the first ones of fashion_mnist, of other data spread evenly over the set"
@@ -71,7 +82,12 @@ def analyze_increments(
 
     tokenizer = load_tokenizer(model, device)
     folder = files.new_folder(out, overwrite=overwrite)
-    found = increments(tokenizer, sources.open_data(data, tokenizer, split=checked_split(split), data_root=data_root), num_images=num, seed=seed)
+    found = increments(
+        tokenizer,
+        sources.open_data(data, tokenizer, split=checked_split(split), data_root=data_root),
+        num_images=num,
+        seed=seed,
+    )
     content = {name: getattr(found, name).tolist() for name in ("cosine", "absolute", "energy")}
     files.write_text(folder / "increments.json", json.dumps(content, indent=1) + "\n")
     total = float(found.energy.sum())
@@ -164,7 +180,9 @@ def analyze_mixture(
     fit_seeds = parse_counts(seeds, "--seeds", 0, 2**32 - 1)
     tokenizer = load_tokenizer(model, device)
     folder = files.new_folder(out, overwrite=overwrite)
-    tokens = collect_tokens(tokenizer, sources.open_data(data, tokenizer, split=checked_split(split), data_root=data_root), num=num)
+    tokens = collect_tokens(
+        tokenizer, sources.open_data(data, tokenizer, split=checked_split(split), data_root=data_root), num=num
+    )
     found = fit_mixtures(tokens, counts, dims=dims, variance=variance, covariance=covariance, seeds=fit_seeds)  # type: ignore[arg-type]
     files.write_text(
         folder / "mixture.json", json.dumps({"model": model, "data": data, **asdict(found)}, indent=1) + "\n"

@@ -247,7 +247,11 @@ def _sides(listing: Listing, homes: _Homes, split: Split) -> tuple[dict[str, lis
     for key, home in (("train", homes.train), ("test", homes.test)):
         sides[key] = [] if home is None else _below(listing, home)
         if split == key and not sides[key]:
-            why = f"{home}/ holds no image that is read{_what_else(listing, f'{home}/')}" if home else f"{homes.all[0]}/ is its only split"
+            why = (
+                f"{home}/ holds no image that is read{_what_else(listing, f'{home}/')}"
+                if home
+                else f"{homes.all[0]}/ is its only split"
+            )
             raise DataError(f"{why}: expected images in folders such as train/ and test/, for the {split} split")
     named = [f"{home}/" for home in homes.all]
     return sides, f"the {split} split {named[-1 if split == 'test' else 0]}" if split != "all" else " and ".join(named)

@@ -18,7 +18,17 @@ from tok1d.data.classes import check_number, numbers_note, ordered
 from tok1d.data.lazy import LazyImages
 from tok1d.data.listing import list_folder
 from tok1d.data.source import ImageSource
-from tok1d.data.splits import Split, hash_split, hash_text, kinds_of_files, part_of, role_of, spread
+from tok1d.data.splits import (
+    Split,
+    hash_split,
+    hash_text,
+    kinds_of_files,
+    near_miss,
+    part_of,
+    role_of,
+    spread,
+    words_of,
+)
 from tok1d.data.tar_index import LABEL_KEY, PREFERRED, Index, index_shard, index_shards
 from tok1d.errors import DataError, reason_of
 
@@ -99,10 +109,12 @@ class ShardImages(LazyImages):
         root, label_key = str(source.root), source.label_key
         all_shards = find_shards(root)
         relative = _relative(root, all_shards)
-        names, by_name = part_of(relative, split)
         _check_names(root, relative, split)
+        names, by_name = part_of(relative, split)
         shards = [path for path, name in zip(all_shards, relative) if name in set(names)]
         keys = (source.image_key, label_key or LABEL_KEY, source.captions)
+        if by_name and split == "train":
+            _check_links(root, dict(zip(relative, all_shards)), names)
         indices = dict(zip(all_shards, index_shards(all_shards, *keys), strict=True))
         found = [(shard, sample) for shard, path in enumerate(shards) for sample in indices[path].samples]
         rows, how = found, f"the {split} split, {len(shards)} of {len(all_shards)} shards by their names"
@@ -159,6 +171,11 @@ class ShardImages(LazyImages):
 def _check_names(root: str, names: Sequence[str], split: Split) -> None:
     """Raise DataError where test shards would be trained on, or shards beside those of splits would be ignored."""
     kinds = kinds_of_files(names)
+    unknown = [name for name, kind in zip(names, kinds) if kind is None]
+    near = {name: kind for name in unknown for word in words_of(Path(name).stem) if (kind := near_miss(word))}
+    if near and len({*near.values(), *kinds} - {None}) > 1:
+        name, kind = next(iter(near.items()))
+        raise DataError(f"{root}: {name}: is it the {kind} split, misspelled? Rename it")
     test = next((name for name, kind in zip(names, kinds) if kind in ("test", "val")), None)
     if test is not None and None in kinds:
         raise DataError(
@@ -167,6 +184,14 @@ def _check_names(root: str, names: Sequence[str], split: Split) -> None:
         )
     if test is not None and split == "train" and "train" not in kinds:
         raise DataError(f"{root}: {test} is a test split by its name, as all shards are: nothing to train on")
+
+
+def _check_links(root: str, path_of: dict[str, str], train: Sequence[str]) -> None:
+    """Raise DataError where a training shard is the same file as one of another split, by links."""
+    others = {os.path.realpath(path): name for name, path in path_of.items() if name not in set(train)}
+    for name in train:
+        if (real := os.path.realpath(path_of[name])) in others:
+            raise DataError(f"{root}: {name} is the same file as {others[real]}, by links: remove one of them")
 
 
 def _classes(root: str, indices: dict[str, Index], source: ImageSource) -> tuple[list[str], list[str]]:

@@ -18,6 +18,7 @@ from tok1d.data.broken import replaced_indices, replaced_text
 from tok1d.data.fashion_mnist import cache_home
 from tok1d.data.folder import FolderImages
 from tok1d.data.images import ArrayImages, ImageSet, prefetch
+from tok1d.data.lazy import LazyImages
 from tok1d.data.splits import kinds_of_files, spread
 from tok1d.data.subset import Subset, underlying
 from tok1d.errors import DataError, InputError, reason_of
