@@ -24,8 +24,12 @@ def ordered(names: Collection[str], order: ClassOrder) -> list[str]:
 
 
 def order_note(names: Sequence[str]) -> list[str]:
-    """Return a line on class names that are numbers in another than the numerical order, if there are any."""
-    if not all(re.fullmatch("[0-9]+", name) for name in names) or list(names) == sorted(names, key=natural):
+    """Return a line on class names that differ in one number, as 2 and 10, and are not in its order, if there are any."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for name in names:
+        if found := re.fullmatch(r"([^0-9]*)([0-9]+)([^0-9]*)", name):
+            groups.setdefault((found[1], found[3]), []).append(int(found[2]))
+    if all(numbers == sorted(numbers) for numbers in groups.values()):
         return []
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     return [f"classes in order: {shown} (data.class_order=natural puts numbers in numerical order)"]

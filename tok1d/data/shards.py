@@ -148,7 +148,11 @@ class ShardImages(LazyImages):
         self.how, self.notes = how, notes
         self.left_out = _left_out(root, indices)
         self.notes += [f"{path} holds no image" for path in shards if not indices[path].samples]
-        unused = [path for path in relative if by_name and path not in part_of(relative, "all")[0]]
+        used = set(part_of(relative, "all")[0])
+        unused = [path for path in relative if path not in used]
+        for path, name in zip(all_shards, relative):
+            if name in unused:
+                self.left_out += [(f"{path}/{sample.name}", "in no split") for sample in indices[path].samples]
         self.notes += [f"{', '.join(unused[:3])}: {len(unused)} shards belong to neither split"] if unused else []
 
     def name(self, index: int) -> str:
