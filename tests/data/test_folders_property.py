@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -127,10 +126,8 @@ def test_every_file_is_read_or_named_and_no_test_image_is_trained_on(place: Path
             assert found + len(train.left_out) == total
         if "train" in sets:
             words = {"test", "tests", "val", "dev", "seg_test"}
-            inside = [
-                Path(name).relative_to(root).parts[:-1]
-                for name, _ in map(lambda i: (sets["train"].name(i), i), range(len(sets["train"])))
-            ]
+            train = sets["train"]
+            inside = [Path(train.name(i)).relative_to(root).parts[:-1] for i in range(len(train))]
             assert not any(part.lower() in words for parts in inside for part in parts[:1])
     finally:
         shutil.rmtree(root)

@@ -24,7 +24,7 @@ def ordered(names: Collection[str], order: ClassOrder) -> list[str]:
 
 
 def order_note(names: Sequence[str]) -> list[str]:
-    """Return a line on class names that differ in one number, as 2 and 10, and are not in its order, if there are any."""
+    """Return a line on class names that differ in a number, as 2 and 10, and are not in its order, if there are any."""
     groups: dict[tuple[str, str], list[int]] = {}
     for name in names:
         if found := re.fullmatch(r"([^0-9]*)([0-9]+)([^0-9]*)", name):

@@ -128,6 +128,7 @@ def open_cache(recipe: Recipe, tokenizer: LoadedTokenizer, images: Images) -> To
 def _cached(recipe: Recipe, tokenizer: LoadedTokenizer, length: int) -> tuple[BatchFunction, int, Images]:
     """Batches from the token cache, the number of classes, and the images."""
     images = with_views(open_split(recipe, "train"), recipe.cache_views)
+    report_broken(images)
     embed, device = caption_embeddings(recipe, text_condition(recipe.model), images), process_device()
     if not (Path(str(recipe.cache)) / INDEX).exists():
         check_num_classes(recipe.model, images.num_classes)  # before the encoding, which takes long
