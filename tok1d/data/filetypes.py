@@ -2,7 +2,6 @@
 
 import os
 from functools import cache
-from pathlib import PurePath
 
 from PIL import Image, features
 
@@ -96,7 +95,7 @@ def file_reason(path: str) -> str | None:
 
     The suffix decides. Files without one, or with an unknown one, are recognised by their first bytes.
     """
-    name = PurePath(path).name
+    name = path.rpartition("/")[2]
     if name.startswith("."):
         return "hidden"
     suffix = suffix_of(name)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tok1d.data.classes import ClassOrder, ordered
 from tok1d.data.listing import Listing, by_parts, kinds_of, list_folder
-from tok1d.data.splits import Split, find_splits, hash_split, hash_text, role_of
+from tok1d.data.splits import Split, Splits, find_splits, hash_split, hash_text, role_of
 from tok1d.errors import DataError
 
 
@@ -127,9 +127,9 @@ def _below(listing: Listing, home: str) -> list[str]:
 
 
 def _candidates(listing: Listing, inside: str = "") -> list[str]:
-    """The names of the folders in a folder that hold images, or have a word of a split in their name."""
+    """The names of the folders in a folder that hold images, or are the names of splits."""
     holding = {file.split("/")[0] for file in (listing.below(inside) if inside else listing.files) if "/" in file}
-    return [name for name in listing.children(inside) if name in holding or role_of(name) is not None]
+    return [name for name in listing.children(inside) if name in holding or _kind(name, strict=True)]
 
 
 def _kind(name: str, *, strict: bool = False) -> str:
@@ -153,13 +153,11 @@ def _homes(listing: Listing) -> _Homes:
     if splits is None or (splits.test is None and not others and not loose):
         if len(names) != 1 or loose:
             return _checked(listing, _Homes(whole=""))
-        base = names[0]  # one folder, or train/ alone; it may hold the splits
-        kinds = {_kind(name) for name in _candidates(listing, base)}
-        inner, inner_others = find_splits(_candidates(listing, base)) if kinds & {"test", "val"} else (None, [])
-        if inner is None or inner.test is None or (splits is not None and inner.train is None):
-            whole = _innermost(listing, base, "train") if splits is not None else ""
+        inner = _wrapped(listing, names[0])  # one folder, or train/ alone; it may hold the splits
+        if inner is None or (splits is not None and inner[1].train is None):
+            whole = _innermost(listing, names[0], "train") if splits is not None else ""
             return _checked(listing, _Homes(whole=whole))
-        splits, others = inner, inner_others
+        base, splits, others = inner
     train, test = splits.train, splits.test
     if test is None and train is not None and (loose or not listing.children(train)):
         return _checked(listing, _Homes(whole="", notes=(f"{train}/ is read as a class, since there is no test/",)))
@@ -179,6 +177,23 @@ def _homes(listing: Listing) -> _Homes:
     homes.train = None if train is None else _innermost(listing, f"{start}{train}", "train")
     homes.test = None if test is None else _innermost(listing, f"{start}{test}", _kind(test))
     return _checked(listing, homes)
+
+
+def _wrapped(listing: Listing, base: str) -> tuple[str, Splits, list[str]] | None:
+    """Find splits with a test split in a folder, or in the only folder of it, and so on.
+
+    Returns:
+        The folder that holds the splits, the splits, and the names of the folders beside them; None without splits.
+    """
+    while True:
+        names = _candidates(listing, base)
+        if {_kind(name) for name in names} & {"test", "val"}:
+            splits, others = find_splits(names)
+            if splits is not None and splits.test is not None:
+                return base, splits, others
+        if len(names) != 1 or any("/" not in file for file in listing.below(base)):
+            return None
+        base = f"{base}/{names[0]}"
 
 
 def _innermost(listing: Listing, home: str, kind: str) -> str:

@@ -128,7 +128,7 @@ def find_splits(names: Iterable[str], what: str = "folder") -> tuple[Splits | No
 
 def _refuse_doubtful(roles: Mapping[str, Role], others: Sequence[str], what: str) -> None:
     """Raise DataError where the names that are no splits all look like splits, and both splits seem to be there."""
-    doubtful = {name: roles[name].kind if name in roles else near_miss(name) for name in others}
+    doubtful: dict[str, Kind | None] = {name: roles[name].kind if name in roles else near_miss(name) for name in others}
     kinds = {kind for kind in doubtful.values() if kind} | {role.kind for role in roles.values()}
     if doubtful and all(doubtful.values()) and "train" in kinds and kinds & {"test", "val"}:
         name, kind = next(iter(doubtful.items()))
