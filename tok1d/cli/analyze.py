@@ -7,18 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tok1d.cli.options import (
-    Data,
-    DataRoot,
-    Device,
-    Model,
-    Overwrite,
-    Seed,
-    Split,
-    checked_split,
-    load_tokenizer,
-    one_of,
-)
+from tok1d.cli.options import ChosenImages, Data, Device, Model, Overwrite, Seed, expanded, load_tokenizer, one_of
 from tok1d.config.options import parse_counts
 
 HELD_OUT = "number of test images: the first ones of fashion_mnist, of other data spread evenly over the set"
@@ -26,14 +15,14 @@ analyze_app = typer.Typer(help="Analyze the information in the tokens of a token
 
 
 @analyze_app.command("prefix")
+@expanded
 def analyze_prefix(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option(help="folder for curve.json and curve.png")],
+    chosen: ChosenImages,
     num: Annotated[int, typer.Option(min=1, help=HELD_OUT)] = 500,
     seed: Seed = 0,
-    split: Split = None,
-    data_root: DataRoot = None,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -48,7 +37,7 @@ def analyze_prefix(
 
     tokenizer = load_tokenizer(model, device)
     folder = files.new_folder(out, overwrite=overwrite)
-    images = sources.open_data(data, tokenizer, split=checked_split(split), data_root=data_root)
+    images = sources.open_data(data, tokenizer, split=chosen.split, data_root=chosen.data_root)
     points = explained_curve(tokenizer, images, num_images=num, seed=seed)
     save_png(plot_curve({model: points}), folder / "curve.png")
     files.write_text(folder / "curve.json", json.dumps([asdict(point) for point in points], indent=1) + "\n")
@@ -59,14 +48,14 @@ def analyze_prefix(
 
 
 @analyze_app.command("increments")
+@expanded
 def analyze_increments(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option(help="folder for increments.json")],
+    chosen: ChosenImages,
     num: Annotated[int, typer.Option(min=1, help=HELD_OUT)] = 500,
     seed: Seed = 0,
-    split: Split = None,
-    data_root: DataRoot = None,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -84,7 +73,7 @@ def analyze_increments(
     folder = files.new_folder(out, overwrite=overwrite)
     found = increments(
         tokenizer,
-        sources.open_data(data, tokenizer, split=checked_split(split), data_root=data_root),
+        sources.open_data(data, tokenizer, split=chosen.split, data_root=chosen.data_root),
         num_images=num,
         seed=seed,
     )
@@ -99,13 +88,13 @@ def analyze_increments(
 
 
 @analyze_app.command("swap")
+@expanded
 def analyze_swap(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option(help="folder for swap.json and swap.png")],
+    chosen: ChosenImages,
     num: Annotated[int, typer.Option(min=2, help=f"{HELD_OUT}; pairs are formed from them")] = 500,
-    split: Split = None,
-    data_root: DataRoot = None,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -127,7 +116,7 @@ def analyze_swap(
     tokenizer = load_tokenizer(model, device)
     pad, place = padding_of(tokenizer), next(tokenizer.parameters()).device
     folder = files.new_folder(out, overwrite=overwrite)
-    images = sources.open_data(data, tokenizer, split=checked_split(split), data_root=data_root)
+    images = sources.open_data(data, tokenizer, split=chosen.split, data_root=chosen.data_root)
     classifier = protocol.classifier_for(data, tokenizer.config, place, pad=pad)
     found = swap(tokenizer, images, classifier, num_images=num, pad=pad)
     save_png(swap_picture(tokenizer, images, num_images=num), folder / "swap.png")
@@ -148,10 +137,12 @@ def analyze_swap(
 
 
 @analyze_app.command("mixture")
+@expanded
 def analyze_mixture(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option(help="folder for mixture.json")],
+    chosen: ChosenImages,
     components: Annotated[str, typer.Option(help="numbers of mixture components, separated by commas")] = "5,10,20",
     dims: Annotated[
         int | None, typer.Option(min=1, help="number of principal components; default: as many as --variance needs")
@@ -162,8 +153,6 @@ def analyze_mixture(
     covariance: Annotated[str, typer.Option(help="covariance of a mixture component: diag or full")] = "diag",
     seeds: Annotated[str, typer.Option(help="seeds of the fits, separated by commas")] = "0",
     num: Annotated[int, typer.Option(min=1, help=HELD_OUT)] = 5000,
-    split: Split = None,
-    data_root: DataRoot = None,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -181,7 +170,7 @@ def analyze_mixture(
     tokenizer = load_tokenizer(model, device)
     folder = files.new_folder(out, overwrite=overwrite)
     tokens = collect_tokens(
-        tokenizer, sources.open_data(data, tokenizer, split=checked_split(split), data_root=data_root), num=num
+        tokenizer, sources.open_data(data, tokenizer, split=chosen.split, data_root=chosen.data_root), num=num
     )
     found = fit_mixtures(tokens, counts, dims=dims, variance=variance, covariance=covariance, seeds=fit_seeds)  # type: ignore[arg-type]
     files.write_text(

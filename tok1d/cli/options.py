@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, is_dataclass
+from dataclasses import MISSING, dataclass, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Literal, get_type_hints
 
 import typer
 
+from tok1d.config.fields import option
 from tok1d.config.options import Option, flag_of, options_of
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ DATA_HELP = (
     "save_to_disk of Hugging Face datasets"
 )
 OVERRIDES_HELP = "key=value, such as train.lr=1e-3; tok1d config RECIPE --fields lists the keys"
+SPLIT_HELP = (
+    "split of the data: train, test or all; default: test, or all of a folder without class folders or splits and of "
+    "one named like a test split (val2017)"
+)
 SHARD_HELP = (
     "I/N: only do part I (from 0) of N, such as $SLURM_ARRAY_TASK_ID/64; default: all, or under torchrun the part of "
     "this process"
@@ -36,19 +41,22 @@ Overrides = Annotated[list[str] | None, typer.Argument(help=OVERRIDES_HELP, show
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace existing files")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU if there is one")]
 Seed = Annotated[int, typer.Option(min=0, help="seed of all random numbers")]
-Split = Annotated[
-    str | None,
-    typer.Option(
-        help="split of the data: train, test or all; default: test, or all of a folder without class folders or "
-        "splits and of one named like a test split (val2017)"
-    ),
-]
 DataRoot = Annotated[
     str | None, typer.Option(help="folder with the files of Fashion-MNIST; default: searched for, else downloaded")
 ]
 OnBroken = Annotated[str, typer.Option(help="at an unreadable image: stop, or skip it (skipped images are reported)")]
 Shard = Annotated[str, typer.Option(help=SHARD_HELP)]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar")]
+
+
+@dataclass(frozen=True)
+class ChosenImages:
+    """The part of the data that a command reads."""
+
+    split: Literal["train", "test", "all"] | None = option(None, SPLIT_HELP)
+    data_root: str | None = option(
+        None, "folder with the files of Fashion-MNIST; default: searched for, else downloaded"
+    )
 
 
 def expanded(command: Callable[..., None]) -> Callable[..., None]:
@@ -141,13 +149,6 @@ def one_of(what: str, value: str, choices: tuple[str, ...]) -> None:
 
     if value not in choices:
         raise InputError(f"{what}: expected {' or '.join(choices)}, got {value!r}")
-
-
-def checked_split(value: str | None) -> str | None:
-    """Return the value of --split; raises InputError if there is no such split."""
-    if value is not None:
-        one_of("--split", value, ("train", "test", "all"))
-    return value
 
 
 def print_records(records: Sequence[Record]) -> None:
