@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from table import FD, Records, fill, markdown, read, seeds, spread, trainings, verdict
 
@@ -127,22 +127,40 @@ def _guidance(records: Records, prefix: str, wanted: Callable[[str], bool]) -> s
 
 
 def appendix(records: Records) -> str:
-    """Cosines and energies of the increments of successive tokens."""
+    """Correlations and energies of the increments of tokens.
+
+    Rows whose record is of an earlier version have energies only; the fall of their loss is that of the tokenizer's row
+    (same images, times and noise).
+    """
     body = []
     for name in sorted(name for name in records if name.startswith("increments-")):
-        r = records[name]
-        energies = " ".join(f"{value / sum(r['energy']):.3f}" for value in r["energy"])
-        body.append(
-            [
-                f"`{name.removeprefix('increments-')}`",
-                f"{r['off_diagonal']:.3f}",
-                f"{r['neighbours']:+.3f}",
-                energies,
-                f"{100 * r['falling']:.0f}",
-            ]
-        )
-    head = ["tokenizer", "mean abs. cosine", "successive", "share of energy, tokens 1 to 8", "falling pairs, %"]
+        r, kind = records[name], name.removeprefix("increments-")
+        ratio, energy = r.get("energy_ratio"), r["energy"]
+        if ratio is None and kind in records:
+            curve = records[kind]["curve"]
+            ratio = sum(energy) / (curve[0]["loss"] - curve[-1]["loss"])
+        correlations = [
+            f"{r[key]:.3f}" if key in r else ""
+            for key in ("mean_correlation", "weighted_correlation", "largest_correlation")
+        ]
+        residual = f"{max(map(abs, r['residual_correlation'])):.3f}" if "residual_correlation" in r else ""
+        shares = " ".join(f"{value / sum(energy):.3f}" for value in energy)
+        ratio_cell = "" if ratio is None else f"{ratio:.3f}"
+        body.append([f"`{kind}`", *correlations, residual, ratio_cell, shares, f"{100 * r['falling']:.0f}"])
+    head = ["tokenizer", "mean correlation", "weighted by energy", "largest", "with the residual, largest"]
+    head += ["energies / fall of the loss", "share of energy, tokens 1 to 8", "falling pairs, %"]
     return markdown(head, body)
+
+
+def spectrum(records: Records) -> str:
+    """Spectra of decoded images by number of tokens kept, for two settings of the bundled tokenizer's sampler."""
+    body, counts = [], ("0", "1", "2", "4", "8")
+    for name in ("spectrum-default", "spectrum-plain"):
+        if name in records:
+            r = records[name]
+            setting = f"{r['steps']} Euler steps, initial noise {r['temperature']:g}, shift {r['shift']:g}"
+            body.append([setting, *(f"{r['gap'][keep]:+.2f}" for keep in counts)])
+    return markdown(["decoding", *(f"{keep} tokens" for keep in counts)], body)
 
 
 TABLES: dict[str, Callable[[Records], str]] = {
@@ -155,39 +173,24 @@ TABLES: dict[str, Callable[[Records], str]] = {
     "guidance": guidance,
     "guidance_nonull": guidance_nonull,
     "appendix": appendix,
+    "spectrum": spectrum,
 }
 
 
-def picture(records: Records, path: Path) -> None:
-    """Plot the mean absolute cosine between the increments of any two tokens."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def picture(record: dict[str, Any], path: Path) -> None:
+    """Plot the correlations of the increments of a record."""
+    import torch
 
-    names = [n for n in ("increments-nested-0", "increments-plain-0", "increments-bundled") if n in records]
-    figure = Figure(figsize=(3.3 * len(names) + 0.6, 3.3), dpi=110, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0]):
-        values = records[name]["absolute"]
-        ticks = range(len(values))
-        image = axes.imshow(values, vmin=0, vmax=1, cmap="Blues")
-        for i in ticks:
-            for j in ticks:
-                colour = "white" if values[i][j] > 0.6 else "black"
-                axes.text(j, i, f"{values[i][j]:.2f}"[1:] if i != j else "1", ha="center", va="center", fontsize=6.5,
-                          color=colour)  # fmt: skip
-        axes.set_xticks(ticks, [str(i + 1) for i in ticks])
-        axes.set_yticks(ticks, [str(i + 1) for i in ticks])
-        axes.set_xlabel("token")
-        axes.set_title(name.removeprefix("increments-"), fontsize=10)
-    figure.colorbar(image, ax=figure.axes, label="mean |cosine|", shrink=0.8)
-    temporary = path.with_name(f".{path.name}.tmp")
-    canvas.print_png(temporary)
-    os.replace(temporary, path)
+    from tok1d.analyze.increments import plot_correlations
+    from tok1d.pictures import save_png
+
+    tensors = [torch.tensor(record[key]) for key in ("correlation", "residual_correlation")]
+    save_png(plot_correlations(record["keep"], *tensors), path)
 
 
 def write(folder: Path, page: Path = PAGE) -> None:
     """Fill every table of the page from the records."""
     records = read(folder)
     fill(page, TABLES, records)
-    if any(name.startswith("increments-") for name in records):
-        picture(records, page.parent / "images" / "increments.png")
+    if "increments-bundled" in records:
+        picture(records["increments-bundled"], page.parent / "images" / "increments.png")

@@ -72,8 +72,8 @@ def trained(out: Path) -> dict[str, Any]:
     }
 
 
-def write_row(results: Path, script: str, name: str, content: dict[str, Any]) -> None:
-    """Write the record of a row, completely or not at all; `script` is the file in benchmarks/ that made it."""
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a record, completely or not at all, with the versions and the machine after its first two entries."""
     import platform
 
     import torch
@@ -81,16 +81,21 @@ def write_row(results: Path, script: str, name: str, content: dict[str, Any]) ->
     from tok1d.train.run import code_version
 
     about = {
-        "row": name,
-        "command": f"python benchmarks/{script} --only {name}",
         "measured_at": code_version(),
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
     }
-    results.mkdir(parents=True, exist_ok=True)
-    temporary = results / f".{name}.tmp"
-    temporary.write_text(json.dumps({**about, **content}, indent=1) + "\n")
-    os.replace(temporary, results / f"{name}.json")
+    first = {key: content[key] for key in ("row", "command") if key in content}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.tmp")
+    temporary.write_text(json.dumps({**first, **about, **content}, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_row(results: Path, script: str, name: str, content: dict[str, Any]) -> None:
+    """Write the record of a row; `script` is the file in benchmarks/ that made it."""
+    about = {"row": name, "command": f"python benchmarks/{script} --only {name}"}
+    write_json(results / f"{name}.json", {**about, **content})
 
 
 def main(
@@ -192,13 +197,14 @@ def trainings(records: Records) -> str:
     return markdown(["row", "seed", "parameters", "steps", "training", "loss flat", "commit"], body)
 
 
-def fill(page: Path, tables: Mapping[str, Callable[[Records], str]], records: Records) -> None:
-    """Fill every table of a page between `<!-- table NAME -->` and `<!-- end -->`; the rest is unchanged."""
+def fill(page: Path, tables: Mapping[str, Callable[[Any], str]], records: Any) -> None:
+    """Fill the given tables of a page between `<!-- table NAME -->` and `<!-- end -->`; the rest is unchanged."""
 
     def put(match: re.Match[str]) -> str:
         return f"<!-- table {match[1]} -->\n{tables[match[1]](records)}\n<!-- end -->"
 
-    text = re.sub(r"<!-- table (\w+) -->\n.*?<!-- end -->", put, page.read_text(), flags=re.DOTALL)
+    pattern = rf"<!-- table ({'|'.join(tables)}) -->\n.*?<!-- end -->"
+    text = re.sub(pattern, put, page.read_text(encoding="utf-8"), flags=re.DOTALL)
     temporary = page.with_name(f".{page.name}.tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, page)

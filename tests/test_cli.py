@@ -320,10 +320,17 @@ def test_the_whole_chain(
         record = tmp_path / f"{what}.json"
         said = ok("evaluate", what, model / "model", "fashion_mnist", "--num", 20, "--out", record, "--keep", "1,2")
         assert f"records: {record}" in said and {entry["keep"] for entry in json.loads(record.read_text())} >= {1, 2}
-    ok("analyze", "prefix", tokenizer_run / "model", "fashion_mnist", "--num", 8, "--out", tmp_path / "a")
-    assert files(tmp_path / "a") == ["curve.json", "curve.png"]
-    ok("analyze", "increments", tokenizer_run / "model", "fashion_mnist", "--num", 8, "--out", tmp_path / "b")
-    assert files(tmp_path / "b") == ["increments.json"]
+    about = {"model": str(tokenizer_run / "model"), "data": "fashion_mnist", "num_images": 8, "seed": 3, "times": 2}
+    asked = ("fashion_mnist", "--num", 8, "--seed", 3, "--times", 2, "--batch-size", 5)
+    for name, content, keep in (("prefix", "curve", "0,1"), ("increments", "increments", "all")):
+        ok("analyze", name, tokenizer_run / "model", *asked, "--keep", keep, "--out", tmp_path / name)
+        assert files(tmp_path / name) == [f"{content}.json", f"{content}.png"]
+        record = json.loads((tmp_path / name / f"{content}.json").read_text(encoding="utf-8"))
+        assert {key: record[key] for key in about} == about and "first 8 of" in record["reference"]
+        assert record["weights_hash"] == fingerprint(store.load(tokenizer_run / "model"))
+    length = store.load(tokenizer_run / "model").spec.length
+    assert record["keep"] == list(range(1, length + 1)) and len(record["losses"]) == length + 1
+    assert len(json.loads((tmp_path / "prefix" / "curve.json").read_text(encoding="utf-8"))["points"]) == 3
     ok("export", tokenizer_run, "--out", tmp_path / "given")
     given = store.load(tmp_path / "given")
     assert given.card.weights == "ema, stored as float16" and given.card.fingerprint == fingerprint(given)

@@ -13,6 +13,7 @@ from tok1d.errors import DataError, reason_of
 from tok1d.files import replacing
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from PIL.Image import Image
 
 
@@ -52,6 +53,17 @@ def grid(images: Tensor, columns: int, *, zoom: int = 1, gap: int = 2, backgroun
         sheet[:, top : top + height, left : left + width] = image
     picture = to_pil(sheet)
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+
+
+def figure_image(figure: Figure) -> Image:
+    """Draw a matplotlib figure; returns mode "RGB"."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
 
 def save_png(picture: Image, path: Path) -> Path:

@@ -36,7 +36,7 @@ class Row:
         unit: what is counted ("image", "token", ...); one run has `units` of them.
         slow: None if only the absolute speed is measured.
         same: whether both arms return the same numbers up to rounding.
-        release: seconds per unit of the released system, as reported for it; not measured here.
+        release: seconds per unit of the released code, as reported for another machine; not measured here.
         max_repeats: limit for rows with a long slow arm.
     """
 

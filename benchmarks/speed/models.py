@@ -37,8 +37,8 @@ class Sizes:
     ar_heads: int = 6
     ar_tokens: int = 32
     head: HeadConfig = field(default_factory=lambda: HeadConfig(width=512, depth=6))
-    released_steps: int = 250  # of the decoder and of the head
-    measured_steps: int = 10  # of the released decoder steps; the time is extrapolated
+    published_steps: int = 250  # of the decoder and of the head, as in the release
+    measured_steps: int = 10  # of these decoder steps; the time is extrapolated
     train_batch: int = 4
     encode_batch: int = 8
     batch: int = 16  # rows with the same time, or images sampled at once

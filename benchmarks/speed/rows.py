@@ -21,7 +21,7 @@ from tok1d.nn.attention import masked, prefix_causal, prefix_causal_mask
 from tok1d.train.ema import EMA
 from tok1d.train.optim import build_optimizer
 
-RELEASED_HEAD = HeadSwitches(one_call=False, prepared=False, shared_time=False, tabled=False)
+SLOW_HEAD = HeadSwitches(one_call=False, prepared=False, shared_time=False, tabled=False)
 
 ROWS = Rows()
 builder = ROWS.builder
@@ -65,8 +65,8 @@ class Trainer:
 @builder
 def train(bench: Bench) -> Iterator[Row]:
     ours = Arm("ours", Trainer(bench, dense=False, fused=True).step)
-    released = Arm("dense mask, loops", Trainer(bench, dense=True, fused=False).step)
-    yield Row("train", "image", bench.sizes.train_batch, ours, released, same=True, release=bench.release("train"))
+    other = Arm("dense mask, loops", Trainer(bench, dense=True, fused=False).step)
+    yield Row("train", "image", bench.sizes.train_batch, ours, other, same=True, release=bench.release("train"))
 
 
 @builder
@@ -107,7 +107,7 @@ def attention(bench: Bench) -> Iterator[Row]:
 
 @builder
 def call(bench: Bench) -> Iterator[Row]:
-    """One decoder call on one latent, as in a step of the released decoder."""
+    """One decoder call on one latent, with the DDPM decoder."""
     x, tokens, model = bench.latents(1), bench.tokens(1), bench.ddpm
     t = torch.full((1,), 500, device=bench.device)
 
@@ -142,7 +142,7 @@ def call_guided(bench: Bench) -> Iterator[Row]:
 
 @builder
 def image(bench: Bench) -> Iterator[Row]:
-    """One decoded latent, unguided; the released sampler is timed over a few steps and extrapolated to all."""
+    """One decoded latent, unguided; the ancestral sampler is timed over a few steps and extrapolated to all."""
     start, tokens, sizes = bench.latents(1), bench.tokens(1), bench.sizes
 
     def flow() -> Tensor:
@@ -151,7 +151,7 @@ def image(bench: Bench) -> Iterator[Row]:
     def ancestral() -> Tensor:
         return bench.ddpm.decode_latents(tokens, start, bench.randn(), steps=sizes.measured_steps)
 
-    all_steps = sizes.released_steps
+    all_steps = sizes.published_steps
     ours = Arm(f"flow, {bench.decoder_steps} Euler steps", without_grad(bench, flow))
     other = Arm(f"{all_steps} ancestral steps", without_grad(bench, ancestral), all_steps / sizes.measured_steps)
     yield Row(f"image-{bench.decoder_steps}", "image", 1, ours, other, release=bench.release("image"))
@@ -230,8 +230,8 @@ def head_streams(bench: Bench) -> Iterator[Row]:
 
 @builder
 def head_steps(bench: Bench) -> Iterator[Row]:
-    """One guided token: the numbers of steps of `bench.head_steps` against the released one."""
-    head, released = bench.generator.head, bench.sizes.released_steps
+    """One guided token: the numbers of steps of `bench.head_steps` against the 250 of the release."""
+    head, published = bench.generator.head, bench.sizes.published_steps
     cond, uncond = bench.noise(2, 1, bench.sizes.ar_dim).unbind()
     start = bench.noise(1, bench.sizes.token_dim)
 
@@ -242,7 +242,7 @@ def head_steps(bench: Bench) -> Iterator[Row]:
         return Arm(f"{steps} SDE steps", without_grad(bench, run))
 
     for steps in bench.head_steps:
-        yield Row(f"head-steps-{steps}", "token", 1, arm(steps), arm(released))
+        yield Row(f"head-steps-{steps}", "token", 1, arm(steps), arm(published))
 
 
 @builder
@@ -298,22 +298,21 @@ def ar_batch(bench: Bench) -> Iterator[Row]:
 
 @builder
 def ar(bench: Bench) -> Iterator[Row]:
-    """One guided sequence with the given numbers of head steps, against the released number and implementation.
+    """One guided sequence with the given numbers of head steps, against 250 steps of our own slow path.
 
-    The released implementation takes about the same time for every token, so it is extrapolated from a few tokens.
+    The slow path takes two network calls per step and computes nothing once per sample. It is written here, and is not
+    the released code, which is faster. It takes about the same time for every token, so it is extrapolated from a few.
     """
     model, sizes = bench.generator, bench.sizes
-    labels, few, released = bench.labels(1), sizes.few_tokens, sizes.released_steps
+    labels, few, many = bench.labels(1), sizes.few_tokens, sizes.published_steps
 
-    def as_released() -> Tensor:
-        return slow.sample_tokens(
-            model, labels, bench.randn(), length=few, scale=bench.scale, steps=released, on=RELEASED_HEAD
-        )
+    def slowly() -> Tensor:
+        return slow.sample_tokens(model, labels, bench.randn(), length=few, scale=bench.scale, steps=many, on=SLOW_HEAD)
 
     def ours(steps: int, sampler: str) -> Tensor:
         return model.sample(labels, guidance=bench.scale, steps=steps, sampler=sampler, noise=bench.randn())
 
-    other = Arm(f"released way, {released} steps", without_grad(bench, as_released), sizes.ar_tokens / few)
+    other = Arm(f"our slow path, {many} steps", without_grad(bench, slowly), sizes.ar_tokens / few)
     grids = [(steps, "sde") for steps in bench.head_steps] + [(steps, "euler") for steps in bench.euler_steps]
     for steps, sampler in grids:
         arm = Arm(f"ours, {steps} {sampler} head steps", without_grad(bench, partial(ours, steps, sampler)))

@@ -116,7 +116,7 @@ def head_velocity(
 
 
 def two_call_sde(velocity: Field, x: Tensor, steps: int, randn: Randn, last_step: float) -> Tensor:
-    """`interpolant_sde` with drift and score from two separate network calls, as released."""
+    """`interpolant_sde` with drift and score from two separate network calls."""
     path = Path("linear")
 
     def drift(x: Tensor, t: Tensor) -> Tensor:

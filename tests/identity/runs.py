@@ -122,7 +122,7 @@ def written(out: Path) -> models.Values:
         return
     for path in sorted(out.rglob("*")):
         place = path.relative_to(out).as_posix()
-        if path.suffix == ".png" and path.name != "curve.png":  # that one is a plot with words
+        if path.suffix == ".png" and path.name not in ("curve.png", "increments.png"):  # plots with words
             yield place, picture(path)
         elif path.suffix == ".npz":
             with np.load(path) as arrays:

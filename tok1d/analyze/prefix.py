@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
 from tok1d.errors import InputError
+from tok1d.pictures import figure_image
 from tok1d.tokenizers.base import Tokenizer
 from tok1d.tokenizers.latent_space import LatentSpace
 from tok1d.tokenizers.prefix import prefix_lengths, prefix_mask
@@ -43,6 +43,10 @@ class DiffusionTokenizer(Tokenizer, Protocol):
         self, latents: Tensor, tokens: Tensor, mask: Tensor | None = None, *, t: Tensor, noise: Tensor
     ) -> Tensor:
         """Return the network's prediction from `latents` with `noise` added for time `t`, (B, C, H, W)."""
+        ...
+
+    def prediction_target(self, latents: Tensor, *, t: Tensor, noise: Tensor) -> Tensor:
+        """Return what `predictions` are trained to equal, (B, C, H, W)."""
         ...
 
 
@@ -99,7 +103,7 @@ def explained_curve(
     """
     model = diffusion_tokenizer(tokenizer, "the curve needs")
     length = tokenizer.spec.length
-    lengths = _lengths(keep, length)
+    lengths = check_lengths(default_lengths(length) if keep is None else keep, length)
     images = subset(images, num_images)
     count = len(images)
     for name, value in (("num_images", count), ("num_times", num_times), ("batch_size", batch_size)):
@@ -149,9 +153,17 @@ def _sum(rows: Tensor) -> float:
     return float(rows.double().sum())
 
 
-def _lengths(keep: Sequence[int] | None, length: int) -> list[int]:
-    if keep is None:
-        keep = range(length + 1) if length <= 16 else prefix_lengths(length)
+def default_lengths(length: int) -> list[int]:
+    """Return the prefix lengths of a curve: all up to 16 tokens, else the powers of two and the number of tokens."""
+    return list(range(length + 1)) if length <= 16 else prefix_lengths(length)
+
+
+def check_lengths(keep: Sequence[int], length: int) -> list[int]:
+    """Return prefix lengths in ascending order, with 0 and the number of tokens added.
+
+    Raises:
+        InputError: a length outside 0..length.
+    """
     wrong = [k for k in keep if not 0 <= k <= length]
     if wrong:
         raise InputError(f"keep: expected numbers in 0..{length} (this model has {length} tokens), got {wrong[0]}")
@@ -164,13 +176,11 @@ def plot_curve(points_by_name: Mapping[str, Sequence[CurvePoint]]) -> Image:
     A curve without shares (its tokens do not reduce the loss) is only named in the legend. The axis of token counts is
     logarithmic if they exceed 16.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
-    from PIL import Image
 
     figure = Figure(figsize=(6.4, 4.0), dpi=130, layout="constrained")
-    canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
+    axes = figure.add_subplot()
     for (name, points), marker in zip(points_by_name.items(), "os^Dv*" * len(points_by_name)):
         known = [(point.keep, point.share) for point in points if point.share is not None]
         label = name if known else f"{name}: its tokens do not reduce the loss"
@@ -186,5 +196,4 @@ def plot_curve(points_by_name: Mapping[str, Sequence[CurvePoint]]) -> Image:
     axes.grid(alpha=0.3)
     if points_by_name:
         axes.legend(loc="lower right", frameon=False)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    return figure_image(figure)

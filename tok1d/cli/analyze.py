@@ -3,15 +3,54 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tok1d.cli.options import ChosenImages, Data, Device, Model, Overwrite, Seed, expanded, load_tokenizer, one_of
 from tok1d.config.options import parse_counts
 
+if TYPE_CHECKING:
+    from tok1d.data.images import ImageSet
+    from tok1d.tokenizers.base import Tokenizer
+
 HELD_OUT = "number of test images: the first ones of fashion_mnist, of other data spread evenly over the set"
+KEEP_HELP = "prefix lengths separated by commas, or all; 0 and the number of tokens are always included"
+Times = Annotated[int, typer.Option(min=1, help="number of times, the midpoints of equal parts of the time interval")]
+BatchSize = Annotated[int, typer.Option(min=1, help="images at once")]
 analyze_app = typer.Typer(help="Analyze the information in the tokens of a tokenizer.", no_args_is_help=True)
+
+
+def lengths_of(text: str, tokenizer: Tokenizer) -> list[int] | None:
+    """The prefix lengths of `--keep`: None for "", every length for "all"; raises InputError for anything else."""
+    length = tokenizer.spec.length
+    if text == "all":
+        return list(range(length + 1))
+    return parse_counts(text, "--keep", 0, length) if text else None
+
+
+def facts(model: str, data: str, tokenizer: Tokenizer, images: ImageSet, num: int, **settings: Any) -> dict[str, Any]:
+    """What every record of an analysis begins with: model, hash of its weights, data, fingerprint, and `settings`."""
+    from tok1d.data.subset import subset
+    from tok1d.zoo.weights import fingerprint
+
+    return {
+        "model": model,
+        "weights_hash": fingerprint(tokenizer),
+        "data": data,
+        "reference": subset(images, num).fingerprint(),
+        **settings,
+    }
+
+
+def write_record(path: Path, content: dict[str, Any]) -> None:
+    """Write a record as JSON and print its place."""
+    import json
+
+    from tok1d import files
+
+    files.write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    print(f"record: {path}")
 
 
 @analyze_app.command("prefix")
@@ -21,13 +60,15 @@ def analyze_prefix(
     data: Data,
     out: Annotated[Path, typer.Option(help="folder for curve.json and curve.png")],
     chosen: ChosenImages,
+    keep: Annotated[str, typer.Option(help=f"{KEEP_HELP}; default: all up to 16 tokens, else the powers of two")] = "",
     num: Annotated[int, typer.Option(min=1, help=HELD_OUT)] = 500,
+    times: Times = 20,
+    batch_size: BatchSize = 100,
     seed: Seed = 0,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
     """The PCA-like curve: how much the first k tokens reduce the denoising loss, relative to all tokens."""
-    import json
     from dataclasses import asdict
 
     from tok1d import files
@@ -36,14 +77,19 @@ def analyze_prefix(
     from tok1d.pictures import save_png
 
     tokenizer = load_tokenizer(model, device)
+    lengths = lengths_of(keep, tokenizer)
     folder = files.new_folder(out, overwrite=overwrite)
     images = sources.open_data(data, tokenizer, split=chosen.split, data_root=chosen.data_root)
-    points = explained_curve(tokenizer, images, num_images=num, seed=seed)
-    save_png(plot_curve({model: points}), folder / "curve.png")
-    files.write_text(folder / "curve.json", json.dumps([asdict(point) for point in points], indent=1) + "\n")
+    points = explained_curve(
+        tokenizer, images, keep=lengths, num_images=num, num_times=times, batch_size=batch_size, seed=seed
+    )
     for point in points:
         share = "unavailable (the tokens do not reduce the loss)" if point.share is None else f"{point.share:7.1%}"
         print(f"keep {point.keep:4d}: loss {point.loss:.5f}, share {share}")
+    save_png(plot_curve({model: points}), folder / "curve.png")
+    used = min(num, len(images))
+    content = facts(model, data, tokenizer, images, num, num_images=used, seed=seed, times=times)
+    write_record(folder / "curve.json", {**content, "points": [asdict(point) for point in points]})
     print(f"plot: {folder / 'curve.png'}")
 
 
@@ -52,39 +98,43 @@ def analyze_prefix(
 def analyze_increments(
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option(help="folder for increments.json")],
+    out: Annotated[Path, typer.Option(help="folder for increments.json and increments.png")],
     chosen: ChosenImages,
+    keep: Annotated[
+        str, typer.Option(help=f"{KEEP_HELP}; each increment is between two of them. Default: all, one per token")
+    ] = "",
     num: Annotated[int, typer.Option(min=1, help=HELD_OUT)] = 500,
+    times: Times = 10,
+    batch_size: BatchSize = 100,
     seed: Seed = 0,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Cosines and energies of the increments that each token adds to the prediction.
+    """Correlations and energies of the increments that the tokens add to the prediction.
 
-    Like principal components, increments of different tokens should be orthogonal (cosine 0).
+    Like those of principal components, different increments should be orthogonal in expectation: their correlation is
+    0, and their energies add up to the fall of the denoising loss.
     """
-    import json
-
     from tok1d import files
-    from tok1d.analyze.increments import increments
+    from tok1d.analyze.increments import increments, plot_correlations
     from tok1d.inference import images as sources
+    from tok1d.pictures import save_png
 
     tokenizer = load_tokenizer(model, device)
+    lengths = lengths_of(keep, tokenizer)
     folder = files.new_folder(out, overwrite=overwrite)
+    images = sources.open_data(data, tokenizer, split=chosen.split, data_root=chosen.data_root)
     found = increments(
-        tokenizer,
-        sources.open_data(data, tokenizer, split=chosen.split, data_root=chosen.data_root),
-        num_images=num,
-        seed=seed,
+        tokenizer, images, keep=lengths, num_images=num, num_times=times, batch_size=batch_size, seed=seed
     )
-    content = {name: getattr(found, name).tolist() for name in ("cosine", "absolute", "energy")}
-    files.write_text(folder / "increments.json", json.dumps(content, indent=1) + "\n")
-    total = float(found.energy.sum())
-    for k, energy in enumerate(found.energy.tolist(), start=1):
-        print(f"token {k:4d}: {energy / total:6.1%} of the energy of all increments")
-    print(f"mean |cosine| of different tokens {found.off_diagonal:.3f} (0 is orthogonal)")
-    print(f"mean cosine of successive tokens {found.neighbours:+.3f}")
-    print(f"matrix: {folder / 'increments.json'}")
+    for line in found.describe():
+        print(line)
+    picture = plot_correlations(found.keep, found.correlation, found.residual_correlation, model)
+    save_png(picture, folder / "increments.png")
+    used = min(num, len(images))
+    content = facts(model, data, tokenizer, images, num, num_images=used, seed=seed, times=times)
+    write_record(folder / "increments.json", {**content, **found.to_json()})
+    print(f"plot: {folder / 'increments.png'}")
 
 
 @analyze_app.command("swap")
@@ -102,8 +152,6 @@ def analyze_swap(
 
     For tokenizers that are conditioned on the class (SMAP).
     """
-    import json
-
     from tok1d import files
     from tok1d.analyze.swap import swap, swap_picture
     from tok1d.evaluate import protocol
@@ -111,7 +159,6 @@ def analyze_swap(
     from tok1d.inference import images as sources
     from tok1d.pictures import save_png
     from tok1d.zoo.card import padding_of
-    from tok1d.zoo.weights import fingerprint
 
     tokenizer = load_tokenizer(model, device)
     pad, place = padding_of(tokenizer), next(tokenizer.parameters()).device
@@ -121,18 +168,14 @@ def analyze_swap(
     found = swap(tokenizer, images, classifier, num_images=num, pad=pad)
     save_png(swap_picture(tokenizer, images, num_images=num), folder / "swap.png")
     content = {
-        "model": model,
-        "data": data,
-        "weights_hash": fingerprint(tokenizer),
-        "reference": images.fingerprint(),
+        **facts(model, data, tokenizer, images, num),
         "judge": None if classifier is None else classifier_name(classifier),
         "variants": [each.to_json() for each in found],
     }
-    files.write_text(folder / "swap.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     print(f"{found[0].num} images in pairs of different classes; rows of the image: originals, then these variants")
     for each in found:
         print(f"{each.variant:30s} {each.describe()}")
-    print(f"record: {folder / 'swap.json'}")
+    write_record(folder / "swap.json", content)
     print(f"image: {folder / 'swap.png'}")
 
 
@@ -157,7 +200,6 @@ def analyze_mixture(
     overwrite: Overwrite = False,
 ) -> None:
     """Fit Gaussian mixtures to the principal components of the tokens: their likelihood shows the number of modes."""
-    import json
     from dataclasses import asdict
 
     from tok1d import files
@@ -169,17 +211,13 @@ def analyze_mixture(
     fit_seeds = parse_counts(seeds, "--seeds", 0, 2**32 - 1)
     tokenizer = load_tokenizer(model, device)
     folder = files.new_folder(out, overwrite=overwrite)
-    tokens = collect_tokens(
-        tokenizer, sources.open_data(data, tokenizer, split=chosen.split, data_root=chosen.data_root), num=num
-    )
+    images = sources.open_data(data, tokenizer, split=chosen.split, data_root=chosen.data_root)
+    tokens = collect_tokens(tokenizer, images, num=num)
     found = fit_mixtures(tokens, counts, dims=dims, variance=variance, covariance=covariance, seeds=fit_seeds)  # type: ignore[arg-type]
-    files.write_text(
-        folder / "mixture.json", json.dumps({"model": model, "data": data, **asdict(found)}, indent=1) + "\n"
-    )
     print(f"{found.num} images, {found.dims} principal components with {found.variance:.1%} of the variance")
     for point in found.points:
         print(
             f"{point.components:4d} components, seed {point.seed}: {point.nll:9.3f} nats, "
             f"largest norm of a mean {point.mean_norm:.3f}"
         )
-    print(f"record: {folder / 'mixture.json'}")
+    write_record(folder / "mixture.json", {**facts(model, data, tokenizer, images, num), **asdict(found)})

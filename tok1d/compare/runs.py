@@ -21,7 +21,7 @@ from tok1d.compare.curves import (
     track,
     window_width,
 )
-from tok1d.pictures import data_uri, save_png
+from tok1d.pictures import data_uri, figure_image, save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -133,16 +133,13 @@ def plot(compared: Sequence[Comparison]) -> Image:
     """Plot one panel per logged number: runs in colour, references in black with their band.
 
     Thin lines are values as logged, thick lines are averages over the window."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from PIL import Image
 
     references = list({each.reference.name: each.reference for each in compared if each.reference}.values())
     names = panels([*(each.run for each in compared), *references])
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(1.4 + 4.6 * columns, 0.6 + 3.2 * rows), dpi=110, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     for axes, key in zip(figure.subplots(rows, columns, squeeze=False).flat, names):
         for reference in references:
             _plot_reference(axes, reference, key)
@@ -152,8 +149,7 @@ def plot(compared: Sequence[Comparison]) -> Image:
     for axes in list(figure.axes)[len(names) :]:
         axes.remove()
     figure.axes[0].legend(fontsize=8, frameon=False)
-    canvas.draw()
-    return Image.frombytes("RGBA", canvas.get_width_height(), canvas.buffer_rgba().tobytes()).convert("RGB")
+    return figure_image(figure)
 
 
 def _colours(count: int) -> list[str]:

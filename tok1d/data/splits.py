@@ -180,10 +180,10 @@ def part_of(paths: Sequence[str], split: Split) -> tuple[list[str], bool]:
     decide for each sample. Of "all" the files of further validation splits are no part.
     """
     kinds = kinds_of_files(paths)
-    test = next((kind for kind in ("test", "val") if kind in kinds), None)
+    test: Kind | None = "test" if "test" in kinds else "val" if "val" in kinds else None
     if None in kinds or test is None:
         return list(paths), False
-    wanted = {"train": {"train"}, "test": {test}}.get(split, {"train", test})
+    wanted: set[Kind] = {"train", test} if split == "all" else {test} if split == "test" else {"train"}
     return [path for path, kind in zip(paths, kinds) if kind in wanted], True
 
 

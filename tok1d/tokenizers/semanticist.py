@@ -230,6 +230,10 @@ class Semanticist(nn.Module):
             return self.decoder(self.chain.noised(latents, noise, t), t, filled)[:, : latents.shape[1]]
         return self.decoder(self.objective.path.interpolate(latents, noise, t), t, filled)
 
+    def prediction_target(self, latents: Tensor, *, t: Tensor, noise: Tensor) -> Tensor:
+        """What `predictions` are trained to equal, (B, C, S, S): the noise (DDPM), or the target of the flow."""
+        return noise if self.config.objective == "ddpm" else self.objective.target(latents, noise, t)
+
     def uniform_times(self, num: int) -> Tensor:
         """(num,) midpoints of equal intervals of time: step indices (DDPM) or in [0, 1] (flow)."""
         times = (torch.arange(num) + 0.5) / num
