@@ -43,6 +43,22 @@ def open_data(
         size: side of the images in pixels; default: the tokenizer's.
         generator: a generator of the tokenizer's tokens; captions are opened if it or the tokenizer reads them.
     """
+    images = _opened(name, model, split, data_root=data_root, on_broken=on_broken, size=size, generator=generator)
+    report_broken(images)
+    return images
+
+
+def _opened(
+    name: str,
+    model: Tokenizer,
+    split: str | None,
+    *,
+    data_root: str | None,
+    on_broken: str,
+    size: int | None,
+    generator: Generator | None = None,
+) -> ImageSet:
+    """As `open_data`, without a report."""
     config, kind = model.config, kind_of(name)
     same = trained_with(model, "name", None) == kind  # then the recipe's keys are valid
     source = ImageSource(
@@ -61,7 +77,6 @@ def open_data(
     images = open_images(source, chosen)  # type: ignore[arg-type]
     if note and isinstance(images, LazyImages):
         images.notes.append(note)
-    report_broken(images)
     return images
 
 
@@ -116,7 +131,7 @@ def open_own(
     """Open images to reconstruct.
 
     The path is an image file; or a folder without splits, of which all images are opened by default; or other data, see
-    `open_data`. Captions, if the tokenizer reads them, are in text files with the names of the images.
+    `open_data`, but nothing is printed. Captions, if the tokenizer reads them, are in text files with the names of the images.
 
     Raises:
         InputError: a split of an image file.
@@ -125,7 +140,7 @@ def open_own(
     if kind != "folder" or not where.is_file():
         if split is None and kind == "folder" and not has_splits(where):
             split = "all"
-        return open_data(path, model, split=split, data_root=data_root, on_broken=on_broken, size=size)
+        return _opened(path, model, split, data_root=data_root, on_broken=on_broken, size=size)
     if split is not None:
         raise InputError(f"--split: {path} is one image, expected no split, got {split}")
     transform = Transform(size or model.config.image_size, model.config.channels, pad=padding_of(model))
