@@ -131,7 +131,8 @@ def open_own(
     """Open images to reconstruct.
 
     The path is an image file; or a folder without splits, of which all images are opened by default; or other data, see
-    `open_data`, but nothing is printed. Captions, if the tokenizer reads them, are in text files with the names of the images.
+    `open_data`, but nothing is printed. Captions, if the tokenizer reads them, are in text files with the names of the
+    images.
 
     Raises:
         InputError: a split of an image file.
