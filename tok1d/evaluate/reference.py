@@ -19,7 +19,7 @@ from tok1d.data.fashion_mnist import cache_home
 from tok1d.data.folder import FolderImages
 from tok1d.data.images import ArrayImages, ImageSet, prefetch
 from tok1d.data.lazy import LazyImages
-from tok1d.data.splits import kinds_of_files, spread
+from tok1d.data.splits import kinds_of_files, role_of, spread
 from tok1d.data.subset import Subset, underlying
 from tok1d.errors import DataError, InputError, reason_of
 from tok1d.evaluate.features import INCEPTION, FrozenNetwork
@@ -295,8 +295,11 @@ def split_of(images: ImageSet) -> str:
     images = underlying(images)
     if isinstance(images, ArrayImages):
         return "test"  # Fashion-MNIST
-    paths = [images.root.name] if isinstance(images, FolderImages) else list(getattr(images, "shards", []))
-    kinds = set(kinds_of_files(paths))
+    if isinstance(images, FolderImages):
+        role = role_of(images.root.name)
+        kinds = {role.kind if role is not None and len(role.rest) < 2 else None}  # as test2017 and seg_test
+    else:
+        kinds = set(kinds_of_files(list(getattr(images, "shards", []))))
     return "validation" if kinds == {"val"} else "test" if kinds == {"test"} else "own"
 
 
