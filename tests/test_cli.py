@@ -149,7 +149,7 @@ def test_a_command_that_lacks_its_second_word_shows_the_help(arguments: list[str
         ("generate x --out y --num 0", "--num.*greater than or equal to 1; see tok1d generate --help"),
         ("generate x --out y --num some", "--num.*see tok1d generate --help"),
         ("generate x --out y --colour red", "No such option: --colour.*see tok1d generate --help"),
-        ("encode x y --out z --split val", "--split: expected train or test, got 'val'"),
+        ("encode x y --out z --split val", "--split: expected train or test or all, got 'val'"),
         ("encode x y --out z --dtype int8", "--dtype: expected float32 or float16 or bfloat16, got 'int8'"),
         ("encode x y --out z --on-broken ignore", "--on-broken: expected stop or skip, got 'ignore'"),
         ("reconstruct x y --out z --on-broken ignore", "--on-broken: expected stop or skip, got 'ignore'"),

@@ -79,7 +79,7 @@ def test_flat_train_and_val_folders_are_one_class(tmp_path):
 
 
 def test_views_repeat_and_limits_and_replacements_follow_the_image(tmp_path):
-    save(tmp_path, [f"train/{i}.png" for i in range(1, 10)])
+    save(tmp_path, ["test/0.png", *(f"train/{i}.png" for i in range(1, 10))])
     write(tmp_path, {f"train/{i}.png": str(i) for i in range(1, 10)})
     few = opened(tmp_path, limit=3)
     assert few.captions == [str(number(image)) for image in few.batch(range(3))[0]] == ["1", "4", "7"]
@@ -133,7 +133,7 @@ def test_a_broken_captions_file_names_its_line(tmp_path, line, message):
 
 
 def test_captions_that_cannot_be_read_or_are_of_other_images_are_reported(tmp_path):
-    save(tmp_path, [f"train/{i}.png" for i in range(1, 4)])
+    save(tmp_path, ["test/0.png", *(f"train/{i}.png" for i in range(1, 4))])
     (tmp_path / "latin.jsonl").write_bytes(b'{"file": "train/1.png", "caption": "a"}\n\xe9\n')
     write(tmp_path, {"1.png": "relative to train/", "2.png": "too"}, "elsewhere.jsonl")
     for name, message in (

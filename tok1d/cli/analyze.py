@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tok1d.cli.options import (
+    ChosenImages,
     Data,
-    DataRoot,
     Device,
     Model,
     Overwrite,
     Seed,
+    expanded,
     load_tokenizer,
     one_of,
     output_folder,
@@ -66,16 +67,17 @@ def write_record(path: Path, content: dict[str, Any]) -> None:
 
 @analyze_app.command("prefix")
 @with_paths
+@expanded
 def analyze_prefix(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option(help="folder for curve.json and curve.png")],
+    chosen: ChosenImages,
     keep: Annotated[str, typer.Option(help=f"{KEEP_HELP}; default: all up to 16 tokens, else the powers of two")] = "",
     num: Annotated[int, typer.Option(min=1, help=HELD_OUT)] = 500,
     times: Times = 20,
     batch_size: BatchSize = 100,
     seed: Seed = 0,
-    data_root: DataRoot = None,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -89,7 +91,7 @@ def analyze_prefix(
     tokenizer = load_tokenizer(model, device)
     lengths = lengths_of(keep, tokenizer)
     folder = output_folder(out, overwrite=overwrite)
-    images = sources.open_data(data, tokenizer, data_root=data_root)
+    images = sources.open_data(data, tokenizer, split=chosen.split, data_root=chosen.data_root)
     points = explained_curve(
         tokenizer, images, keep=lengths, num_images=num, num_times=times, batch_size=batch_size, seed=seed
     )
@@ -105,10 +107,12 @@ def analyze_prefix(
 
 @analyze_app.command("increments")
 @with_paths
+@expanded
 def analyze_increments(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option(help="folder for increments.json and increments.png")],
+    chosen: ChosenImages,
     keep: Annotated[
         str, typer.Option(help=f"{KEEP_HELP}; each increment is between two of them. Default: all, one per token")
     ] = "",
@@ -116,7 +120,6 @@ def analyze_increments(
     times: Times = 10,
     batch_size: BatchSize = 100,
     seed: Seed = 0,
-    data_root: DataRoot = None,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -132,7 +135,7 @@ def analyze_increments(
     tokenizer = load_tokenizer(model, device)
     lengths = lengths_of(keep, tokenizer)
     folder = output_folder(out, overwrite=overwrite)
-    images = sources.open_data(data, tokenizer, data_root=data_root)
+    images = sources.open_data(data, tokenizer, split=chosen.split, data_root=chosen.data_root)
     found = increments(
         tokenizer, images, keep=lengths, num_images=num, num_times=times, batch_size=batch_size, seed=seed
     )
@@ -148,15 +151,16 @@ def analyze_increments(
 
 @analyze_app.command("swap")
 @with_paths
+@expanded
 def analyze_swap(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option(help="folder for swap.json and swap.png")],
+    chosen: ChosenImages,
     num: Annotated[int, typer.Option(min=2, help=f"{HELD_OUT}; pairs are formed from them")] = 500,
     label: Annotated[
         str | None, typer.Option(help="true: classes by position where their names do not agree; default: by name")
     ] = None,
-    data_root: DataRoot = None,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -177,7 +181,7 @@ def analyze_swap(
     tokenizer = load_tokenizer(model, device)
     pad, place = padding_of(tokenizer), next(tokenizer.parameters()).device
     folder = output_folder(out, overwrite=overwrite)
-    images = sources.open_data(data, tokenizer, data_root=data_root)
+    images = sources.open_data(data, tokenizer, split=chosen.split, data_root=chosen.data_root)
     classifier = protocol.classifier_for(data, tokenizer.config, place, pad=pad)
     found = swap(tokenizer, images, classifier, num_images=num, pad=pad, label=label)
     save_png(swap_picture(tokenizer, images, num_images=num, label=label), folder / "swap.png")
@@ -196,10 +200,12 @@ def analyze_swap(
 
 @analyze_app.command("mixture")
 @with_paths
+@expanded
 def analyze_mixture(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option(help="folder for mixture.json")],
+    chosen: ChosenImages,
     components: Annotated[str, typer.Option(help="numbers of mixture components, separated by commas")] = "5,10,20",
     dims: Annotated[
         int | None, typer.Option(min=1, help="number of principal components; default: as many as --variance needs")
@@ -210,7 +216,6 @@ def analyze_mixture(
     covariance: Annotated[str, typer.Option(help="covariance of a mixture component: diag or full")] = "diag",
     seeds: Annotated[str, typer.Option(help="seeds of the fits, separated by commas")] = "0",
     num: Annotated[int, typer.Option(min=1, help=HELD_OUT)] = 5000,
-    data_root: DataRoot = None,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -225,7 +230,7 @@ def analyze_mixture(
     fit_seeds = parse_counts(seeds, "--seeds", 0, 2**32 - 1)
     tokenizer = load_tokenizer(model, device)
     folder = output_folder(out, overwrite=overwrite)
-    images = sources.open_data(data, tokenizer, data_root=data_root)
+    images = sources.open_data(data, tokenizer, split=chosen.split, data_root=chosen.data_root)
     tokens = collect_tokens(tokenizer, images, num=num)
     found = fit_mixtures(tokens, counts, dims=dims, variance=variance, covariance=covariance, seeds=fit_seeds)  # type: ignore[arg-type]
     print(f"{found.num} images, {found.dims} principal components with {found.variance:.1%} of the variance")

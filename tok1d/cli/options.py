@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import MISSING, is_dataclass
+from dataclasses import MISSING, dataclass, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Literal, get_args, get_type_hints
 
 import typer
 
-from tok1d.config.fields import as_given
+from tok1d.config.fields import as_given, option
 from tok1d.config.options import Option, flag_of, options_of
 
 if TYPE_CHECKING:
@@ -27,6 +27,10 @@ DATA_HELP = (
     "save_to_disk of Hugging Face datasets"
 )
 OVERRIDES_HELP = "key=value, such as train.lr=1e-3; tok1d config RECIPE --fields lists the keys"
+SPLIT_HELP = (
+    "split of the data: train, test or all; default: test, or all of a folder without class folders or splits and of "
+    "one named like a test split (val2017)"
+)
 SHARD_HELP = (
     "I/N: only do part I (from 0) of N, such as $SLURM_ARRAY_TASK_ID/64; default: all, or under torchrun the part of "
     "this process"
@@ -48,6 +52,16 @@ RecipeName = Annotated[str, typer.Argument(help="a name that tok1d recipes lists
 OnBroken = Annotated[str, typer.Option(help="at an unreadable image: stop, or skip it (skipped images are reported)")]
 Shard = Annotated[str, typer.Option(help=SHARD_HELP)]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar")]
+
+
+@dataclass(frozen=True)
+class ChosenImages:
+    """The part of the data that a command reads."""
+
+    split: Literal["train", "test", "all"] | None = option(None, SPLIT_HELP)
+    data_root: str | None = option(
+        None, "folder with the files of Fashion-MNIST; default: searched for, else downloaded", path="path"
+    )
 
 
 def expanded(command: Callable[..., None]) -> Callable[..., None]:

@@ -47,7 +47,9 @@ def reconstruct(
     one_of("--on-broken", on_broken, ("stop", "skip"))
     tokenizer = load_tokenizer(model, device)
     folder = output_folder(out, overwrite=overwrite)
-    source = sources.open_own(images, tokenizer, data_root=data_root, on_broken=on_broken, size=how.size)
+    source = sources.open_own(
+        images, tokenizer, split=how.split, data_root=data_root, on_broken=on_broken, size=how.size
+    )
     conditioning = conditioning_of(tokenizer, image_classes(source), how.label, captioned=any(source.captions))
     conditioning.say()
     psnr = pictures.reconstruct(tokenizer, source, folder, how)

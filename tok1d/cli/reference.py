@@ -130,8 +130,9 @@ def _like(model: str) -> tuple[int, tuple[int, int]]:
 
 
 def _open(request: ReferenceRequest, size: int, channels: int, border: int) -> ImageSet:
-    from tok1d.data.folder import FolderImages, list_images
+    from tok1d.data.folder import FolderImages
     from tok1d.data.images import open_images
+    from tok1d.data.listing import list_folder
     from tok1d.data.source import ImageSource
     from tok1d.data.transforms import Transform
     from tok1d.errors import InputError
@@ -144,8 +145,10 @@ def _open(request: ReferenceRequest, size: int, channels: int, border: int) -> I
         if data == "fashion_mnist":
             raise InputError("--split: of fashion_mnist expected train or test, got all")
         # Statistics do not depend on classes: all files are listed as one class.
-        transform, files = Transform(size, channels, pad=border), list_images(data)
-        return FolderImages(data, transform, request.on_broken, files=files, class_names=[Path(data).name])
+        transform, listing = Transform(size, channels, pad=border), list_folder(data)
+        found = FolderImages(data, transform, request.on_broken, files=listing.files, class_names=[Path(data).name])
+        found.how, found.left_out, found.notes = "all images", listing.left_out, listing.notes
+        return found
     source = ImageSource(
         "fashion_mnist" if data == "fashion_mnist" else "folder",
         root=request.data_root if data == "fashion_mnist" else data,

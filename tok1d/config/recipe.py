@@ -67,8 +67,11 @@ class DataConfig:
     num_images: int | None = option(
         None, "number of training images, for a cost forecast where the data are not present", ge=1
     )
+    class_order: Literal["sorted", "natural"] = option(
+        "sorted", "order of the names of class folders, which gives their numbers: sorted (10 before 2), or natural"
+    )
     image_key: str | None = option(
-        None, "webdataset: member that is the image (jpg;jpeg;png;webp); huggingface: column (image)"
+        None, "webdataset: member that is the image (any image); huggingface: column (image)"
     )
     label_key: str | None = option(None, "webdataset: member that is the class (cls); huggingface: column (label)")
     captions: str | None = option(

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tok1d.data.classes import check_number, numbers_note
 from tok1d.data.lazy import LazyImages
 from tok1d.data.prints import Kind, hash_bytes, hash_file
 from tok1d.data.source import ImageSource
-from tok1d.data.splits import TEST_NAMES, TRAIN_NAMES, Split, is_test, spread
+from tok1d.data.splits import Split, find_splits, hash_split, hash_text, spread
 from tok1d.errors import DataError, reason_of
 
 if TYPE_CHECKING:
@@ -20,15 +21,16 @@ if TYPE_CHECKING:
     from pyarrow import StructScalar
 
 
-def open_arrow(root: str | Path, split: Split) -> tuple[Dataset, bool, list[Dataset]]:
+def open_arrow(root: str | Path, split: Split) -> tuple[Dataset, str, list[Dataset], list[str]]:
     """Open a folder that `save_to_disk` wrote.
 
     Returns:
-        The data set of the split, whether it contains only that split, and the data sets of all splits. A folder with
-        one data set, or with only a training set, has no splits of its own.
+        The data set of the split (or of all splits joined), how the names state the split ("" if the data set has no
+        splits of its own, as a single data set, or only a training set), the data sets of all splits, and lines about
+        those that belong to neither.
 
     Raises:
-        DataError: no such folder or split.
+        DataError: no such folder or split, or names of splits that cannot be told, see `splits`.
     """
     import datasets
 
@@ -39,17 +41,24 @@ def open_arrow(root: str | Path, split: Split) -> tuple[Dataset, bool, list[Data
     except Exception as error:  # of pyarrow, json or the file system
         raise DataError(f"{root}: expected a folder written by datasets' save_to_disk ({reason_of(error)})") from None
     if not isinstance(found, datasets.DatasetDict):
-        return found, False, [found]
-    names = TRAIN_NAMES if split == "train" else TEST_NAMES
-    name = next((name for name in names if name in found), None)
-    if name is None:
-        if set(found) == {"train"}:
-            return found["train"], False, [found["train"]]
-        raise DataError(
-            f"{root}: has the splits {', '.join(found)}: expected {' or '.join(names)} for the {split} images"
-        )
-    own = split == "test" or any(other in found for other in TEST_NAMES)
-    return found[name], own, list(found.values())
+        return found, "", [found], []
+    try:
+        splits, others = find_splits(found, "split")
+    except DataError as error:
+        raise DataError(f"{root}: {error}") from None
+    train, test = (splits.train, splits.test) if splits is not None else (None, None)
+    if len(found) == 1 and test is None:
+        (only,) = found.values()
+        return only, "", [only], []
+    named = {"train": train, "test": test}
+    wanted = [named[split]] if split != "all" else [name for name in (train, test) if name is not None]
+    if None in wanted or not wanted or (train is None and others):
+        raise DataError(f"{root}: has the splits {', '.join(found)}: expected train and test for the {split} images")
+    beside = [*others, *(splits.neither if splits is not None else [])]
+    notes = [f"split {name} ({len(found[name]):,} rows) belongs to neither train nor test" for name in beside]
+    parts = [found[name] for name in wanted]
+    own = datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+    return own, f"split {' and '.join(map(str, wanted))}", list(found.values()), notes
 
 
 class ArrowImages(LazyImages):
@@ -66,7 +75,7 @@ class ArrowImages(LazyImages):
         import datasets
 
         root, label_key, captions = str(source.root), source.label_key, source.captions
-        data, own_split, all_splits = open_arrow(root, split)
+        data, how, all_splits, notes = open_arrow(root, split)
         self._column, columns = source.image_key or "image", ", ".join(data.column_names)
         for what, key in (("image_key", self._column), ("label_key", label_key), ("captions", captions)):
             if key is not None and key not in data.column_names:
@@ -76,7 +85,10 @@ class ArrowImages(LazyImages):
                 f"{root}: data.image_key: expected a column of images, got {self._column}; the columns are {columns}"
             )
         self.root, self._data = root, data.cast_column(self._column, datasets.Image(decode=False))
-        rows = [i for i in range(len(data)) if own_split or is_test(f"{root_name(root)}/{i}") == (split == "test")]
+        rows = list(range(len(data)))
+        if not how and split != "all":
+            tests = hash_split([f"{root_name(root)}/{i}" for i in rows])
+            rows, how = [i for i in rows if tests[i] == (split == "test")], hash_text(sum(tests), len(tests))
         self._rows = spread(rows, source.limit)
         if not self._rows:
             raise DataError(
@@ -91,6 +103,9 @@ class ArrowImages(LazyImages):
                 f"{root}: data.captions: expected one text per row in column {captions}, got {str(wrong)[:60]}"
             )
         super().__init__(source.transform, source.on_broken, names, labels[self._rows], texts, source.workers)
+        self.how, self.notes = how or "all images", notes
+        if label_key is not None and not isinstance(data.features[label_key], datasets.ClassLabel):
+            self.notes += numbers_note(labels.tolist())
 
     def name(self, index: int) -> str:
         return f"{self.root}, row {self._rows[index]}"
@@ -154,6 +169,7 @@ def _classes(data: Dataset, key: str | None, root: str, all_splits: list[Dataset
     labels = np.array(values, dtype=np.int64)
     known = list(feature.names) if isinstance(feature, datasets.ClassLabel) else []
     highest = max([int(labels.max()), *(_highest(each, key) for each in all_splits if each is not data)])
+    check_number(highest, f"{root}, column {key}")
     return known or [str(number) for number in range(highest + 1)], labels
 
 

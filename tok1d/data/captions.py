@@ -91,3 +91,13 @@ def _read_text_file(image: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         why = reason_of(error) if isinstance(error, OSError) else "it is not UTF-8 text"
         raise DataError(f"{path}: cannot read the caption, {why}") from None
+
+
+def without_captions(
+    left_out: Sequence[tuple[str, str]], images: Sequence[str], captions: str
+) -> list[tuple[str, str]]:
+    """Return the files that are left out, without those that hold the captions of `images`; see `captions_of`."""
+    if captions == TEXT_FILES:
+        texts = {posixpath.splitext(file)[0] + ".txt" for file in images}
+        return [each for each in left_out if each[0] not in texts]
+    return [each for each in left_out if each[0] != posixpath.normpath(captions)]

@@ -1,4 +1,4 @@
-"""Image sets in folders: listing files, class folders, and the check for broken files."""
+"""Image sets in folders, and the check for broken files."""
 
 import hashlib
 import os
@@ -10,6 +10,7 @@ import numpy as np
 
 from tok1d.data.broken_files import broken_reason, scan_file
 from tok1d.data.fashion_mnist import cache_home
+from tok1d.data.layout import folder_part
 from tok1d.data.lazy import LazyImages, OnBroken, decoding_pool
 from tok1d.data.prints import Kind, hash_file
 from tok1d.data.scan_cache import cache_writable, read_scan, stat_text, write_scan
@@ -17,64 +18,8 @@ from tok1d.data.splits import spread
 from tok1d.data.transforms import Transform
 from tok1d.errors import DataError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 # Folders with fewer images are scanned for broken files each time they are opened; scans of others are cached.
 SCAN_CACHED_FROM = 1000
-
-
-def list_images(root: str | Path) -> list[str]:
-    """Return the images below `root` as relative paths with forward slashes, sorted by their parts.
-
-    Hidden files and folders are left out; symbolic links are followed.
-
-    Raises:
-        DataError: `root` is not a folder or contains no image.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise DataError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}: expected a folder of images")
-    files: list[str] = []
-    above: dict[str, set[str]] = {}  # real paths of a folder and of all folders that contain it
-    for place, folders, names in os.walk(root, followlinks=True):
-        real, outer = os.path.realpath(place), above.get(os.path.dirname(place), set())
-        above[place] = outer | {real}
-        # Class folders are often links, so links are followed, except to a folder that contains them.
-        folders[:] = [] if real in outer else [name for name in folders if not name.startswith(".")]
-        if real not in outer:
-            images = (name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith("."))
-            files.extend(Path(place, name).relative_to(root).as_posix() for name in images)
-    if not files:
-        raise DataError(f"{root}: no images found: expected {', '.join(SUFFIXES)} files, in class folders or directly")
-    return sorted(files, key=lambda file: file.split("/"))
-
-
-def first_image(root: str | Path) -> Path | None:
-    """Return some image below a folder, or None; symbolic links to folders are not followed."""
-    for place, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                return Path(place, name)
-    return None
-
-
-def classes_of(root: str | Path, files: Sequence[str], *, captioned: bool = False) -> list[str]:
-    """Return the sorted class names: the first folder of each path, or the name of `root` if there are no folders.
-
-    Args:
-        captioned: the images have captions. Images inside and outside of folders may then be mixed, as one class.
-
-    Raises:
-        DataError: some images are in class folders and some are not, and they are not `captioned`.
-    """
-    loose = [file for file in files if "/" not in file]
-    if not loose:
-        return sorted({file.split("/")[0] for file in files})
-    if len(loose) < len(files) and not captioned:
-        raise DataError(
-            f"{root}: both class folders and loose images ({loose[0]}, ...): move the loose ones into a class"
-        )
-    return [Path(root).resolve().name]
 
 
 class FolderImages(LazyImages):
@@ -83,14 +28,15 @@ class FolderImages(LazyImages):
     Args:
         on_broken: "skip" leaves out the files that a scan finds to be broken and lists them in `broken`; "stop" raises
             DataError for the first one. Files that fail only when they are decoded: see `LazyImages`.
-        files: paths relative to `root`; default: all images below it, see `list_images`.
-        class_names: names of the class folders; default: see `classes_of`.
+        files: paths relative to `root`; default: all images below it.
+        class_names: names of the classes; default: those of the folders in `root`, or its own name without any.
+        class_of: class of each file; default: its first folder, or the only class.
         limit: number of files to use, at even distances in the sorted list, so that all classes occur.
         captions: caption by file, for some or all files. Images with captions need no class folders.
         workers: see `LazyImages`.
 
     Raises:
-        DataError: no readable images, or files without a class; see also `list_images` and `classes_of`.
+        DataError: no readable images, or files without a class; see also `layout.folder_part`.
     """
 
     def __init__(
@@ -101,24 +47,29 @@ class FolderImages(LazyImages):
         *,
         files: Sequence[str] | None = None,
         class_names: Sequence[str] | None = None,
+        class_of: Sequence[str] | None = None,
         limit: int | None = None,
         captions: Mapping[str, str] | None = None,
         workers: int | None = None,
     ) -> None:
         self.root = Path(root)
-        listed = list(files if files is not None else list_images(root))
-        names = list(class_names or classes_of(root, listed, captioned=captions is not None))
-        listed = spread(listed, limit)
+        if files is None:
+            part = folder_part(self.root, "all", captioned=captions is not None)
+            files, class_names, class_of = part.files, class_names or part.classes, class_of or part.class_of
+        names = list(class_names or [self.root.resolve().name])
+        if class_of is None:
+            class_of = [file.split("/")[0] if len(names) > 1 else names[0] for file in files]
+        rows = spread(list(zip(files, class_of, strict=True)), limit)
         super().__init__(transform, on_broken, names, np.zeros(0, np.int64), [], workers)
+        self.place = str(self.root)
+        listed = [file for file, _ in rows]
         self.files = self._without_broken(listed)
         if not self.files:
             why = f"all {len(listed)} images are broken" if listed else "no images chosen"
             first = f" (the first, {listed[0]}: {self.broken[0][1]})" if listed else ""
             raise DataError(f"{self.root}: {why}{first}: nothing to read")
-        self.labels = np.zeros(len(self.files), dtype=np.int64)
-        if len(self.class_names) > 1:
-            label_of = {name: label for label, name in enumerate(self.class_names)}
-            self.labels[:] = [label_of[file.split("/")[0]] for file in self.files]
+        class_by_file, label_of = dict(rows), {name: label for label, name in enumerate(names)}
+        self.labels = np.array([label_of[class_by_file[file]] for file in self.files], dtype=np.int64)
         self.captions = [(captions or {}).get(file, "") for file in self.files]
 
     def name(self, index: int) -> str:

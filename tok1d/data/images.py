@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -18,13 +18,16 @@ from torch import Tensor
 from tok1d.data import fashion_mnist
 from tok1d.data.arrow import ArrowImages
 from tok1d.data.base import ImageSet, Indices
-from tok1d.data.captions import CLASS_SENTENCES, captions_of
-from tok1d.data.folder import FolderImages, classes_of, first_image, list_images
+from tok1d.data.captions import CLASS_SENTENCES, captions_of, without_captions
+from tok1d.data.classes import order_note
+from tok1d.data.folder import FolderImages
+from tok1d.data.layout import folder_part
 from tok1d.data.lazy import LazyImages
+from tok1d.data.listing import first_image, list_folder
 from tok1d.data.order import uniforms
-from tok1d.data.shards import ShardImages
+from tok1d.data.shards import COMPRESSED, ShardImages
 from tok1d.data.source import DataName, ImageSource
-from tok1d.data.splits import Split, is_test, split_folders
+from tok1d.data.splits import Split
 from tok1d.data.transforms import NUM_RANDOMS, Transform
 from tok1d.errors import DataError
 
@@ -38,7 +41,6 @@ __all__ = [
     "kind_of",
     "open_images",
     "prefetch",
-    "without_train",
 ]
 
 T = TypeVar("T")
@@ -134,19 +136,18 @@ class ArrayImages:
 
 
 def open_images(source: ImageSource, split: Split) -> ArrayImages | LazyImages:
-    """Open the "train" or the "test" split of a data set.
+    """Open the "train" or the "test" split of a data set, or "all" images.
 
-    A folder with subfolders train/ and test/ (or val/, validation/, ...) is split by them. In any other folder a hash
-    of the relative path puts 5 % of the files into the test split, which does not change when files are added or
-    removed. For shards and saved data sets see `ShardImages` and `ArrowImages`.
+    Names of folders or shards state the split, or else a hash of the images' names, see `splits`. What else belongs to
+    the data is in the attributes `left_out` and `notes` of the set.
 
     Raises:
         DataError: the data are missing or broken, or the source has values that do not fit it.
         ConfigError: see `Transform`.
     """
-    name, root, limit, captions = source.name, source.root, source.limit, source.captions
-    if split not in ("train", "test"):
-        raise DataError(f"split: expected train or test, got {split!r}")
+    name, root, limit = source.name, source.root, source.limit
+    if split not in get_args(Split):
+        raise DataError(f"split: expected train, test or all, got {split!r}")
     if limit is not None and limit < 1:
         raise DataError(f"limit: expected at least 1 image, got {limit}")
     if name == "fashion_mnist":
@@ -155,30 +156,57 @@ def open_images(source: ImageSource, split: Split) -> ArrayImages | LazyImages:
         raise DataError(f"data set: expected {' or '.join(get_args(DataName))}, got {name!r}")
     if root is None:
         raise DataError(f"data set {name}: expected the path of its data, got none")
-    if name != "folder":
+    if name == "folder":
+        images: LazyImages = _open_folder(source, Path(root), split)
+    else:
         try:
-            return ShardImages(source, split) if name == "webdataset" else ArrowImages(source, split)
+            images = ShardImages(source, split) if name == "webdataset" else ArrowImages(source, split)
         except ModuleNotFoundError as error:
             raise DataError(f"data.name={name} needs the package {error.name}: pip install 'tok1d[{name}]'") from None
-    root = Path(root)
-    place, files, class_names = _folder_split(root, split, captions is not None)
-    prefix = "" if place == root else f"{place.name}/"
-    return FolderImages(
-        place,
+    images.place = str(root)
+    images.notes += [*order_note(images.class_names), *_without_images(images, split)]
+    return images
+
+
+def _open_folder(source: ImageSource, root: Path, split: Split) -> FolderImages:
+    part = folder_part(root, split, captioned=source.captions is not None, order=source.class_order)
+    found = None if source.captions is None else captions_of(root, part.prefix, part.files, source.captions)
+    images = FolderImages(
+        part.place,
         source.transform,
         source.on_broken,
-        files=files,
-        class_names=class_names,
-        limit=limit,
-        captions=None if captions is None else captions_of(root, prefix, files, captions),
+        files=part.files,
+        class_names=part.classes,
+        class_of=part.class_of,
+        limit=source.limit,
+        captions=found,
         workers=source.workers,
     )
+    images.how, images.notes = part.how, part.notes
+    images.left_out = part.left_out
+    if source.captions is not None:
+        images.left_out = without_captions(part.left_out, list_folder(root).files, source.captions)
+    return images
+
+
+def _without_images(images: LazyImages, split: Split) -> list[str]:
+    """A line on the classes of which a training has no image, if there are any."""
+    counts = np.bincount(images.labels, minlength=images.num_classes)
+    empty = [name for name, count in zip(images.class_names, counts) if not count]
+    if not empty or split == "test":
+        return []
+    shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+    what = "training images" if split == "train" else "images"
+    return [f"{len(empty)} of {images.num_classes} classes have no {what} that can be read: {shown}"]
 
 
 def _open_fashion_mnist(source: ImageSource, split: Split) -> ArrayImages:
     if source.captions not in (None, CLASS_SENTENCES):
         raise DataError(f"captions of fashion_mnist: expected {CLASS_SENTENCES} or none, got {source.captions!r}")
-    images, labels = (array[: source.limit] for array in fashion_mnist.load(split, source.root))
+    halves: list[Literal["train", "test"]] = ["train", "test"] if split == "all" else [split]
+    loaded = [fashion_mnist.load(each, source.root) for each in halves]
+    joined = loaded[0] if len(loaded) == 1 else tuple(np.concatenate(arrays) for arrays in zip(*loaded))
+    images, labels = (array[: source.limit] for array in joined)
     captions = fashion_mnist.captions(labels) if source.captions else None
     return ArrayImages(images, labels, fashion_mnist.CLASS_NAMES, source.transform, captions)
 
@@ -197,14 +225,16 @@ def kind_of(place: str) -> DataName:
         return "fashion_mnist"
     if (root / "dataset_dict.json").is_file() or (root / "dataset_info.json").is_file():
         return "huggingface"
-    if place.endswith(".tar") and not root.is_dir():
-        return "webdataset"
-    shard = next((found for shape in ("*.tar", "*/*.tar") for found in root.glob(shape)), None)
-    if shard is None:
-        return "folder"
-    if (image := first_image(root)) is not None:
+    if not root.is_dir():
+        return "webdataset" if place.lower().endswith((".tar", *COMPRESSED)) else "folder"
+    near = [path for shape in ("*", "*/*") for path in root.glob(f"{shape}.[tT]*") if not path.name.startswith(".")]
+    packed = next((path for shape in ("*", "*/*") for path in root.glob(f"{shape}.tar.*")), None)
+    shard = next((path for path in near if path.suffix.lower() == ".tar"), None)
+    packed = next((path for path in near if path.suffix.lower() in COMPRESSED), packed)
+    image = first_image(root) if shard or packed else None
+    if shard is not None and image is not None:
         raise DataError(f"{place}: expected images or shards, got both {image} and {shard}: move one of them elsewhere")
-    return "webdataset"
+    return "webdataset" if image is None and (shard or packed) else "folder"
 
 
 def at_size(images: ArrayImages | LazyImages, size: int) -> ArrayImages | LazyImages:
@@ -212,42 +242,6 @@ def at_size(images: ArrayImages | LazyImages, size: int) -> ArrayImages | LazyIm
     other = copy.copy(images)
     other.transform = replace(images.transform, size=size)
     return other
-
-
-def _folder_split(root: Path, split: Split, captioned: bool) -> tuple[Path, list[str], list[str]]:
-    """Return the folder of a split, its files relative to this folder, and the class names of all splits.
-
-    Images with captions are one class if any of them is not in a class folder.
-    """
-    files = list_images(root)
-    parts = {file.split("/")[0] for file in files}
-    if (pair := split_folders(parts)) is not None:
-        inside = {part: [file[len(part) + 1 :] for file in files if file.startswith(f"{part}/")] for part in pair}
-        names = sorted(
-            {name for part, within in inside.items() for name in classes_of(root / part, within, captioned=captioned)}
-        )
-        flat = [part for part, within in inside.items() if any("/" not in file for file in within)]
-        if len(flat) == 1 and not captioned:
-            raise DataError(
-                f"{root}: {flat[0]}/ has no class folders, but the other split has: use them in both or in neither"
-            )
-        part = pair[split == "test"]
-        return root / part, inside[part], [root.resolve().name] if flat else names
-    root, files = without_train(root, files)
-    chosen = [file for file in files if is_test(file) == (split == "test")]
-    if not chosen:
-        raise DataError(f"{root}: {split} split of {len(files)} images is empty: make train/ and test/ folders in it")
-    return root, chosen, classes_of(root, files, captioned=captioned)
-
-
-def without_train(root: Path, files: list[str]) -> tuple[Path, list[str]]:
-    """Return (root, files), or if all files are in train/, that folder and the files relative to it.
-
-    Such a folder train/ is not a class; there is no test folder, so the test images are chosen among these files.
-    """
-    if {file.split("/")[0] for file in files} == {"train"}:
-        return root / "train", [file.removeprefix("train/") for file in files]
-    return root, files
 
 
 def prefetch(iterator: Iterator[T], depth: int = 2) -> Generator[T, None, None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,19 +33,6 @@ def classes_text(images: ImageSet, most: int = 20) -> str:
     return f"classes ({images.num_classes}): {shortened(images.class_names, most)}"
 
 
-def without_images(images: ImageSet) -> list[int]:
-    """The ids of the classes of which a set has no image; empty if its labels are not known."""
-    labels: Sequence[int] | np.ndarray | None = getattr(images, "labels", None)
-    if labels is None or images.num_classes < 2:
-        return []
-    there = set(np.unique(np.asarray(labels)).tolist())
-    return [index for index in range(images.num_classes) if index not in there]
-
-
-def say_classes(images: ImageSet, *, training: bool = False) -> None:
-    """Print the classes in the order of their ids, and with `training` those without a training image."""
+def say_classes(images: ImageSet) -> None:
+    """Print the classes in the order of their ids."""
     print(classes_text(images))
-    missing = without_images(images) if training else []
-    if missing:
-        shown = shortened([f"{images.class_names[i]} (index {i})" for i in missing])
-        print(f"classes without training images ({len(missing)}): {shown}")

@@ -61,6 +61,11 @@ class LazyImages:
         self.transform, self.on_broken, self.workers = transform, on_broken, workers
         self.class_names, self.labels, self.captions = list(class_names), labels, list(captions)
         self.reported: set[str] = set()  # names that `broken.report_broken` has printed
+        self.described = False  # whether it has printed what the set holds
+        self.place = ""  # the folder or file pattern of the data
+        self.how = ""  # how the split was found, for people
+        self.left_out: list[tuple[str, str]] = []  # (name, reason) of files that are not read
+        self.notes: list[str] = []  # further facts for people
         self._broken: dict[str, str] = {}
         self._replaced: dict[str, str] = {}
         self._contents: dict[prints.Kind, str] = {}  # hashes of names and contents

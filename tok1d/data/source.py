@@ -6,6 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Literal
 
+from tok1d.data.classes import ClassOrder
 from tok1d.data.lazy import OnBroken
 from tok1d.data.transforms import Crop, Transform
 from tok1d.files import as_path
@@ -28,9 +29,11 @@ class ImageSource:
         captions: "labels" for sentences with the class name ("fashion_mnist"), "files" or the path of a JSON Lines
             file ("folder", see `captions.captions_of`), a member such as txt ("webdataset"), or a column
             ("huggingface"); None is no captions.
-        image_key: member ("webdataset", default jpg;jpeg;png;webp) or column ("huggingface", default image) that holds
-            the image.
+        image_key: member ("webdataset", default: any image that is read) or column ("huggingface", default image) that
+            holds the image.
         label_key: member (default cls) or column (default label) that holds the class.
+        class_order: order of the class names, which gives their numbers: "sorted" by code points ("10" before "2"), or
+            "natural" ("2" before "10"). Numbers in shards, and names in a saved data set, have their own order.
         workers: number of decoding threads, see `lazy.decoding_pool`.
     """
 
@@ -47,6 +50,7 @@ class ImageSource:
     captions: str | None = None
     image_key: str | None = None
     label_key: str | None = None
+    class_order: ClassOrder = "sorted"
     workers: int | None = None
 
     def __post_init__(self) -> None:

@@ -113,8 +113,8 @@ def _reconstruction(request: Reconstruction, opened: Opened) -> Prepared:
     measures, known = _measures(request, opened, tokenizer, request.data)
     images = opened.once(
         "images",
-        (request.model, request.data, request.data_root),
-        lambda: sources.open_data(request.data, tokenizer, data_root=request.data_root),
+        (request.model, request.data, request.split, request.data_root),
+        lambda: sources.open_data(request.data, tokenizer, split=request.split, data_root=request.data_root),
     )
     wanted = subset(images, request.num)
     _say(opened, conditioning_of(tokenizer, image_classes(images), request.label, captioned=any(images.captions)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,7 +18,8 @@ from tok1d.data.broken import replaced_indices, replaced_text
 from tok1d.data.fashion_mnist import cache_home
 from tok1d.data.folder import FolderImages
 from tok1d.data.images import ArrayImages, ImageSet, prefetch
-from tok1d.data.splits import spread
+from tok1d.data.lazy import LazyImages
+from tok1d.data.splits import kinds_of_files, role_of, spread
 from tok1d.data.subset import Subset, underlying
 from tok1d.errors import DataError, InputError, reason_of
 from tok1d.evaluate.enough import few_images
@@ -37,7 +37,6 @@ OF = ("train", "validation", "test", "own")
 FITTING: dict[str, tuple[str, ...]] = {"reconstruction": ("validation", "test", "own"), "generation": ("train", "own")}
 INCEPTION_DIM = 2048
 ADM_NOTE = "a file in ADM's form does not state its images; those of the released files are training images"
-_WORDS = {"validation": {"val", "validation", "valid"}, "test": {"test"}}  # words in the name of a folder or shard
 Progress = Callable[[int], object]
 
 
@@ -298,18 +297,19 @@ def split_of(images: ImageSet) -> str:
     if isinstance(images, ArrayImages):
         return "test"  # Fashion-MNIST
     if isinstance(images, FolderImages):
-        names = [{images.root.name}]
+        role = role_of(images.root.name)
+        kinds = {role.kind if role is not None and len(role.rest) < 2 else None}  # as test2017 and seg_test
     else:
-        names = [set(re.split(r"[^a-z]+", "/".join(Path(shard).parts[-2:]))) for shard in getattr(images, "shards", [])]
-    found = [of for of, words in _WORDS.items() if names and all(words & each for each in names)]
-    return found[0] if found else "own"
+        kinds = set(kinds_of_files(list(getattr(images, "shards", []))))
+    return "validation" if kinds == {"val"} else "test" if kinds == {"test"} else "own"
 
 
 def describe_images(images: ImageSet, of: str = "") -> ReferenceSet:
     """A set of images as the reference of a record; `of` is its kind, "" if that is not known."""
     whole = underlying(images)
     chosen = images.how if isinstance(images, Subset) else ""
-    return ReferenceSet(whole.fingerprint() if chosen else images.fingerprint(), of, len(images), chosen)
+    split = whole.how if isinstance(whole, LazyImages) else ""
+    return ReferenceSet(whole.fingerprint() if chosen else images.fingerprint(), of, len(images), chosen, split)
 
 
 def cache_path(fingerprint: str) -> Path:

@@ -140,6 +140,13 @@ class Reconstruction(Reconstructions, Request):
 
     kind = "reconstruction"
 
+    split: Literal["train", "test", "all"] | None = option(
+        None,
+        "split of the images: train, test or all; default: test, or all of a folder without class folders or splits "
+        "and of one named like a test split (val2017)",
+        axis=False,
+    )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Generation(Samples, Request):
@@ -147,4 +154,6 @@ class Generation(Samples, Request):
 
     kind = "generation"
 
-    split: Literal["train", "test"] = option("train", "split of the reference images: train (gFID) or test", axis=False)
+    split: Literal["train", "test", "all"] = option(
+        "train", "split of the reference images: train (gFID), test or all", axis=False
+    )

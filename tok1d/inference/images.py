@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from tok1d.config.condition import text_condition
 from tok1d.data.broken import report_broken
 from tok1d.data.captions import CLASS_SENTENCES, TEXT_FILES, captions_of
-from tok1d.data.folder import FolderImages, list_images
-from tok1d.data.images import ImageSet, kind_of, open_images, without_train
-from tok1d.data.source import ImageSource
-from tok1d.data.splits import split_folders
+from tok1d.data.folder import FolderImages
+from tok1d.data.images import ImageSet, kind_of, open_images
+from tok1d.data.layout import default_split, has_splits
+from tok1d.data.lazy import LazyImages
+from tok1d.data.listing import list_folder
+from tok1d.data.shards import default_part
+from tok1d.data.source import DataName, ImageSource
 from tok1d.data.transforms import Transform
+from tok1d.errors import InputError
 from tok1d.generators.base import Generator
 from tok1d.tokenizers.base import Tokenizer
 from tok1d.zoo.card import padding_of, trained_with
@@ -21,7 +26,7 @@ def open_data(
     name: str,
     model: Tokenizer,
     *,
-    split: str = "test",
+    split: str | None = None,
     data_root: str | None = None,
     on_broken: str = "skip",
     size: int | None = None,
@@ -29,14 +34,31 @@ def open_data(
 ) -> ImageSet:
     """Open the images of a data set with the size, the channels and the border of the tokenizer's training images.
 
-    Images are not augmented. Unreadable images are named on stderr.
+    Images are not augmented. What the data hold and what is left out is printed, see `report_broken`.
 
     Args:
         name: "fashion_mnist", or the path of a folder of images, of shards or of a saved data set, see `kind_of`.
         model: the tokenizer.
+        split: train, test or all; default: see `measured_split`.
         size: side of the images in pixels; default: the tokenizer's.
         generator: a generator of the tokenizer's tokens; captions are opened if it or the tokenizer reads them.
     """
+    images = _opened(name, model, split, data_root=data_root, on_broken=on_broken, size=size, generator=generator)
+    report_broken(images)
+    return images
+
+
+def _opened(
+    name: str,
+    model: Tokenizer,
+    split: str | None,
+    *,
+    data_root: str | None,
+    on_broken: str,
+    size: int | None,
+    generator: Generator | None = None,
+) -> ImageSet:
+    """As `open_data`, without a report."""
     config, kind = model.config, kind_of(name)
     same = trained_with(model, "name", None) == kind  # then the recipe's keys are valid
     source = ImageSource(
@@ -49,10 +71,34 @@ def open_data(
         captions=captions_for(name, model, *([] if generator is None else [generator])),
         image_key=trained_with(model, "image_key", None) if same else None,
         label_key=trained_with(model, "label_key", None) if same else None,
+        class_order=trained_with(model, "class_order", "sorted"),
     )
-    images = open_images(source, split)  # type: ignore[arg-type]
-    report_broken(images)
+    chosen, note = (split, "") if split is not None else measured_split(name, kind, model)
+    images = open_images(source, chosen)  # type: ignore[arg-type]
+    if note and isinstance(images, LazyImages):
+        images.notes.append(note)
     return images
+
+
+def measured_split(name: str, kind: DataName, model: Tokenizer) -> tuple[str, str]:
+    """The split of the data that is measured unless another is chosen, and a line about it, "" for none.
+
+    It is the test split, except for folders that `default_split` takes as a whole. Of a folder on which the model was
+    trained, as its card says, it is always the test split.
+    """
+    if kind != "folder":
+        return default_part(name) if kind == "webdataset" else ("test", "")
+    split = default_split(Path(name))
+    if split == "test":
+        return split, ""
+    root = trained_with(model, "root", None)
+    try:
+        trained_here = isinstance(root, str) and os.path.samefile(root, name)
+    except OSError:
+        trained_here = False
+    if trained_here and trained_with(model, "name", None) == "folder" and len(list_folder(name).files) > 1:
+        return "test", "the model was trained on this folder, so only its test images are measured (--split all: all)"
+    return "all", "measured whole; where the model was trained on this folder, --split test measures its test images"
 
 
 def captions_for(data: str, *models: Tokenizer | Generator) -> str | None:
@@ -74,24 +120,32 @@ def captions_for(data: str, *models: Tokenizer | Generator) -> str | None:
 
 
 def open_own(
-    path: str, model: Tokenizer, *, data_root: str | None = None, on_broken: str = "skip", size: int | None = None
+    path: str,
+    model: Tokenizer,
+    *,
+    split: str | None = None,
+    data_root: str | None = None,
+    on_broken: str = "skip",
+    size: int | None = None,
 ) -> ImageSet:
     """Open images to reconstruct.
 
-    The path is an image file, a folder without splits, of which all images are opened, or "fashion_mnist", shards, a
-    saved data set or a folder with train/ and test/, of which the test split is opened. Captions, if the tokenizer
-    reads them, are in text files with the names of the images.
-    """
+    The path is an image file; or a folder without splits, of which all images are opened by default; or other data, see
+    `open_data`, but nothing is printed. Captions, if the tokenizer reads them, are in text files with the names of the
+    images.
 
-    if kind_of(path) != "folder":
-        return open_data(path, model, data_root=data_root, on_broken=on_broken, size=size)
+    Raises:
+        InputError: a split of an image file.
+    """
+    where, kind = Path(path), kind_of(path)
+    if kind != "folder" or not where.is_file():
+        if split is None and kind == "folder" and not has_splits(where):
+            split = "all"
+        return _opened(path, model, split, data_root=data_root, on_broken=on_broken, size=size)
+    if split is not None:
+        raise InputError(f"--split: {path} is one image, expected no split, got {split}")
     transform = Transform(size or model.config.image_size, model.config.channels, pad=padding_of(model))
-    where = Path(path)
-    if where.is_dir() and split_folders(place.name for place in where.iterdir()) is not None:
-        return open_data(path, model, data_root=data_root, on_broken=on_broken, size=size)
-    if where.is_file():
-        root, files, on_broken = where.parent, [where.name], "stop"
-    else:
-        root, files = without_train(where, list_images(where))
-    found = captions_of(root, "", files, TEXT_FILES) if text_condition(model.config) is not None else {}
-    return FolderImages(root, transform, on_broken, files=files, captions=found or None)  # type: ignore[arg-type]
+    found = None
+    if text_condition(model.config) is not None:
+        found = captions_of(where.parent, "", [where.name], TEXT_FILES) or None
+    return FolderImages(where.parent, transform, "stop", files=[where.name], captions=found)

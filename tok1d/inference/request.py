@@ -28,6 +28,9 @@ class ReconstructionPictures(Decoding):
     num: int = option(
         8, "number of images: the first ones of fashion_mnist, of other data spread evenly over the set", ge=1
     )
+    split: Literal["train", "test", "all"] | None = option(
+        None, "split of the data: train, test or all; default: test, of a folder without splits in its names all"
+    )
     size: int | None = option(
         None, "side of the square images before encoding and after decoding, in pixels; default: the model's own", ge=1
     )
@@ -95,7 +98,7 @@ class CacheFormat:
 class Encoding(CacheFormat):
     """The images and views that `tok1d encode` encodes, and what it stores."""
 
-    split: Literal["train", "test"] = option("train", "split to encode: train or test")
+    split: Literal["train", "test", "all"] = option("train", "split to encode: train, test or all images")
     views: Literal["center", "center+flip", "random", "tencrop"] = option(
         "center",
         "views of each image: center (1 view), center+flip (2), random (1, with random crop and flip), tencrop (20)",

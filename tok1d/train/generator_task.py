@@ -164,9 +164,10 @@ def _images(recipe: Recipe) -> Images:
     """The training images, with the views of the cache, or augmented if they are encoded at every step."""
     if recipe.cache == NO_CACHE:
         images = open_split(recipe, "train", augment=True)
-        report_broken(images)
-        return images
-    return with_views(open_split(recipe, "train"), recipe.cache_views)
+    else:
+        images = with_views(open_split(recipe, "train"), recipe.cache_views)
+    report_broken(images)
+    return images
 
 
 def _cached(recipe: Recipe, tokenizer: LoadedTokenizer, images: Images, length: int) -> BatchFunction:

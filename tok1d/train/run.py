@@ -101,7 +101,7 @@ def train(
             for line in evaluation_notes(recipe, task.model) if is_first() else ():
                 print(line, file=sys.stderr)
             if is_first() and task.images is not None:
-                say_classes(task.images, training=True)
+                say_classes(task.images)
             begin()
 
         result = fit(recipe, task, out, seconds=seconds, quiet=quiet, begin_folder=begin_folder)

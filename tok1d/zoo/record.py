@@ -64,12 +64,14 @@ class ReferenceSet:
         of: train, validation, test or own; "": not stated.
         count: number of images that were used; None: not stated.
         chosen: how they were chosen from the set, "first" or "spread"; "": all of them.
+        split: which images of the data the set is, and of how many, for people; "": not stated.
     """
 
     fingerprint: str
     of: str = ""
     count: int | None = None
     chosen: str = ""
+    split: str = ""
 
     def __str__(self) -> str:
         """As tables show it: "spread 100 test images 77d4fd3f41a32d54"."""
