@@ -337,7 +337,7 @@ def test_a_class_without_training_images_is_named(tiny: Tiny, tmp_path: Path, ca
     for path in (data / "train" / "bee").iterdir():
         path.unlink()
     of_data = ["data.name=folder", f"data.root={data}"]
-    code, out, err = run(capsys, "train", tiny("smap"), *of_data, *SMAP, f"out={tmp_path / 'run'}", *SHORT)
+    code, _out, err = run(capsys, "train", tiny("smap"), *of_data, *SMAP, f"out={tmp_path / 'run'}", *SHORT)
     assert code == 0 and "1 of 3 classes have no training images that can be read: bee" in err, err
 
 
