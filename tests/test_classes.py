@@ -181,6 +181,10 @@ def test_what_agrees() -> None:
     model = Classes(3, ("a", "b", "c"))
     assert agreement(Classes(3, ("c", "a", "b")), model).places == (2, 0, 1)
     assert agreement(Classes(1, ("b",)), model).places == (1,)
+    slashed = Classes(3, ("a/b", "a_b", "c"))
+    assert agreement(Classes(2, ("c", "d_e")), Classes(2, ("d/e", "c"))).places == (1, 0), "no folder is called d/e"
+    assert agreement(Classes(2, ("c", "a_b")), slashed).places == (2, 1)
+    assert not agreement(Classes(2, ("c", "a_b")), Classes(3, ("a/b", "A_b", "x"))).agrees
     for names in (("a", "b", "x"), ("a", "b", "C"), ("x",), ("a", "b", "c", "d")):
         assert not agreement(Classes(len(names), names), model).agrees, names
     assert agreement(Classes(1, ("photos",)), Classes(1, ("others",))).agrees, "one class tells nothing"

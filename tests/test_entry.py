@@ -65,6 +65,25 @@ def test_a_finished_run_beside_is_not_replaced(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(
+    ("before", "words"),
+    [
+        ("--metrics", ["evaluate", "reconstruction", "fashion-mnist-maetok", "--metrics", ""]),
+        ("--label", ["reconstruct", "fashion-mnist-smap", "--label=", "--out", "x"]),
+        ("--classes", ["generate", "fashion-mnist-sit", "--out", "x", "--classes", ""]),
+        ("--weights", ["convert", "llamagen", "x.pt", "--out", "x", "--weights", ""]),
+        ("reconstruction", ["evaluate", "reconstruction", "", "images"]),
+        ("tok1d", [""]),
+    ],
+)
+def test_an_empty_argument_is_not_the_default(
+    before: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That of a shell variable without a value."""
+    assert cli.run(words) == 2
+    assert capsys.readouterr().err == f"error: {before}: expected a value, got ''\n"
+
+
+@pytest.mark.parametrize(
     ("text", "value"),
     [
         ("010", 10),

@@ -37,6 +37,9 @@ LAYOUTS: dict[str, Layout] = {
     "ema_state_dict": lambda raw, ema: {"model_state_dict": raw, "ema_state_dict": ema},
     "params_ema": lambda raw, ema: {"params": raw, "params_ema": ema},
     "modelEMA": lambda raw, ema: {"model": raw, "modelEMA": ema},
+    "numbered": lambda raw, ema: {"model": raw, "ema2": ema},
+    "list": lambda raw, ema: {"model": raw, "ema": [ema]},
+    "decays": lambda raw, ema: {"model": raw, "ema": {"0.9999": ema}},
     "averaged": lambda raw, ema: {"averaged_model": {**ema, "n_averaged": torch.tensor(7)}, "model": raw},
     "nested shadow": lambda raw, ema: {"model": raw, "ema": {"decay": 0.99, "num_updates": 5, "shadow": ema}},
     "nested module": lambda raw, ema: {"state_dict": {"ema": {"module": ema}, "model": raw}},
@@ -109,6 +112,28 @@ def test_a_file_with_one_kind_is_converted_and_the_other_refused(layout: str, tm
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and f"--weights {empty}: expected" in error
         assert not (tmp_path / "never").exists()
+
+
+def test_other_sets_of_the_same_weights_are_said(tmp_path: Path, capsys: Any) -> None:
+    """Of names that say neither averaged nor raw; beside averages they are the raw ones."""
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"model": RAW, "teacher": EMA, "opt": {"state": {}}}, path)
+    assert convert(path, tmp_path / "out") == 0
+    assert "raw, from model; also there: teacher (to convert it instead, save it alone)" in capsys.readouterr().err
+    assert value_of(tmp_path / "out") == 1.0
+    torch.save({"generator": RAW, "generator_ema": EMA}, path)
+    for more, value in (([], 2.0), (["--weights", "raw"], 1.0)):
+        assert convert(path, tmp_path / "out", *more) == 0
+        assert capsys.readouterr().err.count("also there: generator") == 1
+        assert value_of(tmp_path / "out") == value
+
+
+def test_averages_that_do_not_fit_name_the_other_choice(tmp_path: Path, capsys: Any) -> None:
+    torch.save({"model": RAW, "ema": {**EMA, "strange.weight": torch.ones(2)}}, tmp_path / "checkpoint.pt")
+    assert convert(tmp_path / "checkpoint.pt", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "strange.weight" in error and "(--weights raw)" in error and error.count("\n") == 1
+    assert convert(tmp_path / "checkpoint.pt", tmp_path / "out", "--weights", "raw") == 0
 
 
 def test_a_plain_file_is_not_called_averaged_unless_its_name_is(tmp_path: Path, capsys: Any) -> None:
@@ -200,16 +225,18 @@ def test_what_needs_no_conversion_is_said(tiny: Callable[..., str], fashion: Non
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["empty.pt", "empty.safetensors", "cut.pt", "cut.safetensors", "text.pt", "list.pt"])
+@pytest.mark.parametrize(
+    "name", ["empty.pt", "empty.safetensors", "cut.pt", "cut.safetensors", "text.pt", "greeting.pt", "list.pt"]
+)
 def test_odd_files_are_one_line(name: str, tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / name
     whole = tmp_path / f"whole{path.suffix}"
     (save_file if path.suffix == ".safetensors" else torch.save)(RAW, whole)
-    contents = {"empty": b"", "cut": whole.read_bytes()[:300], "text": b"not weights\n" * 9}
+    contents = {"empty": b"", "cut": whole.read_bytes()[:300], "text": b"not weights\n" * 9, "greeting": b"hello"}
     if path.stem == "list":
         torch.save([torch.ones(2)], path)
     else:
         path.write_bytes(contents[path.stem])
     assert convert(path, tmp_path / "out") == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and str(path) in error and "Traceback" not in error
+    assert error.count("\n") == 1 and str(path) in error and "other shapes" not in error

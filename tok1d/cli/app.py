@@ -111,6 +111,21 @@ def with_new_names(arguments: list[str]) -> list[str]:
     return found
 
 
+def refuse_empty(arguments: list[str]) -> None:
+    """Check that no argument of a command is empty, as that of a shell variable without a value is.
+
+    Raises:
+        InputError: the message names the option or the argument before it.
+    """
+    from tok1d.errors import InputError
+
+    for place, word in enumerate(arguments if arguments[:1] != ["launch"] else []):
+        option, equals, value = word.partition("=")
+        if not word or (option.startswith("--") and equals and not value):
+            before = option or (arguments[place - 1] if place else "tok1d")
+            raise InputError(f"{before}: expected a value, got ''")
+
+
 def use_utf8() -> None:
     """Make stdout and stderr print every text: UTF-8 where the locale has only ASCII, and see `files.encodable`."""
     from tok1d.files import encodable
@@ -140,6 +155,7 @@ def run(arguments: list[str] | None = None) -> int:
     imports, arguments = split_imports(sys.argv[1:] if arguments is None else arguments)
     arguments = with_new_names(arguments)
     try:
+        refuse_empty(arguments)
         code = app(args=[*imports, *arguments], prog_name="tok1d", standalone_mode=False, obj=run)
         if code == 130:  # what typer returns after Ctrl-C
             return _interrupted(arguments)

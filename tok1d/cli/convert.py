@@ -64,11 +64,11 @@ def convert(
         typer.Argument(help="key=value, settings that the file does not state, see --help-options"),
     ] = None,
     weights: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="of a file or folder with both: ema (averaged weights) or raw; default: ema where there are some"
         ),
-    ] = "",
+    ] = None,
     tokenizer: Annotated[str, typer.Option(help="for a generator: the model of its tokenizer"), PATH] = "",
     help_options: Annotated[
         bool,
@@ -79,8 +79,8 @@ def convert(
     """Convert published weights to a tok1d model folder."""
     from tok1d.zoo import convert as module
 
-    if weights:
+    if weights is not None:
         one_of("--weights", weights, ("ema", "raw"))
     folder = output_folder(out, overwrite=overwrite)
-    which: Any = weights or None
+    which: Any = weights
     print(f"model: {module.convert(format, path, folder, options or [], tokenizer=tokenizer, weights=which)}")

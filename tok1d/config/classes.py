@@ -84,14 +84,15 @@ def agreement(own: Classes, known: Classes) -> Agreement:
     agree. With names missing on a side the numbers of classes must agree.
     """
     if own.names and known.names and (own.num, known.num) != (1, 1):
-        if _normal(own.names) == _normal(known.names):
-            return Agreement(True)
         places = places_of(own.names, known.names)
+        if places == tuple(range(known.num)) or _normal(own.names) == _normal(known.names):
+            return Agreement(True)
         if places is not None:
             return Agreement(
                 True, places, f"classes: labels of {own.owner} are mapped to {known.owner}'s classes by name"
             )
-        unknown = [name for name in own.names if _normal([name])[0] not in set(_normal(known.names))]
+        there = set(_as_folders(known.names))
+        unknown = [name for name in own.names if _as_folders([name])[0] not in there]
         missing = f"{shortened(unknown, 3)} {'is' if len(unknown) == 1 else 'are'} not among"
         return Agreement(False, None, f"classes: {missing} {known.owner}'s classes ({known})")
     if own.num != known.num:
@@ -105,12 +106,16 @@ def agreement(own: Classes, known: Classes) -> Agreement:
 
 
 def places_of(names: Sequence[str], known: Sequence[str]) -> tuple[int, ...] | None:
-    """The index in `known` of each name; None if a name is not there or one occurs twice."""
-    index = {name: i for i, name in enumerate(_normal(known))}
-    wanted = _normal(names)
-    if len(index) < len(known) or len(set(wanted)) < len(wanted) or not index.keys() >= set(wanted):
-        return None
-    return tuple(index[name] for name in wanted)
+    """The index in `known` of each name; None if a name is not there or one occurs twice.
+
+    Folders cannot have names with a slash, so that "T-shirt_top" is also T-shirt/top.
+    """
+    for written in (_normal, _as_folders):
+        index = {name: i for i, name in enumerate(written(known))}
+        wanted = written(names)
+        if len(index) == len(known) and len(set(wanted)) == len(wanted) and index.keys() >= set(wanted):
+            return tuple(index[name] for name in wanted)
+    return None
 
 
 def _count(num: int) -> str:
@@ -120,6 +125,10 @@ def _count(num: int) -> str:
 def _normal(names: Iterable[str]) -> list[str]:
     """Names in one Unicode form: the same name is written in two forms by different file systems."""
     return [unicodedata.normalize("NFC", name) for name in names]
+
+
+def _as_folders(names: Iterable[str]) -> list[str]:
+    return [name.replace("/", "_") for name in _normal(names)]
 
 
 def shortened(names: Sequence[str], most: int = 5) -> str:

@@ -137,17 +137,23 @@ def _converted(format: str, path: Path, arguments: Mapping[str, object]) -> nn.M
         with redirect_stderr(io.StringIO()) as notes:  # printed only if the conversion succeeds
             model = FORMATS[format](path, **arguments)
     except Tok1dError as error:
-        message = str(error)
-        if str(path) in message or isinstance(error, InputError):
-            raise
-        raise type(error)(f"{path}: {message.removeprefix('published weights: ')}") from None
+        message = str(error).removeprefix("published weights: ")
+        if str(path) not in message and not isinstance(error, InputError):
+            message = f"{path}: {message}"
+        raise type(error)(message + _choice_noted(notes.getvalue())) from None
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise WeightsError(
             f"{path}: weights or a config.json of other shapes or types than those of {format} "
             f"({type(error).__name__}: {reason_of(error)}); is this the right file and format?"
+            + _choice_noted(notes.getvalue())
         ) from error
     print(notes.getvalue(), end="", file=sys.stderr)
     return model
+
+
+def _choice_noted(notes: str) -> str:
+    """The note about raw and averaged weights, for the end of an error; "" without one."""
+    return "".join(f"; {line[line.index('weights: ') :]}" for line in notes.splitlines() if " also there: " in line)
 
 
 def _of_tokenizer(model: nn.Module, name: str, format: str) -> tuple[str, str]:

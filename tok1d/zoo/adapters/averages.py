@@ -20,7 +20,20 @@ Which = Literal["raw", "ema"]
 State = dict[str, Tensor]
 
 # Words in a key or file name that stand for averages; keys are split at capitals and at all but letters and digits.
-_WORDS = {"ema", "emas", "averaged", "average", "avg", "shadow", "swa", "polyak", "modelema", "emamodel", "netema"}
+_WORDS = {
+    "ema",
+    "emas",
+    "averaged",
+    "average",
+    "averages",
+    "avg",
+    "shadow",
+    "swa",
+    "polyak",
+    "modelema",
+    "emamodel",
+    "netema",
+}
 _AVERAGED_FILE = "custom_checkpoint_1.pkl"  # accelerate's name of the second saved object, in Semanticist's releases
 _RAW_FILES = ("model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors")
 _SUFFIXES = (".safetensors", ".pkl", ".pt", ".pth", ".bin", ".ckpt")
@@ -57,7 +70,7 @@ class _Found(NamedTuple):
 def is_average(name: str) -> bool:
     """Whether a key or the stem of a file name is that of averaged weights."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-    return not _WORDS.isdisjoint(re.split(r"[^a-z0-9]+", spaced.lower()))
+    return not _WORDS.isdisjoint(re.split(r"[^a-z]+", spaced.lower()))
 
 
 def clean(state: Mapping[str, Tensor], source: str = "state") -> State:
@@ -129,6 +142,7 @@ def choose_state(
     if not found:
         found = [_Found("", content, averaged)]
     found = [part for each in found for part in _parts(each)]
+    found += _alike(content, found)
     averages, raw = [each for each in found if each.averaged], [each for each in found if not each.averaged]
     if not averages and choice.wanted != "raw" and (nameless := _nameless(content)):
         raise WeightsError(
@@ -146,18 +160,23 @@ def choose_state(
         taken, lacking = _completed(taken, raw[0])
     else:
         lacking = []
-    others = [each.label for each in (averages if not taken.averaged else [*raw, *averages[1:]])]
-    line = _said("ema" if taken.averaged else "raw", taken.label, others)
+    others = [each.label for each in found if each.label != taken.label]
+    line = _said("ema" if taken.averaged else "raw", taken.label, others, choosable=bool(averages and raw))
     return taken.state, line + (f"; {len(lacking)} without average are raw, such as {lacking[0]}" if lacking else "")
 
 
-def _said(which: Which, label: str, others: Sequence[str]) -> str:
-    """The line that states both choices; "" if there is no other."""
+def _said(which: Which, label: str, others: Sequence[str], *, choosable: bool = True) -> str:
+    """The line that states both choices; "" if there is no other.
+
+    Args:
+        choosable: whether the others include weights of the other kind; else one of them must be saved alone.
+    """
     if not others:
         return ""
     kinds = {"ema": "averaged", "raw": "raw"}
     other: Which = "raw" if which == "ema" else "ema"
-    return f"weights: {kinds[which]}, from {label}; also there: {', '.join(others)} (--weights {other})"
+    how = f"--weights {other}" if choosable else "to convert it instead, save it alone"
+    return f"weights: {kinds[which]}, from {label}; also there: {', '.join(others)} ({how})"
 
 
 def _states(content: Mapping[str, object], label: str, averaged: bool) -> Iterator[_Found]:
@@ -168,12 +187,41 @@ def _states(content: Mapping[str, object], label: str, averaged: bool) -> Iterat
     )
     for key in keys:
         inner = content[key]
+        if isinstance(inner, list | tuple):
+            inner = {str(place): each for place, each in enumerate(inner) if isinstance(each, Mapping)}
         if isinstance(inner, Mapping) and inner:
             below = list(_states(inner, f"{label}{key}/", averaged or is_average(key)))
+            if not below and is_average(key):  # averages of several decays
+                below = [
+                    _Found(f"{label}{key}/{name}", each, True) for name, each in inner.items() if _has_weights(each)
+                ]
             if below:
                 yield from below
-            elif any(isinstance(value, Tensor) and name not in _COUNTERS for name, value in inner.items()):
+            elif _has_weights(inner):
                 yield _Found(f"{label}{key}", inner, averaged or is_average(key))
+
+
+def _has_weights(state: object) -> bool:
+    return isinstance(state, Mapping) and any(
+        isinstance(value, Tensor) and name not in _COUNTERS for name, value in state.items()
+    )
+
+
+def _alike(content: Mapping[str, object], found: Sequence[_Found]) -> list[_Found]:
+    """The other entries of a file with weights of the same names as those that were found; as raw weights."""
+    known = {each.label.split("/")[0] for each in found}
+    names = [_names(each.state) for each in found]
+    others = {key: each for key, each in content.items() if isinstance(key, str) and key not in known}
+    return [
+        _Found(key, each, False)
+        for key, each in others.items()
+        if isinstance(each, Mapping) and _has_weights(each) and _names(each) in names
+    ]
+
+
+def _names(state: Mapping[str, object]) -> set[str]:
+    names = (str(name).split(".") for name in state if name not in _COUNTERS)
+    return {".".join(part for part in name if part not in _WRAPPERS) for name in names}
 
 
 def _nameless(content: Mapping[str, object]) -> str:
