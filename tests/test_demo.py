@@ -147,6 +147,8 @@ def test_run_folders_that_do_not_fit_are_refused_before_training(world: tuple[py
     out = world[1] / "refused"
     recipes = demo._recipes(out, None, [*TOKENIZER, "seed=1"], GENERATOR)
     assert not demo._open_folders(recipes, out / "report.html", overwrite=False)
+    for part in recipes:
+        Path(part.out).mkdir(parents=True, exist_ok=True)
     (out / "tokenizer" / "log.jsonl").touch()  # as a training that began leaves it
     with pytest.raises(ConfigError, match="seed=1"):
         run(out)
