@@ -16,7 +16,7 @@ import numpy as np
 
 from tok1d.data.classes import check_number, numbers_note, ordered
 from tok1d.data.lazy import LazyImages, decoding_pool
-from tok1d.data.listing import list_folder
+from tok1d.data.listing import identity, list_folder
 from tok1d.data.prints import Kind, hash_file
 from tok1d.data.source import ImageSource
 from tok1d.data.splits import (
@@ -205,10 +205,10 @@ def _check_names(root: str, names: Sequence[str], split: Split) -> None:
 
 def _check_links(root: str, path_of: dict[str, str], train: Sequence[str]) -> None:
     """Raise DataError where a training shard is the same file as one of another split, by links."""
-    others = {os.path.realpath(path): name for name, path in path_of.items() if name not in set(train)}
+    others = {identity(path): name for name, path in path_of.items() if name not in set(train)}
     for name in train:
-        if (real := os.path.realpath(path_of[name])) in others:
-            raise DataError(f"{root}: {name} is the same file as {others[real]}, by links: remove one of them")
+        if (own := identity(path_of[name])) in others:
+            raise DataError(f"{root}: {name} is the same file as {others[own]}, by links: remove one of them")
 
 
 def _classes(root: str, indices: dict[str, Index], source: ImageSource) -> tuple[list[str], list[str]]:
