@@ -297,14 +297,14 @@ def _sides(listing: Listing, homes: _Homes, split: Split) -> tuple[dict[str, lis
     """The images of the training and the test split, and how the split was found."""
     if homes.whole is not None:
         files = _below(listing, homes.whole)
+        if split == "all":
+            return {"train": files, "test": []}, "all images"
         tests = hash_split([file[len(homes.whole) + bool(homes.whole) :] for file in files])
         sides = {
             "train": [file for file, is_one in zip(files, tests) if not is_one],
             "test": [file for file, is_one in zip(files, tests) if is_one],
         }
-        if split != "all" and len(files) < 2:
-            raise DataError(f"one image, {files[0]}: expected two or more, for a training and a test split")
-        return sides, hash_text(sum(tests), len(tests)) if split != "all" else "all images"
+        return sides, hash_text(sum(tests), len(tests))
     sides = {}
     for key, home in (("train", homes.train), ("test", homes.test)):
         sides[key] = [] if home is None else _below(listing, home)

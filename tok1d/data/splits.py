@@ -52,11 +52,16 @@ def _hash(name: str) -> bytes:
 def hash_split(names: Sequence[str]) -> list[bool]:
     """Return for each image whether it is a test image, by a hash of its name, see rule 3.
 
-    With at least two different names, both sides have at least one image. A single name is a training image.
+    Both sides have at least one image.
+
+    Raises:
+        DataError: all names are equal, as of a single image.
     """
     chosen = [is_test(name) for name in names]
-    if len(set(names)) < 2:
-        return [False] * len(names)
+    if not names:
+        return []
+    if len(set(names)) == 1:
+        raise DataError(f"one image, {names[0]}: expected two or more, for a training and a test split")
     if not any(chosen):
         least = min(names, key=_hash)
         return [name == least for name in names]
