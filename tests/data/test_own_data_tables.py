@@ -81,3 +81,27 @@ def test_every_suffix_is_read_in_any_case_and_without_its_suffix(suffix: str, tm
     if kind not in ("TGA", "PCX", "SGI", "ICO"):  # without a signature of their own, or a short one
         (tmp_path / f"a{suffix}").rename(tmp_path / "bare")
         assert len(open_images(ImageSource("folder", root=tmp_path, image_size=16, channels=3), "all")) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "note"),
+    [
+        (["train/é/1.png", "test/e\u0301/2.png"], ["é"], None),
+        (["é/1.png", "e\u0301/2.png", "b/3.png"], ["b", "é"], "class é: two folders"),
+        (["测试集/cat/1.png", "训练集/cat/2.png"], ["测试集", "训练集"], "hold folders of the same names (cat)"),
+        (["fold1/a/1.png", "fold2/a/2.png"], ["fold1", "fold2"], "hold folders of the same names (a)"),
+        (["cat/images/1.png", "dog/images/2.png"], ["cat", "dog"], None),
+        (["set/images/a/1.png", "set/images/b/2.png"], ["set"], "set/images/ has 2 folders; give it as the data"),
+        (["set/1.png", "set/2.png"], ["set"], None),
+    ],
+)
+def test_folders_that_may_be_meant_otherwise_are_said(
+    names: list[str], classes: list[str], note: str | None, tmp_path: Path
+) -> None:
+    for number, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 4, 3), number, np.uint8)).save(tmp_path / name)
+    data = open_images(ImageSource("folder", root=tmp_path, image_size=4, channels=3), "all")
+    assert data.class_names == classes
+    notes = data.notes  # type: ignore[union-attr]
+    assert (notes == []) if note is None else (len(notes) == 1 and note in notes[0])

@@ -1,6 +1,7 @@
 """Tar shards and saved arrow data sets, compared with the libraries that wrote them and used in place of a folder."""
 
 import io
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -211,10 +212,10 @@ def test_a_shard_that_is_cut_off_anywhere_is_refused(shards: Path) -> None:
 
 
 def test_classes_are_those_of_all_splits(tmp_path: Path) -> None:
-    """Class 2 occurs only in the training images."""
+    """Class 3 occurs only in the training images."""
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     parts = {}
-    for split, classes in (("train", (0, 1, 2)), ("test", (0, 1))):
+    for split, classes in (("train", (0, 1, 3)), ("test", (0, 1))):
         with webdataset.ShardWriter(str(tmp_path / f"{split}-%03d.tar"), verbose=0) as sink:
             for label in classes:
                 sink.write({"__key__": str(label), "png": png(PIXELS[label]), "cls": label})
@@ -224,7 +225,8 @@ def test_classes_are_those_of_all_splits(tmp_path: Path) -> None:
     for root in (f"{tmp_path}/{{train,test}}-000.tar", tmp_path / "saved"):
         for split, count in (("train", 3), ("test", 2)):
             data = opened(root, split)
-            assert data.num_classes == 3 and data.labels.tolist() == list(range(count))
+            assert data.num_classes == 4 and data.labels.tolist() == [0, 1, 3][:count]
+            assert data.notes[0] == "class numbers 0 to 3, 3 of them: model.num_classes must be 4"
 
 
 def test_captions_that_are_no_text_are_refused(tmp_path: Path) -> None:
@@ -275,3 +277,56 @@ def test_a_tokenizer_and_a_generator_learn_from_them(
     ):
         assert cli.run([str(part) for part in command]) == 0
     assert (tmp_path / "c" / "index.json").is_file() and (tmp_path / "r" / "overview.png").is_file()
+
+
+def write(path: Path, members: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return path.parent
+
+
+def of_shards(root: Path, split: str) -> Any:
+    return open_images(ImageSource("webdataset", root=root, image_size=12, channels=1), split)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", [b"-1", b"1e3", b"0.5", b"", b"0\0", b'{"label": 1}', b"\x80\x04K\x01.", b"9" * 400])
+def test_a_class_file_that_holds_no_class_is_named(text: bytes, tmp_path: Path) -> None:
+    root = write(tmp_path / "s" / "a.tar", {"0.png": png(PIXELS[0]), "0.cls": text})
+    with pytest.raises(DataError, match=r"a\.tar: (label .* of 0|0\.cls): expected ") as caught:
+        of_shards(root, "all")
+    assert "\n" not in str(caught.value)
+
+
+def test_class_names_in_two_unicode_forms_are_one_class(tmp_path: Path) -> None:
+    members = {f"{i}.png": png(PIXELS[i]) for i in range(4)}
+    classes = {f"{i}.cls": ("é", "e\u0301")[i % 2].encode() for i in range(4)}
+    assert of_shards(write(tmp_path / "s" / "a.tar", members | classes), "all").class_names == ["é"]
+
+
+@pytest.mark.parametrize(
+    ("shard", "members", "culprit"),
+    [
+        ("a.tar", ["train/0.png", "test/1.png"], "sample test/1: in a folder named like a test split"),
+        ("a.tar", ["0.png"], "one image, 0: expected two or more"),
+        ("a.tar", ["0.txt"], "no sample has a jpg"),
+        ("train.tar", ["0.png"], "train.tar is the same file as test.tar"),
+        ("tr.tar", ["0.png"], "te.tar: is it the test split"),
+    ],
+)
+def test_shards_that_would_train_on_test_images_are_refused(
+    shard: str, members: list[str], culprit: str, tmp_path: Path
+) -> None:
+    root = write(tmp_path / "s" / shard, {name: png(PIXELS[i]) for i, name in enumerate(members)})
+    if shard != "a.tar":
+        (root / shard.replace("train", "test").replace("tr.", "te.")).hardlink_to(root / shard)
+    with pytest.raises(DataError, match=culprit):
+        of_shards(root, "train")
+
+
+def test_folders_in_shards_without_classes_are_named(tmp_path: Path) -> None:
+    data = of_shards(write(tmp_path / "s" / "a.tar", {f"{name}/0.png": png(PIXELS[0]) for name in "ab"}), "all")
+    assert len(data) == 2 and data.notes == ["samples lie in 2 folders, but have no cls: one class"]

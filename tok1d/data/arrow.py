@@ -87,7 +87,10 @@ class ArrowImages(LazyImages):
         self.root, self._data = root, data.cast_column(self._column, datasets.Image(decode=False))
         rows = list(range(len(data)))
         if not how and split != "all":
-            tests = hash_split([f"{root_name(root)}/{i}" for i in rows])
+            try:
+                tests = hash_split([f"{root_name(root)}/{i}" for i in rows])
+            except DataError as error:
+                raise DataError(f"{root}: {error}") from None
             rows, how = [i for i in rows if tests[i] == (split == "test")], hash_text(sum(tests), len(tests))
         self._rows = spread(rows, source.limit)
         if not self._rows:
@@ -95,7 +98,7 @@ class ArrowImages(LazyImages):
                 f"{root}: {len(data)} rows, none in the {split} split: save a DatasetDict with train and test"
             )
         label_key = label_key or ("label" if "label" in data.column_names else None)
-        names, labels = _classes(data, label_key, root, all_splits)
+        names, labels, about = _classes(data, label_key, root, all_splits)
         column = data[captions] if captions is not None else None
         texts = ["" if column is None or column[row] is None else column[row] for row in self._rows]
         if (wrong := next((text for text in texts if not isinstance(text, str)), None)) is not None:
@@ -103,9 +106,7 @@ class ArrowImages(LazyImages):
                 f"{root}: data.captions: expected one text per row in column {captions}, got {str(wrong)[:60]}"
             )
         super().__init__(source.transform, source.on_broken, names, labels[self._rows], texts, source.workers)
-        self.how, self.notes = how or "all images", notes
-        if label_key is not None and not isinstance(data.features[label_key], datasets.ClassLabel):
-            self.notes += numbers_note(labels.tolist())
+        self.how, self.notes = how or "all images", [*notes, *about]
 
     def name(self, index: int) -> str:
         return f"{self.root}, row {self._rows[index]}"
@@ -156,24 +157,21 @@ def root_name(root: str | Path) -> str:
     return Path(root).resolve().name
 
 
-def _classes(data: Dataset, key: str | None, root: str, all_splits: list[Dataset]) -> tuple[list[str], np.ndarray]:
-    """Return the class names of all splits, and the label of every row of one split, int64 (N,)."""
+def _classes(
+    data: Dataset, key: str | None, root: str, all_splits: list[Dataset]
+) -> tuple[list[str], np.ndarray, list[str]]:
+    """Return the class names of all splits, the label of every row of one split, int64 (N,), and lines about them."""
     import datasets
 
     if key is None:
-        return [root_name(root)], np.zeros(len(data), dtype=np.int64)
+        return [root_name(root)], np.zeros(len(data), dtype=np.int64), []
     feature, values = data.features[key], data[key][:]
     if any(type(value) is not int or value < 0 for value in values):
         wrong = next(value for value in values if type(value) is not int or value < 0)
         raise DataError(f"{root}: data.label_key: expected integers >= 0 in column {key}, got {wrong!r}")
+    used = {value for each in all_splits if key in each.column_names for value in each[key][:] if type(value) is int}
+    check_number(max(used), f"{root}, column {key}")
     labels = np.array(values, dtype=np.int64)
-    known = list(feature.names) if isinstance(feature, datasets.ClassLabel) else []
-    highest = max([int(labels.max()), *(_highest(each, key) for each in all_splits if each is not data)])
-    check_number(highest, f"{root}, column {key}")
-    return known or [str(number) for number in range(highest + 1)], labels
-
-
-def _highest(data: Dataset, key: str) -> int:
-    """Return the highest label of a split, -1 without labels."""
-    values = data[key][:] if key in data.column_names else []
-    return max((value for value in values if type(value) is int), default=-1)
+    if isinstance(feature, datasets.ClassLabel):
+        return list(feature.names), labels, []
+    return [str(number) for number in range(max(used) + 1)], labels, numbers_note(used)

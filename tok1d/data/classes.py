@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Sequence
 from typing import Literal
 
@@ -10,6 +11,11 @@ from tok1d.errors import DataError
 
 ClassOrder = Literal["sorted", "natural"]
 MAX_CLASSES = 1_000_000  # more are taken for a mistake, such as a hash or an identifier in place of a class
+
+
+def class_name(folder: str) -> str:
+    """Return the name of a folder's class: in one Unicode form, as file systems write a name in two forms."""
+    return unicodedata.normalize("NFC", folder)
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:

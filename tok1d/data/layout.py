@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-import os
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from tok1d.data.classes import ClassOrder, ordered
-from tok1d.data.listing import Listing, by_parts, kinds_of, list_folder
-from tok1d.data.splits import Split, Splits, find_splits, hash_split, hash_text, role_of
+from tok1d.data.classes import ClassOrder, class_name, ordered
+from tok1d.data.listing import Listing, by_parts, identity, kinds_of, list_folder
+from tok1d.data.splits import (
+    NEUTRAL,
+    SPLITS,
+    Split,
+    Splits,
+    find_splits,
+    hash_split,
+    hash_text,
+    role_of,
+    words_of,
+)
 from tok1d.errors import DataError
 
 
@@ -67,8 +77,12 @@ def default_split(root: Path) -> Split:
     whole = _homes_of(root, listing).whole
     if whole is None or whole:
         return "test"
-    named = _kind(root.resolve().name, strict=True) in ("test", "val")
-    return "all" if named or len(listing.files) < 2 or not any("/" in file for file in listing.files) else "test"
+    flat = not any("/" in file for file in listing.files)
+    return "all" if flat or len(listing.files) < 2 or _is_test(root) else "test"
+
+
+def _is_test(root: Path) -> bool:
+    return _kind(root.resolve().name, strict=True) in ("test", "val")
 
 
 def has_splits(root: Path) -> bool:
@@ -115,8 +129,8 @@ def folder_part(root: Path, split: Split, *, captioned: bool = False, order: Cla
     prefix = f"{home}/" if home else ""
     homes_of = sorted((f"{each}/" if each else "" for each in homes.all), key=len, reverse=True)
     inside = (file[len(next(each for each in homes_of if file.startswith(each))) :] for file in chosen)
-    class_of = [classes[0] if flat else file.split("/")[0] for file in inside]
-    notes = [*listing.notes, *homes.notes]
+    class_of = [classes[0] if flat else class_name(file.split("/")[0]) for file in inside]
+    notes = [*listing.notes, *homes.notes, *_doubts(root, listing, homes, split)]
     files = [file[len(prefix) :] for file in chosen]
     return Part(root / prefix, prefix, files, classes, class_of, how, left_out, notes)
 
@@ -129,7 +143,7 @@ def _below(listing: Listing, home: str) -> list[str]:
 def _candidates(listing: Listing, inside: str = "") -> list[str]:
     """The names of the folders in a folder that hold images, or are the names of splits."""
     holding = {file.split("/")[0] for file in (listing.below(inside) if inside else listing.files) if "/" in file}
-    return [name for name in listing.children(inside) if name in holding or _kind(name, strict=True)]
+    return [name for name in listing.children(inside) if name in holding or _kind(name, strict=True) in SPLITS]
 
 
 def _kind(name: str, *, strict: bool = False) -> str:
@@ -150,14 +164,13 @@ def _homes(listing: Listing) -> _Homes:
     loose = any("/" not in file for file in listing.files)
     splits, others = find_splits(names)
     base = ""
-    if splits is None or (splits.test is None and not others and not loose):
-        if len(names) != 1 or loose:
-            return _checked(listing, _Homes(whole=""))
-        inner = _wrapped(listing, names[0])  # one folder, or train/ alone; it may hold the splits
-        if inner is None or (splits is not None and inner[1].train is None):
-            whole = _innermost(listing, names[0], "train") if splits is not None else ""
-            return _checked(listing, _Homes(whole=whole))
+    # The only folder may hold the splits.
+    inner = _wrapped(listing, names[0]) if len(names) == 1 and not loose else None
+    if inner is not None and (splits is None or inner[1].train is not None):
         base, splits, others = inner
+    elif splits is None or (splits.test is None and not others and not loose):
+        whole = _innermost(listing, names[0], "train") if splits is not None else ""
+        return _checked(listing, _Homes(whole=whole))
     train, test = splits.train, splits.test
     if test is None and train is not None and (loose or not listing.children(train)):
         return _checked(listing, _Homes(whole="", notes=(f"{train}/ is read as a class, since there is no test/",)))
@@ -243,21 +256,55 @@ def _classes(root: Path, listing: Listing, homes: _Homes, captioned: bool, order
         )
     if loose:
         return [root.resolve().name], True
-    return ordered({name for home in homes.all for name in listing.children(home)}, order), False
+    return ordered({class_name(name) for home in homes.all for name in listing.children(home)}, order), False
+
+
+def _doubts(root: Path, listing: Listing, homes: _Homes, split: Split) -> list[str]:
+    """Lines about folders that may be meant otherwise."""
+    inside: dict[str, list[str]] = defaultdict(list)  # the names of the folders in each folder
+    for folder in listing.folders:
+        place, _, name = folder.rpartition("/")
+        inside[place].append(name)
+    counts = [Counter(map(class_name, inside[home])) for home in homes.all]
+    twice = sorted({name for each in counts for name, count in each.items() if count > 1})
+    notes = [f"class {name}: two folders, whose names differ only in Unicode form, are one class" for name in twice]
+    if homes.whole is None:
+        return notes
+    if split == "train" and not homes.whole and _is_test(root):
+        notes.append(f"{root.resolve().name}/ is named like a test split, but its images are trained on")
+    start = f"{homes.whole}/" if homes.whole else ""
+    parts = [{part for part in inside[start + name] if not _is_neutral(part)} for name in inside[homes.whole]]
+    if len(parts) > 1 and (shared := sorted(set[str].intersection(*parts))):
+        shown = [", ".join([*names[:3], *["..."] * (len(names) > 3)]) for names in (inside[homes.whole], shared)]
+        notes.append(
+            f"the classes {shown[0]} hold folders of the same names ({shown[1]}): splits need names as train/, test/"
+        )
+    elif len(parts) == 1:
+        only = start + inside[homes.whole][0]
+        while len(inside[only]) == 1:
+            only = f"{only}/{inside[only][0]}"
+        if inside[only]:
+            notes.append(f"{only}/ has {len(inside[only]):,} folders; give it as the data to read them as classes")
+    return notes
+
+
+def _is_neutral(name: str) -> bool:
+    words = set(words_of(name))
+    return bool(words) and words <= NEUTRAL
 
 
 def _sides(listing: Listing, homes: _Homes, split: Split) -> tuple[dict[str, list[str]], str]:
     """The images of the training and the test split, and how the split was found."""
     if homes.whole is not None:
         files = _below(listing, homes.whole)
+        if split == "all":
+            return {"train": files, "test": []}, "all images"
         tests = hash_split([file[len(homes.whole) + bool(homes.whole) :] for file in files])
         sides = {
             "train": [file for file, is_one in zip(files, tests) if not is_one],
             "test": [file for file, is_one in zip(files, tests) if is_one],
         }
-        if split != "all" and len(files) < 2:
-            raise DataError(f"one image, {files[0]}: expected two or more, for a training and a test split")
-        return sides, hash_text(sum(tests), len(tests)) if split != "all" else "all images"
+        return sides, hash_text(sum(tests), len(tests))
     sides = {}
     for key, home in (("train", homes.train), ("test", homes.test)):
         sides[key] = [] if home is None else _below(listing, home)
@@ -278,10 +325,8 @@ def _chosen(
     """The images of a split, and those of the training split that are left out as links to test images."""
     if split != "train":
         return sides["test"] if split == "test" else sorted(sides["train"] + sides["test"], key=by_parts), []
-    if not listing.links:
-        return sides["train"], []
-    tests = {os.path.realpath(root / file): file for file in sides["test"]}
-    linked = {file: tests[real] for file in sides["train"] if (real := os.path.realpath(root / file)) in tests}
+    tests = {identity(f"{root}/{file}"): file for file in sides["test"]}
+    linked = {file: tests[own] for file in sides["train"] if (own := identity(f"{root}/{file}")) in tests}
     kept = [file for file in sides["train"] if file not in linked]
     if not kept:
         raise DataError(f"all training images are also test images, by links ({next(iter(linked))}): remove the links")

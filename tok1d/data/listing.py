@@ -23,14 +23,12 @@ class Listing:
             broken links, and entries that are no regular files, which are not opened.
         folders: all folders but those that are left out with their content.
         notes: folders that could not be listed, and links that were not followed.
-        links: whether there are symbolic links.
     """
 
     files: list[str] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    links: bool = False
 
     def below(self, folder: str) -> list[str]:
         """Return the images in a folder, relative to it."""
@@ -77,7 +75,6 @@ def list_folder(root: str | Path) -> Listing:
             continue
         for entry in entries:
             name = f"{inside}/{entry.name}" if inside else entry.name
-            found.links |= entry.is_symlink()
             if _is_folder(entry):
                 todo.append((entry.path, name, why or folder_reason(entry.name), outer | {real}))
             elif (reason := why or _reason(entry)) is None:
@@ -109,6 +106,15 @@ def _reason(entry: os.DirEntry[str]) -> str | None:
     except OSError as error:
         return reason_of(error)
     return file_reason(entry.path)
+
+
+def identity(path: str | Path) -> tuple[int, int] | str:
+    """Return what is equal for two names of one file, by symbolic or hard links."""
+    try:
+        found = os.stat(path)
+    except OSError:  # removed since it was listed
+        return os.path.realpath(path)
+    return (found.st_dev, found.st_ino) if found.st_ino else os.path.realpath(path)
 
 
 def first_image(root: str | Path) -> Path | None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from tok1d.data.classes import check_number, numbers_note, ordered
 from tok1d.data.lazy import LazyImages, decoding_pool
-from tok1d.data.listing import list_folder
+from tok1d.data.listing import identity, list_folder
 from tok1d.data.prints import Kind, hash_file
 from tok1d.data.source import ImageSource
 from tok1d.data.splits import (
@@ -122,7 +122,11 @@ class ShardImages(LazyImages):
         if split == "all":
             how = "all images"
         elif not by_name:
-            tests = hash_split([sample.name for _, sample in found])
+            try:
+                _check_members([sample.name for _, sample in found])
+                tests = hash_split([sample.name for _, sample in found])
+            except DataError as error:
+                raise DataError(f"{root}: {error}") from None
             rows = [row for row, is_one in zip(found, tests) if is_one == (split == "test")]
             how = hash_text(sum(tests), len(tests))
         rows = spread(rows, source.limit)
@@ -203,12 +207,24 @@ def _check_names(root: str, names: Sequence[str], split: Split) -> None:
         raise DataError(f"{root}: {test} is a test split by its name, as all shards are: nothing to train on")
 
 
+def _check_members(samples: Sequence[str]) -> None:
+    """Raise DataError where the folders of the members are named like splits, which would be mixed by a hash."""
+    folders = {folder: sample for sample in samples for folder in sample.split("/")[:-1]}
+    roles = {folder: role for folder in folders if (role := role_of(folder)) is not None and not role.rest}
+    found = next((folder for folder, role in roles.items() if role.kind in ("test", "val")), None)
+    if found is not None:
+        raise DataError(
+            f"sample {folders[found]}: in a folder named like a test split, inside of a shard: expected the splits in "
+            "shards of their own, such as train-000.tar and test-000.tar"
+        )
+
+
 def _check_links(root: str, path_of: dict[str, str], train: Sequence[str]) -> None:
     """Raise DataError where a training shard is the same file as one of another split, by links."""
-    others = {os.path.realpath(path): name for name, path in path_of.items() if name not in set(train)}
+    others = {identity(path): name for name, path in path_of.items() if name not in set(train)}
     for name in train:
-        if (real := os.path.realpath(path_of[name])) in others:
-            raise DataError(f"{root}: {name} is the same file as {others[real]}, by links: remove one of them")
+        if (own := identity(path_of[name])) in others:
+            raise DataError(f"{root}: {name} is the same file as {others[own]}, by links: remove one of them")
 
 
 def _classes(root: str, indices: dict[str, Index], source: ImageSource) -> tuple[list[str], list[str]]:
@@ -219,9 +235,13 @@ def _classes(root: str, indices: dict[str, Index], source: ImageSource) -> tuple
             if sample.label is not None:
                 labels.setdefault(sample.label, f"{path}, sample {sample.name}")
     names = [label for label in labels if isinstance(label, str)]
+    if not labels:
+        inside = {sample.name.rpartition("/")[0] for index in indices.values() for sample in index.samples}
+        note = f"samples lie in {len(inside):,} folders, but have no {source.label_key or LABEL_KEY}: one class"
+        return ["0"], [note] * (len(inside) > 1)
     if not names:
-        numbers = [int(label) for label in labels] or [0]
-        check_number(max(numbers), labels.get(max(numbers), root))
+        numbers = [int(label) for label in labels]
+        check_number(max(numbers), labels[max(numbers)])
         return [str(number) for number in range(1 + max(numbers))], numbers_note(numbers)
     if len(names) < len(labels):
         number = next(label for label in labels if not isinstance(label, str))

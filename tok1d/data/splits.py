@@ -1,13 +1,13 @@
 """The split of a data set into training and test images. The rule, for folders, shards and saved data sets:
 
 1. Names state the split. A name is that of a split if one of its words (of letters, in any case; `TrainImages` has two)
-   is in `WORDS`, and its other words are in `NEUTRAL` (train, Train, train2017, test_images, Training-Set), or occur in
-   the same way in the name of another split (seg_train and seg_test). The test split is the one named test, testing,
-   ... (`WORDS["test"]`); where there is none, the one named val, validation, dev, ... (`WORDS["val"]`). Other
+   is in `WORDS`, and its other words are in `NEUTRAL` (train, Train, train2017, test_images, Training-Set, testdata),
+   or occur in the same way in the name of another split (seg_train and seg_test). The test split is the one named test,
+   testing, ... (`WORDS["test"]`); where there is none, the one named val, validation, dev, ... (`WORDS["val"]`). Other
    validation splits, and those of `WORDS["neither"]` (pred, unlabeled), belong to neither, which is said.
 2. Two training splits, a split beside folders that are none (train/ val/ car/), and names that only resemble those of
-   splits (trian and tets, my_train and test) are refused. Without a test split, train/ alone is the whole set, and
-   train/ beside other folders is a class, which is said, unless it holds folders of its own.
+   splits (trian and tets, my_train and test, tr and te) are refused. Without a test split, train/ alone is the whole
+   set, and train/ beside other folders is a class, which is said, unless it holds folders of its own.
 3. Without names, a hash of each image's name puts 5 % into the test split (`hash_split`), which does not change when
    other images are added or removed. Where that leaves one side empty, the image with the smallest hash is the test
    image, or the one with the largest the training image.
@@ -15,6 +15,7 @@
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeVar
 
@@ -34,6 +35,8 @@ WORDS: dict[Kind, frozenset[str]] = {kind: frozenset(words.split()) for kind, wo
 _NEUTRAL = "set sets split splits data dataset image images img imgs photo photos picture pictures pic pics folder dir "
 NEUTRAL = frozenset(f"{_NEUTRAL} final raw jpg jpeg png".split())
 SPLITS = frozenset[Kind](("train", "test", "val"))
+_KNOWN, _JOINED = "|".join(frozenset[str]().union(*WORDS.values())), "|".join(NEUTRAL)
+_TWO_WORDS = re.compile(f"({_KNOWN})({_JOINED})|({_JOINED})({_KNOWN})")  # traindata
 
 
 def is_test(name: str) -> bool:
@@ -42,17 +45,23 @@ def is_test(name: str) -> bool:
 
 
 def _hash(name: str) -> bytes:
-    return hashlib.sha256(name.encode(errors="surrogateescape")).digest()
+    # Some file systems change the Unicode form of names; a copy is split in the same way.
+    return hashlib.sha256(unicodedata.normalize("NFC", name).encode(errors="surrogateescape")).digest()
 
 
 def hash_split(names: Sequence[str]) -> list[bool]:
     """Return for each image whether it is a test image, by a hash of its name, see rule 3.
 
-    With at least two different names, both sides have at least one image. A single name is a training image.
+    Both sides have at least one image.
+
+    Raises:
+        DataError: all names are equal, as of a single image.
     """
     chosen = [is_test(name) for name in names]
-    if len(set(names)) < 2:
-        return [False] * len(names)
+    if not names:
+        return []
+    if len(set(names)) == 1:
+        raise DataError(f"one image, {names[0]}: expected two or more, for a training and a test split")
     if not any(chosen):
         least = min(names, key=_hash)
         return [name == least for name in names]
@@ -71,9 +80,16 @@ class Role(NamedTuple):
 
 def words_of(name: str) -> list[str]:
     """Return the words of letters in a name, in lower case; a capital after a small letter begins a word."""
-    text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", name))
     text = re.sub(r"(?i)\b(hold|held)[ _-]out\b", r"\1out", text.replace("_", " "))
-    return [word for word in re.split(r"[^a-z]+", text.lower()) if word]
+    words = [word for word in re.split(r"[^a-z]+", text.lower()) if word]
+    return [part for word in words for part in _parts(word)]
+
+
+def _parts(word: str) -> list[str]:
+    """The word, or its two words if one is that of a split and the other neutral."""
+    found = None if any(word in known for known in WORDS.values()) else _TWO_WORDS.fullmatch(word)
+    return [part for part in found.groups() if part] if found else [word]
 
 
 def role_of(name: str) -> Role | None:
@@ -142,11 +158,15 @@ def near_miss(name: str) -> Kind | None:
     """Return the kind of the split from whose name a name differs by one typing error, or None.
 
     A typing error is a letter too many, too few or wrong, or two letters exchanged; in short words only the last.
+    Short forms (tr, te) count as such names.
     """
     words = [word for word in words_of(name) if word not in NEUTRAL]
     usual: dict[Kind, str] = {"train": "train training", "test": "test testing holdout", "val": "validation val"}
+    short: dict[Kind, str] = {"train": "tr", "test": "te ts", "val": "va vl"}
     for kind, known in usual.items():
-        if len(words) == 1 and any(_is_one_off(words[0], word) for word in known.split()):
+        if len(words) == 1 and (
+            words[0] in short[kind].split() or any(_is_one_off(words[0], w) for w in known.split())
+        ):
             return kind
     return None
 

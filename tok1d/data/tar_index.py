@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from tok1d.data.classes import class_name
 from tok1d.data.fashion_mnist import cache_home
 from tok1d.data.filetypes import FORMATS, NOT_READ, OTHER, READ, folder_reason, format_of, suffix_of, unavailable
 from tok1d.data.lazy import decoding_pool
@@ -16,7 +17,7 @@ from tok1d.data.scan_cache import read_scan, stat_text, write_scan
 from tok1d.errors import DataError, reason_of
 
 LABEL_KEY = "cls"
-FORMAT = "tok1d-shards-3"  # of the cached indices
+FORMAT = "tok1d-shards-4"  # of the cached indices
 # Where a sample has several images, the first of these suffixes is taken.
 PREFERRED = ("jpg", "jpeg", "png", "webp", *sorted(suffix[1:] for suffix in READ))
 _LONGEST_CLASS_NAME = 200
@@ -74,7 +75,7 @@ class _Shard:
                 try:
                     return self.read(member).decode("utf-8-sig").strip()
                 except UnicodeDecodeError:
-                    raise ValueError(f"{member.name} is not UTF-8 text") from None
+                    raise DataError(f"{member.name}: expected UTF-8 text") from None
         return None
 
     def reason(self, member: tarfile.TarInfo) -> str | None:
@@ -93,6 +94,8 @@ def _member_reason(member: tarfile.TarInfo) -> str | None:
     if name.startswith("."):
         return "hidden"
     inside = next((why for folder in folders if folder != ".." and (why := folder_reason(folder))), None)
+    if member.issparse():
+        return "a sparse file, which is not read"
     return inside or (None if member.isfile() else "a link or a device")
 
 
@@ -148,6 +151,8 @@ def read_shard(path: str, image_keys: str | None, label_key: str, caption_key: s
                     if suffix not in used:
                         beside = f"beside {images[0][0]}" if images else "not one of data.image_key"
                         shard.left_out.append((member.name, shard.reason(member) or f"an image {beside}"))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     except (OSError, tarfile.TarError, EOFError, ValueError) as error:
         cause = error if isinstance(error, OSError) else ValueError(*error.args[:1])
         raise DataError(f"{path}: not a complete readable shard ({reason_of(cause)}): write it again") from None
@@ -174,19 +179,17 @@ def _label(text: str, name: str) -> int | str:
     """Return the number or the name in a class file.
 
     Raises:
-        ValueError: a number below 0 or with decimals, no text, or a text of several lines or hundreds of letters.
+        DataError: a number below 0 or with decimals, no text, JSON, or a text of several lines or hundreds of letters.
     """
-    if re.fullmatch(r"[+-]?[0-9]+(\.0*)?", text) and len(text) < 40:
-        number = int(text.split(".")[0])
-        if number < 0:
-            raise ValueError(f"label {number} of {name}, expected a number from 0 or a name")
-        return number
     shown = text if len(text) <= 40 else text[:37] + "..."
-    if re.fullmatch(r"[+-]?[0-9]*\.?[0-9]+([eE][+-]?[0-9]+)?", text) or not text.isprintable() or not text:
-        raise ValueError(f"label {shown!r} of {name}, expected a number from 0 or a name")
-    if len(text) > _LONGEST_CLASS_NAME:
-        raise ValueError(f"label {shown!r} of {name}, expected at most {_LONGEST_CLASS_NAME} letters")
-    return text
+    if re.fullmatch(r"[+-]?[0-9]+(\.0*)?", text) and len(text) < 40 and int(text.split(".")[0]) >= 0:
+        return int(text.split(".")[0])
+    number = re.fullmatch(r"[+-]?[0-9]*\.?[0-9]*([eE][+-]?[0-9]+)?", text)
+    if number or not text.isprintable() or text[0] in "{[" or len(text) > _LONGEST_CLASS_NAME:
+        raise DataError(
+            f"label {shown!r} of {name}: expected a number from 0, or a name of at most {_LONGEST_CLASS_NAME} letters"
+        )
+    return class_name(text)
 
 
 def index_shards(paths: Sequence[str], image_keys: str | None, label_key: str, caption_key: str | None) -> list[Index]:
