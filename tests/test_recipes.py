@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tok1d.config.fields import to_mapping
 from tok1d.config.load import load_recipe, recipe_names
 from tok1d.cost.forecast import count_parameters, forecast, images_of_epoch, meta_batch
-from tok1d.cost.measure import measure, use_stand_ins
+from tok1d.cost.measure import count_flops, use_stand_ins
 from tok1d.diffusion.solver import time_grid
 from tok1d.errors import ConfigError
 from tok1d.generators.autoregressive import EpsilonLlamaGenConfig
@@ -86,9 +86,7 @@ def flops_of_block(name: str, key: str) -> int:
             model = store.build_model(recipe.model)
         use_stand_ins(model)
         sizes = [*recipe.data.image_sizes] or [None]
-        half = recipe.train.precision != "fp32"
-        costs = [measure(model, partial(meta_batch, recipe, size=size), half=half) for size in sizes]
-        totals.append(sum(cost.flops_per_image for cost in costs) // len(costs))
+        totals.append(sum(count_flops(model, partial(meta_batch, recipe, size=size)) for size in sizes) // len(sizes))
     return (totals[1] - totals[0]) // (more - 1)
 
 
