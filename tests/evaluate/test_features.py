@@ -158,7 +158,7 @@ def test_missing_packages_and_weights_are_reported_with_how_to_get_them(
     with pytest.raises(WeightsError, match=r"would have to be downloaded; pass timm:vit_tiny_patch16_224:FILE"):
         open_network("timm:vit_tiny_patch16_224", download=False)
     if "torch_fidelity" in sys.modules or _has_fidelity():
-        with pytest.raises(WeightsError, match=r"download http.*6726825d\.pth and pass inception:FILE"):
+        with pytest.raises(WeightsError, match=r"download http.*6726825d\.pth to .*, or pass inception:FILE"):
             open_network("inception", download=False)
 
         def offline(*args: Any, **options: Any) -> None:

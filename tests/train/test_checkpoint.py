@@ -173,7 +173,7 @@ def test_a_log_line_that_half_fits_on_the_disk_leaves_no_partial_line(
             self.file.flush()
             full_disk()
 
-    monkeypatch.setattr(Path, "open", lambda self, mode: Full(opened(self, mode)))
+    monkeypatch.setattr(Path, "open", lambda self, mode, **how: Full(opened(self, mode, **how)))
     with pytest.raises(DataError, match=r"log\.jsonl: No space left"):
         log.write({"step": 2})
     monkeypatch.undo()

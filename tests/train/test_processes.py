@@ -225,7 +225,7 @@ def assert_same(one: Path, two: Path) -> None:
     """Checkpoints of step 4 that differ in nothing but the seconds: weights, averages, optimizers, loss scale."""
     a, b = newest(one), newest(two)
     assert a["step"] == 4 and a.keys() == b.keys()
-    for key in a.keys() - {"seconds"}:
+    for key in a.keys() - {"seconds", "recipe"}:  # the recipes have other folders and sharding
         assert same(a[key], b[key]), key
 
 

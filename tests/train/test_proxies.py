@@ -42,7 +42,7 @@ def made(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 def checkpoint(out: Path) -> dict[str, Any]:
     newest = max((out / "checkpoints").glob("step-*.pt"))
-    return {**torch.load(newest, weights_only=True), "seconds": 0}
+    return {**torch.load(newest, weights_only=True), "seconds": 0, "recipe": ""}
 
 
 def assert_same(a: Any, b: Any, key: str = "") -> None:

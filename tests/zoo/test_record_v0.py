@@ -80,7 +80,13 @@ def test_a_reference_is_stored_as_fields_and_read_from_the_text_of_older_records
     stored = ReferenceSet("77d4", "test", 100, "spread")
     record = Record(name="psnr", value=1.0, num_images=100, reference=stored)
     content = record.to_json()
-    assert content["reference"] == {"fingerprint": "77d4", "of": "test", "count": 100, "chosen": "spread"}
+    assert content["reference"] == {
+        "fingerprint": "77d4",
+        "of": "test",
+        "count": 100,
+        "chosen": "spread",
+        "split": "",
+    }
     assert Record.from_json(content) == record
     for text in ("spread 100 test images 77d4", "60000 train images 77d4", "first 100 of 77d4", "77d4"):
         read = Record.from_json(content | {"reference": text}).reference

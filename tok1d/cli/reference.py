@@ -71,7 +71,7 @@ def reference(request: ReferenceRequest, device: Device = None, overwrite: Overw
     from tok1d.evaluate.features import default_network
     from tok1d.evaluate.reference import cache_path
 
-    _check_out(request.out)
+    _check_out(request.out, overwrite)
     place, data = devices.pick_device(device), request.data
     if data.endswith(".npz") and _holds_statistics(Path(data)):
         _write(_of_statistics(request, place), request.out, overwrite, f"read from {data}")
@@ -110,11 +110,20 @@ def _computed(request: ReferenceRequest, images: ImageSet, network: FrozenNetwor
         )
 
 
-def _check_out(out: Path | None) -> None:
-    from tok1d.errors import ConfigError
+def _check_out(out: Path | None, overwrite: bool) -> None:
+    """Raise ConfigError for an output that is not an .npz file, or for another file that would be replaced."""
+    from tok1d.errors import ConfigError, DataError
+    from tok1d.evaluate.reference import load_reference
 
     if out is not None and (out.suffix != ".npz" or out.is_dir()):
         raise ConfigError(f"--out: expected the name of an .npz file, got {out}")
+    if out is not None and out.exists() and not overwrite:
+        try:
+            load_reference(out)
+        except DataError:
+            raise ConfigError(
+                f"{out}: is not a reference; pass --overwrite to replace it, or choose another --out"
+            ) from None
 
 
 def _like(model: str) -> tuple[int, tuple[int, int]]:
@@ -192,7 +201,7 @@ def _write(reference: Reference, out: Path | None, overwrite: bool, how: str) ->
     Raises:
         ConfigError: the file has another content and `overwrite` is false.
     """
-    from tok1d.errors import ConfigError, DataError
+    from tok1d.errors import ConfigError
     from tok1d.evaluate.reference import load_reference
 
     def num_features(reference: Reference) -> int:
@@ -210,12 +219,7 @@ def _write(reference: Reference, out: Path | None, overwrite: bool, how: str) ->
         return
     hold_output(out)
     if out.exists() and not overwrite:
-        try:
-            there = load_reference(out)
-        except DataError:
-            raise ConfigError(
-                f"{out}: is not a reference; pass --overwrite to replace it, or choose another --out"
-            ) from None
+        there = load_reference(out)
         if str(there) != str(reference):
             raise ConfigError(f"{out}: holds {there}; pass --overwrite to replace it, or choose another --out")
         if num_features(there) >= num_features(reference):

@@ -6,18 +6,19 @@ log.jsonl.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar, get_type_hints
 
 from tok1d import files
-from tok1d.config.fields import flat, to_mapping, with_current_names
+from tok1d.config.fields import default_of, flat, to_mapping, with_current_names
 from tok1d.config.load import RECIPES, stored_tree
 from tok1d.config.recipe import Recipe
 from tok1d.config.registry import build_model_config
@@ -108,8 +109,8 @@ def recipe_hash(recipe: Mapping[str, object]) -> str:
 def differences(recipe: Mapping[str, object], reference: Mapping[str, object]) -> Differences:
     """Settings of a recipe that differ from the reference's: key -> (value, the reference's value).
 
-    A key of the model that only one of them has, because it was added later, has its default in the other. Any other
-    such key counts unless its value means off (0, false, null, none, empty).
+    A key that only one of them has, because it was added later, has its default in the other. One without a default
+    counts unless its value means off (0, false, null, none, empty).
     """
     a, b = _settings(recipe), _settings(reference)
     return {
@@ -120,8 +121,13 @@ def differences(recipe: Mapping[str, object], reference: Mapping[str, object]) -
 
 
 def _settings(recipe: Mapping[str, object]) -> dict[str, object]:
-    """The settings of a recipe that decide what it computes, by dotted key, with all options of a known model."""
+    """The settings of a recipe that decide what it computes, by dotted key, with defaults for those it lacks."""
     current = with_current_names(Recipe, recipe)
+    for name, hint in get_type_hints(Recipe).items():
+        given = current.get(name, {})
+        if dataclasses.is_dataclass(hint) and isinstance(given, Mapping):
+            defaults = {each.name: default_of(each) for each in dataclasses.fields(hint)}
+            current[name] = {key: value for key, value in defaults.items() if value is not MISSING} | dict(given)
     with suppress(ConfigError):  # a model that is not imported here
         current["model"] = to_mapping(build_model_config(current.get("model")))
     return flat(current, FREE)

@@ -37,8 +37,7 @@ class DataConfig:
     )
     root: str | None = option(
         None,
-        "folder of the data; null for fashion_mnist: a default folder, or a download; for webdataset also a pattern, "
-        "DIR/{000..010}.tar",
+        "folder of the data; null for fashion_mnist: a default one, or a download; or a pattern DIR/{000..010}.tar",
         path="path",
     )
     image_size: int = option(28, "side of the square images, in pixels", ge=1)
@@ -55,9 +54,7 @@ class DataConfig:
     flip: bool = option(False, "flip training images horizontally at random")
     pad: int = option(0, "black border on each side, in pixels, inside image_size: 28 and 2 make 32", ge=0)
     on_broken: Literal["stop", "skip"] = option(
-        "skip",
-        "reaction to an unreadable image: stop with an error, or skip it; skipped images are counted and listed",
-        free=True,
+        "skip", "at an unreadable image: stop with an error, or skip it, counted and listed", free=True
     )
     workers: int | None = option(
         None, "threads that read and decode images; null is one for each core, at most 16", ge=1, free=True
@@ -152,9 +149,7 @@ class TrainConfig(OptimConfig):
         "fp32", "arithmetic of the forward pass; bf16 and fp16 (with loss scaling) are for GPUs"
     )
     shard: Literal["none", "optimizer"] = option(
-        "none",
-        "optimizer: each process holds AdamW's moments for its share of the weights; results stay the same",
-        free=True,
+        "none", "optimizer: each process holds AdamW's moments for its share of the weights; same results", free=True
     )
     log_every: int = option(50, "steps between lines of the log", ge=1, free=True)
     checkpoint_activations: bool = option(
@@ -213,11 +208,13 @@ class EvaluateConfig(Sampling):
         "",
         "feature network: inception[:FILE], timm:NAME[:SIZE][:FILE] or model:FOLDER; default: the classifier bundled "
         "for the data; for data other than fashion_mnist inception if its weights are on this machine",
+        path="prefixed",
     )
     reference: str | None = option(
         None,
         "generators: file of reference statistics, from tok1d reference or ADM; null: computed from the training "
         "images, or from the test images for the bundled classifier",
+        path="path",
     )
     unguided: bool | None = option(
         None, "generators: also measure samples without guidance; null: yes, unless the bundled classifier measures"

@@ -55,9 +55,9 @@ def full_hash() -> Iterator[None]:
             os.environ[FULL_HASH] = before
 
 
-def kind_of_print(fingerprint: str) -> Kind:
+def kind_of_print(fingerprint: object) -> Kind:
     """Return what a fingerprint sees; "names" if it has no tag."""
-    return next((kind for kind, tag in _TAGS.items() if fingerprint.startswith(tag)), "names")
+    return next((kind for kind, tag in _TAGS.items() if str(fingerprint).startswith(tag)), "names")
 
 
 def tagged(digest: str, kind: Kind) -> str:

@@ -62,7 +62,7 @@ def sampled_ids(generator: Generator, how: Samples) -> list[int] | None:
     if how.unconditional or not classes.num:
         why = "--unconditional samples without classes" if classes.num else "this generator has no classes"
         raise InputError(f"--classes: {why}; leave it out")
-    return chosen(how.classes, classes, f"--classes: {' or '.join(CLASSES)}, or classes")
+    return chosen(how.classes, classes, "--classes")
 
 
 def choose_labels(how: str, num: int, num_classes: int, *, seed: int = 0, labels: Tensor | None = None) -> Tensor:

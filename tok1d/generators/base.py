@@ -135,8 +135,8 @@ class Generator(nn.Module):
                 model, or the null condition of a conditional one.
             num: number of sequences if `cond` is None.
             length: number of tokens, 1..K; default and, for parallel generators, only value: K.
-            guidance: a scale, see `guidance_of`, or a Guidance. 1 is off, 0 is the null condition, values between them
-                are allowed.
+            guidance: a scale, which follows the model's `guidance_schedule`, or a Guidance. 1 is off; 0 with a constant
+                schedule is the null condition; values between them are allowed.
             settings: the options of sampling; default: the model's own.
             generator: source of all random numbers; default: one seeded with 0. With a single one a sample depends on
                 the size of its batch; with a sequence of them, one a row, it depends on its own alone.
@@ -189,14 +189,9 @@ class Generator(nn.Module):
         return length
 
     def guidance_of(self, guidance: float | Guidance) -> Guidance:
-        """A plain scale with this model's schedule; a Guidance is returned unchanged.
-
-        The scale 0 is constant, as a schedule that goes from 1 to 0 is not the null condition.
-        """
+        """A plain scale with this model's schedule; a Guidance is returned unchanged."""
         if isinstance(guidance, Guidance):
             return guidance
-        if guidance == 0:
-            return Guidance(0.0, power=self.guidance_power)
         return Guidance(float(guidance), schedule=self.guidance_schedule, power=self.guidance_power)
 
     def check_guidance(self, guidance: Guidance) -> None:

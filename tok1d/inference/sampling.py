@@ -83,6 +83,8 @@ def decoder_options(tokenizer: Tokenizer, decoding: Decoding, prefix: str = "") 
 def guidance_of(generator: Generator, sampling: Sampling) -> Guidance:
     """The guidance of the settings. The default scale is 2, or 1 without classes, captions and weak model.
 
+    The default schedule of the scale 0 is constant: a schedule that goes from 1 to 0 is not the null condition.
+
     Raises:
         InputError: a scale other than 1 without classes, captions and weak model.
         WeightsError: there is no such weak model.
@@ -103,7 +105,7 @@ def guidance_of(generator: Generator, sampling: Sampling) -> Guidance:
     if scale != 1 and not guidable:
         raise InputError(f"--guidance: without classes it needs a --weak-model, else pass 1; got {scale:g}")
     own = generator.guidance_of(scale)
-    schedule = sampling.guidance_schedule or own.schedule
+    schedule = sampling.guidance_schedule or ("constant" if scale == 0 else own.schedule)
     return dataclasses.replace(own, schedule=schedule, interval=sampling.guidance_interval, weak_model=weak)
 
 

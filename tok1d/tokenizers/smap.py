@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tok1d.config.condition import ConditionConfig
 from tok1d.config.fields import convert, option
+from tok1d.config.written import plain_values
 from tok1d.errors import ConfigError, InputError
 from tok1d.losses.total import Batch, Tensors
 from tok1d.tokenizers.base import TokenSpec
@@ -50,8 +51,9 @@ def sides(value: object, key: str) -> Sides:
     Raises:
         ConfigError: another value.
     """
-    if isinstance(value, bool):
-        return "both" if value else "none"
+    plain = plain_values(value)
+    if isinstance(plain, bool):
+        return "both" if plain else "none"
     return cast(Sides, convert(Sides, value, key))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache
@@ -99,7 +98,7 @@ def train(
 
         def begin_folder() -> None:
             for line in evaluation_notes(recipe, task.model) if is_first() else ():
-                print(line, file=sys.stderr)
+                print(line)
             if is_first() and task.images is not None:
                 say_classes(task.images)
             begin()
