@@ -1,5 +1,6 @@
 """The pages: their links, and the files and tests they name, exist; the README stays short."""
 
+import fnmatch
 import re
 from functools import cache
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tok1d.config.fields import flat, to_mapping
+from tok1d.config.load import load_recipe, recipe_names
 from tok1d.data import fashion_mnist
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +64,19 @@ def test_named_packages_exist(page: Path) -> None:
 def test_named_tests_exist(page: Path) -> None:
     named = {part for name in re.findall(r"`(test_[\w:]+)`", text_of(page)) for part in name.split("::")}
     assert sorted(named - defined()) == []
+
+
+def test_the_recipes_and_options_on_the_page_of_the_papers_exist() -> None:
+    """Words in backticks that are no file, folder or command; a recipe is named with its folder or without."""
+    words = re.findall(r"`([\w*/.]+)`", text_of(ROOT / "docs" / "papers.md"))
+    options = [word for word in words if word.startswith(("model.", "train."))]
+    some = [f"imagenet256/{name}" for name in ("semanticist_l", "epsilon_llamagen_l", "smap_b_vq_64", "sit_xl")]
+    declared = {key for name in some for key in flat(to_mapping(load_recipe(name)))}
+    assert options and [word for word in options if word not in declared] == []
+    recipes = {each for name in recipe_names() for each in (name, name.split("/")[1])}
+    recipes |= {path.stem for path in (ROOT / "tok1d" / "evaluate" / "protocols").glob("*.yaml")}
+    named = [word for word in words if word not in options and not word.endswith((".py", "/"))]
+    assert [word for word in named if not fnmatch.filter(recipes, word)] == []
 
 
 def test_the_readme_is_short_and_has_its_two_commands() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tok1d.config.fields import to_mapping
 from tok1d.config.load import load_recipe, recipe_names
 from tok1d.cost.forecast import count_parameters, forecast, images_of_epoch, meta_batch
-from tok1d.cost.measure import measure, use_stand_ins
+from tok1d.cost.measure import count_flops, use_stand_ins
 from tok1d.diffusion.solver import time_grid
 from tok1d.errors import ConfigError
 from tok1d.generators.autoregressive import EpsilonLlamaGenConfig
@@ -78,18 +78,13 @@ def shallow_forecast(name: str) -> Any:
 def flops_of_block(name: str, key: str) -> int:
     """FLOPs per image of one more block of a stack; of one more block on each side for a U-ViT, by block."""
     more = 3 if "uvit" in getattr(load_recipe(name).model, "trunk", "") or "usit" in name else 2
-    without = ["model.auxiliary=[]"] if hasattr(load_recipe(name).model, "auxiliary") else []
-    totals = []
-    for depth in (1, more):
-        recipe = shallow(name, f"{key}={depth}", *without)
-        with torch.device("meta"):
-            model = store.build_model(recipe.model)
-        use_stand_ins(model)
-        sizes = [*recipe.data.image_sizes] or [None]
-        half = recipe.train.precision != "fp32"
-        costs = [measure(model, partial(meta_batch, recipe, size=size), half=half) for size in sizes]
-        totals.append(sum(cost.flops_per_image for cost in costs) // len(costs))
-    return (totals[1] - totals[0]) // (more - 1)
+    recipe = shallow(name, f"{key}={more}")
+    with torch.device("meta"):
+        model = store.build_model(recipe.model)
+    use_stand_ins(model)
+    sizes = [*recipe.data.image_sizes] or [None]
+    total = sum(count_flops(model, partial(meta_batch, recipe, size=size)) for size in sizes) // len(sizes)
+    return (total - shallow_forecast(name).measured.flops_per_image) // (more - 1)
 
 
 FIRST: dict[str, str] = {}  # by what the cost of a stack's blocks depends on: the first recipe with these settings

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,17 @@ def test_half_precision_halves_activations_and_keeps_a_copy_of_weights() -> None
     assert measured.bytes_per_image == 2 * (IN + 2 * HIDDEN)
     assert measured.bytes_of_any_batch == 2 * HIDDEN * OUT, "the first layer's is not needed for a gradient"
     assert measured.flops_per_image == toy(mlp, (IN,)).flops_per_image
+
+
+def test_guidance_free_training_has_a_second_pass_without_gradients_in_any_precision() -> None:
+    overrides = ["model.depth=1", "model.dim=32", "model.heads=2", "model.class_dropout=0.1"]
+    flops = {}
+    for free, half in product((False, True), (False, True)):
+        recipe = load_recipe("fashion_mnist/sit", [*overrides, f"model.guidance_free={str(free).lower()}"])
+        with torch.device("meta"):
+            model = store.build_model(recipe.model)
+        flops[free, half] = measure(model, partial(meta_batch, recipe), half=half).flops_per_image
+    assert flops[True, True] == flops[True, False] > 1.3 * flops[False, False]
 
 
 @pytest.mark.parametrize("half", [False, True])

@@ -208,9 +208,11 @@ class FlowModel(SequenceModel):
         """
         beta = 1 - torch.rand_like(t) if beta is None else beta
         beta = torch.where(labels == self.label_embed.null, 1.0, beta)
+        # The pass with gradients is the first: autocast keeps the half-precision weights of the first for both.
+        conditional = self.net(x_t, t, labels, beta)
         with torch.no_grad():
             unconditional = self.net(x_t, t, torch.full_like(labels, self.label_embed.null))
-        return combine(single(self.net(x_t, t, labels, beta)), single(unconditional), beta[:, None, None])
+        return combine(single(conditional), single(unconditional), beta[:, None, None])
 
     def field(self, labels: Tensor, guidance: Guidance) -> Field:
         """The guided velocity f(x, t) of normalised tokens (B, K, D), which the samplers integrate."""
