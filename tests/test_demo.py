@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tok1d.config.load import to_yaml
 from tok1d.demo import run as demo
 from tok1d.demo.page import Check, ModelResults, Page, Probe, Strip, render
 from tok1d.errors import ConfigError
@@ -147,8 +148,9 @@ def test_run_folders_that_do_not_fit_are_refused_before_training(world: tuple[py
     out = world[1] / "refused"
     recipes = demo._recipes(out, None, [*TOKENIZER, "seed=1"], GENERATOR)
     assert not demo._open_folders(recipes, out / "report.html", overwrite=False)
-    for part in recipes:
-        Path(part.out).mkdir(parents=True, exist_ok=True)
+    for recipe in recipes.values():
+        Path(recipe.out).mkdir(parents=True)
+        (Path(recipe.out) / "config.yaml").write_text(to_yaml(recipe), encoding="utf-8")
     (out / "tokenizer" / "log.jsonl").touch()  # as a training that began leaves it
     with pytest.raises(ConfigError, match="seed=1"):
         run(out)

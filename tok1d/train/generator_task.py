@@ -136,7 +136,9 @@ def open_cache(recipe: Recipe, tokenizer: LoadedTokenizer, images: Images) -> To
 
 def _data_fingerprint(cache: TokenCache, images: Images) -> str:
     """The fingerprint of the images, which sees what that of the cache sees; prints a line if this is less."""
-    made = cache.meta.get("data_fingerprint", "")
+    made: object = cache.meta.get("data_fingerprint", "")
+    if not isinstance(made, str):
+        return images.fingerprint()
     if isinstance(images, LazyImages) and (kind := kind_of_print(made)) != (asked := asked_kind()) and kind != "whole":
         why = "made by an older version" if kind == "names" else f"made without {FULL_HASH}=1 or --full-hash"
         print(
