@@ -153,7 +153,7 @@ def test_a_folder_inside_another_run_or_the_images_is_refused(tiny: Tiny, tmp_pa
     assert os.listdir(tmp_path / "run") == ["config.yaml"]
     folder.prepare(recipe(tiny, tmp_path / "run" / "second"))
     images = ["data.name=folder", f"data.root={tmp_path / 'images'}"]
-    with pytest.raises(ConfigError, match="outside of data.root="):
+    with pytest.raises(ConfigError, match=r"outside of data\.root="):
         folder.prepare(recipe(tiny, tmp_path / "images" / "run", *images))
     folder.prepare(recipe(tiny, tmp_path / "images-run", *images))
 
