@@ -45,10 +45,15 @@ NAMES = [
 ]
 
 
+def on_disk(name: str) -> str:
+    """A name in UTF-8 as Python shows it, also in a C locale."""
+    return os.fsdecode(name.encode("utf-8", "surrogateescape"))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_path_is_taken_as_it_stands_and_stored(name: str) -> None:
     recipe = load_recipe(RECIPE, [*FOLDER, f"data.root={name}", f"out={name}"])
-    assert (recipe.data.root, recipe.out) == (name, name)
+    assert (recipe.data.root, recipe.out) == (on_disk(name), on_disk(name))
     rows = {row.key: row.value for row in field_rows(recipe)}
     assert load_recipe(RECIPE, [*FOLDER, f"data.root={rows['data.root']}", f"out={rows['out']}"]) == recipe
     data: Any = stored_tree(to_yaml(recipe))["data"]
@@ -207,7 +212,7 @@ def test_names_of_any_bytes_in_a_c_locale(tmp_path: Path) -> None:
             Image.fromarray(np.full((28, 28), 40 * i + number, np.uint8)).save(
                 os.fsdecode(path + b"/\xc3\xa9%d.png" % i)
             )
-    (tmp_path / "r\u00e9.yaml").write_text(TINY, encoding="utf-8")
+    (tmp_path / on_disk("r\u00e9.yaml")).write_text(TINY, encoding="utf-8")
     lines = [
         ["train", "r\u00e9.yaml", "data.root=d\u00e4ta", "out=ex\u0301p #2"],
         ["reconstruct", "ex\u0301p #2/model", "d\u00e4ta", "--out=r\u00e9c", "--num", "2"],
@@ -216,17 +221,17 @@ def test_names_of_any_bytes_in_a_c_locale(tmp_path: Path) -> None:
     # One process for all commands: most of the time is the import of torch.
     code = "import sys; from tok1d.cli.app import run\n"
     code += "print([run(line.split('|')) for line in sys.argv[1:]])"
-    command = [sys.executable, "-c", code, *("|".join(line) for line in lines)]
+    command = [sys.executable, "-c", code, *("|".join(line).encode() for line in lines)]
     environment = {**os.environ, **C_LOCALE, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
     out, err = done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
     assert "[0, 0, 2]" in out and "model: ex\u0301p #2/model" in out, err
     assert "error: no model 'n\u00f6'" in err and "Traceback" not in err and "\r" not in err
-    stored = load_recipe(str(tmp_path / "ex\u0301p #2" / "config.yaml"))
-    assert stored.data.root == "d\u00e4ta" and stored.card.about == "caf\u00e9 \u65e5\u672c"
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        ["d\u00e4ta", "ex\u0301p #2", "r\u00e9.yaml", "r\u00e9c"]
-    )
+    stored = load_recipe(str(tmp_path / on_disk("ex\u0301p #2") / "config.yaml"))
+    assert stored.data.root == on_disk("d\u00e4ta") and stored.card.about == "caf\u00e9 \u65e5\u672c"
+    assert {path.name for path in tmp_path.iterdir()} == {
+        on_disk(name) for name in ("d\u00e4ta", "ex\u0301p #2", "r\u00e9.yaml", "r\u00e9c")
+    }
 
 
 def test_without_a_terminal_progress_is_ten_lines(capsys: pytest.CaptureFixture[str]) -> None:

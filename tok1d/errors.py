@@ -5,7 +5,12 @@ class Tok1dError(Exception):
     """A user's mistake. The message says what was expected, what was found and what to do.
 
     The command line prints it as one line and ends with exit code 2, without a traceback.
+
+    Attributes:
+        elsewhere: whether another process of the same command reports it.
     """
+
+    elsewhere = False
 
 
 class ConfigError(Tok1dError):

@@ -184,7 +184,7 @@ def _taken(path: Path, what: str, about: str, shared: bool, made: list[Path]) ->
         path.parent.mkdir(parents=True, exist_ok=True)
         made[:] = missing or made
         try:
-            file, is_new = _opened(path)
+            file, is_new = _opened(path, what)
         except FileNotFoundError:
             continue  # its last owner has removed the folder
         try:
@@ -197,11 +197,13 @@ def _taken(path: Path, what: str, about: str, shared: bool, made: list[Path]) ->
         os.close(file)
 
 
-def _opened(path: Path) -> tuple[int, bool]:
-    try:
+def _opened(path: Path, what: str) -> tuple[int, bool]:
+    with suppress(FileExistsError):
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
-    except FileExistsError:
-        return os.open(path, os.O_RDWR), False
+    try:
+        return os.open(path, os.O_RDWR | os.O_NOFOLLOW), False  # a link to nothing would be opened again and again
+    except PermissionError:  # of another user
+        raise _in_doubt(what, owner_in(path), path) from None
 
 
 def _locked(path: Path, file: int, what: str, about: str, *, shared: bool, is_new: bool) -> _Lock | None:
@@ -217,7 +219,7 @@ def _locked(path: Path, file: int, what: str, about: str, *, shared: bool, is_ne
     before, this = owner_in(path), this_process(about)
     if before is not None and not _is_free(before, this, path):
         raise _in_doubt(what, before, path)
-    _write(file, this)
+    _write(path, file, this)
     if shared:
         return _joined(path, file, what, about, shared=True)
     return _Lock(path, file, shared, _message(what, before))
@@ -243,7 +245,7 @@ def _created(path: Path, file: int, what: str, about: str, *, shared: bool, is_n
         os.close(file)
         return _Lock(path, None, shared)
     if is_new:
-        _write(file, this_process(about))
+        _write(path, file, this_process(about))
         os.close(file)
         return _Lock(path, None, shared)
     owner = owner_in(path)
@@ -266,10 +268,13 @@ def _is_at(file: int, path: Path) -> bool:
         return False
 
 
-def _write(file: int, owner: Owner) -> None:
-    content = json.dumps(asdict(owner)).encode()
-    os.ftruncate(file, 0)
-    os.pwrite(file, content, 0)
+def _write(path: Path, file: int, owner: Owner) -> None:
+    try:
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps(asdict(owner)).encode(), 0)
+    except OSError:  # the disk is full
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _is_free(before: Owner, this: Owner, path: Path) -> bool:

@@ -313,6 +313,35 @@ def test_without_flock_the_file_itself_is_the_lock(
     assert path.exists()
 
 
+def test_a_lock_that_cannot_be_written_is_an_error_and_leaves_no_file(
+    stale: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A full disk, a link to nothing, and the file of another user."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "new" / "x.lock"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(OSError, match="No space left"):
+            locks.hold(path, "place").__enter__()
+    assert not path.parent.exists()
+    (tmp_path / "link.lock").symlink_to(tmp_path / "nowhere" / "x")
+    with pytest.raises(OSError, match="symbolic links"):
+        locks.hold(tmp_path / "link.lock", "place").__enter__()
+    opened, path = os.open, stale(host="elsewhere")
+
+    def refuse(path: Path, flags: int, *more: int) -> int:
+        if not flags & os.O_CREAT:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return opened(path, flags, *more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(ConfigError, match=rf"^place: locked by process \d+ on elsewhere .* delete {path}$"):
+        locks.hold(path, "place").__enter__()
+
+
 def test_parts_of_one_job_share_a_lock_and_others_do_not(tmp_path: Path) -> None:
     path = tmp_path / "cache" / ".x.lock"
     with locks.hold_part(path, "cache", (0, 2), "a"):

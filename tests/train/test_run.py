@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from tok1d.config.recipe import Recipe
 from tok1d.errors import ConfigError, DataError, WeightsError
 from tok1d.inference.cache import encode_images
 from tok1d.inference.request import CacheFormat
-from tok1d.train import folder, run
+from tok1d.train import folder, processes, run
 from tok1d.train.images import open_split
 from tok1d.train.log import read_log
 from tok1d.train.tasks import build_task
@@ -121,6 +122,40 @@ def test_another_recipe_is_refused_by_its_key(tiny: Tiny, tmp_path: Path, change
     assert f"its unfinished run has {key}=" in str(caught.value)
     assert f"this recipe has {key}={value.capitalize()};" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_moved_run_and_other_spellings_of_its_paths_go_on(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "other").mkdir()
+    path = tiny("generator", tokenizer=tmp_path / "tokenizer", data={"name": "folder"})
+
+    def prepare(out: Path | str, root: Path | str) -> None:
+        folder.prepare(load_recipe(path, [f"out={out}", f"data.root={root}"]))
+
+    prepare(tmp_path / "run", tmp_path / "data")
+    begin(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    for out, root in (("moved", tmp_path / "data"), ("./moved/", "data/"), (tmp_path / "moved", "other/../data")):
+        prepare(out, root)
+    with pytest.raises(ConfigError, match=r"data\.root=other;"):
+        prepare("moved", "other")
+
+
+def test_a_folder_inside_another_run_or_the_images_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    folder.prepare(recipe(tiny, tmp_path / "run"))
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    for name in ("run/model", "run/checkpoints", "link/samples/x/y"):
+        with pytest.raises(ConfigError, match=f"lies inside the files of the run {tmp_path / 'run'};"):
+            folder.prepare(recipe(tiny, tmp_path / name))
+    assert os.listdir(tmp_path / "run") == ["config.yaml"]
+    folder.prepare(recipe(tiny, tmp_path / "run" / "second"))
+    images = ["data.name=folder", f"data.root={tmp_path / 'images'}"]
+    with pytest.raises(ConfigError, match=r"outside of data\.root="):
+        folder.prepare(recipe(tiny, tmp_path / "images" / "run", *images))
+    folder.prepare(recipe(tiny, tmp_path / "images-run", *images))
 
 
 def test_a_run_that_never_began_may_get_another_recipe(tiny: Tiny, tmp_path: Path) -> None:
@@ -427,6 +462,19 @@ recipe = load_recipe(sys.argv[1], [f"out={sys.argv[2]}"])
 run.train(recipe, quiet=True, seconds=0.0 if rank == 1 else None, overwrite=True)
 run.train(recipe, quiet=True)
 """
+
+
+def test_the_error_of_another_process_is_printed_once(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """This is the second of two processes; the first one finds the folder in use."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes, "processes", lambda: SimpleNamespace(is_main_process=False))
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda own: [("ConfigError", "x: in use"), *own])
+    with pytest.raises(ConfigError, match="x: in use"):
+        run.train(recipe(tiny, tmp_path / "run"))
+    assert cli.run(["train", tiny("tokenizer"), f"out={tmp_path / 'run'}"]) == 2
+    assert capsys.readouterr().err == "" and not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -143,7 +143,7 @@ def use_utf8() -> None:
 
 
 def _fail(message: str, code: int = 2) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {' '.join(message.split())}\n", end="", file=sys.stderr)  # one write: processes share the terminal
     return code
 
 
@@ -163,7 +163,7 @@ def run(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _interrupted(arguments)
     except Tok1dError as error:
-        return _fail(str(error))
+        return 2 if error.elsewhere else _fail(str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}")

@@ -98,6 +98,7 @@ def starting(recipe: Recipe, *, overwrite: bool = False, first: bool = True) -> 
             raise _cannot_write(out, error) from None
 
     try:
+        _check_place(recipe)
         if first:
             _settle(out)
         resumes = _resumes(recipe, out, overwrite=overwrite)
@@ -127,7 +128,21 @@ def remove(out: Path) -> None:
 
 
 def _cannot_write(out: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"{out}: cannot write the run folder ({error.strerror}); try out=FOLDER")
+    reason = ": ".join(str(text) for text in (error.strerror, error.filename) if text)
+    return ConfigError(f"{out}: cannot write the run folder ({reason}); try out=FOLDER")
+
+
+def _check_place(recipe: Recipe) -> None:
+    """Refuse a folder whose files would belong to another run, or would be read as images of the data."""
+    place = Path(recipe.out).resolve()
+    for run in place.parents:
+        if place.relative_to(run).parts[0] in RUN_FILES and _is_run(run):
+            raise ConfigError(f"{recipe.out}: lies inside the files of the run {run}; choose another with out=FOLDER")
+    if recipe.data.name == "folder" and recipe.data.root and place.is_relative_to(Path(recipe.data.root).resolve()):
+        raise ConfigError(
+            f"{recipe.out}: expected a folder outside of data.root={recipe.data.root}, where the run's previews would "
+            "be read as images; choose another with out=FOLDER"
+        )
 
 
 def _resumes(recipe: Recipe, out: Path, *, overwrite: bool) -> bool:
@@ -155,7 +170,7 @@ def _is_run(out: Path) -> bool:
     """Whether a folder has the config.yaml of a run, and not a file of that name of something else."""
     try:
         tree = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except (UnicodeDecodeError, yaml.YAMLError):
         tree = None
@@ -225,8 +240,8 @@ def check_checkpoint(stored: str | None, recipe: Recipe, source: str) -> None:
 
 def check_same(old: Recipe, new: Recipe, what: str) -> None:
     """Raise ConfigError where a run of `old` cannot be resumed by `new`, with the first keys that differ."""
-    before, now = flat(to_mapping(old), FREE_KEYS), flat(to_mapping(new), FREE_KEYS)
-    keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    before, now = _compared(old), _compared(new)
+    keys = [key for key in sorted(before.keys() | now.keys()) if not _is_same(before.get(key), now.get(key))]
     if not keys:
         return
     had, has = ([f"{key}={each.get(key)}" for key in keys[:SHOWN]] for each in (before, now))
@@ -235,3 +250,16 @@ def check_same(old: Recipe, new: Recipe, what: str) -> None:
         f"{what} has {', '.join(had)}, this recipe has {', '.join(has)}{more}; "
         "pass --overwrite to start over, or out=FOLDER for another folder"
     )
+
+
+def _compared(recipe: Recipe) -> dict[str, object]:
+    """The values that decide whether a run can be resumed. A cache in the run folder moves with it."""
+    inside = recipe.cache == f"{recipe.out}/cache"
+    return flat(to_mapping(recipe), FREE_KEYS) | ({"cache": "OUT/cache"} if inside else {})
+
+
+def _is_same(old: object, new: object) -> bool:
+    """Whether two values are equal, or two paths of one file or folder."""
+    if old == new or not (isinstance(old, str) and isinstance(new, str)):
+        return old == new
+    return os.path.exists(old) and os.path.exists(new) and os.path.samefile(old, new)

@@ -73,6 +73,8 @@ def _named(name: str, message: str) -> BaseException:
     if name == "KeyboardInterrupt":
         return KeyboardInterrupt()
     kind = getattr(errors, name, None)
-    if isinstance(kind, type) and issubclass(kind, errors.Tok1dError):
-        return kind(message)
-    return errors.Tok1dError(f"another process ended with {name}: {message}")
+    if not (isinstance(kind, type) and issubclass(kind, errors.Tok1dError)):
+        return errors.Tok1dError(f"another process ended with {name}: {message}")
+    error = kind(message)
+    error.elsewhere = True
+    return error
