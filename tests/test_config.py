@@ -20,6 +20,7 @@ from tok1d.config.nearest import nearest
 from tok1d.config.recipe import CardConfig, DataConfig, EvaluateConfig, Recipe, TrainConfig
 from tok1d.config.registry import MODELS, Entry, build_model_config, has_capability, models_with, register
 from tok1d.errors import ConfigError
+from tok1d.files import as_path
 
 
 @dataclass
@@ -271,7 +272,8 @@ recipes = st.builds(
     Recipe,
     kind=st.just("tokenizer"),
     seed=st.integers(0, 2**32 - 1),
-    out=(texts | tricky).filter(lambda text: text and text[0] != "~" and "\0" not in text),  # ~ is the home folder
+    # ~ is the home folder; the text is as the locale's file system has it
+    out=(texts | tricky).filter(lambda text: text and text[0] != "~" and "\0" not in text).map(as_path),
     card=st.builds(CardConfig, about=texts | tricky),
     data=st.builds(DataConfig, limit=st.none() | st.integers(1, 9), flip=st.booleans()),
     train=st.builds(
