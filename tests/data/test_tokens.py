@@ -210,6 +210,13 @@ def test_a_copy_of_a_shard_is_not_one(tmp_path):
         begin(tmp_path)
 
 
+def test_a_folder_of_other_things_is_not_overwritten(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(DataError, match=r"contains files that are not of a token cache \(model\.safetensors\)"):
+        begin(tmp_path, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
 def test_parts_may_overwrite_one_after_the_other(tmp_path):
     fill(tmp_path / "cache")
     other, meta = TOKENS[:14] + 1, {**META, "tokenizer_fingerprint": "def"}

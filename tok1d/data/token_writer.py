@@ -164,7 +164,11 @@ class TokenWriter:
         Existing shards with another number of rows are written again.
         """
         index = self.folder / INDEX
-        others = [] if overwrite or not self.folder.is_dir() else [path.name for path in self.folder.iterdir()]
+        others = (
+            []
+            if (overwrite and index.exists()) or not self.folder.is_dir()
+            else [path.name for path in self.folder.iterdir()]
+        )
         if foreign := next(
             (name for name in sorted(others) if name != INDEX and not _SHARDS.fullmatch(name) and name[0] != "."), None
         ):
