@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -29,7 +30,15 @@ def processes() -> PartialState:
     """accelerate's `PartialState`: rank and number of the processes, and this one's device."""
     from accelerate import PartialState
 
+    atexit.unregister(_leave)
+    atexit.register(_leave)
     return PartialState(cpu=on_gloo(), timeout=TIMEOUT)
+
+
+def _leave() -> None:
+    """Join the threads of gloo while the interpreter is whole; later they may abort a process that has finished."""
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        torch.distributed.destroy_process_group()
 
 
 def is_first() -> bool:
