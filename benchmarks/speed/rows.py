@@ -301,7 +301,7 @@ def ar(bench: Bench) -> Iterator[Row]:
     """One guided sequence with the given numbers of head steps, against 250 steps of our own slow path.
 
     The slow path takes two network calls per step and computes nothing once per sample. It is written here, and is not
-    the released code, which is faster. It takes about the same time for every token, so it is extrapolated from a few.
+    the released code, which is faster. A token takes about the same time as any other, so few are timed.
     """
     model, sizes = bench.generator, bench.sizes
     labels, few, many = bench.labels(1), sizes.few_tokens, sizes.published_steps

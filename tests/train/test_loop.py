@@ -366,7 +366,7 @@ def test_previews_use_the_averages_and_leave_training_unchanged(runs: tuple[Path
 
 def test_bf16_is_refused_on_a_cpu(tmp_path: Path) -> None:
     if torch.cuda.is_available():
-        pytest.skip("about machines without a GPU")
+        pytest.skip("bf16 is refused only without a GPU; runs on such a machine")
     with pytest.raises(ConfigError, match=r"^train\.precision: bf16"):
         fit(recipe(precision="bf16"), task(Line()), tmp_path, quiet=True)
 

@@ -238,7 +238,7 @@ class EvaluateConfig(Sampling):
 
 
 def _loss_section(path: str, help: str) -> Any:  # as `option`
-    """Declare a field of the dataclass "module:Class". It needs torch, so it is imported when a recipe is built."""
+    """Declare a field of the dataclass "module:Class". It needs torch, so it is loaded when a recipe is built."""
 
     def build(value: object, key: str) -> object:
         cls = registry.imported(path)

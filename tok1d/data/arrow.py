@@ -30,7 +30,7 @@ def open_arrow(root: str | Path, split: Split) -> tuple[Dataset, str, list[Datas
         those that belong to neither.
 
     Raises:
-        DataError: no such folder or split, or names of splits that cannot be told, see `splits`.
+        DataError: no such folder or split, or doubtful names of splits, see `splits`.
     """
     import datasets
 

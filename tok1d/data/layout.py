@@ -107,7 +107,7 @@ def folder_part(root: Path, split: Split, *, captioned: bool = False, order: Cla
         captioned: the images have captions. Images inside and outside of class folders may then be mixed, as one class.
 
     Raises:
-        DataError: no images in the split, splits that cannot be told from classes, or images both in class folders and
+        DataError: no images in the split, folders that may be splits or classes, or images both in class folders and
             beside them.
     """
     listing = list_folder(root)
@@ -158,7 +158,7 @@ def _homes(listing: Listing) -> _Homes:
     (seg_train/seg_train/), are found.
 
     Raises:
-        DataError: splits that cannot be told from classes.
+        DataError: folders that may be splits or classes.
     """
     names = _candidates(listing)
     loose = any("/" not in file for file in listing.files)
