@@ -247,7 +247,7 @@ def test_recipes_and_their_fields_are_listed(ok: Callable[..., str], tiny: Tiny)
     resolved = ok("config", tiny("tokenizer"), "train.lr=0.25")
     assert "lr: 0.25" in resolved and "num_tokens: 4" in resolved
     fields = ok("config", tiny("tokenizer"), "--fields")
-    assert "train.lr=0.001\n    highest learning rate (float > 0; default required)" in fields
+    assert "train.lr=0.001\n    highest learning rate of AdamW (float > 0; default required)" in fields
 
 
 def test_pictures_of_ones_own(

@@ -336,7 +336,7 @@ def test_field_rows(minimal):
     [
         ("model.encoder.dpeth=3", "model.encoder.dpeth: unknown key; did you mean model.encoder.depth? (tok1d config"),
         ("trian.lr=1", "trian: unknown key; did you mean train?"),
-        ("lr=1", "lr: unknown key; did you mean train.lr?"),
+        ("lr=1", "lr: unknown key; did you mean train.lr or train.muon.lr?"),
         ("model.dropout=0", "did you mean model.encoder.dropout or model.decoder.dropout?"),
         ("model.bottleneck.codes=3", "model.bottleneck.codes: unknown key; expected one of name"),
         ("data.sharpness=1", "data.sharpness: unknown key; expected one of name, root, image_size"),

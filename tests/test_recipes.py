@@ -37,7 +37,7 @@ OF_IDS = [name for name in IMAGENET if name.split("/")[1].startswith(("llamagen"
 KNOWN = (*TOKENIZERS, *GENERATORS, *SMAP, *CARDS, *TITOK, *OF_IDS)
 OTHERS = [name for name in IMAGENET if name not in KNOWN]  # MAETok, SoftVQ, SiT and related models
 L = "imagenet256/semanticist_l"
-OURS = [f"{L}_128x32", f"{L}_no_repa", "captioned256/maetok_b_128"]  # no experiment of a paper
+OURS = [f"{L}_128x32", f"{L}_no_repa", "captioned256/maetok_b_128", f"{L}_muon", "imagenet256/maetok_b_128_muon"]
 AR = "imagenet256/epsilon_llamagen_l"
 NO_REPA = ("model.decoder.align_depth=0", 'model.alignment.teacher=""')
 
@@ -136,7 +136,7 @@ def test_published_recipe_states_what_it_reproduces_and_adds_up(name: str) -> No
 def test_maetok_recipe_states_what_it_reproduces_and_adds_up(name: str) -> None:
     recipe = load_recipe(name)
     card, data, train, size = recipe.card, recipe.data, recipe.train, 512 if "512/" in name else 256
-    assert card.reproduces and card.paper and card.ours == "not run at this scale"
+    assert bool(card.reproduces) == bool(card.paper) == (name not in OURS) and card.ours == "not run at this scale"
     assert (data.image_size, data.num_images) == (size, 1_281_167)
     if recipe.kind == "generator":
         tokenizer = made_by(recipe.tokenizer)

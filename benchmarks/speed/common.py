@@ -12,10 +12,10 @@ from speed import slow
 from speed.measure import Row
 from torch import Tensor, nn
 
-from tok1d.config.recipe import OptimConfig
+from tok1d.config.optim import OptimConfig
 from tok1d.diffusion.solver import Randn, randn_from
 from tok1d.train.ema import EMA
-from tok1d.train.optim import build_optimizer
+from tok1d.train.optim import Optimizers
 
 OPTIM = OptimConfig(steps=1_000_000, batch_size=1, lr=1e-3, weight_decay=0.05)
 M = TypeVar("M", bound=nn.Module)
@@ -92,7 +92,9 @@ class Stepper:
 
     def __init__(self, model: nn.Module, *, fused: bool = True, averaged: bool = True) -> None:
         self.model, self.fused = model, fused
-        self.optimizer = build_optimizer(model, OPTIM) if fused else slow.unfused_adamw(model, OPTIM, foreach=None)
+        self.optimizer = (
+            next(iter(Optimizers(model, OPTIM))) if fused else slow.unfused_adamw(model, OPTIM, foreach=None)
+        )
         self.ema = EMA(model, OPTIM.ema, ramp=False) if averaged else None
 
     def step(self) -> None:

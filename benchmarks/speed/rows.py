@@ -19,7 +19,7 @@ from tok1d.diffusion.guidance import Guidance
 from tok1d.generators.causal import CachedDecoder
 from tok1d.nn.attention import masked, prefix_causal, prefix_causal_mask
 from tok1d.train.ema import EMA
-from tok1d.train.optim import build_optimizer
+from tok1d.train.optim import Optimizers
 
 SLOW_HEAD = HeadSwitches(one_call=False, prepared=False, shared_time=False, tabled=False)
 
@@ -328,7 +328,7 @@ def optimizer_row(bench: Bench, name: str, other: str, foreach: bool) -> Row:
         torch.manual_seed(0)
         for parameter in model.parameters():
             parameter.grad = torch.randn_like(parameter)
-        optimizer = build_optimizer(model, OPTIM) if fused else slow.unfused_adamw(model, OPTIM, foreach)
+        optimizer = next(iter(Optimizers(model, OPTIM))) if fused else slow.unfused_adamw(model, OPTIM, foreach)
         watched = model.encoder.queries
         before = watched.detach().clone()
 

@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from tok1d.config.recipe import OptimConfig
+from tok1d.config.optim import OptimConfig
 from tok1d.diffusion.guidance import Guidance, combine, guided
 from tok1d.diffusion.path import Path
 from tok1d.diffusion.solver import Field, Randn, euler_maruyama, interpolant_sde
@@ -25,7 +25,7 @@ from tok1d.nn.block import AdaLNBlock, Block
 from tok1d.tokenizers import query_encoder
 from tok1d.tokenizers.semanticist import Semanticist
 from tok1d.train.ema import EMA
-from tok1d.train.optim import build_optimizer
+from tok1d.train.optim import Optimizers
 
 _mask = functools.lru_cache(prefix_causal_mask)  # computed once, so that only the attention is compared
 
@@ -216,10 +216,11 @@ def two_pass_velocity(model: Semanticist, tokens: Tensor, scale: float) -> Field
 
 
 def unfused_adamw(model: nn.Module, config: OptimConfig, foreach: bool | None) -> torch.optim.AdamW:
-    """`build_optimizer` without the fused kernel; `foreach` None: the default of PyTorch (on a CPU a loop)."""
+    """AdamW of `Optimizers` without the fused kernel; `foreach` None: the default of PyTorch (on a CPU a loop)."""
     groups = [
         {"params": group["params"], "weight_decay": group["weight_decay"]}
-        for group in build_optimizer(model, config).param_groups
+        for optimizer in Optimizers(model, config)
+        for group in optimizer.param_groups
     ]
     options: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2)}
     return torch.optim.AdamW(groups, fused=False, foreach=foreach, **options)

@@ -446,7 +446,7 @@ def run_ema_checkpoint(case: Case) -> None:
 
 @runs("lr_schedule")
 def run_lr_schedule(case: Case) -> None:
-    from tok1d.config.recipe import OptimConfig
+    from tok1d.config.optim import OptimConfig
     from tok1d.train.optim import learning_rate
 
     config = case.config

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tok1d.config.recipe import OptimConfig
+from tok1d.config.optim import OptimConfig
 from tok1d.config.registry import build_model_config
 from tok1d.errors import ConfigError, InputError, WeightsError
 from tok1d.losses.hog import hog
 from tok1d.tokenizers.auxiliary import AuxiliaryDecoder
 from tok1d.tokenizers.maetok import MAETok, MAETokConfig
 from tok1d.tokenizers.masking import sample_mask
-from tok1d.train.optim import build_optimizer
+from tok1d.train.optim import Optimizers
 from tok1d.train.players import Progress
 from tok1d.zoo.store import build_model
 from tok1d.zoo.transfer import transfer
@@ -236,7 +236,7 @@ def test_stage_two_trains_the_pixel_decoder_alone(images: Tensor) -> None:
     assert not len(second.auxiliary)
     before = {name: value.clone() for name, value in second.train().state_dict().items()}
     assert all(torch.equal(value, first.state_dict()[name]) for name, value in before.items())
-    optimizer = build_optimizer(second, OptimConfig(steps=1, batch_size=3, lr=1e-2, weight_decay=0.1))
+    (optimizer,) = Optimizers(second, OptimConfig(steps=1, batch_size=3, lr=1e-2, weight_decay=0.1))
     for _ in range(2):
         terms = second.losses((images,), 0.25)
         assert terms["mask_ratio"].item() == pytest.approx(8 / 16)  # ceil(0.45 * 16)

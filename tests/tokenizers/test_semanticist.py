@@ -362,6 +362,8 @@ def close(expected: list[float]) -> Any:
         (NestedConfig(after=1.0), 1.0, [0.1, 0, 0, 0, 0.9]),  # never
         (NestedConfig(drop_after=0.2), 1.0, [0.2, 0.2, 0.2, 0.2, 0.2]),
         (NestedConfig(enabled=False, drop_before=0.3), 1.0, [0.3, 0, 0, 0, 0.7]),
+        (NestedConfig(full_prob=0.4), 1.0, [0, 0.15, 0.15, 0.15, 0.55]),
+        (NestedConfig(full_prob=0.4), 0.1, [0.1, 0, 0, 0, 0.9]),
     ],
 )
 def test_training_masks(nested: NestedConfig, progress: float, expected: list[float]) -> None:

@@ -48,11 +48,13 @@ def replayed(capsys: Any, *arguments: str) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_planted_nan_is_named_stops_before_the_step_and_is_shown_again(
-    tiny: Tiny, tmp_path: Path, fashion: None, planted: None, capsys: Any
+    tiny: Tiny, tmp_path: Path, fashion: None, planted: None, capsys: Any, optimizer: str
 ) -> None:
     out = tmp_path / "run"
-    line = stopped(capsys, tiny("tokenizer"), f"out={out}", "train.steps=20", "train.save_every=1", "train.log_every=1")
+    every = ["train.steps=20", "train.save_every=1", "train.log_every=1", f"train.optimizer={optimizer}"]
+    line = stopped(capsys, tiny("tokenizer"), f"out={out}", *every)
     assert f"likely causes: image {BAD} has pixels or tokens that are not finite;" in line and "train.lr" not in line
     (dump,) = out.glob("nonfinite-step-*.pt")
     step = int(dump.stem.split("-")[-1])

@@ -47,6 +47,7 @@ model: {name: maskgit, num_tokens: 4, vocab_size: 16, num_classes: 10, dim: 16, 
 train: {steps: 6, batch_size: 8, lr: 1e-3, warmup: 2, ema: 0.9, log_every: 2}
 """
 SHARD, FP16 = ["train.shard=optimizer"], ["train.precision=fp16"]
+MUON = ["train.optimizer=muon", "train.muon.decay=0.1"]
 WORKER = """
 import json, os, sys
 from pathlib import Path
@@ -61,11 +62,11 @@ made = []
 
 
 def recorded(*args, **keys):
-    made.append(optim.build_optimizer(*args, **keys))
+    made.append(optim.Optimizers(*args, **keys))
     return made[-1]
 
 
-players.build_optimizer = recorded
+players.Optimizers = recorded
 read = ArrayImages.captioned_batch
 for case in json.loads(Path(sys.argv[1]).read_text()):
     recipe = load_recipe(case["recipe"], case["overrides"])
@@ -80,7 +81,10 @@ for case in json.loads(Path(sys.argv[1]).read_text()):
         out, task = run.in_turn(lambda first: (folder.prepare(recipe, first=first), build_task(recipe)))
         made.clear()
         run.fit(recipe, task, out, quiet=True, seconds=case["seconds"])
-        held = [[v.numel() for s in optim.own_part(o).state.values() for v in s.values()] for o in made]
+        held = [
+            [v.numel() for o in each for s in getattr(o, "optim", o).state.values() for v in s.values()]
+            for each in made
+        ]
         Path(f"{recipe.out}-rank{os.environ['RANK']}.json").write_text(json.dumps([sum(each) for each in held]))
     except Tok1dError as error:
         Path(f"{recipe.out}-rank{os.environ['RANK']}.txt").write_text(str(error))
@@ -121,6 +125,10 @@ def both(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Iterator[Path]
         ("tokenizer", "tokenizer-shard-short", 0.0, SHARD),
         ("game", "game", None, []),
         ("game", "game-shard", None, SHARD),
+        ("tokenizer", "muon", None, MUON),
+        ("tokenizer", "muon-shard", None, MUON + SHARD),
+        ("tokenizer", "muon-shard-cut", 0.0, MUON + SHARD),
+        ("tokenizer", "muon-shard-cut", None, MUON + SHARD),
         ("tokenizer", "fp16", None, FP16),
         ("tokenizer", "fp16-shard", None, FP16 + SHARD),
     ):
@@ -230,7 +238,7 @@ def assert_same(one: Path, two: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["tokenizer", "game", "fp16"])
+@pytest.mark.parametrize("kind", ["tokenizer", "game", "fp16", "muon"])
 def test_a_shared_out_optimizer_makes_the_same_bits(both: Path, kind: str) -> None:
     assert_same(both / kind, both / f"{kind}-shard")
     norms = [entry["grad_norm"] for entry in read_log(both / kind / "log.jsonl")]
@@ -249,8 +257,17 @@ def test_each_process_holds_half_of_the_moments(both: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_shared_out_run_that_was_stopped_ends_with_the_same_bits(both: Path) -> None:
-    assert_same(both / "tokenizer", both / "tokenizer-shard-cut")
+@pytest.mark.parametrize("kind", ["tokenizer", "muon"])
+def test_a_shared_out_run_that_was_stopped_ends_with_the_same_bits(both: Path, kind: str) -> None:
+    assert_same(both / kind, both / f"{kind}-shard-cut")
+
+
+@pytest.mark.slow
+def test_two_processes_make_muons_steps_of_one(both: Path) -> None:
+    out = alone(both, "tokenizer", "muon-alone", *MUON)
+    assert_close(out, both / "muon")
+    states = [newest(both / name)["optimizer"] for name in ("muon", "muon-shard")]
+    assert all(state.keys() == {"muon", "adamw"} and state["muon"]["state"] for state in states)
 
 
 @pytest.mark.slow

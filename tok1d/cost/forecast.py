@@ -6,6 +6,7 @@ nothing is computed and nothing is written.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +23,7 @@ from tok1d.data.tokens import Layout
 from tok1d.data.transforms import NUM_VIEWS
 from tok1d.errors import ConfigError, Tok1dError, reason_of
 from tok1d.losses.total import Batch
+from tok1d.nn.matrices import block_matrices
 from tok1d.zoo import store
 
 if TYPE_CHECKING:
@@ -39,13 +41,15 @@ class Forecast:
         parameters: of the model by part, including fixed position tables (as in published counts).
         tables: how many of them are fixed position tables, by part; only for parts that have one.
         num_images: images (or token sequences) of an epoch; None is unknown.
-        bytes_per_parameter: bytes for each trained parameter: weight, gradient, AdamW's two moments, averaged weight.
+        bytes_per_parameter: bytes for each trained parameter: weight, gradient, AdamW's two moments (Muon has one),
+            averaged weight.
         measured: cost of a training step.
         frozen: untrained networks that are not part of the model: name -> (parameters, FLOPs per image), None where
             they are unknown.
         cache_rows, cache_bytes: of a generator's token cache; None without a cache or if `num_images` is None.
         loss_networks: networks of the loss by name; None where their cost is unknown.
         image_sizes: sizes in pixels of a run that mixes them. FLOPs are the mean over them, bytes those of the largest.
+        matrices: numbers of parameters by name of the matrices that Muon trains; empty with AdamW alone.
     """
 
     parameters: dict[str, int]
@@ -64,6 +68,7 @@ class Forecast:
     cache_bytes: int | None = None
     loss_networks: dict[str, LossNetwork | None] = field(default_factory=dict)
     image_sizes: list[int] = field(default_factory=list)
+    matrices: dict[str, int] = field(default_factory=dict)
 
     @property
     def known_networks(self) -> list[LossNetwork]:
@@ -76,11 +81,16 @@ class Forecast:
         return sum(self.parameters.values())
 
     @property
+    def moment_bytes(self) -> int:
+        """Bytes of the model's moments: two of AdamW or one of Muon for each parameter."""
+        return 8 * self.trainable - 4 * sum(self.matrices.values())
+
+    @property
     def state_bytes(self) -> int:
-        """Bytes of weights, gradients, AdamW's moments and averages in float32, frozen and loss networks included."""
+        """Bytes of weights, gradients, moments and averages in float32, frozen and loss networks included."""
         frozen = self.total - self.trainable + sum(cost[0] for cost in self.frozen.values() if cost)
         networks = sum(network.state_bytes for network in self.known_networks)
-        return self.trainable * self.bytes_per_parameter + 4 * frozen + networks
+        return self.trainable * (self.bytes_per_parameter - 8) + self.moment_bytes + 4 * frozen + networks
 
     def memory(self, devices: int = 1) -> int:
         """Bytes on each of `devices` devices in a training step, without the temporary memory of kernels.
@@ -89,7 +99,7 @@ class Forecast:
         """
         num = self.batch_size // devices
         networks = num * sum(network.bytes_per_image for network in self.known_networks)
-        elsewhere = 8 * self.trainable * (devices - 1) // devices if self.shard == "optimizer" else 0
+        elsewhere = self.moment_bytes * (devices - 1) // devices if self.shard == "optimizer" else 0
         return self.state_bytes - elsewhere + self.measured.activations(num) + networks
 
     @property
@@ -132,6 +142,7 @@ def forecast(recipe: Recipe) -> Forecast:
         cache_bytes=size,
         loss_networks=loss_networks(recipe),
         image_sizes=recipe.data.image_sizes,
+        matrices={name: p.numel() for name, p in block_matrices(model).items()} if train.optimizer == "muon" else {},
     )
 
 
@@ -282,7 +293,19 @@ def _parameter_rows(result: Forecast) -> list[Row]:
     for name, cost in result.frozen.items():
         note = "frozen, not part of the model" if cost else "frozen, not part of the model, unknown size, not counted"
         rows.append(("", f"{cost[0]:,}" if cost else "?", f"{name}, {note}"))
-    return rows + [_network_row(name, network) for name, network in result.loss_networks.items()]
+    rows += [_network_row(name, network) for name, network in result.loss_networks.items()]
+    return rows + _optimizer_rows(result)
+
+
+def _optimizer_rows(result: Forecast) -> list[Row]:
+    """With Muon: which parameters of the model it trains."""
+    if not result.matrices:
+        return []
+    count, kinds = sum(result.matrices.values()), dict.fromkeys(re.sub(r"\.\d+\.", ".*.", n) for n in result.matrices)
+    return [
+        ("optimizer", f"{count:,}", f"muon, {len(result.matrices)} matrices of blocks: {', '.join(kinds)}"),
+        ("", f"{result.trainable - count:,}", "adamw, all other trained parameters"),
+    ]
 
 
 def _network_row(name: str, network: LossNetwork | None) -> Row:
@@ -312,14 +335,15 @@ def _memory_rows(result: Forecast) -> list[Row]:
     measured, size = result.measured, result.batch_size
     largest = f" of {max(result.image_sizes)} px" if result.image_sizes else ""
     activations = f"activations per image{largest}, {result.precision}, without compilation and checkpointing"
-    state = "weight 4, gradient 4, AdamW 8" + (", EMA 4" if result.bytes_per_parameter == 20 else "")
+    moments = "AdamW 8 or Muon 4" if result.matrices else "AdamW 8"
+    state = f"weight 4, gradient 4, {moments}" + (", EMA 4" if result.bytes_per_parameter == 20 else "")
     rows = [
         ("memory", _binary(result.state_bytes), f"bytes per trained parameter: {state}; per frozen one: 4"),
         ("", _binary(measured.bytes_per_image), activations),
         ("", _binary(result.memory()), f"total on one device ({size:,} images at a time)"),
     ]
     if size % DEVICES == 0:
-        sharded = ", AdamW's moments sharded" if result.shard == "optimizer" else ""
+        sharded = ", the optimizer's moments sharded" if result.shard == "optimizer" else ""
         each = f"total on each of {DEVICES} devices ({size // DEVICES:,} images each{sharded})"
         rows.append(("", _binary(result.memory(DEVICES)), each))
     rows.append(("", "", "activations are the tensors that autograd saves; kernels need temporary memory in addition"))

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from tok1d.bottleneck.shared import mean_over_processes
 from tok1d.config.fields import option
+from tok1d.config.optim import MuonConfig
 from tok1d.losses.augment import augment
 from tok1d.losses.discriminator import DinoConfig, DiscriminatorConfig
 
@@ -28,9 +29,12 @@ STRONG_CUTOUT = 0.5  # side of the cut-out square over the height of the image, 
 
 @dataclass
 class DiscriminatorOptim:
-    """AdamW of the discriminator where it differs from the tokenizer's; the schedule's steps and shape are the same."""
+    """The discriminator's optimizer where it differs from the tokenizer's; the schedule's steps and shape are the
+    same."""
 
-    lr: float | None = option(None, "highest learning rate; null: the tokenizer's", gt=0)
+    optimizer: Literal["adamw", "muon"] | None = option(None, "as train.optimizer; null: the tokenizer's")
+    lr: float | None = option(None, "highest learning rate of AdamW; null: the tokenizer's", gt=0)
+    muon: MuonConfig | None = option(None, "settings of Muon; null: the tokenizer's")
     beta1: float | None = option(None, "AdamW decay of the mean gradient; null: the tokenizer's", ge=0, lt=1)
     beta2: float | None = option(None, "AdamW decay of the mean squared gradient; null: the tokenizer's", ge=0, lt=1)
     weight_decay: float | None = option(None, "AdamW weight decay; null: the tokenizer's", ge=0)

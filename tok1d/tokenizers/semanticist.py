@@ -165,6 +165,8 @@ class Semanticist(nn.Module):
         nested, length = self.config.nested, self.spec.length
         if nested.enabled and nested.after <= progress and nested.after < 1:
             keep, drop = sample_keep(batch, length, device=device), nested.drop_after
+            if nested.full_prob:
+                keep = torch.where(torch.rand(batch, device=device) < nested.full_prob, length, keep)
         else:
             keep, drop = torch.full((batch,), length, device=device), nested.drop_before
         dropped = (torch.rand(batch, device=device) if u is None else u) < drop

@@ -42,6 +42,13 @@ class NestedConfig:
     )
     drop_before: float = option(0.1, "before that: probability of dropping all tokens", ge=0, le=1)
     drop_after: float = option(0.0, "after that: probability of dropping all tokens (release: 0)", ge=0, le=1)
+    full_prob: float = option(
+        0.0,
+        "after that: probability of keeping all tokens in place of a random number (release: 0); above 0 the last "
+        "tokens are trained more often",
+        ge=0,
+        le=1,
+    )
     enabled: bool = option(True, "false: no suffixes are dropped, all tokens with probability drop_before")
 
 

@@ -10,7 +10,8 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from tok1d.config.recipe import OptimConfig, Recipe
+from tok1d.config.optim import OptimConfig
+from tok1d.config.recipe import Recipe
 from tok1d.errors import WeightsError, reason_of
 from tok1d.losses.adversarial import AdversarialLoss, DiscriminatorOptim
 from tok1d.losses.perceptual import PerceptualLoss

@@ -58,7 +58,7 @@ def _recompute(run: Stepper, step: int, scale: float) -> tuple[list[Evidence], E
         )
         found.append(evidence)
         for state in run.players:
-            state.optimizer.zero_grad(set_to_none=True)
+            state.optimizers.zero_grad()
             state.buffers.settle(torch.ones((), dtype=torch.bool, device=accelerator.device))
     return gather_object([found[0]]), found[1] if len(found) > 1 else None
 

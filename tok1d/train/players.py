@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from tok1d.config.recipe import OptimConfig
+from tok1d.config.optim import OptimConfig
 from tok1d.losses.total import Batch, Tensors
 from tok1d.nn.precision import single
 from tok1d.train.checkpoint import PlayerContent, WeightsAndOptimizer
 from tok1d.train.ema import EMA
-from tok1d.train.optim import apply_step, build_optimizer, full_state, learning_rate, load_full_state
+from tok1d.train.optim import Optimizers
 from tok1d.train.precision import Precision
 from tok1d.zoo.weights import load_state
 
@@ -103,12 +103,12 @@ def compute_losses(
 
 
 class PlayerState:
-    """A player with its optimizer and the averages of its weights.
+    """A player with its optimizers and the averages of its weights.
 
     Args:
         train: the recipe's settings, used where the player has none of its own.
         precision: context of the forward pass.
-        shard: split the optimizer's state over the processes.
+        shard: split the optimizers' state over the processes.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class PlayerState:
             f"{player.name}: expected a schedule of {train.steps} steps, got {self.config.steps}"
         )
         player.module.train().to(device)
-        self.optimizer = build_optimizer(player.module, self.config, shard=shard)
+        self.optimizers = Optimizers(player.module, self.config, shard=shard)
         self.ema = EMA(player.module, self.config.ema, ramp=self.config.ema_ramp) if self.config.ema > 0 else None
         self.forward: nn.Module = _Losses(player, precision)
 
@@ -134,7 +134,7 @@ class PlayerState:
 
         Complete in the main process only (`main`); with a sharded optimizer every process has to call this.
         """
-        return {"model": self.player.module.state_dict(), "optimizer": full_state(self.optimizer, main=main)}
+        return {"model": self.player.module.state_dict(), "optimizer": self.optimizers.state_dict(main=main)}
 
     def state_dict(self, *, main: bool) -> PlayerContent:
         """`state` and the averaged weights."""
@@ -143,7 +143,7 @@ class PlayerState:
     def load_state_dict(self, state: PlayerContent, source: str) -> None:
         """Restore what `state_dict` returned; raises WeightsError naming `source` where the weights do not fit."""
         load_state(self.player.module, state["model"], source)
-        load_full_state(self.optimizer, state["optimizer"])
+        self.optimizers.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
 
@@ -159,10 +159,7 @@ class PlayerState:
 
     def step(self, step: int, halted: Tensor) -> None:
         """Optimizer step `step` (counted from 0); where `halted` is true, weights and buffers stay as they were."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, self.config)
-        apply_step(self.optimizer, halted)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizers.step(step, halted)
         self.buffers.settle(halted)
         if self.ema is not None:
             self.ema.update(step)

@@ -75,8 +75,8 @@ class Stepper:
             for name, value in self._gradients(batch, i, len(batches), totals).items():
                 logged[name] = logged.get(name, 0) + value.detach() / len(batches)
         if self.scale is not None:
-            for state in self.players:
-                self.scale.unscale(state.optimizer)
+            for optimizer in (each for state in self.players for each in state.optimizers):
+                self.scale.unscale(optimizer)
         norms = [state.clip() for state in self.players]
         halted = self._halted(totals, norms)
         for state, norm in zip(self.players, norms):
