@@ -81,6 +81,16 @@ BACK = (9, 8, 7)
             png(2, 16, RGB, struct.pack(">6H", 0x1234, 0x5678, 0x9ABC, 0xFFFF, 0, 0x8000), b"\x12\x34\x56\x78\x9a\xbc"),
             [BACK, (255, 0, 128)],
         ),
+        (  # colours that differ in the lower 8 bits of one channel are opaque
+            png(
+                2,
+                16,
+                RGB,
+                struct.pack(">6H", 0x1234, 0x5678, 0x9ABC, 0x1234, 0x5679, 0x9ABC),
+                b"\x12\x34\x56\x78\x9a\xbc",
+            ),
+            [BACK, (0x12, 0x56, 0x9A)],
+        ),
         (png(2, 16, GREY_ALPHA, struct.pack(">4H", 0x1000, 0, 0x8080, 0xFFFF)), [BACK, (128,) * 3]),
         (png(2, 16, RGB_ALPHA, struct.pack(">8H", 0, 0, 0, 0, 0xFFFF, 0, 0x8000, 0xFFFF)), [BACK, (255, 0, 128)]),
         (png(2, 1, GREY, b"\x40", b"\0\0"), [BACK, (255,) * 3]),

@@ -528,3 +528,60 @@ def test_a_preview_of_fewer_test_images_than_its_columns(tiny: Tiny, tmp_path: P
     task.preview(task.model.eval(), tmp_path / "preview.png")
     with Image.open(tmp_path / "preview.png") as picture:
         assert picture.width < 4 * 2 * (task.model.config.image_size + 4)
+
+
+def pictures(root: Path, seed: int, *, captions: bool = False) -> Path:
+    rng = np.random.default_rng(seed)
+    for split, num in (("train", 12), ("test", 4)):
+        for i in range(num):
+            path = root / split / "ab"[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (28, 28), np.uint8)).save(path)
+            if captions:
+                path.with_suffix(".txt").write_text(f"{seed} {i}")
+    return root
+
+
+OTHER = (
+    "step 1: written by a training on other images than the 12 that it resumes with; from here on the batches differ"
+)
+
+
+@pytest.mark.parametrize("change", ["pixels", "one image", "a name", "a label", "moved", "nothing"])
+def test_a_training_whose_images_were_replaced_says_so(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    data, out = pictures(tmp_path / "data", 0), tmp_path / "run"
+    train = ["train", tiny("tokenizer"), f"out={out}", "data.name=folder"]
+    assert cli.run([*train, f"data.root={data}", "--minutes", "0"]) == 0
+    first = data / "train" / "a" / "0.png"
+    if change == "pixels":
+        pictures(data, 1)
+    elif change == "one image":
+        Image.fromarray(255 - np.asarray(Image.open(first))).save(first)
+    elif change == "a name":
+        first.rename(first.with_name("00.png"))
+    elif change == "a label":
+        first.rename(data / "train" / "b" / "0.png")
+    elif change == "moved":
+        shutil.copytree(data, tmp_path / "copy")
+        shutil.rmtree(data)
+        (tmp_path / "copy").rename(data)
+    capsys.readouterr()
+    assert cli.run([*train, f"data.root={data}"]) == 0
+    assert (OTHER in capsys.readouterr().err) == (change not in ("moved", "nothing"))
+
+
+def test_checkpoints_without_a_fingerprint_resume_in_silence(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = pictures(tmp_path / "data", 0), tmp_path / "run"
+    train = ["train", tiny("tokenizer"), f"out={out}", "data.name=folder", f"data.root={data}"]
+    assert cli.run([*train, "--minutes", "0"]) == 0
+    (path,) = (out / "checkpoints").glob("step-*.pt")
+    state = torch.load(path, weights_only=True)
+    assert state.pop("data").startswith("e2_")
+    torch.save(state, path)
+    pictures(data, 1)
+    capsys.readouterr()
+    assert cli.run(train) == 0 and "other images" not in capsys.readouterr().err

@@ -11,21 +11,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tok1d.cli import app as cli
+from tok1d.config.registry import build_model_config
 from tok1d.generators.autoregressive import EpsilonLlamaGen, EpsilonLlamaGenConfig
 from tok1d.generators.head import HeadConfig
 from tok1d.generators.lightningdit import LightningDiT, LightningDiTConfig
 from tok1d.generators.llamagen import LlamaGen, LlamaGenConfig
 from tok1d.generators.maskgit import MaskGIT, MaskGITConfig
 from tok1d.generators.sit import DiT, DiTConfig, SiT, SiTConfig
+from tok1d.generators.usit import USiT, USiTConfig
 from tok1d.nn.norm import RMSNorm
-from tok1d.nn.position import sincos_interleaved
+from tok1d.nn.position import sincos_2d, sincos_interleaved
 from tok1d.zoo import store
-from tok1d.zoo.adapters import llamagen, maskgit, semanticist_names, sit
+from tok1d.zoo.adapters import llamagen, maetok, maskgit, semanticist_names, sit, titok
 from tok1d.zoo.adapters.settings import declared
 from tok1d.zoo.convert import FORMATS
 
 State = dict[str, Tensor]
 SIZES: dict[str, Any] = {"num_tokens": 4, "token_dim": 3, "num_classes": 6, "dim": 12, "depth": 1, "heads": 3}
+CONFIGS: dict[Any, Any] = {SiT: SiTConfig, LightningDiT: LightningDiTConfig, USiT: USiTConfig}
 PAGE = Path(__file__).parents[2] / "docs" / "commands.md"
 
 
@@ -98,6 +101,7 @@ CASES: dict[str, tuple[Callable[[], State], list[str], dict[str, tuple[object, o
         ["heads=3"],
         {
             "path": ("cosine", "linear"),
+            "norm_eps": (1e-3, 1e-6),
             "sampler": ("heun", "sde"),
             "steps": (9, 250),
             "last_step": (0.1, 0.04),
@@ -108,13 +112,14 @@ CASES: dict[str, tuple[Callable[[], State], list[str], dict[str, tuple[object, o
     "maetok-dit": (
         lambda: published_sequence("dit"),
         ["heads=3"],
-        {"schedule": ("cosine", "linear"), "steps": (9, 250), "class_dropout": (0.2, 0.1)},
+        {"schedule": ("cosine", "linear"), "norm_eps": (1e-3, 1e-6), "steps": (9, 250), "class_dropout": (0.2, 0.1)},
     ),
     "lightningdit": (
         lambda: published_sequence("lightningdit"),
         ["heads=3"],
         {
             "sampler": ("heun", "euler"),
+            "norm_eps": (1e-3, 1e-6),
             "steps": (9, 250),
             "time_shift": (1.0, 1 / 0.3),
             "class_dropout": (0.2, 0.1),
@@ -181,6 +186,46 @@ def test_the_epsilon_of_the_norms_is_used() -> None:
         assert {each.eps for each in model.modules() if isinstance(each, RMSNorm)} == {0.5}
     masked = MaskGIT(MaskGITConfig(num_tokens=4, vocab_size=7, dim=12, depth=1, heads=3, norm_eps=0.5))
     assert {each.eps for each in masked.modules() if isinstance(each, torch.nn.LayerNorm)} == {0.5}
+
+
+VIT = {"patch": 8, "dim": 16, "depth": 1, "heads": 2}
+TOKENIZERS: dict[str, tuple[dict[str, Any], Callable[[State], State]]] = {
+    "semanticist-tokenizer": (
+        {"name": "semanticist", "encoder": VIT, "decoder": {**VIT, "patch": 4}},
+        lambda state: {**semanticist_names.to_published(state), "dit.pos_embed": sincos_2d(16, 4, 4)[None]},
+    ),
+    "maetok-tokenizer": ({"name": "maetok", "encoder": VIT, "decoder": VIT}, maetok.to_published),
+    "titok": ({"name": "titok", "encoder": VIT, "decoder": VIT}, titok.to_published),
+}
+
+
+@pytest.mark.parametrize("format", TOKENIZERS)
+def test_the_epsilons_of_a_tokenizers_norms_are_options(format: str, tmp_path: Path) -> None:
+    mapping, publish = TOKENIZERS[format]
+    mapping = {**mapping, "image_size": 16, "channels": 3, "num_tokens": 3, "token_dim": 4}
+    given = {"encoder": 5.0, "decoder": 2.5}
+    torch.manual_seed(0)
+    model: Any = store.build_model(
+        build_model_config({**mapping, **{part: {**mapping[part], "norm_eps": eps} for part, eps in given.items()}})
+    )
+    save_file({k: v.contiguous() for k, v in publish(model.state_dict()).items()}, tmp_path / "a.safetensors")
+    heads = ["encoder_heads=2", "decoder_heads=2"]
+    options = [*heads, *(f"{part}_norm_eps={eps}" for part, eps in given.items())]
+    other, plain = (convert(format, tmp_path / "a.safetensors", tmp_path / "out", *each) for each in (options, heads))
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(other.encode(images), model.eval().encode(images))
+    if format != "titok":  # its ids are equal here
+        assert not torch.equal(plain.encode(images), other.encode(images))
+    for part, eps in given.items():
+        norms = [each for each in getattr(other, part).modules() if isinstance(each, torch.nn.LayerNorm)]
+        assert {each.eps for each in norms} == {eps}
+
+
+@pytest.mark.parametrize("cls", [SiT, LightningDiT, USiT])
+def test_the_epsilon_of_a_sequence_models_norms_is_used(cls: Any) -> None:
+    model = cls(CONFIGS[cls](**SIZES, norm_eps=0.5))
+    norms = [each for each in model.modules() if isinstance(each, torch.nn.LayerNorm | RMSNorm)]
+    assert norms and {each.eps for each in norms} == {0.5}
 
 
 def test_an_unknown_option_is_one_line_with_near_names(tmp_path: Path, capsys: Any) -> None:

@@ -59,28 +59,54 @@ def decode_image(
                 raise DataError(
                     f"{name}: {image.width}x{image.height} pixels, at most {MAX_PIXELS} are read: shrink it"
                 )
+            alpha = _alpha_of_16_bits(image, source)
             _scale_transparency(image)
             image.load()
             turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-            return flatten(image if turn is None else image.transpose(turn), channels, background)
+            whole = image if alpha is None else Image.merge("RGBA", (*image.split(), alpha))
+            return flatten(whole if turn is None else whole.transpose(turn), channels, background)
     except (DataError, MemoryError):
         raise
     except Exception as error:  # PIL's format plugins raise many types, RuntimeError and TypeError among them
         raise DataError(f"{name}: not a readable image: {decoding_reason(error)}") from error
 
 
-def _scale_transparency(image: ImageFile.ImageFile) -> None:
-    """Scale the transparent grey value or colour of a PNG of 1, 2, 4 or 16 bits to the 8 bits that PIL decodes to.
+def _alpha_of_16_bits(image: ImageFile.ImageFile, source: str | Path | bytes) -> Image.Image | None:
+    """The alpha channel of a PNG of 16-bit colours with one transparent colour; None for any other image.
 
-    Must be called before the pixels are decoded. Colours of 16 bits that differ only in the lower 8 bits are equal.
+    Must be called before the pixels are decoded. Removes the transparent colour from `image.info`.
     """
     key = image.info.get("transparency")
+    if image.format != "PNG" or _raw_mode(image) != "RGB;16B" or not isinstance(key, tuple):
+        return None
+    halves = []
+    for raw in (
+        "RGB;16B",
+        "RGB;16L",
+    ):  # PIL keeps one byte of each number: the high one, or read as RGB;16L the low one
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as half:
+            assert isinstance(half, ImageFile.ImageFile)
+            half.tile = [tile._replace(args=raw) for tile in half.tile]
+            halves.append(np.asarray(half.convert("RGB")).astype(np.uint16))
+    opaque = (halves[0] * 256 + halves[1] != np.array(key, dtype=np.uint16)).any(-1)
+    del image.info["transparency"]
+    return Image.fromarray(np.uint8(255) * opaque)
+
+
+def _raw_mode(image: ImageFile.ImageFile) -> str:
+    """How the file stores its pixels, as PIL's decoder names it."""
+    return str(image.tile[0][3]) if image.tile else ""
+
+
+def _scale_transparency(image: ImageFile.ImageFile) -> None:
+    """Scale the transparent grey value of a PNG of 1, 2 or 4 bits to the 8 bits that PIL decodes to.
+
+    Must be called before the pixels are decoded.
+    """
+    raw, key = _raw_mode(image), image.info.get("transparency")
     if image.format != "PNG" or not isinstance(key, int | tuple):
         return
-    raw = str(image.tile[0][3]) if image.tile else ""
-    if image.mode == "RGB" and raw.startswith("RGB;16"):
-        image.info["transparency"] = tuple(value >> 8 for value in key) if isinstance(key, tuple) else key
-    elif raw == "1":
+    if raw == "1":
         image.info["transparency"] = 255 if key else 0
     elif isinstance(key, int):
         image.info["transparency"] = key * {"L;2": 85, "L;4": 17}.get(raw, 1)

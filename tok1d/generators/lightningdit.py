@@ -79,9 +79,11 @@ class LightningBlock(nn.Module):
         shift: adaLN has shift, scale and gate for attention and feed-forward; without it scale and gate.
     """
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0, *, qk_norm: bool, shift: bool) -> None:
+    def __init__(
+        self, dim: int, heads: int, mlp_ratio: float = 4.0, *, qk_norm: bool, shift: bool, eps: float = 1e-6
+    ) -> None:
         super().__init__()
-        self.norm1, self.norm2 = RMSNorm(dim, eps=1e-6), RMSNorm(dim, eps=1e-6)
+        self.norm1, self.norm2 = RMSNorm(dim, eps=eps), RMSNorm(dim, eps=eps)
         self.attn = Attention(dim, heads, qk_norm="rms" if qk_norm else "none")
         self.mlp = SwiGLU(dim, int(2 / 3 * int(dim * mlp_ratio)), bias=True)
         self.shift = shift
@@ -117,10 +119,12 @@ class LightningDiTNetwork(nn.Module):
         self.label_embed = LabelEmbed(config.num_classes, dim, config.class_dropout)
         self.beta_embed = TimeEmbed(dim) if config.guidance_free else None
         self.blocks = nn.ModuleList(
-            LightningBlock(dim, config.heads, config.mlp_ratio, qk_norm=config.qk_norm, shift=config.shift)
+            LightningBlock(
+                dim, config.heads, config.mlp_ratio, qk_norm=config.qk_norm, shift=config.shift, eps=config.norm_eps
+            )
             for _ in range(config.depth)
         )
-        self.norm = RMSNorm(dim, eps=1e-6)
+        self.norm = RMSNorm(dim, eps=config.norm_eps)
         self.modulation = Modulation(dim, 2)
         self.out = nn.Linear(dim, config.token_dim)
         init_adaln_zero(self)

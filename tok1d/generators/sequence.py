@@ -41,6 +41,7 @@ class SequenceConfig:
     depth: int = option(28, "number of blocks", ge=1)
     heads: int = option(16, "attention heads", ge=1)
     mlp_ratio: float = option(4.0, "hidden width of a feed-forward part over the width", gt=0)
+    norm_eps: float = option(1e-6, "epsilon of the norms", gt=0)
     statistics: Statistics = option(
         "scalar", "mean and std that normalise the tokens: one of each (scalar), or one per channel or position"
     )

@@ -96,9 +96,10 @@ class SiTNetwork(nn.Module):
         self.beta_embed = TimeEmbed(dim) if with_beta else None
         qk_norm: Literal["layer", "none"] = "layer" if config.qk_norm else "none"
         self.blocks = nn.ModuleList(
-            AdaLNBlock(dim, config.heads, config.mlp_ratio, qk_norm=qk_norm) for _ in range(config.depth)
+            AdaLNBlock(dim, config.heads, config.mlp_ratio, qk_norm=qk_norm, eps=config.norm_eps)
+            for _ in range(config.depth)
         )
-        self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.norm = nn.LayerNorm(dim, eps=config.norm_eps, elementwise_affine=False)
         self.modulation = Modulation(dim, 2)
         self.out = nn.Linear(dim, out_dim)
         init_adaln_zero(self)

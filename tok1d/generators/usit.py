@@ -31,6 +31,7 @@ class USiTConfig(FlowConfig):
     dim: int = option(2048, "width; size=2B sets width, depth and heads", ge=1)
     depth: int = option(29, "number of blocks, odd: as many before the middle one as after it", ge=1)
     heads: int = option(32, "attention heads", ge=1)
+    norm_eps: float = option(1e-5, "epsilon of the norms", gt=0)
 
     def check(self) -> None:
         """Raise ConfigError where fields contradict each other."""
@@ -59,12 +60,12 @@ class USiTNetwork(nn.Module):
             Block(
                 Attention(dim, config.heads, qkv_bias=False),
                 Mlp(dim, int(dim * config.mlp_ratio)),
-                (nn.LayerNorm(dim), nn.LayerNorm(dim)),
+                (nn.LayerNorm(dim, eps=config.norm_eps), nn.LayerNorm(dim, eps=config.norm_eps)),
             )
             for _ in range(config.depth)
         )
         self.skips = nn.ModuleList(nn.Linear(2 * dim, dim) for _ in range(half))
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
         self.out = nn.Linear(dim, config.token_dim)
         nn.init.trunc_normal_(self.positions, std=0.02)
         for module in self.modules():

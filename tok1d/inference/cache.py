@@ -16,7 +16,7 @@ from tok1d.bottleneck.kl import KL
 from tok1d.config.fields import flat, to_mapping
 from tok1d.data.broken import report_broken
 from tok1d.data.images import ArrayImages, ImageSet, prefetch
-from tok1d.data.lazy import LazyImages
+from tok1d.data.lazy import LazyImages, fingerprint_like
 from tok1d.data.token_writer import TokenWriter, free_bytes, show_bytes
 from tok1d.data.tokens import Layout, TokenCache
 from tok1d.data.transforms import Crop
@@ -113,10 +113,15 @@ def captions_fingerprint(captions: Sequence[str]) -> str:
     return hashlib.sha256(repr(list(captions)).encode()).hexdigest()[:16]
 
 
-def inputs_fingerprint(images: ImageSet) -> str:
-    """The fingerprint of images and, if they have any, of their captions, for results that depend on both."""
+def inputs_fingerprint(images: ImageSet, like: str | None = None) -> str:
+    """The fingerprint of images and, if they have any, of their captions, for results that depend on both.
+
+    Args:
+        like: another fingerprint; the new one sees what that one sees.
+    """
     captions = images.captions if any(images.captions) else []
-    return images.fingerprint() + (f" captions {captions_fingerprint(captions)}" if captions else "")
+    found = images.fingerprint() if like is None else fingerprint_like(images, like)
+    return found + (f" captions {captions_fingerprint(captions)}" if captions else "")
 
 
 def tokens_kept(spec: TokenSpec, num_tokens: int | None) -> int:

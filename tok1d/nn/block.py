@@ -178,11 +178,17 @@ class AdaLNBlock(nn.Module):
     """
 
     def __init__(
-        self, dim: int, heads: int, mlp_ratio: float = 4.0, *, qk_norm: Literal["none", "layer", "rms"] = "none"
+        self,
+        dim: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        *,
+        qk_norm: Literal["none", "layer", "rms"] = "none",
+        eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.norm1 = nn.LayerNorm(dim, eps=eps, elementwise_affine=False)
+        self.norm2 = nn.LayerNorm(dim, eps=eps, elementwise_affine=False)
         self.attn = Attention(dim, heads, qk_norm=qk_norm)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), tanh=True)
         self.modulation = Modulation(dim, 6)
@@ -210,10 +216,10 @@ class AdaLNBlock(nn.Module):
 class CrossAdaLNBlock(nn.Module):
     """An `AdaLNBlock` with cross-attention between its two branches, which the condition vector does not modulate."""
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0) -> None:
+    def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0, *, eps: float = 1e-6) -> None:
         super().__init__()
-        self.block = AdaLNBlock(dim, heads, mlp_ratio)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.block = AdaLNBlock(dim, heads, mlp_ratio, eps=eps)
+        self.norm = nn.LayerNorm(dim, eps=eps)
         self.cross = CrossAttention(dim, heads)
 
     def zero_init(self) -> None:

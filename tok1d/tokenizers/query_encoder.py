@@ -32,6 +32,7 @@ class EncoderConfig:
     drop_path: float = option(
         0.1, "stochastic depth rate of the last block; the rate grows linearly from 0 over the blocks", ge=0, lt=1
     )
+    norm_eps: float = option(1e-6, "epsilon of the norms", gt=0)
 
 
 class QueryEncoder(nn.Module):
@@ -59,9 +60,14 @@ class QueryEncoder(nn.Module):
         self.queries = nn.Parameter(torch.zeros(1, num_tokens, dim))
         self.positions = nn.Parameter(torch.zeros(1, 1 + self.num_patches + num_tokens, dim))
         self.blocks = vit_blocks(
-            dim, config.depth, config.heads, mlp_ratio=config.mlp_ratio, drop_path=config.drop_path
+            dim,
+            config.depth,
+            config.heads,
+            mlp_ratio=config.mlp_ratio,
+            drop_path=config.drop_path,
+            eps=config.norm_eps,
         )
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
         self._tables: dict[tuple[object, ...], Tensor] = {}  # resampled position tables of other image sizes
         self._init_weights()
 

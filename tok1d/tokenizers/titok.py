@@ -42,6 +42,7 @@ class TiTokViTConfig:
     depth: int = option(12, "number of blocks", ge=1)
     heads: int = option(12, "attention heads", ge=1)
     mlp_ratio: float = option(4.0, "hidden width of the MLP over the width", gt=0)
+    norm_eps: float = option(1e-5, "epsilon of the norms", gt=0)
 
     def check(self) -> None:
         """Raise ConfigError on a width that is no multiple of the heads."""
@@ -50,7 +51,8 @@ class TiTokViTConfig:
 
     def build(self, side: int) -> ViT:
         """The ViT for a grid of `side` x `side` patches."""
-        return ViT(ViTShape(self.dim, self.depth, self.heads, side, mlp_ratio=self.mlp_ratio, pre_norm=True, eps=1e-5))
+        sizes = (self.dim, self.depth, self.heads, side)
+        return ViT(ViTShape(*sizes, mlp_ratio=self.mlp_ratio, pre_norm=True, eps=self.norm_eps))
 
 
 @dataclass

@@ -41,6 +41,7 @@ class DecoderConfig:
     null_token: Literal["position", "shared"] = option(
         "position", "null tokens: one per position (appendix C.1 and release), or one for all (section 4.3)"
     )
+    norm_eps: float = option(1e-6, "epsilon of the norms", gt=0)
     align_depth: int = option(
         0, "block, counted from 1, whose states are aligned with a teacher; 0: no alignment", ge=0
     )
@@ -92,8 +93,10 @@ class TokenDiT(nn.Module):
         self._tables: dict[tuple[object, ...], Tensor] = {}  # positions of other latent sizes
         self.time_embed = TimeEmbed(dim, scale=time_scale)
         block = CrossAdaLNBlock if self.cross else AdaLNBlock
-        self.blocks = nn.ModuleList(block(dim, config.heads, config.mlp_ratio) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.blocks = nn.ModuleList(
+            block(dim, config.heads, config.mlp_ratio, eps=config.norm_eps) for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(dim, eps=config.norm_eps, elementwise_affine=False)
         self.modulation = Modulation(dim, 2)
         self.out = nn.Linear(dim, patch**2 * out_channels)
         self._init_weights()

@@ -40,6 +40,7 @@ class ViTConfig:
         "mixed", "rotary positions of patches: frequencies learned for every block and head, or fixed (axial)"
     )
     rope_theta: float = option(10.0, "base of the rotary frequencies", gt=0)
+    norm_eps: float = option(1e-6, "epsilon of the norms", gt=0)
 
     def check(self) -> None:
         """Raise ConfigError on a width that does not fit the heads, or patches without any positions."""
@@ -68,5 +69,6 @@ class ViTConfig:
                 theta=self.rope_theta,
                 layer_scale=self.layer_scale or None,
                 drop_path=self.drop_path,
+                eps=self.norm_eps,
             )
         )

@@ -45,7 +45,8 @@ class RunContent(PlayerContent):
 
     seconds: training time so far. sums: logged values summed over the steps after step `since`. processes: how many
     processes wrote it. images: number of training images, None if unknown. classes: names of the model's classes.
-    scale: state of the fp16 loss scale. recipe: the recipe as YAML, absent from checkpoints of earlier versions.
+    scale: state of the fp16 loss scale. recipe: the recipe as YAML. data: fingerprint of the training images, None if
+    unknown. Checkpoints of earlier versions have no classes, recipe or data.
     """
 
     players: dict[str, PlayerContent]
@@ -57,6 +58,7 @@ class RunContent(PlayerContent):
     classes: NotRequired[list[str]]
     scale: NotRequired[StateDict]
     recipe: NotRequired[str]
+    data: NotRequired[str | None]
 
 
 class Checkpoint(RunContent):

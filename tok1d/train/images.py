@@ -7,8 +7,18 @@ from tok1d.data.images import ArrayImages, open_images
 from tok1d.data.lazy import LazyImages
 from tok1d.data.source import ImageSource
 from tok1d.data.splits import Split
+from tok1d.inference.cache import inputs_fingerprint
 
 Images = ArrayImages | LazyImages
+
+
+def data_print(images: object, like: str | None = None) -> str | None:
+    """The fingerprint of training images and their captions; None for other sequences.
+
+    Args:
+        like: another fingerprint; the new one sees what that one sees.
+    """
+    return inputs_fingerprint(images, like) if isinstance(images, ArrayImages | LazyImages) else None
 
 
 def open_split(recipe: Recipe, split: Split, *, augment: bool = False) -> Images:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from tok1d.train import checkpoint
 from tok1d.train.checkpoint import Checkpoint, RunContent
 from tok1d.train.diagnose import check_finite
 from tok1d.train.folder import check_checkpoint
+from tok1d.train.images import data_print
 from tok1d.train.log import JsonLog, LogEntry
 from tok1d.train.monitor import Monitor
 from tok1d.train.optim import learning_rate
@@ -193,13 +195,28 @@ class Run(Stepper):
                 f"equals that of {before} only up to rounding",
                 file=sys.stderr,
             )
-        images, num_images = state.get("images"), self._num_images()
-        if None not in (images, num_images) and images != num_images:
+        found = self._other_images(state)
+        if found:
             print(
-                f"step {self.step}: written by a training on {images} images, resuming with {num_images}; from here on "
-                "the batches differ from those of an uninterrupted run",
+                f"step {self.step}: {found}; from here on the batches differ from those of an uninterrupted run; "
+                "--overwrite starts over",
                 file=sys.stderr,
             )
+
+    def _other_images(self, state: Checkpoint) -> str:
+        """How the training images differ from those of a checkpoint; "" if they do not, or it is unknown."""
+        before, now = state.get("images"), self._num_images()
+        if None not in (before, now) and before != now:
+            return f"written by a training on {before} images, resuming with {now}"
+        stored = state.get("data")
+        if stored is None or data_print(self.task.images, stored) in (None, stored):
+            return ""
+        return f"written by a training on other images than the {now} that it resumes with"
+
+    @cached_property
+    def _data_print(self) -> str | None:
+        """The fingerprint of the training images, computed at the first checkpoint of this sitting."""
+        return data_print(self.task.images)
 
     def _num_images(self) -> int | None:
         """Number of training images, which determines their order; None if it is unknown."""
@@ -295,6 +312,7 @@ class Run(Stepper):
                 "images": self._num_images(),
                 "classes": list(class_names(self.task.model)),
                 "recipe": to_yaml(self.recipe),
+                "data": self._data_print,
             }
             if self.scale is not None:
                 content["scale"] = self.scale.state_dict()

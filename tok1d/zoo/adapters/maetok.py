@@ -37,7 +37,7 @@ from tok1d.zoo.adapters.keymap import (
     shape_of,
 )
 from tok1d.zoo.adapters.semanticist import VIT_HEADS
-from tok1d.zoo.adapters.settings import DecoderHeads, EncoderHeads, Setting
+from tok1d.zoo.adapters.settings import DecoderHeads, DecoderNormEps, EncoderHeads, EncoderNormEps, Setting
 
 VIT = [
     ("freqs", "freqs"),
@@ -243,6 +243,8 @@ def convert_tokenizer(
     *,
     encoder_heads: EncoderHeads = None,
     decoder_heads: DecoderHeads = None,
+    encoder_norm_eps: EncoderNormEps = 1e-6,
+    decoder_norm_eps: DecoderNormEps = 1e-6,
     tau: Tau = None,
     l2: L2 = None,
     image_size: ImageSize = None,
@@ -255,6 +257,7 @@ def convert_tokenizer(
 
     Args:
         encoder_heads, decoder_heads: attention heads; default: those of the published widths.
+        encoder_norm_eps, decoder_norm_eps: epsilon of the norms; files do not state it.
         tau: temperature of a SoftVQ bottleneck; default: as in config.json, else the release's default 0.1, with a
             message on stderr.
         l2: whether codes are compared on the unit sphere; default: as in config.json, else true.
@@ -281,6 +284,7 @@ def convert_tokenizer(
             f"{path}: to_pixel: expected linear or conv, got {options['to_pixel']}, which is not supported"
         )
     config = tokenizer_config(state, options, encoder_heads=encoder_heads, decoder_heads=decoder_heads)
+    config.encoder.norm_eps, config.decoder.norm_eps = encoder_norm_eps, decoder_norm_eps
     if isinstance(config.bottleneck, SoftVQConfig):
         if options.get("tau") is None:
             taken = config.bottleneck.tau

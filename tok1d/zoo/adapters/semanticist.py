@@ -19,7 +19,16 @@ from tok1d.zoo.adapters.autoencoder import build_network
 from tok1d.zoo.adapters.averages import Choice, clean
 from tok1d.zoo.adapters.keymap import State, depth_of, heads_of, mlp_ratio, read_published, shape_of
 from tok1d.zoo.adapters.semanticist_names import KEYS, POSITION_TABLE, from_published, load_part, part
-from tok1d.zoo.adapters.settings import ClassDropout, DecoderHeads, EncoderHeads, Heads, NormEps, Setting
+from tok1d.zoo.adapters.settings import (
+    ClassDropout,
+    DecoderHeads,
+    DecoderNormEps,
+    EncoderHeads,
+    EncoderNormEps,
+    Heads,
+    NormEps,
+    Setting,
+)
 from tok1d.zoo.pretrained.autoencoder import DEFAULTS, connect_autoencoder, latents_of
 from tok1d.zoo.weights import read_weights
 
@@ -198,6 +207,8 @@ def convert_tokenizer(
     decoder_heads: DecoderHeads = None,
     causal: Causal = True,
     normalise: Normalise = True,
+    encoder_norm_eps: EncoderNormEps = 1e-6,
+    decoder_norm_eps: DecoderNormEps = 1e-6,
     normalise_eps: NormaliseEps = 0.0,
     align_depth: AlignDepth = 8,
     steps: Steps = 250,
@@ -213,26 +224,23 @@ def convert_tokenizer(
             file or step directory. Default: none (pixels) if the decoder has as many channels as the image, else the
             autoencoder in the file, else the published KL-16.
         autoencoder_groups, autoencoder_scale: of the autoencoder in the file; see `autoencoder.network_config`.
-        normalise_eps: added to the standard deviation of a token.
-        steps, weights: default number of decoding steps; raw or averaged weights.
+        encoder_norm_eps, decoder_norm_eps: epsilon of the norms; files do not state it.
+        normalise_eps, steps: added to a token's standard deviation; default number of decoding steps.
+        weights: raw or averaged ones.
 
     Raises:
         WeightsError: a damaged or wrong file, or an autoencoder that does not fit it.
     """
     published = read_published(path, weights)
     state = from_published(published, source=str(path))
-    image_channels = _shape(state, "encoder.patch_embed.proj.weight")[1]
-    channels = _shape(state, "decoder.patch_embed.proj.weight")[1]
-    network = None
+    image_channels, channels = (_shape(state, f"{side}.patch_embed.proj.weight")[1] for side in ("encoder", "decoder"))
+    network, inside = None, State()
     if autoencoder == EMBEDDED or (autoencoder is None and channels != image_channels):
-        inside = _autoencoder_inside(published, Path(path))
-        if inside:
-            network = build_network(
-                inside, groups=autoencoder_groups, scaling_factor=autoencoder_scale, source=f"{path}: vae"
-            )
-        elif autoencoder is not None:
-            raise WeightsError(f"{path}: no vae.* weights inside; give the path or hub name of the autoencoder")
+        inside = _autoencoder_inside(published, Path(path), required=autoencoder is not None)
         autoencoder = EMBEDDED if inside else DEFAULTS.get(channels)
+    if inside:
+        groups, scale = autoencoder_groups, autoencoder_scale
+        network = build_network(inside, groups=groups, scaling_factor=scale, source=f"{path}: vae")
     config = tokenizer_config(
         state,
         encoder_heads=encoder_heads,
@@ -243,6 +251,7 @@ def convert_tokenizer(
         latents=latents_of(autoencoder, channels, network),
     )
     config.steps, config.normalise_eps = steps, normalise_eps
+    config.encoder.norm_eps, config.decoder.norm_eps = encoder_norm_eps, decoder_norm_eps
     _check_grid(published, config, str(path))
     model = Semanticist(config)
     connect_autoencoder(model)
@@ -253,12 +262,19 @@ def convert_tokenizer(
     return model.eval()
 
 
-def _autoencoder_inside(published: State, path: Path) -> State:
-    """The weights of the autoencoder; in a step directory they are in the file of the raw weights alone."""
+def _autoencoder_inside(published: State, path: Path, *, required: bool) -> State:
+    """The weights of the autoencoder; in a step directory they are in the file of the raw weights alone.
+
+    Raises:
+        WeightsError: there are none, and they are required.
+    """
     if path.is_dir() and not any(name.startswith("vae.") for name in published):
         raw = path / "model.safetensors"
         published = clean(read_weights(raw), str(raw)) if raw.is_file() else {}
-    return part(published, "vae.")
+    found = part(published, "vae.")
+    if required and not found:
+        raise WeightsError(f"{path}: no vae.* weights inside; give the path or hub name of the autoencoder")
+    return found
 
 
 def _check_grid(published: State, config: SemanticistConfig, source: str) -> None:

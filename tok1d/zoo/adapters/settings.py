@@ -86,6 +86,8 @@ ClassDropout = Annotated[
     float,
     Setting("share of null conditions in training; above 0 there is a null class", "class_dropout", ge=0, le=1),
 ]
+EncoderNormEps = Annotated[float, Setting("epsilon of the encoder's norms", "encoder.norm_eps", gt=0)]
+DecoderNormEps = Annotated[float, Setting("epsilon of the decoder's norms", "decoder.norm_eps", gt=0)]
 EncoderHeads = Annotated[
     int | None, Setting("attention heads of the encoder", "encoder.heads", "of the published model of this width", ge=1)
 ]

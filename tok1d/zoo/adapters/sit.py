@@ -39,7 +39,7 @@ from tok1d.zoo.adapters.keymap import (
     shape_of,
     table_tolerance,
 )
-from tok1d.zoo.adapters.settings import LastStep, Sampler, Setting, Steps, TimeShift
+from tok1d.zoo.adapters.settings import LastStep, NormEps, Sampler, Setting, Steps, TimeShift
 
 Kind = Literal["sit", "dit", "lightningdit"]
 Positions = Literal["1d", "2d"]
@@ -164,6 +164,7 @@ def convert_sit(
     *,
     heads: SequenceHeads = None,
     class_dropout: SequenceDropout = None,
+    norm_eps: NormEps = 1e-6,
     path: Annotated[Literal["linear", "cosine"], Setting("interpolation of noise and tokens", "path")] = "linear",
     sampler: Sampler = "sde",
     steps: Steps = 250,
@@ -179,6 +180,7 @@ def convert_sit(
     Args:
         heads, class_dropout: as in training; default: as in config.json, else those of the published widths and 0.1.
         path: as in training; files do not state it reliably.
+        norm_eps: epsilon of the norms; files do not state it.
         sampler, steps, last_step, time_shift: the model's defaults for sampling.
         mean, std: token statistics, vq_mean and vq_std in the tokenizer's config.json.
         tokenizer: folder of the published tokenizer, to read mean and std from.
@@ -192,6 +194,7 @@ def convert_sit(
     if _shape(state, "net.out.weight")[0] != token_dim:
         raise WeightsError(f"{file}: expected a velocity, got noise and variance; convert it as a DiT (maetok-dit)")
     options |= {"sampler": sampler, "steps": steps, "last_step": last_step, "time_shift": time_shift}
+    options["norm_eps"] = norm_eps
     config = SiTConfig(**options, positions=_positions(published, file, dim), path=path, qk_norm=_has_qk_norm(state))
     return _filled(SiT, config, state, "sit", file, _scalar_statistics(mean, std, tokenizer))
 
@@ -201,6 +204,7 @@ def convert_dit(
     *,
     heads: SequenceHeads = None,
     class_dropout: SequenceDropout = None,
+    norm_eps: NormEps = 1e-6,
     schedule: Annotated[Literal["linear", "cosine"], Setting("noise schedule", "schedule")] = "linear",
     steps: Steps = 250,
     mean: Mean = None,
@@ -223,6 +227,7 @@ def convert_dit(
         positions=_positions(published, file, dim),
         schedule=schedule,
         steps=steps,
+        norm_eps=norm_eps,
         qk_norm=_has_qk_norm(state),
     )
     return _filled(DiT, config, state, "dit", file, _scalar_statistics(mean, std, tokenizer))
@@ -233,6 +238,7 @@ def convert_lightningdit(
     *,
     heads: SequenceHeads = None,
     class_dropout: SequenceDropout = None,
+    norm_eps: NormEps = 1e-6,
     sampler: Sampler = "euler",
     steps: Steps = 250,
     time_shift: TimeShift = LIGHTNINGDIT_SHIFT,
@@ -245,6 +251,7 @@ def convert_lightningdit(
 
     Args:
         heads, class_dropout: as in training; default: those of the published widths and 0.1.
+        norm_eps: epsilon of the norms.
         sampler, steps, time_shift: the model's defaults for sampling.
         weights: raw or averaged ones.
         statistics: file with "mean" and "std" of each channel of the latents (the release's latents_stats.pt).
@@ -254,7 +261,7 @@ def convert_lightningdit(
     """
     published, state, options = _read(file, "lightningdit", weights, heads=heads, class_dropout=class_dropout)
     dim = options["dim"]
-    options |= {"sampler": sampler, "steps": steps, "time_shift": time_shift}
+    options |= {"sampler": sampler, "steps": steps, "time_shift": time_shift, "norm_eps": norm_eps}
     modulation = _shape(state, "net.blocks.0.modulation.linear.weight")[0] // dim
     options["mlp_ratio"] = _swiglu_ratio(dim, _shape(state, "net.blocks.0.mlp.down.weight")[1])
     config = LightningDiTConfig(**options, qk_norm=_has_qk_norm(state), shift=modulation == 6, rotary="none")

@@ -35,7 +35,7 @@ from tok1d.zoo.adapters.keymap import (
     read_published,
     without_prefix,
 )
-from tok1d.zoo.adapters.settings import DecoderHeads, EncoderHeads, Setting
+from tok1d.zoo.adapters.settings import DecoderHeads, DecoderNormEps, EncoderHeads, EncoderNormEps, Setting
 from tok1d.zoo.compat.titok import LegacyTiTok, LegacyTiTokConfig, PixelsConfig
 
 Config = TypeVar("Config", TiTokConfig, LegacyTiTokConfig)
@@ -188,6 +188,8 @@ def convert_titok(
     *,
     encoder_heads: EncoderHeads = None,
     decoder_heads: DecoderHeads = None,
+    encoder_norm_eps: EncoderNormEps = 1e-5,
+    decoder_norm_eps: DecoderNormEps = 1e-5,
     l2: L2 = None,
     beta: Beta = None,
     quantizer_weight: QuantizerWeight = None,
@@ -199,6 +201,7 @@ def convert_titok(
 
     Args:
         encoder_heads, decoder_heads: attention heads; default: those of the published widths.
+        encoder_norm_eps, decoder_norm_eps: epsilon of the norms; files do not state it.
         l2: whether codes are compared on the unit sphere; default: as in config.json, else true for
             two-stage models only.
         beta: weight of the commitment loss, for further training; default: as in config.json, else 0.25.
@@ -224,6 +227,7 @@ def convert_titok(
     if options.get("is_legacy", legacy) != legacy:
         raise WeightsError(f"{path}: config.json says is_legacy={options['is_legacy']}, the weights say {legacy}")
     config = (_legacy_config if legacy else _config)(state, options, heads, l2)
+    config.encoder.norm_eps, config.decoder.norm_eps = encoder_norm_eps, decoder_norm_eps
     if quantizer_weight is not None and not legacy:
         raise WeightsError(f"{path}: quantizer_weight: expected none, because this model has one stage and not two")
     _compare(config, options, str(path))
