@@ -25,6 +25,7 @@ types: .venv/.dev
 
 pytest: .venv/.dev
 	-$(BIN)/python -m tok1d.data.fashion_mnist
+	-$(BIN)/python -m tok1d.data.emoji
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # For use while working: no mypy, and without the test files and tests that take long.

@@ -23,7 +23,7 @@ MODEL_HELP = (
     "Hugging Face hub"
 )
 DATA_HELP = (
-    "fashion_mnist, a folder of images, a folder of webdataset shards (.tar files), or a folder written by "
+    "fashion_mnist, emoji, a folder of images, a folder of webdataset shards (.tar files), or a folder written by "
     "save_to_disk of Hugging Face datasets"
 )
 OVERRIDES_HELP = "key=value, such as train.lr=1e-3; tok1d config RECIPE --fields lists the keys"

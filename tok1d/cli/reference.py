@@ -21,7 +21,7 @@ class ReferenceRequest:
     """The images and the feature network of a reference."""
 
     data: str = option(
-        help="fashion_mnist, a folder of images, or an .npz file of ADM (samples or statistics)",
+        help="fashion_mnist, emoji, a folder of images, or an .npz file of ADM (samples or statistics)",
         argument=True,
         path="path",
     )
@@ -142,7 +142,7 @@ def _open(request: ReferenceRequest, size: int, channels: int, border: int) -> I
     from tok1d.data.folder import FolderImages
     from tok1d.data.images import open_images
     from tok1d.data.listing import list_folder
-    from tok1d.data.source import ImageSource
+    from tok1d.data.source import BY_NAME, ImageSource
     from tok1d.data.transforms import Transform
     from tok1d.errors import InputError
     from tok1d.evaluate.sample_batch import SampleImages
@@ -151,16 +151,16 @@ def _open(request: ReferenceRequest, size: int, channels: int, border: int) -> I
     if data.endswith(".npz"):
         return SampleImages(data)
     if split == "all":
-        if data == "fashion_mnist":
-            raise InputError("--split: of fashion_mnist expected train or test, got all")
+        if data in BY_NAME:
+            raise InputError(f"--split: of {data} expected train or test, got all")
         # Statistics do not depend on classes: all files are listed as one class.
         transform, listing = Transform(size, channels, pad=border), list_folder(data)
         found = FolderImages(data, transform, request.on_broken, files=listing.files, class_names=[Path(data).name])
         found.how, found.left_out, found.notes = "all images", listing.left_out, listing.notes
         return found
     source = ImageSource(
-        "fashion_mnist" if data == "fashion_mnist" else "folder",
-        root=request.data_root if data == "fashion_mnist" else data,
+        data if data in BY_NAME else "folder",  # type: ignore[arg-type]
+        root=request.data_root if data in BY_NAME else data,
         image_size=size,
         channels=channels,
         pad=border,

@@ -33,12 +33,15 @@ class CardConfig:
 class DataConfig:
     """The images, and how they are cropped to squares."""
 
-    name: Literal["fashion_mnist", "folder", "webdataset", "huggingface"] = option(
-        "fashion_mnist", "data set; webdataset: tar shards; huggingface: a folder written by datasets' save_to_disk"
+    name: Literal["fashion_mnist", "emoji", "folder", "webdataset", "huggingface"] = option(
+        "fashion_mnist",
+        "data set; emoji: drawn from the font Noto Color Emoji; webdataset: tar shards; huggingface: a folder written "
+        "by datasets' save_to_disk",
     )
     root: str | None = option(
         None,
-        "folder of the data; null for fashion_mnist: a default one, or a download; or a pattern DIR/{000..010}.tar",
+        "folder of the data; null for fashion_mnist: a default one, or a download; for emoji the font, null: the "
+        "system's, or a download; or a pattern DIR/{000..010}.tar",
         path="path",
     )
     image_size: int = option(28, "side of the square images, in pixels", ge=1)
@@ -68,14 +71,17 @@ class DataConfig:
     class_order: Literal["sorted", "natural"] = option(
         "sorted", "order of the names of class folders, which gives their numbers: sorted (10 before 2), or natural"
     )
+    classes: Literal["groups", "subgroups"] | None = option(
+        None, "emoji: what the classes are, 9 groups or 99 subgroups; null: groups"
+    )
     image_key: str | None = option(
         None, "webdataset: member that is the image (any image); huggingface: column (image)"
     )
     label_key: str | None = option(None, "webdataset: member that is the class (cls); huggingface: column (label)")
     captions: str | None = option(
         None,
-        "fashion_mnist: labels; folder: files (NAME.txt next to NAME.png) or a JSON-lines file in root; webdataset: a "
-        "member such as txt; huggingface: a column",
+        "fashion_mnist: labels; emoji: names; folder: files (NAME.txt next to NAME.png) or a JSON-lines file in root; "
+        "webdataset: a member such as txt; huggingface: a column",
     )
 
     def check(self) -> None:
@@ -91,8 +97,11 @@ class DataConfig:
             got = getattr(self, key)
             if got is not None and self.name not in ("webdataset", "huggingface"):
                 raise ConfigError(f"{key}: only webdataset and huggingface read it, expected null, got {got}")
-        if self.captions is not None and (self.captions == "labels") != (self.name == "fashion_mnist"):
-            values = {"fashion_mnist": "labels", "folder": "files or a JSON Lines file"}
+        if self.classes is not None and self.name != "emoji":
+            raise ConfigError(f"classes: only emoji reads it, expected null, got {self.classes}")
+        values = {"fashion_mnist": "labels", "emoji": "names", "folder": "files or a JSON Lines file"}
+        own = values.get(self.name) if self.name != "folder" else None
+        if self.captions is not None and (self.captions != own if own else self.captions == "labels"):
             expected = values.get(self.name, "a member's or column's name")
             raise ConfigError(f"captions: name={self.name} takes {expected}, got {self.captions}")
         smallest = min([self.image_size, *self.image_sizes])
@@ -339,8 +348,8 @@ class Recipe:
         if self.data.captions is None and (self.learns_words or self.reads_captions):
             reader = "condition.kind=text" if self.reads_captions else "the auxiliary target text"
             raise ConfigError(
-                f"data.captions: {reader} needs captions; expected labels (fashion_mnist), files or a JSON Lines file "
-                "(folder), a member (webdataset) or a column (huggingface), got null"
+                f"data.captions: {reader} needs captions; expected labels (fashion_mnist), names (emoji), files or a "
+                "JSON Lines file (folder), a member (webdataset) or a column (huggingface), got null"
             )
         name, sizes = self.model.name, self.data.image_sizes
         if sizes and not registry.has_capability(name, "any_size"):

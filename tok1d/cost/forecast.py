@@ -29,7 +29,7 @@ from tok1d.zoo import store
 if TYPE_CHECKING:
     from rich.table import Table
 
-KNOWN_IMAGES = {"fashion_mnist": 60_000}
+KNOWN_IMAGES = {"fashion_mnist": 60_000, "emoji": 3_286}
 DEVICES = 8  # in a typical machine; memory is shown for one device and for this many
 
 

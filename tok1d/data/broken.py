@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from tok1d.data.base import ImageSet
+from tok1d.data.images import ArrayImages
 from tok1d.data.lazy import LazyImages
 from tok1d.data.listing import kinds_of
 from tok1d.data.subset import Subset, underlying
@@ -52,6 +53,9 @@ def report_broken(images: object) -> None:
     The line of `describe` is printed to stdout; further facts, broken images and their number to stderr.
     """
     images = underlying(images)
+    if isinstance(images, ArrayImages):
+        while images.notes:
+            print(printable(images.notes.pop(0)), file=sys.stderr)
     if not isinstance(images, LazyImages):
         return
     if not images.described:

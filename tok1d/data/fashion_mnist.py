@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tok1d.data import debian
 from tok1d.data.scan_cache import cache_writable
 from tok1d.errors import DataError, reason_of
 
@@ -122,7 +123,7 @@ def find(root: str | Path | None = None, cache: Path | None = None) -> Path:
         try:
             return _fill(home, fetch)
         except _NETWORK_ERRORS as error:
-            failures.append(f"{name}: {_process_reason(error)}")
+            failures.append(f"{name}: {debian.process_reason(error)}")
             print(f"Fashion-MNIST: {failures[-1]}", file=sys.stderr, flush=True)
     raise DataError(
         "Fashion-MNIST not found: give a folder with its four idx files, or allow torchvision's download, or run where"
@@ -174,62 +175,11 @@ def _from_torchvision(work: Path) -> None:
         "import socket, sys; socket.setdefaulttimeout(10); from torchvision.datasets import FashionMNIST;"
         " FashionMNIST(sys.argv[1], download=True)"
     )
-    _run([sys.executable, "-c", code, str(work)], work, timeout=120)
+    debian.run([sys.executable, "-c", code, str(work)], work, timeout=120)
 
 
 def _from_debian(work: Path) -> None:
-    """Download and unpack the Debian package without root rights: apt with state and cache folders of its own."""
-    missing = [tool for tool in ("apt-get", "dpkg") if shutil.which(tool) is None]
-    if missing:
-        raise DataError(f"no {' and no '.join(missing)} here")
-    state, cache = work / "apt-state", work / "apt-cache"
-    for folder in (state / "lists" / "partial", cache / "archives" / "partial"):
-        folder.mkdir(parents=True)  # apt does not create them
-    private_cache = [f"Dir::Cache={cache}", f"Dir::Cache::archives={cache / 'archives'}"]
-    private_state = [f"Dir::State={state}", f"Dir::State::lists={state / 'lists'}"]
-    # As root, apt would otherwise download as user _apt, which may not write here. Package hashes are still checked.
-    quick = ["APT::Sandbox::User=root", "Acquire::Retries=1", "Acquire::Languages=none"]
-    quick += ["Acquire::http::Timeout=15", "Acquire::https::Timeout=15"]
-    # apt's binary caches (60 MB) are not needed for one package.
-    quick += ["Dir::Cache::pkgcache=", "Dir::Cache::srcpkgcache="]
-
-    def apt(*arguments: str, options: list[str]) -> None:
-        flags = [part for option in (*private_cache, *quick, *options) for part in ("-o", option)]
-        _run(["apt-get", "-q", *flags, *arguments], work, timeout=300)
-
-    try:
-        apt("download", _PACKAGE, options=[])
-    except (OSError, subprocess.SubprocessError):
-        # The system's package lists are empty or out of date: update lists of our own. A broken third-party source
-        # makes `update` fail although Debian's own lists have arrived, so its failure is only printed.
-        try:
-            apt("update", options=private_state)
-        except subprocess.CalledProcessError as error:
-            print(f"Fashion-MNIST: apt-get update: {_process_reason(error)}", file=sys.stderr, flush=True)
-        apt("download", _PACKAGE, options=private_state)
-    archives = list(work.glob(f"{_PACKAGE}_*.deb"))
-    if not archives:
-        raise DataError(f"apt-get left no {_PACKAGE} package")
-    _run(["dpkg", "-x", str(archives[0]), str(work)], work, timeout=120)
-    archives[0].unlink()
-
-
-def _run(command: list[str], folder: Path, timeout: float) -> None:
-    environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
-    subprocess.run(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
-        errors="replace", timeout=timeout, check=True, encoding="utf-8"
-    )  # fmt: skip
-
-
-def _process_reason(error: BaseException) -> str:
-    """Summarise why a source failed in one line: of a command, the last line that it printed."""
-    if isinstance(error, subprocess.TimeoutExpired):
-        return f"no answer within {error.timeout:.0f} s"
-    if isinstance(error, subprocess.CalledProcessError):
-        lines = [line.strip() for line in (error.stderr or error.stdout or "").splitlines() if line.strip()]
-        return lines[-1] if lines else f"{Path(error.cmd[0]).name} ended with {error.returncode}"
-    return reason_of(error, limit=1000)
+    debian.fetch_package(_PACKAGE, work, "Fashion-MNIST")
 
 
 def _main() -> int:

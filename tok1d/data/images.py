@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tok1d.data import fashion_mnist
+from tok1d.data import emoji, fashion_mnist
 from tok1d.data.arrow import ArrowImages
 from tok1d.data.base import ImageSet, Indices
 from tok1d.data.captions import CLASS_SENTENCES, captions_of, without_captions
@@ -26,8 +26,8 @@ from tok1d.data.lazy import LazyImages
 from tok1d.data.listing import first_image, list_folder
 from tok1d.data.order import uniforms
 from tok1d.data.shards import COMPRESSED, ShardImages
-from tok1d.data.source import DataName, ImageSource
-from tok1d.data.splits import Split
+from tok1d.data.source import BY_NAME, DataName, ImageSource
+from tok1d.data.splits import Split, spread
 from tok1d.data.transforms import NUM_RANDOMS, Transform
 from tok1d.errors import DataError
 
@@ -79,6 +79,7 @@ class ArrayImages:
         self.labels = labels.astype(np.int64)
         self.class_names = list(class_names)
         self.transform = transform
+        self.notes: list[str] = []  # lines on what is left out
 
     def __len__(self) -> int:
         return len(self.images)
@@ -152,6 +153,8 @@ def open_images(source: ImageSource, split: Split) -> ArrayImages | LazyImages:
         raise DataError(f"limit: expected at least 1 image, got {limit}")
     if name == "fashion_mnist":
         return _open_fashion_mnist(source, split)
+    if name == "emoji":
+        return _open_emoji(source, split)
     if name not in get_args(DataName):
         raise DataError(f"data set: expected {' or '.join(get_args(DataName))}, got {name!r}")
     if root is None:
@@ -211,18 +214,32 @@ def _open_fashion_mnist(source: ImageSource, split: Split) -> ArrayImages:
     return ArrayImages(images, labels, fashion_mnist.CLASS_NAMES, source.transform, captions)
 
 
+def _open_emoji(source: ImageSource, split: Split) -> ArrayImages:
+    if source.captions not in (None, emoji.NAMES):
+        raise DataError(f"captions of emoji: expected {emoji.NAMES} or none, got {source.captions!r}")
+    transform, root = source.transform, None if source.root is None else str(source.root)
+    images, labels, names, captions, notes = emoji.load(
+        split, transform.inner, root=root, classes=source.classes or "groups"
+    )
+    chosen = spread(range(len(images)), source.limit or len(images))
+    found = [captions[i] for i in chosen] if source.captions else None
+    opened = ArrayImages(images[chosen], labels[chosen], names, transform, found)
+    opened.notes = notes
+    return opened
+
+
 def kind_of(place: str) -> DataName:
     """Return which data set a command line's DATA argument names.
 
-    "fashion_mnist" itself, a pattern or folder of tar shards, a folder written by `save_to_disk`, or else a folder of
-    images.
+    "fashion_mnist" or "emoji" itself, a pattern or folder of tar shards, a folder written by `save_to_disk`, or else a
+    folder of images.
 
     Raises:
         DataError: the folder contains both shards and images.
     """
     root = Path(place)
-    if place == "fashion_mnist":
-        return "fashion_mnist"
+    if place in BY_NAME:
+        return place  # type: ignore[return-value]
     if (root / "dataset_dict.json").is_file() or (root / "dataset_info.json").is_file():
         return "huggingface"
     if not root.is_dir():

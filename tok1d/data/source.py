@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 from tok1d.data.classes import ClassOrder
+from tok1d.data.emoji import Classes
 from tok1d.data.lazy import OnBroken
 from tok1d.data.transforms import Crop, Transform
 from tok1d.files import as_path
 
-DataName = Literal["fashion_mnist", "folder", "webdataset", "huggingface"]
+DataName = Literal["fashion_mnist", "emoji", "folder", "webdataset", "huggingface"]
+BY_NAME = ("fashion_mnist", "emoji")  # data sets that need no path
 
 
 @dataclass(frozen=True)
@@ -19,21 +21,22 @@ class ImageSource:
     """A data set and how its images are read; `images.open_images` opens one split of it.
 
     Args:
-        name: "fashion_mnist", "folder", "webdataset" (tar shards) or "huggingface" (written by `save_to_disk`).
-        root: the folder of the data; optional for "fashion_mnist" (see `fashion_mnist.find`), and for "webdataset" also
-            a pattern of shards (see `shards.find_shards`).
+        name: "fashion_mnist", "emoji", "folder", "webdataset" (tar shards) or "huggingface" (of `save_to_disk`).
+        root: the folder of the data; optional for "fashion_mnist" (see `fashion_mnist.find`) and "emoji" (the font,
+            see `emoji_font.find`), and for "webdataset" also a pattern of shards (see `shards.find_shards`).
         image_size, channels, crop, flip, pad: see `transforms.Transform`.
         on_broken: see `lazy.LazyImages`.
         limit: number of images to use; None is all. They are the first images of Fashion-MNIST, and evenly spaced
             images of other sets.
-        captions: "labels" for sentences with the class name ("fashion_mnist"), "files" or the path of a JSON Lines
-            file ("folder", see `captions.captions_of`), a member such as txt ("webdataset"), or a column
-            ("huggingface"); None is no captions.
+        captions: "labels" for sentences with the class name ("fashion_mnist"), "names" ("emoji"), "files" or the
+            path of a JSON Lines file ("folder", see `captions.captions_of`), a member such as txt ("webdataset"), or a
+            column ("huggingface"); None is no captions.
         image_key: member ("webdataset", default: any image that is read) or column ("huggingface", default image) that
             holds the image.
         label_key: member (default cls) or column (default label) that holds the class.
         class_order: order of the class names, which gives their numbers: "sorted" by code points ("10" before "2"), or
             "natural" ("2" before "10"). Numbers in shards, and names in a saved data set, have their own order.
+        classes: what the classes of "emoji" are, groups or subgroups; None is groups.
         workers: number of decoding threads, see `lazy.decoding_pool`.
     """
 
@@ -51,6 +54,7 @@ class ImageSource:
     image_key: str | None = None
     label_key: str | None = None
     class_order: ClassOrder = "sorted"
+    classes: Classes | None = None
     workers: int | None = None
 
     def __post_init__(self) -> None:

@@ -97,7 +97,7 @@ class Request:
     )
     data: str = option(
         "",
-        "fashion_mnist, a folder of images, a folder of webdataset shards (.tar files), or a folder written by "
+        "fashion_mnist, emoji, a folder of images, a folder of webdataset shards (.tar files), or a folder written by "
         "save_to_disk of Hugging Face datasets; default for a generator trained on fashion_mnist: fashion_mnist",
         argument=True,
         axis=False,

@@ -8,13 +8,14 @@ from pathlib import Path
 from tok1d.config.condition import text_condition
 from tok1d.data.broken import report_broken
 from tok1d.data.captions import CLASS_SENTENCES, TEXT_FILES, captions_of
+from tok1d.data.emoji import NAMES
 from tok1d.data.folder import FolderImages
 from tok1d.data.images import ImageSet, kind_of, open_images
 from tok1d.data.layout import default_split, has_splits
 from tok1d.data.lazy import LazyImages
 from tok1d.data.listing import list_folder
 from tok1d.data.shards import default_part
-from tok1d.data.source import DataName, ImageSource
+from tok1d.data.source import BY_NAME, DataName, ImageSource
 from tok1d.data.transforms import Transform
 from tok1d.errors import InputError
 from tok1d.generators.base import Generator
@@ -37,7 +38,8 @@ def open_data(
     Images are not augmented. What the data hold and what is left out is printed, see `report_broken`.
 
     Args:
-        name: "fashion_mnist", or the path of a folder of images, of shards or of a saved data set, see `kind_of`.
+        name: "fashion_mnist", "emoji", or the path of a folder of images, of shards or of a saved data set, see
+            `kind_of`.
         model: the tokenizer.
         split: train, test or all; default: see `measured_split`.
         size: side of the images in pixels; default: the tokenizer's.
@@ -63,7 +65,7 @@ def _opened(
     same = trained_with(model, "name", None) == kind  # then the recipe's keys are valid
     source = ImageSource(
         kind,
-        root=data_root if name == "fashion_mnist" else name,
+        root=data_root if kind in BY_NAME else name,
         image_size=size or config.image_size,
         channels=config.channels,
         pad=padding_of(model),
@@ -72,6 +74,7 @@ def _opened(
         image_key=trained_with(model, "image_key", None) if same else None,
         label_key=trained_with(model, "label_key", None) if same else None,
         class_order=trained_with(model, "class_order", "sorted"),
+        classes=trained_with(model, "classes", None) if same else None,
     )
     chosen, note = (split, "") if split is not None else measured_split(name, kind, model)
     images = open_images(source, chosen)  # type: ignore[arg-type]
@@ -110,8 +113,8 @@ def captions_for(data: str, *models: Tokenizer | Generator) -> str | None:
     reader = next((model for model in models if text_condition(model.config) is not None), None)
     if reader is None:
         return None
-    if data == "fashion_mnist":
-        return CLASS_SENTENCES
+    if data in BY_NAME:
+        return {"fashion_mnist": CLASS_SENTENCES, "emoji": NAMES}[data]
     known = trained_with(reader, "captions", TEXT_FILES)
     if (kind := kind_of(data)) != "folder":
         own = trained_with(reader, "name", None) == kind

@@ -45,6 +45,7 @@ def open_split(recipe: Recipe, split: Split, *, augment: bool = False) -> Images
         image_key=data.image_key,
         label_key=data.label_key,
         class_order=data.class_order,
+        classes=data.classes,
         workers=data.workers,
     )
     return open_images(source, split)
