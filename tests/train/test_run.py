@@ -572,6 +572,45 @@ def test_a_training_whose_images_were_replaced_says_so(
     assert (OTHER in capsys.readouterr().err) == (change not in ("moved", "nothing"))
 
 
+@pytest.mark.parametrize("cache", ["none", "folder"])
+def test_a_generator_whose_tokenizer_was_replaced_does_not_resume(
+    tiny: Tiny, tmp_path: Path, fashion: None, capsys: pytest.CaptureFixture[str], cache: str
+) -> None:
+    place, kept = tmp_path / "tokenizer", tmp_path / "cache"
+    config = load_recipe(tiny("tokenizer")).model
+
+    def make(seed: int) -> None:
+        torch.manual_seed(seed)
+        store.save_model(store.build_model(config), place, Card())
+
+    make(0)
+    train = ["train", tiny("generator"), f"tokenizer={place}", f"out={tmp_path / 'run'}"]
+    train.append(f"cache={'none' if cache == 'none' else kept}")
+    assert cli.run([*train, "--minutes", "0"]) == 0
+    shutil.rmtree(place)
+    shutil.rmtree(kept, ignore_errors=True)  # else the cache is refused
+    make(1)
+    capsys.readouterr()
+    assert cli.run(train) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "step 1 was written by a training on tokens of another tokenizer" in error and "--overwrite" in error
+    shutil.rmtree(place)
+    shutil.rmtree(kept, ignore_errors=True)
+    make(0)
+    assert cli.run(train) == 0
+
+
+def test_captions_that_the_model_does_not_read_may_change(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = pictures(tmp_path / "data", 0, captions=True), tmp_path / "run"
+    train = ["train", tiny("tokenizer"), f"out={out}", "data.name=folder", f"data.root={data}", "data.captions=files"]
+    assert cli.run([*train, "--minutes", "0"]) == 0
+    (data / "train" / "a" / "0.txt").write_text("another")
+    capsys.readouterr()
+    assert cli.run(train) == 0 and "other images" not in capsys.readouterr().err
+
+
 def test_checkpoints_without_a_fingerprint_resume_in_silence(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,8 +45,9 @@ class RunContent(PlayerContent):
 
     seconds: training time so far. sums: logged values summed over the steps after step `since`. processes: how many
     processes wrote it. images: number of training images, None if unknown. classes: names of the model's classes.
-    scale: state of the fp16 loss scale. recipe: the recipe as YAML. data: fingerprint of the training images, None if
-    unknown. Checkpoints of earlier versions have no classes, recipe or data.
+    scale: state of the fp16 loss scale. recipe: the recipe as YAML. data: fingerprint of the training images and of
+    captions that the model reads, None if unknown. tokenizer: hash of the weights of a generator's tokenizer, or None.
+    Checkpoints of earlier versions have no classes, recipe, data or tokenizer.
     """
 
     players: dict[str, PlayerContent]
@@ -59,6 +60,7 @@ class RunContent(PlayerContent):
     scale: NotRequired[StateDict]
     recipe: NotRequired[str]
     data: NotRequired[str | None]
+    tokenizer: NotRequired[str | None]
 
 
 class Checkpoint(RunContent):

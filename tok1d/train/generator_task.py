@@ -70,7 +70,7 @@ def generator_task(recipe: Recipe) -> Task:
         # Every process reads the batches of a single process (rank 0 of 1), so that all have the same statistics.
         count = -(-STATISTICS_ROWS // recipe.train.batch_size)
         model.fit_statistics(batch(step, 0, 1)[0] for step in range(count))
-    return Task(model, batch, sample_preview(recipe, tokenizer), images=images)
+    return Task(model, batch, sample_preview(recipe, tokenizer), images=images, tokenizer=fingerprint(tokenizer))
 
 
 def _check_tokenizer(recipe: Recipe, tokenizer: LoadedTokenizer) -> int:

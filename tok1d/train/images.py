@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tok1d.config.recipe import Recipe
 from tok1d.data.images import ArrayImages, open_images
-from tok1d.data.lazy import LazyImages
+from tok1d.data.lazy import LazyImages, fingerprint_like
 from tok1d.data.source import ImageSource
 from tok1d.data.splits import Split
 from tok1d.inference.cache import inputs_fingerprint
@@ -12,13 +12,17 @@ from tok1d.inference.cache import inputs_fingerprint
 Images = ArrayImages | LazyImages
 
 
-def data_print(images: object, like: str | None = None) -> str | None:
-    """The fingerprint of training images and their captions; None for other sequences.
+def data_print(recipe: Recipe, images: object, like: str | None = None) -> str | None:
+    """The fingerprint of training images, and of their captions if the model reads them; None for other sequences.
 
     Args:
         like: another fingerprint; the new one sees what that one sees.
     """
-    return inputs_fingerprint(images, like) if isinstance(images, ArrayImages | LazyImages) else None
+    if not isinstance(images, ArrayImages | LazyImages):
+        return None
+    if recipe.reads_captions or recipe.learns_words:
+        return inputs_fingerprint(images, like)
+    return images.fingerprint() if like is None else fingerprint_like(images, like)
 
 
 def open_split(recipe: Recipe, split: Split, *, augment: bool = False) -> Images:

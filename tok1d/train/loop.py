@@ -150,6 +150,12 @@ class Run(Stepper):
             WeightsError: it belongs to another run, or its content is not what `save` writes.
         """
         source = str(self.out / "checkpoints")
+        made, now = state.get("tokenizer"), self.task.tokenizer
+        if None not in (made, now) and made != now:
+            raise WeightsError(
+                f"{source}: step {state.get('step')} was written by a training on tokens of another tokenizer "
+                f"({made}) than {self.recipe.tokenizer} ({now}); put that one back, or start over with --overwrite"
+            )
         check_checkpoint(state.get("recipe"), self.recipe, f"{source}: step {state.get('step')}")
         try:
             self._load(state, source)
@@ -209,14 +215,14 @@ class Run(Stepper):
         if None not in (before, now) and before != now:
             return f"written by a training on {before} images, resuming with {now}"
         stored = state.get("data")
-        if stored is None or data_print(self.task.images, stored) in (None, stored):
+        if stored is None or data_print(self.recipe, self.task.images, stored) in (None, stored):
             return ""
         return f"written by a training on other images than the {now} that it resumes with"
 
     @cached_property
     def _data_print(self) -> str | None:
-        """The fingerprint of the training images, computed at the first checkpoint of this sitting."""
-        return data_print(self.task.images)
+        """The fingerprint of the training images, computed before the first step of this sitting (main process)."""
+        return data_print(self.recipe, self.task.images)
 
     def _num_images(self) -> int | None:
         """Number of training images, which determines their order; None if it is unknown."""
@@ -226,6 +232,8 @@ class Run(Stepper):
     def loop(self, stop: StopSignal, seconds: float | None, *, quiet: bool) -> None:
         """Train until the last step, a signal, or `seconds` of training time."""
         config = self.recipe.train
+        if self.accelerator.is_main_process:
+            self._data_print  # noqa: B018  # before the first step, so that it is of the images that are read
         log = JsonLog(self.out / "log.jsonl", self.step) if self.accelerator.is_main_process else None
         before, mark = self.seconds, time.perf_counter()
         agreement, meter = Agreement(self.accelerator, self.step), self._meter()
@@ -313,6 +321,7 @@ class Run(Stepper):
                 "classes": list(class_names(self.task.model)),
                 "recipe": to_yaml(self.recipe),
                 "data": self._data_print,
+                "tokenizer": self.task.tokenizer,
             }
             if self.scale is not None:
                 content["scale"] = self.scale.state_dict()

@@ -50,6 +50,7 @@ class Task:
         players: the players in their order, the model first; empty is the model alone, with its own losses.
         samples: (micro_step, rank, world) -> a name for each row of that batch, for error reports; None numbers them.
         images: the training images; their number and their unreadable files go into checkpoints and the log.
+        tokenizer: hash of the weights of a generator's tokenizer, for checkpoints; None without one.
         measures: measurements during the training; each runs before the checkpoint of the same step.
         flops: FLOPs of a step, for the log; None is unknown.
     """
@@ -62,6 +63,7 @@ class Task:
     images: Images | None = None
     measures: list[Measure] = field(default_factory=list)
     flops: StepFlops | None = None
+    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         self.players = self.players or [alone(self.model)]
