@@ -65,9 +65,7 @@ class TimmNetwork(FrozenNetwork):
     classes of the logits are not those of the images' labels, so they give no label agreement.
     """
 
-    def __init__(
-        self, found: Pretrained, *, device: str | torch.device, pad: int = 0, eight_bit: bool = True
-    ) -> None:
+    def __init__(self, found: Pretrained, *, device: str | torch.device, pad: int = 0, eight_bit: bool = True) -> None:
         super().__init__(
             clean_name(found.name.label),
             fingerprint(found.trunk),

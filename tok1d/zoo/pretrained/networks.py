@@ -93,7 +93,9 @@ def parse_network(text: str) -> NetworkName | None:
     first, _, rest = text.partition(":")
     if first in PACKAGED:
         if rest and not rest.isdecimal():
-            raise InputError(f"{first}: expected {first} or {first}:SIZE, because a package has its weights, got {text}")
+            raise InputError(
+                f"{first}: expected {first} or {first}:SIZE, because a package has its weights, got {text}"
+            )
         return NetworkName(first, int(rest) if rest else None)
     if first != TIMM[:-1] or not rest:
         return None

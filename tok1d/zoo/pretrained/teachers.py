@@ -23,7 +23,6 @@ from tok1d.zoo.pretrained.networks import (
 )
 from tok1d.zoo.store import bundled_names, load
 
-
 DEFAULT_SIZE = 224  # side of a teacher's images where a recipe states none
 
 
