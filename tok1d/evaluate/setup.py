@@ -96,6 +96,8 @@ def open_measures(request: Request, place: Place) -> Measures:
         reasons = "; ".join(missing.values())
         if request.network:
             raise InputError(f"--network: none of the networks asked for is available: {reasons}")
+        if CLASSIFIER in missing:
+            raise InputError(f"--network: expected another network than the bundled classifier; {reasons}")
         raise InputError(
             f"no classifier is bundled for {place.data or 'these images'} at this size, and "
             f"{reasons or 'none is given'}"

@@ -1,7 +1,7 @@
 """Pretrained image networks by name: `efficientnet-lite0`, whose weights are a package, and any network of timm.
 
-A text `efficientnet-lite0[:SIZE]` or `timm:NAME[:SIZE][:FILE]` names one wherever a network is needed: as feature network
-of distances and of semantic agreement, in the perceptual loss, and as teacher.
+A text `efficientnet-lite0[:SIZE]` or `timm:NAME[:SIZE][:FILE]` names one wherever a network is needed: as feature
+network of distances and of semantic agreement, in the perceptual loss, and as teacher.
 """
 
 from __future__ import annotations

@@ -30,8 +30,9 @@ def load_teacher(name: str, *, weights: str | None = None, image_size: int = DEF
     """A teacher by name: `efficientnet-lite0`, a timm network, or a tok1d model (bundled name or model folder).
 
     A timm network is named as such, or as `timm:NAME[:SIZE][:FILE]`, see `parse_network`. The features of a vision
-    transformer are its patches, those of a convolutional network the places of its last feature map. The features of a tok1d classifier are its last feature map, those of a MAETok with `num_tokens=0` the states of its
-    patches. The global random numbers do not change, so a run does not depend on when its teacher is loaded.
+    transformer are its patches, those of a convolutional network, also of a tok1d classifier, the places of its last
+    feature map, and those of a MAETok with `num_tokens=0` the states of its patches. The global random numbers do not
+    change, so a run does not depend on when its teacher is loaded.
 
     Args:
         weights: a file or folder with weights of a timm network (timm's or DINOv2's layout); default: timm's download;
