@@ -49,10 +49,9 @@ def test_the_distance_of_efficientnet_by_hand() -> None:
     assert (network.name, network.dim, network.num_classes, network.classifies) == (LITE0, 1280, 1000, False)
 
     def features(images: Tensor) -> Tensor:
-        """Of grey images of 28 pixels: 8 bits, enlarged bicubically to 224, (value - 127) / 128, pooled before the head."""
-        x = F.interpolate(
-            (images * 255).round().expand(-1, 3, -1, -1) / 255, (224, 224), mode="bicubic", antialias=True
-        )
+        """Grey images of 28 pixels, rounded to 8 bits, enlarged to 224, as (value - 127) / 128; pooled features."""
+        x = (images * 255).round().expand(-1, 3, -1, -1) / 255
+        x = F.interpolate(x, (224, 224), mode="bicubic", antialias=True)
         with torch.no_grad():
             return found.trunk.forward_features((x.clamp(0, 1) * 255 - 127) / 128).mean((2, 3))
 
@@ -184,7 +183,7 @@ def test_the_networks_of_a_recipe_and_of_the_models_below_it(tiny: Tiny, tmp_pat
     def networks(kind: str, *overrides: str) -> dict[str, str]:
         return training_networks(to_yaml(load_recipe(tiny(kind), overrides)))
 
-    target = "{target: 'teacher:%s', dim: 1280, depth: 1}" % LITE0
+    target = f"{{target: 'teacher:{LITE0}', dim: 1280, depth: 1}}"
     assert networks("maetok") == {}
     assert networks("maetok", f"model.auxiliary=[{target}]") == {LITE0: "model.auxiliary"}
     assert networks("maetok", f"perceptual.network={LITE0}") == {}, "its weight is 0"

@@ -71,7 +71,7 @@ def test_the_packaged_weights_name_the_photographs_of_scikit_learn(lite0: Pretra
 
 
 def test_the_statistics_of_the_images_are_those_of_the_training(lite0: Pretrained) -> None:
-    """The first layer's stored means and variances fit photographs standardised so, and not by ImageNet's statistics."""
+    """The first layer's stored means and variances fit photographs standardised so, not by ImageNet's statistics."""
     from sklearn.datasets import load_sample_images
 
     both = torch.stack([torch.tensor(each) for each in load_sample_images().images]).permute(0, 3, 1, 2) / 255

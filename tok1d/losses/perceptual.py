@@ -139,8 +139,8 @@ class FeatureDistance(nn.Module):
 
     Images are kept at their own size, but for sides below `LEAST_SIDE`: then they are enlarged bilinearly, with their
     aspect ratio, until the shorter side has that many pixels. The last map of a network that divides by 32 has one
-    place for an image of 28 pixels. Measured on Fashion-MNIST (1,500 images, 500 tested), the five nearest neighbours in the
-    mean of EfficientNet-Lite0's last map state the class of 75 % at 28 pixels, 82 % at 56 and 83 % at 112.
+    place for an image of 28 pixels. Measured on Fashion-MNIST (1,500 images, 500 tested), the five nearest neighbours
+    in the mean of EfficientNet-Lite0's last map state the class of 75 % at 28 pixels, 82 % at 56 and 83 % at 112.
 
     Args:
         maps: a trained network from standardised images (B, 3, H, W) to feature maps (B, C_l, h_l, w_l).
