@@ -7,6 +7,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,23 +71,37 @@ def test_the_packaged_weights_name_the_photographs_of_scikit_learn(lite0: Pretra
     assert (lite0.mean, lite0.std) == ((127 / 255,) * 3, (128 / 255,) * 3)
 
 
-def test_the_statistics_of_the_images_are_those_of_the_training(lite0: Pretrained) -> None:
-    """The first layer's stored means and variances fit photographs standardised so, not by ImageNet's statistics."""
+def test_stored_statistics_fit_the_images_and_the_padding(lite0: Pretrained) -> None:
+    """Means and variances in all normalisations fit photographs with these choices, and others less."""
+    import timm
     from sklearn.datasets import load_sample_images
 
     both = torch.stack([torch.tensor(each) for each in load_sample_images().images]).permute(0, 3, 1, 2) / 255
     both = F.interpolate(both, (224, 336), mode="bicubic", antialias=True)
-    norm = lite0.trunk.bn1
 
-    def mismatch(mean: tuple[float, ...], std: tuple[float, ...]) -> float:
-        """The median divergence of normal distributions over channels, in nats."""
+    def mismatch(network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> float:
+        """The median divergence of normal distributions over channels, in nats, averaged over normalisations."""
+        found: list[Tensor] = []
+
+        def keep(norm: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+            var, stored = inputs[0].var((0, 2, 3)) + norm.eps, norm.running_var + norm.eps
+            shift = (inputs[0].mean((0, 2, 3)) - norm.running_mean).square()
+            found.append(((var + shift) / stored - 1 - (var / stored).log()).median() / 2)
+
+        hooks = [m.register_forward_hook(keep) for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
         mean_, std_ = (torch.tensor(each).view(3, 1, 1) for each in (mean, std))
-        states = lite0.trunk.conv_stem((both - mean_) / std_)
-        var, stored = states.var((0, 2, 3)) + norm.eps, norm.running_var + norm.eps
-        shift = (states.mean((0, 2, 3)) - norm.running_mean).square()
-        return float(((var + shift) / stored - 1 - (var / stored).log()).median() / 2)
+        with torch.no_grad():
+            network((both - mean_) / std_)
+        for hook in hooks:
+            hook.remove()
+        assert len(found) == 49
+        return float(torch.stack(found).mean())
 
-    assert mismatch(lite0.mean, lite0.std) < 0.5 * mismatch((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    other = timm.create_model("efficientnet_lite0", num_classes=0).eval()
+    other.load_state_dict(dict(zip(other.state_dict(), lite0.trunk.state_dict().values())))
+    chosen = mismatch(lite0.trunk, lite0.mean, lite0.std)
+    assert chosen < 0.7 * mismatch(lite0.trunk, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert chosen < 0.7 * mismatch(other, lite0.mean, lite0.std), "zeros on both sides, as PyTorch pads"
 
 
 def test_weights_in_order_have_to_fit_in_number_name_and_shape() -> None:
