@@ -20,7 +20,8 @@ from tok1d.errors import InputError
 from tok1d.evaluate import grid, setup
 from tok1d.evaluate.explain import explain
 from tok1d.evaluate.features import FrozenNetwork
-from tok1d.evaluate.measures import METRICS, Measures, Number, lower_is_better, names_of, record_name
+from tok1d.evaluate.measures import Measures, names_of
+from tok1d.evaluate.metric_names import METRICS, Number, lower_is_better, record_name
 from tok1d.evaluate.prepare import Opened, prepare
 from tok1d.evaluate.request import Generation, Reconstruction
 from tok1d.zoo import store

@@ -84,7 +84,9 @@ def timm(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
     def create_model(name: str, *, pretrained: bool, img_size: int, num_classes: int) -> nn.Module:
         if name == "net":
-            raise TypeError("unexpected keyword argument 'img_size'")
+            other = nn.Linear(1, 1)
+            other.pretrained_cfg = {"url": "there"}  # type: ignore[assignment]
+            return other
         if pretrained and name == "tiny":
             raise OSError("cannot reach\nthe hub")
         model = TinyViT(img_size)
@@ -142,8 +144,8 @@ def test_weights_of_a_file_are_renamed_and_loaded_strictly(timm: ModuleType, tmp
     ("name", "error", "message"),
     [
         ("typo", ConfigError, "neither timm nor tok1d"),
-        ("net", ConfigError, "expected a vision transformer"),
-        ("tiny", WeightsError, r"could not create it \(cannot reach the hub\)"),
+        ("net", ConfigError, "expected a vision transformer or a convolutional network"),
+        ("tiny", WeightsError, r"could not load it \(cannot reach the hub\)"),
         ("unknown-weights", WeightsError, "has no trained weights"),
     ],
 )
@@ -157,7 +159,7 @@ def test_missing_teachers_are_reported_in_one_line(
 
 def test_without_timm_the_message_gives_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ConfigError, match=r"pip install 'tok1d\[teachers\]'"):
+    with pytest.raises(WeightsError, match=r"pip install 'tok1d\[teachers\]'"):
         load_teacher("vit_base_patch14_dinov2.lvd142m")
 
 

@@ -176,8 +176,8 @@ class EvaluateConfig(Sampling):
     batch_size: int = option(100, "images of one forward pass", ge=1)
     network: str = option(
         "",
-        "feature network: inception[:FILE], timm:NAME[:SIZE][:FILE] or model:FOLDER; default: the classifier bundled "
-        "for the data; for data other than fashion_mnist inception if its weights are on this machine",
+        "feature network: inception[:FILE], efficientnet-lite0, timm:NAME[:SIZE][:FILE] or model:FOLDER; default: the "
+        "classifier bundled for the data; for data other than fashion_mnist inception if its weights are here",
         path="prefixed",
     )
     reference: str | None = option(
@@ -275,7 +275,7 @@ class Recipe:
     train: TrainConfig = option(help="the training run")
     perceptual: Any = _loss_section(
         "tok1d.losses.perceptual:PerceptualConfig",
-        "deterministic decoders: losses of LPIPS and of a classifier between images and reconstructions",
+        "deterministic decoders: distances of images and reconstructions in the features of LPIPS or another network",
     )
     adversarial: Any = _loss_section(
         "tok1d.losses.adversarial:AdversarialConfig",

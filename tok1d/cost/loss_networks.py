@@ -1,4 +1,4 @@
-"""The cost of the networks of a tokenizer's loss: LPIPS, a classifier and a discriminator."""
+"""The cost of the networks of a tokenizer's loss: LPIPS or another distance, a classifier and a discriminator."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from tok1d.config.fields import build_config, to_mapping
 from tok1d.config.recipe import Recipe
 from tok1d.cost.measure import StepCost, measure
-from tok1d.errors import ConfigError, WeightsError
+from tok1d.errors import ConfigError, InputError, WeightsError
 from tok1d.losses.classifier import LogitsDistance
 from tok1d.losses.discriminator import DinoConfig, DinoDiscriminator, DiscriminatorConfig, SpectralConv1d
-from tok1d.losses.perceptual import LPIPS, WIDTHS, vgg16
+from tok1d.losses.perceptual import LPIPS, LPIPS_NAME, WIDTHS, vgg16
 from tok1d.zoo.pretrained.classifier import classifier_network
 from tok1d.zoo.pretrained.discriminator import KNOWN, build_discriminator
+from tok1d.zoo.pretrained.lpips import load_feature_distance
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ def loss_networks(recipe: Recipe) -> dict[str, LossNetwork | None]:
     # The adaptive weight needs the gradient of each compared loss at the last layer: a second backward pass.
     adaptive = adversarial.weight > 0 and adversarial.adaptive
     if recipe.perceptual.weight > 0:
-        found["LPIPS"] = _over_sizes([_lpips(side, half, adaptive) for side in sides])
+        network = recipe.perceptual.network
+        name = "LPIPS" if recipe.perceptual.is_lpips else network
+        found[name] = _over_sizes([_features(network, side, half, adaptive) for side in sides])
     if recipe.perceptual.logits > 0:
         name = recipe.perceptual.classifier
         found["classifier"] = _over_sizes([_classifier(name, side, half, adaptive) for side in sides])
@@ -123,10 +126,18 @@ def _forward_flops(network: nn.Module, size: int, channels: int) -> int:
 
 
 @lru_cache
-def _lpips(size: int, half: bool, adaptive: bool) -> LossNetwork:
-    with torch.device("meta"):
-        network = LPIPS(vgg16(), [torch.empty(width) for width in WIDTHS])
-    return _distance(network, size, half, adaptive)
+def _features(name: str, size: int, half: bool, adaptive: bool) -> LossNetwork | None:
+    """The cost of the distance of features; None if it cannot be built here."""
+    try:
+        with torch.device("meta"):
+            network: nn.Module
+            if name == LPIPS_NAME:
+                network = LPIPS(vgg16(), [torch.empty(width) for width in WIDTHS])
+            else:
+                network = load_feature_distance(name, random=True)
+        return _distance(network, size, half, adaptive)
+    except (ConfigError, WeightsError, InputError):  # timm is not installed, or has no such network
+        return None
 
 
 def _distance(network: nn.Module, size: int, half: bool, adaptive: bool) -> LossNetwork:

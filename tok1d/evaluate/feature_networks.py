@@ -1,14 +1,12 @@
-"""The three kinds of feature networks: Inception, networks of timm, and classifiers trained with tok1d."""
+"""The three kinds of feature networks: Inception, pretrained networks of timm, and classifiers trained with tok1d."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import re
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +17,7 @@ from tok1d.errors import InputError, WeightsError, reason_of
 from tok1d.evaluate.features import INCEPTION, KINDS, Features, FrozenNetwork, to_rgb
 from tok1d.evaluate.networks import CNN
 from tok1d.zoo.adapters.keymap import read_published
-from tok1d.zoo.pretrained.teachers import fill_timm
+from tok1d.zoo.pretrained.networks import Pretrained, open_pretrained, parse_network
 from tok1d.zoo.store import BUNDLED, bundled_names, load
 from tok1d.zoo.weights import fingerprint
 
@@ -60,42 +58,35 @@ class Inception(FrozenNetwork):
 
 
 class TimmNetwork(FrozenNetwork):
-    """The pooled features of a timm network before its classifier.
+    """The pooled features of a pretrained network before its classifier, and its logits if its weights have one.
 
     For DINOv2 and CLIP these are the class token after the last normalisation. Images are resized, not cropped, to the
-    network's size, with antialiasing.
-
-    Args:
-        size: height and width of the network's images. mean, std: normalisation of its images, for each channel.
-        interpolation: "bilinear" or "bicubic"; other methods are replaced by bicubic.
+    network's size, with antialiasing: bilinearly or bicubically, as in timm; other methods are replaced by bicubic. The
+    classes of the logits are not those of the images' labels, so they give no label agreement.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        name: str,
-        digest: str,
-        *,
-        size: tuple[int, int],
-        interpolation: str,
-        mean: Sequence[float],
-        std: Sequence[float],
-        device: str | torch.device,
-        pad: int = 0,
-        eight_bit: bool = True,
-    ) -> None:
-        dim = int(getattr(model, "head_hidden_size", 0) or getattr(model, "num_features", 0))
-        super().__init__(name, digest, device=device, dim=dim, pad=pad, eight_bit=eight_bit)
-        self.model, self.size = model, size
-        self.mode = interpolation if interpolation in ("bilinear", "bicubic") else "bicubic"
-        self.mean, self.std = (torch.tensor(each, device=self.device).view(3, 1, 1) for each in (mean, std))
+    def __init__(self, found: Pretrained, *, device: str | torch.device, pad: int = 0, eight_bit: bool = True) -> None:
+        super().__init__(
+            clean_name(found.name.label),
+            fingerprint(found.trunk),
+            device=device,
+            dim=found.dim,
+            num_classes=0 if found.head is None else found.head.out_features,
+            pad=pad,
+            eight_bit=eight_bit,
+        )
+        self.model, self.size = found.trunk.to(device), found.size
+        self.head = None if found.head is None else found.head.to(device)
+        self.mode = found.interpolation if found.interpolation in ("bilinear", "bicubic") else "bicubic"
+        self.mean, self.std = (torch.tensor(each, device=self.device).view(3, 1, 1) for each in (found.mean, found.std))
 
     def measure(self, images: Tensor) -> Features:
         """Features of images (B, 1 or 3, h, w) in [0, 1]."""
         images = to_rgb(images)
         if images.shape[-2:] != self.size:
             images = F.interpolate(images, self.size, mode=self.mode, antialias=True).clamp(0, 1)
-        return Features(self.model((images - self.mean) / self.std).float())
+        pooled = self.model((images - self.mean) / self.std).float()
+        return Features(pooled, logits=None if self.head is None else self.head(pooled))
 
 
 class OwnNetwork(FrozenNetwork):
@@ -193,73 +184,6 @@ def _published_inception(download: bool) -> Path:
     )
 
 
-def open_timm(
-    text: str, *, device: str | torch.device, pad: int, eight_bit: bool = True, download: bool = True
-) -> TimmNetwork:
-    """A timm network from "NAME[:SIZE][:FILE]"; an image size that is given becomes part of its name.
-
-    Raises:
-        WeightsError: timm is not installed, or the weights are missing.
-        InputError: timm has no model of that name.
-    """
-
-    try:
-        import timm
-        from timm.data import resolve_model_data_config
-    except ImportError:
-        raise WeightsError("timm networks: timm is not installed; pip install 'tok1d[teachers]'") from None
-    name, size, file = _timm_parts(text)
-    if ":" not in name and not timm.is_model(name):
-        raise InputError(
-            f"timm:{name}: timm has no such model; expected a name such as vit_large_patch14_dinov2.lvd142m"
-        )
-    if file is None and not download:
-        raise WeightsError(f"timm:{name}: its weights would have to be downloaded; pass timm:{name}:FILE")
-    with torch.random.fork_rng(devices=[]):
-        model = _make_timm(timm, name, size, pretrained=file is None)
-    if file is not None:
-        fill_timm(model, file, name)
-    elif not any(getattr(model, "pretrained_cfg", {}).get(place) for place in ("hf_hub_id", "url", "file")):
-        raise WeightsError(f"timm:{name}: timm has no trained weights of it; pass timm:{name}:FILE")
-    model = model.to(device).eval().requires_grad_(False)
-    known = resolve_model_data_config(model)
-    return TimmNetwork(
-        model,
-        clean_name(name) + (f"-{size}" if size is not None else ""),
-        fingerprint(model),
-        size=known["input_size"][1:] if size is None else (size, size),
-        interpolation=known["interpolation"],
-        mean=known["mean"],
-        std=known["std"],
-        device=device,
-        pad=pad,
-        eight_bit=eight_bit,
-    )
-
-
-def _timm_parts(text: str) -> tuple[str, int | None, str | None]:
-    """ "NAME[:SIZE][:FILE]" as (name, size, file); NAME may be hf-hub:OWNER/MODEL."""
-    hub = "hf-hub:" if text.startswith("hf-hub:") else ""
-    name, _, rest = text[len(hub) :].partition(":")
-    first, _, after = rest.partition(":")
-    if first.isdecimal() and not Path(first).exists():
-        return hub + name, int(first), after or None
-    return hub + name, None, rest or None
-
-
-def _make_timm(timm: ModuleType, name: str, size: int | None, *, pretrained: bool) -> nn.Module:
-    def make(**options: int) -> nn.Module:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-
-    try:
-        try:
-            return make() if size is None else make(img_size=size)
-        except TypeError:  # convolutional networks have no argument img_size; they take images of any size
-            return make()
-    except Exception as error:  # timm passes on the many error types of its libraries
-        raise WeightsError(f"timm:{name}: timm could not load it ({reason_of(error)}); pass timm:{name}:FILE") from None
-
-
 def open_own(text: str, *, device: str | torch.device, pad: int, eight_bit: bool | None = None) -> OwnNetwork:
     """A classifier from a model folder or a bundled name; its name is that of the bundled model or of its run.
 
@@ -305,6 +229,7 @@ def open_network(
 
     - "inception" or "inception:FILE": torch-fidelity's port of the network of the published FID. With weights other
       than the published ones it is named "inception-like".
+    - "efficientnet-lite0": EfficientNet-Lite0 with the ImageNet weights of an installed package.
     - "timm:NAME", "timm:NAME:FILE", "timm:NAME:224" (another image size): a timm network such as DINOv2 or CLIP.
     - "model:FOLDER" or a bundled name such as "fashion-mnist-cnn": a classifier trained with `tok1d train`.
 
@@ -324,8 +249,9 @@ def open_network(
     kind, _, rest = text.partition(":")
     if kind == INCEPTION:
         return open_inception(rest or None, device=device, pad=pad, eight_bit=eight_bit is not False, download=download)
-    if kind == "timm" and rest:
-        return open_timm(rest, device=device, pad=pad, eight_bit=eight_bit is not False, download=download)
+    if (named := parse_network(text)) is not None:
+        found = open_pretrained(named, download=download)
+        return TimmNetwork(found, device=device, pad=pad, eight_bit=eight_bit is not False)
     if kind == "model" and rest:
         return open_own(rest, device=device, pad=pad, eight_bit=eight_bit)
     if text in bundled_names():

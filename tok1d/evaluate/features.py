@@ -16,7 +16,7 @@ from tok1d.data.transforms import without_border
 from tok1d.errors import DataError
 
 INCEPTION = "inception"
-KINDS = "inception[:FILE], timm:NAME[:SIZE][:FILE] or model:FOLDER (or a bundled classifier's name)"
+KINDS = "inception[:FILE], efficientnet-lite0, timm:NAME[:SIZE][:FILE] or model:FOLDER (or a bundled classifier's name)"
 # The name of a metric with any other network, before "@" and the network's name.
 _OTHERWISE = {"fid": "fd", "rfid": "fd", "gfid": "fd", "sfid": "sfd", "kid": "kd", "inception_score": "score"}
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tok1d.config.options import options_of
 from tok1d.errors import InputError
 from tok1d.evaluate.job import fingerprint
-from tok1d.evaluate.measures import lower_is_better
+from tok1d.evaluate.metric_names import lower_is_better
 from tok1d.evaluate.request import Request
 from tok1d.zoo.record import Record, column_names
 

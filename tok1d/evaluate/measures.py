@@ -17,10 +17,20 @@ from tok1d.data.transforms import without_border
 from tok1d.errors import InputError
 from tok1d.evaluate.enough import DISTANCES, K_DENSITY, K_MANIFOLD, NUM_SUBSETS, SUBSET, few_images, say_few, too_few
 from tok1d.evaluate.feature_networks import OwnNetwork
-from tok1d.evaluate.features import Features, FrozenNetwork, metric_name
+from tok1d.evaluate.features import Features, FrozenNetwork
 from tok1d.evaluate.job import Columns, Job, Measure
 from tok1d.evaluate.kernel import kernel_distance_subsets
 from tok1d.evaluate.manifold import Manifold, manifold
+from tok1d.evaluate.metric_names import (
+    MANIFOLD,
+    METRICS,
+    ON_FEATURES,
+    PAIRS,
+    REPORT_METRICS,
+    SEMANTIC,
+    Number,
+    record_name,
+)
 from tok1d.evaluate.metrics import Moments, frechet_distance
 from tok1d.evaluate.networks import CNN
 from tok1d.evaluate.pairs import SSIM_VARIANT, lpips_per_image, lpips_variant, ssim_per_image
@@ -31,33 +41,8 @@ from tok1d.losses.perceptual import LPIPS
 from tok1d.losses.pixel import mse_per_image, psnr_per_image
 from tok1d.zoo.record import ModelProtocol, Record, ReferenceSet, Stated, column_names
 
-PAIRS = ("psnr", "mse", "ssim", "lpips")
-MANIFOLD = ("precision", "recall", "density", "coverage")
-ON_FEATURES = ("labels", "fd", "sfd", "kid", "score", *MANIFOLD)
-METRICS = (*PAIRS, *ON_FEATURES)
-REPORT_METRICS = ("psnr", "mse", "labels", "fd")  # metrics of a run's report
+TOP = 5  # classes of semantic5
 BUNDLED_CLASSIFIER = "fashion-mnist-cnn"  # name of a classifier without the attribute `label`
-# Metrics of records, without networks, whose lowest (LOW) or highest (HIGH) value is the best.
-LOW = ("mse", "lpips", "fd", "fid", "rfid", "gfid", "sfd", "sfid", "kd", "kid")
-HIGH = ("psnr", "ssim", "label_agreement", "judge_accuracy", "score", "inception_score", *MANIFOLD)
-
-
-@dataclass(frozen=True)
-class Number:
-    """The value of a metric for a set of images.
-
-    Args:
-        value: None if it is not available; `note` then states the reason.
-        network: label of the feature network; None for a metric without one.
-        compared: whether the metric compares with a reference.
-    """
-
-    metric: str
-    value: float | None
-    network: str | None = None
-    unit: str = ""
-    note: str = ""
-    compared: bool = False
 
 
 @dataclass
@@ -126,7 +111,8 @@ class Measures:
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """The features of images (B, C, H, W) that the metrics need, one row for each image.
 
-        The names are "I pooled", "I spatial" and "I logits" for the network with index I.
+        The names are "I pooled", "I spatial" and "I logits" for the network with index I; for semantic agreement also
+        "I top", the ids (B, 5) of the most likely classes.
         """
         found = {}
         for i, network in enumerate(self.networks):
@@ -136,7 +122,18 @@ class Measures:
                 found[f"{i} spatial"] = features.spatial
             if self._classes(network) and features.logits is not None:
                 found[f"{i} logits"] = features.logits
+            if any(name in SEMANTIC for name in self.metrics) and features.logits is not None:
+                found[f"{i} top"] = features.logits.topk(min(TOP, features.logits.shape[1])).indices
         return found
+
+    def agreements(self, found: Mapping[str, Tensor], original: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Semantic agreement (B,), 0 or 1, of images and their originals, given what `features` returns for both."""
+        columns = {}
+        for i in range(len(self.networks)):
+            if f"{i} top" in found:
+                top, wanted = found[f"{i} top"], original[f"{i} top"][:, :1]
+                columns |= {f"{i} semantic": top[:, :1] == wanted, f"{i} semantic5": top == wanted}
+        return {key: value.any(1).float() for key, value in columns.items()}
 
     def _spatial(self, network: FrozenNetwork) -> int:
         return network.spatial_dim if "sfd" in self.metrics else 0
@@ -226,6 +223,9 @@ class Gathered:
         for name in PAIRS:
             if name in columns:
                 self.sums[name] = self.sums.get(name, 0.0) + float(columns[name].double().sum())
+        for key in columns:
+            if key.partition(" ")[2] in SEMANTIC:
+                self.sums[key] = self.sums.get(key, 0.0) + float(columns[key].double().sum())
         for i, (found, tally) in enumerate(zip(self.agreements, self.tallies)):
             spatial, logits = columns.get(f"{i} spatial"), columns.get(f"{i} logits")
             known = labels if logits is not None and found.agrees else None
@@ -269,6 +269,12 @@ class Gathered:
                     yield Number(name, tally.agreement, network.label)
                 elif said := network.no_labels(self.agreements[index], asked=name in self.measures.requested):
                     yield Number(name, None, network.label, note=said)
+                continue
+            if name in SEMANTIC:
+                if f"{index} {name}" in self.sums:
+                    yield Number(name, self.sums[f"{index} {name}"] / self.count, network.label)
+                else:
+                    yield Number(name, None, network.label, note=f"{network.name} has no classes")
                 continue
             reason = self._impossible(name, network, tally, reference)
             compared = name != "score"
@@ -317,16 +323,6 @@ class Gathered:
         return too_few(name, tally.num_images, len(reference.features))
 
 
-def record_name(number: Number, kind: Kind) -> str:
-    """The name of a metric in records."""
-    if number.metric in PAIRS:
-        return number.metric
-    if number.metric == "labels":
-        return "judge_accuracy" if kind == "reconstruction" else "label_agreement"
-    ours = {"fd": "rfid" if kind == "reconstruction" else "gfid", "sfd": "sfid", "score": "inception_score"}
-    return metric_name(ours.get(number.metric, number.metric), number.network or "")
-
-
 def names_of(measures: Measures, kind: Kind) -> list[str]:
     """The names of the records that an evaluation may return."""
     pairs = [Number(metric, None) for metric in measures.pair_metrics if kind == "reconstruction"]
@@ -334,13 +330,6 @@ def names_of(measures: Measures, kind: Kind) -> list[str]:
         Number(metric, None, each.label) for each in measures.networks for metric in measures.feature_metrics
     ]
     return list(column_names((record_name(each, kind), each.network) for each in pairs + on_features).values())
-
-
-def lower_is_better(name: str) -> bool:
-    """Whether the lowest value of a record of that name is the best: distances and errors, not shares and scores."""
-    metric = name.partition("@")[0]
-    assert metric in LOW or metric in HIGH, name
-    return metric in LOW
 
 
 def own_networks(classifier: CNN | None, pad: int = 0) -> list[FrozenNetwork]:

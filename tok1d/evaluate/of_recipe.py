@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tok1d.config.condition import is_conditional
+from tok1d.config.load import to_yaml
 from tok1d.config.recipe import Recipe
 from tok1d.config.sampling import EVERYWHERE, Decoding
 from tok1d.data.images import ImageSet
@@ -21,10 +22,11 @@ from tok1d.evaluate.feature_networks import inception_missing, open_network
 from tok1d.evaluate.features import INCEPTION, FrozenNetwork
 from tok1d.evaluate.generation import evaluate_generation
 from tok1d.evaluate.measures import Compared, Measures, Measuring, by_classifier
-from tok1d.evaluate.protocol import classifier_for, has_classifier, protocol_of
+from tok1d.evaluate.protocol import CLASSIFIER, classifier_for, has_classifier, protocol_of
 from tok1d.evaluate.reconstruction import evaluate_reconstruction
 from tok1d.evaluate.request import Kind, Reconstructions, Samples
 from tok1d.evaluate.setup import image_references, open_references
+from tok1d.evaluate.training_networks import training_networks, why_not
 from tok1d.generators.base import Generator
 from tok1d.inference.sampling import decoder_options
 from tok1d.tokenizers.base import Tokenizer
@@ -124,8 +126,8 @@ def evaluate_model(
             model, subset(test, config.num_images), how, Measuring(measures, protocol=protocol)
         )
     if not measures.networks:
-        reason = measures.missing.get(INCEPTION, "no classifier is bundled for these images")
-        name, network = ("gfid", INCEPTION) if measures.missing else ("label_agreement", None)
+        reason = next(iter(measures.missing.values()), "no classifier is bundled for these images")
+        name, network = ("gfid", INCEPTION) if INCEPTION in measures.missing else ("label_agreement", None)
         return [Record(name=name, value=None, num_images=0, network=network, note=reason, **protocol)]
     assert recipe.tokenizer is not None
     tokenizer = store.load(recipe.tokenizer, device=device)
@@ -181,10 +183,17 @@ def _measures(recipe: Recipe, device: str | torch.device) -> Measures:
     """The metrics and the feature network of the evaluation; `missing` states why there is no network."""
     data = recipe.data
     kind: Kind = "reconstruction" if recipe.kind == "tokenizer" else "generation"
+    trained, missing = training_networks(to_yaml(recipe)), dict[str, str]()
     if uses_bundled(recipe):
-        return by_classifier(classifier_for(data.name, data, device, pad=data.pad), kind, data.pad)
-    text, missing = _network(recipe), dict[str, str]()
+        reason = why_not(CLASSIFIER, trained)
+        measures = by_classifier(
+            None if reason else classifier_for(data.name, data, device, pad=data.pad), kind, data.pad
+        )
+        return replace(measures, missing={CLASSIFIER: reason}) if reason else measures
+    text = _network(recipe)
     networks: list[FrozenNetwork] = []
+    if reason := why_not(text, trained) if text else "":
+        raise ConfigError(f"evaluate.network: {reason}")
     try:
         if text:
             with torch.random.fork_rng():
@@ -196,6 +205,8 @@ def _measures(recipe: Recipe, device: str | torch.device) -> Measures:
     metrics = ["psnr", "mse"] if kind == "reconstruction" else []
     for network in networks:
         metrics += [*(["labels"] if network.classifies else []), "fd", *(["score"] if network.num_classes else [])]
+        if kind == "reconstruction" and network.num_classes and not network.classifies:
+            metrics += ["semantic", "semantic5"]
     return Measures(tuple(metrics), networks, data.pad, missing=missing)
 
 

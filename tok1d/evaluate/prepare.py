@@ -19,15 +19,17 @@ from tok1d.evaluate.measures import Compared, Measures, Measuring
 from tok1d.evaluate.reconstruction import evaluate_reconstruction
 from tok1d.evaluate.request import Generation, Reconstruction, Request
 from tok1d.evaluate.samples import Save
+from tok1d.evaluate.training_networks import training_networks
 from tok1d.inference import images as sources
 from tok1d.inference.cache import inputs_fingerprint
 from tok1d.inference.conditions import Conditioning, conditioning_of
 from tok1d.inference.sampling import guidance_of
 from tok1d.tokenizers.base import Tokenizer
-from tok1d.zoo.card import padding_of
+from tok1d.zoo.card import Card, padding_of
 from tok1d.zoo.checkpoints import load_model, load_pair
 from tok1d.zoo.record import Record
 from tok1d.zoo.store import model_identity
+from tok1d.zoo.weights import HasWeights
 
 T = TypeVar("T")
 
@@ -110,7 +112,7 @@ def _reconstruction(request: Reconstruction, opened: Opened) -> Prepared:
     if not request.data:
         raise InputError(f"{request.model}: expected DATA, the images to reconstruct")
     check_counts(list(request.keep), "--keep", 0, tokenizer.spec.length)
-    measures, known = _measures(request, opened, tokenizer, request.data)
+    measures, known = _measures(request, opened, tokenizer, request.data, tokenizer)
     images = opened.once(
         "images",
         (request.model, request.data, request.split, request.data_root),
@@ -138,7 +140,7 @@ def _generation(request: Generation, opened: Opened) -> Prepared:
     pair = opened.once("model", (request.model, device), lambda: load_pair(request.model, device=device))
     generator, tokenizer = pair
     data = request.data or ("fashion_mnist" if generator.card.data == "fashion_mnist" else "")
-    measures, known = _measures(request, opened, tokenizer, data)
+    measures, known = _measures(request, opened, tokenizer, data, generator)
     if not data and known is None:
         raise InputError(
             f"{request.model}: expected DATA, a folder of images, or --reference FILE to compare its samples with"
@@ -191,13 +193,18 @@ def _say(opened: Opened, conditioning: Conditioning) -> None:
 
 
 def _measures(
-    request: Request, opened: Opened, tokenizer: Tokenizer, data: str
+    request: Request, opened: Opened, tokenizer: Tokenizer, data: str, model: HasWeights
 ) -> tuple[Measures, list[Compared] | None]:
-    """The metrics with their networks, and the references from files."""
+    """The metrics with their networks, and the references from files.
+
+    Args:
+        model: the model that is measured: the tokenizer, or a generator of its tokens.
+    """
     place, pad, config = next(tokenizer.parameters()).device, padding_of(tokenizer), tokenizer.config
     sizes = (config.image_size, config.channels, pad, str(place))
-    key = (request.kind, request.metrics, request.network, data, request.eight_bit, *sizes)
-    where = setup.Place(data, config, place, pad)
+    trained = training_networks(*(getattr(each, "card", Card()).recipe for each in (model, tokenizer)))
+    key = (request.kind, request.metrics, request.network, data, request.eight_bit, *sizes, *trained.items())
+    where = setup.Place(data, config, place, pad, trained)
     measures = opened.once("measures", key, lambda: setup.open_measures(request, where))
     files = (request.reference, request.allow_other_reference)
     return measures, opened.once(

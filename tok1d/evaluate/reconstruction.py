@@ -84,12 +84,14 @@ class Reconstructor:
         x, labels, cond = self.conditioned.batch(numbers)
         x = x.to(self.device)
         tokens = self.tokenizer.encode(x, cond)
-        columns = {"labels": labels} | {f"real {key}": value for key, value in measures.features(x).items()}
+        originals = measures.features(x)
+        columns = {"labels": labels} | {f"real {key}": value for key, value in originals.items()}
         for k in self.keep:
             noise = [noise_of(self.how.seed, DECODER_NOISE, i) for i in numbers]
             with counted(self.tokenizer.decoder) as evaluations:
                 y = self.tokenizer.decode(tokens, cond, keep=k, generator=noise, **self.decoder_options)
             found = measures.pairs(y, x) | measuring.columns(y, numbers, last=k == max(self.keep))
+            found |= measures.agreements(found, originals)
             columns |= {f"{k} {key}": value for key, value in found.items()}
         columns["evaluations"] = torch.tensor(evaluations.rows / len(x))
         # Stored in the block, as a process that resumes the job does not read these images again.

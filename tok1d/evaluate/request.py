@@ -17,12 +17,12 @@ Kind = Literal["reconstruction", "generation"]
 # The ways to choose the classes of samples, and their names in records.
 CLASSES = {"balanced": "balanced", "random": "uniformly random", "train": "as in the reference images"}
 METRICS_HELP = (
-    "all, or any of psnr, mse, ssim, lpips, labels, fd, sfd, kid, score, precision, recall, density, coverage, "
-    "separated by commas; default: all whose networks and weights are available"
+    "all, or any of psnr, mse, ssim, lpips, semantic, semantic5, labels, fd, sfd, kid, score, precision, recall, "
+    "density, coverage, separated by commas; default: all whose networks and weights are available"
 )
 NETWORK_HELP = (
-    "inception[:FILE], timm:NAME[:SIZE][:FILE] (DINOv2, CLIP, ...), or model:FOLDER (a classifier trained with tok1d); "
-    "default: inception; for fashion_mnist the bundled classifier"
+    "inception[:FILE], efficientnet-lite0, timm:NAME[:SIZE][:FILE] (DINOv2, CLIP, ...), or model:FOLDER (a classifier "
+    "trained with tok1d); default: inception; for fashion_mnist the bundled classifier"
 )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,13 +17,16 @@ from tok1d.errors import DataError, InputError, WeightsError, reason_of
 from tok1d.evaluate.feature_networks import open_network
 from tok1d.evaluate.features import INCEPTION, FrozenNetwork
 from tok1d.evaluate.job import Job
-from tok1d.evaluate.measures import MANIFOLD, METRICS, ON_FEATURES, PAIRS, Compared, Measures, own_networks
+from tok1d.evaluate.measures import Compared, Measures, own_networks
+from tok1d.evaluate.metric_names import MANIFOLD, METRICS, OF_ORIGINALS, ON_FEATURES, SEMANTIC
 from tok1d.evaluate.pairs import SSIM_WINDOW, open_lpips
-from tok1d.evaluate.protocol import ImageConfig, classifier_for
+from tok1d.evaluate.protocol import CLASSIFIER, ImageConfig, classifier_for
 from tok1d.evaluate.reference import Reference, cached_reference, check_reference, load_reference
 from tok1d.evaluate.request import Kind, Request
+from tok1d.evaluate.training_networks import why_not
 from tok1d.inference.cache import parse_part
 from tok1d.zoo.pretrained.lpips import lpips_missing
+from tok1d.zoo.pretrained.networks import parse_network
 from tok1d.zoo.record import Record
 
 NUM_FEATURES = (
@@ -39,12 +42,14 @@ class Place:
         data: name of the data.
         config: configuration of the tokenizer, with `image_size` and `channels` of its images.
         pad: width of the images' border, in pixels, that is cut off first.
+        trained: networks that trained the models, from `training_networks`; they do not measure.
     """
 
     data: str
     config: ImageConfig
     device: str | torch.device
     pad: int = 0
+    trained: Mapping[str, str] = field(default_factory=dict)
 
 
 def chosen_metrics(names: Sequence[str]) -> tuple[str, ...]:
@@ -73,7 +78,7 @@ def open_measures(request: Request, place: Place) -> Measures:
     """
     wanted, missing = chosen_metrics(request.metrics), dict[str, str]()
     opened = _networks(request, missing, place)
-    possible = [name for name in METRICS if request.kind == "reconstruction" or name not in PAIRS]
+    possible = [name for name in METRICS if request.kind == "reconstruction" or name not in OF_ORIGINALS]
     metrics = [name for name in wanted or possible if name in possible]
     if wanted and not metrics:
         raise InputError(f"--metrics: samples have no originals; expected some of {','.join(possible)}")
@@ -91,6 +96,8 @@ def open_measures(request: Request, place: Place) -> Measures:
         reasons = "; ".join(missing.values())
         if request.network:
             raise InputError(f"--network: none of the networks asked for is available: {reasons}")
+        if CLASSIFIER in missing:
+            raise InputError(f"--network: expected another network than the bundled classifier; {reasons}")
         raise InputError(
             f"no classifier is bundled for {place.data or 'these images'} at this size, and "
             f"{reasons or 'none is given'}"
@@ -104,6 +111,8 @@ def _measurable(metric: str, networks: Sequence[FrozenNetwork]) -> bool:
     """Whether one of the networks gives the metric."""
     if metric == "sfd":
         return any(network.spatial_dim for network in networks)
+    if metric in SEMANTIC:  # the classes of a classifier for the images' labels give label agreement
+        return any(network.num_classes and not network.classifies for network in networks)
     return metric not in ("labels", "score") or any(network.num_classes for network in networks)
 
 
@@ -112,20 +121,31 @@ def _networks(request: Request, missing: dict[str, str], place: Place) -> list[F
     texts, device, pad = request.network, place.device, place.pad
     if not texts:
         classifier = classifier_for(place.data, place.config, device, pad=pad)
+        if classifier is not None and (reason := why_not(CLASSIFIER, place.trained)):
+            missing[CLASSIFIER] = reason
+            return []
         if classifier is not None:
             (network,) = own_networks(classifier, pad)
             network.eight_bit = bool(request.eight_bit)
             return [network]
     found = []
     for text in texts or [INCEPTION]:
+        if reason := why_not(text, place.trained):
+            missing[_short(text)] = reason
+            continue
         try:
             eight_bit, download = request.eight_bit, bool(texts)
             found.append(open_network(text, device=device, pad=pad, eight_bit=eight_bit, download=download))
         except WeightsError as error:
-            if not text.startswith((INCEPTION, "timm:")):
+            if not text.startswith((INCEPTION, "timm:")) and parse_network(text) is None:
                 raise
-            missing[text.split(":")[1] if text.startswith("timm:") else INCEPTION] = str(error)
+            missing[_short(text)] = str(error)
     return found
+
+
+def _short(text: str) -> str:
+    """The name of a network that is not available, for a record."""
+    return text.split(":")[1] if text.startswith(("timm:", "model:")) else text.partition(":")[0]
 
 
 def compared_with(reference: Reference) -> Compared:

@@ -18,9 +18,9 @@ class AlignmentConfig:
 
     teacher: str = option(
         "",
-        "timm name of a vision transformer (published: vit_base_patch14_dinov2.lvd142m) or a tok1d classifier "
-        "(fashion-mnist-cnn); empty: no alignment",
-        path="path",
+        "efficientnet-lite0[:SIZE], a network of timm (published: vit_base_patch14_dinov2.lvd142m), also as "
+        "timm:NAME[:SIZE][:FILE], or a tok1d classifier (fashion-mnist-cnn); empty: no alignment",
+        path="prefixed",
     )
     weights: str | None = option(
         None,

@@ -22,7 +22,7 @@ class TeacherName:
     """The teacher that a part of a model needs. `zoo.pretrained.teachers.give_teachers` loads it.
 
     Args:
-        name: a timm vision transformer, a bundled classifier or a model folder.
+        name: efficientnet-lite0, a network of timm, a bundled classifier or a model folder.
         weights: a file or folder with weights of a timm network; None: timm's download; "random": random weights.
         image_size: side of the network's input images, in pixels.
     """

@@ -31,8 +31,8 @@ class AuxiliaryConfig:
     """One auxiliary decoder and its target."""
 
     target: str = option(
-        help="hog, pixels, text (the sub-words of a caption) or teacher:NAME, a timm vision transformer or a tok1d "
-        "classifier",
+        help="hog, pixels, text (the sub-words of a caption) or teacher:NAME with efficientnet-lite0[:SIZE], a network "
+        "of timm, also as timm:NAME[:SIZE][:FILE], or a tok1d classifier",
         path="prefixed",
     )
     weight: float = option(1.0, "weight of the loss", gt=0)
@@ -58,7 +58,10 @@ class AuxiliaryConfig:
     @property
     def label(self) -> str:
         """Short name of the target, for the log."""
-        return Path(self.target.removeprefix(TEACHER)).name
+        name = self.target.removeprefix(TEACHER)
+        if name.startswith("timm:"):  # timm:NAME[:SIZE][:FILE]
+            name = name.removeprefix("timm:").removeprefix("hf-hub:").partition(":")[0]
+        return Path(name).name
 
     @property
     def is_teacher(self) -> bool:

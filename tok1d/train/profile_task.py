@@ -25,7 +25,7 @@ from tok1d.data.tokens import INDEX, TokenCache
 from tok1d.errors import ConfigError, DataError, WeightsError
 from tok1d.losses.classifier import LogitsDistance
 from tok1d.losses.discriminator import DinoConfig
-from tok1d.losses.perceptual import LPIPS, WIDTHS, PerceptualLoss, vgg16
+from tok1d.losses.perceptual import LPIPS, WIDTHS, FeatureDistance, PerceptualLoss, vgg16
 from tok1d.losses.total import Batch
 from tok1d.tokenizers.auxiliary import TEACHER
 from tok1d.train.adversarial import build_players
@@ -37,6 +37,7 @@ from tok1d.zoo.adapters.autoencoder import autoencoder_class
 from tok1d.zoo.pairs import check_num_classes
 from tok1d.zoo.pretrained.autoencoder import locate
 from tok1d.zoo.pretrained.classifier import classifier_network
+from tok1d.zoo.pretrained.lpips import load_feature_distance
 from tok1d.zoo.pretrained.teachers import give_teachers
 
 
@@ -118,9 +119,13 @@ def _perceptual(recipe: Recipe) -> PerceptualLoss | None:
     config = recipe.perceptual
     if not config.used:
         return None
-    lpips = LPIPS(vgg16(), [torch.rand(width) for width in WIDTHS]) if config.weight > 0 else None
+    features: LPIPS | FeatureDistance | None = None
+    if config.weight > 0 and config.is_lpips:
+        features = LPIPS(vgg16(), [torch.rand(width) for width in WIDTHS])
+    elif config.weight > 0:
+        features = load_feature_distance(config.network, random=True)
     logits = LogitsDistance(classifier_network(config.classifier, pretrained=False)) if config.logits > 0 else None
-    return PerceptualLoss(config, lpips, None if logits is None else logits.requires_grad_(False).eval())
+    return PerceptualLoss(config, features, None if logits is None else logits.requires_grad_(False).eval())
 
 
 def _use_autoencoder(model: nn.Module) -> None:

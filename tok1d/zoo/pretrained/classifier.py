@@ -10,16 +10,22 @@ from torch import nn
 from tok1d.errors import ConfigError, WeightsError, reason_of
 from tok1d.losses.classifier import SIDE, LogitsDistance
 from tok1d.zoo.adapters.keymap import read_published
+from tok1d.zoo.pretrained.networks import Logits, has_download, open_pretrained, parse_network
 from tok1d.zoo.weights import load_state
 
 
 def classifier_network(name: str, *, pretrained: bool) -> nn.Module:
     """A timm classifier, with timm's download or with random weights.
 
+    Args:
+        name: timm's name, or, with random weights, also a text that `parse_network` reads.
+
     Raises:
         ConfigError: timm is not installed, or has no such network.
         WeightsError: timm cannot build or download it.
     """
+    if not pretrained and (named := parse_network(name)) is not None:
+        name = named.timm
     try:
         import timm
     except ImportError:
@@ -36,20 +42,26 @@ def classifier_network(name: str, *, pretrained: bool) -> nn.Module:
 
 
 def load_classifier(name: str, weights: str | None = None) -> LogitsDistance:
-    """The distance in the logits of a trained timm classifier.
+    """The distance in the logits of a trained classifier.
 
     Args:
-        weights: a file in timm's layout; default: timm's download.
+        name: timm's name, or a text that `parse_network` reads.
+        weights: a file in timm's layout; default: timm's download. Only with timm's name.
 
     Raises:
         ConfigError: timm is not installed, or has no such network.
         WeightsError: there are no trained weights, or they do not fit.
     """
+    if (named := parse_network(name)) is not None:
+        if weights is not None:
+            raise ConfigError(f"classifier {name}: expected no classifier_weights, because the name states the weights")
+        found = open_pretrained(named)
+        return LogitsDistance(Logits(found), side=found.size[0], mean=found.mean, std=found.std)
     with torch.random.fork_rng(devices=[]):  # the random initial weights are replaced
         network: Any = classifier_network(name, pretrained=weights is None)
     if weights is not None:
         load_state(network, read_published(weights), weights)
-    elif not any(network.pretrained_cfg.get(place) for place in ("hf_hub_id", "url", "file")):
+    elif not has_download(network):
         raise WeightsError(f"classifier {name}: timm has no trained weights of it; give classifier_weights=FILE")
     known = network.pretrained_cfg
     return LogitsDistance(network, side=SIDE, mean=known["mean"], std=known["std"])

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
-from tok1d.errors import WeightsError, reason_of
-from tok1d.losses.perceptual import LPIPS, PerceptualConfig, PerceptualLoss
+from tok1d.errors import ConfigError, WeightsError, reason_of
+from tok1d.losses.perceptual import LPIPS, LPIPS_NAME, FeatureDistance, PerceptualConfig, PerceptualLoss
 from tok1d.zoo.adapters.lpips import read_heads, read_vgg
 from tok1d.zoo.pretrained.classifier import load_classifier
+from tok1d.zoo.pretrained.networks import NAMED, LayerMaps, open_pretrained, parse_network
 
 VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"  # torchvision's download; its name has the hash
 # Packages that contain the linear heads -> the file inside.
@@ -95,12 +96,35 @@ def _download_vgg() -> None:
         ) from None
 
 
+def load_feature_distance(text: str, *, random: bool = False) -> FeatureDistance:
+    """The distance in the feature maps of a pretrained network.
+
+    Images are resized to the size that the text states, or to that of a network that takes no other.
+
+    Args:
+        text: as `parse_network` reads it.
+        random: with random weights.
+
+    Raises:
+        ConfigError: a text that names no network, or a network without several feature maps.
+        WeightsError, InputError: see `open_pretrained`.
+    """
+    named = parse_network(text)
+    if named is None:
+        raise ConfigError(f"perceptual.network: expected {LPIPS_NAME}, {NAMED}, got {text!r}")
+    found = open_pretrained(named, random=random)
+    size = found.size if found.fixed or named.size is not None else None
+    return FeatureDistance(LayerMaps(found.trunk, text), size=size, mean=found.mean, std=found.std)
+
+
 def load_perceptual(config: PerceptualConfig) -> PerceptualLoss:
     """The perceptual loss of a recipe, with the networks whose weight is above 0.
 
     Raises:
-        ConfigError, WeightsError: see `load_lpips` and `load_classifier`.
+        ConfigError, WeightsError, InputError: see `load_lpips`, `load_feature_distance` and `load_classifier`.
     """
-    lpips = load_lpips(config.vgg, config.heads) if config.weight > 0 else None
+    features: LPIPS | FeatureDistance | None = None
+    if config.weight > 0:
+        features = load_lpips(config.vgg, config.heads) if config.is_lpips else load_feature_distance(config.network)
     logits = load_classifier(config.classifier, config.classifier_weights) if config.logits > 0 else None
-    return PerceptualLoss(config, lpips, logits)
+    return PerceptualLoss(config, features, logits)

@@ -1,26 +1,38 @@
-"""Loading frozen teachers: timm's vision transformers, and tok1d's classifiers and MAETok encoders."""
+"""Loading frozen teachers: pretrained networks, and tok1d's classifiers and MAETok encoders."""
 
 from __future__ import annotations
 
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tok1d.errors import ConfigError, WeightsError, reason_of
+from tok1d.errors import ConfigError, InputError
 from tok1d.losses.features import Teacher, TeacherName
 from tok1d.tokenizers.maetok import MAETok
-from tok1d.zoo.adapters.keymap import listing, read_published
+from tok1d.zoo.pretrained.networks import (
+    NAMED,
+    PACKAGED,
+    RANDOM,
+    NetworkName,
+    PatchFeatures,
+    open_pretrained,
+    parse_network,
+)
 from tok1d.zoo.store import bundled_names, load
 
+DEFAULT_SIZE = 224  # side of a teacher's images where a recipe states none
 
-def load_teacher(name: str, *, weights: str | None = None, image_size: int = 224) -> Teacher:
-    """A teacher by name: a timm vision transformer, or a tok1d model (bundled name or model folder).
 
-    The features of a tok1d classifier are its last feature map, those of a MAETok with `num_tokens=0` the states of its
-    patches. The global random numbers do not change, so a run does not depend on when its teacher is loaded.
+def load_teacher(name: str, *, weights: str | None = None, image_size: int = DEFAULT_SIZE) -> Teacher:
+    """A teacher by name: `efficientnet-lite0`, a timm network, or a tok1d model (bundled name or model folder).
+
+    A timm network is named as such, or as `timm:NAME[:SIZE][:FILE]`, see `parse_network`. The features of a vision
+    transformer are its patches, those of a convolutional network, also of a tok1d classifier, the places of its last
+    feature map, and those of a MAETok with `num_tokens=0` the states of its patches. The global random numbers do not
+    change, so a run does not depend on when its teacher is loaded.
 
     Args:
         weights: a file or folder with weights of a timm network (timm's or DINOv2's layout); default: timm's download;
@@ -28,14 +40,14 @@ def load_teacher(name: str, *, weights: str | None = None, image_size: int = 224
         image_size: side of the network's input images, in pixels; that of the model for a tok1d model.
 
     Raises:
-        ConfigError: timm is not installed, an unknown name, a network of another kind or image size.
-        WeightsError: weights that are missing, damaged or do not fit.
+        ConfigError: an unknown name, a network of another kind or image size.
+        WeightsError: timm or a package is not installed, or the weights are missing, damaged or do not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         if name in bundled_names() or (Path(name) / "config.json").is_file():
             return _own_teacher(name, weights, image_size)
-        return _timm_teacher(name, weights, image_size)
+        return _pretrained_teacher(name, weights, image_size)
 
 
 def give_teachers(model: nn.Module) -> None:
@@ -96,64 +108,23 @@ def _own_teacher(name: str, weights: str | None, image_size: int) -> Teacher:
     return Teacher(network, image_size=image_size, mean=zeros, std=ones)
 
 
-class _PatchTokens(nn.Module):
-    """The patch features of a timm vision transformer after its final norm, without class and register tokens.
-
-    For DINOv2 they equal `x_norm_patchtokens` of its own code at the training image size. At other sizes they differ
-    slightly: timm resamples positions with antialiasing and to the exact size, DINOv2's code does not.
-    """
-
-    def __init__(self, vit: Any) -> None:
-        super().__init__()
-        self.vit = vit
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.vit.forward_features(images)[:, self.vit.num_prefix_tokens :]
-
-
-def _timm_teacher(name: str, weights: str | None, image_size: int) -> Teacher:
+def _pretrained_teacher(name: str, weights: str | None, image_size: int) -> Teacher:
+    """A teacher of a packaged network or of timm: NAME, or a text that `parse_network` reads."""
+    named = parse_network(name) or NetworkName(name)
+    for key, given, other in (("weights", named.file, weights), ("image_size", named.size, image_size)):
+        default = DEFAULT_SIZE if key == "image_size" else None
+        if given is not None and other not in (given, default, RANDOM):
+            raise ConfigError(f"teacher {name}: expected {key} once, got {given} and {key}={other}; leave out one")
+    if weights not in (None, RANDOM):
+        if named.model in PACKAGED:
+            raise ConfigError(f"teacher {name}: expected no weights, because a package has them; leave them out")
+        named = replace(named, file=weights)
+    size = named.size or image_size
     try:
-        import timm
-    except ImportError:
-        raise ConfigError(f"teacher {name}: timm is not installed; pip install 'tok1d[teachers]'") from None
-
-    if ":" not in name and not timm.is_model(name):  # timm resolves "hf-hub:owner/model" on the hub
+        found = open_pretrained(replace(named, size=size), random=weights == RANDOM)
+    except InputError:
         raise ConfigError(
-            f"teacher {name}: neither timm nor tok1d has such a model; expected a timm vision transformer such as "
+            f"teacher {name}: neither timm nor tok1d has such a model; expected {NAMED}, a timm network such as "
             "vit_base_patch14_dinov2.lvd142m, or a tok1d classifier such as fashion-mnist-cnn"
-        )
-    try:
-        vit: Any = timm.create_model(name, pretrained=weights is None, img_size=image_size, num_classes=0)
-    except TypeError:  # convolutional networks have no img_size
-        vit = None
-    except Exception as error:  # of the network, the hub or the disk: timm passes on what its libraries raise
-        raise WeightsError(
-            f"teacher {name}: timm could not create it ({reason_of(error)}); without internet access give weights=FILE"
         ) from None
-    if not hasattr(vit, "num_prefix_tokens"):
-        raise ConfigError(f"teacher {name}: expected a vision transformer of timm, got a network of another kind")
-    known = vit.pretrained_cfg
-    if weights is None and not any(known.get(place) for place in ("hf_hub_id", "url", "file")):
-        raise WeightsError(f"teacher {name}: timm has no trained weights of it; give weights=FILE or another teacher")
-    if weights not in (None, "random"):
-        fill_timm(vit, str(weights), name)
-    return Teacher(_PatchTokens(vit), image_size=image_size, mean=known["mean"], std=known["std"])
-
-
-def fill_timm(vit: nn.Module, path: str, name: str) -> None:
-    """Load a weight file strictly; names are mapped and positions resampled as timm does for its downloads.
-
-    Raises:
-        WeightsError: weights that are missing, unexpected or of another shape.
-    """
-    state = read_published(path)
-    rename = getattr(sys.modules[type(vit).__module__], "checkpoint_filter_fn", None)
-    try:
-        state = state if rename is None else rename(state, vit)
-        found = vit.load_state_dict(state, strict=False)
-    except (RuntimeError, KeyError, AttributeError, ValueError) as error:
-        raise WeightsError(f"{path}: weights of another network than {name} ({reason_of(error)})") from None
-    extra = [key for key in found.unexpected_keys if not key.startswith("head.")]  # the classifier is not needed
-    for kind, keys in (("missing", found.missing_keys), ("not part of it", extra)):
-        if keys:
-            raise WeightsError(f"{path}: weights of another network than {name}; {kind}: {listing(keys)}")
+    return Teacher(PatchFeatures(found.trunk, name), image_size=size, mean=found.mean, std=found.std)
