@@ -22,6 +22,7 @@ from tok1d.evaluate.request import CLASSES, Samples
 from tok1d.evaluate.samples import saving
 from tok1d.generators.base import Generator
 from tok1d.inference.cache import inputs_fingerprint
+from tok1d.inference.captions import caption_reader
 from tok1d.inference.conditions import Conditioning, conditioning_of
 from tok1d.inference.sampling import (
     CLASS_NOISE,
@@ -36,7 +37,6 @@ from tok1d.inference.sampling import (
 )
 from tok1d.tokenizers.base import Tokenizer
 from tok1d.tokenizers.prefix import token_counts
-from tok1d.zoo.pretrained.text import CaptionEmbeddings
 from tok1d.zoo.record import Record, Stated, versions
 from tok1d.zoo.store import model_identity
 from tok1d.zoo.weights import fingerprint
@@ -181,7 +181,7 @@ class Sampler:
             raise InputError(
                 "this generator is conditioned on captions, the reference images have none; pass --unconditional"
             )
-        embed, images = CaptionEmbeddings(condition, captions), reference
+        embed, images = caption_reader(condition, captions), reference
 
         def of_images(numbers: range) -> tuple[Tensor, Tensor]:
             _, labels, captions = images.captioned_batch([i % len(images) for i in numbers])

@@ -14,10 +14,12 @@ from tok1d.config.options import check_counts, parse_counts
 from tok1d.data.broken import replaced_images, replaced_indices
 from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
+from tok1d.data.words import CaptionIds
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import DataError, InputError
 from tok1d.files import clear
 from tok1d.generators.base import Generator
+from tok1d.inference.captions import caption_reader
 from tok1d.inference.conditions import ConditionedImages, check_conditions, conditioning_of, read_captions
 from tok1d.inference.request import ReconstructionPictures, SamplePictures
 from tok1d.inference.sampling import DECODER_NOISE, decoder_options, guidance_of, noise_of
@@ -25,7 +27,6 @@ from tok1d.losses.pixel import psnr_per_image
 from tok1d.pictures import grid, save_png, to_pil
 from tok1d.tokenizers.base import Tokenizer
 from tok1d.tokenizers.prefix import token_counts
-from tok1d.zoo.pretrained.text import CaptionEmbeddings
 
 
 @torch.no_grad()
@@ -103,7 +104,9 @@ class _Samples:
             )
         self.num_classes = config.num_classes if is_conditional(config) and not sampling.unconditional else 0
         condition = None if sampling.unconditional else text_condition(config)
-        self.embed = None if condition is None else CaptionEmbeddings(condition, captions)
+        self.embed = None if condition is None else caption_reader(condition, captions)
+        if isinstance(self.embed, CaptionIds):
+            self.embed.check("--captions")
         conditions: Sequence[int | str] = captions or [0]
         if self.num_classes:
             conditions = ids

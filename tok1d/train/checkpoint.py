@@ -46,7 +46,8 @@ class RunContent(PlayerContent):
     seconds: training time so far. sums: logged values summed over the steps after step `since`. processes: how many
     processes wrote it. images: number of training images, None if unknown. classes: names of the model's classes.
     scale: state of the fp16 loss scale. recipe: the recipe as YAML. data: fingerprint of the training images, None if
-    unknown. Checkpoints of earlier versions have no classes, recipe or data.
+    unknown. vocabulary: words of a model's captions (`condition.kind=words`). Checkpoints of earlier versions have no
+    classes, recipe or data.
     """
 
     players: dict[str, PlayerContent]
@@ -59,6 +60,7 @@ class RunContent(PlayerContent):
     scale: NotRequired[StateDict]
     recipe: NotRequired[str]
     data: NotRequired[str | None]
+    vocabulary: NotRequired[list[str]]
 
 
 class Checkpoint(RunContent):
