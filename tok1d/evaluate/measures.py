@@ -34,11 +34,12 @@ from tok1d.zoo.record import ModelProtocol, Record, ReferenceSet, Stated, column
 PAIRS = ("psnr", "mse", "ssim", "lpips")
 MANIFOLD = ("precision", "recall", "density", "coverage")
 ON_FEATURES = ("labels", "fd", "sfd", "kid", "score", *MANIFOLD)
-METRICS = (*PAIRS, *ON_FEATURES)
+OF_SAMPLES = ("memorised",)  # without features, see `memorised`
+METRICS = (*PAIRS, *ON_FEATURES, *OF_SAMPLES)
 REPORT_METRICS = ("psnr", "mse", "labels", "fd")  # metrics of a run's report
 BUNDLED_CLASSIFIER = "fashion-mnist-cnn"  # name of a classifier without the attribute `label`
 # Metrics of records, without networks, whose lowest (LOW) or highest (HIGH) value is the best.
-LOW = ("mse", "lpips", "fd", "fid", "rfid", "gfid", "sfd", "sfid", "kd", "kid")
+LOW = ("mse", "lpips", "fd", "fid", "rfid", "gfid", "sfd", "sfid", "kd", "kid", "memorised")
 HIGH = ("psnr", "ssim", "label_agreement", "judge_accuracy", "score", "inception_score", *MANIFOLD)
 
 
@@ -319,7 +320,7 @@ class Gathered:
 
 def record_name(number: Number, kind: Kind) -> str:
     """The name of a metric in records."""
-    if number.metric in PAIRS:
+    if number.metric in (*PAIRS, *OF_SAMPLES):
         return number.metric
     if number.metric == "labels":
         return "judge_accuracy" if kind == "reconstruction" else "label_agreement"
@@ -330,9 +331,8 @@ def record_name(number: Number, kind: Kind) -> str:
 def names_of(measures: Measures, kind: Kind) -> list[str]:
     """The names of the records that an evaluation may return."""
     pairs = [Number(metric, None) for metric in measures.pair_metrics if kind == "reconstruction"]
-    on_features = [
-        Number(metric, None, each.label) for each in measures.networks for metric in measures.feature_metrics
-    ]
+    on_features = [Number(name, None, each.label) for each in measures.networks for name in measures.feature_metrics]
+    pairs += [Number(name, None) for name in OF_SAMPLES if name in measures.metrics and kind == "generation"]
     return list(column_names((record_name(each, kind), each.network) for each in pairs + on_features).values())
 
 

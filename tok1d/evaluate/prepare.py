@@ -16,6 +16,7 @@ from tok1d.evaluate.enough import check_number
 from tok1d.evaluate.generation import NUM, evaluate_generation, images_of, sample_conditioning, sampled_ids
 from tok1d.evaluate.job import Job
 from tok1d.evaluate.measures import Compared, Measures, Measuring
+from tok1d.evaluate.memorised import Memorisation
 from tok1d.evaluate.reconstruction import evaluate_reconstruction
 from tok1d.evaluate.request import Generation, Reconstruction, Request
 from tok1d.evaluate.samples import Save
@@ -162,6 +163,14 @@ def _generation(request: Generation, opened: Opened) -> Prepared:
     if images is not None and known is None:
         check_number(compared, len(images), "reference images")
 
+    sizes = (request.data_root, str(device))
+
+    def memorisation() -> Memorisation:
+        def split_of(split: str) -> ImageSet:
+            return sources.open_data(data, tokenizer, split=split, data_root=request.data_root, generator=generator)
+
+        return Memorisation(lambda: split_of("train"), lambda: split_of("test"), measures.pad, device)
+
     def of_images() -> list[Compared]:
         assert images is not None, "data was checked above"
         key = (images.fingerprint(), str(measures), request.split)
@@ -172,7 +181,8 @@ def _generation(request: Generation, opened: Opened) -> Prepared:
 
     def run(measuring: Measuring, *, trial: bool = False) -> list[Record]:
         how = replace(request, num=1) if trial else request
-        return evaluate_generation(generator, tokenizer, images, how, measuring, guidance=guidance)
+        memory = None if trial or not data else opened.once("memory", (request.model, data, *sizes), memorisation)
+        return evaluate_generation(generator, tokenizer, images, how, measuring, guidance=guidance, memorisation=memory)
 
     weak = guidance.weak_model
     identity = {

@@ -17,7 +17,7 @@ from tok1d.errors import DataError, InputError, WeightsError, reason_of
 from tok1d.evaluate.feature_networks import open_network
 from tok1d.evaluate.features import INCEPTION, FrozenNetwork
 from tok1d.evaluate.job import Job
-from tok1d.evaluate.measures import MANIFOLD, METRICS, ON_FEATURES, PAIRS, Compared, Measures, own_networks
+from tok1d.evaluate.measures import MANIFOLD, METRICS, OF_SAMPLES, ON_FEATURES, PAIRS, Compared, Measures, own_networks
 from tok1d.evaluate.pairs import SSIM_WINDOW, open_lpips
 from tok1d.evaluate.protocol import ImageConfig, classifier_for
 from tok1d.evaluate.reference import Reference, cached_reference, check_reference, load_reference
@@ -73,10 +73,11 @@ def open_measures(request: Request, place: Place) -> Measures:
     """
     wanted, missing = chosen_metrics(request.metrics), dict[str, str]()
     opened = _networks(request, missing, place)
-    possible = [name for name in METRICS if request.kind == "reconstruction" or name not in PAIRS]
+    possible = [name for name in METRICS if name not in (OF_SAMPLES if request.kind == "reconstruction" else PAIRS)]
     metrics = [name for name in wanted or possible if name in possible]
     if wanted and not metrics:
-        raise InputError(f"--metrics: samples have no originals; expected some of {','.join(possible)}")
+        what = "samples have no originals" if request.kind == "generation" else "reconstructions are no samples"
+        raise InputError(f"--metrics: {what}; expected some of {','.join(possible)}")
     lpips = None
     if "lpips" in metrics:
         if reason := lpips_missing():
@@ -87,7 +88,8 @@ def open_measures(request: Request, place: Place) -> Measures:
         missing["ssim"] = f"SSIM needs images of at least {SSIM_WINDOW} pixels a side"
     if not wanted:
         metrics = [name for name in metrics if name not in missing and _measurable(name, opened)]
-    if request.kind == "generation" and not opened:
+        metrics = [name for name in metrics if name not in OF_SAMPLES or place.data]
+    if request.kind == "generation" and not opened and not (set(metrics) & set(OF_SAMPLES) and not request.network):
         reasons = "; ".join(missing.values())
         if request.network:
             raise InputError(f"--network: none of the networks asked for is available: {reasons}")

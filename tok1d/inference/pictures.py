@@ -21,6 +21,7 @@ from tok1d.files import clear
 from tok1d.generators.base import Generator
 from tok1d.inference.captions import caption_reader
 from tok1d.inference.conditions import ConditionedImages, check_conditions, conditioning_of, read_captions
+from tok1d.inference.nearest import Training
 from tok1d.inference.request import ReconstructionPictures, SamplePictures
 from tok1d.inference.sampling import DECODER_NOISE, decoder_options, guidance_of, noise_of
 from tok1d.losses.pixel import psnr_per_image
@@ -185,14 +186,16 @@ def generate(
     how: SamplePictures,
     *,
     guidance: Guidance | None = None,
+    training: Training | None = None,
 ) -> list[Path]:
     """Write a PNG file of each sample, and overview.png with all samples.
 
     Args:
+        training: the training images; nearest.png then shows the nearest one of each sample.
         guidance: replaces the guidance settings of `how`, for example with a weak model in memory.
 
     Returns:
-        The paths of overview.png and, with `how.decode_keep`, of progressive.png.
+        The paths of overview.png and, with `how.decode_keep`, of progressive.png, with `training` of nearest.png.
 
     Raises:
         InputError: settings, classes or captions that the generator or the tokenizer does not have.
@@ -203,11 +206,15 @@ def generate(
     batches = [samples.batch(keys[start : start + how.batch_size]) for start in range(0, len(keys), how.batch_size)]
     images = {k: torch.cat([batch[k] for batch in batches]) for k in batches[0]}
     sampled = images[samples.length]
-    clear(out, r"(class\d+_|image(\d+_)?)\d+\.png|(overview|progressive)\.png")
+    clear(out, r"(class\d+_|image(\d+_)?)\d+\.png|(overview|progressive|nearest)\.png")
     for i, image in enumerate(sampled):
         save_png(to_pil(image), out / samples.name(keys[i], i))
     written = [save_png(grid(sampled, how.num, zoom=zoom_for(sampled)), out / "overview.png")]
     if samples.prefixes:
         rows = torch.cat([images[k] for k in samples.prefixes])
         written.append(save_png(grid(rows, len(keys), zoom=zoom_for(rows)), out / "progressive.png"))
+    if training is not None:
+        near = training.images.batch(training.nearest(sampled)[1].tolist())[0]
+        parts = [part for both in zip(sampled.split(how.num), near.split(how.num)) for part in both]
+        written.append(save_png(grid(torch.cat(parts), how.num, zoom=zoom_for(sampled)), out / "nearest.png"))
     return written
