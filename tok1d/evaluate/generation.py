@@ -239,6 +239,17 @@ class Sampler:
             return "by captions of the reference images"
         return "unconditional" if self.conditions is None else ""
 
+    def stated(self) -> Stated:
+        """The fields of a record that are known before the first sample."""
+        return {
+            "num_images": self.num,
+            "seed": self.how.seed,
+            "label": self.conditioning.label,
+            "classes": self.classes_text,
+            "class_names": None if self.conditions is None else stated(self.classes.names),
+            "tokenizer": fingerprint(self.tokenizer),
+        }
+
     def settings_of(self, rows: list[float]) -> Stated:
         """The sampling and decoding settings of a record.
 
@@ -284,18 +295,8 @@ def evaluate_generation(
     sampler = Sampler(generator, tokenizer, reference, how, guidance)
     num, measures, save = sampler.num, measuring.measures, measuring.save
     sampler.memorisation = memorisation if "memorised" in measures.metrics else None
-    common: Stated = {
-        "num_images": num,
-        "seed": how.seed,
-        "label": sampler.conditioning.label,
-        "classes": sampler.classes_text,
-        "class_names": None if sampler.conditions is None else stated(sampler.classes.names),
-        "tokenizer": fingerprint(tokenizer),
-        **measuring.protocol,
-    }
+    common: Stated = {**sampler.stated(), **measuring.protocol}
     inputs = [*_inputs(sampler, reference), str(measures), str(save), sampler.note]
-    if sampler.memorisation is not None and not sampler.memorisation.missing:
-        inputs.append(sampler.memorisation.images.fingerprint())
     about = {"kind": "generation", "common": common, "whole": inputs, "versions": versions()}
     batches_of = measuring.batches(about, num, how.batch_size, lambda numbers: sampler.columns(numbers, measuring))
     with batches_of as batches:
@@ -337,10 +338,10 @@ def _compared(measuring: Measuring, reference: ImageSet | None, batch_size: int)
 
 
 def _inputs(sampler: Sampler, reference: ImageSet | None) -> list[object]:
-    """What the samples depend on besides their seed and number: settings, weights, images that give conditions."""
+    """What the results depend on besides seed and number: settings, weights, and images that are read."""
     models = [sampler.generator, sampler.tokenizer, sampler.guidance.weak_model]
     read = reference is not None and (sampler.captioned or sampler.how.classes == "train")
-    guidance = replace(sampler.guidance, weak_model=None)
+    guidance, memory = replace(sampler.guidance, weak_model=None), sampler.memorisation
     return [
         *sampler.keep,
         sampler.settings.given(),
@@ -348,6 +349,7 @@ def _inputs(sampler: Sampler, reference: ImageSet | None) -> list[object]:
         {key: str(value) for key, value in sampler.decoder_options.items()},
         *(model_identity(model) for model in models if model is not None),
         inputs_fingerprint(reference) if read and reference is not None else "",
+        *([] if memory is None or memory.missing else [memory.images.fingerprint()]),
     ]
 
 

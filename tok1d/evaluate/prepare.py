@@ -155,6 +155,7 @@ def _generation(request: Generation, opened: Opened) -> Prepared:
                 data, tokenizer, split=request.split, data_root=request.data_root, generator=generator
             ),
         )
+    whole = images
     if (ids := sampled_ids(generator, request)) is not None and images is not None:
         images = images_of(images, generator, ids)
     check_counts(list(request.keep), "--keep", 1, generator.config.num_tokens)
@@ -163,10 +164,12 @@ def _generation(request: Generation, opened: Opened) -> Prepared:
     if images is not None and known is None:
         check_number(compared, len(images), "reference images")
 
-    sizes = (request.data_root, str(device))
+    where = (request.data_root, str(device))
 
     def memorisation() -> Memorisation:
         def split_of(split: str) -> ImageSet:
+            if split == request.split and whole is not None:
+                return whole
             return sources.open_data(data, tokenizer, split=split, data_root=request.data_root, generator=generator)
 
         return Memorisation(lambda: split_of("train"), lambda: split_of("test"), measures.pad, device)
@@ -181,7 +184,7 @@ def _generation(request: Generation, opened: Opened) -> Prepared:
 
     def run(measuring: Measuring, *, trial: bool = False) -> list[Record]:
         how = replace(request, num=1) if trial else request
-        memory = None if trial or not data else opened.once("memory", (request.model, data, *sizes), memorisation)
+        memory = None if trial or not data else opened.once("memory", (request.model, data, *where), memorisation)
         return evaluate_generation(generator, tokenizer, images, how, measuring, guidance=guidance, memorisation=memory)
 
     weak = guidance.weak_model

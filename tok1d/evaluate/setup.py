@@ -72,7 +72,8 @@ def open_measures(request: Request, place: Place) -> Measures:
         WeightsError: a classifier that does not exist.
     """
     wanted, missing = chosen_metrics(request.metrics), dict[str, str]()
-    opened = _networks(request, missing, place)
+    alone = bool(wanted) and set(wanted) <= set(OF_SAMPLES) and request.kind == "generation"
+    opened = [] if alone else _networks(request, missing, place)
     possible = [name for name in METRICS if name not in (OF_SAMPLES if request.kind == "reconstruction" else PAIRS)]
     metrics = [name for name in wanted or possible if name in possible]
     if wanted and not metrics:
@@ -89,13 +90,13 @@ def open_measures(request: Request, place: Place) -> Measures:
     if not wanted:
         metrics = [name for name in metrics if name not in missing and _measurable(name, opened)]
         metrics = [name for name in metrics if name not in OF_SAMPLES or place.data]
-    if request.kind == "generation" and not opened and not (set(metrics) & set(OF_SAMPLES) and not request.network):
+    if request.kind == "generation" and not opened and not alone:
         reasons = "; ".join(missing.values())
         if request.network:
             raise InputError(f"--network: none of the networks asked for is available: {reasons}")
         raise InputError(
             f"no classifier is bundled for {place.data or 'these images'} at this size, and "
-            f"{reasons or 'none is given'}"
+            f"{reasons or 'none is given'}; --metrics memorised needs none"
         )
     chosen = tuple(name for name in metrics if opened or name not in ON_FEATURES)
     requested = tuple(name for name in wanted if name in possible)

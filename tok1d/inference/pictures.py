@@ -105,9 +105,9 @@ class _Samples:
             )
         self.num_classes = config.num_classes if is_conditional(config) and not sampling.unconditional else 0
         condition = None if sampling.unconditional else text_condition(config)
+        if condition is not None and condition.kind == "words":
+            CaptionIds(condition, captions).check("--captions")
         self.embed = None if condition is None else caption_reader(condition, captions)
-        if isinstance(self.embed, CaptionIds):
-            self.embed.check("--captions")
         conditions: Sequence[int | str] = captions or [0]
         if self.num_classes:
             conditions = ids
