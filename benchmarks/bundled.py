@@ -129,7 +129,8 @@ def prefixes(family: str) -> Callable[[Records], str]:
 
 def unavailable(records: Records) -> str:
     """The reasons for "none" in the tables."""
-    reasons = {r["name"]: r["note"] for found in records.values() for r in found if r["value"] is None}
+    found = [r for each in records.values() for r in each if r["value"] is None and r["name"] in METRICS]
+    reasons = {r["name"]: r["note"] for r in found}
     return "\n".join(f"- {METRICS[name][0]}: {reason.removeprefix('LPIPS: ')}" for name, reason in reasons.items())
 
 

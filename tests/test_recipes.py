@@ -27,6 +27,7 @@ from tok1d.zoo import store
 from tok1d.zoo.adapters.semanticist import ar_config, decoder_config, encoder_config
 from tok1d.zoo.adapters.semanticist_names import from_published, to_published
 
+SMALL = ("fashion_mnist/", "emoji/")  # their cards state measured times
 IMAGENET = [name for name in recipe_names() if name.startswith("imagenet")]
 TOKENIZERS = [name for name in IMAGENET if name.startswith("imagenet256/semanticist")]
 GENERATORS = [name for name in IMAGENET if name.startswith("imagenet256/epsilon_llamagen")]
@@ -175,6 +176,29 @@ def test_card_recipe_states_what_it_reproduces_and_adds_up(name: str) -> None:
     assert model.class_source == ("independent" if independent else "shared")
     first = made_by(recipe.tokenizer).model
     assert first.condition_on == ("none" if "unconditioned" in name else "both")
+
+
+@pytest.mark.parametrize("name", ["epsilon_llamagen", "sit", "card", "card_words"])
+def test_generators_of_emoji_agree_with_their_tokenizers(name: str) -> None:
+    recipe = load_recipe(f"emoji/{name}")
+    first = made_by(recipe.tokenizer)
+    assert (recipe.data.name, recipe.data.image_size, recipe.data.channels) == ("emoji", 48, 3)
+    for key in ("name", "image_size", "channels", "captions", "classes"):
+        assert getattr(recipe.data, key) == getattr(first.data, key)
+    assert (first.model.num_tokens, first.model.token_dim) == (recipe.model.num_tokens, recipe.model.token_dim)
+    words = name == "card_words"
+    assert recipe.model.num_classes == (0 if words else 9) and recipe.reads_captions == words
+    if words:
+        assert recipe.model.condition == first.model.condition and first.model.label_dropout > 0
+    elif name == "card":
+        assert (first.model.num_classes, first.model.encoder.dim) == (9, recipe.model.class_dim)
+
+
+def test_fine_tuning_of_emoji_continues_its_first_stage() -> None:
+    second = load_recipe("emoji/maetok_finetune")
+    first = made_by(second.init_from)
+    assert second.model.stage == "finetune" and not second.model.auxiliary
+    assert all(getattr(second.model, key) == getattr(first.model, key) for key in ("encoder", "decoder", "num_tokens"))
 
 
 @pytest.mark.parametrize("name", [*CARDS, "fashion_mnist/card"])
@@ -598,7 +622,7 @@ def test_generator_counts(size: str, total: int, trunk: int | None, head: int | 
         assert found == {"trunk": trunk, "head": head}
 
 
-@pytest.mark.parametrize("name", [name for name in recipe_names() if not name.startswith("fashion_mnist")])
+@pytest.mark.parametrize("name", [name for name in recipe_names() if not name.startswith(SMALL)])
 def test_the_cost_on_the_card_is_the_forecast(name: str) -> None:
     """The cost is linear in the depth of every stack: that of stacks of one block, and of the other blocks."""
     recipe = load_recipe(name)

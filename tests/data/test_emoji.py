@@ -17,6 +17,7 @@ from tok1d.data import debian, emoji, emoji_font
 from tok1d.data.emoji_table import Emoji, bases, compact, is_test, table
 from tok1d.data.images import ImageSource, kind_of, open_images
 from tok1d.data.scan_cache import read_only_cache
+from tok1d.data.subset import subset
 from tok1d.errors import DataError
 
 TONES = re.compile("[\U0001f3fb-\U0001f3ff\U0001f9b0-\U0001f9b3\u2640\u2642\u200d\ufe0f]")
@@ -226,3 +227,10 @@ def test_no_test_image_of_the_font_is_a_training_image(font: Path, monkeypatch: 
     assert not any(image.tobytes() in known for image in test.images)
     corners = test.images[:, [0, 0, -1, -1], [0, -1, 0, -1]]
     assert float((corners == 255).mean()) > 0.9 and test.images.std() > 50
+
+
+def test_some_of_the_images_are_spread_over_the_set(drawn: None) -> None:
+    """The set is sorted by group, so that the first images would be faces alone."""
+    some = subset(opened("test"), 20)
+    labels = some.batch(range(20))[1]
+    assert len({int(label) for label in labels}) >= 6

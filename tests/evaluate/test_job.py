@@ -205,7 +205,7 @@ def test_records_for_any_shards_after_any_kill(
     assert "images of another evaluation" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.parts")) and not list(tmp_path.glob(".*tmp"))
     names = {entry["name"].partition("@")[0] for entry in comparable(alone)}
-    assert names == {"label_agreement", "fd", "kd", "score", "precision", "recall", "density", "coverage"}
+    assert names == {"label_agreement", "fd", "kd", "score", "precision", "recall", "density", "coverage", "memorised"}
     assert {entry["classes"] for entry in comparable(alone)} == {"uniformly random"}
 
 

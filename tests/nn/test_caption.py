@@ -1,8 +1,11 @@
 """Captions in place of class ids: padding, missing captions, dropout, and checks."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tok1d.errors import InputError
 from tok1d.nn.caption import Captions
@@ -86,3 +89,39 @@ def test_a_model_of_classes_refuses_captions_in_one_line() -> None:
             InputError, match=r"^expected class ids \(B,\) of integers, got torch.float32 of shape \(4, "
         ):
             call(LabelEmbed(10, 4, 0.1), captions(), 4, CPU)
+
+
+def words(**keys: Any) -> Captions:
+    torch.manual_seed(0)
+    return Captions(E, T, 0.25, words=4, **keys)
+
+
+IDS = torch.tensor([[1, 4, 2, 0, 0], [3, 0, 0, 0, 0], [0, 0, 0, 0, 0], [2, 2, 1, 4, 3]])
+
+
+def test_words_are_rows_of_a_table_and_padding_is_masked() -> None:
+    table = words()
+    filled, mask = table.filled(IDS)
+    embedded = F.pad(table.table.weight, (0, 0, 1, 0))[IDS]  # a row of zeros for padding
+    expected, expected_mask = Captions.filled(Captions(E, T, 0.1), embedded)
+    assert torch.equal(mask, expected_mask) and mask.sum(1).tolist() == [3, 1, 1, 5]
+    assert torch.equal(filled[[0, 1, 3]], expected[[0, 1, 3]]) and torch.equal(filled[2, 0], table.null_vector[0])
+    filled.sum().backward()
+    assert table.table.weight.grad is not None
+    assert table.table.weight.grad[:, 0].tolist() == [2, 3, 2, 2], "each place of a word counts once"
+
+
+def test_words_are_checked_filled_up_and_dropped() -> None:
+    table = words()
+    assert torch.equal(checked_cond(table, IDS[:2, :3], 2, CPU), IDS[:2])
+    assert torch.equal(checked_cond(table, None, 2, CPU), torch.zeros(2, T, dtype=torch.int64))
+    dropped = table.drop(IDS, torch.tensor([0.0, 0.2499, 0.25, 0.9]))
+    assert torch.equal(dropped[2:], IDS[2:]) and not dropped[:2].any()
+    for wrong, message in (
+        (captions(), r"expected ids \(B, at most 5\) of words, int64, got torch.float32"),
+        (torch.ones(2, T + 1, dtype=torch.int64), "at most 5"),
+        (IDS + 1, r"ids of words: expected 0\.\.4, got 1\.\.5"),
+        (IDS - 1, r"got -1\.\.3"),
+    ):
+        with pytest.raises(InputError, match=message):
+            checked_cond(table, wrong, 4, CPU)

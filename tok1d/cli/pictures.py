@@ -67,11 +67,22 @@ def reconstruct(
 def generate(model: Model, out: Out, how: SamplePictures, device: Device = None, overwrite: Overwrite = False) -> None:
     """Generate tokens from classes or captions, decode them with the generator's tokenizer, and write PNG files."""
     from tok1d import devices
+    from tok1d.errors import InputError
+    from tok1d.inference import images as sources
     from tok1d.inference import pictures
+    from tok1d.inference.nearest import Training, too_many
     from tok1d.zoo import store
+    from tok1d.zoo.card import padding_of
 
     generator, tokenizer = store.load_pair(model, device=devices.pick_device(device))
     folder = output_folder(out, overwrite=overwrite)
     if text := pictures.classes_text(generator, how):
         print(text)
-    print(f"pictures: {', '.join(map(str, pictures.generate(generator, tokenizer, folder, how)))}")
+    training = None
+    if how.nearest:
+        images = sources.open_data(how.nearest, tokenizer, split="train", generator=generator)
+        if reason := too_many(images):
+            raise InputError(f"--nearest: {reason}")
+        training = Training(images, padding_of(tokenizer))
+    written = pictures.generate(generator, tokenizer, folder, how, training=training)
+    print(f"pictures: {', '.join(map(str, written))}")

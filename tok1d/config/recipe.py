@@ -291,7 +291,7 @@ class Recipe:
 
     @property
     def reads_captions(self) -> bool:
-        """Whether the model is conditioned on captions (`condition.kind` text)."""
+        """Whether the model is conditioned on captions (`condition.kind` text or words)."""
         return text_condition(self.model) is not None
 
     def check(self) -> None:
@@ -346,7 +346,8 @@ class Recipe:
             if self.kind != "generator" and got != expected:
                 raise ConfigError(f"model.{key}: expected data.{key}={expected}, got {got}")
         if self.data.captions is None and (self.learns_words or self.reads_captions):
-            reader = "condition.kind=text" if self.reads_captions else "the auxiliary target text"
+            text = text_condition(self.model)
+            reader = f"condition.kind={text.kind}" if text is not None else "the auxiliary target text"
             raise ConfigError(
                 f"data.captions: {reader} needs captions; expected labels (fashion_mnist), names (emoji), files or a "
                 "JSON Lines file (folder), a member (webdataset) or a column (huggingface), got null"

@@ -50,6 +50,7 @@ class Forecast:
         loss_networks: networks of the loss by name; None where their cost is unknown.
         image_sizes: sizes in pixels of a run that mixes them. FLOPs are the mean over them, bytes those of the largest.
         matrices: numbers of parameters by name of the matrices that Muon trains; empty with AdamW alone.
+        without_words: a table of words is not counted, because its vocabulary is made from the captions.
     """
 
     parameters: dict[str, int]
@@ -69,6 +70,7 @@ class Forecast:
     loss_networks: dict[str, LossNetwork | None] = field(default_factory=dict)
     image_sizes: list[int] = field(default_factory=list)
     matrices: dict[str, int] = field(default_factory=dict)
+    without_words: bool = False
 
     @property
     def known_networks(self) -> list[LossNetwork]:
@@ -143,7 +145,13 @@ def forecast(recipe: Recipe) -> Forecast:
         loss_networks=loss_networks(recipe),
         image_sizes=recipe.data.image_sizes,
         matrices={name: p.numel() for name, p in block_matrices(model).items()} if train.optimizer == "muon" else {},
+        without_words=_without_words(recipe.model),
     )
+
+
+def _without_words(model: object) -> bool:
+    text = text_condition(model)
+    return text is not None and text.kind == "words" and not text.vocabulary
 
 
 def _measured(recipe: Recipe, model: nn.Module) -> StepCost:
@@ -212,6 +220,8 @@ def meta_batch(recipe: Recipe, num: int, size: int | None = None) -> Batch:
         inputs = torch.empty(num, model.channels, side, side, device="meta")
     text = text_condition(model)
     if text is not None:
+        if text.kind == "words":
+            return inputs, torch.zeros(num, text.length, dtype=torch.int64, device="meta")
         return inputs, torch.empty(num, text.length, text.dim, device="meta")
     labels = torch.zeros(num, dtype=torch.int64, device="meta")
     if not recipe.learns_words:
@@ -242,7 +252,8 @@ def frozen_networks(model: object) -> dict[str, tuple[int, int] | None]:
     alignment = getattr(model, "alignment", None)
     if alignment is not None and alignment.teacher:
         networks["teacher"] = None
-    if text_condition(model) is not None:
+    text = text_condition(model)
+    if text is not None and text.kind == "text":
         networks["text encoder"] = None
     for each in getattr(model, "auxiliary", []) if getattr(model, "stage", "train") == "train" else []:
         if each.is_teacher:
@@ -293,6 +304,8 @@ def _parameter_rows(result: Forecast) -> list[Row]:
     for name, cost in result.frozen.items():
         note = "frozen, not part of the model" if cost else "frozen, not part of the model, unknown size, not counted"
         rows.append(("", f"{cost[0]:,}" if cost else "?", f"{name}, {note}"))
+    if result.without_words:
+        rows.append(("", "?", "table of words: the vocabulary is made from the captions, not counted"))
     rows += [_network_row(name, network) for name, network in result.loss_networks.items()]
     return rows + _optimizer_rows(result)
 

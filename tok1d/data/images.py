@@ -80,6 +80,7 @@ class ArrayImages:
         self.class_names = list(class_names)
         self.transform = transform
         self.notes: list[str] = []  # lines on what is left out
+        self.shuffled = True  # whether the images are in random order
 
     def __len__(self) -> int:
         return len(self.images)
@@ -224,7 +225,7 @@ def _open_emoji(source: ImageSource, split: Split) -> ArrayImages:
     chosen = spread(range(len(images)), source.limit or len(images))
     found = [captions[i] for i in chosen] if source.captions else None
     opened = ArrayImages(images[chosen], labels[chosen], names, transform, found)
-    opened.notes = notes
+    opened.notes, opened.shuffled = notes, False
     return opened
 
 

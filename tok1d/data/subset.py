@@ -64,11 +64,12 @@ def underlying(images: T | Subset) -> T | ImageSet:
 def subset(images: ImageSet, num: int | None) -> ImageSet:
     """Return `num` images of a set; the set itself if it has no more, or if `num` is None.
 
-    These are the first images of arrays (Fashion-MNIST, which is in random order), and evenly spaced images of any
-    other set, which may be sorted by class.
+    These are the first images of Fashion-MNIST, which is in random order, and evenly spaced images of any other set,
+    which may be sorted by class.
     """
     if num is None or num >= len(images):
         return images
-    if isinstance(underlying(images), ArrayImages):
+    whole = underlying(images)
+    if isinstance(whole, ArrayImages) and whole.shuffled:
         return Subset(images, range(num), "first")
     return Subset(images, spread(range(len(images)), num), "spread")

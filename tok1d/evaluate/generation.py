@@ -16,13 +16,15 @@ from tok1d.data.labels import image_classes, mapped
 from tok1d.data.subset import Subset
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
-from tok1d.evaluate.measures import Compared, Gathered, Measures, Measuring, record_of, strip
+from tok1d.evaluate.measures import Compared, Gathered, Measures, Measuring, Number, record_of, strip
+from tok1d.evaluate.memorised import Memorisation
 from tok1d.evaluate.reference import describe_images
 from tok1d.evaluate.request import CLASSES, Samples
 from tok1d.evaluate.samples import saving
 from tok1d.generators.base import Generator
 from tok1d.inference.cache import inputs_fingerprint
-from tok1d.inference.conditions import Conditioning, conditioning_of
+from tok1d.inference.captions import caption_reader
+from tok1d.inference.conditions import ConditionedImages, Conditioning, conditioning_of
 from tok1d.inference.sampling import (
     CLASS_NOISE,
     DECODER_NOISE,
@@ -36,7 +38,6 @@ from tok1d.inference.sampling import (
 )
 from tok1d.tokenizers.base import Tokenizer
 from tok1d.tokenizers.prefix import token_counts
-from tok1d.zoo.pretrained.text import CaptionEmbeddings
 from tok1d.zoo.record import Record, Stated, versions
 from tok1d.zoo.store import model_identity
 from tok1d.zoo.weights import fingerprint
@@ -157,6 +158,7 @@ class Sampler:
         self.ids = sampled_ids(generator, how)
         self.conditions = self._conditions(reference) if conditional else None
         self.classes = image_classes(reference) if self.captioned and reference else model_classes(generator)
+        self.memorisation: Memorisation | None = None  # where it is measured
         self.keep = token_counts(tokenizer.spec, how.keep or [generator.config.num_tokens])
         self.conditioning = sample_conditioning(generator, tokenizer, how)
         self.settings = sampling.settings
@@ -181,7 +183,7 @@ class Sampler:
             raise InputError(
                 "this generator is conditioned on captions, the reference images have none; pass --unconditional"
             )
-        embed, images = CaptionEmbeddings(condition, captions), reference
+        embed, images = caption_reader(condition, captions), reference
 
         def of_images(numbers: range) -> tuple[Tensor, Tensor]:
             _, labels, captions = images.captioned_batch([i % len(images) for i in numbers])
@@ -209,8 +211,17 @@ class Sampler:
                 y = self.tokenizer.decode(tokens, decoder_cond, keep=k, generator=noise, **self.decoder_options)
             found = measuring.columns(y, numbers, last=k == max(self.keep))
             columns |= {f"{k} {key}": value for key, value in found.items()}
+            if self.memorisation is not None and not self.memorisation.missing:
+                columns[f"{k} nearest"] = self.memorisation.training.nearest(y)[0]
         rows = [sampling.rows / count, decoding.rows / count, tokens.shape[1]]
         return columns | {"rows": torch.tensor(rows, dtype=torch.float64)}
+
+    def reconstruct(self, images: ImageSet, numbers: range, keep: int) -> Tensor:
+        """Reconstructions (B, C, H, W) of images of these numbers from as many tokens as samples."""
+        x, _, cond = ConditionedImages(self.tokenizer, images).batch(numbers)
+        noise = [noise_of(self.how.seed, DECODER_NOISE, i) for i in numbers]
+        tokens = self.tokenizer.encode(x.to(self.device), cond)
+        return self.tokenizer.decode(tokens, cond, keep=keep, generator=noise, **self.decoder_options)
 
     @property
     def classes_text(self) -> str | None:
@@ -227,6 +238,17 @@ class Sampler:
         if self.captioned:
             return "by captions of the reference images"
         return "unconditional" if self.conditions is None else ""
+
+    def stated(self) -> Stated:
+        """The fields of a record that are known before the first sample."""
+        return {
+            "num_images": self.num,
+            "seed": self.how.seed,
+            "label": self.conditioning.label,
+            "classes": self.classes_text,
+            "class_names": None if self.conditions is None else stated(self.classes.names),
+            "tokenizer": fingerprint(self.tokenizer),
+        }
 
     def settings_of(self, rows: list[float]) -> Stated:
         """The sampling and decoding settings of a record.
@@ -250,6 +272,7 @@ def evaluate_generation(
     measuring: Measuring,
     *,
     guidance: Guidance | None = None,
+    memorisation: Memorisation | None = None,
 ) -> list[Record]:
     """Metrics of samples: label agreement, their Frechet distance to reference images, and more.
 
@@ -261,6 +284,7 @@ def evaluate_generation(
         how: the number of samples and their settings.
         measuring: the metrics and the job.
         guidance: replaces the guidance settings of `how`, for example with a weak model in memory.
+        memorisation: the training images for the metric "memorised", which is left out without them.
 
     Returns:
         The records; an empty list if other processes have not finished their part.
@@ -270,15 +294,8 @@ def evaluate_generation(
     """
     sampler = Sampler(generator, tokenizer, reference, how, guidance)
     num, measures, save = sampler.num, measuring.measures, measuring.save
-    common: Stated = {
-        "num_images": num,
-        "seed": how.seed,
-        "label": sampler.conditioning.label,
-        "classes": sampler.classes_text,
-        "class_names": None if sampler.conditions is None else stated(sampler.classes.names),
-        "tokenizer": fingerprint(tokenizer),
-        **measuring.protocol,
-    }
+    sampler.memorisation = memorisation if "memorised" in measures.metrics else None
+    common: Stated = {**sampler.stated(), **measuring.protocol}
     inputs = [*_inputs(sampler, reference), str(measures), str(save), sampler.note]
     about = {"kind": "generation", "common": common, "whole": inputs, "versions": versions()}
     batches_of = measuring.batches(about, num, how.batch_size, lambda numbers: sampler.columns(numbers, measuring))
@@ -286,10 +303,12 @@ def evaluate_generation(
         if batches is None:
             return []
         sets = {k: Gathered(measures, sampler.classes) for k in sampler.keep}
+        distances: dict[int, list[Tensor]] = {k: [] for k in sets}
         with saving(save, num) as keep_image:
             for numbers, columns in batches:
                 for k, gathered in sets.items():
                     gathered.update(strip(columns, f"{k} "), numbers, columns.get("labels"))
+                    distances[k] += [columns[key] for key in (f"{k} nearest",) if key in columns]
                 keep_image(strip(columns, f"{max(sets)} "), numbers)
         common |= sampler.settings_of(columns["rows"].tolist())
         compared = _compared(measuring, reference, how.batch_size)
@@ -297,9 +316,16 @@ def evaluate_generation(
             [
                 record_of(number, "generation", measures, compared, keep=k, note=sampler.note, **common)
                 for k, gathered in sets.items()
-                for number in gathered.numbers(compared)
+                for number in (*gathered.numbers(compared), *_memorised(sampler, k, distances[k]))
             ]
         )
+
+
+def _memorised(sampler: Sampler, keep: int, distances: Sequence[Tensor]) -> list[Number]:
+    """The metric "memorised" of samples of `keep` tokens; an empty list if it is not measured."""
+    if sampler.memorisation is None:
+        return []
+    return [sampler.memorisation.number(distances, lambda images, numbers: sampler.reconstruct(images, numbers, keep))]
 
 
 def _compared(measuring: Measuring, reference: ImageSet | None, batch_size: int) -> Sequence[Compared]:
@@ -312,10 +338,10 @@ def _compared(measuring: Measuring, reference: ImageSet | None, batch_size: int)
 
 
 def _inputs(sampler: Sampler, reference: ImageSet | None) -> list[object]:
-    """What the samples depend on besides their seed and number: settings, weights, images that give conditions."""
+    """What the results depend on besides seed and number: settings, weights, and images that are read."""
     models = [sampler.generator, sampler.tokenizer, sampler.guidance.weak_model]
     read = reference is not None and (sampler.captioned or sampler.how.classes == "train")
-    guidance = replace(sampler.guidance, weak_model=None)
+    guidance, memory = replace(sampler.guidance, weak_model=None), sampler.memorisation
     return [
         *sampler.keep,
         sampler.settings.given(),
@@ -323,6 +349,7 @@ def _inputs(sampler: Sampler, reference: ImageSet | None) -> list[object]:
         {key: str(value) for key, value in sampler.decoder_options.items()},
         *(model_identity(model) for model in models if model is not None),
         inputs_fingerprint(reference) if read and reference is not None else "",
+        *([] if memory is None or memory.missing else [memory.images.fingerprint()]),
     ]
 
 

@@ -24,6 +24,7 @@ from tok1d.evaluate.manifold import Manifold, manifold
 from tok1d.evaluate.metric_names import (
     MANIFOLD,
     METRICS,
+    OF_SAMPLES,
     ON_FEATURES,
     PAIRS,
     REPORT_METRICS,
@@ -128,7 +129,7 @@ class Measures:
 
     def agreements(self, found: Mapping[str, Tensor], original: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Semantic agreement (B,), 0 or 1, of images and their originals, given what `features` returns for both."""
-        columns = {}
+        columns: dict[str, Tensor] = {}
         for i in range(len(self.networks)):
             if f"{i} top" in found:
                 top, wanted = found[f"{i} top"], original[f"{i} top"][:, :1]
@@ -326,9 +327,8 @@ class Gathered:
 def names_of(measures: Measures, kind: Kind) -> list[str]:
     """The names of the records that an evaluation may return."""
     pairs = [Number(metric, None) for metric in measures.pair_metrics if kind == "reconstruction"]
-    on_features = [
-        Number(metric, None, each.label) for each in measures.networks for metric in measures.feature_metrics
-    ]
+    on_features = [Number(name, None, each.label) for each in measures.networks for name in measures.feature_metrics]
+    pairs += [Number(name, None) for name in OF_SAMPLES if name in measures.metrics and kind == "generation"]
     return list(column_names((record_name(each, kind), each.network) for each in pairs + on_features).values())
 
 

@@ -12,11 +12,12 @@ MANIFOLD = ("precision", "recall", "density", "coverage")
 # Share of the images whose most likely class is that of their reconstruction; semantic5: is among its first five.
 SEMANTIC = ("semantic", "semantic5")
 ON_FEATURES = ("labels", *SEMANTIC, "fd", "sfd", "kid", "score", *MANIFOLD)
-METRICS = (*PAIRS, *ON_FEATURES)
+OF_SAMPLES = ("memorised",)  # without features, see `memorised`
+METRICS = (*PAIRS, *ON_FEATURES, *OF_SAMPLES)
 OF_ORIGINALS = (*PAIRS, *SEMANTIC)  # not of samples, which have no originals
 REPORT_METRICS = ("psnr", "mse", "labels", "fd")  # metrics of a run's report
 # Metrics of records, without networks, whose lowest (LOW) or highest (HIGH) value is the best.
-LOW = ("mse", "lpips", "fd", "fid", "rfid", "gfid", "sfd", "sfid", "kd", "kid")
+LOW = ("mse", "lpips", "fd", "fid", "rfid", "gfid", "sfd", "sfid", "kd", "kid", "memorised")
 _AGREEMENTS = ("label_agreement", "judge_accuracy", "semantic_agreement", "semantic_agreement_top5")
 HIGH = ("psnr", "ssim", *_AGREEMENTS, "score", "inception_score", *MANIFOLD)
 
@@ -41,7 +42,7 @@ class Number:
 
 def record_name(number: Number, kind: Kind) -> str:
     """The name of a metric in records."""
-    if number.metric in PAIRS:
+    if number.metric in (*PAIRS, *OF_SAMPLES):
         return number.metric
     if number.metric == "labels":
         return "judge_accuracy" if kind == "reconstruction" else "label_agreement"

@@ -16,6 +16,7 @@ from tok1d.evaluate.enough import check_number
 from tok1d.evaluate.generation import NUM, evaluate_generation, images_of, sample_conditioning, sampled_ids
 from tok1d.evaluate.job import Job
 from tok1d.evaluate.measures import Compared, Measures, Measuring
+from tok1d.evaluate.memorised import Memorisation
 from tok1d.evaluate.reconstruction import evaluate_reconstruction
 from tok1d.evaluate.request import Generation, Reconstruction, Request
 from tok1d.evaluate.samples import Save
@@ -156,6 +157,7 @@ def _generation(request: Generation, opened: Opened) -> Prepared:
                 data, tokenizer, split=request.split, data_root=request.data_root, generator=generator
             ),
         )
+    whole = images
     if (ids := sampled_ids(generator, request)) is not None and images is not None:
         images = images_of(images, generator, ids)
     check_counts(list(request.keep), "--keep", 1, generator.config.num_tokens)
@@ -163,6 +165,16 @@ def _generation(request: Generation, opened: Opened) -> Prepared:
     check_number(compared, NUM if request.num is None else request.num, "samples")
     if images is not None and known is None:
         check_number(compared, len(images), "reference images")
+
+    where = (request.data_root, str(device))
+
+    def memorisation() -> Memorisation:
+        def split_of(split: str) -> ImageSet:
+            if split == request.split and whole is not None:
+                return whole
+            return sources.open_data(data, tokenizer, split=split, data_root=request.data_root, generator=generator)
+
+        return Memorisation(lambda: split_of("train"), lambda: split_of("test"), measures.pad, device)
 
     def of_images() -> list[Compared]:
         assert images is not None, "data was checked above"
@@ -174,7 +186,8 @@ def _generation(request: Generation, opened: Opened) -> Prepared:
 
     def run(measuring: Measuring, *, trial: bool = False) -> list[Record]:
         how = replace(request, num=1) if trial else request
-        return evaluate_generation(generator, tokenizer, images, how, measuring, guidance=guidance)
+        memory = None if trial or not data else opened.once("memory", (request.model, data, *where), memorisation)
+        return evaluate_generation(generator, tokenizer, images, how, measuring, guidance=guidance, memorisation=memory)
 
     weak = guidance.weak_model
     identity = {

@@ -18,7 +18,7 @@ Kind = Literal["reconstruction", "generation"]
 CLASSES = {"balanced": "balanced", "random": "uniformly random", "train": "as in the reference images"}
 METRICS_HELP = (
     "all, or any of psnr, mse, ssim, lpips, semantic, semantic5, labels, fd, sfd, kid, score, precision, recall, "
-    "density, coverage, separated by commas; default: all whose networks and weights are available"
+    "density, coverage, memorised, separated by commas; default: all whose networks and weights are available"
 )
 NETWORK_HELP = (
     "inception[:FILE], efficientnet-lite0, timm:NAME[:SIZE][:FILE] (DINOv2, CLIP, ...), or model:FOLDER (a classifier "

@@ -18,7 +18,7 @@ from tok1d.evaluate.feature_networks import open_network
 from tok1d.evaluate.features import INCEPTION, FrozenNetwork
 from tok1d.evaluate.job import Job
 from tok1d.evaluate.measures import Compared, Measures, own_networks
-from tok1d.evaluate.metric_names import MANIFOLD, METRICS, OF_ORIGINALS, ON_FEATURES, SEMANTIC
+from tok1d.evaluate.metric_names import MANIFOLD, METRICS, OF_ORIGINALS, OF_SAMPLES, ON_FEATURES, SEMANTIC
 from tok1d.evaluate.pairs import SSIM_WINDOW, open_lpips
 from tok1d.evaluate.protocol import CLASSIFIER, ImageConfig, classifier_for
 from tok1d.evaluate.reference import Reference, cached_reference, check_reference, load_reference
@@ -77,11 +77,14 @@ def open_measures(request: Request, place: Place) -> Measures:
         WeightsError: a classifier that does not exist.
     """
     wanted, missing = chosen_metrics(request.metrics), dict[str, str]()
-    opened = _networks(request, missing, place)
-    possible = [name for name in METRICS if request.kind == "reconstruction" or name not in OF_ORIGINALS]
+    alone = bool(wanted) and set(wanted) <= set(OF_SAMPLES) and request.kind == "generation"
+    opened = [] if alone else _networks(request, missing, place)
+    left_out = OF_SAMPLES if request.kind == "reconstruction" else OF_ORIGINALS
+    possible = [name for name in METRICS if name not in left_out]
     metrics = [name for name in wanted or possible if name in possible]
     if wanted and not metrics:
-        raise InputError(f"--metrics: samples have no originals; expected some of {','.join(possible)}")
+        what = "samples have no originals" if request.kind == "generation" else "reconstructions are no samples"
+        raise InputError(f"--metrics: {what}; expected some of {','.join(possible)}")
     lpips = None
     if "lpips" in metrics:
         if reason := lpips_missing():
@@ -92,7 +95,8 @@ def open_measures(request: Request, place: Place) -> Measures:
         missing["ssim"] = f"SSIM needs images of at least {SSIM_WINDOW} pixels a side"
     if not wanted:
         metrics = [name for name in metrics if name not in missing and _measurable(name, opened)]
-    if request.kind == "generation" and not opened:
+        metrics = [name for name in metrics if name not in OF_SAMPLES or place.data]
+    if request.kind == "generation" and not opened and not alone:
         reasons = "; ".join(missing.values())
         if request.network:
             raise InputError(f"--network: none of the networks asked for is available: {reasons}")
@@ -100,7 +104,7 @@ def open_measures(request: Request, place: Place) -> Measures:
             raise InputError(f"--network: expected another network than the bundled classifier; {reasons}")
         raise InputError(
             f"no classifier is bundled for {place.data or 'these images'} at this size, and "
-            f"{reasons or 'none is given'}"
+            f"{reasons or 'none is given'}; --metrics memorised needs none"
         )
     chosen = tuple(name for name in metrics if opened or name not in ON_FEATURES)
     requested = tuple(name for name in wanted if name in possible)

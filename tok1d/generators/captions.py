@@ -1,4 +1,4 @@
-"""Embeddings of captions as the condition of a generator: one vector, or one input per sub-word."""
+"""Captions as the condition of a generator: one vector, or one input per sub-word or word."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from tok1d.nn.caption import Captions
 
 
 class CaptionVectors(Captions):
-    """The mean of a caption's embeddings, without padding, and a projection. (B, T, E) -> (B, dim).
+    """The mean of a caption's embeddings, without padding, and a projection. (B, T, E) or (B, T) -> (B, dim).
 
     Args:
         text_dim: width E of the embeddings.
-        length: largest number of sub-words T.
+        length: largest number of sub-words or words T.
         dropout: probability of the null condition in training.
+        words: see `Captions`.
     """
 
-    def __init__(self, text_dim: int, length: int, dim: int, dropout: float) -> None:
-        super().__init__(text_dim, length, dropout)
+    def __init__(self, text_dim: int, length: int, dim: int, dropout: float, words: int | None = None) -> None:
+        super().__init__(text_dim, length, dropout, words=words)
         self.proj = nn.Linear(text_dim, dim)
 
     def forward(self, captions: Tensor) -> Tensor:
@@ -35,17 +36,18 @@ class CaptionPrefix(Captions):
 
     Args:
         text_dim: width E of the embeddings.
-        length: largest number of sub-words T.
+        length: largest number of sub-words or words T.
         dropout: probability of the null condition in training.
+        words: see `Captions`.
     """
 
-    def __init__(self, text_dim: int, length: int, dim: int, dropout: float) -> None:
-        super().__init__(text_dim, length, dropout)
+    def __init__(self, text_dim: int, length: int, dim: int, dropout: float, words: int | None = None) -> None:
+        super().__init__(text_dim, length, dropout, words=words)
         self.fc1 = nn.Linear(text_dim, dim, bias=False)
         self.fc2 = nn.Linear(dim, dim, bias=False)
 
     def forward(self, captions: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, E) -> (B, T, dim), and (B, T) bool, False for padding."""
+        """(B, T, E) or (B, T) -> (B, T, dim), and (B, T) bool, False for padding."""
         embeddings, visible = self.filled(captions)
         order = visible.to(torch.uint8).argsort(dim=1, stable=True)
         embeddings = embeddings.gather(1, order[..., None].expand_as(embeddings))

@@ -1,8 +1,8 @@
 """CARD (SMAP, arXiv 2603.25249): a causal stack whose states condition a flow-matching head for the next token.
 
 The class is not part of the sequence: it modulates the norms of every block. The class vectors may be those of the
-tokenizer; CARD's weights then include a copy of that table. With `condition.kind=text`, which is not in the paper, the
-mean of a caption's embeddings takes the place of the class vector.
+tokenizer; CARD's weights then include a copy of that table. With `condition.kind=text` or words, which are
+not in the paper, the mean of a caption's embeddings takes the place of the class vector.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class CARD(NormalisedTokens, HeadGenerator):
     def _label_embed(config: CARDConfig) -> ClassVectors | CaptionVectors:
         condition, dropout = config.condition, config.class_dropout
         if condition.is_text:
-            return CaptionVectors(condition.dim, condition.length, config.dim, dropout)
+            return CaptionVectors(condition.dim, condition.length, config.dim, dropout, condition.num_words)
         frozen = config.shares_classes and config.freeze_class_embedding
         return ClassVectors(config.num_classes, config.class_dim, config.dim, dropout, frozen=frozen)
 

@@ -6,9 +6,9 @@ sine: query and key of the class are then zero vectors. The class attends to its
 attends to the class with logit 0. The "2d" table here has that row, too. In the "1d" table, the default for tokens
 without a grid, the class has the position before the first token.
 
-With `condition.kind=text` the embeddings of a caption take the place of the class, as in LlamaGen's text-to-image
-models: one position for each of the largest number of sub-words, padding first and masked from attention. Their rows in
-the tables are made like the row of the class.
+With `condition.kind=text` or words the embeddings of a caption take the place of the class, as in LlamaGen's
+text-to-image models: one position for each of the largest number of words or sub-words, padding first and masked from
+attention. Their rows in the tables are made like the row of the class.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class LlamaGen(CausalGenerator):
         self.config = config
         dim, condition = config.dim, config.condition
         self.label_embed = (
-            CaptionPrefix(condition.dim, condition.length, dim, config.class_dropout)
+            CaptionPrefix(condition.dim, condition.length, dim, config.class_dropout, condition.num_words)
             if condition.is_text
             else LabelEmbed(config.num_classes, dim, config.class_dropout)
         )

@@ -77,7 +77,13 @@ def encoder_settings(tokenizer: Tokenizer) -> dict[str, object]:
     # Settings of the training, and the location of a text encoder, which does not identify it.
     trained = ("weight", "beta", "entropy", "revival", "decay")
     ignored = {f"{part}.{key}" for part in ("bottleneck", "quantiser") for key in trained}
-    ignored |= {"encoder.drop_path", "condition.encoder", "condition.dropout"}
+    ignored |= {
+        "encoder.drop_path",
+        "condition.encoder",
+        "condition.dropout",
+        "condition.max_words",
+        "condition.vocabulary",
+    }
     return {key: value for key, value in found.items() if key.split(".")[0] in deciding and key not in ignored}
 
 

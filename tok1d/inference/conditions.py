@@ -17,8 +17,8 @@ from tok1d.data.labels import IMAGES, image_classes, mapped
 from tok1d.errors import InputError, reason_of
 from tok1d.files import as_path
 from tok1d.generators.base import Generator
+from tok1d.inference.captions import CaptionReader, caption_reader
 from tok1d.tokenizers.base import Tokenizer
-from tok1d.zoo.pretrained.text import CaptionEmbeddings
 
 
 def reads_captions(tokenizer: Tokenizer) -> bool:
@@ -42,10 +42,12 @@ class Conditioning:
     said: str = ""
 
     def of(self, cond: Tensor | None, device: str | torch.device) -> Tensor | None:
-        """The `cond` of encode and decode: class ids (B,) of the tokenizer or captions (B, T, E); None unless "true".
+        """The `cond` of encode and decode: class ids (B,) of the tokenizer, or captions (B, T, E) or (B, T).
+
+        None unless "true".
 
         Args:
-            cond: class ids (B,) of the images or samples, or captions (B, T, E).
+            cond: class ids (B,) of the images or samples, or captions (B, T, E) or (B, T).
         """
         if self.label != "true" or cond is None:
             return None
@@ -122,17 +124,17 @@ class ConditionedImages:
 
     Raises:
         InputError: see `conditioning_of`.
-        ConfigError, WeightsError: see `CaptionEmbeddings`.
+        ConfigError, WeightsError: see `caption_reader`.
     """
 
     def __init__(self, tokenizer: Tokenizer, images: ImageSet, wanted: str | None = None) -> None:
         self.tokenizer, self.images = tokenizer, images
         captions = getattr(images, "captions", [])
         self.conditioning = conditioning_of(tokenizer, image_classes(images), wanted, captioned=any(captions))
-        self.embed: CaptionEmbeddings | None = None
+        self.embed: CaptionReader | None = None
         text = text_condition(tokenizer.config)
         if self.conditioning.label == "true" and text is not None:
-            self.embed = CaptionEmbeddings(text, captions)
+            self.embed = caption_reader(text, captions)
 
     def batch(self, indices: Sequence[int] | np.ndarray, *, seed: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
         """Images (B, C, H, W) and class ids (B,) of the set, and `cond` on the tokenizer's device."""

@@ -14,18 +14,20 @@ from tok1d.config.options import check_counts, parse_counts
 from tok1d.data.broken import replaced_images, replaced_indices
 from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
+from tok1d.data.words import CaptionIds
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import DataError, InputError
 from tok1d.files import clear
 from tok1d.generators.base import Generator
+from tok1d.inference.captions import caption_reader
 from tok1d.inference.conditions import ConditionedImages, check_conditions, conditioning_of, read_captions
+from tok1d.inference.nearest import Training
 from tok1d.inference.request import ReconstructionPictures, SamplePictures
 from tok1d.inference.sampling import DECODER_NOISE, decoder_options, guidance_of, noise_of
 from tok1d.losses.pixel import psnr_per_image
 from tok1d.pictures import grid, save_png, to_pil
 from tok1d.tokenizers.base import Tokenizer
 from tok1d.tokenizers.prefix import token_counts
-from tok1d.zoo.pretrained.text import CaptionEmbeddings
 
 
 @torch.no_grad()
@@ -103,7 +105,9 @@ class _Samples:
             )
         self.num_classes = config.num_classes if is_conditional(config) and not sampling.unconditional else 0
         condition = None if sampling.unconditional else text_condition(config)
-        self.embed = None if condition is None else CaptionEmbeddings(condition, captions)
+        if condition is not None and condition.kind == "words":
+            CaptionIds(condition, captions).check("--captions")
+        self.embed = None if condition is None else caption_reader(condition, captions)
         conditions: Sequence[int | str] = captions or [0]
         if self.num_classes:
             conditions = ids
@@ -182,14 +186,16 @@ def generate(
     how: SamplePictures,
     *,
     guidance: Guidance | None = None,
+    training: Training | None = None,
 ) -> list[Path]:
     """Write a PNG file of each sample, and overview.png with all samples.
 
     Args:
+        training: the training images; nearest.png then shows the nearest one of each sample.
         guidance: replaces the guidance settings of `how`, for example with a weak model in memory.
 
     Returns:
-        The paths of overview.png and, with `how.decode_keep`, of progressive.png.
+        The paths of overview.png and, with `how.decode_keep`, of progressive.png, with `training` of nearest.png.
 
     Raises:
         InputError: settings, classes or captions that the generator or the tokenizer does not have.
@@ -200,11 +206,15 @@ def generate(
     batches = [samples.batch(keys[start : start + how.batch_size]) for start in range(0, len(keys), how.batch_size)]
     images = {k: torch.cat([batch[k] for batch in batches]) for k in batches[0]}
     sampled = images[samples.length]
-    clear(out, r"(class\d+_|image(\d+_)?)\d+\.png|(overview|progressive)\.png")
+    clear(out, r"(class\d+_|image(\d+_)?)\d+\.png|(overview|progressive|nearest)\.png")
     for i, image in enumerate(sampled):
         save_png(to_pil(image), out / samples.name(keys[i], i))
     written = [save_png(grid(sampled, how.num, zoom=zoom_for(sampled)), out / "overview.png")]
     if samples.prefixes:
         rows = torch.cat([images[k] for k in samples.prefixes])
         written.append(save_png(grid(rows, len(keys), zoom=zoom_for(rows)), out / "progressive.png"))
+    if training is not None:
+        near = training.images.batch(training.nearest(sampled)[1].tolist())[0]
+        parts = [part for both in zip(sampled.split(how.num), near.split(how.num)) for part in both]
+        written.append(save_png(grid(torch.cat(parts), how.num, zoom=zoom_for(sampled)), out / "nearest.png"))
     return written

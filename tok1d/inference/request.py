@@ -66,6 +66,12 @@ class SamplePictures(Sampling):
         "also decode the samples from these numbers of leading tokens, such as 1,2,4, or every; writes progressive.png "
         "with one row for each number",
     )
+    nearest: str = option(
+        "",
+        "the training data, such as emoji or a folder: also write nearest.png, with the nearest training images (by "
+        "distance of pixels) below each row of samples",
+        path="path",
+    )
     batch_size: int = option(100, "number of samples in a forward pass", ge=1)
     seed: int = option(0, "seed of all random numbers", ge=0)
 

@@ -1,7 +1,7 @@
 """Roles of parameters, so that weights can be adapted to a model of other sizes.
 
 A module class declares the parameters whose shape depends on the number of tokens, the image size, the number of
-classes or the image channels:
+classes, the vocabulary of captions or the image channels:
 
     class Encoder(nn.Module):
         roles: ClassVar[Roles] = {"queries": (TOKENS,), "positions": (GRID, TOKENS)}
@@ -20,7 +20,7 @@ from typing import Literal
 
 from torch import nn
 
-Role = Literal["tokens", "grid", "classes", "class_logits", "pixels_in", "pixels_out"]
+Role = Literal["tokens", "grid", "classes", "class_logits", "words", "pixels_in", "pixels_out"]
 Roles = Mapping[str, tuple[Role, ...]]
 
 # (1, before + num_tokens, ...): one row per token, after rows that stay.
@@ -32,6 +32,8 @@ GRID: Role = "grid"
 CLASSES: Role = "classes"
 # A classifier's last layer.
 CLASS_LOGITS: Role = "class_logits"
+# (words, ...): one row per word of the configuration's `condition.vocabulary`.
+WORDS: Role = "words"
 # (out, channels, ...): a convolution that reads pixels.
 PIXELS_IN: Role = "pixels_in"
 # (n * channels, ...): a layer that outputs pixels, channels varying fastest.

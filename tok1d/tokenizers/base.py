@@ -29,7 +29,7 @@ class TokenSpec:
             null class or no caption.
         num_classes: number of classes of that condition; 0 for captions or without a condition.
         reads_captions: whether the condition is a caption: embeddings (B, T, E) of the text encoder that the
-            configuration's `condition` names.
+            configuration's `condition` names, or ids (B, T) of the words of its vocabulary.
         deterministic: whether the decoder is a single forward pass, which has no steps, sampler or guidance.
     """
 

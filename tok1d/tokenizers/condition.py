@@ -109,18 +109,21 @@ class ClassCondition(SharedCondition):
 
 
 class TextCondition(SharedCondition):
-    """A linear layer from caption embeddings (B, T, E) to T tokens; padding is masked.
+    """A linear layer from caption embeddings (B, T, E), or from words (B, T), to T tokens; padding is masked.
 
     Args:
         text_dim: width E.
         length: largest number of sub-words T.
         widths: of encoder and decoder.
         dropout: probability of no caption in training; with 0 only images without a caption train the null vector.
+        words: see `Captions`.
     """
 
-    def __init__(self, text_dim: int, length: int, widths: Widths, *, dropout: float = 0.0) -> None:
+    def __init__(
+        self, text_dim: int, length: int, widths: Widths, *, dropout: float = 0.0, words: int | None = None
+    ) -> None:
         super().__init__()
-        self.captions = Captions(text_dim, length, dropout, null_row=True)
+        self.captions = Captions(text_dim, length, dropout, null_row=True, words=words)
         self.text_proj = nn.Linear(text_dim, widths.encoder)
         self.make_sides(widths, length)
         nn.init.trunc_normal_(self.text_proj.weight, std=0.02)
@@ -132,6 +135,6 @@ class TextCondition(SharedCondition):
         return self.captions
 
     def shared(self, cond: Tensor) -> ConditionTokens:
-        """Captions (B, T, E) -> (B, T, dim)."""
+        """Captions (B, T, E) or (B, T) -> (B, T, dim)."""
         embeddings, visible = self.captions.filled(cond)
         return self.text_proj(embeddings), visible

@@ -6,7 +6,8 @@ Decode: mask tokens, the class from the same table, and the first k tokens pass 
 become pixels. In training k is uniform over 0..N, so every prefix can be decoded, also the class alone (k = 0).
 
 With `condition.kind=text` a caption takes the place of the class: the states of a frozen text encoder, one token per
-sub-word, through one projection. This goes beyond the paper.
+sub-word, through one projection; with `condition.kind=words` a learned vector for each word takes the place of these
+states. This goes beyond the paper.
 
 Encoder and decoder need the label; with `condition_on` one of them alone, or neither. A reconstruction with the true
 label has more information about the image than its tokens, so its metrics do not compare with those of tokenizers
@@ -66,7 +67,7 @@ class SMAPConfig:
     channels: int = option(3, "image channels", ge=1)
     num_tokens: int = option(128, "number of tokens", ge=1)
     token_dim: int = option(64, "channels of a token, or of a codebook entry; the paper has 16 for kl and softvq", ge=1)
-    num_classes: int = option(1000, "number of classes, without the null class; condition.kind=text: not used", ge=1)
+    num_classes: int = option(1000, "number of classes, without the null class; captions: not used", ge=1)
     condition_on: Sides = option(
         "both",
         "networks that read the condition: both (the paper), one, or none (its ablation)",
@@ -90,7 +91,9 @@ class SMAPConfig:
         except ConfigError as error:
             raise ConfigError(f"tail_drop.{error}") from None
         if self.condition.is_text and self.condition_on == "none":
-            raise ConfigError("condition.kind: condition_on=none has no condition, expected class, got text")
+            raise ConfigError(
+                f"condition.kind: condition_on=none has no condition, expected class, got {self.condition.kind}"
+            )
         if self.label_dropout and self.condition_on == "none":
             raise ConfigError(f"label_dropout: condition_on=none has no label, expected 0, got {self.label_dropout:g}")
 
@@ -130,7 +133,7 @@ class SMAP(DeterministicTokenizer):
         text, dropout, reads = config.condition, config.label_dropout, config.condition_on
         widths = Widths(config.encoder.dim, None if reads == "encoder" else config.decoder.dim, reads != "decoder")
         if text.is_text:
-            return TextCondition(text.dim, text.length, widths, dropout=dropout)
+            return TextCondition(text.dim, text.length, widths, dropout=dropout, words=text.num_words)
         return ClassCondition(config.num_classes, widths, dropout=dropout)
 
     def class_vectors(self) -> Tensor:
@@ -157,7 +160,7 @@ class SMAP(DeterministicTokenizer):
         All N tokens pass the bottleneck and its losses; the tail is dropped afterwards (section 3.2).
 
         Args:
-            batch: (images, class ids (B,) or captions (B, T, E), ...).
+            batch: (images, class ids (B,), or captions (B, T, E) or (B, T), ...).
             progress: not used.
             keep: number of kept tokens. An int cuts the sequences, (B,) int64 masks the dropped tokens; default:
                 `training_keep`.

@@ -16,13 +16,14 @@ from tok1d.data.tokens import TokenCache
 from tok1d.devices import process_device
 from tok1d.errors import DataError
 from tok1d.inference.cache import encode_batch
+from tok1d.inference.captions import CaptionReader, caption_reader
 from tok1d.inference.conditions import conditioning_of, reads_captions
 from tok1d.losses.total import Batch
 from tok1d.train.images import Images
 from tok1d.train.rows import every_image, released, sampled
 from tok1d.train.task import BatchFunction
 from tok1d.zoo.loaded import LoadedTokenizer
-from tok1d.zoo.pretrained.text import CaptionEmbeddings, CaptionWords
+from tok1d.zoo.pretrained.text import CaptionWords
 
 # Stream of random numbers for a batch's image size; 0 is for augmentation, 1 for the views of a cache (rows.py).
 _SIZE_STREAM = 2
@@ -72,8 +73,8 @@ def image_batches(recipe: Recipe, images: Images, condition: Condition) -> Batch
 def image_condition(recipe: Recipe, images: Images) -> Condition:
     """Return the function that computes the tensors after the images in a tokenizer's or classifier's batch.
 
-    Labels (B,); for a model conditioned on captions their embeddings (B, T, E) instead; and for a model that learns to
-    predict the words of captions the labels and the words (B, vocabulary).
+    Labels (B,); for a model conditioned on captions their embeddings (B, T, E) or words (B, T) instead; and for a
+    model that learns to predict the words of captions the labels and the words (B, vocabulary).
 
     Raises:
         Tok1dError: see `caption_embeddings` and `caption_words`.
@@ -95,7 +96,7 @@ def cached_batches(
     """Batches of the first `length` cached tokens (B, length, D) or ids (B, length), and their condition.
 
     Args:
-        condition: (rows of the cache, labels (B,)) -> labels or caption embeddings (B, T, E).
+        condition: (rows of the cache, labels (B,)) -> labels, caption embeddings (B, T, E) or words (B, T).
     """
     rows_of = released if recipe.row_order == "released" else every_image
     size, seed = recipe.train.batch_size, recipe.seed
@@ -135,16 +136,16 @@ def encoded_batches(recipe: Recipe, images: Images, tokenizer: LoadedTokenizer, 
     return batch
 
 
-def caption_embeddings(recipe: Recipe, condition: ConditionConfig | None, images: Images) -> CaptionEmbeddings | None:
-    """Embeds captions of the training images for a model with this condition; None without a condition.
+def caption_embeddings(recipe: Recipe, condition: ConditionConfig | None, images: Images) -> CaptionReader | None:
+    """Turns captions of the training images into what a model with this condition reads; None without a condition.
 
     Raises:
-        Tok1dError: see `CaptionEmbeddings`; or none of the images has a caption.
+        Tok1dError: see `caption_reader`; or none of the images has a caption.
     """
     if condition is None:
         return None
     _check_captions(recipe, images)
-    return CaptionEmbeddings(condition, images.captions)
+    return caption_reader(condition, images.captions)
 
 
 def caption_words(recipe: Recipe, images: Images) -> CaptionWords | None:

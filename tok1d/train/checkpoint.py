@@ -47,7 +47,8 @@ class RunContent(PlayerContent):
     processes wrote it. images: number of training images, None if unknown. classes: names of the model's classes.
     scale: state of the fp16 loss scale. recipe: the recipe as YAML. data: fingerprint of the training images and of
     captions that the model reads, None if unknown. tokenizer: hash of the weights of a generator's tokenizer, or None.
-    Checkpoints of earlier versions have no classes, recipe, data or tokenizer.
+    vocabulary: words of a model's captions (`condition.kind=words`). Checkpoints of earlier versions have no classes,
+    recipe, data or tokenizer.
     """
 
     players: dict[str, PlayerContent]
@@ -61,6 +62,7 @@ class RunContent(PlayerContent):
     recipe: NotRequired[str]
     data: NotRequired[str | None]
     tokenizer: NotRequired[str | None]
+    vocabulary: NotRequired[list[str]]
 
 
 class Checkpoint(RunContent):

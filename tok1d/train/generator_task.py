@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from tok1d.inference.conditions import Conditioning, conditioning_of, reads_capt
 from tok1d.inference.request import CacheFormat
 from tok1d.train.batches import cached_batches, caption_embeddings, encoded_batches
 from tok1d.train.folder import has_checkpoint
-from tok1d.train.images import Images, open_split
+from tok1d.train.images import Images, open_split, with_vocabulary
 from tok1d.train.previews import sample_preview
 from tok1d.train.task import BatchFunction, Task
 from tok1d.zoo import store
@@ -54,10 +55,13 @@ def generator_task(recipe: Recipe) -> Task:
     tokenizer: LoadedTokenizer = store.load(recipe.tokenizer)
     if not hasattr(tokenizer, "spec"):
         raise ConfigError(f"tokenizer: expected the model folder of a tokenizer, got another model, {recipe.tokenizer}")
-    config, length = recipe.model, _check_tokenizer(recipe, tokenizer)
+    place = recipe.tokenizer
+    recipe = replace(recipe, model=with_vocabulary(recipe.model, of=tokenizer))
+    length = _check_tokenizer(recipe, tokenizer)
     images = _images(recipe)
+    config = with_vocabulary(recipe.model, images.captions)
     check_num_classes(config.num_classes, images)
-    class_table = shared_classes(config, tokenizer, recipe.tokenizer, images)
+    class_table = shared_classes(config, tokenizer, place, images)
     batch = (_encoded if recipe.cache == NO_CACHE else _cached)(recipe, tokenizer, images, length)
     resumes = has_checkpoint(Path(recipe.out))
     model = store.build_model(config)

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+from tok1d.config.condition import text_condition
 from tok1d.config.recipe import Recipe
 from tok1d.data.images import ArrayImages, open_images
 from tok1d.data.lazy import LazyImages, fingerprint_like
 from tok1d.data.source import ImageSource
 from tok1d.data.splits import Split
+from tok1d.data.words import vocabulary_of
 from tok1d.inference.cache import inputs_fingerprint
+from tok1d.tokenizers.base import Tokenizer
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C", bound="DataclassInstance")  # a model's configuration
 
 Images = ArrayImages | LazyImages
 
@@ -53,3 +65,18 @@ def open_split(recipe: Recipe, split: Split, *, augment: bool = False) -> Images
         workers=data.workers,
     )
     return open_images(source, split)
+
+
+def with_vocabulary(config: C, captions: Sequence[str] = (), *, of: Tokenizer | None = None) -> C:
+    """A model's configuration with the vocabulary of its captions, for `condition.kind=words` without one.
+
+    Args:
+        captions: the training captions, whose words are the vocabulary.
+        of: a generator's tokenizer; if it has a vocabulary, that is taken.
+    """
+    text = text_condition(config)
+    if text is None or text.kind != "words" or text.vocabulary:
+        return config
+    theirs = None if of is None else text_condition(of.config)
+    words = vocabulary_of(captions, text.max_words) if theirs is None else list(theirs.vocabulary)
+    return replace(config, condition=replace(text, vocabulary=words))

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from tok1d.config.classes import class_names
+from tok1d.config.condition import text_condition
 from tok1d.config.load import to_yaml
 from tok1d.config.recipe import Recipe
 from tok1d.cost.peaks import peak_of
@@ -181,6 +182,12 @@ class Run(Stepper):
         names, steps = [player.player.name for player in self.players], self.recipe.train.steps
         if not (isinstance(state["step"], int) and 0 <= state["step"] <= steps):
             raise ValueError(f"expected a step from 0 to {steps}, got {state['step']!r}")
+        if state.get("vocabulary", []) != self._vocabulary:
+            before, now = len(state.get("vocabulary", [])), len(self._vocabulary)
+            raise WeightsError(
+                f"{source}: written with a vocabulary of {before} words, the training captions now make another one of "
+                f"{now}; restore the captions, or start over with --overwrite"
+            )
         contents = checkpoint.by_player(state, state.get("players", {}), names, source)
         for player, content in zip(self.players, contents):
             player.load_state_dict(content, source)
@@ -218,6 +225,12 @@ class Run(Stepper):
         if stored is None or data_print(self.recipe, self.task.images, stored) in (None, stored):
             return ""
         return f"written by a training on other images than the {now} that it resumes with"
+
+    @property
+    def _vocabulary(self) -> list[str]:
+        """The words of the model's captions; empty for other conditions."""
+        text = text_condition(getattr(self.task.model, "config", None))
+        return [] if text is None else text.vocabulary
 
     @cached_property
     def _data_print(self) -> str | None:
@@ -323,6 +336,8 @@ class Run(Stepper):
                 "data": self._data_print,
                 "tokenizer": self.task.tokenizer,
             }
+            if words := self._vocabulary:
+                content["vocabulary"] = words
             if self.scale is not None:
                 content["scale"] = self.scale.state_dict()
             config = self.recipe.train

@@ -13,13 +13,13 @@ from tok1d.config.classes import model_classes
 from tok1d.config.condition import text_condition
 from tok1d.config.recipe import Recipe
 from tok1d.data.subset import subset
+from tok1d.inference.captions import caption_reader
 from tok1d.inference.conditions import ConditionedImages, conditioning_of
 from tok1d.pictures import grid, save_png
 from tok1d.tokenizers.prefix import token_counts
 from tok1d.train.images import open_split
 from tok1d.train.task import Preview
 from tok1d.zoo.loaded import LoadedGenerator, LoadedTokenizer
-from tok1d.zoo.pretrained.text import CaptionEmbeddings
 
 NUM_IMAGES = 10
 
@@ -49,7 +49,7 @@ def sample_preview(recipe: Recipe, tokenizer: LoadedTokenizer) -> Preview:
         cond: Tensor | None = None
         if text is not None:
             captions = test().captioned_batch(range(len(test())))[2]
-            cond = CaptionEmbeddings(text, captions)(captions, device)
+            cond = caption_reader(text, captions, say=False)(captions, device)
         elif num_classes:
             cond = torch.arange(NUM_IMAGES, device=device) % num_classes
         used = conditioning_of(tokenizer, model_classes(generator), captioned=text is not None)

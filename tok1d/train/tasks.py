@@ -17,7 +17,7 @@ from tok1d.train.adversarial import build_players
 from tok1d.train.batches import image_batches, image_condition, sample_names
 from tok1d.train.folder import has_checkpoint
 from tok1d.train.generator_task import generator_task
-from tok1d.train.images import open_split
+from tok1d.train.images import open_split, with_vocabulary
 from tok1d.train.previews import reconstruction_preview
 from tok1d.train.proxies import Proxies
 from tok1d.train.task import Measure, Task
@@ -46,6 +46,7 @@ def build_task(recipe: Recipe) -> Task:
         return generator_task(recipe)
     images = open_split(recipe, "train", augment=True)
     report_broken(images)
+    recipe = replace(recipe, model=with_vocabulary(recipe.model, images.captions))
     model, resumes = store.build_model(recipe.model), has_checkpoint(Path(recipe.out))
     check_num_classes(model_classes(model).num, images)
     set_class_names(model, image_classes(images).names)
@@ -64,11 +65,13 @@ def build_task(recipe: Recipe) -> Task:
 def with_encoder(config: C) -> C:
     """A model's configuration with an absolute path of its local text encoder, so that the saved model works anywhere.
 
+    Configurations without a text encoder are returned as they are.
+
     Raises:
         ConfigError: a model conditioned on captions without a text encoder.
     """
     text = text_condition(config)
-    if text is None:
+    if text is None or text.kind != "text":
         return config
     text.check_encoder()
     local = Path(text.encoder)

@@ -51,19 +51,29 @@ def check_condition(config: GeneratorConfig, tokenizer: Tokenizer, name: str) ->
         ConfigError: classes for a decoder that reads captions or the reverse, or another text encoder.
     """
     own, spec = text_condition(config), tokenizer.spec
+    theirs = text_condition(tokenizer.config) if spec.reads_captions else None
     if own is None:
-        if spec.reads_captions and config.num_classes:
+        if theirs is not None and config.num_classes:
+            kind = theirs.kind
             raise ConfigError(
-                f"tokenizer: {name} is conditioned on captions, expected a generator with model.condition.kind=text, "
+                f"tokenizer: {name} is conditioned on captions, expected a generator with model.condition.kind={kind}, "
                 f"or unconditional (model.num_classes=0), got one of {config.num_classes} classes"
             )
         return
     if spec.needs_label and not spec.reads_captions:
-        raise ConfigError(f"model.condition.kind: {name} is conditioned on classes, expected class, got text")
-    for key in ("encoder", "dim", "length") if spec.reads_captions else ():
-        expected, got = (getattr(each, key) for each in (text_condition(tokenizer.config), own))
+        raise ConfigError(f"model.condition.kind: {name} is conditioned on classes, expected class, got {own.kind}")
+    if theirs is None:
+        return
+    for key in ("kind", "length") if own.kind == theirs.kind == "words" else ("kind", "encoder", "dim", "length"):
+        expected, got = getattr(theirs, key), getattr(own, key)
         if expected != got:
             raise ConfigError(f"model.condition.{key}: expected {expected} as the tokenizer's, got {got}")
+    if own.vocabulary != theirs.vocabulary:
+        other = sorted({*own.vocabulary} ^ {*theirs.vocabulary})
+        raise ConfigError(
+            f"model.condition.vocabulary: expected the tokenizer's {len(theirs.vocabulary)} words, or [] for these, "
+            f"got {len(own.vocabulary)} words" + (f", different ones are {shortened(other, 3)}" if other else "")
+        )
 
 
 def check_tokens(config: GeneratorConfig, spec: TokenSpec, length: int) -> None:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from tok1d.config.classes import class_names, model_classes
+from tok1d.config.condition import text_condition
 from tok1d.errors import ConfigError, WeightsError
 from tok1d.nn.position import resample_grid
-from tok1d.nn.roles import CLASS_LOGITS, CLASSES, GRID, PIXELS_IN, PIXELS_OUT, TOKENS, Role, roles_of
+from tok1d.nn.roles import CLASS_LOGITS, CLASSES, GRID, PIXELS_IN, PIXELS_OUT, TOKENS, WORDS, Role, roles_of
 from tok1d.tokenizers.latent_space import Autoencoder
 from tok1d.zoo import store
 from tok1d.zoo.weights import load_state
@@ -55,6 +56,7 @@ def transfer(source: nn.Module, model: nn.Module, what: str = "transfer") -> lis
     - Classes: with names on both sides the rows of classes with equal names are copied, in the order of the new model;
       further rows keep their random initialisation. Without names and with another number of classes all rows do. The
       null row is copied.
+    - Words of captions: the rows of equal words are copied.
     - Image size: learned positions of patches are resampled bicubically.
     - Number of tokens: the first rows of per-token tables are copied.
     - Channels: the layers that read or output pixels are changed so that grey images give the same result.
@@ -74,7 +76,7 @@ def transfer(source: nn.Module, model: nn.Module, what: str = "transfer") -> lis
     state: dict[str, Tensor] = {}
     for name, weight in own.items():
         value = theirs.get(name)
-        adapted = None if value is None else adaption.by_class_name(name, value, weight)
+        adapted = None if value is None else adaption.by_name(name, value, weight)
         if adapted is None:
             adapted = value if value is not None and value.shape == weight.shape else adaption.of(name, value, weight)
         if adapted is not None:
@@ -115,20 +117,25 @@ class _Adaption:
     model: nn.Module
     notes: list[str] = field(default_factory=list)
 
-    def by_class_name(self, name: str, value: Tensor, own: Tensor) -> Tensor | None:
-        """A parameter of classes with the rows of equal names from `value`; None for others and without other names."""
-        theirs, ours = class_names(self.source), class_names(self.model)
-        roles = {CLASSES, CLASS_LOGITS} & set(roles_of(self.model, name)[1])
-        if not (theirs and ours and roles) or theirs == ours or value.shape[1:] != own.shape[1:]:
+    def by_name(self, name: str, value: Tensor, own: Tensor) -> Tensor | None:
+        """A parameter of classes or words with the rows of equal names from `value`; None for others and without other
+        names."""
+        roles = set(roles_of(self.model, name)[1])
+        named, what = (_words, "words") if WORDS in roles else (class_names, "classes")
+        theirs, ours = named(self.source), named(self.model)
+        if not (theirs and ours and roles & {CLASSES, CLASS_LOGITS, WORDS}):
             return None
-        kept = [(i, theirs.index(each)) for i, each in enumerate(ours) if each in theirs]
+        if theirs == ours or value.shape[1:] != own.shape[1:]:
+            return None
+        places = {each: j for j, each in enumerate(theirs)}
+        kept = [(i, places[each]) for i, each in enumerate(ours) if each in places]
         rows = own.clone()
         if null_rows := min(len(value) - len(theirs), len(own) - len(ours)):
             rows[-null_rows:] = value[-null_rows:]
         for i, j in kept:
             rows[i] = value[j]
         rest = ", the others keep their random initialisation" * (len(kept) < len(ours))
-        self.note(f"the rows of {len(kept)} of {len(ours)} classes are copied, by name{rest}")
+        self.note(f"the rows of {len(kept)} of {len(ours)} {what} are copied, by name{rest}")
         return rows
 
     def of(self, name: str, value: Tensor | None, own: Tensor) -> Tensor | None:
@@ -224,6 +231,12 @@ def _output_channels(weight: Tensor, old: int, new: int) -> Tensor:
     groups = weight.unflatten(0, (-1, old))
     mean = groups.mean(1, keepdim=True) if new == 1 else groups.repeat(1, new, *[1] * (weight.ndim - 1))
     return mean.flatten(0, 1)
+
+
+def _words(model: nn.Module) -> tuple[str, ...]:
+    """The vocabulary of a model's captions; empty for other conditions."""
+    text = text_condition(getattr(model, "config", None))
+    return () if text is None else tuple(text.vocabulary)
 
 
 def _field(model: nn.Module, key: str) -> object:
