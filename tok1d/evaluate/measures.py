@@ -22,9 +22,9 @@ from tok1d.evaluate.job import Columns, Job, Measure
 from tok1d.evaluate.kernel import kernel_distance_subsets
 from tok1d.evaluate.manifold import Manifold, manifold
 from tok1d.evaluate.metric_names import (
+    BY_NETWORK,
     MANIFOLD,
     METRICS,
-    ON_FEATURES,
     PAIRS,
     REPORT_METRICS,
     SEMANTIC,
@@ -91,7 +91,7 @@ class Measures:
     @property
     def feature_metrics(self) -> tuple[str, ...]:
         """The metrics that are computed from features."""
-        return tuple(name for name in self.metrics if name in ON_FEATURES)
+        return tuple(name for name in self.metrics if name in BY_NETWORK)
 
     def pairs(self, y: Tensor, x: Tensor) -> dict[str, Tensor]:
         """Values (B,) for reconstructions y and originals x, both (B, C, H, W) in [0, 1], by metric."""
@@ -128,7 +128,7 @@ class Measures:
 
     def agreements(self, found: Mapping[str, Tensor], original: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Semantic agreement (B,), 0 or 1, of images and their originals, given what `features` returns for both."""
-        columns = {}
+        columns: dict[str, Tensor] = {}
         for i in range(len(self.networks)):
             if f"{i} top" in found:
                 top, wanted = found[f"{i} top"], original[f"{i} top"][:, :1]
@@ -251,7 +251,7 @@ class Gathered:
             yield from self._on_features(i, reference)
         for name, reason in self.measures.missing.items():
             if name not in METRICS:  # a network
-                for metric in [each for each in ON_FEATURES if each in self.measures.requested] or ["fd"]:
+                for metric in [each for each in BY_NETWORK if each in self.measures.requested] or ["fd"]:
                     yield Number(metric, None, network=name, note=reason)
 
     def agreement(self) -> Iterator[Number]:

@@ -11,8 +11,9 @@ PAIRS = ("psnr", "mse", "ssim", "lpips")
 MANIFOLD = ("precision", "recall", "density", "coverage")
 # Share of the images whose most likely class is that of their reconstruction; semantic5: is among its first five.
 SEMANTIC = ("semantic", "semantic5")
-ON_FEATURES = ("labels", *SEMANTIC, "fd", "sfd", "kid", "score", *MANIFOLD)
-METRICS = (*PAIRS, *ON_FEATURES)
+ON_FEATURES = ("labels", "fd", "sfd", "kid", "score", *MANIFOLD)
+BY_NETWORK = (*SEMANTIC, *ON_FEATURES)
+METRICS = (*PAIRS, *BY_NETWORK)
 OF_ORIGINALS = (*PAIRS, *SEMANTIC)  # not of samples, which have no originals
 REPORT_METRICS = ("psnr", "mse", "labels", "fd")  # metrics of a run's report
 # Metrics of records, without networks, whose lowest (LOW) or highest (HIGH) value is the best.
