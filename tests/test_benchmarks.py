@@ -784,7 +784,8 @@ def test_a_row_of_bundled_models_is_the_command_s_own_record(
     assert bundled.main([]) == 0
     found = bundled.read()
     records = found["fashion-mnist-maetok"]
-    assert {record["name"] for record in records} == set(bundled.METRICS) - {"label_agreement"}
+    semantic = {f"{name}@fashion-mnist-cnn" for name in ("semantic_agreement", "semantic_agreement_top5")}
+    assert {record["name"] for record in records} == (set(bundled.METRICS) - {"label_agreement"}) | semantic
     table = bundled.reconstructions(found)
     psnr = next(record["value"] for record in records if record["name"] == "psnr")
     assert f"| PSNR, dB | {psnr:.2f} |" in table and "| LPIPS | none |" in table

@@ -19,6 +19,7 @@ from tok1d.config.load import field_rows, load_card, load_recipe, recipe_from_te
 from tok1d.config.nearest import nearest
 from tok1d.config.recipe import CardConfig, DataConfig, EvaluateConfig, Recipe, TrainConfig
 from tok1d.config.registry import MODELS, Entry, build_model_config, has_capability, models_with, register
+from tok1d.config.written import plain_values, read_yaml, write_yaml
 from tok1d.errors import ConfigError
 from tok1d.files import as_path
 
@@ -616,3 +617,8 @@ def test_register(forget):
 def test_what_cannot_be_registered(forget, name, kind, config, words):
     message = error_of(register(name, kind=kind, config=config), Net)
     assert message.startswith(f"register {name}: ") and words in message
+
+
+@pytest.mark.parametrize("text", ["\x85", "a\x85b", " \u2028", "x: \u2029", "a\nb\x85c"])
+def test_text_with_any_line_break_survives_yaml(text: str) -> None:
+    assert plain_values(read_yaml(write_yaml({"about": text}))) == {"about": text}

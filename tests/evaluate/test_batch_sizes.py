@@ -15,7 +15,8 @@ from tok1d.data.images import ImageSource, open_images
 from tok1d.evaluate import generation, reconstruction
 from tok1d.evaluate.feature_networks import OwnNetwork
 from tok1d.evaluate.features import Features
-from tok1d.evaluate.measures import METRICS, ON_FEATURES, Measures, Measuring
+from tok1d.evaluate.measures import Measures, Measuring
+from tok1d.evaluate.metric_names import METRICS, ON_FEATURES
 from tok1d.evaluate.request import Reconstructions, Samples
 from tok1d.inference.sampling import noise_of
 from tok1d.zoo.card import padding_of

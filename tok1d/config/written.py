@@ -16,6 +16,7 @@ NULL = "null"
 _INT = re.compile(r"[+-]?[0-9]+(_[0-9]+)*")
 _FLOAT = re.compile(r"[+-]?([0-9]+(_[0-9]+)*(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _SPECIAL = {".nan", "nan", ".inf", "+.inf", "-.inf", "inf", "+inf", "-inf"}
+_LINE_BREAKS = frozenset("\x85\u2028\u2029")
 _BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NULLS_OF_YAML = ("", "~", "null", "Null", "NULL")
 _TAGS = {
@@ -238,7 +239,10 @@ def write_yaml(tree: Mapping[str, object]) -> str:
     def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
         value = readable(value)
         looks = guess(value) != value or value.strip().lower() in _BOOLS or value in _NULLS_OF_YAML
-        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="'" if looks else None)
+        style = "'" if looks else None
+        if not _LINE_BREAKS.isdisjoint(value):
+            style = '"'  # escaped: YAML folds these characters to spaces in any other style
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
     Dumper.add_representer(str, text)
     return yaml.dump(dict(tree), Dumper=Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)

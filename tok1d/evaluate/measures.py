@@ -22,10 +22,10 @@ from tok1d.evaluate.job import Columns, Job, Measure
 from tok1d.evaluate.kernel import kernel_distance_subsets
 from tok1d.evaluate.manifold import Manifold, manifold
 from tok1d.evaluate.metric_names import (
+    BY_NETWORK,
     MANIFOLD,
     METRICS,
     OF_SAMPLES,
-    ON_FEATURES,
     PAIRS,
     REPORT_METRICS,
     SEMANTIC,
@@ -92,7 +92,7 @@ class Measures:
     @property
     def feature_metrics(self) -> tuple[str, ...]:
         """The metrics that are computed from features."""
-        return tuple(name for name in self.metrics if name in ON_FEATURES)
+        return tuple(name for name in self.metrics if name in BY_NETWORK)
 
     def pairs(self, y: Tensor, x: Tensor) -> dict[str, Tensor]:
         """Values (B,) for reconstructions y and originals x, both (B, C, H, W) in [0, 1], by metric."""
@@ -252,7 +252,7 @@ class Gathered:
             yield from self._on_features(i, reference)
         for name, reason in self.measures.missing.items():
             if name not in METRICS:  # a network
-                for metric in [each for each in ON_FEATURES if each in self.measures.requested] or ["fd"]:
+                for metric in [each for each in BY_NETWORK if each in self.measures.requested] or ["fd"]:
                     yield Number(metric, None, network=name, note=reason)
 
     def agreement(self) -> Iterator[Number]:

@@ -11,9 +11,10 @@ PAIRS = ("psnr", "mse", "ssim", "lpips")
 MANIFOLD = ("precision", "recall", "density", "coverage")
 # Share of the images whose most likely class is that of their reconstruction; semantic5: is among its first five.
 SEMANTIC = ("semantic", "semantic5")
-ON_FEATURES = ("labels", *SEMANTIC, "fd", "sfd", "kid", "score", *MANIFOLD)
+ON_FEATURES = ("labels", "fd", "sfd", "kid", "score", *MANIFOLD)
+BY_NETWORK = (*SEMANTIC, *ON_FEATURES)
 OF_SAMPLES = ("memorised",)  # without features, see `memorised`
-METRICS = (*PAIRS, *ON_FEATURES, *OF_SAMPLES)
+METRICS = (*PAIRS, *BY_NETWORK, *OF_SAMPLES)
 OF_ORIGINALS = (*PAIRS, *SEMANTIC)  # not of samples, which have no originals
 REPORT_METRICS = ("psnr", "mse", "labels", "fd")  # metrics of a run's report
 # Metrics of records, without networks, whose lowest (LOW) or highest (HIGH) value is the best.

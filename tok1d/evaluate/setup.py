@@ -18,7 +18,7 @@ from tok1d.evaluate.feature_networks import open_network
 from tok1d.evaluate.features import INCEPTION, FrozenNetwork
 from tok1d.evaluate.job import Job
 from tok1d.evaluate.measures import Compared, Measures, own_networks
-from tok1d.evaluate.metric_names import MANIFOLD, METRICS, OF_ORIGINALS, OF_SAMPLES, ON_FEATURES, SEMANTIC
+from tok1d.evaluate.metric_names import BY_NETWORK, MANIFOLD, METRICS, OF_ORIGINALS, OF_SAMPLES, SEMANTIC
 from tok1d.evaluate.pairs import SSIM_WINDOW, open_lpips
 from tok1d.evaluate.protocol import CLASSIFIER, ImageConfig, classifier_for
 from tok1d.evaluate.reference import Reference, cached_reference, check_reference, load_reference
@@ -106,7 +106,7 @@ def open_measures(request: Request, place: Place) -> Measures:
             f"no classifier is bundled for {place.data or 'these images'} at this size, and "
             f"{reasons or 'none is given'}; --metrics memorised needs none"
         )
-    chosen = tuple(name for name in metrics if opened or name not in ON_FEATURES)
+    chosen = tuple(name for name in metrics if opened or name not in BY_NETWORK)
     requested = tuple(name for name in wanted if name in possible)
     return Measures(chosen, opened, place.pad, lpips, missing, requested=requested)
 
