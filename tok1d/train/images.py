@@ -75,4 +75,4 @@ def with_vocabulary(config: C, captions: Sequence[str] = (), *, of: Tokenizer | 
         return config
     theirs = None if of is None else text_condition(of.config)
     words = vocabulary_of(captions, text.max_words) if theirs is None else list(theirs.vocabulary)
-    return replace(config, condition=replace(text, vocabulary=words))  # type: ignore[call-arg]
+    return replace(config, condition=replace(text, vocabulary=words))
