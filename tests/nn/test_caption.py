@@ -102,13 +102,13 @@ IDS = torch.tensor([[1, 4, 2, 0, 0], [3, 0, 0, 0, 0], [0, 0, 0, 0, 0], [2, 2, 1,
 def test_words_are_rows_of_a_table_and_padding_is_masked() -> None:
     table = words()
     filled, mask = table.filled(IDS)
-    embedded = F.pad(table.table.weight, (0, 0, 1, 0))[IDS]  # a row of zeros for padding
+    embedded = F.pad(table.table, (0, 0, 1, 0))[IDS]  # a row of zeros for padding
     expected, expected_mask = Captions.filled(Captions(E, T, 0.1), embedded)
     assert torch.equal(mask, expected_mask) and mask.sum(1).tolist() == [3, 1, 1, 5]
     assert torch.equal(filled[[0, 1, 3]], expected[[0, 1, 3]]) and torch.equal(filled[2, 0], table.null_vector[0])
     filled.sum().backward()
-    assert table.table.weight.grad is not None
-    assert table.table.weight.grad[:, 0].tolist() == [2, 3, 2, 2], "each place of a word counts once"
+    assert table.table.grad is not None
+    assert table.table.grad[:, 0].tolist() == [2, 3, 2, 2], "each place of a word counts once"
 
 
 def test_words_are_checked_filled_up_and_dropped() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,7 +16,7 @@ from tok1d.cli import app as cli
 from tok1d.config.condition import ConditionConfig
 from tok1d.config.load import load_recipe
 from tok1d.data.fashion_mnist import NOUNS, TEMPLATES
-from tok1d.data.words import vocabulary_of
+from tok1d.data.words import CaptionIds, vocabulary_of
 from tok1d.errors import ConfigError, WeightsError
 from tok1d.generators.card import CARD, CARDConfig
 from tok1d.generators.head import HeadConfig
@@ -118,6 +119,17 @@ def test_pairs_of_other_words_are_refused(tiny: Tiny, pair: Any) -> None:
     assert model.config.condition.vocabulary == config_of("smap")["vocabulary"], "the widths of the tables may differ"
 
 
+def test_a_generator_on_a_tokenizer_without_captions_has_words_of_its_own(tiny: Tiny, pair: Any) -> None:
+    assert cli.run(["train", tiny("maetok"), "train.steps=2", "out=plain"]) == 0
+    for cache in ("null", "none"):
+        recipe = load_recipe(pair[1][1], [*pair[1][2:], "tokenizer=plain/model", f"cache={cache}"])
+        task = build_task(recipe)
+        vocabulary = task.model.config.condition.vocabulary  # type: ignore[union-attr]
+        assert set(vocabulary) <= set(vocabulary_of([text.format(n) for text in TEMPLATES for n in NOUNS], 1000))
+        cond = task.batch(0, 0, 1)[1]
+        assert cond.dtype == torch.int64 and bool((cond[:, 0] > 0).all()) and int(cond.max()) <= len(vocabulary)
+
+
 @pytest.mark.parametrize(
     ("key", "message"),
     [
@@ -190,8 +202,39 @@ def test_rows_of_equal_words_are_transferred(tiny: Tiny) -> None:
     torch.manual_seed(0)
     source = smap(OF_WORDS, tiny)
     other = smap(replace(OF_WORDS, vocabulary=["blue", "red", "apple"]), tiny)
-    table = other.condition.captions.table.weight  # type: ignore[union-attr]
-    before, theirs = table.detach().clone(), source.condition.captions.table.weight  # type: ignore[union-attr]
+    table = other.condition.captions.table  # type: ignore[union-attr]
+    before, theirs = table.detach().clone(), source.condition.captions.table  # type: ignore[union-attr]
     notes = transfer(source, other)
     assert torch.equal(table[1], theirs[2]) and torch.equal(table[2], theirs[0]) and torch.equal(table[0], before[0])
     assert notes == ["the rows of 2 of 3 words are copied, by name, the others keep their random initialisation"]
+
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
+
+
+def test_a_tokenizer_learns_what_words_mean(tiny: Tiny, tmp_path: Path) -> None:
+    """Without tokens it draws the colour that the caption names, in any order of words, but not without the word."""
+    lines, photos = [], tmp_path / "photos"
+    photos.mkdir()
+    for i in range(36):
+        name = list(COLOURS)[i % 3]
+        Image.new("RGB", (16, 16), COLOURS[name]).save(photos / f"{i:02}.png")
+        caption = f"the {name} square" if i % 2 else f"square: {name.upper()}"
+        lines.append(json.dumps({"file": f"{i:02}.png", "caption": caption}))
+    (photos / "captions.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    data = f"data={{name: folder, root: '{photos}', image_size: 16, channels: 3, pad: 0, captions: captions.jsonl}}"
+    keys = [data, f"model.condition={WORDS}", "model.image_size=16", "model.channels=3", f"out={tmp_path / 'run'}"]
+    keys += [
+        "train={steps: 150, batch_size: 12, lr: 1e-2, warmup: 10, ema: 0, schedule: linear}",
+        "model.tail_drop.zero_prob=0.5",
+    ]
+    run.train(load_recipe(tiny("smap"), keys), quiet=True)
+    model = store.load(tmp_path / "run" / "model")
+    assert model.config.condition.vocabulary == ["blue", "green", "red", "square", "the"]
+    captions = [*(f"{name} the" for name in COLOURS), "the square"]
+    cond = CaptionIds(model.config.condition, captions)(captions)
+    drawn = model.decode(torch.zeros(4, 4, 4), cond, keep=0).mean((2, 3)) * 255
+    wanted = torch.tensor(list(COLOURS.values()))
+    error = (drawn[:, None] - wanted).abs().amax(-1)
+    assert error.argmin(1)[:3].tolist() == [0, 1, 2] and error[:3].amin(1).max() < 40, drawn
+    assert error[3].min() > 60, drawn

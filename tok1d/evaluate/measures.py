@@ -328,7 +328,7 @@ def names_of(measures: Measures, kind: Kind) -> list[str]:
     """The names of the records that an evaluation may return."""
     pairs = [Number(metric, None) for metric in measures.pair_metrics if kind == "reconstruction"]
     on_features = [Number(name, None, each.label) for each in measures.networks for name in measures.feature_metrics]
-    pairs += [Number(name, None) for name in OF_SAMPLES if name in measures.metrics and kind == "generation"]
+    on_features += [Number(name, None) for name in OF_SAMPLES if name in measures.metrics and kind == "generation"]
     return list(column_names((record_name(each, kind), each.network) for each in pairs + on_features).values())
 
 

@@ -149,14 +149,16 @@ def _generation(request: Generation, opened: Opened) -> Prepared:
     guidance = guidance_of(generator, request.sampling)
     _say(opened, sample_conditioning(generator, tokenizer, request))
     images: ImageSet | None = None
+    whole = images  # of all classes
+
+    def split_of(split: str) -> ImageSet:
+        if split == request.split and whole is not None:
+            return whole
+        return sources.open_data(data, tokenizer, split=split, data_root=request.data_root, generator=generator)
+
     if data:
-        images = opened.once(
-            "images",
-            (request.model, data, request.split, request.data_root),
-            lambda: sources.open_data(
-                data, tokenizer, split=request.split, data_root=request.data_root, generator=generator
-            ),
-        )
+        key = (request.model, data, request.split, request.data_root)
+        images = opened.once("images", key, lambda: split_of(request.split))
     whole = images
     if (ids := sampled_ids(generator, request)) is not None and images is not None:
         images = images_of(images, generator, ids)
@@ -166,27 +168,19 @@ def _generation(request: Generation, opened: Opened) -> Prepared:
     if images is not None and known is None:
         check_number(compared, len(images), "reference images")
 
-    where = (request.data_root, str(device))
-
     def memorisation() -> Memorisation:
-        def split_of(split: str) -> ImageSet:
-            if split == request.split and whole is not None:
-                return whole
-            return sources.open_data(data, tokenizer, split=split, data_root=request.data_root, generator=generator)
-
         return Memorisation(lambda: split_of("train"), lambda: split_of("test"), measures.pad, device)
 
     def of_images() -> list[Compared]:
         assert images is not None, "data was checked above"
         key = (images.fingerprint(), str(measures), request.split)
-        about = f"{data}, {request.split}"
-        return opened.once(
-            "references", key, lambda: setup.image_references(images, measures, of=request.split, about=about)
-        )
+        of, about = request.split, f"{data}, {request.split}"
+        return opened.once("references", key, lambda: setup.image_references(images, measures, of=of, about=about))
 
     def run(measuring: Measuring, *, trial: bool = False) -> list[Record]:
         how = replace(request, num=1) if trial else request
-        memory = None if trial or not data else opened.once("memory", (request.model, data, *where), memorisation)
+        where = (request.model, data, request.data_root, device)
+        memory = None if trial or not data else opened.once("memory", where, memorisation)
         return evaluate_generation(generator, tokenizer, images, how, measuring, guidance=guidance, memorisation=memory)
 
     weak = guidance.weak_model

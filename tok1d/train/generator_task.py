@@ -51,17 +51,18 @@ def generator_task(recipe: Recipe) -> Task:
     Raises:
         Tok1dError: the tokenizer cannot be loaded, or does not match the generator, the data or the cache.
     """
-    assert recipe.tokenizer is not None, "Recipe.check ensures it"
-    tokenizer: LoadedTokenizer = store.load(recipe.tokenizer)
+    name = recipe.tokenizer
+    assert name is not None, "Recipe.check ensures it"
+    tokenizer: LoadedTokenizer = store.load(name)
     if not hasattr(tokenizer, "spec"):
-        raise ConfigError(f"tokenizer: expected the model folder of a tokenizer, got another model, {recipe.tokenizer}")
-    place = recipe.tokenizer
+        raise ConfigError(f"tokenizer: expected the model folder of a tokenizer, got another model, {name}")
     recipe = replace(recipe, model=with_vocabulary(recipe.model, of=tokenizer))
     length = _check_tokenizer(recipe, tokenizer)
     images = _images(recipe)
-    config = with_vocabulary(recipe.model, images.captions)
+    recipe = replace(recipe, model=with_vocabulary(recipe.model, images.captions))
+    config = recipe.model
     check_num_classes(config.num_classes, images)
-    class_table = shared_classes(config, tokenizer, place, images)
+    class_table = shared_classes(config, tokenizer, name, images)
     batch = (_encoded if recipe.cache == NO_CACHE else _cached)(recipe, tokenizer, images, length)
     resumes = has_checkpoint(Path(recipe.out))
     model = store.build_model(config)
