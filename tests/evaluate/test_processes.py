@@ -21,7 +21,7 @@ COMMANDS = {
     ],
 }
 # The command line, twice, and the final state of every random generator, as a file for each process (except for the
-# classes, which every process samples for all images).
+# classes, which every process samples for all images, and test images, which the last process reconstructs).
 WORKER = """
 import hashlib, json, os, sys
 from tok1d.cli import app as cli
@@ -41,7 +41,8 @@ for words in json.loads(sys.argv[2]):
 def state(source):
     return hashlib.sha256(source.get_state().numpy()).hexdigest()
 
-noise = [[" ".join(map(str, key)), state(source)] for key, source in sources if key[1] != "classes"]
+left_out = ("classes", "test images")
+noise = [[" ".join(map(str, key)), state(source)] for key, source in sources if key[1] not in left_out]
 with open(f"{sys.argv[1]}/noise-{os.environ.get('RANK', 'alone')}.json", "w") as file:
     json.dump(noise, file)
 """

@@ -43,6 +43,7 @@ from tok1d.zoo.store import model_identity
 from tok1d.zoo.weights import fingerprint
 
 NUM = 1000  # default number of samples
+TEST_NOISE = "test images"  # purpose of random numbers, as those of `sampling`
 Conditions = Callable[[range], tuple[Tensor, Tensor]]
 
 
@@ -219,7 +220,7 @@ class Sampler:
     def reconstruct(self, images: ImageSet, numbers: range, keep: int) -> Tensor:
         """Reconstructions (B, C, H, W) of images of these numbers from as many tokens as samples."""
         x, _, cond = ConditionedImages(self.tokenizer, images).batch(numbers)
-        noise = [noise_of(self.how.seed, DECODER_NOISE, i) for i in numbers]
+        noise = [noise_of(self.how.seed, TEST_NOISE, i) for i in numbers]
         tokens = self.tokenizer.encode(x.to(self.device), cond)
         return self.tokenizer.decode(tokens, cond, keep=keep, generator=noise, **self.decoder_options)
 
