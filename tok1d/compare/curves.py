@@ -120,6 +120,11 @@ def differences(recipe: Mapping[str, object], reference: Mapping[str, object]) -
     }
 
 
+def _plain(value: object) -> object:
+    """A default as a recipe's mapping has it."""
+    return to_mapping(value) if dataclasses.is_dataclass(value) else value
+
+
 def _settings(recipe: Mapping[str, object]) -> dict[str, object]:
     """The settings of a recipe that decide what it computes, by dotted key, with defaults for those it lacks."""
     current = with_current_names(Recipe, recipe)
@@ -127,7 +132,14 @@ def _settings(recipe: Mapping[str, object]) -> dict[str, object]:
         given = current.get(name, {})
         if dataclasses.is_dataclass(hint) and isinstance(given, Mapping):
             defaults = {each.name: default_of(each) for each in dataclasses.fields(hint)}
-            current[name] = {key: value for key, value in defaults.items() if value is not MISSING} | dict(given)
+            current[name] = {key: _plain(value) for key, value in defaults.items() if value is not MISSING} | dict(
+                given
+            )
+    for section in ("perceptual", "adversarial"):
+        given = current.get(section)
+        if isinstance(given, Mapping):
+            cls = next(default_of(each) for each in dataclasses.fields(Recipe) if each.name == section)
+            current[section] = to_mapping(cls) | dict(given)
     with suppress(ConfigError):  # a model that is not imported here
         current["model"] = to_mapping(build_model_config(current.get("model")))
     return flat(current, FREE)
