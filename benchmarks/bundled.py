@@ -6,7 +6,8 @@
     python benchmarks/bundled.py --write      # write the tables into docs/results.md
 
 Each model is measured by one `tok1d evaluate` command. Its records, with the complete protocol, are written to
-benchmarks/results/bundled/NAME.json. All together take nine minutes on one core.
+benchmarks/results/bundled/NAME.json. `tok1d analyze idle` measures what each token of an ordered tokenizer adds, into
+the folder NAME there. All together take about fifteen minutes on one core.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ RESULTS = Path(__file__).parent / "results" / "bundled"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 NETWORK = "@fashion-mnist-cnn"
 PAIRS = {
-    "Semanticist": ("fashion-mnist-semanticist", "fashion-mnist-epsilon-llamagen", "1,2,4,8", "2"),
+    "Semanticist": ("fashion-mnist-semanticist", "fashion-mnist-epsilon-llamagen", "1,2,4,8,16", "2"),
     "MAETok": ("fashion-mnist-maetok", "fashion-mnist-sit", "", "1.5"),
     "SMAP": ("fashion-mnist-smap", "fashion-mnist-card", "1,2,4,8,16", "1.5"),
 }
@@ -58,6 +59,15 @@ def commands() -> dict[str, list[str]]:
         sampled = ["evaluate", "generation", generator, "fashion_mnist", "--num", "2000", "--metrics", "all"]
         found[generator] = [*sampled, "--guidance", guidance, *(["--keep", keep] if keep else [])]
     return found
+
+
+def analyses() -> dict[str, list[str]]:
+    """The arguments of `tok1d analyze idle` for each ordered tokenizer: what leaving out one token changes."""
+    return {
+        tokenizer: ["analyze", "idle", tokenizer, "fashion_mnist", "--num", "2000"]
+        for tokenizer, _, keep, _ in PAIRS.values()
+        if keep
+    }
 
 
 def read() -> Records:
@@ -127,6 +137,29 @@ def prefixes(family: str) -> Callable[[Records], str]:
     return table
 
 
+def uses(family: str) -> Callable[[Records], str]:
+    """What each token of one system's tokenizer adds, from the record of its analysis."""
+
+    def table(records: Records) -> str:
+        path = RESULTS / PAIRS[family][0] / "idle.json"
+        if not path.exists():
+            return "not measured"
+        found = json.loads(path.read_text(encoding="utf-8"))
+        body = [
+            [
+                str(use["token"] + 1),
+                f"{100 * use['left_out'] / found['error']:+.1f}",
+                f"{100 * use['replaced'] / found['error']:+.1f}",
+                "" if use["predicted"] is None else f"{100 * use['predicted']:.0f}",
+            ]
+            for use in found["tokens"]
+        ]
+        head = ["token", "error without it, %", "with another image's, %", "predicted from earlier tokens, %"]
+        return markdown(head, body)
+
+    return table
+
+
 def unavailable(records: Records) -> str:
     """The reasons for "none" in the tables."""
     found = [r for each in records.values() for r in each if r["value"] is None and r["name"] in METRICS]
@@ -138,7 +171,9 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "reconstructions": reconstructions,
     "samples": samples,
     "semanticist": prefixes("Semanticist"),
+    "semanticist-tokens": uses("Semanticist"),
     "smap": prefixes("SMAP"),
+    "smap-tokens": uses("SMAP"),
     "unavailable": unavailable,
 }
 
@@ -159,15 +194,17 @@ def main(args: Sequence[str] | None = None) -> int:
     if arguments.write:
         fill(PAGE, TABLES, read())
         return 0
-    for name, command in commands().items():
-        out = RESULTS / f"{name}.json"
+    jobs = [(name, command, RESULTS / f"{name}.json") for name, command in commands().items()]
+    jobs += [(name, command, RESULTS / name / "idle.json") for name, command in analyses().items()]
+    for name, command, record in jobs:
         if arguments.list:
-            print(f"{'done   ' if out.exists() else 'missing'} tok1d {' '.join(command)}")
-        elif out.exists() and not (arguments.again or name in arguments.only):
+            print(f"{'done   ' if record.exists() else 'missing'} tok1d {' '.join(command)}")
+        elif record.exists() and not (arguments.again or name in arguments.only):
             print(f"{name}: already measured; --again or --only {name} measures it again")
         elif arguments.again or name in arguments.only or not arguments.only:
             print(f"tok1d {' '.join(command)}", flush=True)
-            if code := run([*command, "--out", str(out)]):
+            out = [str(record)] if command[0] == "evaluate" else [str(record.parent), "--overwrite"]
+            if code := run([*command, "--out", *out]):
                 return code
     return 0
 

@@ -9,9 +9,9 @@ schedule, the batches and the shares of dropped tokens that the recipe had befor
 recipe. CPU seconds are those of this process in training steps alone, on one thread. A row of
 benchmarks/results/learning.jsonl is one point of a curve; a curve that is not complete is begun again.
 
-The error is the mean squared error of the averaged weights' reconstructions from all tokens, for the first 2,000 test
-images in between and for all 10,000 at the end; flow decoders run with the recipe's `evaluate` settings. The line of
-PCA is the error of as many principal components as a tokenizer has numbers, computed from the 60,000 training images.
+The error is the mean squared error, in [0, 1], of the averaged weights' reconstructions from all tokens: for the first
+2,000 test images at every point, and for all 10,000 at the end. Flow decoders run with the recipe's `evaluate`
+settings. The errors of principal components are those of `python benchmarks/baselines.py`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import baselines
+from table import fill, markdown
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 RESULT = Path(__file__).parent / "results" / "learning.jsonl"
+PAGE = Path(__file__).parents[1] / "docs" / "learning.md"
 PLAIN = ("train.optimizer=adamw", "train.schedule=cosine", "train.warmup=100", "train.batch_size=64")
 BETWEEN, AT_END, BATCH = 2000, 10_000, 250
 Row = dict[str, Any]
@@ -52,21 +56,18 @@ class Comparison:
 
 
 COMPARISONS = {
-    "semanticist": Comparison(
-        "fashion_mnist/semanticist",
+    "demo": Comparison(
+        "fashion_mnist/demo_tokenizer",
         (
             *PLAIN,
-            "train.warmup=200",
-            "train.lr=1.5e-3",
-            "train.ema=0.9995",
-            "train.steps=12000",
-            "model.nested.after=0.25",
+            "train.lr=2e-3",
+            "train.steps=1200",
+            "model.nested.after=0.6",
+            "model.nested.full_prob=0",
         ),
-        (1000, 500),
+        (200, 100),
     ),
-    "maetok": Comparison(
-        "fashion_mnist/maetok", (*PLAIN, "train.lr=1e-3", "train.ema=0.999", "train.steps=3000"), (500, 500)
-    ),
+    "maetok": Comparison("fashion_mnist/maetok_ae", (*PLAIN, "train.lr=1e-3", "train.steps=2000"), (250, 100)),
     "smap": Comparison(
         "fashion_mnist/smap",
         (
@@ -76,9 +77,15 @@ COMPARISONS = {
             "model.tail_drop.keep_per=iteration",
             "model.tail_drop.full_prob=0",
         ),
-        (250, 250),
+        (250, 100),
     ),
 }
+TITLES = {
+    "demo": "Semanticist, 8 tokens of 16 numbers (`fashion_mnist/demo_tokenizer`)",
+    "maetok": "plain autoencoder of MAETok, 16 tokens of 16 numbers (`fashion_mnist/maetok_ae`)",
+    "smap": "SMAP, 16 tokens of 16 numbers (`fashion_mnist/smap`)",
+}
+NUMBERS = {"demo": 128, "maetok": 256, "smap": 256}  # of a code
 
 
 def curve(recipe: str, overrides: Sequence[str], every: int, folder: Path) -> Iterator[Row]:
@@ -101,13 +108,13 @@ def curve(recipe: str, overrides: Sequence[str], every: int, folder: Path) -> It
             continue
         seconds += time.process_time() - mark
         run.check_finite()
-        num = min(AT_END if done else BETWEEN, len(test))
-        yield {"step": run.step, "cpu": round(seconds, 1), "images": num, "mse": errors(run, settings, test, num)}
+        point = {"step": run.step, "cpu": round(seconds, 1), "mse": errors(run, settings, test, BETWEEN)}
+        yield {**point, **({"mse_all": errors(run, settings, test, len(test)), "last": True} if done else {})}
         mark = time.process_time()
 
 
 def errors(run: Any, settings: Any, test: Any, num: int) -> dict[str, float]:
-    """Mean squared error of the averaged weights for the first `num` test images, by number of tokens."""
+    """Mean squared error in [0, 1] of the averaged weights for the first `num` test images, by number of tokens."""
     import torch
 
     model, wanted = run.task.model, settings.evaluate
@@ -123,7 +130,7 @@ def errors(run: Any, settings: Any, test: Any, num: int) -> dict[str, float]:
                 own = {} if model.spec.deterministic else {"generator": torch.Generator().manual_seed(start)}
                 keep = {} if k == model.spec.length else {"keep": k}
                 decoded = model.decode(tokens, condition, **keep, **options, **own)
-                sums[k] += float((decoded - images).square().flatten(1).mean(1).sum())
+                sums[k] += float((decoded.clamp(0, 1) - images).square().flatten(1).mean(1).sum())
     return {str(k): value / num for k, value in sums.items()}
 
 
@@ -145,10 +152,83 @@ def measure(name: str, side: str, seed: int, path: Path, runs: Path) -> None:
     overrides = [f"seed={seed}", *(() if now else comparison.before)]
     points = curve(comparison.recipe, overrides, comparison.every[now], runs / f"{name}-{side}-{seed}")
     for point in points:
-        last = point["images"] == AT_END
-        row = {**key, **point, **({"last": True} if last else {})}
-        write(path, [*read(path), row])
-        print(json.dumps(row), flush=True)
+        write(path, [*read(path), {**key, **point}])
+        print(json.dumps({**key, **point}), flush=True)
+
+
+def points_of(rows: Sequence[Row], name: str, side: str) -> dict[int, list[Row]]:
+    """The points of the complete curves of one side of a comparison, by seed."""
+    found: dict[int, list[Row]] = {}
+    for row in rows:
+        if row["name"] == name and row["side"] == side:
+            found.setdefault(row["seed"], []).append(row)
+    return {seed: points for seed, points in found.items() if points[-1].get("last")}
+
+
+def error(point: Row, key: str = "mse") -> float:
+    """The error with all tokens."""
+    return float(point[key][max(point[key], key=int)])
+
+
+def reached(points: Sequence[Row], goal: float) -> float | None:
+    """CPU seconds of the first point whose error is at most `goal`; None if there is none."""
+    return next((float(point["cpu"]) for point in points if error(point) <= goal), None)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """One line for each comparison and seed: both errors, and when the new recipe reaches the former error."""
+    pca = baselines.read()["reconstructions"][str(AT_END)]
+    body = []
+    for name, title in TITLES.items():
+        before, now = points_of(rows, name, "before"), points_of(rows, name, "now")
+        numbers = NUMBERS[name]
+        limits = [f"{pca[f'pca-{n}']['mse']:.5f}" for n in (numbers // 2, numbers)]
+        for seed in sorted(before.keys() & now.keys()):
+            old, new = before[seed], now[seed]
+            cpu, at = old[-1]["cpu"], reached(new, error(old[-1]))
+            body.append(
+                [
+                    title,
+                    str(seed),
+                    f"{error(old[-1], 'mse_all'):.5f}",
+                    f"{cpu:.0f}",
+                    "never" if at is None else f"{at:.0f}",
+                    "" if at is None else f"{at / cpu:.2f}",
+                    f"{error(new[-1], 'mse_all'):.5f}",
+                    f"{new[-1]['cpu']:.0f}",
+                    *limits,
+                ]
+            )
+    head = ["tokenizer", "seed", "former: error", "CPU s", "new: CPU s to that error", "share"]
+    head += ["new: error at the end", "CPU s", "PCA, half as many numbers", "PCA, as many numbers"]
+    return markdown(head, body)
+
+
+def plot(rows: Sequence[Row], name: str) -> Any:
+    """Error against CPU seconds of both sides, all seeds, and the lines of PCA; a PIL image."""
+    from matplotlib.figure import Figure
+
+    from tok1d.pictures import figure_image
+
+    pca = baselines.read()["reconstructions"][str(BETWEEN)]
+    figure = Figure(figsize=(6.4, 4.0), dpi=130, layout="constrained")
+    axes = figure.add_subplot()
+    for side, label, colour in (("before", "former recipe, AdamW", "C1"), ("now", "recipe", "C0")):
+        for index, points in enumerate(points_of(rows, name, side).values()):
+            seconds, found = [point["cpu"] for point in points], [error(point) for point in points]
+            axes.plot(seconds, found, color=colour, linewidth=1.5, label=label if index == 0 else None)
+    for numbers, style in ((NUMBERS[name] // 2, ":"), (NUMBERS[name], "--")):
+        value = pca[f"pca-{numbers}"]["mse"]
+        axes.axhline(value, color="0.4", linestyle=style, linewidth=1, label=f"PCA, {numbers} numbers")
+    axes.set_yscale("log")
+    axes.set_xlabel("CPU seconds of one core")
+    axes.set_ylabel(f"squared error, {BETWEEN:,} test images")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(frameon=False)
+    return figure_image(figure)
+
+
+TABLES = {"learning": table}
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
@@ -165,7 +245,14 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", choices=COMPARISONS, default=list(COMPARISONS))
     parser.add_argument("--list", action="store_true", help="print the names")
     parser.add_argument("--runs", type=Path, default=Path("runs/learning"), help="folder of the trainings")
+    parser.add_argument("--write", action="store_true", help="write the table and the plots of docs/learning.md")
     given = parser.parse_args(args)
+    if given.write:
+        rows = read()
+        fill(PAGE, TABLES, rows)
+        for name in COMPARISONS:
+            plot(rows, name).save(PAGE.parent / "images" / f"learning-{name}.png")
+        return 0
     if given.list:
         print("\n".join(COMPARISONS))
         return 0

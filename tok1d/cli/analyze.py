@@ -240,3 +240,36 @@ def analyze_mixture(
             f"largest norm of a mean {point.mean_norm:.3f}"
         )
     write_record(folder / "mixture.json", {**facts(model, data, tokenizer, images, num), **asdict(found)})
+
+
+@analyze_app.command("idle")
+@with_paths
+@expanded
+def analyze_idle(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="folder for idle.json")],
+    chosen: ChosenImages,
+    num: Annotated[int, typer.Option(min=2, help=HELD_OUT)] = 1000,
+    batch_size: Annotated[int, typer.Option(min=2, help="images at once")] = 250,
+    label: Annotated[
+        str | None, typer.Option(help="true: classes by position where their names do not agree; default: by name")
+    ] = None,
+    seed: Seed = 0,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """What each token adds: the error without it, with another image's, and what earlier tokens predict of it."""
+    from tok1d.analyze.idle import token_uses
+    from tok1d.inference import images as sources
+
+    if label is not None:
+        one_of("--label", label, ("true",))
+    tokenizer = load_tokenizer(model, device)
+    folder = output_folder(out, overwrite=overwrite)
+    images = sources.open_data(data, tokenizer, split=chosen.split, data_root=chosen.data_root)
+    found = token_uses(tokenizer, images, num_images=num, batch_size=batch_size, seed=seed, label=label)
+    for line in found.describe():
+        print(line)
+    content = facts(model, data, tokenizer, images, num, seed=seed)
+    write_record(folder / "idle.json", {**content, **found.to_json()})
