@@ -750,7 +750,7 @@ def test_a_process_is_monitored_and_asked_to_end(tmp_path: Path) -> None:
     waits = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); time.sleep(60)"
     readings = soak.watch([sys.executable, "-c", waits], 0.01, 0.05, tmp_path / "log.jsonl")
     # A reading right after the start is of a process that has mapped no file yet, so both sizes may be equal.
-    assert readings and all(entry["rss_mb"] >= entry["anonymous_mb"] > 0 and entry["threads"] >= 1 for entry in readings)
+    assert readings and all(e["rss_mb"] >= e["anonymous_mb"] > 0 and e["threads"] >= 1 for e in readings)
     assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == readings
     with pytest.raises(RuntimeError, match="ended with code 3"):
         soak.watch([sys.executable, "-c", "raise SystemExit(3)"], 1, 0.01, tmp_path / "log.jsonl")

@@ -43,6 +43,7 @@ TRAIN = (
     "{steps: 12, batch_size: 8, accumulate: 2, lr: 1e-3, warmup: 2, ema: 0.9, log_every: 1, save_every: 2, "
     "preview_every: 5}"
 )
+MUON = TRAIN.removesuffix("}") + ", optimizer: muon, muon: {lr: 1e-3}}"
 VIT = "patch: 16, dim: 16, depth: 1, heads: 2"
 RECIPES = {
     "tokenizer": f"""
@@ -79,7 +80,7 @@ adversarial:
   diff_aug: true
   lecam: 0.01
   discriminator: {{name: patch, width: 4, layers: 1}}
-train: {TRAIN}
+train: {MUON}
 evaluate: {{num_images: 8, batch_size: 8}}
 """,
     "generator": f"""
