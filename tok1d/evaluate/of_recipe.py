@@ -31,6 +31,7 @@ from tok1d.generators.base import Generator
 from tok1d.inference.sampling import decoder_options
 from tok1d.tokenizers.base import Tokenizer
 from tok1d.zoo import store
+from tok1d.zoo.card import framing_in
 from tok1d.zoo.record import Record
 
 
@@ -112,7 +113,7 @@ def evaluate_model(
             bundled classifier compares samples with test images.
     """
     config, data = recipe.evaluate, recipe.data
-    protocol = protocol_of(model, pad=data.pad)
+    protocol = protocol_of(model, framing_in(data))
     protocol["weights"] = "ema" if recipe.train.ema > 0 else "raw"
     if recipe.kind == "classifier":
         return evaluate_classifier(model, test, protocol=protocol)

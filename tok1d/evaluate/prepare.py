@@ -132,7 +132,7 @@ def _reconstruction(request: Reconstruction, opened: Opened) -> Prepared:
     def run(measuring: Measuring, *, trial: bool = False) -> list[Record]:
         return evaluate_reconstruction(tokenizer, subset(images, 1) if trial else wanted, request, measuring)
 
-    stated = protocol.protocol_of(tokenizer, pad=measures.pad)
+    stated = protocol.protocol_of(tokenizer)
     return Prepared(run, Measuring(measures, known, stated), identity)
 
 

@@ -15,6 +15,7 @@ from tok1d.data.splits import Split
 from tok1d.data.words import vocabulary_of
 from tok1d.inference.cache import inputs_fingerprint
 from tok1d.tokenizers.base import Tokenizer
+from tok1d.zoo.card import framing_in
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -52,9 +53,10 @@ def open_split(recipe: Recipe, split: Split, *, augment: bool = False) -> Images
         root=data.root,
         image_size=data.image_size,
         channels=data.channels,
-        crop=data.crop if augment else "center",
+        crop=data.crop if augment else framing_in(data)["crop"],
         flip=data.flip and augment,
         pad=data.pad,
+        background=data.background,
         on_broken=data.on_broken,
         limit=data.limit if split == "train" else data.limit_test,
         captions=data.captions,
