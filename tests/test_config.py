@@ -355,7 +355,7 @@ def test_field_rows(minimal):
         ("data.limit=x", "data.limit: expected int or null, got 'x'"),
         (
             "data.crop=centre",
-            "data.crop: expected center or random or random_scale, got 'centre'; did you mean center?",
+            "data.crop: expected center or random or random_scale or fit, got 'centre'; did you mean center?",
         ),
         ("data.channels=2", "data.channels: expected 1 or 3, got 2"),
         ("data.channels=true", "data.channels: expected 1 or 3, got true"),

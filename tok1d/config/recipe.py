@@ -246,6 +246,11 @@ class Recipe:
         was="start",
         path="path",
     )
+    classes_from_data: bool = option(
+        False,
+        "set model.num_classes to the number of classes of the training images when they are opened; the stored recipe "
+        "has the number, and false here",
+    )
     tokenizer: str | None = option(
         None,
         "generators: model folder or bundled name of the tokenizer whose tokens are modelled",
@@ -313,6 +318,10 @@ class Recipe:
             raise ConfigError("tokenizer: a generator needs a model folder or a bundled name, got null")
         if getattr(self.model, "stage", "train") == "finetune" and self.init_from is None:
             raise ConfigError("init_from: model.stage=finetune continues from the model of a finished run, got null")
+        if self.classes_from_data and not getattr(self.model, "num_classes", 0):
+            raise ConfigError(
+                f"classes_from_data: {self.model.name} has no classes (model.num_classes), expected false, got true"
+            )
         self._check_kind()
         self._check_losses()
         self._check_images()

@@ -32,10 +32,11 @@ def open_data(
     on_broken: str = "skip",
     size: int | None = None,
     generator: Generator | None = None,
+    report: bool = True,
 ) -> ImageSet:
     """Open the images of a data set with the size, channels, framing and border of the tokenizer's training images.
 
-    Images are not augmented. What the data hold and what is left out is printed, see `report_broken`.
+    Images are not augmented. What the data hold and what is left out is printed, see `report_broken`, with `report`.
 
     Args:
         name: "fashion_mnist", "emoji", or the path of a folder of images, of shards or of a saved data set, see
@@ -46,7 +47,8 @@ def open_data(
         generator: a generator of the tokenizer's tokens; captions are opened if it or the tokenizer reads them.
     """
     images = _opened(name, model, split, data_root=data_root, on_broken=on_broken, size=size, generator=generator)
-    report_broken(images)
+    if report:
+        report_broken(images)
     return images
 
 

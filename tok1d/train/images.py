@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from tok1d.config.condition import text_condition
+from tok1d.config.fields import build, to_mapping
 from tok1d.config.recipe import Recipe
 from tok1d.data.images import ArrayImages, open_images
 from tok1d.data.lazy import LazyImages, fingerprint_like
@@ -67,6 +68,19 @@ def open_split(recipe: Recipe, split: Split, *, augment: bool = False) -> Images
         workers=data.workers,
     )
     return open_images(source, split)
+
+
+def with_data_classes(recipe: Recipe) -> Recipe:
+    """The recipe with the number of classes of its training images, if it has `classes_from_data`.
+
+    Raises:
+        DataError: as `open_images`.
+        ConfigError: fewer classes than the model accepts.
+    """
+    if not recipe.classes_from_data:
+        return recipe
+    values = to_mapping(recipe.model) | {"num_classes": open_split(recipe, "train").num_classes}
+    return replace(recipe, model=build(type(recipe.model), values, "model"), classes_from_data=False)
 
 
 def with_vocabulary(config: C, captions: Sequence[str] = (), *, of: Tokenizer | None = None) -> C:
