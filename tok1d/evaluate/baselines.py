@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from tok1d.config.classes import stated
 from tok1d.data.base import ImageSet
 from tok1d.data.broken import replaced_images
 from tok1d.data.fashion_mnist import cache_home
 from tok1d.data.images import prefetch
+from tok1d.data.labels import image_classes
 from tok1d.data.scan_cache import read_scan, write_scan
 from tok1d.data.subset import subset
 from tok1d.data.transforms import without_border
@@ -127,15 +129,16 @@ def reconstruction_records(
         reason = str(error)
     found = _cached(images, opened, numbers_of(spec), pad, quiet)
     missing = f"no mean image and no principal components: {reason}" if reason else ""
-    stated = describe_images(images, of or split_of(images))
+    reference = describe_images(images, of or split_of(images))
     return [
         Record(
             name=f"{BASELINE}{each.name}:{name}",
             value=getattr(each, name),
             unit="dB" if name == "psnr" else "",
             num_images=len(images),
-            reference=stated,
+            reference=reference,
             crop=crop,
+            class_names=stated(image_classes(images).names),
             note="; ".join(filter(None, (each.note, missing))),
         )
         for each in found
