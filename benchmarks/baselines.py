@@ -39,23 +39,6 @@ def pixels(split: str) -> tuple[Any, Any]:
     return source.batch(range(len(source)))
 
 
-def components(images: Any) -> tuple[Any, Any]:
-    """Mean (F,) and principal components (F, F), one per column, of flattened images, by decreasing variance."""
-    import torch
-
-    x = images.flatten(1).double()
-    mean = x.mean(0)
-    centred = x - mean
-    _, vectors = torch.linalg.eigh(centred.T @ centred)
-    return mean, vectors.flip(1)
-
-
-def projected(images: Any, mean: Any, vectors: Any, num: int) -> Any:
-    """Images from their first `num` principal components, clamped to [0, 1]."""
-    x, basis = images.flatten(1).double() - mean, vectors[:, :num]
-    return (mean + x @ basis @ basis.T).clamp(0, 1).float().view_as(images)
-
-
 def features(network: Any, images: Any) -> tuple[Any, Any]:
     """Moments of the classifier's features of images, and its classes (N,)."""
     import torch
@@ -88,6 +71,7 @@ def measure() -> Record:
     """All baselines, by number of test images and name."""
     import torch
 
+    from tok1d.evaluate.baselines import components, projected
     from tok1d.evaluate.measures import own_networks
     from tok1d.evaluate.metrics import frechet_distance
     from tok1d.evaluate.probe import linear_probe

@@ -14,6 +14,7 @@ import torch
 from tok1d.config.load import load_recipe
 from tok1d.config.registry import build_model_config
 from tok1d.errors import ConfigError, DataError
+from tok1d.evaluate.baselines import components, projected
 from tok1d.evaluate.measures import Measures, Measuring
 from tok1d.evaluate.reconstruction import evaluate_reconstruction
 from tok1d.evaluate.request import Reconstructions
@@ -381,9 +382,9 @@ def test_projections_are_those_of_principal_components() -> None:
     generator = torch.Generator().manual_seed(0)
     spread = torch.tensor([0.1, 0.05, 0.02, 0.0])
     images = (0.5 + spread * torch.randn(200, 4, generator=generator)).clamp(0, 1).view(200, 1, 2, 2)
-    mean, vectors = baselines.components(images)
-    torch.testing.assert_close(baselines.projected(images, mean, vectors, 4), images, atol=1e-6, rtol=0)
-    errors = [float((baselines.projected(images, mean, vectors, n) - images).square().sum()) for n in range(5)]
+    mean, vectors = components(images)
+    torch.testing.assert_close(projected(images, mean, vectors, 4), images, atol=1e-6, rtol=0)
+    errors = [float((projected(images, mean, vectors, n) - images).square().sum()) for n in range(5)]
     values = torch.linalg.svdvals(images.flatten(1) - images.flatten(1).mean(0)).square()
     assert errors == pytest.approx([float(values[n:].sum()) for n in range(5)], rel=1e-4, abs=1e-6)
 

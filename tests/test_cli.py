@@ -308,6 +308,7 @@ def test_the_whole_chain(
     assert {entry["name"] for entry in json.loads((generator_run / "report.json").read_text())} == {
         "label_agreement",
         "fd@fashion-mnist-cnn",
+        "baseline:training-images:fd@fashion-mnist-cnn",
     }
 
     ok("reconstruct", tokenizer_run / "model", "fashion_mnist", "--out", tmp_path / "r", "--num", 2)

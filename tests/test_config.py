@@ -324,7 +324,7 @@ def test_field_rows(minimal):
     rows = {row.key: row for row in field_rows(load_recipe(minimal, ["train.lr=0.5"]))}
     assert dataclasses.astuple(rows["train.lr"])[1:4] == ("float > 0", "required", "0.5")
     assert dataclasses.astuple(rows["data.limit"])[1:4] == ("int >= 1 or null", "null", "null")
-    assert rows["data.crop"].type == "center or random or random_scale"
+    assert rows["data.crop"].type == "center or random or random_scale or fit"
     assert rows["evaluate.keep"].type == "list of int >= 0"
     assert rows["model.encoder.depth"].default == "5"
     assert rows["model.encoder.dropout"].type == "float >= 0 and < 1"
@@ -355,7 +355,7 @@ def test_field_rows(minimal):
         ("data.limit=x", "data.limit: expected int or null, got 'x'"),
         (
             "data.crop=centre",
-            "data.crop: expected center or random or random_scale, got 'centre'; did you mean center?",
+            "data.crop: expected center or random or random_scale or fit, got 'centre'; did you mean center?",
         ),
         ("data.channels=2", "data.channels: expected 1 or 3, got 2"),
         ("data.channels=true", "data.channels: expected 1 or 3, got true"),

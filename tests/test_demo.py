@@ -177,7 +177,8 @@ def test_the_demo_ends_with_a_page_and_repeats_nothing(
     measured = json.loads((out / "report.json").read_text())
     mine = measured["models"]["yours"]
     assert [point["keep"] for point in mine["curve"]] == list(range(9))
-    assert {record["keep"] for record in mine["reconstruction"]} == {1, 2, 4, 8}
+    assert {record["keep"] for record in mine["reconstruction"]} == {1, 2, 4, 8, None}  # None: of baselines
+    assert "squared error from all tokens" in [check["what"] for check in measured["checks"]]
     assert mine["generation"][0]["name"] == "label_agreement"
     assert [row["size"] for row in measured["probe"]["accuracies"]] == [16, 128, 784]
     assert list(measured["models"]) == ["yours"]

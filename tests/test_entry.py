@@ -13,6 +13,7 @@ import pytest
 import typer
 from PIL import Image
 
+from tok1d import progress
 from tok1d.cli import app as cli
 from tok1d.cli.options import PATH
 from tok1d.config.load import field_rows, load_recipe, stored_tree, to_yaml
@@ -234,13 +235,28 @@ def test_names_of_any_bytes_in_a_c_locale(tmp_path: Path) -> None:
     }
 
 
-def test_without_a_terminal_progress_is_ten_lines(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "steps"),  # of each of 1000 steps; the steps after which a line is printed
+    [
+        (1 / 4, [100, 200, 300, 400, 500, 600, 700, 800, 900, 1000]),  # 25 s for a tenth
+        (1 / 32, [320, 640, 960]),  # 3 s for a tenth: as soon as 10 s are over
+        (1 / 64, [640]),
+        (1 / 128, []),  # 8 s for all
+    ],
+)
+def test_without_a_terminal_progress_is_a_line_for_each_tenth_and_at_most_one_in_ten_seconds(
+    seconds: float, steps: list[int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = [0]
+    monkeypatch.setattr(progress, "now", lambda: ticks[0] * seconds)
     with Bar(1000, unit="step", name="work") as bar:
         for _ in range(1000):
+            ticks[0] += 1
             bar.update()
             bar.note("loss 1")
     err = capsys.readouterr().err
-    assert err.count("\n") == 10 and "\r" not in err and "work: step 1000/1000" in err
+    shown = [f"work: step {step}/1000, {1 / seconds:.3g} steps/s" for step in steps]
+    assert "\r" not in err and [line.removesuffix(", loss 1") for line in err.splitlines()] == shown
     with Bar(3, unit="step", quiet=True) as bar:
         bar.update(3)
     assert capsys.readouterr().err == ""

@@ -51,7 +51,7 @@ NAMED = [(name, overrides) for name in recipe_names() for overrides in dict.from
 def typed(page: Path) -> Iterator[tuple[str, ...]]:
     """The recipes that a page trains, with overrides: (name, KEY=VALUE, ...)."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    for command in re.findall(r"tok1d train ((?:fashion_mnist|imagenet\d+|captioned\d+)/[^`|\n]*)", text):
+    for command in re.findall(r"tok1d train ((?:fashion_mnist|own|imagenet\d+|captioned\d+)/[^`|\n]*)", text):
         words = shlex.split(command.split("  #")[0].split(" && ")[0], comments=True)
         yield (words[0], *(word for word in words[1:] if "=" in word and not word.startswith("-")))
 

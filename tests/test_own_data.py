@@ -10,6 +10,10 @@ import pytest
 from PIL import Image
 
 from tok1d.cli import app as cli
+from tok1d.config.load import load_recipe, recipe_from_text, stored_recipe
+from tok1d.train.images import with_data_classes
+from tok1d.train.run import train
+from tok1d.zoo import store
 
 PAGE = Path(__file__).parents[1] / "docs" / "own-data.md"
 SHORT = ["train.steps=2", "train.warmup=0", "train.batch_size=4", "train.log_every=1", "train.save_every=0"]
@@ -60,3 +64,27 @@ def test_every_command_of_the_page_runs(
     assert {"psnr"} <= {entry["name"] for entry in json.loads(Path("out/mine.json").read_text(encoding="utf-8"))}
     assert "64 px instead of 32" in capsys.readouterr().err or (tmp_path / "runs/tuned/model/config.json").is_file()
     assert (tmp_path / "runs/tuned-sit/report.json").is_file() and not (tmp_path / "runs/large").exists()
+
+
+def test_the_number_of_classes_is_that_of_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = photos(tmp_path / "PHOTOS"), tmp_path / "run"
+    small = ["model.encoder.depth=1", "model.decoder.depth=1", "model.encoder.dim=16", "model.decoder.dim=16"]
+    given = [f"data.root={data}", "data.image_size=16", f"out={out}", "evaluate.num_images=2", *SHORT, *small]
+    recipe = load_recipe("own/smap", [*given, "model.num_classes=77"])  # only for forecasts
+    assert train(recipe, quiet=True) == out
+    stored = stored_recipe(out / "config.yaml")
+    assert stored.model.num_classes == 2 and not stored.classes_from_data
+    model = store.load(str(out / "model"))
+    assert model.config.num_classes == 2 and model.card.classes == ["a", "b"]
+    assert recipe_from_text(model.card.recipe, "card").model.num_classes == 2
+    assert with_data_classes(stored) is stored
+    (out / "report.json").unlink()  # unfinished: the same recipe resumes, because both have two classes
+    assert train(recipe, quiet=True) == out
+    assert any(entry["name"] == "baseline:thumbnail-8:mse" for entry in json.loads((out / "report.json").read_text()))
+    for wrong, message in (
+        (["own/maetok", "classes_from_data=true"], "classes_from_data: maetok has no classes"),
+        (["own/sit", "model.num_classes=0"], "classes_from_data: sit has no classes"),
+    ):
+        assert cli.run(["config", *wrong]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1

@@ -27,7 +27,7 @@ from tok1d.zoo import store
 from tok1d.zoo.adapters.semanticist import ar_config, decoder_config, encoder_config
 from tok1d.zoo.adapters.semanticist_names import from_published, to_published
 
-SMALL = ("fashion_mnist/", "emoji/")  # their cards state measured times
+SMALL = ("fashion_mnist/", "emoji/", "own/")  # their cards state measured times
 IMAGENET = [name for name in recipe_names() if name.startswith("imagenet")]
 TOKENIZERS = [name for name in IMAGENET if name.startswith("imagenet256/semanticist")]
 GENERATORS = [name for name in IMAGENET if name.startswith("imagenet256/epsilon_llamagen")]
@@ -106,9 +106,10 @@ def like(name: str, key: str) -> str:
 def test_recipe_resolves_builds_and_forecasts(name: str) -> None:
     recipe = load_recipe(name)
     result = shallow_forecast(name)
-    assert images_of_epoch(recipe) == result.num_images is not None
+    assert images_of_epoch(recipe) == result.num_images
+    assert (result.num_images is None) == name.startswith("own/"), "the user's images are not known"
     assert result.run_flops > 0 and result.memory() > result.state_bytes > 0
-    assert (result.cache_bytes is not None) == (recipe.kind == "generator")
+    assert (result.cache_bytes is not None) == (recipe.kind == "generator" and result.num_images is not None)
     card = recipe.card
     assert card.about and card.cost, "what it is and what it takes"
 
@@ -192,6 +193,19 @@ def test_generators_of_emoji_agree_with_their_tokenizers(name: str) -> None:
         assert recipe.model.condition == first.model.condition and first.model.label_dropout > 0
     elif name == "card":
         assert (first.model.num_classes, first.model.encoder.dim) == (9, recipe.model.class_dim)
+
+
+@pytest.mark.parametrize("name", ["epsilon_llamagen", "sit", "card"])
+def test_generators_of_own_images_agree_with_their_tokenizers(name: str) -> None:
+    recipe = load_recipe(f"own/{name}")
+    first = made_by(recipe.tokenizer)
+    for key in ("name", "root", "image_size", "channels", "crop", "background", "pad"):
+        assert getattr(recipe.data, key) == getattr(first.data, key)
+    assert (first.model.num_tokens, first.model.token_dim) == (recipe.model.num_tokens, recipe.model.token_dim)
+    assert recipe.classes_from_data and first.classes_from_data == (name == "card")
+    assert name != "card" or first.model.encoder.dim == recipe.model.class_dim
+    size = load_recipe(f"own/{recipe.tokenizer.split('/')[2]}", ["data.image_size=96", "data.channels=1"]).model
+    assert (size.image_size, size.channels) == (96, 1), "typed once"
 
 
 def test_fine_tuning_of_emoji_continues_its_first_stage() -> None:

@@ -1,4 +1,4 @@
-"""The progress of long work: a bar on a terminal, and one line per tenth of the work elsewhere (logs of a cluster)."""
+"""The progress of long work: a bar on a terminal, and elsewhere (logs of a cluster) lines, at most ten for the work."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import time
 from types import TracebackType
 from typing import Self
 
-LINES = 10  # without a terminal: lines for the whole work
+LINES = 10  # without a terminal: lines for the whole work, one for each tenth
+SECONDS = 10.0  # without a terminal: least time between the start and a line, and between lines
+now = time.perf_counter
 
 
 class Bar:
@@ -25,7 +27,8 @@ class Bar:
         self.total, self.unit, self.name, self.quiet = total, unit, name, quiet
         self.done = self.first = done
         self.text = ""
-        self.start = time.perf_counter()
+        self.start = self.shown = now()  # shown: time of the last line
+        self.tenths = self._tenths(done)  # of the last line
         self._bar = None
         if not quiet and sys.stderr.isatty():
             from tqdm import tqdm
@@ -34,10 +37,11 @@ class Bar:
 
     def update(self, units: int = 1) -> None:
         """Add units that are done."""
-        before, self.done = self.done, self.done + units
+        self.done += units
         if self._bar is not None:
             self._bar.update(units)
-        elif not self.quiet and self._tenths(self.done) > self._tenths(before):
+        elif not self.quiet and self._tenths(self.done) > self.tenths and now() - self.shown >= SECONDS:
+            self.shown, self.tenths = now(), self._tenths(self.done)
             print(self._line(), file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
@@ -50,7 +54,7 @@ class Bar:
         return LINES * units // max(self.total, 1)
 
     def _line(self) -> str:
-        speed = (self.done - self.first) / max(time.perf_counter() - self.start, 1e-9)
+        speed = (self.done - self.first) / max(now() - self.start, 1e-9)
         parts = [f"{self.unit} {self.done}/{self.total}", f"{speed:.3g} {self.unit}s/s", self.text]
         return (f"{self.name}: " if self.name else "") + ", ".join(part for part in parts if part)
 

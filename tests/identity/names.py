@@ -181,11 +181,13 @@ def log(out: Path) -> list[dict[str, Any]]:
 def report(path: Path) -> dict[str, Any]:
     """Figures of a JSON file of records, by name and number of tokens.
 
-    Without those of Inception, which depend on whether the machine has its weights.
+    Without those of Inception, which depend on whether the machine has its weights, and without baselines, which are of
+    the images and not of a model.
     """
     content = json.loads(path.read_text(encoding="utf-8"))
     records = content["records"] if isinstance(content, dict) else content
     own = [each for each in records if not (each.get("network") or "").startswith("inception")]
+    own = [each for each in own if not each["name"].startswith("baseline:")]
     return {f"{each['name']}@{each['keep']}": each["value"] for each in own}
 
 

@@ -12,6 +12,10 @@ from torch import Tensor
 from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
 from tok1d.errors import InputError
+from tok1d.evaluate.baselines import reconstruction_records, verdict
+from tok1d.evaluate.measures import Measures, Measuring
+from tok1d.evaluate.reconstruction import evaluate_reconstruction
+from tok1d.evaluate.request import Reconstructions
 from tok1d.pictures import figure_image, plot_label
 from tok1d.tokenizers.base import Tokenizer
 from tok1d.tokenizers.latent_space import LatentSpace
@@ -19,6 +23,8 @@ from tok1d.tokenizers.prefix import prefix_lengths, prefix_mask
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+JUDGED = 100  # images whose reconstructions are compared with thumbnails
 
 
 class DiffusionTokenizer(Tokenizer, Protocol):
@@ -127,6 +133,21 @@ def explained_curve(
     losses = {k: value / (count * num_times) for k, value in sums.items()}
     gain = losses[0] - losses[length]
     return [CurvePoint(k, losses[k], (losses[0] - losses[k]) / gain if gain > 0 else None) for k in lengths]
+
+
+def judged(
+    tokenizer: Tokenizer, images: ImageSet, *, pad: int = 0, num_images: int = JUDGED, batch_size: int, seed: int = 0
+) -> str:
+    """One sentence if all tokens of a tokenizer reconstruct images worse than thumbnails; "" if not.
+
+    Args:
+        pad: width of the images' border, in pixels, that is cut off first.
+        num_images: number of images, at most `JUDGED`.
+    """
+    some = subset(images, min(num_images, JUDGED))
+    how = Reconstructions(keep=(tokenizer.spec.length,), batch_size=batch_size, seed=seed)
+    records = evaluate_reconstruction(tokenizer, some, how, Measuring(Measures(("mse",), pad=pad)))
+    return verdict([*records, *reconstruction_records(some, None, tokenizer.spec, metrics=("mse",), pad=pad)])
 
 
 def latents_and_noise(

@@ -84,9 +84,10 @@ def analyze_prefix(
     """The PCA-like curve: how much the first k tokens reduce the denoising loss, relative to all tokens."""
     from dataclasses import asdict
 
-    from tok1d.analyze.prefix import explained_curve, plot_curve
+    from tok1d.analyze.prefix import explained_curve, judged, plot_curve
     from tok1d.inference import images as sources
     from tok1d.pictures import save_png
+    from tok1d.zoo.card import padding_of
 
     tokenizer = load_tokenizer(model, device)
     lengths = lengths_of(keep, tokenizer)
@@ -98,6 +99,8 @@ def analyze_prefix(
     for point in points:
         share = "unavailable (the tokens do not reduce the loss)" if point.share is None else f"{point.share:7.1%}"
         print(f"keep {point.keep:4d}: loss {point.loss:.5f}, share {share}")
+    if said := judged(tokenizer, images, pad=padding_of(tokenizer), num_images=num, batch_size=batch_size, seed=seed):
+        print(said)
     save_png(plot_curve({model: points}), folder / "curve.png")
     used = min(num, len(images))
     content = facts(model, data, tokenizer, images, num, num_images=used, seed=seed, times=times)

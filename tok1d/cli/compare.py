@@ -35,6 +35,7 @@ def compare(
     from tok1d.compare import curves
     from tok1d.compare import runs as module
     from tok1d.errors import InputError
+    from tok1d.evaluate.baselines import learned_nothing
 
     read = [curves.read_run(run) for run in runs]
     if save_curve is not None:
@@ -52,7 +53,7 @@ def compare(
         print(json.dumps([each.to_json() for each in compared], indent=1))
     for each in () if as_json else compared:
         print(each.verdict)
-        for line in (*each.difference_lines(), *each.final_lines()):
+        for line in (*each.difference_lines(), *each.final_lines(), *filter(None, [learned_nothing(each.run.final)])):
             print(f"  {line}")
     if folder is not None:
         module.write(compared, folder)

@@ -53,7 +53,7 @@ def _run(request: Request, output: Output) -> None:
     from tok1d.evaluate.prepare import prepare
 
     job, save = _job(output)
-    _report(prepare(request).measure(job=job, save=save), job, output.out, save)
+    _report(prepare(request).measure(job=job, save=save, with_baselines=True), job, output.out, save)
 
 
 def _job(output: Output) -> tuple[Job, Save | None]:
@@ -89,10 +89,14 @@ def _parts(out: Path) -> Path:
 
 def _report(records: Sequence[Record], job: Job, out: Path | None, save: Save | None) -> None:
     """Print the records; if other processes have not finished their part, print which part is done."""
+    from tok1d.evaluate.baselines import verdict
+
     if job.waiting:
         print(f"part {job.part[0]}/{job.part[1]} is done; the last part to finish writes {out or 'the images'}")
         return
     print_records(records)
+    if said := verdict(records):
+        print(said)
     if save is not None:
         print(f"images: {', '.join(str(place) for place in (save.batch, save.folder) if place)}")
     if out is not None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tok1d.data.images import ImageSet
     from tok1d.evaluate.features import FrozenNetwork
     from tok1d.evaluate.reference import Reference
+    from tok1d.zoo.card import Framing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,19 +71,20 @@ def reference(request: ReferenceRequest, device: Device = None, overwrite: Overw
     from tok1d.evaluate.feature_networks import open_network
     from tok1d.evaluate.features import default_network
     from tok1d.evaluate.reference import cache_path
+    from tok1d.zoo.card import framing_of
 
     _check_out(request.out, overwrite)
     place, data = devices.pick_device(device), request.data
     if data.endswith(".npz") and _holds_statistics(Path(data)):
         _write(_of_statistics(request, place), request.out, overwrite, f"read from {data}")
         return
-    border, shape = _like(request.model) if request.model else (0, (None, None))
+    framing, shape = _like(request.model) if request.model else (framing_of(None), (None, None))
     opened = open_network(
-        request.network or default_network(data), device=place, pad=border, eight_bit=request.eight_bit
+        request.network or default_network(data), device=place, pad=framing["pad"], eight_bit=request.eight_bit
     )
     grey = data == "fashion_mnist"
     size = request.size or shape[0] or opened.image_size or (28 if grey else 256)
-    images = _open(request, size, request.channels or shape[1] or opened.channels or (1 if grey else 3), border)
+    images = _open(request, size, request.channels or shape[1] or opened.channels or (1 if grey else 3), framing)
     found, cached = _computed(request, images, opened)
     report_broken(images)
     where = cache_path(found.fingerprint)
@@ -126,19 +128,19 @@ def _check_out(out: Path | None, overwrite: bool) -> None:
             ) from None
 
 
-def _like(model: str) -> tuple[int, tuple[int, int]]:
-    """The border of a model's images in pixels, and their size and channels."""
+def _like(model: str) -> tuple[Framing, tuple[int, int]]:
+    """The framing of a model's images, and their size and channels."""
     from tok1d.errors import InputError
     from tok1d.zoo import store
-    from tok1d.zoo.card import padding_of
+    from tok1d.zoo.card import framing_of
 
     loaded = store.load(model)
     if not hasattr(loaded.config, "image_size"):
         raise InputError(f"--model: expected a model of images, {model} is a {loaded.config.name}; pass its tokenizer")
-    return padding_of(loaded), (loaded.config.image_size, loaded.config.channels)
+    return framing_of(loaded), (loaded.config.image_size, loaded.config.channels)
 
 
-def _open(request: ReferenceRequest, size: int, channels: int, border: int) -> ImageSet:
+def _open(request: ReferenceRequest, size: int, channels: int, framing: Framing) -> ImageSet:
     from tok1d.data.folder import FolderImages
     from tok1d.data.images import open_images
     from tok1d.data.listing import list_folder
@@ -154,7 +156,7 @@ def _open(request: ReferenceRequest, size: int, channels: int, border: int) -> I
         if data in BY_NAME:
             raise InputError(f"--split: of {data} expected train or test, got all")
         # Statistics do not depend on classes: all files are listed as one class.
-        transform, listing = Transform(size, channels, pad=border), list_folder(data)
+        transform, listing = Transform(size, channels, **framing), list_folder(data)
         found = FolderImages(data, transform, request.on_broken, files=listing.files, class_names=[Path(data).name])
         found.how, found.left_out, found.notes = "all images", listing.left_out, listing.notes
         return found
@@ -163,7 +165,7 @@ def _open(request: ReferenceRequest, size: int, channels: int, border: int) -> I
         root=request.data_root if data in BY_NAME else data,
         image_size=size,
         channels=channels,
-        pad=border,
+        **framing,
         on_broken=request.on_broken,
     )
     return open_images(source, split)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tok1d.config import fields, registry
+from tok1d.config.colour import WHITE, rgb_of
 from tok1d.config.condition import text_condition
 from tok1d.config.fields import option
 from tok1d.config.optim import OptimConfig
@@ -52,8 +53,13 @@ class DataConfig:
         ge=1,
     )
     channels: Literal[1, 3] = option(1, "1 for grey, 3 for colour")
-    crop: Literal["center", "random", "random_scale"] = option(
-        "center", "square crop of a training image; random_scale takes 0.8 to 1 of the shorter side"
+    crop: Literal["center", "random", "random_scale", "fit"] = option(
+        "center",
+        "square crop of a training image; random_scale takes 0.8 to 1 of the shorter side; fit pads the whole image to "
+        "a square, also where images are measured, encoded or reconstructed",
+    )
+    background: str = option(
+        WHITE, "colour behind transparent images and in the padding of crop=fit: white, black or #rrggbb"
     )
     flip: bool = option(False, "flip training images horizontally at random")
     pad: int = option(0, "black border on each side, in pixels, inside image_size: 28 and 2 make 32", ge=0)
@@ -97,6 +103,10 @@ class DataConfig:
             got = getattr(self, key)
             if got is not None and self.name not in ("webdataset", "huggingface"):
                 raise ConfigError(f"{key}: only webdataset and huggingface read it, expected null, got {got}")
+        if rgb_of(self.background) != rgb_of(WHITE) and self.name not in needs:
+            raise ConfigError(
+                f"background: {self.name} has no transparent images, expected {WHITE}, got {self.background}"
+            )
         if self.classes is not None and self.name != "emoji":
             raise ConfigError(f"classes: only emoji reads it, expected null, got {self.classes}")
         values = {"fashion_mnist": "labels", "emoji": "names", "folder": "files or a JSON Lines file"}
@@ -236,6 +246,11 @@ class Recipe:
         was="start",
         path="path",
     )
+    classes_from_data: bool = option(
+        False,
+        "set model.num_classes to the number of classes of the training images when they are opened; the stored recipe "
+        "has the number, and false here",
+    )
     tokenizer: str | None = option(
         None,
         "generators: model folder or bundled name of the tokenizer whose tokens are modelled",
@@ -303,6 +318,10 @@ class Recipe:
             raise ConfigError("tokenizer: a generator needs a model folder or a bundled name, got null")
         if getattr(self.model, "stage", "train") == "finetune" and self.init_from is None:
             raise ConfigError("init_from: model.stage=finetune continues from the model of a finished run, got null")
+        if self.classes_from_data and not getattr(self.model, "num_classes", 0):
+            raise ConfigError(
+                f"classes_from_data: {self.model.name} has no classes (model.num_classes), expected false, got true"
+            )
         self._check_kind()
         self._check_losses()
         self._check_images()

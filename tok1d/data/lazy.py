@@ -166,7 +166,8 @@ class LazyImages:
         for used in islice(chain(range(index, len(self)), range(index)), MAX_UNREADABLE):
             name = self.name(used)
             try:
-                return self.transform.apply(decode_image(self.read(used), self.transform.channels), randoms), used
+                decoded = decode_image(self.read(used), self.transform.channels, self.transform.rgb)
+                return self.transform.apply(decoded, randoms), used
             except (DataError, ValueError, OSError) as error:
                 reason = decoding_reason(error).removeprefix(f"{name}: ").removeprefix("image bytes: ")
                 self._record_broken(name, reason)

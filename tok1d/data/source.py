@@ -6,6 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Literal
 
+from tok1d.config.colour import WHITE
 from tok1d.data.classes import ClassOrder
 from tok1d.data.emoji import Classes
 from tok1d.data.lazy import OnBroken
@@ -24,7 +25,7 @@ class ImageSource:
         name: "fashion_mnist", "emoji", "folder", "webdataset" (tar shards) or "huggingface" (of `save_to_disk`).
         root: the folder of the data; optional for "fashion_mnist" (see `fashion_mnist.find`) and "emoji" (the font,
             see `emoji_font.find`), and for "webdataset" also a pattern of shards (see `shards.find_shards`).
-        image_size, channels, crop, flip, pad: see `transforms.Transform`.
+        image_size, channels, crop, flip, pad, background: see `transforms.Transform`.
         on_broken: see `lazy.LazyImages`.
         limit: number of images to use; None is all. They are the first images of Fashion-MNIST, and evenly spaced
             images of other sets.
@@ -48,6 +49,7 @@ class ImageSource:
     crop: Crop = "center"
     flip: bool = False
     pad: int = 0
+    background: str = WHITE
     on_broken: OnBroken = "skip"
     limit: int | None = None
     captions: str | None = None
@@ -64,4 +66,4 @@ class ImageSource:
     @property
     def transform(self) -> Transform:
         """The transform of the images; raises ConfigError for values out of range."""
-        return Transform(self.image_size, self.channels, self.crop, self.flip, self.pad)
+        return Transform(self.image_size, self.channels, self.crop, self.flip, self.pad, self.background)

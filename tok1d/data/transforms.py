@@ -13,6 +13,8 @@ from PIL import ExifTags, Image, ImageFile, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
+from tok1d.config.colour import WHITE as DEFAULT_BACKGROUND
+from tok1d.config.colour import rgb_of
 from tok1d.errors import ConfigError, DataError, reason_of
 
 # Larger images are refused: a PNG of 50 kB can unpack to gigabytes. PIL itself warns above its limit, and raises an
@@ -32,13 +34,17 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-WHITE = (255, 255, 255)
+WHITE = rgb_of(DEFAULT_BACKGROUND)
 VIEW_SCALES = (1.05, 1.10)  # sizes of the two centre crops of `tencrop_views`, as multiples of the size of a view
 NUM_RANDOMS = 4  # random numbers per image: horizontal and vertical crop position, flip, scale
 SMALLEST_SHARE = 0.8  # smallest side of a random-scale crop, relative to the short side of the image
-Crop = Literal["center", "random", "random_scale", "center+flip", "tencrop"]
+Crop = Literal["center", "random", "random_scale", "fit", "center+flip", "fit+flip", "tencrop"]
 RANDOM: tuple[Crop, ...] = ("random", "random_scale")
-NUM_VIEWS: dict[Crop, int] = {"center": 1, "random": 1, "random_scale": 1, "center+flip": 2, "tencrop": 20}
+FIT: tuple[Crop, ...] = ("fit", "fit+flip")  # of the whole image
+NUM_VIEWS: dict[Crop, int] = {
+    **{"center": 1, "random": 1, "random_scale": 1, "fit": 1},
+    **{"center+flip": 2, "fit+flip": 2, "tencrop": 20},
+}
 
 
 def decode_image(
@@ -160,6 +166,24 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     return _crop(image, (image.width - size) // 2, (image.height - size) // 2, size)
 
 
+def fit_square(image: Image.Image, size: int, background: tuple[int, int, int] = WHITE) -> Image.Image:
+    """Return the whole image, "RGB" or "L", at the centre of a square of `size` x `size` pixels.
+
+    The long side is resized to `size` as `center_crop` resizes the short one. The rest has the colour `background`; the
+    offsets of the image are rounded down.
+    """
+    while max(image.size) >= 2 * size:
+        image = image.resize((max(image.width // 2, 1), max(image.height // 2, 1)), Image.Resampling.BOX)
+    if max(image.size) != size:
+        scale = size / max(image.size)
+        image = _resize(image, max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+    if image.size == (size, size):
+        return image
+    square = Image.new("RGB", (size, size), background).convert(image.mode)
+    square.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
+    return square
+
+
 def ten_crop(image: Image.Image, size: int) -> list[Image.Image]:
     """Return ten `size` x `size` crops: the corners row by row, the centre, and those five of the mirror image.
 
@@ -180,8 +204,11 @@ def tencrop_views(image: Image.Image, size: int) -> list[Image.Image]:
 
 def centercrop_views(image: Image.Image, size: int) -> list[Image.Image]:
     """Return the centre crop and its mirror image."""
-    crop = center_crop(image, size)
-    return [crop, ImageOps.mirror(crop)]
+    return _both_directions(center_crop(image, size))
+
+
+def _both_directions(image: Image.Image) -> list[Image.Image]:
+    return [image, ImageOps.mirror(image)]
 
 
 def random_crop(image: Image.Image, size: int, across: float, down: float) -> Image.Image:
@@ -243,10 +270,12 @@ class Transform:
     Args:
         size: side of the result in pixels, including the border.
         channels: 1 (grey) or 3 (RGB).
-        crop: "center" (see `center_crop`), "random" (`random_crop`), "random_scale" (`random_scale_crop`), or one of
-            several views of each image: "center+flip" (`centercrop_views`) and "tencrop" (`tencrop_views`).
+        crop: "center" (see `center_crop`), "random" (`random_crop`), "random_scale" (`random_scale_crop`), "fit"
+            (`fit_square`), or one of several views of each image: "center+flip" (`centercrop_views`), "fit+flip" (the
+            same of "fit") and "tencrop" (`tencrop_views`).
         flip: mirror horizontally with probability 1/2; crops of several views contain both directions instead.
         pad: width in pixels of a black border on each side.
+        background: colour behind transparent images and in the padding of "fit", see `colour.rgb_of`.
 
     Raises:
         ConfigError: a value out of range.
@@ -257,6 +286,7 @@ class Transform:
     crop: Crop = "center"
     flip: bool = False
     pad: int = 0
+    background: str = DEFAULT_BACKGROUND
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -269,6 +299,17 @@ class Transform:
             raise ConfigError(f"flip: expected false, since crop={self.crop} has views of both directions")
         if not 0 <= 2 * self.pad < self.size:
             raise ConfigError(f"pad: expected less than half of the image size {self.size}, got {self.pad}")
+        rgb_of(self.background)
+
+    @property
+    def rgb(self) -> tuple[int, int, int]:
+        """Red, green and blue of the background, in 0..255."""
+        return rgb_of(self.background)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the result depends on random numbers."""
+        return self.flip or self.crop in RANDOM
 
     @property
     def num_views(self) -> int:
@@ -290,7 +331,7 @@ class Transform:
         Raises:
             ValueError: the transform is random and `rng` is None.
         """
-        if rng is None and (self.flip or self.crop in RANDOM):
+        if rng is None and self.is_random:
             raise ValueError("rng: a transform with random crops or flips needs a generator, got None")
         return self.apply(image, rng.random(NUM_RANDOMS) if rng is not None else (0.0, 0.0, 1.0, 0.0))
 
@@ -301,15 +342,20 @@ class Transform:
             randoms: `NUM_RANDOMS` numbers in [0, 1): horizontal and vertical position of the crop, flip (below 0.5),
                 and scale. Crops of several views use none of them.
         """
-        image = flatten(image, self.channels)
+        image = flatten(image, self.channels, self.rgb)
+        if self.crop in FIT:
+            image = fit_square(image, self.inner, self.rgb)
         if self.num_views > 1:
-            views = tencrop_views if self.crop == "tencrop" else centercrop_views
-            return self.border(torch.stack([_to_uint8(view) for view in views(image, self.inner)]))
+            if self.crop == "fit+flip":
+                views = _both_directions(image)
+            else:
+                views = (tencrop_views if self.crop == "tencrop" else centercrop_views)(image, self.inner)
+            return self.border(torch.stack([_to_uint8(view) for view in views]))
         if self.crop == "center":
             image = center_crop(image, self.inner)
         elif self.crop == "random":
             image = random_crop(image, self.inner, randoms[0], randoms[1])
-        else:
+        elif self.crop == "random_scale":
             image = random_scale_crop(image, self.inner, randoms[0], randoms[1], randoms[3])
         return self.border(_to_uint8(ImageOps.mirror(image) if self.flip and randoms[2] < 0.5 else image))
 
@@ -319,12 +365,15 @@ class Transform:
             "center": "adm-center",
             "random": "short-side-random",
             "random_scale": "adm-random-scale",
+            "fit": "adm-fit",
             "center+flip": "adm-center+flip",
+            "fit+flip": "adm-fit+flip",
             "tencrop": "adm-ten",
         }
         kind = kinds[self.crop]
         border = f"/pad{self.pad}" if self.pad else ""
-        return f"{kind}-crop/{self.size}px/{self.channels}ch/{'flip' if self.flip else 'noflip'}{border}"
+        colour = "" if self.rgb == WHITE else "/background#{:02x}{:02x}{:02x}".format(*self.rgb)
+        return f"{kind}-crop/{self.size}px/{self.channels}ch/{'flip' if self.flip else 'noflip'}{border}{colour}"
 
 
 def without_border(images: Tensor, pad: int) -> Tensor:

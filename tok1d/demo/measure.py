@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from itertools import pairwise
@@ -18,13 +19,14 @@ from tok1d.config.recipe import EvaluateConfig, Recipe
 from tok1d.data.images import ImageSet
 from tok1d.data.labels import image_classes
 from tok1d.demo.page import Check, ModelResults, Probe, Strip
+from tok1d.evaluate.baselines import THUMBNAIL
 from tok1d.evaluate.probe import linear_probe
 from tok1d.inference.conditions import conditioning_of
 from tok1d.pictures import data_uri, grid, save_png
 from tok1d.tokenizers.prefix import prefix_lengths
 from tok1d.zoo.card import Card
 from tok1d.zoo.loaded import LoadedGenerator, LoadedTokenizer
-from tok1d.zoo.record import Record
+from tok1d.zoo.record import BASELINE, Record
 
 SEED = 0
 NUM_SHOWN = 10  # images in a row
@@ -164,6 +166,7 @@ def checks(tokenizer: LoadedTokenizer, generator: LoadedGenerator, curve: Sequen
     length = tokenizer.spec.length
     errors = [_find(tokenizer.card.records, "mse", k) for k in prefix_lengths(length)]
     psnr = _find(tokenizer.card.records, "psnr", length)
+    error, thumbnail = errors[-1], _find(tokenizer.card.records, f"{BASELINE}{THUMBNAIL}:mse", None)
     agreement = _find(generator.card.records, "label_agreement", None)
     quarter = max(length // 4, 1)
     share = next(point.share for point in curve if point.keep == quarter)
@@ -175,6 +178,12 @@ def checks(tokenizer: LoadedTokenizer, generator: LoadedGenerator, curve: Sequen
             ", ".join(f"{number:.4f}" for number in numbers) or "unavailable",
             "strictly decreasing",
             falling and len(numbers) == len(errors),
+        ),
+        Check(
+            "squared error from all tokens",
+            f"{_value(error)}; of 8x8 thumbnails {_value(thumbnail)}",
+            "below that of thumbnails",
+            _reaches(thumbnail.value if thumbnail else None, error.value if error and error.value else math.inf),
         ),
         Check("PSNR from all tokens", _value(psnr), "at least 15 dB", _reaches(psnr.value if psnr else None, 15.0)),
         Check(

@@ -10,7 +10,7 @@ from tok1d.errors import InputError
 from tok1d.evaluate.facts import Measured, measured, read_measured
 from tok1d.evaluate.published import ABSENT, NONE, Facts, is_protocol, published
 from tok1d.evaluate.settings import VERSION, rank, setting
-from tok1d.zoo.record import Record, column_names, network_names
+from tok1d.zoo.record import BASELINE, Record, column_names, network_names
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -199,7 +199,7 @@ class _Common:
         """Sort key; the largest is compared: a metric that all files have, a Fréchet distance, from the most tokens."""
         distance = record.name.lower().endswith("fid") or record.name.startswith("fd@")
         both = record.name in self.names, distance, (record.name, record.keep) in self.pairs
-        return record.value is not None, *both, record.keep or 0
+        return record.value is not None and not record.name.startswith(BASELINE), *both, record.keep or 0
 
 
 def _facts(name: str, file: Measured | None, common: _Common, metric: str, keep: int | None) -> Facts:

@@ -164,6 +164,7 @@ class Measuring:
         job: how images are divided between processes and stored; default: all in this process, not stored.
         save: where to write the images decoded from the most tokens; default: nowhere.
         of: for reconstructions, the kind of the images, one of `reference.OF`; default: see `split_of`.
+        baselines: the records of baselines, which follow those of the model; called with the job's `quiet`.
     """
 
     measures: Measures
@@ -172,6 +173,7 @@ class Measuring:
     job: Job = field(default_factory=Job)
     save: Save | None = None
     of: str = ""
+    baselines: Callable[[bool], list[Record]] | None = None
 
     def columns(self, images: Tensor, numbers: range, *, last: bool) -> dict[str, Tensor]:
         """Features of decoded images; with `last` (decoded from the most tokens) also the pixels to save."""
@@ -187,6 +189,8 @@ class Measuring:
     def finish(self, records: list[Record]) -> list[Record]:
         """Pass the records to the job, which may write them, and return them; those of few images are said."""
         say_few(records)
+        if self.baselines is not None:
+            records = [*records, *self.baselines(self.job.quiet)]
         if self.job.finish is not None:
             self.job.finish(records)
         return records

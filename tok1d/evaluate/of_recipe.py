@@ -17,6 +17,7 @@ from tok1d.config.sampling import EVERYWHERE, Decoding
 from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
 from tok1d.errors import ConfigError, InputError, WeightsError
+from tok1d.evaluate.baselines import distance_records, reconstruction_records
 from tok1d.evaluate.classification import evaluate_classifier
 from tok1d.evaluate.feature_networks import inception_missing, open_network
 from tok1d.evaluate.features import INCEPTION, FrozenNetwork
@@ -31,6 +32,7 @@ from tok1d.generators.base import Generator
 from tok1d.inference.sampling import decoder_options
 from tok1d.tokenizers.base import Tokenizer
 from tok1d.zoo import store
+from tok1d.zoo.card import framing_in
 from tok1d.zoo.record import Record
 
 
@@ -97,7 +99,12 @@ def _check_sampling(recipe: Recipe, generator: Generator) -> None:
 
 
 def evaluate_model(
-    recipe: Recipe, model: Any, test: ImageSet, train: Callable[[], ImageSet] | None = None
+    recipe: Recipe,
+    model: Any,
+    test: ImageSet,
+    train: Callable[[], ImageSet] | None = None,
+    *,
+    with_baselines: bool = False,
 ) -> list[Record]:
     """Evaluate a trained model and return its records.
 
@@ -110,9 +117,10 @@ def evaluate_model(
         test: the test images.
         train: opens the training images, the reference of a generator's samples without `evaluate.reference`. The
             bundled classifier compares samples with test images.
+        with_baselines: add the records of `evaluate.baselines`.
     """
     config, data = recipe.evaluate, recipe.data
-    protocol = protocol_of(model, pad=data.pad)
+    protocol = protocol_of(model, framing_in(data))
     protocol["weights"] = "ema" if recipe.train.ema > 0 else "raw"
     if recipe.kind == "classifier":
         return evaluate_classifier(model, test, protocol=protocol)
@@ -122,17 +130,36 @@ def evaluate_model(
     if recipe.kind == "tokenizer":
         decoding = _readable(config.decoding(generator=False), model)
         how = Reconstructions(**vars(decoding), keep=keep, batch_size=config.batch_size, seed=recipe.seed)
-        return evaluate_reconstruction(
-            model, subset(test, config.num_images), how, Measuring(measures, protocol=protocol)
-        )
+        images, measuring = subset(test, config.num_images), Measuring(measures, protocol=protocol)
+        records = evaluate_reconstruction(model, images, how, measuring)
+        if not with_baselines:
+            return records
+        crop, names = protocol["crop"], measures.metrics
+        return records + reconstruction_records(images, train, model.spec, metrics=names, pad=data.pad, crop=crop)
     if not measures.networks:
         reason = next(iter(measures.missing.values()), "no classifier is bundled for these images")
         name, network = ("gfid", INCEPTION) if INCEPTION in measures.missing else ("label_agreement", None)
         return [Record(name=name, value=None, num_images=0, network=network, note=reason, **protocol)]
     assert recipe.tokenizer is not None
     tokenizer = store.load(recipe.tokenizer, device=device)
+    samples = _samples(recipe, tokenizer, keep)
+    measuring = Measuring(measures, _references(recipe, measures, train), protocol)
+    records = [
+        record
+        for how in _guided_and_not(recipe, samples)
+        for record in evaluate_generation(model, tokenizer, test, how, measuring)
+    ]
+    if with_baselines and train is not None:
+        crop = protocol_of(tokenizer)["crop"]
+        records += distance_records(train, lambda: test, config.num_samples, measures.networks, crop=crop)
+    return records
+
+
+def _samples(recipe: Recipe, tokenizer: Tokenizer, keep: tuple[int, ...]) -> Samples:
+    """The samples of a generator's evaluation, decoded from these numbers of tokens."""
+    config = recipe.evaluate
     decoding = _readable(config.decoding(generator=True), tokenizer)
-    samples = Samples(
+    return Samples(
         **vars(config.sampling),
         **{f"decoder_{name}": value for name, value in vars(decoding).items()},
         num=config.num_samples,
@@ -140,12 +167,6 @@ def evaluate_model(
         batch_size=config.batch_size,
         seed=recipe.seed,
     )
-    measuring = Measuring(measures, _references(recipe, measures, train), protocol)
-    return [
-        record
-        for how in _guided_and_not(recipe, samples)
-        for record in evaluate_generation(model, tokenizer, test, how, measuring)
-    ]
 
 
 def _guided_and_not(recipe: Recipe, samples: Samples) -> list[Samples]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from tok1d.config.options import check_counts
-from tok1d.data.images import ImageSet
+from tok1d.data.images import ImageSet, kind_of
 from tok1d.data.labels import image_classes
 from tok1d.data.subset import subset
 from tok1d.errors import InputError
 from tok1d.evaluate import protocol, setup
+from tok1d.evaluate.baselines import distance_records, reconstruction_records
 from tok1d.evaluate.enough import check_number
 from tok1d.evaluate.generation import NUM, evaluate_generation, images_of, sample_conditioning, sampled_ids
 from tok1d.evaluate.job import Job
@@ -63,24 +65,30 @@ class Prepared:
 
     Args:
         identity: what the results depend on besides the settings of the request.
+        baselines: see `Measuring`; None for requests without any.
     """
 
     run: Run
     measuring: Measuring
     identity: Mapping[str, object]
+    baselines: Callable[[bool], list[Record]] | None = None
 
     @property
     def measures(self) -> Measures:
         """The metrics with their networks."""
         return self.measuring.measures
 
-    def measure(self, *, job: Job | None = None, save: Save | None = None) -> list[Record]:
+    def measure(
+        self, *, job: Job | None = None, save: Save | None = None, with_baselines: bool = False
+    ) -> list[Record]:
         """The records; none if other processes have not finished their part.
 
         Args:
             job, save: see `Measuring`; default: all images in this process, none of them saved.
+            with_baselines: add the records of `evaluate.baselines`.
         """
-        return self.run(replace(self.measuring, job=Job() if job is None else job, save=save))
+        baselines = self.baselines if with_baselines else None
+        return self.run(replace(self.measuring, job=Job() if job is None else job, save=save, baselines=baselines))
 
     def attempt(self) -> None:
         """Decode one image with these settings and measure nothing, to find wrong settings before a long job.
@@ -132,8 +140,21 @@ def _reconstruction(request: Reconstruction, opened: Opened) -> Prepared:
     def run(measuring: Measuring, *, trial: bool = False) -> list[Record]:
         return evaluate_reconstruction(tokenizer, subset(images, 1) if trial else wanted, request, measuring)
 
-    stated = protocol.protocol_of(tokenizer, pad=measures.pad)
-    return Prepared(run, Measuring(measures, known, stated), identity)
+    stated = protocol.protocol_of(tokenizer)
+
+    def train() -> ImageSet:
+        split = request.split or sources.measured_split(request.data, kind_of(request.data), tokenizer)[0]
+        if split != "test":
+            raise InputError("the measured images are not the test images of data with training images")
+        return sources.open_data(request.data, tokenizer, split="train", data_root=request.data_root, report=False)
+
+    def baselines(quiet: bool) -> list[Record]:
+        names, crop = measures.metrics, stated["crop"]
+        return reconstruction_records(
+            wanted, train, tokenizer.spec, metrics=names, pad=measures.pad, crop=crop, quiet=quiet
+        )
+
+    return Prepared(run, Measuring(measures, known, stated), identity, baselines)
 
 
 def _generation(request: Generation, opened: Opened) -> Prepared:
@@ -191,7 +212,20 @@ def _generation(request: Generation, opened: Opened) -> Prepared:
         "measures": str(measures),
         "references": _fingerprints(known),
     }
-    return Prepared(run, Measuring(measures, known or of_images, protocol.protocol_of(generator)), identity)
+    measuring = Measuring(measures, known or of_images, protocol.protocol_of(generator))
+    wanted = bool(data) and ids is None and "fd" in measures.metrics
+    baselines = partial(_real_distances, request, tokenizer, measures, split_of) if wanted else None
+    return Prepared(run, measuring, identity, baselines)
+
+
+def _real_distances(
+    request: Generation, tokenizer: Tokenizer, measures: Measures, split_of: Callable[[str], ImageSet], quiet: bool
+) -> list[Record]:
+    """The distances of as many training images as samples to the test images."""
+    num = NUM if request.num is None else request.num
+    train, test = (partial(split_of, each) for each in ("train", "test"))
+    crop = protocol.protocol_of(tokenizer)["crop"]
+    return distance_records(train, test, num, measures.networks, crop=crop)
 
 
 def _say(opened: Opened, conditioning: Conditioning) -> None:

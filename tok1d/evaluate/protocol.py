@@ -6,9 +6,10 @@ from typing import Protocol
 
 import torch
 
+from tok1d.config.colour import WHITE, rgb_of
 from tok1d.evaluate.networks import CNN
 from tok1d.zoo import store
-from tok1d.zoo.card import Card
+from tok1d.zoo.card import Card, Framing, framing_of
 from tok1d.zoo.record import ModelProtocol
 from tok1d.zoo.weights import HasWeights, fingerprint
 
@@ -43,9 +44,18 @@ def has_classifier(data: str, images: ImageConfig, *, pad: int = 0) -> bool:
     return (images.image_size - 2 * pad, images.channels) == (known.image_size, known.channels)
 
 
-def protocol_of(model: HasWeights, *, pad: int = 0) -> ModelProtocol:
-    """The fields of a record that depend on the model: weights, precision, and the crop without the border."""
+def protocol_of(model: HasWeights, framing: Framing | None = None) -> ModelProtocol:
+    """The fields of a record that depend on the model: weights, precision, and the crop without the border.
+
+    Args:
+        framing: of the model's images; default: from its card.
+    """
     weights = getattr(model, "card", Card()).weights.split(",")[0] or None
     size = getattr(getattr(model, "config", None), "image_size", None)
-    crop = None if size is None else f"center {size - 2 * pad}" + (f" in {size}, border not measured" if pad else "")
+    crop = None
+    if size is not None:
+        found = framing_of(model) if framing is None else framing
+        pad = found["pad"]
+        crop = f"{found['crop']} {size - 2 * pad}" + (f" in {size}, border not measured" if pad else "")
+        crop += "" if rgb_of(found["background"]) == rgb_of(WHITE) else f", background {found['background']}"
     return {"weights": weights, "precision": "fp32", "weights_hash": fingerprint(model), "crop": crop}

@@ -19,7 +19,7 @@ from tok1d.data.images import ArrayImages, ImageSet, prefetch
 from tok1d.data.lazy import LazyImages, fingerprint_like
 from tok1d.data.token_writer import TokenWriter, free_bytes, show_bytes
 from tok1d.data.tokens import Layout, TokenCache
-from tok1d.data.transforms import Crop
+from tok1d.data.transforms import FIT, Crop
 from tok1d.errors import ConfigError, DataError, reason_of
 from tok1d.inference.conditions import ConditionedImages
 from tok1d.inference.request import CacheFormat
@@ -30,9 +30,20 @@ from tok1d.zoo.weights import fingerprint
 
 
 def with_views(images: ImageSet, views: Crop) -> ArrayImages | LazyImages:
-    """Set the views of an image set and return it; "random" is a random crop with a random flip."""
+    """Set the views of an image set and return it; "random" is a random crop with a random flip.
+
+    Views of images with crop=fit are those of whole images; "random" is then a random flip.
+
+    Raises:
+        ConfigError: "tencrop" of images with crop=fit.
+    """
     assert isinstance(images, ArrayImages | LazyImages)
-    images.transform = replace(images.transform, crop=views, flip=views == "random")
+    crops: dict[Crop, Crop] = {}
+    if images.transform.crop in FIT:
+        crops = {"center": "fit", "center+flip": "fit+flip", "random": "fit"}
+        if views not in crops:
+            raise ConfigError(f"views: crop=fit has {', '.join(crops)} (of whole images), got {views}")
+    images.transform = replace(images.transform, crop=crops.get(views, views), flip=views == "random")
     return images
 
 
@@ -253,7 +264,7 @@ def _meta(
         meta["label"] = conditioned.conditioning.label
     if conditioned.embed is not None:
         meta["captions"] = captions_fingerprint(images.captions)
-    if images.transform.crop == "random":
+    if images.transform.is_random:
         meta["seed"] = seed
     return meta
 

@@ -20,7 +20,7 @@ from tok1d.data.transforms import Transform
 from tok1d.errors import InputError
 from tok1d.generators.base import Generator
 from tok1d.tokenizers.base import Tokenizer
-from tok1d.zoo.card import padding_of, trained_with
+from tok1d.zoo.card import framing_of, trained_with
 
 
 def open_data(
@@ -32,10 +32,11 @@ def open_data(
     on_broken: str = "skip",
     size: int | None = None,
     generator: Generator | None = None,
+    report: bool = True,
 ) -> ImageSet:
-    """Open the images of a data set with the size, the channels and the border of the tokenizer's training images.
+    """Open the images of a data set with the size, channels, framing and border of the tokenizer's training images.
 
-    Images are not augmented. What the data hold and what is left out is printed, see `report_broken`.
+    Images are not augmented. What the data hold and what is left out is printed, see `report_broken`, with `report`.
 
     Args:
         name: "fashion_mnist", "emoji", or the path of a folder of images, of shards or of a saved data set, see
@@ -46,7 +47,8 @@ def open_data(
         generator: a generator of the tokenizer's tokens; captions are opened if it or the tokenizer reads them.
     """
     images = _opened(name, model, split, data_root=data_root, on_broken=on_broken, size=size, generator=generator)
-    report_broken(images)
+    if report:
+        report_broken(images)
     return images
 
 
@@ -68,7 +70,7 @@ def _opened(
         root=data_root if kind in BY_NAME else name,
         image_size=size or config.image_size,
         channels=config.channels,
-        pad=padding_of(model),
+        **framing_of(model),
         on_broken=on_broken,  # type: ignore[arg-type]
         captions=captions_for(name, model, *([] if generator is None else [generator])),
         image_key=trained_with(model, "image_key", None) if same else None,
@@ -147,7 +149,7 @@ def open_own(
         return _opened(path, model, split, data_root=data_root, on_broken=on_broken, size=size)
     if split is not None:
         raise InputError(f"--split: {path} is one image, expected no split, got {split}")
-    transform = Transform(size or model.config.image_size, model.config.channels, pad=padding_of(model))
+    transform = Transform(size or model.config.image_size, model.config.channels, **framing_of(model))
     found = None
     if text_condition(model.config) is not None:
         found = captions_of(where.parent, "", [where.name], TEXT_FILES) or None

@@ -36,7 +36,7 @@ from tok1d.train.images import Images, open_split, with_vocabulary
 from tok1d.train.previews import sample_preview
 from tok1d.train.task import BatchFunction, Task
 from tok1d.zoo import store
-from tok1d.zoo.card import padding_of
+from tok1d.zoo.card import framing_of
 from tok1d.zoo.loaded import LoadedTokenizer
 from tok1d.zoo.pairs import check_condition, check_num_classes, check_tokens, shared_classes
 from tok1d.zoo.transfer import init_from
@@ -83,9 +83,11 @@ def _check_tokenizer(recipe: Recipe, tokenizer: LoadedTokenizer) -> int:
     assert recipe.tokenizer is not None
     length = tokens_kept(tokenizer.spec, recipe.num_tokens)
     check_tokens(recipe.model, tokenizer.spec, length)
-    pad = padding_of(tokenizer)
-    if tokenizer.card.recipe and pad != recipe.data.pad:
-        raise ConfigError(f"data.pad: expected {pad} as in the tokenizer's training, got {recipe.data.pad}")
+    if tokenizer.card.recipe:
+        for key, expected in framing_of(tokenizer).items():
+            got = getattr(recipe.data, key)
+            if got != expected and (key != "crop" or "fit" in (got, expected)):  # else it is only of augmented images
+                raise ConfigError(f"data.{key}: expected {expected} as in the tokenizer's training, got {got}")
     if recipe.sample_latents:
         check_variational(tokenizer, "sample_latents")
     check_condition(recipe.model, tokenizer, recipe.tokenizer)

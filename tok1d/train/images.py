@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from tok1d.config.condition import text_condition
+from tok1d.config.fields import build, to_mapping
 from tok1d.config.recipe import Recipe
 from tok1d.data.images import ArrayImages, open_images
 from tok1d.data.lazy import LazyImages, fingerprint_like
@@ -15,6 +16,7 @@ from tok1d.data.splits import Split
 from tok1d.data.words import vocabulary_of
 from tok1d.inference.cache import inputs_fingerprint
 from tok1d.tokenizers.base import Tokenizer
+from tok1d.zoo.card import framing_in
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -52,9 +54,10 @@ def open_split(recipe: Recipe, split: Split, *, augment: bool = False) -> Images
         root=data.root,
         image_size=data.image_size,
         channels=data.channels,
-        crop=data.crop if augment else "center",
+        crop=data.crop if augment else framing_in(data)["crop"],
         flip=data.flip and augment,
         pad=data.pad,
+        background=data.background,
         on_broken=data.on_broken,
         limit=data.limit if split == "train" else data.limit_test,
         captions=data.captions,
@@ -65,6 +68,19 @@ def open_split(recipe: Recipe, split: Split, *, augment: bool = False) -> Images
         workers=data.workers,
     )
     return open_images(source, split)
+
+
+def with_data_classes(recipe: Recipe) -> Recipe:
+    """The recipe with the number of classes of its training images, if it has `classes_from_data`.
+
+    Raises:
+        DataError: as `open_images`.
+        ConfigError: fewer classes than the model accepts.
+    """
+    if not recipe.classes_from_data:
+        return recipe
+    values = to_mapping(recipe.model) | {"num_classes": open_split(recipe, "train").num_classes}
+    return replace(recipe, model=build(type(recipe.model), values, "model"), classes_from_data=False)
 
 
 def with_vocabulary(config: C, captions: Sequence[str] = (), *, of: Tokenizer | None = None) -> C:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -20,9 +20,10 @@ from tok1d.data.broken import report_broken
 from tok1d.data.images import ImageSet
 from tok1d.data.labels import say_classes
 from tok1d.errors import WeightsError
+from tok1d.evaluate.baselines import verdict
 from tok1d.evaluate.of_recipe import check_evaluation, check_measures, evaluate_model, evaluation_notes
 from tok1d.train import folder
-from tok1d.train.images import open_split
+from tok1d.train.images import open_split, with_data_classes
 from tok1d.train.log import LogEntry
 from tok1d.train.loop import Result, fit
 from tok1d.train.processes import in_turn, is_first
@@ -79,6 +80,7 @@ def train(
             the first step); see also `fit`.
     """
     check_tracker(recipe)
+    recipe = with_data_classes(recipe)
     out, commit = Path(recipe.out), code_version()  # at the start: the checkout may change during a long run
     with ExitStack() as held:
 
@@ -117,11 +119,13 @@ def finish(recipe: Recipe, task: Task, result: Result, out: Path, *, name: str =
         with torch.no_grad():
             task.preview(model, out / "samples" / f"step-{result.steps:08d}.png")
     card = make_card(recipe, model, result, name=name, commit=commit)
-    records = evaluate(recipe, model)
+    records = evaluate(recipe, model, with_baselines=True)
     card.records = records
     store.save_model(model, out / "model", card)
     write_records(out / "report.json", records)
     files.remove_left(out / "report.json")
+    if said := verdict(records):
+        print(said)
     return records
 
 
@@ -188,12 +192,16 @@ def evaluations(recipe: Recipe) -> list[Measure]:
     return [*averaged, Measure(config.evaluate_every, measure("raw"), averaged=False)]
 
 
-def evaluate(recipe: Recipe, model: nn.Module, test: ImageSet | None = None) -> list[Record]:
+def evaluate(
+    recipe: Recipe, model: nn.Module, test: ImageSet | None = None, *, with_baselines: bool = False
+) -> list[Record]:
     """The evaluation at the end of a run, see `evaluate_model`.
 
     Args:
         model: a tokenizer, generator or classifier in eval mode.
         test: the test images; default: opened here.
+        with_baselines: add the records of `evaluate.baselines`.
     """
     images = open_split(recipe, "test") if test is None else test
-    return evaluate_model(recipe, model, images, lambda: open_split(recipe, "train"))
+    train = partial(open_split, recipe, "train")
+    return evaluate_model(recipe, model, images, train, with_baselines=with_baselines)

@@ -17,7 +17,7 @@ from tok1d.train.adversarial import build_players
 from tok1d.train.batches import image_batches, image_condition, sample_names
 from tok1d.train.folder import has_checkpoint
 from tok1d.train.generator_task import generator_task
-from tok1d.train.images import open_split, with_vocabulary
+from tok1d.train.images import open_split, with_data_classes, with_vocabulary
 from tok1d.train.previews import reconstruction_preview
 from tok1d.train.proxies import Proxies
 from tok1d.train.task import Measure, Task
@@ -40,6 +40,7 @@ def build_task(recipe: Recipe) -> Task:
     Raises:
         Tok1dError: models, data and settings do not match, or cannot be read.
     """
+    recipe = with_data_classes(recipe)
     recipe = replace(recipe, model=with_encoder(recipe.model))
     torch.manual_seed(recipe.seed)
     if recipe.kind == "generator":

@@ -18,6 +18,7 @@ from tok1d.files import write_text
 from tok1d.zoo.record_v0 import upgraded
 
 SHOWN_FIRST = ("sampler", "steps", "evaluations", "unit")
+BASELINE = "baseline:"  # begins the names of numbers that are not of a model: baseline:NAME:METRIC
 DEFAULTS = {each.name: each.default for each in fields(SampleSettings)}
 
 
