@@ -144,7 +144,7 @@ device shard on_broken decode_keep label sampler decoder_sampler best metrics we
 components covariance seeds dtype format metric time partition cluster slurm command overrides options guidance_schedule
 views split of checkpoints"""
 FIELDS = """name image_key label_key captions about reproduces paper ours cost backbone classifier sampler
-decoder_sampler vocabulary"""
+decoder_sampler vocabulary background"""
 
 
 def texts_of(hint: object) -> bool:
