@@ -28,7 +28,7 @@ RESULTS = Path(__file__).parent / "results" / "bundled"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 NETWORK = "@fashion-mnist-cnn"
 PAIRS = {
-    "Semanticist": ("fashion-mnist-semanticist", "fashion-mnist-epsilon-llamagen", "1,2,4,8,16", "2"),
+    "Semanticist": ("fashion-mnist-semanticist", "fashion-mnist-epsilon-llamagen", "1,2,4,8,16", "3.5"),
     "MAETok": ("fashion-mnist-maetok", "fashion-mnist-sit", "", "1.5"),
     "SMAP": ("fashion-mnist-smap", "fashion-mnist-card", "1,2,4,8,16", "1.5"),
 }
