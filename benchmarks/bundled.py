@@ -203,8 +203,8 @@ def main(args: Sequence[str] | None = None) -> int:
             print(f"{name}: already measured; --again or --only {name} measures it again")
         elif arguments.again or name in arguments.only or not arguments.only:
             print(f"tok1d {' '.join(command)}", flush=True)
-            out = [str(record)] if command[0] == "evaluate" else [str(record.parent), "--overwrite"]
-            if code := run([*command, "--out", *out]):
+            out = record if command[0] == "evaluate" else record.parent
+            if code := run([*command, "--out", str(out), "--overwrite"]):
                 return code
     return 0
 

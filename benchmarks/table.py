@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 FD = "fd@fashion-mnist-cnn"
-SIZE, PAD = 32, 2  # image size of small recipes with patches of 8: 28 pixels and a border
+SIZE, PAD = 28, 0  # of the small recipes
 Records = dict[str, dict[str, Any]]
 RowFunction = Callable[[Path], dict[str, Any]]
 
 
 def images(split: str, num: int) -> Any:
-    """The first Fashion-MNIST images of a split, with their border."""
+    """The first Fashion-MNIST images of a split."""
     from tok1d.data.images import ImageSource, open_images
 
     source = ImageSource("fashion_mnist", image_size=SIZE, channels=1, pad=PAD, limit=num)

@@ -62,7 +62,7 @@ def test_every_command_of_the_page_runs(
     for name in ("out/look/overview.png", "out/mine/overview.png", "out/samples/overview.png"):
         assert Image.open(name).size[0] > 0
     assert {"psnr"} <= {entry["name"] for entry in json.loads(Path("out/mine.json").read_text(encoding="utf-8"))}
-    assert "64 px instead of 32" in capsys.readouterr().err or (tmp_path / "runs/tuned/model/config.json").is_file()
+    assert "56 px instead of 28" in capsys.readouterr().err or (tmp_path / "runs/tuned/model/config.json").is_file()
     assert (tmp_path / "runs/tuned-sit/report.json").is_file() and not (tmp_path / "runs/large").exists()
 
 

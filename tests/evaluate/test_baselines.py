@@ -185,7 +185,7 @@ def test_the_verdict_compares_all_tokens_with_a_thumbnail() -> None:
 
 
 def test_a_verdict_of_records_and_of_a_model_without_training() -> None:
-    smooth = np.broadcast_to(np.arange(32, dtype=np.uint8)[:, None, None] * 8, (6, 32, 32, 1)).copy()
+    smooth = np.broadcast_to(np.arange(28, dtype=np.uint8)[:, None, None] * 9, (6, 28, 28, 1)).copy()
     images, trained = image_set(smooth), store.load("fashion-mnist-maetok")
     torch.manual_seed(0)
     untrained = store.build_model(trained.config)

@@ -223,6 +223,11 @@ def content(out: Path) -> dict[str, Any]:
     return json.loads((out / "grid.json").read_text())
 
 
+def without_baselines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file without baselines, which a grid does not compute."""
+    return [record for record in json.loads(path.read_text()) if not record["name"].startswith("baseline:")]
+
+
 def test_a_cell_is_the_single_command(generator: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["--num", 70, "--batch-size", 32, "--keep", "1,3", "--metrics", "labels,fd,recall"]
     lists = ["--guidance", "1,2", "--steps", "2,3", "--sampler", "euler,sde", "--best", "fd"]
@@ -241,8 +246,8 @@ def test_a_cell_is_the_single_command(generator: Path, tmp_path: Path, capsys: p
         settings = [f"--{key}={each['settings'][key]}" for key in ("sampler", "steps", "guidance")]
         alone = tmp_path / f"{each['name']}.json"
         assert evaluate("generation", generator / "model", "--out", alone, *common, *settings) == 0
-        assert (tmp_path / "grid" / "cells" / alone.name).read_bytes() == alone.read_bytes()
-        assert json.loads(alone.read_text()) == each["records"]
+        assert json.loads((tmp_path / "grid" / "cells" / alone.name).read_text()) == without_baselines(alone)
+        assert without_baselines(alone) == each["records"]
     rows = list(csv.DictReader((tmp_path / "grid" / "grid.csv").read_text().splitlines()))
     assert len(rows) == 16 and {row["keep"] for row in rows} == {"1", "3"}
     distances = [float(row["fd@fashion-mnist-cnn"]) for row in rows]
@@ -347,7 +352,7 @@ def test_reconstructions(generator: Path, tmp_path: Path) -> None:
     found = content(tmp_path / "grid")["cells"]
     alone = tmp_path / "alone.json"
     assert evaluate("reconstruction", tokenizer, *common, "--steps", 2, "--guidance", 3, "--out", alone) == 0
-    assert json.loads(alone.read_text()) == found[3]["records"]
+    assert without_baselines(alone) == found[3]["records"]
     rows = list(csv.DictReader((tmp_path / "grid" / "grid.csv").read_text().splitlines()))
     assert [(row["steps"], row["guidance"], row["keep"]) for row in rows] == [
         (steps, guidance, keep) for steps in "12" for guidance in ("1.0", "3.0") for keep in "14"
