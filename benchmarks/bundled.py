@@ -64,7 +64,7 @@ def commands() -> dict[str, list[str]]:
 def analyses() -> dict[str, list[str]]:
     """The arguments of `tok1d analyze idle` for each ordered tokenizer: what leaving out one token changes."""
     return {
-        tokenizer: ["analyze", "idle", tokenizer, "fashion_mnist", "--num", "2000"]
+        tokenizer: ["analyze", "idle", tokenizer, "fashion_mnist", "--num", "500"]
         for tokenizer, _, keep, _ in PAIRS.values()
         if keep
     }

@@ -225,7 +225,8 @@ def content(out: Path) -> dict[str, Any]:
 
 def without_baselines(path: Path) -> list[dict[str, Any]]:
     """The records of a file without baselines, which a grid does not compute."""
-    return [record for record in json.loads(path.read_text()) if not record["name"].startswith("baseline:")]
+    records = json.loads(path.read_text(encoding="utf-8"))
+    return [record for record in records if not record["name"].startswith("baseline:")]
 
 
 def test_a_cell_is_the_single_command(generator: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
