@@ -58,7 +58,7 @@ FINETUNED = {"ae-mask-finetune": "ae-mask"}
 def auxiliary(kind: str, runs: Path) -> list[str]:
     """The override with the auxiliary decoders of a kind, trained with the teacher `patches-0`."""
     teacher = f"{{target: 'teacher:{runs / 'patches-0' / 'model'}', dim: {TEACHER_DIM}, image_size: {SIZE}, depth: 1}}"
-    targets = {"hog": "{target: hog, cell: 4, depth: 1}", "teacher": teacher}
+    targets = {"hog": "{target: hog, cell: 7, depth: 1}", "teacher": teacher}
     named = [targets[name] for name in kind.split("-") if name in targets]
     return [f"model.auxiliary=[{', '.join(named)}]"] if named else []
 

@@ -764,7 +764,8 @@ def test_the_results_tables_of_bundled_models_match_their_records() -> None:
     for name, make in bundled.TABLES.items():
         assert f"<!-- table {name} -->\n{make(found)}\n<!-- end -->" in page, "python benchmarks/bundled.py --write"
     for name, measured in found.items():
-        assert {fingerprint(store.load(name))} == {record["weights_hash"] for record in measured}
+        hashes = {record["weights_hash"] for record in measured if not record["name"].startswith("baseline:")}
+        assert hashes == {fingerprint(store.load(name))}
 
 
 @pytest.mark.parametrize("name", ["semanticist", "maetok", "smap"])

@@ -25,6 +25,7 @@ from tok1d.zoo import store
 from tok1d.zoo.card import Card, framing_in, framing_of
 
 RED = (255, 0, 0)
+PATCHES = ("model.encoder.patch=8", "model.decoder.patch=8", "model.auxiliary=[{target: hog, cell: 4}]")
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -104,7 +105,7 @@ def photos(tmp_path: Path) -> Path:
 
 def recipe_of(photos: Path, *more: str, name: str = "fashion_mnist/maetok") -> Any:
     data = ["data.name=folder", f"data.root={photos}", "data.pad=0", "data.image_size=24", "data.channels=3"]
-    model = ["model.image_size=24", "model.channels=3"] if name == "fashion_mnist/maetok" else []
+    model = ["model.image_size=24", "model.channels=3", *PATCHES] if name == "fashion_mnist/maetok" else []
     return load_recipe(name, [*data, *model, *more])
 
 

@@ -126,7 +126,7 @@ def test_the_adaptive_weight_compares_with_the_pixels_alone(monkeypatch: pytest.
 
 
 def test_the_discriminators_optimizer_is_the_tokenizers_but_for_what_is_given() -> None:
-    train = ("train.lr_min=1e-4", "train.clip=2.0", "train.ema=0.9")
+    train = ("train.lr=1e-3", "train.lr_min=1e-4", "train.clip=2.0", "train.ema=0.9")
     same = discriminator_optim(recipe(*ADVERSARIAL, *train))
     assert (same.lr, same.lr_min, same.clip, same.ema) == (1e-3, 1e-4, 2.0, 0.0)
     own = discriminator_optim(recipe(*ADVERSARIAL, *train, "adversarial.optim={lr: 2e-3, beta1: 0.5, clip: 0.0}"))

@@ -220,7 +220,7 @@ def test_a_converted_generator_names_its_tokenizer(tmp_path: Path, capsys: pytes
     command = ["convert", "semanticist-ar", str(tmp_path / "ar.safetensors"), "heads=2", "--out", str(tmp_path / "ar")]
     assert cli.run([*command, "--tokenizer", "fashion-mnist-semanticist"]) == 0, capsys.readouterr().err
     pair = store.load_pair(tmp_path / "ar")
-    assert same(pair[0].state_dict(), made.state_dict()) and pair[1].spec.length == 8
+    assert same(pair[0].state_dict(), made.state_dict()) and pair[1].spec.length == 16
     pictures = tmp_path / "pictures"
     assert cli.run(["generate", str(tmp_path / "ar"), "--num", "1", "--classes", "3", "--out", str(pictures)]) == 0
     capsys.readouterr()

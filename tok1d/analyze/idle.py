@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -151,25 +152,14 @@ def token_uses(
     sums = torch.zeros(length, 3, dtype=torch.float64)
     for numbers in parts:
         x, _, cond = conditioned.batch(numbers)
-        x, own = x.to(device), tokens[numbers.start : numbers.stop]
 
         def decoded(code: Tensor, numbers: range = numbers, cond: Tensor | None = cond) -> Tensor:
             noise = [noise_of(seed, DECODER_NOISE, i) for i in numbers]
             return tokenizer.decode(code, cond, generator=noise, **options).clamp(0, 1)
 
-        y = decoded(own)
-        base = squared(y, x)
+        base, found = _replaced(decoded, tokens[numbers.start : numbers.stop], mean, x.to(device))
         error += base
-        for k in range(length):
-            other = own.clone()
-            other[:, k] = own[:, k].roll(1, 0)
-            z = decoded(other)
-            sums[k, 1] += squared(z, x) - base
-            if mean is not None:
-                other[:, k] = mean[k]
-                z = decoded(other)
-                sums[k, 0] += squared(z, x) - base
-            sums[k, 2] += squared(z, y)
+        sums += found
     sums /= len(chosen)
     shares = predicted_shares(tokens.cpu()) if continuous else [None] * length
     uses = [
@@ -177,6 +167,33 @@ def token_uses(
         for k in range(length)
     ]
     return Uses(len(chosen), float(error) / len(chosen), uses)
+
+
+def _replaced(
+    decoded: Callable[[Tensor], Tensor], own: Tensor, mean: Tensor | None, x: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Decode a batch with each token replaced in turn.
+
+    Args:
+        own: tokens (B, K, D) or ids (B, K) of the images `x` (B, C, H, W).
+        mean: of the tokens, (K, D); None for ids.
+
+    Returns:
+        The summed error with all tokens; and (K, 3), the sums of `TokenUse.left_out`, `replaced` and `change`.
+    """
+    y = decoded(own)
+    base, sums = squared(y, x), torch.zeros(own.shape[1], 3, dtype=torch.float64)
+    for k in range(own.shape[1]):
+        other = own.clone()
+        other[:, k] = own[:, k].roll(1, 0)
+        z = decoded(other)
+        sums[k, 1] = squared(z, x) - base
+        if mean is not None:
+            other[:, k] = mean[k]
+            z = decoded(other)
+            sums[k, 0] = squared(z, x) - base
+        sums[k, 2] = squared(z, y)
+    return base, sums
 
 
 def batches(num: int, size: int) -> list[range]:
