@@ -189,7 +189,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         *("reconstruct", SEM, "fashion_mnist", *DATA, "--out", "@OUT", "--num", "3", "--keep", "0,2,8"),
         *("--steps", "3", "--guidance", "1.5", "--solver", "heun"),
     ),
-    "reconstruct/maetok": ("reconstruct", MAE, "@FOLDER", *HERE, "--out", "@OUT", "--num", "3", "--size", "40"),
+    "reconstruct/maetok": ("reconstruct", MAE, "@FOLDER", *HERE, "--out", "@OUT", "--num", "3", "--size", "42"),
     "reconstruct/smap": ("reconstruct", KLS, "fashion_mnist", *DATA, "--out", "@OUT", "--num", "3", "--label", "null"),
     "generate/epsilon": (
         *("generate", EPS, *HERE, "--out", "@OUT", "--classes", "1,7", "--num", "2", "--decode-keep", "1,4"),
