@@ -150,12 +150,10 @@ def uses(family: str) -> Callable[[Records], str]:
                 str(use["token"] + 1),
                 f"{100 * use['left_out'] / found['error']:+.1f}",
                 f"{100 * use['replaced'] / found['error']:+.1f}",
-                "" if use["predicted"] is None else f"{100 * use['predicted']:.0f}",
             ]
             for use in found["tokens"]
         ]
-        head = ["token", "error without it, %", "with another image's, %", "predicted from earlier tokens, %"]
-        return markdown(head, body)
+        return markdown(["token", "error without it, %", "with another image's, %"], body)
 
     return table
 

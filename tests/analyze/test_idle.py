@@ -82,6 +82,12 @@ def test_copies_are_predicted_and_independent_tokens_are_not(images: ArrayImages
     assert any("0.0%" in line or "100.0%" in line for line in found.describe())
 
 
+def test_too_few_images_for_the_regression_are_said(images: ArrayImages) -> None:
+    found = token_uses(Pixelwise([1.0] * 4), images, num_images=15)  # type: ignore[arg-type]
+    assert all(use.predicted is None for use in found.tokens)
+    assert "predicted from earlier tokens: not computed (15 images, too few for the regression)" in found.describe()
+
+
 def test_a_known_share_of_a_token_is_predicted() -> None:
     generator = torch.Generator().manual_seed(0)
     x, noise = torch.randn(20_000, 1, 2, generator=generator), torch.randn(20_000, 1, 2, generator=generator)

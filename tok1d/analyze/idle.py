@@ -17,6 +17,7 @@ from tok1d.inference.sampling import DECODER_NOISE, decoder_options, noise_of
 from tok1d.tokenizers.base import Tokenizer
 
 RIDGE = 1e-6  # of the mean variance of a number, so that constant numbers do no harm
+IMAGES_PER_NUMBER = 4  # fewest images for each number of a code with which the regression is fitted
 IDLE = 0.01  # a token is called idle if leaving it out adds at most this share of the error
 
 
@@ -32,7 +33,8 @@ class TokenUse:
         change: mean squared difference of the images decoded with the mean and with the token itself (for ids: with the
             token of another image).
         predicted: share of the variance of the token's numbers that a linear regression on all earlier tokens explains,
-            fitted on one half of the images and measured on the other, both ways; None for ids and for the first token.
+            fitted on one half of the images and measured on the other, both ways; None for ids, for the first token, and
+            with fewer than 4 images for each number in the tokens of an image.
     """
 
     token: int
@@ -68,6 +70,9 @@ class Uses:
             if each.predicted is not None:
                 parts.append(f"predicted from earlier tokens {each.predicted:6.1%}")
             lines.append(f"token {each.token:4d}: {', '.join(parts)}")
+        if len(self.tokens) > 1 and self.tokens[-1].predicted is None:
+            few = "ids" if self.tokens[-1].left_out is None else f"{self.num} images, too few for the regression"
+            lines.append(f"predicted from earlier tokens: not computed ({few})")
         what = ", ".join(map(str, self.idle)) or "none"
         lines.append(f"tokens without which the error is at most {IDLE:.0%} higher: {what}")
         return lines
@@ -161,7 +166,8 @@ def token_uses(
         error += base
         sums += found
     sums /= len(chosen)
-    shares = predicted_shares(tokens.cpu()) if continuous else [None] * length
+    enough = continuous and len(chosen) >= IMAGES_PER_NUMBER * tokens[0].numel()
+    shares = predicted_shares(tokens.cpu()) if enough else [None] * length
     uses = [
         TokenUse(k, float(sums[k, 0]) if continuous else None, float(sums[k, 1]), float(sums[k, 2]), shares[k])
         for k in range(length)

@@ -253,7 +253,7 @@ def analyze_idle(
     data: Data,
     out: Annotated[Path, typer.Option(help="folder for idle.json")],
     chosen: ChosenImages,
-    num: Annotated[int, typer.Option(min=2, help=HELD_OUT)] = 1000,
+    num: Annotated[int, typer.Option(min=2, help=HELD_OUT)] = 2000,
     batch_size: Annotated[int, typer.Option(min=2, help="images at once")] = 250,
     label: Annotated[
         str | None, typer.Option(help="true: classes by position where their names do not agree; default: by name")
