@@ -33,8 +33,8 @@ class TokenUse:
         change: mean squared difference of the images decoded with the mean and with the token itself (for ids: with the
             token of another image).
         predicted: share of the variance of the token's numbers that a linear regression on all earlier tokens explains,
-            fitted on one half of the images and measured on the other, both ways; None for ids, for the first token, and
-            with fewer than 4 images for each number in the tokens of an image.
+            fitted on one half of the images and measured on the other, both ways; None for ids, for the first token,
+            and with fewer than 4 images for each number in the tokens of an image.
     """
 
     token: int
