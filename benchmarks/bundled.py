@@ -1,9 +1,9 @@
-"""Measures all bundled models with all metrics, and fills the tables of docs/results.md.
+"""Measures all bundled models with all metrics, and fills the tables of docs/results.md and docs/emoji.md.
 
     python benchmarks/bundled.py              # measure the missing models; an interrupted measurement resumes
     python benchmarks/bundled.py --again      # measure all of them again
     python benchmarks/bundled.py --list       # print the commands
-    python benchmarks/bundled.py --write      # write the tables into docs/results.md
+    python benchmarks/bundled.py --write      # write the tables into the pages
 
 Each model is measured by one `tok1d evaluate` command. Its records, with the complete protocol, are written to
 benchmarks/results/bundled/NAME.json. `tok1d analyze idle` measures what each token of an ordered tokenizer adds, into
@@ -17,6 +17,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,48 +27,115 @@ from table import fill, markdown
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 
 RESULTS = Path(__file__).parent / "results" / "bundled"
-PAGE = Path(__file__).parents[1] / "docs" / "results.md"
-NETWORK = "@fashion-mnist-cnn"
-PAIRS = {
-    "Semanticist": ("fashion-mnist-semanticist", "fashion-mnist-epsilon-llamagen", "1,2,4,8,16", "3.5"),
-    "MAETok": ("fashion-mnist-maetok", "fashion-mnist-sit", "", "1.5"),
-    "SMAP": ("fashion-mnist-smap", "fashion-mnist-card", "1,2,4,8,16", "1.5"),
-}
-METRICS = {  # name in the records: name in the table, digits, factor
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A tokenizer and the generator on its tokens.
+
+    Args:
+        keep: numbers of tokens that the samples are decoded from; "" for tokens without an order.
+    """
+
+    tokenizer: str
+    generator: str
+    guidance: str
+    keep: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The bundled models of one data set.
+
+    Args:
+        page: the page with their tables.
+        network: label of the feature network in the records, with "@".
+        of_tokenizers, of_generators: further arguments of the measurements.
+        analysed: images of the analysis of each token.
+        families: by the name of the system.
+    """
+
+    data: str
+    page: Path
+    network: str
+    of_tokenizers: tuple[str, ...]
+    of_generators: tuple[str, ...]
+    analysed: str
+    families: dict[str, Family]
+
+
+LITE = ("--network", "efficientnet-lite0", "--metrics")
+GROUPS = (
+    Group(
+        "fashion_mnist",
+        DOCS / "results.md",
+        "@fashion-mnist-cnn",
+        ("--metrics", "all"),
+        ("--num", "2000", "--metrics", "all"),
+        "500",
+        {
+            "Semanticist": Family("fashion-mnist-semanticist", "fashion-mnist-epsilon-llamagen", "3.5", "1,2,4,8,16"),
+            "MAETok": Family("fashion-mnist-maetok", "fashion-mnist-sit", "1.5"),
+            "SMAP": Family("fashion-mnist-smap", "fashion-mnist-card", "1.5", "1,2,4,8,16"),
+        },
+    ),
+    Group(
+        "emoji",
+        DOCS / "emoji.md",
+        "@efficientnet-lite0",
+        (*LITE, "psnr,mse,ssim,semantic,semantic5,fd"),
+        ("--num", "1000", *LITE, "fd,precision,recall,memorised"),
+        "369",
+        {
+            "MAETok": Family("emoji-maetok", "emoji-sit", "1.5"),
+            "SMAP": Family("emoji-smap", "emoji-card", "1.5", "1,2,4,8,16"),
+        },
+    ),
+)
+METRICS = {  # name in the records, "@" for that of the network: name in the table, digits, factor
     "psnr": ("PSNR, dB", 2, 1.0),
     "mse": ("squared error", 4, 1.0),
     "ssim": ("SSIM", 3, 1.0),
     "lpips": ("LPIPS", 3, 1.0),
     "judge_accuracy": ("classifier accuracy, %", 1, 100.0),
     "label_agreement": ("label agreement, %", 1, 100.0),
-    f"fd{NETWORK}": (f"`fd{NETWORK}`", 2, 1.0),
-    f"sfd{NETWORK}": (f"`sfd{NETWORK}`", 2, 1.0),
-    f"kd{NETWORK}": (f"`kd{NETWORK}`, 1e-3", 2, 1e3),
-    f"score{NETWORK}": (f"`score{NETWORK}`", 2, 1.0),
-    f"precision{NETWORK}": ("precision", 3, 1.0),
-    f"recall{NETWORK}": ("recall", 3, 1.0),
-    f"density{NETWORK}": ("density", 3, 1.0),
-    f"coverage{NETWORK}": ("coverage", 3, 1.0),
+    "semantic_agreement@": ("semantic agreement, %", 1, 100.0),
+    "semantic_agreement_top5@": ("semantic agreement with the first five, %", 1, 100.0),
+    "fd@": ("fd", 2, 1.0),
+    "sfd@": ("sfd", 2, 1.0),
+    "kd@": ("kd, 1e-3", 2, 1e3),
+    "score@": ("score", 2, 1.0),
+    "precision@": ("precision", 3, 1.0),
+    "recall@": ("recall", 3, 1.0),
+    "density@": ("density", 3, 1.0),
+    "coverage@": ("coverage", 3, 1.0),
+    "memorised": ("memorised, %", 1, 100.0),
 }
+OF_SAMPLES = ("label_agreement", "memorised")
+OF_BOTH = ("fd@", "sfd@", "kd@", "score@", "precision@", "recall@", "density@", "coverage@")
 Records = dict[str, list[dict[str, Any]]]
 
 
 def commands() -> dict[str, list[str]]:
     """The arguments of `tok1d` for each model."""
     found = {}
-    for tokenizer, generator, keep, guidance in PAIRS.values():
-        found[tokenizer] = ["evaluate", "reconstruction", tokenizer, "fashion_mnist", "--metrics", "all"]
-        sampled = ["evaluate", "generation", generator, "fashion_mnist", "--num", "2000", "--metrics", "all"]
-        found[generator] = [*sampled, "--guidance", guidance, *(["--keep", keep] if keep else [])]
+    for group in GROUPS:
+        for each in group.families.values():
+            found[each.tokenizer] = ["evaluate", "reconstruction", each.tokenizer, group.data, *group.of_tokenizers]
+            sampled = ["evaluate", "generation", each.generator, group.data, *group.of_generators]
+            keep = ["--keep", each.keep] if each.keep else []
+            found[each.generator] = [*sampled, "--guidance", each.guidance, *keep]
     return found
 
 
 def analyses() -> dict[str, list[str]]:
     """The arguments of `tok1d analyze idle` for each ordered tokenizer: what leaving out one token changes."""
     return {
-        tokenizer: ["analyze", "idle", tokenizer, "fashion_mnist", "--num", "500"]
-        for tokenizer, _, keep, _ in PAIRS.values()
-        if keep
+        each.tokenizer: ["analyze", "idle", each.tokenizer, group.data, "--num", group.analysed]
+        for group in GROUPS
+        for each in group.families.values()
+        if each.keep
     }
 
 
@@ -79,10 +148,20 @@ def read() -> Records:
     }
 
 
-def cell(records: Sequence[dict[str, Any]], name: str, keep: int | None) -> str:
+def title(name: str, group: Group) -> str:
+    """The name of a metric in a table; that of a distance contains its network."""
+    shown = METRICS[name][0]
+    if name not in ("fd@", "sfd@", "kd@", "score@"):
+        return shown
+    metric, _, unit = shown.partition(",")
+    return f"`{metric}{group.network}`" + ("," + unit if unit else "")
+
+
+def cell(records: Sequence[dict[str, Any]], name: str, keep: int | None, group: Group) -> str:
     """One cell of a table: the number, "none" if the record says it is unavailable, "" if there is no record."""
+    wanted = name.replace("@", group.network)
     for record in records:
-        if record["name"] == name and record["keep"] == keep:
+        if record["name"] == wanted and record["keep"] == keep:
             _, digits, factor = METRICS[name]
             return "none" if record["value"] is None else f"{factor * float(record['value']):.{digits}f}"
     return ""
@@ -93,42 +172,43 @@ def most(records: Sequence[dict[str, Any]]) -> int:
     return max(record["keep"] for record in records if record["keep"] is not None)
 
 
-def side(which: int, names: Sequence[str], records: Records) -> str:
-    """All metrics of the three tokenizers (0) or generators (1), with all tokens."""
-    models = {family: records[pair[which]] for family, pair in PAIRS.items() if pair[which] in records}
-    body = [
-        [METRICS[name][0], *(cell(found, name, most(found)) for found in models.values())]
-        for name in METRICS
-        if name in names
+def side(names: Sequence[str], models: Records, group: Group) -> str:
+    """The metrics of some models, by the name of their system, with all tokens; without rows that have no figure."""
+    rows = [
+        [title(name, group), *(cell(found, name, most(found), group) for found in models.values())] for name in names
     ]
-    return markdown(["", *models], body)
+    return markdown(["", *models], [row for row in rows if any(row[1:])])
 
 
-def reconstructions(records: Records) -> str:
-    return side(0, [name for name in METRICS if name != "label_agreement"], records)
+def reconstructions(records: Records, group: Group = GROUPS[0]) -> str:
+    models = {name: records[each.tokenizer] for name, each in group.families.items() if each.tokenizer in records}
+    return side([name for name in METRICS if name not in OF_SAMPLES], models, group)
 
 
-def samples(records: Records) -> str:
-    return side(
-        1, [name for name in METRICS if name not in ("psnr", "mse", "ssim", "lpips", "judge_accuracy")], records
-    )
+def samples(records: Records, group: Group = GROUPS[0]) -> str:
+    models = {name: records[each.generator] for name, each in group.families.items() if each.generator in records}
+    return side([name for name in METRICS if name in OF_SAMPLES + OF_BOTH], models, group)
 
 
-def prefixes(family: str) -> Callable[[Records], str]:
+def prefixes(family: str, group: Group) -> Callable[[Records], str]:
     """Reconstruction and generation by number of tokens, for the pair of one system."""
 
     def table(records: Records) -> str:
-        tokenizer, generator, *_ = PAIRS[family]
-        decoded, sampled = records[tokenizer], records.get(generator, [])
-        given, new = ("psnr", "judge_accuracy", f"fd{NETWORK}"), ("label_agreement", f"fd{NETWORK}")
-        head = ["tokens kept", *(METRICS[name][0] for name in given)]
-        head += [METRICS["label_agreement"][0], f"`fd{NETWORK}` of samples"]
+        each = group.families[family]
+        decoded, sampled = records.get(each.tokenizer, []), records.get(each.generator, [])
+        if not decoded:
+            return "not measured"
+        agreement = "judge_accuracy" if cell(decoded, "judge_accuracy", most(decoded), group) else "semantic_agreement@"
+        given = ("psnr", agreement, "fd@")
+        new = [name for name in ("label_agreement", "fd@") if sampled and cell(sampled, name, most(sampled), group)]
+        head = ["tokens kept", *(title(name, group) for name in given)]
+        head += [title(name, group) + (" of samples" if name in given else "") for name in new]
         counts = sorted({record["keep"] for record in decoded if record["keep"] is not None})
         body = [
             [
                 str(keep),
-                *(cell(decoded, name, keep) for name in given),
-                *(cell(sampled, name, keep) for name in new),
+                *(cell(decoded, name, keep, group) for name in given),
+                *(cell(sampled, name, keep, group) for name in new),
             ]
             for keep in counts
         ]
@@ -137,11 +217,11 @@ def prefixes(family: str) -> Callable[[Records], str]:
     return table
 
 
-def uses(family: str) -> Callable[[Records], str]:
+def uses(family: str, group: Group) -> Callable[[Records], str]:
     """What each token of one system's tokenizer adds, from the record of its analysis."""
 
     def table(records: Records) -> str:
-        path = RESULTS / PAIRS[family][0] / "idle.json"
+        path = RESULTS / group.families[family].tokenizer / "idle.json"
         if not path.exists():
             return "not measured"
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -158,22 +238,50 @@ def uses(family: str) -> Callable[[Records], str]:
     return table
 
 
+def baselines(records: Records, group: Group) -> str:
+    """The baselines that were measured beside the first tokenizer, and the distance of training to test images."""
+    found = [
+        record
+        for each in group.families.values()
+        for name in (each.tokenizer, each.generator)
+        for record in records.get(name, [])
+        if record["name"].startswith("baseline:")
+    ]
+    values: dict[str, dict[str, float]] = {}
+    for record in found:
+        _, name, metric = record["name"].split(":", 2)
+        if record["value"] is not None:
+            values.setdefault(name, {}).setdefault(metric.replace(group.network, "@"), record["value"])
+    body = [
+        [name, *(f"{shown[metric]:.{METRICS[metric][1]}f}" if metric in shown else "" for metric in ("psnr", "fd@"))]
+        for name, shown in sorted(values.items(), key=lambda item: item[1].get("psnr", 99.0))
+    ]
+    return markdown(["baseline", title("psnr", group), title("fd@", group)], body)
+
+
 def unavailable(records: Records) -> str:
     """The reasons for "none" in the tables."""
-    found = [r for each in records.values() for r in each if r["value"] is None and r["name"] in METRICS]
-    reasons = {r["name"]: r["note"] for r in found}
-    return "\n".join(f"- {METRICS[name][0]}: {reason.removeprefix('LPIPS: ')}" for name, reason in reasons.items())
+    group, known = GROUPS[0], {name.replace("@", GROUPS[0].network): name for name in METRICS}
+    found = [r for each in records.values() for r in each if r["value"] is None and r["name"] in known]
+    reasons = {known[r["name"]]: r["note"] for r in found}
+    return "\n".join(f"- {title(name, group)}: {reason.removeprefix('LPIPS: ')}" for name, reason in reasons.items())
 
 
-TABLES: dict[str, Callable[[Any], str]] = {
-    "reconstructions": reconstructions,
-    "samples": samples,
-    "semanticist": prefixes("Semanticist"),
-    "semanticist-tokens": uses("Semanticist"),
-    "smap": prefixes("SMAP"),
-    "smap-tokens": uses("SMAP"),
-    "unavailable": unavailable,
-}
+def tables(group: Group) -> dict[str, Callable[[Any], str]]:
+    """The tables of the page of one data set, by their name in the page."""
+    found: dict[str, Callable[[Any], str]] = {
+        "reconstructions": partial(reconstructions, group=group),
+        "samples": partial(samples, group=group),
+    }
+    for family, each in group.families.items():
+        if each.keep:
+            found[family.lower()] = prefixes(family, group)
+            found[f"{family.lower()}-tokens"] = uses(family, group)
+    if group is GROUPS[0]:
+        found["unavailable"] = unavailable
+    else:
+        found["baselines"] = partial(baselines, group=group)
+    return found
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -185,12 +293,13 @@ def main(args: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--again", action="store_true", help="measure all, even those that have been measured")
     parser.add_argument("--list", action="store_true", help="print the commands and which have been run")
-    parser.add_argument("--write", action="store_true", help="write the tables into docs/results.md")
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/results.md and docs/emoji.md")
     arguments = parser.parse_args(args)
     if unknown := set(arguments.only) - commands().keys():
         parser.error(f"no model {', '.join(sorted(unknown))}; --list prints them")
     if arguments.write:
-        fill(PAGE, TABLES, read())
+        for group in GROUPS:
+            fill(group.page, tables(group), read())
         return 0
     jobs = [(name, command, RESULTS / f"{name}.json") for name, command in commands().items()]
     jobs += [(name, command, RESULTS / name / "idle.json") for name, command in analyses().items()]

@@ -35,3 +35,15 @@ def test_training_decodes_a_sample_and_encoding_gives_the_mean() -> None:
     torch.testing.assert_close(tokens, mean + posterior.std * noise)
     torch.testing.assert_close(terms["loss_kl"], 0.5 * posterior.kl().mean())
     assert layer.embed(mean) is mean and layer.vocab_size is None
+
+
+def test_initial_std_is_about_that_before_training() -> None:
+    features = 0.1 * torch.randn(2000, 3, 6)
+    for std in (1.0, 0.1):
+        torch.manual_seed(0)
+        found = KL(6, 4, initial_std=std).posterior(features).std.log().mean().exp()
+        torch.testing.assert_close(found, torch.tensor(std), atol=0, rtol=0.35)
+    torch.manual_seed(0)
+    plain = KL(6, 4)
+    torch.manual_seed(0)
+    assert torch.equal(torch.nn.Linear(6, 8).bias, plain.proj.bias)  # 1 leaves PyTorch's initial values as they are

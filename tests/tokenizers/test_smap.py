@@ -212,6 +212,18 @@ def test_k_can_be_given() -> None:
     assert model.training_keep(torch.zeros(2, 3, 16, 16)) == N
 
 
+@pytest.mark.parametrize("keep_per", ["iteration", "sample"])
+def test_all_tokens_are_kept_before_the_share_after(keep_per: str, images: Tensor) -> None:
+    model = tokenizer(tail_drop={"keep_per": keep_per, "after": 0.25}).train()
+
+    def seen(progress: float) -> set[float]:
+        return {float(model.losses((images, LABELS), progress)["keep"]) for _ in range(30)}
+
+    assert seen(0.0) == seen(0.24) == {N}
+    assert len(seen(0.25)) > 2
+    assert min(seen(1.0)) < N - 1
+
+
 def test_processes_and_steps_sample_k_independently() -> None:
     model, batch, steps = tokenizer().train(), torch.zeros(2, 3, 16, 16), 2000
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -46,11 +47,14 @@ class KL(Bottleneck):
 
     Args:
         weight: weight of the KL divergence, which is summed over tokens and channels and averaged over images.
+        initial_std: about the standard deviation before any training, above 0, by the bias of the log-variance.
     """
 
-    def __init__(self, dim: int, token_dim: int, *, weight: float = 1e-6) -> None:
+    def __init__(self, dim: int, token_dim: int, *, weight: float = 1e-6, initial_std: float = 1.0) -> None:
         super().__init__()
         self.proj = nn.Linear(dim, 2 * token_dim)
+        with torch.no_grad():
+            self.proj.bias[token_dim:] += 2 * math.log(initial_std)
         self.weight = weight
 
     def posterior(self, features: Tensor) -> Posterior:

@@ -28,6 +28,12 @@ class KLConfig:
 
     name: str = option("kl", "which bottleneck: plain, kl, vq or softvq")
     weight: float = option(1e-6, "weight of the KL divergence, summed over tokens and averaged over images", ge=0)
+    initial_std: float = option(
+        1.0,
+        "standard deviation of the distributions at the start of a training, about (releases: 1); below 1 the decoder "
+        "gets less noise at first and learns faster",
+        gt=0,
+    )
 
 
 @dataclass
@@ -82,7 +88,7 @@ BottleneckConfig = PlainConfig | KLConfig | VQConfig | SoftVQConfig
 def build_bottleneck(config: BottleneckConfig, dim: int, token_dim: int) -> Bottleneck:
     """The bottleneck of a configuration, from encoder states of width `dim` to tokens of `token_dim` channels."""
     if isinstance(config, KLConfig):
-        return KL(dim, token_dim, weight=config.weight)
+        return KL(dim, token_dim, weight=config.weight, initial_std=config.initial_std)
     if isinstance(config, VQConfig):
         return build_vq(config, dim, token_dim)
     if isinstance(config, SoftVQConfig):

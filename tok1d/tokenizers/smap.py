@@ -161,7 +161,7 @@ class SMAP(DeterministicTokenizer):
 
         Args:
             batch: (images, class ids (B,), or captions (B, T, E) or (B, T), ...).
-            progress: not used.
+            progress: fraction of the training completed, in [0, 1]; `tail_drop.after` depends on it.
             keep: number of kept tokens. An int cuts the sequences, (B,) int64 masks the dropped tokens; default:
                 `training_keep`.
 
@@ -177,7 +177,7 @@ class SMAP(DeterministicTokenizer):
         self._check_images(images)
         cond = self._cond(batch[1], images)  # with label dropout: the same labels for both sides
         latents, terms = self.bottleneck(self._states(images, cond))
-        keep = self.training_keep(images) if keep is None else keep
+        keep = self.training_keep(images, progress) if keep is None else keep
         visible, kept = None, latents
         if isinstance(keep, Tensor):
             visible = prefix_mask(keep, latents.shape[1])
@@ -190,15 +190,17 @@ class SMAP(DeterministicTokenizer):
         terms["keep"] = keep.float().mean() if isinstance(keep, Tensor) else images.new_tensor(float(keep))
         return self._unsigned(pixels), latents, terms
 
-    def training_keep(self, images: Tensor) -> int | Tensor:
-        """Number of tokens kept of images (B, C, H, W): one int for all of them, or (B,) int64; N in eval mode.
+    def training_keep(self, images: Tensor, progress: float = 1.0) -> int | Tensor:
+        """Number of tokens kept of images (B, C, H, W): one int for all of them, or (B,) int64.
+
+        N in eval mode, and before the share `tail_drop.after` of the training.
 
         Sampled with the global generator: an int with that of the CPU, so that no step synchronises with a GPU.
         """
         if self.fixed_keep is not None:
             return self.fixed_keep
         drop, length = self.config.tail_drop, self.config.num_tokens
-        if not self.training or not drop.enabled:
+        if not self.training or not drop.enabled or progress < drop.after:
             return length
         if drop.keep_per == "sample":
             return sample_tail(drop, length, len(images), images.device)

@@ -26,6 +26,9 @@ class TailDropConfig:
     group: int = option(1, "kept numbers are multiples of this", ge=1)
     full_prob: float = option(0.0, "probability of keeping all tokens", ge=0, le=1)
     zero_prob: float = option(0.0, "probability of keeping no tokens", ge=0, le=1)
+    after: float = option(
+        0.0, "share of the training after which tokens are dropped; before that all are kept (paper: 0)", ge=0, lt=1
+    )
 
     def check(self) -> None:
         """Raise ConfigError on probabilities whose sum exceeds 1."""
