@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from PIL import Image
 
 from tok1d.config.load import to_yaml
 from tok1d.demo import run as demo
-from tok1d.demo.page import Check, ModelResults, Page, Probe, Strip, render
+from tok1d.demo.page import Check, Gallery, ModelResults, Page, Probe, Strip, render
 from tok1d.errors import ConfigError
 from tok1d.pictures import data_uri
 from tok1d.zoo.record import Record
@@ -122,6 +123,15 @@ def test_one_model_alone_makes_a_page() -> None:
     text = render(page_of([shown("yours")]))
     check_page(text)
     assert "no bundled models" in text
+
+
+def test_colour_pictures_are_at_the_top() -> None:
+    page = page_of([shown("yours")])
+    strips = [Strip("“red <apple>”", data_uri(Image.new("RGB", (8, 4))))]
+    text = render(replace(page, colour=[Gallery("words", "Samples <from> words", "seed <0>", strips)]))
+    assert WellFormed(text).ids == ["colour", *SECTIONS]
+    assert "“red &lt;apple&gt;”" in text and "Samples &lt;from&gt; words" in text and "seed &lt;0&gt;" in text
+    assert 'id="colour"' not in render(page)
 
 
 @pytest.fixture(scope="module")

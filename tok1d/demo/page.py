@@ -67,8 +67,22 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Gallery:
+    """Rows of images under a title; `name` is that of their PNG file."""
+
+    name: str
+    title: str
+    note: str
+    strips: list[Strip]
+
+
+@dataclass(frozen=True)
 class Page:
-    """Everything in the report; `curve` is a data URI, `commands` are (purpose, command line)."""
+    """Everything in the report; `curve` is a data URI, `commands` are (purpose, command line).
+
+    Args:
+        colour: images of the bundled models of emoji, at the top.
+    """
 
     models: list[ModelResults]
     classes: list[str]
@@ -78,6 +92,7 @@ class Page:
     probes: list[Probe]
     probe_protocol: str
     commands: list[tuple[str, str]]
+    colour: list[Gallery] = field(default_factory=list)
 
 
 _STYLE = Path(__file__).with_name("page.css")
@@ -93,6 +108,7 @@ def render(page: Page) -> str:
     )
     parts = [
         "<h1>Images as short sequences of tokens</h1>",
+        *([_colour(page.colour)] if page.colour else []),
         "<p>A tokenizer encodes each image as a short sequence of tokens, ordered by importance like principal "
         "components. A generator was then trained to generate such sequences for a given class. "
         f"{origin}</p>",
@@ -158,6 +174,15 @@ def _table(heads: Sequence[str], rows: Sequence[str]) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in heads)
     body = "\n".join(rows)
     return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+
+
+def _colour(galleries: Sequence[Gallery]) -> str:
+    lead = (
+        "Two models in the package, trained on 3,286 colour emoji of 64x64 pixels: a tokenizer (SMAP) that encodes an "
+        "image as 16 tokens, and a generator (CARD) of such tokens from words."
+    )
+    cards = [_card(gallery.title, gallery.note, _strips(gallery.strips)) for gallery in galleries]
+    return _section("colour", "Colour emoji", lead, _pair(cards))
 
 
 def _reconstructions(page: Page) -> str:

@@ -13,8 +13,9 @@ from tok1d import files
 from tok1d.analyze.prefix import explained_curve, plot_curve
 from tok1d.config.load import load_recipe
 from tok1d.config.recipe import Recipe
+from tok1d.demo import colour
 from tok1d.demo.measure import SEED, checks, commands, probes, quick_look, results, times
-from tok1d.demo.page import Page, render
+from tok1d.demo.page import Gallery, Page, render
 from tok1d.errors import ConfigError, DataError, reason_of
 from tok1d.pictures import data_uri
 from tok1d.train.folder import has_checkpoint, is_finished, lock, remove, starting
@@ -62,10 +63,10 @@ def run(
         return page
 
     test = open_split(recipes[TOKENIZER], "test")
-    _show_bundled(out / "bundled", test)
+    shown = _show_bundled(out / "bundled", test)
     fresh = [_stage(f"{number}/4", name, recipe) for number, (name, recipe) in enumerate(recipes.items(), 2)]
     _headline("4/4", "measuring and writing the report (under a minute)")
-    _report(page, recipes, test, started, whole=all(fresh))
+    _report(page, recipes, test, started, shown, whole=all(fresh))
     print(f"Report: {page}\nTime: {time.perf_counter() - started:.0f} s", flush=True)
     return page
 
@@ -129,15 +130,17 @@ def _bundled() -> tuple[LoadedGenerator, LoadedTokenizer] | None:
     return store.load_pair(BUNDLED) if BUNDLED in store.bundled_names() else None
 
 
-def _show_bundled(folder: Path, test: ImageSet) -> None:
-    """Write images of the bundled models."""
+def _show_bundled(folder: Path, test: ImageSet) -> list[Gallery]:
+    """Write images of the bundled models; returns those of emoji."""
     pair = _bundled()
     if pair is None:
         _headline("1/4", f"no bundled models named {BUNDLED} in this package: skipped")
-        return
+        return []
     _headline("1/4", "bundled models: test images above their reconstructions, and samples (a few seconds)")
-    for path in quick_look(*pair, test, folder):
+    shown = colour.galleries(folder)
+    for path in [folder / f"emoji-{each.name}.png" for each in shown] + quick_look(*pair, test, folder):
         print(f"      {path}", flush=True)
+    return shown
 
 
 def _stage(number: str, name: str, recipe: Recipe) -> bool:
@@ -153,7 +156,9 @@ def _stage(number: str, name: str, recipe: Recipe) -> bool:
     return not resumes
 
 
-def _report(page: Path, recipes: dict[str, Recipe], test: ImageSet, started: float, *, whole: bool) -> None:
+def _report(
+    page: Path, recipes: dict[str, Recipe], test: ImageSet, started: float, shown: list[Gallery], *, whole: bool
+) -> None:
     """Make the measurements that training did not make, and write report.json and report.html."""
     begun = time.perf_counter()
     pairs: dict[str, tuple[LoadedGenerator, LoadedTokenizer]] = {
@@ -186,6 +191,7 @@ def _report(page: Path, recipes: dict[str, Recipe], test: ImageSet, started: flo
         probes=probed,
         probe_protocol=probe_protocol,
         commands=commands(recipes[TOKENIZER], recipes[GENERATOR], tokenizer.spec.length),
+        colour=shown,
     )
     data = _data(content, curves, seconds | {"whole demo in this call": whole})
     _write(page.with_name("report.json"), json.dumps(data, indent=1) + "\n")
