@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -45,11 +46,11 @@ def galleries(folder: Path) -> list[Gallery]:
     except DataError as error:
         print(f"      no pictures of emoji: {error}", flush=True)
         return []
-    given, drawn = _reconstructed(tokenizer, test), _drawn(generator, tokenizer)
+    given, words = _reconstructed(tokenizer, test), drawn(generator, tokenizer, CAPTIONS)
     found = []
     for name, title, note, rows in (
         ("reconstructions", "Test images and their reconstructions", "unselected, none of them trained on", given),
-        ("words", "Samples from words", f"the first samples, seed {SEED}", drawn),
+        ("words", "Samples from words", f"the first samples, seed {SEED}", words),
     ):
         images = list(rows.values())
         save_png(grid(torch.cat(images), len(images[0])), folder / f"emoji-{name}.png")
@@ -68,14 +69,14 @@ def _reconstructed(tokenizer: LoadedTokenizer, test: ImageSet) -> dict[str, Tens
 
 
 @torch.no_grad()
-def _drawn(generator: LoadedGenerator, tokenizer: LoadedTokenizer) -> dict[str, Tensor]:
-    """Samples (B, 3, H, W) of each caption."""
+def drawn(generator: LoadedGenerator, tokenizer: LoadedTokenizer, captions: Sequence[str]) -> dict[str, Tensor]:
+    """Samples (NUM_SAMPLES, 3, H, W) in [0, 1] of each caption, from a generator that reads words."""
     condition, how = text_condition(generator.config), protocol(generator.card)
     assert condition is not None, "the bundled generator of emoji reads words"
-    read = caption_reader(condition, CAPTIONS)
+    read = caption_reader(condition, captions)
     place = next(generator.parameters()).device
     conditioning, rows = conditioning_of(tokenizer, Classes(0), captioned=True), {}
-    for caption in CAPTIONS:
+    for caption in captions:
         cond = read([caption] * NUM_SAMPLES, place)
         tokens = generator.sample(cond, guidance=how.guidance, temperature=how.temperature, generator=noise())
         rows[f"“{caption}”"] = tokenizer.decode(tokens, conditioning.of(cond, place), generator=noise()).clamp(0, 1)
