@@ -1,0 +1,36 @@
+"""The settings of the analyses of several tokenizers, from which their options are made. Does not import torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tok1d.config.fields import option
+from tok1d.evaluate.request import NETWORK_HELP, Reconstructions
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedReconstructions(Reconstructions):
+    """Reconstructions by number of tokens, how they are decoded, and the network whose classes they are compared in."""
+
+    num: int | None = option(
+        500, "number of images: the first ones of fashion_mnist, of other data spread evenly over the set", ge=1
+    )
+    temperature: float | None = option(
+        None, "scale of the initial noise of a flow decoder; 1 samples without bias; default: the model's own", ge=0
+    )
+    shift: float | None = option(
+        None, "shift of the sampling times of a flow decoder; 1: equal steps; default: the model's own", gt=0
+    )
+    network: tuple[str, ...] = option(
+        (), f"network whose most likely class is compared, repeatable: {NETWORK_HELP}", repeated=True, path="prefixed"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spectra(JudgedReconstructions):
+    """The settings of `tok1d analyze spectrum`."""
+
+    partial: bool = option(
+        False,
+        "unordered tokenizers too are decoded from their first tokens; the others are their means over the images",
+    )
