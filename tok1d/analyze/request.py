@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from tok1d.config.fields import option
 from tok1d.evaluate.request import NETWORK_HELP, Reconstructions
+
+LABEL_OF_CODES = (
+    "condition of the encoder (SMAP): null, so that the tokens do not hold the class that they are given, or true; "
+    "default: null"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,3 +40,16 @@ class Spectra(JudgedReconstructions):
         False,
         "unordered tokenizers too are decoded from their first tokens; the others are their means over the images",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probes:
+    """The settings of `tok1d analyze probe`."""
+
+    keep: tuple[int, ...] = option(
+        (), "numbers of leading tokens, such as 1,4,8; default: the powers of two and all", ge=1
+    )
+    num_train: int = option(10_000, "number of training images: the first ones of fashion_mnist, else spread", ge=10)
+    num: int = option(10_000, "number of test images: the first ones of fashion_mnist, else spread", ge=1)
+    label: Literal["true", "null"] | None = option(None, LABEL_OF_CODES)
+    batch_size: int = option(250, "number of images in a forward pass", ge=1)

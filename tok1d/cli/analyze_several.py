@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tok1d.analyze.request import Spectra
+from tok1d.analyze.request import Probes, Spectra
 from tok1d.cli.analyze import analyze_app, facts
-from tok1d.cli.options import ChosenImages, Device, Overwrite, expanded, output_folder, with_paths
+from tok1d.cli.options import ChosenImages, DataRoot, Device, Overwrite, expanded, output_folder, with_paths
 from tok1d.cli.several import Models, open_subjects, write_analysis
 
 
@@ -45,3 +46,38 @@ def analyze_spectrum(
         about = facts(each.name, each.data, each.tokenizer, each.images, result.num, seed=how.seed)
         records.append({**about, **result.to_json()})
     write_analysis(folder, "spectrum", records, [each.said() for each in found.values()], plot_spectra(found))
+
+
+@analyze_app.command("probe")
+@with_paths
+@expanded
+def analyze_probe(
+    models: Models,
+    out: Annotated[Path, typer.Option(help="folder for probe.json and probe.png")],
+    how: Probes,
+    data_root: DataRoot = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Accuracy of a linear probe on the first tokens, concatenated and averaged, with pixels and PCA beside it.
+
+    Fits ridge regressions on the training images and measures them on the test images; nothing is random. The encoder
+    of a class-conditional tokenizer receives the null class.
+    """
+    from tok1d.analyze.probe import plot_probes, probe
+    from tok1d.data.subset import subset
+    from tok1d.inference import images as sources
+
+    subjects = open_subjects(models, device, ChosenImages(split="test", data_root=data_root))
+    folder = output_folder(out, overwrite=overwrite)
+    found, records = {}, []
+    for each in subjects:
+        train = sources.open_data(each.data, each.tokenizer, split="train", data_root=data_root, report=False)
+        label = how.label if each.tokenizer.spec.needs_label or len(subjects) == 1 else None
+        result = found[each.name] = probe(each.tokenizer, train, each.images, replace(how, label=label), name=each.name)
+        for line in result.describe():
+            print(f"{each.name}: {line}")
+        about = facts(each.name, each.data, each.tokenizer, each.images, result.num, seed=None)
+        trained = subset(train, result.num_train).fingerprint()
+        records.append({**about, "training": trained, **result.to_json()})
+    write_analysis(folder, "probe", records, [each.said() for each in found.values()], plot_probes(found))
