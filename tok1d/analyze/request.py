@@ -53,3 +53,15 @@ class Probes:
     num: int = option(10_000, "number of test images: the first ones of fashion_mnist, else spread", ge=1)
     label: Literal["true", "null"] | None = option(None, LABEL_OF_CODES)
     batch_size: int = option(250, "number of images in a forward pass", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maps:
+    """The settings of `tok1d analyze map`."""
+
+    keep: int | None = option(None, "number of leading tokens, concatenated; default: all", ge=1)
+    method: Literal["tsne", "umap"] = option("tsne", "tsne (scikit-learn) or umap (needs the package umap-learn)")
+    num: int = option(1000, "number of images: the first ones of fashion_mnist, else spread over the set", ge=1)
+    label: Literal["true", "null"] | None = option(None, LABEL_OF_CODES)
+    batch_size: int = option(250, "number of images in a forward pass", ge=1)
+    seed: int = option(0, "seed of the map", ge=0)
