@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
-from typing import TypeVar
+from dataclasses import asdict, replace
+from typing import Any, TypeVar
 
 from tok1d.analyze.request import JudgedReconstructions
 from tok1d.config.options import check_counts
@@ -20,7 +20,7 @@ from tok1d.tokenizers.prefix import prefix_lengths
 from tok1d.zoo.card import Card, padding_of
 
 How = TypeVar("How", bound=JudgedReconstructions)
-DECODING = {field.name: field.default for field in fields(Decoding)}
+DECODING: dict[str, Any] = asdict(Decoding())  # the defaults, which every decoder accepts
 
 
 def judges(tokenizer: Tokenizer, data: str, network: Sequence[str], metrics: Sequence[str]) -> Measures:

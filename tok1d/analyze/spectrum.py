@@ -87,14 +87,14 @@ class Spectrum:
     def said(self) -> str:
         """What was found, as a clause; of several networks the first."""
         first, last = self.points[0], self.points[-1]
-        shares = [next(iter(each.semantic.values()), None) for each in (first, last)]
+        shares = [f"{next(iter(each.semantic.values())):.0%}" for each in (first, last) if each.semantic]
         if first is last:
-            agreement = "" if shares[0] is None else f", at a semantic agreement of {shares[0]:.0%}"
+            agreement = f", at a semantic agreement of {shares[0]}" if shares else ""
             return (
                 f"with {last.keep} tokens the log10 power differs from the originals by {last.error:.2f} in the mean "
                 f"(upper half of the frequencies {last.high:+.2f}){agreement}"
             )
-        agreement = "" if None in shares else ", while semantic agreement goes from {:.0%} to {:.0%}".format(*shares)
+        agreement = f", while semantic agreement goes from {shares[0]} to {shares[1]}" if shares else ""
         return (
             f"from {first.keep} to {last.keep} tokens the log10 power differs from the originals by {first.error:.2f} "
             f"to {last.error:.2f} in the mean (upper half of the frequencies {first.high:+.2f} to {last.high:+.2f})"
@@ -230,7 +230,7 @@ def plot_spectra(found: Mapping[str, Spectrum]) -> Image:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(max(6.4, 3.8 * len(found)), 7.2), dpi=110, layout="constrained")
-    upper, lower = figure.subfigures(2, 1)
+    upper, lower = figure.subfigures(2, 1, squeeze=False)[:, 0]
     panels = upper.subplots(1, len(found), squeeze=False, sharey=True)[0]
     for axes, (name, each) in zip(panels, found.items(), strict=True):
         periods = range(1, len(each.original) + 1)
