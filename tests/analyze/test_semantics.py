@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tok1d.analyze.semantics import gathered
+from tok1d.analyze.semantics import check_networks, gathered
 from tok1d.cli import app as cli
 from tok1d.errors import InputError
+from tok1d.evaluate.measures import Measures
 from tok1d.zoo.record import Record, read_records
 
 
@@ -63,4 +64,6 @@ def test_a_network_that_does_not_exist_is_refused(
     command = ["analyze", "semantics", "fashion-mnist-smap", "fashion_mnist", "--network", "fly"]
     assert cli.run([*command, "--out", str(tmp_path / "no")]) == 2
     err = capsys.readouterr().err
+    with pytest.raises(InputError, match="semantics needs a network with classes: no file; choose one with --network"):
+        check_networks(Measures((), missing={"inception": "no file"}))
     assert "'fly'" in err and err.count("\n") == 1 and not (tmp_path / "no").exists()

@@ -16,8 +16,12 @@ def ranges(num: int, size: int) -> Iterator[range]:
     return (range(start, min(start + size, num)) for start in range(0, num, size))
 
 
-def keep_axis(axes: Axes, keep: Iterable[int]) -> None:
-    """Label the axis of the numbers of tokens, logarithmic above 16 tokens, and show the legend of what was plotted."""
+def keep_axis(axes: Axes, keep: Iterable[int], *, beside: bool = False) -> None:
+    """Label the axis of the numbers of tokens, logarithmic above 16 tokens, and show the legend of what was plotted.
+
+    Args:
+        beside: the legend is to the right of the plot, for many lines.
+    """
     ticks = sorted(set(keep))
     if ticks[-1] > 16:
         axes.set_xscale("symlog", base=2, linthresh=1)
@@ -26,4 +30,5 @@ def keep_axis(axes: Axes, keep: Iterable[int]) -> None:
     axes.set_xlabel("tokens")
     axes.grid(alpha=0.3)
     if axes.lines:
-        axes.legend(frameon=False, fontsize=8)
+        place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if beside else {}
+        axes.legend(frameon=False, fontsize=8, **place)

@@ -266,15 +266,19 @@ def plot_probes(found: Mapping[str, Probe]) -> Image:
     """Plot the accuracies of each model by number of tokens, with those of the pixels and of principal components."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 4.6), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(9.6, 4.6), dpi=120, layout="constrained")
+    axes, shown = figure.add_subplot(), set[tuple[float, ...]]()
     for i, (name, each) in enumerate(found.items()):
         keep = [point.keep for point in each.points]
-        for style, what in (("-", "concatenated"), ("--", "averaged"), (":", "pca")):
+        for style, what in (("-", "concatenated"), ("--", "averaged")):
             values = [100 * getattr(point, what) for point in each.points]
-            label = plot_label(f"{name}, {'as many PCA numbers' if what == 'pca' else what}")
-            axes.plot(keep, values, style, marker="o", color=f"C{i}", label=label)
-        axes.axhline(100 * each.pixels, color=f"C{i}", linewidth=1, alpha=0.5, label=plot_label(f"{name}, pixels"))
+            axes.plot(keep, values, style, marker="o", color=f"C{i}", label=plot_label(f"{name}, {what}"))
+        beside = tuple(100 * value for value in (each.pixels, *(point.pca for point in each.points)))
+        if beside in shown:  # models of equal images and numbers have the same
+            continue
+        shown.add(beside)
+        axes.plot(keep, beside[1:], ":", marker=".", color="grey", label=plot_label(f"PCA, numbers of {name}"))
+        axes.axhline(beside[0], color="grey", linewidth=1, label=plot_label(f"pixels of {name}"))
     axes.set_ylabel("test accuracy of a linear probe, %")
-    keep_axis(axes, [point.keep for each in found.values() for point in each.points])
+    keep_axis(axes, [point.keep for each in found.values() for point in each.points], beside=True)
     return figure_image(figure)

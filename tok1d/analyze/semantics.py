@@ -101,12 +101,17 @@ def semantics(tokenizer: Tokenizer, images: ImageSet, how: JudgedReconstructions
     Raises:
         InputError: no network has classes, or settings that the tokenizer does not have.
     """
-    if not measures.networks:
-        reasons = "; ".join(measures.missing.values()) or "none is bundled for these images"
-        raise InputError(f"semantics needs a network with classes: {reasons}; choose one with --network")
+    check_networks(measures)
     with flow_settings(tokenizer, how) as flow:
         records = evaluate_reconstruction(tokenizer, subset(images, how.num), how, Measuring(measures))
     return gathered(records, flow)
+
+
+def check_networks(measures: Measures) -> None:
+    """Raise InputError if no network is available."""
+    if not measures.networks:
+        reasons = "; ".join(measures.missing.values()) or "none is bundled for these images"
+        raise InputError(f"semantics needs a network with classes: {reasons}; choose one with --network")
 
 
 def gathered(records: list[Record], flow: dict[str, float]) -> Semantics:
@@ -138,7 +143,7 @@ def plot_semantics(found: Mapping[str, Semantics]) -> Image:
     """Plot accuracy and agreement of each model and network by number of tokens, with the accuracy on the originals."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 4.6), dpi=120, layout="constrained")
+    figure = Figure(figsize=(9.6, 4.6), dpi=120, layout="constrained")
     axes, colours = figure.add_subplot(), 0
     for name, each in found.items():
         for network in dict.fromkeys(point.network for point in each.points):
@@ -154,5 +159,5 @@ def plot_semantics(found: Mapping[str, Semantics]) -> Image:
                 axes.axhline(100 * each.originals[network], color=f"C{colours}", linewidth=1, alpha=0.5, label=label)
             colours += 1
     axes.set_ylabel("share of the images, %")
-    keep_axis(axes, [point.keep for each in found.values() for point in each.points])
+    keep_axis(axes, [point.keep for each in found.values() for point in each.points], beside=True)
     return figure_image(figure)

@@ -128,11 +128,13 @@ def analyze_semantics(
     Measured as judge_accuracy and semantic_agreement of tok1d evaluate reconstruction.
     """
     from tok1d.analyze.judged import judges, settings_of_each
-    from tok1d.analyze.semantics import METRICS, plot_semantics, semantics
+    from tok1d.analyze.semantics import METRICS, check_networks, plot_semantics, semantics
 
     subjects = open_subjects(models, device, chosen)
     settings = settings_of_each([each.tokenizer for each in subjects], how)
     measures = [judges(each.tokenizer, each.data, how.network, METRICS) for each in subjects]
+    for measured in measures:
+        check_networks(measured)
     folder = output_folder(out, overwrite=overwrite)
     found, records = {}, []
     for each, own, measured in zip(subjects, settings, measures, strict=True):
