@@ -29,6 +29,7 @@ COMMANDS = [
     *("demo", "recipes", "config", "train", "encode", "reconstruct", "generate", "convert", "export", "reference"),
     *("compare", "launch", "replay"),
     *("evaluate reconstruction", "evaluate generation", "evaluate grid", "analyze prefix"),
+    *("analyze spectrum", "analyze probe", "analyze map", "analyze semantics"),
 ]
 HEAVY = ["torch", "numpy", "yaml", "PIL", "accelerate", "matplotlib", "tqdm", "tok1d.config.recipe"]
 

@@ -1,0 +1,257 @@
+"""Power spectra of reconstructions by number of tokens (Semanticist, arXiv 2503.08685, figures 1a, 5 and 10).
+
+A tokenizer couples semantics and spectrum if fewer tokens remove high frequencies along with the content. With a
+diffusion decoder that is sampled with enough steps, and with initial noise of its full scale, the spectrum should
+hardly depend on the number of tokens. Few steps or a low temperature remove high frequencies at every number of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tok1d.analyze.judged import flow_settings, prefix_counts
+from tok1d.analyze.plots import keep_axis, ranges
+from tok1d.analyze.request import Spectra
+from tok1d.data.images import ImageSet
+from tok1d.data.subset import subset
+from tok1d.data.transforms import without_border
+from tok1d.errors import InputError
+from tok1d.evaluate.measures import Measures
+from tok1d.evaluate.reconstruction import Reconstructor
+from tok1d.inference.sampling import DECODER_NOISE, counted, decoding_record, noise_of
+from tok1d.pictures import figure_image, plot_label
+from tok1d.progress import Bar
+from tok1d.tokenizers.base import Tokenizer
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ORIGINALS = -1  # key of the originals where others are numbers of tokens
+
+
+@dataclass(frozen=True)
+class SpectrumPoint:
+    """The spectrum of the images decoded from the first `keep` tokens.
+
+    Args:
+        log_power: log10 of the mean power at 1, 2, ... periods per image side.
+        error: mean over frequencies of |log10 (power / power of the originals)|, at least 0.
+        high: mean over the upper half of the frequencies of log10 (power / power of the originals); below 0 where
+            high frequencies are missing.
+        semantic: by network, the share of the images, in [0, 1], whose most likely class is that of their original.
+    """
+
+    keep: int
+    log_power: list[float]
+    error: float
+    high: float
+    semantic: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The spectra of a tokenizer.
+
+    Args:
+        num: number of images.
+        original: log10 of the originals' mean power, as `SpectrumPoint.log_power`.
+        partial: whether tokens after the first `keep` were replaced by their means over the images.
+        label: the tokenizer's condition: "true" (the class or caption), "null", or None without a condition.
+        decoding: settings of a diffusion decoder, with temperature and shift of a flow; None for a deterministic one.
+    """
+
+    num: int
+    original: list[float]
+    points: list[SpectrumPoint]
+    partial: bool
+    label: str | None
+    decoding: dict[str, object] | None
+
+    def to_json(self) -> dict[str, object]:
+        """Return the fields."""
+        return asdict(self)
+
+    def describe(self) -> list[str]:
+        """Return one line for each number of tokens."""
+        return [
+            f"keep {each.keep:4d}: mean |log10 power ratio| {each.error:.3f}, upper half {each.high:+.3f}"
+            + "".join(f", semantic agreement {value:6.1%}" for value in each.semantic.values())
+            for each in self.points
+        ]
+
+    def said(self) -> str:
+        """What was found, as a clause; of several networks the first."""
+        first, last = self.points[0], self.points[-1]
+        shares = [f"{next(iter(each.semantic.values())):.0%}" for each in (first, last) if each.semantic]
+        if first is last:
+            agreement = f", at a semantic agreement of {shares[0]}" if shares else ""
+            return (
+                f"with {last.keep} tokens the log10 power differs from the originals by {last.error:.2f} in the mean "
+                f"(upper half of the frequencies {last.high:+.2f}){agreement}"
+            )
+        agreement = f", while semantic agreement goes from {shares[0]} to {shares[1]}" if shares else ""
+        return (
+            f"from {first.keep} to {last.keep} tokens the log10 power differs from the originals by {first.error:.2f} "
+            f"to {last.error:.2f} in the mean (upper half of the frequencies {first.high:+.2f} to {last.high:+.2f})"
+            f"{agreement}"
+        )
+
+
+def radial_power(images: Tensor) -> Tensor:
+    """The power of images (B, C, H, W) by frequency: (B, R) float64, at 1 to R = min(H, W) // 2 periods per side.
+
+    The squared magnitude of the discrete Fourier transform over (H W)^2, averaged over channels and over the ring of
+    the frequencies that round to the same distance from 0. A cosine of amplitude a has the power a^2 / 4 at each of its
+    two frequencies.
+    """
+    height, width = images.shape[-2:]
+    side = min(height, width)
+    x = images.double()
+    power = torch.fft.fft2(x - x.mean((-2, -1), keepdim=True)).abs().square().mean(1) / (height * width) ** 2
+    vertical, horizontal = (torch.fft.fftfreq(n, device=images.device) * side for n in (height, width))
+    ring = torch.hypot(vertical[:, None], horizontal[None]).round().long().flatten()
+    counts = torch.bincount(ring, minlength=side // 2 + 1)
+    sums = power.new_zeros(len(power), len(counts)).index_add_(1, ring, power.flatten(1))
+    return (sums / counts)[:, 1 : side // 2 + 1]
+
+
+def log_power(power: Tensor, pixels: int) -> Tensor:
+    """log10 of powers (R,); powers below that of the rounding of images to 8 bits count as it.
+
+    Args:
+        pixels: H W of an image, over which the rounding's variance 1 / (12 255^2) spreads evenly.
+    """
+    return power.clamp_min(1 / (12 * 255**2 * pixels)).log10()
+
+
+@torch.no_grad()
+def spectrum(
+    tokenizer: Tokenizer, images: ImageSet, how: Spectra, measures: Measures | None = None, *, name: str = ""
+) -> Spectrum:
+    """Measure the mean power spectrum of reconstructions and of the originals, and semantic agreement beside it.
+
+    A decoder's noise is the same for all numbers of tokens. Memory: one batch of images, and for each number of tokens
+    as many sums as frequencies.
+
+    Args:
+        how: the numbers of tokens, by default the powers of two and all (for unordered tokens all alone, unless
+            `partial`), and the decoding; `num` images, see `subset`.
+        measures: networks of the semantic agreement, and the border that is cut off before anything is measured.
+        name: for the progress bar.
+
+    Raises:
+        InputError: settings that the tokenizer does not have, or partial tokens of ids.
+    """
+    measures = Measures(()) if measures is None else measures
+    chosen = subset(images, how.num)
+    partial = how.partial and not tokenizer.spec.ordered
+    reconstructor = Reconstructor(tokenizer, chosen, replace(how, keep=()) if partial else how)
+    keep = prefix_counts(how.keep, tokenizer.spec.length) if partial else sorted(set(reconstructor.keep))
+    mean = mean_tokens(reconstructor) if partial else None
+    options, evaluations = reconstructor.decoder_options, 0.0
+    power, agreeing = dict[int, Tensor](), dict[int, dict[str, Tensor]]()  # ORIGINALS, or number of tokens
+    with flow_settings(tokenizer, how) as flow, Bar(len(chosen), unit="image", name=name) as bar:
+        for numbers in ranges(len(chosen), how.batch_size):
+            x, _, cond = reconstructor.conditioned.batch(numbers)
+            x = x.to(reconstructor.device)
+            _add(power, ORIGINALS, x, measures.pad)
+            tokens, shown = tokenizer.encode(x, cond), measures.features(x)
+            for k in keep:
+                code, kept = (tokens, k) if mean is None else (first_tokens(tokens, mean, k), tokenizer.spec.length)
+                noise = [noise_of(how.seed, DECODER_NOISE, i) for i in numbers]
+                with counted(tokenizer.decoder) as calls:
+                    y = tokenizer.decode(code, cond, keep=kept, generator=noise, **options).clamp(0, 1)
+                evaluations = calls.rows / len(x)
+                _add(power, k, y, measures.pad)
+                sums = agreeing.setdefault(k, {})
+                for key, value in measures.agreements(measures.features(y), shown).items():
+                    sums[key] = sums.get(key, 0) + value.double().sum().cpu()
+            bar.update(len(x))
+        decoding = decoding_record(tokenizer, options, evaluations)
+    side = without_border(x, measures.pad).shape[-2:].numel()
+    logs = {which: log_power(total / len(chosen), side) for which, total in power.items()}
+    labels = {f"{i} semantic": network.label for i, network in enumerate(measures.networks)}
+    points = []
+    for k in keep:
+        shares = {labels[key]: float(value) / len(chosen) for key, value in agreeing[k].items() if key in labels}
+        points.append(spectrum_point(k, logs[k], logs[ORIGINALS], shares))
+    decoded = None if decoding is None else {**decoding, **flow}
+    return Spectrum(
+        len(chosen), logs[ORIGINALS].tolist(), points, partial, reconstructor.conditioned.conditioning.label, decoded
+    )
+
+
+def _add(power: dict[int, Tensor], which: int, images: Tensor, pad: int) -> None:
+    """Add the summed power (R,) of images without their border."""
+    summed = radial_power(without_border(images, pad)).sum(0).cpu()
+    power[which] = power[which] + summed if which in power else summed
+
+
+def spectrum_point(keep: int, logs: Tensor, original: Tensor, semantic: dict[str, float]) -> SpectrumPoint:
+    """The point of log10 powers (R,) and those of the originals (R,); the upper half has R - R // 2 frequencies."""
+    ratio = logs - original
+    return SpectrumPoint(
+        keep, logs.tolist(), float(ratio.abs().mean()), float(ratio[len(ratio) // 2 :].mean()), semantic
+    )
+
+
+def mean_tokens(reconstructor: Reconstructor) -> Tensor:
+    """The mean (K, D) of the tokens of a reconstructor's images, from one pass over them.
+
+    Raises:
+        InputError: ids.
+    """
+    tokenizer = reconstructor.tokenizer
+    if tokenizer.spec.vocab_size is not None:
+        raise InputError("--partial: ids have no mean that could replace the last ones; leave it out")
+    total: Tensor | None = None
+    for numbers in ranges(len(reconstructor.images), reconstructor.how.batch_size):
+        x, _, cond = reconstructor.conditioned.batch(numbers)
+        summed = tokenizer.encode(x.to(reconstructor.device), cond).double().sum(0)
+        total = summed if total is None else total + summed
+    assert total is not None, "an image set is not empty"
+    return total / len(reconstructor.images)
+
+
+def first_tokens(tokens: Tensor, mean: Tensor, keep: int) -> Tensor:
+    """Tokens (B, K, D) of which those after the first `keep` are replaced by their means (K, D)."""
+    rest = mean[keep:].to(tokens.dtype).expand(len(tokens), -1, -1)
+    return torch.cat([tokens[:, :keep], rest], 1)
+
+
+def plot_spectra(found: Mapping[str, Spectrum]) -> Image:
+    """Plot the spectra of each model by number of tokens, and below the differences to the originals of all models."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(6.4, 3.8 * len(found)), 7.2), dpi=110, layout="constrained")
+    upper, lower = figure.subfigures(2, 1, squeeze=False)[:, 0]
+    panels = upper.subplots(1, len(found), squeeze=False, sharey=True)[0]
+    for axes, (name, each) in zip(panels, found.items(), strict=True):
+        periods = range(1, len(each.original) + 1)
+        for i, point in enumerate(each.points):
+            colour = colormaps["viridis"](i / max(len(each.points) - 1, 1) * 0.9)
+            axes.plot(periods, point.log_power, color=colour, label=f"{point.keep} tokens")
+        axes.plot(periods, each.original, color="black", linestyle="--", label="originals")
+        axes.set_xscale("log", base=2)
+        axes.set_title(plot_label(name), fontsize=9)
+        axes.set_xlabel("periods per side")
+        axes.legend(frameon=False, fontsize=7)
+    panels[0].set_ylabel("log10 power")
+    left, right = lower.subplots(1, 2)
+    for name, each in found.items():
+        keep = [point.keep for point in each.points]
+        left.plot(keep, [point.error for point in each.points], marker="o", label=plot_label(name))
+        for label in each.points[0].semantic:
+            shares = [point.semantic[label] for point in each.points]
+            right.plot(keep, shares, marker="o", label=plot_label(f"{name}, {label.partition('@')[0]}"))
+    left.set_ylabel("mean |log10 power ratio|")
+    right.set_ylabel("semantic agreement")
+    for axes in (left, right):
+        keep_axis(axes, [point.keep for each in found.values() for point in each.points])
+    return figure_image(figure)

@@ -1,0 +1,89 @@
+"""Commands on several tokenizers and one data set: their arguments, and the records of the tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tok1d.cli.options import DATA_HELP, MODEL_HELP, PATH, ChosenImages, load_tokenizer
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from tok1d.data.images import ImageSet
+    from tok1d.tokenizers.base import Tokenizer
+
+Models = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL... DATA",
+        help=f"one or several models, then the data. A model: {MODEL_HELP}. The data: {DATA_HELP}",
+        show_default=False,
+    ),
+    PATH,
+]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A tokenizer that is analyzed, and the images of the data in its size."""
+
+    name: str
+    data: str
+    tokenizer: Tokenizer
+    images: ImageSet
+
+
+def models_and_data(given: Sequence[str]) -> tuple[list[str], str]:
+    """The models and the data of `Models`; raises InputError for fewer than two arguments, or a model twice."""
+    from tok1d.errors import InputError
+
+    *models, data = given
+    if not models:
+        raise InputError(f"expected MODEL... DATA, at least one model and then the data, got only {data}")
+    if twice := next((each for each in models if models.count(each) > 1), None):
+        raise InputError(f"expected different models, got {twice} {models.count(twice)} times")
+    return models, data
+
+
+def open_subjects(given: Sequence[str], device: str | None, chosen: ChosenImages) -> list[Subject]:
+    """Open all models and the data for each, before the first is analyzed; the weights of all are held in memory.
+
+    Raises:
+        InputError: see `models_and_data`, or a model that is no tokenizer.
+        Tok1dError: a model or data that cannot be opened.
+    """
+    from tok1d.inference import images as sources
+
+    models, data = models_and_data(given)
+    tokenizers = [load_tokenizer(model, device) for model in models]
+    found = []
+    for number, (model, tokenizer) in enumerate(zip(models, tokenizers, strict=True)):
+        images = sources.open_data(data, tokenizer, split=chosen.split, data_root=chosen.data_root, report=not number)
+        found.append(Subject(model, data, tokenizer, images))
+    return found
+
+
+def write_analysis(
+    folder: Path, name: str, records: Sequence[Mapping[str, object]], said: Sequence[str], picture: Image
+) -> None:
+    """Write NAME.json (`models`: one record each, `said`: the sentence) and NAME.png, and print the sentence.
+
+    Args:
+        said: a clause for each record, without the model's name.
+    """
+    import json
+
+    from tok1d import files
+    from tok1d.pictures import save_png
+
+    sentence = "; ".join(f"{record['model']}: {clause}" for record, clause in zip(records, said, strict=True)) + "."
+    save_png(picture, folder / f"{name}.png")
+    content = {"analysis": name, "said": sentence, "models": list(records)}
+    files.write_text(folder / f"{name}.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+    print(sentence)
+    print(f"record: {folder / f'{name}.json'}\nplot: {folder / f'{name}.png'}")
