@@ -30,5 +30,5 @@ def keep_axis(axes: Axes, keep: Iterable[int], *, beside: bool = False) -> None:
     axes.set_xlabel("tokens")
     axes.grid(alpha=0.3)
     if axes.lines:
-        place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if beside else {}
-        axes.legend(frameon=False, fontsize=8, **place)
+        where = (1.0, 0.5) if beside else None
+        axes.legend(frameon=False, fontsize=8, loc="center left" if beside else "best", bbox_to_anchor=where)
