@@ -92,9 +92,8 @@ class Term:
 
     def measurement(self, common: Measurement) -> Measurement:
         """The statistic with the settings of this term."""
-        changes: dict[str, object] = {"keep": self.keep} if self.keep is not None else {}
-        changes |= {"evaluate": [*common.evaluate, *self.evaluate]}
-        return dataclasses.replace(common, **changes)
+        keep = common.keep if self.keep is None else self.keep
+        return dataclasses.replace(common, keep=keep, evaluate=[*common.evaluate, *self.evaluate])
 
 
 def terms(value: object, key: str) -> list[Term]:

@@ -23,6 +23,7 @@ from tok1d.errors import ConfigError, DataError
 from tok1d.evaluate.training_networks import training_networks, why_not
 from tok1d.train import folder, run
 from tok1d.train.log import read_log
+from tok1d.zoo import store
 from tok1d.zoo.record import BASELINE, read_records
 from tok1d.zoo.weights import fingerprint
 
@@ -114,8 +115,7 @@ def measure(row: RowPlan, runs: Path, rows: Path) -> Row:
 
 def seconds_of(arm: Trained) -> float:
     """Time of the training in seconds, from the card of its model."""
-    found = arm.model.card.trained.get("seconds", 0.0)  # type: ignore[union-attr]
-    return float(found)
+    return float(store.read_config(arm.run / "model")[1].trained.get("seconds", 0.0))
 
 
 def checked(condition: Condition, arm: Trained) -> Checked | None:

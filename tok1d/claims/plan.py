@@ -237,11 +237,16 @@ def trainings(plan: Plan) -> list[Plan]:
     return [*found, plan]
 
 
-def hours(listed: Listed, scale: ScaleName) -> float:
-    """Estimated CPU-hours of the trainings of a claim, each training once, without its measurements."""
+def hours(claims: Sequence[Listed], scale: ScaleName) -> float:
+    """Estimated CPU-hours of the trainings of claims, each training once, without measurements.
+
+    Claims with several seeds have those of the claims with fewer.
+    """
     seconds: dict[str, float] = {}
-    seeds = listed.claim.seeds
-    for _, term in listed.claim.terms:
-        for plan in trainings(RowPlan(listed, term, seeds[0], scale).plan):
-            seconds[plan.key] = plan.recipe.train.steps * listed.file.arms[plan.arm].step_seconds
-    return len(seeds) * sum(seconds.values()) / 3600
+    for listed in claims:
+        seeds = listed.claim.seeds
+        for _, term in listed.claim.terms:
+            for plan in trainings(RowPlan(listed, term, seeds[0], scale).plan):
+                one = plan.recipe.train.steps * listed.file.arms[plan.arm].step_seconds
+                seconds[plan.key] = max(seconds.get(plan.key, 0.0), len(seeds) * one)
+    return sum(seconds.values()) / 3600

@@ -17,7 +17,7 @@ class LossFlat:
     """The training loss has stopped falling: the mean of its last tenth is close to that of the tenth before."""
 
     name: str = option("loss_flat", "which condition this is")
-    tolerance: float = option(0.01, "largest relative change between the two tenths", gt=0)
+    tolerance: float = option(0.02, "largest relative change between the two tenths", gt=0)
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from tok1d.claims.claim import SCALES
 from tok1d.claims.plan import hours
 from tok1d.claims.rows import Outcome
 from tok1d.claims.statistics import STATISTICS
@@ -15,7 +16,7 @@ HEAD = """# Claims of the papers
 
 `tok1d reproduce --report` writes this page from stored rows; do not edit it. `tok1d reproduce ID` trains and measures
 what a claim needs and stores one row for each arm and seed. The claims are in `tok1d/claims/data/`; `--file` reads a
-file of your own. The models are small and the images simple, so a verdict is about this scale and not about the paper's.
+file of your own. The models are small and the images simple, so a verdict is about this scale, not about the paper's.
 
 The difference of a claim is a sum of its statistic over some arms minus that over others, for each seed. Verdicts, from
 the 95 % interval (Student's t) of its mean over the seeds, and the margin, the smallest difference that counts:
@@ -26,10 +27,11 @@ the 95 % interval (Student's t) of its mean over the seeds, and the margin, the 
 - **not established**: none of these; always with one seed, unless the claim states the spread between seeds;
 - **out of regime**: a condition fails under which the statement could show at all;
 - **not run**: rows are missing, or the library cannot measure the statistic yet."""
-CONDITIONS = """Conditions: `loss_flat`, the training loss has stopped falling; `error_below_pca_half`, the error is below
-that of principal components with half as many numbers as the tokens; `decoder_floor`, the distance of reconstructions
-is at most a third of that of samples; `teacher_not_judge`, the measuring network did not train the models. Hours are
-estimates for one CPU core, of the trainings alone, each claim on its own; trainings that claims share are made once."""
+CONDITIONS = """Conditions: `loss_flat`, the training loss changes by at most 2 % between its last two tenths;
+`error_below_pca_half`, the error is below that of principal components with half as many numbers as the tokens;
+`decoder_floor`, the distance of reconstructions is at most a third of that of samples; `teacher_not_judge`, the
+measuring network did not train the models. Hours are estimates for one CPU core, of the trainings alone, each claim on
+its own; trainings that claims share are made once."""
 
 
 def difference_text(outcome: Outcome) -> str:
@@ -45,7 +47,7 @@ def statistic_text(outcome: Outcome) -> str:
     """The statistic of a claim with its settings."""
     given = outcome.listed.claim.statistic
     settings = ", ".join(
-        f"{name}={' '.join(map(str, value)) if isinstance(value, list) else value}"
+        ", ".join(map(str, value)) if isinstance(value, list) else f"{name}={value}"
         for name, value in given.settings.items()
     )
     unit = STATISTICS[given.name].unit
@@ -54,7 +56,7 @@ def statistic_text(outcome: Outcome) -> str:
 
 def cost_text(outcome: Outcome) -> str:
     """Estimated CPU-hours at both scales."""
-    return f"{hours(outcome.listed, 'quick'):.1f} / {hours(outcome.listed, 'small'):.1f}"
+    return " / ".join(f"{hours([outcome.listed], scale):.1f}" for scale in SCALES)
 
 
 def counts(outcomes: Sequence[Outcome]) -> str:
@@ -65,7 +67,9 @@ def counts(outcomes: Sequence[Outcome]) -> str:
 
 def markdown(outcomes: Sequence[Outcome]) -> str:
     """The page docs/claims.md."""
-    parts = [HEAD, CONDITIONS, f"{len(outcomes)} claims: {counts(outcomes)}."]
+    total = " / ".join(f"{hours([each.listed for each in outcomes], scale):.0f}" for scale in SCALES)
+    summary = f"{len(outcomes)} claims: {counts(outcomes)}. All trainings together: {total} CPU-hours, quick / small."
+    parts = [HEAD, CONDITIONS, summary]
     for paper in dict.fromkeys(each.listed.file.paper for each in outcomes):
         some = [each for each in outcomes if each.listed.file.paper == paper]
         arxiv = some[0].listed.file.arxiv

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from tok1d.claims.measure import Busy, measure
 from tok1d.claims.plan import RowPlan, row_plans
 from tok1d.claims.rows import stored
 from tok1d.claims.statistics import missing as cannot
+from tok1d.errors import ConfigError, Tok1dError
 
 WAIT = 20.0  # seconds between attempts at rows on which other processes work
 
@@ -33,11 +35,13 @@ def reproduce(claims: Sequence[Listed], scale: ScaleName, out: Path, rows: Path,
         rows: folder of the rows.
         wait: seconds between attempts at rows that others work on.
 
+    A row that fails is reported, and the others go on.
+
     Raises:
-        Tok1dError: a training or a measurement that fails.
+        ConfigError: at the end, if rows failed; with the reason of the first.
     """
-    runs, made = Path(out) / "runs", 0
-    while left := missing(claims, scale, rows):
+    runs, made, failed = Path(out) / "runs", 0, dict[Path, str]()
+    while left := [plan for plan in missing(claims, scale, rows) if plan.path(rows) not in failed]:
         done = 0
         for number, plan in enumerate(left, 1):
             if stored(plan, rows) is not None:  # by another process meanwhile
@@ -46,9 +50,15 @@ def reproduce(claims: Sequence[Listed], scale: ScaleName, out: Path, rows: Path,
                 row = measure(plan, runs, rows)
             except Busy:
                 continue
+            except Tok1dError as error:
+                failed[plan.path(rows)] = f"{plan}: {error}"
+                print(f"failed: {plan}: {error}", file=sys.stderr, flush=True)
+                continue
             done += 1
             print(f"row {number} of {len(left)}: {plan}: {row.value:.5g} {row.unit}".rstrip(), flush=True)
         made += done
-        if not done and missing(claims, scale, rows):
+        if not done and any(plan.path(rows) not in failed for plan in left):
             time.sleep(wait)
+    if failed:
+        raise ConfigError(f"{len(failed)} rows failed, the first one: {next(iter(failed.values()))}")
     return made

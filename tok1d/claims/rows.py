@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tok1d import files
@@ -138,4 +138,6 @@ def _at(listed: Listed, rows: Path, scale: ScaleName) -> Outcome | None:
         spread=claim.spread,
         unit=STATISTICS[claim.statistic.name].unit,
     )
+    if len(differences) < len(claim.seeds):
+        made = replace(made, reason=f"{len(differences)} of {len(claim.seeds)} seeds; {made.reason}")
     return Outcome(listed, made, scale, found)

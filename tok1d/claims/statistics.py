@@ -74,12 +74,12 @@ def record(name: str) -> Function:
 @torch.no_grad()
 def encoded(trained: Trained, images: ImageSet) -> tuple[Tensor, Tensor]:
     """Tokens (N, K, D) or ids (N, K) of images, and their labels (N,), on the CPU."""
-    conditioned, parts = ConditionedImages(trained.tokenizer, images), []
+    conditioned, tokens, classes = ConditionedImages(trained.tokenizer, images), list[Tensor](), list[Tensor]()
     for start in range(0, len(images), BATCH):
         x, labels, cond = conditioned.batch(range(start, min(start + BATCH, len(images))))
-        parts.append((trained.tokenizer.encode(x.to(trained.device), cond).cpu(), labels))
-    tokens, labels = zip(*parts)
-    return torch.cat(tokens), torch.cat(labels)
+        tokens.append(trained.tokenizer.encode(x.to(trained.device), cond).cpu())
+        classes.append(labels)
+    return torch.cat(tokens), torch.cat(classes)
 
 
 def probe(trained: Trained, how: Measurement) -> float:

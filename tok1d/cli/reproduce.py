@@ -37,6 +37,7 @@ def reproduce(
     """
     from tok1d import files
     from tok1d.claims import plan
+    from tok1d.claims.claim import SCALES
     from tok1d.claims.rows import outcome
 
     one_of("--scale", scale, ("quick", "small"))
@@ -47,14 +48,15 @@ def reproduce(
         plan.check(each)
     if list_claims:
         for each in wanted:
-            cost = " / ".join(f"{plan.hours(each, size):.1f}" for size in ("quick", "small"))  # type: ignore[arg-type]
+            cost = " / ".join(f"{plan.hours([each], size):.1f}" for size in SCALES)
             found = outcome(each, stored).verdict
             state = f"not run: {found.reason}" if found.state == "not run" else found.state
             print(
                 f"{each.claim.id}\n  {each.file.paper}, {each.claim.section}; {cost} CPU-hours quick / small; {state}"
             )
             print(f"  {each.claim.statement}")
-        print(f"\n{len(wanted)} claims; tok1d reproduce ID trains and measures one")
+        total = " / ".join(f"{plan.hours(wanted, size):.0f}" for size in SCALES)
+        print(f"\n{len(wanted)} claims, all trainings {total} CPU-hours; tok1d reproduce ID trains and measures one")
         return
     if report:
         from tok1d.claims.report import html, markdown
