@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tok1d.cli.options import one_of
+
+if TYPE_CHECKING:
+    from tok1d.claims.claim import Listed
 
 
 def reproduce(
@@ -37,7 +41,6 @@ def reproduce(
     """
     from tok1d import files
     from tok1d.claims import plan
-    from tok1d.claims.claim import SCALES
     from tok1d.claims.rows import outcome
 
     one_of("--scale", scale, ("quick", "small"))
@@ -47,16 +50,7 @@ def reproduce(
     for each in known.values():
         plan.check(each)
     if list_claims:
-        for each in wanted:
-            cost = " / ".join(f"{plan.hours([each], size):.1f}" for size in SCALES)
-            found = outcome(each, stored).verdict
-            state = f"not run: {found.reason}" if found.state == "not run" else found.state
-            print(
-                f"{each.claim.id}\n  {each.file.paper}, {each.claim.section}; {cost} CPU-hours quick / small; {state}"
-            )
-            print(f"  {each.claim.statement}")
-        total = " / ".join(f"{plan.hours(wanted, size):.0f}" for size in SCALES)
-        print(f"\n{len(wanted)} claims, all trainings {total} CPU-hours; tok1d reproduce ID trains and measures one")
+        print_claims(wanted, stored)
         return
     if report:
         from tok1d.claims.report import html, markdown
@@ -74,3 +68,19 @@ def reproduce(
     for each in wanted:
         found = outcome(each, stored).verdict
         print(f"{each.claim.id}: {found.state}: {found.reason}")
+
+
+def print_claims(claims: Sequence[Listed], rows: Path) -> None:
+    """Print claims with place, estimated cost, state and statement."""
+    from tok1d.claims.claim import SCALES
+    from tok1d.claims.plan import hours
+    from tok1d.claims.rows import outcome
+
+    for each in claims:
+        cost = " / ".join(f"{hours([each], size):.1f}" for size in SCALES)
+        found = outcome(each, rows).verdict
+        state = f"not run: {found.reason}" if found.state == "not run" else found.state
+        place = f"{each.file.paper}, {each.claim.section}"
+        print(f"{each.claim.id}\n  {place}; {cost} CPU-hours quick / small; {state}\n  {each.claim.statement}")
+    total = " / ".join(f"{hours(claims, size):.0f}" for size in SCALES)
+    print(f"\n{len(claims)} claims, all trainings {total} CPU-hours; tok1d reproduce ID trains and measures one")
