@@ -128,6 +128,26 @@ def test_a_lost_row_and_one_of_another_recipe_are_made_again(
     assert len(reproduce.missing(some, "quick", rows)) == 1 and len(counted) == 1
 
 
+def test_equal_measurements_are_made_once(
+    listed: dict[str, Listed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seed 0 of arm a with one token belongs to two claims."""
+    function, calls = STATISTICS["mse"].function, list[int]()
+    assert function is not None
+
+    def counting(arm: Trained, how: Measurement) -> float:
+        calls.append(arm.recipe.seed)
+        return function(arm, how)
+
+    monkeypatch.setitem(STATISTICS, "mse", replace(STATISTICS["mse"], function=counting))
+    some = [listed["nesting"], listed["tokens"]]
+    assert reproduce.reproduce(some, "quick", tmp_path, tmp_path / "rows") == 6 and len(calls) == 5
+    values = [
+        read_row(tmp_path / "rows/quick" / name).value for name in ("nesting/a-seed0.json", "tokens/one-seed0.json")
+    ]
+    assert values[0] == values[1]
+
+
 def test_work_of_another_process_is_left_for_later(
     listed: dict[str, Listed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

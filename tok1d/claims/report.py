@@ -87,7 +87,17 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
         ]
         parts.append("\n".join(["| " + " | ".join(row) + " |" for row in (head, ["---"] * 5, *rows)]))
         parts += [_section(each) for each in some]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, "## Statistics", _statistics()]) + "\n"
+
+
+def _statistics() -> str:
+    """The table of the statistics that a claim file can name."""
+    rows = [("statistic", "of a", "what", "settings")]
+    rows.append(("---",) * 4)
+    for name, each in STATISTICS.items():
+        what = f"{each.about}{f', in {each.unit}' if each.unit else ''}"
+        rows.append((f"`{name}`", each.of, f"{what}; {each.missing}" if each.missing else what, ", ".join(each.reads)))
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def _section(outcome: Outcome) -> str:

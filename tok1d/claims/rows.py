@@ -90,12 +90,6 @@ class Outcome:
     scale: str
     rows: Mapping[tuple[str, int], Row]
 
-    @property
-    def seconds(self) -> float:
-        """CPU time of the trainings, each once, and of the measurements, in seconds."""
-        trainings = {row.run: row.seconds["training"] for row in self.rows.values()}
-        return sum(trainings.values()) + sum(row.seconds["measurement"] for row in self.rows.values())
-
 
 def outcome(listed: Listed, rows: Path) -> Outcome:
     """The verdict on a claim from its stored rows: those of the scale small, else those of quick.

@@ -261,7 +261,12 @@ STATISTICS: dict[str, Statistic] = {
         "%",
         ("variant",),
     ),
-    "sample_fd": Statistic("Fréchet distance of samples to test images", "generator", record("fd"), reads=KEEP),
+    "sample_fd": Statistic(
+        "Fréchet distance of samples to the test images (Fashion-MNIST) or the training images (other data)",
+        "generator",
+        record("fd"),
+        reads=KEEP,
+    ),
     "sample_agreement": Statistic(
         "share of samples that the classifier puts into their class, in [0, 1]",
         "generator",
