@@ -97,7 +97,7 @@ def test_the_command_trains_measures_and_judges(
     assert cli.run(command) == 0
     said = capsys.readouterr().out
     assert "nesting: bounded" in said or "nesting: not established" in said
-    assert "tokens: out of regime: loss_flat fails for one, seed 0: loss " in said
+    assert "tokens: out of regime: loss_flat fails in 2 of 2 rows, first one, seed 0: loss " in said
     names = sorted(path.relative_to(out / "rows" / "quick").as_posix() for path in (out / "rows").rglob("*.json"))
     assert names == [
         *(f"nesting/{arm}-seed{seed}.json" for arm in "ab" for seed in (0, 1)),

@@ -118,20 +118,28 @@ def _at(listed: Listed, rows: Path, scale: ScaleName) -> Outcome | None:
             found |= {(label, seed): row for label, row in known.items()}
     if not differences:
         return None
-    failed = [
-        f"{each.name} fails for {label}, seed {seed}: {each.figures}"
-        for (label, seed), row in found.items()
-        for each in row.regime
-        if not each.holds
-    ]
     made = verdict(
         differences,
         expected=claim.expected,
         margin=claim.margin,
-        failed=failed,
+        failed=failures(found),
         spread=claim.spread,
         unit=STATISTICS[claim.statistic.name].unit,
     )
     if len(differences) < len(claim.seeds):
         made = replace(made, reason=f"{len(differences)} of {len(claim.seeds)} seeds; {made.reason}")
     return Outcome(listed, made, scale, found)
+
+
+def failures(rows: Mapping[tuple[str, int], Row]) -> list[str]:
+    """The conditions that fail, each with the number of rows and the figures of the first one.
+
+    Args:
+        rows: by label and seed.
+    """
+    failed: dict[str, list[str]] = {}
+    for (label, seed), row in rows.items():
+        for each in row.regime:
+            if not each.holds:
+                failed.setdefault(each.name, []).append(f"{label}, seed {seed}: {each.figures}")
+    return [f"{name} fails in {len(found)} of {len(rows)} rows, first {found[0]}" for name, found in failed.items()]
