@@ -24,6 +24,7 @@ from tok1d.cli.options import release_outputs, with_paths
 from tok1d.cli.pictures import generate, reconstruct
 from tok1d.cli.reference import reference
 from tok1d.cli.replay import replay
+from tok1d.cli.reproduce import reproduce
 from tok1d.cli.train import config, recipes, train
 
 # Threads that spin while they wait slow down other jobs on the machine. Must be set before torch is imported.
@@ -52,6 +53,9 @@ app.command("reference", short_help="Compute reference statistics of an image se
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(analyze_app, name="analyze")
 app.command("compare", short_help="Compare runs with the training curve of their recipe.")(with_paths(compare))
+app.command("reproduce", short_help="Train and measure what claims of the papers need; print verdicts.")(
+    with_paths(reproduce)
+)
 app.command("launch", short_help="Run a command as a job on a SLURM cluster.", context_settings=PASSED_ON)(
     with_paths(launch)
 )
@@ -184,7 +188,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _interrupted(arguments: list[str]) -> int:
     command = arguments[:1]
-    resumes = command in (["demo"], ["train"], ["encode"]) or arguments[:2] == ["evaluate", "grid"]
+    resumes = command in (["demo"], ["train"], ["encode"], ["reproduce"]) or arguments[:2] == ["evaluate", "grid"]
     resumes |= command == ["evaluate"] and any(word.partition("=")[0] == "--out" for word in arguments)
     again = "run the command again" + (" with --overwrite" if command in (["reconstruct"], ["generate"]) else "")
     return _fail(f"interrupted; {'the same command resumes' if resumes else again}", 130)

@@ -65,7 +65,7 @@ def stored_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def recipe_from_text(text: str, source: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe that `to_yaml` wrote as `text`, after overrides; raises ConfigError as `load_recipe`, for `source`."""
-    return build(Recipe, resolve(_merge(_parse(text, source), _parse_overrides(overrides))))
+    return build(Recipe, resolve(_merge(parse_tree(text, source), _parse_overrides(overrides))))
 
 
 def load_card(name_or_path: str) -> CardConfig:
@@ -81,7 +81,7 @@ def to_yaml(recipe: Recipe) -> str:
 def stored_tree(text: str) -> Tree:
     """The keys and plain values of a recipe that `to_yaml` wrote, without checks; {} for other text."""
     try:
-        found = plain_values(resolve(_parse(text, "recipe")))
+        found = plain_values(resolve(parse_tree(text, "recipe")))
     except ConfigError:
         return {}
     return found if isinstance(found, dict) else {}
@@ -118,7 +118,7 @@ def _read(name: str, folder: Path = Path(), above: tuple[Path, ...] = ()) -> Tre
     if chain[-1] in above:
         cycle = chain[chain.index(chain[-1]) :]
         raise ConfigError(f"base: circular inheritance, {' -> '.join(map(str, cycle))}")
-    tree = _parse(_read_text(path), str(path))
+    tree = parse_tree(_read_text(path), str(path))
     base = tree.pop("base", None)
     if base is None:
         return tree
@@ -137,8 +137,8 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"{path}: cannot read the recipe, {reason}") from None
 
 
-def _parse(text: str, source: str) -> Tree:
-    """The keys of a YAML text, see `read_yaml`; a repeated key is an error."""
+def parse_tree(text: str, source: str) -> Tree:
+    """The keys of a YAML text, see `read_yaml`; raises ConfigError, naming `source`, for anything else."""
     import yaml
 
     try:

@@ -1,0 +1,70 @@
+"""Verdicts and conditions from planted numbers."""
+
+import math
+
+import pytest
+from scipy import stats
+
+from tok1d.claims import regime
+from tok1d.claims.verdict import interval, verdict
+
+
+@pytest.mark.parametrize(
+    ("differences", "state"),
+    [
+        ([-2.0, -2.1, -1.9], "shown"),
+        ([2.0, 2.1, 1.9], "opposite"),
+        ([0.1, -0.1, 0.05], "bounded"),
+        ([-0.4, -0.41, -0.39], "bounded"),  # below 0 for sure, but by less than counts
+        ([-4.0, 0.5, -2.0], "not established"),
+        ([3.0, -0.5, 1.0], "not established"),
+    ],
+)
+def test_planted_differences_have_their_verdict(differences: list[float], state: str) -> None:
+    """Expected lower, by at least 1."""
+    assert verdict(differences, expected="lower", margin=1).state == state
+
+
+def test_the_expected_side_decides() -> None:
+    assert verdict([2.0, 2.1, 1.9], expected="higher", margin=1).state == "shown"
+    assert verdict([-2.0, -2.1, -1.9], expected="higher", margin=1).state == "opposite"
+
+
+def test_a_mean_below_the_margin_is_not_shown() -> None:
+    found = verdict([0.5, 0.9, 0.7], expected="higher", margin=1)
+    assert found.low is not None and found.low > 0 and found.high is not None and found.high > 1
+    assert found.state == "not established"
+
+
+def test_the_interval_is_that_of_student() -> None:
+    values = [1.0, 2.0, 4.0, 4.5]
+    mean, deviation = sum(values) / 4, float(stats.tstd(values))
+    low, high = stats.t.interval(0.95, 3, loc=mean, scale=deviation / math.sqrt(4))
+    assert interval(values) == pytest.approx((low, high))
+
+
+def test_one_seed_is_never_shown_without_a_stated_spread() -> None:
+    found = verdict([-50.0], expected="lower", margin=1)
+    assert found.state == "not established" and "one seed has no interval" in found.reason and found.low is None
+    found = verdict([-50.0], expected="lower", margin=1, spread=2.0)
+    assert found.state == "shown" and "stated spread" in found.reason
+    assert (found.low, found.high) == pytest.approx((-53.92, -46.08), abs=0.01)
+
+
+def test_a_condition_that_fails_precedes_every_difference() -> None:
+    found = verdict([-2.0, -2.1, -1.9], expected="lower", margin=1, failed=["loss_flat fails for a: loss 2 to 1"])
+    assert found.state == "out of regime" and found.reason.startswith("loss_flat fails for a: loss 2 to 1")
+    assert "-2" in found.reason
+
+
+def test_a_flat_loss() -> None:
+    falling, flat = [100 - i for i in range(100)], [2.0] * 50 + [1.0] * 50
+    assert not regime.loss_flat(falling, 0.01).holds and regime.loss_flat(flat, 0.01).holds
+    assert "loss 15.5 to 5.5" in regime.loss_flat(falling, 0.01).figures
+    assert regime.loss_flat(falling, 0.7).holds and not regime.loss_flat([1.0], 0.5).holds
+
+
+def test_the_other_conditions() -> None:
+    assert regime.error_below_pca(0.01, 0.02, 64).holds and not regime.error_below_pca(0.02, 0.02, 64).holds
+    assert regime.decoder_floor(1.0, 3.0, 1 / 3).holds and not regime.decoder_floor(7.94, 10.17, 1 / 3).holds
+    assert regime.teacher_not_judge("", "cnn").holds and not regime.teacher_not_judge("it did", "cnn").holds

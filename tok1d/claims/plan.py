@@ -1,0 +1,252 @@
+"""From claims to trainings: reading claim files, resolving the recipes of arms, and checking all of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+from tok1d.claims.claim import ARM, SCALES, ClaimFile, Listed, Measurement, ScaleName, Term
+from tok1d.claims.statistics import STATISTICS
+from tok1d.config.fields import build, flat, to_mapping
+from tok1d.config.load import load_recipe, parse_tree
+from tok1d.config.nearest import known_name
+from tok1d.config.recipe import Recipe
+from tok1d.errors import ConfigError, Tok1dError, reason_of
+from tok1d.evaluate.of_recipe import forecast_notes
+from tok1d.train.folder import FREE_KEYS
+
+DATA = Path(__file__).parent / "data"
+RUNS = "@runs@"  # stands for the folder of the trainings in a recipe before it is known
+RUN_KEYS = {"cache"}  # keys that follow from the others
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An arm at a scale and seed, resolved to a recipe.
+
+    Args:
+        arm: its name.
+        recipe: with `RUNS` for the folder of the trainings.
+        name: of the base recipe.
+        overrides: of the base recipe, with `RUNS`.
+        of: the plans of the arms that it needs, by name.
+    """
+
+    arm: str
+    recipe: Recipe
+    name: str
+    overrides: tuple[str, ...]
+    of: dict[str, Plan]
+
+    @cached_property
+    def key(self) -> str:
+        """12 hex digits that identify the training: equal for equal recipes, whatever their arm or claim is called."""
+        found = {key: value for key, value in flat(to_mapping(self.recipe), FREE_KEYS).items() if key not in RUN_KEYS}
+        return digest(found)
+
+    def at(self, runs: Path) -> Recipe:
+        """The recipe of the training in its folder, `runs` / key."""
+        place = str(runs)
+        given = [text.replace(f"{RUNS}/", f"{place}/") for text in self.overrides]
+        return load_recipe(self.name, [*given, f"out={place}/{self.key}"])
+
+    @property
+    def tokenizer(self) -> Plan | None:
+        """Of a generator, the plan of its tokenizer."""
+        return next((plan for plan in self.of.values() if self.recipe.tokenizer == f"{RUNS}/{plan.key}/model"), None)
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """One row of a claim: an arm that is measured at one seed and scale."""
+
+    listed: Listed
+    term: Term
+    seed: int
+    scale: ScaleName
+
+    @property
+    def num(self) -> int:
+        """Test images, or samples, of its measurement."""
+        return self.listed.file.scales.of(self.scale).num
+
+    @property
+    def statistic(self) -> Measurement:
+        """The statistic with the settings of the term."""
+        return self.term.measurement(self.listed.claim.statistic)
+
+    @property
+    def plan(self) -> Plan:
+        """The training of the arm."""
+        return resolve(self.listed.file, self.term.arm, self.scale, self.seed)
+
+    @property
+    def key(self) -> str:
+        """12 hex digits that identify the training and the measurement; a stored row with another key is not used."""
+        evaluate = to_mapping(self.plan.recipe.evaluate)
+        return digest([self.plan.key, to_mapping(self.statistic), self.num, evaluate])
+
+    def path(self, rows: Path) -> Path:
+        """The file of the row in a folder of rows."""
+        return rows / self.scale / self.listed.claim.id / f"{self.term.label}-seed{self.seed}.json"
+
+    def __str__(self) -> str:
+        return f"{self.listed.claim.id}, {self.term.label}, seed {self.seed}, {self.scale}"
+
+
+def digest(content: object) -> str:
+    """12 hex digits of SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+@cache
+def kind_of(recipe: str) -> str:
+    """The kind of model that a recipe trains."""
+    return load_recipe(recipe).kind
+
+
+@cache
+def resolve(file: ClaimFile, arm: str, scale: ScaleName, seed: int) -> Plan:
+    """The plan of an arm; raises ConfigError as `load_recipe`, naming the arm."""
+    given, sizes = file.arms[arm], file.scales.of(scale)
+    of = {name: resolve(file, name, scale, seed) for name in given.needs}
+    try:
+        common = {"tokenizer": sizes.tokenizer, "generator": sizes.generator}
+        texts = [
+            *common.get(kind_of(given.recipe), []),
+            *given.overrides,
+            *(given.quick if scale == "quick" else given.small),
+        ]
+        overrides = [ARM.sub(lambda match: f"{RUNS}/{of[match[1]].key}/model", text) for text in texts]
+        overrides.append(f"seed={seed}")
+        recipe = load_recipe(given.recipe, [*overrides, f"out={RUNS}/{arm}"])
+    except Tok1dError as error:
+        raise ConfigError(f"arms.{arm}: {error}") from None
+    plan = Plan(arm, recipe, given.recipe, tuple(overrides), of)
+    if recipe.kind == "generator" and plan.tokenizer is None:
+        raise ConfigError(f"arms.{arm}.overrides: a generator needs an arm as its tokenizer, expected tokenizer=<ARM>")
+    if recipe.kind == "classifier":
+        raise ConfigError(f"arms.{arm}.recipe: expected a tokenizer or a generator, got a classifier, {given.recipe}")
+    return plan
+
+
+def row_plans(listed: Listed, scale: ScaleName) -> list[RowPlan]:
+    """All rows of a claim, one seed after the other."""
+    return [RowPlan(listed, term, seed, scale) for seed in listed.claim.seeds for _, term in listed.claim.terms]
+
+
+def read_file(path: Path) -> ClaimFile:
+    """The claims of a file; raises ConfigError, one line with the file and the key."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot read the claims, {reason_of(error)}") from None
+    tree = parse_tree(text, str(path))
+    try:
+        return build(ClaimFile, tree)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {_without_advice(str(error))}") from None
+
+
+def _without_advice(message: str) -> str:
+    """A message without the hint to a command that lists the keys of recipes."""
+    return message.removesuffix(" (tok1d config RECIPE --fields lists all)")
+
+
+def read_claims(own: Sequence[Path] = ()) -> dict[str, Listed]:
+    """The packaged claims and those of the user's files by id; raises ConfigError, also for an id that occurs twice."""
+    found: dict[str, Listed] = {}
+    for path in [*sorted(DATA.glob("*.yaml")), *own]:
+        file = read_file(path)
+        for claim in file.claims:
+            if claim.id in found:
+                raise ConfigError(f"{path}: claims: the id {claim.id} is there twice; choose another")
+            found[claim.id] = Listed(claim, file)
+            try:
+                check_statistic(Listed(claim, file))
+            except ConfigError as error:
+                raise ConfigError(f"{path}: claim {claim.id}: {error}") from None
+    return found
+
+
+def chosen(claims: dict[str, Listed], names: Sequence[str]) -> list[Listed]:
+    """The claims of these ids, all without any; raises ConfigError for an unknown one."""
+    return [claims[known_name(name, claims, "claim")] for name in names] if names else list(claims.values())
+
+
+def check_statistic(listed: Listed) -> None:
+    """Check that the statistic exists and reads its settings; raises ConfigError."""
+    claim = listed.claim
+    statistic = STATISTICS[known_name(claim.statistic.name, STATISTICS, "statistic.name")]
+    for _, term in claim.terms:
+        for name in term.measurement(claim.statistic).settings:
+            if name not in statistic.reads:
+                read = ", ".join(statistic.reads) or "no setting"
+                raise ConfigError(f"statistic.{name}: {claim.statistic.name} reads {read}; leave it out")
+
+
+def check(listed: Listed, *, models: bool = False) -> None:
+    """Check that all recipes of a claim resolve and that its statistic is of its arms.
+
+    Args:
+        models: build the models, too, without values.
+
+    Raises:
+        ConfigError: naming the claim.
+    """
+    claim = listed.claim
+    statistic = STATISTICS[claim.statistic.name]
+    try:
+        for scale in SCALES:
+            for _, term in claim.terms:
+                row = RowPlan(listed, term, claim.seeds[0], scale)
+                if row.plan.recipe.kind != statistic.of:
+                    raise ConfigError(
+                        f"{term.arm}: {claim.statistic.name} is of a {statistic.of}, got a {row.plan.recipe.kind}"
+                    )
+                _check_evaluate(row)
+                if models:
+                    _check_models(row.plan)
+    except Tok1dError as error:
+        raise ConfigError(f"claim {claim.id}: {error}") from None
+
+
+def _check_evaluate(row: RowPlan) -> None:
+    """Check the overrides of the section evaluate."""
+    texts = [f"evaluate.{text}" for text in row.statistic.evaluate]
+    if texts:
+        load_recipe(row.plan.name, [*row.plan.overrides, *texts])
+
+
+def _check_models(plan: Plan) -> None:
+    for other in plan.of.values():
+        _check_models(other)
+    try:
+        forecast_notes(plan.recipe)
+    except Tok1dError as error:
+        raise ConfigError(f"arms.{plan.arm}: {error}") from None
+
+
+def trainings(plan: Plan) -> list[Plan]:
+    """The trainings of a plan in their order: those that it needs first."""
+    found = [inner for other in plan.of.values() for inner in trainings(other)]
+    return [*found, plan]
+
+
+def hours(claims: Sequence[Listed], scale: ScaleName) -> float:
+    """Estimated CPU-hours of the trainings of claims, each training once, without measurements.
+
+    Claims with several seeds have those of the claims with fewer.
+    """
+    seconds: dict[str, float] = {}
+    for listed in claims:
+        seeds = listed.claim.seeds
+        for _, term in listed.claim.terms:
+            for plan in trainings(RowPlan(listed, term, seeds[0], scale).plan):
+                one = plan.recipe.train.steps * listed.file.arms[plan.arm].step_seconds
+                seconds[plan.key] = max(seconds.get(plan.key, 0.0), len(seeds) * one)
+    return sum(seconds.values()) / 3600

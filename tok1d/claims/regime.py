@@ -1,0 +1,91 @@
+"""The conditions under which a claim can show at all: its regime.
+
+The settings of a condition are part of the claim. `tok1d.claims.measure` finds the figures of a row, the functions here
+decide. A claim whose condition fails is out of regime, whatever its difference is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tok1d.config.fields import option
+
+
+@dataclass
+class LossFlat:
+    """The training loss has stopped falling: the mean of its last tenth is close to that of the tenth before."""
+
+    name: str = option("loss_flat", "which condition this is")
+    tolerance: float = option(0.02, "largest relative change between the two tenths", gt=0)
+
+
+@dataclass
+class ErrorBelowPca:
+    """The tokenizer's squared error is below that of principal components with half as many numbers as its tokens."""
+
+    name: str = option("error_below_pca_half", "which condition this is")
+
+
+@dataclass
+class DecoderFloor:
+    """The distance of reconstructions to test images is small beside that of samples, so samples measure the tokens."""
+
+    name: str = option("decoder_floor", "which condition this is")
+    share: float = option(1 / 3, "largest ratio of the two distances", gt=0, le=1)
+
+
+@dataclass
+class TeacherNotJudge:
+    """The network that measures did not train any of the arm's models."""
+
+    name: str = option("teacher_not_judge", "which condition this is")
+
+
+Condition = LossFlat | ErrorBelowPca | DecoderFloor | TeacherNotJudge
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The outcome of a condition for one row.
+
+    Args:
+        name: of the condition.
+        holds: whether it holds.
+        figures: what was compared, in words.
+    """
+
+    name: str
+    holds: bool
+    figures: str
+
+
+def loss_flat(losses: Sequence[float], tolerance: float) -> Checked:
+    """Whether a loss, logged at equal distances, changed by at most `tolerance` between its last two tenths.
+
+    Fewer than two entries do not hold.
+    """
+    tenth = max(len(losses) // 10, 1)
+    if len(losses) < 2:
+        return Checked("loss_flat", False, f"{len(losses)} entries in the log, expected at least 2")
+    before, last = (sum(part) / tenth for part in (losses[-2 * tenth : -tenth], losses[-tenth:]))
+    change = (last - before) / abs(before) if before else 0.0
+    figures = f"loss {before:.4g} to {last:.4g} in the last fifth ({change:+.1%}, allowed {tolerance:.1%})"
+    return Checked("loss_flat", abs(change) <= tolerance, figures)
+
+
+def error_below_pca(error: float, baseline: float, components: int) -> Checked:
+    """Whether a squared error is below that of this number of principal components."""
+    figures = f"squared error {error:.4g}, {components} principal components {baseline:.4g}"
+    return Checked("error_below_pca_half", error < baseline, figures)
+
+
+def decoder_floor(reconstructions: float, samples: float, share: float) -> Checked:
+    """Whether the distance of reconstructions is at most `share` of that of samples."""
+    figures = f"distance of reconstructions {reconstructions:.3g}, of samples {samples:.3g}, allowed {share:.0%}"
+    return Checked("decoder_floor", reconstructions <= share * samples, figures)
+
+
+def teacher_not_judge(reason: str, judge: str) -> Checked:
+    """Whether the network that measures did not train the models; `reason`: why it may not measure, "" if it may."""
+    return Checked("teacher_not_judge", not reason, reason or f"measured with {judge}")

@@ -1,0 +1,177 @@
+"""The outcome of claims as a Markdown page and as one HTML page without scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from tok1d.claims.claim import SCALES
+from tok1d.claims.plan import hours
+from tok1d.claims.rows import Outcome
+from tok1d.claims.statistics import STATISTICS
+from tok1d.claims.verdict import Verdict
+
+STATES = ("shown", "opposite", "bounded", "not established", "out of regime", "not run")
+HEAD = """# Claims of the papers
+
+`tok1d reproduce --report` writes this page from stored rows; do not edit it. `tok1d reproduce ID` trains and measures
+what a claim needs and stores one row for each arm and seed. The claims are in `tok1d/claims/data/`; `--file` reads a
+file of your own. The models are small and the images simple, so a verdict is about this scale, not about the paper's.
+
+The difference of a claim is a sum of its statistic over some arms minus that over others, for each seed. Verdicts, from
+the 95 % interval (Student's t) of its mean over the seeds, and the margin, the smallest difference that counts:
+
+- **shown**: the interval lies on the side of 0 that the paper states, and the mean is at least the margin;
+- **opposite**: the same on the other side;
+- **bounded**: the interval lies within the margin, so an effect of that size is excluded;
+- **not established**: none of these; always with one seed, unless the claim states the spread between seeds;
+- **out of regime**: a condition fails under which the statement could show at all;
+- **not run**: rows are missing, or the library cannot measure the statistic yet."""
+CONDITIONS = """Conditions: `loss_flat`, the training loss changes by at most 2 % between its last two tenths;
+`error_below_pca_half`, the error is below that of principal components with half as many numbers as the tokens;
+`decoder_floor`, the distance of reconstructions is at most a third of that of samples; `teacher_not_judge`, the
+measuring network did not train the models. Hours are estimates for one CPU core, of the trainings alone, each claim on
+its own; trainings that claims share are made once."""
+
+
+def difference_text(outcome: Outcome) -> str:
+    """The comparison of a claim as text: "nested - plain, lower, margin 0.5"."""
+    claim = outcome.listed.claim
+    plus, minus = (" + ".join(term.label for term in found) for found in (claim.plus, claim.minus))
+    several = len(claim.plus) > 1 or len(claim.minus) > 1
+    shown = f"({plus}) - ({minus})" if several else f"{plus} - {minus}"
+    return f"{shown}, {claim.expected}, margin {claim.margin:g}"
+
+
+def statistic_text(outcome: Outcome) -> str:
+    """The statistic of a claim with its settings."""
+    given = outcome.listed.claim.statistic
+    settings = ", ".join(
+        ", ".join(map(str, value)) if isinstance(value, list) else f"{name}={value}"
+        for name, value in given.settings.items()
+    )
+    unit = STATISTICS[given.name].unit
+    return f"`{given.name}`{f' ({settings})' if settings else ''}{f', {unit}' if unit else ''}"
+
+
+def cost_text(outcome: Outcome) -> str:
+    """Estimated CPU-hours at both scales."""
+    return " / ".join(f"{hours([outcome.listed], scale):.1f}" for scale in SCALES)
+
+
+def counts(outcomes: Sequence[Outcome]) -> str:
+    """How many claims have each verdict."""
+    found = [each.verdict.state for each in outcomes]
+    return ", ".join(f"{found.count(state)} {state}" for state in STATES if state in found)
+
+
+def markdown(outcomes: Sequence[Outcome]) -> str:
+    """The page docs/claims.md."""
+    total = " / ".join(f"{hours([each.listed for each in outcomes], scale):.0f}" for scale in SCALES)
+    summary = f"{len(outcomes)} claims: {counts(outcomes)}. All trainings together: {total} CPU-hours, quick / small."
+    parts = [HEAD, CONDITIONS, summary]
+    for paper in dict.fromkeys(each.listed.file.paper for each in outcomes):
+        some = [each for each in outcomes if each.listed.file.paper == paper]
+        arxiv = some[0].listed.file.arxiv
+        parts.append(f"## {paper}{f' (arXiv {arxiv})' if arxiv else ''}")
+        head = ("claim", "place", "verdict", "seeds", "hours, quick / small")
+        rows = [
+            (
+                f"`{each.listed.claim.id}`",
+                each.listed.claim.section,
+                f"{each.verdict.state}{f' ({each.scale})' if each.scale else ''}",
+                str(len(each.verdict.differences) or len(each.listed.claim.seeds)),
+                cost_text(each),
+            )
+            for each in some
+        ]
+        parts.append("\n".join(["| " + " | ".join(row) + " |" for row in (head, ["---"] * 5, *rows)]))
+        parts += [_section(each) for each in some]
+    return "\n\n".join([*parts, "## Statistics", _statistics()]) + "\n"
+
+
+def _statistics() -> str:
+    """The table of the statistics that a claim file can name."""
+    rows = [("statistic", "of a", "what", "settings")]
+    rows.append(("---",) * 4)
+    for name, each in STATISTICS.items():
+        what = f"{each.about}{f', in {each.unit}' if each.unit else ''}"
+        rows.append((f"`{name}`", each.of, f"{what}; {each.missing}" if each.missing else what, ", ".join(each.reads)))
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _section(outcome: Outcome) -> str:
+    claim = outcome.listed.claim
+    regime = ", ".join(f"`{condition.name}`" for condition in claim.regime) or "none"
+    return "\n".join(
+        [
+            f"### {claim.id}",
+            "",
+            f"{claim.statement} ({claim.section})",
+            "",
+            f"- compared: {difference_text(outcome)}; {statistic_text(outcome)}; conditions: {regime}",
+            f"- **{outcome.verdict.state}**: {outcome.verdict.reason}",
+            f"- command: `tok1d reproduce {claim.id}{f' --scale {outcome.scale}' if outcome.scale else ''}`",
+        ]
+    )
+
+
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
+table{border-collapse:collapse;margin:.5rem 0 1.5rem}
+td,th{border-bottom:1px solid #ddd;padding:.2rem .8rem;text-align:left}
+.state{font-weight:600}svg{display:block;margin:.4rem 0}section{border-top:1px solid #ddd;padding:.6rem 0}"""
+
+
+def html(outcomes: Sequence[Outcome]) -> str:
+    """The report as one self-contained page."""
+    parts = ["<h1>Claims of the papers</h1>", f"<p>{len(outcomes)} claims: {counts(outcomes)}.</p>"]
+    for each in outcomes:
+        claim = each.listed.claim
+        parts.append(
+            f"<section><h2>{escape(claim.id)}</h2>"
+            f"<p>{escape(claim.statement)} ({escape(each.listed.file.paper)}, {escape(claim.section)})</p>"
+            f"<p>{escape(difference_text(each))}; {escape(statistic_text(each).replace('`', ''))}</p>"
+            f'<p><span class="state">{each.verdict.state}</span>: {escape(each.verdict.reason)}</p>'
+            f"{picture(each.verdict, claim.margin)}{_table(each)}</section>"
+        )
+    body = "\n".join(parts)
+    head = f'<meta charset="utf-8"><title>tok1d reproduce</title><style>{STYLE}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
+
+
+def _table(outcome: Outcome) -> str:
+    """The measured rows of a claim."""
+    if not outcome.rows:
+        return ""
+    head = "".join(f"<th>{name}</th>" for name in ("arm", "seed", "value", "steps", "training", "conditions"))
+    rows = [
+        f"<tr><td>{escape(label)}</td><td>{seed}</td><td>{row.value:.5g}</td><td>{row.steps:,}</td>"
+        f"<td>{row.seconds['training']:.0f} s</td>"
+        f"<td>{escape('; '.join(f'{each.name}: {each.figures}' for each in row.regime))}</td></tr>"
+        for (label, seed), row in outcome.rows.items()
+    ]
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def picture(found: Verdict, margin: float, width: int = 480) -> str:
+    """The differences (dots), their interval (line) and the margin on both sides of 0 (band) as SVG; "" without any."""
+    if found.mean is None:
+        return ""
+    ends = [*found.differences, margin, -margin, *(value for value in (found.low, found.high) if value is not None)]
+    low, high = min(ends), max(ends)
+    scale = (width - 20) / (high - low)
+
+    def x(value: float) -> str:
+        return f"{10 + (value - low) * scale:.1f}"
+
+    lines = [
+        f'<rect x="{x(-margin)}" y="4" width="{2 * margin * scale:.1f}" height="32" fill="#e8e8e8"/>',
+        f'<line x1="{x(0)}" x2="{x(0)}" y1="0" y2="40" stroke="#666"/>',
+    ]
+    if found.low is not None and found.high is not None:
+        lines.append(
+            f'<line x1="{x(found.low)}" x2="{x(found.high)}" y1="20" y2="20" stroke="#0b62a8" stroke-width="3"/>'
+        )
+    lines += [f'<circle cx="{x(value)}" cy="20" r="4" fill="#0b62a8"/>' for value in found.differences]
+    label = f"differences {', '.join(f'{value:.4g}' for value in found.differences)}; margin {margin:g}"
+    return f'<svg width="{width}" height="40" role="img" aria-label="{label}">{"".join(lines)}</svg>'

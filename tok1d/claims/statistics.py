@@ -1,0 +1,320 @@
+"""The statistics of claims by name: one number of a finished arm.
+
+To add a statistic, write a function of a `Trained` and a `Measurement` and add it to `STATISTICS`. A statistic without
+a function is named so that claims can be listed: they are not run, for the reason that is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tok1d.analyze.idle import token_uses
+from tok1d.analyze.increments import increments
+from tok1d.analyze.mixture import fit_mixtures
+from tok1d.analyze.prefix import explained_curve
+from tok1d.analyze.swap import VARIANTS, swap
+from tok1d.claims.claim import Claim, Measurement
+from tok1d.claims.trained import Trained
+from tok1d.data.base import ImageSet
+from tok1d.errors import InputError
+from tok1d.evaluate.generation import evaluate_generation
+from tok1d.evaluate.measures import Compared, Gathered, Measures, Measuring
+from tok1d.evaluate.probe import linear_probe
+from tok1d.evaluate.protocol import classifier_for
+from tok1d.evaluate.reference import describe_images
+from tok1d.inference.conditions import ConditionedImages
+from tok1d.inference.sampling import DECODER_NOISE, noise_of
+from tok1d.losses.total import total_loss
+
+PROBE_IMAGES = 5  # training images of a probe for each test image
+TIMES = 10  # times of a denoising loss
+DRAWS = 5  # noises of the held-out loss of a generator
+BATCH = 250
+Function = Callable[[Trained, Measurement], float]
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A measurement of a finished arm.
+
+    Args:
+        about: what it is, with its range.
+        of: kind of the arms that have it.
+        unit: of the number; "" if it has none.
+        reads: settings that it uses.
+        function: None if the library cannot compute it yet; `missing` states what is missing.
+    """
+
+    about: str
+    of: str
+    function: Function | None = None
+    unit: str = ""
+    reads: tuple[str, ...] = ()
+    missing: str = ""
+
+
+def record(name: str) -> Function:
+    """The statistic of a metric of the recipe's evaluation, by the name of its record without the network."""
+
+    def measure(trained: Trained, how: Measurement) -> float:
+        found = trained.records(how, how.keep)
+        if name not in found:
+            raise InputError(
+                f"{trained.run}: the evaluation has no {name}, only {', '.join(sorted(found)) or 'nothing'}"
+            )
+        return found[name]
+
+    return measure
+
+
+@torch.no_grad()
+def encoded(trained: Trained, images: ImageSet) -> tuple[Tensor, Tensor]:
+    """Tokens (N, K, D) or ids (N, K) of images, and their labels (N,), on the CPU."""
+    conditioned, tokens, classes = ConditionedImages(trained.tokenizer, images), list[Tensor](), list[Tensor]()
+    for start in range(0, len(images), BATCH):
+        x, labels, cond = conditioned.batch(range(start, min(start + BATCH, len(images))))
+        tokens.append(trained.tokenizer.encode(x.to(trained.device), cond).cpu())
+        classes.append(labels)
+    return torch.cat(tokens), torch.cat(classes)
+
+
+def probe(trained: Trained, how: Measurement) -> float:
+    """Test accuracy, in %, of a logistic regression on the first tokens, concatenated or averaged."""
+    features = []
+    for split, num in (("train", PROBE_IMAGES * trained.num), ("test", trained.num)):
+        tokens, labels = encoded(trained, trained.images(split, num))
+        kept = tokens[:, : how.keep]
+        features += [kept.mean(1) if how.pooling == "averaged" else kept.flatten(1), labels]
+    return 100 * linear_probe(*features, seed=0)
+
+
+def prefix_share(trained: Trained, how: Measurement) -> float:
+    """Share, in %, of the fall of the denoising loss by all tokens that the first `keep` tokens give."""
+    keep = 1 if how.keep is None else how.keep
+    curve = explained_curve(
+        trained.tokenizer, trained.images("test"), keep=[keep], num_images=trained.num, num_times=TIMES, seed=0
+    )
+    share = next(point.share for point in curve if point.keep == keep)
+    if share is None:
+        raise InputError(f"{trained.run}: its tokens do not lower the denoising loss, so no token has a share of it")
+    return 100 * share
+
+
+def increment_correlation(trained: Trained, how: Measurement) -> float:
+    """Mean absolute correlation in expectation of the tokens' increments, weighted by their energy, in [0, 1]."""
+    found = increments(trained.tokenizer, trained.images("test"), num_images=trained.num, num_times=TIMES, seed=0)
+    return found.weighted_correlation
+
+
+def energy_excess(trained: Trained, how: Measurement) -> float:
+    """|sum of the increments' energies / fall of the loss - 1|; 0 if variance adds up."""
+    found = increments(trained.tokenizer, trained.images("test"), num_images=trained.num, num_times=TIMES, seed=0)
+    if found.energy_ratio is None:
+        raise InputError(f"{trained.run}: its tokens do not lower the denoising loss, so energies have no ratio to it")
+    return abs(found.energy_ratio - 1)
+
+
+def mixture_nll(trained: Trained, how: Measurement) -> float:
+    """Negative log-likelihood, in nats, of the standardised components of training tokens under a Gaussian mixture."""
+    tokens, _ = encoded(trained, trained.images("train"))
+    found = fit_mixtures(tokens, [how.components or 20], dims=how.dims or 16)
+    return found.points[0].nll
+
+
+def idle_share(trained: Trained, how: Measurement) -> float:
+    """Share, in %, of the tokens without which the error is at most 1 % higher."""
+    found = token_uses(trained.tokenizer, trained.images("test"), num_images=trained.num)
+    return 100 * len(found.idle) / len(found.tokens)
+
+
+def condition_followed(trained: Trained, how: Measurement) -> float:
+    """Share, in %, of images decoded with a class that the classifier puts into that class; see `analyze.swap`."""
+    data, variant = trained.recipe.data, how.variant or "swapped"
+    if variant not in VARIANTS:
+        raise InputError(f"variant: expected one of {', '.join(VARIANTS)}, got {variant}")
+    classifier = classifier_for(data.name, data, trained.device, pad=data.pad)
+    found = swap(trained.tokenizer, trained.images("test"), classifier, num_images=trained.num, pad=data.pad)
+    share = next(each.condition for each in found if each.variant == variant)
+    if share is None:
+        raise InputError(f"{trained.run}: no classifier is bundled for its images")
+    return 100 * share
+
+
+def latent_fd(trained: Trained, how: Measurement) -> float:
+    """Fréchet distance of samples to reconstructions of training images: the part that is not the decoder's."""
+    measures = trained.measures("fd")
+    return sampled(trained, how, measures, reconstructions(trained, measures))
+
+
+@torch.no_grad()
+def reconstructions(trained: Trained, measures: Measures) -> list[Compared]:
+    """The statistics of reconstructions of training images, from as many tokens as are generated."""
+    images, tokenizer, found = trained.images("train"), trained.tokenizer, Gathered(measures)
+    conditioned = ConditionedImages(tokenizer, images)
+    for start in range(0, len(images), BATCH):
+        numbers = range(start, min(start + BATCH, len(images)))
+        x, _, cond = conditioned.batch(numbers)
+        noise = [noise_of(0, DECODER_NOISE, i) for i in numbers]
+        tokens = tokenizer.encode(x.to(trained.device), cond)
+        y = tokenizer.decode(tokens, cond, keep=trained.recipe.model.num_tokens, generator=noise)
+        found.update(measures.features(y.clamp(0, 1)), numbers)
+    return found.compared(describe_images(images))
+
+
+def recall(trained: Trained, how: Measurement) -> float:
+    """Share of training images within the manifold of the samples, in [0, 1]."""
+    measures = trained.measures("recall")
+    images, found = trained.images("train"), Gathered(measures)
+    for start in range(0, len(images), BATCH):
+        numbers = range(start, min(start + BATCH, len(images)))
+        x, _ = images.batch(numbers)
+        found.update(measures.features(x.to(trained.device)), numbers)
+    return sampled(trained, how, measures, found.compared(describe_images(images)))
+
+
+def sampled(trained: Trained, how: Measurement, measures: Measures, references: list[Compared]) -> float:
+    """The one metric of samples against references."""
+    measuring = Measuring(measures, references)
+    found = evaluate_generation(trained.generator, trained.tokenizer, None, trained.samples(how), measuring)
+    value = found[0].value
+    if value is None:
+        raise InputError(f"{trained.run}: {found[0].name} is not available, {found[0].note}")
+    return value
+
+
+def unconditional_gap(trained: Trained, how: Measurement) -> float:
+    """Fréchet distance of samples without classes minus that with them, both without guidance."""
+    distances = []
+    for unconditional in ("true", "false"):
+        overrides = [*how.evaluate, "guidance=1", f"unconditional={unconditional}"]
+        found = trained.records(Measurement(name=how.name, evaluate=overrides), how.keep)
+        distances.append(next(value for name, value in found.items() if name in ("fd", "gfid")))
+    return distances[0] - distances[1]
+
+
+@torch.no_grad()
+def heldout_loss(trained: Trained, how: Measurement) -> float:
+    """The generator's training loss on test tokens, with the same random numbers for every generator of a kind.
+
+    SiT and CARD: squared error of the velocity of normalised tokens; LlamaGen: nats per id.
+    """
+    tokens, labels = encoded(trained, trained.images("test"))
+    kept, total = tokens[:, : trained.recipe.model.num_tokens], 0.0
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for _ in range(DRAWS):
+            for part in torch.arange(len(kept)).split(BATCH):
+                batch = kept[part].to(trained.device), labels[part].to(trained.device)
+                total += len(part) * float(total_loss(trained.generator.losses(batch, 1.0)))
+    return total / (DRAWS * len(kept))
+
+
+KEEP = ("keep", "evaluate")
+STATISTICS: dict[str, Statistic] = {
+    "mse": Statistic("squared error of reconstructions", "tokenizer", record("mse"), reads=KEEP),
+    "psnr": Statistic("PSNR of reconstructions", "tokenizer", record("psnr"), "dB", KEEP),
+    "reconstruction_fd": Statistic(
+        "Fréchet distance of reconstructions to their originals", "tokenizer", record("fd"), reads=KEEP
+    ),
+    "reconstruction_agreement": Statistic(
+        "share of reconstructions that the classifier puts into the class of the original, in [0, 1]",
+        "tokenizer",
+        record("judge_accuracy"),
+        reads=KEEP,
+    ),
+    "semantic_agreement": Statistic(
+        "share of reconstructions with the most likely class of their original, in [0, 1]",
+        "tokenizer",
+        record("semantic_agreement"),
+        reads=KEEP,
+    ),
+    "probe": Statistic(
+        "test accuracy of a linear classifier on the first tokens", "tokenizer", probe, "%", ("keep", "pooling")
+    ),
+    "prefix_share": Statistic(
+        "share of the fall of the denoising loss by the first tokens", "tokenizer", prefix_share, "%", ("keep",)
+    ),
+    "increment_correlation": Statistic(
+        "correlation in expectation of the tokens' increments, weighted by energy", "tokenizer", increment_correlation
+    ),
+    "energy_excess": Statistic(
+        "relative difference of the sum of the increments' energies and the fall of the loss",
+        "tokenizer",
+        energy_excess,
+    ),
+    "mixture_nll": Statistic(
+        "negative log-likelihood of tokens under a Gaussian mixture",
+        "tokenizer",
+        mixture_nll,
+        "nats",
+        ("components", "dims"),
+    ),
+    "idle_share": Statistic("share of the tokens that add at most 1 % of the error", "tokenizer", idle_share, "%"),
+    "condition_followed": Statistic(
+        "share of images decoded with a class that are classified as it",
+        "tokenizer",
+        condition_followed,
+        "%",
+        ("variant",),
+    ),
+    "sample_fd": Statistic(
+        "Fréchet distance of samples to the test images (Fashion-MNIST) or the training images (other data)",
+        "generator",
+        record("fd"),
+        reads=KEEP,
+    ),
+    "sample_agreement": Statistic(
+        "share of samples that the classifier puts into their class, in [0, 1]",
+        "generator",
+        record("label_agreement"),
+        reads=KEEP,
+    ),
+    "latent_fd": Statistic(
+        "Fréchet distance of samples to reconstructions of training images", "generator", latent_fd, reads=KEEP
+    ),
+    "recall": Statistic("share of training images within the manifold of samples", "generator", recall, reads=KEEP),
+    "unconditional_gap": Statistic(
+        "Fréchet distance of samples without classes minus that with them", "generator", unconditional_gap, reads=KEEP
+    ),
+    "heldout_loss": Statistic("the training loss on test tokens", "generator", heldout_loss),
+    "spectrum_change": Statistic(
+        "change of the radial power spectrum from one token to all",
+        "tokenizer",
+        reads=KEEP,
+        missing="the spectrum of reconstructions by number of tokens is not available yet",
+    ),
+    "order_loss": Statistic(
+        "held-out loss on tokens in another order",
+        "generator",
+        missing="training a generator on tokens in another order is not available yet",
+    ),
+    "mode_error": Statistic(
+        "error of a generator on synthetic tokens with a known number of modes",
+        "generator",
+        missing="synthetic tokens with a known number of modes are not available yet",
+    ),
+    "half_time": Statistic(
+        "steps until the distance of samples has fallen half-way to its end",
+        "generator",
+        missing="distances during a training are not collected yet",
+    ),
+    "generation_speed": Statistic(
+        "images a second on a device without other load",
+        "generator",
+        missing="speed is measured by the scripts in benchmarks/, not on machines with other load",
+    ),
+    "score": Statistic(
+        "score of samples or reconstructions, as the Inception Score",
+        "tokenizer",
+        missing="the classifier bundled for these images gives no score yet",
+    ),
+}
+
+
+def missing(claim: Claim) -> str:
+    """Why a claim cannot be measured yet; "" if it can."""
+    return claim.missing or STATISTICS[claim.statistic.name].missing
