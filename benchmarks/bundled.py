@@ -85,7 +85,7 @@ GROUPS = (
         DOCS / "emoji.md",
         "@efficientnet-lite0",
         (*LITE, "psnr,mse,ssim,semantic,semantic5,fd"),
-        ("--num", "1000", *LITE, "fd,precision,recall,memorised"),
+        ("--num", "500", *LITE, "fd,precision,recall,memorised"),
         "369",
         {
             "MAETok": Family("emoji-maetok", "emoji-sit", "1.5"),

@@ -56,6 +56,10 @@ class Inception(FrozenNetwork):
         spatial, self._maps = self._maps, None
         return Features(pooled, spatial, logits)
 
+# Images at once: with more, each layer's output is so large that the memory allocator asks the system for new pages,
+# which takes longer than the layer.
+CPU_BATCH = 4
+
 
 class TimmNetwork(FrozenNetwork):
     """The pooled features of a pretrained network before its classifier, and its logits if its weights have one.
@@ -81,12 +85,16 @@ class TimmNetwork(FrozenNetwork):
         self.mean, self.std = (torch.tensor(each, device=self.device).view(3, 1, 1) for each in (found.mean, found.std))
 
     def measure(self, images: Tensor) -> Features:
-        """Features of images (B, 1 or 3, h, w) in [0, 1]."""
+        """Features of images (B, 1 or 3, h, w) in [0, 1]; on a CPU in parts of `CPU_BATCH`."""
+        num = CPU_BATCH if self.device.type == "cpu" else len(images)
+        pooled = torch.cat([self._pooled(part) for part in images.split(max(num, 1))])
+        return Features(pooled, logits=None if self.head is None else self.head(pooled))
+
+    def _pooled(self, images: Tensor) -> Tensor:
         images = to_rgb(images)
         if images.shape[-2:] != self.size:
             images = F.interpolate(images, self.size, mode=self.mode, antialias=True).clamp(0, 1)
-        pooled = self.model((images - self.mean) / self.std).float()
-        return Features(pooled, logits=None if self.head is None else self.head(pooled))
+        return self.model((images - self.mean) / self.std).float()
 
 
 class OwnNetwork(FrozenNetwork):
