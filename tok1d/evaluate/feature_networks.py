@@ -56,6 +56,7 @@ class Inception(FrozenNetwork):
         spatial, self._maps = self._maps, None
         return Features(pooled, spatial, logits)
 
+
 # Images at once: with more, each layer's output is so large that the memory allocator asks the system for new pages,
 # which takes longer than the layer.
 CPU_BATCH = 4
