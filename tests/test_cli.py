@@ -27,7 +27,7 @@ from tok1d.zoo.weights import fingerprint
 Tiny = Callable[..., str]
 COMMANDS = [
     *("demo", "recipes", "config", "train", "encode", "reconstruct", "generate", "convert", "export", "reference"),
-    *("compare", "launch", "replay"),
+    *("compare", "launch", "replay", "reproduce"),
     *("evaluate reconstruction", "evaluate generation", "evaluate grid", "analyze prefix"),
     *("analyze spectrum", "analyze probe", "analyze map", "analyze semantics"),
 ]
