@@ -5,9 +5,10 @@
     python benchmarks/learning.py --write             # tables and plots of docs/learning.md from the rows
 
 Both sides of a comparison have the same model, the same seed and so the same initial weights, but for SMAP: its recipe
-also changed positions and initial scales. `before` has the optimizer, the schedule, the batches and the shares of dropped
-tokens that the recipe had before it was retuned, `now` those of the recipe. CPU seconds are those of this process in training steps alone, on one thread. A row of
-benchmarks/results/learning.jsonl is one point of a curve; a curve that is not complete is begun again.
+also changed positions and initial scales. `before` has the optimizer, the schedule, the batches and the shares of
+dropped tokens that the recipe had before it was retuned, `now` those of the recipe. CPU seconds are those of this
+process in training steps alone, on one thread. A row of benchmarks/results/learning.jsonl is one point of a curve; a
+curve that is not complete is begun again.
 
 The error is the mean squared error, in [0, 1], of the averaged weights' reconstructions from all tokens: for the first
 2,000 test images at every point, and for all 10,000 at the end. Flow decoders run with the recipe's `evaluate`
@@ -78,11 +79,7 @@ COMPARISONS = {
             "model.tail_drop.full_prob=0",
             "model.tail_drop.after=0",
             "model.bottleneck.initial_std=1",
-            *(
-                f"model.{part}.{field}"
-                for part in ("encoder", "decoder")
-                for field in ("rotary=none", "layer_scale=0")
-            ),
+            *(f"model.{part}.{field}" for part in ("encoder", "decoder") for field in ("rotary=none", "layer_scale=0")),
         ),
         (250, 100),
     ),

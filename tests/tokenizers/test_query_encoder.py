@@ -177,3 +177,18 @@ def test_published_sizes(num_tokens: int, encoder_size: int, projection_size: in
         base, projection = QueryEncoder(EncoderConfig(), 256, 3, num_tokens), Normalised(768, 4096 // num_tokens)
     assert sum(p.numel() for p in base.parameters()) == encoder_size
     assert sum(p.numel() for p in projection.parameters()) == projection_size
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [([0.7], []), ([], [0.25]), ([0.7, 0.5, 0.2], [0.3, 0.2, 0.1])], ids=["mean", "std", "channels"]
+)
+def test_mean_and_std_standardise_the_channels(mean: list[float], std: list[float]) -> None:
+    torch.manual_seed(0)
+    sizes = {"patch": 4, "dim": 12, "depth": 2, "heads": 2}
+    plain = QueryEncoder(EncoderConfig(**sizes), 8, 3, 2).eval()
+    model = QueryEncoder(EncoderConfig(**sizes, mean=mean, std=std), 8, 3, 2).eval()
+    model.load_state_dict(plain.state_dict())  # the numbers are in the configuration, not among the weights
+    images = torch.rand(2, 3, 8, 8)
+    offset, scale = (torch.tensor(values)[:, None, None] for values in (mean or [0.0], std or [1.0]))
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), plain((images - offset) / scale))

@@ -434,6 +434,8 @@ def test_samplers_belong_to_their_objective(tokens: Tensor) -> None:
         ({"image_size": 10}, "encoder.patch"),
         ({"token_dim": 1}, "token_dim"),
         ({"encoder": EncoderConfig(patch=4, dim=12, heads=5)}, "encoder.heads"),
+        ({"encoder": EncoderConfig(patch=4, dim=12, heads=2, mean=[0.1, 0.2])}, "encoder.mean"),
+        ({"encoder": EncoderConfig(patch=4, dim=12, heads=2, std=[1.0, 1.0])}, "encoder.std"),
         ({"decoder": DecoderConfig(patch=4, dim=18, depth=2, heads=3)}, "decoder.dim"),
         ({"decoder": DecoderConfig(patch=4, dim=12, depth=2, heads=3, align_depth=3)}, "decoder.align_depth"),
     ],

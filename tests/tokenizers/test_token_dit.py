@@ -210,3 +210,14 @@ def test_published_sizes(size: str, num_tokens: int, published: int, projector: 
     assert ours_projector == projector
     assert sum(p.numel() for p in model.parameters()) - projector == published - table
     assert "positions" not in model.state_dict()
+
+
+def test_patch_dim_limits_what_is_read_of_a_patch(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, t, tokens = inputs
+    model = decoder(patch_dim=3)
+    weight = model.patch_embed.proj.weight.detach().flatten(1)  # (3, 4): one direction of the four pixels is not read
+    unread = torch.linalg.svd(weight).Vh[-1].view(2, 2)
+    other = x + unread.repeat(3, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(model(other, t, tokens), model(x, t, tokens))
+        assert not torch.allclose(decoder()(other, t, tokens), decoder()(x, t, tokens))

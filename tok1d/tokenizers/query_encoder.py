@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tok1d.config.fields import option
+from tok1d.errors import ConfigError
 from tok1d.nn.attention import after_prefix, full, prefix_causal
 from tok1d.nn.block import init_linears, vit_blocks
 from tok1d.nn.embed import PatchEmbed
@@ -33,6 +34,19 @@ class EncoderConfig:
         0.1, "stochastic depth rate of the last block; the rate grows linearly from 0 over the blocks", ge=0, lt=1
     )
     norm_eps: float = option(1e-6, "epsilon of the norms", gt=0)
+    mean: list[float] = option(
+        [],
+        "subtracted from the images in [0, 1]: a number, or one for each channel; none: 0. Where images are mostly of "
+        "one colour, tokens hardly depend on them at first without it",
+    )
+    std: list[float] = option([], "the images are divided by it afterwards, as mean; none: 1", gt=0)
+
+    def check_channels(self, channels: int) -> None:
+        """Raise ConfigError if there are not as many numbers in `mean` and `std` as images have channels."""
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (0, 1, channels):
+                wanted = "one number, or one for each channel of the images"
+                raise ConfigError(f"encoder.{name}: expected {wanted} ({channels}), got {len(values)}")
 
 
 class QueryEncoder(nn.Module):
@@ -56,6 +70,11 @@ class QueryEncoder(nn.Module):
         self.num_patches = self.side**2
         self.causal = config.causal
         self.patch_embed = PatchEmbed(config.patch, channels, dim)
+        self.shifted = bool(config.mean or config.std)
+        for name, values in (("mean", config.mean or [0.0]), ("std", config.std or [1.0])):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.queries = nn.Parameter(torch.zeros(1, num_tokens, dim))
         self.positions = nn.Parameter(torch.zeros(1, 1 + self.num_patches + num_tokens, dim))
@@ -110,6 +129,8 @@ class QueryEncoder(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """The input of the first block. Images (B, C, H, W) -> (B, 1 + N + K, dim)."""
         batch, patch = images.shape[0], self.patch_embed.patch
+        if self.shifted:
+            images = (images - self.mean) / self.std
         parts = [self.cls_token.expand(batch, -1, -1), self.patch_embed(images), self.queries.expand(batch, -1, -1)]
         return torch.cat(parts, dim=1) + self.table(images.shape[-2] // patch, images.shape[-1] // patch)
 

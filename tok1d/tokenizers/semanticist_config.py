@@ -77,6 +77,7 @@ class SemanticistConfig:
 
     def check(self) -> None:
         """Raise ConfigError on fields that contradict each other."""
+        self.encoder.check_channels(self.channels)
         factor = self.latents.factor or 1
         if self.image_size % factor:
             raise ConfigError(f"latents.factor: {factor} does not divide image_size {self.image_size}")

@@ -42,6 +42,12 @@ class DecoderConfig:
         "position", "null tokens: one per position (appendix C.1 and release), or one for all (section 4.3)"
     )
     norm_eps: float = option(1e-6, "epsilon of the norms", gt=0)
+    patch_dim: int = option(
+        0,
+        "a patch is projected to so many numbers before the width, so that its noise does not fill the whole width "
+        "(JiT, arXiv 2511.13720); 0: straight to the width",
+        ge=0,
+    )
     align_depth: int = option(
         0, "block, counted from 1, whose states are aligned with a teacher; 0: no alignment", ge=0
     )
@@ -87,7 +93,8 @@ class TokenDiT(nn.Module):
         dim, patch = config.dim, config.patch
         self.patch, self.dim, self.grid, self.align_depth = patch, dim, size // patch, config.align_depth
         self.num_tokens, self.cross = num_tokens, config.conditioning == "cross"
-        self.patch_embed = PatchEmbed(patch, channels, dim)
+        self.patch_embed = PatchEmbed(patch, channels, config.patch_dim or dim)
+        self.patch_out = nn.Linear(config.patch_dim, dim) if config.patch_dim else nn.Identity()
         self.register_buffer("positions", sincos_2d(dim, self.grid, self.grid)[None], persistent=False)
         self.positions: Tensor
         self._tables: dict[tuple[object, ...], Tensor] = {}  # positions of other latent sizes
@@ -153,7 +160,8 @@ class TokenDiT(nn.Module):
 
     def _run(self, x: Tensor, t: Tensor, tokens: Tensor, *, align: bool) -> tuple[Tensor, Tensor | None]:
         rows, columns = x.shape[-2] // self.patch, x.shape[-1] // self.patch
-        patches, extra = self.patch_embed(x) + self.table(rows, columns), self.token_embed(tokens)
+        patches = self.patch_out(self.patch_embed(x)) + self.table(rows, columns)
+        extra = self.token_embed(tokens)
         sequence = patches if self.cross else torch.cat([patches, extra], dim=1)
         c = self.time_embed(t)[:, None]
         num_patches, aligned = rows * columns, None
