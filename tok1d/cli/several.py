@@ -76,14 +76,18 @@ def write_analysis(
     Args:
         said: a clause for each record, without the model's name.
     """
+    sentence = "; ".join(f"{record['model']}: {clause}" for record, clause in zip(records, said, strict=True)) + "."
+    write_found(folder, name, {"analysis": name, "said": sentence, "models": list(records)}, picture)
+
+
+def write_found(folder: Path, name: str, content: Mapping[str, object], picture: Image) -> None:
+    """Write NAME.json with this content and NAME.png, and print the sentence under `said`."""
     import json
 
     from tok1d import files
     from tok1d.pictures import save_png
 
-    sentence = "; ".join(f"{record['model']}: {clause}" for record, clause in zip(records, said, strict=True)) + "."
     save_png(picture, folder / f"{name}.png")
-    content = {"analysis": name, "said": sentence, "models": list(records)}
     files.write_text(folder / f"{name}.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
-    print(sentence)
+    print(content["said"])
     print(f"record: {folder / f'{name}.json'}\nplot: {folder / f'{name}.png'}")
