@@ -39,18 +39,21 @@ def judges(tokenizer: Tokenizer, data: str, network: Sequence[str], metrics: Seq
     return setup.open_measures(request, where)
 
 
-def settings_of_each(tokenizers: Sequence[Tokenizer], how: How, *, partial: bool = False) -> list[How]:
+def settings_of_each(
+    tokenizers: Sequence[Tokenizer], how: How, *, partial: bool = False, components: bool = False
+) -> list[How]:
     """The settings for each of several tokenizers: those that it does not have are left out if another one has them.
 
     A setting that none of them has stays, so that it is an error where it is read.
 
     Args:
         partial: whether unordered tokens are decoded from the first ones too.
+        components: whether the numbers are of components of the tokens, at most as many as their numbers.
 
     Raises:
         InputError: a number of tokens above that of a tokenizer.
     """
-    ordered = [each.spec.ordered or partial for each in tokenizers]
+    ordered = [each.spec.ordered or partial or components for each in tokenizers]
     flows = [has_flow(each) for each in tokenizers]
     samples = [not each.spec.deterministic for each in tokenizers]
     found = []
@@ -62,7 +65,11 @@ def settings_of_each(tokenizers: Sequence[Tokenizer], how: How, *, partial: bool
             own = replace(own, temperature=None, shift=None)
         if any(ordered) and not ordered[i]:
             own = replace(own, keep=())
-        check_counts(list(own.keep), "--keep", 0, tokenizer.spec.length)
+        most = tokenizer.spec.length
+        if not components:
+            check_counts(list(own.keep), "--keep", 0, most)
+        elif tokenizer.spec.dim is not None:
+            check_counts(list(own.keep), "--keep", 0, most * tokenizer.spec.dim)
         found.append(own)
     return found
 

@@ -40,6 +40,11 @@ class Spectra(JudgedReconstructions):
         False,
         "unordered tokenizers too are decoded from their first tokens; the others are their means over the images",
     )
+    components: bool = option(
+        False,
+        "tokens are projected on their first principal components and decoded; --keep is then of components",
+    )
+    num_fit: int = option(2000, "training images on whose tokens the principal components are fitted", ge=2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tok1d.cli.analyze import facts
 from tok1d.cli.analyze_several import analyze_app
 from tok1d.cli.options import ChosenImages, DataRoot, Device, Overwrite, expanded, output_folder, with_paths
-from tok1d.cli.several import Models, Subject, open_subjects, write_analysis, write_found
+from tok1d.cli.several import Models, open_subjects, training_images, write_analysis, write_found
 from tok1d.studies.request import Learning, ModeSettings, Ordering
-
-if TYPE_CHECKING:
-    from tok1d.data.images import ImageSet
-
-
-def training_images(each: Subject, data_root: str | None) -> ImageSet:
-    """The training images of a subject's data, in its size."""
-    from tok1d.inference import images as sources
-
-    return sources.open_data(each.data, each.tokenizer, split="train", data_root=data_root, report=False)
 
 
 @analyze_app.command("learnability")

@@ -68,6 +68,13 @@ def open_subjects(given: Sequence[str], device: str | None, chosen: ChosenImages
     return found
 
 
+def training_images(each: Subject, data_root: str | None) -> ImageSet:
+    """The training images of a subject's data, in its size."""
+    from tok1d.inference import images as sources
+
+    return sources.open_data(each.data, each.tokenizer, split="train", data_root=data_root, report=False)
+
+
 def write_analysis(
     folder: Path, name: str, records: Sequence[Mapping[str, object]], said: Sequence[str], picture: Image
 ) -> None:

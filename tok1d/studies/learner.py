@@ -31,6 +31,7 @@ from tok1d.losses.total import total_loss
 from tok1d.progress import Bar
 from tok1d.studies.request import SmallTraining
 from tok1d.tokenizers.base import Tokenizer, TokenSpec
+from tok1d.train.log import LogEntry
 from tok1d.train.loop import fit
 from tok1d.train.task import Measure, Task
 from tok1d.zoo.store import build_model
@@ -217,7 +218,7 @@ def train_generator(
     return model, found
 
 
-def _point(found: list[LossPoint], step: int, model: object, tokens: TokenSet) -> dict[str, float]:
+def _point(found: list[LossPoint], step: int, model: object, tokens: TokenSet) -> LogEntry:
     """Add the held-out loss at a step to the curve, and return it for the log."""
     point = LossPoint(step, held_out_loss(cast(Generator, model), tokens.test, tokens.test_labels))
     found.append(point)
