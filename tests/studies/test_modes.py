@@ -90,5 +90,5 @@ def test_the_command_writes_record_and_plot(tmp_path: Path, capsys: pytest.Captu
 
 def test_one_number_of_each_is_said() -> None:
     assert ModeErrors([ModePoint(2, 8, 0.5, [0.5])]).said() == (
-        "the error of the score is, for 2 modes: 0.500 with 8 samples"
+        "the error of the score is, for 2 modes: 0.5 with 8 samples"
     )

@@ -28,7 +28,11 @@ class JudgedReconstructions(Reconstructions):
         None, "shift of the sampling times of a flow decoder; 1: equal steps; default: the model's own", gt=0
     )
     network: tuple[str, ...] = option(
-        (), f"network whose most likely class is compared, repeatable: {NETWORK_HELP}", repeated=True, path="prefixed"
+        (),
+        f"network whose most likely class is compared, repeatable: {NETWORK_HELP}; or clip:MODEL, a CLIP of "
+        "transformers (hub name or folder) with a prompt for each class",
+        repeated=True,
+        path="prefixed",
     )
 
 

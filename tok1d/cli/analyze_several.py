@@ -36,7 +36,9 @@ def analyze_spectrum(
     subjects = open_subjects(models, device, chosen)
     tokenizers = [each.tokenizer for each in subjects]
     settings = settings_of_each(tokenizers, how, partial=how.partial, components=how.components)
-    measures = [judges(each.tokenizer, each.data, how.network, ("semantic",)) for each in subjects]
+    measures = [
+        judges(each.tokenizer, each.data, how.network, ("semantic",), each.images.class_names) for each in subjects
+    ]
     folder = output_folder(out, overwrite=overwrite)
     found, records = {}, []
     for each, own, measured in zip(subjects, settings, measures, strict=True):
@@ -134,7 +136,7 @@ def analyze_semantics(
 
     subjects = open_subjects(models, device, chosen)
     settings = settings_of_each([each.tokenizer for each in subjects], how)
-    measures = [judges(each.tokenizer, each.data, how.network, METRICS) for each in subjects]
+    measures = [judges(each.tokenizer, each.data, how.network, METRICS, each.images.class_names) for each in subjects]
     for measured in measures:
         check_networks(measured)
     folder = output_folder(out, overwrite=overwrite)

@@ -152,9 +152,9 @@ class ModeErrors:
         parts = []
         for modes in dict.fromkeys((numbers[0], numbers[-1])):
             first, last = self.of(modes)[0], self.of(modes)[-1]
-            span = f"{first.error:.3f} with {first.samples:,} samples"
+            span = f"{first.error:.2g} with {first.samples:,} samples"
             if last is not first:
-                span += f" and {last.error:.3f} with {last.samples:,}"
+                span += f" and {last.error:.2g} with {last.samples:,}"
             parts.append(f"{modes} mode{'s' * (modes > 1)}: {span}")
         return f"the error of the score is, for {'; for '.join(parts)}"
 
