@@ -14,6 +14,7 @@ from tok1d.analyze.plots import ranges
 from tok1d.analyze.request import Spectra
 from tok1d.config.options import check_counts
 from tok1d.data.images import ImageSet
+from tok1d.data.subset import subset
 from tok1d.errors import InputError
 from tok1d.evaluate.reconstruction import Reconstructor
 from tok1d.inference.conditions import ConditionedImages
@@ -75,7 +76,7 @@ def cut_of(reconstructor: Reconstructor, how: Spectra, training: ImageSet | None
     """The cut that the settings ask for.
 
     Args:
-        training: images on which components are fitted; None: those of the reconstructor.
+        training: images on `num_fit` of which components are fitted; None: those of the reconstructor.
         name: for the progress bar.
 
     Raises:
@@ -103,7 +104,7 @@ def _components(reconstructor: Reconstructor, how: Spectra, training: ImageSet |
     """The cut of principal components."""
     tokenizer = reconstructor.tokenizer
     read, decode = vectors_of(tokenizer)
-    images = reconstructor.images if training is None else training
+    images = reconstructor.images if training is None else subset(training, how.num_fit)
     label = reconstructor.how.label
     found = fit_components(tokenizer, images, read, batch_size=how.batch_size, label=label, name=name)
     check_components(how.keep, len(found.variances))

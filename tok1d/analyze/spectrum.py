@@ -164,8 +164,7 @@ def spectrum(
     chosen = subset(images, how.num)
     whole = (how.partial and not tokenizer.spec.ordered) or how.components
     reconstructor = Reconstructor(tokenizer, chosen, replace(how, keep=()) if whole else how)
-    fitted = None if training is None else subset(training, how.num_fit)
-    cut = cut_of(reconstructor, how, fitted, name=name)
+    cut = cut_of(reconstructor, how, training, name=name)
     options, evaluations = reconstructor.decoder_options, 0.0
     power, agreeing = dict[int, Tensor](), dict[int, dict[str, Tensor]]()  # ORIGINALS, or number of tokens
     with flow_settings(tokenizer, how) as flow, Bar(len(chosen), unit="image", name=name) as bar:
@@ -188,11 +187,9 @@ def spectrum(
         decoding = decoding_record(tokenizer, options, evaluations)
     side = without_border(x, measures.pad).shape[-2:].numel()
     logs = {which: log_power(total / len(chosen), side) for which, total in power.items()}
-    labels = {f"{i} semantic": network.label for i, network in enumerate(measures.networks)}
-    points = []
-    for k in cut.keep:
-        shares = {labels[key]: float(value) / len(chosen) for key, value in agreeing[k].items() if key in labels}
-        points.append(spectrum_point(k, logs[k], logs[ORIGINALS], shares))
+    points = [
+        spectrum_point(k, logs[k], logs[ORIGINALS], _shares(measures, agreeing[k], len(chosen))) for k in cut.keep
+    ]
     found = cut.components
     return Spectrum(
         len(chosen),
@@ -205,6 +202,12 @@ def spectrum(
         None if found is None else [found.explained(k) for k in cut.keep],
         None if found is None else found.num,
     )
+
+
+def _shares(measures: Measures, sums: Mapping[str, Tensor], num: int) -> dict[str, float]:
+    """The semantic agreement of `num` images by network, from sums over them."""
+    labels = {f"{i} semantic": network.label for i, network in enumerate(measures.networks)}
+    return {labels[key]: float(value) / num for key, value in sums.items() if key in labels}
 
 
 def _add(power: dict[int, Tensor], which: int, images: Tensor, pad: int) -> None:

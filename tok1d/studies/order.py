@@ -6,7 +6,7 @@ order, each time from the same initial weights and with the same batches. Its he
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -143,12 +143,13 @@ def order(tokenizer: Tokenizer, train: ImageSet, test: ImageSet, how: Ordering, 
     return orders_of(tokens, tokenizer.spec, how)
 
 
-def orders_of(tokens: TokenSet, spec: TokenSpec, how: Ordering) -> Orders:
-    """The held-out losses on tokens of a tokenizer in each order."""
+def orders_of(tokens: TokenSet, spec: TokenSpec, how: Ordering, orders: Sequence[str] = ORDERS) -> Orders:
+    """The held-out losses on tokens of a tokenizer in each of some orders."""
     config = order_generator(spec, tokens.classes.num, how)
     points, parameters = [], 0
-    for which, places in order_places(spec.length, how.seed).items():
-        curves = []
+    known = order_places(spec.length, how.seed)
+    for which in orders:
+        places, curves = known[which], list[list[LossPoint]]()
         for repeat in range(how.repeats):
             model, curve = train_generator(
                 config,
