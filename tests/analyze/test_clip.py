@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from tok1d.analyze.judged import judges
@@ -109,6 +110,23 @@ def test_the_command_takes_a_clip_from_a_folder(fashion: None, clip_folder: str,
     [point] = record["points"]
     assert point["network"].startswith("clip-") and 0 <= point["accuracy"] <= 1 and 0 <= point["agreement"] <= 1
     assert list(record["originals"]) == [point["network"]]
+
+
+def test_the_classes_of_a_folder_are_prompts(clip_folder: str, tmp_path: Path) -> None:
+    for kind in ("red_bag", "shoe"):
+        (tmp_path / "photos" / kind).mkdir(parents=True)
+        for i in range(3):
+            pixels = np.random.default_rng(i).integers(0, 256, (40, 36, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / kind / f"{i}.png")
+    out, photos = tmp_path / "out", str(tmp_path / "photos")
+    command = ["analyze", "semantics", "emoji-maetok", photos, "--network", f"clip:{clip_folder}"]
+    assert cli.run([*command, "--out", str(out)]) == 0
+    [record] = json.loads((out / "semantics.json").read_text())["models"]
+    assert record["num"] == 6 and record["points"][0]["accuracy"] is not None
+    command = ["analyze", "spectrum", "emoji-maetok", photos, "--components", "--keep", "1,3", "--split", "all"]
+    assert cli.run([*command, "--network", f"clip:{clip_folder}", "--out", str(tmp_path / "b")]) == 0
+    [record] = json.loads((tmp_path / "b" / "spectrum.json").read_text())["models"]
+    assert [each["keep"] for each in record["points"]] == [1, 3] and len(record["points"][0]["semantic"]) == 1
 
 
 def test_a_clip_stands_beside_another_network(fashion: None, clip_folder: str) -> None:
