@@ -160,8 +160,7 @@ def spectrum(
     Raises:
         InputError: settings that the tokenizer does not have, or see `cut_of`.
     """
-    measures = Measures(()) if measures is None else measures
-    chosen = subset(images, how.num)
+    measures, chosen = measures or Measures(()), subset(images, how.num)
     whole = (how.partial and not tokenizer.spec.ordered) or how.components
     reconstructor = Reconstructor(tokenizer, chosen, replace(how, keep=()) if whole else how)
     cut = cut_of(reconstructor, how, training, name=name)
@@ -180,21 +179,17 @@ def spectrum(
                     y = cut.decode(code, cond, keep=kept, generator=noise, **options).clamp(0, 1)
                 evaluations = calls.rows / len(x)
                 _add(power, k, y, measures.pad)
-                sums = agreeing.setdefault(k, {})
-                for key, value in measures.agreements(measures.features(y), shown).items():
-                    sums[key] = sums.get(key, 0) + value.double().sum().cpu()
+                _count(agreeing.setdefault(k, {}), measures.agreements(measures.features(y), shown))
             bar.update(len(x))
         decoding = decoding_record(tokenizer, options, evaluations)
     side = without_border(x, measures.pad).shape[-2:].numel()
     logs = {which: log_power(total / len(chosen), side) for which, total in power.items()}
-    points = [
-        spectrum_point(k, logs[k], logs[ORIGINALS], _shares(measures, agreeing[k], len(chosen))) for k in cut.keep
-    ]
+    shares = {k: _shares(measures, agreeing[k], len(chosen)) for k in cut.keep}
     found = cut.components
     return Spectrum(
         len(chosen),
         logs[ORIGINALS].tolist(),
-        points,
+        [spectrum_point(k, logs[k], logs[ORIGINALS], shares[k]) for k in cut.keep],
         how.partial and not tokenizer.spec.ordered,
         reconstructor.conditioned.conditioning.label,
         None if decoding is None else {**decoding, **flow},
@@ -202,6 +197,12 @@ def spectrum(
         None if found is None else [found.explained(k) for k in cut.keep],
         None if found is None else found.num,
     )
+
+
+def _count(sums: dict[str, Tensor], columns: Mapping[str, Tensor]) -> None:
+    """Add the sums of columns (B,) of a batch."""
+    for key, value in columns.items():
+        sums[key] = sums.get(key, 0) + value.double().sum().cpu()
 
 
 def _shares(measures: Measures, sums: Mapping[str, Tensor], num: int) -> dict[str, float]:
@@ -224,6 +225,11 @@ def spectrum_point(keep: int, logs: Tensor, original: Tensor, semantic: dict[str
     )
 
 
+def counted_unit(num: int, unit: str) -> str:
+    """ "1 token", "2 tokens"."""
+    return f"{num} {unit.removesuffix('s') if num == 1 else unit}"
+
+
 def plot_spectra(found: Mapping[str, Spectrum]) -> Image:
     """Plot the spectra of each model by number of tokens, and below the differences to the originals of all models."""
     from matplotlib import colormaps
@@ -236,7 +242,7 @@ def plot_spectra(found: Mapping[str, Spectrum]) -> Image:
         periods = range(1, len(each.original) + 1)
         for i, point in enumerate(each.points):
             colour = colormaps["viridis"](i / max(len(each.points) - 1, 1) * 0.9)
-            axes.plot(periods, point.log_power, color=colour, label=f"{point.keep} {each.unit}")
+            axes.plot(periods, point.log_power, color=colour, label=counted_unit(point.keep, each.unit))
         axes.plot(periods, each.original, color="black", linestyle="--", label="originals")
         axes.set_xscale("log", base=2)
         axes.set_title(plot_label(name), fontsize=9)
@@ -255,4 +261,6 @@ def plot_spectra(found: Mapping[str, Spectrum]) -> Image:
     for axes in (left, right):
         keep_axis(axes, [point.keep for each in found.values() for point in each.points])
         axes.set_xlabel(next(iter(found.values())).unit)
+    if right.lines:
+        right.legend(frameon=False, fontsize=8, loc="lower right")  # agreement rises to the right
     return figure_image(figure)
