@@ -164,7 +164,7 @@ def spectrum(
     whole = (how.partial and not tokenizer.spec.ordered) or how.components
     reconstructor = Reconstructor(tokenizer, chosen, replace(how, keep=()) if whole else how)
     cut = cut_of(reconstructor, how, training, name=name)
-    options, evaluations = reconstructor.decoder_options, 0.0
+    options = reconstructor.decoder_options
     power, agreeing = dict[int, Tensor](), dict[int, dict[str, Tensor]]()  # ORIGINALS, or number of tokens
     with flow_settings(tokenizer, how) as flow, Bar(len(chosen), unit="image", name=name) as bar:
         for numbers in ranges(len(chosen), how.batch_size):
@@ -177,11 +177,10 @@ def spectrum(
                 noise = [noise_of(how.seed, DECODER_NOISE, i) for i in numbers]
                 with counted(tokenizer.decoder) as calls:
                     y = cut.decode(code, cond, keep=kept, generator=noise, **options).clamp(0, 1)
-                evaluations = calls.rows / len(x)
                 _add(power, k, y, measures.pad)
                 _count(agreeing.setdefault(k, {}), measures.agreements(measures.features(y), shown))
             bar.update(len(x))
-        decoding = decoding_record(tokenizer, options, evaluations)
+        decoding = decoding_record(tokenizer, options, calls.rows / len(x))
     side = without_border(x, measures.pad).shape[-2:].numel()
     logs = {which: log_power(total / len(chosen), side) for which, total in power.items()}
     shares = {k: _shares(measures, agreeing[k], len(chosen)) for k in cut.keep}
@@ -262,5 +261,5 @@ def plot_spectra(found: Mapping[str, Spectrum]) -> Image:
         keep_axis(axes, [point.keep for each in found.values() for point in each.points])
         axes.set_xlabel(next(iter(found.values())).unit)
     if right.lines:
-        right.legend(frameon=False, fontsize=8, loc="lower right")  # agreement rises to the right
+        right.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure_image(figure)
