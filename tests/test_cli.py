@@ -30,6 +30,7 @@ COMMANDS = [
     *("compare", "launch", "replay", "reproduce"),
     *("evaluate reconstruction", "evaluate generation", "evaluate grid", "analyze prefix"),
     *("analyze spectrum", "analyze probe", "analyze map", "analyze semantics"),
+    *("analyze learnability", "analyze order", "analyze modes"),
 ]
 HEAVY = ["torch", "numpy", "yaml", "PIL", "accelerate", "matplotlib", "tqdm", "tok1d.config.recipe"]
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from tok1d.analyze.cuts import fit_components, vectors_of
 from tok1d.analyze.request import Spectra
 from tok1d.analyze.spectrum import log_power, radial_power, spectrum
 from tok1d.cli import app as cli
@@ -17,6 +18,8 @@ from tok1d.data.images import ArrayImages
 from tok1d.data.transforms import Transform
 from tok1d.errors import InputError
 from tok1d.tokenizers.base import TokenSpec
+from tok1d.tokenizers.bottlenecks import VQConfig
+from tok1d.tokenizers.titok import TiTok, TiTokConfig, TiTokViTConfig
 
 SIDE = 16
 
@@ -112,11 +115,85 @@ def test_unordered_tokens_are_decoded_whole_or_with_means(images: ArrayImages) -
     assert found.points[1].error == pytest.approx(0, abs=1e-6)
 
 
+def test_components_that_were_planted_are_found_in_falling_order() -> None:
+    """Tokens of three directions with the variances 9, 4 and 1, in batches of any size."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.linalg.qr(torch.randn(8, 8, generator=generator, dtype=torch.float64))[0][:3]
+    rows = torch.randn(4000, 3, generator=generator, dtype=torch.float64)
+    rows = (rows - rows.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(rows.T.cov(correction=0))).T  # exactly white
+    tokens = (rows * torch.tensor([3.0, 2.0, 1.0])) @ directions + 100
+    model, pixels = Rows(tokens.view(-1, 2, 4)), np.zeros((4000, SIDE, SIDE), np.uint8)
+    chosen = ArrayImages(pixels, np.arange(4000) % 7, list("abcdefg"), Transform(SIDE, 1))
+    for size in (4000, 333):
+        model.at = 0
+        found = fit_components(model, chosen, batch_size=size)  # type: ignore[arg-type]
+        assert found.variances.tolist() == pytest.approx([9, 4, 1]) and found.num == 4000
+        assert (found.axes.T @ directions.T).abs().allclose(torch.eye(3, dtype=torch.float64), atol=1e-6)
+        assert torch.allclose(found.mean, torch.full((2, 4), 100, dtype=torch.float64))
+        assert [found.explained(k) for k in (0, 1, 2, 3)] == pytest.approx([0, 9 / 14, 13 / 14, 1])
+        assert torch.allclose(found.project(model.tokens[:5], 3), model.tokens[:5])
+        one = (model.tokens[:5].flatten(1) - 100) @ directions[:1].T @ directions[:1] + 100
+        assert torch.allclose(found.project(model.tokens[:5], 1).flatten(1), one, atol=1e-6)
+
+
+class Rows(nn.Module):
+    """Gives the next tokens for a batch of any images."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        super().__init__()
+        self.spec, self.config, self.at = TokenSpec(2, 4, deterministic=True), None, 0
+        self.tokens = nn.Parameter(tokens, requires_grad=False)
+
+    def encode(self, images: Tensor, cond: Tensor | None = None) -> Tensor:
+        self.at += len(images)
+        return self.tokens[self.at - len(images) : self.at]
+
+
+def test_all_components_of_unordered_tokens_decode_the_image(images: ArrayImages) -> None:
+    """The tokens hold the image twice, in two bands, so they have as many components as the images differ in."""
+    found = spectrum(Bands(3, ordered=False), images, Spectra(components=True, keep=(1, 8, 39)))  # type: ignore[arg-type]
+    assert (found.unit, found.num_fit, found.partial) == ("components", 40, False)
+    assert [each.keep for each in found.points] == [1, 8, 39] and found.explained is not None
+    assert found.explained == sorted(found.explained) and found.explained[-1] == pytest.approx(1)
+    assert found.points[-1].error == pytest.approx(0, abs=1e-6)
+    assert found.points[0].high < found.points[1].high < -0.01
+    assert found.said().startswith("from 1 to 39 components")
+    again = spectrum(Bands(3, ordered=False), images, Spectra(components=True), training=images)  # type: ignore[arg-type]
+    assert [each.keep for each in again.points] == [1, 2, 4, 8, 16, 32, 39]
+
+
+def test_ids_are_projected_as_entries_of_the_codebook_where_these_can_be_decoded(images: ArrayImages) -> None:
+    config = TiTokConfig(
+        image_size=SIDE,
+        channels=1,
+        num_tokens=3,
+        token_dim=4,
+        bottleneck=VQConfig(size=32),
+        encoder=TiTokViTConfig(patch=8, dim=16, depth=1, heads=2),
+        decoder=TiTokViTConfig(patch=8, dim=16, depth=1, heads=2),
+    )
+    torch.manual_seed(0)
+    model = TiTok(config).eval()
+    # An untrained encoder gives the same ids for all images.
+    model.encode = lambda images, cond=None: (images[:, 0, :3, 0] * 255).long() % 32  # type: ignore[method-assign]
+    read, decode = vectors_of(model)
+    ids = model.encode(images.batch(range(6))[0])
+    assert read(ids).shape == (6, 3, 4) and torch.equal(decode(read(ids), keep=3), model.decode(ids))
+    found = spectrum(model, images, Spectra(components=True, keep=(1,)))
+    assert found.unit == "components" and len(found.points) == 1
+
+
 def test_what_cannot_be_decoded_is_refused(images: ArrayImages) -> None:
     with pytest.raises(InputError, match="these tokens have no order, expected all 2, got 1"):
         spectrum(Bands(3, ordered=False), images, Spectra(keep=(1,)))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="--partial: ids have no mean"):
         spectrum(Bands(3, ordered=False, ids=True), images, Spectra(partial=True))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="expected continuous tokens, or a decoder of codebook entries, Bands has ids"):
+        spectrum(Bands(3, ordered=False, ids=True), images, Spectra(components=True))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="--partial: expected it without --components"):
+        spectrum(Bands(3), images, Spectra(components=True, partial=True))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"--keep.*39"):
+        spectrum(Bands(3), images, Spectra(components=True, keep=(40,)))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="--temperature: only a flow decoder"):
         spectrum(Bands(3), images, Spectra(temperature=1.0))  # type: ignore[arg-type]
 
@@ -137,6 +214,23 @@ def test_the_command_measures_several_models(fashion: None, tmp_path: Path, caps
     assert "steps: this tokenizer's decoder is deterministic" in capsys.readouterr().err
     assert cli.run(["analyze", "spectrum", "fashion_mnist", "--out", str(tmp_path / "no")]) == 2
     assert "expected MODEL... DATA" in capsys.readouterr().err and not (tmp_path / "no").exists()
+
+
+def test_the_command_decodes_from_principal_components(
+    fashion: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models, out = ["fashion-mnist-smap", "fashion-mnist-maetok"], tmp_path / "out"
+    command = ["analyze", "spectrum", *models, "fashion_mnist", "--num", "6", "--components", "--num-fit", "20"]
+    assert cli.run([*command, "--keep", "1,4", "--out", str(out)]) == 0
+    for each in json.loads((out / "spectrum.json").read_text())["models"]:
+        assert (each["unit"], each["num_fit"], [point["keep"] for point in each["points"]]) == (
+            "components",
+            20,
+            [1, 4],
+        )
+        assert 0 < each["explained"][0] < each["explained"][1] < 1
+    assert cli.run([*command, "--keep", "257", "--out", str(tmp_path / "no")]) == 2
+    assert "--keep" in capsys.readouterr().err and not (tmp_path / "no").exists()
 
 
 def test_temperature_and_shift_are_set_while_a_flow_decodes(fashion: None, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Maps and separation of planted clusters."""
 
 import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from tok1d.analyze import token_map as token_map_module
 from tok1d.analyze.request import Maps
 from tok1d.analyze.token_map import neighbour_accuracy, separation, token_map
 from tok1d.cli import app as cli
@@ -90,9 +93,35 @@ def test_what_cannot_be_mapped_is_refused(images: ArrayImages) -> None:
         token_map(Rows(), images, Maps(keep=5))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="tokens that vary"):
         token_map(Rows(0.0), images, Maps())  # type: ignore[arg-type]
-    if find_spec("umap") is None:
-        with pytest.raises(InputError, match="--method: umap needs the package umap-learn"):
-            token_map(Rows(), images, Maps(method="umap"))  # type: ignore[arg-type]
+
+
+def test_umap_is_asked_for_by_its_package(images: ArrayImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_map_module, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"--method: umap needs the package umap-learn: pip install 'tok1d\[umap\]'"):
+        token_map(Rows(), images, Maps(method="umap"))  # type: ignore[arg-type]
+
+
+def test_umap_receives_the_tokens_and_the_seed(images: ArrayImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the package: the places are the first two numbers of the first token."""
+
+    class UMAP:
+        def __init__(self, random_state: int) -> None:
+            assert random_state == 5
+
+        def fit_transform(self, rows: np.ndarray) -> np.ndarray:
+            return rows[:, :2]
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=UMAP))
+    monkeypatch.setattr(token_map_module, "find_spec", lambda name: object())
+    found = token_map(Rows(), images, Maps(method="umap", seed=5))  # type: ignore[arg-type]
+    rows = Rows().encode(images.batch(range(90))[0])[:, 0, :2]
+    assert found.method == "umap" and torch.allclose(torch.tensor(found.points), rows, atol=1e-3)
+
+
+@pytest.mark.skipif(find_spec("umap") is None, reason="umap-learn is not installed")
+def test_umap_separates_planted_clusters(images: ArrayImages) -> None:
+    found = token_map(Rows(), images, Maps(keep=1, method="umap"))  # type: ignore[arg-type]
+    assert neighbour_accuracy(torch.tensor(found.points), torch.tensor(found.labels)) == 1.0
 
 
 def test_the_command_maps_several_models(fashion: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tok1d.claims import plan, reproduce
+from tok1d.claims import plan, reproduce, statistics
 from tok1d.claims.claim import Listed, Measurement
 from tok1d.claims.measure import Busy, alone, trained
 from tok1d.claims.plan import RowPlan
@@ -218,7 +218,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
 
 @pytest.mark.parametrize("name", [name for name, statistic in STATISTICS.items() if statistic.function])
 def test_every_statistic_measures_a_finished_run(
-    name: str, listed: dict[str, Listed], models: dict[str, Trained], tmp_path_factory: pytest.TempPathFactory
+    name: str,
+    listed: dict[str, Listed],
+    models: dict[str, Trained],
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if name in ("condition_followed", "semantic_agreement"):
         pytest.skip("needs SMAP, or images and a network of ImageNet; see the tests of analyze swap and of the metric")
@@ -230,7 +234,9 @@ def test_every_statistic_measures_a_finished_run(
         models["generator"] = trained(arm, folder / "runs", 64)
         models["tokenizer"] = models["generator"].tokens
     statistic = STATISTICS[name]
-    settings = {"mixture_nll": {"components": 2, "dims": 3}, "prefix_share": {"keep": 4}}.get(name, {})
+    monkeypatch.setattr(statistics, "SMALL_STEPS", 2)
+    given = {"mixture_nll": {"components": 2, "dims": 3}, "prefix_share": {"keep": 4}, "mode_error": {"components": 2}}
+    settings = given.get(name, {})
     assert statistic.function is not None
     value = statistic.function(models[statistic.of], Measurement(name=name, **settings))  # type: ignore[arg-type]
     assert math.isfinite(value)

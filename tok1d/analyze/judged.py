@@ -12,6 +12,7 @@ from tok1d.config.options import check_counts
 from tok1d.config.sampling import Decoding
 from tok1d.errors import InputError
 from tok1d.evaluate import setup
+from tok1d.evaluate.clip import CLIP, open_clip
 from tok1d.evaluate.measures import Measures
 from tok1d.evaluate.request import Reconstruction
 from tok1d.evaluate.training_networks import training_networks
@@ -23,34 +24,47 @@ How = TypeVar("How", bound=JudgedReconstructions)
 DECODING: dict[str, Any] = asdict(Decoding())  # the defaults, which every decoder accepts
 
 
-def judges(tokenizer: Tokenizer, data: str, network: Sequence[str], metrics: Sequence[str]) -> Measures:
+def judges(
+    tokenizer: Tokenizer, data: str, network: Sequence[str], metrics: Sequence[str], names: Sequence[str] = ()
+) -> Measures:
     """Metrics with the networks of `--network`, by default those of `tok1d evaluate reconstruction`.
+
+    Networks clip:MODEL follow the others.
 
     Args:
         metrics: names of metrics, such as "semantic". Without an available network none is left, and the result's
             `missing` states why.
+        names: of the images' classes, for the prompts of clip:MODEL.
 
     Raises:
-        InputError, WeightsError: a network that does not exist.
+        InputError, ConfigError, WeightsError: a network that does not exist.
     """
-    request = Reconstruction(model="", data=data, metrics=tuple(metrics), network=tuple(network))
-    place, recipe = next(tokenizer.parameters()).device, getattr(tokenizer, "card", Card()).recipe
-    where = setup.Place(data, tokenizer.config, place, padding_of(tokenizer), training_networks(recipe))
-    return setup.open_measures(request, where)
+    place, pad = next(tokenizer.parameters()).device, padding_of(tokenizer)
+    clips = [open_clip(text, names, device=place, pad=pad) for text in network if text.startswith(CLIP)]
+    others = tuple(text for text in network if not text.startswith(CLIP))
+    if clips and not others:
+        return Measures(tuple(metrics), clips, pad, requested=tuple(metrics))
+    request = Reconstruction(model="", data=data, metrics=tuple(metrics), network=others)
+    recipe = getattr(tokenizer, "card", Card()).recipe
+    found = setup.open_measures(request, setup.Place(data, tokenizer.config, place, pad, training_networks(recipe)))
+    return replace(found, networks=[*found.networks, *clips], metrics=tuple(metrics)) if clips else found
 
 
-def settings_of_each(tokenizers: Sequence[Tokenizer], how: How, *, partial: bool = False) -> list[How]:
+def settings_of_each(
+    tokenizers: Sequence[Tokenizer], how: How, *, partial: bool = False, components: bool = False
+) -> list[How]:
     """The settings for each of several tokenizers: those that it does not have are left out if another one has them.
 
     A setting that none of them has stays, so that it is an error where it is read.
 
     Args:
         partial: whether unordered tokens are decoded from the first ones too.
+        components: whether the numbers are of components of the tokens, at most as many as their numbers.
 
     Raises:
         InputError: a number of tokens above that of a tokenizer.
     """
-    ordered = [each.spec.ordered or partial for each in tokenizers]
+    ordered = [each.spec.ordered or partial or components for each in tokenizers]
     flows = [has_flow(each) for each in tokenizers]
     samples = [not each.spec.deterministic for each in tokenizers]
     found = []
@@ -62,7 +76,11 @@ def settings_of_each(tokenizers: Sequence[Tokenizer], how: How, *, partial: bool
             own = replace(own, temperature=None, shift=None)
         if any(ordered) and not ordered[i]:
             own = replace(own, keep=())
-        check_counts(list(own.keep), "--keep", 0, tokenizer.spec.length)
+        most = tokenizer.spec.length
+        if not components:
+            check_counts(list(own.keep), "--keep", 0, most)
+        elif tokenizer.spec.dim is not None:
+            check_counts(list(own.keep), "--keep", 0, most * tokenizer.spec.dim)
         found.append(own)
     return found
 

@@ -28,7 +28,11 @@ class JudgedReconstructions(Reconstructions):
         None, "shift of the sampling times of a flow decoder; 1: equal steps; default: the model's own", gt=0
     )
     network: tuple[str, ...] = option(
-        (), f"network whose most likely class is compared, repeatable: {NETWORK_HELP}", repeated=True, path="prefixed"
+        (),
+        f"network whose most likely class is compared, repeatable: {NETWORK_HELP}; or clip:MODEL, a CLIP of "
+        "transformers (hub name or folder) with a prompt for each class",
+        repeated=True,
+        path="prefixed",
     )
 
 
@@ -40,6 +44,11 @@ class Spectra(JudgedReconstructions):
         False,
         "unordered tokenizers too are decoded from their first tokens; the others are their means over the images",
     )
+    components: bool = option(
+        False,
+        "tokens are projected on their first principal components and decoded; --keep is then of components",
+    )
+    num_fit: int = option(2000, "training images on whose tokens the principal components are fitted", ge=2)
 
 
 @dataclass(frozen=True, kw_only=True)

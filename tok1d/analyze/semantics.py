@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 from tok1d.analyze.judged import flow_settings
@@ -154,10 +155,11 @@ def plot_semantics(found: Mapping[str, Semantics]) -> Image:
                 if known:
                     label = plot_label(f"{title}, {what}")
                     axes.plot(*zip(*known, strict=True), style, marker="o", color=f"C{colours}", label=label)
-            if network in each.originals:
-                label = plot_label(f"{title}, originals")
-                axes.axhline(100 * each.originals[network], color=f"C{colours}", linewidth=1, alpha=0.5, label=label)
             colours += 1
+    originals = {(network, value) for each in found.values() for network, value in each.originals.items()}
+    for (network, value), style in zip(sorted(originals), cycle(("-", ":", "-.")), strict=False):
+        label = plot_label(f"originals, {network.partition('@')[0]}")
+        axes.axhline(100 * value, linestyle=style, color="grey", linewidth=1, label=label)
     axes.set_ylabel("share of the images, %")
     keep_axis(axes, [point.keep for each in found.values() for point in each.points], beside=True)
     return figure_image(figure)

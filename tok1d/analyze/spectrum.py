@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tok1d.analyze.judged import flow_settings, prefix_counts
+from tok1d.analyze.cuts import cut_of
+from tok1d.analyze.judged import flow_settings
 from tok1d.analyze.plots import keep_axis, ranges
 from tok1d.analyze.request import Spectra
 from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
 from tok1d.data.transforms import without_border
-from tok1d.errors import InputError
 from tok1d.evaluate.measures import Measures
 from tok1d.evaluate.reconstruction import Reconstructor
 from tok1d.inference.sampling import DECODER_NOISE, counted, decoding_record, noise_of
@@ -36,7 +36,7 @@ ORIGINALS = -1  # key of the originals where others are numbers of tokens
 
 @dataclass(frozen=True)
 class SpectrumPoint:
-    """The spectrum of the images decoded from the first `keep` tokens.
+    """The spectrum of the images decoded from the first `keep` tokens, or components of the tokens.
 
     Args:
         log_power: log10 of the mean power at 1, 2, ... periods per image side.
@@ -63,6 +63,9 @@ class Spectrum:
         partial: whether tokens after the first `keep` were replaced by their means over the images.
         label: the tokenizer's condition: "true" (the class or caption), "null", or None without a condition.
         decoding: settings of a diffusion decoder, with temperature and shift of a flow; None for a deterministic one.
+        unit: what `keep` counts: "tokens", or principal "components" of the tokens.
+        explained: for each point, the share of the tokens' variance in the components, in [0, 1]; None for tokens.
+        num_fit: images on which the components were fitted; None for tokens.
     """
 
     num: int
@@ -71,6 +74,9 @@ class Spectrum:
     partial: bool
     label: str | None
     decoding: dict[str, object] | None
+    unit: str = "tokens"
+    explained: list[float] | None = None
+    num_fit: int | None = None
 
     def to_json(self) -> dict[str, object]:
         """Return the fields."""
@@ -91,14 +97,14 @@ class Spectrum:
         if first is last:
             agreement = f", at a semantic agreement of {shares[0]}" if shares else ""
             return (
-                f"with {last.keep} tokens the log10 power differs from the originals by {last.error:.2f} in the mean "
-                f"(upper half of the frequencies {last.high:+.2f}){agreement}"
+                f"with {last.keep} {self.unit} the log10 power differs from the originals by {last.error:.2f} in the "
+                f"mean (upper half of the frequencies {last.high:+.2f}){agreement}"
             )
         agreement = f", while semantic agreement goes from {shares[0]} to {shares[1]}" if shares else ""
         return (
-            f"from {first.keep} to {last.keep} tokens the log10 power differs from the originals by {first.error:.2f} "
-            f"to {last.error:.2f} in the mean (upper half of the frequencies {first.high:+.2f} to {last.high:+.2f})"
-            f"{agreement}"
+            f"from {first.keep} to {last.keep} {self.unit} the log10 power differs from the originals by "
+            f"{first.error:.2f} to {last.error:.2f} in the mean (upper half of the frequencies {first.high:+.2f} to "
+            f"{last.high:+.2f}){agreement}"
         )
 
 
@@ -131,59 +137,77 @@ def log_power(power: Tensor, pixels: int) -> Tensor:
 
 @torch.no_grad()
 def spectrum(
-    tokenizer: Tokenizer, images: ImageSet, how: Spectra, measures: Measures | None = None, *, name: str = ""
+    tokenizer: Tokenizer,
+    images: ImageSet,
+    how: Spectra,
+    measures: Measures | None = None,
+    *,
+    training: ImageSet | None = None,
+    name: str = "",
 ) -> Spectrum:
     """Measure the mean power spectrum of reconstructions and of the originals, and semantic agreement beside it.
 
     A decoder's noise is the same for all numbers of tokens. Memory: one batch of images, and for each number of tokens
-    as many sums as frequencies.
+    as many sums as frequencies; for components see `fit_components`.
 
     Args:
         how: the numbers of tokens, by default the powers of two and all (for unordered tokens all alone, unless
-            `partial`), and the decoding; `num` images, see `subset`.
+            `partial`), or of components, and the decoding; `num` images, see `subset`.
         measures: networks of the semantic agreement, and the border that is cut off before anything is measured.
+        training: images on which principal components are fitted, `num_fit` of them; None: the measured images.
         name: for the progress bar.
 
     Raises:
-        InputError: settings that the tokenizer does not have, or partial tokens of ids.
+        InputError: settings that the tokenizer does not have, or see `cut_of`.
     """
-    measures = Measures(()) if measures is None else measures
-    chosen = subset(images, how.num)
-    partial = how.partial and not tokenizer.spec.ordered
-    reconstructor = Reconstructor(tokenizer, chosen, replace(how, keep=()) if partial else how)
-    keep = prefix_counts(how.keep, tokenizer.spec.length) if partial else sorted(set(reconstructor.keep))
-    mean = mean_tokens(reconstructor) if partial else None
-    options, evaluations = reconstructor.decoder_options, 0.0
+    measures, chosen = measures or Measures(()), subset(images, how.num)
+    whole = (how.partial and not tokenizer.spec.ordered) or how.components
+    reconstructor = Reconstructor(tokenizer, chosen, replace(how, keep=()) if whole else how)
+    cut = cut_of(reconstructor, how, training, name=name)
+    options = reconstructor.decoder_options
     power, agreeing = dict[int, Tensor](), dict[int, dict[str, Tensor]]()  # ORIGINALS, or number of tokens
     with flow_settings(tokenizer, how) as flow, Bar(len(chosen), unit="image", name=name) as bar:
         for numbers in ranges(len(chosen), how.batch_size):
             x, _, cond = reconstructor.conditioned.batch(numbers)
             x = x.to(reconstructor.device)
             _add(power, ORIGINALS, x, measures.pad)
-            tokens, shown = tokenizer.encode(x, cond), measures.features(x)
-            for k in keep:
-                code, kept = (tokens, k) if mean is None else (first_tokens(tokens, mean, k), tokenizer.spec.length)
+            tokens, shown = cut.read(tokenizer.encode(x, cond)), measures.features(x)
+            for k in cut.keep:
+                code, kept = cut.part(tokens, k)
                 noise = [noise_of(how.seed, DECODER_NOISE, i) for i in numbers]
                 with counted(tokenizer.decoder) as calls:
-                    y = tokenizer.decode(code, cond, keep=kept, generator=noise, **options).clamp(0, 1)
-                evaluations = calls.rows / len(x)
+                    y = cut.decode(code, cond, keep=kept, generator=noise, **options).clamp(0, 1)
                 _add(power, k, y, measures.pad)
-                sums = agreeing.setdefault(k, {})
-                for key, value in measures.agreements(measures.features(y), shown).items():
-                    sums[key] = sums.get(key, 0) + value.double().sum().cpu()
+                _count(agreeing.setdefault(k, {}), measures.agreements(measures.features(y), shown))
             bar.update(len(x))
-        decoding = decoding_record(tokenizer, options, evaluations)
+        decoding = decoding_record(tokenizer, options, calls.rows / len(x))
     side = without_border(x, measures.pad).shape[-2:].numel()
     logs = {which: log_power(total / len(chosen), side) for which, total in power.items()}
-    labels = {f"{i} semantic": network.label for i, network in enumerate(measures.networks)}
-    points = []
-    for k in keep:
-        shares = {labels[key]: float(value) / len(chosen) for key, value in agreeing[k].items() if key in labels}
-        points.append(spectrum_point(k, logs[k], logs[ORIGINALS], shares))
-    decoded = None if decoding is None else {**decoding, **flow}
+    shares = {k: _shares(measures, agreeing[k], len(chosen)) for k in cut.keep}
+    found = cut.components
     return Spectrum(
-        len(chosen), logs[ORIGINALS].tolist(), points, partial, reconstructor.conditioned.conditioning.label, decoded
+        len(chosen),
+        logs[ORIGINALS].tolist(),
+        [spectrum_point(k, logs[k], logs[ORIGINALS], shares[k]) for k in cut.keep],
+        how.partial and not tokenizer.spec.ordered,
+        reconstructor.conditioned.conditioning.label,
+        None if decoding is None else {**decoding, **flow},
+        cut.unit,
+        None if found is None else [found.explained(k) for k in cut.keep],
+        None if found is None else found.num,
     )
+
+
+def _count(sums: dict[str, Tensor], columns: Mapping[str, Tensor]) -> None:
+    """Add the sums of columns (B,) of a batch."""
+    for key, value in columns.items():
+        sums[key] = sums.get(key, 0) + value.double().sum().cpu()
+
+
+def _shares(measures: Measures, sums: Mapping[str, Tensor], num: int) -> dict[str, float]:
+    """The semantic agreement of `num` images by network, from sums over them."""
+    labels = {f"{i} semantic": network.label for i, network in enumerate(measures.networks)}
+    return {labels[key]: float(value) / num for key, value in sums.items() if key in labels}
 
 
 def _add(power: dict[int, Tensor], which: int, images: Tensor, pad: int) -> None:
@@ -200,28 +224,9 @@ def spectrum_point(keep: int, logs: Tensor, original: Tensor, semantic: dict[str
     )
 
 
-def mean_tokens(reconstructor: Reconstructor) -> Tensor:
-    """The mean (K, D) of the tokens of a reconstructor's images, from one pass over them.
-
-    Raises:
-        InputError: ids.
-    """
-    tokenizer = reconstructor.tokenizer
-    if tokenizer.spec.vocab_size is not None:
-        raise InputError("--partial: ids have no mean that could replace the last ones; leave it out")
-    total: Tensor | None = None
-    for numbers in ranges(len(reconstructor.images), reconstructor.how.batch_size):
-        x, _, cond = reconstructor.conditioned.batch(numbers)
-        summed = tokenizer.encode(x.to(reconstructor.device), cond).double().sum(0)
-        total = summed if total is None else total + summed
-    assert total is not None, "an image set is not empty"
-    return total / len(reconstructor.images)
-
-
-def first_tokens(tokens: Tensor, mean: Tensor, keep: int) -> Tensor:
-    """Tokens (B, K, D) of which those after the first `keep` are replaced by their means (K, D)."""
-    rest = mean[keep:].to(tokens.dtype).expand(len(tokens), -1, -1)
-    return torch.cat([tokens[:, :keep], rest], 1)
+def counted_unit(num: int, unit: str) -> str:
+    """ "1 token", "2 tokens"."""
+    return f"{num} {unit.removesuffix('s') if num == 1 else unit}"
 
 
 def plot_spectra(found: Mapping[str, Spectrum]) -> Image:
@@ -236,7 +241,7 @@ def plot_spectra(found: Mapping[str, Spectrum]) -> Image:
         periods = range(1, len(each.original) + 1)
         for i, point in enumerate(each.points):
             colour = colormaps["viridis"](i / max(len(each.points) - 1, 1) * 0.9)
-            axes.plot(periods, point.log_power, color=colour, label=f"{point.keep} tokens")
+            axes.plot(periods, point.log_power, color=colour, label=counted_unit(point.keep, each.unit))
         axes.plot(periods, each.original, color="black", linestyle="--", label="originals")
         axes.set_xscale("log", base=2)
         axes.set_title(plot_label(name), fontsize=9)
@@ -254,4 +259,7 @@ def plot_spectra(found: Mapping[str, Spectrum]) -> Image:
     right.set_ylabel("semantic agreement")
     for axes in (left, right):
         keep_axis(axes, [point.keep for each in found.values() for point in each.points])
+        axes.set_xlabel(next(iter(found.values())).unit)
+    if right.lines:
+        right.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure_image(figure)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -135,10 +136,8 @@ def embedded(rows: Tensor, method: Literal["tsne", "umap"], seed: int) -> Tensor
 
 def check_method(method: str) -> None:
     """Raise InputError if the package of a method is not installed."""
-    from importlib.util import find_spec
-
     if method == "umap" and find_spec("umap") is None:
-        raise InputError("--method: umap needs the package umap-learn (pip install umap-learn), or use tsne")
+        raise InputError("--method: umap needs the package umap-learn: pip install 'tok1d[umap]', or use tsne")
 
 
 def token_map(tokenizer: Tokenizer, images: ImageSet, how: Maps, *, name: str = "") -> TokenMap:

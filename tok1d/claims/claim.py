@@ -65,9 +65,11 @@ class Measurement:
     keep: int | None = option(None, "number of leading tokens; null: all", ge=0)
     evaluate: list[str] = option([], "key=value of the recipe's section evaluate, such as guidance=2")
     pooling: Literal["concatenated", "averaged"] | None = option(None, "probe: features of the tokens; concatenated")
-    components: int | None = option(None, "mixture_nll: number of Gaussians; 20", ge=1)
+    components: int | None = option(None, "number of Gaussians; mixture_nll: 20, mode_error: 16", ge=1)
     dims: int | None = option(None, "mixture_nll: number of principal components; 16", ge=1)
-    variant: str | None = option(None, "condition_followed: variant of tok1d analyze swap; swapped")
+    variant: str | None = option(
+        None, "condition_followed: variant of tok1d analyze swap; swapped; order_loss: order of the tokens; in order"
+    )
 
     @property
     def settings(self) -> dict[str, object]:
@@ -84,6 +86,8 @@ class Term:
     name: str = option("", "name of the rows; default: that of the arm")
     keep: int | None = option(None, "as in the statistic", ge=0)
     evaluate: list[str] = option([], "as in the statistic")
+    components: int | None = option(None, "as in the statistic", ge=1)
+    variant: str | None = option(None, "as in the statistic")
 
     @property
     def label(self) -> str:
@@ -92,8 +96,8 @@ class Term:
 
     def measurement(self, common: Measurement) -> Measurement:
         """The statistic with the settings of this term."""
-        keep = common.keep if self.keep is None else self.keep
-        return dataclasses.replace(common, keep=keep, evaluate=[*common.evaluate, *self.evaluate])
+        own = {name: value for name in ("keep", "components", "variant") if (value := getattr(self, name)) is not None}
+        return dataclasses.replace(common, **own, evaluate=[*common.evaluate, *self.evaluate])
 
 
 def terms(value: object, key: str) -> list[Term]:

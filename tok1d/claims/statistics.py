@@ -7,15 +7,18 @@ a function is named so that claims can be listed: they are not run, for the reas
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from tok1d.analyze.idle import token_uses
 from tok1d.analyze.increments import increments
+from tok1d.analyze.judged import has_flow
 from tok1d.analyze.mixture import fit_mixtures
 from tok1d.analyze.prefix import explained_curve
+from tok1d.analyze.request import Spectra
+from tok1d.analyze.spectrum import spectrum
 from tok1d.analyze.swap import VARIANTS, swap
 from tok1d.claims.claim import Claim, Measurement
 from tok1d.claims.trained import Trained
@@ -28,11 +31,15 @@ from tok1d.evaluate.protocol import classifier_for
 from tok1d.evaluate.reference import describe_images
 from tok1d.inference.conditions import ConditionedImages
 from tok1d.inference.sampling import DECODER_NOISE, noise_of
-from tok1d.losses.total import total_loss
+from tok1d.studies.learner import held_out_loss, token_set
+from tok1d.studies.modes import mode_error
+from tok1d.studies.order import ORDERS, orders_of
+from tok1d.studies.request import ModeSettings, Ordering
 
 PROBE_IMAGES = 5  # training images of a probe for each test image
 TIMES = 10  # times of a denoising loss
-DRAWS = 5  # noises of the held-out loss of a generator
+SMALL_STEPS = 1000  # of the small generators of order_loss and mode_error
+MODE_SAMPLES = 1024  # synthetic training samples
 BATCH = 250
 Function = Callable[[Trained, Measurement], float]
 
@@ -196,21 +203,42 @@ def unconditional_gap(trained: Trained, how: Measurement) -> float:
     return distances[0] - distances[1]
 
 
-@torch.no_grad()
 def heldout_loss(trained: Trained, how: Measurement) -> float:
-    """The generator's training loss on test tokens, with the same random numbers for every generator of a kind.
-
-    SiT and CARD: squared error of the velocity of normalised tokens; LlamaGen: nats per id.
-    """
+    """The generator's training loss on test tokens, see `held_out_loss`."""
     tokens, labels = encoded(trained, trained.images("test"))
-    kept, total = tokens[:, : trained.recipe.model.num_tokens], 0.0
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for _ in range(DRAWS):
-            for part in torch.arange(len(kept)).split(BATCH):
-                batch = kept[part].to(trained.device), labels[part].to(trained.device)
-                total += len(part) * float(total_loss(trained.generator.losses(batch, 1.0)))
-    return total / (DRAWS * len(kept))
+    return held_out_loss(trained.generator, tokens[:, : trained.recipe.model.num_tokens], labels)
+
+
+def spectrum_change(trained: Trained, how: Measurement) -> float:
+    """Mean over the frequencies of |log10 (power from `keep` tokens / power from all)|; `keep`: 1.
+
+    A flow decoder samples without a shift of the times and with initial noise of its full scale.
+    """
+    tokenizer = trained.tokenizer
+    first, length = 1 if how.keep is None else how.keep, tokenizer.spec.length
+    settings = Spectra(keep=(first, length), num=trained.num, batch_size=BATCH)
+    if not tokenizer.spec.deterministic:
+        settings = replace(settings, **vars(trained.evaluated(how.evaluate).evaluate.decoding(generator=False)))
+    if has_flow(tokenizer):
+        settings = replace(settings, temperature=1.0, shift=1.0)
+    few, many = spectrum(tokenizer, trained.images("test"), settings).points
+    return sum(abs(a - b) for a, b in zip(few.log_power, many.log_power, strict=True)) / len(few.log_power)
+
+
+def order_loss(trained: Trained, how: Measurement) -> float:
+    """Held-out loss of a small causal generator that is trained on the tokens in an order, see `analyze order`."""
+    variant = how.variant or ORDERS[0]
+    if variant not in ORDERS:
+        raise InputError(f"variant: expected one of {', '.join(ORDERS)}, got {variant}")
+    settings = Ordering(steps=SMALL_STEPS, statistics="position", seed=trained.recipe.seed)
+    images = trained.images("train", PROBE_IMAGES * trained.num), trained.images("test")
+    tokens = token_set(trained.tokenizer, *images, BATCH)
+    return orders_of(tokens, trained.tokenizer.spec, settings, [variant]).points[0].loss
+
+
+def mode_error_of(trained: Trained, how: Measurement) -> float:
+    """Error of the score of a small SiT on synthetic tokens, see `analyze modes`; of the arm only the seed is used."""
+    return mode_error(how.components or 16, MODE_SAMPLES, ModeSettings(steps=SMALL_STEPS), trained.recipe.seed)
 
 
 KEEP = ("keep", "evaluate")
@@ -282,20 +310,19 @@ STATISTICS: dict[str, Statistic] = {
     ),
     "heldout_loss": Statistic("the training loss on test tokens", "generator", heldout_loss),
     "spectrum_change": Statistic(
-        "change of the radial power spectrum from one token to all",
-        "tokenizer",
-        reads=KEEP,
-        missing="the spectrum of reconstructions by number of tokens is not available yet",
+        "change of the radial power spectrum, in log10, from one token to all", "tokenizer", spectrum_change, reads=KEEP
     ),
     "order_loss": Statistic(
-        "held-out loss on tokens in another order",
-        "generator",
-        missing="training a generator on tokens in another order is not available yet",
+        "held-out loss of a small causal generator on tokens in an order: in order, reversed or shuffled",
+        "tokenizer",
+        order_loss,
+        reads=("variant",),
     ),
     "mode_error": Statistic(
-        "error of a generator on synthetic tokens with a known number of modes",
-        "generator",
-        missing="synthetic tokens with a known number of modes are not available yet",
+        "error of the score of a small SiT on synthetic tokens with a number of modes; the arm gives the seed alone",
+        "tokenizer",
+        mode_error_of,
+        reads=("components",),
     ),
     "half_time": Statistic(
         "steps until the distance of samples has fallen half-way to its end",

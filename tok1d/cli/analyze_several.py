@@ -11,7 +11,7 @@ import typer
 from tok1d.analyze.request import JudgedReconstructions, Maps, Probes, Spectra
 from tok1d.cli.analyze import analyze_app, facts
 from tok1d.cli.options import ChosenImages, DataRoot, Device, Overwrite, expanded, output_folder, with_paths
-from tok1d.cli.several import Models, open_subjects, write_analysis
+from tok1d.cli.several import Models, open_subjects, training_images, write_analysis
 
 
 @analyze_app.command("spectrum")
@@ -34,12 +34,17 @@ def analyze_spectrum(
     from tok1d.analyze.spectrum import plot_spectra, spectrum
 
     subjects = open_subjects(models, device, chosen)
-    settings = settings_of_each([each.tokenizer for each in subjects], how, partial=how.partial)
-    measures = [judges(each.tokenizer, each.data, how.network, ("semantic",)) for each in subjects]
+    tokenizers = [each.tokenizer for each in subjects]
+    settings = settings_of_each(tokenizers, how, partial=how.partial, components=how.components)
+    measures = [
+        judges(each.tokenizer, each.data, how.network, ("semantic",), each.images.class_names) for each in subjects
+    ]
     folder = output_folder(out, overwrite=overwrite)
     found, records = {}, []
     for each, own, measured in zip(subjects, settings, measures, strict=True):
-        result = found[each.name] = spectrum(each.tokenizer, each.images, own, measured, name=each.name)
+        fitted = training_images(each, chosen.data_root) if how.components else None
+        result = spectrum(each.tokenizer, each.images, own, measured, training=fitted, name=each.name)
+        found[each.name] = result
         missing = [f"no semantic agreement: {reason}" for reason in measured.missing.values()]
         for line in (*result.describe(), *missing):
             print(f"{each.name}: {line}")
@@ -66,13 +71,12 @@ def analyze_probe(
     """
     from tok1d.analyze.probe import plot_probes, probe
     from tok1d.data.subset import subset
-    from tok1d.inference import images as sources
 
     subjects = open_subjects(models, device, ChosenImages(split="test", data_root=data_root))
     folder = output_folder(out, overwrite=overwrite)
     found, records = {}, []
     for each in subjects:
-        train = sources.open_data(each.data, each.tokenizer, split="train", data_root=data_root, report=False)
+        train = training_images(each, data_root)
         label = how.label if each.tokenizer.spec.needs_label or len(subjects) == 1 else None
         result = found[each.name] = probe(each.tokenizer, train, each.images, replace(how, label=label), name=each.name)
         for line in result.describe():
@@ -132,7 +136,7 @@ def analyze_semantics(
 
     subjects = open_subjects(models, device, chosen)
     settings = settings_of_each([each.tokenizer for each in subjects], how)
-    measures = [judges(each.tokenizer, each.data, how.network, METRICS) for each in subjects]
+    measures = [judges(each.tokenizer, each.data, how.network, METRICS, each.images.class_names) for each in subjects]
     for measured in measures:
         check_networks(measured)
     folder = output_folder(out, overwrite=overwrite)

@@ -68,6 +68,13 @@ def open_subjects(given: Sequence[str], device: str | None, chosen: ChosenImages
     return found
 
 
+def training_images(each: Subject, data_root: str | None) -> ImageSet:
+    """The training images of a subject's data, in its size."""
+    from tok1d.inference import images as sources
+
+    return sources.open_data(each.data, each.tokenizer, split="train", data_root=data_root, report=False)
+
+
 def write_analysis(
     folder: Path, name: str, records: Sequence[Mapping[str, object]], said: Sequence[str], picture: Image
 ) -> None:
@@ -76,14 +83,18 @@ def write_analysis(
     Args:
         said: a clause for each record, without the model's name.
     """
+    sentence = "; ".join(f"{record['model']}: {clause}" for record, clause in zip(records, said, strict=True)) + "."
+    write_found(folder, name, {"analysis": name, "said": sentence, "models": list(records)}, picture)
+
+
+def write_found(folder: Path, name: str, content: Mapping[str, object], picture: Image) -> None:
+    """Write NAME.json with this content and NAME.png, and print the sentence under `said`."""
     import json
 
     from tok1d import files
     from tok1d.pictures import save_png
 
-    sentence = "; ".join(f"{record['model']}: {clause}" for record, clause in zip(records, said, strict=True)) + "."
     save_png(picture, folder / f"{name}.png")
-    content = {"analysis": name, "said": sentence, "models": list(records)}
     files.write_text(folder / f"{name}.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
-    print(sentence)
+    print(content["said"])
     print(f"record: {folder / f'{name}.json'}\nplot: {folder / f'{name}.png'}")

@@ -153,6 +153,16 @@ class DeterministicTokenizer(nn.Module):
         pixels = self._pixels(latents, shape, self._decoder_cond(cond, tokens), visible)
         return self._unsigned(pixels).clamp(0, 1)
 
+    def decode_entries(self, entries: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Images (B, channels, H, W) in [0, 1] from what the decoder reads: all entries (B, L, C) of a codebook.
+
+        Any vectors may take the place of entries, as where entries are projected.
+        """
+        pixels = self._pixels(
+            entries, height_and_width(None, self.config.image_size), self._decoder_cond(cond, entries), None
+        )
+        return self._unsigned(pixels).clamp(0, 1)
+
     def losses(self, batch: Batch, progress: float) -> Tensors:
         """The scalars of a training step; see `reconstruct`."""
         return self.reconstruct(batch, progress)[2]

@@ -74,7 +74,7 @@ class CaptionWords:
     """
 
     def __init__(self, name: str, vocab_size: int) -> None:
-        self.tokenizer, self.vocab_size = _load(name, "tokenizer", _tokenizer), vocab_size
+        self.tokenizer, self.vocab_size = from_transformers(name, "tokenizer", _tokenizer), vocab_size
         self.idf: Tensor | None = None
         count = len(self.tokenizer)
         if count > vocab_size:
@@ -162,7 +162,10 @@ class TextEncoder:
 
     def _read(self) -> tuple[SubWords, TextNetwork]:
         if self._parts is None:
-            tokenizer, network = _load(self.name, "tokenizer", _tokenizer), _load(self.name, "text encoder", _encoder)
+            tokenizer, network = (
+                from_transformers(self.name, "tokenizer", _tokenizer),
+                from_transformers(self.name, "text encoder", _encoder),
+            )
             if tokenizer.pad_token_id is None:
                 raise ConfigError(f"text encoder {self.name}: its tokenizer has no padding, expected another encoder")
             limit = getattr(network.config, "max_position_embeddings", None)
@@ -224,7 +227,7 @@ class CaptionEmbeddings:
         return self.kept[caption].to(device)
 
 
-def _load(name: str, what: str, read: Callable[[ModuleType, str], T]) -> T:
+def from_transformers(name: str, what: str, read: Callable[[ModuleType, str], T]) -> T:
     """What `read` loads with transformers; its errors become one line that begins with `what`."""
     try:
         import transformers
