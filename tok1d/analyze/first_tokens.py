@@ -50,6 +50,7 @@ class FirstTokens:
         InputError: see `check_order` and `conditioning_of`.
     """
 
+    @torch.no_grad()
     def __init__(
         self,
         tokenizer: Tokenizer,
@@ -76,6 +77,7 @@ class FirstTokens:
             x = x.to(source.device)
             tokens = tokenizer.encode(x, cond)
 
+            @torch.no_grad()
             def decoded(
                 keep: int, numbers: range = numbers, tokens: Tensor = tokens, cond: Tensor | None = cond
             ) -> Tensor:

@@ -231,6 +231,7 @@ def token_batches(
     check_mixture(tokenizer)
     conditioned, length = ConditionedImages(tokenizer, images, label), tokens_kept(tokenizer.spec, None)
 
+    @torch.no_grad()
     def rows() -> Iterator[Tensor]:
         with Bar(len(images), unit="image", name=name or "", quiet=name is None) as bar:
             for numbers in ranges(len(images), batch_size):

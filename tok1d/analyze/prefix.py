@@ -99,6 +99,12 @@ def check_prefix(tokenizer: Tokenizer, partial: bool = False) -> None:
             raise InputError(f"{error}" + ("; --partial replaces the others by their means" * replaced)) from None
 
 
+def check_times(tokenizers: Sequence[Tokenizer], times: int | None) -> None:
+    """Raise InputError if a number of times is given and none of the tokenizers has a denoising loss."""
+    if times is not None and not any(map(is_diffusion, tokenizers)):
+        raise InputError(f"--times: only a diffusion decoder (Semanticist) has times, leave it out; got {times}")
+
+
 @dataclass(frozen=True)
 class CurvePoint:
     """The denoising loss, or squared error, with the first `keep` tokens.
@@ -158,6 +164,7 @@ class Prefix:
         )
 
 
+@torch.no_grad()
 def prefix(
     tokenizer: Tokenizer, images: ImageSet, how: PrefixCurves, *, keep: Sequence[int] | None = None, name: str = ""
 ) -> Prefix:
