@@ -80,7 +80,7 @@ class Uses:
         return {**asdict(self), "idle": self.idle}
 
     def describe(self) -> list[str]:
-        """Return one line for each token and one that sums up."""
+        """Return one line for each token."""
         lines = [f"squared error with all tokens {self.error:.5f}, {self.num} images"]
         for each in self.tokens:
             parts = [] if each.left_out is None else [f"left out {each.left_out:+.5f}"]
@@ -91,14 +91,12 @@ class Uses:
         if len(self.tokens) > 1 and self.tokens[-1].predicted is None:
             few = "ids" if self.tokens[-1].left_out is None else f"{self.num} images, too few for the regression"
             lines.append(f"predicted from earlier tokens: not computed ({few})")
-        what = ", ".join(map(str, self.idle)) or "none"
-        lines.append(f"tokens without which the error is at most {IDLE:.0%} higher: {what}")
         return lines
 
     def said(self) -> str:
         """What was found, as a clause."""
         most = max(self.tokens, key=added)
-        idle = f" ({', '.join(map(str, self.idle[:8]))}{', ...' if len(self.idle) > 8 else ''})" if self.idle else ""
+        idle = f" ({', '.join(map(str, self.idle))})" if self.idle else ""
         how = "with another image's" if most.left_out is None else "without it"
         known = [each for each in self.tokens if each.predicted is not None]
         best = max(known, key=lambda each: each.predicted or 0.0, default=None)
@@ -107,8 +105,8 @@ class Uses:
         )
         ratio = added(most) / self.error if self.error > 0 else float("inf")
         return (
-            f"token {most.token} adds most ({how} the error is {ratio:+.0%}), {len(self.idle)} of {len(self.tokens)} "
-            f"tokens add at most {IDLE:.0%}{idle}{predicted}"
+            f"token {most.token} adds most ({how} the error changes by {ratio:+.0%}), {len(self.idle)} of "
+            f"{len(self.tokens)} tokens add at most {IDLE:.0%}{idle}{predicted}"
         )
 
 
@@ -271,6 +269,7 @@ def squared(a: Tensor, b: Tensor) -> Tensor:
 def plot_uses(found: Mapping[str, Uses]) -> Image:
     """Plot what each token of several tokenizers adds to the error, and how well earlier tokens predict it."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(10.5, 4.4), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -291,8 +290,11 @@ def plot_uses(found: Mapping[str, Uses]) -> Image:
     left.set_ylabel("change of the squared error, %")
     right.set_ylabel("R^2 from the earlier tokens")
     right.set_ylim(0, 1)
+    if not right.lines:
+        right.text(0.5, 0.5, "ids, or too few images", ha="center", va="center", transform=right.transAxes)
     for axes in (left, right):
         axes.set_xlabel("token, from 0")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure_image(figure)

@@ -306,8 +306,7 @@ def plot_increments(found: Mapping[str, Increments]) -> Image:
     """Plot the correlations of each tokenizer, and below the energies of the increments of all on one axis."""
     from matplotlib.figure import Figure
 
-    side = max(4.4 if len(found) > 1 else 6.0, 12.0 / len(found))
-    figure = Figure(figsize=(min(side * len(found), 13.0), 8.2), dpi=110, layout="constrained")
+    figure = Figure(figsize=(min(6.2 * len(found) + 1.0, 13.0), 8.2), dpi=110, layout="constrained")
     upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.35, 1))[:, 0]
     panels = upper.subplots(1, len(found), squeeze=False)[0]
     span = max(0.05, *(_largest(each.correlation, each.residual_correlation) for each in found.values()))
@@ -321,7 +320,7 @@ def plot_increments(found: Mapping[str, Increments]) -> Image:
         shares = (100 * each.energy / total if total > 0 else each.energy).tolist()
         ratio = "" if each.energy_ratio is None else f": energies / fall of the {each.measure} {each.energy_ratio:.2f}"
         axes.plot(each.keep, shares, marker="o", label=plot_label(f"{name}{ratio}"))
-    axes.set_yscale("symlog", linthresh=0.1)
+    axes.set_yscale("symlog", linthresh=0.01)
     axes.set_ylabel("share of the energy of\nall increments, %")
     keep_axis(axes, [k for each in found.values() for k in each.keep])
     axes.set_xlabel("increment up to this number of tokens")

@@ -356,5 +356,6 @@ def plot_mixtures(found: Mapping[str, Mixtures]) -> Image:
         axes.set_xticks([], minor=True)
         axes.set_xlabel("modes (components of the mixture)")
         axes.grid(alpha=0.3)
+        axes.margins(y=0.1)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure_image(figure)

@@ -86,7 +86,7 @@ def plot_swaps(found: Mapping[str, Swapped], pictures: Mapping[str, Image]) -> I
             if known:
                 places, values = zip(*known, strict=True)
                 shown = [100 * value for value in values] if what == "condition" else values
-                axes.barh(places, shown, height, color=f"C{i}", label=plot_label(f"{name}, {k} tokens"))
+                axes.barh(places, shown, height, color=f"C{i}", label=plot_label(f"{name}, {k} token{'s' * (k > 1)}"))
     left.set_yticks(range(len(names)), names, fontsize=8)
     left.set_ylim(len(names) - 0.5, -0.5)
     left.set_xlim(0, 100)
