@@ -279,6 +279,7 @@ def fit_space(
     covariance: Covariance = "diag",
     seeds: Sequence[int] = (0,),
     heldout: Batches | None = None,
+    name: str | None = None,
 ) -> Mixtures:
     """Fit Gaussian mixtures to the standardised principal components of a space.
 
@@ -294,6 +295,7 @@ def fit_space(
         covariance: of a component, "diag" or "full".
         seeds: of the initialisations.
         heldout: rows of other images, on which the likelihood is measured too.
+        name: for the progress bar; None: without one.
 
     Raises:
         InputError: a value out of range.
@@ -306,7 +308,12 @@ def fit_space(
         raise InputError(f"covariance: expected diag or full, got {covariance!r}")
     rows = space.rows(fitted, dims)
     others = None if heldout is None else space.rows(heldout, dims)
-    points = [_fit(rows, others, k, seed, covariance) for k in components for seed in seeds]
+    points = []
+    with Bar(len(components) * len(seeds), unit="fit", name=name or "", quiet=name is None) as bar:
+        for k in components:
+            for seed in seeds:
+                points.append(_fit(rows, others, k, seed, covariance))
+                bar.update()
     found = (len(rows), dims, space.share(dims), covariance, points)
     if others is None:
         return Mixtures(*found)

@@ -328,7 +328,10 @@ def check_lengths(keep: Sequence[int], length: int) -> list[int]:
 def plot_prefixes(found: Mapping[str, Prefix]) -> Image:
     """Plot the curves of several tokenizers on one axis; the legend states what each curve measures."""
     return plot_curve(
-        {f"{name} ({each.measure})": each.points for name, each in found.items()},
+        {
+            f"{name} ({each.measure}{', means of the others' if each.partial else ''})": each.points
+            for name, each in found.items()
+        },
         what="share of the fall by all tokens",
     )
 

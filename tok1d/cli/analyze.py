@@ -186,7 +186,7 @@ def analyze_mixture(
         fitted, heldout = rows[each.name]
         result = found[each.name] = fit(
             spaces[each.name], fitted, how.components or COMPONENTS, dims=dims, covariance=how.covariance,
-            seeds=seeds, heldout=heldout,
+            seeds=seeds, heldout=heldout, name=each.name,
         )  # fmt: skip
         training = sets[each.name][0].fingerprint()
         records.append(
