@@ -65,7 +65,7 @@ def swap_picture(
 
 
 def plot_swaps(found: Mapping[str, Swapped], pictures: Mapping[str, Image]) -> Image:
-    """Plot the shares and the errors of all variants for several tokenizers, and the pictures of `swap_picture`."""
+    """Plot the shares and the errors of all variants for several tokenizers, and the pictures of `swap_picture` by title."""
     from matplotlib.figure import Figure
 
     series = [
@@ -97,9 +97,9 @@ def plot_swaps(found: Mapping[str, Swapped], pictures: Mapping[str, Image]) -> I
     for axes in panels[len(pictures) :]:
         axes.axis("off")
     rows = ["originals", *names]
-    for axes, (name, picture) in zip(panels, pictures.items(), strict=False):
+    for axes, (title, picture) in zip(panels, pictures.items(), strict=False):
         axes.imshow(np.asarray(picture), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axes.set_title(plot_label(name), fontsize=9)
+        axes.set_title(plot_label(title), fontsize=9)
         axes.set_yticks([(i + 0.5) * picture.height / len(rows) for i in range(len(rows))], rows, fontsize=7)
         axes.set_xticks([])
     return figure_image(figure)

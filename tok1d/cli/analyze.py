@@ -139,8 +139,8 @@ def analyze_swap(
             each.tokenizer, each.images, classifier, keep=how.keep, pad=pad, label=how.label, means=means,
             name=each.name, **paired,
         )  # fmt: skip
-        keep = max(how.keep, default=None)
-        pictures[each.name] = swap_picture(
+        keep = max(how.keep, default=each.tokenizer.spec.length)
+        pictures[f"{each.name}, {keep} tokens"] = swap_picture(
             each.tokenizer, each.images, keep=keep, label=how.label, means=means, **paired
         )
         records.append(reported(each, result, seed=None))
