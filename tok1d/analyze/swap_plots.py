@@ -65,7 +65,7 @@ def swap_picture(
 
 
 def plot_swaps(found: Mapping[str, Swapped], pictures: Mapping[str, Image]) -> Image:
-    """Plot the shares and the errors of all variants for several tokenizers, and the pictures of `swap_picture` by title."""
+    """Plot the shares and errors of all variants for several tokenizers, and pictures of `swap_picture` by title."""
     from matplotlib.figure import Figure
 
     series = [
