@@ -224,7 +224,7 @@ def uses(family: str, group: Group) -> Callable[[Records], str]:
         path = RESULTS / group.families[family].tokenizer / "idle.json"
         if not path.exists():
             return "not measured"
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))["models"][0]
         body = [
             [
                 str(use["token"] + 1),

@@ -121,7 +121,7 @@ def swaps(tokenizer: Any) -> dict[str, dict[str, float | None]]:
     found = swap(tokenizer, images("test", NUM_IMAGES), classifier(), num_images=NUM_IMAGES, batch_size=250, pad=PAD)
     return {
         each.variant: {"num": each.num, "condition": each.condition, "tokens": each.tokens, "error": each.error}
-        for each in found
+        for each in found.variants
     }
 
 

@@ -28,7 +28,8 @@ Tiny = Callable[..., str]
 COMMANDS = [
     *("demo", "recipes", "config", "train", "encode", "reconstruct", "generate", "convert", "export", "reference"),
     *("compare", "launch", "replay", "reproduce"),
-    *("evaluate reconstruction", "evaluate generation", "evaluate grid", "analyze prefix"),
+    *("evaluate reconstruction", "evaluate generation", "evaluate grid"),
+    *("analyze prefix", "analyze increments", "analyze mixture", "analyze swap", "analyze idle"),
     *("analyze spectrum", "analyze probe", "analyze map", "analyze semantics"),
     *("analyze learnability", "analyze order", "analyze modes"),
 ]
@@ -323,17 +324,18 @@ def test_the_whole_chain(
         record = tmp_path / f"{what}.json"
         said = ok("evaluate", what, model / "model", "fashion_mnist", "--num", 20, "--out", record, "--keep", "1,2")
         assert f"records: {record}" in said and {entry["keep"] for entry in json.loads(record.read_text())} >= {1, 2}
-    about = {"model": str(tokenizer_run / "model"), "data": "fashion_mnist", "num_images": 8, "seed": 3, "times": 2}
+    about = {"model": str(tokenizer_run / "model"), "data": "fashion_mnist", "num": 8, "seed": 3, "times": 2}
     asked = ("fashion_mnist", "--num", 8, "--seed", 3, "--times", 2, "--batch-size", 5)
-    for name, content, keep in (("prefix", "curve", "0,1"), ("increments", "increments", "all")):
+    for name, keep in (("prefix", "0,1"), ("increments", "all")):
         ok("analyze", name, tokenizer_run / "model", *asked, "--keep", keep, "--out", tmp_path / name)
-        assert files(tmp_path / name) == [f"{content}.json", f"{content}.png"]
-        record = json.loads((tmp_path / name / f"{content}.json").read_text(encoding="utf-8"))
+        assert files(tmp_path / name) == [f"{name}.json", f"{name}.png"]
+        (record,) = json.loads((tmp_path / name / f"{name}.json").read_text(encoding="utf-8"))["models"]
         assert {key: record[key] for key in about} == about and "first 8 of" in record["reference"]
         assert record["weights_hash"] == fingerprint(store.load(tokenizer_run / "model"))
     length = store.load(tokenizer_run / "model").spec.length
     assert record["keep"] == list(range(1, length + 1)) and len(record["losses"]) == length + 1
-    assert len(json.loads((tmp_path / "prefix" / "curve.json").read_text(encoding="utf-8"))["points"]) == 3
+    (record,) = json.loads((tmp_path / "prefix" / "prefix.json").read_text(encoding="utf-8"))["models"]
+    assert len(record["points"]) == 3
     ok("export", tokenizer_run, "--out", tmp_path / "given")
     given = store.load(tmp_path / "given")
     assert given.card.weights == "ema, stored as float16" and given.card.fingerprint == fingerprint(given)

@@ -64,8 +64,8 @@ def test_a_user_defined_tokenizer_works_in_every_command(run: Run, tmp_path: Pat
 
     assert "psnr" in run("evaluate", "reconstruction", model, "fashion_mnist", "--num", 8)
     run("reconstruct", model, "fashion_mnist", "--out", "reconstructions", "--num", 2)
-    run("analyze", "mixture", model, "fashion_mnist", "--out", "mixture", "--components", "1,2", "--num", 32)
-    assert json.loads((tmp_path / "mixture/mixture.json").read_text())["num"] == 32
+    run("analyze", "mixture", model, "fashion_mnist", "--out", "mixture", "--components", "1,2", "--num-train", 32)
+    assert json.loads((tmp_path / "mixture/mixture.json").read_text())["models"][0]["num"] == 32
 
 
 def test_without_the_import_the_model_is_unknown(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

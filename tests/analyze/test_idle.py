@@ -1,14 +1,20 @@
 """What each token adds, for tokens and decoders whose parts are known."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from tok1d.analyze.idle import batches, predicted_shares, token_uses
+from tok1d.cli import app as cli
 from tok1d.data.images import ArrayImages
 from tok1d.data.transforms import Transform
 from tok1d.errors import InputError
+from tok1d.evaluate.metrics import Moments
 from tok1d.tokenizers.base import TokenSpec
 
 SIDE = 2
@@ -91,10 +97,36 @@ def test_too_few_images_for_the_regression_are_said(images: ArrayImages) -> None
 def test_a_known_share_of_a_token_is_predicted() -> None:
     generator = torch.Generator().manual_seed(0)
     x, noise = torch.randn(20_000, 1, 2, generator=generator), torch.randn(20_000, 1, 2, generator=generator)
-    shares = predicted_shares(torch.cat([x, 3 * x.flip(2) + noise, torch.ones_like(x)], 1))
+    tokens = torch.cat([x, 3 * x.flip(2) + noise, torch.ones_like(x)], 1).flatten(1)
+    halves = [Moments(6).update(tokens[half::2]) for half in (0, 1)]
+    shares = predicted_shares(halves, 2)
     assert shares[0] is None
     assert shares[1] == pytest.approx(0.9, abs=0.01)
     assert shares[2] == 1.0  # constant
+
+
+def test_the_share_is_that_of_a_regression_on_the_other_half() -> None:
+    """Halves of different means and few rows, against numpy's least squares."""
+    generator = np.random.default_rng(1)
+    tokens = generator.normal(size=(40, 4)) + np.arange(40)[:, None] * [0.1, 0, 0.02, 0]
+    tokens[:, 2] += tokens[:, 0]
+    found = []
+    for first in (0, 1):
+        fit, held = tokens[first::2], tokens[1 - first :: 2]
+        design = np.c_[fit[:, :2], np.ones(20)]
+        weight = np.linalg.lstsq(design, fit[:, 2:], rcond=None)[0]
+        rest = held[:, 2:] - np.c_[held[:, :2], np.ones(20)] @ weight
+        found.append(1 - (rest**2).sum() / ((held[:, 2:] - held[:, 2:].mean(0)) ** 2).sum())
+    halves = [Moments(4).update(torch.tensor(tokens[half::2])) for half in (0, 1)]
+    assert predicted_shares(halves, 2)[1] == pytest.approx(max(0, found[0]) / 2 + max(0, found[1]) / 2, abs=1e-4)
+
+
+def test_the_result_does_not_depend_on_the_batch_size_but_for_the_other_image(images: ArrayImages) -> None:
+    model = Pixelwise([1.0] * 4, copies=1)
+    a, b = (token_uses(model, images, num_images=61, batch_size=size) for size in (20, 61))  # type: ignore[arg-type]
+    for one, other in zip(a.tokens, b.tokens, strict=True):
+        assert one.left_out == pytest.approx(other.left_out, rel=1e-5)
+        assert one.predicted == (None if other.predicted is None else pytest.approx(other.predicted, abs=1e-9))
 
 
 def test_no_image_replaces_its_own_token() -> None:
@@ -107,3 +139,29 @@ def test_no_image_replaces_its_own_token() -> None:
 def test_one_image_is_refused(images: ArrayImages) -> None:
     with pytest.raises(InputError, match=r"expected at least 2 images, .* got 1"):
         token_uses(Pixelwise([1.0] * 4), images, num_images=1)  # type: ignore[arg-type]
+
+
+def test_the_sentence_names_the_idle_token(images: ArrayImages) -> None:
+    found = token_uses(Pixelwise([1.0, 1.0, 1.0, 0.5]), images, num_images=400)  # type: ignore[arg-type]
+    assert "0 of 4 tokens add at most 1%;" in found.said()
+    found = token_uses(Pixelwise([1.0, 1.0, 0.5, 0.0]), images, num_images=400)  # type: ignore[arg-type]
+    assert "1 of 4 tokens add at most 1% (3); earlier tokens predict at most" in found.said()
+
+
+def test_the_command_measures_several_models(fashion: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models, out = ["fashion-mnist-smap", "fashion-mnist-maetok"], tmp_path / "out"
+    assert cli.run(["analyze", "idle", *models, "fashion_mnist", "--num", "6", "--out", str(out)]) == 0
+    record = json.loads((out / "idle.json").read_text())
+    smap, maetok = record["models"]
+    assert [smap["model"], maetok["model"]] == models and smap["weights_hash"] != maetok["weights_hash"]
+    assert (smap["num"], smap["seed"], smap["data"], smap["label"]) == (6, 0, "fashion_mnist", "true")
+    assert "6 of" in smap["reference"] and len(smap["tokens"]) == 16 and maetok["label"] is None
+    said = capsys.readouterr().out
+    assert all(f"{name}: token" in said for name in models) and Image.open(out / "idle.png").width > 100
+
+
+def test_the_command_reads_a_folder_of_pictures(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert cli.run(["analyze", "idle", "fashion-mnist-maetok", str(pictures), "--num", "4", "--out", str(out)]) == 0
+    (entry,) = json.loads((out / "idle.json").read_text())["models"]
+    assert entry["num"] == 4 and entry["data"] == str(pictures)

@@ -1,11 +1,17 @@
 """The curve equals its closed form, and every prefix length uses the same noise."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from tok1d.analyze.prefix import CurvePoint, explained_curve, plot_curve
+from tok1d.analyze.prefix import CurvePoint, explained_curve, plot_curve, plot_prefixes, prefix
+from tok1d.analyze.request import PrefixCurves
+from tok1d.cli import app as cli
 from tok1d.data.images import ArrayImages
 from tok1d.data.transforms import Transform
 from tok1d.errors import InputError
@@ -27,7 +33,7 @@ class PixelTokens(nn.Module):
     def __init__(self, noisy: float = 0.0, blind: bool = False) -> None:
         super().__init__()
         self.spec = TokenSpec(LENGTH, 1, ordered=True)
-        self.latent_space = Pixels(1)
+        self.latent_space, self.config = Pixels(1), None
         self.scale = nn.Parameter(torch.ones(()))
         self.noisy, self.blind = noisy, blind
         self.noises: dict[int, list[Tensor]] = {}
@@ -168,3 +174,91 @@ def test_the_plot_is_a_picture_that_shows_each_curve() -> None:
     assert both.tobytes() != one.tobytes()
     for points in (long, flat):
         assert plot_curve({"x": points}).size == one.size
+
+
+class OnePass(nn.Module):
+    """Tokens are the pixels of 2x2 images; the decoder returns the kept ones and 0 for the others."""
+
+    def __init__(self, *, ordered: bool = True) -> None:
+        super().__init__()
+        self.spec, self.config = TokenSpec(LENGTH, 1, ordered=ordered, deterministic=True), None
+        self.scale = nn.Parameter(torch.ones(()))
+
+    @property
+    def decoder(self) -> nn.Module:
+        return self
+
+    def encode(self, images: Tensor, cond: Tensor | None = None) -> Tensor:
+        return images.flatten(1)[..., None] * self.scale
+
+    def decode(self, tokens: Tensor, cond: Tensor | None = None, *, keep: int, generator: object = None) -> Tensor:
+        kept = tokens[..., 0] * (torch.arange(LENGTH) < keep)
+        return kept.unflatten(1, (1, 2, 2)) * 1.0
+
+
+def test_the_error_of_a_one_pass_decoder_is_the_closed_form() -> None:
+    images = image_set()
+    found = prefix(OnePass(), images, PrefixCurves(batch_size=3))  # type: ignore[arg-type]
+    squares = images.batch(range(10))[0].flatten(1).square().mean(0) / LENGTH
+    dropped = [float(squares[k:].sum()) for k in range(LENGTH + 1)]
+    assert losses(found.points) == pytest.approx(dropped, rel=1e-5)
+    assert [point.share for point in found.points] == pytest.approx([1 - value / dropped[0] for value in dropped])
+    assert (found.num, found.measure, found.times, found.partial) == (10, "squared error", None, False)
+    first = f"the first token gives {1 - dropped[1] / dropped[0]:.0%}"
+    assert first in found.said() and "by all 4 tokens" in found.said()
+
+
+def test_unordered_tokens_are_replaced_by_their_means_on_request() -> None:
+    images, model = image_set(), OnePass(ordered=False)
+    with pytest.raises(InputError, match=r"its tokens have no order, .*; --partial replaces the others"):
+        prefix(model, images, PrefixCurves())  # type: ignore[arg-type]
+    found = prefix(model, images, PrefixCurves(partial=True, batch_size=4), keep=[1])  # type: ignore[arg-type]
+    variance = images.batch(range(10))[0].flatten(1).var(0, correction=0) / LENGTH
+    assert found.partial and [point.keep for point in found.points] == [0, 1, 4]
+    assert losses(found.points) == pytest.approx([float(variance[k:].sum()) for k in (0, 1, 4)], abs=1e-7)
+    model.spec = TokenSpec(LENGTH, None, vocab_size=4, deterministic=True)
+    with pytest.raises(InputError, match="ids without an order"):
+        prefix(model, images, PrefixCurves(partial=True))  # type: ignore[arg-type]
+
+
+def test_a_denoising_loss_is_measured_where_there_is_one() -> None:
+    found = prefix(PixelTokens(), image_set(), PrefixCurves(times=3, batch_size=4))  # type: ignore[arg-type]
+    assert losses(found.points) == losses(explained_curve(PixelTokens(), image_set(), num_times=3, batch_size=4))
+    assert (found.measure, found.times) == ("denoising loss", 3)
+    blind = prefix(PixelTokens(blind=True), image_set(), PrefixCurves(times=3))  # type: ignore[arg-type]
+    assert blind.said() == "its tokens do not lower the denoising loss"
+    assert plot_prefixes({"a": found, "b": blind}).mode == "RGB"
+
+
+def test_the_command_measures_several_models(fashion: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models, out = ["fashion-mnist-semanticist", "fashion-mnist-smap", "fashion-mnist-maetok"], tmp_path / "out"
+    command = ["analyze", "prefix", *models, "fashion_mnist", "--num", "4"]
+    assert cli.run([*command, "--keep", "1,4", "--times", "2", "--out", str(out)]) == 0
+    record = json.loads((out / "prefix.json").read_text())
+    semanticist, smap = record["models"]
+    assert [semanticist["model"], smap["model"]] == models[:2] and "have no order" in record["left_out"][models[2]]
+    assert (semanticist["measure"], semanticist["times"], semanticist["label"]) == ("denoising loss", 2, None)
+    assert (smap["measure"], smap["times"], smap["label"]) == ("squared error", None, "true")
+    assert all([point["keep"] for point in each["points"]] == [0, 1, 4, 16] for each in record["models"])
+    assert smap["num"] == 4 and smap["seed"] == 0 and "4 of" in smap["reference"]
+    said = capsys.readouterr().out
+    assert f"{models[2]}: left out, " in said and "by all 16 tokens" in said
+    assert Image.open(out / "prefix.png").width > 100
+    all_of_them = [*command, "--keep", "all", "--times", "1", "--partial", "--label", "null", "--overwrite"]
+    assert cli.run([*all_of_them, "--out", str(out)]) == 0
+    record = json.loads((out / "prefix.json").read_text())
+    assert [each["partial"] for each in record["models"]] == [False, False, True] and "left_out" not in record
+    assert [each["label"] for each in record["models"]] == [None, "null", None]
+    assert all(len(each["points"]) == 17 for each in record["models"])
+
+
+def test_the_command_reads_a_folder_of_pictures(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["analyze", "prefix", "fashion-mnist-smap", str(pictures), "--num", "4", "--out", str(tmp_path / "out")]
+    assert cli.run(command) == 0
+    (entry,) = json.loads((tmp_path / "out" / "prefix.json").read_text())["models"]
+    assert entry["num"] == 4 and entry["label"] == "null"
+    command[2] = "fashion-mnist-maetok"
+    assert cli.run([*command, "--overwrite"]) == 2
+    assert "fashion-mnist-maetok: its tokens have no order" in capsys.readouterr().err

@@ -114,6 +114,9 @@ def run_values(label: str, out: Path) -> models.Values:
             yield f"{label}/cache/{name}", value
 
 
+PLOTS = ("prefix.png", "increments.png", "mixture.png", "swap.png")  # with words
+
+
 def written(out: Path) -> models.Values:
     """Pictures, records, token caches, arrays and numbers of JSON files in a command's folder."""
     if names.is_cache(out):
@@ -122,7 +125,7 @@ def written(out: Path) -> models.Values:
         return
     for path in sorted(out.rglob("*")):
         place = path.relative_to(out).as_posix()
-        if path.suffix == ".png" and path.name not in ("curve.png", "increments.png"):  # plots with words
+        if path.suffix == ".png" and path.name not in PLOTS:
             yield place, picture(path)
         elif path.suffix == ".npz":
             with np.load(path) as arrays:

@@ -1,9 +1,14 @@
-"""What each token of a tokenizer adds: decoding with one token replaced, and its prediction from the earlier tokens."""
+"""What each token of a tokenizer adds: decoding with one token replaced, and its prediction from the earlier tokens.
+
+A token is idle if it can be left out at almost no cost. SMAP (section 3.3) and Semanticist (section 3.2) claim that a
+random number of kept tokens in training orders tokens by what they add.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,9 +17,15 @@ from tok1d.config.sampling import Decoding
 from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
 from tok1d.errors import InputError
+from tok1d.evaluate.metrics import Moments
 from tok1d.inference.conditions import ConditionedImages
 from tok1d.inference.sampling import DECODER_NOISE, decoder_options, noise_of
+from tok1d.pictures import figure_image, plot_label
+from tok1d.progress import Bar
 from tok1d.tokenizers.base import Tokenizer
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 RIDGE = 1e-6  # of the mean variance of a number, so that constant numbers do no harm
 IMAGES_PER_NUMBER = 4  # fewest images for each number of a code with which the regression is fitted
@@ -32,9 +43,9 @@ class TokenUse:
         replaced: the same with this token of another image in its place.
         change: mean squared difference of the images decoded with the mean and with the token itself (for ids: with the
             token of another image).
-        predicted: share of the variance of the token's numbers that a linear regression on all earlier tokens explains,
-            fitted on one half of the images and measured on the other, both ways; None for ids, for the first token,
-            and with fewer than 4 images for each number in the tokens of an image.
+        predicted: R^2, the share of the variance of the token's numbers that a linear regression on all earlier tokens
+            explains, fitted on one half of the images and measured on the other, both ways; None for ids, for the first
+            token, and with fewer than 4 images for each number in the tokens of an image.
     """
 
     token: int
@@ -46,11 +57,18 @@ class TokenUse:
 
 @dataclass(frozen=True)
 class Uses:
-    """The tokens of a tokenizer, and the mean squared error in [0, 1] with all of them."""
+    """The tokens of a tokenizer.
+
+    Args:
+        num: number of images.
+        error: mean squared error, in [0, 1], with all tokens.
+        label: the tokenizer's condition: "true" (the class or caption), "null", or None without a condition.
+    """
 
     num: int
     error: float
     tokens: list[TokenUse]
+    label: str | None = None
 
     @property
     def idle(self) -> list[int]:
@@ -62,7 +80,7 @@ class Uses:
         return {**asdict(self), "idle": self.idle}
 
     def describe(self) -> list[str]:
-        """Return one line for each token and one that sums up."""
+        """Return one line for each token."""
         lines = [f"squared error with all tokens {self.error:.5f}, {self.num} images"]
         for each in self.tokens:
             parts = [] if each.left_out is None else [f"left out {each.left_out:+.5f}"]
@@ -73,9 +91,23 @@ class Uses:
         if len(self.tokens) > 1 and self.tokens[-1].predicted is None:
             few = "ids" if self.tokens[-1].left_out is None else f"{self.num} images, too few for the regression"
             lines.append(f"predicted from earlier tokens: not computed ({few})")
-        what = ", ".join(map(str, self.idle)) or "none"
-        lines.append(f"tokens without which the error is at most {IDLE:.0%} higher: {what}")
         return lines
+
+    def said(self) -> str:
+        """What was found, as a clause."""
+        most = max(self.tokens, key=added)
+        idle = f" ({', '.join(map(str, self.idle))})" if self.idle else ""
+        how = "with another image's" if most.left_out is None else "without it"
+        known = [each for each in self.tokens if each.predicted is not None]
+        best = max(known, key=lambda each: each.predicted or 0.0, default=None)
+        predicted = (
+            "" if best is None else f"; earlier tokens predict at most {best.predicted:.0%} of one ({best.token})"
+        )
+        ratio = added(most) / self.error if self.error > 0 else float("inf")
+        return (
+            f"token {most.token} adds most ({how} the error changes by {ratio:+.0%}), {len(self.idle)} of "
+            f"{len(self.tokens)} tokens add at most {IDLE:.0%}{idle}{predicted}"
+        )
 
 
 def added(use: TokenUse) -> float:
@@ -83,34 +115,32 @@ def added(use: TokenUse) -> float:
     return use.replaced if use.left_out is None else use.left_out
 
 
-def predicted_shares(tokens: Tensor) -> list[float | None]:
+def predicted_shares(halves: Sequence[Moments], dim: int) -> list[float | None]:
     """Share of each token's variance that all earlier tokens explain linearly.
 
-    A ridge regression is fitted on the even images and measured on the odd ones, and the other way round; the mean of
-    both is returned, at least 0. A token that is constant counts as explained (1).
+    A ridge regression is fitted on one half of the images and measured on the other, and the other way round; the mean
+    of both is returned, at least 0. A token that is constant counts as explained (1).
 
     Args:
-        tokens: (N, K, D) of at least two images; for a meaningful result N is several times K D.
+        halves: moments of the tokens of two halves of the images, (K * dim,); for a meaningful result of several times
+            as many images as numbers.
 
     Returns:
         K shares in [0, 1]; None for the first token.
     """
-    _, length, dim = tokens.shape
-    flat = tokens.flatten(1).double()
-    scale = flat.var(0).mean().clamp_min(torch.finfo(flat.dtype).tiny)
+    scatters = [each.covariance * (each.count - 1) for each in halves]
+    whole = Moments(halves[0].dim).merge(halves[0]).merge(halves[1])
+    scale = whole.covariance.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
     shares: list[float | None] = [None]
-    for k in range(1, length):
-        found = []
-        for first in (0, 1):
-            fit, held = flat[first::2], flat[1 - first :: 2]
-            mean, x, y = fit.mean(0), fit[:, : k * dim], fit[:, k * dim : (k + 1) * dim]
-            x, y = x - mean[: k * dim], y - mean[k * dim : (k + 1) * dim]
-            gram = x.T @ x + RIDGE * scale * len(fit) * torch.eye(k * dim, dtype=x.dtype, device=x.device)
-            weight = torch.linalg.solve(gram, x.T @ y)
-            there = held - mean
-            target = there[:, k * dim : (k + 1) * dim]
-            rest = (target - there[:, : k * dim] @ weight).square().sum()
-            total = (target - target.mean(0)).square().sum()
+    for k in range(1, whole.dim // dim):
+        x, y, found = slice(0, k * dim), slice(k * dim, (k + 1) * dim), list[float]()
+        for fit, held in ((0, 1), (1, 0)):
+            penalty = RIDGE * scale * halves[fit].count * torch.eye(k * dim, dtype=torch.float64)
+            weight = torch.linalg.solve(scatters[fit][x, x] + penalty, scatters[fit][x, y])
+            shift = halves[held].mean - halves[fit].mean  # the prediction uses the means of the half that was fitted
+            there = scatters[held] + halves[held].count * torch.outer(shift, shift)
+            rest = there[y, y].trace() - 2 * (weight * there[x, y]).sum() + (weight * (there[x, x] @ weight)).sum()
+            total = scatters[held][y, y].trace()
             found.append(1.0 if total <= 0 else max(0.0, 1 - float(rest / total)))
         shares.append(sum(found) / 2)
     return shares
@@ -125,17 +155,20 @@ def token_uses(
     batch_size: int = 250,
     seed: int = 0,
     label: str | None = None,
+    name: str | None = None,
 ) -> Uses:
     """Replace each token in turn and decode.
 
-    A flow decoder gets the same noise for an image in all variants. All tokens of the images are held in memory, the
-    decoded images of one batch only.
+    A flow decoder gets the same noise for an image in all variants. Images are encoded twice: first for the means and,
+    with enough images, the moments of the tokens. Memory: one batch of images, and the moments, 16 F^2 bytes for F
+    numbers in the tokens.
 
     Args:
         num_images: number of images, see `subset`.
         batch_size: images at once; the image whose token replaces another's is the next one of the batch.
         seed: of a diffusion decoder's noise.
         label: see `conditioning_of`.
+        name: for the progress bar; None: without one.
 
     Raises:
         InputError: fewer than two images.
@@ -147,32 +180,50 @@ def token_uses(
     device, options = next(tokenizer.parameters()).device, decoder_options(tokenizer, Decoding())
     length, continuous = tokenizer.spec.length, tokenizer.spec.vocab_size is None
     parts = list(batches(len(chosen), batch_size))
-    codes = []
-    for numbers in parts:
-        x, _, cond = conditioned.batch(numbers)
-        codes.append(tokenizer.encode(x.to(device), cond))
-    tokens = torch.cat(codes)
-    mean = tokens.double().mean(0).to(tokens.dtype) if continuous else None
+    mean, shares = _means_and_shares(tokenizer, conditioned, parts) if continuous else (None, [None] * length)
     error = torch.zeros((), dtype=torch.float64)
     sums = torch.zeros(length, 3, dtype=torch.float64)
-    for numbers in parts:
-        x, _, cond = conditioned.batch(numbers)
+    with Bar(len(chosen), unit="image", name=name or "", quiet=name is None) as bar:
+        for numbers in parts:
+            x, _, cond = conditioned.batch(numbers)
+            x = x.to(device)
 
-        def decoded(code: Tensor, numbers: range = numbers, cond: Tensor | None = cond) -> Tensor:
-            noise = [noise_of(seed, DECODER_NOISE, i) for i in numbers]
-            return tokenizer.decode(code, cond, generator=noise, **options).clamp(0, 1)
+            def decoded(code: Tensor, numbers: range = numbers, cond: Tensor | None = cond) -> Tensor:
+                noise = [noise_of(seed, DECODER_NOISE, i) for i in numbers]
+                return tokenizer.decode(code, cond, generator=noise, **options).clamp(0, 1)
 
-        base, found = _replaced(decoded, tokens[numbers.start : numbers.stop], mean, x.to(device))
-        error += base
-        sums += found
+            base, found = _replaced(decoded, tokenizer.encode(x, cond), mean, x)
+            error += base
+            sums += found
+            bar.update(len(x))
     sums /= len(chosen)
-    enough = continuous and len(chosen) >= IMAGES_PER_NUMBER * tokens[0].numel()
-    shares = predicted_shares(tokens.cpu()) if enough else [None] * length
     uses = [
         TokenUse(k, float(sums[k, 0]) if continuous else None, float(sums[k, 1]), float(sums[k, 2]), shares[k])
         for k in range(length)
     ]
-    return Uses(len(chosen), float(error) / len(chosen), uses)
+    return Uses(len(chosen), float(error) / len(chosen), uses, conditioned.conditioning.label)
+
+
+def _means_and_shares(
+    tokenizer: Tokenizer, conditioned: ConditionedImages, parts: Sequence[range]
+) -> tuple[Tensor, list[float | None]]:
+    """The mean (K, D) of the tokens, and `predicted_shares`: all None with too few images for the regression."""
+    total: Tensor | None = None
+    halves: list[Moments] = []
+    for numbers in parts:
+        x, _, cond = conditioned.batch(numbers)
+        tokens = tokenizer.encode(x.to(next(tokenizer.parameters()).device), cond)
+        if total is None:
+            numbers_of_code = tokens[0].numel()
+            enough = len(conditioned.images) >= IMAGES_PER_NUMBER * numbers_of_code
+            halves = [Moments(numbers_of_code) for _ in (0, 1)] if enough else []
+        summed = tokens.double().sum(0)
+        total = summed if total is None else total + summed
+        for half, moments in enumerate(halves):
+            moments.update(tokens[(numbers.start + half) % 2 :: 2].flatten(1))
+    assert total is not None, "there are at least two images"
+    mean = (total / len(conditioned.images)).to(tokens.dtype)
+    return mean, predicted_shares(halves, mean.shape[1]) if halves else [None] * len(mean)
 
 
 def _replaced(
@@ -213,3 +264,37 @@ def batches(num: int, size: int) -> list[range]:
 def squared(a: Tensor, b: Tensor) -> Tensor:
     """Sum over images (B, C, H, W) of their mean squared differences, float64 on the CPU."""
     return (a - b).square().flatten(1).mean(1).double().sum().cpu()
+
+
+def plot_uses(found: Mapping[str, Uses]) -> Image:
+    """Plot what each token of several tokenizers adds to the error, and how well earlier tokens predict it."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(10.5, 4.4), dpi=110, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for i, (name, each) in enumerate(found.items()):
+        places = [use.token for use in each.tokens]
+        error = max(each.error, torch.finfo(torch.float64).tiny)
+        for style, what in (("-", "left_out"), (":", "replaced")):
+            values = [getattr(use, what) for use in each.tokens]
+            if None not in values:
+                title = f"{name}, {'without it' if what == 'left_out' else 'of another image'}"
+                shares = [100 * value / error for value in values]
+                left.plot(places, shares, style, marker=".", color=f"C{i}", label=plot_label(title))
+        known = [(use.token, use.predicted) for use in each.tokens if use.predicted is not None]
+        if known:
+            right.plot(*zip(*known, strict=True), marker=".", color=f"C{i}", label=plot_label(name))
+    left.set_yscale("symlog", linthresh=1)
+    left.axhline(100 * IDLE, color="grey", linewidth=1, linestyle="--", label=f"idle: at most {IDLE:.0%}")
+    left.set_ylabel("change of the squared error, %")
+    right.set_ylabel("R^2 from the earlier tokens")
+    right.set_ylim(0, 1)
+    if not right.lines:
+        right.text(0.5, 0.5, "ids, or too few images", ha="center", va="center", transform=right.transAxes)
+    for axes in (left, right):
+        axes.set_xlabel("token, from 0")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return figure_image(figure)

@@ -1,14 +1,20 @@
-"""The PCA-like curve of a tokenizer with a diffusion decoder: denoising loss against number of tokens."""
+"""The curve of a tokenizer by number of tokens: the denoising loss of a diffusion decoder, the error of another one.
+
+Semanticist (arXiv 2503.08685), figure 4 left; for one-pass decoders SMAP, figure 1.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from tok1d.analyze.first_tokens import FirstTokens, check_order
+from tok1d.analyze.plots import keep_axis, ranges
+from tok1d.analyze.request import PrefixCurves
 from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
 from tok1d.errors import InputError
@@ -16,7 +22,10 @@ from tok1d.evaluate.baselines import reconstruction_records, verdict
 from tok1d.evaluate.measures import Measures, Measuring
 from tok1d.evaluate.reconstruction import evaluate_reconstruction
 from tok1d.evaluate.request import Reconstructions
+from tok1d.inference.conditions import ConditionedImages
+from tok1d.losses.pixel import mse_per_image
 from tok1d.pictures import figure_image, plot_label
+from tok1d.progress import Bar
 from tok1d.tokenizers.base import Tokenizer
 from tok1d.tokenizers.latent_space import LatentSpace
 from tok1d.tokenizers.prefix import prefix_lengths, prefix_mask
@@ -25,6 +34,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 JUDGED = 100  # images whose reconstructions are compared with thumbnails
+MOST = 0.9  # share of the fall for which the sentence about a curve states the number of tokens
+TIMES = 20  # noise levels of a curve
+Measure = Literal["denoising loss", "squared error"]
 
 
 class DiffusionTokenizer(Tokenizer, Protocol):
@@ -56,21 +68,46 @@ class DiffusionTokenizer(Tokenizer, Protocol):
         ...
 
 
+def is_diffusion(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer has a denoising loss, see `DiffusionTokenizer`."""
+    return hasattr(tokenizer, "uniform_times")
+
+
 def diffusion_tokenizer(tokenizer: Tokenizer, needs: str) -> DiffusionTokenizer:
     """Return the tokenizer, if it has a diffusion decoder.
 
     Raises:
         InputError: it has none; the message begins with `needs`, such as "the curve needs".
     """
-    if not hasattr(tokenizer, "uniform_times"):
+    if not is_diffusion(tokenizer):
         name = type(tokenizer).__name__
         raise InputError(f"{needs} a tokenizer with a diffusion decoder (Semanticist), got {name}")
     return cast(DiffusionTokenizer, tokenizer)
 
 
+def check_prefix(tokenizer: Tokenizer, partial: bool = False) -> None:
+    """Check that a tokenizer has a curve: a denoising loss, or tokens of which the first ones can be decoded.
+
+    Raises:
+        InputError: it has none; the message states why and, where it helps, names --partial.
+    """
+    if not is_diffusion(tokenizer):
+        try:
+            check_order(tokenizer, partial)
+        except InputError as error:
+            replaced = tokenizer.spec.vocab_size is None
+            raise InputError(f"{error}" + ("; --partial replaces the others by their means" * replaced)) from None
+
+
+def check_times(tokenizers: Sequence[Tokenizer], times: int | None) -> None:
+    """Raise InputError if a number of times is given and none of the tokenizers has a denoising loss."""
+    if times is not None and not any(map(is_diffusion, tokenizers)):
+        raise InputError(f"--times: only a diffusion decoder (Semanticist) has times, leave it out; got {times}")
+
+
 @dataclass(frozen=True)
 class CurvePoint:
-    """The denoising loss with the first `keep` tokens.
+    """The denoising loss, or squared error, with the first `keep` tokens.
 
     Args:
         share: (L_0 - L_keep) / (L_0 - L_K), the share of the loss reduction by all K tokens; None if they do not
@@ -80,6 +117,100 @@ class CurvePoint:
     keep: int
     loss: float
     share: float | None
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The curve of a tokenizer.
+
+    Args:
+        num: number of images.
+        measure: of `CurvePoint.loss`: "denoising loss", or "squared error" of images in [0, 1].
+        times: number of noise levels; None for a squared error.
+        label: the tokenizer's condition: "true" (the class or caption), "null", or None without a condition.
+        partial: whether tokens after the first ones were replaced by their means over the images.
+    """
+
+    num: int
+    measure: Measure
+    times: int | None
+    label: str | None
+    partial: bool
+    points: list[CurvePoint]
+
+    def to_json(self) -> dict[str, object]:
+        """Return the fields."""
+        return asdict(self)
+
+    def describe(self) -> list[str]:
+        """Return one line for each number of tokens."""
+        return [
+            f"keep {each.keep:4d}: {self.measure} {each.loss:.5f}, "
+            + ("no share" if each.share is None else f"share {each.share:7.1%}")
+            for each in self.points
+        ]
+
+    def said(self) -> str:
+        """What was found, as a clause."""
+        length, known = self.points[-1].keep, [each for each in self.points if each.share is not None]
+        if not known:
+            return f"its tokens do not lower the {self.measure}"
+        first, share = known[1].keep, known[1].share
+        most = next(each.keep for each in known if each.share is not None and each.share >= MOST)
+        tokens = "the first token gives" if first == 1 else f"the first {first} tokens give"
+        return (
+            f"of the fall of the {self.measure} by all {length} tokens, {tokens} {share:.0%}, and {most} "
+            f"{'token gives' if most == 1 else 'tokens give'} at least {MOST:.0%}"
+        )
+
+
+@torch.no_grad()
+def prefix(
+    tokenizer: Tokenizer, images: ImageSet, how: PrefixCurves, *, keep: Sequence[int] | None = None, name: str = ""
+) -> Prefix:
+    """Measure the curve of a tokenizer: the denoising loss if it has one, else the squared error of reconstructions.
+
+    The squared error is that of the metric mse: of images in [0, 1], clamped, without border. Memory: one batch of
+    images, and a sum for each number of tokens.
+
+    Args:
+        how: number of images (see `subset`), times, batch, condition and seed; `keep` is that of the command line.
+        keep: numbers of tokens, to which 0 and all K are added; default: 0..K, or 0, 1, 2, 4, ..., K if K > 16.
+        name: for the progress bar.
+
+    Raises:
+        InputError: see `check_prefix`, or a number of tokens out of range.
+    """
+    check_prefix(tokenizer, how.partial)
+    images, length = subset(images, how.num), tokenizer.spec.length
+    lengths = check_lengths(default_lengths(length) if keep is None else keep, length)
+    if is_diffusion(tokenizer):
+        times = TIMES if how.times is None else how.times
+        label = ConditionedImages(tokenizer, images, how.label).conditioning.label
+        with Bar(len(images), unit="image", name=name) as bar:
+            points = explained_curve(
+                tokenizer, images, keep=lengths, num_images=len(images), num_times=times,
+                batch_size=how.batch_size, seed=how.seed, label=how.label, bar=bar,
+            )  # fmt: skip
+        return Prefix(len(images), "denoising loss", times, label, False, points)
+    decoded = FirstTokens(
+        tokenizer, images, label=how.label, partial=how.partial, batch_size=how.batch_size, seed=how.seed
+    )
+    sums = dict.fromkeys(lengths, 0.0)
+    with Bar(len(images), unit="image", name=name) as bar:
+        for x, decode in decoded.batches():
+            for k in lengths:
+                sums[k] += _sum(mse_per_image(decode(k), x))
+            bar.update(len(x))
+    points = _points({k: value / len(images) for k, value in sums.items()})
+    return Prefix(len(images), "squared error", None, decoded.label, decoded.mean is not None, points)
+
+
+def _points(losses: Mapping[int, float]) -> list[CurvePoint]:
+    """The points of losses by number of tokens, from 0 to all."""
+    most, none = losses[max(losses)], losses[0]
+    gain = none - most
+    return [CurvePoint(k, loss, (none - loss) / gain if gain > 0 else None) for k, loss in losses.items()]
 
 
 @torch.no_grad()
@@ -92,6 +223,8 @@ def explained_curve(
     num_times: int = 20,
     batch_size: int = 100,
     seed: int = 0,
+    label: str | None = None,
+    bar: Bar | None = None,
 ) -> list[CurvePoint]:
     """Measure the denoising loss against the number of leading tokens that the decoder receives.
 
@@ -103,6 +236,8 @@ def explained_curve(
         keep: prefix lengths, to which 0 and K are added; default: 0..K, or 0, 1, 2, 4, ..., K if K > 16.
         num_images: number of images, see `subset`.
         num_times: number of times, the midpoints of equal parts of the time interval.
+        label: condition of the tokenizer, see `conditioning_of`.
+        bar: of the images, which is updated.
 
     Raises:
         InputError: a tokenizer without a diffusion decoder, or a count out of range.
@@ -117,22 +252,21 @@ def explained_curve(
             raise InputError(f"{name}: expected at least 1, got {value}")
     device = next(model.parameters()).device
     times = model.uniform_times(num_times).to(device)
-    sums = dict.fromkeys(lengths, 0.0)
-    for start in range(0, count, batch_size):
-        indices = range(start, min(start + batch_size, count))
-        x, labels = images.batch(indices)
-        x, labels = x.to(device), labels.to(device)
-        tokens = tokenizer.encode(x, labels if tokenizer.spec.needs_label else None)
+    conditioned, sums = ConditionedImages(tokenizer, images, label), dict.fromkeys(lengths, 0.0)
+    for indices in ranges(count, batch_size):
+        x, _, cond = conditioned.batch(indices)
+        x = x.to(device)
+        tokens = tokenizer.encode(x, cond)
         latents, rngs = latents_and_noise(model, x, indices, seed)
         for time in times:
             noise = torch.stack([torch.randn(latents.shape[1:], generator=rng) for rng in rngs]).to(device)
             t = time.expand(len(x))
             for k in lengths:
-                mask = prefix_mask(torch.full_like(labels, k), length)
+                mask = prefix_mask(torch.full((len(x),), k, device=device), length)
                 sums[k] += _sum(model.prediction_error(latents, tokens, mask, t=t, noise=noise))
-    losses = {k: value / (count * num_times) for k, value in sums.items()}
-    gain = losses[0] - losses[length]
-    return [CurvePoint(k, losses[k], (losses[0] - losses[k]) / gain if gain > 0 else None) for k in lengths]
+        if bar is not None:
+            bar.update(len(x))
+    return _points({k: value / (count * num_times) for k, value in sums.items()})
 
 
 def judged(
@@ -191,11 +325,27 @@ def check_lengths(keep: Sequence[int], length: int) -> list[int]:
     return sorted({0, *keep, length})
 
 
-def plot_curve(points_by_name: Mapping[str, Sequence[CurvePoint]]) -> Image:
+def plot_prefixes(found: Mapping[str, Prefix]) -> Image:
+    """Plot the curves of several tokenizers on one axis; the legend states what each curve measures."""
+    return plot_curve(
+        {
+            f"{name} ({each.measure}{', means of the others' if each.partial else ''})": each.points
+            for name, each in found.items()
+        },
+        what="share of the fall by all tokens",
+    )
+
+
+def plot_curve(
+    points_by_name: Mapping[str, Sequence[CurvePoint]], *, what: str = "share of the denoising-loss reduction"
+) -> Image:
     """Plot the curves of one or more tokenizers by name.
 
     A curve without shares (its tokens do not reduce the loss) is only named in the legend. The axis of token counts is
     logarithmic if they exceed 16.
+
+    Args:
+        what: label of the axis of shares.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
@@ -208,15 +358,8 @@ def plot_curve(points_by_name: Mapping[str, Sequence[CurvePoint]]) -> Image:
         axes.plot(
             [k for k, _ in known], [share for _, share in known], marker=marker, linewidth=2, label=plot_label(label)
         )
-    ticks = sorted({point.keep for points in points_by_name.values() for point in points})
-    if ticks and ticks[-1] > 16:
-        axes.set_xscale("symlog", base=2, linthresh=1)
-        ticks = [0, *prefix_lengths(ticks[-1])]
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_xlabel("tokens kept")
-    axes.set_ylabel("share of the denoising-loss reduction")
-    axes.grid(alpha=0.3)
+    axes.set_ylabel(what)
     if points_by_name:
-        axes.legend(loc="lower right", frameon=False)
+        keep_axis(axes, [point.keep for points in points_by_name.values() for point in points])
     return figure_image(figure)

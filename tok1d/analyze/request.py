@@ -7,6 +7,12 @@ from typing import Literal
 
 from tok1d.config.fields import option
 from tok1d.evaluate.request import NETWORK_HELP, Reconstructions
+from tok1d.inference.request import LABEL_HELP
+
+NUM_HELP = "number of images: the first ones of fashion_mnist, of other data spread evenly over the set"
+LENGTHS_HELP = "numbers of leading tokens, such as 1,4,8, or all; 0 and the number of tokens are always included"
+TIMES_HELP = "number of noise levels of a diffusion decoder, the midpoints of equal parts of the time interval"
+BATCH_HELP = "number of images in a forward pass"
 
 LABEL_OF_CODES = (
     "condition of the encoder (SMAP): null, so that the tokens do not hold the class that they are given, or true; "
@@ -18,9 +24,7 @@ LABEL_OF_CODES = (
 class JudgedReconstructions(Reconstructions):
     """Reconstructions by number of tokens, how they are decoded, and the network whose classes they are compared in."""
 
-    num: int | None = option(
-        500, "number of images: the first ones of fashion_mnist, of other data spread evenly over the set", ge=1
-    )
+    num: int | None = option(500, NUM_HELP, ge=1)
     temperature: float | None = option(
         None, "scale of the initial noise of a flow decoder; 1 samples without bias; default: the model's own", ge=0
     )
@@ -74,3 +78,73 @@ class Maps:
     label: Literal["true", "null"] | None = option(None, LABEL_OF_CODES)
     batch_size: int = option(250, "number of images in a forward pass", ge=1)
     seed: int = option(0, "seed of the map", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixCurves:
+    """The settings of `tok1d analyze prefix`."""
+
+    keep: str = option("", f"{LENGTHS_HELP}; default: all up to 16 tokens, else the powers of two")
+    num: int = option(500, NUM_HELP, ge=1)
+    times: int | None = option(None, f"{TIMES_HELP}; default: 20", ge=1)
+    partial: bool = option(
+        False,
+        "unordered tokenizers too are decoded from their first tokens; the others are their means over the images",
+    )
+    label: Literal["true", "null"] | None = option(None, LABEL_HELP)
+    batch_size: int = option(100, BATCH_HELP, ge=1)
+    seed: int = option(0, "seed of the noise", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IncrementProducts:
+    """The settings of `tok1d analyze increments`."""
+
+    keep: str = option("", f"{LENGTHS_HELP}; each increment is between two of them; default: all, one per token")
+    num: int = option(500, NUM_HELP, ge=1)
+    times: int | None = option(None, f"{TIMES_HELP}; default: 10", ge=1)
+    label: Literal["true", "null"] | None = option(None, LABEL_HELP)
+    batch_size: int = option(100, f"{BATCH_HELP}; memory grows with its product with the number of increments", ge=1)
+    seed: int = option(0, "seed of the noise", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureFits:
+    """The settings of `tok1d analyze mixture`."""
+
+    components: tuple[int, ...] = option((), "numbers of modes, such as 50,100,200; default: 5,10,20", ge=1)
+    dims: int | None = option(
+        None, "number of principal components; default: as few as keep --variance of every model's variance", ge=1
+    )
+    variance: float = option(0.9, "share of the variance that the principal components keep", gt=0, le=1)
+    covariance: Literal["diag", "full"] = option("diag", "covariance of a mode: diag or full")
+    seeds: tuple[int, ...] = option(
+        (), "seeds of the fits, such as 0,1,2; the most likely fit counts; default: 0", ge=0
+    )
+    num_train: int = option(5000, f"{NUM_HELP}: training images, which the mixtures are fitted to", ge=2)
+    num: int = option(5000, f"{NUM_HELP}: test images, on which they are measured", ge=1)
+    label: Literal["true", "null"] | None = option(None, LABEL_HELP)
+    batch_size: int = option(250, BATCH_HELP, ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swaps:
+    """The settings of `tok1d analyze swap`."""
+
+    keep: tuple[int, ...] = option((), "numbers of leading tokens, such as 1,4,8; default: all", ge=1)
+    num: int = option(500, f"{NUM_HELP}; pairs are formed from them", ge=2)
+    num_train: int = option(5000, f"{NUM_HELP}: training images, whose mean by class is the baseline", ge=1)
+    label: Literal["true"] | None = option(
+        None, "true: classes by position where their names do not agree; default: by name"
+    )
+    batch_size: int = option(100, f"{BATCH_HELP}; pairs are formed within it", ge=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenUses:
+    """The settings of `tok1d analyze idle`."""
+
+    num: int = option(2000, NUM_HELP, ge=2)
+    label: Literal["true", "null"] | None = option(None, LABEL_HELP)
+    batch_size: int = option(250, BATCH_HELP, ge=2)
+    seed: int = option(0, "seed of a diffusion decoder's noise", ge=0)

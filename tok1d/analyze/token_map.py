@@ -79,13 +79,13 @@ class TokenMap:
         """Return the fields."""
         return asdict(self)
 
-    def describe(self) -> str:
-        """Return the results as one line of text."""
+    def describe(self) -> list[str]:
+        """Return the results, as one line of text."""
         parts = (
             f"{name}: silhouette {each.silhouette:+.3f}, {NEIGHBOURS} nearest neighbours {each.neighbours:.1%}"
             for name, each in (("tokens", self.tokens), ("pixels", self.pixels))
         )
-        return f"{'; '.join(parts)}; most frequent class {self.frequent:.1%}"
+        return [f"{'; '.join(parts)}; most frequent class {self.frequent:.1%}"]
 
     def said(self) -> str:
         """What was found, as a clause."""

@@ -145,10 +145,13 @@ def condition_followed(trained: Trained, how: Measurement) -> float:
         raise InputError(f"variant: expected one of {', '.join(VARIANTS)}, got {variant}")
     classifier = classifier_for(data.name, data, trained.device, pad=data.pad)
     found = swap(trained.tokenizer, trained.images("test"), classifier, num_images=trained.num, pad=data.pad)
-    share = next(each.condition for each in found if each.variant == variant)
-    if share is None:
-        raise InputError(f"{trained.run}: no classifier is bundled for its images")
-    return 100 * share
+    measured = found.of(variant)
+    if measured is None or measured.condition is None:
+        raise InputError(
+            f"{trained.run}: no share for variant {variant}, which needs a class of the decoder and a classifier "
+            "bundled for the images"
+        )
+    return 100 * measured.condition
 
 
 def latent_fd(trained: Trained, how: Measurement) -> float:

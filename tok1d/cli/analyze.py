@@ -1,278 +1,221 @@
-"""`tok1d analyze`: the information in the tokens of a tokenizer."""
+"""`tok1d analyze prefix`, `increments`, `swap`, `mixture` and `idle`: what the tokens of several tokenizers hold."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from tok1d.cli.options import (
-    ChosenImages,
-    Data,
-    Device,
-    Model,
-    Overwrite,
-    Seed,
-    expanded,
-    load_tokenizer,
-    one_of,
-    output_folder,
-    with_paths,
+from tok1d.analyze.request import IncrementProducts, MixtureFits, PrefixCurves, Swaps, TokenUses
+from tok1d.cli.options import ChosenImages, DataRoot, Device, Overwrite, expanded, output_folder, with_paths
+from tok1d.cli.several import (
+    Models,
+    fitting,
+    label_of,
+    lengths_of,
+    open_subjects,
+    reported,
+    write_analysis,
 )
-from tok1d.config.options import parse_counts
 
-if TYPE_CHECKING:
-    from tok1d.data.images import ImageSet
-    from tok1d.tokenizers.base import Tokenizer
-
-HELD_OUT = "number of test images: the first ones of fashion_mnist, of other data spread evenly over the set"
-KEEP_HELP = "prefix lengths separated by commas, or all; 0 and the number of tokens are always included"
-Times = Annotated[int, typer.Option(min=1, help="number of times, the midpoints of equal parts of the time interval")]
-BatchSize = Annotated[int, typer.Option(min=1, help="images at once")]
-analyze_app = typer.Typer(help="Analyze the information in the tokens of a tokenizer.", no_args_is_help=True)
-
-
-def lengths_of(text: str, tokenizer: Tokenizer) -> list[int] | None:
-    """The prefix lengths of `--keep`: None for "", every length for "all"; raises InputError for anything else."""
-    length = tokenizer.spec.length
-    if text == "all":
-        return list(range(length + 1))
-    return parse_counts(text, "--keep", 0, length) if text else None
-
-
-def facts(model: str, data: str, tokenizer: Tokenizer, images: ImageSet, num: int, **settings: Any) -> dict[str, Any]:
-    """What every record of an analysis begins with: model, hash of its weights, data, fingerprint, and `settings`."""
-    from tok1d.data.subset import subset
-    from tok1d.zoo.weights import fingerprint
-
-    return {
-        "model": model,
-        "weights_hash": fingerprint(tokenizer),
-        "data": data,
-        "reference": subset(images, num).fingerprint(),
-        **settings,
-    }
-
-
-def write_record(path: Path, content: dict[str, Any]) -> None:
-    """Write a record as JSON and print its place."""
-    import json
-
-    from tok1d import files
-
-    files.write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-    print(f"record: {path}")
+analyze_app = typer.Typer(help="Analyze the information in the tokens of tokenizers.", no_args_is_help=True)
 
 
 @analyze_app.command("prefix")
 @with_paths
 @expanded
 def analyze_prefix(
-    model: Model,
-    data: Data,
-    out: Annotated[Path, typer.Option(help="folder for curve.json and curve.png")],
+    models: Models,
+    out: Annotated[Path, typer.Option(help="folder for prefix.json and prefix.png")],
     chosen: ChosenImages,
-    keep: Annotated[str, typer.Option(help=f"{KEEP_HELP}; default: all up to 16 tokens, else the powers of two")] = "",
-    num: Annotated[int, typer.Option(min=1, help=HELD_OUT)] = 500,
-    times: Times = 20,
-    batch_size: BatchSize = 100,
-    seed: Seed = 0,
+    how: PrefixCurves,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """The PCA-like curve: how much the first k tokens reduce the denoising loss, relative to all tokens."""
-    from dataclasses import asdict
+    """The PCA-like curve: how much the first k tokens lower the denoising loss, relative to all tokens.
 
-    from tok1d.analyze.prefix import explained_curve, judged, plot_curve
-    from tok1d.inference import images as sources
-    from tok1d.pictures import save_png
+    Of tokenizers without a diffusion decoder, the squared error of reconstructions in place of the denoising loss.
+    """
+    from dataclasses import replace
+
+    from tok1d.analyze.prefix import check_prefix, check_times, judged, plot_prefixes, prefix
     from tok1d.zoo.card import padding_of
 
-    tokenizer = load_tokenizer(model, device)
-    lengths = lengths_of(keep, tokenizer)
+    opened = open_subjects(models, device, chosen)
+    subjects, without = fitting(opened, lambda each: check_prefix(each.tokenizer, how.partial))
+    check_times([each.tokenizer for each in subjects], how.times)
+    lengths = [lengths_of(how.keep, each.tokenizer) for each in subjects]
     folder = output_folder(out, overwrite=overwrite)
-    images = sources.open_data(data, tokenizer, split=chosen.split, data_root=chosen.data_root)
-    points = explained_curve(
-        tokenizer, images, keep=lengths, num_images=num, num_times=times, batch_size=batch_size, seed=seed
-    )
-    for point in points:
-        share = "unavailable (the tokens do not reduce the loss)" if point.share is None else f"{point.share:7.1%}"
-        print(f"keep {point.keep:4d}: loss {point.loss:.5f}, share {share}")
-    if said := judged(tokenizer, images, pad=padding_of(tokenizer), num_images=num, batch_size=batch_size, seed=seed):
-        print(said)
-    save_png(plot_curve({model: points}), folder / "curve.png")
-    used = min(num, len(images))
-    content = facts(model, data, tokenizer, images, num, num_images=used, seed=seed, times=times)
-    write_record(folder / "curve.json", {**content, "points": [asdict(point) for point in points]})
-    print(f"plot: {folder / 'curve.png'}")
+    found, records = {}, []
+    for each, keep in zip(subjects, lengths, strict=True):
+        own = replace(how, label=label_of(each, subjects, how.label))
+        result = found[each.name] = prefix(each.tokenizer, each.images, own, keep=keep, name=each.name)
+        records.append(reported(each, result, seed=how.seed))
+        pad = padding_of(each.tokenizer)
+        shared = {"num_images": how.num, "batch_size": how.batch_size, "seed": how.seed}
+        if said := judged(each.tokenizer, each.images, pad=pad, **shared):
+            print(f"{each.name}: {said}")
+    said_of = [each.said() for each in found.values()]
+    write_analysis(folder, "prefix", records, said_of, plot_prefixes(found), without)
 
 
 @analyze_app.command("increments")
 @with_paths
 @expanded
 def analyze_increments(
-    model: Model,
-    data: Data,
+    models: Models,
     out: Annotated[Path, typer.Option(help="folder for increments.json and increments.png")],
     chosen: ChosenImages,
-    keep: Annotated[
-        str, typer.Option(help=f"{KEEP_HELP}; each increment is between two of them. Default: all, one per token")
-    ] = "",
-    num: Annotated[int, typer.Option(min=1, help=HELD_OUT)] = 500,
-    times: Times = 10,
-    batch_size: BatchSize = 100,
-    seed: Seed = 0,
+    how: IncrementProducts,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Correlations and energies of the increments that the tokens add to the prediction.
 
     Like those of principal components, different increments should be orthogonal in expectation: their correlation is
-    0, and their energies add up to the fall of the denoising loss.
+    0, and their energies add up to the fall of the denoising loss. Of tokenizers without a diffusion decoder, the
+    decoded image is the prediction.
     """
-    from tok1d.analyze.increments import increments, plot_correlations
-    from tok1d.inference import images as sources
-    from tok1d.pictures import save_png
+    from tok1d.analyze.increments import TIMES, check_increments, increments, plot_increments
+    from tok1d.analyze.prefix import check_times
 
-    tokenizer = load_tokenizer(model, device)
-    lengths = lengths_of(keep, tokenizer)
+    opened = open_subjects(models, device, chosen)
+    subjects, without = fitting(opened, lambda each: check_increments(each.tokenizer))
+    check_times([each.tokenizer for each in subjects], how.times)
+    lengths = [lengths_of(how.keep, each.tokenizer) for each in subjects]
     folder = output_folder(out, overwrite=overwrite)
-    images = sources.open_data(data, tokenizer, split=chosen.split, data_root=chosen.data_root)
-    found = increments(
-        tokenizer, images, keep=lengths, num_images=num, num_times=times, batch_size=batch_size, seed=seed
-    )
-    for line in found.describe():
-        print(line)
-    picture = plot_correlations(found.keep, found.correlation, found.residual_correlation, model)
-    save_png(picture, folder / "increments.png")
-    used = min(num, len(images))
-    content = facts(model, data, tokenizer, images, num, num_images=used, seed=seed, times=times)
-    write_record(folder / "increments.json", {**content, **found.to_json()})
-    print(f"plot: {folder / 'increments.png'}")
+    found, records = {}, []
+    for each, keep in zip(subjects, lengths, strict=True):
+        result = found[each.name] = increments(
+            each.tokenizer,
+            each.images,
+            keep=keep,
+            num_images=how.num,
+            num_times=how.times or TIMES,
+            batch_size=how.batch_size,
+            seed=how.seed,
+            label=label_of(each, subjects, how.label),
+            name=each.name,
+        )
+        records.append(reported(each, result, seed=how.seed))
+    said = [each.said() for each in found.values()]
+    write_analysis(folder, "increments", records, said, plot_increments(found), without)
 
 
 @analyze_app.command("swap")
 @with_paths
 @expanded
 def analyze_swap(
-    model: Model,
-    data: Data,
+    models: Models,
     out: Annotated[Path, typer.Option(help="folder for swap.json and swap.png")],
     chosen: ChosenImages,
-    num: Annotated[int, typer.Option(min=2, help=f"{HELD_OUT}; pairs are formed from them")] = 500,
-    label: Annotated[
-        str | None, typer.Option(help="true: classes by position where their names do not agree; default: by name")
-    ] = None,
+    how: Swaps,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Decode tokens with another class, or from the class alone, to see what class and tokens determine.
 
-    For tokenizers that are conditioned on the class (SMAP).
+    For tokenizers that are conditioned on the class (SMAP). Beside it: encoder or decoder alone with the class, and the
+    mean training image of the class.
     """
-    from tok1d.analyze.swap import swap, swap_picture
-    from tok1d.config.classes import stated
+    from tok1d.analyze.swap import check_swap, class_means, swap
+    from tok1d.analyze.swap_plots import plot_swaps, swap_picture
     from tok1d.evaluate import protocol
-    from tok1d.evaluate.reconstruction import classifier_name
     from tok1d.inference import images as sources
-    from tok1d.pictures import save_png
     from tok1d.zoo.card import padding_of
 
-    if label is not None:
-        one_of("--label", label, ("true",))
-    tokenizer = load_tokenizer(model, device)
-    pad, place = padding_of(tokenizer), next(tokenizer.parameters()).device
+    opened = open_subjects(models, device, chosen)
+    subjects, without = fitting(opened, lambda each: check_swap(each.tokenizer, each.images, how.label))
     folder = output_folder(out, overwrite=overwrite)
-    images = sources.open_data(data, tokenizer, split=chosen.split, data_root=chosen.data_root)
-    classifier = protocol.classifier_for(data, tokenizer.config, place, pad=pad)
-    found = swap(tokenizer, images, classifier, num_images=num, pad=pad, label=label)
-    save_png(swap_picture(tokenizer, images, num_images=num, label=label), folder / "swap.png")
-    content = {
-        **facts(model, data, tokenizer, images, num),
-        "class_names": stated(images.class_names),
-        "judge": None if classifier is None else classifier_name(classifier),
-        "variants": [each.to_json() for each in found],
-    }
-    print(f"{found[0].num} images in pairs of different classes; rows of the image: originals, then these variants")
-    for each in found:
-        print(f"{each.variant:30s} {each.describe()}")
-    write_record(folder / "swap.json", content)
-    print(f"image: {folder / 'swap.png'}")
+    found, records, pictures = {}, [], {}
+    for each in subjects:
+        place, pad = next(each.tokenizer.parameters()).device, padding_of(each.tokenizer)
+        train = sources.open_data(each.data, each.tokenizer, split="train", data_root=chosen.data_root, report=False)
+        means = class_means(train, how.num_train, name=f"{each.name}, means")
+        classifier = protocol.classifier_for(each.data, each.tokenizer.config, place, pad=pad)
+        paired = {"num_images": how.num, "batch_size": how.batch_size}
+        result = found[each.name] = swap(
+            each.tokenizer, each.images, classifier, keep=how.keep, pad=pad, label=how.label, means=means,
+            name=each.name, **paired,
+        )  # fmt: skip
+        keep = max(how.keep, default=each.tokenizer.spec.length)
+        pictures[f"{each.name}, {keep} tokens"] = swap_picture(
+            each.tokenizer, each.images, keep=keep, label=how.label, means=means, **paired
+        )
+        records.append(reported(each, result, seed=None))
+    said = [each.said() for each in found.values()]
+    write_analysis(folder, "swap", records, said, plot_swaps(found, pictures), without)
 
 
 @analyze_app.command("mixture")
 @with_paths
 @expanded
 def analyze_mixture(
-    model: Model,
-    data: Data,
-    out: Annotated[Path, typer.Option(help="folder for mixture.json")],
-    chosen: ChosenImages,
-    components: Annotated[str, typer.Option(help="numbers of mixture components, separated by commas")] = "5,10,20",
-    dims: Annotated[
-        int | None, typer.Option(min=1, help="number of principal components; default: as many as --variance needs")
-    ] = None,
-    variance: Annotated[
-        float, typer.Option(help="share of the variance that the principal components must explain")
-    ] = 0.9,
-    covariance: Annotated[str, typer.Option(help="covariance of a mixture component: diag or full")] = "diag",
-    seeds: Annotated[str, typer.Option(help="seeds of the fits, separated by commas")] = "0",
-    num: Annotated[int, typer.Option(min=1, help=HELD_OUT)] = 5000,
+    models: Models,
+    out: Annotated[Path, typer.Option(help="folder for mixture.json and mixture.png")],
+    how: MixtureFits,
+    data_root: DataRoot = None,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Fit Gaussian mixtures to the principal components of the tokens: their likelihood shows the number of modes."""
-    from dataclasses import asdict
+    """Fit Gaussian mixtures to the principal components of the tokens: their likelihood shows the number of modes.
 
-    from tok1d.analyze.mixture import collect_tokens, fit_mixtures
+    The mixtures are fitted to training images and measured on them and on test images, for all models in the same
+    number of dimensions.
+    """
+    from tok1d.analyze.mixture import COMPONENTS, NATS, Space, check_mixture, common_dims, plot_mixtures, token_batches
+    from tok1d.analyze.mixture import fit_space as fit
+    from tok1d.data.subset import subset
     from tok1d.inference import images as sources
 
-    one_of("--covariance", covariance, ("diag", "full"))
-    counts = parse_counts(components, "--components", 1, num)
-    fit_seeds = parse_counts(seeds, "--seeds", 0, 2**32 - 1)
-    tokenizer = load_tokenizer(model, device)
+    opened = open_subjects(models, device, ChosenImages(split="test", data_root=data_root))
+    subjects, without = fitting(opened, lambda each: check_mixture(each.tokenizer))
     folder = output_folder(out, overwrite=overwrite)
-    images = sources.open_data(data, tokenizer, split=chosen.split, data_root=chosen.data_root)
-    tokens = collect_tokens(tokenizer, images, num=num)
-    found = fit_mixtures(tokens, counts, dims=dims, variance=variance, covariance=covariance, seeds=fit_seeds)  # type: ignore[arg-type]
-    print(f"{found.num} images, {found.dims} principal components with {found.variance:.1%} of the variance")
-    for point in found.points:
-        print(
-            f"{point.components:4d} components, seed {point.seed}: {point.nll:9.3f} nats, "
-            f"largest norm of a mean {point.mean_norm:.3f}"
+    spaces, rows, sets, labels, seeds = {}, {}, {}, {}, how.seeds or (0,)
+    for each in subjects:
+        train = sources.open_data(each.data, each.tokenizer, split="train", data_root=data_root, report=False)
+        chosen = sets[each.name] = subset(train, how.num_train), subset(each.images, how.num)
+        shared = {"label": label_of(each, subjects, how.label), "batch_size": how.batch_size}
+        made = [token_batches(each.tokenizer, images, name=each.name, **shared) for images in chosen]
+        rows[each.name], labels[each.name] = [batches for batches, _ in made], made[0][1]
+        spaces[each.name] = Space.of(rows[each.name][0])
+    dims = common_dims(spaces, how.variance) if how.dims is None else how.dims
+    found, records = {}, []
+    for each in subjects:
+        fitted, heldout = rows[each.name]
+        result = found[each.name] = fit(
+            spaces[each.name], fitted, how.components or COMPONENTS, dims=dims, covariance=how.covariance,
+            seeds=seeds, heldout=heldout, name=each.name,
+        )  # fmt: skip
+        training = sets[each.name][0].fingerprint()
+        records.append(
+            reported(each, result, seed=seeds[0], seeds=list(seeds), training=training, label=labels[each.name])
         )
-    write_record(folder / "mixture.json", {**facts(model, data, tokenizer, images, num), **asdict(found)})
+    print(NATS)
+    write_analysis(folder, "mixture", records, [each.said() for each in found.values()], plot_mixtures(found), without)
 
 
 @analyze_app.command("idle")
 @with_paths
 @expanded
 def analyze_idle(
-    model: Model,
-    data: Data,
-    out: Annotated[Path, typer.Option(help="folder for idle.json")],
+    models: Models,
+    out: Annotated[Path, typer.Option(help="folder for idle.json and idle.png")],
     chosen: ChosenImages,
-    num: Annotated[int, typer.Option(min=2, help=HELD_OUT)] = 2000,
-    batch_size: Annotated[int, typer.Option(min=2, help="images at once")] = 250,
-    label: Annotated[
-        str | None, typer.Option(help="true: classes by position where their names do not agree; default: by name")
-    ] = None,
-    seed: Seed = 0,
+    how: TokenUses,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
     """What each token adds: the error without it, with another image's, and what earlier tokens predict of it."""
-    from tok1d.analyze.idle import token_uses
-    from tok1d.inference import images as sources
+    from tok1d.analyze.idle import plot_uses, token_uses
 
-    if label is not None:
-        one_of("--label", label, ("true",))
-    tokenizer = load_tokenizer(model, device)
+    subjects = open_subjects(models, device, chosen)
     folder = output_folder(out, overwrite=overwrite)
-    images = sources.open_data(data, tokenizer, split=chosen.split, data_root=chosen.data_root)
-    found = token_uses(tokenizer, images, num_images=num, batch_size=batch_size, seed=seed, label=label)
-    for line in found.describe():
-        print(line)
-    content = facts(model, data, tokenizer, images, num, seed=seed)
-    write_record(folder / "idle.json", {**content, **found.to_json()})
+    found, records = {}, []
+    for each in subjects:
+        shared = {"num_images": how.num, "batch_size": how.batch_size, "seed": how.seed}
+        label = label_of(each, subjects, how.label)
+        result = found[each.name] = token_uses(each.tokenizer, each.images, label=label, name=each.name, **shared)
+        records.append(reported(each, result, seed=how.seed))
+    write_analysis(folder, "idle", records, [each.said() for each in found.values()], plot_uses(found))

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from tok1d.analyze.request import JudgedReconstructions, Maps, Probes, Spectra
-from tok1d.cli.analyze import analyze_app, facts
+from tok1d.cli.analyze import analyze_app
 from tok1d.cli.options import ChosenImages, DataRoot, Device, Overwrite, expanded, output_folder, with_paths
-from tok1d.cli.several import Models, open_subjects, training_images, write_analysis
+from tok1d.cli.several import Models, label_of, open_subjects, reported, training_images, write_analysis
 
 
 @analyze_app.command("spectrum")
@@ -45,11 +45,9 @@ def analyze_spectrum(
         fitted = training_images(each, chosen.data_root) if how.components else None
         result = spectrum(each.tokenizer, each.images, own, measured, training=fitted, name=each.name)
         found[each.name] = result
-        missing = [f"no semantic agreement: {reason}" for reason in measured.missing.values()]
-        for line in (*result.describe(), *missing):
-            print(f"{each.name}: {line}")
-        about = facts(each.name, each.data, each.tokenizer, each.images, result.num, seed=how.seed)
-        records.append({**about, **result.to_json()})
+        records.append(reported(each, result, seed=how.seed))
+        for reason in measured.missing.values():
+            print(f"{each.name}: no semantic agreement: {reason}")
     write_analysis(folder, "spectrum", records, [each.said() for each in found.values()], plot_spectra(found))
 
 
@@ -77,13 +75,9 @@ def analyze_probe(
     found, records = {}, []
     for each in subjects:
         train = training_images(each, data_root)
-        label = how.label if each.tokenizer.spec.needs_label or len(subjects) == 1 else None
-        result = found[each.name] = probe(each.tokenizer, train, each.images, replace(how, label=label), name=each.name)
-        for line in result.describe():
-            print(f"{each.name}: {line}")
-        about = facts(each.name, each.data, each.tokenizer, each.images, result.num, seed=None)
-        trained = subset(train, result.num_train).fingerprint()
-        records.append({**about, "training": trained, **result.to_json()})
+        own = replace(how, label=label_of(each, subjects, how.label))
+        result = found[each.name] = probe(each.tokenizer, train, each.images, own, name=each.name)
+        records.append(reported(each, result, seed=None, training=subset(train, result.num_train).fingerprint()))
     write_analysis(folder, "probe", records, [each.said() for each in found.values()], plot_probes(found))
 
 
@@ -108,11 +102,9 @@ def analyze_map(
     folder = output_folder(out, overwrite=overwrite)
     found, records = {}, []
     for each in subjects:
-        label = how.label if each.tokenizer.spec.needs_label or len(subjects) == 1 else None
-        result = found[each.name] = token_map(each.tokenizer, each.images, replace(how, label=label), name=each.name)
-        print(f"{each.name}: {result.describe()}")
-        about = facts(each.name, each.data, each.tokenizer, each.images, result.num, seed=how.seed)
-        records.append({**about, **result.to_json()})
+        own = replace(how, label=label_of(each, subjects, how.label))
+        result = found[each.name] = token_map(each.tokenizer, each.images, own, name=each.name)
+        records.append(reported(each, result, seed=how.seed))
     write_analysis(folder, "map", records, [each.said() for each in found.values()], plot_maps(found))
 
 
@@ -143,8 +135,5 @@ def analyze_semantics(
     found, records = {}, []
     for each, own, measured in zip(subjects, settings, measures, strict=True):
         result = found[each.name] = semantics(each.tokenizer, each.images, own, measured)
-        for line in result.describe():
-            print(f"{each.name}: {line}")
-        about = facts(each.name, each.data, each.tokenizer, each.images, result.num, seed=how.seed)
-        records.append({**about, **result.to_json()})
+        records.append(reported(each, result, seed=how.seed))
     write_analysis(folder, "semantics", records, [each.said() for each in found.values()], plot_semantics(found))

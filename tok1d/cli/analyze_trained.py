@@ -8,10 +8,9 @@ from typing import Annotated
 
 import typer
 
-from tok1d.cli.analyze import facts
 from tok1d.cli.analyze_several import analyze_app
 from tok1d.cli.options import ChosenImages, DataRoot, Device, Overwrite, expanded, output_folder, with_paths
-from tok1d.cli.several import Models, open_subjects, training_images, write_analysis, write_found
+from tok1d.cli.several import Models, open_subjects, reported, training_images, write_analysis, write_found
 from tok1d.studies.request import Learning, ModeSettings, Ordering
 
 
@@ -44,13 +43,11 @@ def analyze_learnability(
     for each, train, measured in zip(subjects, trains, measures, strict=True):
         result = learnability(each.tokenizer, train, each.images, how, measured, name=each.name)
         found[each.name] = result
-        missing = [f"no distances: {reason}" for reason in measured.missing.values()]
-        for line in (*result.describe(), *missing):
-            print(f"{each.name}: {line}")
-        about = facts(each.name, each.data, each.tokenizer, each.images, result.num, seed=how.seed)
         trained = subset(train, result.num_train).fingerprint()
         settings = {"training": trained, "train_batch": how.train_batch, "guidance": how.guidance}
-        records.append({**about, **settings, **result.to_json()})
+        records.append(reported(each, result, seed=how.seed, **settings))
+        for reason in measured.missing.values():
+            print(f"{each.name}: no distances: {reason}")
     write_analysis(folder, "learnability", records, [each.said() for each in found.values()], plot_learnability(found))
 
 
@@ -80,11 +77,8 @@ def analyze_order(
     found, records = {}, []
     for each, train in zip(subjects, trains, strict=True):
         result = found[each.name] = order(each.tokenizer, train, each.images, how, name=each.name)
-        for line in result.describe():
-            print(f"{each.name}: {line}")
-        about = facts(each.name, each.data, each.tokenizer, each.images, result.num, seed=how.seed)
         trained = subset(train, result.num_train).fingerprint()
-        records.append({**about, "training": trained, "train_batch": how.train_batch, **result.to_json()})
+        records.append(reported(each, result, seed=how.seed, training=trained, train_batch=how.train_batch))
     write_analysis(folder, "order", records, [each.said() for each in found.values()], plot_orders(found))
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
 from tok1d.cli.options import DATA_HELP, MODEL_HELP, PATH, ChosenImages, load_tokenizer
+from tok1d.config.options import parse_counts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,6 +37,23 @@ class Subject:
     data: str
     tokenizer: Tokenizer
     images: ImageSet
+
+
+class Found(Protocol):
+    """The result of an analysis of one tokenizer."""
+
+    @property
+    def num(self) -> int:
+        """Number of images."""
+        ...
+
+    def describe(self) -> list[str]:
+        """Lines of text."""
+        ...
+
+    def to_json(self) -> dict[str, object]:
+        """The fields of its entry in the record."""
+        ...
 
 
 def models_and_data(given: Sequence[str]) -> tuple[list[str], str]:
@@ -75,16 +93,90 @@ def training_images(each: Subject, data_root: str | None) -> ImageSet:
     return sources.open_data(each.data, each.tokenizer, split="train", data_root=data_root, report=False)
 
 
+def fitting(subjects: Sequence[Subject], check: Callable[[Subject], object]) -> tuple[list[Subject], dict[str, str]]:
+    """The tokenizers that an analysis fits, and for each other one, by name, the reason; a line is printed for each.
+
+    Args:
+        check: raises InputError for a tokenizer that the analysis does not fit.
+
+    Raises:
+        InputError: it fits none.
+    """
+    from tok1d.errors import InputError
+
+    fit, without = [], dict[str, str]()
+    for each in subjects:
+        try:
+            check(each)
+            fit.append(each)
+        except InputError as error:
+            without[each.name] = str(error)
+    if not fit:
+        raise InputError("; ".join(f"{name}: {reason}" for name, reason in without.items()))
+    for name, reason in without.items():
+        print(f"{name}: left out, {reason}")
+    return fit, without
+
+
+def label_of(subject: Subject, subjects: Sequence[Subject], label: str | None) -> Any:
+    """`--label` for one of several tokenizers: None for one without a condition, if another one has one."""
+    conditioned = any(each.tokenizer.spec.needs_label for each in subjects)
+    return label if subject.tokenizer.spec.needs_label or not conditioned else None
+
+
+def lengths_of(text: str, tokenizer: Tokenizer) -> list[int] | None:
+    """The prefix lengths of `--keep`: None for "", every length for "all"; raises InputError for anything else."""
+    length = tokenizer.spec.length
+    if text == "all":
+        return list(range(length + 1))
+    return parse_counts(text, "--keep", 0, length) if text else None
+
+
+def facts(model: str, data: str, tokenizer: Tokenizer, images: ImageSet, num: int, **settings: Any) -> dict[str, Any]:
+    """What every record of an analysis begins with: model, hash of its weights, data, fingerprint, and `settings`."""
+    from tok1d.data.subset import subset
+    from tok1d.zoo.weights import fingerprint
+
+    return {
+        "model": model,
+        "weights_hash": fingerprint(tokenizer),
+        "data": data,
+        "reference": subset(images, num).fingerprint(),
+        **settings,
+    }
+
+
+def reported(subject: Subject, found: Found, *, seed: int | None, **settings: Any) -> dict[str, Any]:
+    """Print the result of one tokenizer and return its entry in the record.
+
+    Args:
+        seed: None if nothing is random.
+        settings: further fields, before those of the result.
+    """
+    for line in found.describe():
+        print(f"{subject.name}: {line}")
+    about = facts(subject.name, subject.data, subject.tokenizer, subject.images, found.num, seed=seed, **settings)
+    return {**about, **found.to_json()}
+
+
 def write_analysis(
-    folder: Path, name: str, records: Sequence[Mapping[str, object]], said: Sequence[str], picture: Image
+    folder: Path,
+    name: str,
+    records: Sequence[Mapping[str, object]],
+    said: Sequence[str],
+    picture: Image,
+    without: Mapping[str, str] | None = None,
 ) -> None:
-    """Write NAME.json (`models`: one record each, `said`: the sentence) and NAME.png, and print the sentence.
+    """Write NAME.json (`models`: one record each, `said`: the sentence) and NAME.png, and print the sentences.
 
     Args:
         said: a clause for each record, without the model's name.
+        without: the reasons of models that were left out, by name; in the record as `left_out`.
     """
-    sentence = "; ".join(f"{record['model']}: {clause}" for record, clause in zip(records, said, strict=True)) + "."
-    write_found(folder, name, {"analysis": name, "said": sentence, "models": list(records)}, picture)
+    sentences = [f"{record['model']}: {clause}." for record, clause in zip(records, said, strict=True)]
+    left_out = {"left_out": dict(without)} if without else {}
+    content = {"analysis": name, "said": "\n".join(sentences), "models": list(records), **left_out}
+    write_found(folder, name, content, picture)
 
 
 def write_found(folder: Path, name: str, content: Mapping[str, object], picture: Image) -> None:
