@@ -11,8 +11,8 @@ process in training steps alone, on one thread. A row of benchmarks/results/lear
 curve that is not complete is begun again.
 
 The error is the mean squared error, in [0, 1], of the averaged weights' reconstructions from all tokens: for the first
-2,000 test images at every point, and for all 10,000 at the end. Flow decoders run with the recipe's `evaluate`
-settings. The errors of principal components are those of `python benchmarks/baselines.py`.
+2,000 test images at every point, and for all 10,000 at the end, then by number of tokens too. Flow decoders run with
+the recipe's `evaluate` settings. The errors of principal components are those of `python benchmarks/baselines.py`.
 """
 
 from __future__ import annotations
@@ -112,17 +112,20 @@ def curve(recipe: str, overrides: Sequence[str], every: int, folder: Path) -> It
             continue
         seconds += time.process_time() - mark
         run.check_finite()
-        point = {"step": run.step, "cpu": round(seconds, 1), "mse": errors(run, settings, test, BETWEEN)}
-        yield {**point, **({"mse_all": errors(run, settings, test, len(test)), "last": True} if done else {})}
+        length = [run.task.model.spec.length]
+        point = {"step": run.step, "cpu": round(seconds, 1), "mse": errors(run, settings, test, BETWEEN, length)}
+        if done:
+            counts = [k for k in (1, 2, 4, 8) if run.task.model.spec.ordered and k < length[0]] + length
+            point |= {"mse_all": errors(run, settings, test, len(test), counts), "last": True}
+        yield point
         mark = time.process_time()
 
 
-def errors(run: Any, settings: Any, test: Any, num: int) -> dict[str, float]:
+def errors(run: Any, settings: Any, test: Any, num: int, counts: Sequence[int]) -> dict[str, float]:
     """Mean squared error in [0, 1] of the averaged weights for the first `num` test images, by number of tokens."""
     import torch
 
     model, wanted = run.task.model, settings.evaluate
-    counts = [2**i for i in range(12) if 2**i < model.spec.length and model.spec.ordered] + [model.spec.length]
     sums = dict.fromkeys(counts, 0.0)
     options = {} if model.spec.deterministic else {"steps": wanted.steps, "guidance": wanted.guidance}
     with run._evaluated(), torch.no_grad(), torch.random.fork_rng([]):
