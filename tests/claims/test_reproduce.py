@@ -240,5 +240,7 @@ def test_every_statistic_measures_a_finished_run(
     assert statistic.function is not None
     value = statistic.function(models[statistic.of], Measurement(name=name, **settings))  # type: ignore[arg-type]
     assert math.isfinite(value)
+    if name == "score":
+        assert 1 <= value <= 10  # of ten classes
     if name == "prefix_share":
         assert value == pytest.approx(100)  # of all tokens
