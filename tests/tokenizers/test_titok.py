@@ -159,9 +159,9 @@ def test_a_gradient_reaches_every_weight(images: Tensor, kind: str) -> None:
 
 
 def test_positions_and_registers_of_smap_for_a_matched_comparison(images: Tensor) -> None:
-    """Rotary positions, LayerScale and a register are options of TiTok's networks, off by default, each with weights."""
+    """Rotary positions, LayerScale and a register: options of TiTok's networks, off by default, each with weights."""
     plain, parts = tokenizer(), {"rotary": "mixed", "layer_scale": 1.0, "registers": 1}
-    for key, value, named in zip(parts, parts.values(), ("freqs", "scale", "registers"), strict=True):
+    for key, value, named in zip(parts, parts.values(), ("freqs", "gamma", "registers"), strict=True):
         model = tokenizer(encoder={**SMALL, key: value}, decoder={**SMALL, key: value})
         own = {name for name, _ in model.named_parameters()} - {name for name, _ in plain.named_parameters()}
         assert own and all(named in name for name in own), own

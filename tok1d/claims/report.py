@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from tok1d.claims.claim import SCALES
+from tok1d.claims.claim import SCALES, Listed, Measurement
 from tok1d.claims.plan import hours
 from tok1d.claims.rows import Outcome
 from tok1d.claims.statistics import STATISTICS
@@ -24,7 +24,8 @@ the 95 % interval (Student's t) of its mean over the seeds, and the margin, the 
 - **shown**: the interval lies on the side of 0 that the paper states, and the mean is at least the margin;
 - **opposite**: the same on the other side;
 - **bounded**: the interval lies within the margin, so an effect of that size is excluded;
-- **not established**: none of these; always with one seed, unless the claim states the spread between seeds;
+- **not established**: none of these; always with one seed, unless the spread between seeds is known from a claim with
+  several seeds and the same statistic;
 - **out of regime**: a condition fails under which the statement could show at all;
 - **not run**: rows are missing, or the library cannot measure the statistic yet."""
 CONDITIONS = """Conditions: `loss_flat`, the training loss changes by at most 2 % between its last two tenths;
@@ -37,6 +38,9 @@ its own; trainings that claims share are made once."""
 def difference_text(outcome: Outcome) -> str:
     """The comparison of a claim as text: "nested - plain, lower, margin 0.5"."""
     claim = outcome.listed.claim
+    if claim.by is not None:
+        arms = ", ".join(term.label for term in claim.plus)
+        return f"correlation over {arms}, {claim.expected}, margin {claim.margin:g}"
     plus, minus = (" + ".join(term.label for term in found) for found in (claim.plus, claim.minus))
     several = len(claim.plus) > 1 or len(claim.minus) > 1
     shown = f"({plus}) - ({minus})" if several else f"{plus} - {minus}"
@@ -44,8 +48,12 @@ def difference_text(outcome: Outcome) -> str:
 
 
 def statistic_text(outcome: Outcome) -> str:
-    """The statistic of a claim with its settings."""
-    given = outcome.listed.claim.statistic
+    """The statistic of a claim with its settings, and the second one of a correlation."""
+    claim = outcome.listed.claim
+    return " with ".join(_measurement(each) for each in (claim.statistic, claim.by) if each is not None)
+
+
+def _measurement(given: Measurement) -> str:
     settings = ", ".join(
         ", ".join(map(str, value)) if isinstance(value, list) else f"{name}={value}"
         for name, value in given.settings.items()
@@ -56,7 +64,12 @@ def statistic_text(outcome: Outcome) -> str:
 
 def cost_text(outcome: Outcome) -> str:
     """Estimated CPU-hours at both scales."""
-    return " / ".join(f"{hours([outcome.listed], scale):.1f}" for scale in SCALES)
+    return hours_text(outcome.listed)
+
+
+def hours_text(listed: Listed) -> str:
+    """Estimated CPU-hours of a claim at both scales, "-" for one at which it is not measured."""
+    return " / ".join(f"{hours([listed], scale):.1f}" if scale in listed.claim.scales else "-" for scale in SCALES)
 
 
 def counts(outcomes: Sequence[Outcome]) -> str:
@@ -103,6 +116,8 @@ def _statistics() -> str:
 def _section(outcome: Outcome) -> str:
     claim = outcome.listed.claim
     regime = ", ".join(f"`{condition.name}`" for condition in claim.regime) or "none"
+    scale = outcome.scale or (claim.scales[0] if len(claim.scales) == 1 else "")
+    option = f" --scale {scale}" if scale else ""
     return "\n".join(
         [
             f"### {claim.id}",
@@ -111,7 +126,7 @@ def _section(outcome: Outcome) -> str:
             "",
             f"- compared: {difference_text(outcome)}; {statistic_text(outcome)}; conditions: {regime}",
             f"- **{outcome.verdict.state}**: {outcome.verdict.reason}",
-            f"- command: `tok1d reproduce {claim.id}{f' --scale {outcome.scale}' if outcome.scale else ''}`",
+            f"- command: `tok1d reproduce {claim.id}{option}`",
         ]
     )
 

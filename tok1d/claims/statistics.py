@@ -349,7 +349,7 @@ STATISTICS: dict[str, Statistic] = {
     "generation_speed": Statistic(
         "images a second on a device without other load",
         "generator",
-        missing="equally many tokens of equal width have the same cost by construction; docs/maetok.md, Speed, has times",
+        missing="equally many tokens have the same cost by construction; docs/maetok.md, Speed, has times",
     ),
 }
 

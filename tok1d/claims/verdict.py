@@ -33,23 +33,28 @@ class Verdict:
     differences: tuple[float, ...] = ()
 
 
-def interval(differences: Sequence[float], spread: float | None = None) -> tuple[float, float] | None:
+def interval(
+    differences: Sequence[float], spread: float | None = None, freedom: int | None = None
+) -> tuple[float, float] | None:
     """The 95 % interval of the mean of paired differences.
 
     Student's t over the seeds. Of one difference it is known only with `spread`, the standard deviation of a difference
-    between seeds that was measured elsewhere; then the normal distribution is used.
+    between seeds that was measured elsewhere, with `freedom` degrees of freedom; None: it is known exactly.
     """
+    from scipy import stats
+
     count = len(differences)
     mean = sum(differences) / count
     if count > 1:
-        from scipy import stats
-
         deviation = math.sqrt(sum((value - mean) ** 2 for value in differences) / (count - 1))
         half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * deviation / math.sqrt(count)
         return mean - half, mean + half
     if spread is None:
         return None
-    half = 1.959964 * spread
+    half = float(
+        stats.norm.ppf((1 + CONFIDENCE) / 2) if freedom is None else stats.t.ppf((1 + CONFIDENCE) / 2, freedom)
+    )
+    half *= spread
     return mean - half, mean + half
 
 
@@ -60,7 +65,9 @@ def verdict(
     margin: float,
     failed: Sequence[str] = (),
     spread: float | None = None,
+    freedom: int | None = None,
     unit: str = "",
+    what: str = "difference",
 ) -> Verdict:
     """The verdict on a difference that is expected to be above 0 (higher) or below 0 (lower).
 
@@ -68,9 +75,10 @@ def verdict(
         differences: one for each seed, in the unit of the statistic; at least one.
         margin: smallest difference that counts, above 0.
         failed: the conditions of the regime that fail, in words with their figures.
-        spread: see `interval`.
+        spread, freedom: see `interval`.
+        what: the differences are, for the reason.
     """
-    mean, found = sum(differences) / len(differences), interval(differences, spread)
+    mean, found = sum(differences) / len(differences), interval(differences, spread, freedom)
     low, high = found or (None, None)
     said = describe(mean, found, len(differences), spread is not None, unit)
 
@@ -78,12 +86,12 @@ def verdict(
         return Verdict(state, reason, mean, low, high, tuple(differences))
 
     if failed:
-        return made("out of regime", f"{'; '.join(failed)} (difference {said})")
+        return made("out of regime", f"{'; '.join(failed)} ({what} {said})")
     if found is None:
-        return made("not established", f"difference {said}; one seed has no interval")
+        return made("not established", f"{what} {said}; one seed has no interval")
     sign = 1 if expected == "higher" else -1
     near, far = sorted((sign * found[0], sign * found[1]))
-    rule = f"difference {said}; expected {expected}, by at least {margin:g}"
+    rule = f"{what} {said}; expected {expected}, by at least {margin:g}"
     if -margin < near and far < margin:
         return made("bounded", f"{rule}: the interval lies within {margin:g} of 0")
     if near > 0 and sign * mean >= margin:

@@ -48,8 +48,8 @@ class CARDConfig:
     condition: ConditionConfig = option(ConditionConfig())
     class_source: Literal["shared", "independent", "random"] = option(
         "shared",
-        "class vectors: a copy of the tokenizer's table, a trained table of its own, or fixed random vectors as long as "
-        "the tokenizer's",
+        "class vectors: a copy of the tokenizer's table, a trained table of its own, or fixed random vectors with the "
+        "lengths of the tokenizer's",
     )
     class_dim: int = option(768, "width of the class table; shared: of the tokenizer's table", ge=1)
     freeze_class_embedding: bool = option(True, "shared: do not train the class vectors; random ones are never trained")
