@@ -168,9 +168,9 @@ class Claim:
             raise ConfigError(f"id: expected letters, digits, -, _ and ., got {show(self.id)}")
         labels = [term.label for _, term in self.terms]
         if self.by is not None:
-            if len(self.plus) < 3 or self.minus:
+            if len(self.plus) < 4 or self.minus:
                 raise ConfigError(
-                    f"by: a correlation needs at least 3 arms in plus and none in minus, got {len(self.plus)} and "
+                    f"by: a correlation needs at least 4 arms in plus and none in minus, got {len(self.plus)} and "
                     f"{len(self.minus)}"
                 )
             labels += [f"{label}-by" for label in labels]

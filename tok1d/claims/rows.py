@@ -14,7 +14,7 @@ from tok1d.claims.claim import SCALES, Listed, ScaleName
 from tok1d.claims.plan import RowPlan, row_plans, seed_plans
 from tok1d.claims.regime import Checked
 from tok1d.claims.statistics import STATISTICS, missing
-from tok1d.claims.verdict import Verdict, verdict
+from tok1d.claims.verdict import Spread, Verdict, verdict
 from tok1d.errors import DataError, reason_of
 
 
@@ -114,14 +114,12 @@ def _at(listed: Listed, rows: Path, scale: ScaleName) -> Outcome | None:
     differences = _differences(listed, rows, scale, found)
     if not differences:
         return None
-    spread, freedom = (claim.spread, None) if not claim.spread_from else _spread_from(listed, rows, scale)
     made = verdict(
         differences,
         expected=claim.expected,
         margin=claim.margin,
         failed=failures(found),
-        spread=spread,
-        freedom=freedom,
+        spread=_spread(listed, rows, scale),
         unit="" if claim.by is not None else STATISTICS[claim.statistic.name].unit,
         what="difference" if claim.by is None else "correlation",
     )
@@ -158,18 +156,23 @@ def correlation(pairs: Sequence[tuple[float, float]]) -> float:
         return 0.0
 
 
-def _spread_from(listed: Listed, rows: Path, scale: ScaleName) -> tuple[float | None, int | None]:
-    """The standard deviation between seeds, and its degrees of freedom, of the claim that `spread_from` names.
+def _spread(listed: Listed, rows: Path, scale: ScaleName) -> Spread:
+    """What is known of the spread between seeds: of the claim itself, or from the rows of another claim.
 
     A difference of more arms varies more: the deviation is scaled by the root of the ratio of the numbers of arms.
     """
-    other = listed.file.claim(listed.claim.spread_from)
+    claim = listed.claim
+    if claim.by is not None:
+        return Spread(arms=len(claim.plus))
+    if not claim.spread_from:
+        return Spread(claim.spread)
+    other = listed.file.claim(claim.spread_from)
     assert other is not None, "checked when the file was read"
     differences = _differences(Listed(other, listed.file), rows, scale)
     if len(differences) < 2:
-        return None, None
-    ratio = len(listed.claim.terms) / len(other.terms)
-    return math.sqrt(ratio) * statistics.stdev(differences), len(differences) - 1
+        return Spread()
+    ratio = len(claim.terms) / len(other.terms)
+    return Spread(math.sqrt(ratio) * statistics.stdev(differences), len(differences) - 1)
 
 
 def failures(rows: Mapping[tuple[str, int], Row]) -> list[str]:
