@@ -14,12 +14,17 @@ from tok1d.claims.verdict import Verdict
 STATES = ("shown", "opposite", "bounded", "not established", "out of regime", "not run")
 HEAD = """# Claims of the papers
 
-`tok1d reproduce --report` writes this page from stored rows; do not edit it. `tok1d reproduce ID` trains and measures
-what a claim needs and stores one row for each arm and seed. The claims are in `tok1d/claims/data/`; `--file` reads a
-file of your own. The models are small and the images simple, so a verdict is about this scale, not about the paper's.
+This page is written from stored rows, by `python benchmarks/claims_pages.py`; do not edit it. `tok1d reproduce ID` trains
+and measures what a claim needs and stores one row for each arm and seed; with `--report` it writes such a page from
+rows of yours. The claims are in `tok1d/claims/data/`; `--file` reads a file of your own. The models are small and the
+images simple, so a verdict is about this scale, not about the paper's.
+
+The scale quick has short trainings, about an hour on two cores for all claims that have it, in two processes; small is
+the one for the figures of this page.
 
 The difference of a claim is a sum of its statistic over some arms minus that over others, for each seed. Verdicts, from
-the 95 % interval (Student's t) of its mean over the seeds, and the margin, the smallest difference that counts:
+the 95 % interval (Student's t) of its mean over the seeds, and the margin, the smallest difference that counts. A claim
+about a correlation of two statistics over arms has Fisher's interval in its place:
 
 - **shown**: the interval lies on the side of 0 that the paper states, and the mean is at least the margin;
 - **opposite**: the same on the other side;
@@ -129,6 +134,16 @@ def _section(outcome: Outcome) -> str:
             f"- command: `tok1d reproduce {claim.id}{option}`",
         ]
     )
+
+
+def summary(outcomes: Sequence[Outcome]) -> str:
+    """A short table of claims for another page: id, verdict, and the difference with its interval."""
+    rows = [("claim", "verdict", "difference"), ("---",) * 3]
+    for each in outcomes:
+        verdict = each.verdict
+        link = f"[`{each.listed.claim.id}`](claims.md#{each.listed.claim.id})"
+        rows.append((link, f"{verdict.state}{f' ({each.scale})' if each.scale else ''}", verdict.figures))
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}

@@ -23,6 +23,7 @@ class Verdict:
         mean: mean difference; None without differences.
         low, high: 95 % interval of the mean; None if it is not known (one seed).
         differences: one for each seed.
+        figures: the mean with its interval and seeds, as in the reason.
     """
 
     state: State
@@ -31,6 +32,7 @@ class Verdict:
     low: float | None = None
     high: float | None = None
     differences: tuple[float, ...] = ()
+    figures: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def verdict(
     said = describe(mean, found, len(differences), spread, unit)
 
     def made(state: State, reason: str) -> Verdict:
-        return Verdict(state, reason, mean, low, high, tuple(differences))
+        return Verdict(state, reason, mean, low, high, tuple(differences), said)
 
     if failed:
         return made("out of regime", f"{'; '.join(failed)} ({what} {said})")
