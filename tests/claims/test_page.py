@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+import claims_pages
+
 from tok1d.claims import plan
 from tok1d.claims.report import html, markdown, picture, summary
 from tok1d.claims.rows import Outcome
@@ -13,9 +17,6 @@ from tok1d.claims.verdict import verdict
 from tok1d.cli import app as cli
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "benchmarks"))
-
-import claims_pages
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +39,12 @@ def disagreements(claims: str, page: str) -> list[str]:
     """
     sections = dict(re.findall(r"^### ([\w.-]+)\n(.*?)(?=^##|\Z)", claims, re.MULTILINE | re.DOTALL))
     found = []
-    for name, verdict, difference in re.findall(
+    for name, state, difference in re.findall(
         r"^\| \[`([\w.-]+)`\]\(claims\.md#\1\) \| (.*?) \| (.*?) \|$", page, re.M
     ):
         section = sections.get(name, "")
-        if f"- **{verdict.partition(' (')[0]}**: " not in section or difference not in section:
-            found.append(f"{name}: {verdict}, {difference}")
+        if f"- **{state.partition(' (')[0]}**: " not in section or difference not in section:
+            found.append(f"{name}: {state}, {difference}")
     return found
 
 

@@ -14,10 +14,10 @@ from tok1d.claims.verdict import Verdict
 STATES = ("shown", "opposite", "bounded", "not established", "out of regime", "not run")
 HEAD = """# Claims of the papers
 
-This page is written from stored rows, by `python benchmarks/claims_pages.py`; do not edit it. `tok1d reproduce ID` trains
-and measures what a claim needs and stores one row for each arm and seed; with `--report` it writes such a page from
-rows of yours. The claims are in `tok1d/claims/data/`; `--file` reads a file of your own. The models are small and the
-images simple, so a verdict is about this scale, not about the paper's.
+This page is written from stored rows, by `python benchmarks/claims_pages.py`; do not edit it. `tok1d reproduce ID`
+trains and measures what a claim needs and stores one row for each arm and seed; with `--report` it writes such a page
+from rows of yours. The claims are in `tok1d/claims/data/`; `--file` reads a file of your own. The models are small and
+the images simple, so a verdict is about this scale, not about the paper's.
 
 The scale quick has short trainings, about an hour on two cores for all claims that have it, in two processes; small is
 the one for the figures of this page.
