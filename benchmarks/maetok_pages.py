@@ -1,21 +1,15 @@
-"""Tables of docs/maetok.md from the records of maetok_table.py.
-
-Seed spread of a value: the larger of its ranges over the seeds of `ae` and of `ae-mask`. The comparison of these two is
-decided if the ranges do not overlap; one with a single seed if the difference of the means exceeds the seed spread. A
-claim with a limit has no verdict, because this experiment cannot show it.
-"""
+"""Tables of docs/maetok.md from the records of maetok_table.py."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from statistics import correlation, mean
+from statistics import correlation
 
-from table import FD, Records, fill, markdown, read, said, seeds, spread, trainings, verdict
+from table import FD, Records, fill, markdown, read, seeds, spread, trainings
 
 PAGE = Path(__file__).parents[1] / "docs" / "maetok.md"
 CONDITIONAL, UNCONDITIONAL = f"conditional_{FD}", f"unconditional_{FD}"
-HEADLINE = ("ae", "ae-mask")
 NAMES = {
     "ae": "AE",
     "ae-mask": "AE + masking (target: pixels)",
@@ -28,24 +22,6 @@ NAMES = {
     "patches": "teacher: AE + masking, patches as tokens",
 }
 GAP = "gap"  # distance of samples without classes minus distance with classes
-# Why this experiment cannot decide a claim.
-DECODER = "no verdict: measures the decoder"
-NO_CONTROL = "no verdict: no control with as many decoder steps"
-TEACHER = "no verdict: measures the decoder; the teacher has no semantics"
-# Claims of the paper: (text, new, old, value, whether it rises, limit). The values in the paper are for ImageNet.
-CLAIMS: list[tuple[str, str, str, str, bool, str]] = [
-    ("masking improves generation", "ae-mask", "ae", CONDITIONAL, False, DECODER),
-    ("also without classes", "ae-mask", "ae", UNCONDITIONAL, False, DECODER),
-    ("samples need classes less: distance without minus with classes", "ae-mask", "ae", GAP, False, ""),
-    ("masking lowers reconstruction quality", "ae-mask", "ae", "psnr", False, ""),
-    ("masking makes classes more linearly separable (probe)", "ae-mask", "ae", "probe_accuracy", True, ""),
-    ("fine-tuning restores reconstruction quality", "ae-mask-finetune", "ae-mask", "psnr", True, NO_CONTROL),
-    ("fine-tuning improves generation", "ae-mask-finetune", "ae-mask", CONDITIONAL, False, NO_CONTROL),
-    ("masking improves generation from a VAE", "vae-mask", "vae", CONDITIONAL, False, DECODER),
-    ("HOG targets are better than pixels", "hog", "ae-mask", CONDITIONAL, False, DECODER),
-    ("a learned teacher is better than pixels", "teacher", "ae-mask", CONDITIONAL, False, TEACHER),
-    ("HOG and teacher are better than pixels", "hog-teacher", "ae-mask", CONDITIONAL, False, TEACHER),
-]
 PERCENT = ("probe_accuracy", "label_agreement")
 DIGITS = {"psnr": 2, "mse": 5, FD: 2, CONDITIONAL: 2, UNCONDITIONAL: 2, "test_loss": 4, "probe_accuracy": 1, GAP: 2}
 
@@ -80,25 +56,6 @@ def results(records: Records) -> str:
         if seeds(records, kind)
     ]
     return markdown(["tokenizer", *columns.values()], body)
-
-
-def claims(records: Records) -> str:
-    """The claims of the paper, compared with these rows."""
-    body = []
-    names = {CONDITIONAL: "`fd@` of samples", UNCONDITIONAL: "`fd@` of samples", GAP: "`fd@`", "psnr": "PSNR, dB"}
-    for claim, new, old, figure, rises, limit in CLAIMS:
-        a, b = figures(records, new, figure), figures(records, old, figure)
-        if not a or not b:
-            continue
-        if (new, old) == HEADLINE[::-1] and min(len(a), len(b)) > 1:
-            there: bool | None = verdict(a, b) == "shown"
-        else:
-            groups = [figures(records, kind, figure) for kind in HEADLINE]
-            widest = None if min(map(len, groups)) < 2 else max(max(group) - min(group) for group in groups)
-            there = None if widest is None else abs(mean(a) - mean(b)) > widest
-        cells = [spread(values, DIGITS[figure]) for values in (b, a)]
-        body.append([claim, names.get(figure, "probe, %"), *cells, limit or said(there, rises, a, b)])
-    return markdown(["the paper's claim", "measured", "before", "after", "at this scale"], body)
 
 
 def decoders(records: Records) -> str:
@@ -144,7 +101,6 @@ TABLES: dict[str, Callable[[Records], str]] = {
     "results": results,
     "decoders": decoders,
     "relations": relations,
-    "claims": claims,
     "samples": samples,
 }
 

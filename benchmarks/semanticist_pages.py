@@ -1,12 +1,11 @@
-"""Fills the tables and the picture of docs/semanticist.md from the records of semanticist_table.py."""
+"""Fills the tables of docs/semanticist.md from the records of semanticist_table.py."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from table import FD, Records, fill, markdown, read, seeds, spread, trainings, verdict
+from table import FD, Records, fill, markdown, read, seeds, spread, trainings
 
 PAGE = Path(__file__).parents[1] / "docs" / "semanticist.md"
 KEEP = (1, 2, 4, 8)
@@ -19,8 +18,8 @@ def nesting(records: Records) -> str:
     for i, keep in enumerate(KEEP):
         for label, key, digits in (("squared error", "mse", 4), (f"`{FD}`", FD, 2)):
             a, b = ([record["prefixes"][i][key] for record in group] for group in (nested, plain))
-            body.append([f"{keep}, {label}", spread(a, digits), spread(b, digits), verdict(a, b)])
-    return markdown(["tokens kept, metric", "nested dropping", "without", "difference"], body)
+            body.append([f"{keep}, {label}", spread(a, digits), spread(b, digits)])
+    return markdown(["tokens kept, metric", "nested dropping", "without"], body)
 
 
 def shares(records: Records) -> str:
@@ -126,43 +125,6 @@ def _guidance(records: Records, prefix: str, wanted: Callable[[str], bool]) -> s
     return markdown(["guidance", *(f"keep {k}: fd / squared error" for k in KEEP)], body)
 
 
-def appendix(records: Records) -> str:
-    """Correlations and energies of the increments of tokens.
-
-    Rows whose record is of an earlier version have energies only; the fall of their loss is that of the tokenizer's row
-    (same images, times and noise).
-    """
-    body = []
-    for name in sorted(name for name in records if name.startswith("increments-")):
-        r, kind = records[name], name.removeprefix("increments-")
-        ratio, energy = r.get("energy_ratio"), r["energy"]
-        if ratio is None and kind in records:
-            curve = records[kind]["curve"]
-            ratio = sum(energy) / (curve[0]["loss"] - curve[-1]["loss"])
-        correlations = [
-            f"{r[key]:.3f}" if key in r else ""
-            for key in ("mean_correlation", "weighted_correlation", "largest_correlation")
-        ]
-        residual = f"{max(map(abs, r['residual_correlation'])):.3f}" if "residual_correlation" in r else ""
-        shares = " ".join(f"{value / sum(energy):.3f}" for value in energy)
-        ratio_cell = "" if ratio is None else f"{ratio:.3f}"
-        body.append([f"`{kind}`", *correlations, residual, ratio_cell, shares, f"{100 * r['falling']:.0f}"])
-    head = ["tokenizer", "mean correlation", "weighted by energy", "largest", "with the residual, largest"]
-    head += ["energies / fall of the loss", "share of energy, tokens 1 to 8", "falling pairs, %"]
-    return markdown(head, body)
-
-
-def spectrum(records: Records) -> str:
-    """Spectra of decoded images by number of tokens kept, for two settings of the bundled tokenizer's sampler."""
-    body, counts = [], ("0", "1", "2", "4", "8")
-    for name in ("spectrum-default", "spectrum-plain"):
-        if name in records:
-            r = records[name]
-            setting = f"{r['steps']} Euler steps, initial noise {r['temperature']:g}, shift {r['shift']:g}"
-            body.append([setting, *(f"{r['gap'][keep]:+.2f}" for keep in counts)])
-    return markdown(["decoding", *(f"{keep} tokens" for keep in counts)], body)
-
-
 TABLES: dict[str, Callable[[Records], str]] = {
     "trainings": trainings,
     "nesting": nesting,
@@ -172,25 +134,9 @@ TABLES: dict[str, Callable[[Records], str]] = {
     "heads": heads,
     "guidance": guidance,
     "guidance_nonull": guidance_nonull,
-    "appendix": appendix,
-    "spectrum": spectrum,
 }
-
-
-def picture(record: dict[str, Any], path: Path) -> None:
-    """Plot the correlations of the increments of a record."""
-    import torch
-
-    from tok1d.analyze.increments import plot_correlations
-    from tok1d.pictures import save_png
-
-    tensors = [torch.tensor(record[key]) for key in ("correlation", "residual_correlation")]
-    save_png(plot_correlations(record["keep"], *tensors), path)
 
 
 def write(folder: Path, page: Path = PAGE) -> None:
     """Fill every table of the page from the records."""
-    records = read(folder)
-    fill(page, TABLES, records)
-    if "increments-bundled" in records:
-        picture(records["increments-bundled"], page.parent / "images" / "increments.png")
+    fill(page, TABLES, read(folder))

@@ -20,8 +20,6 @@ from typing import Any
 from table import main as run_table
 from table import train, trained, values
 
-from tok1d.zoo.weights import fingerprint
-
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 
 RESULTS = Path(__file__).parent / "results" / "semanticist_table"
@@ -129,75 +127,6 @@ def guidance_row(kind: str, scale: float) -> Callable[[Path], dict[str, Any]]:
     return row
 
 
-def bundled_or_trained(kind: str, seed: int, runs: Path) -> Any:
-    """The bundled tokenizer, or that of a row."""
-    from tok1d.zoo import store
-
-    return store.load("fashion-mnist-semanticist") if kind == "bundled" else train_tokenizer(kind, seed, runs)
-
-
-def increments_row(kind: str, seed: int) -> Callable[[Path], dict[str, Any]]:
-    """Appendix A: correlations in expectation of the prediction increments of tokens, and their energies.
-
-    The same computation as `tok1d analyze increments MODEL fashion_mnist --num 500 --times 10`.
-    """
-
-    def row(runs: Path) -> dict[str, Any]:
-        from tok1d.analyze.increments import increments
-
-        tokenizer = bundled_or_trained(kind, seed, runs)
-        how = {"num_images": 500, "num_times": 10, "seed": 0}
-        found = increments(tokenizer, test_images(500), **how)
-        return {"fingerprint": fingerprint(tokenizer), **how, **found.to_json()}
-
-    return row
-
-
-def rings(images: Any) -> Any:
-    """Power (R,) of square images (B, 1, S, S) by ring of spatial frequency, 0 to S/2 in steps of 1, float64.
-
-    Squared magnitude of the 2D Fourier transform, averaged over images and over the frequencies of a ring.
-    """
-    import torch
-
-    side = images.shape[-1]
-    power = torch.fft.fft2(images.double()).abs().square().mean((0, 1)).flatten()
-    f = torch.fft.fftfreq(side, 1 / side, dtype=torch.float64)
-    ring = (f[:, None].square() + f.square()).sqrt().round().long().flatten()
-    inside = ring <= side // 2
-    total = torch.zeros(side // 2 + 1, dtype=torch.float64).index_add(0, ring[inside], power[inside])
-    return total / ring[inside].bincount()
-
-
-def spectrum_row(steps: int, temperature: float, shift: float) -> Callable[[Path], dict[str, Any]]:
-    """The spectrum of images decoded by the bundled tokenizer, against the originals, by number of tokens kept.
-
-    "gap": mean over the upper half of the frequencies of log10(power of the decoded images / power of the originals).
-    """
-
-    def row(runs: Path) -> dict[str, Any]:
-        import dataclasses
-
-        import torch
-
-        tokenizer, num = bundled_or_trained("bundled", 0, runs), 500
-        flow = dataclasses.replace(tokenizer.config.flow, temperature=temperature, shift=shift)
-        tokenizer.config = dataclasses.replace(tokenizer.config, flow=flow)
-        x, gaps = test_images(num).batch(range(num))[0], {}
-        true = rings(x)
-        upper = slice(len(true) // 2 + 1, None)
-        with torch.no_grad():
-            tokens = tokenizer.encode(x)
-            for keep in (0, 1, 2, 4, 8):
-                noise = [torch.Generator().manual_seed(i) for i in range(num)]
-                decoded = tokenizer.decode(tokens, keep=keep, steps=steps, generator=noise)
-                gaps[str(keep)] = float((rings(decoded)[upper] / true[upper]).log10().mean())
-        settings = {"steps": steps, "temperature": temperature, "shift": shift, "num_images": num}
-        return {"fingerprint": fingerprint(tokenizer), **settings, "gap": gaps}
-
-    return row
-
-
 def generate(num_tokens: int, runs: Path, *, num: int | None = None, guidance: float = 2.0, **head: Any) -> dict:
     """Label agreement and Fréchet distance of class-balanced samples, decoded in 10 steps, by `evaluate_generation`."""
     from tok1d.evaluate.generation import evaluate_generation
@@ -256,12 +185,6 @@ def rows() -> dict[str, Callable[[Path], dict[str, Any]]]:
     for seed in SEEDS[1:]:
         for kind in ("nested", "plain"):
             table[f"{kind}-{seed}"] = tokenizer_row(kind, seed)
-    for seed in SEEDS:
-        for kind in ("nested", "plain"):
-            table[f"increments-{kind}-{seed}"] = increments_row(kind, seed)
-    table["increments-bundled"] = increments_row("bundled", 0)
-    table["spectrum-default"] = spectrum_row(4, 0.7, 2.0)
-    table["spectrum-plain"] = spectrum_row(25, 1.0, 1.0)
     for sampler, steps in [("sde", 10), ("sde", 25), ("sde", 50), ("euler", 5), ("euler", 10), ("euler", 25)]:
         table[f"head-{sampler}-{steps}"] = head_row(sampler, steps)
     table["head-sde-250-on-500"] = head_row("sde", 250, 500)

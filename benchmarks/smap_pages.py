@@ -1,24 +1,15 @@
-"""Fills the tables of docs/smap.md from the records of smap_table.py.
-
-Seed spread of a value: the larger of its ranges over the seeds of the pair with three seeds. For tokenizers this pair
-is SMAP KL with 16 tokens, with and without tail dropping; for generators CARD with a shared and with its own class
-table. A comparison of several seeds is decided if the ranges do not overlap; one with a single seed if the difference
-of the means exceeds the seed spread. A claim with a `limit` has no verdict, because this experiment cannot show it.
-"""
+"""Fills the tables of docs/smap.md from the records of smap_table.py."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
-from table import FD, Records, fill, markdown, read, said, seeds, spread, trainings, verdict
+from table import FD, Records, fill, markdown, read, seeds, spread, trainings
 
 PAGE = Path(__file__).parents[1] / "docs" / "smap.md"
-TOKENIZER_PAIR, GENERATOR_PAIR = ("kl16", "kl16-full"), ("card-shared", "card-independent")
 
 
 def of_length(n: int) -> dict[str, tuple[str, int]]:
@@ -50,92 +41,7 @@ GENERATORS = {
 PERCENT = ("judge_accuracy", "label_agreement", "condition", "tokens")
 DIGITS = {"psnr": 2, "mse": 5, FD: 2, "test_loss": 4, "excess": 2, "reconstructed": 2}
 NAMES = {"psnr": "PSNR, dB", "mse": "squared error", FD: f"`{FD}`", "judge_accuracy": "classifier, %"}
-MEASURED = {  # the values of a claim, by the end of their path
-    "mse": "squared error",
-    FD: "`fd@`",
-    "judge_accuracy": "images, %",
-    "condition": "images, %",
-    "excess": "`fd@` of samples minus reconstructions",
-    "test_loss": "loss",
-}
 Side = tuple[str, str]  # a kind of row, and the path of a value in its record
-# Why this experiment cannot decide a claim.
-DECODER = "no verdict: the decoder receives the class"
-TEN_CLASSES = "no verdict: ten classes cannot show it"
-OTHER_TOKENS = "no verdict: the tokenizers differ"
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim of the paper: the value of `new` is below that of `old`, or above it if it `rises`.
-
-    Args:
-        limit: shown instead of a verdict: why these rows cannot decide the claim.
-    """
-
-    text: str
-    new: Side
-    old: Side
-    rises: bool = False
-    limit: str = ""
-
-
-def truncation(text: str, kind: str, path: str, rises: bool = False) -> Claim:
-    """A SMAP trained with tail dropping against one without."""
-    return Claim(text, (kind, path), (f"{kind}-full", path), rises)
-
-
-def generated(text: str, new: str, old: str, limit: str) -> list[Claim]:
-    """What the samples of two generators add to the distance of their tokenizer's reconstructions, by guidance."""
-    return [
-        Claim(f"{text}, {how}", (new, f"{how}/excess"), (old, f"{how}/excess"), limit=limit)
-        for how in ("unguided", "guided")
-    ]
-
-
-def of_condition(name: str, kind: str) -> list[Claim]:
-    """The class of images decoded from the condition alone, and with swapped labels."""
-    swapped = "swap/swapped/condition"
-    return [
-        truncation(f"the condition alone shows its class ({name})", kind, "labelled/0/judge_accuracy", rises=True),
-        truncation(f"swapped labels: the image shows the class of the condition ({name})", kind, swapped, rises=True),
-    ]
-
-
-CLAIMS = [
-    truncation("tail dropping makes 1 of 16 tokens usable (KL)", "kl16", "labelled/1/mse"),
-    truncation("4 of 16 (KL)", "kl16", "labelled/4/mse"),
-    truncation("1 of 16 (VQ)", "vq16", "labelled/1/mse"),
-    truncation("4 of 16 (VQ)", "vq16", "labelled/4/mse"),
-    truncation("1 of 4 (KL)", "kl4", "labelled/1/mse"),
-    truncation("1 of 4 (VQ)", "vq4", "labelled/1/mse"),
-    truncation("tail dropping also improves all 16 tokens (KL)", "kl16", f"labelled/all/{FD}"),
-    truncation("the same in squared error (KL)", "kl16", "labelled/all/mse"),
-    truncation("all 16 (VQ)", "vq16", f"labelled/all/{FD}"),
-    truncation("all 4 (KL)", "kl4", f"labelled/all/{FD}"),
-    truncation("all 4 (VQ)", "vq4", f"labelled/all/{FD}"),
-    *of_condition("KL", "kl16"),
-    *of_condition("VQ", "vq16"),
-    *(
-        Claim(
-            f"SMAP, with the label, is better than TiTok at {n} tokens ({name.upper()})",
-            (f"{name}{n}", f"labelled/all/{FD}"),
-            (f"titok-{name}{n}", f"unlabelled/all/{FD}"),
-        )
-        for n in (16, 4)
-        for name in ("kl", "vq")
-    ),
-    *generated("a condition in the tokenizer improves CARD", "card-independent", "card-unconditioned", DECODER),
-    *generated("sharing the class table improves CARD", "card-shared", "card-independent", TEN_CLASSES),
-    Claim(
-        "sharing lowers CARD's loss",
-        ("card-shared", "test_loss"),
-        ("card-independent", "test_loss"),
-        limit=TEN_CLASSES,
-    ),
-    *generated("CARD (KL) is better than LlamaGen (VQ)", "card-shared", "llamagen", OTHER_TOKENS),
-    *generated("CARD (KL) is better than MaskGIT (VQ)", "card-shared", "maskgit", OTHER_TOKENS),
-]
 
 
 def figure(record: dict[str, Any], path: str) -> float | None:
@@ -259,33 +165,6 @@ def samplers(records: Records) -> str:
     return markdown(["row", "samples", "setting", "guidance", "sampler", "label of the decoder"], body)
 
 
-def claims(records: Records) -> str:
-    """The claims of the paper, compared with these rows."""
-    body = []
-    for claim in CLAIMS:
-        new, old = figures(records, claim.new), figures(records, claim.old)
-        if not new or not old:
-            continue
-        if min(len(new), len(old)) > 1:
-            there: bool | None = verdict(new, old) == "shown"
-        else:
-            widest = seed_spread(records, claim.new)
-            there = None if widest is None else abs(mean(new) - mean(old)) > widest
-        shown = [spread(values, digits(side[1])) for values, side in ((old, claim.old), (new, claim.new))]
-        measured = MEASURED[claim.new[1].split("/")[-1]]
-        body.append([claim.text, measured, *shown, claim.limit or said(there, claim.rises, new, old)])
-    return markdown(["the paper's claim", "measured", "before", "after", "at this scale"], body)
-
-
-def seed_spread(records: Records, side: Side) -> float | None:
-    """The larger range of a value over the seeds of the pair with three seeds; None if not known."""
-    pair = GENERATOR_PAIR if side[0] in GENERATORS else TOKENIZER_PAIR
-    groups = [figures(records, (kind, side[1])) for kind in pair]
-    if min(map(len, groups)) < 2:
-        return None
-    return max(max(group) - min(group) for group in groups)
-
-
 TABLES: dict[str, Callable[[Records], str]] = {
     "trainings": trainings,
     "lengths": lengths,
@@ -293,7 +172,6 @@ TABLES: dict[str, Callable[[Records], str]] = {
     "without_labels": partial(prefixes, how="unlabelled", metrics=("mse", FD)),
     "condition": condition,
     "generators": generators,
-    "claims": claims,
     "samplers": samplers,
 }
 

@@ -1,7 +1,4 @@
-"""Common code of the experiment tables: trainings that resume, one JSON record per row, tables between markers.
-
-A difference between several seeds is "shown" if the ranges of the two groups do not overlap, else "not established".
-"""
+"""Common code of the experiment tables: trainings that resume, one JSON record per row, tables between markers."""
 
 from __future__ import annotations
 
@@ -159,22 +156,6 @@ def spread(values: Sequence[float], digits: int) -> str:
     if len(values) == 1:
         return f"{mean:.{digits}f}"
     return f"{mean:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
-
-
-def verdict(a: Sequence[float], b: Sequence[float]) -> str:
-    """Whether the ranges of two groups of seeds do not overlap."""
-    if len(a) < 2 or len(b) < 2:
-        return "one seed"
-    return "shown" if max(a) < min(b) or max(b) < min(a) else "not established at this scale"
-
-
-def said(there: bool | None, rises: bool, new: Sequence[float], old: Sequence[float]) -> str:
-    """The verdict in words; `there`: whether the difference exceeds the seed spread, None if that is not known."""
-    if there is None:
-        return "one seed, spread not known"
-    if not there:
-        return "not established at this scale"
-    return "confirmed" if (sum(new) / len(new) > sum(old) / len(old)) == rises else "contradicted"
 
 
 def trainings(records: Records) -> str:

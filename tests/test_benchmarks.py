@@ -332,41 +332,6 @@ def test_rows_of_maetok_are_run_once_and_put_into_the_page(
     assert f"{first['psnr']:.2f}" in lines[4]
 
 
-def test_claims_hold_where_the_difference_exceeds_the_spread_of_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = maetok_pages.CONDITIONAL
-    claims = [("of seeds", "ae-mask", "ae"), ("of one seed", "hog", "ae-mask")]
-    monkeypatch.setattr(maetok_pages, "CLAIMS", [(*claim, figure, False, "") for claim in claims])
-
-    def conclusions(masked: list[float], hog: float) -> list[str]:
-        found: table.Records = {f"sit-ae-{i}": {figure: value} for i, value in enumerate([10.0, 11.0, 12.0])}
-        found |= {f"sit-ae-mask-{i}": {figure: value} for i, value in enumerate(masked)}
-        lines = maetok_pages.claims(found | {"sit-hog-0": {figure: hog}}).splitlines()[2:]
-        return [line.split(" | ")[-1][:-2] for line in lines]
-
-    # One seed against the mean of three: 8 here; the larger range of the pair is 2.
-    assert conclusions([7.0, 8.0, 9.0], 5.9) == ["confirmed", "confirmed"]
-    assert conclusions([7.0, 8.0, 9.0], 6.1) == ["confirmed", "not established at this scale"]
-    assert conclusions([7.0, 8.0, 10.5], 5.5) == ["not established at this scale"] * 2
-    assert conclusions([13.0, 14.0, 15.0], 16.1) == ["contradicted", "contradicted"]
-    assert conclusions([7.0], 1.0) == ["one seed, spread not known"] * 2
-
-
-def test_claims_that_the_rows_cannot_show_have_no_verdict() -> None:
-    """However large the difference: distances of samples measure the decoder, ten classes cannot show sharing."""
-    figure = maetok_pages.CONDITIONAL
-    found: table.Records = {f"sit-ae-{i}": {figure: 100.0 + i} for i in range(3)}
-    found |= {f"sit-ae-mask-{i}": {figure: 1.0 + i} for i in range(3)}
-    lines = maetok_pages.claims(found).splitlines()[2:]
-    assert len(lines) == 1 and lines[0].endswith("| 101.00 (100.00 to 102.00) | 2.00 (1.00 to 3.00) "
-                                                 f"| {maetok_pages.DECODER} |")  # fmt: skip
-    limited = {claim.limit for claim in smap_pages.CLAIMS if claim.new[1].endswith(("excess", "test_loss"))}
-    assert limited == {smap_pages.DECODER, smap_pages.TEN_CLASSES, smap_pages.OTHER_TOKENS}
-    card = {"num_tokens": 16, "tokenizer": "kl16-0", "unguided": {table.FD: 15.0}}
-    tokenizer = {"num_tokens": 16, "labelled": {"16": {table.FD: 14.0}}, "unlabelled": {"16": {table.FD: 60.0}}}
-    shown = smap_pages.claims({"card-shared-0": card, "card-independent-0": card, "kl16-0": tokenizer}).splitlines()[2:]
-    assert len(shown) == 1 and shown[0].endswith(f"| 1.00 | 1.00 | {smap_pages.TEN_CLASSES} |")
-
-
 def test_relations_are_over_the_rows_that_have_a_sit() -> None:
     fd, figure = table.FD, maetok_pages.CONDITIONAL
     found: table.Records = {}
@@ -394,14 +359,6 @@ def test_the_baselines_in_the_pages_match_their_record() -> None:
         page = (baselines.DOCS / f"{name}.md").read_text(encoding="utf-8")
         expected = f"<!-- table baselines -->\n{make(baselines.read())}\n<!-- end -->"
         assert expected in page, "python benchmarks/baselines.py --write"
-
-
-def test_the_power_of_a_wave_is_in_its_ring() -> None:
-    x = torch.arange(8) * 2 * math.pi / 8
-    waves = torch.stack([(3 * x).cos().expand(8, 8), (2 * x).cos()[:, None].expand(8, 8)])[:, None]
-    first, second = (semanticist_table.rings(wave[None]) for wave in waves)
-    assert len(first) == 5 and int(first.argmax()) == 3 and int(second.argmax()) == 2
-    assert float(first.sum() - first.max()) < 1e-6 * float(first.max())
 
 
 def test_the_teacher_of_the_table_is_an_encoder_of_patches(tmp_path: Path) -> None:
@@ -522,69 +479,9 @@ def test_rows_of_smap_are_run_once_and_put_into_the_page(
     assert "| SMAP KL | 4 | null, never trained |" in text and "| TiTok VQ | 4 | none |" in text
 
 
-def test_claims_of_smap_hold_where_they_exceed_the_spread_of_seeds() -> None:
-    def conclusion(claim: smap_pages.Claim, found: dict[str, list[float]]) -> str:
-        records: table.Records = {}
-        for kind, values in found.items():
-            path = (claim.new if kind == claim.new[0] else claim.old)[1].replace("all", "16")
-            for seed, value in enumerate(values):
-                record: dict[str, Any] = {"num_tokens": 16}
-                inner = record
-                for part in path.split("/")[:-1]:
-                    inner = inner.setdefault(part, {})
-                inner[path.split("/")[-1]] = value
-                records[f"{kind}-{seed}"] = record
-        shown = [line for line in smap_pages.claims(records).splitlines()[2:] if f"| {claim.text} |" in line]
-        return shown[0].split(" | ")[-1][:-2] if shown else "absent"
-
-    claims = {(claim.new, claim.old): claim for claim in smap_pages.CLAIMS}
-    short = smap_pages.truncation("", "kl16", "labelled/1/mse")
-    headline = claims[short.new, short.old]
-    assert conclusion(headline, {"kl16": [1.0, 2.0, 3.0], "kl16-full": [4.0, 5.0, 6.0]}) == "confirmed"
-    assert (
-        conclusion(headline, {"kl16": [1.0, 2.0, 4.5], "kl16-full": [4.0, 5.0, 6.0]}) == "not established at this scale"
-    )
-    assert conclusion(headline, {"kl16": [7.0, 8.0, 9.0], "kl16-full": [4.0, 5.0, 6.0]}) == "contradicted"
-    assert conclusion(headline, {"kl16": [1.0], "kl16-full": [4.0]}) == "one seed, spread not known"
-    assert conclusion(headline, {"kl16": [1.0]}) == "absent"
-
-    [rising] = [claim for claim in smap_pages.CLAIMS if claim.new == ("kl16", "labelled/0/judge_accuracy")]
-    assert conclusion(rising, {"kl16": [0.8, 0.9, 1.0], "kl16-full": [0.1, 0.2, 0.3]}) == "confirmed"
-    assert conclusion(rising, {"kl16": [0.1, 0.2, 0.3], "kl16-full": [0.8, 0.9, 1.0]}) == "contradicted"
-
-    parts = {"kl16": [0.90, 0.91, 0.92], "kl16-full": [0.1, 0.1, 0.1]}
-    swapped = {
-        f"{kind}-{i}": {"swap": {"swapped": {"condition": value}}}
-        for kind, values in parts.items()
-        for i, value in enumerate(values)
-    }
-    lines = smap_pages.claims(swapped).splitlines()[2:]
-    assert len(lines) == 1 and "| images, % | 10.0 (10.0 to 10.0) | 91.0 (90.0 to 92.0) | confirmed |" in lines[0]
-
-    # One seed against several: it is compared with their mean, here 6, and the larger range of the pair, here 4.
-    [titok] = [claim for claim in smap_pages.CLAIMS if claim.old[0] == "titok-kl16"]
-    pair = {"kl16": [4.0, 6.0, 8.0], "kl16-full": [5.0, 6.0, 7.0]}
-
-    def against_titok(value: float) -> str:
-        records: table.Records = {
-            f"{kind}-{seed}": {"num_tokens": 16, "labelled": {"16": {table.FD: found}}}
-            for kind, values in pair.items()
-            for seed, found in enumerate(values)
-        }
-        records["titok-kl16-0"] = {"num_tokens": 16, "unlabelled": {"16": {table.FD: value}}}
-        [line] = [line for line in smap_pages.claims(records).splitlines() if f"| {titok.text} |" in line]
-        assert "| 6.00 (4.00 to 8.00) |" in line, "the mean over the seeds, not the best of them"
-        return line.split(" | ")[-1][:-2]
-
-    for value, said in ((10.1, "confirmed"), (9.9, "not established at this scale"), (1.9, "contradicted")):
-        assert against_titok(value) == said
-
-
-def test_claims_of_smap_are_about_rows_that_are_run() -> None:
+def test_the_tables_of_smap_are_of_all_rows() -> None:
     kinds = {name.rsplit("-", 1)[0] for name in smap_table.rows()}
-    assert {side[0] for claim in smap_pages.CLAIMS for side in (claim.new, claim.old)} <= kinds
     assert kinds == smap_pages.TOKENIZERS.keys() | smap_pages.GENERATORS.keys()
-    assert len({claim.text for claim in smap_pages.CLAIMS}) == len(smap_pages.CLAIMS)
 
 
 TOY_SMAP = replace(

@@ -447,6 +447,27 @@ def test_card_shares_the_rows_of_equal_names(tiny: Tiny) -> None:
         shared_classes(recipe.model, tokenizer, "x", images_of(list("xyz")))
 
 
+def test_random_class_vectors_have_the_lengths_of_the_tokenizers(tiny: Tiny) -> None:
+    """Other directions, in the order of the images' classes; another seed gives other directions."""
+    model = "{name: card, num_tokens: 4, token_dim: 4, num_classes: 3, dim: 16, depth: 1, heads: 2, class_dim: 16, "
+    source = "class_source: random, head: {width: 16, depth: 1, steps: 2}}"
+    recipe = load_recipe(tiny("sit", tokenizer="x"), [f"model={model}{source}"])
+    tokenizer = random_model(tiny("smap"), *SMAP, names=NAMES)
+    own = tokenizer.class_vectors()[[2, 0, 1]]
+
+    def table(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        found = shared_classes(recipe.model, tokenizer, "x", images_of(["cat", "ant", "bee"]))
+        assert found is not None
+        return found
+
+    torch.testing.assert_close(table(0).norm(dim=1), own.norm(dim=1))
+    assert torch.nn.functional.cosine_similarity(table(0), own).abs().max() < 0.9
+    assert torch.equal(table(0), table(0)) and not torch.allclose(table(0), table(1))
+    with pytest.raises(ConfigError, match=r"^model\.class_source: random needs .*x, y, z are not among .*independent$"):
+        shared_classes(recipe.model, tokenizer, "x", images_of(list("xyz")))
+
+
 def test_rows_are_transferred_by_name(tiny: Tiny, tmp_path: Path, capsys: Any) -> None:
     source, model = generator_of(tiny), generator_of(tiny, ["dog", "cat", "ant"])
     nn.init.normal_(model.label_embed.table.weight)

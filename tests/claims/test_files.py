@@ -1,15 +1,17 @@
 """Claim files: the packaged ones resolve, and a mistake is one line."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tok1d.claims import plan
-from tok1d.claims.claim import SCALES
+from tok1d.claims.claim import SCALES, ClaimFile
 from tok1d.claims.plan import RowPlan
-from tok1d.claims.statistics import STATISTICS
+from tok1d.claims.statistics import STATISTICS, missing
 from tok1d.cli import app as cli
+from tok1d.config.fields import flat, to_mapping
 
 Tiny = Callable[..., str]
 FILE = """
@@ -52,8 +54,86 @@ def test_all_packaged_claims_resolve() -> None:
     assert {each.file.paper for each in claims.values()} == {"Semanticist", "MAETok", "SMAP"}
     for each in claims.values():
         plan.check(each, models=True)
-        assert all(plan.hours([each], scale) > 0 for scale in SCALES)
+        assert all((plan.hours([each], scale) > 0) == (scale in each.claim.scales) for scale in SCALES)
         assert each.claim.statement.endswith(".") and each.claim.section
+
+
+def settings(arm: str, file: str = "smap") -> dict[str, object]:
+    """The recipe of a packaged arm by key."""
+    return flat(to_mapping(plan.resolve(packaged(file), arm, "small", 0).recipe), ("out", "seed", "cache"))
+
+
+@cache
+def packaged(name: str) -> ClaimFile:
+    return plan.read_file(plan.DATA / f"{name}.yaml")
+
+
+def different(first: str, second: str, file: str = "smap") -> set[str]:
+    """The keys of a recipe in which two arms differ; those below a section `model.x` are named `model.x`."""
+    a, b = settings(first, file), settings(second, file)
+    return {key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and not key.startswith(("card.", "base"))}
+
+
+@pytest.mark.parametrize("length", ["", "-8", "-4", "-2"])
+def test_the_arms_of_condition_and_truncation_differ_in_these_alone(length: str) -> None:
+    smap, full, plain = f"smap{length}", f"smap{length}-full", f"no-condition{length}"
+    assert different(smap, full) == {"model.tail_drop.enabled"} == different(plain, f"{plain}-full")
+    assert different(smap, plain) == {"model.condition_on"} == different(full, f"{plain}-full")
+    assert settings(smap)["model.num_tokens"] == int(length.strip("-") or 16)
+
+
+@pytest.mark.parametrize(("smap", "titok"), [("smap", "titok-kl"), ("vq", "titok-vq")])
+def test_the_arms_of_titok_match_those_of_smap(smap: str, titok: str) -> None:
+    """Networks, bottleneck and training are equal wherever TiTok has the setting; what differs is the method."""
+    ours, theirs = settings(smap), settings(titok)
+    common = {key for key in ours.keys() & theirs.keys() if not key.startswith("card.")}
+    assert {
+        f"model.{side}.{key}" for side in ("encoder", "decoder") for key in ("rotary", "layer_scale", "registers")
+    } <= common
+    assert {key for key in common if ours[key] != theirs[key]} == {
+        "model.name",
+        "model.encoder.norm_eps",
+        "model.decoder.norm_eps",
+    }
+
+
+def test_the_other_arms_differ_in_what_they_are_named_for() -> None:
+    def semanticist(first: str, second: str) -> set[str]:
+        return different(first, second, "semanticist")
+
+    assert semanticist("nested", "plain") == {"model.nested.enabled"} == semanticist("ddpm-nested", "ddpm-plain")
+    for shape in ("widest", "wide", "narrow"):
+        assert semanticist("nested", shape) == {"model.num_tokens", "model.token_dim"}
+        found = settings(shape, "semanticist")
+        assert int(str(found["model.num_tokens"])) * int(str(found["model.token_dim"])) == 128
+    assert different("ae", "masked", "maetok") == {"model.mask.low", "model.mask.high"}
+    frozen, control = settings("masked-finetuned", "maetok"), settings("ae-finetuned", "maetok")
+    assert {key for key in frozen if key.startswith("train.") and frozen[key] != control[key]} == set()
+    assert different("card-emoji", "card-emoji-random") == {"model.class_source"}
+    assert different("card", "card-prefix") == {"model.modulation", "model.start"}
+
+
+def test_every_claim_of_the_issue_is_there() -> None:
+    """Claims of each kind that the three papers make; each is measured, or states why it is not."""
+    claims = plan.read_claims()
+    unavailable = {name for name, each in claims.items() if missing(each.claim)}
+    assert unavailable == {"maetok-512-at-the-cost-of-256"}
+    lengths = [f"smap-{what}{n}" for n in ("", "-8", "-4", "-2")
+               for what in ("truncation", "condition", "condition-and-truncation", "truncation-score")]  # fmt: skip
+    assert {
+        *lengths,
+        "smap-sharing-over-random",
+        "smap-adaptive-norm",
+        "maetok-probe-predicts-samples",
+    } <= claims.keys()
+    headline = [each.claim for each in claims.values() if each.claim.headline]
+    assert {each.id.split("-")[0] for each in headline} == {"semanticist", "maetok", "smap"}
+    assert all(each.seeds == [0, 1, 2] for each in headline)
+
+
+def test_the_quick_scale_is_about_an_hour_on_two_cores() -> None:
+    """The trainings take at most 1.2 hours of one core; the measurements have the rest."""
+    assert plan.hours(list(plan.read_claims().values()), "quick") < 1.2
 
 
 def test_arms_of_a_paper_are_used() -> None:
@@ -116,6 +196,20 @@ def test_the_same_training_with_another_measurement_is_another_row() -> None:
         (("id: mine", "id: my/claim"), "claims[0].id: expected letters"),
         (("paper: Mine", "paper: [Mine"), "not valid YAML"),
         (("keep: 1", "keep: 1, evaluate: [step=3]"), "claim mine: evaluate.step: unknown key"),
+        (("margin: 0.1", "margin: 0.1\n  scales: [huge]"), "claims[0].scales[0]: expected"),
+        (
+            ("margin: 0.1", "margin: 0.1\n  scales: []"),
+            "claims[0].scales: expected one or both of quick, small, got []",
+        ),
+        (("margin: 0.1", "margin: 0.1\n  seeds: [0, 0]"), "claims[0].seeds: expected different seeds"),
+        (("margin: 0.1", "margin: 0.1\n  spread_from: yours"), "claims[0].spread_from: expected a claim of this file"),
+        (
+            ("margin: 0.1", "margin: 0.1\n  by: {name: psnr}"),
+            "by: a correlation needs at least 4 arms in plus and none",
+        ),
+        (("margin: 0.1", "margin: high"), "claims[0].margin: expected"),
+        (("claims:", "claim:"), "claim: unknown key; did you mean claims?"),
+        (("arms:", "scales: {}\narms:"), "scales"),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_is_trained(

@@ -1,23 +1,71 @@
 """The pages: docs/claims.md is what the stored rows give, and the report needs nothing else."""
 
+import re
+import sys
 from pathlib import Path
 
 import pytest
 
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+import claims_pages
+
 from tok1d.claims import plan
-from tok1d.claims.report import html, markdown, picture
-from tok1d.claims.rows import Outcome, outcome
+from tok1d.claims.report import html, markdown, picture, summary
+from tok1d.claims.rows import Outcome
 from tok1d.claims.verdict import verdict
 from tok1d.cli import app as cli
 
 ROOT = Path(__file__).parents[2]
-ROWS = ROOT / "benchmarks" / "results" / "claims"
 
 
-def test_the_page_is_what_the_stored_rows_give() -> None:
-    """Made by: tok1d reproduce --report --rows benchmarks/results/claims --out OUT, then cp OUT/claims.md docs/."""
-    outcomes = [outcome(each, ROWS) for each in plan.read_claims().values()]
+@pytest.fixture(scope="module")
+def outcomes() -> list[Outcome]:
+    return claims_pages.outcomes()
+
+
+def test_the_pages_are_what_the_stored_rows_give(outcomes: list[Outcome]) -> None:
+    """Made by: python benchmarks/claims_pages.py."""
     assert (ROOT / "docs" / "claims.md").read_text(encoding="utf-8") == markdown(outcomes)
+    for paper, page in claims_pages.PAPERS.items():
+        text = page.read_text(encoding="utf-8")
+        assert f"<!-- claims {paper} -->" in text and claims_pages.filled(text, paper, outcomes) == text
+
+
+def disagreements(claims: str, page: str) -> list[str]:
+    """What a system page says of claims that the text of claims.md does not say.
+
+    Its rows are "| [`ID`](claims.md#ID) | VERDICT | DIFFERENCE |"; claims.md has a section for each id.
+    """
+    sections = dict(re.findall(r"^### ([\w.-]+)\n(.*?)(?=^##|\Z)", claims, re.MULTILINE | re.DOTALL))
+    found = []
+    for name, state, difference in re.findall(
+        r"^\| \[`([\w.-]+)`\]\(claims\.md#\1\) \| (.*?) \| (.*?) \|$", page, re.M
+    ):
+        section = sections.get(name, "")
+        if f"- **{state.partition(' (')[0]}**: " not in section or difference not in section:
+            found.append(f"{name}: {state}, {difference}")
+    return found
+
+
+def test_the_system_pages_have_the_numbers_of_the_claims_page() -> None:
+    """Read from the pages alone, without the code that writes them."""
+    claims = (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
+    for page in claims_pages.PAPERS.values():
+        text = page.read_text(encoding="utf-8")
+        assert text.count("](claims.md#") >= 20 and disagreements(claims, text) == []
+
+
+def test_a_changed_number_is_found() -> None:
+    listed = plan.read_claims()["smap-size"]
+    found = verdict([-2.0, -1.5, -1.8], expected="lower", margin=0.5)
+    made = [Outcome(listed, found, "small", {})]
+    page, claims = summary(made), markdown(made)
+    assert "-1.767" in page and disagreements(claims, page) == []
+    assert disagreements(claims, page.replace("-1.767", "-1.768")) == [f"smap-size: shown (small), {found.figures}"
+                                                                       .replace("-1.767", "-1.768")]  # fmt: skip
+    assert disagreements(claims.replace("**shown**: ", "**bounded**: "), page)
+    assert disagreements("", page)
 
 
 def test_the_list_and_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

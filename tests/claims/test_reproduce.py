@@ -2,6 +2,9 @@
 
 import json
 import math
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +15,7 @@ from tok1d.claims import plan, reproduce, statistics
 from tok1d.claims.claim import Listed, Measurement
 from tok1d.claims.measure import Busy, alone, trained
 from tok1d.claims.plan import RowPlan
+from tok1d.claims.report import difference_text, statistic_text
 from tok1d.claims.rows import outcome, read_row
 from tok1d.claims.statistics import STATISTICS
 from tok1d.claims.trained import Trained
@@ -201,6 +205,127 @@ def test_an_interrupted_training_resumes(
     assert reproduce.reproduce([listed["nesting"]], "quick", tmp_path, tmp_path / "rows") == 4
 
 
+STUBBED = """
+import os, signal, sys
+from pathlib import Path
+from types import SimpleNamespace
+from tok1d.claims import measure, plan, reproduce
+from tok1d.claims.statistics import STATISTICS
+from dataclasses import replace
+
+out, claims, fatal = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+log = out / "measured.txt"
+
+def value(arm, how):
+    done = len(log.read_text().splitlines()) if log.exists() else 0
+    with log.open("a") as file:
+        file.write("row\\n")
+    if done + 1 == fatal:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return float(done)
+
+measure.train = lambda plan, runs: None
+arm = SimpleNamespace(model=None, of=None, recipe=SimpleNamespace(train=SimpleNamespace(steps=1)), device="cpu")
+measure.trained = lambda plan, runs, num: arm
+measure.fingerprint = lambda model: "hash"
+measure.seconds_of = lambda arm: 0.0
+STATISTICS["mse"] = replace(STATISTICS["mse"], function=value)
+found = plan.read_claims([claims])
+print(reproduce.reproduce([found["nesting"]], "quick", out, out / "rows", wait=0.1))
+"""
+
+
+def test_a_killed_command_loses_the_row_in_progress_alone(claims: Path, tmp_path: Path) -> None:
+    """Killed (SIGKILL) while it measures the third of four rows, with trainings and the statistic replaced."""
+    command = [sys.executable, "-c", STUBBED, str(tmp_path), str(claims)]
+    killed = subprocess.run([*command, "3"], capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    rows = tmp_path / "rows"
+    before = {path.name: path.read_bytes() for path in rows.rglob("*.json")}
+    assert len(before) == 2 and all(json.loads(text) for text in before.values())
+    again = subprocess.run([*command, "0"], capture_output=True, text=True, check=True, timeout=120)
+    assert again.stdout.splitlines()[-1] == "2", "the row in progress and the one after it"
+    after = {path.name: path.read_bytes() for path in rows.rglob("*.json")}
+    assert len(after) == 4 and {name: after[name] for name in before} == before
+    assert len((tmp_path / "measured.txt").read_text().splitlines()) == 5, "one row was measured twice"
+
+
+def test_headline_claims_come_first_and_others_after_all_their_seeds(listed: dict[str, Listed], tmp_path: Path) -> None:
+    listed["tokens"].claim.headline = True
+    found = reproduce.missing([listed["nesting"], listed["tokens"]], "quick", tmp_path)
+    assert [row.listed.claim.id for row in found] == ["tokens"] * 2 + ["nesting"] * 4
+    assert [row.seed for row in found] == [0, 0, 0, 0, 1, 1]
+
+
+def test_a_claim_of_one_scale_is_left_out_at_the_other(
+    claims: Path, listed: dict[str, Listed], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = claims.read_text(encoding="utf-8").replace("margin: 1\n", "margin: 1\n  scales: [small]\n")
+    claims.write_text(text, encoding="utf-8")
+    found = plan.read_claims([claims])
+    assert not reproduce.missing([found["samples"]], "quick", tmp_path)
+    assert len(reproduce.missing([found["samples"]], "small", tmp_path)) == 2
+    assert [
+        each.claim.id for each in plan.chosen({"samples": found["samples"], "nesting": found["nesting"]}, [], "quick")
+    ] == ["nesting"]
+    assert cli.run(["reproduce", "samples", "--file", str(claims), "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said == "error: --scale: samples is measured at small only, got quick; add --scale small\n"
+
+
+def planted(listed: Listed, rows: Path, values: dict[tuple[str, int], float]) -> None:
+    """Rows with given values."""
+    for row in plan.row_plans(listed, "quick"):
+        path = row.path(rows)
+        content = {"claim": listed.claim.id, "arm": row.label, "seed": row.seed, "scale": "quick", "key": row.key}
+        about = {"statistic": {}, "unit": "", "num_images": 64, "regime": [], "run": "", "recipe": "", "overrides": []}
+        rest = {"steps": 1, "weights_hash": {}, "device": "cpu", "seconds": {}, "commit": "", "torch": ""}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        value = values[row.label, row.seed]
+        path.write_text(json.dumps({**content, **about, **rest, "value": value}), encoding="utf-8")
+
+
+def test_the_spread_of_another_claim_gives_one_seed_an_interval(claims: Path, tmp_path: Path) -> None:
+    """Differences -1 and -3 of the other claim: deviation 1.414, one degree of freedom, factor 12.706."""
+    text = claims.read_text(encoding="utf-8").replace(
+        "minus: [{{arm: a, name: all}}]\n".replace("{{", "{").replace("}}", "}"),
+        "minus: [{arm: a, name: all}]\n  spread_from: nesting\n",
+    )
+    claims.write_text(text, encoding="utf-8")
+    listed, rows = plan.read_claims([claims]), tmp_path / "rows"
+    planted(listed["tokens"], rows, {("one", 0): 1.0, ("all", 0): 101.0})
+    assert outcome(listed["tokens"], rows).verdict.low is None, "the other claim has no rows yet"
+    planted(listed["nesting"], rows, {("a", 0): 1.0, ("b", 0): 2.0, ("a", 1): 1.0, ("b", 1): 4.0})
+    found = outcome(listed["tokens"], rows).verdict
+    assert found.state == "shown" and found.mean == -100
+    assert found.high == pytest.approx(-100 + 12.706 * math.sqrt(2), abs=0.01)
+
+
+def test_a_correlation_over_arms(claims: Path, tmp_path: Path, tiny: Tiny) -> None:
+    """Four arms, two statistics: eight rows, and the correlation of the pairs."""
+    text = claims.read_text(encoding="utf-8")
+    extra = """- id: relation
+  section: section 4
+  statement: Errors order the tokenizers.
+  statistic: {name: mse}
+  by: {name: psnr}
+  plus: [a, b, {arm: a, name: first, keep: 1}, {arm: b, name: second, keep: 1}]
+  expected: lower
+  margin: 0.5
+"""
+    claims.write_text(text + extra, encoding="utf-8")
+    listed, rows = plan.read_claims([claims])["relation"], tmp_path / "rows"
+    plan.check(listed)
+    names = ["a", "b", "first", "second"]
+    values = {(name, 0): float(i) for i, name in enumerate(names)}
+    values |= {(f"{name}-by", 0): -2.0 * i for i, name in enumerate(names)}
+    planted(listed, rows, values)
+    found = outcome(listed, rows)
+    assert found.verdict.mean == pytest.approx(-1) and found.verdict.state == "shown"
+    assert len(found.rows) == 8 and "correlation over a, b, first, second" in difference_text(found)
+    assert "`mse` with `psnr`" in statistic_text(found)
+
+
 def test_a_generator_and_its_tokenizer(listed: dict[str, Listed], tmp_path: Path, counted: list[str]) -> None:
     rows = tmp_path / "rows"
     assert reproduce.reproduce([listed["samples"]], "quick", tmp_path, rows) == 2
@@ -240,5 +365,7 @@ def test_every_statistic_measures_a_finished_run(
     assert statistic.function is not None
     value = statistic.function(models[statistic.of], Measurement(name=name, **settings))  # type: ignore[arg-type]
     assert math.isfinite(value)
+    if name == "score":
+        assert 1 <= value <= 10  # of ten classes
     if name == "prefix_share":
         assert value == pytest.approx(100)  # of all tokens

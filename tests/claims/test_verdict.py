@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from tok1d.claims import regime
-from tok1d.claims.verdict import interval, verdict
+from tok1d.claims.verdict import Spread, interval, verdict
 
 
 @pytest.mark.parametrize(
@@ -46,9 +46,26 @@ def test_the_interval_is_that_of_student() -> None:
 def test_one_seed_is_never_shown_without_a_stated_spread() -> None:
     found = verdict([-50.0], expected="lower", margin=1)
     assert found.state == "not established" and "one seed has no interval" in found.reason and found.low is None
-    found = verdict([-50.0], expected="lower", margin=1, spread=2.0)
-    assert found.state == "shown" and "stated spread" in found.reason
+    found = verdict([-50.0], expected="lower", margin=1, spread=Spread(2.0))
+    assert found.state == "shown" and "spread of other seeds" in found.reason
     assert (found.low, found.high) == pytest.approx((-53.92, -46.08), abs=0.01)
+
+
+def test_a_spread_from_few_seeds_is_wider() -> None:
+    """Two degrees of freedom: Student's factor 4.303 instead of 1.960."""
+    found = interval([5.0], Spread(1.0, freedom=2))
+    assert found == pytest.approx((5 - stats.t.ppf(0.975, 2), 5 + stats.t.ppf(0.975, 2)))
+    assert verdict([5.0], expected="higher", margin=1, spread=Spread(1.0, 2)).state == "shown"
+    assert verdict([4.0], expected="higher", margin=1, spread=Spread(1.0, 2)).state == "not established"
+
+
+def test_the_interval_of_a_correlation_is_that_of_fisher() -> None:
+    low, high = math.tanh(math.atanh(-0.9) - 1.959964 / 2), math.tanh(math.atanh(-0.9) + 1.959964 / 2)
+    assert interval([-0.9], Spread(arms=7)) == pytest.approx((low, high))
+    assert interval([-0.9], Spread(arms=3)) is None
+    found = verdict([-0.9], expected="lower", margin=0.5, spread=Spread(arms=7), what="correlation")
+    assert found.state == "shown" and "correlation -0.9" in found.reason and "7 arms" in found.reason
+    assert verdict([1.0], expected="lower", margin=0.5, spread=Spread(arms=7)).state == "opposite"
 
 
 def test_a_condition_that_fails_precedes_every_difference() -> None:

@@ -51,6 +51,7 @@ def card(*, moved: bool = True, **changes: Any) -> CARD:
     params=[
         *({"modulation": kind} for kind in MODULATIONS),
         {"start": "class"},
+        {"modulation": "none", "start": "class"},
         {"positions": "rope1d"},
         {"class_source": "independent"},
     ],
@@ -330,7 +331,14 @@ def trained(model: CARD, tokens: Tensor, labels: Tensor = LABELS, steps: int = 3
 
 @pytest.mark.parametrize(
     ("source", "freeze", "learns"),
-    [("shared", True, False), ("shared", False, True), ("independent", True, True), ("independent", False, True)],
+    [
+        ("shared", True, False),
+        ("shared", False, True),
+        ("independent", True, True),
+        ("independent", False, True),
+        ("random", True, False),
+        ("random", False, False),
+    ],
 )
 def test_a_shared_class_table_stays_bit_for_bit_and_others_learn(
     tokens: Tensor, source: Any, freeze: bool, learns: bool
@@ -348,8 +356,21 @@ def test_a_shared_class_table_stays_bit_for_bit_and_others_learn(
     assert not torch.equal(model.label_embed.proj.weight, projection)
 
 
-@pytest.mark.parametrize("kind", MODULATIONS)
-@pytest.mark.parametrize("start", ["learned", "class"])
+def test_without_modulation_the_class_is_the_first_input_alone(tokens: Tensor) -> None:
+    """The blocks are plain, and another first input stands for another class."""
+    model = card(modulation="none", start="class")
+    assert model.modulations is None and model.start is None
+    names = {name for name, _ in model.named_parameters()}
+    assert names < {name for name, _ in card(start="class").named_parameters()}
+    assert model.context(LABELS).modulations is None
+    with pytest.raises(ConfigError, match=r"^start: expected class, because without modulation .*, got learned$"):
+        config(modulation="none")
+
+
+@pytest.mark.parametrize(
+    ("kind", "start"),
+    [*((kind, start) for kind in MODULATIONS for start in ("learned", "class")), ("none", "class")],
+)
 def test_loss_reaches_every_parameter(tokens: Tensor, kind: Any, start: Any) -> None:
     model = card(modulation=kind, start=start, class_source="independent", class_dropout=0.5).train()
     torch.manual_seed(0)

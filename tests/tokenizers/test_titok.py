@@ -158,6 +158,21 @@ def test_a_gradient_reaches_every_weight(images: Tensor, kind: str) -> None:
     assert [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()] == []
 
 
+def test_positions_and_registers_of_smap_for_a_matched_comparison(images: Tensor) -> None:
+    """Rotary positions, LayerScale and a register: options of TiTok's networks, off by default, each with weights."""
+    plain, parts = tokenizer(), {"rotary": "mixed", "layer_scale": 1.0, "registers": 1}
+    for key, value, named in zip(parts, parts.values(), ("freqs", "gamma", "registers"), strict=True):
+        model = tokenizer(encoder={**SMALL, key: value}, decoder={**SMALL, key: value})
+        own = {name for name, _ in model.named_parameters()} - {name for name, _ in plain.named_parameters()}
+        assert own and all(named in name for name in own), own
+        recon, _, terms = model.reconstruct((images,), 0.0)
+        (recon.square().mean() + sum(terms.values())).backward()
+        found = dict(model.named_parameters())
+        assert all(found[name].grad is not None and found[name].grad.any() for name in own), own
+    with pytest.raises(ConfigError, match="rotary positions need a head width that is a multiple of 4, got 2"):
+        tokenizer(encoder={**SMALL, "heads": 8, "rotary": "mixed"})
+
+
 def test_the_reconstruction_s_loss_is_of_pixels_in_0_1(images: Tensor) -> None:
     for kind, error in (("mse", F.mse_loss), ("l1", F.l1_loss)):
         model = tokenizer(reconstruction=kind)

@@ -118,22 +118,42 @@ def seeds_of(value: object, key: str) -> list[int]:
     return found
 
 
+def scales_of(value: object, key: str) -> list[ScaleName]:
+    """A list of different scales, at least one."""
+    found = convert(list[ScaleName], value, key)
+    assert isinstance(found, list)
+    if not found or len(set(found)) < len(found):
+        raise ConfigError(f"{key}: expected one or both of {', '.join(SCALES)}, got {found}")
+    return found
+
+
 @dataclass(eq=False)  # compared by identity
 class Claim:
-    """A statement of a paper and how it is tested: the sum of the statistic over `plus` minus that over `minus`."""
+    """A statement of a paper and how it is tested: the sum of the statistic over `plus` minus that over `minus`.
+
+    With `by` it is tested by the correlation of two statistics over the arms of `plus`.
+    """
 
     id: str = option(help="short name, unique")
     section: str = option(help="of the paper: section, figure, table or appendix")
     statement: str = option(help="what the paper says, in our words")
     statistic: Measurement = option(help="what is measured of every arm")
     plus: list[Term] = option(help="arms that are added", build=terms)
-    minus: list[Term] = option(help="arms that are subtracted", build=terms)
+    minus: list[Term] = option([], "arms that are subtracted; none with by", build=terms)
     expected: Literal["higher", "lower"] = option(help="side of 0 on which the paper puts the difference")
-    margin: float = option(help="smallest difference that counts, in the unit of the statistic", gt=0)
+    margin: float = option(help="smallest difference or correlation that counts, in the unit of the statistic", gt=0)
+    by: Measurement | None = option(
+        None, "a second statistic: the claim is about its correlation with the first over the arms of plus"
+    )
     seeds: list[int] = option([0], "seeds; rows of one seed are paired", build=seeds_of)
     spread: float | None = option(
         None, "with one seed: standard deviation of the difference between seeds, measured elsewhere", gt=0
     )
+    spread_from: str = option(
+        "", "with one seed: id of a claim of this file with several seeds and this statistic; its spread is used"
+    )
+    scales: list[ScaleName] = option(list(SCALES), "sizes of the trainings at which it is measured", build=scales_of)
+    headline: bool = option(False, "measured before the others")
     regime: list[Condition] = option([], "conditions under which the statement can show")
     missing: str = option("", "why the library cannot train or measure the arms yet; the claim is then only listed")
 
@@ -147,9 +167,17 @@ class Claim:
         if not NAME.fullmatch(self.id):
             raise ConfigError(f"id: expected letters, digits, -, _ and ., got {show(self.id)}")
         labels = [term.label for _, term in self.terms]
-        for key, found in (("plus", self.plus), ("minus", self.minus)):
-            if not found:
-                raise ConfigError(f"{key}: expected at least one arm, got []")
+        if self.by is not None:
+            if len(self.plus) < 4 or self.minus:
+                raise ConfigError(
+                    f"by: a correlation needs at least 4 arms in plus and none in minus, got {len(self.plus)} and "
+                    f"{len(self.minus)}"
+                )
+            labels += [f"{label}-by" for label in labels]
+        elif not self.plus or not self.minus:
+            raise ConfigError(f"{'minus' if self.plus else 'plus'}: expected at least one arm, got []")
+        if len(self.seeds) > 1 and (self.spread is not None or self.spread_from):
+            raise ConfigError(f"spread: expected one seed beside a spread, got the seeds {self.seeds}")
         for label in labels:
             if not NAME.fullmatch(label):
                 raise ConfigError(f"name: expected letters, digits, -, _ and . in the name of a row, got {show(label)}")
@@ -176,12 +204,31 @@ class ClaimFile:
             if name in self._above(name):
                 raise ConfigError(f"arms.{name}.overrides: the arm needs itself, by {', '.join(arm.needs)}")
         for i, claim in enumerate(self.claims):
+            if claim.spread_from:
+                self._check_spread(claim, f"claims[{i}].spread_from")
             for key, found in (("plus", claim.plus), ("minus", claim.minus)):
                 for j, term in enumerate(found):
                     if term.arm not in self.arms:
                         raise ConfigError(
                             f"claims[{i}].{key}[{j}]: expected one of the arms {self._names}, got {show(term.arm)}"
                         )
+
+    def claim(self, name: str) -> Claim | None:
+        """The claim of an id."""
+        return next((claim for claim in self.claims if claim.id == name), None)
+
+    def _check_spread(self, claim: Claim, key: str) -> None:
+        other = self.claim(claim.spread_from)
+        if (
+            other is None
+            or len(other.seeds) < 2
+            or other.statistic.name != claim.statistic.name
+            or other.by is not None
+        ):
+            raise ConfigError(
+                f"{key}: expected a claim of this file with several seeds and the statistic {claim.statistic.name}, "
+                f"got {show(claim.spread_from)}"
+            )
 
     @property
     def _names(self) -> str:

@@ -85,13 +85,14 @@ def measure(row: RowPlan, runs: Path, rows: Path) -> Row:
         arm, statistic = trained(row.plan, runs, row.num), STATISTICS[row.statistic.name]
         assert statistic.function is not None, "rows of other statistics are not planned"
         known = known_value(row, rows)
-        value = statistic.function(arm, row.statistic) if known is None else known
+        of = arm.tokens if statistic.of == "tokenizer" else arm
+        value = statistic.function(of, row.statistic) if known is None else known
         outcomes = [found for condition in row.listed.claim.regime if (found := checked(condition, arm)) is not None]
         hashes = {"model": fingerprint(arm.model)}
         hashes |= {} if arm.of is None else {"tokenizer": fingerprint(arm.tokenizer)}
         made = Row(
             claim=row.listed.claim.id,
-            arm=row.term.label,
+            arm=row.label,
             seed=row.seed,
             scale=row.scale,
             key=row.key,

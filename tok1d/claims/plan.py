@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
-from tok1d.claims.claim import ARM, SCALES, ClaimFile, Listed, Measurement, ScaleName, Term
+from tok1d.claims.claim import ARM, ClaimFile, Listed, Measurement, ScaleName, Term
 from tok1d.claims.statistics import STATISTICS
 from tok1d.config.fields import build, flat, to_mapping
 from tok1d.config.load import load_recipe, parse_tree
@@ -62,12 +62,18 @@ class Plan:
 
 @dataclass(frozen=True)
 class RowPlan:
-    """One row of a claim: an arm that is measured at one seed and scale."""
+    """One row of a claim: an arm that is measured at one seed and scale; `by`: with the claim's second statistic."""
 
     listed: Listed
     term: Term
     seed: int
     scale: ScaleName
+    by: bool = False
+
+    @property
+    def label(self) -> str:
+        """The name of the row within its claim and seed."""
+        return f"{self.term.label}-by" if self.by else self.term.label
 
     @property
     def num(self) -> int:
@@ -77,7 +83,11 @@ class RowPlan:
     @property
     def statistic(self) -> Measurement:
         """The statistic with the settings of the term."""
-        return self.term.measurement(self.listed.claim.statistic)
+        claim = self.listed.claim
+        if self.by:
+            assert claim.by is not None
+            return claim.by
+        return self.term.measurement(claim.statistic)
 
     @property
     def plan(self) -> Plan:
@@ -92,10 +102,10 @@ class RowPlan:
 
     def path(self, rows: Path) -> Path:
         """The file of the row in a folder of rows."""
-        return rows / self.scale / self.listed.claim.id / f"{self.term.label}-seed{self.seed}.json"
+        return rows / self.scale / self.listed.claim.id / f"{self.label}-seed{self.seed}.json"
 
     def __str__(self) -> str:
-        return f"{self.listed.claim.id}, {self.term.label}, seed {self.seed}, {self.scale}"
+        return f"{self.listed.claim.id}, {self.label}, seed {self.seed}, {self.scale}"
 
 
 def digest(content: object) -> str:
@@ -135,8 +145,16 @@ def resolve(file: ClaimFile, arm: str, scale: ScaleName, seed: int) -> Plan:
 
 
 def row_plans(listed: Listed, scale: ScaleName) -> list[RowPlan]:
-    """All rows of a claim, one seed after the other."""
-    return [RowPlan(listed, term, seed, scale) for seed in listed.claim.seeds for _, term in listed.claim.terms]
+    """All rows of a claim, one seed after the other; none at a scale that it does not have."""
+    if scale not in listed.claim.scales:
+        return []
+    return [row for seed in listed.claim.seeds for row in seed_plans(listed, seed, scale)]
+
+
+def seed_plans(listed: Listed, seed: int, scale: ScaleName) -> list[RowPlan]:
+    """The rows of a seed: one for each term, and with a second statistic another one for each."""
+    kinds = (False,) if listed.claim.by is None else (False, True)
+    return [RowPlan(listed, term, seed, scale, by) for by in kinds for _, term in listed.claim.terms]
 
 
 def read_file(path: Path) -> ClaimFile:
@@ -173,20 +191,34 @@ def read_claims(own: Sequence[Path] = ()) -> dict[str, Listed]:
     return found
 
 
-def chosen(claims: dict[str, Listed], names: Sequence[str]) -> list[Listed]:
-    """The claims of these ids, all without any; raises ConfigError for an unknown one."""
-    return [claims[known_name(name, claims, "claim")] for name in names] if names else list(claims.values())
+def chosen(claims: dict[str, Listed], names: Sequence[str], scale: ScaleName | None = None) -> list[Listed]:
+    """The claims of these ids, all without any; raises ConfigError for an unknown one.
+
+    Args:
+        scale: leave out claims that are not measured at this scale; a ConfigError if one of them is named.
+    """
+    found = [claims[known_name(name, claims, "claim")] for name in names] if names else list(claims.values())
+    if scale is None:
+        return found
+    for each in found if names else ():
+        if scale not in each.claim.scales:
+            raise ConfigError(
+                f"--scale: {each.claim.id} is measured at {' and '.join(each.claim.scales)} only, got {scale}; "
+                f"add --scale {each.claim.scales[0]}"
+            )
+    return [each for each in found if scale in each.claim.scales]
 
 
 def check_statistic(listed: Listed) -> None:
     """Check that the statistic exists and reads its settings; raises ConfigError."""
     claim = listed.claim
-    statistic = STATISTICS[known_name(claim.statistic.name, STATISTICS, "statistic.name")]
-    for _, term in claim.terms:
-        for name in term.measurement(claim.statistic).settings:
+    found = [("statistic", term.measurement(claim.statistic)) for _, term in claim.terms]
+    for key, measurement in [*found, *([("by", claim.by)] if claim.by is not None else [])]:
+        statistic = STATISTICS[known_name(measurement.name, STATISTICS, f"{key}.name")]
+        for name in measurement.settings:
             if name not in statistic.reads:
                 read = ", ".join(statistic.reads) or "no setting"
-                raise ConfigError(f"statistic.{name}: {claim.statistic.name} reads {read}; leave it out")
+                raise ConfigError(f"{key}.{name}: {measurement.name} reads {read}; leave it out")
 
 
 def check(listed: Listed, *, models: bool = False) -> None:
@@ -199,15 +231,12 @@ def check(listed: Listed, *, models: bool = False) -> None:
         ConfigError: naming the claim.
     """
     claim = listed.claim
-    statistic = STATISTICS[claim.statistic.name]
     try:
-        for scale in SCALES:
-            for _, term in claim.terms:
-                row = RowPlan(listed, term, claim.seeds[0], scale)
-                if row.plan.recipe.kind != statistic.of:
-                    raise ConfigError(
-                        f"{term.arm}: {claim.statistic.name} is of a {statistic.of}, got a {row.plan.recipe.kind}"
-                    )
+        for scale in claim.scales:
+            for row in seed_plans(listed, claim.seeds[0], scale):
+                of, kind = STATISTICS[row.statistic.name].of, row.plan.recipe.kind
+                if kind != of and not (row.by and kind == "generator"):  # of a generator's tokenizer
+                    raise ConfigError(f"{row.term.arm}: {row.statistic.name} is of a {of}, got a {kind}")
                 _check_evaluate(row)
                 if models:
                     _check_models(row.plan)
@@ -218,7 +247,7 @@ def check(listed: Listed, *, models: bool = False) -> None:
 def _check_evaluate(row: RowPlan) -> None:
     """Check the overrides of the section evaluate."""
     texts = [f"evaluate.{text}" for text in row.statistic.evaluate]
-    if texts:
+    if texts and not row.by:
         load_recipe(row.plan.name, [*row.plan.overrides, *texts])
 
 
@@ -245,7 +274,7 @@ def hours(claims: Sequence[Listed], scale: ScaleName) -> float:
     seconds: dict[str, float] = {}
     for listed in claims:
         seeds = listed.claim.seeds
-        for _, term in listed.claim.terms:
+        for _, term in listed.claim.terms if scale in listed.claim.scales else ():
             for plan in trainings(RowPlan(listed, term, seeds[0], scale).plan):
                 one = plan.recipe.train.steps * listed.file.arms[plan.arm].step_seconds
                 seconds[plan.key] = max(seconds.get(plan.key, 0.0), len(seeds) * one)

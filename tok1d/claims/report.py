@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from tok1d.claims.claim import SCALES
+from tok1d.claims.claim import SCALES, Listed, Measurement
 from tok1d.claims.plan import hours
 from tok1d.claims.rows import Outcome
 from tok1d.claims.statistics import STATISTICS
@@ -14,17 +14,23 @@ from tok1d.claims.verdict import Verdict
 STATES = ("shown", "opposite", "bounded", "not established", "out of regime", "not run")
 HEAD = """# Claims of the papers
 
-`tok1d reproduce --report` writes this page from stored rows; do not edit it. `tok1d reproduce ID` trains and measures
-what a claim needs and stores one row for each arm and seed. The claims are in `tok1d/claims/data/`; `--file` reads a
-file of your own. The models are small and the images simple, so a verdict is about this scale, not about the paper's.
+This page is written from stored rows, by `python benchmarks/claims_pages.py`; do not edit it. `tok1d reproduce ID`
+trains and measures what a claim needs and stores one row for each arm and seed; with `--report` it writes such a page
+from rows of yours. The claims are in `tok1d/claims/data/`; `--file` reads a file of your own. The models are small and
+the images simple, so a verdict is about this scale, not about the paper's.
+
+The scale quick has short trainings, about an hour on two cores for all claims that have it, in two processes; small is
+the one for the figures of this page.
 
 The difference of a claim is a sum of its statistic over some arms minus that over others, for each seed. Verdicts, from
-the 95 % interval (Student's t) of its mean over the seeds, and the margin, the smallest difference that counts:
+the 95 % interval (Student's t) of its mean over the seeds, and the margin, the smallest difference that counts. A claim
+about a correlation of two statistics over arms has Fisher's interval in its place:
 
 - **shown**: the interval lies on the side of 0 that the paper states, and the mean is at least the margin;
 - **opposite**: the same on the other side;
 - **bounded**: the interval lies within the margin, so an effect of that size is excluded;
-- **not established**: none of these; always with one seed, unless the claim states the spread between seeds;
+- **not established**: none of these; always with one seed, unless the spread between seeds is known from a claim with
+  several seeds and the same statistic;
 - **out of regime**: a condition fails under which the statement could show at all;
 - **not run**: rows are missing, or the library cannot measure the statistic yet."""
 CONDITIONS = """Conditions: `loss_flat`, the training loss changes by at most 2 % between its last two tenths;
@@ -37,6 +43,9 @@ its own; trainings that claims share are made once."""
 def difference_text(outcome: Outcome) -> str:
     """The comparison of a claim as text: "nested - plain, lower, margin 0.5"."""
     claim = outcome.listed.claim
+    if claim.by is not None:
+        arms = ", ".join(term.label for term in claim.plus)
+        return f"correlation over {arms}, {claim.expected}, margin {claim.margin:g}"
     plus, minus = (" + ".join(term.label for term in found) for found in (claim.plus, claim.minus))
     several = len(claim.plus) > 1 or len(claim.minus) > 1
     shown = f"({plus}) - ({minus})" if several else f"{plus} - {minus}"
@@ -44,8 +53,12 @@ def difference_text(outcome: Outcome) -> str:
 
 
 def statistic_text(outcome: Outcome) -> str:
-    """The statistic of a claim with its settings."""
-    given = outcome.listed.claim.statistic
+    """The statistic of a claim with its settings, and the second one of a correlation."""
+    claim = outcome.listed.claim
+    return " with ".join(_measurement(each) for each in (claim.statistic, claim.by) if each is not None)
+
+
+def _measurement(given: Measurement) -> str:
     settings = ", ".join(
         ", ".join(map(str, value)) if isinstance(value, list) else f"{name}={value}"
         for name, value in given.settings.items()
@@ -56,7 +69,12 @@ def statistic_text(outcome: Outcome) -> str:
 
 def cost_text(outcome: Outcome) -> str:
     """Estimated CPU-hours at both scales."""
-    return " / ".join(f"{hours([outcome.listed], scale):.1f}" for scale in SCALES)
+    return hours_text(outcome.listed)
+
+
+def hours_text(listed: Listed) -> str:
+    """Estimated CPU-hours of a claim at both scales, "-" for one at which it is not measured."""
+    return " / ".join(f"{hours([listed], scale):.1f}" if scale in listed.claim.scales else "-" for scale in SCALES)
 
 
 def counts(outcomes: Sequence[Outcome]) -> str:
@@ -103,6 +121,8 @@ def _statistics() -> str:
 def _section(outcome: Outcome) -> str:
     claim = outcome.listed.claim
     regime = ", ".join(f"`{condition.name}`" for condition in claim.regime) or "none"
+    scale = outcome.scale or (claim.scales[0] if len(claim.scales) == 1 else "")
+    option = f" --scale {scale}" if scale else ""
     return "\n".join(
         [
             f"### {claim.id}",
@@ -111,9 +131,19 @@ def _section(outcome: Outcome) -> str:
             "",
             f"- compared: {difference_text(outcome)}; {statistic_text(outcome)}; conditions: {regime}",
             f"- **{outcome.verdict.state}**: {outcome.verdict.reason}",
-            f"- command: `tok1d reproduce {claim.id}{f' --scale {outcome.scale}' if outcome.scale else ''}`",
+            f"- command: `tok1d reproduce {claim.id}{option}`",
         ]
     )
+
+
+def summary(outcomes: Sequence[Outcome]) -> str:
+    """A short table of claims for another page: id, verdict, and the difference with its interval."""
+    rows = [("claim", "verdict", "difference"), ("---",) * 3]
+    for each in outcomes:
+        verdict = each.verdict
+        link = f"[`{each.listed.claim.id}`](claims.md#{each.listed.claim.id})"
+        rows.append((link, f"{verdict.state}{f' ({each.scale})' if each.scale else ''}", verdict.figures))
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}

@@ -18,10 +18,14 @@ WAIT = 20.0  # seconds between attempts at rows on which other processes work
 
 
 def missing(claims: Sequence[Listed], scale: ScaleName, rows: Path) -> list[RowPlan]:
-    """The rows that can be measured and are not there, the first seed of all claims first."""
+    """The rows that can be measured and are not there: headline claims first, of them the first seed of all first."""
     plans = [plan for listed in claims if not cannot(listed.claim) for plan in row_plans(listed, scale)]
-    place = {id(plan): plan.listed.claim.seeds.index(plan.seed) for plan in plans}
-    return sorted((plan for plan in plans if stored(plan, rows) is None), key=lambda plan: place[id(plan)])
+
+    def place(plan: RowPlan) -> tuple[bool, int]:
+        claim = plan.listed.claim
+        return not claim.headline, claim.seeds.index(plan.seed)
+
+    return sorted((plan for plan in plans if stored(plan, rows) is None), key=place)
 
 
 def reproduce(claims: Sequence[Listed], scale: ScaleName, out: Path, rows: Path, *, wait: float = WAIT) -> int:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tok1d import files
 from tok1d.claims.claim import SCALES, Listed, ScaleName
-from tok1d.claims.plan import RowPlan, row_plans
+from tok1d.claims.plan import RowPlan, row_plans, seed_plans
 from tok1d.claims.regime import Checked
 from tok1d.claims.statistics import STATISTICS, missing
-from tok1d.claims.verdict import Verdict, verdict
+from tok1d.claims.verdict import Spread, Verdict, verdict
 from tok1d.errors import DataError, reason_of
 
 
@@ -98,7 +99,7 @@ def outcome(listed: Listed, rows: Path) -> Outcome:
     """
     if reason := missing(listed.claim):
         return Outcome(listed, Verdict("not run", reason), "", {})
-    for scale in reversed(SCALES):
+    for scale in reversed(listed.claim.scales):
         found = _at(listed, rows, scale)
         if found is not None:
             return found
@@ -109,13 +110,8 @@ def outcome(listed: Listed, rows: Path) -> Outcome:
 
 def _at(listed: Listed, rows: Path, scale: ScaleName) -> Outcome | None:
     """The outcome of a scale; None if no seed is complete."""
-    claim, found, differences = listed.claim, dict[tuple[str, int], Row](), list[float]()
-    for seed in claim.seeds:
-        here = {term.label: stored(RowPlan(listed, term, seed, scale), rows) for _, term in claim.terms}
-        known = {label: row for label, row in here.items() if row is not None}
-        if len(known) == len(here):
-            differences.append(sum(sign * known[term.label].value for sign, term in claim.terms))
-            found |= {(label, seed): row for label, row in known.items()}
+    claim, found = listed.claim, dict[tuple[str, int], Row]()
+    differences = _differences(listed, rows, scale, found)
     if not differences:
         return None
     made = verdict(
@@ -123,12 +119,60 @@ def _at(listed: Listed, rows: Path, scale: ScaleName) -> Outcome | None:
         expected=claim.expected,
         margin=claim.margin,
         failed=failures(found),
-        spread=claim.spread,
-        unit=STATISTICS[claim.statistic.name].unit,
+        spread=_spread(listed, rows, scale),
+        unit="" if claim.by is not None else STATISTICS[claim.statistic.name].unit,
+        what="difference" if claim.by is None else "correlation",
     )
     if len(differences) < len(claim.seeds):
         made = replace(made, reason=f"{len(differences)} of {len(claim.seeds)} seeds; {made.reason}")
     return Outcome(listed, made, scale, found)
+
+
+def _differences(
+    listed: Listed, rows: Path, scale: ScaleName, found: dict[tuple[str, int], Row] | None = None
+) -> list[float]:
+    """The difference, or correlation, of each seed of which all rows are stored; these rows are added to `found`."""
+    claim, differences = listed.claim, list[float]()
+    for seed in claim.seeds if scale in claim.scales else ():
+        plans = seed_plans(listed, seed, scale)
+        known = {plan.label: row for plan in plans if (row := stored(plan, rows)) is not None}
+        if len(known) < len(plans):
+            continue
+        if claim.by is None:
+            differences.append(sum(sign * known[term.label].value for sign, term in claim.terms))
+        else:
+            pairs = [(known[term.label].value, known[f"{term.label}-by"].value) for term in claim.plus]
+            differences.append(correlation(pairs))
+        if found is not None:
+            found |= {(label, seed): row for label, row in known.items()}
+    return differences
+
+
+def correlation(pairs: Sequence[tuple[float, float]]) -> float:
+    """Pearson's correlation of pairs; 0 if all values of a side are equal."""
+    try:
+        return statistics.correlation(*zip(*pairs, strict=True))
+    except statistics.StatisticsError:
+        return 0.0
+
+
+def _spread(listed: Listed, rows: Path, scale: ScaleName) -> Spread:
+    """What is known of the spread between seeds: of the claim itself, or from the rows of another claim.
+
+    A difference of more arms varies more: the deviation is scaled by the root of the ratio of the numbers of arms.
+    """
+    claim = listed.claim
+    if claim.by is not None:
+        return Spread(arms=len(claim.plus))
+    if not claim.spread_from:
+        return Spread(claim.spread)
+    other = listed.file.claim(claim.spread_from)
+    assert other is not None, "checked when the file was read"
+    differences = _differences(Listed(other, listed.file), rows, scale)
+    if len(differences) < 2:
+        return Spread()
+    ratio = len(claim.terms) / len(other.terms)
+    return Spread(math.sqrt(ratio) * statistics.stdev(differences), len(differences) - 1)
 
 
 def failures(rows: Mapping[tuple[str, int], Row]) -> list[str]:

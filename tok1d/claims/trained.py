@@ -20,7 +20,7 @@ from tok1d.evaluate.features import INCEPTION, FrozenNetwork
 from tok1d.evaluate.measures import Measures, own_networks
 from tok1d.evaluate.of_recipe import evaluate_model, uses_bundled
 from tok1d.evaluate.protocol import CLASSIFIER, classifier_for
-from tok1d.evaluate.request import Samples
+from tok1d.evaluate.request import Reconstructions, Samples
 from tok1d.generators.base import Generator
 from tok1d.tokenizers.base import Tokenizer
 from tok1d.train.images import open_split
@@ -121,6 +121,15 @@ class Trained:
             batch_size=config.batch_size,
             seed=recipe.seed,
         )
+
+    def reconstructions(self, how: Measurement) -> Reconstructions:
+        """The reconstructions of a measurement, as the recipe's section evaluate with its overrides makes them."""
+        config = self.evaluated(how.evaluate).evaluate
+        decoding = vars(config.decoding(generator=False))
+        if self.tokenizer.spec.deterministic:
+            decoding = {**decoding, "steps": None}
+        keep = self.tokenizer.spec.length if how.keep is None else how.keep
+        return Reconstructions(**decoding, keep=(keep,), batch_size=config.batch_size, seed=self.recipe.seed)
 
     def measures(self, *metrics: str) -> Measures:
         """Metrics of features with the network of the recipe's evaluation."""

@@ -23,6 +23,7 @@ class Verdict:
         mean: mean difference; None without differences.
         low, high: 95 % interval of the mean; None if it is not known (one seed).
         differences: one for each seed.
+        figures: the mean with its interval and seeds, as in the reason.
     """
 
     state: State
@@ -31,25 +32,52 @@ class Verdict:
     low: float | None = None
     high: float | None = None
     differences: tuple[float, ...] = ()
+    figures: str = ""
 
 
-def interval(differences: Sequence[float], spread: float | None = None) -> tuple[float, float] | None:
-    """The 95 % interval of the mean of paired differences.
+@dataclass(frozen=True)
+class Spread:
+    """What is known of the uncertainty of a single seed.
 
-    Student's t over the seeds. Of one difference it is known only with `spread`, the standard deviation of a difference
-    between seeds that was measured elsewhere; then the normal distribution is used.
+    Args:
+        deviation: standard deviation of a difference between seeds, measured elsewhere; None: not known.
+        freedom: degrees of freedom with which the deviation was measured; None: it is known exactly.
+        arms: of a correlation, the number of arms that it is over.
     """
+
+    deviation: float | None = None
+    freedom: int | None = None
+    arms: int | None = None
+
+
+NO_SPREAD = Spread()
+
+
+def interval(differences: Sequence[float], spread: Spread = NO_SPREAD) -> tuple[float, float] | None:
+    """The 95 % interval of the mean of paired differences; None if it is not known.
+
+    Student's t over several seeds. Of one seed: Student's t (normal, if the deviation is known exactly) with the
+    deviation of `spread`; of a correlation Fisher's interval over its arms.
+    """
+    from scipy import stats
+
     count = len(differences)
     mean = sum(differences) / count
+    upper = (1 + CONFIDENCE) / 2
     if count > 1:
-        from scipy import stats
-
         deviation = math.sqrt(sum((value - mean) ** 2 for value in differences) / (count - 1))
-        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * deviation / math.sqrt(count)
-        return mean - half, mean + half
-    if spread is None:
+        half = float(stats.t.ppf(upper, count - 1)) * deviation / math.sqrt(count)
+    elif spread.arms is not None:
+        if spread.arms < 4:
+            return None
+        z, half = math.atanh(min(max(mean, -0.999999), 0.999999)), float(stats.norm.ppf(upper))
+        half /= math.sqrt(spread.arms - 3)
+        return math.tanh(z - half), math.tanh(z + half)
+    elif spread.deviation is None:
         return None
-    half = 1.959964 * spread
+    else:
+        factor = stats.norm.ppf(upper) if spread.freedom is None else stats.t.ppf(upper, spread.freedom)
+        half = float(factor) * spread.deviation
     return mean - half, mean + half
 
 
@@ -59,8 +87,9 @@ def verdict(
     expected: Literal["higher", "lower"],
     margin: float,
     failed: Sequence[str] = (),
-    spread: float | None = None,
+    spread: Spread = NO_SPREAD,
     unit: str = "",
+    what: str = "difference",
 ) -> Verdict:
     """The verdict on a difference that is expected to be above 0 (higher) or below 0 (lower).
 
@@ -68,22 +97,23 @@ def verdict(
         differences: one for each seed, in the unit of the statistic; at least one.
         margin: smallest difference that counts, above 0.
         failed: the conditions of the regime that fail, in words with their figures.
-        spread: see `interval`.
+        spread: of a single seed.
+        what: the differences are, for the reason.
     """
     mean, found = sum(differences) / len(differences), interval(differences, spread)
     low, high = found or (None, None)
-    said = describe(mean, found, len(differences), spread is not None, unit)
+    said = describe(mean, found, len(differences), spread, unit)
 
     def made(state: State, reason: str) -> Verdict:
-        return Verdict(state, reason, mean, low, high, tuple(differences))
+        return Verdict(state, reason, mean, low, high, tuple(differences), said)
 
     if failed:
-        return made("out of regime", f"{'; '.join(failed)} (difference {said})")
+        return made("out of regime", f"{'; '.join(failed)} ({what} {said})")
     if found is None:
-        return made("not established", f"difference {said}; one seed has no interval")
+        return made("not established", f"{what} {said}; one seed has no interval")
     sign = 1 if expected == "higher" else -1
     near, far = sorted((sign * found[0], sign * found[1]))
-    rule = f"difference {said}; expected {expected}, by at least {margin:g}"
+    rule = f"{what} {said}; expected {expected}, by at least {margin:g}"
     if -margin < near and far < margin:
         return made("bounded", f"{rule}: the interval lies within {margin:g} of 0")
     if near > 0 and sign * mean >= margin:
@@ -93,11 +123,14 @@ def verdict(
     return made("not established", rule)
 
 
-def describe(mean: float, found: tuple[float, float] | None, count: int, stated: bool, unit: str) -> str:
+def describe(
+    mean: float, found: tuple[float, float] | None, count: int, spread: Spread = NO_SPREAD, unit: str = ""
+) -> str:
     """The mean difference with its interval and number of seeds, as text."""
     unit = f" {unit}" if unit else ""
     seeds = f"{count} seeds" if count > 1 else "one seed"
     if found is None:
         return f"{mean:+.4g}{unit} ({seeds})"
-    how = ", stated spread" if count == 1 and stated else ""
-    return f"{mean:+.4g}{unit} ({found[0]:+.4g} to {found[1]:+.4g}, {seeds}{how})"
+    if count == 1:
+        seeds += f", {spread.arms} arms" if spread.arms is not None else ", spread of other seeds"
+    return f"{mean:+.4g}{unit} ({found[0]:+.4g} to {found[1]:+.4g}, {seeds})"

@@ -11,7 +11,7 @@ import typer
 from tok1d.cli.options import one_of
 
 if TYPE_CHECKING:
-    from tok1d.claims.claim import Listed
+    from tok1d.claims.claim import Listed, ScaleName
 
 
 def reproduce(
@@ -21,7 +21,9 @@ def reproduce(
     list_claims: Annotated[
         bool, typer.Option("--list", help="only print the claims, their cost and their state")
     ] = False,
-    scale: Annotated[str, typer.Option(help="size of the trainings: quick or small")] = "quick",
+    scale: Annotated[
+        str, typer.Option(help="size of the trainings: quick (about an hour on two cores; not all claims), or small")
+    ] = "quick",
     out: Annotated[Path, typer.Option(help="folder of the trainings (runs/), the rows (rows/) and the report")] = Path(
         "runs/claims"
     ),
@@ -62,9 +64,11 @@ def reproduce(
         return
     from tok1d.claims.reproduce import reproduce as run
 
+    size: ScaleName = "quick" if scale == "quick" else "small"
+    wanted = plan.chosen(known, claims or [], size)
     for each in wanted:
         plan.check(each, models=True)
-    run(wanted, "quick" if scale == "quick" else "small", out, stored)
+    run(wanted, size, out, stored)
     for each in wanted:
         found = outcome(each, stored).verdict
         print(f"{each.claim.id}: {found.state}: {found.reason}")
@@ -74,10 +78,11 @@ def print_claims(claims: Sequence[Listed], rows: Path) -> None:
     """Print claims with place, estimated cost, state and statement."""
     from tok1d.claims.claim import SCALES
     from tok1d.claims.plan import hours
+    from tok1d.claims.report import hours_text
     from tok1d.claims.rows import outcome
 
     for each in claims:
-        cost = " / ".join(f"{hours([each], size):.1f}" for size in SCALES)
+        cost = hours_text(each)
         found = outcome(each, rows).verdict
         state = f"not run: {found.reason}" if found.state == "not run" else found.state
         place = f"{each.file.paper}, {each.claim.section}"

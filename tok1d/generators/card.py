@@ -1,7 +1,8 @@
 """CARD (SMAP, arXiv 2603.25249): a causal stack whose states condition a flow-matching head for the next token.
 
-The class is not part of the sequence: it modulates the norms of every block. The class vectors may be those of the
-tokenizer; CARD's weights then include a copy of that table. With `condition.kind=text` or words, which are
+The class is not part of the sequence: it modulates the norms of every block. `modulation=none start=class` is the other
+way: the class vector is the first input, and the norms are plain. The class vectors may be those of the tokenizer;
+CARD's weights then include a copy of that table. With `condition.kind=text` or words, which are
 not in the paper, the mean of a caption's embeddings takes the place of the class vector.
 """
 
@@ -24,6 +25,7 @@ from tok1d.generators.head import DiffusionHead, HeadConfig
 from tok1d.generators.modulation import BlockModulations, ClassBlock, ClassVectors, ModulationKind
 from tok1d.generators.statistics import NormalisedTokens, Statistics
 from tok1d.nn.attention import Attend, rotary
+from tok1d.nn.block import Block
 from tok1d.nn.norm import RMSNorm
 from tok1d.nn.position import sequence_angles
 from tok1d.nn.roles import TOKENS, Roles
@@ -44,19 +46,21 @@ class CARDConfig:
     token_dim: int = option(16, "channels D of a token", ge=1)
     num_classes: int = option(1000, "number of classes; 0 for an unconditional model or one of captions", ge=0)
     condition: ConditionConfig = option(ConditionConfig())
-    class_source: Literal["shared", "independent"] = option(
-        "shared", "class vectors: a copy of the tokenizer's table, or a table of its own"
+    class_source: Literal["shared", "independent", "random"] = option(
+        "shared",
+        "class vectors: a copy of the tokenizer's table, a trained table of its own, or fixed random vectors with the "
+        "lengths of the tokenizer's",
     )
     class_dim: int = option(768, "width of the class table; shared: of the tokenizer's table", ge=1)
-    freeze_class_embedding: bool = option(True, "shared: do not train the class vectors")
+    freeze_class_embedding: bool = option(True, "shared: do not train the class vectors; random ones are never trained")
     class_dropout: float = option(0.1, "probability of the null condition in training", ge=0, lt=1)
     dim: int = option(768, "width; size=B, L or XL sets width, depth and heads, and the head's width and depth", ge=1)
     depth: int = option(24, "number of blocks", ge=1)
     heads: int = option(12, "attention heads", ge=1)
-    modulation: ModulationKind = option(
+    modulation: ModulationKind | Literal["none"] = option(
         "scale2",
         "how the condition modulates a block: two scales (scale2), or DiT's shifts, scales and gates (dit6), of low "
-        "rank (lowrank6) or mostly shared between blocks (shared6)",
+        "rank (lowrank6) or mostly shared between blocks (shared6); none needs start=class",
     )
     start: Literal["learned", "class"] = option(
         "learned", "first input of the stack: a learned vector, or the class vector"
@@ -75,8 +79,8 @@ class CARDConfig:
 
     @property
     def shares_classes(self) -> bool:
-        """Whether the class table is copied from a tokenizer (`ClassVectors.set_table`)."""
-        return self.class_source == "shared" and self.num_classes > 0
+        """Whether the class table is made from a tokenizer's (`ClassVectors.set_table`)."""
+        return self.class_source != "independent" and self.num_classes > 0
 
     def check(self) -> None:
         """Raise ConfigError where fields contradict each other."""
@@ -85,6 +89,11 @@ class CARDConfig:
             raise ConfigError(f"heads: {self.heads} does not divide dim {self.dim}")
         if self.positions == "rope1d" and self.dim // self.heads % 2:
             raise ConfigError(f"heads: expected an even head width for rotary positions, got {self.dim // self.heads}")
+        if self.modulation == "none" and self.start != "class":
+            raise ConfigError(
+                f"start: expected class, because without modulation (modulation=none) the condition is only the first "
+                f"input, got {self.start}"
+            )
         if self.head.class_token:
             raise ConfigError("head.class_token: expected false, because CARD's sequence has no class token, got true")
         if self.head.objective != "interpolant":
@@ -110,18 +119,21 @@ class CARD(NormalisedTokens, HeadGenerator):
         self.hold_statistics(config.statistics, config.num_tokens, config.token_dim)
         dim, length = config.dim, config.num_tokens
         self.label_embed = self._label_embed(config)
-        self.modulations = BlockModulations(config.modulation, dim, config.depth)
+        kind = config.modulation
+        self.modulations = None if kind == "none" else BlockModulations(kind, dim, config.depth)
         self.token_embed = nn.Linear(config.token_dim, dim)
         self.start = nn.Parameter(torch.randn(1, 1, dim) * 0.02) if config.start == "learned" else None
         learned = config.positions == "learned"
         self.positions = nn.Parameter(torch.randn(1, length, dim) * 0.02) if learned else None
-        self.blocks = llama_blocks(dim, config.depth, config.heads, dropout=config.dropout, block=ClassBlock)
+        block = Block if self.modulations is None else ClassBlock
+        self.blocks = llama_blocks(dim, config.depth, config.heads, dropout=config.dropout, block=block)
         self.norm = RMSNorm(dim)
         self.head_positions = nn.Parameter(torch.randn(1, length, dim) * 0.02)
         init_llama(self)
         # Xavier keeps class vectors at the scale of the table's rows; std 0.02 would make them far smaller.
         nn.init.xavier_uniform_(self.label_embed.proj.weight)
-        self.modulations.zero_init()
+        if self.modulations is not None:
+            self.modulations.zero_init()
         # Made after `init_llama`, because the head has its own initialisation.
         self.head = DiffusionHead(config.head, config.token_dim, dim)
 
@@ -130,7 +142,7 @@ class CARD(NormalisedTokens, HeadGenerator):
         condition, dropout = config.condition, config.class_dropout
         if condition.is_text:
             return CaptionVectors(condition.dim, condition.length, config.dim, dropout, condition.num_words)
-        frozen = config.shares_classes and config.freeze_class_embedding
+        frozen = config.shares_classes and (config.freeze_class_embedding or config.class_source == "random")
         return ClassVectors(config.num_classes, config.class_dim, config.dim, dropout, frozen=frozen)
 
     @property
@@ -140,7 +152,7 @@ class CARD(NormalisedTokens, HeadGenerator):
     def context(self, cond: Tensor) -> Context:
         vectors = self.label_embed(cond)
         prefix = vectors[:, None] if self.start is None else self.start.expand(len(vectors), -1, -1)
-        return Context(prefix, modulations=self.modulations(vectors))
+        return Context(prefix, modulations=None if self.modulations is None else self.modulations(vectors))
 
     def embed(self, x: Tensor, start: int, attends: list[Attend]) -> tuple[Tensor, list[Attend]]:
         end = start + x.shape[1]

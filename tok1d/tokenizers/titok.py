@@ -19,7 +19,7 @@ from tok1d.errors import ConfigError, InputError
 from tok1d.losses.total import Batch, Tensors
 from tok1d.nn.embed import unpatchify
 from tok1d.nn.roles import PIXELS_IN, PIXELS_OUT, TOKENS, Roles
-from tok1d.nn.vit import ViT, ViTShape
+from tok1d.nn.vit import Rotary, ViT, ViTShape
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.tokenizers.bottlenecks import BottleneckConfig, VQConfig, build_bottleneck
 from tok1d.tokenizers.checks import check_grid
@@ -43,16 +43,33 @@ class TiTokViTConfig:
     heads: int = option(12, "attention heads", ge=1)
     mlp_ratio: float = option(4.0, "hidden width of the MLP over the width", gt=0)
     norm_eps: float = option(1e-5, "epsilon of the norms", gt=0)
+    rotary: Rotary = option("none", "rotary positions of patches beside the learned ones, as in SMAP; not in TiTok")
+    layer_scale: float = option(0.0, "initial LayerScale factor of every branch; 0, as in TiTok: no LayerScale", ge=0)
+    registers: int = option(0, "number of learned register tokens after the class token; none in TiTok", ge=0)
 
     def check(self) -> None:
-        """Raise ConfigError on a width that is no multiple of the heads."""
+        """Raise ConfigError on a width that does not fit the heads."""
         if self.dim % self.heads:
             raise ConfigError(f"heads: {self.heads} does not divide dim {self.dim}")
+        if self.rotary != "none" and self.dim // self.heads % 4:
+            raise ConfigError(
+                f"heads: rotary positions need a head width that is a multiple of 4, got {self.dim // self.heads}"
+            )
 
     def build(self, side: int) -> ViT:
         """The ViT for a grid of `side` x `side` patches."""
         sizes = (self.dim, self.depth, self.heads, side)
-        return ViT(ViTShape(*sizes, mlp_ratio=self.mlp_ratio, pre_norm=True, eps=self.norm_eps))
+        return ViT(
+            ViTShape(
+                *sizes,
+                mlp_ratio=self.mlp_ratio,
+                registers=self.registers,
+                rotation=self.rotary,
+                layer_scale=self.layer_scale or None,
+                pre_norm=True,
+                eps=self.norm_eps,
+            )
+        )
 
 
 @dataclass

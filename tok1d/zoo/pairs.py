@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from tok1d.config.classes import agreement, model_classes, shortened
@@ -14,9 +15,10 @@ from tok1d.tokenizers.base import Tokenizer, TokenSpec
 
 
 def shared_classes(config: GeneratorConfig, tokenizer: Tokenizer, name: str, images: ImageSet) -> Tensor | None:
-    """The tokenizer's class embeddings (num_classes, class_dim) for a generator with `shares_classes`, else None.
+    """The class vectors (num_classes, class_dim) for a generator with `shares_classes`, else None.
 
-    The rows are in the order of the images' classes, by name.
+    They are the tokenizer's class embeddings, in the order of the images' classes, by name. With `class_source: random`
+    they are random directions (torch's global generator) with the lengths of the tokenizer's.
 
     Raises:
         ConfigError: a tokenizer without class embeddings, with embeddings of another size than the generator's, or of
@@ -24,10 +26,11 @@ def shared_classes(config: GeneratorConfig, tokenizer: Tokenizer, name: str, ima
     """
     if not getattr(config, "shares_classes", False):
         return None
+    source = getattr(config, "class_source", "shared")
     class_vectors = getattr(tokenizer, "class_vectors", None)
     if class_vectors is None or not tokenizer.spec.needs_label:
         raise ConfigError(
-            f"model.class_source: shared needs a tokenizer with class vectors, {name} has none; "
+            f"model.class_source: {source} needs a tokenizer with class vectors, {name} has none; "
             "set model.class_source=independent"
         )
     table: Tensor = class_vectors()
@@ -38,10 +41,15 @@ def shared_classes(config: GeneratorConfig, tokenizer: Tokenizer, name: str, ima
     found = agreement(image_classes(images), model_classes(tokenizer))
     if not found.agrees:
         raise ConfigError(
-            f"model.class_source: shared needs data of the tokenizer's classes; {found.said}; "
+            f"model.class_source: {source} needs data of the tokenizer's classes; {found.said}; "
             "set model.class_source=independent"
         )
-    return table if found.places is None else table[list(found.places)]
+    if found.places is not None:
+        table = table[list(found.places)]
+    if source == "random":
+        noise = torch.randn(table.shape).to(table)
+        table = noise / noise.norm(dim=1, keepdim=True) * table.norm(dim=1, keepdim=True)
+    return table
 
 
 def check_condition(config: GeneratorConfig, tokenizer: Tokenizer, name: str) -> None:
