@@ -85,9 +85,9 @@ def analyze_prefix(
     from dataclasses import asdict
 
     from tok1d.analyze.prefix import explained_curve, judged, plot_curve
+    from tok1d.images.framing import padding_of
     from tok1d.inference import images as sources
     from tok1d.pictures import save_png
-    from tok1d.zoo.card import padding_of
 
     tokenizer = load_tokenizer(model, device)
     lengths = lengths_of(keep, tokenizer)
@@ -175,9 +175,9 @@ def analyze_swap(
     from tok1d.config.classes import stated
     from tok1d.evaluate import protocol
     from tok1d.evaluate.reconstruction import classifier_name
+    from tok1d.images.framing import padding_of
     from tok1d.inference import images as sources
     from tok1d.pictures import save_png
-    from tok1d.zoo.card import padding_of
 
     if label is not None:
         one_of("--label", label, ("true",))

@@ -68,11 +68,11 @@ def generate(model: Model, out: Out, how: SamplePictures, device: Device = None,
     """Generate tokens from classes or captions, decode them with the generator's tokenizer, and write PNG files."""
     from tok1d import devices
     from tok1d.errors import InputError
+    from tok1d.images.framing import padding_of
     from tok1d.inference import images as sources
     from tok1d.inference import pictures
     from tok1d.inference.nearest import Training, too_many
     from tok1d.zoo import store
-    from tok1d.zoo.card import padding_of
 
     generator, tokenizer = store.load_pair(model, device=devices.pick_device(device))
     folder = output_folder(out, overwrite=overwrite)

@@ -26,7 +26,13 @@ Capability = Literal["any_size", "adversarial"]
 # What a model class of each kind must define.
 METHODS: dict[Kind, tuple[str, ...]] = {
     "tokenizer": ("encode", "decode", "losses"),
-    "generator": ("sample", "losses", "generate", "evaluated_networks", "resolved_settings"),  # tok1d.Generator has all
+    "generator": (
+        "sample",
+        "losses",
+        "make_tokens",
+        "evaluated_networks",
+        "resolved_settings",
+    ),  # tok1d.Generator has all
     "classifier": ("forward", "losses"),
 }
 
@@ -118,10 +124,15 @@ def _path(model: str | type) -> str:
     return model if isinstance(model, str) else f"{model.__module__}:{model.__qualname__}"
 
 
-def imported(path: str) -> type:
-    """The class at "module:Class"."""
+def attribute(path: str) -> Any:
+    """The function or class at "module:name"."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def imported(path: str) -> type:
+    """The class at "module:Class"."""
+    return attribute(path)
 
 
 def has_capability(name: str, capability: Capability) -> bool:

@@ -38,7 +38,7 @@ class GeneratorConfig(Protocol):
 class Generator(nn.Module):
     """A model of token sequences (B, K, D) or (B, K) int64, conditioned on class ids, captions or nothing.
 
-    A subclass sets the class attributes, makes `config` and `label_embed`, and implements `losses`, `generate`,
+    A subclass sets the class attributes, makes `config` and `label_embed`, and implements `losses`, `make_tokens`,
     `evaluated_networks` and `resolved_settings`.
 
     Attributes:
@@ -46,7 +46,7 @@ class Generator(nn.Module):
         parallel: all tokens are generated together, so `length` cannot be chosen; else one after the other.
         guidance_interval_of: the unit of a guidance interval; None: it takes no interval. With "time" it takes no
             guidance schedule.
-        own_options: further keyword arguments of `sample`, passed on to `generate`.
+        own_options: further keyword arguments of `sample`, passed on to `make_tokens`.
         config: its configuration.
         label_embed: the embedding of its condition.
     """
@@ -87,7 +87,7 @@ class Generator(nn.Module):
         """
 
     @abstractmethod
-    def generate(
+    def make_tokens(
         self,
         cond: Tensor,
         length: int,
@@ -141,7 +141,7 @@ class Generator(nn.Module):
             generator: source of all random numbers; default: one seeded with 0. With a single one a sample depends on
                 the size of its batch; with a sequence of them, one a row, it depends on its own alone.
             noise: source of all random numbers instead of `generator`, such as recorded ones: normal (diffusion),
-                exponential with mean 1 (categorical) or uniform in [0, 1] (masked); see `generate` for their order.
+                exponential with mean 1 (categorical) or uniform in [0, 1] (masked); see `make_tokens` for their order.
             changes: single settings, such as temperature=0.9, that replace those of `settings`; and `own_options`.
 
         Raises:
@@ -157,7 +157,7 @@ class Generator(nn.Module):
         self.check_guidance(guidance)
         cond = self.check_cond(cond, num or 0)
         noise = noise or NOISE[self.kind](generator or torch.Generator(cond.device).manual_seed(0))
-        return self.generate(cond, length, guidance, settings, noise, **own)
+        return self.make_tokens(cond, length, guidance, settings, noise, **own)
 
     def check_cond(self, cond: Tensor | None, batch: int) -> Tensor:
         """Class ids (B,) or captions (B, T, E) on the model's device; None gives `batch` null conditions.

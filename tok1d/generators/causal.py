@@ -105,7 +105,7 @@ class CausalGenerator(Generator):
         scales, full = guidance.token_scales(length).tolist(), self.config.num_tokens
         return [scale if guidance.acts_at(i / full) else 1.0 for i, scale in enumerate(scales)]
 
-    def generate(
+    def make_tokens(
         self,
         cond: Tensor,
         length: int,
@@ -114,7 +114,7 @@ class CausalGenerator(Generator):
         noise: NoiseSource,
         **own: object,
     ) -> Tensor:
-        """See `Generator.generate`; tokens as the stack receives them."""
+        """See `Generator.make_tokens`; tokens as the stack receives them."""
         scales = self.token_scales(guidance, length)
         sample = self.token_sampler(settings, noise, **own)
         decoder = CachedDecoder(self, cond, length, with_null=any(scale != 1 for scale in scales))

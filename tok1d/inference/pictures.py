@@ -19,6 +19,7 @@ from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import DataError, InputError
 from tok1d.files import clear
 from tok1d.generators.base import Generator
+from tok1d.images.overview import zoom_for
 from tok1d.inference.captions import caption_reader
 from tok1d.inference.conditions import ConditionedImages, check_conditions, conditioning_of, read_captions
 from tok1d.inference.nearest import Training
@@ -74,11 +75,6 @@ def _readable(tokenizer: Tokenizer, images: ImageSet, label: str | None) -> tupl
         name, why = replaced_images(images)[0]
         raise DataError(f"{name}: {why}; none of the other chosen images can be read either")
     return x[kept], None if cond is None else cond[kept.to(cond.device)]
-
-
-def zoom_for(images: Tensor) -> int:
-    """The integer factor that enlarges small images to a width of about 84 pixels; at least 1."""
-    return max(1, round(84 / images.shape[-1]))
 
 
 class _Samples:
