@@ -84,8 +84,8 @@ def register(name: str, *, kind: Kind, config: type) -> Callable[[Model], Model]
         class MyTokenizer(nn.Module): ...
 
     The class is called with an instance of `config`. A tokenizer has the methods of the protocol in
-    `tokenizers/base.py`, a generator is a subclass of `tok1d.Generator`. Two capabilities are class attributes, False if absent:
-    `any_size` (trains on images of several sizes, data.image_sizes) and `adversarial` (has `reconstruct` and
+    `tokenizers/base.py`, a generator is a subclass of `tok1d.Generator`. Two capabilities are class attributes, False
+    if absent: `any_size` (trains on images of several sizes, data.image_sizes) and `adversarial` (has `reconstruct` and
     `last_weight`, so that the recipe sections perceptual and adversarial apply).
 
     Args:

@@ -6,7 +6,7 @@ import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from PIL.Image import Image
@@ -266,7 +266,7 @@ class Generator(Pretrained, nn.Module):
         generator: Generators | None = None,
         noise: NoiseSource | None = None,
         **changes: object,
-    ) -> tuple[tuple[Tensor, int, Guidance, SampleSettings, NoiseSource], dict[str, object]]:
+    ) -> tuple[tuple[Tensor, int, Guidance, SampleSettings, NoiseSource], dict[str, Any]]:
         """The arguments of `make_tokens` from those of `sample`; raises InputError as `sample`."""
         if cond is None and (num is None or num < 1):
             raise InputError(f"sample: expected a condition, or num for the number of sequences, got num {num}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ def to_tensor(x: Pictures, model: HasImages | None = None) -> Tensor:
         InputError: another type or shape, values out of range or undefined, or sizes that differ without a model.
         DataError: a file that cannot be read.
     """
-    parts = list(x) if isinstance(x, list | tuple) else [x]
+    parts: list[Any] = list(x) if isinstance(x, list | tuple) else [x]
     if not parts:
         raise InputError(f"images: expected {EXPECTED}, got an empty list")
     if model is not None:
@@ -80,6 +80,7 @@ def to_tensor(x: Pictures, model: HasImages | None = None) -> Tensor:
 def to_pil(images: Tensor | np.ndarray) -> list[Image.Image]:
     """Images (B, C, H, W), or one (C, H, W), in [0, 1] as a list of PIL images of mode "L" or "RGB".
 
+        >>> import torch
         >>> to_pil(torch.rand(2, 3, 8, 8))[0].size
         (8, 8)
 

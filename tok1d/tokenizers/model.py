@@ -50,8 +50,8 @@ class TokenizerModel(Pretrained, nn.Module):
         """Pictures of any kind as float32 (B, C, H, W) in [0, 1] on the model's device, made as in its training.
 
             >>> import numpy as np, tok1d
-            >>> tok1d.load("fashion-mnist-maetok").preprocess(np.zeros((28, 28), np.uint8)).shape
-            torch.Size([1, 1, 32, 32])
+            >>> tok1d.load("fashion-mnist-maetok").preprocess(np.zeros((200, 300, 3), np.uint8)).shape
+            torch.Size([1, 1, 28, 28])
 
         See `tok1d.images.to_tensor`.
         """

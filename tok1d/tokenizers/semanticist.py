@@ -49,6 +49,8 @@ class Semanticist(TokenizerModel):
     any_size: ClassVar[bool] = False
     adversarial: ClassVar[bool] = False
 
+    config: SemanticistConfig
+
     def __init__(self, config: SemanticistConfig) -> None:
         super().__init__()
         self.config = config
@@ -350,7 +352,8 @@ class Semanticist(TokenizerModel):
 
         def evaluate(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
             t = t.expand(x.shape[0]) if discrete and t.shape[0] == 1 else t
-            return self.decoder(x, t, cond)
+            # Samplers of a model in half precision compute in single precision.
+            return self.decoder(x.to(cond.dtype), t, cond)
 
         def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             t2 = t if t.shape[0] == 1 else t.repeat(2)
