@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tok1d import images as images
+    from tok1d.api.analyses import analyze
+    from tok1d.api.evaluation import evaluate
+    from tok1d.api.training import train
     from tok1d.config.load import recipe_names as recipes
     from tok1d.config.registry import register
     from tok1d.generators.base import Generator
@@ -26,6 +29,8 @@ __all__ = [
     "Generator",
     "Tokenizer",
     "__version__",
+    "analyze",
+    "evaluate",
     "images",
     "load",
     "load_pair",
@@ -33,12 +38,15 @@ __all__ = [
     "recipes",
     "register",
     "show",
+    "train",
 ]
 
 # Name -> "module:name", or a module. Imported on first use (PEP 562), because most of these modules import torch.
 _EXPORTS = {
     "Generator": "tok1d.generators.base:Generator",
     "Tokenizer": "tok1d.tokenizers.model:TokenizerModel",
+    "analyze": "tok1d.analyze",  # packages that can be called
+    "evaluate": "tok1d.evaluate",
     "images": "tok1d.images",
     "load": "tok1d.zoo.store:load",
     "load_pair": "tok1d.zoo.store:load_pair",
@@ -46,6 +54,7 @@ _EXPORTS = {
     "recipes": "tok1d.config.load:recipe_names",
     "register": "tok1d.config.registry:register",
     "show": "tok1d.images:show",
+    "train": "tok1d.train",
 }
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tok1d.analyze.request import JudgedReconstructions, Maps, Probes, Spectra
-from tok1d.cli.analyze import analyze_app, facts
+from tok1d.cli.analyze import analyze_app
 from tok1d.cli.options import ChosenImages, DataRoot, Device, Overwrite, expanded, output_folder, with_paths
-from tok1d.cli.several import Models, open_subjects, training_images, write_analysis
+from tok1d.cli.several import Models, models_and_data
 
 
 @analyze_app.command("spectrum")
@@ -30,27 +29,7 @@ def analyze_spectrum(
     Few decoding steps, a low temperature or a shift remove high frequencies at every number of tokens and hide the
     effect of the tokens: --steps 25 --temperature 1 --shift 1 samples a flow decoder without them.
     """
-    from tok1d.analyze.judged import judges, settings_of_each
-    from tok1d.analyze.spectrum import plot_spectra, spectrum
-
-    subjects = open_subjects(models, device, chosen)
-    tokenizers = [each.tokenizer for each in subjects]
-    settings = settings_of_each(tokenizers, how, partial=how.partial, components=how.components)
-    measures = [
-        judges(each.tokenizer, each.data, how.network, ("semantic",), each.images.class_names) for each in subjects
-    ]
-    folder = output_folder(out, overwrite=overwrite)
-    found, records = {}, []
-    for each, own, measured in zip(subjects, settings, measures, strict=True):
-        fitted = training_images(each, chosen.data_root) if how.components else None
-        result = spectrum(each.tokenizer, each.images, own, measured, training=fitted, name=each.name)
-        found[each.name] = result
-        missing = [f"no semantic agreement: {reason}" for reason in measured.missing.values()]
-        for line in (*result.describe(), *missing):
-            print(f"{each.name}: {line}")
-        about = facts(each.name, each.data, each.tokenizer, each.images, result.num, seed=how.seed)
-        records.append({**about, **result.to_json()})
-    write_analysis(folder, "spectrum", records, [each.said() for each in found.values()], plot_spectra(found))
+    _run("spectrum", models, how, chosen, device, output_folder(out, overwrite=overwrite))
 
 
 @analyze_app.command("probe")
@@ -69,22 +48,14 @@ def analyze_probe(
     Fits ridge regressions on the training images and measures them on the test images; nothing is random. The encoder
     of a class-conditional tokenizer receives the null class.
     """
-    from tok1d.analyze.probe import plot_probes, probe
-    from tok1d.data.subset import subset
-
-    subjects = open_subjects(models, device, ChosenImages(split="test", data_root=data_root))
-    folder = output_folder(out, overwrite=overwrite)
-    found, records = {}, []
-    for each in subjects:
-        train = training_images(each, data_root)
-        label = how.label if each.tokenizer.spec.needs_label or len(subjects) == 1 else None
-        result = found[each.name] = probe(each.tokenizer, train, each.images, replace(how, label=label), name=each.name)
-        for line in result.describe():
-            print(f"{each.name}: {line}")
-        about = facts(each.name, each.data, each.tokenizer, each.images, result.num, seed=None)
-        trained = subset(train, result.num_train).fingerprint()
-        records.append({**about, "training": trained, **result.to_json()})
-    write_analysis(folder, "probe", records, [each.said() for each in found.values()], plot_probes(found))
+    _run(
+        "probe",
+        models,
+        how,
+        ChosenImages(split="test", data_root=data_root),
+        device,
+        output_folder(out, overwrite=overwrite),
+    )
 
 
 @analyze_app.command("map")
@@ -102,18 +73,7 @@ def analyze_map(
 
     Silhouette and accuracy are measured between the tokens, not on the map, and beside them between the pixels.
     """
-    from tok1d.analyze.token_map import plot_maps, token_map
-
-    subjects = open_subjects(models, device, chosen)
-    folder = output_folder(out, overwrite=overwrite)
-    found, records = {}, []
-    for each in subjects:
-        label = how.label if each.tokenizer.spec.needs_label or len(subjects) == 1 else None
-        result = found[each.name] = token_map(each.tokenizer, each.images, replace(how, label=label), name=each.name)
-        print(f"{each.name}: {result.describe()}")
-        about = facts(each.name, each.data, each.tokenizer, each.images, result.num, seed=how.seed)
-        records.append({**about, **result.to_json()})
-    write_analysis(folder, "map", records, [each.said() for each in found.values()], plot_maps(found))
+    _run("map", models, how, chosen, device, output_folder(out, overwrite=overwrite))
 
 
 @analyze_app.command("semantics")
@@ -131,20 +91,14 @@ def analyze_semantics(
 
     Measured as judge_accuracy and semantic_agreement of tok1d evaluate reconstruction.
     """
-    from tok1d.analyze.judged import judges, settings_of_each
-    from tok1d.analyze.semantics import METRICS, check_networks, plot_semantics, semantics
+    _run("semantics", models, how, chosen, device, output_folder(out, overwrite=overwrite))
 
-    subjects = open_subjects(models, device, chosen)
-    settings = settings_of_each([each.tokenizer for each in subjects], how)
-    measures = [judges(each.tokenizer, each.data, how.network, METRICS, each.images.class_names) for each in subjects]
-    for measured in measures:
-        check_networks(measured)
-    folder = output_folder(out, overwrite=overwrite)
-    found, records = {}, []
-    for each, own, measured in zip(subjects, settings, measures, strict=True):
-        result = found[each.name] = semantics(each.tokenizer, each.images, own, measured)
-        for line in result.describe():
-            print(f"{each.name}: {line}")
-        about = facts(each.name, each.data, each.tokenizer, each.images, result.num, seed=how.seed)
-        records.append({**about, **result.to_json()})
-    write_analysis(folder, "semantics", records, [each.said() for each in found.values()], plot_semantics(found))
+
+def _run(name: str, models: list[str], how: object, chosen: ChosenImages, device: str | None, folder: Path) -> None:
+    from tok1d.api.analyses import ANALYSES, open_subjects
+
+    names, data = models_and_data(models)
+    found = ANALYSES[name][1](open_subjects(names, data, chosen.split, chosen.data_root, device), how, print)
+    found.save(folder)
+    print(found.said)
+    print(f"record: {folder / f'{name}.json'}\nplot: {folder / f'{name}.png'}")

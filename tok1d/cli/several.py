@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tok1d.cli.options import DATA_HELP, MODEL_HELP, PATH, ChosenImages, load_tokenizer
+from tok1d.cli.options import DATA_HELP, MODEL_HELP, PATH, ChosenImages
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from tok1d.data.images import ImageSet
-    from tok1d.tokenizers.base import Tokenizer
+    from tok1d.api.analyses import Subject
 
 Models = Annotated[
     list[str],
@@ -26,16 +24,6 @@ Models = Annotated[
     ),
     PATH,
 ]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A tokenizer that is analyzed, and the images of the data in its size."""
-
-    name: str
-    data: str
-    tokenizer: Tokenizer
-    images: ImageSet
 
 
 def models_and_data(given: Sequence[str]) -> tuple[list[str], str]:
@@ -51,28 +39,10 @@ def models_and_data(given: Sequence[str]) -> tuple[list[str], str]:
 
 
 def open_subjects(given: Sequence[str], device: str | None, chosen: ChosenImages) -> list[Subject]:
-    """Open all models and the data for each, before the first is analyzed; the weights of all are held in memory.
+    """Open the models and the data of `Models`; see `tok1d.api.analyses.open_subjects`."""
+    from tok1d.api import analyses
 
-    Raises:
-        InputError: see `models_and_data`, or a model that is no tokenizer.
-        Tok1dError: a model or data that cannot be opened.
-    """
-    from tok1d.inference import images as sources
-
-    models, data = models_and_data(given)
-    tokenizers = [load_tokenizer(model, device) for model in models]
-    found = []
-    for number, (model, tokenizer) in enumerate(zip(models, tokenizers, strict=True)):
-        images = sources.open_data(data, tokenizer, split=chosen.split, data_root=chosen.data_root, report=not number)
-        found.append(Subject(model, data, tokenizer, images))
-    return found
-
-
-def training_images(each: Subject, data_root: str | None) -> ImageSet:
-    """The training images of a subject's data, in its size."""
-    from tok1d.inference import images as sources
-
-    return sources.open_data(each.data, each.tokenizer, split="train", data_root=data_root, report=False)
+    return analyses.open_subjects(*models_and_data(given), chosen.split, chosen.data_root, device)
 
 
 def write_analysis(
