@@ -44,7 +44,7 @@ def test_evaluate(tmp_path: Path, fashion: None, capsys: pytest.CaptureFixture[s
         found.value("fid")
     with pytest.raises(InputError, match="nmu: evaluate has no such setting; did you mean num"):
         tok1d.evaluate(loaded, "fashion_mnist", nmu=9)
-    with pytest.raises(InputError, match="load it with tok1d.load_pair"):
+    with pytest.raises(InputError, match=r"load it with tok1d\.load_pair"):
         tok1d.evaluate(tok1d.load("fashion-mnist-sit"))
 
 

@@ -134,7 +134,7 @@ def analyze(
     if name not in ANALYSES:
         raise InputError(f"analyze: expected {', '.join(ANALYSES)}, got {name!r}; tok1d analyze --help lists more")
     kind, run = ANALYSES[name]
-    how = settings_of(kind, settings, f"analyze {name}")
+    how: Any = settings_of(kind, settings, f"analyze {name}")
     given = [models] if isinstance(models, str | Path | nn.Module) else list(models)
     split = "test" if name == "probe" else split
     return run(open_subjects(given, str(data), split, data_root, device), how, lambda line: None)

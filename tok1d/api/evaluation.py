@@ -96,14 +96,15 @@ def evaluate(
     """
     opened, name = Opened(), str(model)
     if isinstance(model, nn.Module):
-        generates = isinstance(model, Generator)
         name, device = str(getattr(model, "folder", type(model).__name__)), str(next(model.parameters()).device)
         settings = {"device": device, **settings}
         held: Any = model
-        if generates:
-            if not model.partner:
+        generates = isinstance(model, Generator)
+        if isinstance(model, Generator):
+            partner: tuple[nn.Module, ...] = model.partner
+            if not partner:
                 raise InputError("model: expected a generator with its tokenizer; load it with tok1d.load_pair")
-            held = (model, model.partner[0])
+            held = (model, partner[0])
         opened.once("model", (name, device), lambda: held)
     else:
         generates = is_generator(name)
