@@ -16,10 +16,12 @@ from torch import nn
 
 import tok1d
 from tok1d.config.load import load_recipe, to_yaml
+from tok1d.config.registry import MODELS, build_model_config
 from tok1d.errors import InputError, WeightsError
 from tok1d.images.framing import framing_of
 from tok1d.zoo import selfcheck, store
 from tok1d.zoo.card import Card
+from tok1d.zoo.hub import save_pretrained
 from tok1d.zoo.weights import fingerprint
 
 Tiny = Callable[..., str]
@@ -64,6 +66,26 @@ def test_a_tokenizer_comes_back_bit_for_bit(tiny: Tiny, tmp_path: Path, kind: st
     assert stat.S_IMODE((tmp_path / "m" / "model.safetensors").stat().st_mode) == stat.S_IMODE(
         (tmp_path / "m" / "config.json").stat().st_mode
     )
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_models_come_back_bit_for_bit(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    model: Any = store.build_model(build_model_config({"name": name, **OTHERS[name]})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    save_pretrained(model, tmp_path / "m")
+    back = store.load(tmp_path / "m")
+    assert type(back) is type(model) and back.config == model.config and same(model, back)
+    if name != "cnn":
+        assert torch.equal(back.sample(num=2), model.sample(num=2))
+        assert same(tok1d.Generator.from_pretrained(tmp_path / "m"), model)
+
+
+def test_every_registered_model_is_tried() -> None:
+    tried = {"semanticist", "maetok", "smap", "titok", "titok_legacy", *OTHERS}  # legacy: tests/zoo/test_adapter_titok
+    assert tried >= {name for name, entry in MODELS.items() if str(entry.model).startswith("tok1d.")}
 
 
 @pytest.mark.parametrize("name", [each.name for each in tok1d.models() if each.kind in ("tokenizer", "generator")])
