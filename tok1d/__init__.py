@@ -2,8 +2,8 @@
 
 import tok1d
 model = tok1d.load("fashion-mnist-semanticist")
-tokens = model.encode(images)            # images (B, 1, 28, 28) in [0, 1] -> (B, K, D)
-model.decode(tokens, keep=4)             # images again, from the first four tokens
+tokens = model.encode("photo.png")       # a path, PIL image, array or tensor in [0, 1] -> (B, K, D)
+model.decode(tokens, keep=4)             # images (B, C, H, W) again, from the first four tokens
 """
 
 from __future__ import annotations
@@ -12,23 +12,49 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tok1d import images as images
+    from tok1d.api.analyses import analyze
+    from tok1d.api.evaluation import evaluate
+    from tok1d.api.training import train
     from tok1d.config.load import recipe_names as recipes
     from tok1d.config.registry import register
     from tok1d.generators.base import Generator
-    from tok1d.tokenizers.base import Tokenizer
+    from tok1d.images import show
+    from tok1d.tokenizers.model import TokenizerModel as Tokenizer
+    from tok1d.zoo.listed import models
     from tok1d.zoo.store import load, load_pair
 
 __version__ = "0.1.0"
-__all__ = ["Generator", "Tokenizer", "__version__", "load", "load_pair", "recipes", "register"]
+__all__ = [
+    "Generator",
+    "Tokenizer",
+    "__version__",
+    "analyze",
+    "evaluate",
+    "images",
+    "load",
+    "load_pair",
+    "models",
+    "recipes",
+    "register",
+    "show",
+    "train",
+]
 
-# Name -> "module:name". Imported on first use (PEP 562), because most of these modules import torch.
+# Name -> "module:name", or a module. Imported on first use (PEP 562), because most of these modules import torch.
 _EXPORTS = {
     "Generator": "tok1d.generators.base:Generator",
-    "Tokenizer": "tok1d.tokenizers.base:Tokenizer",
+    "Tokenizer": "tok1d.tokenizers.model:TokenizerModel",
+    "analyze": "tok1d.analyze",  # packages that can be called
+    "evaluate": "tok1d.evaluate",
+    "images": "tok1d.images",
     "load": "tok1d.zoo.store:load",
     "load_pair": "tok1d.zoo.store:load_pair",
+    "models": "tok1d.zoo.listed:models",
     "recipes": "tok1d.config.load:recipe_names",
     "register": "tok1d.config.registry:register",
+    "show": "tok1d.images:show",
+    "train": "tok1d.train",
 }
 
 
@@ -36,7 +62,8 @@ def __getattr__(name: str) -> object:
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = _EXPORTS[name].partition(":")
-    value = getattr(importlib.import_module(module), attribute)
+    value = importlib.import_module(module)
+    value = getattr(value, attribute) if attribute else value
     globals()[name] = value
     return value
 

@@ -10,19 +10,19 @@ from tok1d.errors import InputError, reason_of
 
 
 def pick_device(name: str | None) -> str:
-    """Return `name`, or by default "cuda" if a GPU is available and "cpu" otherwise.
+    """Return `name`, or by default "cuda" if a GPU is available and "cpu" otherwise; "auto" also takes "mps".
 
     Raises:
         InputError: the named device cannot be used.
     """
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         torch.zeros(1, device=name).item()
     except Exception as error:  # each backend raises errors of its own when it is missing
-        raise InputError(
-            f"device {name!r} is not usable here ({reason_of(error, limit=120)}); try --device cpu"
-        ) from None
+        raise InputError(f"device {name!r} is not usable here ({reason_of(error, limit=120)}); use cpu") from None
     return name
 
 

@@ -17,12 +17,13 @@ from tok1d.data import transforms
 from tok1d.data.transforms import Transform, fit_square
 from tok1d.errors import ConfigError
 from tok1d.evaluate.protocol import protocol_of
+from tok1d.images.framing import framing_in, framing_of
 from tok1d.inference.cache import with_views
 from tok1d.inference.images import open_data, open_own
 from tok1d.train.images import open_split
 from tok1d.train.tasks import build_task
 from tok1d.zoo import store
-from tok1d.zoo.card import Card, framing_in, framing_of
+from tok1d.zoo.card import Card
 
 RED = (255, 0, 0)
 PATCHES = ("model.encoder.patch=8", "model.decoder.patch=8", "model.auxiliary=[{target: hog, cell: 4}]")

@@ -18,8 +18,8 @@ from tok1d.evaluate.features import Features
 from tok1d.evaluate.measures import Measures, Measuring
 from tok1d.evaluate.metric_names import METRICS, ON_FEATURES
 from tok1d.evaluate.request import Reconstructions, Samples
+from tok1d.images.framing import padding_of
 from tok1d.inference.sampling import noise_of
-from tok1d.zoo.card import padding_of
 
 NUM, BATCH_SIZES = 120, (32, 50, 250)
 MEASURED = [name for name in METRICS if name not in ("lpips", "memorised")]  # weights not in the package; of samples

@@ -76,7 +76,7 @@ def test_without_class_ids_the_null_class_is_used(kind: str) -> None:
         return next(starts, torch.zeros_like(x))
 
     with torch.no_grad():
-        sampled = model.generate(null, K, Guidance(), SampleSettings(steps=4, temperature=0.0), noise)
+        sampled = model.make_tokens(null, K, Guidance(), SampleSettings(steps=4, temperature=0.0), noise)
     same_start = model.sample(num=3, temperature=0.0, generator=torch.Generator().manual_seed(0))
     assert torch.equal(sampled, same_start)
     unconditional = build(kind, num_classes=0)

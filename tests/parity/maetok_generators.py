@@ -111,7 +111,7 @@ def run_dit(case: Case) -> None:
     model = convert_dit(case.weights, heads=heads, schedule=config["noise_schedule"])
     guidance, settings = Guidance(config["cfg_scale"]), SampleSettings(steps=config["steps"])
     with torch.no_grad():  # `generate`, because the recorded class ids include the null class
-        sample = model.generate(labels, x.shape[1], guidance, settings, recorded_noise(x, *io["eps"]))
+        sample = model.make_tokens(labels, x.shape[1], guidance, settings, recorded_noise(x, *io["eps"]))
     case.check("p_sample", sample, rows=half)
     kept = model.chain.respace(config["steps"]).step_map
     recorded = io["p_sample_timesteps"].tolist()

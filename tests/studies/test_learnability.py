@@ -73,7 +73,7 @@ class Copies(Generator):
 
     def losses(self, *args: object) -> dict[str, Tensor]: ...  # type: ignore[empty-body]
 
-    def generate(self, *args: object, **own: object) -> Tensor: ...  # type: ignore[empty-body]
+    def make_tokens(self, *args: object, **own: object) -> Tensor: ...  # type: ignore[empty-body]
 
     def evaluated_networks(self, guidance: object) -> list[nn.Module]:
         return [self]

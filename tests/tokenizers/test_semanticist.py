@@ -391,7 +391,7 @@ BAD_CALLS: list[tuple[str, Call, str]] = [
     ("odd images", lambda m, x, z: m.encode(x[..., :7]), "multiples of 4 (the encoder's patches; the model's own"),
     ("small images", lambda m, x, z: m.encode(x[..., :2, :2]), "got 2x2"),
     ("no image", lambda m, x, z: m.encode(x[..., :0]), "got 8x0"),
-    ("one image", lambda m, x, z: m.encode(x[0]), "got (1, 8, 8)"),
+    ("several batches", lambda m, x, z: m.encode(x[None]), "got the shape (1, 3, 1, 8, 8)"),
     ("odd size", lambda m, x, z: m.decode(z, size=10), "multiples of 4 (the decoder's patches; the model's own"),
     ("odd height", lambda m, x, z: m.decode(z, size=(9, 8)), "size is 8), got 9x8"),
     ("size zero", lambda m, x, z: m.decode(z, size=0), "got 0x0"),

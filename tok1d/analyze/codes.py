@@ -13,9 +13,9 @@ from tok1d.analyze.plots import ranges
 from tok1d.data.images import ImageSet
 from tok1d.data.transforms import without_border
 from tok1d.errors import InputError
+from tok1d.images.framing import padding_of
 from tok1d.inference.conditions import ConditionedImages
 from tok1d.tokenizers.base import Tokenizer
-from tok1d.zoo.card import padding_of
 
 SIDE = 32  # pixels a side to which images are reduced where pixels are compared with tokens
 

@@ -14,9 +14,9 @@ from tok1d.data.transforms import without_border
 from tok1d.errors import InputError
 from tok1d.evaluate.reconstruction import Reconstructor
 from tok1d.evaluate.request import Reconstructions
+from tok1d.images.framing import padding_of
 from tok1d.inference.sampling import DECODER_NOISE, noise_of
 from tok1d.tokenizers.base import Tokenizer
-from tok1d.zoo.card import padding_of
 
 
 def check_order(tokenizer: Tokenizer, partial: bool = False) -> None:

@@ -16,9 +16,10 @@ from tok1d.evaluate.clip import CLIP, open_clip
 from tok1d.evaluate.measures import Measures
 from tok1d.evaluate.request import Reconstruction
 from tok1d.evaluate.training_networks import training_networks
+from tok1d.images.framing import padding_of
 from tok1d.tokenizers.base import Tokenizer
 from tok1d.tokenizers.prefix import prefix_lengths
-from tok1d.zoo.card import Card, padding_of
+from tok1d.zoo.card import Card
 
 How = TypeVar("How", bound=JudgedReconstructions)
 DECODING: dict[str, Any] = asdict(Decoding())  # the defaults, which every decoder accepts

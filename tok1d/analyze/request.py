@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tok1d.config.fields import option
 from tok1d.evaluate.request import NETWORK_HELP, Reconstructions
 from tok1d.inference.request import LABEL_HELP
+
+if TYPE_CHECKING:
+    from tok1d.tokenizers.base import Tokenizer
 
 NUM_HELP = "number of images: the first ones of fashion_mnist, of other data spread evenly over the set"
 LENGTHS_HELP = "numbers of leading tokens, such as 1,4,8, or all; 0 and the number of tokens are always included"
@@ -148,3 +152,18 @@ class TokenUses:
     label: Literal["true", "null"] | None = option(None, LABEL_HELP)
     batch_size: int = option(250, BATCH_HELP, ge=2)
     seed: int = option(0, "seed of a diffusion decoder's noise", ge=0)
+
+
+class Opened(Protocol):
+    """A tokenizer that is analyzed, with others."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer."""
+        ...
+
+
+def label_of(opened: Opened, all_opened: Sequence[Opened], label: str | None) -> Any:
+    """`label` for one of several tokenizers: None for one without a condition, if another one has one."""
+    conditioned = any(each.tokenizer.spec.needs_label for each in all_opened)
+    return label if opened.tokenizer.spec.needs_label or not conditioned else None

@@ -7,12 +7,11 @@ from typing import Annotated
 
 import typer
 
-from tok1d.analyze.request import IncrementProducts, MixtureFits, PrefixCurves, Swaps, TokenUses
+from tok1d.analyze.request import IncrementProducts, MixtureFits, PrefixCurves, Swaps, TokenUses, label_of
 from tok1d.cli.options import ChosenImages, DataRoot, Device, Overwrite, expanded, output_folder, with_paths
 from tok1d.cli.several import (
     Models,
     fitting,
-    label_of,
     lengths_of,
     open_subjects,
     reported,
@@ -40,7 +39,7 @@ def analyze_prefix(
     from dataclasses import replace
 
     from tok1d.analyze.prefix import check_prefix, check_times, judged, plot_prefixes, prefix
-    from tok1d.zoo.card import padding_of
+    from tok1d.images.framing import padding_of
 
     opened = open_subjects(models, device, chosen)
     subjects, without = fitting(opened, lambda each: check_prefix(each.tokenizer, how.partial))
@@ -122,8 +121,8 @@ def analyze_swap(
     from tok1d.analyze.swap import check_swap, class_means, swap
     from tok1d.analyze.swap_plots import plot_swaps, swap_picture
     from tok1d.evaluate import protocol
+    from tok1d.images.framing import padding_of
     from tok1d.inference import images as sources
-    from tok1d.zoo.card import padding_of
 
     opened = open_subjects(models, device, chosen)
     subjects, without = fitting(opened, lambda each: check_swap(each.tokenizer, each.images, how.label))

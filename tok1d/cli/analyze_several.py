@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 from tok1d.analyze.request import JudgedReconstructions, Maps, Probes, Spectra
 from tok1d.cli.analyze import analyze_app
 from tok1d.cli.options import ChosenImages, DataRoot, Device, Overwrite, expanded, output_folder, with_paths
-from tok1d.cli.several import Models, label_of, open_subjects, reported, training_images, write_analysis
+from tok1d.cli.several import Models, models_and_data
 
 
 @analyze_app.command("spectrum")
@@ -30,25 +29,7 @@ def analyze_spectrum(
     Few decoding steps, a low temperature or a shift remove high frequencies at every number of tokens and hide the
     effect of the tokens: --steps 25 --temperature 1 --shift 1 samples a flow decoder without them.
     """
-    from tok1d.analyze.judged import judges, settings_of_each
-    from tok1d.analyze.spectrum import plot_spectra, spectrum
-
-    subjects = open_subjects(models, device, chosen)
-    tokenizers = [each.tokenizer for each in subjects]
-    settings = settings_of_each(tokenizers, how, partial=how.partial, components=how.components)
-    measures = [
-        judges(each.tokenizer, each.data, how.network, ("semantic",), each.images.class_names) for each in subjects
-    ]
-    folder = output_folder(out, overwrite=overwrite)
-    found, records = {}, []
-    for each, own, measured in zip(subjects, settings, measures, strict=True):
-        fitted = training_images(each, chosen.data_root) if how.components else None
-        result = spectrum(each.tokenizer, each.images, own, measured, training=fitted, name=each.name)
-        found[each.name] = result
-        records.append(reported(each, result, seed=how.seed))
-        for reason in measured.missing.values():
-            print(f"{each.name}: no semantic agreement: {reason}")
-    write_analysis(folder, "spectrum", records, [each.said() for each in found.values()], plot_spectra(found))
+    _run("spectrum", models, how, chosen, device, output_folder(out, overwrite=overwrite))
 
 
 @analyze_app.command("probe")
@@ -67,18 +48,14 @@ def analyze_probe(
     Fits ridge regressions on the training images and measures them on the test images; nothing is random. The encoder
     of a class-conditional tokenizer receives the null class.
     """
-    from tok1d.analyze.probe import plot_probes, probe
-    from tok1d.data.subset import subset
-
-    subjects = open_subjects(models, device, ChosenImages(split="test", data_root=data_root))
-    folder = output_folder(out, overwrite=overwrite)
-    found, records = {}, []
-    for each in subjects:
-        train = training_images(each, data_root)
-        own = replace(how, label=label_of(each, subjects, how.label))
-        result = found[each.name] = probe(each.tokenizer, train, each.images, own, name=each.name)
-        records.append(reported(each, result, seed=None, training=subset(train, result.num_train).fingerprint()))
-    write_analysis(folder, "probe", records, [each.said() for each in found.values()], plot_probes(found))
+    _run(
+        "probe",
+        models,
+        how,
+        ChosenImages(split="test", data_root=data_root),
+        device,
+        output_folder(out, overwrite=overwrite),
+    )
 
 
 @analyze_app.command("map")
@@ -96,16 +73,7 @@ def analyze_map(
 
     Silhouette and accuracy are measured between the tokens, not on the map, and beside them between the pixels.
     """
-    from tok1d.analyze.token_map import plot_maps, token_map
-
-    subjects = open_subjects(models, device, chosen)
-    folder = output_folder(out, overwrite=overwrite)
-    found, records = {}, []
-    for each in subjects:
-        own = replace(how, label=label_of(each, subjects, how.label))
-        result = found[each.name] = token_map(each.tokenizer, each.images, own, name=each.name)
-        records.append(reported(each, result, seed=how.seed))
-    write_analysis(folder, "map", records, [each.said() for each in found.values()], plot_maps(found))
+    _run("map", models, how, chosen, device, output_folder(out, overwrite=overwrite))
 
 
 @analyze_app.command("semantics")
@@ -123,17 +91,14 @@ def analyze_semantics(
 
     Measured as judge_accuracy and semantic_agreement of tok1d evaluate reconstruction.
     """
-    from tok1d.analyze.judged import judges, settings_of_each
-    from tok1d.analyze.semantics import METRICS, check_networks, plot_semantics, semantics
+    _run("semantics", models, how, chosen, device, output_folder(out, overwrite=overwrite))
 
-    subjects = open_subjects(models, device, chosen)
-    settings = settings_of_each([each.tokenizer for each in subjects], how)
-    measures = [judges(each.tokenizer, each.data, how.network, METRICS, each.images.class_names) for each in subjects]
-    for measured in measures:
-        check_networks(measured)
-    folder = output_folder(out, overwrite=overwrite)
-    found, records = {}, []
-    for each, own, measured in zip(subjects, settings, measures, strict=True):
-        result = found[each.name] = semantics(each.tokenizer, each.images, own, measured)
-        records.append(reported(each, result, seed=how.seed))
-    write_analysis(folder, "semantics", records, [each.said() for each in found.values()], plot_semantics(found))
+
+def _run(name: str, models: list[str], how: object, chosen: ChosenImages, device: str | None, folder: Path) -> None:
+    from tok1d.api.analyses import ANALYSES, open_subjects
+
+    names, data = models_and_data(models)
+    found = ANALYSES[name][1](open_subjects(names, data, chosen.split, chosen.data_root, device), how, print)
+    found.save(folder)
+    print(found.said)
+    print(f"record: {folder / f'{name}.json'}\nplot: {folder / f'{name}.png'}")

@@ -10,7 +10,7 @@ import typer
 
 from tok1d.cli.analyze_several import analyze_app
 from tok1d.cli.options import ChosenImages, DataRoot, Device, Overwrite, expanded, output_folder, with_paths
-from tok1d.cli.several import Models, open_subjects, reported, training_images, write_analysis, write_found
+from tok1d.cli.several import Models, open_subjects, reported, write_analysis, write_found
 from tok1d.studies.request import Learning, ModeSettings, Ordering
 
 
@@ -34,7 +34,7 @@ def analyze_learnability(
     from tok1d.studies.learnability import check_learnable, learnability, plot_learnability
 
     subjects = open_subjects(models, device, ChosenImages(split="test", data_root=data_root))
-    trains = [training_images(each, data_root) for each in subjects]
+    trains = [each.training() for each in subjects]
     for each, train in zip(subjects, trains, strict=True):
         check_learnable(each.tokenizer, each.name, how, train.num_classes)
     measures = [judges(each.tokenizer, each.data, how.network, ("fd",)) for each in subjects]
@@ -70,7 +70,7 @@ def analyze_order(
     from tok1d.studies.order import check_order, order, plot_orders
 
     subjects = open_subjects(models, device, ChosenImages(split="test", data_root=data_root))
-    trains = [training_images(each, data_root) for each in subjects]
+    trains = [each.training() for each in subjects]
     for each, train in zip(subjects, trains, strict=True):
         check_order(each.tokenizer, each.name, how, train.num_classes)
     folder = output_folder(out, overwrite=overwrite)

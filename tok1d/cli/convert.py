@@ -24,6 +24,14 @@ def export(
         ),
         PATH,
     ] = "",
+    tokenizer: Annotated[
+        str,
+        typer.Option(help="for a generator: its tokenizer, if it is no longer where the training found it"),
+        PATH,
+    ] = "",
+    licence: Annotated[
+        str, typer.Option(help="licence of the weights for the card, such as cc-by-4.0; default: that of the run")
+    ] = "",
     overwrite: Overwrite = False,
 ) -> None:
     """Cast the weights of a finished run to another type, evaluate them, and write a model folder with its card."""
@@ -31,7 +39,8 @@ def export(
 
     one_of("--dtype", dtype, ("float16", "float32"))
     folder = output_folder(out, overwrite=overwrite)
-    print_records(module.export(run, folder, dtype=dtype, generator=generator, overrides=overrides or ()))
+    names = {"generator": generator, "tokenizer": tokenizer, "licence": licence}
+    print_records(module.export(run, folder, dtype=dtype, overrides=overrides or (), **names))
     print(f"model: {folder}")
 
 

@@ -64,25 +64,34 @@ def reconstruct(
 
 
 @expanded
-def generate(model: Model, out: Out, how: SamplePictures, device: Device = None, overwrite: Overwrite = False) -> None:
+def generate(
+    model: Model,
+    out: Out,
+    how: SamplePictures,
+    tokenizer: Annotated[
+        str, typer.Option(help="the tokenizer of the generator's tokens; default: the one that its card names"), PATH
+    ] = "",
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
     """Generate tokens from classes or captions, decode them with the generator's tokenizer, and write PNG files."""
     from tok1d import devices
     from tok1d.errors import InputError
+    from tok1d.images.framing import padding_of
+    from tok1d.inference import draw, pictures
     from tok1d.inference import images as sources
-    from tok1d.inference import pictures
     from tok1d.inference.nearest import Training, too_many
     from tok1d.zoo import store
-    from tok1d.zoo.card import padding_of
 
-    generator, tokenizer = store.load_pair(model, device=devices.pick_device(device))
+    generator, decoder = store.load_pair(model, device=devices.pick_device(device), tokenizer=tokenizer or None)
     folder = output_folder(out, overwrite=overwrite)
-    if text := pictures.classes_text(generator, how):
+    if text := draw.classes_text(generator, how):
         print(text)
     training = None
     if how.nearest:
-        images = sources.open_data(how.nearest, tokenizer, split="train", generator=generator)
+        images = sources.open_data(how.nearest, decoder, split="train", generator=generator)
         if reason := too_many(images):
             raise InputError(f"--nearest: {reason}")
-        training = Training(images, padding_of(tokenizer))
-    written = pictures.generate(generator, tokenizer, folder, how, training=training)
+        training = Training(images, padding_of(decoder))
+    written = pictures.generate(generator, decoder, folder, how, training=training)
     print(f"pictures: {', '.join(map(str, written))}")

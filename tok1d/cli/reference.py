@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tok1d.data.images import ImageSet
     from tok1d.evaluate.features import FrozenNetwork
     from tok1d.evaluate.reference import Reference
-    from tok1d.zoo.card import Framing
+    from tok1d.images.framing import Framing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ def reference(request: ReferenceRequest, device: Device = None, overwrite: Overw
     from tok1d.evaluate.feature_networks import open_network
     from tok1d.evaluate.features import default_network
     from tok1d.evaluate.reference import cache_path
-    from tok1d.zoo.card import framing_of
+    from tok1d.images.framing import framing_of
 
     _check_out(request.out, overwrite)
     place, data = devices.pick_device(device), request.data
@@ -131,8 +131,8 @@ def _check_out(out: Path | None, overwrite: bool) -> None:
 def _like(model: str) -> tuple[Framing, tuple[int, int]]:
     """The framing of a model's images, and their size and channels."""
     from tok1d.errors import InputError
+    from tok1d.images.framing import framing_of
     from tok1d.zoo import store
-    from tok1d.zoo.card import framing_of
 
     loaded = store.load(model)
     if not hasattr(loaded.config, "image_size"):

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from tok1d.cli.options import DATA_HELP, MODEL_HELP, PATH, ChosenImages, load_tokenizer
+from tok1d.cli.options import DATA_HELP, MODEL_HELP, PATH, ChosenImages
 from tok1d.config.options import parse_counts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from tok1d.data.images import ImageSet
+    from tok1d.api.analyses import Subject
     from tok1d.tokenizers.base import Tokenizer
 
 Models = Annotated[
@@ -27,16 +26,6 @@ Models = Annotated[
     ),
     PATH,
 ]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A tokenizer that is analyzed, and the images of the data in its size."""
-
-    name: str
-    data: str
-    tokenizer: Tokenizer
-    images: ImageSet
 
 
 class Found(Protocol):
@@ -69,28 +58,10 @@ def models_and_data(given: Sequence[str]) -> tuple[list[str], str]:
 
 
 def open_subjects(given: Sequence[str], device: str | None, chosen: ChosenImages) -> list[Subject]:
-    """Open all models and the data for each, before the first is analyzed; the weights of all are held in memory.
+    """Open the models and the data of `Models`; see `tok1d.api.analyses.open_subjects`."""
+    from tok1d.api import analyses
 
-    Raises:
-        InputError: see `models_and_data`, or a model that is no tokenizer.
-        Tok1dError: a model or data that cannot be opened.
-    """
-    from tok1d.inference import images as sources
-
-    models, data = models_and_data(given)
-    tokenizers = [load_tokenizer(model, device) for model in models]
-    found = []
-    for number, (model, tokenizer) in enumerate(zip(models, tokenizers, strict=True)):
-        images = sources.open_data(data, tokenizer, split=chosen.split, data_root=chosen.data_root, report=not number)
-        found.append(Subject(model, data, tokenizer, images))
-    return found
-
-
-def training_images(each: Subject, data_root: str | None) -> ImageSet:
-    """The training images of a subject's data, in its size."""
-    from tok1d.inference import images as sources
-
-    return sources.open_data(each.data, each.tokenizer, split="train", data_root=data_root, report=False)
+    return analyses.open_subjects(*models_and_data(given), chosen.split, chosen.data_root, device)
 
 
 def fitting(subjects: Sequence[Subject], check: Callable[[Subject], object]) -> tuple[list[Subject], dict[str, str]]:
@@ -118,32 +89,12 @@ def fitting(subjects: Sequence[Subject], check: Callable[[Subject], object]) -> 
     return fit, without
 
 
-def label_of(subject: Subject, subjects: Sequence[Subject], label: str | None) -> Any:
-    """`--label` for one of several tokenizers: None for one without a condition, if another one has one."""
-    conditioned = any(each.tokenizer.spec.needs_label for each in subjects)
-    return label if subject.tokenizer.spec.needs_label or not conditioned else None
-
-
 def lengths_of(text: str, tokenizer: Tokenizer) -> list[int] | None:
     """The prefix lengths of `--keep`: None for "", every length for "all"; raises InputError for anything else."""
     length = tokenizer.spec.length
     if text == "all":
         return list(range(length + 1))
     return parse_counts(text, "--keep", 0, length) if text else None
-
-
-def facts(model: str, data: str, tokenizer: Tokenizer, images: ImageSet, num: int, **settings: Any) -> dict[str, Any]:
-    """What every record of an analysis begins with: model, hash of its weights, data, fingerprint, and `settings`."""
-    from tok1d.data.subset import subset
-    from tok1d.zoo.weights import fingerprint
-
-    return {
-        "model": model,
-        "weights_hash": fingerprint(tokenizer),
-        "data": data,
-        "reference": subset(images, num).fingerprint(),
-        **settings,
-    }
 
 
 def reported(subject: Subject, found: Found, *, seed: int | None, **settings: Any) -> dict[str, Any]:
@@ -155,8 +106,7 @@ def reported(subject: Subject, found: Found, *, seed: int | None, **settings: An
     """
     for line in found.describe():
         print(f"{subject.name}: {line}")
-    about = facts(subject.name, subject.data, subject.tokenizer, subject.images, found.num, seed=seed, **settings)
-    return {**about, **found.to_json()}
+    return {**subject.facts(found.num, seed=seed, **settings), **found.to_json()}
 
 
 def write_analysis(

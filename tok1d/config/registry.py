@@ -26,7 +26,13 @@ Capability = Literal["any_size", "adversarial"]
 # What a model class of each kind must define.
 METHODS: dict[Kind, tuple[str, ...]] = {
     "tokenizer": ("encode", "decode", "losses"),
-    "generator": ("sample", "losses", "generate", "evaluated_networks", "resolved_settings"),  # tok1d.Generator has all
+    "generator": (
+        "sample",
+        "losses",
+        "make_tokens",
+        "evaluated_networks",
+        "resolved_settings",
+    ),  # tok1d.Generator has all
     "classifier": ("forward", "losses"),
 }
 
@@ -77,10 +83,10 @@ def register(name: str, *, kind: Kind, config: type) -> Callable[[Model], Model]
         @tok1d.register("my_tokenizer", kind="tokenizer", config=MyConfig)
         class MyTokenizer(nn.Module): ...
 
-    The class is called with an instance of `config`. A tokenizer has the methods of the protocol `tok1d.Tokenizer`, a
-    generator is a subclass of `tok1d.Generator`. Two capabilities are class attributes, False if absent:
-    `any_size` (trains on images of several sizes, data.image_sizes) and `adversarial` (has `reconstruct` and
-    `last_weight`, so that the recipe sections perceptual and adversarial apply); see `tok1d.Tokenizer`.
+    The class is called with an instance of `config`. A tokenizer has the methods of the protocol in
+    `tokenizers/base.py`, a generator is a subclass of `tok1d.Generator`. Two capabilities are class attributes, False
+    if absent: `any_size` (trains on images of several sizes, data.image_sizes) and `adversarial` (has `reconstruct` and
+    `last_weight`, so that the recipe sections perceptual and adversarial apply).
 
     Args:
         kind: tokenizer, generator or classifier.
@@ -118,10 +124,15 @@ def _path(model: str | type) -> str:
     return model if isinstance(model, str) else f"{model.__module__}:{model.__qualname__}"
 
 
-def imported(path: str) -> type:
-    """The class at "module:Class"."""
+def attribute(path: str) -> Any:
+    """The function or class at "module:name"."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def imported(path: str) -> type:
+    """The class at "module:Class"."""
+    return attribute(path)
 
 
 def has_capability(name: str, capability: Capability) -> bool:

@@ -29,10 +29,10 @@ from tok1d.evaluate.request import Kind, Reconstructions, Samples
 from tok1d.evaluate.setup import image_references, open_references
 from tok1d.evaluate.training_networks import training_networks, why_not
 from tok1d.generators.base import Generator
+from tok1d.images.framing import framing_in
 from tok1d.inference.sampling import decoder_options
 from tok1d.tokenizers.base import Tokenizer
 from tok1d.zoo import store
-from tok1d.zoo.card import framing_in
 from tok1d.zoo.record import Record
 
 

@@ -23,12 +23,13 @@ from tok1d.evaluate.reconstruction import evaluate_reconstruction
 from tok1d.evaluate.request import Generation, Reconstruction, Request
 from tok1d.evaluate.samples import Save
 from tok1d.evaluate.training_networks import training_networks
+from tok1d.images.framing import padding_of
 from tok1d.inference import images as sources
 from tok1d.inference.cache import inputs_fingerprint
 from tok1d.inference.conditions import Conditioning, conditioning_of
 from tok1d.inference.sampling import guidance_of
 from tok1d.tokenizers.base import Tokenizer
-from tok1d.zoo.card import Card, padding_of
+from tok1d.zoo.card import Card
 from tok1d.zoo.checkpoints import load_model, load_pair
 from tok1d.zoo.record import Record
 from tok1d.zoo.store import model_identity

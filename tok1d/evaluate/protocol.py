@@ -8,8 +8,9 @@ import torch
 
 from tok1d.config.colour import WHITE, rgb_of
 from tok1d.evaluate.networks import CNN
+from tok1d.images.framing import Framing, framing_of
 from tok1d.zoo import store
-from tok1d.zoo.card import Card, Framing, framing_of
+from tok1d.zoo.card import Card
 from tok1d.zoo.record import ModelProtocol
 from tok1d.zoo.weights import HasWeights, fingerprint
 

@@ -70,17 +70,9 @@ class HeadGenerator(CausalGenerator):
         hidden = self.hidden(tokens, self.training_cond(batch[1], len(tokens)))
         return {"loss": self.head.loss_rows(tokens.flatten(0, 1), hidden.flatten(0, 1)).mean()}
 
-    def generate(
-        self,
-        cond: Tensor,
-        length: int,
-        guidance: Guidance,
-        settings: SampleSettings,
-        noise: NoiseSource,
-        **own: object,
-    ) -> Tensor:
-        """Raw tokens (B, length, D), see `Generator.generate`."""
-        return self.denormalise(super().generate(cond, length, guidance, settings, noise, **own))
+    def finished(self, tokens: Tensor) -> Tensor:
+        """Raw tokens (B, k, D)."""
+        return self.denormalise(tokens)
 
     def empty(self, rows: int, length: int) -> Tensor:
         return self.head_positions.new_zeros(rows, length, self.head.token_dim)

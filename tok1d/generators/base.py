@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import ClassVar, Literal, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
+from tok1d.config.pretrained import Pretrained
+from tok1d.config.registry import attribute
 from tok1d.config.sampling import EVERYWHERE, Kind, SampleSettings, Schedule
 from tok1d.diffusion.guidance import Guidance
 from tok1d.diffusion.solver import Generators, NoiseSource, exponential_from, randn_from, uniform_from
@@ -27,6 +31,21 @@ NOISE: dict[Kind, Callable[[Generators], NoiseSource]] = {
 }
 
 
+class Samples(Protocol):
+    """What `Generator.generate` returns; see `tok1d.inference.draw.Samples`."""
+
+    @property
+    def images(self) -> Tensor: ...
+
+    @property
+    def tokens(self) -> Tensor: ...
+
+    @property
+    def labels(self) -> list[str | int | None]: ...
+
+    def to_pil(self) -> list[Image]: ...
+
+
 class GeneratorConfig(Protocol):
     """The fields that the configurations of all generators have."""
 
@@ -35,10 +54,10 @@ class GeneratorConfig(Protocol):
     num_classes: int
 
 
-class Generator(nn.Module):
+class Generator(Pretrained, nn.Module):
     """A model of token sequences (B, K, D) or (B, K) int64, conditioned on class ids, captions or nothing.
 
-    A subclass sets the class attributes, makes `config` and `label_embed`, and implements `losses`, `generate`,
+    A subclass sets the class attributes, makes `config` and `label_embed`, and implements `losses`, `make_tokens`,
     `evaluated_networks` and `resolved_settings`.
 
     Attributes:
@@ -46,7 +65,7 @@ class Generator(nn.Module):
         parallel: all tokens are generated together, so `length` cannot be chosen; else one after the other.
         guidance_interval_of: the unit of a guidance interval; None: it takes no interval. With "time" it takes no
             guidance schedule.
-        own_options: further keyword arguments of `sample`, passed on to `generate`.
+        own_options: further keyword arguments of `sample`, passed on to `make_tokens`.
         config: its configuration.
         label_embed: the embedding of its condition.
     """
@@ -58,6 +77,7 @@ class Generator(nn.Module):
 
     config: GeneratorConfig
     label_embed: Condition
+    partner: tuple[nn.Module, ...] = ()  # the tokenizer that was loaded with it; no submodule, so not among the weights
 
     @property
     def guidance_schedule(self) -> Schedule:
@@ -87,7 +107,7 @@ class Generator(nn.Module):
         """
 
     @abstractmethod
-    def generate(
+    def make_tokens(
         self,
         cond: Tensor,
         length: int,
@@ -115,6 +135,82 @@ class Generator(nn.Module):
             InputError: an unknown sampler.
         """
 
+    def generate(
+        self,
+        conditions: Sequence[str | int] | str | int | None = None,
+        *,
+        num: int = 8,
+        guidance: float | None = None,
+        seed: int = 0,
+        keep: int | None = None,
+        batch_size: int | None = None,
+        progress: Callable[[int, int], object] | None = None,
+        tokenizer: str | Path | nn.Module | None = None,
+        **settings: object,
+    ) -> Samples:
+        """Images of classes or captions: tokens of this model, decoded by its tokenizer.
+
+            >>> import tok1d
+            >>> generator = tok1d.load("fashion-mnist-epsilon-llamagen")
+            >>> samples = generator.generate(["Sneaker", 3], num=2, seed=1)
+            >>> samples.images.shape, samples.labels
+            (torch.Size([4, 1, 28, 28]), ['Sneaker', 'Sneaker', 'Dress', 'Dress'])
+            >>> samples.to_pil()[0].size
+            (28, 28)
+
+        With the same seed the images are those of `tok1d generate`. An image depends on its seed, class or caption,
+        and number, not on the others or on `batch_size`.
+
+        Args:
+            conditions: names or numbers of classes, or captions of a model that reads captions; None: all classes.
+            num: images of each class or caption, or in all without classes and captions.
+            guidance: scale; default: 2, or 1 without classes and captions. 1 is off.
+            seed: of all random numbers.
+            keep: number of leading tokens to generate, or to decode; default: all.
+            batch_size: images at once; default: 100, or fewer if the memory does not suffice.
+            progress: called with the number of finished images and that of all images, after each batch.
+            tokenizer: the tokenizer or its name; default: the one that `tok1d.load_pair` loaded, or that the card
+                names.
+            settings: further settings of `tok1d generate`, such as temperature=0.9, steps=25, unconditional=True or
+                decoder_steps=8.
+
+        Returns:
+            An object with `images` (N, C, H, W) in [0, 1] and `tokens`, both on the CPU, `labels`, and `to_pil()`.
+
+        Raises:
+            InputError: classes, captions or settings that the model does not have.
+            WeightsError: no tokenizer, or another one than the model was trained on.
+        """
+        given = {"num": num, "guidance": guidance, "seed": seed, "keep": keep, **settings}
+        made = attribute("tok1d.inference.draw:generate")
+        return made(self, conditions, tokenizer=tokenizer, batch_size=batch_size, progress=progress, **given)
+
+    def stream(
+        self,
+        conditions: Sequence[str | int] | str | int | None = None,
+        *,
+        num: int = 1,
+        guidance: float | None = None,
+        seed: int = 0,
+        tokenizer: str | Path | nn.Module | None = None,
+        **settings: object,
+    ) -> Iterator[Tensor]:
+        """The images (N, C, H, W) of `generate` as they grow: from the first token, the first two, ..., all tokens.
+
+            >>> import tok1d
+            >>> generator = tok1d.load("fashion-mnist-epsilon-llamagen")
+            >>> len([images.shape for images in generator.stream("Bag", num=2)])
+            16
+
+        All images are made in one batch; arguments are as for `generate`.
+
+        Raises:
+            InputError: a generator that makes all tokens at once, or a tokenizer of unordered tokens; also as
+                `generate`.
+        """
+        given = {"num": num, "guidance": guidance, "seed": seed, **settings}
+        return attribute("tok1d.inference.draw:stream")(self, conditions, tokenizer=tokenizer, **given)
+
     @torch.no_grad()
     def sample(
         self,
@@ -141,12 +237,37 @@ class Generator(nn.Module):
             generator: source of all random numbers; default: one seeded with 0. With a single one a sample depends on
                 the size of its batch; with a sequence of them, one a row, it depends on its own alone.
             noise: source of all random numbers instead of `generator`, such as recorded ones: normal (diffusion),
-                exponential with mean 1 (categorical) or uniform in [0, 1] (masked); see `generate` for their order.
+                exponential with mean 1 (categorical) or uniform in [0, 1] (masked); see `make_tokens` for their order.
             changes: single settings, such as temperature=0.9, that replace those of `settings`; and `own_options`.
 
         Raises:
             InputError: a condition, length, guidance or setting that this model cannot use.
         """
+        args, own = self.checked_arguments(
+            cond,
+            num=num,
+            length=length,
+            guidance=guidance,
+            settings=settings,
+            generator=generator,
+            noise=noise,
+            **changes,
+        )
+        return self.make_tokens(*args, **own)
+
+    def checked_arguments(
+        self,
+        cond: Tensor | None = None,
+        *,
+        num: int | None = None,
+        length: int | None = None,
+        guidance: float | Guidance = 1.0,
+        settings: SampleSettings | None = None,
+        generator: Generators | None = None,
+        noise: NoiseSource | None = None,
+        **changes: object,
+    ) -> tuple[tuple[Tensor, int, Guidance, SampleSettings, NoiseSource], dict[str, Any]]:
+        """The arguments of `make_tokens` from those of `sample`; raises InputError as `sample`."""
         if cond is None and (num is None or num < 1):
             raise InputError(f"sample: expected a condition, or num for the number of sequences, got num {num}")
         own = {name: changes.pop(name) for name in self.own_options if name in changes}
@@ -157,7 +278,7 @@ class Generator(nn.Module):
         self.check_guidance(guidance)
         cond = self.check_cond(cond, num or 0)
         noise = noise or NOISE[self.kind](generator or torch.Generator(cond.device).manual_seed(0))
-        return self.generate(cond, length, guidance, settings, noise, **own)
+        return (cond, length, guidance, settings, noise), own
 
     def check_cond(self, cond: Tensor | None, batch: int) -> Tensor:
         """Class ids (B,) or captions (B, T, E) on the model's device; None gives `batch` null conditions.

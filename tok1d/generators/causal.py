@@ -8,9 +8,9 @@ it into what token i is sampled from: the condition of a diffusion head, or logi
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +105,7 @@ class CausalGenerator(Generator):
         scales, full = guidance.token_scales(length).tolist(), self.config.num_tokens
         return [scale if guidance.acts_at(i / full) else 1.0 for i, scale in enumerate(scales)]
 
-    def generate(
+    def make_tokens(
         self,
         cond: Tensor,
         length: int,
@@ -114,7 +114,31 @@ class CausalGenerator(Generator):
         noise: NoiseSource,
         **own: object,
     ) -> Tensor:
-        """See `Generator.generate`; tokens as the stack receives them."""
+        """See `Generator.make_tokens`."""
+        *_, tokens = self._growing(cond, length, guidance, settings, noise, **own)
+        return self.finished(tokens)
+
+    @torch.no_grad()
+    def sample_steps(self, cond: Tensor | None = None, **options: Any) -> Iterator[Tensor]:
+        """As `sample`, but yields the first tokens, (B, 1, ...), then the first two, and so on to all of them."""
+        args, own = self.checked_arguments(cond, **options)
+        for tokens in self._growing(*args, **own):
+            yield self.finished(tokens.clone())
+
+    def finished(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, k, ...) as the stack receives them -> as the tokenizer decodes them."""
+        return tokens
+
+    def _growing(
+        self,
+        cond: Tensor,
+        length: int,
+        guidance: Guidance,
+        settings: SampleSettings,
+        noise: NoiseSource,
+        **own: object,
+    ) -> Iterator[Tensor]:
+        """The first 1, 2, ..., length tokens, as the stack receives them; all are views of one buffer."""
         scales = self.token_scales(guidance, length)
         sample = self.token_sampler(settings, noise, **own)
         decoder = CachedDecoder(self, cond, length, with_null=any(scale != 1 for scale in scales))
@@ -122,7 +146,7 @@ class CausalGenerator(Generator):
         for i, scale in enumerate(scales):
             outputs, null_outputs = decoder.step(tokens[:, i - 1] if i else None)
             tokens[:, i] = sample(outputs, null_outputs, scale)
-        return tokens
+            yield tokens[:, : i + 1]
 
 
 class CachedDecoder:

@@ -201,7 +201,7 @@ class MaskGIT(Generator):
         logits = self.net(visible, labels)
         return {"loss": self.loss(logits, ids, masked), "accuracy": accuracy(logits, ids, masked)}
 
-    def generate(
+    def make_tokens(
         self,
         cond: Tensor,
         length: int,
@@ -210,7 +210,7 @@ class MaskGIT(Generator):
         noise: NoiseSource,
         **own: object,
     ) -> Tensor:
-        """Ids (B, K), see `Generator.generate`."""
+        """Ids (B, K), see `Generator.make_tokens`."""
         steps = self.config.steps if settings.steps is None else settings.steps
         annealing = own.get("annealing")
         *_, ids = self.decoding_steps(

@@ -249,7 +249,7 @@ class FlowModel(SequenceModel):
             raise InputError(f"sampler: expected 'sde', 'euler' or 'heun', got {name!r}")
         return name or self.config.sampler
 
-    def generate(
+    def make_tokens(
         self,
         cond: Tensor,
         length: int,

@@ -220,7 +220,7 @@ class DiT(SequenceModel):
             raise InputError(f"sampler: expected 'ancestral' or 'ddim', got {name!r}")
         return name or "ancestral"
 
-    def generate(
+    def make_tokens(
         self,
         cond: Tensor,
         length: int,

@@ -19,8 +19,8 @@ from tok1d.data.source import BY_NAME, DataName, ImageSource
 from tok1d.data.transforms import Transform
 from tok1d.errors import InputError
 from tok1d.generators.base import Generator
+from tok1d.images.framing import framing_of, trained_with
 from tok1d.tokenizers.base import Tokenizer
-from tok1d.zoo.card import framing_of, trained_with
 
 
 def open_data(

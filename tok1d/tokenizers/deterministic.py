@@ -20,6 +20,7 @@ from tok1d.nn.precision import single
 from tok1d.tokenizers.base import Size, TokenizerConfig, TokenSpec
 from tok1d.tokenizers.bottlenecks import BottleneckConfig, SoftVQConfig
 from tok1d.tokenizers.checks import check_images, checked_tokens, height_and_width
+from tok1d.tokenizers.model import TokenizerModel
 from tok1d.tokenizers.prefix import prefix_mask, resolve_keep
 
 Head = Literal["linear", "conv"]  # the layers from a decoder's states to pixels
@@ -56,7 +57,7 @@ class ImageDecoder(nn.Module):
         """Tokens (B, K, C) -> pixels (B, channels, H, W), in the tokenizer's range up to its error, not clamped."""
 
 
-class DeterministicTokenizer(nn.Module):
+class DeterministicTokenizer(TokenizerModel):
     """Images -> `encoder` -> `bottleneck` -> tokens -> `decoder` -> images.
 
     The constructor of a subclass sets `config`, `spec`, `encoder`, `bottleneck` and `decoder`. A subclass implements
@@ -93,19 +94,8 @@ class DeterministicTokenizer(nn.Module):
         """The weight of the decoder's last layer, for the adaptive adversarial weight (VQGAN, equation 7)."""
         return self.decoder.last_weight
 
-    def encode(self, images: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W) in [0, 1] -> tokens (B, K, C), with a KL bottleneck the means, or ids (B, K) int64.
-
-        Images may have any size that the encoder's patches divide. Nothing is masked, dropped or random.
-
-        Args:
-            cond: class ids (B,) or captions (B, T, E) where `spec.needs_label`; None: null class, no caption. Else
-                ignored.
-
-        Raises:
-            InputError: images with another number of channels, a size that the patches do not divide, or a condition
-                that does not fit the model.
-        """
+    def encode_images(self, images: Tensor, cond: Tensor | None) -> Tensor:
+        """See `TokenizerModel.encode`. Nothing is masked, dropped or random."""
         return self.bottleneck.encode(self._encoded(images, cond))
 
     def posterior(self, images: Tensor, cond: Tensor | None = None) -> Posterior:
@@ -116,36 +106,22 @@ class DeterministicTokenizer(nn.Module):
         """
         return posterior_of(self.bottleneck, self._encoded(images, cond))
 
-    def decode(
+    def decode_tokens(  # type: ignore[override]
         self,
         tokens: Tensor,
-        cond: Tensor | None = None,
+        cond: Tensor | None,
         *,
         keep: int | Tensor | None = None,
         steps: int | None = None,
         guidance: float | Guidance = 1.0,
         generator: Generators | None = None,
+        sampler: str | None = None,
         size: Size | None = None,
     ) -> Tensor:
-        """Tokens (B, K, C) or ids (B, K) -> images (B, channels, H, W) in [0, 1]; nothing is random.
-
-        Args:
-            cond: what the decoder is conditioned on, as for `encode`; TiTok's decoder may read text.
-            keep: number of leading tokens, or ids, to decode from, one int or (B,) int64; default: all. With ordered
-                tokens `tokens` may be shorter than K, and 0 decodes from the condition alone; unordered tokens need all
-                K. With residual levels a token that is cut is decoded from its first levels.
-            steps, guidance: must be None and 1, because this decoder does not sample.
-            generator: not used.
-            size: image size in pixels, a side or (H, W) that the decoder's patches divide; default: that of the
-                training images.
-
-        Raises:
-            InputError: steps or guidance, tokens of another shape, ids outside the vocabulary, a `keep`, size or
-                condition that does not fit the model.
-        """
+        """See `TokenizerModel.decode`; nothing is random, so `generator` is not used."""
         shape = height_and_width(size, self.config.image_size)
         tokens = self._checked_tokens(tokens, shape)
-        refuse_sampling(steps, guidance)
+        refuse_sampling(steps, guidance, sampler)
         kept, visible = self._kept(tokens, keep)
         latents = self.bottleneck.embed(kept, visible)
         # A token of several ids is decoded from the first of them on.
@@ -271,8 +247,10 @@ def posterior_of(bottleneck: nn.Module, states: Tensor) -> Posterior:
     return bottleneck.posterior(states)
 
 
-def refuse_sampling(steps: int | None, guidance: float | Guidance) -> None:
-    """Raise InputError on sampling steps or guidance, which a deterministic decoder does not have."""
+def refuse_sampling(steps: int | None, guidance: float | Guidance, sampler: str | None = None) -> None:
+    """Raise InputError on sampling steps, guidance or a sampler, which a deterministic decoder does not have."""
+    if sampler is not None:
+        raise InputError(f"sampler: expected none, because this decoder is a single forward pass, got {sampler!r}")
     if steps is not None:
         raise InputError(f"steps: expected none, because this decoder is a single forward pass, got {steps}")
     guide = as_guidance(guidance)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tok1d.bottleneck.normalised import Normalised
 from tok1d.diffusion.ddpm import Chain, ancestral, ddim
@@ -30,6 +30,7 @@ from tok1d.tokenizers.base import Size, TokenSpec
 from tok1d.tokenizers.bottlenecks import build_vq
 from tok1d.tokenizers.checks import check_images, check_size, checked_tokens, height_and_width
 from tok1d.tokenizers.latent_space import Autoencoder, latent_space
+from tok1d.tokenizers.model import TokenizerModel
 from tok1d.tokenizers.prefix import prefix_mask, resolve_keep, sample_keep
 from tok1d.tokenizers.query_encoder import QueryEncoder
 from tok1d.tokenizers.semanticist_config import FlowConfig, NestedConfig, SemanticistConfig
@@ -42,11 +43,13 @@ __all__ = ["FlowConfig", "NestedConfig", "Semanticist", "SemanticistConfig"]
 SAMPLERS = {"ddpm": ("ancestral", "ddim"), "flow": ("euler", "heun")}
 
 
-class Semanticist(nn.Module):
+class Semanticist(TokenizerModel):
     """Images (B, C, H, W) in [0, 1] <-> tokens (B, K, D), or with `quantiser` ids (B, K)."""
 
     any_size: ClassVar[bool] = False
     adversarial: ClassVar[bool] = False
+
+    config: SemanticistConfig
 
     def __init__(self, config: SemanticistConfig) -> None:
         super().__init__()
@@ -82,13 +85,10 @@ class Semanticist(nn.Module):
             # DistributedDataParallel would wait.
             self.decoder.projector.requires_grad_(False)
 
-    def encode(self, images: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W) in [0, 1] -> standardised tokens (B, K, D), or ids (B, K). `cond` is not used.
+    def encode_images(self, images: Tensor, cond: Tensor | None) -> Tensor:
+        """See `TokenizerModel.encode`: standardised tokens (B, K, D), or ids (B, K). `cond` is not used.
 
-        Images may have any size that the encoder's patches divide: learned positions are resampled.
-
-        Raises:
-            InputError: images with another number of channels, or a size that the patches do not divide.
+        Learned positions are resampled for images of another size.
         """
         tokens = self._continuous(images)
         return tokens if self.quantiser is None else self.quantiser.encode(tokens)
@@ -258,10 +258,10 @@ class Semanticist(nn.Module):
         times = (torch.arange(num) + 0.5) / num
         return (times * len(self.chain)).long() if self.config.objective == "ddpm" else times
 
-    def decode(
+    def decode_tokens(  # type: ignore[override]
         self,
         tokens: Tensor,
-        cond: Tensor | None = None,
+        cond: Tensor | None,
         *,
         keep: int | Tensor | None = None,
         steps: int | None = None,
@@ -270,22 +270,10 @@ class Semanticist(nn.Module):
         sampler: str | None = None,
         size: Size | None = None,
     ) -> Tensor:
-        """The first `keep` tokens -> images (B, C, H, W) in [0, 1]; sequences shorter than K are prefixes.
-
-        Args:
-            tokens: (B, k, D) with k <= K, in any float precision, or ids (B, k).
-            cond: not used.
-            keep: number of leading tokens to decode from, 0..k, an int or (B,) int64; 0: the unconditional model.
-            steps: sampling steps; default: `config.steps`.
-            guidance: scale of classifier-free guidance against the null tokens; 1 is off.
-            generator: random numbers of the initial noise and of the sampler. With a list of one per image, an image
-                does not depend on its batch. Default: seeded with 0.
-            sampler: "euler" or "heun" (flow), "ancestral" or "ddim" (DDPM).
-            size: image size in pixels, a side or (H, W); default: that of the training images.
+        """See `TokenizerModel.decode`; `cond` is not used.
 
         Raises:
-            InputError: tokens of another shape, a count out of range, a sampler the objective does not have, too
-                few steps for it, or a size that the patches do not divide.
+            InputError: also a sampler the objective does not have, or too few steps for it.
         """
         tokens = self.entries(self._checked(tokens, self.spec.vocab_size))
         if generator is None:
@@ -319,7 +307,6 @@ class Semanticist(nn.Module):
             raise InputError(f"sampler: expected {known[0]!r} or {known[1]!r} for a {kind} decoder, got {name!r}")
         return name or known[0]
 
-    @torch.no_grad()
     def decode_latents(
         self,
         tokens: Tensor,
@@ -365,7 +352,8 @@ class Semanticist(nn.Module):
 
         def evaluate(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
             t = t.expand(x.shape[0]) if discrete and t.shape[0] == 1 else t
-            return self.decoder(x, t, cond)
+            # Samplers of a model in half precision compute in single precision.
+            return self.decoder(x.to(cond.dtype), t, cond)
 
         def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             t2 = t if t.shape[0] == 1 else t.repeat(2)

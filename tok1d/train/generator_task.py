@@ -20,6 +20,7 @@ from tok1d.data.tokens import INDEX, TokenCache
 from tok1d.devices import process_device
 from tok1d.errors import ConfigError, DataError
 from tok1d.generators.statistics import NormalisedTokens
+from tok1d.images.framing import framing_of
 from tok1d.inference.cache import (
     captions_fingerprint,
     check_variational,
@@ -36,7 +37,6 @@ from tok1d.train.images import Images, open_split, with_vocabulary
 from tok1d.train.previews import sample_preview
 from tok1d.train.task import BatchFunction, Task
 from tok1d.zoo import store
-from tok1d.zoo.card import framing_of
 from tok1d.zoo.loaded import LoadedTokenizer
 from tok1d.zoo.pairs import check_condition, check_num_classes, check_tokens, shared_classes
 from tok1d.zoo.transfer import init_from

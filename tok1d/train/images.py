@@ -14,9 +14,9 @@ from tok1d.data.lazy import LazyImages, fingerprint_like
 from tok1d.data.source import ImageSource
 from tok1d.data.splits import Split
 from tok1d.data.words import vocabulary_of
+from tok1d.images.framing import framing_in
 from tok1d.inference.cache import inputs_fingerprint
 from tok1d.tokenizers.base import Tokenizer
-from tok1d.zoo.card import framing_in
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -19,6 +19,7 @@ from tok1d.cost.flops import step_flops_or_none
 from tok1d.data.broken import report_broken
 from tok1d.data.images import ImageSet
 from tok1d.data.labels import say_classes
+from tok1d.data.source import BY_NAME
 from tok1d.errors import WeightsError
 from tok1d.evaluate.baselines import verdict
 from tok1d.evaluate.of_recipe import check_evaluation, check_measures, evaluate_model, evaluation_notes
@@ -32,8 +33,8 @@ from tok1d.train.tasks import build_task
 from tok1d.train.trackers import check_tracker
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
+from tok1d.zoo.portable import portable
 from tok1d.zoo.record import Record, write_records
-from tok1d.zoo.store import portable
 from tok1d.zoo.weights import fingerprint
 
 
@@ -148,8 +149,9 @@ def make_card(recipe: Recipe, model: nn.Module, result: Result, *, name: str, co
         },
         weights="ema" if recipe.train.ema > 0 else "raw",
         fingerprint=fingerprint(model),
-        tokenizer=portable(recipe.tokenizer) if recipe.tokenizer else "",
+        tokenizer=portable(recipe.tokenizer, Path(recipe.out) / "model") if recipe.tokenizer else "",
         tokenizer_fingerprint=fingerprint(tokenizer) if tokenizer is not None else "",
+        licence="Apache-2.0" if recipe.data.name in BY_NAME else "",  # that of the user's own images is unknown
         classes=list(class_names(model)),
     )
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any
 
 from tok1d.config.classes import shortened
-from tok1d.config.colour import WHITE
-from tok1d.config.load import stored_tree
-from tok1d.config.recipe import DataConfig
-from tok1d.zoo.record import Record
-
-T = TypeVar("T")
+from tok1d.config.registry import MODELS
+from tok1d.data.source import BY_NAME
+from tok1d.images.framing import framing_of, trained_with
+from tok1d.zoo.record import BASELINE, Record
 
 
-@dataclass
+@dataclass(repr=False)
 class Card:
     """The origin of a model's weights, and its metrics.
 
@@ -26,6 +26,7 @@ class Card:
         trained: steps, seconds, device and precision of the training.
         commit: version of the code.
         weights: "ema" or "raw", and the stored precision.
+        licence: of the weights; "": not stated, as for models of a user's own images.
         classes: names of the classes of a class-conditional model or a classifier, in the order of their ids; empty if
             they are unknown.
         records: metrics with their protocol.
@@ -43,7 +44,7 @@ class Card:
     tokenizer: str = ""
     tokenizer_fingerprint: str = ""
     generator: str = ""
-    licence: str = "Apache-2.0"
+    licence: str = ""
     classes: list[str] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
 
@@ -63,14 +64,31 @@ class Card:
             raise TypeError("card.classes: expected names of classes")
         return cls(**{**content, "records": [Record.from_json(record) for record in content.get("records", [])]})
 
-    def to_markdown(self, model: str) -> str:
-        """The README.md of a model folder."""
+    def __repr__(self) -> str:
+        """One line: "Card(fashion_mnist/semanticist, data fashion_mnist, 5000 steps, psnr 20.1 dB, ...)"."""
+        steps = self.trained.get("steps")
+        values = [f"{r.name}{'' if r.keep is None else f'@{r.keep}'} {r.value:.4g}" for r in self.records if r.value]
+        more = [f"{len(values) - 2} more"] if len(values) > 2 else []
+        facts = [self.recipe_name, f"data {self.data}" if self.data else "", f"{steps} steps" if steps else ""]
+        return f"Card({', '.join(filter(None, [*facts, *values[:2], *more]))})"
+
+    def to_markdown(self, model: str, name: str = "") -> str:
+        """The README.md of a model folder, with metadata that the Hugging Face hub reads and a usage snippet.
+
+        Args:
+            model: the model's name in the registry.
+            name: what the snippet loads, such as OWNER/NAME; default: a placeholder.
+        """
         facts = {
             k: v
             for k, v in asdict(self).items()
             if k not in ("recipe", "classes", "records") and v not in ("", None, {})
         }
-        lines = [f"# {model}", "", "| | |", "|---|---|"]
+        if about := preprocessing(self):
+            facts["images"] = about
+        kind = MODELS[model].kind if model in MODELS else ""
+        lines = [*front_matter(self, model, kind), f"# {model}", ""]
+        lines += [*_usage(kind, name or "FOLDER_OR_OWNER/NAME"), "| | |", "|---|---|"]
         lines += [f"| {key.replace('_', ' ')} | {value} |" for key, value in facts.items()]
         if self.classes:
             names = shortened(self.classes, 20).replace("|", "\\|")
@@ -84,6 +102,65 @@ class Card:
         return "\n".join(lines) + "\n"
 
 
+@dataclass(frozen=True)
+class _Trained:
+    """A model with a card."""
+
+    card: Card
+
+
+def preprocessing(card: Card) -> str:
+    """How images become the model's input, from the recipe: "28x28 pixels, 1 channel, center crop, ..."; "" unknown."""
+    trained = _Trained(card)
+    size, channels = trained_with(trained, "image_size", 0), trained_with(trained, "channels", 0)
+    if not size:
+        return ""
+    framing = framing_of(trained)
+    border = f", black border of {framing['pad']} inside" if framing["pad"] else ""
+    channel = f", {channels} channel{'s' * (channels != 1)}" if channels else ""
+    crop = "centre crop" if framing["crop"] == "center" else "whole image in a square"
+    return f"{size}x{size} pixels{channel} in [0, 1], {crop}{border}, {framing['background']} behind transparency"
+
+
+def front_matter(card: Card, model: str, kind: str) -> list[str]:
+    """The metadata of a model card on the hub, as lines of YAML between rules."""
+    import yaml
+
+    content: dict[str, object] = {"library_name": "tok1d"}
+    if card.licence:
+        known = re.fullmatch(r"[A-Za-z0-9.-]+", card.licence)
+        content |= {"license": card.licence.lower()} if known else {"license": "other", "license_name": card.licence}
+    content["tags"] = ["tok1d", *filter(None, [f"image-{kind}" if kind == "tokenizer" else kind, model])]
+    if kind == "generator":
+        content["pipeline_tag"] = "unconditional-image-generation"
+    elif kind == "tokenizer":
+        content["pipeline_tag"] = "image-feature-extraction"
+    if card.data in BY_NAME:
+        content["datasets"] = [card.data]
+    found = [
+        r for r in card.records if r.value is not None and math.isfinite(r.value) and not r.name.startswith(BASELINE)
+    ]
+    if found:
+        content["metrics"] = list(dict.fromkeys(record.name for record in found))
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return ["---", text.rstrip(), "---", ""]
+
+
+def _usage(kind: str, name: str) -> list[str]:
+    calls = {
+        "tokenizer": [
+            f'model = tok1d.load("{name}")',
+            'tokens = model.encode("photo.png")  # resized as in training',
+            "model.decode(tokens, as_pil=True)[0]",
+        ],
+        "generator": [
+            f'generator, tokenizer = tok1d.load_pair("{name}")',
+            "generator.generate(num=4, seed=0)  # .images, .tokens, .to_pil()",
+        ],
+    }.get(kind, [f'model = tok1d.load("{name}")'])
+    return ["```python", "import tok1d", "", *calls, "```", ""]
+
+
 def _table_row(record: Record) -> str:
     value = "unavailable" if record.value is None else f"{record.value:.4g} {record.unit}".strip()
     shown = {"network": record.network, "sampler": record.sampler_text, "steps": record.decoder_steps}
@@ -91,36 +168,3 @@ def _table_row(record: Record) -> str:
     protocol = ", ".join(f"{key} {each}" for key, each in shown.items() if each not in (None, ""))
     keep = "" if record.keep is None else record.keep
     return f"| {record.name} | {value} | {record.num_images} | {keep} | {protocol} |"
-
-
-def trained_with(model: object, key: str, default: T) -> T:
-    """The value of `data.KEY` in the recipe of a model's card; `default` without a card, recipe or key."""
-    data = stored_tree(str(getattr(getattr(model, "card", None), "recipe", ""))).get("data")
-    return data.get(key, default) if isinstance(data, dict) else default
-
-
-def padding_of(model: object) -> int:
-    """The black border, in pixels, of a model's training images (`data.pad` of its recipe); 0 if unknown."""
-    return framing_of(model)["pad"]
-
-
-class Framing(TypedDict):
-    """How images that are not augmented become squares, as fields of `ImageSource` and `Transform`."""
-
-    pad: int
-    crop: Literal["center", "fit"]
-    background: str
-
-
-def framing_in(data: DataConfig) -> Framing:
-    """The framing of a recipe's images."""
-    return {"pad": data.pad, "crop": "fit" if data.crop == "fit" else "center", "background": data.background}
-
-
-def framing_of(model: object) -> Framing:
-    """The framing of a model's training images, from the recipe of its card; the defaults if it is unknown."""
-    return {
-        "pad": int(trained_with(model, "pad", 0)),
-        "crop": "fit" if trained_with(model, "crop", "center") == "fit" else "center",
-        "background": trained_with(model, "background", WHITE),
-    }

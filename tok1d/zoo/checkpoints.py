@@ -69,14 +69,16 @@ def load_model(name: str, *, device: str | torch.device = "cpu") -> Any:
     return load_checkpoint(name, device=device) if is_checkpoint(name) else store.load(name, device=device)
 
 
-def load_pair(name: str, *, device: str | torch.device = "cpu") -> tuple[LoadedGenerator, LoadedTokenizer]:
+def load_pair(
+    name: str, *, device: str | torch.device = "cpu", tokenizer: str | None = None
+) -> tuple[LoadedGenerator, LoadedTokenizer]:
     """Load a generator, by name or from a checkpoint, and its tokenizer; raises WeightsError as `store.load_pair`."""
     if not is_checkpoint(name):
-        return store.load_pair(name, device=device)
+        return store.load_pair(name, device=device, tokenizer=tokenizer)
     generator = load_checkpoint(name, device=device)
     if MODELS[generator.config.name].kind != "generator":
         raise WeightsError(f"{name}: expected a generator, this is a {generator.config.name}")
-    return generator, store.load(generator.card.tokenizer, device=device)
+    return generator, store.load(tokenizer or generator.card.tokenizer, device=device)
 
 
 def kept_checkpoints(name: str) -> list[str]:

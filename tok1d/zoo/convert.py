@@ -28,7 +28,7 @@ from tok1d.zoo.adapters.settings import declared
 from tok1d.zoo.card import Card
 from tok1d.zoo.checkpoints import is_checkpoint
 from tok1d.zoo.pairs import check_tokens
-from tok1d.zoo.store import portable
+from tok1d.zoo.portable import portable
 from tok1d.zoo.weights import fingerprint
 
 # Format -> conversion. Its parameters with a `Setting` are the options of `tok1d convert`.
@@ -117,7 +117,7 @@ def convert(
         build_model_config(to_mapping(config))  # the same checks as when the folder is loaded
     except ConfigError as error:
         raise WeightsError(f"{path}: an unsupported configuration: {error}") from None
-    source, source_fingerprint = _of_tokenizer(model, tokenizer, format) if tokenizer else ("", "")
+    source, source_fingerprint = _of_tokenizer(model, tokenizer, format, out) if tokenizer else ("", "")
     card = Card(
         tokenizer=source,
         tokenizer_fingerprint=source_fingerprint,
@@ -156,7 +156,7 @@ def _choice_noted(notes: str) -> str:
     return "".join(f"; {line[line.index('weights: ') :]}" for line in notes.splitlines() if " also there: " in line)
 
 
-def _of_tokenizer(model: nn.Module, name: str, format: str) -> tuple[str, str]:
+def _of_tokenizer(model: nn.Module, name: str, format: str, out: Path) -> tuple[str, str]:
     """The name and fingerprint of the tokenizer for a generator's card, after a check that its tokens fit."""
     if not isinstance(model, Generator):
         raise InputError(f"--tokenizer: expected the format of a generator, got {format}; leave --tokenizer out")
@@ -164,7 +164,7 @@ def _of_tokenizer(model: nn.Module, name: str, format: str) -> tuple[str, str]:
     if not hasattr(tokenizer, "spec"):
         raise InputError(f"--tokenizer: expected a tokenizer, got {name}, a {tokenizer.config.name}")
     check_tokens(model.config, tokenizer.spec, model.config.num_tokens)
-    return portable(name), fingerprint(tokenizer)
+    return portable(name, out), fingerprint(tokenizer)
 
 
 def _check_foreign(path: Path) -> None:

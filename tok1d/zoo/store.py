@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,9 +20,11 @@ from tok1d.config.classes import set_class_names
 from tok1d.config.fields import to_mapping
 from tok1d.config.load import recipe_names
 from tok1d.config.registry import MODELS, build_model_config
+from tok1d.devices import pick_device
 from tok1d.errors import ConfigError, WeightsError, reason_of
 from tok1d.files import as_path, encodable
 from tok1d.tokenizers.latent_space import EMBEDDED, Autoencoder
+from tok1d.zoo import selfcheck
 from tok1d.zoo.card import Card
 from tok1d.zoo.loaded import LoadedGenerator, LoadedTokenizer
 from tok1d.zoo.pretrained.autoencoder import connect_autoencoder
@@ -29,8 +32,19 @@ from tok1d.zoo.weights import HasWeights, fingerprint, load_state, read_weights
 
 BUNDLED = Path(__file__).parent / "bundled"
 FORMAT = 1  # of config.json
+TOKENIZER = "tokenizer"  # the folder of a generator's tokenizer inside its own
 # All files of a model folder, and of an autoencoder's in the format of diffusers.
-MODEL_FILES = {"config.json", "model.safetensors", "README.md", EMBEDDED, "diffusion_pytorch_model.safetensors"}
+MODEL_FILES = {"config.json", "model.safetensors", "README.md", "diffusion_pytorch_model.safetensors"}
+MODEL_FILES |= {EMBEDDED, TOKENIZER, ".gitattributes"}
+
+
+@dataclass(frozen=True)
+class Hub:
+    """How a model is downloaded; see `Pretrained.from_pretrained`."""
+
+    revision: str | None = None
+    cache_dir: str | Path | None = None
+    local_files_only: bool = False
 
 
 class ModelConfig(Protocol):
@@ -61,13 +75,24 @@ def model_identity(model: HasWeights) -> str:
     return f"{fingerprint(model)}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
 
 
-def save_model(model: nn.Module, folder: Path, card: Card, *, dtype: torch.dtype = torch.float32) -> None:
+def save_model(
+    model: nn.Module,
+    folder: Path,
+    card: Card,
+    *,
+    dtype: torch.dtype = torch.float32,
+    tokenizer: Path | None = None,
+    name: str = "",
+) -> None:
     """Write a model folder atomically; an existing model folder is replaced.
 
-    An autoencoder that is stored with the model (latents.path "autoencoder") becomes a folder inside.
+    An autoencoder that is stored with the model (latents.path "autoencoder") becomes a folder inside. Of a tokenizer,
+    some tokens of a fixed image are stored; `load` compares them.
 
     Args:
         dtype: type in which floating-point weights are stored; loading converts them to float32.
+        tokenizer: the model folder of a generator's tokenizer, which is copied into this one; see `zoo.portable`.
+        name: the model's name for its README.md, such as OWNER/NAME on the hub.
 
     Raises:
         WeightsError: it cannot be written (the old folder is kept), or the folder exists and is not a model folder.
@@ -78,13 +103,18 @@ def save_model(model: nn.Module, folder: Path, card: Card, *, dtype: torch.dtype
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     content = {"format": FORMAT, "model": to_mapping(config), "card": card.to_json()}
+    if (check := selfcheck.recorded(model)) is not None:
+        content["check"] = check
     with replacing(folder) as temporary:
         save_file(state, temporary / "model.safetensors")
         (temporary / "config.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        (temporary / "README.md").write_text(encodable(card.to_markdown(config.name)), encoding="utf-8")
+        shutil.copymode(temporary / "config.json", temporary / "model.safetensors")  # safetensors makes it private
+        (temporary / "README.md").write_text(encodable(card.to_markdown(config.name, name)), encoding="utf-8")
         space = getattr(model, "latent_space", None)
         if isinstance(space, Autoencoder) and space.config.path == EMBEDDED:
             space.save(temporary / EMBEDDED)
+        if tokenizer is not None:
+            shutil.copytree(tokenizer, temporary / TOKENIZER, ignore=lambda _, names: set(names) - MODEL_FILES)
 
 
 @contextmanager
@@ -142,11 +172,12 @@ def bundled_names() -> list[str]:
     return sorted(path.parent.relative_to(BUNDLED).as_posix() for path in BUNDLED.rglob("config.json"))
 
 
-def resolve(name: str | Path, base: Path | None = None) -> Path:
+def resolve(name: str | Path, base: Path | None = None, hub: Hub | None = None) -> Path:
     """The folder of a model: a path, a bundled name, or a hub name "owner/model" (downloaded).
 
     Args:
         base: relative paths are first searched in this folder (a generator's card names its tokenizer that way).
+        hub: how it is downloaded.
 
     Raises:
         WeightsError: no model of that name; the message lists the bundled ones.
@@ -159,8 +190,8 @@ def resolve(name: str | Path, base: Path | None = None) -> Path:
         raise WeightsError(f"{text}: expected a model folder; published weight files go through 'tok1d convert' first")
     if Path(text).exists():
         raise WeightsError(f"{text}: expected a model folder with config.json and model.safetensors, got none there")
-    if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).parent.exists():
-        return _download(text)
+    if is_hub_name(text):
+        return _download(text, hub or Hub())
     if recipe := _recipe_of(text):
         raise WeightsError(f"no model {text!r} yet: train it first (tok1d train {recipe}), or name another model")
     bundled = ", ".join(bundled_names()) or "none bundled"
@@ -175,11 +206,29 @@ def _recipe_of(name: str) -> str:
     return recipe if name == f"runs/{recipe}/model" and recipe in recipe_names() else ""
 
 
-def _download(name: str) -> Path:
+def is_hub_name(text: str) -> bool:
+    """Whether a name can be OWNER/NAME on the hub, and is no path here."""
+    return text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).parent.exists()
+
+
+def _download(name: str, hub: Hub) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "README.md"]))
+        patterns = ["*.json", "*.safetensors", "README.md"]
+        return Path(
+            snapshot_download(
+                name,
+                allow_patterns=patterns,
+                revision=hub.revision,
+                cache_dir=hub.cache_dir,
+                local_files_only=hub.local_files_only,
+            )
+        )
+    except ImportError:
+        raise WeightsError(
+            f"no model folder {name!r}, and no huggingface_hub to download it: pip install 'tok1d[hub]'"
+        ) from None
     except Exception as error:
         bundled = ", ".join(bundled_names())
         raise WeightsError(
@@ -189,28 +238,51 @@ def _download(name: str) -> Path:
 
 def read_config(folder: Path) -> tuple[Any, Card]:
     """The model's configuration and its card from a model folder; raises WeightsError if they are not there."""
+    return _read_config(folder)[:2]
+
+
+def _read_config(folder: Path) -> tuple[Any, Card, object]:
+    """As `read_config`, and what is stored for the self-check."""
     path = Path(folder) / "config.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if type(content["format"]) is not int or content["format"] != FORMAT:
             raise WeightsError(f"{path}: written in format {content['format']}, this tok1d reads format {FORMAT}")
-        return build_model_config(content["model"]), Card.from_json(content["card"])
+        return build_model_config(content["model"]), Card.from_json(content["card"]), content.get("check")
     except ConfigError as error:
         raise WeightsError(f"{path}: {error}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path}: not a tok1d model's config.json ({type(error).__name__}: {error})") from None
 
 
-def load(name: str | Path, *, device: str | torch.device = "cpu", base: Path | None = None) -> Any:
-    """A model in eval mode and float32 from a folder, a bundled name or a hub name.
+def load(
+    name: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    base: Path | None = None,
+    hub: Hub | None = None,
+) -> Any:
+    """A model in eval mode from a folder, a bundled name or a hub name.
 
-    Besides its own methods the model has the attributes `card` (its record, a `Card`) and `folder`.
+        >>> import tok1d
+        >>> tok1d.load("fashion-mnist-maetok").spec.length
+        16
+
+    Besides its own methods the model has the attributes `card` (its record, a `Card`) and `folder`. A tokenizer whose
+    tokens of a fixed image are not those that were stored with it is loaded with a warning.
+
+    Args:
+        device: "cpu", "cuda", "mps", or "auto" for the first of cuda, mps and cpu that is there.
+        dtype: type of the weights in memory, such as torch.bfloat16, which halves the memory and rounds tokens and
+            images; default: float32.
 
     Raises:
         WeightsError: missing, truncated, unsafe or mismatched weights, in one line.
+        InputError: a device that is not there.
     """
-    folder = resolve(name, base)
-    config, card = read_config(folder)
+    folder = resolve(name, base, hub)
+    config, card, check = _read_config(folder)
     model = build_model(config)
     load_state(model, read_weights(folder / "model.safetensors"), str(folder))
     model.card = card  # type: ignore[assignment]
@@ -219,41 +291,77 @@ def load(name: str | Path, *, device: str | torch.device = "cpu", base: Path | N
     space = getattr(model, "latent_space", None)
     if isinstance(space, Autoencoder):
         space.base = folder
-    return model.to(device).eval()
+    model = model.to(pick_device(device) if isinstance(device, str) else device).eval()
+    model = model if dtype is None else model.to(dtype)
+    if said := selfcheck.difference(model, check):
+        warnings.warn(f"{folder}: {said}", stacklevel=2)
+    return model
 
 
-def load_pair(name: str | Path, *, device: str | torch.device = "cpu") -> tuple[LoadedGenerator, LoadedTokenizer]:
+def load_pair(
+    name: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    tokenizer: str | Path | None = None,
+    hub: Hub | None = None,
+) -> tuple[LoadedGenerator, LoadedTokenizer]:
     """A generator and the tokenizer whose tokens it generates.
+
+        >>> import tok1d
+        >>> generator, tokenizer = tok1d.load_pair("fashion-mnist-semanticist")
+        >>> tokenizer.decode(generator.sample(num=2)).shape
+        torch.Size([2, 1, 28, 28])
 
     Args:
         name: a generator, or a tokenizer whose card names a generator trained on it (as the bundled ones do).
+        device, dtype: see `load`.
+        tokenizer: the tokenizer, where the generator's card names none or its place has changed.
 
     Raises:
         WeightsError: no generator of that name, or its tokenizer is not the one it was trained on.
     """
-    folder = resolve(name)
+    folder = resolve(name, hub=hub)
     named = read_config(folder)[1].generator
     if named:
-        folder = resolve(named, folder)
-    generator = load(folder, device=device)
+        folder = resolve(named, folder, hub)
+    generator = load(folder, device=device, dtype=dtype)
     if MODELS[generator.config.name].kind != "generator":
         raise WeightsError(f"{name}: expected the model folder of a generator, got a {generator.config.name}")
-    card = generator.card
-    if not card.tokenizer:
-        raise WeightsError(
-            f"{folder}: names no tokenizer for its tokens; convert it with --tokenizer MODEL, or set card.tokenizer in "
-            "its config.json"
-        )
-    tokenizer = load(card.tokenizer, device=device, base=folder)
-    found = fingerprint(tokenizer)
-    if card.tokenizer_fingerprint and found != card.tokenizer_fingerprint:
-        raise WeightsError(
-            f"{name}: trained on a tokenizer with fingerprint {card.tokenizer_fingerprint}, but {card.tokenizer} has "
-            f"{found}; set card.tokenizer in its config.json to the right one"
-        )
-    return generator, tokenizer
+    found = tokenizer_of(generator, tokenizer, dtype=dtype)
+    generator.partner = (found,)
+    return generator, found
 
 
-def portable(name: str) -> str:
-    """A model's name that is valid in any working directory: the absolute path of a folder, else the name itself."""
-    return str(Path(name).resolve()) if Path(name).exists() else name
+def tokenizer_of(
+    generator: LoadedGenerator, name: str | Path | None = None, *, dtype: torch.dtype | None = None
+) -> LoadedTokenizer:
+    """The tokenizer of a loaded generator, on its device.
+
+    Args:
+        name: the tokenizer; default: the one that the generator's card names.
+
+    Raises:
+        WeightsError: the card names none, or it is missing or another one than the generator was trained on.
+    """
+    card, folder = generator.card, getattr(generator, "folder", None)
+    if not (name or card.tokenizer):
+        raise WeightsError(
+            f"{folder}: names no tokenizer for its tokens; pass it with --tokenizer MODEL (in Python tokenizer=)"
+        )
+    try:
+        found = load(name or card.tokenizer, device=generator.device, dtype=dtype, base=None if name else folder)
+    except WeightsError as error:
+        if name:
+            raise
+        raise WeightsError(f"{error}; pass its tokenizer with --tokenizer MODEL (in Python tokenizer=)") from None
+    if not hasattr(found, "spec"):
+        raise WeightsError(f"{name or card.tokenizer}: expected a tokenizer, got a {found.config.name}")
+    weights = found if dtype in (None, torch.float32) else load(found.folder)
+    got = fingerprint(weights) if card.tokenizer_fingerprint else ""
+    if got != card.tokenizer_fingerprint:
+        raise WeightsError(
+            f"{folder}: trained on a tokenizer with fingerprint {card.tokenizer_fingerprint}, but "
+            f"{name or card.tokenizer} has {got}; pass the right one with --tokenizer MODEL (in Python tokenizer=)"
+        )
+    return found
