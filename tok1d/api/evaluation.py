@@ -80,8 +80,8 @@ def evaluate(
 
         >>> import tok1d
         >>> found = tok1d.evaluate("fashion-mnist-maetok", "fashion_mnist", num=16, metrics=["psnr"])
-        >>> round(found.value("psnr")) > 15
-        True
+        >>> found.records[0].name, found.records[0].keep
+        ('psnr', 16)
 
     Args:
         model: a name or folder, or a loaded model.
