@@ -99,7 +99,7 @@ def outcome(listed: Listed, rows: Path) -> Outcome:
     """
     if reason := missing(listed.claim):
         return Outcome(listed, Verdict("not run", reason), "", {})
-    for scale in reversed(listed.claim.scales):
+    for scale in (each for each in reversed(SCALES) if each in listed.claim.scales):
         found = _at(listed, rows, scale)
         if found is not None:
             return found
