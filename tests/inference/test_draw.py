@@ -24,9 +24,9 @@ def bundled() -> Any:
     return tok1d.load_pair("fashion-mnist-semanticist")[0]
 
 
-def random_model(recipe: str) -> Any:
+def random_model(recipe: str, *overrides: str) -> Any:
     torch.manual_seed(0)
-    model = store.build_model(load_recipe(recipe).model).eval()
+    model = store.build_model(load_recipe(recipe, overrides).model).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model
@@ -98,7 +98,7 @@ def test_parallel_and_unordered_models_do_not_stream(bundled: Any, tiny: Tiny) -
     with pytest.raises(InputError, match="a sit makes all tokens at once; use generate"):
         tok1d.load("fashion-mnist-sit").stream()
     with pytest.raises(InputError, match=r"stream: expected a tokenizer of ordered tokens"):
-        generator = random_model(tiny("generator", tokenizer="x", **{"num_tokens": 4}))
+        generator = random_model(tiny("generator", tokenizer="x"), "num_tokens=4", "model.num_tokens=4")
         generator.stream(tokenizer=random_model(tiny("maetok")))
 
 

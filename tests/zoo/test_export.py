@@ -1,11 +1,15 @@
-"""Weights to give away: a MAETok leaves behind what only its training reads."""
+"""Weights to give away: a MAETok leaves behind what only its training reads, a generator takes its tokenizer along."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
+from tok1d.cli import app as cli
 from tok1d.config.load import load_recipe
+from tok1d.errors import WeightsError
 from tok1d.train import run
 from tok1d.train.export import export
 from tok1d.zoo import store
@@ -26,3 +30,25 @@ def test_auxiliary_decoders_stay_behind(tiny: Callable[..., str], tmp_path: Path
     assert given.card.fingerprint == fingerprint(given) != fingerprint(trained)
     before = {r.name: r.value for r in trained.card.records if not r.name.startswith("baseline:")}
     assert {record.name: record.value for record in given.card.records} == before and len(records) > 1
+
+
+def test_an_exported_generator_is_portable(tiny: Callable[..., str], tmp_path: Path, fashion: None) -> None:
+    run.train(load_recipe(tiny("tokenizer"), [f"out={tmp_path / 'a' / 'tokens'}", "train.steps=2"]), quiet=True)
+    keys = [f"tokenizer={tmp_path / 'a' / 'tokens' / 'model'}", f"cache={tmp_path / 'cache'}", "train.steps=2"]
+    run.train(load_recipe(tiny("generator"), [f"out={tmp_path / 'a' / 'run'}", *keys]), quiet=True)
+    trained = store.load(tmp_path / "a" / "run" / "model")
+    assert trained.card.tokenizer == "../../tokens/model"  # no absolute path
+    shutil.move(tmp_path / "a" / "tokens", tmp_path / "elsewhere")
+    with pytest.raises(WeightsError, match="pass its tokenizer with --tokenizer MODEL"):
+        store.load_pair(tmp_path / "a" / "run" / "model")
+    export(tmp_path / "a" / "run", tmp_path / "given", tokenizer=str(tmp_path / "elsewhere" / "model"), licence="mit")
+    shutil.rmtree(tmp_path / "elsewhere")
+    shutil.move(tmp_path / "given", tmp_path / "moved")
+    generator, tokenizer = store.load_pair(tmp_path / "moved")
+    assert generator.card.tokenizer == "tokenizer" and tokenizer.folder == (tmp_path / "moved" / "tokenizer").resolve()
+    assert generator.card.licence == "mit" and generator.generate(num=1).images.shape == (10, 1, 28, 28)
+    assert cli.run(["generate", str(tmp_path / "moved"), "--num", "1", "--out", str(tmp_path / "o")]) == 0
+    shutil.move(tmp_path / "moved" / "tokenizer", tmp_path / "t")
+    command = ["generate", str(tmp_path / "moved"), "--num", "1", "--out", str(tmp_path / "p")]
+    assert cli.run(command) == 2
+    assert cli.run([*command, "--tokenizer", str(tmp_path / "t")]) == 0

@@ -80,8 +80,8 @@ def evaluate(
 
         >>> import tok1d
         >>> found = tok1d.evaluate("fashion-mnist-maetok", "fashion_mnist", num=16, metrics=["psnr"])
-        >>> found.records[0].name, found.records[0].keep
-        ('psnr', 16)
+        >>> found.value("psnr") > 5  # in dB
+        True
 
     Args:
         model: a name or folder, or a loaded model.

@@ -21,7 +21,7 @@ def show(images: Pictures, labels: Sequence[object] | None = None, columns: int 
 
         >>> import torch
         >>> show(torch.rand(6, 1, 28, 28), labels=["bag"] * 6, columns=3).size
-        (268, 206)
+        (264, 208)
 
     Args:
         images: (B, C, H, W) in [0, 1], or anything else that `tok1d.images.to_tensor` reads, all of one size.
