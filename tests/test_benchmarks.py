@@ -471,7 +471,7 @@ def test_rows_of_smap_are_run_once_and_put_into_the_page(
     shutil.copy(smap_pages.PAGE, page)
     smap_pages.write(short_smap, page)
     text = page.read_text()
-    assert text.count("<!-- end -->") == len(smap_pages.TABLES) + 1, "and that of baselines.py"
+    assert text.count("<!-- end -->") == len(smap_pages.TABLES) + 2, "and those of baselines.py and claims_pages.py"
     fd = row["labelled"]["0"][table.FD]
     assert f"| SMAP KL, 4 tokens | true | `{table.FD}` | {fd:.2f} |" in text
     fd = row["unlabelled"]["0"][table.FD]
