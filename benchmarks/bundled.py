@@ -313,6 +313,7 @@ def main(args: Sequence[str] | None = None) -> int:
             out = record if command[0] == "evaluate" else record.parent
             if code := run([*command, "--out", str(out), "--overwrite"]):
                 return code
+            record.with_suffix(".png").unlink(missing_ok=True)  # the page has a table in its place
     return 0
 
 
