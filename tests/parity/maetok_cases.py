@@ -109,7 +109,7 @@ def decode(model: MAETok, tokens: Tensor) -> Tensor:
 @runs("ae_ape", "ae_rope_mixed", "ae_rope_reg4")
 def run_autoencoder(case: Case) -> None:
     model, io = published_tokenizer(case), case.io
-    image = (io["image"] + 1) / 2
+    image = ((io["image"] + 1) / 2).requires_grad_()  # without it, encode computes no gradients in eval mode
     with outputs_of(model.encoder) as states:
         tokens = model.encode(image)
     case.check("latents", tokens)

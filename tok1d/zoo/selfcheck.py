@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tok1d.errors import WeightsError
 from tok1d.zoo.record import versions
 
 MOST = 64  # recorded numbers
@@ -38,9 +41,44 @@ def recorded(model: nn.Module) -> dict[str, object] | None:
     return {"shape": list(tokens.shape), "tokens": entry, "std": _spread(tokens), "versions": versions()}
 
 
-def difference(model: nn.Module, stored: object) -> str:
+def stored_check(content: Mapping[str, object], source: object) -> Mapping[str, Any] | None:
+    """The entry "check" of a model's config.json, as `recorded` writes it; None if there is none.
+
+    Raises:
+        WeightsError: the entry is something else.
+    """
+    if "check" not in content:
+        return None
+    check: Any = content["check"]
+    kinds: dict[str, Callable[[Any], bool]] = {
+        "shape": lambda value: _all(value, int) and min(value) > 0,
+        "tokens": lambda value: _all(value, int | float) and len(value) <= MOST,
+        "std": lambda value: type(value) in (int, float) and 0 <= value < math.inf,
+        "versions": lambda value: isinstance(value, Mapping) and {type(each) for each in value.values()} == {str},
+    }
+    if not isinstance(check, Mapping) or check.keys() != kinds.keys():
+        wrong = "check"
+    else:
+        wrong = next((f"check.{key}" for key, fits in kinds.items() if not fits(check[key])), "")
+    if wrong:
+        raise WeightsError(
+            f"{source}: {wrong}: expected what a saved model has there; remove the entry check to load it"
+        )
+    return check
+
+
+def _all(value: object, kind: Any) -> bool:
+    """Whether a value is a list of at least one finite number of a kind."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(each, kind) and not isinstance(each, bool) and math.isfinite(each) for each in value)
+    )
+
+
+def difference(model: nn.Module, stored: Mapping[str, Any] | None) -> str:
     """How a loaded tokenizer differs from the recorded one, in one line with the versions that wrote it; "" if not."""
-    if not isinstance(stored, Mapping):
+    if stored is None:
         return ""
     try:
         expected = torch.tensor(stored["tokens"], dtype=torch.float64)

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
@@ -241,14 +241,15 @@ def read_config(folder: Path) -> tuple[Any, Card]:
     return _read_config(folder)[:2]
 
 
-def _read_config(folder: Path) -> tuple[Any, Card, object]:
+def _read_config(folder: Path) -> tuple[Any, Card, Mapping[str, Any] | None]:
     """As `read_config`, and what is stored for the self-check."""
     path = Path(folder) / "config.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if type(content["format"]) is not int or content["format"] != FORMAT:
             raise WeightsError(f"{path}: written in format {content['format']}, this tok1d reads format {FORMAT}")
-        return build_model_config(content["model"]), Card.from_json(content["card"]), content.get("check")
+        check = selfcheck.stored_check(content, path)
+        return build_model_config(content["model"]), Card.from_json(content["card"]), check
     except ConfigError as error:
         raise WeightsError(f"{path}: {error}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
