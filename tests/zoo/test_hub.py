@@ -239,7 +239,7 @@ def test_a_changed_encoder_is_noticed(tiny: Tiny, tmp_path: Path, kind: str, mon
         warnings.simplefilter("error")
         store.load(folder)
     changed(folder, lambda content: content.update(check={"tokens": "x"}))
-    with pytest.warns(UserWarning, match="cannot be repeated"):
+    with pytest.raises(WeightsError, match=r"config\.json: check: expected what a saved model has there"):
         store.load(folder)
 
 
