@@ -29,6 +29,16 @@ def test_a_jump_of_the_loss_is_reported_once(capsys: Any) -> None:
     assert checked(jumps, capsys) == []  # nothing to compare them with
 
 
+def test_a_jump_where_the_loss_changes_its_kind_is_no_jump(capsys: Any) -> None:
+    entries = [{"step": step, "loss": 0.5 if step <= 10 else 5.0} for step in range(0, 22, 2)]
+    monitor = Monitor([10.0])
+    assert [text for entry in entries for text in monitor.check(entry)] == [] and monitor.loss_rise() == ""
+    (warning,) = monitor.check({"step": 22, "loss": 50.0})
+    assert warning.startswith("step 22: the loss jumped to 50, 10.0 times its median 5")
+    late = Monitor([100.0])
+    assert [text[:8] for entry in entries for text in late.check(entry)] == ["step 12:"]
+
+
 def test_a_falling_loss_is_no_jump(capsys: Any) -> None:
     assert checked([{"step": step, "loss": 10 * 0.8**step} for step in range(40)], capsys) == []
 

@@ -153,6 +153,11 @@ class Semanticist(TokenizerModel):
             num = (alignment.image_size // int(patch[1])) ** 2 if patch else self.decoder.grid**2
             self.teacher = empty_features(num, self.config.decoder.align_dim)
 
+    @property
+    def phases(self) -> tuple[float, ...]:
+        """The share of the training after which suffixes are dropped and the loss is higher."""
+        return (self.config.nested.after,) if self.config.nested.enabled else ()
+
     def training_mask(self, batch: int, progress: float, device: torch.device, *, u: Tensor | None = None) -> Tensor:
         """Which tokens are kept in a training step, (B, K) bool, sampled with the global generator.
 

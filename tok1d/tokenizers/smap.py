@@ -190,6 +190,11 @@ class SMAP(DeterministicTokenizer):
         terms["keep"] = keep.float().mean() if isinstance(keep, Tensor) else images.new_tensor(float(keep))
         return self._unsigned(pixels), latents, terms
 
+    @property
+    def phases(self) -> tuple[float, ...]:
+        """The share of the training after which tails are dropped and the loss is higher."""
+        return (self.config.tail_drop.after,) if self.config.tail_drop.enabled else ()
+
     def training_keep(self, images: Tensor, progress: float = 1.0) -> int | Tensor:
         """Number of tokens kept of images (B, C, H, W): one int for all of them, or (B,) int64.
 

@@ -41,6 +41,11 @@ class DecoderConfig:
     null_token: Literal["position", "shared"] = option(
         "position", "null tokens: one per position (appendix C.1 and release), or one for all (section 4.3)"
     )
+    token_positions: bool = option(
+        False,
+        "learned positions of the tokens; without them (appendix C.1 and release) the decoder treats all tokens alike, "
+        "and in short trainings some become copies of others",
+    )
     norm_eps: float = option(1e-6, "epsilon of the norms", gt=0)
     patch_dim: int = option(
         0,
@@ -65,8 +70,8 @@ def projector(dim: int, hidden: int, out: int) -> nn.Sequential:
 class TokenDiT(nn.Module):
     """Denoises latents given a time and K condition tokens (Semanticist, section 4.2; DiT, arXiv 2212.09748).
 
-    Condition tokens have no positions, only null tokens may differ by position. So the output does not depend on the
-    order of the kept tokens.
+    Without `token_positions`, only null tokens may differ by position. So the output does not depend on the order of the
+    kept tokens.
 
     Args:
         channels, size: latents are (B, channels, size, size) in training; other sizes that the patches divide are
@@ -76,7 +81,7 @@ class TokenDiT(nn.Module):
         time_scale: factor of the times before the sinusoidal embedding.
     """
 
-    roles: ClassVar[Roles] = {"out": (PIXELS_OUT,), "null_tokens": (TOKENS,)}
+    roles: ClassVar[Roles] = {"out": (PIXELS_OUT,), "null_tokens": (TOKENS,), "token_positions": (TOKENS,)}
 
     def __init__(
         self,
@@ -111,6 +116,8 @@ class TokenDiT(nn.Module):
         self.token_embed = nn.Linear(token_dim, dim)
         rows = 1 if config.null_token == "shared" else num_tokens
         self.null_tokens = nn.Parameter(torch.randn(1, rows, token_dim) * 0.02)
+        # Not close to zero: tokens that start alike become copies.
+        self.token_positions = nn.Parameter(torch.randn(1, num_tokens, dim) * 0.5) if config.token_positions else None
         self.projector = projector(dim, config.align_hidden, config.align_dim) if config.align_depth else None
 
     def _init_weights(self) -> None:
@@ -162,6 +169,8 @@ class TokenDiT(nn.Module):
         rows, columns = x.shape[-2] // self.patch, x.shape[-1] // self.patch
         patches = self.patch_out(self.patch_embed(x)) + self.table(rows, columns)
         extra = self.token_embed(tokens)
+        if self.token_positions is not None:
+            extra = extra + self.token_positions
         sequence = patches if self.cross else torch.cat([patches, extra], dim=1)
         c = self.time_embed(t)[:, None]
         num_patches, aligned = rows * columns, None

@@ -121,7 +121,8 @@ def begin(recipe: Recipe, task: Task, out: Path) -> Run:
         PlayerState(player, config, accelerator.device, precision=precision, shard=shard) for player in task.players
     ]
     scale = LossScale(accelerator.device) if config.precision == "fp16" else None
-    return Run(recipe, task, accelerator, players, scale, out=out, monitor=Monitor(quiet=not main), shard=shard)
+    monitor = Monitor([phase * config.steps for phase in task.phases], quiet=not main)
+    return Run(recipe, task, accelerator, players, scale, out=out, monitor=monitor, shard=shard)
 
 
 @dataclass(kw_only=True)

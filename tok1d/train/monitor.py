@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
+from collections.abc import Iterable
 from statistics import median
 
 from tok1d.train.ema import EMA
@@ -17,9 +18,15 @@ MAX_INITIAL = 0.05  # share of the initial random weights in the average that is
 
 
 class Monitor:
-    """Checks every line of the log; each kind of warning is printed once."""
+    """Checks every line of the log; each kind of warning is printed once.
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    Args:
+        phases: steps after which the loss is of another kind, such as the start of tail dropping; it is not compared with
+            the loss before.
+    """
+
+    def __init__(self, phases: Iterable[float] = (), *, quiet: bool = False) -> None:
+        self.phases = sorted(phases)
         self.quiet = quiet
         self.warned: set[str] = set()
         self.losses: deque[float] = deque(maxlen=HISTORY)
@@ -28,6 +35,10 @@ class Monitor:
     def check(self, entry: LogEntry) -> list[str]:
         """Print new warnings about a log line on stderr, and return them."""
         numbers = {name: float(value) for name, value in entry.items() if isinstance(value, int | float)}
+        while self.phases and numbers["step"] > self.phases[0]:
+            del self.phases[0]
+            self.losses.clear()
+            self.lowest = float("inf")
         found = {
             "jump": self._jump(numbers),
             "codes": _unused_codes(numbers),

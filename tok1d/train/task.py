@@ -53,6 +53,7 @@ class Task:
         tokenizer: hash of the weights of a generator's tokenizer, for checkpoints; None without one.
         measures: measurements during the training; each runs before the checkpoint of the same step.
         flops: FLOPs of a step, for the log; None is unknown.
+        phases: shares of the training from which on the loss is of another kind, so that it may jump there.
     """
 
     model: nn.Module
@@ -64,6 +65,7 @@ class Task:
     measures: list[Measure] = field(default_factory=list)
     flops: StepFlops | None = None
     tokenizer: str | None = None
+    phases: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         self.players = self.players or [alone(self.model)]

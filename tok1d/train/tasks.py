@@ -57,7 +57,8 @@ def build_task(recipe: Recipe) -> Task:
     players = build_players(recipe, model, resumed=resumes)
     preview = reconstruction_preview(recipe) if recipe.kind == "tokenizer" else None
     batch = image_batches(recipe, images, image_condition(recipe, images))
-    task = Task(model, batch, preview, players, sample_names(recipe, images), images)
+    phases = getattr(model, "phases", ())
+    task = Task(model, batch, preview, players, sample_names(recipe, images), images, phases=phases)
     if recipe.train.proxies_every:
         task.measures.append(Measure(recipe.train.proxies_every, Proxies(recipe)))
     return task
