@@ -221,3 +221,16 @@ def test_patch_dim_limits_what_is_read_of_a_patch(inputs: tuple[Tensor, Tensor, 
     with torch.no_grad():
         torch.testing.assert_close(model(other, t, tokens), model(x, t, tokens))
         assert not torch.allclose(decoder()(other, t, tokens), decoder()(x, t, tokens))
+
+
+def test_token_positions_make_the_order_of_tokens_matter(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, t, tokens = inputs
+    plain, placed = decoder(), decoder(token_positions=True)
+    assert "token_positions" not in plain.state_dict()
+    with torch.no_grad():
+        torch.testing.assert_close(plain(x, t, tokens.flip(1)), plain(x, t, tokens))
+        assert not torch.allclose(placed(x, t, tokens.flip(1)), placed(x, t, tokens))
+        assert placed.token_positions is not None
+        placed.token_positions.zero_()  # then it is the decoder without them
+        placed.load_state_dict({**plain.state_dict(), "token_positions": placed.token_positions})
+        assert torch.equal(placed(x, t, tokens), plain(x, t, tokens))

@@ -73,7 +73,7 @@ def export(
         generator=generator,
         licence=licence or named.licence,
     )
-    card.records = evaluate(recipe, model)
+    card.records = evaluate(recipe, model, with_baselines=True)
     store.save_model(model, out, card, dtype=kind, tokenizer=beside)
     return list(card.records)
 
