@@ -4,8 +4,8 @@
     python benchmarks/learning.py --only smap         # some tokenizers (--list prints all)
     python benchmarks/learning.py --write             # tables and plots of docs/learning.md from the rows
 
-Both sides of a comparison have the same model, the same seed and so the same initial weights, but for SMAP: its recipe
-also changed positions and initial scales. `before` has the optimizer, the schedule, the batches and the shares of
+Both sides of a comparison have the same model, the same seed and so the same initial weights, with two exceptions: the
+recipe of SMAP also changed positions and initial scales, and that of Semanticist has positions of the tokens. `before` has the optimizer, the schedule, the batches and the shares of
 dropped tokens that the recipe had before it was retuned, `now` those of the recipe. CPU seconds are those of this
 process in training steps alone, on one thread. A row of benchmarks/results/learning.jsonl is one point of a curve; a
 curve that is not complete is begun again.
@@ -63,6 +63,7 @@ COMPARISONS = {
             *PLAIN,
             "train.lr=2e-3",
             "train.steps=1200",
+            "model.decoder.token_positions=false",
             "model.nested.after=0.6",
             "model.nested.full_prob=0",
         ),

@@ -70,8 +70,8 @@ def projector(dim: int, hidden: int, out: int) -> nn.Sequential:
 class TokenDiT(nn.Module):
     """Denoises latents given a time and K condition tokens (Semanticist, section 4.2; DiT, arXiv 2212.09748).
 
-    Without `token_positions`, only null tokens may differ by position. So the output does not depend on the order of the
-    kept tokens.
+    Without `token_positions`, only null tokens may differ by position, and the output does not depend on the order of
+    the kept tokens.
 
     Args:
         channels, size: latents are (B, channels, size, size) in training; other sizes that the patches divide are

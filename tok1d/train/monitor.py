@@ -21,8 +21,8 @@ class Monitor:
     """Checks every line of the log; each kind of warning is printed once.
 
     Args:
-        phases: steps after which the loss is of another kind, such as the start of tail dropping; it is not compared with
-            the loss before.
+        phases: steps after which the loss is of another kind, such as the start of tail dropping; it is not compared
+            with the loss before.
     """
 
     def __init__(self, phases: Iterable[float] = (), *, quiet: bool = False) -> None:
