@@ -7,8 +7,8 @@
 Both sides of a comparison have the same model, the same seed and so the same initial weights, with two exceptions: the
 recipe of SMAP also changed positions and initial scales, and that of Semanticist has positions of the tokens. `before`
 has the optimizer, the schedule, the batches and the shares of dropped tokens that the recipe had before it was retuned,
-`now` those of the recipe. CPU seconds are those of this process in training steps alone, on one thread. A row of benchmarks/results/learning.jsonl is one point of a curve; a
-curve that is not complete is begun again.
+`now` those of the recipe. CPU seconds are those of this process in training steps alone, on one thread. A row of
+benchmarks/results/learning.jsonl is one point of a curve; a curve that is not complete is begun again.
 
 The error is the mean squared error, in [0, 1], of the averaged weights' reconstructions from all tokens: for the first
 2,000 test images at every point, and for all 10,000 at the end, then by number of tokens too. Flow decoders run with
