@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,43 @@ def test_analyze(tmp_path: Path, fashion: None, capsys: pytest.CaptureFixture[st
     assert (tmp_path / "a" / "probe.json").read_text() == (tmp_path / "b" / "probe.json").read_text()
     assert found.said in said and found.said in repr(found)
     assert found._repr_png_()[:4] == b"\x89PNG" and "<img" in found._repr_html_()
-    with pytest.raises(InputError, match="expected spectrum, probe, map, semantics, got 'prob'"):
+    with pytest.raises(InputError, match=r"expected prefix, increments, .*, got 'prob'"):
         tok1d.analyze("prob", "fashion-mnist-maetok", "fashion_mnist")
     with pytest.raises(InputError, match="expected a tokenizer, this is the model sit"):
         tok1d.analyze("probe", "fashion-mnist-sit", "fashion_mnist")
+    with pytest.raises(InputError, match="expected split test, as the training images are fitted, got train"):
+        tok1d.analyze("probe", "fashion-mnist-maetok", "fashion_mnist", split="train")
+    with pytest.raises(InputError, match="expected no models and no data"):
+        tok1d.analyze("modes", "fashion-mnist-maetok", "fashion_mnist")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("prefix", {"keep": [1, 4], "num": 8}),
+        ("increments", {"keep": 4, "num": 8}),
+        ("idle", {"num": 8}),
+        ("mixture", {"components": 2, "num": 40, "num_train": 40}),
+        ("swap", {"num": 20, "num_train": 200}),
+        ("order", {"steps": 1, "num": 8, "num_train": 16, "train_batch": 4, "dim": 32, "depth": 1}),
+        ("learnability", {"steps": 1, "num": 8, "num_train": 16, "train_batch": 4, "dim": 32, "depth": 1}),
+    ],
+)
+def test_analyses_in_python_are_those_of_the_commands(
+    name: str, settings: dict[str, Any], tmp_path: Path, fashion: None
+) -> None:
+    found = tok1d.analyze(name, ["fashion-mnist-smap"], "fashion_mnist", **settings)
+    found.save(tmp_path / "python")
+    command = ["analyze", name, "fashion-mnist-smap", "fashion_mnist", "--out", str(tmp_path / "command")]
+    for key, value in settings.items():
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        command += ["--" + key.replace("_", "-"), text]
+    assert cli.run(command) == 0
+    records = [(tmp_path / where / f"{name}.json").read_text() for where in ("python", "command")]
+    assert records[0] == records[1] and len(found.records) == 1
+
+
+def test_modes_needs_no_model(tmp_path: Path) -> None:
+    found = tok1d.analyze("modes", modes=[1], samples=[32], steps=2, num=50, dim=32, depth=1)
+    found.save(tmp_path)
+    assert found.records == [] and found.body["settings"]["modes"] == (1,) and (tmp_path / "modes.png").is_file()

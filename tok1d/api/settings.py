@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,11 +28,13 @@ def settings_of(kind: type[T], given: Mapping[str, Any], what: str) -> T:
             near = nearest(name, list(fields))
             advice = f"did you mean {near[0]}?" if near else f"settings are {', '.join(fields)}"
             raise InputError(f"{name}: {what} has no such setting; {advice}")
-    values = {}
+    values: dict[str, Any] = {}
     for name, value in given.items():
-        many = isinstance(fields[name].default, tuple)
+        many, text = (isinstance(fields[name].default, kind) for kind in (tuple, str))
         if many and isinstance(value, str | int | Path):
             value = [value]
+        if text and isinstance(value, int | Sequence) and not isinstance(value, str | bool):
+            value = ",".join(map(str, [value] if isinstance(value, int) else value))  # keep=[1, 4] is keep="1,4"
         values[name] = (
             str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple | range) else value
         )

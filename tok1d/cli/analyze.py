@@ -1,4 +1,4 @@
-"""`tok1d analyze prefix`, `increments`, `swap`, `mixture` and `idle`: what the tokens of several tokenizers hold."""
+"""`tok1d analyze`: one command for each analysis of `tok1d.api.analyses`."""
 
 from __future__ import annotations
 
@@ -7,18 +7,56 @@ from typing import Annotated
 
 import typer
 
-from tok1d.analyze.request import IncrementProducts, MixtureFits, PrefixCurves, Swaps, TokenUses, label_of
-from tok1d.cli.options import ChosenImages, DataRoot, Device, Overwrite, expanded, output_folder, with_paths
-from tok1d.cli.several import (
-    Models,
-    fitting,
-    lengths_of,
-    open_subjects,
-    reported,
-    write_analysis,
+from tok1d.analyze.request import (
+    IncrementProducts,
+    JudgedReconstructions,
+    Maps,
+    MixtureFits,
+    PrefixCurves,
+    Probes,
+    Spectra,
+    Swaps,
+    TokenUses,
 )
+from tok1d.cli.options import (
+    DATA_HELP,
+    MODEL_HELP,
+    PATH,
+    ChosenImages,
+    DataRoot,
+    Device,
+    Overwrite,
+    expanded,
+    output_folder,
+    with_paths,
+)
+from tok1d.studies.request import Learning, ModeSettings, Ordering
 
 analyze_app = typer.Typer(help="Analyze the information in the tokens of tokenizers.", no_args_is_help=True)
+
+Models = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL... DATA",
+        help=f"one or several models, then the data. A model: {MODEL_HELP}. The data: {DATA_HELP}",
+        show_default=False,
+    ),
+    PATH,
+]
+
+
+def _run(
+    name: str, given: list[str], how: object, chosen: ChosenImages, device: str | None, out: Path, overwrite: bool
+) -> None:
+    """Run an analysis of `given`, models and then the data; print what it says, and write its files."""
+    from tok1d.api import analyses
+
+    folder = output_folder(out, overwrite=overwrite)
+    *models, data = given or [""]
+    options = {"split": chosen.split, "data_root": chosen.data_root, "device": device}
+    found = analyses.run(name, models, data, how, say=print, **options)
+    found.save(folder)
+    print(f"{found.said}\nrecord: {folder / f'{name}.json'}\nplot: {folder / f'{name}.png'}")
 
 
 @analyze_app.command("prefix")
@@ -36,27 +74,7 @@ def analyze_prefix(
 
     Of tokenizers without a diffusion decoder, the squared error of reconstructions in place of the denoising loss.
     """
-    from dataclasses import replace
-
-    from tok1d.analyze.prefix import check_prefix, check_times, judged, plot_prefixes, prefix
-    from tok1d.images.framing import padding_of
-
-    opened = open_subjects(models, device, chosen)
-    subjects, without = fitting(opened, lambda each: check_prefix(each.tokenizer, how.partial))
-    check_times([each.tokenizer for each in subjects], how.times)
-    lengths = [lengths_of(how.keep, each.tokenizer) for each in subjects]
-    folder = output_folder(out, overwrite=overwrite)
-    found, records = {}, []
-    for each, keep in zip(subjects, lengths, strict=True):
-        own = replace(how, label=label_of(each, subjects, how.label))
-        result = found[each.name] = prefix(each.tokenizer, each.images, own, keep=keep, name=each.name)
-        records.append(reported(each, result, seed=how.seed))
-        pad = padding_of(each.tokenizer)
-        shared = {"num_images": how.num, "batch_size": how.batch_size, "seed": how.seed}
-        if said := judged(each.tokenizer, each.images, pad=pad, **shared):
-            print(f"{each.name}: {said}")
-    said_of = [each.said() for each in found.values()]
-    write_analysis(folder, "prefix", records, said_of, plot_prefixes(found), without)
+    _run("prefix", models, how, chosen, device, out, overwrite)
 
 
 @analyze_app.command("increments")
@@ -76,75 +94,63 @@ def analyze_increments(
     0, and their energies add up to the fall of the denoising loss. Of tokenizers without a diffusion decoder, the
     decoded image is the prediction.
     """
-    from tok1d.analyze.increments import TIMES, check_increments, increments, plot_increments
-    from tok1d.analyze.prefix import check_times
-
-    opened = open_subjects(models, device, chosen)
-    subjects, without = fitting(opened, lambda each: check_increments(each.tokenizer))
-    check_times([each.tokenizer for each in subjects], how.times)
-    lengths = [lengths_of(how.keep, each.tokenizer) for each in subjects]
-    folder = output_folder(out, overwrite=overwrite)
-    found, records = {}, []
-    for each, keep in zip(subjects, lengths, strict=True):
-        result = found[each.name] = increments(
-            each.tokenizer,
-            each.images,
-            keep=keep,
-            num_images=how.num,
-            num_times=how.times or TIMES,
-            batch_size=how.batch_size,
-            seed=how.seed,
-            label=label_of(each, subjects, how.label),
-            name=each.name,
-        )
-        records.append(reported(each, result, seed=how.seed))
-    said = [each.said() for each in found.values()]
-    write_analysis(folder, "increments", records, said, plot_increments(found), without)
+    _run("increments", models, how, chosen, device, out, overwrite)
 
 
-@analyze_app.command("swap")
+@analyze_app.command("spectrum")
 @with_paths
 @expanded
-def analyze_swap(
+def analyze_spectrum(
     models: Models,
-    out: Annotated[Path, typer.Option(help="folder for swap.json and swap.png")],
+    out: Annotated[Path, typer.Option(help="folder for spectrum.json and spectrum.png")],
     chosen: ChosenImages,
-    how: Swaps,
+    how: Spectra,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Decode tokens with another class, or from the class alone, to see what class and tokens determine.
+    """Power spectra of reconstructions by number of tokens against the originals, and semantic agreement beside them.
 
-    For tokenizers that are conditioned on the class (SMAP). Beside it: encoder or decoder alone with the class, and the
-    mean training image of the class.
+    Few decoding steps, a low temperature or a shift remove high frequencies at every number of tokens and hide the
+    effect of the tokens: --steps 25 --temperature 1 --shift 1 samples a flow decoder without them.
     """
-    from tok1d.analyze.swap import check_swap, class_means, swap
-    from tok1d.analyze.swap_plots import plot_swaps, swap_picture
-    from tok1d.evaluate import protocol
-    from tok1d.images.framing import padding_of
-    from tok1d.inference import images as sources
+    _run("spectrum", models, how, chosen, device, out, overwrite)
 
-    opened = open_subjects(models, device, chosen)
-    subjects, without = fitting(opened, lambda each: check_swap(each.tokenizer, each.images, how.label))
-    folder = output_folder(out, overwrite=overwrite)
-    found, records, pictures = {}, [], {}
-    for each in subjects:
-        place, pad = next(each.tokenizer.parameters()).device, padding_of(each.tokenizer)
-        train = sources.open_data(each.data, each.tokenizer, split="train", data_root=chosen.data_root, report=False)
-        means = class_means(train, how.num_train, name=f"{each.name}, means")
-        classifier = protocol.classifier_for(each.data, each.tokenizer.config, place, pad=pad)
-        paired = {"num_images": how.num, "batch_size": how.batch_size}
-        result = found[each.name] = swap(
-            each.tokenizer, each.images, classifier, keep=how.keep, pad=pad, label=how.label, means=means,
-            name=each.name, **paired,
-        )  # fmt: skip
-        keep = max(how.keep, default=each.tokenizer.spec.length)
-        pictures[f"{each.name}, {keep} tokens"] = swap_picture(
-            each.tokenizer, each.images, keep=keep, label=how.label, means=means, **paired
-        )
-        records.append(reported(each, result, seed=None))
-    said = [each.said() for each in found.values()]
-    write_analysis(folder, "swap", records, said, plot_swaps(found, pictures), without)
+
+@analyze_app.command("probe")
+@with_paths
+@expanded
+def analyze_probe(
+    models: Models,
+    out: Annotated[Path, typer.Option(help="folder for probe.json and probe.png")],
+    how: Probes,
+    data_root: DataRoot = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Accuracy of a linear probe on the first tokens, concatenated and averaged, with pixels and PCA beside it.
+
+    Fits ridge regressions on the training images and measures them on the test images; nothing is random. The encoder
+    of a class-conditional tokenizer receives the null class.
+    """
+    _run("probe", models, how, ChosenImages(data_root=data_root), device, out, overwrite)
+
+
+@analyze_app.command("semantics")
+@with_paths
+@expanded
+def analyze_semantics(
+    models: Models,
+    out: Annotated[Path, typer.Option(help="folder for semantics.json and semantics.png")],
+    chosen: ChosenImages,
+    how: JudgedReconstructions,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Accuracy of a classifier or pretrained network on reconstructions by number of tokens, against the originals.
+
+    Measured as judge_accuracy and semantic_agreement of tok1d evaluate reconstruction.
+    """
+    _run("semantics", models, how, chosen, device, out, overwrite)
 
 
 @analyze_app.command("mixture")
@@ -163,36 +169,44 @@ def analyze_mixture(
     The mixtures are fitted to training images and measured on them and on test images, for all models in the same
     number of dimensions.
     """
-    from tok1d.analyze.mixture import COMPONENTS, NATS, Space, check_mixture, common_dims, plot_mixtures, token_batches
-    from tok1d.analyze.mixture import fit_space as fit
-    from tok1d.data.subset import subset
-    from tok1d.inference import images as sources
+    _run("mixture", models, how, ChosenImages(data_root=data_root), device, out, overwrite)
 
-    opened = open_subjects(models, device, ChosenImages(split="test", data_root=data_root))
-    subjects, without = fitting(opened, lambda each: check_mixture(each.tokenizer))
-    folder = output_folder(out, overwrite=overwrite)
-    spaces, rows, sets, labels, seeds = {}, {}, {}, {}, how.seeds or (0,)
-    for each in subjects:
-        train = sources.open_data(each.data, each.tokenizer, split="train", data_root=data_root, report=False)
-        chosen = sets[each.name] = subset(train, how.num_train), subset(each.images, how.num)
-        shared = {"label": label_of(each, subjects, how.label), "batch_size": how.batch_size}
-        made = [token_batches(each.tokenizer, images, name=each.name, **shared) for images in chosen]
-        rows[each.name], labels[each.name] = [batches for batches, _ in made], made[0][1]
-        spaces[each.name] = Space.of(rows[each.name][0])
-    dims = common_dims(spaces, how.variance) if how.dims is None else how.dims
-    found, records = {}, []
-    for each in subjects:
-        fitted, heldout = rows[each.name]
-        result = found[each.name] = fit(
-            spaces[each.name], fitted, how.components or COMPONENTS, dims=dims, covariance=how.covariance,
-            seeds=seeds, heldout=heldout, name=each.name,
-        )  # fmt: skip
-        training = sets[each.name][0].fingerprint()
-        records.append(
-            reported(each, result, seed=seeds[0], seeds=list(seeds), training=training, label=labels[each.name])
-        )
-    print(NATS)
-    write_analysis(folder, "mixture", records, [each.said() for each in found.values()], plot_mixtures(found), without)
+
+@analyze_app.command("map")
+@with_paths
+@expanded
+def analyze_map(
+    models: Models,
+    out: Annotated[Path, typer.Option(help="folder for map.json and map.png")],
+    chosen: ChosenImages,
+    how: Maps,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Map of the tokens coloured by class (t-SNE or UMAP), with silhouette and nearest-neighbour accuracy beside it.
+
+    Silhouette and accuracy are measured between the tokens, not on the map, and beside them between the pixels.
+    """
+    _run("map", models, how, chosen, device, out, overwrite)
+
+
+@analyze_app.command("swap")
+@with_paths
+@expanded
+def analyze_swap(
+    models: Models,
+    out: Annotated[Path, typer.Option(help="folder for swap.json and swap.png")],
+    chosen: ChosenImages,
+    how: Swaps,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Decode tokens with another class, or from the class alone, to see what class and tokens determine.
+
+    For tokenizers that are conditioned on the class (SMAP). Beside it: encoder or decoder alone with the class, and the
+    mean training image of the class.
+    """
+    _run("swap", models, how, chosen, device, out, overwrite)
 
 
 @analyze_app.command("idle")
@@ -207,14 +221,55 @@ def analyze_idle(
     overwrite: Overwrite = False,
 ) -> None:
     """What each token adds: the error without it, with another image's, and what earlier tokens predict of it."""
-    from tok1d.analyze.idle import plot_uses, token_uses
+    _run("idle", models, how, chosen, device, out, overwrite)
 
-    subjects = open_subjects(models, device, chosen)
-    folder = output_folder(out, overwrite=overwrite)
-    found, records = {}, []
-    for each in subjects:
-        shared = {"num_images": how.num, "batch_size": how.batch_size, "seed": how.seed}
-        label = label_of(each, subjects, how.label)
-        result = found[each.name] = token_uses(each.tokenizer, each.images, label=label, name=each.name, **shared)
-        records.append(reported(each, result, seed=how.seed))
-    write_analysis(folder, "idle", records, [each.said() for each in found.values()], plot_uses(found))
+
+@analyze_app.command("learnability")
+@with_paths
+@expanded
+def analyze_learnability(
+    models: Models,
+    out: Annotated[Path, typer.Option(help="folder for learnability.json and learnability.png")],
+    how: Learning,
+    data_root: DataRoot = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """How easily a small generator learns the tokens: held-out loss over steps, and distances of its samples.
+
+    Distances: of samples to reconstructions of training images, of these to the images, and of samples to the images.
+    """
+    _run("learnability", models, how, ChosenImages(data_root=data_root), device, out, overwrite)
+
+
+@analyze_app.command("order")
+@with_paths
+@expanded
+def analyze_order(
+    models: Models,
+    out: Annotated[Path, typer.Option(help="folder for order.json and order.png")],
+    how: Ordering,
+    data_root: DataRoot = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Held-out loss of a small causal generator on the tokens in order, reversed, and in one fixed random order.
+
+    CARD for continuous tokens, LlamaGen for ids. --repeats 3 shows how much of a difference is of the training's seed.
+    """
+    _run("order", models, how, ChosenImages(data_root=data_root), device, out, overwrite)
+
+
+@analyze_app.command("modes")
+@with_paths
+@expanded
+def analyze_modes(
+    out: Annotated[Path, typer.Option(help="folder for modes.json and modes.png")],
+    how: ModeSettings,
+    overwrite: Overwrite = False,
+) -> None:
+    """Error of a small SiT on synthetic tokens with a known score, by number of modes and of training samples.
+
+    The tokens are a mixture of Gaussians, so the exact score is known at every time. Needs no model and no data.
+    """
+    _run("modes", [], how, ChosenImages(), None, out, overwrite)

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from tok1d.cli.analyze_trained import analyze_app
+from tok1d.cli.analyze import analyze_app
 from tok1d.cli.compare import compare
 from tok1d.cli.convert import convert, export
 from tok1d.cli.demo import demo
