@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tok1d.analyze.mixture import Space, common_dims, fit_mixtures, fit_space, plot_mixtures
+from tok1d.analyze.components import Components
+from tok1d.analyze.mixture import common_dims, fit_mixtures, fit_space, plot_mixtures
 from tok1d.cli import app as cli
 from tok1d.errors import InputError
 
@@ -90,7 +91,7 @@ def test_tokens_that_do_not_vary() -> None:
 def test_held_out_rows_have_the_true_likelihood_and_too_many_modes_are_worse(rows: Tensor) -> None:
     generator = torch.Generator().manual_seed(5)
     others = CENTRES.repeat(200, 1) + torch.randn(600, 3, generator=generator, dtype=torch.float64)
-    space = Space.of(in_batches(rows))
+    space = Components.of(in_batches(rows), "mixtures")
     found = fit_space(
         space, in_batches(rows), [1, 3, 200], dims=3, covariance="full", seeds=range(4), heldout=in_batches(others)
     )
@@ -108,8 +109,8 @@ def test_held_out_rows_have_the_true_likelihood_and_too_many_modes_are_worse(row
 
 
 def test_the_principal_components_in_batches_are_those_of_all_rows(rows: Tensor) -> None:
-    space = Space.of(in_batches(rows, 1))
-    projected = space.rows(in_batches(rows, 64), 3)
+    space = Components.of(in_batches(rows, 1), "mixtures")
+    projected = space.standardised(in_batches(rows, 64), 3)
     torch.testing.assert_close(torch.cov(projected.T, correction=0), torch.eye(3, dtype=torch.float64))
     values = np.linalg.svd((rows - rows.mean(0)).numpy(), compute_uv=False) ** 2 / len(rows)
     assert space.variances.numpy() == pytest.approx(values) and space.share(2) == pytest.approx(
@@ -119,11 +120,12 @@ def test_the_principal_components_in_batches_are_those_of_all_rows(rows: Tensor)
 
 def test_the_common_dimension_keeps_the_variance_of_every_space() -> None:
     generator = torch.Generator().manual_seed(0)
-    narrow = Space.of(in_batches(torch.randn(500, 8, generator=generator) * torch.tensor([9.0, 1, 1, 1, 1, 1, 1, 1])))
-    wide = Space.of(in_batches(torch.randn(500, 8, generator=generator)))
+    stretched = torch.randn(500, 8, generator=generator) * torch.tensor([9.0, 1, 1, 1, 1, 1, 1, 1])
+    narrow = Components.of(in_batches(stretched), "mixtures")
+    wide = Components.of(in_batches(torch.randn(500, 8, generator=generator)), "mixtures")
     assert (narrow.dims_for(0.9), wide.dims_for(0.9)) == (1, 8)  # 81 of 88 of the variance
     assert common_dims({"narrow": narrow, "wide": wide}, 0.9) == 8
-    flat = Space.of(in_batches(torch.randn(500, 3, generator=generator)))
+    flat = Components.of(in_batches(torch.randn(500, 3, generator=generator)), "mixtures")
     with pytest.raises(InputError, match=r"wide needs 8 principal components .* but flat varies in 3 dimensions only"):
         common_dims({"wide": wide, "flat": flat}, 0.9)
 

@@ -126,11 +126,11 @@ def test_components_that_were_planted_are_found_in_falling_order() -> None:
     chosen = ArrayImages(pixels, np.arange(4000) % 7, list("abcdefg"), Transform(SIDE, 1))
     for size in (4000, 333):
         model.at = 0
-        found = fit_components(model, chosen, batch_size=size)  # type: ignore[arg-type]
+        found, shape = fit_components(model, chosen, batch_size=size)  # type: ignore[arg-type]
         assert found.variances.tolist() == pytest.approx([9, 4, 1]) and found.num == 4000
         assert (found.axes.T @ directions.T).abs().allclose(torch.eye(3, dtype=torch.float64), atol=1e-6)
-        assert torch.allclose(found.mean, torch.full((2, 4), 100, dtype=torch.float64))
-        assert [found.explained(k) for k in (0, 1, 2, 3)] == pytest.approx([0, 9 / 14, 13 / 14, 1])
+        assert shape == (2, 4) and torch.allclose(found.mean, torch.full((8,), 100, dtype=torch.float64))
+        assert [found.share(k) for k in (0, 1, 2, 3)] == pytest.approx([0, 9 / 14, 13 / 14, 1])
         assert torch.allclose(found.project(model.tokens[:5], 3), model.tokens[:5])
         one = (model.tokens[:5].flatten(1) - 100) @ directions[:1].T @ directions[:1] + 100
         assert torch.allclose(found.project(model.tokens[:5], 1).flatten(1), one, atol=1e-6)

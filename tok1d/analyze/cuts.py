@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tok1d.analyze.components import Components
 from tok1d.analyze.judged import prefix_counts
 from tok1d.analyze.plots import ranges
 from tok1d.analyze.request import Spectra
@@ -22,33 +23,6 @@ from tok1d.progress import Bar
 from tok1d.tokenizers.base import Tokenizer
 
 Decode = Callable[..., Tensor]  # as `Tokenizer.decode`
-
-
-@dataclass(frozen=True)
-class Components:
-    """The principal components of the tokens of a set, flattened to F numbers.
-
-    Args:
-        mean: (K, D) float64.
-        axes: (F, R) float64, orthonormal, of falling variance; R is at most F.
-        variances: (R,) of the projections on the axes.
-        num: images on which they were fitted.
-    """
-
-    mean: Tensor
-    axes: Tensor
-    variances: Tensor
-    num: int
-
-    def project(self, tokens: Tensor, keep: int) -> Tensor:
-        """Tokens (B, K, D) from their first `keep` components; the mean for 0."""
-        axes = self.axes[:, :keep].to(tokens.device)
-        centred = (tokens.double() - self.mean.to(tokens.device)).flatten(1)
-        return (centred @ axes @ axes.T).view_as(tokens).add(self.mean.to(tokens.device)).to(tokens.dtype)
-
-    def explained(self, keep: int) -> float:
-        """The share of the variance in the first `keep` components, in [0, 1]."""
-        return float(self.variances[:keep].sum() / self.variances.sum())
 
 
 @dataclass(frozen=True)
@@ -106,10 +80,10 @@ def _components(reconstructor: Reconstructor, how: Spectra, training: ImageSet |
     read, decode = vectors_of(tokenizer)
     images = reconstructor.images if training is None else subset(training, how.num_fit)
     label = reconstructor.how.label
-    found = fit_components(tokenizer, images, read, batch_size=how.batch_size, label=label, name=name)
+    found, shape = fit_components(tokenizer, images, read, batch_size=how.batch_size, label=label, name=name)
     check_components(how.keep, len(found.variances))
     keep = prefix_counts(how.keep, len(found.variances))
-    length = found.mean.shape[0]
+    length = shape[0]
     return Cut(keep, "components", read, lambda tokens, k: (found.project(tokens, k), length), decode, found)
 
 
@@ -151,11 +125,8 @@ def fit_components(
     batch_size: int = 250,
     label: str | None = None,
     name: str = "",
-) -> Components:
-    """The principal components of the tokens of images, from sums over batches.
-
-    Components whose variance is below rounding (1e-10 of the largest) are left out, so there are fewer than F of F or
-    fewer images. Memory: three times F^2 numbers of 8 bytes for F numbers in the tokens (4,096 numbers: 400 MB).
+) -> tuple[Components, torch.Size]:
+    """The principal components of the tokens of images, and the shape (K, D) of the tokens of an image.
 
     Args:
         read: what `encode` returns -> tokens (B, K, D).
@@ -163,34 +134,22 @@ def fit_components(
         name: for the progress bar.
 
     Raises:
-        InputError: tokens that are not finite or do not vary.
+        InputError: see `Components.of`.
     """
     conditioned, device = ConditionedImages(tokenizer, images, label), next(tokenizer.parameters()).device
-    shift: Tensor | None = None  # of the first batch: about 0 digits are lost where |mean| >> std
-    sums, products = torch.zeros(0), torch.zeros(0)
     shape = torch.Size()
-    with Bar(len(images), unit="image", name=name) as bar:
-        for numbers in ranges(len(images), batch_size):
-            x, _, cond = conditioned.batch(numbers)
-            tokens = read(tokenizer.encode(x.to(device), cond)).double()
-            rows, shape = tokens.flatten(1), tokens.shape[1:]
-            if shift is None:
-                shift = rows.mean(0)
-                sums, products = torch.zeros_like(shift), rows.new_zeros(rows.shape[1], rows.shape[1])
-            sums += (rows - shift).sum(0)
-            products.addmm_((rows - shift).T, rows - shift)
-            bar.update(len(x))
-    assert shift is not None, "an image set is not empty"
-    mean = sums / len(images)
-    covariance = products / len(images) - mean.outer(mean)
-    if not torch.isfinite(covariance).all():
-        raise InputError("expected finite tokens, got NaN or inf; check the tokenizer")
-    variances, axes = torch.linalg.eigh(covariance)
-    variances, axes = variances.flip(0), axes.flip(1)
-    kept = int((variances > 1e-10 * variances[0]).sum()) if variances[0] > 0 else 0
-    if not kept:
-        raise InputError("--components: expected tokens that vary from image to image; check the tokenizer")
-    return Components((shift + mean).view(shape), axes[:, :kept], variances[:kept], len(images))
+
+    def rows() -> Iterator[Tensor]:
+        nonlocal shape
+        with Bar(len(images), unit="image", name=name) as bar:
+            for numbers in ranges(len(images), batch_size):
+                x, _, cond = conditioned.batch(numbers)
+                tokens = read(tokenizer.encode(x.to(device), cond))
+                shape = tokens.shape[1:]
+                yield tokens.flatten(1).double()
+                bar.update(len(x))
+
+    return Components.of(rows, "--components"), shape
 
 
 def mean_tokens(reconstructor: Reconstructor) -> Tensor:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from tok1d.analyze.components import Batches, Components
 from tok1d.analyze.plots import ranges
 from tok1d.data.images import ImageSet
 from tok1d.errors import InputError
-from tok1d.evaluate.metrics import Moments
 from tok1d.inference.cache import encode_batch, tokens_kept
 from tok1d.inference.conditions import ConditionedImages
 from tok1d.pictures import figure_image, plot_label
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 Covariance = Literal["diag", "full"]
 COMPONENTS = (5, 10, 20)
-Batches = Callable[[], Iterator[Tensor]]  # the rows (B, F) of an image set, in batches
 NATS = "nats are units of negative log-likelihood (NLL): 1 nat less means that an image is e = 2.7 times as likely"
 
 
@@ -132,63 +131,7 @@ class Mixtures:
         )
 
 
-@dataclass(frozen=True)
-class Space:
-    """The principal components of the tokens of some images.
-
-    Args:
-        num: number of images.
-        mean: (F,).
-        basis: (F, R), the components in columns by decreasing variance; R is the number of those that vary.
-        variances: (R,), of the components.
-        total: the variance of all numbers together.
-    """
-
-    num: int
-    mean: Tensor
-    basis: Tensor
-    variances: Tensor
-    total: float
-
-    @classmethod
-    def of(cls, batches: Batches) -> Space:
-        """The space of rows (B, F) in batches. Memory: two matrices of F x F numbers of 8 bytes.
-
-        Raises:
-            InputError: rows that do not vary, or fewer than two.
-        """
-        moments: Moments | None = None
-        for rows in batches():
-            if not torch.isfinite(rows).all():
-                raise InputError("mixtures need finite tokens; check the tokenizer")
-            moments = (Moments(rows.shape[1]) if moments is None else moments).update(rows)
-        if moments is None or moments.count < 2:
-            raise InputError(f"mixtures need at least 2 images, got {0 if moments is None else moments.count}")
-        covariance = moments.covariance * ((moments.count - 1) / moments.count)
-        variances, vectors = torch.linalg.eigh(covariance)
-        variances, vectors = variances.flip(0), vectors.flip(1)
-        least = variances[0] * max(moments.dim, moments.count) * torch.finfo(torch.float64).eps
-        rank = min(int((variances > least.clamp_min(0)).sum()), moments.count - 1)
-        if not covariance.diagonal().any() or rank < 1:
-            raise InputError("mixtures need tokens that vary from image to image; check the tokenizer")
-        return cls(moments.count, moments.mean, vectors[:, :rank], variances[:rank], float(covariance.trace()))
-
-    def share(self, dims: int) -> float:
-        """The share of the variance that the first components explain."""
-        return float(self.variances[:dims].sum()) / self.total
-
-    def dims_for(self, variance: float) -> int:
-        """The fewest components that explain a share of the variance."""
-        shares = self.variances.cumsum(0) / self.total
-        return min(int((shares < variance - 1e-12).sum()) + 1, len(shares))
-
-    def rows(self, batches: Batches, dims: int) -> Tensor:
-        """The first components, each divided by its deviation over the images of the space, (N, dims) float64."""
-        scale = self.variances[:dims].rsqrt()
-        return torch.cat([(rows.to(self.mean) - self.mean) @ self.basis[:, :dims] * scale for rows in batches()])
-
-
-def common_dims(spaces: Mapping[str, Space], variance: float) -> int:
+def common_dims(spaces: Mapping[str, Components], variance: float) -> int:
     """The fewest components at which each of several spaces keeps a share of its variance.
 
     Raises:
@@ -265,13 +208,13 @@ def fit_mixtures(
     def rows() -> Iterator[Tensor]:
         return iter([flat])
 
-    space = Space.of(rows)
+    space = Components.of(rows, "mixtures")
     dims = common_dims({"": space}, variance) if dims is None else dims
     return fit_space(space, rows, components, dims=dims, covariance=covariance, seeds=seeds)
 
 
 def fit_space(
-    space: Space,
+    space: Components,
     fitted: Batches,
     components: Sequence[int],
     *,
@@ -306,8 +249,8 @@ def fit_space(
         raise InputError(f"dims: expected 1..{len(space.variances)}, as these tokens vary in so many, got {dims}")
     if covariance not in get_args(Covariance):
         raise InputError(f"covariance: expected diag or full, got {covariance!r}")
-    rows = space.rows(fitted, dims)
-    others = None if heldout is None else space.rows(heldout, dims)
+    rows = space.standardised(fitted, dims)
+    others = None if heldout is None else space.standardised(heldout, dims)
     points = []
     with Bar(len(components) * len(seeds), unit="fit", name=name or "", quiet=name is None) as bar:
         for k in components:

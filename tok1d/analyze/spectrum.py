@@ -193,7 +193,7 @@ def spectrum(
         reconstructor.conditioned.conditioning.label,
         None if decoding is None else {**decoding, **flow},
         cut.unit,
-        None if found is None else [found.explained(k) for k in cut.keep],
+        None if found is None else [found.share(k) for k in cut.keep],
         None if found is None else found.num,
     )
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tok1d.analyze.components import Components
 from tok1d.analyze.idle import plot_uses, token_uses
 from tok1d.analyze.increments import TIMES, check_increments, increments, plot_increments
 from tok1d.analyze.judged import judges, settings_of_each
 from tok1d.analyze.mixture import (
     COMPONENTS,
     NATS,
-    Space,
     check_mixture,
     common_dims,
     fit_space,
@@ -140,7 +140,7 @@ def mixtures(subjects: Sequence[Subject], how: MixtureFits, say: Say) -> Analysi
         shared = {"label": label_of(each, subjects, how.label), "batch_size": how.batch_size}
         made = [token_batches(each.tokenizer, images, name=each.name, **shared) for images in chosen]
         rows[each.name], labels[each.name] = [batches for batches, _ in made], made[0][1]
-        spaces[each.name] = Space.of(rows[each.name][0])
+        spaces[each.name] = Components.of(rows[each.name][0], "mixtures")
     dims = common_dims(spaces, how.variance) if how.dims is None else how.dims
     collected = Collected("mixture", say)
     for each in subjects:
