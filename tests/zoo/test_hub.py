@@ -20,7 +20,7 @@ from tok1d.config.registry import MODELS, build_model_config
 from tok1d.errors import InputError, WeightsError
 from tok1d.images.framing import framing_of
 from tok1d.zoo import selfcheck, store
-from tok1d.zoo.card import Card
+from tok1d.zoo.card import HUB_DATA, Card
 from tok1d.zoo.hub import save_pretrained
 from tok1d.zoo.weights import fingerprint
 
@@ -202,8 +202,14 @@ def test_the_hub_reads_the_card(tmp_path: Path) -> None:
     tok1d.load("fashion-mnist-maetok").save_pretrained(tmp_path / "m")
     card = ModelCard.load(tmp_path / "m" / "README.md")
     assert card.data.library_name == "tok1d" and card.data.license == "apache-2.0"
-    assert card.data.tags == ["tok1d", "image-tokenizer", "maetok"] and card.data.datasets == ["fashion_mnist"]
+    assert card.data.tags == ["tok1d", "image-tokenizer", "maetok"] and card.data.datasets == [HUB_DATA["fashion_mnist"]]
     assert "psnr" in card.data.metrics
+    found = {(r.metric_type, r.metric_args.get("keep")): r.metric_value for r in card.data.eval_results or []}
+    records = tok1d.load("fashion-mnist-maetok").card.records
+    assert found == {(r.name, r.keep): r.value for r in records if r.value is not None and ":" not in r.name}
+    assert {(r.task_type, r.dataset_name, r.dataset_split) for r in card.data.eval_results or []} == {
+        ("image-feature-extraction", "fashion_mnist", "test")
+    }
     text = card.text
     assert "tok1d.load(" in text and "28x28 pixels, 1 channel in [0, 1], centre crop, white behind transparency" in text
 

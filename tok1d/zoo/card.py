@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -12,6 +13,13 @@ from tok1d.config.registry import MODELS
 from tok1d.data.source import BY_NAME
 from tok1d.images.framing import framing_of, trained_with
 from tok1d.zoo.record import BASELINE, Record
+
+HUB_DATA = {"fashion_mnist": "zalando-datasets/fashion_mnist"}  # data sets by name, as the hub calls them
+TASKS = {
+    "tokenizer": "image-feature-extraction",
+    "generator": "unconditional-image-generation",
+    "classifier": "image-classification",
+}
 
 
 @dataclass(repr=False)
@@ -131,19 +139,42 @@ def front_matter(card: Card, model: str, kind: str) -> list[str]:
         known = re.fullmatch(r"[A-Za-z0-9.-]+", card.licence)
         content |= {"license": card.licence.lower()} if known else {"license": "other", "license_name": card.licence}
     content["tags"] = ["tok1d", *filter(None, [f"image-{kind}" if kind == "tokenizer" else kind, model])]
-    if kind == "generator":
-        content["pipeline_tag"] = "unconditional-image-generation"
-    elif kind == "tokenizer":
-        content["pipeline_tag"] = "image-feature-extraction"
+    if kind in TASKS:
+        content["pipeline_tag"] = TASKS[kind]
     if card.data in BY_NAME:
-        content["datasets"] = [card.data]
+        content["datasets"] = [HUB_DATA.get(card.data, card.data)]
     found = [
         r for r in card.records if r.value is not None and math.isfinite(r.value) and not r.name.startswith(BASELINE)
     ]
     if found:
         content["metrics"] = list(dict.fromkeys(record.name for record in found))
+        content["model-index"] = [{"name": card.recipe_name or model, "results": _results(card, kind, found)}]
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     return ["---", text.rstrip(), "---", ""]
+
+
+def _results(card: Card, kind: str, records: Sequence[Record]) -> list[dict[str, object]]:
+    """The metrics as the hub reads them: one result for each set of images, with the protocol of each number."""
+    by_split: dict[str, list[Record]] = {}
+    for record in records:
+        by_split.setdefault((record.reference.of if record.reference else "") or "test", []).append(record)
+    data = {"type": HUB_DATA.get(card.data, card.data or "own images"), "name": card.data or "own images"}
+    return [
+        {
+            "task": {"type": TASKS.get(kind, "other")},
+            "dataset": {**data, "split": split},
+            "metrics": [
+                {
+                    "type": record.name,
+                    "value": record.value,
+                    "name": record.name if record.keep is None else f"{record.name}, {record.keep} tokens",
+                    "args": {"num_images": record.num_images, **({} if record.keep is None else {"keep": record.keep})},
+                }
+                for record in some
+            ],
+        }
+        for split, some in by_split.items()
+    ]
 
 
 def _usage(kind: str, name: str) -> list[str]:
