@@ -190,7 +190,7 @@ def test_compare_writes_picture_and_page(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_a_page_without_a_reference_states_it() -> None:
     alone = compare(curve(), None)
-    assert "no recipe of this model comes with a reference curve" in alone.verdict
+    assert "no recipe of this model on these data comes with a curve" in alone.verdict
     assert "no recipe of this model" in page([alone], "data:image/png;base64,")
 
 

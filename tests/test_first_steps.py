@@ -82,7 +82,7 @@ def test_a_size_is_given_once(tmp_path: Path) -> None:
         recipe = load_recipe("fashion_mnist/titok_vq", [f"{key}.image_size=56", f"{key}.channels=3"])
         sizes = {(each.image_size, each.channels) for each in (recipe.data, recipe.model)}
         assert sizes == {(56, 3)}
-    with pytest.raises(ConfigError, match=r"model\.image_size: expected data\.image_size=56, got 32"):
+    with pytest.raises(ConfigError, match=r"model\.image_size: expected data\.image_size=56, got 28"):
         load_recipe("fashion_mnist/titok_vq", ["data.image_size=56", "model.image_size=28"])
 
 

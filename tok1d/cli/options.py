@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from tok1d.zoo.record import Record
 
 MODEL_HELP = (
-    "a model folder, a run (before its end its newest checkpoint is taken), a bundled model such as fashion-mnist-semanticist, or OWNER/NAME on the "
-    "Hugging Face hub"
+    "a model folder, the folder of a run (before its end its newest checkpoint is taken), a bundled model such as "
+    "fashion-mnist-semanticist, or OWNER/NAME on the Hugging Face hub"
 )
 DATA_HELP = (
     "fashion_mnist, emoji, a folder of images, a folder of webdataset shards (.tar files), or a folder written by "

@@ -29,7 +29,7 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Load a recipe by its name, YAML file or run folder, with `key=value` overrides; `out` (and `cache`) are filled in.
+    """Load a recipe by its name, YAML file or run folder, with `key=value` overrides; `out` and `cache` are filled in.
 
     A recipe may inherit: `base: NAME_OR_PATH` reads that one first (without its `out`), a path is relative to the
     file. `${data.image_size}` stands for the value of another key that is written in the recipe or its bases,

@@ -142,8 +142,8 @@ def _said_of_more(recipe: Recipe, before: Recipe, made: int) -> list[str]:
         rate = f"the learning rate goes on at {now:.3g}, as train.decay_steps={train.decay_steps} is unchanged"
     else:
         rate = (
-            f"the {train.schedule} schedule of the learning rate now ends at step {steps:,}, so it goes from {last:.3g} "
-            f"to {now:.3g} and falls from there to {train.lr_min:g}"
+            f"the {train.schedule} schedule of the learning rate now ends at step {steps:,}, so it goes from "
+            f"{last:.3g} to {now:.3g} and falls from there to {train.lr_min:g}"
         )
     return [
         f"{steps - made:,} more steps for {recipe.out}, from step {made:,} to {steps:,}; {rate}",
