@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,14 +12,34 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 import tok1d
 from tok1d.cli import app as cli
-from tok1d.config.load import load_recipe, stored_recipe
-from tok1d.errors import ConfigError
+from tok1d.compare.curves import read_run
+from tok1d.compare.runs import panels
+from tok1d.config.load import load_recipe, stored_recipe, to_yaml
+from tok1d.cost.forecast import images_of_epoch
+from tok1d.data.prints import kind_of_print
+from tok1d.data.tokens import TokenCache
+from tok1d.errors import ConfigError, DataError, InputError
+from tok1d.evaluate.explain import explain
+from tok1d.evaluate.report import table
+from tok1d.images.overview import labelled_grid
+from tok1d.inference import pictures
+from tok1d.inference.request import ReconstructionPictures
+from tok1d.pictures import grid
+from tok1d.tokenizers.base import TokenSpec
 from tok1d.train import run
+from tok1d.train.images import open_split
 from tok1d.train.log import read_log
+from tok1d.train.profile import duration
+from tok1d.train.profile_task import with_num_images
 from tok1d.zoo import store
+from tok1d.zoo.card import Card
+from tok1d.zoo.pairs import check_tokens
+from tok1d.zoo.record import Record, write_records
+from tok1d.zoo.transfer import init_from
 from tok1d.zoo.weights import fingerprint
 
 Tiny = Callable[..., str]
@@ -150,3 +171,161 @@ def test_models_of_runs_are_found_by_the_run(
     final = tok1d.load(str(out))
     assert fingerprint(final) == fingerprint(tok1d.load(out / "model")) != fingerprint(early)
     assert torch.get_default_dtype() == torch.float32
+
+
+def model_folder(path: Path, recipe: str, *overrides: str, seed: int = 0) -> Path:
+    """A model of random weights in a folder."""
+    torch.manual_seed(seed)
+    store.save_model(store.build_model(load_recipe(recipe, overrides).model), path, Card())
+    return path
+
+
+def test_masked_and_unmasked_tokenizers_start_from_each_other(tiny: Tiny, tmp_path: Path) -> None:
+    maetok, plain = tiny("maetok"), ["model.mask.low=0", "model.mask.high=0", "model.auxiliary=[]"]
+    masked = store.load(model_folder(tmp_path / "masked", maetok))
+    unmasked = store.load(model_folder(tmp_path / "unmasked", maetok, *plain))
+    new = store.build_model(load_recipe(maetok, plain).model)
+    notes = init_from(new, str(tmp_path / "masked"))
+    assert any("mask token is left out" in note for note in notes)
+    assert torch.equal(new.encoder.queries, masked.encoder.queries)  # type: ignore[union-attr]
+    new = store.build_model(load_recipe(maetok).model)
+    before = new.encoder.mask_token.clone()  # type: ignore[union-attr, operator]
+    notes = init_from(new, str(tmp_path / "unmasked"))
+    assert any("mask token keeps its random initialisation" in note for note in notes)
+    assert torch.equal(new.encoder.mask_token, before)  # type: ignore[union-attr, arg-type]
+    assert torch.equal(new.encoder.queries, unmasked.encoder.queries)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("ordered", "said_instead"), [(True, "num_tokens=2 with model.num_tokens=2"), (False, "")])
+def test_a_generator_of_fewer_tokens_names_the_setting(tiny: Tiny, ordered: bool, said_instead: str) -> None:
+    spec = TokenSpec(length=4, dim=4, vocab_size=None, ordered=ordered)
+    config = load_recipe(tiny("sit", tokenizer="x"), ["model.num_tokens=2"]).model
+    with pytest.raises(ConfigError, match=said_instead or r"the tokenizer is trained with model\.num_tokens=2"):
+        check_tokens(config, spec, 4)
+    if not ordered:
+        with pytest.raises(
+            ConfigError, match=r"no order.*leave it out, or train the tokenizer with model\.num_tokens=2"
+        ):
+            check_tokens(config, spec, 2)
+
+
+def test_loose_images_beside_class_folders_are_read_where_no_class_is_needed(tiny: Tiny, tmp_path: Path) -> None:
+    root = Path(photos(tmp_path / "photos"))
+    Image.new("RGB", (9, 9)).save(root / "loose.png")
+    given = [f"data.root={root}", "model.mask.high=0"]
+    images = open_split(load_recipe(tiny("tokenizer"), given[:1]), "train")
+    everything = [*images.keys, *open_split(load_recipe(tiny("tokenizer"), given[:1]), "test").keys]
+    assert sorted(everything) == sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
+    assert images.class_names == ["photos"]
+    for needed in ("smap", "classifier"):
+        with pytest.raises(DataError, match=r"both class folders and loose images \(loose\.png"):
+            open_split(load_recipe(tiny(needed), given[:1]), "train")
+
+
+def test_a_token_cache_names_the_files_of_its_rows(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(photos(tmp_path / "photos", "xy", each=3))
+    model = model_folder(tmp_path / "model", tiny("tokenizer"))
+    said(capsys, "encode", model, root, "--split", "all", "--views", "center+flip", "--out", tmp_path / "cache")
+    cache = TokenCache(tmp_path / "cache")
+    assert cache.files == [f"{name}/{i}.png" for name in "xy" for i in range(3)] and len(cache) == 2 * len(cache.files)
+    tokenizer = store.load(model)
+    with torch.no_grad():
+        expected = tokenizer.encode(str(root / cache.files[4]))[0]
+    torch.testing.assert_close(cache.batch([8])[0][0], expected)
+
+
+def test_a_long_note_stands_once_in_a_table() -> None:
+    why = "inception: expected the published weights, got no file; download them from a place with a long address"
+    records = [
+        Record(name="rfid", value=None, num_images=3, keep=keep, network="inception", note=why) for keep in (1, 2)
+    ]
+    console = Console(width=300, record=True)
+    console.print(table(records))
+    text = console.export_text()
+    assert text.count("expected the published weights") == 1 and text.count("as above") == 1
+
+
+def test_rows_of_overviews_are_labelled_and_zoomed(tiny: Tiny, tmp_path: Path, fashion: None) -> None:
+    grey = torch.full((6, 1, 28, 28), 0.5)
+    plain, named = grid(grey, 2, zoom=3), labelled_grid(grey, 2, ["one", "two tokens", ""])
+    assert named.height == plain.height and named.width > plain.width
+    assert named.crop((0, 0, *plain.size)).tobytes() == plain.tobytes()
+    dark = np.asarray(named)[:, plain.width :] < 128
+    rows = [dark[i * 90 : i * 90 + 84].any() for i in range(3)]
+    assert rows == [True, True, False]
+    with pytest.raises(InputError, match="expected 3, one for each row, got 2"):
+        labelled_grid(grey, 2, ["one", "two"])
+    tokenizer = store.load(model_folder(tmp_path / "model", tiny("tokenizer")))
+    images = open_split(load_recipe(tiny("tokenizer")), "test")
+    pictures.reconstruct(tokenizer, images, tmp_path, ReconstructionPictures(num=2, keep=(1, 4)))
+    assert Image.open(tmp_path / "overview.png").width > 2 * 30 * 3
+
+
+@pytest.mark.parametrize(
+    ("hours", "text"), [(0.2358, "14 min"), (0.01, "36 s"), (4, "4 h"), (47.9, "47.9 h"), (72, "3 days")]
+)
+def test_times_are_written_in_fitting_units(hours: float, text: str) -> None:
+    assert duration(hours) == text
+
+
+def test_a_measured_forecast_counts_the_images(tiny: Tiny, tmp_path: Path) -> None:
+    root = photos(tmp_path / "photos")
+    recipe = load_recipe(tiny("tokenizer"), [f"data.root={root}"])
+    assert images_of_epoch(recipe) is None
+    assert images_of_epoch(with_num_images(recipe)) == len(open_split(recipe, "train"))
+    absent = load_recipe(tiny("tokenizer"), ["data.name=folder", "data.root=nowhere"])
+    assert with_num_images(absent) is absent
+
+
+def finished_run(path: Path, data: Path, fingerprint: str, *overrides: str) -> str:
+    """A run folder with a recipe, a log and a record of PSNR."""
+    recipe = load_recipe("own/maetok", [f"data.root={data}", f"out={path}", *overrides])
+    (path / "model").mkdir(parents=True)
+    (path / "config.yaml").write_text(to_yaml(recipe))
+    points = [{"step": step, "loss_reconstruction": 1 / step, "lr": 1e-3} for step in range(50, 1001, 50)]
+    (path / "log.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+    card = Card(recipe=to_yaml(recipe), data="folder", data_fingerprint=fingerprint)
+    (path / "model" / "config.json").write_text(json.dumps({"card": card.to_json()}))
+    record = Record(name="psnr", value=20.0, num_images=98, keep=16, unit="dB", weights="ema", crop="fit 64")
+    write_records(path / "report.json", [record])
+    return str(path)
+
+
+def test_explain_names_other_images_and_every_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    changes = [
+        "model.mask.high=0.5",
+        "model.auxiliary=[{target: hog, cell: 8, depth: 1}]",
+        "train.lr=1e-3",
+        "train.ema=0.99",
+    ]
+    first = finished_run(tmp_path / "1", tmp_path / "a", "e2_aaaa")
+    same = explain(first, finished_run(tmp_path / "2", tmp_path / "b", "e2_aaaa"))
+    assert [line.key for line in same.differences] == [] and same.comparable == "yes"  # a copy of the folder
+    other = explain(first, finished_run(tmp_path / "3", tmp_path / "b", "e2_bbbb"))
+    assert [line.key for line in other.differences] == ["data"] and other.comparable == "no"
+    assert "e2_aaaa" in str(other.differences[0].a) and "e2_bbbb" in str(other.differences[0].b)
+    unlike = explain(first, finished_run(tmp_path / "4", tmp_path / "b", "e1_cccc"))  # a fingerprint of another kind
+    assert unlike.comparable == "yes" and kind_of_print("e1_cccc") != kind_of_print("e2_aaaa")
+    trained = explain(first, finished_run(tmp_path / "5", tmp_path / "a", "e2_aaaa", *changes))
+    named = [line.key for line in trained.differences]
+    assert set(named) == {"model.auxiliary", "model.mask.high", "train.lr", "ema_decay"} and named[-1] == "ema_decay"
+    text = said(capsys, "evaluate", "explain", first, str(tmp_path / "5"))
+    assert "hog" in text and "samples (LTH14" not in text and "Fréchet" not in text and "FID" not in text
+    assert trained.differences[-1].reason_for("fid") != trained.differences[-1].reason_for("psnr")
+
+
+def test_runs_are_compared_with_curves_of_the_same_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a").mkdir()
+    first, second = (finished_run(tmp_path / name, tmp_path / "a", "e2_aaaa") for name in "12")
+    foreign = finished_run(tmp_path / "3", tmp_path / "a", "e2_bbbb")
+    assert "no recipe of this model on these data comes with a curve" in said(capsys, "compare", first)
+    both = said(capsys, "compare", first, second)
+    assert "no recipe of this model on these data" in both and f"{second} against {first}: on track" in both
+    assert "cannot be compared: the reference is of other images" in said(capsys, "compare", foreign, "--to", first)
+    to = said(capsys, "compare", first, "--to", "fashion_mnist/maetok")
+    assert "the reference is of other images" in to and "off track" not in to
+    assert panels([read_run(first)]) == ["loss"]

@@ -86,7 +86,7 @@ def generate(
     generator, decoder = load_pair(model, device=devices.pick_device(device), tokenizer=tokenizer or None)
     folder = output_folder(out, overwrite=overwrite)
     if text := draw.classes_text(generator, how):
-        print(text)
+        print(f"{text}; {how.num} sample{'s' * (how.num != 1)} of each")
     training = None
     if how.nearest:
         images = sources.open_data(how.nearest, decoder, split="train", generator=generator)

@@ -86,7 +86,7 @@ def train(
     measure: Annotated[
         bool,
         typer.Option(
-            "--measure", help="with --dry-run: time steps on this machine and print the hours of the training"
+            "--measure", help="with --dry-run: time steps on this machine and print the expected time of the training"
         ),
     ] = False,
     measure_steps: Annotated[
