@@ -329,3 +329,23 @@ def test_runs_are_compared_with_curves_of_the_same_data(tmp_path: Path, capsys: 
     to = said(capsys, "compare", first, "--to", "fashion_mnist/maetok")
     assert "the reference is of other images" in to and "off track" not in to
     assert panels([read_run(first)]) == ["loss"]
+
+
+def test_models_take_a_seed_lists_and_are_called() -> None:
+    generator, tokenizer = tok1d.load_pair("fashion-mnist-semanticist")
+    tokens = generator.sample([3, 7], seed=1)
+    ids = torch.tensor([3, 7])
+    assert torch.equal(tokens, generator.sample(ids, generator=torch.Generator().manual_seed(1)))
+    assert not torch.equal(tokens, generator.sample([3, 7], seed=2))
+    with pytest.raises(InputError, match="generate takes names"):
+        generator.sample(["Sneaker"])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="got two of them"):
+        generator.sample([3], seed=1, generator=torch.Generator())
+    images = tokenizer.decode(tokens, seed=1)
+    assert torch.equal(images, tokenizer.decode(tokens, generator=torch.Generator().manual_seed(1)))
+    assert not torch.equal(images, tokenizer.decode(tokens, seed=2))
+    with pytest.raises(InputError, match="got both"):
+        tokenizer.decode(tokens, seed=1, generator=torch.Generator())
+    maetok = tok1d.load("fashion-mnist-maetok")
+    picture = torch.rand(1, 1, 28, 28)
+    assert torch.equal(maetok(picture), maetok.decode(maetok.encode(picture), seed=3))
