@@ -74,8 +74,7 @@ def train(
     overrides: Overrides = None,
     overwrite: Overwrite = False,
     more: Annotated[
-        int | None,
-        typer.Option(min=1, help="train the finished or unfinished run in the folder this number of steps longer"),
+        int | None, typer.Option(min=1, help="train the run in the folder, finished or not, so many steps longer")
     ] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0, help="save and stop after this number of minutes; the same command resumes")
@@ -116,13 +115,8 @@ def train(
     from tok1d.train import folder, run
     from tok1d.zoo.record import read_records
 
-    out = run.train(
-        resolved,
-        overwrite=overwrite,
-        name=recipe,
-        seconds=None if minutes is None else minutes * 60,
-        more=more,
-    )
+    seconds = None if minutes is None else minutes * 60
+    out = run.train(resolved, overwrite=overwrite, name=recipe, seconds=seconds, more=more)
     if int(os.environ.get("RANK", "0")):
         return  # the first process prints
     if folder.is_finished(out):

@@ -49,7 +49,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     for note in notes:
         print(note, file=sys.stderr)
     tree = resolve(tree)
-    if _is_run(name_or_path) and "out" not in given:
+    if name_or_path not in recipe_names() and _is_run(name_or_path) and "out" not in given:
         tree["out"] = as_path(name_or_path)
     if tree.get("out") in (None, ""):
         label = name_or_path if name_or_path in recipe_names() else Path(name_or_path).stem
@@ -115,7 +115,9 @@ def _locate(name: str, folder: Path) -> Path:
     advice = f"; did you mean {' or '.join(near)}?" if near else ""
     shown = show(name)
     if os.path.isdir(path):
-        raise ConfigError(f"recipe {name}: expected a YAML file or a recipe's name, got a folder{advice}")
+        raise ConfigError(
+            f"recipe {name}: expected a YAML file, a recipe's name or a run's folder, got another folder{advice}"
+        )
     if path.suffix in (".yaml", ".yml"):
         raise ConfigError(f"recipe {shown}: no such file{advice or '; tok1d recipes lists the named ones'}")
     raise ConfigError(f"recipe {shown}: unknown name and no such file{advice or '; tok1d recipes lists them'}")

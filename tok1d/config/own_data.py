@@ -28,11 +28,12 @@ def with_implied(tree: Tree, given: Tree) -> tuple[Tree, list[str]]:
     ours, theirs = _section(given, "data"), _section(given, "model")
     notes, new = [], dict(data)
     before = str(plain_values(data.get("name", NAMED[0])))
-    if "root" in ours and "name" not in ours and before in NAMED and (kind := _own_kind(before, ours["root"])):
+    unnamed = ("root" in ours and "name" not in ours) or ("root" in data and "name" not in data)
+    if unnamed and before in NAMED and (kind := _own_kind(before, data["root"])):
         new["name"] = kind
-        if "channels" not in (*ours, *theirs):
+        if "channels" not in (*ours, *theirs) and "root" in ours:
             new["channels"] = ours["channels"] = 3
-        notes.append(f"data.root={plain_values(ours['root'])}: not {before}, read as data.name={kind}")
+        notes.append(f"data.root={plain_values(data['root'])}: not {before}, read as data.name={kind}")
     name = str(plain_values(new.get("name", NAMED[0])))
     follows: Tree = {}
     for key in SHARED if plain_values(tree.get("kind")) != "generator" else ():

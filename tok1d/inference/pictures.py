@@ -109,7 +109,8 @@ def generate(
     clear(out, r"(class\d+_|image(\d+_)?)\d+\.png|(overview|progressive|nearest)\.png")
     for i, image in enumerate(sampled):
         save_png(to_pil(image), out / samples.name(keys[i], i))
-    named = [samples.label(key) or "" for key in keys[:: how.num]]
+    found = [samples.label(key) for key in keys[:: how.num]]
+    named = ["" if label is None else label for label in found]
     written = [save_png(labelled_grid(sampled, how.num, named), out / "overview.png")]
     if samples.prefixes:
         rows = torch.cat([images[k] for k in samples.prefixes])

@@ -75,8 +75,7 @@ def train(
         quiet: no progress bar.
         name: the recipe's name, for the card.
         seconds: stop with a checkpoint after this much training time in this call.
-        more: train the run in the folder, finished or not, so many steps beyond those that it has made. The learning
-            rate follows the schedule for the new number of steps.
+        more: train the run in the folder, finished or not, so many steps beyond those that it has made.
 
     A training that fails before its first step leaves the folder as it was.
 
@@ -85,15 +84,10 @@ def train(
             the first step); see also `fit`.
     """
     check_tracker(recipe)
-    if more is not None and overwrite:
-        raise ConfigError("--more: continues the run in the folder, expected without --overwrite")
-    if Path(name).is_dir():
-        name = _recipe_name(Path(name))
+    name = _recipe_name(Path(name)) if Path(name).is_dir() else name
     recipe = with_data_classes(recipe)
     if more is not None:
-        recipe, before, made = folder.extended(recipe, more)
-        for line in _said_of_more(recipe, before, made) if is_first() else ():
-            print(line)
+        recipe = _longer(recipe, more, overwrite=overwrite)
     out, commit = Path(recipe.out), code_version()  # at the start: the checkout may change during a long run
     with ExitStack() as held:
 
@@ -114,10 +108,8 @@ def train(
         task, begin = in_turn(start)
 
         def begin_folder() -> None:
-            for line in evaluation_notes(recipe, task.model) if is_first() else ():
-                print(line)
-            if is_first() and task.images is not None:
-                say_splits(task.images, open_split(recipe, "test"))
+            if is_first():
+                _say_start(recipe, task)
             begin()
 
         result = fit(recipe, task, out, seconds=seconds, quiet=quiet, begin_folder=begin_folder)
@@ -125,6 +117,24 @@ def train(
         if result.finished and is_first():
             finish(recipe, task, result, out, name=name, commit=commit)
     return out
+
+
+def _say_start(recipe: Recipe, task: Task) -> None:
+    """Print what the evaluation at the end will not measure, the numbers of images, and the classes."""
+    for line in evaluation_notes(recipe, task.model):
+        print(line)
+    if task.images is not None:
+        say_splits(task.images, open_split(recipe, "test"))
+
+
+def _longer(recipe: Recipe, more: int, *, overwrite: bool) -> Recipe:
+    """The recipe for `more` steps beyond those of the run in its folder; what follows from them is printed."""
+    if overwrite:
+        raise ConfigError("--more: continues the run in the folder, expected without --overwrite")
+    recipe, before, made = folder.extended(recipe, more)
+    for line in _said_of_more(recipe, before, made) if is_first() else ():
+        print(line)
+    return recipe
 
 
 def _recipe_name(out: Path) -> str:
