@@ -94,6 +94,8 @@ def test_a_folder_in_data_root_is_a_folder_of_images(tmp_path: Path, capsys: pyt
     (tmp_path / "mnist" / "train-images-idx3-ubyte.gz").write_bytes(b"")
     for kept in (tmp_path / "mnist", tmp_path / "missing"):
         assert load_recipe("fashion_mnist/smap", [f"data.root={kept}"]).data.name == "fashion_mnist"
+    judge = load_recipe("fashion_mnist/judge", [f"data.root={root}"])  # its file does not name the channels
+    assert (judge.model.channels, judge.classes_from_data) == (3, True)
     given = load_recipe("fashion_mnist/smap", [f"data.root={root}", "data.channels=1", "model.num_classes=2"])
     assert (given.data.channels, given.classes_from_data) == (1, False)
 
@@ -212,14 +214,14 @@ def test_a_generator_of_fewer_tokens_names_the_setting(tiny: Tiny, ordered: bool
 def test_loose_images_beside_class_folders_are_read_where_no_class_is_needed(tiny: Tiny, tmp_path: Path) -> None:
     root = Path(photos(tmp_path / "photos"))
     Image.new("RGB", (9, 9)).save(root / "loose.png")
-    given = [f"data.root={root}", "model.mask.high=0"]
-    images = open_split(load_recipe(tiny("tokenizer"), given[:1]), "train")
-    everything = [*images.keys, *open_split(load_recipe(tiny("tokenizer"), given[:1]), "test").keys]
+    given = [f"data.root={root}"]
+    images = open_split(load_recipe(tiny("tokenizer"), given), "train")
+    everything = [*images.keys, *open_split(load_recipe(tiny("tokenizer"), given), "test").keys]
     assert sorted(everything) == sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
     assert images.class_names == ["photos"]
     for needed in ("smap", "classifier"):
         with pytest.raises(DataError, match=r"both class folders and loose images \(loose\.png"):
-            open_split(load_recipe(tiny(needed), given[:1]), "train")
+            open_split(load_recipe(tiny(needed), given), "train")
 
 
 def test_a_token_cache_names_the_files_of_its_rows(

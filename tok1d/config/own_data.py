@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from tok1d.config import registry
@@ -37,7 +38,7 @@ def with_implied(tree: Tree, given: Tree) -> tuple[Tree, list[str]]:
     name = str(plain_values(new.get("name", NAMED[0])))
     follows: Tree = {}
     for key in SHARED if plain_values(tree.get("kind")) != "generator" else ():
-        if key in ours and key not in theirs and key in model:
+        if key in ours and key not in theirs and (key in model or _has_field(model.get("name"), key)):
             follows[key] = ours[key]
         elif key in theirs and key not in ours:
             new[key] = theirs[key]
@@ -54,6 +55,12 @@ def with_implied(tree: Tree, given: Tree) -> tuple[Tree, list[str]]:
 def _section(tree: Tree, key: str) -> Tree:
     found = tree.get(key)
     return dict(found) if isinstance(found, dict) else {}
+
+
+def _has_field(model: object, key: str) -> bool:
+    """Whether the configuration of a registered model has a field of that name."""
+    entry = registry.MODELS.get(str(plain_values(model)))
+    return entry is not None and key in {field.name for field in dataclasses.fields(entry.config_class())}
 
 
 def _own_kind(name: str, root: object) -> str:
