@@ -36,9 +36,10 @@ def with_implied(tree: Tree, given: Tree) -> tuple[Tree, list[str]]:
             new["channels"] = ours["channels"] = 3
         notes.append(f"data.root={plain_values(data['root'])}: not {before}, read as data.name={kind}")
     name = str(plain_values(new.get("name", NAMED[0])))
+    defaults = _defaults(model.get("name")) if given else {}
     follows: Tree = {}
     for key in SHARED if plain_values(tree.get("kind")) != "generator" else ():
-        if key in ours and key not in theirs and (key in model or _has_field(model.get("name"), key)):
+        if key in ours and key not in theirs and (key in model or key in defaults):
             follows[key] = ours[key]
         elif key in theirs and key not in ours:
             new[key] = theirs[key]
@@ -46,7 +47,7 @@ def with_implied(tree: Tree, given: Tree) -> tuple[Tree, list[str]]:
     if follows:
         implied["model"] = {**model, **follows}
     own = name not in NAMED and ({"root", "name"} & ours.keys())
-    counted = plain_values(model.get("num_classes")) not in (None, 0)
+    counted = plain_values(model.get("num_classes", defaults.get("num_classes"))) not in (None, 0, dataclasses.MISSING)
     if own and counted and "num_classes" not in theirs and "classes_from_data" not in given:
         implied["classes_from_data"] = True
     return implied, notes
@@ -57,10 +58,10 @@ def _section(tree: Tree, key: str) -> Tree:
     return dict(found) if isinstance(found, dict) else {}
 
 
-def _has_field(model: object, key: str) -> bool:
-    """Whether the configuration of a registered model has a field of that name."""
+def _defaults(model: object) -> Tree:
+    """The fields of the configuration of a registered model, with their defaults; MISSING for those without."""
     entry = registry.MODELS.get(str(plain_values(model)))
-    return entry is not None and key in {field.name for field in dataclasses.fields(entry.config_class())}
+    return {} if entry is None else {field.name: field.default for field in dataclasses.fields(entry.config_class())}
 
 
 def _own_kind(name: str, root: object) -> str:
