@@ -330,7 +330,7 @@ def test_names_travel_from_a_folder_to_everything(tiny: Tiny, tmp_path: Path, ca
 
 
 def test_another_number_of_classes_is_refused_by_name(tiny: Tiny, tmp_path: Path, capsys: Any) -> None:
-    data = ["data.name=folder", f"data.root={folder_of(tmp_path / 'data')}"]
+    data = ["data.name=folder", f"data.root={folder_of(tmp_path / 'data')}", "model.num_classes=10"]
     for kind, extra in (("smap", []), ("classifier", ["data.image_size=28"])):
         code, _, err = run(capsys, "train", tiny(kind), *data, *extra, f"out={tmp_path / kind}")
         assert code == 2 and "model.num_classes: expected 3, the classes of the data (ant, bee, cat), got 10" in err, (
