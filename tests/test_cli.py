@@ -299,7 +299,7 @@ def test_the_whole_chain(
     assert card.fingerprint == fingerprint(store.load(tokenizer_run / "model")) and card.commit
     names = {(record.name, record.keep) for record in card.records}
     assert {("psnr", 1), ("psnr", 4), ("judge_accuracy", 2), ("fd@fashion-mnist-cnn", 4)} <= names
-    assert "finished run; pass --overwrite" in fails(*train)
+    assert "finished run; pass --more N" in fails(*train)
 
     assert "64 rows of 4 tokens" in ok("encode", tokenizer_run / "model", "fashion_mnist", "--out", cache)
     assert files(cache) == ["index.json", "shard-00000.safetensors"]

@@ -15,8 +15,9 @@ from PIL import Image
 
 from tok1d.cli import app as cli
 from tok1d.compare import curves
-from tok1d.compare.curves import Curve, differences, read_curve, read_run, recipe_hash, thinned, track
+from tok1d.compare.curves import Curve, read_curve, read_run, recipe_hash, thinned, track
 from tok1d.compare.runs import compare, page
+from tok1d.config.differing import FREE, differences
 from tok1d.config.fields import flat, to_mapping
 from tok1d.config.load import load_recipe
 from tok1d.errors import DataError, InputError
@@ -122,7 +123,7 @@ def test_a_curve_file_holds_what_was_logged(tmp_path: Path) -> None:
     assert (run.final, run.seed, run.commit, run.device) == ({"psnr keep 16": 18.5}, 0, "abc", "cpu")
     curves.save_curve(run, tmp_path / "deep" / "c.jsonl")
     again = read_curve(tmp_path / "deep" / "c.jsonl")
-    assert flat(again.recipe, curves.FREE) == flat(run.recipe, curves.FREE) and again.final == run.final
+    assert flat(again.recipe, FREE) == flat(run.recipe, FREE) and again.final == run.final
     assert (again.recipe["out"], again.recipe["data"]["root"]) == ("", None), "no place of this machine"
     assert len(again.points) == curves.MOST_POINTS
     assert again.points[0] == run.points[0] and again.points[-1] == run.points[-1]
@@ -190,7 +191,7 @@ def test_compare_writes_picture_and_page(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_a_page_without_a_reference_states_it() -> None:
     alone = compare(curve(), None)
-    assert "no recipe of this model comes with a reference curve" in alone.verdict
+    assert "no recipe of this model on these data comes with a curve" in alone.verdict
     assert "no recipe of this model" in page([alone], "data:image/png;base64,")
 
 

@@ -424,7 +424,7 @@ def test_model_must_fit_kind_and_data(minimal, monkeypatch):
     cnn = ["model.name=cnn", "kind=classifier"]
     assert load_recipe(minimal, cnn).model.name == "cnn"
     assert "model.name: cnn is a classifier, but" in error_of(load_recipe, minimal, cnn[:1])
-    message = error_of(load_recipe, minimal, [*cnn, "data.image_size=32"])
+    message = error_of(load_recipe, minimal, [*cnn, "data.image_size=32", "model.image_size=28"])
     assert message == "model.image_size: expected data.image_size=32, got 28"
     linked = [*cnn, "data.image_size=32", "model.image_size=${data.image_size}"]
     assert load_recipe(minimal, linked).model.image_size == 32

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from tok1d.generators.base import Generator
     from tok1d.images import show
     from tok1d.tokenizers.model import TokenizerModel as Tokenizer
+    from tok1d.zoo.checkpoints import load_model as load
+    from tok1d.zoo.checkpoints import load_pair
     from tok1d.zoo.listed import models
-    from tok1d.zoo.store import load, load_pair
 
 __version__ = "0.1.0"
 __all__ = [
@@ -48,8 +49,8 @@ _EXPORTS = {
     "analyze": "tok1d.analyze",  # packages that can be called
     "evaluate": "tok1d.evaluate",
     "images": "tok1d.images",
-    "load": "tok1d.zoo.store:load",
-    "load_pair": "tok1d.zoo.store:load_pair",
+    "load": "tok1d.zoo.checkpoints:load_model",
+    "load_pair": "tok1d.zoo.checkpoints:load_pair",
     "models": "tok1d.zoo.listed:models",
     "recipes": "tok1d.config.load:recipe_names",
     "register": "tok1d.config.registry:register",

@@ -109,7 +109,8 @@ def test_progressive_rows_are_prefixes_of_the_same_samples(pair: tuple[Any, Any]
     pictures.generate(generator, tokenizer, tmp_path, how)
     sheet = pixels(tmp_path / "progressive.png")
     zoom, side = 3, 28
-    assert sheet.shape == (zoom * (3 * (side + 2) - 2), zoom * (4 * (side + 2) - 2))
+    wide = zoom * (4 * (side + 2) - 2)  # and the labels of the rows
+    assert sheet.shape[0] == zoom * (3 * (side + 2) - 2) and wide < sheet.shape[1] < wide + 200
     overview = pixels(tmp_path / "overview.png")
     cell = zoom * (side + 2)
 
@@ -230,7 +231,8 @@ def test_generate_with_every_option(folders: Path, capsys: Any) -> None:
     assert code == 0 and "progressive.png" in out
     names = sorted(path.name for path in (folders / "g").iterdir())
     assert names == ["class003_000.png", "class003_001.png", "overview.png", "progressive.png"]
-    assert Image.open(folders / "g" / "progressive.png").size == (3 * 58, 3 * 58)  # two samples, prefixes 1 and 2
+    width, height = Image.open(folders / "g" / "progressive.png").size
+    assert height == 3 * 58 < width  # two samples, prefixes 1 and 2; labels
     for options, message in (
         (("--decode-keep", "1,4"), "--decode-keep: expected numbers in 0..3, got 4"),
         (

@@ -54,7 +54,7 @@ def test_hours_are_the_median_step_times_their_number(tiny: Tiny, fashion: None)
     assert flops is not None
     text = rows(result)
     assert ("", "4", "images per second") in text
-    assert any(cells[0] == "hours" and cells[1] == "4" for cells in text)
+    assert any(cells[0] == "time" and cells[1] == "4 h" for cells in text)
     assert any(cells[1] == f"{flops / 2.0 / 2e12:.1%}" and "utilisation" in cells[2] for cells in text)
 
 
@@ -104,7 +104,7 @@ def test_nothing_is_written_and_training_is_the_same_after_it(
     before = files(tmp_path)
     assert run_cli(["train", path, "--dry-run", "--measure", "--measure-steps", "2"]) == 0
     text = capsys.readouterr().out
-    assert "hours" in text and "64 images of fashion_mnist" in text and "median of 2" in text
+    assert "time" in text and "64 images of fashion_mnist" in text and "median of 2" in text
     assert files(tmp_path) == before
     prints = []
     for name, first in (("plain", False), ("after", True)):

@@ -167,7 +167,7 @@ def test_a_run_that_never_began_may_get_another_recipe(tiny: Tiny, tmp_path: Pat
 def test_a_finished_run_is_only_replaced_on_request(tiny: Tiny, tmp_path: Path) -> None:
     out = folder.prepare(recipe(tiny, tmp_path / "run"))
     finish(out)
-    with pytest.raises(ConfigError, match="finished run; pass --overwrite"):
+    with pytest.raises(ConfigError, match="finished run; pass --more N"):
         folder.prepare(recipe(tiny, out))
     assert folder.is_finished(out)
     (out / "notes.txt").write_text("mine")

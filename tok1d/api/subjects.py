@@ -21,7 +21,7 @@ from tok1d.errors import InputError
 from tok1d.inference import images as sources
 from tok1d.pictures import data_uri, save_png
 from tok1d.tokenizers.base import Tokenizer
-from tok1d.zoo import store
+from tok1d.zoo.checkpoints import load_model
 from tok1d.zoo.weights import fingerprint
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def open_subjects(
 
 
 def _opened(model: str | Path | nn.Module, name: str, device: str | None) -> Any:
-    loaded: Any = model if isinstance(model, nn.Module) else store.load(name, device=pick_device(device))
+    loaded: Any = model if isinstance(model, nn.Module) else load_model(name, device=pick_device(device))
     if not hasattr(loaded, "spec"):
         raise InputError(f"{name}: expected a tokenizer, this is the model {loaded.config.name}")
     return loaded

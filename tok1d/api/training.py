@@ -51,6 +51,7 @@ def train(
     overwrite: bool = False,
     quiet: bool = False,
     minutes: float | None = None,
+    more: int | None = None,
     **overrides: object,
 ) -> Training:
     """Train a recipe to its end, or resume the training in its folder; as `tok1d train`.
@@ -58,10 +59,11 @@ def train(
         tok1d.train("own/maetok", out="runs/mine", data={"root": "photos"}, train={"steps": 2000})
 
     Args:
-        recipe: a name that `tok1d.recipes()` lists, or the path of a YAML file.
+        recipe: a name that `tok1d.recipes()` lists, the path of a YAML file, or the folder of a run.
         overwrite: remove an existing run in the folder first.
         quiet: no progress bar.
         minutes: stop with a checkpoint after this time; the same call resumes.
+        more: train the finished or unfinished run in the folder this number of steps longer.
         overrides: keys of the recipe, with sections as dictionaries, or as **{"train.steps": 2000}.
 
     Raises:
@@ -69,7 +71,8 @@ def train(
     """
     resolved = load_recipe(str(recipe), list(overrides_of(overrides)))
     seconds = None if minutes is None else minutes * 60
-    return of_folder(run.train(resolved, overwrite=overwrite, quiet=quiet, name=str(recipe), seconds=seconds))
+    how = {"overwrite": overwrite, "quiet": quiet}
+    return of_folder(run.train(resolved, **how, name=str(recipe), seconds=seconds, more=more))
 
 
 def of_folder(out: Path) -> Training:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import io
 import os
+import platform
 import sys
 from typing import Annotated
 
@@ -70,11 +71,28 @@ FULL_HASH_HELP = (
 )
 
 
+def print_version(wanted: bool) -> None:
+    """Print the versions and end the command."""
+    from importlib.metadata import version
+
+    from tok1d import __version__
+
+    if wanted:
+        print(f"tok1d {__version__} (Python {platform.python_version()}, PyTorch {version('torch')})")
+        raise typer.Exit
+
+
 @app.callback()
 def before_commands(
     context: typer.Context,
     imports: Annotated[list[str] | None, typer.Option("--import", metavar="MODULE", help=IMPORT_HELP)] = None,
     full_hash: Annotated[bool, typer.Option("--full-hash", help=FULL_HASH_HELP)] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=print_version, help="print the versions of tok1d, Python and PyTorch"
+        ),
+    ] = False,
 ) -> None:
     """Structured 1D image tokenizers and the generators trained on their tokens. Start with tok1d demo."""
     if full_hash:
@@ -190,6 +208,8 @@ def _interrupted(arguments: list[str]) -> int:
     command = arguments[:1]
     resumes = command in (["demo"], ["train"], ["encode"], ["reproduce"]) or arguments[:2] == ["evaluate", "grid"]
     resumes |= command == ["evaluate"] and any(word.partition("=")[0] == "--out" for word in arguments)
+    if command == ["train"] and any(word.partition("=")[0] == "--more" for word in arguments):
+        return _fail("interrupted; tok1d train and the folder of the run, without --more, resumes", 130)
     again = "run the command again" + (" with --overwrite" if command in (["reconstruct"], ["generate"]) else "")
     return _fail(f"interrupted; {'the same command resumes' if resumes else again}", 130)
 

@@ -48,7 +48,7 @@ def compare(
         print(f"curve: {save_curve}")
         return
     folder = output_folder(out, overwrite=overwrite) if out is not None else None
-    compared = [module.compare(run, curves.reference_for(run, to)) for run in read]
+    compared = module.compare_all(read, to)
     if as_json:
         print(json.dumps([each.to_json() for each in compared], indent=1))
     for each in () if as_json else compared:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tok1d.config.recipe import Recipe
 
-HINT = "hours: cannot be computed from the recipe; --measure times ten steps on this machine"
+HINT = "time: cannot be computed from the recipe; --measure times ten steps on this machine"
 
 
 def print_cost(recipe: Recipe, measure_steps: int | None) -> None:
@@ -22,6 +22,10 @@ def print_cost(recipe: Recipe, measure_steps: int | None) -> None:
     from tok1d.evaluate.of_recipe import forecast_notes
 
     console = Console(markup=False, quiet=os.environ.get("RANK", "0") != "0")
+    if measure_steps is not None:
+        from tok1d.train.profile_task import with_num_images
+
+        recipe = with_num_images(recipe)
     console.print(table(forecast(recipe)))
     for line in forecast_notes(recipe):
         console.print(line, soft_wrap=True, markup=False, highlight=False)

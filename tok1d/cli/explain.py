@@ -53,7 +53,9 @@ def evaluate_explain(
     if found.differences:
         console.print("Differences, the one with the largest usual effect first:")
     for number, line in enumerate(found.differences, start=1):
-        console.print(f"{number:3d}. {line.title}: {line.a} against {line.b} ({line.reason})", soft_wrap=True)
+        console.print(
+            f"{number:3d}. {line.title}: {line.a} against {line.b} ({line.reason_for(found.metric)})", soft_wrap=True
+        )
     console.print(found.verdict, soft_wrap=True)
     for facts in (found.a, found.b) if sources else ():
         for key, source in facts.sources.items():

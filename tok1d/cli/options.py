@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from tok1d.zoo.record import Record
 
 MODEL_HELP = (
-    "a model folder (RUN/model for a run), a bundled model such as fashion-mnist-semanticist, or OWNER/NAME on the "
-    "Hugging Face hub"
+    "a model folder, the folder of a run (before its end its newest checkpoint is taken), a bundled model such as "
+    "fashion-mnist-semanticist, or OWNER/NAME on the Hugging Face hub"
 )
 DATA_HELP = (
     "fashion_mnist, emoji, a folder of images, a folder of webdataset shards (.tar files), or a folder written by "
@@ -48,7 +48,9 @@ DataRoot = Annotated[
     typer.Option(help="folder with the files of Fashion-MNIST; default: searched for, else downloaded"),
     PATH,
 ]
-RecipeName = Annotated[str, typer.Argument(help="a name that tok1d recipes lists, or a YAML file"), PATH]
+RecipeName = Annotated[
+    str, typer.Argument(help="a name that tok1d recipes lists, a YAML file, or the folder of a run"), PATH
+]
 OnBroken = Annotated[str, typer.Option(help="at an unreadable image: stop, or skip it (skipped images are reported)")]
 Shard = Annotated[str, typer.Option(help=SHARD_HELP)]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar")]
@@ -155,9 +157,9 @@ def load_tokenizer(model: str, device: str | None) -> Tokenizer:
     """Load a tokenizer on a device; raises InputError for another model."""
     from tok1d import devices
     from tok1d.errors import InputError
-    from tok1d.zoo import store
+    from tok1d.zoo.checkpoints import load_model
 
-    loaded = store.load(model, device=devices.pick_device(device))
+    loaded = load_model(model, device=devices.pick_device(device))
     if not hasattr(loaded, "spec"):
         raise InputError(f"{model}: expected a tokenizer, this is the model {loaded.config.name}")
     return loaded

@@ -81,12 +81,12 @@ def generate(
     from tok1d.inference import draw, pictures
     from tok1d.inference import images as sources
     from tok1d.inference.nearest import Training, too_many
-    from tok1d.zoo import store
+    from tok1d.zoo.checkpoints import load_pair
 
-    generator, decoder = store.load_pair(model, device=devices.pick_device(device), tokenizer=tokenizer or None)
+    generator, decoder = load_pair(model, device=devices.pick_device(device), tokenizer=tokenizer or None)
     folder = output_folder(out, overwrite=overwrite)
     if text := draw.classes_text(generator, how):
-        print(text)
+        print(f"{text}; {how.num} sample{'s' * (how.num != 1)} of each")
     training = None
     if how.nearest:
         images = sources.open_data(how.nearest, decoder, split="train", generator=generator)

@@ -6,23 +6,20 @@ log.jsonl.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar, get_type_hints
+from typing import Literal, TypedDict, TypeVar
 
 from tok1d import files
-from tok1d.config.fields import default_of, flat, to_mapping, with_current_names
+from tok1d.config.differing import GENERIC_DATA, Settings, differences, settings_of
 from tok1d.config.load import RECIPES, stored_tree
-from tok1d.config.recipe import Recipe
-from tok1d.config.registry import build_model_config
-from tok1d.errors import ConfigError, DataError, InputError, reason_of
+from tok1d.errors import DataError, InputError, reason_of
 
 T = TypeVar("T")
 
@@ -32,14 +29,6 @@ WINDOW_LINES, WINDOW_SHARE = 5, 0.05  # averaging window: lines of the log, and 
 # Half width of the band: BAND standard deviations of the reference's noise, at least LEAST of its average.
 BAND, LEAST = 3.0, 0.05
 LINES_OUTSIDE = 3  # this many successive lines above the band mean that the run is off track
-# Keys that decide where and when something is written, not what is computed.
-FREE: tuple[str, ...] = ("out", "card", "cache", "evaluate", "data.root", "train.log_every", "train.save_every")
-FREE += ("train.preview_every", "train.evaluate_every", "train.proxies_every", "train.peak_tflops", "train.tracker")
-FREE += ("train.shard", "train.keep_last", "train.keep_every", "data.workers", "data.on_broken")
-
-
-Settings = dict[str, Any]  # nested mappings as YAML holds them
-Differences = dict[str, tuple[object, object]]  # key -> (value, the reference's value)
 
 
 class _Entry(TypedDict):
@@ -60,6 +49,7 @@ class Curve:
         points: entries of the log in the order of their steps; not every entry has every number.
         final: metrics at the end, "NAME" or "NAME keep N" (N tokens) -> value.
         finished: whether the run is finished.
+        data_print: fingerprint of the training images; "" if it is unknown.
     """
 
     name: str
@@ -70,6 +60,7 @@ class Curve:
     commit: str = ""
     device: str = ""
     finished: bool = True
+    data_print: str = ""
 
     @property
     def keys(self) -> list[str]:
@@ -102,51 +93,8 @@ def _total(point: Mapping[str, float]) -> float | None:
 
 def recipe_hash(recipe: Mapping[str, object]) -> str:
     """A hash of the settings that decide what a recipe computes, without its seed: 12 hex digits."""
-    settings = {key: value for key, value in _settings(recipe).items() if key != "seed"}
+    settings = {key: value for key, value in settings_of(recipe).items() if key != "seed"}
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
-def differences(recipe: Mapping[str, object], reference: Mapping[str, object]) -> Differences:
-    """Settings of a recipe that differ from the reference's: key -> (value, the reference's value).
-
-    A key that only one of them has, because it was added later, has its default in the other. One without a default
-    counts unless its value means off (0, false, null, none, empty).
-    """
-    a, b = _settings(recipe), _settings(reference)
-    return {
-        key: (a.get(key), b.get(key))
-        for key in sorted(a.keys() | b.keys())
-        if a.get(key) != b.get(key) and not (_off(a.get(key)) and _off(b.get(key)) and not (key in a and key in b))
-    }
-
-
-def _plain(value: object) -> object:
-    """A default as a recipe's mapping has it."""
-    return to_mapping(value) if dataclasses.is_dataclass(value) else value
-
-
-def _settings(recipe: Mapping[str, object]) -> dict[str, object]:
-    """The settings of a recipe that decide what it computes, by dotted key, with defaults for those it lacks."""
-    current = with_current_names(Recipe, recipe)
-    for name, hint in get_type_hints(Recipe).items():
-        given = current.get(name, {})
-        if dataclasses.is_dataclass(hint) and isinstance(given, Mapping):
-            defaults = {each.name: default_of(each) for each in dataclasses.fields(hint)}
-            current[name] = {key: _plain(value) for key, value in defaults.items() if value is not MISSING} | dict(
-                given
-            )
-    for section in ("perceptual", "adversarial"):
-        given = current.get(section)
-        if isinstance(given, Mapping):
-            cls = next(default_of(each) for each in dataclasses.fields(Recipe) if each.name == section)
-            current[section] = to_mapping(cls) | dict(given)
-    with suppress(ConfigError):  # a model that is not imported here
-        current["model"] = to_mapping(build_model_config(current.get("model")))
-    return flat(current, FREE)
-
-
-def _off(value: object) -> bool:
-    return not value or value == "none"
 
 
 def read_run(folder: str | Path) -> Curve:
@@ -173,6 +121,7 @@ def read_run(folder: str | Path) -> Curve:
             commit=card.get("commit", ""),
             device=card.get("trained", {}).get("device", ""),
             finished=bool(report),
+            data_print=card.get("data_fingerprint", ""),
         )
     except OSError as error:
         raise DataError(
@@ -266,7 +215,7 @@ def reference_for(run: Curve, name: str = "") -> Curve | None:
 
     Args:
         name: a recipe with a reference curve, a run folder or a curve file. Default: of the reference curves of the
-            same model, the one whose recipe differs in the fewest settings; None where there is none.
+            same model on the same data, the one whose recipe differs in the fewest settings; None where there is none.
 
     Raises:
         InputError: `name` is none of these.
@@ -282,12 +231,24 @@ def reference_for(run: Curve, name: str = "") -> Curve | None:
         known = ", ".join(shipped_names())
         raise InputError(f"--to: expected a run folder, a curve file, or a recipe with a curve ({known}), got {name}")
     curves = [read_curve(CURVES / f"{each}.jsonl") for each in shipped_names()]
-    same = [curve for curve in curves if _model(curve) == _model(run)]
+    same = [curve for curve in curves if _model(curve) == _model(run) and same_data(curve, run)]
     return min(same, key=lambda curve: len(differences(run.recipe, curve.recipe)), default=None)
 
 
 def _model(curve: Curve) -> str | None:
     return curve.recipe.get("model", {}).get("name")
+
+
+def same_data(a: Curve, b: Curve) -> bool:
+    """Whether two curves are of the same data set: by its name, own images by their fingerprint or else their place."""
+    name, root = ([_settings_of_data(each).get(key) for each in (a, b)] for key in ("name", "root"))
+    if name[0] != name[1] or name[0] not in GENERIC_DATA:
+        return name[0] == name[1]
+    return a.data_print == b.data_print if a.data_print and b.data_print else root[0] == root[1]
+
+
+def _settings_of_data(curve: Curve) -> Settings:
+    return {"name": "fashion_mnist"} | curve.recipe.get("data", {})
 
 
 @dataclass(frozen=True)

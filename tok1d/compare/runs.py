@@ -13,14 +13,15 @@ from tok1d.compare.curves import (
     BAND,
     LEAST,
     Curve,
-    Differences,
     Track,
     averaged,
     bands,
-    differences,
+    reference_for,
+    same_data,
     track,
     window_width,
 )
+from tok1d.config.differing import Differences, differences
 from tok1d.pictures import data_uri, figure_image, plot_label, save_png
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Comparison:
     def verdict(self) -> str:
         """One line: whether the run is on track, from which step, and how many settings differ."""
         if self.reference is None:
-            return f"{self.run.name}: no recipe of this model comes with a reference curve; pass any run with --to"
+            return f"{self.run.name}: no recipe of this model on these data comes with a curve; pass any run with --to"
         track = self.track
         words = {
             "on track": f"on track up to step {track.until}",
@@ -118,11 +119,22 @@ def compare(run: Curve, reference: Curve | None) -> Comparison:
     differing = differences(run.recipe, reference.recipe)
     if "model.name" in differing:
         return Comparison(run, reference, Track("not known", reason="the reference is of another model"), differing)
+    if not same_data(run, reference):
+        return Comparison(run, reference, Track("not known", reason="the reference is of other images"), differing)
     return Comparison(run, reference, track(run, reference), differing)
 
 
+def compare_all(runs: Sequence[Curve], to: str = "") -> list[Comparison]:
+    """Runs compared with their references, see `reference_for`; runs without one with the first run.
+
+    Raises:
+        InputError, DataError: as `reference_for`.
+    """
+    return [compare(run, reference_for(run, to) or (runs[0] if run is not runs[0] else None)) for run in runs]
+
+
 def panels(curves: Sequence[Curve]) -> list[str]:
-    """The numbers to plot: the total loss, its terms where there are several, then all others."""
+    """The numbers of some runs to plot: the total loss, its terms where there are several, then all others."""
     keys = list(dict.fromkeys(key for curve in curves for key in curve.keys))
     terms = [key for key in keys if key.startswith("loss")]
     rest = [key for key in keys if key not in terms and not key.endswith(_NOT_PLOTTED)]
@@ -136,7 +148,7 @@ def plot(compared: Sequence[Comparison]) -> Image:
     from matplotlib.figure import Figure
 
     references = list({each.reference.name: each.reference for each in compared if each.reference}.values())
-    names = panels([*(each.run for each in compared), *references])
+    names = panels([each.run for each in compared])
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(1.4 + 4.6 * columns, 0.6 + 3.2 * rows), dpi=110, layout="constrained")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tok1d.config.fields import FieldRow, build, former_names, rows, to_mapping
 from tok1d.config.nearest import nearest
+from tok1d.config.own_data import with_implied
 from tok1d.config.recipe import CardConfig, Recipe
 from tok1d.config.references import resolve
 from tok1d.config.text import escape, show
@@ -28,13 +29,14 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Load a recipe by its name or YAML file, with `key=value` overrides; `out` (and `cache`) are filled in.
+    """Load a recipe by its name, YAML file or run folder, with `key=value` overrides; `out` and `cache` are filled in.
 
     A recipe may inherit: `base: NAME_OR_PATH` reads that one first (without its `out`), a path is relative to the
     file. `${data.image_size}` stands for the value of another key that is written in the recipe or its bases,
     `${oc.env:NAME}` for an environment variable.
     `size: base` in a section whose class has `SIZES` sets dim, depth and heads. Keys written next to it override
     it; a `size` in an inheriting recipe or an override replaces all three.
+    Overrides of the data imply other keys, see `tok1d.config.own_data.with_implied`.
     A key's former name works, too; a line on stderr gives the new one.
     The type of a field decides how its text is read, in files and overrides alike: see `tok1d.config.written`. The
     text of an override is literal. The same override twice: the last one counts. A key twice in a file is an error.
@@ -42,7 +44,13 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigError: not a valid recipe; one line with the full key.
     """
-    tree = resolve(_merge(_read(name_or_path), _parse_overrides(overrides)))
+    given = _parse_overrides(overrides)
+    tree, notes = with_implied(_merge(_read(name_or_path), given), given)
+    for note in notes:
+        print(note, file=sys.stderr)
+    tree = resolve(tree)
+    if name_or_path not in recipe_names() and _is_run(name_or_path) and "out" not in given:
+        tree["out"] = as_path(name_or_path)
     if tree.get("out") in (None, ""):
         label = name_or_path if name_or_path in recipe_names() else Path(name_or_path).stem
         tree["out"] = f"runs/{label}"
@@ -97,6 +105,8 @@ def _locate(name: str, folder: Path) -> Path:
     names, path = recipe_names(), folder / as_path(name)
     if name in names:
         return RECIPES / f"{name}.yaml"
+    if _is_run(path):
+        return path / "config.yaml"
     if os.path.isfile(path):  # unlike Path.is_file, False for names that no file can have
         return path
     tail = name.removesuffix(".yaml").split("/")[-1]
@@ -105,10 +115,17 @@ def _locate(name: str, folder: Path) -> Path:
     advice = f"; did you mean {' or '.join(near)}?" if near else ""
     shown = show(name)
     if os.path.isdir(path):
-        raise ConfigError(f"recipe {name}: expected a YAML file or a recipe's name, got a folder{advice}")
+        raise ConfigError(
+            f"recipe {name}: expected a YAML file, a recipe's name or a run's folder, got another folder{advice}"
+        )
     if path.suffix in (".yaml", ".yml"):
         raise ConfigError(f"recipe {shown}: no such file{advice or '; tok1d recipes lists the named ones'}")
     raise ConfigError(f"recipe {shown}: unknown name and no such file{advice or '; tok1d recipes lists them'}")
+
+
+def _is_run(place: str | Path) -> bool:
+    """Whether a place is the folder of a run, by its config.yaml."""
+    return os.path.isfile(os.path.join(as_path(str(place)), "config.yaml"))
 
 
 def _read(name: str, folder: Path = Path(), above: tuple[Path, ...] = ()) -> Tree:

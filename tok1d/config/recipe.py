@@ -141,7 +141,7 @@ class TrainConfig(OptimConfig):
         2, "newest checkpoints that are kept; older ones replace a damaged newest one", ge=1, free=True
     )
     keep_every: int = option(0, "steps between checkpoints that are kept permanently; 0 is none", ge=0, free=True)
-    preview_every: int = option(0, "steps between preview pictures; 0 is only at the end", ge=0, free=True)
+    preview_every: int = option(1000, "steps between preview pictures; 0 is only at the end", ge=0, free=True)
     evaluate_every: int = option(
         0,
         "steps between evaluations of averaged and raw weights, written to the log; 0 is only at the end",

@@ -335,7 +335,13 @@ def _step_rows(result: Forecast) -> list[Row]:
     if result.image_sizes:
         steps += f", each batch in one of {', '.join(map(str, result.image_sizes))} px: FLOPs are their mean"
     if result.num_images is None:
-        return [("steps", f"{result.steps:,}", f"{steps}; epochs unknown, set data.num_images")]
+        return [
+            (
+                "steps",
+                f"{result.steps:,}",
+                f"{steps}; epochs unknown without the data: set data.num_images, or pass --measure",
+            )
+        ]
     epoch = result.num_images / result.images_per_step
     return [
         ("steps", f"{result.steps:,}", steps),

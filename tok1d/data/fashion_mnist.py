@@ -131,6 +131,13 @@ def find(root: str | Path | None = None, cache: Path | None = None) -> Path:
     )
 
 
+def has_files(folder: str | Path) -> bool:
+    """Whether a folder has one of the four files, or is empty."""
+    folder = Path(folder)
+    places = (folder / layout for layout in _LAYOUTS)
+    return not any(folder.iterdir()) or any(_file(place, name).is_file() for place in places for name in _FILES)
+
+
 def _file(folder: Path, name: str) -> Path:
     """Return the path of the plain file if it exists, else of the gzipped one."""
     return folder / name if (folder / name).is_file() else folder / f"{name}.gz"

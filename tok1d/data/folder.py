@@ -54,7 +54,7 @@ class FolderImages(LazyImages):
     ) -> None:
         self.root = Path(root)
         if files is None:
-            part = folder_part(self.root, "all", captioned=captions is not None)
+            part = folder_part(self.root, "all", mixed=captions is not None)
             files, class_names, class_of = part.files, class_names or part.classes, class_of or part.class_of
         names = list(class_names or [self.root.resolve().name])
         if class_of is None:

@@ -173,7 +173,8 @@ def open_images(source: ImageSource, split: Split) -> ArrayImages | LazyImages:
 
 
 def _open_folder(source: ImageSource, root: Path, split: Split) -> FolderImages:
-    part = folder_part(root, split, captioned=source.captions is not None, order=source.class_order)
+    mixed = source.captions is not None or not source.needs_classes
+    part = folder_part(root, split, mixed=mixed, order=source.class_order)
     found = None if source.captions is None else captions_of(root, part.prefix, part.files, source.captions)
     images = FolderImages(
         part.place,

@@ -29,10 +29,16 @@ def mapped(labels: Tensor, places: Sequence[int] | None) -> Tensor:
 
 
 def classes_text(images: ImageSet, most: int = 20) -> str:
-    """One line: the number of classes and their names in the order of their ids, "classes (3): cat, dog, owl"."""
-    return f"classes ({images.num_classes}): {shortened(images.class_names, most)}"
+    """One line: the number of classes and their names in the order of their ids, "3 classes: cat, dog, owl"."""
+    count = images.num_classes
+    return f"{count:,} class{'es' * (count != 1)}: {shortened(images.class_names, most)}"
 
 
 def say_classes(images: ImageSet) -> None:
     """Print the classes in the order of their ids."""
     print(classes_text(images))
+
+
+def say_splits(train: ImageSet, test: ImageSet) -> None:
+    """Print the numbers of images of a training, and its classes in the order of their ids."""
+    print(f"{len(train):,} training and {len(test):,} test images, {classes_text(train)}")

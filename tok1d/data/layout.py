@@ -97,14 +97,15 @@ def _homes_of(root: Path, listing: Listing) -> _Homes:
         raise DataError(f"{root}: {error}") from None
 
 
-def folder_part(root: Path, split: Split, *, captioned: bool = False, order: ClassOrder = "sorted") -> Part:
+def folder_part(root: Path, split: Split, *, mixed: bool = False, order: ClassOrder = "sorted") -> Part:
     """Return the images of a split of a folder, with their classes, see `splits`.
 
     Classes are the names of the folders in the data folder, or in those of its splits, whatever they hold. Without
     images in them all images are of one class, named like the data folder.
 
     Args:
-        captioned: the images have captions. Images inside and outside of class folders may then be mixed, as one class.
+        mixed: images inside and outside of class folders may be mixed, as one class: they have captions, or the classes
+            are not needed.
 
     Raises:
         DataError: no images in the split, folders that may be splits or classes, or images both in class folders and
@@ -118,7 +119,7 @@ def folder_part(root: Path, split: Split, *, captioned: bool = False, order: Cla
         )
     try:
         homes = _homes(listing)
-        classes, flat = _classes(root, listing, homes, captioned, order)
+        classes, flat = _classes(root, listing, homes, mixed, order)
         sides, how = _sides(listing, homes, split)
         chosen, linked = _chosen(root, listing, sides, split)
     except DataError as error:
@@ -237,20 +238,20 @@ def _checked(listing: Listing, homes: _Homes) -> _Homes:
     return homes
 
 
-def _classes(root: Path, listing: Listing, homes: _Homes, captioned: bool, order: ClassOrder) -> tuple[list[str], bool]:
+def _classes(root: Path, listing: Listing, homes: _Homes, mixed: bool, order: ClassOrder) -> tuple[list[str], bool]:
     """The class names, and whether all images are one class because they are in no class folders."""
     loose: dict[str, str] = {}
     nested = False
     for home in homes.all:
         start = len(home) + 1 if home else 0
         direct = [file for file in _below(listing, home) if "/" not in file[start:]]
-        mixed = direct and len(direct) < len(_below(listing, home))
-        if mixed and not captioned:
+        both = direct and len(direct) < len(_below(listing, home))
+        if both and not mixed:
             raise DataError(f"both class folders and loose images ({direct[0]}, ...): move the loose ones into a class")
         if direct:
             loose[home] = direct[0]
         nested |= len(direct) < len(_below(listing, home))
-    if loose and nested and not captioned:
+    if loose and nested and not mixed:
         raise DataError(
             f"{next(iter(loose))}/ has no class folders, but the other split has: use them in both or in neither"
         )

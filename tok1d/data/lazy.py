@@ -140,6 +140,11 @@ class LazyImages:
         """Return the fingerprint of versions that did not read the contents."""
         raise NotImplementedError
 
+    @property
+    def keys(self) -> list[str]:
+        """The name of each image, which does not depend on where the data set is, such as its path in a folder."""
+        return list(self._keys())
+
     def _keys(self) -> Sequence[str]:
         """Return the name of each image, which does not depend on where the data set is."""
         raise NotImplementedError

@@ -38,6 +38,8 @@ class ImageSource:
         class_order: order of the class names, which gives their numbers: "sorted" by code points ("10" before "2"), or
             "natural" ("2" before "10"). Numbers in shards, and names in a saved data set, have their own order.
         classes: what the classes of "emoji" are, groups or subgroups; None is groups.
+        needs_classes: whether the classes are read. If not, "folder" may have images both in class folders and beside
+            them, which are then one class.
         workers: number of decoding threads, see `lazy.decoding_pool`.
     """
 
@@ -57,6 +59,7 @@ class ImageSource:
     label_key: str | None = None
     class_order: ClassOrder = "sorted"
     classes: Classes | None = None
+    needs_classes: bool = True
     workers: int | None = None
 
     def __post_init__(self) -> None:

@@ -47,6 +47,7 @@ class About(TypedDict, total=False):
 
     tokenizer_settings: dict[str, object]  # see `TokenCache.check`
     classes: list[str]  # names of the images' classes, in the order of the labels
+    files: list[str]  # names of the images, in their order; paths in the data folder
 
 
 class _Entry(TypedDict):
@@ -158,6 +159,11 @@ class TokenCache:
     def class_names(self) -> list[str]:
         """Names of the classes in the order of the labels; empty for an older cache."""
         return list(self.about.get("classes", []))
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the images: rows i * views to (i + 1) * views - 1 are of files[i]; empty if they have none."""
+        return list(self.about.get("files", []))
 
     def batch(self, indices: Indices) -> tuple[Tensor, Tensor]:
         """Return tokens, float32 (B, K, D) or int64 (B, K), and labels, int64 (B,); IndexError for other rows."""

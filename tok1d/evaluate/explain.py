@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from tok1d.config.differing import GENERIC_DATA, differences
+from tok1d.data.prints import kind_of_print
 from tok1d.errors import InputError
 from tok1d.evaluate.facts import Measured, measured, read_measured
-from tok1d.evaluate.published import ABSENT, NONE, Facts, is_protocol, published
+from tok1d.evaluate.metric_names import PAIRS
+from tok1d.evaluate.published import ABSENT, NONE, Facts, is_protocol, published, text_of
 from tok1d.evaluate.settings import VERSION, rank, setting
 from tok1d.zoo.record import BASELINE, Record, column_names, network_names
 
@@ -37,6 +40,11 @@ class Line:
         """Why a difference in this setting changes the number."""
         return setting(self.key).reason
 
+    def reason_for(self, metric: str) -> str:
+        """`reason` for a metric: that of images and their originals has reasons of its own."""
+        found = setting(self.key)
+        return found.of_pairs if found.of_pairs and metric in PAIRS else found.reason
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -50,6 +58,12 @@ class Explanation:
     def differences(self) -> list[Line]:
         """The settings that differ, the one with the largest usual effect first."""
         return [line for line in self.lines if line.status == "differs"]
+
+    @property
+    def metric(self) -> str:
+        """The metric of both numbers, without its network; "" if they are of two metrics."""
+        names = {str(facts.settings.get("metric")).partition("@")[0] for facts in (self.a, self.b)}
+        return names.pop() if len(names) == 1 else ""
 
     @property
     def comparable(self) -> Literal["yes", "no", "after matching", "not known"]:
@@ -97,7 +111,7 @@ class Explanation:
                 for line in self.lines
             ],
             "differ": [line.key for line in self.differences],
-            "reasons": {line.key: line.reason for line in self.differences},
+            "reasons": {line.key: line.reason_for(self.metric) for line in self.differences},
             "not_stated": [line.key for line in self.lines if line.status == "not stated"],
             "comparable": self.comparable,
             "verdict": self.verdict,
@@ -118,6 +132,7 @@ def compare(a: Facts, b: Facts) -> Explanation:
             if key not in ("weights_hash", "network_hash", "tokenizer") and not key.startswith(VERSION)
         ]
     lines = [_line(key, a, b) for key in keys]
+    lines = sorted([*lines, *_training_lines(a, b)], key=lambda line: (rank(line.key), line.key))
     if bool(a.sources) != bool(b.sources):
         paper, record = (a, b) if a.sources else (b, a)
         same_data = not any(line.key == "data" and line.status == "differs" for line in lines)
@@ -148,6 +163,8 @@ def _may_be_same(line: Line, paper: Facts, record: Facts) -> bool:
 def _line(key: str, facts_a: Facts, facts_b: Facts) -> Line:
     a, b = facts_a.settings.get(key), facts_b.settings.get(key)
     status: Status = "same"
+    if key == "data" and a == b and a is not None and _other_images(facts_a, facts_b):
+        return Line(key, f"{a} images {facts_a.data_print}", f"{b} images {facts_b.data_print}", "differs")
     if a is None or b is None:
         status = "not stated"
     elif ABSENT in (a, b):
@@ -155,6 +172,33 @@ def _line(key: str, facts_a: Facts, facts_b: Facts) -> Line:
     elif a.lower() != b.lower() and not (key == "reference" and _same_images(facts_a, facts_b)):
         status = "not stated" if key == "data" and _only_size(a, b) else "differs"
     return Line(key, a, b, status)
+
+
+# Settings of a recipe that other lines or the record state.
+_STATED = ("data.name", "data.image_size", "data.pad", "data.num_images", "seed", "tokenizer", "model.statistics")
+_STATED += ("train.ema", "train.batch_size", "train.accumulate", "train.steps")
+_FRAMING = ("image_size", "channels", "crop", "pad", "background")  # keys of data that its fingerprint depends on
+
+
+def _training_lines(a: Facts, b: Facts) -> list[Line]:
+    """A line for each setting of the two models' trainings that differs, except those that the numbers state."""
+    if not (a.trained and b.trained):
+        return []
+    found = differences(a.trained, b.trained)
+    return [Line(key, text_of(x), text_of(y), "differs") for key, (x, y) in found.items() if key not in _STATED]
+
+
+def _other_images(a: Facts, b: Facts) -> bool:
+    """Whether two models were trained on other images, by fingerprints that see the same."""
+    framings = [[_section(facts, "data").get(key) for key in _FRAMING] for facts in (a, b)]
+    names = {_section(facts, "data").get("name") for facts in (a, b)}
+    known = a.data_print and b.data_print and kind_of_print(a.data_print) == kind_of_print(b.data_print)
+    return bool(known) and names <= {*GENERIC_DATA} and framings[0] == framings[1] and a.data_print != b.data_print
+
+
+def _section(facts: Facts, key: str) -> Mapping[str, object]:
+    found = facts.trained.get(key)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _same_images(a: Facts, b: Facts) -> bool:
@@ -217,7 +261,8 @@ def _facts(name: str, file: Measured | None, common: _Common, metric: str, keep:
         wanted = " ".join(filter(None, (metric, "" if keep is None else f"keep {keep}")))
         raise InputError(f"{name}: no record of {wanted}; there are {there}")
     best = max(found, key=lambda i: common.preference(file.records[i]))
-    return measured(file.records[best], file.name, stated=file.stated[best], recipe=file.recipe)
+    stated, of_model = file.stated[best], {"recipe": file.recipe, "data_print": file.data_print}
+    return measured(file.records[best], file.name, stated=stated, **of_model)  # type: ignore[arg-type]
 
 
 def table(explanation: Explanation) -> Table:

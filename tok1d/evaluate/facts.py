@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tok1d.config.differing import GENERIC_DATA
 from tok1d.config.load import stored_tree
 from tok1d.config.sampling import EVERYWHERE
 from tok1d.errors import DataError
@@ -29,13 +30,19 @@ _ADDED_LATER = {"classes": "classes", "class_names": "class_names", "tokenizer":
 
 
 def measured(
-    record: Record, name: str, *, stated: Mapping[str, object] | None = None, recipe: Mapping[str, object] | None = None
+    record: Record,
+    name: str,
+    *,
+    stated: Mapping[str, object] | None = None,
+    recipe: Mapping[str, object] | None = None,
+    data_print: str = "",
 ) -> Facts:
     """Return the settings of a record.
 
     Args:
         stated: the record as its file has it. Fields that are missing there are "not stated"; older versions had fewer.
         recipe: of the measured model; it adds settings that the record does not have.
+        data_print: fingerprint of its training images.
     """
     content = record.to_json()
     known = set(content if stated is None else stated)
@@ -52,7 +59,8 @@ def measured(
     absent: dict[str, str | None] = dict.fromkeys(_WHERE_APPLICABLE, ABSENT)
     absent |= {key: None for name, key in _ADDED_LATER.items() if name not in known}
     settings = absent | settings | _of_recipe(recipe or {})
-    return Facts(name, record.value, settings, about=_about(record), reference=record.reference)
+    about, images = _about(record), {"trained": recipe or {}, "data_print": data_print}
+    return Facts(name, record.value, settings, about=about, reference=record.reference, **images)  # type: ignore[arg-type]
 
 
 def _about(record: Record) -> str:
@@ -156,9 +164,6 @@ _READERS: dict[str, Callable[[Any, Record], dict[str, str | None]]] = {
 }
 
 
-_GENERIC_DATA = ("folder", "webdataset", "huggingface")  # values of data.name that do not identify a data set
-
-
 def _of_recipe(recipe: Mapping[str, object]) -> dict[str, str | None]:
     """The settings of a model's training, from its recipe."""
     if not recipe:
@@ -169,7 +174,7 @@ def _of_recipe(recipe: Mapping[str, object]) -> dict[str, str | None]:
     size = (data.get("image_size") or 0) - 2 * (data.get("pad") or 0)  # of the measured part
     batch = (train.get("batch_size") or 0) * (train.get("accumulate") or 1)
     found: dict[str, str | None] = {
-        "data": f"{size}x{size}" if data.get("name") in _GENERIC_DATA else f"{data.get('name')} {size}x{size}",
+        "data": f"{size}x{size}" if data.get("name") in GENERIC_DATA else f"{data.get('name')} {size}x{size}",
         "ema_decay": None if decay is None else text_of(decay) if decay else NONE,
         "train_batch": str(batch) if batch else None,
         "train_steps": None if train.get("steps") is None else str(train["steps"]),
@@ -181,12 +186,18 @@ def _of_recipe(recipe: Mapping[str, object]) -> dict[str, str | None]:
 
 @dataclass(frozen=True)
 class Measured:
-    """The records in a file, as objects and as the file states them, and the recipe of their model ({} if unknown)."""
+    """The records in a file, as objects and as the file states them, and what is known of their model's training.
+
+    Args:
+        recipe: {} if it is unknown.
+        data_print: fingerprint of its training images; "" if it is unknown.
+    """
 
     name: str
     records: list[Record]
     stated: list[dict[str, object]]
     recipe: dict[str, object]
+    data_print: str = ""
 
 
 def read_measured(name: str) -> Measured:
@@ -211,6 +222,7 @@ def read_measured(name: str) -> Measured:
         entries = [upgraded(entry) for entry in (content if isinstance(content, list) else card["records"])]
         records = [Record.from_json(entry) for entry in entries]
         recipe = stored_tree(card.get("recipe") or _recipe_of_run(path))
+        data_print = str((card or _card_of_run(path)).get("data_fingerprint", ""))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
             f"{path}: expected a JSON list of metric records or a model's config.json, got something else "
@@ -218,7 +230,13 @@ def read_measured(name: str) -> Measured:
         ) from error
     if not records:
         raise DataError(f"{path}: expected records, got none; evaluate the model first")
-    return Measured(name, records, entries, recipe)
+    return Measured(name, records, entries, recipe, data_print)
+
+
+def _card_of_run(path: Path) -> dict[str, Any]:
+    """The card of the model in the folder of a run's report; {} if there is none."""
+    config = path.parent / "model" / "config.json"
+    return json.loads(config.read_text(encoding="utf-8"))["card"] if config.is_file() else {}
 
 
 def _recipe_of_run(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
@@ -51,6 +52,8 @@ class Facts:
         about: a short description of the number.
         reference: the reference set of a record.
         recipe: name of our recipe that follows the published system; "" if there is none.
+        trained: the recipe of the measured model, as nested mappings; {} if it is unknown.
+        data_print: fingerprint of the model's training images; "" if it is unknown.
     """
 
     name: str
@@ -60,6 +63,8 @@ class Facts:
     about: str = ""
     recipe: str = ""
     reference: ReferenceSet | None = None
+    trained: Mapping[str, object] = field(default_factory=dict)
+    data_print: str = ""
 
 
 def protocol_names() -> list[str]:

@@ -48,6 +48,7 @@ _COLUMNS: dict[str, Callable[[Record], str]] = {
     "note": lambda r: r.note,
     "versions": _versions,
 }
+LONG = 60  # characters of a note that a table has only once
 _NUMBERS = ("value", "images", "keep", "steps", "guidance", "seed")
 
 
@@ -84,12 +85,19 @@ def table(records: Sequence[Record]) -> "Table":
     shared = _shared(grid)
     result = Table()
     columns = {name: cells for name, cells in grid.items() if name not in shared}
+    if "note" in columns:
+        columns["note"] = _once(columns["note"])
     for name in columns:
         result.add_column(name, justify="right" if name in _NUMBERS else "left", overflow="fold")
     for row in zip(*columns.values()):
         # Text instead of str: rich would read a name such as "[red]" as markup.
         result.add_row(*(Text(cell) for cell in row))
     return result
+
+
+def _once(notes: Sequence[str]) -> list[str]:
+    """Notes of which a long one that stands in an earlier row is "as above"."""
+    return ["as above" if len(note) > LONG and note in notes[:i] else note for i, note in enumerate(notes)]
 
 
 def html_table(records: Sequence[Record]) -> str:

@@ -13,11 +13,13 @@ class Setting:
         title: its name in tables.
         reason: why a difference changes the number; figures are published ones, with their source.
         decides: numbers that differ in this setting measure different quantities and cannot be compared.
+        of_pairs: the reason for metrics of an image and its original (PSNR), where it is another one.
     """
 
     title: str
     reason: str
     decides: bool = False
+    of_pairs: str = ""
 
 
 # Sorted by the usual effect of a difference, the largest first. The order follows public issues about numbers that
@@ -38,14 +40,18 @@ SETTINGS: dict[str, Setting] = {
         "the distance depends on the reference: MAR's tokenizer has 1.22 against training images (paper) and 0.53 "
         "against validation images (LTH14/mar issue 3)",
         True,
+        "the mean is over other images",
     ),
     "crop": Setting(
         "crop and resize",
         "a comparison with images that were cropped in another way gave 2.2 instead of 1.5 (showlab/D-AR issue 3)",
         True,
+        "other crops have other pixels: plain borders are easy, enlarged images are smooth",
     ),
     "num_images": Setting(
-        "number of images", "a Fréchet distance of fewer images is biased upwards; 50,000 images are usual"
+        "number of images",
+        "a Fréchet distance of fewer images is biased upwards; 50,000 images are usual",
+        of_pairs="the mean of fewer images has a larger statistical error, but no bias",
     ),
     "keep": Setting("tokens kept", "fewer tokens hold less information about the image"),
     "label": Setting(
@@ -73,7 +79,9 @@ SETTINGS: dict[str, Setting] = {
     ),
     "decoder_steps": Setting("decoder's steps", "with few steps, a diffusion decoder gives blurred images"),
     "decoder_guidance": Setting(
-        "decoder's guidance", "guidance of the decoder sharpens reconstructions and changes rFID"
+        "decoder's guidance",
+        "guidance of the decoder sharpens reconstructions and changes rFID",
+        of_pairs="guidance moves reconstructions away from the mean of the possible images, which has the lowest error",
     ),
     "token_normalisation": Setting(
         "token normalisation",
@@ -83,10 +91,12 @@ SETTINGS: dict[str, Setting] = {
     "weights": Setting(
         "averaged (EMA) or raw weights",
         "raw weights, or averages over few steps, give worse samples (LTH14/mar issue 36)",
+        of_pairs="averaged weights usually have a lower error than raw ones",
     ),
     "ema_decay": Setting(
         "EMA decay",
         "with a decay of 0.9999 the initial weights affect the average for about 100,000 steps (LTH14/mar issue 36)",
+        of_pairs="a high decay averages over more steps, in short trainings over steps with higher errors",
     ),
     "train_batch": Setting("effective batch size", "learning rate and number of epochs depend on it"),
     "train_steps": Setting("length of the training", "longer training changes the model, not the evaluation"),
@@ -110,12 +120,33 @@ def setting(key: str) -> Setting:
     """The description of a setting; one that is not listed here is described by its name."""
     if key.startswith(VERSION):
         return Setting(key, "versions of a library can differ in rounding and random numbers")
+    if is_of_training(key):
+        return Setting(key, _REASONS.get(key, "a setting of the training: the two models differ"))
     return SETTINGS.get(key, Setting(key.replace("_", " "), "a setting of the record"))
+
+
+# Reasons for settings of a training, by their key in recipes.
+_REASONS = {
+    "train.lr": "a higher learning rate trains faster, until the training becomes unstable",
+    "model.mask.low": "masked patches make the reconstruction harder in training and the tokens easier to generate",
+    "model.mask.high": "masked patches make the reconstruction harder in training and the tokens easier to generate",
+    "model.auxiliary": "further targets such as HOG use a part of the tokens' capacity",
+    "model.num_tokens": "more tokens hold more information about the image",
+    "model.token_dim": "more numbers per token hold more information about the image",
+    "init_from": "a model that starts from trained weights has had their training, too",
+}
+
+
+def is_of_training(key: str) -> bool:
+    """Whether a setting is a dotted key of a recipe, or one of its keys outside of sections."""
+    return ("." in key and not key.startswith(VERSION)) or key in ("init_from", "num_tokens", "row_order", "kind")
 
 
 def rank(key: str) -> int:
     """Position of a setting in the order of usual effect, from 0."""
     order = list(SETTINGS)
+    if is_of_training(key):
+        return order.index("weights")
     if key in SETTINGS:
         return order.index(key)
     return len(order) if key.startswith(VERSION) else order.index("implementation")

@@ -214,21 +214,22 @@ class Generator(Pretrained, nn.Module):
     @torch.no_grad()
     def sample(
         self,
-        cond: Tensor | None = None,
+        cond: Tensor | Sequence[int] | None = None,
         *,
         num: int | None = None,
         length: int | None = None,
         guidance: float | Guidance = 1.0,
         settings: SampleSettings | None = None,
         generator: Generators | None = None,
+        seed: int | None = None,
         noise: NoiseSource | None = None,
         **changes: object,
     ) -> Tensor:
         """Tokens that the tokenizer can decode: (B, length, D), or ids (B, length).
 
         Args:
-            cond: class ids (B,), or captions (B, T, E) for a model of captions; None with `num`: the unconditional
-                model, or the null condition of a conditional one.
+            cond: class ids (B,), also as a list, or captions (B, T, E) for a model of captions; None with `num`: the
+                unconditional model, or the null condition of a conditional one.
             num: number of sequences if `cond` is None.
             length: number of tokens, 1..K; default and, for parallel generators, only value: K.
             guidance: a scale, which follows the model's `guidance_schedule`, or a Guidance. 1 is off; 0 with a constant
@@ -236,6 +237,7 @@ class Generator(Pretrained, nn.Module):
             settings: the options of sampling; default: the model's own.
             generator: source of all random numbers; default: one seeded with 0. With a single one a sample depends on
                 the size of its batch; with a sequence of them, one a row, it depends on its own alone.
+            seed: of all random numbers, in place of `generator`.
             noise: source of all random numbers instead of `generator`, such as recorded ones: normal (diffusion),
                 exponential with mean 1 (categorical) or uniform in [0, 1] (masked); see `make_tokens` for their order.
             changes: single settings, such as temperature=0.9, that replace those of `settings`; and `own_options`.
@@ -243,6 +245,14 @@ class Generator(Pretrained, nn.Module):
         Raises:
             InputError: a condition, length, guidance or setting that this model cannot use.
         """
+        if seed is not None:
+            if generator is not None or noise is not None:
+                raise InputError("seed: expected either seed, generator or noise, got two of them")
+            generator = torch.Generator(self.device).manual_seed(seed)
+        if cond is not None and not isinstance(cond, Tensor):
+            if not all(isinstance(each, int) for each in cond):
+                raise InputError("sample: expected class ids as numbers; generate takes names and captions, too")
+            cond = torch.tensor(cond, dtype=torch.int64)
         args, own = self.checked_arguments(
             cond,
             num=num,

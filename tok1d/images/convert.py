@@ -182,7 +182,7 @@ def _batch_of(given: np.ndarray | Tensor) -> Tensor:
     shape = tuple(given.shape)
     if not isinstance(given, Tensor) and given.dtype.kind not in "uifb":
         raise InputError(f"images: expected an array of numbers, got {given.dtype}")
-    x = given.detach() if isinstance(given, Tensor) else torch.from_numpy(np.ascontiguousarray(given))
+    x = given.detach() if isinstance(given, Tensor) else torch.from_numpy(np.array(given, order="C"))
     if x.dim() == 2:
         x = x[None, None]
     elif x.dim() in (3, 4):

@@ -13,6 +13,8 @@ from tok1d.images.convert import Pictures, to_tensor
 from tok1d.pictures import grid
 
 MARGIN = 14  # height of a line of labels, in pixels
+GAP = 6  # between a row and its label, in pixels
+WIDEST_LABEL = 180  # width of a row's label, in pixels
 WIDEST = 8  # columns by default
 
 
@@ -47,6 +49,28 @@ def show(images: Pictures, labels: Sequence[object] | None = None, columns: int 
     whole = Image.new(rows[0].mode, (rows[0].width, sum(row.height for row in rows)), "white")
     for i, row in enumerate(rows):
         whole.paste(row, (0, i * row.height))
+    return whole
+
+
+def labelled_grid(images: Tensor, columns: int, labels: Sequence[object]) -> Image.Image:
+    """Images (N, C, H, W) in [0, 1] in rows of `columns`, enlarged if they are small, with a label right of each row.
+
+    Raises:
+        InputError: another number of labels than rows.
+    """
+    rows = -(-len(images) // columns)
+    if len(labels) != rows:
+        raise InputError(f"labels: expected {rows}, one for each row, got {len(labels)}")
+    zoom = zoom_for(images)
+    sheet = grid(images, columns, zoom=zoom)
+    measure = ImageDraw.Draw(sheet)
+    texts = [_cut(str(label), WIDEST_LABEL, measure) for label in labels]
+    margin = round(max((measure.textlength(text) for text in texts), default=0)) + 2 * GAP
+    whole = Image.new(sheet.mode, (sheet.width + margin, sheet.height), "white")
+    whole.paste(sheet, (0, 0))
+    draw, height = ImageDraw.Draw(whole), images.shape[-2] * zoom
+    for i, text in enumerate(texts):
+        draw.text((sheet.width + GAP, i * (height + 2 * zoom) + height // 2 - MARGIN // 2), text, fill="black")
     return whole
 
 

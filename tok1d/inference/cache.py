@@ -222,6 +222,8 @@ def encode_images(
     conditioned.conditioning.say()
     meta = _meta(conditioned, images, layout, format, seed)
     about = {"tokenizer_settings": encoder_settings(model), "classes": list(images.class_names)}
+    if isinstance(images, LazyImages):
+        about["files"] = images.keys
     name = "encode" if part[1] == 1 else f"encode {part[0]}/{part[1]}"
     step, shown = max(1, batch_size // views), "" if quiet else name
     with _locked(folder, part, f"{meta} {layout} {len(images)}"):

@@ -61,6 +61,7 @@ def _opened(
     on_broken: str,
     size: int | None,
     generator: Generator | None = None,
+    needs_classes: bool = True,
 ) -> ImageSet:
     """As `open_data`, without a report."""
     config, kind = model.config, kind_of(name)
@@ -77,6 +78,7 @@ def _opened(
         label_key=trained_with(model, "label_key", None) if same else None,
         class_order=trained_with(model, "class_order", "sorted"),
         classes=trained_with(model, "classes", None) if same else None,
+        needs_classes=needs_classes,
     )
     chosen, note = (split, "") if split is not None else measured_split(name, kind, model)
     images = open_images(source, chosen)  # type: ignore[arg-type]
@@ -146,7 +148,8 @@ def open_own(
     if kind != "folder" or not where.is_file():
         if split is None and kind == "folder" and not has_splits(where):
             split = "all"
-        return _opened(path, model, split, data_root=data_root, on_broken=on_broken, size=size)
+        how = {"on_broken": on_broken, "size": size, "needs_classes": model.spec.needs_label}
+        return _opened(path, model, split, data_root=data_root, **how)  # type: ignore[arg-type]
     if split is not None:
         raise InputError(f"--split: {path} is one image, expected no split, got {split}")
     transform = Transform(size or model.config.image_size, model.config.channels, **framing_of(model))

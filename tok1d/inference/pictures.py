@@ -15,14 +15,14 @@ from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import DataError
 from tok1d.files import clear
 from tok1d.generators.base import Generator
-from tok1d.images.overview import zoom_for
+from tok1d.images.overview import labelled_grid
 from tok1d.inference.conditions import ConditionedImages
 from tok1d.inference.draw import Drawing
 from tok1d.inference.nearest import Training
 from tok1d.inference.request import ReconstructionPictures, SamplePictures
 from tok1d.inference.sampling import DECODER_NOISE, decoder_options, noise_of
 from tok1d.losses.pixel import psnr_per_image
-from tok1d.pictures import grid, save_png, to_pil
+from tok1d.pictures import save_png, to_pil
 from tok1d.tokenizers.base import Tokenizer
 from tok1d.tokenizers.prefix import token_counts
 
@@ -56,8 +56,14 @@ def reconstruct(tokenizer: Tokenizer, images: ImageSet, out: Path, how: Reconstr
     for name, row in zip(("original", *(f"keep{k:03d}" for k in keep)), rows, strict=True):
         for i, image in enumerate(row):
             save_png(to_pil(image), out / f"image{i:03d}_{name}.png")
-    save_png(grid(torch.cat(rows), len(x), zoom=zoom_for(x)), out / "overview.png")
+    labels = ["original", *(_tokens(k) for k in keep)]
+    save_png(labelled_grid(torch.cat(rows), len(x), labels), out / "overview.png")
     return {k: float(psnr_per_image(row, x).mean()) for k, row in zip(keep, rows[1:], strict=True)}
+
+
+def _tokens(count: int) -> str:
+    """The label of a row of images from so many tokens."""
+    return f"{count} token{'s' * (count != 1)}"
 
 
 def _readable(tokenizer: Tokenizer, images: ImageSet, label: str | None) -> tuple[Tensor, Tensor | None]:
@@ -103,12 +109,16 @@ def generate(
     clear(out, r"(class\d+_|image(\d+_)?)\d+\.png|(overview|progressive|nearest)\.png")
     for i, image in enumerate(sampled):
         save_png(to_pil(image), out / samples.name(keys[i], i))
-    written = [save_png(grid(sampled, how.num, zoom=zoom_for(sampled)), out / "overview.png")]
+    found = [samples.label(key) for key in keys[:: how.num]]
+    named = ["" if label is None else label for label in found]
+    written = [save_png(labelled_grid(sampled, how.num, named), out / "overview.png")]
     if samples.prefixes:
         rows = torch.cat([images[k] for k in samples.prefixes])
-        written.append(save_png(grid(rows, len(keys), zoom=zoom_for(rows)), out / "progressive.png"))
+        labels = [_tokens(k) for k in samples.prefixes]
+        written.append(save_png(labelled_grid(rows, len(keys), labels), out / "progressive.png"))
     if training is not None:
         near = training.images.batch(training.nearest(sampled)[1].tolist())[0]
         parts = [part for both in zip(sampled.split(how.num), near.split(how.num)) for part in both]
-        written.append(save_png(grid(torch.cat(parts), how.num, zoom=zoom_for(sampled)), out / "nearest.png"))
+        labels = [label for name in named for label in (name, "nearest training images")]
+        written.append(save_png(labelled_grid(torch.cat(parts), how.num, labels), out / "nearest.png"))
     return written

@@ -59,7 +59,12 @@ class SamplePictures(Sampling):
         "for generators that read captions: a caption, or a .txt file with one caption per line; repeatable",
         repeated=True,
     )
-    num: int = option(8, "number of samples for each class or caption, or in total without classes and captions", ge=1)
+    num: int = option(
+        8,
+        "number of samples for each class or caption, or in total without classes and captions (that of evaluate "
+        "generation is a total)",
+        ge=1,
+    )
     keep: int | None = option(None, "generate, or decode from, this number of leading tokens only; default: all", ge=1)
     decode_keep: str = option(
         "",

@@ -20,7 +20,7 @@ from typing import Literal
 
 from torch import nn
 
-Role = Literal["tokens", "grid", "classes", "class_logits", "words", "pixels_in", "pixels_out"]
+Role = Literal["tokens", "grid", "classes", "class_logits", "words", "pixels_in", "pixels_out", "masking"]
 Roles = Mapping[str, tuple[Role, ...]]
 
 # (1, before + num_tokens, ...): one row per token, after rows that stay.
@@ -38,6 +38,8 @@ WORDS: Role = "words"
 PIXELS_IN: Role = "pixels_in"
 # (n * channels, ...): a layer that outputs pixels, channels varying fastest.
 PIXELS_OUT: Role = "pixels_out"
+# A parameter that only training with masked patches has.
+MASKING: Role = "masking"
 
 
 def roles_of(model: nn.Module, name: str) -> tuple[nn.Module, tuple[Role, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tok1d.config.pretrained import Pretrained
 from tok1d.diffusion.guidance import Guidance
 from tok1d.diffusion.solver import Generators
+from tok1d.errors import InputError
 from tok1d.images.convert import Pictures, check_range, to_pil, to_tensor
 from tok1d.tokenizers.base import Size, TokenizerConfig, TokenSpec
 
@@ -93,13 +94,20 @@ class TokenizerModel(Pretrained, nn.Module):
         steps: int | None = None,
         guidance: float | Guidance = 1.0,
         generator: Generators | None = None,
+        seed: int | None = None,
         sampler: str | None = None,
         size: Size | None = None,
         as_pil: Literal[False] = False,
     ) -> Tensor: ...
 
     def decode(
-        self, tokens: Tensor, cond: Tensor | None = None, *, as_pil: bool = False, **options: object
+        self,
+        tokens: Tensor,
+        cond: Tensor | None = None,
+        *,
+        as_pil: bool = False,
+        seed: int | None = None,
+        **options: object,
     ) -> Tensor | list[Image]:
         """Tokens (B, k, D) or ids (B, k) -> images (B, C, H, W) in [0, 1], or with `as_pil` a list of PIL images.
 
@@ -115,14 +123,23 @@ class TokenizerModel(Pretrained, nn.Module):
                 A deterministic decoder refuses them.
             generator: random numbers of a diffusion decoder. With a list of one per image, an image does not depend on
                 its batch. Default: seeded with 0.
+            seed: of the random numbers of a diffusion decoder, in place of `generator`.
 
         Raises:
             InputError: tokens of another shape, ids outside the vocabulary, or another argument that the decoder
                 does not support.
         """
+        if seed is not None and options.get("generator") is not None:
+            raise InputError("seed: expected either seed or generator, got both")
+        if seed is not None and not self.spec.deterministic:
+            options["generator"] = torch.Generator(tokens.device).manual_seed(seed)
         with self._gradients_if_asked(tokens):
             images = self.decode_tokens(tokens, cond, **options)
         return to_pil(images) if as_pil else images
+
+    def forward(self, images: Pictures, cond: Tensor | None = None, **options: Any) -> Tensor:
+        """The reconstruction of pictures: `decode` of their tokens from `encode`, with the options of `decode`."""
+        return self.decode(self.encode(images, cond), cond, **options)
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tok1d.nn.embed import PatchEmbed
-from tok1d.nn.roles import TOKENS, Roles
+from tok1d.nn.roles import MASKING, TOKENS, Roles
 from tok1d.nn.vit import ViT
 
 
@@ -38,7 +38,7 @@ class PixelEncoder(nn.Module):
         masked: whether patches can be masked in training.
     """
 
-    roles: ClassVar[Roles] = {"queries": (TOKENS,), "query_positions": (TOKENS,)}
+    roles: ClassVar[Roles] = {"queries": (TOKENS,), "query_positions": (TOKENS,), "mask_token": (MASKING,)}
 
     def __init__(
         self, config: BuildsViT, image_size: int, channels: int, num_tokens: int, *, masked: bool = False

@@ -105,9 +105,9 @@ def save(folder: Path, step: int, state: RunContent, *, keep_last: int = 2, keep
         keep_every: also keep the checkpoints whose step is a multiple of this number; 0 is off.
     """
     path = write(folder / f"step-{step:08d}.pt", {"step": step, **state})
-    earlier = [old for old in _checkpoints(folder) if step_of(old) <= step]
+    earlier = [old for old in checkpoint_files(folder) if step_of(old) <= step]
     stay = {old for old in earlier if keep_every and step_of(old) % keep_every == 0} | set(earlier[-keep_last:])
-    for old in _checkpoints(folder):
+    for old in checkpoint_files(folder):
         if old not in stay:
             old.unlink()
     for left in folder.glob(".step-*.tmp"):  # left by a process that was killed while writing
@@ -124,7 +124,7 @@ def load_latest(folder: Path, device: torch.device, *, quiet: bool = False) -> C
         WeightsError: there are checkpoints, but none can be read.
     """
     refused = ""
-    for path in reversed(_checkpoints(folder)):
+    for path in reversed(checkpoint_files(folder)):
         state = _read(path, device)
         if not isinstance(state, str):
             if refused and not quiet:
@@ -141,7 +141,7 @@ def step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
 
 
-def _checkpoints(folder: Path) -> list[Path]:
+def checkpoint_files(folder: Path) -> list[Path]:
     """The checkpoint files of a run, oldest first."""
     return sorted(path for path in folder.glob("step-*.pt") if path.stem.removeprefix("step-").isdecimal())
 

@@ -20,6 +20,7 @@ from tok1d.config.recipe import Recipe
 from tok1d.config.text import join
 from tok1d.data.tokens import INDEX
 from tok1d.errors import ConfigError, WeightsError
+from tok1d.train.checkpoint import checkpoint_files, step_of
 
 RUN_FILES = ("report.json", "checkpoints", "log.jsonl", "model", "samples", "cache", "tensorboard", "wandb")
 REPLACED = ".replaced"  # in a run folder: the run that a new one replaces, until the new one begins
@@ -69,7 +70,9 @@ def lock(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def starting(recipe: Recipe, *, overwrite: bool = False, first: bool = True) -> Iterator[Callable[[], None]]:
+def starting(
+    recipe: Recipe, *, overwrite: bool = False, first: bool = True, longer: bool = False
+) -> Iterator[Callable[[], None]]:
     """Check that the recipe may be trained in its folder; yields a function that begins the run there.
 
     Nothing is written before that function is called, and a run that is to be replaced is only moved aside: if the
@@ -78,6 +81,7 @@ def starting(recipe: Recipe, *, overwrite: bool = False, first: bool = True) -> 
     Args:
         overwrite: replace the run that is in the folder.
         first: whether this is the first process; the others only check the folder.
+        longer: the run in the folder is trained to a later step than its own recipe says, see `extended`.
 
     Raises:
         ConfigError: the folder holds a finished run (without `overwrite`), an unfinished run of another recipe or
@@ -88,9 +92,11 @@ def starting(recipe: Recipe, *, overwrite: bool = False, first: bool = True) -> 
     def begin() -> None:
         nonlocal begun
         begun = True
-        if resumes or not first:
+        if (resumes and not longer) or not first:
             return
         try:
+            if longer:  # first, so that a run that is killed here is finished again by the command without more steps
+                (out / "report.json").unlink(missing_ok=True)
             files.write_text(out / "config.yaml", to_yaml(recipe))
             files.remove_left(out / "config.yaml")
             shutil.rmtree(out / REPLACED, ignore_errors=True)
@@ -101,7 +107,7 @@ def starting(recipe: Recipe, *, overwrite: bool = False, first: bool = True) -> 
         _check_place(recipe)
         if first:
             _settle(out)
-        resumes = _resumes(recipe, out, overwrite=overwrite)
+        resumes = _resumes(recipe, out, overwrite=overwrite, longer=longer)
         if overwrite and first and _is_run(out):
             _move_aside(out)
     except OSError as error:
@@ -145,15 +151,19 @@ def _check_place(recipe: Recipe) -> None:
         )
 
 
-def _resumes(recipe: Recipe, out: Path, *, overwrite: bool) -> bool:
+def _resumes(recipe: Recipe, out: Path, *, overwrite: bool, longer: bool = False) -> bool:
     """Whether the folder holds an unfinished run of this recipe; raises ConfigError where it may not be written."""
     config = out / "config.yaml"
     if _is_run(out):
         if overwrite:
             return False
+        if longer:
+            check_same(with_steps(stored_recipe(config), recipe.train.steps), recipe, f"{out}: its run")
+            return True
         if is_finished(out):
             raise ConfigError(
-                f"{out}: holds a finished run; pass --overwrite to train again, or out=FOLDER for another"
+                f"{out}: holds a finished run; pass --more N to train it N steps longer, --overwrite to train again, "
+                "or out=FOLDER for another"
             )
         if not _has_begun(out):
             return False  # that run has made no step, so the recipe may change
@@ -164,6 +174,28 @@ def _resumes(recipe: Recipe, out: Path, *, overwrite: bool) -> bool:
     if out.exists() and any(_is_foreign(path) for path in out.iterdir()):
         raise ConfigError(f"{out}: not empty and not a run folder; choose another with out=FOLDER")
     return False
+
+
+def with_steps(recipe: Recipe, steps: int) -> Recipe:
+    """The recipe with another number of steps."""
+    return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps=steps))
+
+
+def extended(recipe: Recipe, more: int) -> tuple[Recipe, Recipe, int]:
+    """A recipe for `more` steps beyond those that the run in its folder has made.
+
+    Returns:
+        The recipe, the one that the run has had, and the number of steps that it has made: that of its newest
+        checkpoint.
+
+    Raises:
+        ConfigError: the folder holds no run with a checkpoint.
+    """
+    out = Path(recipe.out)
+    made = max(map(step_of, checkpoint_files(out / "checkpoints")), default=0)
+    if not _is_run(out) or not made:
+        raise ConfigError(f"{out}: --more needs a run with a checkpoint, got none; train it first, without --more")
+    return with_steps(recipe, made + more), stored_recipe(out / "config.yaml"), made
 
 
 def _is_run(out: Path) -> bool:
@@ -232,8 +264,9 @@ def check_checkpoint(stored: str | None, recipe: Recipe, source: str) -> None:
     """
     if stored is None:
         return
-    try:
-        check_same(recipe_from_text(stored, source), recipe, f"{source}: its run")
+    try:  # the steps may differ: the run's config.yaml was compared, and `extended` changes it before a checkpoint
+        old = with_steps(recipe_from_text(stored, source), recipe.train.steps)
+        check_same(old, recipe, f"{source}: its run")
     except ConfigError as error:
         raise WeightsError(str(error)) from None
 
@@ -246,9 +279,10 @@ def check_same(old: Recipe, new: Recipe, what: str) -> None:
         return
     had, has = ([f"{key}={each.get(key)}" for key in keys[:SHOWN]] for each in (before, now))
     more = f" ({len(keys) - SHOWN} more keys differ)" if len(keys) > SHOWN else ""
+    longer = "pass --more N to train it N steps longer, " if keys == ["train.steps"] else "pass "
     raise ConfigError(
         f"{what} has {', '.join(had)}, this recipe has {', '.join(has)}{more}; "
-        "pass --overwrite to start over, or out=FOLDER for another folder"
+        f"{longer}--overwrite to start over, or out=FOLDER for another folder"
     )
 
 

@@ -80,6 +80,8 @@ def fit(
     state = checkpoint.load_latest(out / "checkpoints", place, quiet=not main)
     if state is not None:
         run.load(state)
+        if main:
+            print(f"resuming at step {run.step:,} of {recipe.train.steps:,}")
     run.prepare()
     begin_folder()
     run.preview_left()

@@ -222,14 +222,22 @@ def rows(result: Profile) -> list[Row]:
     for each in result.times:
         found += _phase_rows(result, each)
     for each in result.times if len(result.times) > 1 else ():
-        found.append(("", f"{each.hours:,.4g}", f"hours of {each.phase.steps:,} steps {each.phase.name}"))
+        found.append(("", duration(each.hours), f"for {each.phase.steps:,} steps {each.phase.name}"))
     steps = sum(each.phase.steps for each in result.times)
-    found.append(("hours", f"{result.hours:,.4g}", f"expected of {steps:,} steps, without {', '.join(result.omitted)}"))
+    found.append(("time", duration(result.hours), f"expected for {steps:,} steps, without {', '.join(result.omitted)}"))
     if result.memory is not None:
         found.append(("memory", f"{result.memory[0] / 2**30:,.2f} GiB", f"at the peak: {result.memory[1]}"))
     if not result.finite:
         found.append(("", "", "a loss or gradient was not finite, as random weights may cause; the times are valid"))
     return found
+
+
+def duration(hours: float) -> str:
+    """A time in seconds, minutes, hours or days, with two or three digits: 14 min."""
+    for unit, size in (("days", 24.0), ("h", 1.0), ("min", 1 / 60)):
+        if hours >= 2 * size:
+            return f"{hours / size:,.3g} {unit}" if unit != "min" else f"{hours / size:,.0f} min"
+    return f"{hours * 3600:,.0f} s"
 
 
 def _phase_rows(result: Profile, each: PhaseTime) -> list[Row]:

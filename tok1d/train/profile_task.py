@@ -6,6 +6,7 @@ Nothing is downloaded and nothing is written: no weights and no token cache.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from tok1d.config.classes import model_classes
 from tok1d.config.condition import text_condition
 from tok1d.config.recipe import NO_CACHE, Recipe
-from tok1d.cost.forecast import meta_batch
+from tok1d.cost.forecast import images_of_epoch, meta_batch
 from tok1d.cost.measure import AUTOENCODERS
 from tok1d.data.broken import report_broken
 from tok1d.data.scan_cache import read_only_cache
@@ -79,6 +80,16 @@ def profile_task(recipe: Recipe) -> ProfileTask:
     with read_only_cache():
         batches = _token_batches(recipe) if recipe.kind == "generator" else _image_batches(recipe, model)
     return ProfileTask(Task(model, batches.function, players=players), batches)
+
+
+def with_num_images(recipe: Recipe) -> Recipe:
+    """The recipe with the number of its training images in data.num_images, if the data are present."""
+    if images_of_epoch(recipe) is not None:
+        return recipe
+    with read_only_cache(), suppress(DataError):
+        images = open_split(recipe, "train")
+        return replace(recipe, data=replace(recipe.data, num_images=len(images), limit=None))
+    return recipe
 
 
 def with_random_weights(recipe: Recipe) -> Recipe:

@@ -18,15 +18,16 @@ from tok1d.config.recipe import Recipe
 from tok1d.cost.flops import step_flops_or_none
 from tok1d.data.broken import report_broken
 from tok1d.data.images import ImageSet
-from tok1d.data.labels import say_classes
+from tok1d.data.labels import say_splits
 from tok1d.data.source import BY_NAME
-from tok1d.errors import WeightsError
+from tok1d.errors import ConfigError, WeightsError
 from tok1d.evaluate.baselines import verdict
 from tok1d.evaluate.of_recipe import check_evaluation, check_measures, evaluate_model, evaluation_notes
 from tok1d.train import folder
 from tok1d.train.images import open_split, with_data_classes
 from tok1d.train.log import LogEntry
 from tok1d.train.loop import Result, fit
+from tok1d.train.optim import learning_rate
 from tok1d.train.processes import in_turn, is_first
 from tok1d.train.task import Measure, Task
 from tok1d.train.tasks import build_task
@@ -63,6 +64,7 @@ def train(
     quiet: bool = False,
     name: str = "",
     seconds: float | None = None,
+    more: int | None = None,
 ) -> Path:
     """Train a recipe to the end, resuming the run in its folder if there is one; returns the run folder.
 
@@ -73,6 +75,7 @@ def train(
         quiet: no progress bar.
         name: the recipe's name, for the card.
         seconds: stop with a checkpoint after this much training time in this call.
+        more: train the run in the folder, finished or not, so many steps beyond those that it has made.
 
     A training that fails before its first step leaves the folder as it was.
 
@@ -81,14 +84,19 @@ def train(
             the first step); see also `fit`.
     """
     check_tracker(recipe)
+    name = _recipe_name(Path(name)) if Path(name).is_dir() else name
     recipe = with_data_classes(recipe)
+    if more is not None:
+        recipe = _longer(recipe, more, overwrite=overwrite)
     out, commit = Path(recipe.out), code_version()  # at the start: the checkout may change during a long run
     with ExitStack() as held:
 
         def start(first: bool) -> tuple[Task, Callable[[], None]]:
             if first:
                 held.enter_context(folder.lock(out))
-            begin = held.enter_context(folder.starting(recipe, overwrite=overwrite, first=first))
+            begin = held.enter_context(
+                folder.starting(recipe, overwrite=overwrite, first=first, longer=more is not None)
+            )
             check_measures(recipe)
             task = build_task(recipe)
             check_evaluation(recipe, task.model)
@@ -100,10 +108,8 @@ def train(
         task, begin = in_turn(start)
 
         def begin_folder() -> None:
-            for line in evaluation_notes(recipe, task.model) if is_first() else ():
-                print(line)
-            if is_first() and task.images is not None:
-                say_classes(task.images)
+            if is_first():
+                _say_start(recipe, task)
             begin()
 
         result = fit(recipe, task, out, seconds=seconds, quiet=quiet, begin_folder=begin_folder)
@@ -111,6 +117,48 @@ def train(
         if result.finished and is_first():
             finish(recipe, task, result, out, name=name, commit=commit)
     return out
+
+
+def _say_start(recipe: Recipe, task: Task) -> None:
+    """Print what the evaluation at the end will not measure, the numbers of images, and the classes."""
+    for line in evaluation_notes(recipe, task.model):
+        print(line)
+    if task.images is not None:
+        say_splits(task.images, open_split(recipe, "test"))
+
+
+def _longer(recipe: Recipe, more: int, *, overwrite: bool) -> Recipe:
+    """The recipe for `more` steps beyond those of the run in its folder; what follows from them is printed."""
+    if overwrite:
+        raise ConfigError("--more: continues the run in the folder, expected without --overwrite")
+    recipe, before, made = folder.extended(recipe, more)
+    for line in _said_of_more(recipe, before, made) if is_first() else ():
+        print(line)
+    return recipe
+
+
+def _recipe_name(out: Path) -> str:
+    """The name of the recipe of a run, from the model of its end; "" before."""
+    return store.read_config(out / "model")[1].recipe_name if folder.is_finished(out) else ""
+
+
+def _said_of_more(recipe: Recipe, before: Recipe, made: int) -> list[str]:
+    """Lines about a run that is trained to a later step: from where, and what happens to the learning rate."""
+    train, steps = recipe.train, recipe.train.steps
+    last, now = (learning_rate(step, each.train) for step, each in ((made - 1, before), (made, recipe)))
+    if train.schedule == "constant":
+        rate = f"the learning rate stays {train.lr:g}"
+    elif train.decay_steps:
+        rate = f"the learning rate goes on at {now:.3g}, as train.decay_steps={train.decay_steps} is unchanged"
+    else:
+        rate = (
+            f"the {train.schedule} schedule of the learning rate now ends at step {steps:,}, so it goes from "
+            f"{last:.3g} to {now:.3g} and falls from there to {train.lr_min:g}"
+        )
+    return [
+        f"{steps - made:,} more steps for {recipe.out}, from step {made:,} to {steps:,}; {rate}",
+        f"after an interruption, tok1d train {recipe.out} resumes",
+    ]
 
 
 def finish(recipe: Recipe, task: Task, result: Result, out: Path, *, name: str = "", commit: str = "") -> list[Record]:

@@ -1,8 +1,9 @@
-"""Models from the checkpoints of a run, with averaged (EMA) or raw weights."""
+"""Models from runs: the one of its end, or one of a checkpoint, with averaged (EMA) or raw weights."""
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from tok1d.config.classes import set_class_names
 from tok1d.config.load import recipe_from_text, stored_recipe, to_yaml
 from tok1d.config.recipe import Recipe
 from tok1d.config.registry import MODELS
+from tok1d.devices import pick_device
 from tok1d.errors import WeightsError, reason_of
+from tok1d.files import as_path
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
 from tok1d.zoo.loaded import LoadedGenerator, LoadedTokenizer
@@ -64,21 +67,76 @@ def load_checkpoint(name: str, *, device: str | torch.device = "cpu") -> Any:
     return model.to(device).eval()
 
 
-def load_model(name: str, *, device: str | torch.device = "cpu") -> Any:
-    """Load a model from a folder, a bundled name, a hub name or a checkpoint; raises WeightsError as `store.load`."""
-    return load_checkpoint(name, device=device) if is_checkpoint(name) else store.load(name, device=device)
+def newest(name: str, *, quiet: bool = False) -> str:
+    """The newest checkpoint of a run that has no model yet; another name unchanged.
+
+    Args:
+        quiet: do not say on stderr which checkpoint is taken.
+    """
+    run = Path(as_path(name))
+    if run.name == store.RUN_MODEL and not run.exists():
+        run = run.parent
+    if not (run / "config.yaml").is_file() or (run / store.RUN_MODEL / "config.json").is_file():
+        return name
+    found = kept_checkpoints(str(run))
+    if not found:
+        return name
+    step = int(Path(found[-1]).stem.removeprefix("step-"))
+    if not quiet:
+        print(f"{run}: is not finished, taking its checkpoint of step {step:,}", file=sys.stderr)
+    return found[-1]
+
+
+def load_model(
+    name: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    hub: store.Hub | None = None,
+) -> Any:
+    """Load a model from a folder, a run, a bundled name, a hub name or a checkpoint.
+
+    Of a run before its end the newest checkpoint is taken. See `store.load`, which has the same arguments.
+
+        >>> import tok1d
+        >>> tok1d.load("fashion-mnist-maetok").spec.length
+        16
+
+    Raises:
+        WeightsError, InputError: as `store.load` and `load_checkpoint`.
+    """
+    name = newest(str(name))
+    if not is_checkpoint(name):
+        return store.load(name, device=device, dtype=dtype, hub=hub)
+    model = load_checkpoint(name, device=pick_device(device) if isinstance(device, str) else device)
+    return model if dtype is None else model.to(dtype)
 
 
 def load_pair(
-    name: str, *, device: str | torch.device = "cpu", tokenizer: str | None = None
+    name: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    tokenizer: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+    hub: store.Hub | None = None,
 ) -> tuple[LoadedGenerator, LoadedTokenizer]:
-    """Load a generator, by name or from a checkpoint, and its tokenizer; raises WeightsError as `store.load_pair`."""
+    """Load a generator, as `load_model`, and its tokenizer; see `store.load_pair`, which has the same arguments.
+
+        >>> import tok1d
+        >>> generator, tokenizer = tok1d.load_pair("fashion-mnist-semanticist")
+        >>> tokenizer.decode(generator.sample(num=2)).shape
+        torch.Size([2, 1, 28, 28])
+
+    Raises:
+        WeightsError, InputError: as `store.load_pair` and `load_model`.
+    """
+    name = newest(str(name))
     if not is_checkpoint(name):
-        return store.load_pair(name, device=device, tokenizer=tokenizer)
-    generator = load_checkpoint(name, device=device)
+        return store.load_pair(name, device=device, dtype=dtype, tokenizer=tokenizer, hub=hub)
+    generator = load_model(name, device=device, dtype=dtype)
     if MODELS[generator.config.name].kind != "generator":
         raise WeightsError(f"{name}: expected a generator, this is a {generator.config.name}")
-    return generator, store.load(tokenizer or generator.card.tokenizer, device=device)
+    return generator, load_model(tokenizer or generator.card.tokenizer, device=device, dtype=dtype)
 
 
 def kept_checkpoints(name: str) -> list[str]:
@@ -97,6 +155,7 @@ def is_generator(name: str) -> bool:
     Raises:
         WeightsError: there is no such model, or it is of another kind.
     """
+    name = newest(name, quiet=True)
     config = _recipe_of(_parse(name)[0]).model if is_checkpoint(name) else store.read_config(store.resolve(name))[0]
     kind = MODELS[config.name].kind
     if kind not in ("tokenizer", "generator"):

@@ -96,11 +96,24 @@ def check_tokens(config: GeneratorConfig, spec: TokenSpec, length: int) -> None:
         made, wanted = kinds[spec.vocab_size is None], kinds[not hasattr(config, "vocab_size")]
         raise ConfigError(f"tokenizer: expected one that makes {wanted}, as {config.name} models; this makes {made}")
     if length < spec.length and not spec.ordered:
-        raise ConfigError(f"num_tokens: these tokens have no order, expected all {spec.length}, got {length}")
+        raise ConfigError(
+            f"num_tokens: these tokens have no order, so a generator models all {spec.length}, got {length}; leave it "
+            f"out, or train the tokenizer with model.num_tokens={length}"
+        )
     for key, expected in (("num_tokens", length), ("token_dim", spec.dim), ("vocab_size", spec.vocab_size)):
         if getattr(config, key, expected) != expected:
             got = getattr(config, key)
-            raise ConfigError(f"model.{key}: expected {expected} as the tokenizer makes them, got {got}")
+            raise ConfigError(
+                f"model.{key}: expected {expected} as the tokenizer makes them, got {got}"
+                + (_fewer(spec, got) if key == "num_tokens" and got < spec.length else "")
+            )
+
+
+def _fewer(spec: TokenSpec, wanted: int) -> str:
+    """How to train a generator of fewer tokens than the tokenizer makes, for an error message."""
+    if spec.ordered:
+        return f"; num_tokens={wanted} with model.num_tokens={wanted} models the first {wanted} tokens"
+    return f"; the tokens have no order, so for fewer the tokenizer is trained with model.num_tokens={wanted}"
 
 
 def check_num_classes(expected: int, images: ImageSet) -> None:

@@ -32,6 +32,7 @@ from tok1d.zoo.weights import HasWeights, fingerprint, load_state, read_weights
 
 BUNDLED = Path(__file__).parent / "bundled"
 FORMAT = 1  # of config.json
+RUN_MODEL = "model"  # the model folder inside a run's
 TOKENIZER = "tokenizer"  # the folder of a generator's tokenizer inside its own
 # All files of a model folder, and of an autoencoder's in the format of diffusers.
 MODEL_FILES = {"config.json", "model.safetensors", "README.md", "diffusion_pytorch_model.safetensors"}
@@ -173,7 +174,7 @@ def bundled_names() -> list[str]:
 
 
 def resolve(name: str | Path, base: Path | None = None, hub: Hub | None = None) -> Path:
-    """The folder of a model: a path, a bundled name, or a hub name "owner/model" (downloaded).
+    """The folder of a model: a path, also of a finished run, a bundled name, or a hub name "owner/model" (downloaded).
 
     Args:
         base: relative paths are first searched in this folder (a generator's card names its tokenizer that way).
@@ -183,11 +184,13 @@ def resolve(name: str | Path, base: Path | None = None, hub: Hub | None = None) 
         WeightsError: no model of that name; the message lists the bundled ones.
     """
     text = as_path(str(name))
-    for folder in ([base / text] if base else []) + [Path(text), BUNDLED / text]:
+    for folder in ([base / text] if base else []) + [Path(text), Path(text) / RUN_MODEL, BUNDLED / text]:
         if (folder / "config.json").is_file():
             return folder.resolve()
     if Path(text).suffix in (".pt", ".pth", ".pkl", ".ckpt", ".safetensors", ".bin"):
         raise WeightsError(f"{text}: expected a model folder; published weight files go through 'tok1d convert' first")
+    if (Path(text) / "config.yaml").is_file():
+        raise WeightsError(f"{text}: expected a finished run, got one before its end; tok1d train {text} resumes it")
     if Path(text).exists():
         raise WeightsError(f"{text}: expected a model folder with config.json and model.safetensors, got none there")
     if is_hub_name(text):

@@ -17,7 +17,7 @@ from tok1d.config.classes import class_names, model_classes
 from tok1d.config.condition import text_condition
 from tok1d.errors import ConfigError, WeightsError
 from tok1d.nn.position import resample_grid
-from tok1d.nn.roles import CLASS_LOGITS, CLASSES, GRID, PIXELS_IN, PIXELS_OUT, TOKENS, WORDS, Role, roles_of
+from tok1d.nn.roles import CLASS_LOGITS, CLASSES, GRID, MASKING, PIXELS_IN, PIXELS_OUT, TOKENS, WORDS, Role, roles_of
 from tok1d.tokenizers.latent_space import Autoencoder
 from tok1d.zoo import store
 from tok1d.zoo.weights import load_state
@@ -60,7 +60,7 @@ def transfer(source: nn.Module, model: nn.Module, what: str = "transfer") -> lis
     - Image size: learned positions of patches are resampled bicubically.
     - Number of tokens: the first rows of per-token tables are copied.
     - Channels: the layers that read or output pixels are changed so that grey images give the same result.
-    - Parts that only training needs (`training_only`) may be missing on either side.
+    - Parts that only training needs (`training_only`), and the mask token, may be missing on either side.
 
     Args:
         what: name of the operation, at the beginning of error messages.
@@ -82,6 +82,10 @@ def transfer(source: nn.Module, model: nn.Module, what: str = "transfer") -> lis
         if adapted is not None:
             state[name] = adapted
     left = {name: value for name, value in theirs.items() if name not in state}
+    masking = {name for name in left if adaption.is_of_masking(name)}
+    if masking:
+        adaption.note("its mask token is left out, as this model is trained without masks")
+    left = {name: value for name, value in left.items() if name not in masking}
     needed = {name: value for name, value in left.items() if not adaption.is_training_only(name)}
     load_state(model, {**state, **needed}, what)  # names the weights that do not fit
     if any(name not in own and name not in needed for name in left):
@@ -143,6 +147,8 @@ class _Adaption:
         adapted."""
         if self.is_training_only(name):
             return self._initial(own, "auxiliary parts keep their random initialisation")
+        if value is None and self.is_of_masking(name):
+            return self._initial(own, "the mask token keeps its random initialisation")
         if value is None:
             return None
         module, roles = roles_of(self.model, name)
@@ -162,6 +168,15 @@ class _Adaption:
     def is_training_only(self, name: str) -> bool:
         """Whether a parameter belongs to a part that only training needs."""
         return any(name.startswith(f"{part}.") for part in getattr(self.model, "training_only", ()))
+
+    def is_of_masking(self, name: str) -> bool:
+        """Whether a parameter, of either model, is one that only training with masks has."""
+        part, _, last = name.rpartition(".")
+        try:
+            module = self.model.get_submodule(part)
+        except AttributeError:
+            return False
+        return MASKING in getattr(module, "roles", {}).get(last, ())
 
     def note(self, text: str) -> None:
         """Add a note, once."""
