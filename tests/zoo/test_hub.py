@@ -202,7 +202,8 @@ def test_the_hub_reads_the_card(tmp_path: Path) -> None:
     tok1d.load("fashion-mnist-maetok").save_pretrained(tmp_path / "m")
     card = ModelCard.load(tmp_path / "m" / "README.md")
     assert card.data.library_name == "tok1d" and card.data.license == "apache-2.0"
-    assert card.data.tags == ["tok1d", "image-tokenizer", "maetok"] and card.data.datasets == [HUB_DATA["fashion_mnist"]]
+    assert card.data.tags == ["tok1d", "image-tokenizer", "maetok"]
+    assert card.data.datasets == [HUB_DATA["fashion_mnist"]]
     assert "psnr" in card.data.metrics
     found = {(r.metric_type, r.metric_args.get("keep")): r.metric_value for r in card.data.eval_results or []}
     records = tok1d.load("fashion-mnist-maetok").card.records
