@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tok1d.cli import app as cli
 from tok1d.config.load import load_recipe
@@ -28,8 +29,22 @@ def test_auxiliary_decoders_stay_behind(tiny: Callable[..., str], tmp_path: Path
         assert torch.equal(given.encode(images), trained.encode(images))
         assert torch.equal(given.decode(given.encode(images)), trained.decode(trained.encode(images)))
     assert given.card.fingerprint == fingerprint(given) != fingerprint(trained)
-    before = {r.name: r.value for r in trained.card.records if not r.name.startswith("baseline:")}
+    before = {record.name: record.value for record in trained.card.records}
     assert {record.name: record.value for record in given.card.records} == before and len(records) > 1
+
+
+def test_the_card_has_a_picture(tiny: Callable[..., str], tmp_path: Path, fashion: None) -> None:
+    run.train(load_recipe(tiny("maetok"), [f"out={tmp_path / 'run'}", "train.steps=2"]), quiet=True)
+    export(tmp_path / "run", tmp_path / "given")
+    ten_by_two = (2 * (10 * 34 - 2), 2 * (2 * 34 - 2))  # originals and reconstructions from all tokens
+    assert Image.open(tmp_path / "given" / "preview.png").size == ten_by_two
+    assert "](preview.png)" in (tmp_path / "given" / "README.md").read_text()
+    store.load(tmp_path / "given").save_pretrained(tmp_path / "copy")
+    pictures = [(tmp_path / name / "preview.png").read_bytes() for name in ("given", "copy")]
+    assert pictures[0] == pictures[1] and "](preview.png)" in (tmp_path / "copy" / "README.md").read_text()
+    export(tmp_path / "run", tmp_path / "copy", picture=False)  # replaces the folder
+    assert not (tmp_path / "copy" / "preview.png").exists()
+    assert "preview.png" not in (tmp_path / "copy" / "README.md").read_text()
 
 
 def test_an_exported_generator_is_portable(tiny: Callable[..., str], tmp_path: Path, fashion: None) -> None:
@@ -46,6 +61,7 @@ def test_an_exported_generator_is_portable(tiny: Callable[..., str], tmp_path: P
     shutil.move(tmp_path / "given", tmp_path / "moved")
     generator, tokenizer = store.load_pair(tmp_path / "moved")
     assert generator.card.tokenizer == "tokenizer" and tokenizer.folder == (tmp_path / "moved" / "tokenizer").resolve()
+    assert (tmp_path / "moved" / "preview.png").is_file()
     assert generator.card.licence == "mit" and generator.generate(num=1).images.shape == (10, 1, 28, 28)
     assert cli.run(["generate", str(tmp_path / "moved"), "--num", "1", "--out", str(tmp_path / "o")]) == 0
     shutil.move(tmp_path / "moved" / "tokenizer", tmp_path / "t")

@@ -32,6 +32,13 @@ def export(
     licence: Annotated[
         str, typer.Option(help="licence of the weights for the card, such as cc-by-4.0; default: that of the run")
     ] = "",
+    picture: Annotated[
+        bool | None,
+        typer.Option(
+            "--picture/--no-picture",
+            help="a picture of the model's output in the card; default: not of own images, which it would show",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Cast the weights of a finished run to another type, evaluate them, and write a model folder with its card."""
@@ -40,7 +47,7 @@ def export(
     one_of("--dtype", dtype, ("float16", "float32"))
     folder = output_folder(out, overwrite=overwrite)
     names = {"generator": generator, "tokenizer": tokenizer, "licence": licence}
-    print_records(module.export(run, folder, dtype=dtype, overrides=overrides or (), **names))
+    print_records(module.export(run, folder, dtype=dtype, picture=picture, overrides=overrides or (), **names))
     print(f"model: {folder}")
 
 

@@ -175,8 +175,8 @@ def _line(key: str, facts_a: Facts, facts_b: Facts) -> Line:
 
 
 # Settings of a recipe that other lines or the record state.
-_STATED = ("data.name", "data.image_size", "data.pad", "data.num_images", "seed", "tokenizer", "model.statistics")
-_STATED += ("train.ema", "train.batch_size", "train.accumulate", "train.steps")
+_STATED = {"data.name", "data.image_size", "data.pad", "data.num_images", "seed", "tokenizer", "model.statistics"}
+_STATED |= {"train.ema", "train.batch_size", "train.accumulate", "train.steps"}
 _FRAMING = ("image_size", "channels", "crop", "pad", "background")  # keys of data that its fingerprint depends on
 
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
 from tok1d.config.load import stored_recipe, to_yaml
+from tok1d.config.recipe import Recipe
+from tok1d.data.source import BY_NAME
 from tok1d.errors import InputError
 from tok1d.tokenizers.auxiliary import LatentAlignmentConfig
 from tok1d.tokenizers.maetok import MAETok
 from tok1d.train.folder import is_finished
+from tok1d.train.previews import reconstruction_preview, sample_preview
 from tok1d.train.run import evaluate
 from tok1d.zoo import store
 from tok1d.zoo.portable import with_tokenizer
@@ -30,6 +35,7 @@ def export(
     generator: str = "",
     tokenizer: str = "",
     licence: str = "",
+    picture: bool | None = None,
     overrides: Sequence[str] = (),
 ) -> list[Record]:
     """Write the model of a finished run with its weights stored as `dtype`; returns the records of the cast model.
@@ -44,6 +50,8 @@ def export(
         tokenizer: for a generator, its tokenizer, if it is no longer where the training found it. A tokenizer in a
             folder is copied into the model folder.
         licence: of the weights, for the card; default: that of the run.
+        picture: store a picture of the model's output for the card; default: only of a data set with a name, as the
+            picture of a tokenizer shows test images.
         overrides: key=value for the recipe's evaluate section (evaluate.num_images=10000).
 
     Raises:
@@ -74,8 +82,21 @@ def export(
         licence=licence or named.licence,
     )
     card.records = evaluate(recipe, model, with_baselines=True)
-    store.save_model(model, out, card, dtype=kind, tokenizer=beside)
+    drawn = _drawn(recipe, model, trained) if picture or (picture is None and card.data in BY_NAME) else None
+    store.save_model(model, out, card, dtype=kind, tokenizer=beside, picture=drawn)
     return list(card.records)
+
+
+def _drawn(recipe: Recipe, model: Any, trained: Any) -> bytes | None:
+    """A PNG of reconstructions or samples, as the previews of a training; None for a classifier."""
+    if recipe.kind == "classifier":
+        return None
+    tokenizer = tokenizer_of(trained, recipe.tokenizer) if recipe.kind == "generator" else None
+    draw = reconstruction_preview(recipe) if tokenizer is None else sample_preview(recipe, tokenizer)
+    with TemporaryDirectory() as place, torch.no_grad(), torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        draw(model, Path(place) / store.PREVIEW)
+        return (Path(place) / store.PREVIEW).read_bytes()
 
 
 def without_auxiliary(model: MAETok) -> MAETok:

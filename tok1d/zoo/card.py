@@ -15,6 +15,10 @@ from tok1d.images.framing import framing_of, trained_with
 from tok1d.zoo.record import BASELINE, Record
 
 HUB_DATA = {"fashion_mnist": "zalando-datasets/fashion_mnist"}  # data sets by name, as the hub calls them
+PICTURES = {
+    "tokenizer": "Test images, and below them reconstructions from increasing numbers of tokens",
+    "generator": "Samples, unselected",
+}
 TASKS = {
     "tokenizer": "image-feature-extraction",
     "generator": "unconditional-image-generation",
@@ -80,12 +84,13 @@ class Card:
         facts = [self.recipe_name, f"data {self.data}" if self.data else "", f"{steps} steps" if steps else ""]
         return f"Card({', '.join(filter(None, [*facts, *values[:2], *more]))})"
 
-    def to_markdown(self, model: str, name: str = "") -> str:
+    def to_markdown(self, model: str, name: str = "", *, picture: str = "") -> str:
         """The README.md of a model folder, with metadata that the Hugging Face hub reads and a usage snippet.
 
         Args:
             model: the model's name in the registry.
             name: what the snippet loads, such as OWNER/NAME; default: a placeholder.
+            picture: file name of a picture beside it; "": none.
         """
         facts = {
             k: v
@@ -96,6 +101,8 @@ class Card:
             facts["images"] = about
         kind = MODELS[model].kind if model in MODELS else ""
         lines = [*front_matter(self, model, kind), f"# {model}", ""]
+        if picture:
+            lines += [f"![{PICTURES.get(kind, 'Output of the model')}]({picture})", ""]
         lines += [*_usage(kind, name or "FOLDER_OR_OWNER/NAME"), "| | |", "|---|---|"]
         lines += [f"| {key.replace('_', ' ')} | {value} |" for key, value in facts.items()]
         if self.classes:

@@ -52,7 +52,9 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, licence: str | None
     base: Any = getattr(model, "folder", None)
     card, tokenizer = with_tokenizer(card, base)
     out = Path(as_path(str(folder)))
-    store.save_model(model, out, card, tokenizer=tokenizer, name=name)
+    drawn = None if base is None else Path(base) / store.PREVIEW
+    picture = drawn.read_bytes() if drawn is not None and drawn.is_file() else None
+    store.save_model(model, out, card, tokenizer=tokenizer, name=name, picture=picture)
     return out
 
 

@@ -36,7 +36,8 @@ RUN_MODEL = "model"  # the model folder inside a run's
 TOKENIZER = "tokenizer"  # the folder of a generator's tokenizer inside its own
 # All files of a model folder, and of an autoencoder's in the format of diffusers.
 MODEL_FILES = {"config.json", "model.safetensors", "README.md", "diffusion_pytorch_model.safetensors"}
-MODEL_FILES |= {EMBEDDED, TOKENIZER, ".gitattributes"}
+PREVIEW = "preview.png"  # the picture of the card
+MODEL_FILES |= {EMBEDDED, TOKENIZER, PREVIEW, ".gitattributes"}
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ def save_model(
     dtype: torch.dtype = torch.float32,
     tokenizer: Path | None = None,
     name: str = "",
+    picture: bytes | None = None,
 ) -> None:
     """Write a model folder atomically; an existing model folder is replaced.
 
@@ -94,6 +96,7 @@ def save_model(
         dtype: type in which floating-point weights are stored; loading converts them to float32.
         tokenizer: the model folder of a generator's tokenizer, which is copied into this one; see `zoo.portable`.
         name: the model's name for its README.md, such as OWNER/NAME on the hub.
+        picture: a PNG for its README.md, of the model's output.
 
     Raises:
         WeightsError: it cannot be written (the old folder is kept), or the folder exists and is not a model folder.
@@ -106,11 +109,14 @@ def save_model(
     content = {"format": FORMAT, "model": to_mapping(config), "card": card.to_json()}
     if (check := selfcheck.recorded(model)) is not None:
         content["check"] = check
+    text = card.to_markdown(config.name, name, picture="" if picture is None else PREVIEW)
     with replacing(folder) as temporary:
         save_file(state, temporary / "model.safetensors")
         (temporary / "config.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         shutil.copymode(temporary / "config.json", temporary / "model.safetensors")  # safetensors makes it private
-        (temporary / "README.md").write_text(encodable(card.to_markdown(config.name, name)), encoding="utf-8")
+        (temporary / "README.md").write_text(encodable(text), encoding="utf-8")
+        if picture is not None:
+            (temporary / PREVIEW).write_bytes(picture)
         space = getattr(model, "latent_space", None)
         if isinstance(space, Autoencoder) and space.config.path == EMBEDDED:
             space.save(temporary / EMBEDDED)
