@@ -110,7 +110,7 @@ def generate(
     for i, image in enumerate(sampled):
         save_png(to_pil(image), out / samples.name(keys[i], i))
     found = [samples.label(key) for key in keys[:: how.num]]
-    named = ["" if label is None else label for label in found]
+    named = ["" if label is None else str(label) for label in found]
     written = [save_png(labelled_grid(sampled, how.num, named), out / "overview.png")]
     if samples.prefixes:
         rows = torch.cat([images[k] for k in samples.prefixes])

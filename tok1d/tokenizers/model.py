@@ -81,7 +81,13 @@ class TokenizerModel(Pretrained, nn.Module):
 
     @overload
     def decode(
-        self, tokens: Tensor, cond: Tensor | None = None, *, as_pil: Literal[True], **options: object
+        self,
+        tokens: Tensor,
+        cond: Tensor | None = None,
+        *,
+        as_pil: Literal[True],
+        seed: int | None = None,
+        **options: object,
     ) -> list[Image]: ...
 
     @overload
