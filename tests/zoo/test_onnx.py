@@ -18,6 +18,7 @@ from tok1d.cli import app as cli
 from tok1d.config.load import load_recipe
 from tok1d.errors import InputError
 from tok1d.zoo import store
+from tok1d.zoo.card import Card
 from tok1d.zoo.onnx import export as module
 from tok1d.zoo.onnx.describe import described
 from tok1d.zoo.onnx.parts import part_of
@@ -72,7 +73,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
     @cache
     def made(name: str) -> Export:
         folder = tmp_path_factory.mktemp("onnx") / name
-        module.export_onnx(name, folder)
+        assert cli.run(["export-onnx", name, "--out", str(folder)]) == 0
         return Export(store.load(name), folder)
 
     return made
@@ -96,6 +97,27 @@ def loop(export: Export, tokens: Tensor, keep: Tensor, noise: Tensor) -> Tensor:
         p = export("decoder", x=x, t=t, tokens=tokens, keep=keep)
         x = x + each["step"] * (each["of_prediction"] * p + each["of_x"] * x)
     return ((x + 1) / 2).clamp(0, 1)
+
+
+def example_error(export: Export, keep: int, folder: Path) -> float:
+    """Largest difference, in 0..255, between the picture of the example and that of tok1d from the same noise."""
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 13, 4), np.uint8)
+    photo, out = folder / "photo.png", folder / "decoded.png"
+    Image.fromarray(pixels).resize((101, 70), Image.Resampling.BICUBIC).save(photo)  # transparent in parts
+    code = "import runpy, sys; sys.modules.update(dict.fromkeys(('torch', 'tok1d'))); "
+    code += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    words = [EXAMPLE, export.folder, photo, keep, out]
+    subprocess.run([sys.executable, "-c", code, *map(str, words)], check=True)
+    model = export.model
+    tokens = model.encode(photo)
+    if model.spec.deterministic:
+        expected = model.decode(tokens, keep=keep)
+    else:
+        noise = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 1, 28, 28))).float()
+        latents = model.decode_latents(tokens, noise * model.config.flow.temperature, torch.randn_like, keep=keep)
+        expected = model.latent_space.decode(latents).clamp(0, 1)
+    found = np.asarray(Image.open(out), np.float32).reshape(*expected.shape[2:], -1).transpose(2, 0, 1)
+    return float(np.abs(found - (expected[0] * 255).numpy()).max())
 
 
 @pytest.mark.slow
@@ -154,24 +176,7 @@ def test_prefixes_and_the_null_condition_are_inputs_of_a_decoder(exports: Export
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fashion-mnist-semanticist", "fashion-mnist-smap", "emoji-smap"])
 def test_the_example_without_torch_draws_the_picture_of_tok1d(exports: Exports, name: str, tmp_path: Path) -> None:
-    export, keep = exports(name), 3
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 13, 4), np.uint8)
-    photo, out = tmp_path / "photo.png", tmp_path / "decoded.png"
-    Image.fromarray(pixels).resize((101, 70), Image.Resampling.BICUBIC).save(photo)  # transparent in parts
-    code = "import runpy, sys; sys.modules.update(dict.fromkeys(('torch', 'tok1d'))); "
-    code += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    words = [EXAMPLE, export.folder, photo, keep, out]
-    subprocess.run([sys.executable, "-c", code, *map(str, words)], check=True)
-    model = export.model
-    tokens = model.encode(photo)
-    if model.spec.deterministic:
-        expected = model.decode(tokens, keep=keep)
-    else:
-        noise = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 1, 28, 28))).float()
-        latents = model.decode_latents(tokens, noise * model.config.flow.temperature, torch.randn_like, keep=keep)
-        expected = model.latent_space.decode(latents).clamp(0, 1)
-    found = np.asarray(Image.open(out), np.float32).reshape(*expected.shape[2:], -1).transpose(2, 0, 1)
-    assert np.abs(found - (expected[0] * 255).numpy()).max() <= 1
+    assert example_error(exports(name), 3, tmp_path) <= 1
 
 
 def test_the_example_is_short() -> None:
@@ -187,7 +192,7 @@ def test_the_description_states_preparation_condition_and_tokens() -> None:
 
     smap = about("fashion-mnist-smap")
     assert smap["pictures"] | {"steps": 0} == {
-        **{"size": 32, "inner_size": 28, "pad": 2, "channels": 1, "background": [255, 255, 255], "crop": "center"},
+        **{"size": 28, "inner_size": 28, "pad": 0, "channels": 1, "background": [255, 255, 255], "crop": "center"},
         **{"steps": 0, "normalisation": "none: it is part of the graphs"},
     }
     condition = smap["condition"]
@@ -226,8 +231,9 @@ def test_the_described_loop_is_the_sampler(tiny: Callable[..., str], path: str, 
 
 
 @pytest.mark.slow
-def test_a_codebook_gives_ids(tiny: Callable[..., str], tmp_path: Path) -> None:
+def test_a_codebook_gives_ids_and_a_border_is_described(tiny: Callable[..., str], tmp_path: Path) -> None:
     model = random_model(tiny("smap"), "model.bottleneck={name: vq, size: 32}", "model.condition_on=none")
+    model.card = Card(recipe=Path(tiny("smap")).read_text(encoding="utf-8"))
     module.export_onnx(model, tmp_path / "out")
     export = Export(model, tmp_path / "out")
     images = export.images(4)
@@ -235,6 +241,9 @@ def test_a_codebook_gives_ids(tiny: Callable[..., str], tmp_path: Path) -> None:
     assert ids.dtype == torch.int64 and torch.equal(ids, model.encode(images))
     keep = torch.tensor([0, 1, 3, 4])
     assert (export("decoder", tokens=ids, keep=keep) - model.decode(ids, keep=keep)).abs().max() <= LIMIT
+    pictures = export.about["pictures"]
+    assert (pictures["size"], pictures["inner_size"], pictures["pad"]) == (32, 28, 2)
+    assert example_error(export, 3, tmp_path) <= 1
     assert export.about["tokens"]["vocabulary"] == 32 and export.about["checks"]["encoder"]["deviation"] is None
 
 
@@ -262,8 +271,11 @@ def test_what_is_not_exported_is_one_line(
         assert "the encoder cannot be exported: division by zero" in line(maetok)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine", encoding="utf-8")
-    assert cli.run(["export-onnx", maetok, "--out", str(tmp_path / "full")]) == 2
-    assert "not empty; pass --overwrite" in capsys.readouterr().err
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: 1 / 0)
+    full = ["export-onnx", maetok, "--part", "decoder", "--out", str(tmp_path / "full")]
+    for words, message in (([], "not empty; pass --overwrite"), (["--overwrite"], "the decoder cannot be exported")):
+        assert cli.run([*full, *words]) == 2 and message in capsys.readouterr().err
+    assert [each.name for each in (tmp_path / "full").iterdir()] == ["thesis.txt"]
 
 
 @pytest.mark.slow

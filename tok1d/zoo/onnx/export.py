@@ -176,9 +176,12 @@ def compared(part: Part, path: Path) -> Check:
     """Compare a graph with PyTorch at `BATCH_SIZES`.
 
     Raises:
-        InputError: they differ.
+        InputError: they differ, or onnxruntime cannot read the graph.
     """
-    session = runtime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    try:
+        session = runtime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # of onnxruntime, which may be older than the graph's operators
+        raise InputError(f"ONNX export: onnxruntime cannot read the {part.name}: {reason_of(error)}") from None
     found, expected = [], []
     for batch in BATCH_SIZES:
         inputs = part.sample(batch)
