@@ -110,7 +110,7 @@ def export_onnx(
         "versions": versions() | {name: metadata.version(name) for name in PACKAGES},
     }
     with TemporaryDirectory() as place:
-        checks = {each.name: _exported(each, Path(place) / f"{each.name}.onnx") for each in parts}
+        checks: dict[str, Check] = {each.name: _exported(each, Path(place) / f"{each.name}.onnx") for each in parts}
         content["checks"] = {name: asdict(check) for name, check in checks.items()}
         clear(folder, OWN_FILES)
         for path in sorted(Path(place).iterdir()):
