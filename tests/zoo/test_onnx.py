@@ -114,7 +114,9 @@ def example_error(export: Export, keep: int, folder: Path) -> float:
         expected = model.decode(tokens, keep=keep)
     else:
         noise = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 1, 28, 28))).float()
-        latents = model.decode_latents(tokens, noise * model.config.flow.temperature, torch.randn_like, keep=keep)
+        start = noise * model.config.flow.temperature
+        with torch.no_grad():
+            latents = model.decode_latents(tokens, start, torch.randn_like, keep=keep)
         expected = model.latent_space.decode(latents).clamp(0, 1)
     found = np.asarray(Image.open(out), np.float32).reshape(*expected.shape[2:], -1).transpose(2, 0, 1)
     return float(np.abs(found - (expected[0] * 255).numpy()).max())
