@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tok1d.errors import InputError, Tok1dError, reason_of
 from tok1d.files import as_path, clear, new_folder, replacing, write_text
 from tok1d.tokenizers.model import TokenizerModel
-from tok1d.zoo import store
+from tok1d.zoo.checkpoints import load_model
 from tok1d.zoo.onnx.describe import described
 from tok1d.zoo.onnx.parts import NAMES, Inputs, Part, part_of
 from tok1d.zoo.record import versions
@@ -89,7 +89,7 @@ def export_onnx(
     [-1, 1]), or more than 1 % of other ids, is an error. Nothing is written after an error.
 
     Args:
-        model: a tokenizer, its folder, or its name.
+        model: a tokenizer, its name, its folder, or a run.
         part: "encoder", "decoder" or "all".
         overwrite: write into a folder that is not empty, in place of an earlier export.
 
@@ -138,7 +138,7 @@ def runtime() -> ModuleType:
 def _loaded(model: str | Path | nn.Module) -> nn.Module:
     """The model in float32 on the CPU, in eval mode; of a given one a copy."""
     if not isinstance(model, nn.Module):
-        return store.load(model)
+        return load_model(model).eval()
     return copy.deepcopy(model).to("cpu", torch.float32).eval()
 
 
