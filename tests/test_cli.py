@@ -27,7 +27,7 @@ from tok1d.zoo.weights import fingerprint
 Tiny = Callable[..., str]
 COMMANDS = [
     *("demo", "recipes", "config", "train", "encode", "reconstruct", "generate", "convert", "export", "reference"),
-    *("compare", "launch", "replay", "reproduce"),
+    *("export-onnx", "compare", "launch", "replay", "reproduce"),
     *("evaluate reconstruction", "evaluate generation", "evaluate grid"),
     *("analyze prefix", "analyze increments", "analyze mixture", "analyze swap", "analyze idle"),
     *("analyze spectrum", "analyze probe", "analyze map", "analyze semantics"),
@@ -132,7 +132,7 @@ def test_every_command_shows_its_usage(ok: Callable[..., str], command: str) -> 
 
 
 def test_the_help_lists_every_command(ok: Callable[..., str]) -> None:
-    listed = set(re.findall(r"^  (\w+) ", ok("--help").partition("Commands:")[2], re.MULTILINE))
+    listed = set(re.findall(r"^  ([\w-]+) ", ok("--help").partition("Commands:")[2], re.MULTILINE))
     assert listed == {command.split()[0] for command in COMMANDS}
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tok1d.zoo.checkpoints import load_model as load
     from tok1d.zoo.checkpoints import load_pair
     from tok1d.zoo.listed import models
+    from tok1d.zoo.onnx.export import export_onnx
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "__version__",
     "analyze",
     "evaluate",
+    "export_onnx",
     "images",
     "load",
     "load_pair",
@@ -48,6 +50,7 @@ _EXPORTS = {
     "Tokenizer": "tok1d.tokenizers.model:TokenizerModel",
     "analyze": "tok1d.analyze",  # packages that can be called
     "evaluate": "tok1d.evaluate",
+    "export_onnx": "tok1d.zoo.onnx.export:export_onnx",
     "images": "tok1d.images",
     "load": "tok1d.zoo.checkpoints:load_model",
     "load_pair": "tok1d.zoo.checkpoints:load_pair",

@@ -22,6 +22,7 @@ MODULES = (
     "tok1d.images.overview",
     "tok1d.tokenizers.model",
     "tok1d.zoo.listed",
+    "tok1d.zoo.onnx.export",
     "tok1d.zoo.store",
 )
 # Public names without a snippet of their own: a decorator, a list of names, a training.

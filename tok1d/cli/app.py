@@ -16,7 +16,7 @@ import typer
 
 from tok1d.cli.analyze import analyze_app
 from tok1d.cli.compare import compare
-from tok1d.cli.convert import convert, export
+from tok1d.cli.convert import convert, export, export_onnx
 from tok1d.cli.demo import demo
 from tok1d.cli.encode import encode
 from tok1d.cli.evaluate import evaluate_app
@@ -49,6 +49,7 @@ app.command("reconstruct", short_help="Encode images and decode them from their 
 )
 app.command("generate", short_help="Generate images from classes or captions.")(with_paths(generate))
 app.command("export", short_help="Cast and evaluate the weights of a finished run.")(with_paths(export))
+app.command("export-onnx", short_help="Export a tokenizer to ONNX.")(with_paths(export_onnx))
 app.command("convert", short_help="Convert published weights to a model folder.")(with_paths(convert))
 app.command("reference", short_help="Compute reference statistics of an image set.")(with_paths(reference))
 app.add_typer(evaluate_app, name="evaluate")

@@ -1,4 +1,4 @@
-"""`tok1d export` and `tok1d convert`: model folders from finished runs and from published weights."""
+"""`tok1d export`, `export-onnx` and `convert`: model folders from runs and published weights, graphs of tokenizers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tok1d.cli.options import PATH, Overwrite, one_of, output_folder, print_records
+from tok1d.cli.options import PATH, Model, Overwrite, one_of, output_folder, print_records
 
 
 def export(
@@ -49,6 +49,26 @@ def export(
     names = {"generator": generator, "tokenizer": tokenizer, "licence": licence}
     print_records(module.export(run, folder, dtype=dtype, picture=picture, overrides=overrides or (), **names))
     print(f"model: {folder}")
+
+
+def export_onnx(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    part: Annotated[
+        str,
+        typer.Option(
+            help="encoder, decoder or all; of a flow decoder the network, which the sampler calls at each step"
+        ),
+    ] = "all",
+    overwrite: Overwrite = False,
+) -> None:
+    """Export a tokenizer to ONNX, checked against PyTorch, with a description for programs without torch."""
+    from tok1d.zoo.onnx import export as module
+
+    one_of("--part", part, ("encoder", "decoder", "all"))
+    folder = output_folder(out, overwrite=overwrite)
+    print(module.export_onnx(model, folder, part=part, overwrite=overwrite))
+    print(f"description: {folder / module.DESCRIPTION}")
 
 
 def _help_options(wanted: bool) -> None:

@@ -17,6 +17,7 @@ from tok1d.data.transforms import UPRIGHT, Transform, decode_image, flatten
 from tok1d.errors import InputError, reason_of
 from tok1d.files import as_path
 from tok1d.images.framing import framing_of
+from tok1d.nn.values import has_values
 
 One = Image.Image | str | PathLike[str] | np.ndarray | Tensor
 Pictures = One | Sequence[One]
@@ -105,7 +106,7 @@ def check_range(images: Tensor) -> None:
     """
     if not images.is_floating_point():
         raise InputError(f"images: expected floating point in [0, 1] or uint8, got {images.dtype}; x / 255 for 0..255")
-    if images.is_meta or not images.numel() or torch.compiler.is_compiling():
+    if not has_values(images):
         return
     low, high = (float(value) for value in images.detach().aminmax())
     if not (np.isfinite(low) and np.isfinite(high)):

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from tok1d.errors import InputError
 from tok1d.nn.embed import Condition
 from tok1d.nn.roles import WORDS, Roles
+from tok1d.nn.values import has_values
 
 
 class Captions(Condition):
@@ -72,7 +73,7 @@ class Captions(Condition):
                 f"this model is conditioned on captions, expected ids (B, at most {self.length}) of words, int64, "
                 f"got {ids.dtype} of shape {tuple(ids.shape)}"
             )
-        if check_values and ids.numel() and (int(ids.min()) < 0 or int(ids.max()) > words):
+        if check_values and has_values(ids) and (int(ids.min()) < 0 or int(ids.max()) > words):
             raise InputError(f"ids of words: expected 0..{words}, got {int(ids.min())}..{int(ids.max())}")
         return F.pad(ids, (0, self.length - ids.shape[1]))
 

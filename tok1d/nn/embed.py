@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tok1d.errors import InputError
 from tok1d.nn.roles import CLASSES, PIXELS_IN, Roles
+from tok1d.nn.values import has_values
 
 
 class PatchEmbed(nn.Module):
@@ -149,7 +150,7 @@ class ClassLabels(Condition):
             raise InputError("expected no class ids, because this model is unconditional; give num instead")
         if cond.dim() != 1 or cond.is_floating_point():
             raise InputError(f"expected class ids (B,) of integers, got {cond.dtype} of shape {tuple(cond.shape)}")
-        if check_values and len(cond) and (int(cond.min()) < 0 or int(cond.max()) >= self.num_classes):
+        if check_values and has_values(cond) and (int(cond.min()) < 0 or int(cond.max()) >= self.num_classes):
             raise InputError(f"class ids: expected 0..{self.num_classes - 1}, got {int(cond.min())}..{int(cond.max())}")
         return cond.to(device)
 

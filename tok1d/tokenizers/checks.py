@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tok1d.errors import InputError
+from tok1d.nn.values import has_values
 from tok1d.tokenizers.base import Size
 
 
@@ -60,7 +61,7 @@ def checked_tokens(
         raise InputError(f"expected {kind} of shape {expected}{where}, got {found}")
     if not vocab_size:
         return tokens.to(dtype)
-    if tokens.numel():
+    if has_values(tokens):
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= vocab_size:
             raise InputError(f"expected ids in 0..{vocab_size - 1}, got {low if low < 0 else high}")

@@ -17,6 +17,7 @@ from tok1d.diffusion.solver import Generators
 from tok1d.errors import ConfigError, InputError
 from tok1d.losses.total import Batch, Tensors
 from tok1d.nn.precision import single
+from tok1d.nn.values import has_values
 from tok1d.tokenizers.base import Size, TokenizerConfig, TokenSpec
 from tok1d.tokenizers.bottlenecks import BottleneckConfig, SoftVQConfig
 from tok1d.tokenizers.checks import check_images, checked_tokens, height_and_width
@@ -199,8 +200,10 @@ class DeterministicTokenizer(TokenizerModel):
         if not self.spec.ordered:
             refuse_prefixes(keep, tokens)
             return tokens, None
-        counts = resolve_keep(keep, len(tokens), tokens.shape[1], tokens.device)
-        least, most = (int(counts.min()), int(counts.max())) if len(tokens) else (0, 0)
+        counts = resolve_keep(keep, tokens.shape[0], tokens.shape[1], tokens.device)
+        if torch.compiler.is_compiling():  # a graph has one length
+            return tokens, None if keep is None else prefix_mask(counts, tokens.shape[1])
+        least, most = (int(counts.min()), int(counts.max())) if has_values(counts) else (0, 0)
         return tokens[:, :most], None if least == most else prefix_mask(counts, most)
 
     def _encoder_grad(self) -> AbstractContextManager[object]:

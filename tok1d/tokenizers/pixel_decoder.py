@@ -60,7 +60,7 @@ class TokenDecoder(nn.Module):
         if not self.num_tokens:
             assert cond is None and visible is None, "one token per patch: neither a condition nor prefixes"
             return self.vit(states, grid)[0]
-        masks = self.mask_token.expand(len(tokens), grid[0] * grid[1], -1)
+        masks = self.mask_token.expand(tokens.shape[0], grid[0] * grid[1], -1)
         states = states + self.token_positions[:, : tokens.shape[1]]
         if cond is not None:
             if cond_visible is not None:

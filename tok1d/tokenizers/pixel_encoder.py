@@ -80,7 +80,7 @@ class PixelEncoder(nn.Module):
             # Replaced before positions are added, so a mask token has the position of its patch.
             x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
         if self.queries is not None and self.query_positions is not None:
-            queries = (self.queries + self.query_positions).expand(len(x), -1, -1)
+            queries = (self.queries + self.query_positions).expand(x.shape[0], -1, -1)
             if cond is not None:
                 visible = None if cond_visible is None else F.pad(cond_visible, (0, queries.shape[1]), value=True)
                 queries = torch.cat([cond, queries], dim=1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tok1d.errors import InputError
+from tok1d.nn.values import has_values
 from tok1d.tokenizers.base import TokenSpec
 
 
@@ -41,10 +42,11 @@ def resolve_keep(keep: int | Tensor | None, batch: int, length: int, device: tor
     if counts is None or counts.shape not in ((), (batch,)):
         found = f"shape {tuple(keep.shape)} of {keep.dtype}" if isinstance(keep, Tensor) else f"{keep!r}"[:60]
         raise InputError(f"keep: expected an int or a tensor of ints of shape ({batch},), got {found}")
-    low, high = int(counts.min()), int(counts.max())
-    if low < 0 or high > length:
-        wrong = low if low < 0 else high
-        raise InputError(f"keep: expected 0..{length}, the number of tokens, got {wrong}")
+    if has_values(counts):
+        low, high = int(counts.min()), int(counts.max())
+        if low < 0 or high > length:
+            wrong = low if low < 0 else high
+            raise InputError(f"keep: expected 0..{length}, the number of tokens, got {wrong}")
     return counts.to(device=device, dtype=torch.int64).expand(batch)
 
 

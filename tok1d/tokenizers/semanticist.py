@@ -331,10 +331,14 @@ class Semanticist(TokenizerModel):
                 raise InputError(f"DDPM decoder: expected at least 2 steps, got {steps}")
             chain = self.chain.respace(steps)
             return ddim(field, start, chain) if sampler == "ddim" else ancestral(field, start, chain, randn)
-        times = time_grid(int(steps), shift=self.config.flow.shift, device=start.device)
+        return (heun if sampler == "heun" else euler)(field, start, self.flow_times(int(steps), start.device))
+
+    def flow_times(self, steps: int, device: torch.device | None = None) -> Tensor:
+        """The times (steps + 1,) of a sampler of objective=flow, from noise to data."""
+        times = time_grid(steps, shift=self.config.flow.shift, device=device)
         if self.config.flow.prediction == "noise":  # at t = 0, where alpha = 0, predicted noise implies no velocity
             times[0] = times[1].clamp(max=0.02) / 2
-        return (heun if sampler == "heun" else euler)(field, start, times)
+        return times
 
     def field(self, tokens: Tensor, keep: int | Tensor | None, guidance: Guidance) -> Field:
         """The function that samplers evaluate: guided noise and conditional variance (DDPM), or guided velocity (flow).

@@ -219,7 +219,7 @@ class SMAP(DeterministicTokenizer):
 
     def _cond(self, cond: Tensor | None, batch: Tensor) -> Tensor | None:
         """The checked condition of a batch of images or tokens; None for a tokenizer without one."""
-        return None if self.condition is None else self.condition.checked(cond, len(batch), batch.device)
+        return None if self.condition is None else self.condition.checked(cond, batch.shape[0], batch.device)
 
     def _encoder_cond(self, cond: Tensor | None, images: Tensor) -> Tensor | None:
         return self._cond(cond, images) if self.encoder_reads else None

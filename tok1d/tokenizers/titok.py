@@ -161,7 +161,7 @@ class MaskDecoder(nn.Module):
         if self.text_embed is not None and self.text_positions is not None:
             assert text is not None, "this decoder reads text"
             extra = torch.cat([extra, self.text_embed(text) + self.text_positions[:, : text.shape[1]]], dim=1)
-        masks = self.mask_token.expand(len(tokens), grid[0] * grid[1], -1)
+        masks = self.mask_token.expand(tokens.shape[0], grid[0] * grid[1], -1)
         return self.vit(masks, grid, extra)[0]
 
 
