@@ -1,5 +1,5 @@
 # `make demo` and `make test` need no preparation: both set up .venv first, once.
-.PHONY: demo test quick test-faults lint types pytest format clean
+.PHONY: demo test quick test-faults lint types pytest format docs notebooks clean
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -44,6 +44,15 @@ format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The documentation site, into build/site; it needs no server and no network.
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Runs the examples at their full size (about 15 minutes on two cores) and writes the notebooks that the site shows.
+NOTEBOOKS := $(shell grep -l '^\# %%' examples/*.py)
+notebooks: .venv/.docs
+	$(BIN)/jupytext --to ipynb --execute --run-path . $(NOTEBOOKS)
+
 $(BIN)/uv:
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed, found none; on Debian/Ubuntu: apt install python3 python3-venv" >&2; exit 2; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: this Python has no venv module; on Debian/Ubuntu: apt install python3-venv" >&2; exit 2; }
@@ -56,6 +65,10 @@ $(BIN)/uv:
 
 .venv/.dev: $(BIN)/uv pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev]'
+	@touch $@ .venv/.demo
+
+.venv/.docs: $(BIN)/uv pyproject.toml
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[docs]'
 	@touch $@ .venv/.demo
 
 clean:
