@@ -30,7 +30,7 @@ pytest: .venv/.dev
 
 # For use while working: no mypy, and without the test files and tests that take long.
 LONG_FILES := benchmarks bad_input cache captioned compare demo disk evaluations examples export faults grid half job kills labels \
-	latents mixture options own_data pairs precision processes profile proxies recipes run text_conditions trackers
+	latents mixture options own_data pairs precision processes profile proxies recipes run site text_conditions trackers
 LONG_TESTS := field_rows or yaml_round_trip or whole_chain or kl16 or torchmetrics or torch_fidelity or _sizes
 quick: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" -k "not ($(LONG_TESTS))" \
@@ -49,9 +49,8 @@ docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Runs the examples at their full size (about 15 minutes on two cores) and writes the notebooks that the site shows.
-NOTEBOOKS := $(shell grep -l '^\# %%' examples/*.py)
 notebooks: .venv/.docs
-	$(BIN)/jupytext --to ipynb --execute --run-path . $(NOTEBOOKS)
+	$(BIN)/python docs/site/notebooks.py
 
 $(BIN)/uv:
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed, found none; on Debian/Ubuntu: apt install python3 python3-venv" >&2; exit 2; }

@@ -19,6 +19,7 @@ import reference
 
 ROOT = Path(__file__).parents[2]
 OUTSIDE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md", "benchmarks/README.md")
+CODE = re.compile(r"`[^`\n]+`")
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -52,6 +53,13 @@ def relinked(markdown: str, path: str) -> str:
         return f"]({posixpath.relpath(site_path(target), here or '.')}{match[2] or ''})"
 
     return LINK.sub(place, markdown)
+
+
+def with_plain_pipes(markdown: str) -> str:
+    r"""The page with | for \| in code inside of tables: GitHub needs the backslash, Python-Markdown shows it."""
+    lines = markdown.split("\n")
+    plain = (CODE.sub(lambda code: code[0].replace(r"\|", "|"), line) if line[:1] == "|" else line for line in lines)
+    return "\n".join(plain)
 
 
 def notebook(path: Path) -> tuple[str, dict[str, bytes]]:
@@ -90,6 +98,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Rewrite the links of a page."""
-    path = repository_path(page.file.src_uri)
-    return markdown if page.file.src_uri.startswith("reference/") else relinked(markdown, path)
+    """Rewrite the links of a page that is in the repository, and the code in its tables."""
+    if page.file.src_uri.startswith("reference/"):
+        return markdown
+    return relinked(with_plain_pipes(markdown), repository_path(page.file.src_uri))

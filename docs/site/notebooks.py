@@ -1,0 +1,38 @@
+"""Executes the examples and writes the notebooks that the site shows: python docs/site/notebooks.py [NAME...].
+
+A notebook has the cells of examples/NAME.py. Of each picture the PNG is kept; times of the execution are not.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+def names() -> list[str]:
+    """The examples that are scripts of cells."""
+    return [path.stem for path in sorted(EXAMPLES.glob("*.py")) if "# %%" in path.read_text(encoding="utf-8")]
+
+
+def execute(name: str) -> Path:
+    """Run an example in the root of the repository and write its notebook."""
+    notebook = jupytext.read(EXAMPLES / f"{name}.py")
+    NotebookClient(notebook, timeout=None, record_timing=False, resources={"metadata": {"path": str(ROOT)}}).execute()
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            if "image/png" in output.get("data", {}):
+                output.data.pop("image/jpeg", None)
+    path = EXAMPLES / f"{name}.ipynb"
+    nbformat.write(notebook, path)
+    return path
+
+
+for each in sys.argv[1:] or names():
+    print(execute(each))
