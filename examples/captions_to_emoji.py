@@ -25,7 +25,8 @@ tok1d.show(samples.images, labels=samples.labels, columns=NUM)
 # %% [markdown]
 # ## Words in new combinations
 #
-# The captions "green heart" and "blue circle" are names of emoji. The model was not trained on "purple apple".
+# "green heart" and "blue circle" are names of emoji, "purple apple" is not. Its samples have the colour, but they are
+# no apples.
 
 # %%
 new = ["green heart", "blue circle", "purple apple"][: 1 if SMALL else 3]
@@ -35,8 +36,8 @@ tok1d.show(samples.images, labels=samples.labels, columns=NUM)
 # %% [markdown]
 # ## Guidance
 #
-# Guidance moves the prediction away from the one without a caption. 1 is off; a high scale follows the words more
-# closely, and the samples differ less. One row for each scale.
+# Guidance moves the prediction away from the one without a caption. 1 is off. With 2 and 4 the samples are nearer to
+# the words and differ less; 8 is too much. One row for each scale.
 
 # %%
 rows, labels = [], []

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 import tok1d
 
 SMALL = bool(os.environ.get("TOK1D_SMALL"))
-STEPS, PER_CLASS = (2, 12) if SMALL else (1000, 200)
+STEPS, PER_CLASS = (2, 12) if SMALL else (600, 200)
 PHOTOS = Path("runs/examples/photos")
 
 

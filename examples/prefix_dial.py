@@ -43,7 +43,8 @@ figure.tight_layout()
 # %% [markdown]
 # ## The first tokens of one image, the rest of another
 #
-# Each row has the first 0, 1, 4 and 16 tokens of the left image and the others of the right image.
+# Column i has the first 0, 1, 4 and 16 tokens of image i, and the others of image i + 1. They show what the tokens of
+# this toy model carry: each changes a few patches of the image.
 
 # %%
 left, right = tokens[:-1], tokens[1:]

@@ -15,7 +15,7 @@ from tok1d.cli import app
 from tok1d.errors import Tok1dError
 
 SMALL = bool(os.environ.get("TOK1D_SMALL"))
-STEPS, IMAGES = (6, 8) if SMALL else (400, 200)
+STEPS, IMAGES = (6, 8) if SMALL else (200, 200)
 OUT = Path("runs/examples")
 every = {"steps": STEPS, "log_every": max(1, STEPS // 50), "evaluate_every": STEPS // 2, "warmup": STEPS // 6}
 short = {"train": every, "evaluate": {"num_images": IMAGES}, "quiet": True}
@@ -50,15 +50,18 @@ training
 # %% [markdown]
 # ## A training that fails
 #
-# A learning rate far too high. The run stops at the first step whose loss or gradient is not finite, before it is used,
-# and the error names likely causes. What it prints before are warnings of a rising loss.
+# The first learning rate is too high: the run goes on, and a warning says that the loss has risen to three times its
+# median. The second one is far too high: the run stops at the first step whose loss or gradient is not finite, before
+# it is used, and the error names likely causes.
 
 # %%
-bad = {**short, "train": {**every, "lr": 1e18, "optimizer": "adamw", "warmup": 0, "clip": 0}}
-try:
-    tok1d.train("fashion_mnist/maetok_ae", out=OUT / "bad", overwrite=True, **bad)
-except Tok1dError as error:
-    print(error)
+for name, lr in (("high", 0.05), ("bad", 1e18)):
+    bad = {**every, "steps": min(STEPS, 100), "lr": lr, "optimizer": "adamw", "clip": 0}
+    bad |= {"log_every": 2, "warmup": min(STEPS, 50) if name == "high" else 0}
+    try:
+        tok1d.train("fashion_mnist/maetok_ae", out=OUT / name, overwrite=True, **{**short, "train": bad})
+    except Tok1dError as error:
+        print(error)
 
 # %% [markdown]
 # ## Replay

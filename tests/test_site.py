@@ -183,7 +183,7 @@ def test_the_notebooks_are_the_scripts() -> None:
         assert [(each.cell_type, each.source) for each in cells] == [(each.cell_type, each.source) for each in made]
         outputs = [output for each in made for output in each.get("outputs", [])]
         assert "error" not in {each.output_type for each in outputs}
-        assert any("image/png" in each.get("data", {}) for each in outputs), path
+        assert any({"image/png", "image/jpeg"} & each.get("data", {}).keys() for each in outputs), path
 
 
 def test_the_python_of_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

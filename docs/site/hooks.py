@@ -86,7 +86,7 @@ def on_files(files: Files, config: Any) -> Files:
         add(site_path(path), (ROOT / path).read_text(encoding="utf-8"))
     for each in sorted((ROOT / "examples").glob("*.ipynb")):
         page, pictures = notebook(each)
-        add(f"examples/{each.stem}.md", page)
+        add(f"examples/{each.stem}.md", f"{page.rstrip()}\n\n[The script of this page]({each.stem}.py)\n")
         for name, picture in pictures.items():
             add(f"examples/{name}", picture)
     for file in list(files.documentation_pages()):

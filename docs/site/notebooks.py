@@ -1,6 +1,6 @@
 """Executes the examples and writes the notebooks that the site shows: python docs/site/notebooks.py [NAME...].
 
-A notebook has the cells of examples/NAME.py. Of each picture the PNG is kept; times of the execution are not.
+A notebook has the cells of examples/NAME.py. A PIL image is shown as PNG and JPEG; the smaller one is kept.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ def execute(name: str) -> Path:
     NotebookClient(notebook, timeout=None, record_timing=False, resources={"metadata": {"path": str(ROOT)}}).execute()
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
-            if "image/png" in output.get("data", {}):
-                output.data.pop("image/jpeg", None)
+            pictures = [key for key in output.get("data", {}) if key in ("image/png", "image/jpeg")]
+            for larger in sorted(pictures, key=lambda key: len(output.data[key]))[1:]:
+                del output.data[larger]
     path = EXAMPLES / f"{name}.ipynb"
     nbformat.write(notebook, path)
     return path

@@ -40,7 +40,7 @@ def text(value: object) -> str:
 
 def code(value: object) -> str:
     """A plain text as code, also in a table."""
-    escaped = str(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "&#124;")
+    escaped = re.sub(r"[^\w\s.,:;/=()-]|_", lambda match: f"&#{ord(match[0])};", str(value))
     return f"<code>{escaped}</code>" if value != "" else ""
 
 
@@ -54,6 +54,15 @@ def public_names() -> Iterator[tuple[str, str]]:
             yield name, f"{value.__module__}.{value.__qualname__}"
 
 
+def unindented_snippet(value: object) -> list[str]:
+    """Of a docstring whose snippet is not indented, so that Markdown would read it as prose: the lines to show it."""
+    found = re.fullmatch(r"(.*?)\n\n(>>> .*)", inspect.getdoc(value) or "", re.DOTALL)
+    if found is None:
+        return []
+    options = ["    options:", "      show_docstring_description: false", ""]
+    return [*options, found[1], "", "```pycon", found[2], "```"]
+
+
 def api() -> str:
     """The page of the Python API, for mkdocstrings."""
     lines = [
@@ -63,7 +72,7 @@ def api() -> str:
         "",
     ]
     for name, path in public_names():
-        lines += [f"## tok1d.{name}", "", f"::: {path}", ""]
+        lines += [f"## tok1d.{name}", "", f"::: {path}", *unindented_snippet(getattr(tok1d, name)), ""]
     lines += ["## tok1d.images", "", "Pictures in and out; `tok1d.images.show` is `tok1d.show`.", ""]
     lines += ["::: tok1d.images.convert.to_tensor", "", "::: tok1d.images.convert.to_pil", ""]
     lines += ["## `tok1d.__version__`", "", f"The version as text, here {code(tok1d.__version__)}.", ""]
