@@ -16,7 +16,7 @@ sys.path.insert(0, "examples")
 import my_tokenizer
 
 SMALL = bool(os.environ.get("TOK1D_SMALL"))
-STEPS = 2 if SMALL else 400
+STEPS = 2 if SMALL else 300
 print(my_tokenizer.MyTokenizer.__doc__)
 print(my_tokenizer.MyConfig())
 

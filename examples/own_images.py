@@ -2,7 +2,8 @@
 # # Own images: from a folder to samples
 #
 # Any folder with one subfolder of images per class will do. Here it is drawn: circles, squares and triangles of random
-# colours, sizes and places. Set `PHOTOS` to a folder of your own, and `STEPS` to 5,000 or more for images of 64 pixels.
+# colours, sizes and places. Both trainings start from the bundled models of emoji, so that few steps show something.
+# For a folder of your own set `PHOTOS` to it and `STEPS` to some thousands.
 
 # %%
 import os
@@ -14,7 +15,7 @@ from PIL import Image, ImageDraw
 import tok1d
 
 SMALL = bool(os.environ.get("TOK1D_SMALL"))
-STEPS, PER_CLASS = (2, 12) if SMALL else (600, 200)
+STEPS, PER_CLASS = (2, 12) if SMALL else (150, 100)
 PHOTOS = Path("runs/examples/photos")
 
 
@@ -44,14 +45,21 @@ tok1d.show([Image.open(path) for path in some], columns=9)
 # %% [markdown]
 # ## The tokenizer
 #
-# A recipe with a few settings changed: images of 32 pixels in patches of 8, so that it takes a minute. The same call
-# resumes an interrupted training.
+# The recipe for own images, in the width of the bundled model whose weights it starts from. The same call resumes an
+# interrupted training.
 
 # %%
-small = {"encoder": {"patch": 8}, "decoder": {"patch": 8}}
-data = {"root": PHOTOS, "image_size": 32}
-train = {"steps": STEPS, "warmup": min(50, STEPS - 1), "save_every": 0, "preview_every": 0}
-training = tok1d.train("own/maetok", out="runs/examples/shapes", data=data, model=small, train=train, quiet=True)
+width = {"dim": 96, "heads": 4}
+settings = {"steps": STEPS, "warmup": STEPS // 5, "save_every": 0, "preview_every": 0}
+training = tok1d.train(
+    "own/maetok",
+    out="runs/examples/shapes",
+    init_from="emoji-maetok",
+    data={"root": PHOTOS},
+    model={"encoder": width, "decoder": width, "mask": {"high": 0.1}},  # masks, as emoji-maetok was trained with some
+    train=settings,
+    quiet=True,
+)
 training
 
 # %% [markdown]
@@ -72,9 +80,11 @@ tok1d.show([*originals, *tokenizer.decode(tokenizer.encode(originals))], columns
 second = tok1d.train(
     "own/sit",
     out="runs/examples/shapes-generator",
+    init_from="emoji-sit",
     tokenizer="runs/examples/shapes/model",
-    data=data,
-    train=train,
+    data={"root": PHOTOS},
+    model={"dim": 128, "heads": 4},
+    train=settings,
     evaluate={"num_samples": 2 if SMALL else 100},
     quiet=True,
 )

@@ -135,7 +135,7 @@ def test_every_recipe_is_on_a_page(site: Path) -> None:
 
 def test_every_field_of_every_recipe_has_a_row(configuration: Page) -> None:
     """By its name and its help, as `tok1d config --fields` prints them."""
-    rows = {(row[0], " ".join(row[3].split())) for row in configuration.rows if len(row) == 4}
+    rows = {(row[0].strip(), " ".join(row[3].split())) for row in configuration.rows if len(row) == 4}
     seen = set()
     for name in recipe_names():
         seen |= {(row.key.split(".")[-1], " ".join(row.help.split())) for row in field_rows(load_recipe(name))}
@@ -167,7 +167,7 @@ def test_broken_links_and_anchors_are_found(site: Path, tmp_path: Path) -> None:
     """The checks of the build can fail."""
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "index.md").write_text("# A\n\n[a](#b) [c](missing.md)\n", encoding="utf-8")
-    found = build(tmp_path / "out", docs_dir=str(tmp_path / "docs"), nav=None, hooks=[], plugins=[])
+    found = build(tmp_path / "out", docs_dir=str(tmp_path / "docs"), nav=["index.md"], hooks=[], plugins=[])
     assert len(found) == 2 and "missing.md" in " ".join(found) and "#b" in " ".join(found)
 
 
