@@ -26,6 +26,7 @@ class Page(HTMLParser):
         self.loaded: list[str] = []
         self.rows: list[list[str]] = []
         self.words: list[str] = []
+        self.in_cell = False
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -34,12 +35,16 @@ class Page(HTMLParser):
             self.loaded.append(given.get(LOADED[tag]) or "")
         if tag == "tr":
             self.rows.append([])
-        if tag in ("td", "th") and self.rows:
+        if tag in ("td", "th"):
             self.rows[-1].append("")
+            self.in_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self.in_cell = self.in_cell and tag not in ("td", "th")
 
     def handle_data(self, data: str) -> None:
         self.words.append(data)
-        if self.rows and self.rows[-1]:
+        if self.in_cell:
             self.rows[-1][-1] += data
 
     @property
@@ -135,7 +140,7 @@ def test_every_recipe_is_on_a_page(site: Path) -> None:
 
 def test_every_field_of_every_recipe_has_a_row(configuration: Page) -> None:
     """By its name and its help, as `tok1d config --fields` prints them."""
-    rows = {(row[0].strip(), " ".join(row[3].split())) for row in configuration.rows if len(row) == 4}
+    rows = {(row[0], " ".join(row[3].split())) for row in configuration.rows if len(row) == 4}
     seen = set()
     for name in recipe_names():
         seen |= {(row.key.split(".")[-1], " ".join(row.help.split())) for row in field_rows(load_recipe(name))}
