@@ -74,7 +74,7 @@ tok1d.show([*originals, *tokenizer.decode(tokenizer.encode(originals))], columns
 # ## The generator
 #
 # It reads the tokens of the training images from a cache, which the call makes, and learns to make sequences of each
-# class.
+# class. After so few steps its samples have colours, sizes and places, but hardly the shapes of the classes.
 
 # %%
 second = tok1d.train(

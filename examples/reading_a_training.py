@@ -15,7 +15,7 @@ from tok1d.cli import app
 from tok1d.errors import Tok1dError
 
 SMALL = bool(os.environ.get("TOK1D_SMALL"))
-STEPS, IMAGES = (6, 8) if SMALL else (200, 200)
+STEPS, IMAGES = (6, 8) if SMALL else (200, 1500)
 OUT = Path("runs/examples")
 every = {"steps": STEPS, "log_every": max(1, STEPS // 50), "evaluate_every": STEPS // 2, "warmup": STEPS // 6}
 short = {"train": every, "evaluate": {"num_images": IMAGES}, "quiet": True}
@@ -48,20 +48,29 @@ figure.tight_layout()
 training
 
 # %% [markdown]
-# ## A training that fails
+# ## A warning
 #
-# The first learning rate is too high: the run goes on, and a warning says that the loss has risen to three times its
-# median. The second one is far too high: the run stops at the first step whose loss or gradient is not finite, before
-# it is used, and the error names likely causes.
+# Averaged weights (EMA) with a decay too slow for so short a training. The warning says that the pictures of the first
+# preview are not yet those of the model. Others name a loss that jumps, an unused codebook, or a discriminator whose
+# loss is 0.
 
 # %%
-for name, lr in (("high", 0.05), ("bad", 1e18)):
-    bad = {**every, "steps": min(STEPS, 100), "lr": lr, "optimizer": "adamw", "clip": 0}
-    bad |= {"log_every": 2, "warmup": min(STEPS, 50) if name == "high" else 0}
-    try:
-        tok1d.train("fashion_mnist/maetok_ae", out=OUT / name, overwrite=True, **{**short, "train": bad})
-    except Tok1dError as error:
-        print(error)
+few = {**every, "steps": 6, "warmup": 0, "preview_every": 3, "evaluate_every": 0}
+slow = {**few, "ema": 0.999, "ema_ramp": False}
+again = tok1d.train("fashion_mnist/maetok_ae", out=OUT / "slow", overwrite=True, **{**short, "train": slow})
+
+# %% [markdown]
+# ## A training that fails
+#
+# The learning rate is far too high. The run stops at the first step whose loss or gradient is not finite, before it is
+# used, and the error names likely causes.
+
+# %%
+bad = {**few, "lr": 1e18, "optimizer": "adamw", "clip": 0}
+try:
+    tok1d.train("fashion_mnist/maetok_ae", out=OUT / "bad", overwrite=True, **{**short, "train": bad})
+except Tok1dError as error:
+    print(error)
 
 # %% [markdown]
 # ## Replay
@@ -71,4 +80,4 @@ for name, lr in (("high", 0.05), ("bad", 1e18)):
 
 # %%
 dump = next((OUT / "bad").glob("nonfinite-step-*.pt"))
-app.run(["replay", str(dump)])
+code = app.run(["replay", str(dump)])

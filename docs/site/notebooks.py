@@ -1,10 +1,12 @@
 """Executes the examples and writes the notebooks that the site shows: python docs/site/notebooks.py [NAME...].
 
 A notebook has the cells of examples/NAME.py. A PIL image is shown as PNG and JPEG; the smaller one is kept.
+Paths of the repository and of the home folder are shortened.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress"  # tqdm's, of widgets that a page cannot show
 
 
 def names() -> list[str]:
@@ -31,7 +34,8 @@ def execute(name: str) -> Path:
             for larger in sorted(pictures, key=lambda key: len(output.data[key]))[1:]:
                 del output.data[larger]
     path = EXAMPLES / f"{name}.ipynb"
-    nbformat.write(notebook, path)
+    text = nbformat.writes(notebook).replace(f"{ROOT}/", "").replace(str(Path.home()), "~")
+    path.write_text(text, encoding="utf-8")
     return path
 
 
