@@ -101,19 +101,16 @@ def commands() -> str:
         "From the code, as `tok1d COMMAND --help` prints it. [Commands](../commands.md) has an overview and the rules "
         "for values.",
         "",
-        "Before the command: `--import MODULE` (a module or .py file to import first, repeatable) and `--full-hash`.",
-        "",
     ]
-    for name, command in all_commands():
-        context = command.context_class(command, info_name=f"tok1d {name}")
+    for name, command in [("", typer.main.get_command(cli.app)), *all_commands()]:
+        context = command.context_class(command, info_name=f"tok1d {name}".strip())
         usage = command.get_usage(context).removeprefix("Usage: ")
-        lines += [f"## tok1d {name}", "", f"{code(' '.join(usage.split()))}", ""]
-        lines += [*map(text, inspect.cleandoc(command.help or "").split("\n\n")), ""]
-        lines += ["| argument or option | meaning |", "|---|---|"]
-        for parameter in command.get_params(context):
-            record = parameter.get_help_record(context)
-            if record is not None and "--help" not in parameter.opts:
-                lines.append(f"| {code(record[0])} | {text(record[1])} |")
+        lines += [f"## tok1d {name}" if name else "## Before the command", "", code(" ".join(usage.split())), ""]
+        lines += [f"{text(paragraph)}\n" for paragraph in inspect.cleandoc(command.help or "").split("\n\n")]
+        records = [each.get_help_record(context) for each in command.get_params(context) if "--help" not in each.opts]
+        if any(records):
+            lines += ["| argument or option | meaning |", "|---|---|"]
+        lines += [f"| {code(record[0])} | {text(record[1])} |" for record in records if record is not None]
         lines.append("")
     return "\n".join(lines)
 
