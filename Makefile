@@ -1,5 +1,5 @@
 # `make demo` and `make test` need no preparation: both set up .venv first, once.
-.PHONY: demo test quick test-faults lint types pytest format clean
+.PHONY: demo test quick test-faults lint types pytest format docs notebooks clean
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -30,7 +30,7 @@ pytest: .venv/.dev
 
 # For use while working: no mypy, and without the test files and tests that take long.
 LONG_FILES := benchmarks bad_input cache captioned compare demo disk evaluations examples export faults grid half job kills labels \
-	latents mixture options own_data pairs precision processes profile proxies recipes run text_conditions trackers
+	latents mixture options own_data pairs precision processes profile proxies recipes run site text_conditions trackers
 LONG_TESTS := field_rows or yaml_round_trip or whole_chain or kl16 or torchmetrics or torch_fidelity or _sizes
 quick: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" -k "not ($(LONG_TESTS))" \
@@ -44,6 +44,14 @@ format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The documentation site, into build/site; it needs no server and no network.
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Runs the examples at their full size (about 15 minutes on two cores) and writes the notebooks that the site shows.
+notebooks: .venv/.docs
+	$(BIN)/python docs/site/notebooks.py
+
 $(BIN)/uv:
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed, found none; on Debian/Ubuntu: apt install python3 python3-venv" >&2; exit 2; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: this Python has no venv module; on Debian/Ubuntu: apt install python3-venv" >&2; exit 2; }
@@ -56,6 +64,10 @@ $(BIN)/uv:
 
 .venv/.dev: $(BIN)/uv pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev]'
+	@touch $@ .venv/.demo
+
+.venv/.docs: $(BIN)/uv pyproject.toml
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[docs]'
 	@touch $@ .venv/.demo
 
 clean:

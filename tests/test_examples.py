@@ -1,10 +1,12 @@
-"""The example of a tokenizer outside the package, through the ordinary commands, at tiny sizes."""
+"""The examples at tiny sizes: the scripts, and the tokenizer outside the package through the ordinary commands."""
 
 import json
+import runpy
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,3 +119,46 @@ def test_imports_in_front_of_a_command_go_to_its_job(run: Run) -> None:
     pytest.importorskip("submitit")
     out = run("launch", "examples/my_tokenizer.yaml", "--dry-run")
     assert out.splitlines()[-1].endswith("tok1d --import=examples/my_tokenizer.py train examples/my_tokenizer.yaml")
+
+
+# Script -> what it prints at its small size.
+PRINTED = {
+    "captions_to_emoji": "expected a caption with some of the",
+    "new_tokenizer": "model.levels: expected int >= 3, got 2",
+    "own_images": "",
+    "prefix_dial": "",
+    "published_weights": "largest difference: 0.0",
+    "reading_a_training": "step 1: not finite, as in the training",
+    "tour": "(2, 16, 16)",
+}
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_the_scripts_run(
+    name: str, fashion: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(EXAMPLES, tmp_path / "examples")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("TOK1D_SMALL", "1")
+    try:
+        scope: dict[str, Any] = runpy.run_path(f"examples/{name}.py")
+    finally:
+        MODELS.pop("my_tokenizer", None)
+        sys.modules.pop("my_tokenizer", None)
+    out, err = capsys.readouterr()
+    assert PRINTED[name] in out
+    if name == "reading_a_training":
+        assert "the averaged weights (EMA) still contain" in err
+    if name == "own_images":
+        assert scope["samples"].labels == ["circle", "square", "triangle"]
+    if name == "prefix_dial":
+        assert len(scope["grown"]) == 16 and len(scope["mixed"]) == 4
+
+
+def test_every_script_is_run() -> None:
+    found = [path.stem for path in sorted(EXAMPLES.glob("*.py")) if "# %%" in path.read_text(encoding="utf-8")]
+    assert found == sorted(PRINTED)
