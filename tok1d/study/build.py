@@ -217,7 +217,7 @@ def _from_folder(sources: Sources, places: Sequence[int], folder: Path) -> Tenso
     by_name = {Path(own.name(i)).stem: i for i in range(len(own))} if isinstance(own, LazyImages) else {}
     data = sources.images
     wanted = [Path(data.name(place)).stem for place in places] if isinstance(data, LazyImages) else []
-    if matched := [name for name in wanted if name in by_name]:
+    if any(name in by_name for name in wanted):
         if missing := [name for name in wanted if name not in by_name]:
             raise DataError(f"--distractor: {folder}: expected an image for each original, got none for {missing[0]}")
         return _pixels(own, [by_name[name] for name in wanted])

@@ -67,18 +67,12 @@ def plot(study: Study, found: Score) -> Image:
         mine = [mean for mean in found.by_condition if mean.keep == keep]
         if not mine:
             continue
-        below = [mean.mean - (mean.mean if mean.low is None else mean.low) for mean in mine]
-        above = [(mean.mean if mean.high is None else mean.high) - mean.mean for mean in mine]
+        gaps = [[mean.mean - (mean.mean if mean.low is None else mean.low) for mean in mine]]
+        gaps += [[(mean.mean if mean.high is None else mean.high) - mean.mean for mean in mine]]
+        gaps = [[max(0.0, gap) for gap in row] for row in gaps]
         times, means = [mean.reveal_ms for mean in mine], [mean.mean for mean in mine]
         label = f"{keep} of {study.num_tokens} tokens"
-        axes.errorbar(
-            times,
-            means,
-            yerr=[[max(0.0, gap) for gap in gaps] for gaps in (below, above)],
-            marker="o",
-            capsize=3,
-            label=label,
-        )
+        axes.errorbar(times, means, yerr=gaps, marker="o", capsize=3, label=label)
     axes.axhline(0.5, color="grey", linewidth=1, linestyle="--", label="no preference")
     axes.set_xscale("log")
     axes.set_xticks(study.reveal_ms, [str(each) for each in study.reveal_ms])

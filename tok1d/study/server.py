@@ -205,6 +205,8 @@ def _add_study(app: FastAPI, study: Study, results: Results, images: Path) -> No
     @app.post("/api/participants/{code}/trials/{position}/reveal")
     def reveal(code: Code, position: Position) -> dict[str, object]:
         participant = known(code)
+        if position >= len(trials(participant)):
+            raise NotCurrentError
         results.reveal(participant, position)
         return state(code, participant)
 
