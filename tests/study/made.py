@@ -67,7 +67,7 @@ def given(
 
 
 def synthetic(study: Study, participants: int, prefers: Callable[[int, Trial], str]) -> list[StoredAnswer]:
-    """Answers of participants that choose "target", "other" or "tie" as `prefers` says; in catch trials the original."""
+    """Answers of participants that choose "target", "other" or "tie" as `prefers` says; in catch trials "target"."""
     found = []
     for number in range(participants):
         for trial in trials(study, number):
