@@ -59,8 +59,10 @@ class Participant:
         self.page.goto(self.address)
         self.page.get_by_label("I have read this").check()
         self.page.get_by_role("button", name="Begin").click()
+        go_on = self.page.get_by_role("button", name="Go on")
+        go_on.wait_for()
         code = self.page.locator("#instructions .code").inner_text()
-        self.page.get_by_role("button", name="Go on").click()
+        go_on.click()
         return code
 
     def show(self) -> None:

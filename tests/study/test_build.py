@@ -241,7 +241,7 @@ def tiny_painter(folder: Path, text_folder: str) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet = UNet2DConditionModel(
-            sample_size=4,
+            sample_size=8,
             block_out_channels=(8, 8),
             layers_per_block=1,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +29,9 @@ from tok1d.tokenizers.base import Tokenizer
 from tok1d.tokenizers.prefix import token_counts
 from tok1d.zoo.record import versions
 from tok1d.zoo.weights import fingerprint
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 CATCH_MS = 1000
 MASK_TILES = 16  # at most, along a side
@@ -94,7 +99,7 @@ def build_study(sources: Sources, design: Design, out: Path) -> Study:
     chosen = _with_distractors(sources, places, design)
     with writing(out) as folder:
         items = [
-            _written(folder / IMAGES, i, chosen, decoded[i] if i < len(decoded) else {}, images) for i in range(total)
+            _written(folder / IMAGES, i, chosen, decoded[i] if i < len(decoded) else {}, sources) for i in range(total)
         ]
         save_png(to_pil(mask_of(chosen.pixels, design.seed)), folder / IMAGES / "mask.png")
         study = Study(
@@ -226,15 +231,13 @@ def _from_folder(sources: Sources, places: Sequence[int], folder: Path) -> Tenso
     return _pixels(own, spread(range(len(own)), len(places)))
 
 
-def _fitted(sources: Sources, drawn: Sequence[object]) -> Tensor:
+def _fitted(sources: Sources, drawn: Sequence[Image]) -> Tensor:
     """Redrawn pictures as the tokenizer's images are."""
     transform = sources.images.transform
-    size = (transform.inner, transform.inner)
-    from torchvision.transforms.functional import pil_to_tensor
-
-    mode = "L" if transform.channels == 1 else "RGB"
-    rows = [pil_to_tensor(picture.convert(mode).resize(size)) for picture in drawn]  # type: ignore[attr-defined]
-    return transform.border(torch.stack(rows)).float() / 255
+    size, mode = (transform.inner, transform.inner), "L" if transform.channels == 1 else "RGB"
+    rows = np.stack([np.asarray(picture.convert(mode).resize(size)) for picture in drawn])
+    channels_first = torch.from_numpy(rows).reshape(len(rows), *size, transform.channels).permute(0, 3, 1, 2)
+    return transform.border(channels_first).float() / 255
 
 
 def mask_of(pixels: Tensor, seed: int) -> Tensor:
@@ -248,14 +251,13 @@ def mask_of(pixels: Tensor, seed: int) -> Tensor:
     return mosaic.reshape(channels, height, width)
 
 
-def _written(folder: Path, number: int, chosen: Chosen, decoded: dict[int, Tensor], images: ImageSet) -> Item:
+def _written(folder: Path, number: int, chosen: Chosen, decoded: dict[int, Tensor], sources: Sources) -> Item:
     """Write the pictures of an image."""
-    place = chosen.places[number]
     rows = {"original": chosen.pixels[number], "distractor": chosen.distractors[number]}
     rows |= {f"keep{k:04d}": picture for k, picture in decoded.items()}
     for name, picture in rows.items():
         save_png(to_pil(picture), folder / f"{number:04d}_{name}.png")
-    names = [f"{number:04d}_{name}.png" for name in rows]
-    item = Item(place, "", names[0], names[1], tuple(names[2:]), chosen.captions[number])
-    label = getattr(images, "labels")[place]  # noqa: B009
-    return replace(item, label=images.class_names[label])
+    original, distractor, *reconstructions = (f"{number:04d}_{name}.png" for name in rows)
+    place, caption = chosen.places[number], chosen.captions[number]
+    label = sources.images.class_names[sources.images.labels[place]]
+    return Item(place, label, original, distractor, tuple(reconstructions), caption)
