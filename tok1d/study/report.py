@@ -70,7 +70,7 @@ def plot(study: Study, found: Score) -> Image:
         gaps = [[mean.mean - (mean.mean if mean.low is None else mean.low) for mean in mine]]
         gaps += [[(mean.mean if mean.high is None else mean.high) - mean.mean for mean in mine]]
         gaps = [[max(0.0, gap) for gap in row] for row in gaps]
-        times, means = [mean.reveal_ms for mean in mine], [mean.mean for mean in mine]
+        times, means = [mean.reveal_ms or 0 for mean in mine], [mean.mean for mean in mine]
         label = f"{keep} of {study.num_tokens} tokens"
         axes.errorbar(times, means, yerr=gaps, marker="o", capsize=3, label=label)
     axes.axhline(0.5, color="grey", linewidth=1, linestyle="--", label="no preference")
