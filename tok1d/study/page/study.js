@@ -156,12 +156,13 @@ async function present() {
   if (running !== number) return;
   measured = await reveal(state.trial.reveal_ms, frameMs);
   const end = await frame();
-  while (await frame() - end < study.mask_ms);
+  let now = end;
+  while (now - end < study.mask_ms) now = await frame();
   if (running !== number) return;
   at("mask").hidden = true;
   at("stage").hidden = true;
   at("choice").hidden = false;
-  asking = await frame();
+  asking = now;
 }
 
 async function choose(choice) {
