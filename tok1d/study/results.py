@@ -175,7 +175,10 @@ class Results:
                 "FROM answers a JOIN reveals r ON r.participant = a.participant AND r.position = a.position "
                 "ORDER BY a.participant, a.position"
             ).fetchall()
-        return [StoredAnswer(row[0], row[1], Answer(*row[2:7], bool(row[7])), row[8]) for row in rows]
+        return [
+            StoredAnswer(row[0], row[1], Answer(row[2], row[3], row[4], row[5], row[6], bool(row[7])), row[8])
+            for row in rows
+        ]
 
 
 def _position(connection: sqlite3.Connection, participant: int) -> int:
