@@ -173,6 +173,7 @@ def test_by_keyboard_only_with_a_pause(write: Callable[..., Path], browser: Any)
         one = Participant(browser, address)
         keys = one.page.keyboard
         one.page.goto(address)
+        one.page.locator("#agree").wait_for()
         for key in ("Tab", "Space", "Tab", "Enter"):  # agree, begin
             keys.press(key)
         one.page.locator("#understood:focus").wait_for()
