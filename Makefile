@@ -1,5 +1,5 @@
 # `make demo` and `make test` need no preparation: both set up .venv first, once.
-.PHONY: demo test quick test-faults lint types pytest format docs notebooks clean
+.PHONY: demo test quick test-web test-faults lint types pytest format docs notebooks clean
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -29,12 +29,16 @@ pytest: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # For use while working: no mypy, and without the test files and tests that take long.
-LONG_FILES := benchmarks bad_input cache captioned compare demo disk evaluations examples export faults grid half job kills labels \
-	latents mixture options own_data pairs precision processes profile proxies recipes run site text_conditions trackers
+LONG_FILES := benchmarks bad_input browser cache captioned compare demo disk evaluations examples export faults grid half job kills labels \
+	latents mixture onnx options own_data pairs precision processes profile proxies recipes run site text_conditions trackers wheel
 LONG_TESTS := field_rows or yaml_round_trip or whole_chain or kl16 or torchmetrics or torch_fidelity or _sizes
 quick: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" -k "not ($(LONG_TESTS))" \
 		$(patsubst %,--ignore-glob='*/test_%.py',$(LONG_FILES))
+
+# The pages in Chromium (Debian: apt install chromium); part of `make pytest`, and skipped there without a browser.
+test-web: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m web -rs
 
 # Kills and restarts 60 trainings (tests/faults) and writes the table into docs/reliability.md.
 test-faults: .venv/.dev

@@ -26,6 +26,7 @@ from tok1d.cli.pictures import generate, reconstruct
 from tok1d.cli.reference import reference
 from tok1d.cli.replay import replay
 from tok1d.cli.reproduce import reproduce
+from tok1d.cli.study import study_app
 from tok1d.cli.train import config, recipes, train
 
 # Threads that spin while they wait slow down other jobs on the machine. Must be set before torch is imported.
@@ -54,6 +55,7 @@ app.command("convert", short_help="Convert published weights to a model folder."
 app.command("reference", short_help="Compute reference statistics of an image set.")(with_paths(reference))
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(analyze_app, name="analyze")
+app.add_typer(study_app, name="study")
 app.command("compare", short_help="Compare runs with the training curve of their recipe.")(with_paths(compare))
 app.command("reproduce", short_help="Train and measure what claims of the papers need; print verdicts.")(
     with_paths(reproduce)
