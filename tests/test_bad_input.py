@@ -257,8 +257,7 @@ def syntax_cases(bench: Bench) -> Iterator[Case]:
 def contradiction_cases(bench: Bench) -> Iterator[Case]:
     """Sections that are each valid but contradict each other."""
     for kind, key, overrides in (
-        ("tokenizer", "model.image_size", "data.image_size=32"),
-        ("tokenizer", "model.channels", "data.channels=3"),
+        ("tokenizer", "model.encoder.patch", "data.image_size=32"),  # given once, for data and model
         ("tokenizer", "model.name", "model.name=cnn"),
         ("tokenizer", "model.name", "model.name=nothing"),
         ("tokenizer", "model.name", "kind=generator"),
@@ -313,7 +312,7 @@ def contradiction_cases(bench: Bench) -> Iterator[Case]:
         if key != "data.pad":
             yield case(key, *train, "cache=none", *overrides.split())
     yield case("train.precision", "train", bench.recipe("tokenizer"), *bench.data, f"out={out}", "train.precision=bf16")
-    yield case("model.num_classes", "train", bench.recipe("smap"), *bench.data, f"out={out}")
+    yield case("model.num_classes", "train", bench.recipe("smap"), *bench.data, f"out={out}", "model.num_classes=1")
 
 
 # --- images and captions -----------------------------------------------------------------------------------------
@@ -370,7 +369,8 @@ def image_cases(bench: Bench) -> Iterator[Case]:
     yield from list(commands(file, file))[:2]
     loose = bench.copy("photos")
     (loose / "train" / "loose.png").write_bytes(good)
-    yield case("loose.png", "train", recipe, "data.name=folder", f"data.root={loose}", f"out={bench.new()}")
+    smap = bench.recipe("smap")  # needs classes
+    yield case("loose.png", "train", smap, "data.name=folder", f"data.root={loose}", f"out={bench.new()}")
     flat = bench.copy("photos")
     for path in sorted((flat / "test").rglob("*.png")):
         path.rename(flat / "test" / f"{path.parent.name}-{path.name}")

@@ -206,4 +206,5 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
 if __name__ == "__main__":
     distributed.init_process_group("gloo")
     torch.save(work(distributed.get_rank(), distributed.get_world_size()), sys.argv[1])
+    distributed.barrier()  # a process that ends while the other one still sends aborts it
     distributed.destroy_process_group()

@@ -112,7 +112,8 @@ def recipe_of(photos: Path, *more: str, name: str = "fashion_mnist/maetok") -> A
 
 def model_of(recipe: Any) -> Any:
     """What the commands read of a saved model."""
-    return SimpleNamespace(config=recipe.model, card=Card(recipe=to_yaml(recipe)))
+    spec = SimpleNamespace(needs_label=False)
+    return SimpleNamespace(config=recipe.model, card=Card(recipe=to_yaml(recipe)), spec=spec)
 
 
 @pytest.mark.parametrize(("background", "colour"), [("white", 255), ("black", 0)])

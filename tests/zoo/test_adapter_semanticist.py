@@ -226,7 +226,7 @@ def test_a_converted_generator_names_its_tokenizer(tmp_path: Path, capsys: pytes
     capsys.readouterr()
     refused = [str(tmp_path / "other") if word == str(tmp_path / "ar") else word for word in command]
     for name, message in {
-        "fashion-mnist-maetok": "num_tokens: these tokens have no order, expected all 16, got 8",
+        "fashion-mnist-maetok": "num_tokens: these tokens have no order, so a generator models all 16, got 8",
         "fashion-mnist-sit": "--tokenizer: expected a tokenizer, got fashion-mnist-sit, a sit",
     }.items():
         assert cli.run([*refused, "--tokenizer", name]) == 2

@@ -39,9 +39,10 @@ def with_implied(tree: Tree, given: Tree) -> tuple[Tree, list[str]]:
     defaults = _defaults(model.get("name")) if given else {}
     follows: Tree = {}
     for key in SHARED if plain_values(tree.get("kind")) != "generator" else ():
-        if key in ours and key not in theirs and (key in model or key in defaults):
+        # A value that is no number is left where it was given, so that its error names that key.
+        if key in ours and key not in theirs and (key in model or key in defaults) and _is_number(ours[key]):
             follows[key] = ours[key]
-        elif key in theirs and key not in ours:
+        elif key in theirs and key not in ours and _is_number(theirs[key]):
             new[key] = theirs[key]
     implied = {**tree, "data": new}
     if follows:
@@ -51,6 +52,11 @@ def with_implied(tree: Tree, given: Tree) -> tuple[Tree, list[str]]:
     if own and counted and "num_classes" not in theirs and "classes_from_data" not in given:
         implied["classes_from_data"] = True
     return implied, notes
+
+
+def _is_number(value: object) -> bool:
+    plain = plain_values(value)
+    return isinstance(plain, int) and not isinstance(plain, bool)
 
 
 def _section(tree: Tree, key: str) -> Tree:

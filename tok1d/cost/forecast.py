@@ -339,7 +339,7 @@ def _step_rows(result: Forecast) -> list[Row]:
             (
                 "steps",
                 f"{result.steps:,}",
-                f"{steps}; epochs unknown without the data: set data.num_images, or pass --measure",
+                f"{steps}; epochs unknown, set data.num_images or pass --measure",
             )
         ]
     epoch = result.num_images / result.images_per_step
