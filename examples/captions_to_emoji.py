@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Captions to emoji
 #
-# `emoji-card` is conditioned on words: the names of emoji. It is a toy model, trained for 22 minutes on one CPU core,
-# and knows the words of its training captions only.
+# `emoji-card` is conditioned on words: the names of emoji. It is a toy model, trained for minutes on one CPU core, and
+# knows the words of its training captions only.
 
 # %%
 import os
@@ -25,8 +25,7 @@ tok1d.show(samples.images, labels=samples.labels, columns=NUM)
 # %% [markdown]
 # ## Words in new combinations
 #
-# "green heart" and "blue circle" are names of emoji, "purple apple" is not. Its samples have the colour, but they are
-# no apples.
+# "green heart" and "blue circle" are names of emoji, "purple apple" is not: its samples are no apples.
 
 # %%
 new = ["green heart", "blue circle", "purple apple"][: 1 if SMALL else 3]

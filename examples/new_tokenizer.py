@@ -16,7 +16,7 @@ sys.path.insert(0, "examples")
 import my_tokenizer
 
 SMALL = bool(os.environ.get("TOK1D_SMALL"))
-STEPS = 2 if SMALL else 300
+STEPS = 2 if SMALL else 1000
 print(my_tokenizer.MyTokenizer.__doc__)
 print(my_tokenizer.MyConfig())
 
@@ -31,7 +31,7 @@ training = tok1d.train(
     "examples/my_tokenizer.yaml",
     out="runs/examples/mine",
     train={"steps": STEPS, "warmup": min(100, STEPS - 1)},
-    evaluate={"num_images": 8 if SMALL else 200},
+    evaluate={"num_images": 8 if SMALL else 1500},
     quiet=True,
 )
 training

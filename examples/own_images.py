@@ -2,7 +2,7 @@
 # # Own images: from a folder to samples
 #
 # Any folder with one subfolder of images per class will do. Here it is drawn: circles, squares and triangles of random
-# colours, sizes and places. Both trainings start from the bundled models of emoji, so that few steps show something.
+# colours, sizes and places. Both trainings start from the bundled models of emoji, so that 1,000 steps do.
 # For a folder of your own set `PHOTOS` to it and `STEPS` to some thousands.
 
 # %%
@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 import tok1d
 
 SMALL = bool(os.environ.get("TOK1D_SMALL"))
-STEPS, PER_CLASS = (2, 12) if SMALL else (150, 100)
+STEPS, PER_CLASS = (2, 12) if SMALL else (1000, 100)
 PHOTOS = Path("runs/examples/photos")
 
 
@@ -74,7 +74,7 @@ tok1d.show([*originals, *tokenizer.decode(tokenizer.encode(originals))], columns
 # ## The generator
 #
 # It reads the tokens of the training images from a cache, which the call makes, and learns to make sequences of each
-# class. After so few steps its samples have colours, sizes and places, but hardly the shapes of the classes.
+# class. After 1,000 steps its samples have, roughly, the shapes of their classes.
 
 # %%
 second = tok1d.train(

@@ -25,8 +25,8 @@ def text_of(page: Path) -> str:
 
 @cache
 def sources() -> tuple[str, ...]:
-    """The Python files of package, tests, benchmarks, examples and site, relative to the root."""
-    folders = ("tok1d", "tests", "benchmarks", "examples", "docs/site")
+    """The Python files of package, tests, benchmarks, examples and docs, relative to the root."""
+    folders = ("tok1d", "tests", "benchmarks", "examples", "docs")
     return tuple(path.relative_to(ROOT).as_posix() for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
