@@ -1,6 +1,7 @@
 """Claim files: the packaged ones resolve, and a mistake is one line."""
 
 from collections.abc import Callable
+from dataclasses import make_dataclass
 from functools import cache
 from pathlib import Path
 
@@ -165,6 +166,15 @@ def test_equal_trainings_have_one_key() -> None:
         claims["maetok-finetuning-recovers"], claims["maetok-finetuning-recovers"].claim.plus[0], 0, "quick"
     )
     assert inner.plan.of["masked"].key == keys("maetok-finetuning-recovers")["masked"]
+
+
+def test_settings_that_count_for_a_key() -> None:
+    """A field that is added later leaves keys as they are; another class with the same settings does not."""
+    old = make_dataclass("Old", [("name", str, "a"), ("width", int, 4), ("depth", int, 2)])
+    new = make_dataclass("New", [("name", str, "a"), ("width", int, 4), ("depth", int, 2), ("late", bool, False)])
+    assert plan.settings(new(width=8)) == plan.settings(old(width=8)) == {"name": "a", "width": "8"}
+    assert plan.settings(new(late=True)) == {"name": "a", "late": "true"}
+    assert plan.settings(new(name="b")) == {"name": "b"} and plan.settings(new(late=True), ("late",)) == {"name": "a"}
 
 
 def test_the_same_training_with_another_measurement_is_another_row() -> None:

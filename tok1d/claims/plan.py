@@ -8,16 +8,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tok1d.claims.claim import ARM, ClaimFile, Listed, Measurement, ScaleName, Term
 from tok1d.claims.statistics import STATISTICS
-from tok1d.config.fields import build, flat, to_mapping
+from tok1d.config.fields import build
+from tok1d.config.fields import rows as fields_of
 from tok1d.config.load import load_recipe, parse_tree
 from tok1d.config.nearest import known_name
 from tok1d.config.recipe import Recipe
 from tok1d.errors import ConfigError, Tok1dError, reason_of
 from tok1d.evaluate.of_recipe import forecast_notes
 from tok1d.train.folder import FREE_KEYS
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 DATA = Path(__file__).parent / "data"
 RUNS = "@runs@"  # stands for the folder of the trainings in a recipe before it is known
@@ -45,8 +50,7 @@ class Plan:
     @cached_property
     def key(self) -> str:
         """12 hex digits that identify the training: equal for equal recipes, whatever their arm or claim is called."""
-        found = {key: value for key, value in flat(to_mapping(self.recipe), FREE_KEYS).items() if key not in RUN_KEYS}
-        return digest(found)
+        return digest(settings(self.recipe, (*FREE_KEYS, *RUN_KEYS)))
 
     def at(self, runs: Path) -> Recipe:
         """The recipe of the training in its folder, `runs` / key."""
@@ -97,8 +101,8 @@ class RowPlan:
     @property
     def key(self) -> str:
         """12 hex digits that identify the training and the measurement; a stored row with another key is not used."""
-        evaluate = to_mapping(self.plan.recipe.evaluate)
-        return digest([self.plan.key, to_mapping(self.statistic), self.num, evaluate])
+        evaluate = settings(self.plan.recipe.evaluate)
+        return digest([self.plan.key, settings(self.statistic), self.num, evaluate])
 
     def path(self, rows: Path) -> Path:
         """The file of the row in a folder of rows."""
@@ -106,6 +110,25 @@ class RowPlan:
 
     def __str__(self) -> str:
         return f"{self.listed.claim.id}, {self.label}, seed {self.seed}, {self.scale}"
+
+
+def settings(config: DataclassInstance, without: Sequence[str] = ()) -> dict[str, str]:
+    """The fields of a configuration that are not at their defaults, and the names that choose classes, as text.
+
+    So a field that is added later, with a default that changes nothing, leaves the keys of stored rows as they are.
+
+    Args:
+        without: dotted keys to leave out, with all keys inside them.
+    """
+
+    def counts(key: str) -> bool:
+        return not any(key == each or key.startswith(f"{each}.") for each in without)
+
+    return {
+        row.key: row.value
+        for row in fields_of(config)
+        if counts(row.key) and (row.value != row.default or row.key.rpartition(".")[2] == "name")
+    }
 
 
 def digest(content: object) -> str:
