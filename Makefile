@@ -4,8 +4,10 @@
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-# Without this, waiting threads keep the cores busy, and two jobs on one machine run many times slower.
+# Without the first, waiting threads keep the cores busy, and two jobs on one machine run many times slower. Without the
+# second they never spin, and two threads are slower than one.
 export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 20000
 # Tests start many processes: each would compile torch's sources anew where no bytecode may be written (uv writes none).
 export PYTHONDONTWRITEBYTECODE :=
 export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.venv/pycache
