@@ -41,7 +41,12 @@ def execute(name: str) -> Path:
                 del output.data[larger]
     path = EXAMPLES / f"{name}.ipynb"
     text = nbformat.writes(notebook)
-    for long, short in ((f"{os.path.realpath(folder)}/", ""), (f"{folder}/", ""), (f"{ROOT}/", ""), (str(Path.home()), "~")):
+    for long, short in (
+        (f"{os.path.realpath(folder)}/", ""),
+        (f"{folder}/", ""),
+        (f"{ROOT}/", ""),
+        (str(Path.home()), "~"),
+    ):
         text = text.replace(long, short)
     path.write_text(text, encoding="utf-8")
     return path
