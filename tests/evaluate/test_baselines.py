@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import tok1d
 from tok1d.analyze.prefix import judged
 from tok1d.cli import app as cli
 from tok1d.data.images import ArrayImages
@@ -260,3 +261,13 @@ def test_a_baseline_is_not_explained_unless_named(tmp_path: Path) -> None:
     place = str(tmp_path / "a.json")
     assert explain(place, "maetok").a.settings["metric"] == "score@x"
     assert explain(place, "maetok", metric=baseline.name).a.settings["metric"] == baseline.name
+
+
+def test_fewer_than_all_tokens_say_nothing_about_what_is_learned(tmp_path: Path, capsys: Any) -> None:
+    data = str(folder(tmp_path / "photos"))
+    command = ["evaluate", "reconstruction", "fashion-mnist-semanticist", data, "--metrics", "mse", "--steps", "1"]
+    for keep, said in (((4,), False), ((4, 16), True)):
+        assert cli.run([*command, "--keep", ",".join(map(str, keep))]) == 0
+        assert ("learned nothing" in capsys.readouterr().out) == said
+        found = tok1d.evaluate("fashion-mnist-semanticist", data, keep=keep, metrics="mse", steps=1)
+        assert ("learned nothing" in repr(found)) == said
