@@ -238,6 +238,7 @@ def test_commands_show_and_write_them(tmp_path: Path, capsys: Any) -> None:
     assert "baseline:pca-12:mse" in shown and "has learned nothing yet" in shown  # clothes, not noise
     stored = {each["name"]: each for each in json.loads(out.read_text())}
     assert len([name for name in stored if name.startswith("baseline:")]) == 2 * 4  # 12 components in both cases
+    assert len(stored) == 2 * 5, "no word about networks that these metrics do not need"
     assert stored["baseline:mean-image:mse"]["note"] == "the mean of 12 training images"
     assert math.isfinite(stored["baseline:thumbnail-8:psnr"]["value"])
     assert cli.run([*command, "--split", "train", "--out", str(out), "--overwrite"]) == 0
