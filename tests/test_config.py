@@ -1,6 +1,7 @@
 """Recipes: values are read with their types, and every mistake is reported in one line with its full key."""
 
 import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -622,3 +623,32 @@ def test_what_cannot_be_registered(forget, name, kind, config, words):
 @pytest.mark.parametrize("text", ["\x85", "a\x85b", " \u2028", "x: \u2029", "a\nb\x85c"])
 def test_text_with_any_line_break_survives_yaml(text: str) -> None:
     assert plain_values(read_yaml(write_yaml({"about": text}))) == {"about": text}
+
+
+def test_a_warm_up_beyond_the_overridden_steps_is_shortened(minimal, tmp_path, capsys):
+    child = write(tmp_path / "child.yaml", "base: minimal.yaml\ntrain: {warmup: 50}\n")
+    assert load_recipe(child, ["train.steps=50"]).train.warmup == 50 and not capsys.readouterr().err
+    assert load_recipe(child, ["train.steps=30"]).train.warmup == 3
+    said = capsys.readouterr().err
+    assert said == "train.steps=30: the warm-up of 50 steps is shortened, train.warmup=3\n"
+    assert load_recipe(child, ["train.steps=3"]).train.warmup == 0
+    assert "expected at most steps=30, got 50" in error_of(load_recipe, child, ["train.steps=30", "train.warmup=50"])
+
+
+@pytest.mark.parametrize("stored", ["run/config.yaml", "run/model/config.json"])
+@pytest.mark.parametrize("name", ["run", "run/model"])
+def test_a_generator_takes_the_images_of_its_tokenizer(tmp_path, capsys, stored, name):
+    data = "{image_size: 96, channels: 3, crop: fit, pad: 2}"
+    trained = f"kind: tokenizer\nmodel: {{name: toy}}\ndata: {data}\n"
+    path = tmp_path / stored
+    path.parent.mkdir(parents=True)
+    write(path, trained if path.suffix == ".yaml" else json.dumps({"model": {}, "card": {"recipe": trained}}))
+    text = MINIMAL.replace("tokenizer", "generator").replace("toy", "toy_generator")
+    recipe = write(tmp_path / "generator.yaml", f"{text}tokenizer: {tmp_path / name}\n")
+    found = load_recipe(recipe).data
+    assert (found.image_size, found.channels, found.crop, found.pad) == (96, 3, "fit", 2)
+    assert capsys.readouterr().err.startswith("data.image_size=96, data.channels=3, data.pad=2, data.crop=fit: as in")
+    assert load_recipe(recipe, ["data.image_size=32"]).data.image_size == 32
+    assert load_recipe(recipe, [f"tokenizer={tmp_path / 'none'}"]).data == DataConfig()
+    path.write_text("{", encoding="utf-8")
+    assert load_recipe(recipe).data == DataConfig(), "damaged: what loads the tokenizer reports it"

@@ -139,12 +139,24 @@ def test_every_recipe_is_on_a_page(site: Path) -> None:
 
 def test_every_field_of_every_recipe_has_a_row(configuration: Page) -> None:
     """By its name and its help, as `tok1d config --fields` prints them."""
-    rows = {(row[0], " ".join(row[3].split())) for row in configuration.rows if len(row) == 4}
+    rows = {(row[0].rpartition(".")[2], " ".join(row[3].split())) for row in configuration.rows if len(row) == 4}
     seen = set()
     for name in recipe_names():
         seen |= {(row.key.split(".")[-1], " ".join(row.help.split())) for row in field_rows(load_recipe(name))}
     missing = {(name, text) for name, text in seen if (name, text) not in rows and "[" not in name}
     assert len(seen) > 200 and missing == set()
+
+
+def test_fields_are_named_by_their_keys(configuration: Page) -> None:
+    names = {row[0] for row in configuration.rows}
+    assert {"nested", "nested.after", "train.lr", "train.muon", "data.root"} <= names
+    assert "momentum" in names, "of two places, train.muon and adversarial.optim.muon"
+    assert "int >= 0 and <= 4294967295" in {row[1] for row in configuration.rows if len(row) == 4}
+
+
+def test_links_show_titles_of_pages_instead_of_file_names(site: Path) -> None:
+    text = page(site, "index.html").text
+    assert "docs/emoji.md" not in text and "Results of the bundled emoji models" in text
 
 
 def test_every_model_has_its_settings_on_the_page(configuration: Page) -> None:
@@ -192,7 +204,7 @@ def test_the_notebooks_are_the_scripts() -> None:
 
 def test_the_python_of_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {}
     for block in blocks:

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 OUTSIDE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md", "benchmarks/README.md")
 CODE = re.compile(r"`[^`\n]+`")
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
+NAMED_BY_PATH = re.compile(r"\[[\w./-]+\.md(?=\]\(([^)#\s]+))")
 
 
 def site_path(path: str) -> str:
@@ -53,6 +54,17 @@ def relinked(markdown: str, path: str) -> str:
         return f"]({posixpath.relpath(site_path(target), here or '.')}{match[2] or ''})"
 
     return LINK.sub(place, markdown)
+
+
+def titled(markdown: str, path: str) -> str:
+    """The page at `path` of the repository with titles of pages for the file names that are texts of links."""
+
+    def title(match: re.Match[str]) -> str:
+        target = ROOT / posixpath.normpath(posixpath.join(posixpath.dirname(path), match[1]))
+        found = re.search(r"^# (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE) if target.is_file() else None
+        return f"[{found[1]}" if found else match[0]
+
+    return NAMED_BY_PATH.sub(title, markdown)
 
 
 def with_plain_pipes(markdown: str) -> str:
@@ -99,6 +111,9 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Rewrite the links of a page that is in the repository, and the code in its tables."""
+    if page.file.src_uri == "CHANGELOG.md":
+        page.meta["search"] = {"exclude": True}  # it names everything, and explains nothing
     if page.file.src_uri.startswith("reference/"):
         return markdown
-    return relinked(with_plain_pipes(markdown), repository_path(page.file.src_uri))
+    path = repository_path(page.file.src_uri)
+    return relinked(titled(with_plain_pipes(markdown), path), path)

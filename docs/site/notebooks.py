@@ -1,13 +1,16 @@
 """Executes the examples and writes the notebooks that the site shows: python docs/site/notebooks.py [NAME...].
 
 A notebook has the cells of examples/NAME.py. A PIL image is shown as PNG and JPEG; the smaller one is kept.
-Paths of the repository and of the home folder are shortened.
+It is executed in an empty folder that holds a copy of examples/, so that no earlier run is resumed.
+Paths of that folder, of the repository and of the home folder are shortened.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import jupytext
@@ -25,19 +28,30 @@ def names() -> list[str]:
 
 
 def execute(name: str) -> Path:
-    """Run an example in the root of the repository and write its notebook."""
+    """Run an example in an empty folder with a copy of examples/, and write its notebook."""
     notebook = jupytext.read(EXAMPLES / f"{name}.py")
-    NotebookClient(notebook, timeout=None, record_timing=False, resources={"metadata": {"path": str(ROOT)}}).execute()
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(EXAMPLES, Path(folder) / "examples")
+        place = {"metadata": {"path": folder}}
+        NotebookClient(notebook, timeout=None, record_timing=False, resources=place).execute()
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             pictures = [key for key in output.get("data", {}) if key in ("image/png", "image/jpeg")]
             for larger in sorted(pictures, key=lambda key: len(output.data[key]))[1:]:
                 del output.data[larger]
     path = EXAMPLES / f"{name}.ipynb"
-    text = nbformat.writes(notebook).replace(f"{ROOT}/", "").replace(str(Path.home()), "~")
+    text = nbformat.writes(notebook)
+    for long, short in (
+        (f"{os.path.realpath(folder)}/", ""),
+        (f"{folder}/", ""),
+        (f"{ROOT}/", ""),
+        (str(Path.home()), "~"),
+    ):
+        text = text.replace(long, short)
     path.write_text(text, encoding="utf-8")
     return path
 
 
-for each in sys.argv[1:] or names():
-    print(execute(each))
+if __name__ == "__main__":
+    for each in sys.argv[1:] or names():
+        print(execute(each))

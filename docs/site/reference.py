@@ -35,7 +35,8 @@ CALLABLE = {"analyze": "tok1d.api.analyses", "evaluate": "tok1d.api.evaluation",
 
 def text(value: object) -> str:
     """A plain text that Markdown shows as it is, also in a table."""
-    return re.sub(r"([\\`*_\[\]<>|{}#])", r"\\\1", " ".join(str(value).split()))
+    escaped = re.sub(r"([\\`*_\[\]>|{}#])", r"\\\1", " ".join(str(value).split()))
+    return escaped.replace("<", "&lt;")  # Python-Markdown does not know the escape of <
 
 
 def code(value: object) -> str:
@@ -172,8 +173,14 @@ def sections() -> dict[type, list[str]]:
     return found
 
 
-def field_row(field: dataclasses.Field[Any], hint: object) -> str:
-    """The row of one field in the table of its class."""
+def shared_path(keys: list[str]) -> str:
+    """Where recipes have the fields of a class, as "train." or, below `model`, "nested."; "" if they differ."""
+    places = {key.partition(")")[2].lstrip(".") if key.startswith("model (") else key for key in keys}
+    return f"{place}." if len(places) == 1 and (place := places.pop()) else ""
+
+
+def field_row(field: dataclasses.Field[Any], hint: object, path: str) -> str:
+    """The row of one field in the table of its class, of which recipes have the fields at `path`."""
     default = default_of(field)
     inner = [*classes_in(hint), *([type(default)] if dataclasses.is_dataclass(default) else [])]
     kind = type_name(hint, bounds_of(field)) if hint is not Any else "mapping of keys"
@@ -185,7 +192,7 @@ def field_row(field: dataclasses.Field[Any], hint: object) -> str:
     value = "required" if default is dataclasses.MISSING else code(override_text(default))
     if dataclasses.is_dataclass(default):
         value = ""
-    return f"| `{field.name}` | {kind} | {value} | {text(field.metadata.get('help', ''))} |"
+    return f"| `{path}{field.name}` | {kind} | {value} | {text(field.metadata.get('help', ''))} |"
 
 
 def configuration() -> str:
@@ -193,7 +200,8 @@ def configuration() -> str:
     lines = [
         "# Every configuration field",
         "",
-        "From the code. A key of a recipe is the path to its field, such as `train.lr` or `model.encoder.depth`. "
+        "From the code. A key of a recipe is the path to its field, such as `train.lr` or `model.encoder.depth`; "
+        "the tables leave out `model`. "
         "`tok1d config RECIPE --fields` lists the fields of one recipe with their values.",
         "",
         "The models: " + ", ".join(f"[{n}](#{e.config_class().__name__})" for n, e in MODELS.items()) + ".",
@@ -209,7 +217,8 @@ def configuration() -> str:
             lines.append(f"- `size: {name}` sets {code(override_text(values))}")
         lines += ["", "| field | type | default | meaning |", "|---|---|---|---|"]
         hints = get_type_hints(cls)
-        lines += [field_row(field, hints[field.name]) for field in dataclasses.fields(cls) if field.init]
+        path, own = shared_path(keys), [field for field in dataclasses.fields(cls) if field.init]
+        lines += [field_row(field, hints[field.name], path) for field in own]
         lines.append("")
     return "\n".join(lines)
 

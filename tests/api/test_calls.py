@@ -27,6 +27,7 @@ def test_train(tiny: Tiny, tmp_path: Path, fashion: None) -> None:
         tok1d.train(recipe, out=tmp_path / "run", train={"stesp": 2})
     stopped = tok1d.train(recipe, out=tmp_path / "run", quiet=True, minutes=0, train={"steps": 2})
     assert not stopped.finished and "the same call resumes" in repr(stopped)
+    assert stopped.load().card.trained == {"steps": 1}, "that of its newest checkpoint"
     done = tok1d.train(recipe, out=tmp_path / "run", quiet=True, **{"train.steps": 2})
     assert done.finished and "psnr" in repr(done) and "<table" in done._repr_html_()
     assert done.load().card.trained["steps"] == 2 and done.load().card.licence == "Apache-2.0"

@@ -190,10 +190,10 @@ def test_a_generator_is_trained_on_images_framed_as_its_tokenizers(photos: Path,
     store.save_model(tokenizer, tmp_path / "model", Card(recipe=to_yaml(recipe)))
     settings = (f"tokenizer={tmp_path / 'model'}", f"out={tmp_path / 'run'}", "model.num_classes=2")
     for wrong, message in (
-        ((), "data.crop: expected fit as in the tokenizer's training, got center"),
+        (("data.crop=center",), "data.crop: expected fit as in the tokenizer's training, got center"),
         (("data.crop=fit", "data.background=black"), "data.background: expected white as in the tokenizer's"),
     ):
         with pytest.raises(ConfigError, match=message):
             build_task(recipe_of(photos, *settings, *wrong, name="fashion_mnist/sit"))
-    task = build_task(recipe_of(photos, *settings, "data.crop=fit", name="fashion_mnist/sit"))
+    task = build_task(recipe_of(photos, *settings, name="fashion_mnist/sit"))
     assert task.images.transform.crop == "fit"  # type: ignore[union-attr]

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import tok1d
 from tok1d.analyze.prefix import judged
 from tok1d.cli import app as cli
 from tok1d.data.images import ArrayImages
@@ -32,6 +33,7 @@ from tok1d.evaluate.features import Features, FrozenNetwork
 from tok1d.evaluate.metrics import Moments, frechet_distance
 from tok1d.tokenizers.base import TokenSpec
 from tok1d.zoo import store
+from tok1d.zoo.card import Card
 from tok1d.zoo.record import Record, write_records
 
 SPEC = TokenSpec(length=3, dim=2)
@@ -236,6 +238,7 @@ def test_commands_show_and_write_them(tmp_path: Path, capsys: Any) -> None:
     assert "baseline:pca-12:mse" in shown and "has learned nothing yet" in shown  # clothes, not noise
     stored = {each["name"]: each for each in json.loads(out.read_text())}
     assert len([name for name in stored if name.startswith("baseline:")]) == 2 * 4  # 12 components in both cases
+    assert len(stored) == 2 * 5, "no word about networks that these metrics do not need"
     assert stored["baseline:mean-image:mse"]["note"] == "the mean of 12 training images"
     assert math.isfinite(stored["baseline:thumbnail-8:psnr"]["value"])
     assert cli.run([*command, "--split", "train", "--out", str(out), "--overwrite"]) == 0
@@ -260,3 +263,14 @@ def test_a_baseline_is_not_explained_unless_named(tmp_path: Path) -> None:
     place = str(tmp_path / "a.json")
     assert explain(place, "maetok").a.settings["metric"] == "score@x"
     assert explain(place, "maetok", metric=baseline.name).a.settings["metric"] == baseline.name
+
+
+def test_fewer_than_all_tokens_say_nothing_about_what_is_learned(tmp_path: Path, capsys: Any) -> None:
+    data, model = str(folder(tmp_path / "photos")), str(tmp_path / "untrained")
+    store.save_model(store.build_model(store.load("fashion-mnist-semanticist").config), Path(model), Card())
+    command = ["evaluate", "reconstruction", model, data, "--metrics", "mse", "--steps", "1"]
+    for keep, said in (((4,), False), ((4, 16), True)):
+        assert cli.run([*command, "--keep", ",".join(map(str, keep))]) == 0
+        assert ("learned nothing" in capsys.readouterr().out) == said
+        found = tok1d.evaluate(model, data, keep=keep, metrics="mse", steps=1)
+        assert ("learned nothing" in repr(found)) == said

@@ -178,7 +178,7 @@ def test_images_that_cannot_be_decoded_are_not_shown(
     assert pixels(folders / "both" / "image001_original.png")[0, 0] == 180
     (folders / "set" / "test" / "a" / "2.png").write_bytes(b"broken")
     code, out = run(capsys, *command, "--out", folders / "one")
-    assert code == 0 and "(mean of 1 images)" in out
+    assert code == 0 and "mean of" not in out
     assert not (folders / "one" / "image001_original.png").exists()
     assert pixels(folders / "one" / "image000_original.png")[0, 0] == 180
     code, out = run(capsys, "encode", folders / "tokenizer", folders / "set", "--split", "test", "--out", folders / "c")

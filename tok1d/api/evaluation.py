@@ -28,9 +28,11 @@ class Evaluation:
 
     Args:
         records: one for each metric and number of tokens, baselines included.
+        all_tokens: whether images from all tokens were measured; else nothing is said about what the model has learned.
     """
 
     records: list[Record]
+    all_tokens: bool = True
 
     def value(self, name: str, *, keep: int | None = None) -> float:
         """The value of a metric such as "psnr", of all tokens or of the first `keep`.
@@ -59,7 +61,7 @@ class Evaluation:
         text = io.StringIO()
         console = Console(file=text, width=120, markup=False, highlight=False)
         console.print(table(self.records))
-        for line in (shared_protocol(self.records), verdict(self.records)):
+        for line in (shared_protocol(self.records), verdict(self.records) if self.all_tokens else ""):
             if line:
                 console.print(line)
         return text.getvalue().rstrip()
@@ -110,7 +112,8 @@ def evaluate(
         generates = is_generator(name)
     kind: type[Request] = Generation if generates else Reconstruction
     request = settings_of(kind, {"model": name, "data": str(data), **settings}, "evaluate")
-    found = Evaluation(prepare(request, opened).measure(job=Job(quiet=quiet), with_baselines=True))
+    prepared = prepare(request, opened)
+    found = Evaluation(prepared.measure(job=Job(quiet=quiet), with_baselines=True), prepared.all_tokens)
     if out is not None:
         found.save(out)
     return found

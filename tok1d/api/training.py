@@ -11,7 +11,7 @@ from tok1d.api.evaluation import Evaluation
 from tok1d.api.settings import overrides_of
 from tok1d.config.load import load_recipe
 from tok1d.train import folder, run
-from tok1d.zoo import store
+from tok1d.zoo.checkpoints import load_model
 from tok1d.zoo.record import Record, read_records
 
 
@@ -30,8 +30,12 @@ class Training:
     records: list[Record] = field(default_factory=list)
 
     def load(self, *, device: str = "cpu") -> Any:
-        """The trained model; raises WeightsError before the end of the training."""
-        return store.load(self.folder / "model", device=device)
+        """The trained model; before the end of the training that of the newest checkpoint, which one line says.
+
+        Raises:
+            WeightsError: there is no checkpoint yet.
+        """
+        return load_model(self.folder, device=device)
 
     def __repr__(self) -> str:
         if not self.finished:

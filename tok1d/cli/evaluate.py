@@ -53,7 +53,9 @@ def _run(request: Request, output: Output) -> None:
     from tok1d.evaluate.prepare import prepare
 
     job, save = _job(output)
-    _report(prepare(request).measure(job=job, save=save, with_baselines=True), job, output.out, save)
+    prepared = prepare(request)
+    records = prepared.measure(job=job, save=save, with_baselines=True)
+    _report(records, job, output.out, save, judged=prepared.all_tokens)
 
 
 def _job(output: Output) -> tuple[Job, Save | None]:
@@ -87,15 +89,19 @@ def _parts(out: Path) -> Path:
     return out.with_name(f"{out.name}.parts")
 
 
-def _report(records: Sequence[Record], job: Job, out: Path | None, save: Save | None) -> None:
-    """Print the records; if other processes have not finished their part, print which part is done."""
+def _report(records: Sequence[Record], job: Job, out: Path | None, save: Save | None, *, judged: bool) -> None:
+    """Print the records; if other processes have not finished their part, print which part is done.
+
+    Args:
+        judged: say if the tokenizer has learned nothing, which only images from all tokens show.
+    """
     from tok1d.evaluate.baselines import verdict
 
     if job.waiting:
         print(f"part {job.part[0]}/{job.part[1]} is done; the last part to finish writes {out or 'the images'}")
         return
     print_records(records)
-    if said := verdict(records):
+    if judged and (said := verdict(records)):
         print(said)
     if save is not None:
         print(f"images: {', '.join(str(place) for place in (save.batch, save.folder) if place)}")

@@ -45,8 +45,8 @@ def reconstruct(
     from tok1d.inference.conditions import conditioning_of
 
     one_of("--on-broken", on_broken, ("stop", "skip"))
-    tokenizer = load_tokenizer(model, device)
     folder = output_folder(out, overwrite=overwrite)
+    tokenizer = load_tokenizer(model, device)
     source = sources.open_own(
         images, tokenizer, split=how.split, data_root=data_root, on_broken=on_broken, size=how.size
     )
@@ -58,8 +58,9 @@ def reconstruct(
         print(f"condition of the tokenizer: {conditioning.label}")
     shown = subset(source, how.num)
     count = len(shown) - len(replaced_indices(shown, range(len(shown))))
+    mean = f" (mean of {count} images)" if count != 1 else ""
     for k, value in psnr.items():
-        print(f"keep {k:4d} of {tokenizer.spec.length}: PSNR {value:.2f} dB (mean of {count} images)")
+        print(f"keep {k:4d} of {tokenizer.spec.length}: PSNR {value:.2f} dB{mean}")
     print(f"pictures: {folder / 'overview.png'}")
 
 
@@ -83,8 +84,8 @@ def generate(
     from tok1d.inference.nearest import Training, too_many
     from tok1d.zoo.checkpoints import load_pair
 
-    generator, decoder = load_pair(model, device=devices.pick_device(device), tokenizer=tokenizer or None)
     folder = output_folder(out, overwrite=overwrite)
+    generator, decoder = load_pair(model, device=devices.pick_device(device), tokenizer=tokenizer or None)
     if text := draw.classes_text(generator, how):
         print(f"{text}; {how.num} sample{'s' * (how.num != 1)} of each")
     training = None

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tok1d.config.fields import FieldRow, build, former_names, rows, to_mapping
 from tok1d.config.nearest import nearest
+from tok1d.config.of_tokenizer import with_tokenizers_images
+from tok1d.config.optim import with_short_warmup
 from tok1d.config.own_data import with_implied
 from tok1d.config.recipe import CardConfig, Recipe
 from tok1d.config.references import resolve
@@ -36,7 +38,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     `${oc.env:NAME}` for an environment variable.
     `size: base` in a section whose class has `SIZES` sets dim, depth and heads. Keys written next to it override
     it; a `size` in an inheriting recipe or an override replaces all three.
-    Overrides of the data imply other keys, see `tok1d.config.own_data.with_implied`.
+    Overrides of the data imply other keys, see `tok1d.config.own_data.with_implied`; a tokenizer the images of its
+    generator, see `with_tokenizers_images`; `train.steps` a shorter warm-up, see `with_short_warmup`.
     A key's former name works, too; a line on stderr gives the new one.
     The type of a field decides how its text is read, in files and overrides alike: see `tok1d.config.written`. The
     text of an override is literal. The same override twice: the last one counts. A key twice in a file is an error.
@@ -46,7 +49,9 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     given = _parse_overrides(overrides)
     tree, notes = with_implied(_merge(_read(name_or_path), given), given)
-    for note in notes:
+    tree, of_tokenizer = with_tokenizers_images(tree, given, stored_tree)
+    tree, of_warmup = with_short_warmup(tree, given)
+    for note in notes + of_tokenizer + of_warmup:
         print(note, file=sys.stderr)
     tree = resolve(tree)
     if name_or_path not in recipe_names() and _is_run(name_or_path) and "out" not in given:

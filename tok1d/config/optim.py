@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tok1d.config.fields import option
+from tok1d.config.written import plain_values
 from tok1d.errors import ConfigError
 
 
@@ -60,3 +61,25 @@ class OptimConfig:
                 raise ConfigError(f"{key}: expected at most lr={self.lr}, got {getattr(self, key)}")
         if self.decay_steps is not None and self.schedule == "constant":
             raise ConfigError(f"decay_steps: schedule=constant does not decay, expected null, got {self.decay_steps}")
+
+
+def with_short_warmup(tree: dict[str, object], given: dict[str, object]) -> tuple[dict[str, object], list[str]]:
+    """The keys of a recipe with a tenth of the steps as warm-up, if an override sets fewer steps than the warm-up has.
+
+    A warm-up in an override is left as it is.
+
+    Args:
+        tree: the recipe with its overrides.
+        given: the overrides alone.
+
+    Returns:
+        The keys, and a line for people if the warm-up changed.
+    """
+    train, ours = tree.get("train"), given.get("train")
+    if not isinstance(train, dict) or not isinstance(ours, dict) or "steps" not in ours or "warmup" in ours:
+        return tree, []
+    steps, warmup = plain_values(train["steps"]), plain_values(train.get("warmup"))
+    if not isinstance(steps, int) or not isinstance(warmup, int) or not 1 <= steps < warmup:
+        return tree, []
+    said = f"train.steps={steps}: the warm-up of {warmup} steps is shortened, train.warmup={steps // 10}"
+    return {**tree, "train": {**train, "warmup": steps // 10}}, [said]

@@ -254,9 +254,10 @@ class Gathered:
                 yield Number(name, None, unit=unit, note=self.measures.missing.get(name, "not measured"))
         for i, (_, reference) in enumerate(zip(self.tallies, references)):
             yield from self._on_features(i, reference)
+        requested = self.measures.requested or ("fd",)
         for name, reason in self.measures.missing.items():
             if name not in METRICS:  # a network
-                for metric in [each for each in BY_NETWORK if each in self.measures.requested] or ["fd"]:
+                for metric in [each for each in BY_NETWORK if each in requested]:
                     yield Number(metric, None, network=name, note=reason)
 
     def agreement(self) -> Iterator[Number]:

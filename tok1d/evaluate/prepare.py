@@ -67,12 +67,14 @@ class Prepared:
     Args:
         identity: what the results depend on besides the settings of the request.
         baselines: see `Measuring`; None for requests without any.
+        all_tokens: whether images from all tokens are measured, not only from fewer.
     """
 
     run: Run
     measuring: Measuring
     identity: Mapping[str, object]
     baselines: Callable[[bool], list[Record]] | None = None
+    all_tokens: bool = True
 
     @property
     def measures(self) -> Measures:
@@ -155,7 +157,9 @@ def _reconstruction(request: Reconstruction, opened: Opened) -> Prepared:
             wanted, train, tokenizer.spec, metrics=names, pad=measures.pad, crop=crop, quiet=quiet
         )
 
-    return Prepared(run, Measuring(measures, known, stated), identity, baselines)
+    length = tokenizer.spec.length
+    whole = max(request.keep, default=length) == length
+    return Prepared(run, Measuring(measures, known, stated), identity, baselines, all_tokens=whole)
 
 
 def _generation(request: Generation, opened: Opened) -> Prepared:

@@ -156,4 +156,6 @@ def open_own(
     found = None
     if text_condition(model.config) is not None:
         found = captions_of(where.parent, "", [where.name], TEXT_FILES) or None
-    return FolderImages(where.parent, transform, "stop", files=[where.name], captions=found)
+    image = FolderImages(where.parent, transform, "stop", files=[where.name], captions=found)
+    image.place = path  # in messages, in place of its folder
+    return image
