@@ -29,8 +29,8 @@ from tok1d.cli.reproduce import reproduce
 from tok1d.cli.study import study_app
 from tok1d.cli.train import config, recipes, train
 
-# Threads that spin for long while they wait slow down other jobs on the machine; threads that never spin halve the speed
-# of small models on two cores. So they spin for well under a millisecond. Must be set before torch is imported.
+# Threads that spin for long while they wait slow down other jobs on the machine; threads that never spin halve the
+# speed of small models on two cores. So they spin for less than a millisecond. Must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
