@@ -205,7 +205,7 @@ class FewStepModel(nn.Module):
         few_step: the objective; None: an ordinary model of the velocity.
         velocity_teacher: see `FewStepConfig.teacher`; set by zoo.pretrained.teachers.give_teachers, no submodule.
         same_as_teacher: fields of the configuration that the teacher's has to equal.
-        weights_of_teacher: prefixes of the names of weights that the teacher's have to equal.
+        weights_of_teacher: prefixes of the names of weights that make or normalise tokens, which both share.
     """
 
     same_as_teacher: ClassVar[tuple[str, ...]]
@@ -241,11 +241,15 @@ class FewStepModel(nn.Module):
         if self.velocity_teacher_name:
             object.__setattr__(self, "velocity_teacher", self)
 
-    def check_teacher(self, teacher: Any, *, weights: bool) -> None:
-        """Raise ConfigError on a teacher that cannot teach this model.
+    @torch.no_grad()
+    def take_teacher(self, teacher: Any, *, initialised: bool) -> None:
+        """Set the teacher, and the statistics of the tokens to its own.
 
         Args:
-            weights: also compare the weights that both have to share.
+            initialised: this model has its initial weights, so that those it shares with the teacher can be compared.
+
+        Raises:
+            ConfigError: a model of another kind, of other sizes or of other tokens.
         """
         what = f"few_step.teacher: {self.velocity_teacher_name}"
         for key in ("name", *self.same_as_teacher):
@@ -253,13 +257,17 @@ class FewStepModel(nn.Module):
             if ours != theirs:
                 raise ConfigError(f"{what}: expected {key}={ours} as in this model, got {theirs}")
         found = teacher.state_dict()
-        for key, value in self.state_dict().items() if weights else ():
-            shared = key.startswith(self.weights_of_teacher)
-            if shared and not torch.allclose(value.cpu(), found[key].cpu(), rtol=1e-2, atol=1e-3):
+        for key, value in self.state_dict().items() if initialised else ():
+            if not key.startswith(self.weights_of_teacher):
+                continue
+            # Statistics of another order of the same tokens differ a little.
+            if not torch.allclose(value, found[key], rtol=0.05, atol=0.05):
                 raise ConfigError(
                     f"{what}: its {key} differs, so it has other tokens; expected the model of init_from, or one that "
                     "was trained on the same tokens"
                 )
+            value.copy_(found[key])
+        object.__setattr__(self, "velocity_teacher", teacher.requires_grad_(False))  # no submodule
 
 
 def _field(model: Any, key: str) -> object:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tok1d.config.fields import option
 from tok1d.config.sampling import Kind, SampleSettings
-from tok1d.config.text import show
+from tok1d.config.text import override_text
 from tok1d.diffusion.few_step import FewStepConfig, FewStepModel, FewStepObjective, Intervals, Velocity, guided_velocity
 from tok1d.diffusion.guidance import Guidance, combine, guided
 from tok1d.diffusion.objective import FlowObjective, Times, direction_loss
@@ -81,7 +81,7 @@ class FlowConfig(SequenceConfig):
             expected = {"guidance_free": False, "direction_weight": 0.0, "sampler": "euler"}
             for key, value in expected.items():
                 if (got := getattr(self, key)) != value:
-                    raise ConfigError(f"{key}: expected {show(value)} with few_step, got {show(got)}")
+                    raise ConfigError(f"{key}: expected {override_text(value)} with few_step, got {override_text(got)}")
             if self.few_step.guidance != 1 and not (self.num_classes and self.class_dropout):
                 raise ConfigError("few_step.guidance: expected 1 without classes or class_dropout")
 
@@ -213,21 +213,22 @@ class FlowModel(FewStepModel, SequenceModel):
     ) -> dict[str, Tensor]:
         """Squared error of the velocity (B,), and its direction loss where `direction_weight` is above 0.
 
-        With `few_step` the loss of the average velocity.
+        With `few_step` and without given times the loss of the average velocity.
 
         Args:
             tokens: (B, K, D), normalised.
             labels: (B,), the null class included.
             t: times (B,); noise: (B, K, D); beta: strengths (B,) of guidance-free training; None: random ones.
         """
-        noise = torch.randn_like(tokens) if noise is None else noise
-        if self.few_step is not None:
+        if self.few_step is not None and t is None:
 
             def network(x: Tensor, t: Tensor, d: Tensor, rows: slice) -> Tensor:
                 return self.net(x, t, labels[rows], d=d)
 
+            noise = torch.randn_like(tokens) if noise is None else noise
             return {"loss": self.few_step.loss(network, tokens, noise, velocity=self.learned_velocity(labels))}
         t = self.times.sample(len(tokens), tokens.device) if t is None else t
+        noise = torch.randn_like(tokens) if noise is None else noise
         x_t = self.objective.path.interpolate(tokens, noise, t)
         target = self.objective.target(tokens, noise, t)
         prediction = self.guidance_free(x_t, t, labels, beta) if self.config.guidance_free else self.net(x_t, t, labels)

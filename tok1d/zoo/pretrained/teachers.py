@@ -65,8 +65,7 @@ def give_teachers(model: nn.Module, *, initialised: bool = True) -> None:
     if isinstance(model, FewStepModel) and model.velocity_teacher_name and model.velocity_teacher is None:
         with torch.random.fork_rng(devices=[]):
             other = load(model.velocity_teacher_name)
-        model.check_teacher(other, weights=initialised)
-        object.__setattr__(model, "velocity_teacher", other.requires_grad_(False))
+        model.take_teacher(other, initialised=initialised)
     for part in model.modules():
         wanted: TeacherName | None = getattr(part, "teacher_name", None)
         if wanted is not None and getattr(part, "teacher", None) is None:
