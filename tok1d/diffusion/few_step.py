@@ -190,6 +190,11 @@ def mean_flow(average: Average, x: Tensor, t: Tensor, s: Tensor, v: Tensor) -> T
     return v + expand(s - t, x) * change
 
 
+def rows_of(x: Tensor, rows: slice) -> Tensor:
+    """Rows of a network's condition; where no gradients are computed, detached, which hooks of modules rely on."""
+    return x[rows] if torch.is_grad_enabled() else x[rows].detach()
+
+
 def guided_velocity(unconditional: Field, scale: float | Tensor) -> Velocity:
     """The data's velocity, guided by a model's own unconditional one (arXiv 2505.13447, section 4.2).
 

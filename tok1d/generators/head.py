@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tok1d.diffusion.ddpm import Chain, ancestral
-from tok1d.diffusion.few_step import FewStepObjective, Intervals, Velocity
+from tok1d.diffusion.few_step import FewStepObjective, Intervals, Velocity, rows_of
 from tok1d.diffusion.guidance import combine
 from tok1d.diffusion.objective import FlowObjective, Times
 from tok1d.diffusion.path import Path
@@ -69,7 +69,7 @@ class DiffusionHead(nn.Module):
             return self.net.evaluate(x, self.net.time_features(t), prepared)
 
         def average(x: Tensor, t: Tensor, d: Tensor, rows: slice) -> Tensor:
-            return self.net.evaluate(x, self.net.time_features(t, d), [part[rows] for part in prepared])
+            return self.net.evaluate(x, self.net.time_features(t, d), [rows_of(part, rows) for part in prepared])
 
         if self.few_step is not None:
             return self.few_step.loss(average, target, noise, velocity=velocity)

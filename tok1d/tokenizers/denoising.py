@@ -11,7 +11,7 @@ from torch import Tensor
 from tok1d.bottleneck.residual import ResidualVQ
 from tok1d.bottleneck.vq import VQ
 from tok1d.diffusion.ddpm import Chain, ancestral, ddim
-from tok1d.diffusion.few_step import FewStepModel, Intervals, Velocity, guided_velocity
+from tok1d.diffusion.few_step import FewStepModel, Intervals, Velocity, guided_velocity, rows_of
 from tok1d.diffusion.guidance import Guidance, guided
 from tok1d.diffusion.objective import FlowObjective, Times
 from tok1d.diffusion.solver import Field, Randn, euler, heun, time_grid
@@ -101,7 +101,7 @@ class DiffusionDecoding(FewStepModel, TokenizerModel):
         def network(x: Tensor, t: Tensor, d: Tensor | None = None, rows: slice = ALL) -> Tensor:
             length = () if d is None else (d,)
             if features is None or states:  # alignment is of the first call alone
-                return self.decoder(x, t, filled[rows], *length)
+                return self.decoder(x, t, rows_of(filled, rows), *length)
             out, aligned = self.decoder.forward_aligned(x, t, filled, *length)
             states.append(aligned)
             return out
