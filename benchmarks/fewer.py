@@ -11,8 +11,8 @@ weights (the decoder's with its encoder); each for so many steps that the FLOPs 
 `distilled`. Trainings resume, and a row that exists is not measured again. A row of benchmarks/results/fewer.jsonl is
 one system, way, seed and number of calls.
 
-Decoders: reconstructions of the first `--num` test images from all tokens. Generators: `--num` samples, all tokens. The
-calls of a head are for one token, those of SiT for a sequence. A guided step of `velocity` counts twice.
+Decoders: reconstructions of the first `--num` test images from 16, 4 and 1 tokens. Generators: `--num` samples, all
+tokens. The calls of a head are for one token, those of SiT for a sequence. A guided step of `velocity` counts twice.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class System:
     Args:
         section: the key of the section few_step in the recipe.
         calls: of the trained models.
+        keep: numbers of tokens.
         full: numbers of steps of the bundled model besides `calls`; the last is its default.
         guidance: of the bundled model; the trained ones include it.
     """
@@ -56,6 +57,7 @@ class System:
     calls: tuple[int, ...]
     full: tuple[int, ...]
     guidance: float = 1.0
+    keep: tuple[int, ...] = (16,)
 
 
 SYSTEMS = {
@@ -66,6 +68,7 @@ SYSTEMS = {
         "decoder of Semanticist",
         (1, 2, 4),
         (8, 4),
+        keep=(16, 4, 1),
     ),
     "head": System(
         "fashion-mnist-epsilon-llamagen",
@@ -99,13 +102,13 @@ def overrides(system: System, way: str, seed: int, steps: int | None) -> list[st
     return [f"seed={seed}", *other, f"train.steps={round(count * goal / each)}"]
 
 
-def measured(system: System, model: Any, steps: int, num: int, *, bundled: bool) -> dict[str, float]:
-    """Metrics by name with so many steps."""
+def measured(system: System, model: Any, steps: int, keep: int, num: int, *, bundled: bool) -> dict[str, float]:
+    """Metrics by name with so many steps, of the first `keep` tokens."""
     import tok1d
 
     if "flow" in system.section:
-        found = tok1d.evaluate(model, "fashion_mnist", num=num, keep=[16], steps=steps, batch_size=250)
-        return {name: float(found.value(name)) for name in ("psnr", FD, "judge_accuracy")}
+        found = tok1d.evaluate(model, "fashion_mnist", num=num, keep=[keep], steps=steps, batch_size=250)
+        return {name: float(found.value(name, keep=keep)) for name in ("psnr", FD, "judge_accuracy")}
     guidance = system.guidance if bundled else 1.0
     found = tok1d.evaluate(
         model, "fashion_mnist", num=num, keep=[16], steps=steps, sampler="euler", guidance=guidance, batch_size=250
@@ -126,7 +129,8 @@ def measure(name: str, way: str, seed: int, given: argparse.Namespace) -> None:
     bundled = way == "velocity"
     key = {"system": name, "way": way, "seed": seed, "num": given.num, "asked": None if bundled else given.steps}
     steps = sorted({*system.calls, *(system.full if bundled else ())})
-    missing = [each for each in steps if not any(row.items() >= {**key, "steps": each}.items() for row in rows)]
+    wanted = [{**key, "keep": keep, "steps": each} for keep in given.keep or system.keep for each in steps]
+    missing = [each for each in wanted if not any(row.items() >= each.items() for row in rows)]
     if not missing:
         return
     generates = "flow" not in system.section
@@ -141,8 +145,8 @@ def measure(name: str, way: str, seed: int, given: argparse.Namespace) -> None:
     for each in missing:
         guided = bundled and system.guidance != 1
         begin = time.process_time()
-        values = measured(system, model, each, given.num, bundled=bundled)
-        row = {**key, "steps": each, "calls": each * (1 + guided), **about, **values}
+        values = measured(system, model, each["steps"], each["keep"], given.num, bundled=bundled)
+        row = {**each, "calls": each["steps"] * (1 + guided), **about, **values}
         row["cpu"] = round(time.process_time() - begin, 1)
         print(json.dumps(row), flush=True)
         write(given.result, [*read(given.result), row])
@@ -157,20 +161,22 @@ def write(path: Path, rows: Sequence[Row]) -> None:
 
 
 def table(rows: Sequence[Row], name: str) -> str:
-    """One line for each way, length of training and number of calls: mean and range over the seeds."""
+    """One line for each number of tokens, way and number of calls: mean and range over the seeds."""
     metrics = {"decoder": ("psnr", FD, "judge_accuracy")}.get(name, (FD, "label_agreement"))
     own = [row for row in rows if row["system"] == name]
     groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in sorted(
-        own, key=lambda row: (WAYS.index(row["way"]), row.get("train_steps", 0), row["num"], row["steps"])
-    ):
-        groups.setdefault((row["way"], row.get("train_steps", ""), row["num"], row["calls"]), []).append(row)
+    own.sort(
+        key=lambda row: (-row["keep"], WAYS.index(row["way"]), row.get("train_steps", 0), row["num"], row["steps"])
+    )
+    for row in own:
+        key = (row["keep"], row["way"], row.get("train_steps", ""), row["num"], row["calls"])
+        groups.setdefault(key, []).append(row)
     body = [
-        [str(way), str(trained), f"{num:,}", str(calls), str(len(found))]
+        [str(keep), str(way), str(trained), f"{num:,}", str(calls), str(len(found))]
         + [spread([row[metric] for row in found], 3 if metric != "psnr" else 2) for metric in metrics]
-        for (way, trained, num, calls), found in groups.items()
+        for (keep, way, trained, num, calls), found in groups.items()
     ]
-    return markdown(["way", "training steps", "images", "calls", "seeds", *metrics], body)
+    return markdown(["tokens", "way", "training steps", "images", "calls", "seeds", *metrics], body)
 
 
 TABLES = {f"fewer-{name}": lambda rows, name=name: table(rows, name) for name in SYSTEMS}
@@ -184,6 +190,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds; the bundled models have one")
     parser.add_argument("--steps", type=int, help="training steps of `distilled`; default: the recipe's")
     parser.add_argument("--num", type=int, default=10_000, help="images or samples of a row")
+    parser.add_argument("--keep", type=int, nargs="*", help="numbers of tokens; default: all of the system")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further overrides of the trainings")
     parser.add_argument("--runs", type=Path, default=Path("runs/fewer"), help="folder of the trainings")
     parser.add_argument("--result", type=Path, default=RESULT, help="file of the rows")
