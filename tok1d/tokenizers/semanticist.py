@@ -60,7 +60,8 @@ class Semanticist(DiffusionDecoding):
         )
         discrete = config.objective == "ddpm"
         latent_channels = self.latent_space.channels
-        self.latent_shape = (latent_channels, *[config.image_size // self.latent_space.factor] * 2)
+        side = config.image_size // self.latent_space.factor
+        self.latent_shape = (latent_channels, side, side)
         self.decoder = TokenDiT(
             config.decoder,
             channels=latent_channels,
