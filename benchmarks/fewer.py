@@ -140,7 +140,7 @@ def measure(name: str, way: str, seed: int, given: argparse.Namespace) -> None:
     else:
         out = given.runs / f"{name}-{way}-{seed}{'' if given.steps is None else f'-{given.steps}'}"
         model = train(system.recipe, [*overrides(system, way, seed, given.steps), *given.set], out)
-        about = {"train_steps": model.card.trained["steps"], "commit": model.card.commit}
+        about = {"train_steps": model.card.trained["steps"]}
         model = tok1d.load_pair(str(out / "model"))[0] if generates else model
     for each in missing:
         guided = bundled and system.guidance != 1
