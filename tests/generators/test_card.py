@@ -208,7 +208,7 @@ class Towards(nn.Module):
     def prepare(self, cond: Tensor) -> list[Tensor]:
         return []
 
-    def time_features(self, t: Tensor) -> list[Tensor]:
+    def time_features(self, t: Tensor, d: Tensor | None = None) -> list[Tensor]:
         return [t[:, None]]
 
     def evaluate(self, x: Tensor, time: Sequence[Tensor], prepared: list[Tensor], halves: None = None) -> Tensor:

@@ -240,7 +240,7 @@ class Untabled:
 
     halves = None
 
-    def __init__(self, net: HeadNetwork, times: Tensor) -> None:
+    def __init__(self, net: HeadNetwork, times: Tensor, intervals: Any = None) -> None:
         self.net = net
 
     def __call__(self, t: Tensor) -> list[Tensor]:

@@ -107,7 +107,7 @@ class Sampling(SampleSettings):
         None,
         "guidance scale of the generator: unconditional + scale (conditional - unconditional); 1 is no guidance, 0 the "
         "prediction without class or caption, as --unconditional (but a tokenizer conditioned on the class still "
-        "receives it); default: 2, without classes or captions 1",
+        "receives it); default: 2, without classes or captions, or where few_step.guidance includes it, 1",
         ge=0,
     )
     guidance_schedule: Schedule | None = option(

@@ -140,7 +140,7 @@ class _AsOnGPU(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
+        if func is F.scaled_dot_product_attention and torch.is_grad_enabled():  # else nothing is kept
             return self._attention(*(self._half(arg) for arg in args), **kwargs)
         if func is F.dropout and kwargs.get("training", True) and kwargs.get("p", 0.5) > 0:
             return torch.native_dropout(args[0], kwargs["p"], True)[0]

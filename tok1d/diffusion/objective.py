@@ -74,7 +74,10 @@ class FlowObjective:
 
     def loss(self, network: Callable[[Tensor, Tensor], Tensor], data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Weighted mean squared error (B,) of network(x_t, t)."""
-        error = single(network(self.path.interpolate(data, noise, t), t)) - self.target(data, noise, t)
+        return self.weighted(single(network(self.path.interpolate(data, noise, t), t)) - self.target(data, noise, t), t)
+
+    def weighted(self, error: Tensor, t: Tensor) -> Tensor:
+        """Weighted mean square (B,) of errors (B, ...) of the network's output at times t (B,)."""
         loss = error.square().flatten(1).mean(1)
         if self.weight_power == 0:
             return loss

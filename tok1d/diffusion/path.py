@@ -78,6 +78,12 @@ class Path:
             return (x_t - alpha * prediction) / sigma
         return (d_alpha * x_t - alpha * prediction) / (sigma * d_alpha - alpha * d_sigma)
 
+    def from_velocity(self, velocity: Tensor, kind: Prediction, x_t: Tensor, t: Tensor) -> Tensor:
+        """The prediction of the given kind that implies a velocity at (x_t, t); the inverse of `to_velocity`."""
+        if kind == "velocity":
+            return velocity
+        return (self.to_data if kind == "data" else self.to_noise)(velocity, "velocity", x_t, t)
+
     def score(self, velocity: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """grad log p_t(x_t) = -E[noise | x_t] / sigma(t); singular at t = 1."""
         _, sigma, _, _ = self.coefficients(expand(t, x_t))

@@ -32,11 +32,15 @@ def time_grid(steps: int, *, shift: float = 1.0, end: float = 1.0, device: torch
     """
     if steps < 1:
         raise InputError(f"sampler: expected at least 1 step, got {steps}")
-    s = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    times = shifted_time(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift)
+    return (times * end).to(dtype=torch.float32, device=device)
+
+
+def shifted_time(s: Tensor, shift: float) -> Tensor:
+    """Times of the grid for s from 1 (noise) to 0 (data), see `time_grid`."""
     # 1 - shift s / (1 + (shift - 1) s), rearranged so that both ends are exact: a first time of -2e-16 would lie
     # outside of a guidance interval.
-    times = (1 - s) / (1 + (shift - 1) * s)
-    return (times * end).to(dtype=torch.float32, device=device)
+    return (1 - s) / (1 + (shift - 1) * s)
 
 
 def randn_from(generator: Generators | None) -> Randn:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tok1d.config.fields import option
 from tok1d.config.sampling import Kind, SampleSettings, Schedule
+from tok1d.diffusion.few_step import FewStepModel, FewStepObjective, Velocity, guided_velocity
 from tok1d.diffusion.guidance import Guidance
 from tok1d.diffusion.solver import NoiseSource
 from tok1d.errors import ConfigError
@@ -26,7 +27,7 @@ from tok1d.nn.norm import RMSNorm
 from tok1d.nn.roles import TOKENS, Roles
 
 
-class HeadGenerator(CausalGenerator):
+class HeadGenerator(FewStepModel, CausalGenerator):
     """A causal generator of continuous tokens: the states of the stack condition a diffusion head.
 
     Subclasses also set `head` and `head_positions`. `sample` takes from `noise`, for each token in turn, the initial
@@ -36,8 +37,16 @@ class HeadGenerator(CausalGenerator):
     kind: ClassVar[Kind] = "diffusion"
     guidance_interval_of: ClassVar[IntervalOf | None] = None
 
+    same_as_teacher: ClassVar[tuple[str, ...]] = ("num_tokens", "token_dim", "num_classes", "statistics")
+    weights_of_teacher: ClassVar[tuple[str, ...]] = ("token_mean", "token_std")
+
     head_positions: nn.Parameter  # (1, K, dim), added to the states
     head: DiffusionHead
+
+    @property
+    def few_step(self) -> FewStepObjective | None:  # type: ignore[override]
+        """The objective of the head."""
+        return self.head.few_step
 
     def final_norm(self, x: Tensor, skip: int) -> Tensor:
         # The other order would round the gradient of the norm's weight differently where the prefix has several inputs.
@@ -67,8 +76,37 @@ class HeadGenerator(CausalGenerator):
     def losses(self, batch: tuple[Tensor, Tensor | None], progress: float) -> dict[str, Tensor]:
         """The head's mean loss; batch: raw tokens (B, k, D), and class ids (B,), captions (B, T, E) or None."""
         tokens = self.normalise(batch[0])
-        hidden = self.hidden(tokens, self.training_cond(batch[1], len(tokens)))
-        return {"loss": self.head.loss_rows(tokens.flatten(0, 1), hidden.flatten(0, 1)).mean()}
+        cond = self.training_cond(batch[1], len(tokens))
+        hidden = self.hidden(tokens, cond)
+        velocity = None if self.few_step is None else self.learned_velocity(tokens, cond)
+        return {"loss": self.head.loss_rows(tokens.flatten(0, 1), hidden.flatten(0, 1), velocity=velocity).mean()}
+
+    @torch.no_grad()
+    def learned_velocity(self, tokens: Tensor, cond: Tensor) -> Velocity | None:
+        """The guided velocity that few-step training learns for normalised tokens (B, k, D); None: the data's.
+
+        The scale follows the model's schedule over the tokens.
+
+        Raises:
+            InputError: the teacher is not loaded.
+        """
+        assert self.few_step is not None
+        teacher, scale = self.taught_by(), self.few_step.config.guidance
+        if teacher is None and scale == 1:
+            return None
+        source: HeadGenerator = self if teacher is None else teacher
+        copies, (num, length) = self.head.config.batch_mul, tokens.shape[:2]
+        null = scales = None
+        if scale != 1:
+            null = source.hidden(tokens, source.check_cond(None, num)).flatten(0, 1)
+            of_tokens = source.token_scales(source.guidance_of(scale), length)
+            scales = tokens.new_tensor(of_tokens).repeat(copies * num)[:, None]
+        if teacher is None:
+            assert null is not None and scales is not None
+            return guided_velocity(self.head.field(null, copies=copies), scales)
+        given = teacher.hidden(tokens, cond).flatten(0, 1)
+        field = teacher.head.field(given, null, 1.0 if scales is None else scales, copies=copies)
+        return lambda x, t, v: field(x, t)
 
     def finished(self, tokens: Tensor) -> Tensor:
         """Raw tokens (B, k, D)."""

@@ -18,7 +18,7 @@ from tok1d.generators.sit import condition, init_adaln_zero, position_table
 from tok1d.generators.statistics import Statistics
 from tok1d.nn.attention import Attend, Attention, full, rotary
 from tok1d.nn.block import SwiGLU
-from tok1d.nn.embed import LabelEmbed, TimeEmbed
+from tok1d.nn.embed import IntervalEmbed, LabelEmbed, TimeEmbed
 from tok1d.nn.norm import Modulation, RMSNorm, gated, modulate
 from tok1d.nn.position import axial_angles, grid_coordinates, sequence_angles
 
@@ -118,6 +118,7 @@ class LightningDiTNetwork(nn.Module):
         self.time_embed = TimeEmbed(dim)
         self.label_embed = LabelEmbed(config.num_classes, dim, config.class_dropout)
         self.beta_embed = TimeEmbed(dim) if config.guidance_free else None
+        self.interval_embed = IntervalEmbed(dim) if config.few_step is not None else None
         self.blocks = nn.ModuleList(
             LightningBlock(
                 dim, config.heads, config.mlp_ratio, qk_norm=config.qk_norm, shift=config.shift, eps=config.norm_eps
@@ -129,8 +130,10 @@ class LightningDiTNetwork(nn.Module):
         self.out = nn.Linear(dim, config.token_dim)
         init_adaln_zero(self)
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor, beta: Tensor | None = None) -> Tensor:
-        c = condition(self.time_embed, self.label_embed, self.beta_embed, t, labels, beta)
+    def forward(
+        self, x: Tensor, t: Tensor, labels: Tensor, beta: Tensor | None = None, d: Tensor | None = None
+    ) -> Tensor:
+        c = condition(self, t, labels, beta, d)
         x = self.token_embed(x)
         if self.positions is not None:
             x = x + self.positions

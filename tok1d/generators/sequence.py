@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from tok1d.config.fields import option
 from tok1d.config.sampling import Kind, SampleSettings
+from tok1d.config.text import override_text
+from tok1d.diffusion.few_step import FewStepConfig, FewStepModel, FewStepObjective, Intervals, Velocity, guided_velocity
 from tok1d.diffusion.guidance import Guidance, combine, guided
 from tok1d.diffusion.objective import FlowObjective, Times, direction_loss
 from tok1d.diffusion.path import Path
@@ -68,12 +70,20 @@ class FlowConfig(SequenceConfig):
     sampler: Literal["sde", "euler", "heun"] = option("sde", "default sampler; sde is Euler-Maruyama")
     last_step: float = option(0.04, "length in time of the SDE sampler's last step, without noise", gt=0, lt=1)
     time_shift: float = option(1.0, "above 1 the ODE samplers place more of their steps near the noise", gt=0)
+    few_step: FewStepConfig | None = option(None, "sampling in few steps; null: a model of the velocity")
 
     def check(self) -> None:
         """Raise ConfigError where fields contradict each other."""
         super().check()
         if self.guidance_free and not (self.num_classes and self.class_dropout):
             raise ConfigError("guidance_free: expected classes and class_dropout > 0, set both or guidance_free=false")
+        if self.few_step is not None:
+            expected = {"guidance_free": False, "direction_weight": 0.0, "sampler": "euler"}
+            for key, value in expected.items():
+                if (got := getattr(self, key)) != value:
+                    raise ConfigError(f"{key}: expected {override_text(value)} with few_step, got {override_text(got)}")
+            if self.few_step.guidance != 1 and not (self.num_classes and self.class_dropout):
+                raise ConfigError("few_step.guidance: expected 1 without classes or class_dropout")
 
 
 class SequenceModel(NormalisedTokens, Generator):
@@ -121,12 +131,14 @@ class SequenceModel(NormalisedTokens, Generator):
         """Noise (rows, K, D) that sampling starts from."""
         return noise(self.token_mean.new_empty(rows, self.config.num_tokens, self.config.token_dim))
 
-    def both(self, labels: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def both(
+        self, labels: Tensor, intervals: Intervals | None = None
+    ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """The conditional and the unconditional output of the network at (x, t), in one batch of 2B rows."""
-        pair = torch.cat([labels, self.check_cond(None, len(labels))])
+        network = of_labels(self.net, torch.cat([labels, self.check_cond(None, len(labels))]), intervals)
 
         def outputs(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            conditional, unconditional = self.net(x.repeat(2, 1, 1), t if len(t) == 1 else t.repeat(2), pair).chunk(2)
+            conditional, unconditional = network(x.repeat(2, 1, 1), t if len(t) == 1 else t.repeat(2)).chunk(2)
             return conditional, unconditional
 
         return outputs
@@ -148,6 +160,8 @@ class SequenceModel(NormalisedTokens, Generator):
             ours, theirs = getattr(self.config, key, None), getattr(getattr(weak, "config", None), key, None)
             if ours != theirs:
                 raise InputError(f"weak model: expected an earlier or smaller model with {key}={ours}, got {theirs}")
+        if (getattr(self, "few_step", None) is None) != (getattr(weak, "few_step", None) is None):
+            raise InputError("weak model: expected few_step in both models or in none")
         for key in ("token_mean", "token_std"):
             if not torch.allclose(getattr(self, key).cpu(), getattr(weak, key).cpu(), rtol=1e-2, atol=1e-3):
                 raise InputError(f"weak model: its {key} differs; it was trained on the tokens of another cache")
@@ -165,8 +179,18 @@ class SequenceModel(NormalisedTokens, Generator):
         return {"sampler": self.sampler(settings.sampler), "steps": settings.steps or self.config.steps}
 
 
-class FlowModel(SequenceModel):
+def of_labels(net: nn.Module, labels: Tensor, intervals: Intervals | None = None) -> Field:
+    """The output f(x, t) of a network for class ids (B,); over intervals it gets the lengths of the steps, too."""
+    if intervals is None:
+        return lambda x, t: net(x, t, labels)
+    return lambda x, t: net(x, t, labels, d=intervals(t))
+
+
+class FlowModel(FewStepModel, SequenceModel):
     """A generator trained on the velocity of the path (SiT, arXiv 2401.08740), with its samplers."""
+
+    same_as_teacher: ClassVar[tuple[str, ...]] = ("num_tokens", "token_dim", "num_classes", "path", "statistics")
+    weights_of_teacher: ClassVar[tuple[str, ...]] = ("token_mean", "token_std")
 
     config: FlowConfig
 
@@ -175,6 +199,8 @@ class FlowModel(SequenceModel):
         self.objective = FlowObjective(Path(config.path), "velocity")
         lognormal = "logit_normal" if config.path == "linear" else "atan_normal"
         self.times = Times("uniform" if config.times == "uniform" else lognormal)
+        if config.few_step is not None:
+            self.few_step = FewStepObjective(config.few_step, self.objective, self.times, config.time_shift)
 
     def loss_rows(
         self,
@@ -187,11 +213,20 @@ class FlowModel(SequenceModel):
     ) -> dict[str, Tensor]:
         """Squared error of the velocity (B,), and its direction loss where `direction_weight` is above 0.
 
+        With `few_step` and without given times the loss of the average velocity.
+
         Args:
             tokens: (B, K, D), normalised.
             labels: (B,), the null class included.
             t: times (B,); noise: (B, K, D); beta: strengths (B,) of guidance-free training; None: random ones.
         """
+        if self.few_step is not None and t is None:
+
+            def network(x: Tensor, t: Tensor, d: Tensor, rows: slice) -> Tensor:
+                return self.net(x, t, labels[rows], d=d)
+
+            noise = torch.randn_like(tokens) if noise is None else noise
+            return {"loss": self.few_step.loss(network, tokens, noise, velocity=self.learned_velocity(labels))}
         t = self.times.sample(len(tokens), tokens.device) if t is None else t
         noise = torch.randn_like(tokens) if noise is None else noise
         x_t = self.objective.path.interpolate(tokens, noise, t)
@@ -215,18 +250,32 @@ class FlowModel(SequenceModel):
             unconditional = self.net(x_t, t, torch.full_like(labels, self.label_embed.null))
         return combine(single(conditional), single(unconditional), beta[:, None, None])
 
-    def field(self, labels: Tensor, guidance: Guidance) -> Field:
-        """The guided velocity f(x, t) of normalised tokens (B, K, D), which the samplers integrate."""
+    def learned_velocity(self, labels: Tensor) -> Velocity | None:
+        """The guided velocity that few-step training learns for class ids (B,); None: the data's.
 
-        def conditional(x: Tensor, t: Tensor) -> Tensor:
-            return self.net(x, t, labels)
+        Raises:
+            InputError: the teacher is not loaded.
+        """
+        assert self.few_step is not None
+        teacher, scale = self.taught_by(), self.few_step.config.guidance
+        if teacher is not None:
+            field: Field = teacher.field(labels, Guidance(scale))
+            return lambda x, t, v: field(x, t)
+        return None if scale == 1 else guided_velocity(of_labels(self.net, self.check_cond(None, len(labels))), scale)
 
-        weak = guidance.weak_model
+    def field(self, labels: Tensor, guidance: Guidance, intervals: Intervals | None = None) -> Field:
+        """The guided velocity f(x, t) of normalised tokens (B, K, D), which the samplers integrate.
+
+        Args:
+            intervals: f is the average velocity over these steps; None: the velocity.
+        """
+        conditional, weak = of_labels(self.net, labels, intervals), guidance.weak_model
         if weak is not None:
-            return guided(lambda x, t: (self.net(x, t, labels), weak.net(x, t, labels)), conditional, guidance)
+            other = of_labels(weak.net, labels, intervals)
+            return guided(lambda x, t: (conditional(x, t), other(x, t)), conditional, guidance)
         if self.config.guidance_free:
             return self.guidance_free_field(labels, guidance)
-        return guided(self.both(labels), conditional, guidance) if guidance.scale != 1 else conditional
+        return guided(self.both(labels, intervals), conditional, guidance) if guidance.scale != 1 else conditional
 
     def guidance_free_field(self, labels: Tensor, guidance: Guidance) -> Field:
         """As `field`, of a guidance-free model: its input beta is 1 / scale inside the interval, 1 outside.
@@ -258,13 +307,16 @@ class FlowModel(SequenceModel):
         noise: NoiseSource,
         **own: object,
     ) -> Tensor:
-        """Raw tokens (B, K, D) by "sde" (Euler-Maruyama), "euler" or "heun" (2 steps - 1 calls of the network)."""
-        config, name, field = self.config, self.sampler(settings.sampler), self.field(cond, guidance)
+        """Raw tokens (B, K, D) by "sde" (Euler-Maruyama), "euler" or "heun" (2 steps - 1 calls of the network).
+
+        With `few_step` Euler's steps follow the average velocity, the others the velocity.
+        """
+        config, name = self.config, self.sampler(settings.sampler)
         steps = config.steps if settings.steps is None else settings.steps
         x = self.initial_noise(len(cond), noise)
         if name == "sde":
             x = interpolant_sde(
-                field,
+                self.field(cond, guidance),
                 x,
                 steps,
                 noise,
@@ -274,7 +326,8 @@ class FlowModel(SequenceModel):
             )
         else:
             times = time_grid(steps, shift=config.time_shift, device=x.device)
-            x = (heun if name == "heun" else euler)(field, x, times)
+            intervals = Intervals(times) if self.few_step is not None and name == "euler" else None
+            x = (heun if name == "heun" else euler)(self.field(cond, guidance, intervals), x, times)
         return self.denormalise(x)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from tok1d.diffusion.solver import Field, NoiseSource
 from tok1d.errors import ConfigError, InputError
 from tok1d.generators.sequence import FlowConfig, FlowModel, SequenceConfig, SequenceModel, grid_side
 from tok1d.nn.block import AdaLNBlock
-from tok1d.nn.embed import LabelEmbed, TimeEmbed
+from tok1d.nn.embed import IntervalEmbed, LabelEmbed, TimeEmbed, embed_times
 from tok1d.nn.norm import Modulation, modulate
 from tok1d.nn.position import sincos_2d, sincos_interleaved
 
@@ -81,11 +81,14 @@ class SiTNetwork(nn.Module):
     Args:
         out_dim: channels of an output token, D for a velocity and 2 D for noise and variance.
         with_beta: also condition on the strength beta of guidance-free training.
+        intervals: also condition on the lengths of intervals, see `diffusion.few_step`.
     """
 
     positions: Tensor
 
-    def __init__(self, config: SiTConfig | DiTConfig, out_dim: int, *, with_beta: bool = False) -> None:
+    def __init__(
+        self, config: SiTConfig | DiTConfig, out_dim: int, *, with_beta: bool = False, intervals: bool = False
+    ) -> None:
         super().__init__()
         dim = config.dim
         table = position_table(config.positions, dim, config.num_tokens)
@@ -94,6 +97,7 @@ class SiTNetwork(nn.Module):
         self.time_embed = TimeEmbed(dim)
         self.label_embed = LabelEmbed(config.num_classes, dim, config.class_dropout)
         self.beta_embed = TimeEmbed(dim) if with_beta else None
+        self.interval_embed = IntervalEmbed(dim) if intervals else None
         qk_norm: Literal["layer", "none"] = "layer" if config.qk_norm else "none"
         self.blocks = nn.ModuleList(
             AdaLNBlock(dim, config.heads, config.mlp_ratio, qk_norm=qk_norm, eps=config.norm_eps)
@@ -104,30 +108,35 @@ class SiTNetwork(nn.Module):
         self.out = nn.Linear(dim, out_dim)
         init_adaln_zero(self)
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor, beta: Tensor | None = None) -> Tensor:
-        c = condition(self.time_embed, self.label_embed, self.beta_embed, t, labels, beta)
+    def forward(
+        self, x: Tensor, t: Tensor, labels: Tensor, beta: Tensor | None = None, d: Tensor | None = None
+    ) -> Tensor:
+        c = condition(self, t, labels, beta, d)
         x = self.token_embed(x) + self.positions
         for block in self.blocks:
             x = block(x, c)
         return self.out(modulate(self.norm(x), *self.modulation(c)))
 
 
-def condition(
-    time_embed: TimeEmbed,
-    label_embed: LabelEmbed,
-    beta_embed: TimeEmbed | None,
-    t: Tensor,
-    labels: Tensor,
-    beta: Tensor | None,
-) -> Tensor:
-    """The condition (B, 1, dim) of adaLN: the sum of the embeddings of time, class and, with a `beta_embed`, beta.
+class Embeds(Protocol):
+    """The embeddings of a network: of times, of the lengths of intervals, of classes and of guidance strengths."""
+
+    time_embed: TimeEmbed
+    interval_embed: IntervalEmbed | None
+    label_embed: LabelEmbed
+    beta_embed: TimeEmbed | None
+
+
+def condition(network: Embeds, t: Tensor, labels: Tensor, beta: Tensor | None, d: Tensor | None) -> Tensor:
+    """The condition (B, 1, dim) of adaLN: the sum of the network's embeddings.
 
     Args:
         beta: strengths (B,) of guidance-free training; None means 1.
+        d: lengths of intervals (B,); None means 0.
     """
-    c = time_embed(t) + label_embed(labels)
-    if beta_embed is not None:
-        c = c + beta_embed(torch.ones_like(t) if beta is None else beta)
+    c = embed_times(network.time_embed, network.interval_embed, t, d) + network.label_embed(labels)
+    if network.beta_embed is not None:
+        c = c + network.beta_embed(torch.ones_like(t) if beta is None else beta)
     return c[:, None]
 
 
@@ -158,7 +167,8 @@ class SiT(FlowModel):
 
     def __init__(self, config: SiTConfig) -> None:
         super().__init__(config)
-        self.net = SiTNetwork(config, config.token_dim, with_beta=config.guidance_free)
+        intervals = config.few_step is not None
+        self.net = SiTNetwork(config, config.token_dim, with_beta=config.guidance_free, intervals=intervals)
 
 
 class DiT(SequenceModel):

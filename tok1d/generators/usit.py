@@ -18,7 +18,7 @@ from tok1d.errors import ConfigError
 from tok1d.generators.sequence import FlowConfig, FlowModel
 from tok1d.nn.attention import Attention
 from tok1d.nn.block import Block, Mlp, run_with_skips
-from tok1d.nn.embed import LabelEmbed, time_rates, time_waves
+from tok1d.nn.embed import IntervalEmbed, LabelEmbed, time_rates, time_waves
 
 
 @dataclass
@@ -75,9 +75,17 @@ class USiTNetwork(nn.Module):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
+        self.interval_embed = IntervalEmbed(dim) if config.few_step is not None else None
+        if self.interval_embed is not None:
+            self.interval_embed.init_weights()
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor, beta: Tensor | None = None) -> Tensor:
-        extra = [self.waves(t), self.label_embed(labels)]
+    def forward(
+        self, x: Tensor, t: Tensor, labels: Tensor, beta: Tensor | None = None, d: Tensor | None = None
+    ) -> Tensor:
+        time = self.waves(t)
+        if self.interval_embed is not None:
+            time = time + self.interval_embed(torch.zeros_like(t) if d is None else d)
+        extra = [time, self.label_embed(labels)]
         if self.num_extra == 3:
             extra.append(self.waves(torch.ones_like(t) if beta is None else beta))
         head = torch.stack([token.expand(len(x), -1) for token in extra], dim=1)

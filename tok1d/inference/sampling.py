@@ -15,6 +15,7 @@ from tok1d.config.condition import is_conditional
 from tok1d.config.options import flag_of
 from tok1d.config.sampling import EVERYWHERE, Decoding, SampleSettings, Sampling
 from tok1d.data.order import seed_from
+from tok1d.diffusion.few_step import FewStepModel
 from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
 from tok1d.generators.base import Generator
@@ -83,6 +84,8 @@ def decoder_options(tokenizer: Tokenizer, decoding: Decoding, prefix: str = "") 
 def guidance_of(generator: Generator, sampling: Sampling) -> Guidance:
     """The guidance of the settings. The default scale is 2, or 1 without classes, captions and weak model.
 
+    It is also 1 for a model whose training included guidance (`FewStepConfig.guidance`).
+
     The default schedule of the scale 0 is constant: a schedule that goes from 1 to 0 is not the null condition.
 
     Raises:
@@ -101,7 +104,8 @@ def guidance_of(generator: Generator, sampling: Sampling) -> Guidance:
     guidable = weak is not None or (is_conditional(generator.config) and not sampling.unconditional)
     scale = sampling.guidance
     if scale is None:
-        scale = 2.0 if guidable else 1.0
+        few = generator.few_step if isinstance(generator, FewStepModel) else None
+        scale = 2.0 if guidable and (few is None or few.config.guidance == 1) else 1.0
     if scale != 1 and not guidable:
         raise InputError(f"--guidance: without classes it needs a --weak-model, else pass 1; got {scale:g}")
     own = generator.guidance_of(scale)

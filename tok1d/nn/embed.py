@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tok1d.errors import InputError
-from tok1d.nn.roles import CLASSES, PIXELS_IN, Roles
+from tok1d.nn.roles import CLASSES, INTERVAL, PIXELS_IN, Roles
 from tok1d.nn.values import has_values
 
 
@@ -75,6 +75,27 @@ class TimeEmbed(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         waves = time_waves(t * self.scale, self.rates, self.fc1.in_features).to(self.fc1.weight.dtype)
         return self.fc2(nn.functional.silu(self.fc1(waves)))
+
+
+class IntervalEmbed(TimeEmbed):
+    """An embedding of the lengths of intervals of time, (B,) in [0, 1] -> (B, dim), zero at first."""
+
+    roles: ClassVar[Roles] = {"fc1": (INTERVAL,), "fc2": (INTERVAL,)}
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, scale=10.0)  # up to 10 radians: smooth, as derivatives are taken
+
+    def init_weights(self) -> None:
+        """As `TimeEmbed`, but a last layer of zeros: weights trained without intervals give the same outputs."""
+        super().init_weights()
+        nn.init.zeros_(self.fc2.weight)
+
+
+def embed_times(time: TimeEmbed, interval: IntervalEmbed | None, t: Tensor, d: Tensor | None) -> Tensor:
+    """The embedding (B, dim) of times t (B,) and, with an `interval` embedding, lengths d (B,), by default 0."""
+    if interval is None:
+        return time(t)
+    return time(t) + interval(torch.zeros_like(t) if d is None else d)
 
 
 class Condition(nn.Module):

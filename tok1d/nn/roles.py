@@ -20,7 +20,7 @@ from typing import Literal
 
 from torch import nn
 
-Role = Literal["tokens", "grid", "classes", "class_logits", "words", "pixels_in", "pixels_out", "masking"]
+Role = Literal["tokens", "grid", "classes", "class_logits", "words", "pixels_in", "pixels_out", "masking", "interval"]
 Roles = Mapping[str, tuple[Role, ...]]
 
 # (1, before + num_tokens, ...): one row per token, after rows that stay.
@@ -40,6 +40,8 @@ PIXELS_IN: Role = "pixels_in"
 PIXELS_OUT: Role = "pixels_out"
 # A parameter that only training with masked patches has.
 MASKING: Role = "masking"
+# A parameter of the embedding of intervals, which is zero at first.
+INTERVAL: Role = "interval"
 
 
 def roles_of(model: nn.Module, name: str) -> tuple[nn.Module, tuple[Role, ...]]:

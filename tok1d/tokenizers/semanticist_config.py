@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tok1d.config.fields import option
+from tok1d.diffusion.few_step import FewStepConfig
 from tok1d.errors import ConfigError
 from tok1d.losses.alignment import AlignmentConfig
 from tok1d.tokenizers.bottlenecks import VQConfig
@@ -28,6 +29,12 @@ class FlowConfig:
     )
     shift: float = option(1.0, "shift of the sampling times; above 1: more steps near the noise", gt=0)
     temperature: float = option(1.0, "scale of the initial noise in decoding; 0: towards the mean image", ge=0)
+    few_step: FewStepConfig | None = option(None, "decoding in few steps; null: a decoder of the velocity")
+
+    def check(self) -> None:
+        """Raise ConfigError where fields contradict each other."""
+        if self.few_step is not None and self.prediction == "noise":
+            raise ConfigError("prediction: expected data or velocity with few_step, which steps from t = 0, got noise")
 
 
 @dataclass
@@ -74,6 +81,9 @@ class SemanticistConfig:
     nested: NestedConfig = option(NestedConfig())
     alignment: AlignmentConfig = option(AlignmentConfig())
     steps: int = option(250, "default number of decoding steps", ge=1)
+    stage: Literal["train", "finetune"] = option(
+        "train", "finetune: only the decoder is trained, on the tokens of the model of init_from (not in the paper)"
+    )
 
     def check(self) -> None:
         """Raise ConfigError on fields that contradict each other."""
@@ -90,6 +100,14 @@ class SemanticistConfig:
         for part, net in (("encoder", self.encoder), ("decoder", self.decoder)):
             if net.dim % net.heads:
                 raise ConfigError(f"{part}.heads: {net.heads} does not divide {part}.dim {net.dim}")
+        if self.flow.few_step is not None:
+            if self.objective != "flow":
+                raise ConfigError(f"objective: expected flow with flow.few_step, got {self.objective}")
+            if self.flow.few_step.teacher and self.stage != "finetune":
+                raise ConfigError(
+                    "stage: expected finetune with flow.few_step.teacher, which decodes the tokens of its own encoder, "
+                    f"got {self.stage}"
+                )
         if self.objective == "ddpm" and not 2 <= self.steps <= 1000:
             raise ConfigError(f"steps: expected 2 to 1000 steps for a DDPM decoder, got {self.steps}")
         if self.normalise and self.token_dim < 2:

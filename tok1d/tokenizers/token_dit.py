@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tok1d.config.fields import option
 from tok1d.nn.block import AdaLNBlock, CrossAdaLNBlock
-from tok1d.nn.embed import PatchEmbed, TimeEmbed, unpatchify
+from tok1d.nn.embed import IntervalEmbed, PatchEmbed, TimeEmbed, embed_times, unpatchify
 from tok1d.nn.norm import Modulation, modulate
 from tok1d.nn.position import sincos_2d
 from tok1d.nn.roles import PIXELS_OUT, TOKENS, Roles
@@ -79,6 +79,7 @@ class TokenDiT(nn.Module):
         num_tokens, token_dim: condition tokens are (B, K, D).
         out_channels: channels of the output: `channels`, or 2 * channels with a learned variance.
         time_scale: factor of the times before the sinusoidal embedding.
+        intervals: also embed the lengths of intervals, see `diffusion.few_step`.
     """
 
     roles: ClassVar[Roles] = {"out": (PIXELS_OUT,), "null_tokens": (TOKENS,), "token_positions": (TOKENS,)}
@@ -93,6 +94,7 @@ class TokenDiT(nn.Module):
         token_dim: int,
         out_channels: int,
         time_scale: float = 1.0,
+        intervals: bool = False,
     ) -> None:
         super().__init__()
         dim, patch = config.dim, config.patch
@@ -104,6 +106,7 @@ class TokenDiT(nn.Module):
         self.positions: Tensor
         self._tables: dict[tuple[object, ...], Tensor] = {}  # positions of other latent sizes
         self.time_embed = TimeEmbed(dim, scale=time_scale)
+        self.interval_embed = IntervalEmbed(dim) if intervals else None
         block = CrossAdaLNBlock if self.cross else AdaLNBlock
         self.blocks = nn.ModuleList(
             block(dim, config.heads, config.mlp_ratio, eps=config.norm_eps) for _ in range(config.depth)
@@ -128,7 +131,9 @@ class TokenDiT(nn.Module):
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.flatten(1))
         assert self.patch_embed.proj.bias is not None
         nn.init.zeros_(self.patch_embed.proj.bias)
-        self.time_embed.init_weights()
+        for embed in (self.time_embed, self.interval_embed):
+            if embed is not None:
+                embed.init_weights()
         for module in self.modules():
             if isinstance(module, Modulation | CrossAdaLNBlock):
                 module.zero_init()
@@ -155,24 +160,30 @@ class TokenDiT(nn.Module):
                 self._tables[key] = sincos_2d(self.dim, rows, columns)[None].to(self.positions)
         return self._tables[key]
 
-    def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        """Latents (B, C, H, W), times (B,) or (1,), tokens (B, K, D) after `fill` -> (B, out_channels, H, W)."""
-        return self._run(x, t, tokens, align=False)[0]
+    def forward(self, x: Tensor, t: Tensor, tokens: Tensor, d: Tensor | None = None) -> Tensor:
+        """Latents (B, C, H, W), times (B,) or (1,), tokens (B, K, D) after `fill` -> (B, out_channels, H, W).
 
-    def forward_aligned(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        Args:
+            d: lengths of intervals, of the shape of t, with `intervals` only; None: 0.
+        """
+        return self._run(x, t, tokens, d, align=False)[0]
+
+    def forward_aligned(self, x: Tensor, t: Tensor, tokens: Tensor, d: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As `forward`, and the projected states (B, T, align_dim) of the image tokens after block `align_depth`."""
-        out, aligned = self._run(x, t, tokens, align=True)
+        out, aligned = self._run(x, t, tokens, d, align=True)
         assert aligned is not None, "this decoder has no alignment projector (align_depth is 0)"
         return out, aligned
 
-    def _run(self, x: Tensor, t: Tensor, tokens: Tensor, *, align: bool) -> tuple[Tensor, Tensor | None]:
+    def _run(
+        self, x: Tensor, t: Tensor, tokens: Tensor, d: Tensor | None, *, align: bool
+    ) -> tuple[Tensor, Tensor | None]:
         rows, columns = x.shape[-2] // self.patch, x.shape[-1] // self.patch
         patches = self.patch_out(self.patch_embed(x)) + self.table(rows, columns)
         extra = self.token_embed(tokens)
         if self.token_positions is not None:
             extra = extra + self.token_positions
         sequence = patches if self.cross else torch.cat([patches, extra], dim=1)
-        c = self.time_embed(t)[:, None]
+        c = embed_times(self.time_embed, self.interval_embed, t, d)[:, None]
         num_patches, aligned = rows * columns, None
         for depth, block in enumerate(self.blocks, start=1):
             if self.cross:

@@ -39,6 +39,7 @@ from tok1d.train.task import BatchFunction, Task
 from tok1d.zoo import store
 from tok1d.zoo.loaded import LoadedTokenizer
 from tok1d.zoo.pairs import check_condition, check_num_classes, check_tokens, shared_classes
+from tok1d.zoo.pretrained.teachers import give_teachers
 from tok1d.zoo.transfer import init_from
 from tok1d.zoo.weights import fingerprint
 
@@ -75,6 +76,7 @@ def generator_task(recipe: Recipe) -> Task:
         # Every process reads the batches of a single process (rank 0 of 1), so that all have the same statistics.
         count = -(-STATISTICS_ROWS // recipe.train.batch_size)
         model.fit_statistics(batch(step, 0, 1)[0] for step in range(count))
+    give_teachers(model, initialised=not resumes)
     return Task(model, batch, sample_preview(recipe, tokenizer), images=images, tokenizer=fingerprint(tokenizer))
 
 

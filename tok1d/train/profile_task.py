@@ -74,7 +74,7 @@ def profile_task(recipe: Recipe) -> ProfileTask:
     recipe = with_random_weights(recipe)
     torch.manual_seed(recipe.seed)
     model = store.build_model(recipe.model)
-    give_teachers(model)
+    give_teachers(model, initialised=False)
     players = build_players(recipe, model, resumed=True, perceptual=_perceptual(recipe))
     _use_autoencoder(model)
     with read_only_cache():

@@ -51,9 +51,9 @@ def build_task(recipe: Recipe) -> Task:
     model, resumes = store.build_model(recipe.model), has_checkpoint(Path(recipe.out))
     check_num_classes(model_classes(model).num, images)
     set_class_names(model, image_classes(images).names)
-    give_teachers(model)
     if recipe.init_from is not None and not resumes:
         init_from(model, recipe.init_from)
+    give_teachers(model, initialised=not resumes)
     players = build_players(recipe, model, resumed=resumes)
     preview = reconstruction_preview(recipe) if recipe.kind == "tokenizer" else None
     batch = image_batches(recipe, images, image_condition(recipe, images))

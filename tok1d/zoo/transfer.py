@@ -17,7 +17,19 @@ from tok1d.config.classes import class_names, model_classes
 from tok1d.config.condition import text_condition
 from tok1d.errors import ConfigError, WeightsError
 from tok1d.nn.position import resample_grid
-from tok1d.nn.roles import CLASS_LOGITS, CLASSES, GRID, MASKING, PIXELS_IN, PIXELS_OUT, TOKENS, WORDS, Role, roles_of
+from tok1d.nn.roles import (
+    CLASS_LOGITS,
+    CLASSES,
+    GRID,
+    INTERVAL,
+    MASKING,
+    PIXELS_IN,
+    PIXELS_OUT,
+    TOKENS,
+    WORDS,
+    Role,
+    roles_of,
+)
 from tok1d.tokenizers.latent_space import Autoencoder
 from tok1d.zoo import store
 from tok1d.zoo.weights import load_state
@@ -149,9 +161,9 @@ class _Adaption:
             return self._initial(own, "auxiliary parts keep their random initialisation")
         if value is None and self.is_of_masking(name):
             return self._initial(own, "the mask token keeps its random initialisation")
-        if value is None:
-            return None
         module, roles = roles_of(self.model, name)
+        if value is None:
+            return self._initial(own, "the embedding of intervals starts at zero") if INTERVAL in roles else None
         image_size, num_tokens = self._differs("image_size"), self._differs("num_tokens")
         if self._differs("num_classes") and CLASSES in roles and value.shape[1:] == own.shape[1:]:
             return self._classes(value, own)

@@ -193,6 +193,11 @@ def _network(model: Semanticist) -> Part:
         raise InputError(
             f"ONNX export: expected a decoder of objective=flow, got {config.objective}; use --part encoder"
         )
+    if config.flow.few_step is not None:
+        raise InputError(
+            "ONNX export: expected a decoder of the velocity, got one of few steps (flow.few_step), which needs the "
+            "length of the step as a further input; use --part encoder"
+        )
     if config.latents.space != "pixels":
         raise InputError(
             "ONNX export: expected a decoder of pixels, got one of latents of an autoencoder; use --part encoder"

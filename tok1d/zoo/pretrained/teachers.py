@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tok1d.diffusion.few_step import FewStepModel
 from tok1d.errors import ConfigError, InputError
 from tok1d.losses.features import Teacher, TeacherName
 from tok1d.tokenizers.maetok import MAETok
@@ -50,12 +51,21 @@ def load_teacher(name: str, *, weights: str | None = None, image_size: int = DEF
         return _pretrained_teacher(name, weights, image_size)
 
 
-def give_teachers(model: nn.Module) -> None:
+def give_teachers(model: nn.Module, *, initialised: bool = True) -> None:
     """Load the teachers that parts of a model name (`teacher_name`) and set their `teacher`, unless they have one.
 
+    The same for the teacher of the velocity of a model that samples in few steps (`FewStepModel`).
+
+    Args:
+        initialised: the model has its initial weights, so that those it shares with a teacher can be compared.
+
     Raises:
-        ConfigError, WeightsError: as `load_teacher`.
+        ConfigError, WeightsError: as `load_teacher`, and a teacher of the velocity that does not fit.
     """
+    if isinstance(model, FewStepModel) and model.velocity_teacher_name and model.velocity_teacher is None:
+        with torch.random.fork_rng(devices=[]):
+            other = load(model.velocity_teacher_name)
+        model.take_teacher(other, initialised=initialised)
     for part in model.modules():
         wanted: TeacherName | None = getattr(part, "teacher_name", None)
         if wanted is not None and getattr(part, "teacher", None) is None:
