@@ -57,7 +57,7 @@ class Models:
         device: see `tok1d.devices.pick_device`.
     """
 
-    def __init__(self, shelf: Shelf = Shelf((), ()), device: str | None = None) -> None:
+    def __init__(self, shelf: Shelf, device: str | None = None) -> None:
         self.shelf, self.device = shelf, pick_device(device)
         self._tokenizers: dict[str, LoadedTokenizer] = {}
         self._generators: dict[str, tuple[LoadedGenerator, LoadedTokenizer]] = {}
@@ -163,6 +163,14 @@ def condition_of(tokenizer: LoadedTokenizer, condition: str) -> Tensor | None:
     if len(ids) > 1:
         raise InputError(f"class: expected one class, got {len(ids)}")
     return torch.tensor(ids, device=device)
+
+
+def known_condition(tokenizer: LoadedTokenizer, text: str) -> str:
+    """The text of a class or caption if the tokenizer knows it, else ""."""
+    try:
+        return "" if condition_of(tokenizer, text) is None else text
+    except InputError:
+        return ""
 
 
 def check_text(text: str) -> None:

@@ -10,6 +10,7 @@ import tok1d
 from tok1d.config.registry import MODELS
 from tok1d.errors import WeightsError
 
+FIRST = "emoji-smap"  # what the page shows at first, if it is there
 BUNDLED = Path(tok1d.__file__).parent / "zoo" / "bundled"
 
 
@@ -19,6 +20,9 @@ class Shelf:
 
     tokenizers: tuple[str, ...]
     generators: tuple[str, ...]
+
+
+EMPTY = Shelf((), ())
 
 
 def bundled_shelf() -> Shelf:
@@ -34,4 +38,5 @@ def bundled_shelf() -> Shelf:
             kinds[entry.kind].append(path.parent.name)
     if not kinds["tokenizer"]:
         raise WeightsError("serve: no bundled models in this package; name a model: tok1d serve MODEL")
-    return Shelf(tuple(kinds["tokenizer"]), tuple(kinds["generator"]))
+    tokenizers = sorted(kinds["tokenizer"], key=lambda name: (name != FIRST, name))
+    return Shelf(tuple(tokenizers), tuple(kinds["generator"]))
