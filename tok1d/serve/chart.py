@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 WIDTH, HEIGHT = 360, 210
-LEFT, RIGHT, TOP, BOTTOM = 44, 8, 10, 34
+LEFT, RIGHT, TOP, BOTTOM = 50, 8, 24, 34
 COLOURS = ("#7c3aed", "#2563eb", "#0891b2", "#059669", "#ca8a04", "#dc2626")
 
 
@@ -35,7 +35,7 @@ def lines(series: Sequence[tuple[str, Sequence[float], Sequence[float]]], across
 def bars(values: Sequence[float], across: str, up: str, title: str, marked: int) -> str:
     """A bar for each value, numbered from 1; the marked one has another colour."""
     top = max([*values, 1e-12])
-    body = [_axes(0.5, len(values) + 0.5, 0.0, top, across, up)]
+    body = [_axes(1, len(values), 0.0, top, across, up)]
     width = (WIDTH - LEFT - RIGHT) / max(len(values), 1)
     for i, value in enumerate(values):
         y = _place(value, 0.0, top, HEIGHT - BOTTOM, TOP)
@@ -59,17 +59,14 @@ def _axes(x0: float, x1: float, y0: float, y1: float, across: str, up: str) -> s
     parts = [f'<path d="M{LEFT} {TOP}V{bottom}H{right}" fill="none" stroke="currentColor" opacity="0.4"/>']
     for share in (0.0, 0.5, 1.0):
         y = bottom + share * (TOP - bottom)
-        parts.append(f'<text x="{LEFT - 4}" y="{y + 4:.0f}" text-anchor="end">{y0 + share * (y1 - y0):.3g}</text>')
+        parts.append(f'<text x="{LEFT - 4}" y="{y + 4:.0f}" text-anchor="end">{y0 + share * (y1 - y0):.2g}</text>')
     for share, anchor in ((0.0, "start"), (1.0, "end")):
         x, value = LEFT + share * (right - LEFT), x0 + share * (x1 - x0)
         shown = f"{value:.0f}"
         parts.append(f'<text x="{x:.0f}" y="{bottom + 14}" text-anchor="{anchor}">{shown}</text>')
     middle = (LEFT + right) / 2
     parts.append(f'<text x="{middle:.0f}" y="{HEIGHT - 4}" text-anchor="middle">{escape(across)}</text>')
-    parts.append(
-        f'<text x="10" y="{(TOP + bottom) / 2:.0f}" text-anchor="middle" '
-        f'transform="rotate(-90 10 {(TOP + bottom) / 2:.0f})">{escape(up)}</text>'
-    )
+    parts.append(f'<text x="4" y="12">{escape(up)}</text>')
     return "".join(parts)
 
 

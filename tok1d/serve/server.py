@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tok1d.errors import ConfigError, reason_of
@@ -28,7 +28,8 @@ MOST_CONNECTIONS = 256
 WARM_SECONDS = 4.0  # without a visitor, after which models are loaded
 API = "/gradio_api/"
 # What the page asks for; gradio has more, which is not served.
-GET = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt")
+STYLE = "/page.css"
+GET = ("/", STYLE, "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt")
 GET_BELOW = ("/assets/", "/static/", *(API + part for part in ("queue/data", "heartbeat/", "file=", "upload_progress")))
 GET_BELOW += (f"{API}startup-events", f"{API}app_id")
 POST = tuple(API + part for part in ("queue/join", "run/predict", "upload", "cancel", "reset"))
@@ -163,8 +164,10 @@ def opened(work: Work) -> Iterator[ASGIApp]:
     with tempfile.TemporaryDirectory(prefix="tok1d-serve-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # where gradio puts uploaded files
         blocks = page.build(work)
+        parent = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+        parent.add_api_route(STYLE, lambda: Response(style(), media_type="text/css"), methods=["GET"])
         app = gr.mount_gradio_app(
-            FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+            parent,
             blocks,
             path="/",
             footer_links=[],
@@ -177,7 +180,7 @@ def opened(work: Work) -> Iterator[ASGIApp]:
             mcp_server=False,
             show_error=False,
             theme=page.theme(),
-            css=style(),
+            head=f'<link rel="stylesheet" href="{STYLE}">',
         )
         seen = threading.Event()
         threading.Thread(target=_warm, args=(work, seen), daemon=True).start()

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tok1d.images.html import Strip, card, note, pair, saves, strips, views
+from tok1d.images.html import card, note, pair, saves, views
 from tok1d.pictures import grid, to_pil
 from tok1d.serve import chart, saved
 from tok1d.serve.drawing import Drawn, to_json
@@ -127,11 +127,13 @@ def mixed(found: Mixed, count: int) -> str:
 
 def mixtures(found: Mixed) -> str:
     """All mixtures, a row for each condition."""
-    rows = []
+    parts = []
     for name, images in found.pictures.items():
-        label = f"condition of {name}" if name else "mixtures"
-        rows.append(Strip(label, saved.png(grid(torch.stack([_shrunk(floats(y)) for y in images]), len(images)))))
-    return note(f"From 0 (left) to {found.counts[-1]} tokens of A (right):") + strips(rows)
+        if name:
+            parts.append(note(f"Decoded with the condition of {name}:"))
+        cells = [(saved.png(_small(floats(y))), str(k)) for k, y in zip(found.counts, images)]
+        parts.append(f'<div class="small">{views(cells)}</div>')
+    return note("From each number of tokens of A:") + "\n".join(parts)
 
 
 def curves(found: Prefixes) -> str:
