@@ -28,7 +28,7 @@ class NotDone(Exception):
 def serving(work: Work) -> Iterator[str]:
     """The page in a thread of this process; its address."""
     with opened(work) as app:
-        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", access_log=False))
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         while not server.started:
@@ -37,7 +37,6 @@ def serving(work: Work) -> Iterator[str]:
         port = server.servers[0].sockets[0].getsockname()[1]
         yield f"http://127.0.0.1:{port}"
         server.should_exit = True
-        server.force_exit = True
         thread.join(20)
 
 

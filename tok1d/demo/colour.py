@@ -15,7 +15,7 @@ from tok1d.data.subset import subset
 from tok1d.demo.measure import SEED, noise, protocol, reconstruct
 from tok1d.demo.page import Gallery
 from tok1d.errors import DataError
-from tok1d.images.html import Strip
+from tok1d.html.parts import Strip
 from tok1d.inference import images as sources
 from tok1d.inference.captions import caption_reader
 from tok1d.inference.conditions import ConditionedImages, conditioning_of

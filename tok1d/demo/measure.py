@@ -21,7 +21,7 @@ from tok1d.data.labels import image_classes
 from tok1d.demo.page import Check, ModelResults, Probe
 from tok1d.evaluate.baselines import THUMBNAIL
 from tok1d.evaluate.probe import linear_probe
-from tok1d.images.html import Strip
+from tok1d.html.parts import Strip
 from tok1d.inference.conditions import conditioning_of
 from tok1d.pictures import data_uri, grid, save_png
 from tok1d.tokenizers.prefix import prefix_lengths

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 from tok1d.evaluate.report import html_table
-from tok1d.images.html import Strip, card, pair, strips, style
+from tok1d.html.parts import Strip, card, pair, strips, style
 from tok1d.zoo.record import Record
 
 

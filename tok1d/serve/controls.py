@@ -16,7 +16,7 @@ import gradio as gr
 from tok1d.config.fields import bounds_of, build_config
 from tok1d.config.registry import attribute
 from tok1d.errors import ConfigError, InputError, Tok1dError
-from tok1d.images.html import note
+from tok1d.html.parts import note
 from tok1d.serve.request import MOST_TEXT
 from tok1d.serve.shelf import Shelf
 from tok1d.serve.visitors import Visitors

@@ -17,7 +17,7 @@ from fastapi.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tok1d.errors import ConfigError, reason_of
-from tok1d.images.html import style
+from tok1d.html.parts import style
 from tok1d.serve import page
 from tok1d.serve.controls import Work
 
@@ -33,6 +33,11 @@ GET = ("/", STYLE, "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/
 GET_BELOW = ("/assets/", "/static/", *(API + part for part in ("queue/data", "heartbeat/", "file=", "upload_progress")))
 GET_BELOW += (f"{API}startup-events", f"{API}app_id")
 POST = tuple(API + part for part in ("queue/join", "run/predict", "upload", "cancel", "reset"))
+ENVIRONMENT = {  # of gradio: it keeps no statistics of events and asks no other machine
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "GRADIO_ANALYTICS_MAX_EVENTS": "10",
+    "GRADIO_ANALYTICS_CACHE_FREQUENCY": "1000000000",
+}
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -161,8 +166,9 @@ def opened(work: Work) -> Iterator[ASGIApp]:
 
     torch and the first model are loaded once the page was sent for the first time, or some seconds after the start.
     """
-    with tempfile.TemporaryDirectory(prefix="tok1d-serve-", ignore_cleanup_errors=True) as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # where gradio puts uploaded files
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tok1d-serve-", ignore_cleanup_errors=True))
+        stack.enter_context(_variables({**ENVIRONMENT, "GRADIO_TEMP_DIR": folder}))  # where it puts uploaded files
         blocks = page.build(work)
         parent = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         parent.add_api_route(STYLE, lambda: Response(style(), media_type="text/css"), methods=["GET"])
@@ -185,6 +191,21 @@ def opened(work: Work) -> Iterator[ASGIApp]:
         seen = threading.Event()
         threading.Thread(target=_warm, args=(work, seen), daemon=True).start()
         yield Guard(app, folder, seen.set)
+
+
+@contextlib.contextmanager
+def _variables(values: dict[str, str]) -> Iterator[None]:
+    """Environment variables, in the body of the `with` statement."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _warm(work: Work, seen: threading.Event) -> None:

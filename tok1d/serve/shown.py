@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tok1d.images.html import card, note, pair, saves, views
+from tok1d.html.parts import card, note, pair, saves, views
 from tok1d.pictures import grid, to_pil
 from tok1d.serve import chart, saved
 from tok1d.serve.drawing import Drawn, to_json
