@@ -175,9 +175,9 @@ def dial(of: type, name: str, label: str, step: float, most: float | None = None
     )
 
 
-def choice(of: type, name: str, label: str, choices: tuple[str, ...], value: str, **changes: Any) -> gr.Dropdown:
+def choice(of: type, name: str, label: str, choices: tuple[str, ...], value: str) -> gr.Dropdown:
     """The control of one of several choices, with the explanation of the field."""
-    return gr.Dropdown(list(choices), value=value, label=label, info=field(of, name).metadata["help"], **changes)
+    return gr.Dropdown(list(choices), value=value, label=label, info=field(of, name).metadata["help"], filterable=False)
 
 
 def picture(label: str, hint: str) -> gr.Image:

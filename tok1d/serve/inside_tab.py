@@ -12,7 +12,7 @@ from tok1d.serve import reconstruct_tab
 from tok1d.serve.controls import QUEUE, Work, answering, status, streaming, visitor_of
 
 KEPT = "inside"
-MISSING = "press Measure first; results of visitors who were away long are removed"
+MISSING = "Press Measure first; results of visitors who were away long are removed."
 
 
 class InsideTab:
@@ -83,5 +83,5 @@ class InsideTab:
     def leave(self, request: gr.Request, token: float) -> str:
         """The picture without another token."""
         kind = self.work.kind("prefixes:LeftOut")
-        found = self.work.visitors.get(visitor_of(request), KEPT, kind, MISSING)
-        return self.work.call("shown:left_out", found, int(token))
+        found = self.work.visitors.find(visitor_of(request), KEPT, kind)
+        return status(MISSING) if found is None else self.work.call("shown:left_out", found, int(token))

@@ -27,7 +27,7 @@ from tok1d.serve.controls import (
 from tok1d.serve.request import Look
 
 KEPT = "mix"
-MISSING = "mix two pictures first; results of visitors who were away long are removed"
+MISSING = "Mix two pictures first; results of visitors who were away long are removed."
 EXAMPLES = (1, 4)  # the numbers of the examples that are mixed at first
 
 
@@ -123,8 +123,8 @@ class MixTab:
         visitor, paths = visitor_of(request), (values[self.a], values[self.b])
         if None in paths:
             raise InputError("choose two pictures, A and B")
-        self.work.visitors.drop(visitor, KEPT)
-        pictures = tuple(self.work.call("uploads:read_picture", path) for path in paths)
+        with self.work.visitors.replacing(visitor, KEPT):
+            pictures = tuple(self.work.call("uploads:read_picture", path) for path in paths)
         facts = self.work.tokenizer_facts(values[self.model])
         texts = (
             condition_text(facts, values[self.chosen_a], values[self.words_a]),
@@ -146,5 +146,5 @@ class MixTab:
     def at(self, request: gr.Request, count: float) -> str:
         """The mixture with another number of tokens of A."""
         kind = self.work.kind("prefixes:Mixed")
-        found = self.work.visitors.get(visitor_of(request), KEPT, kind, MISSING)
-        return self.work.call("shown:mixed", found, int(count))
+        found = self.work.visitors.find(visitor_of(request), KEPT, kind)
+        return status(MISSING) if found is None else self.work.call("shown:mixed", found, int(count))

@@ -28,7 +28,7 @@ from tok1d.serve.request import Look
 
 NONE = "none"
 KEPT = "reconstruct"  # the name of the visitor's result
-MISSING = "choose a picture first; results of visitors who were away long are removed"
+MISSING = "Choose a picture first; results of visitors who were away long are removed."
 Answer = tuple[Any, Any, Any, Any, Any]  # status, slider, view, all prefixes, files
 
 
@@ -60,6 +60,7 @@ class ReconstructTab:
                     value=NONE,
                     label="Compare with",
                     info="A second tokenizer, shown below with the same number of tokens.",
+                    filterable=False,
                 )
                 with gr.Accordion("Decoding", open=False, visible=False) as self.decoding:
                     self.steps = number(Look, "steps", "Steps")
@@ -176,19 +177,20 @@ class ReconstructTab:
     def encode(self, request: gr.Request, values: dict[Any, Any]) -> Iterator[Answer]:
         """Encode the picture and decode it from every number of tokens, with one model or two."""
         visitor, path = visitor_of(request), values[self.picture]
-        self.work.visitors.drop(visitor, KEPT)
         if path is None:
+            self.work.visitors.drop(visitor, KEPT)
             yield status("Choose a picture."), gr.skip(), "", "", ""
             return
-        picture = self.work.call("uploads:read_picture", path)
         found = []
-        for look in self._looks(values):
-            for step in self.work.call("prefixes:reconstruct", self.work.models, picture, look):
-                if isinstance(step, tuple):
-                    done = f"{look.model}: decoded from {step[0]} of {step[1]} numbers of tokens"
-                    yield status(done), gr.skip(), gr.skip(), gr.skip(), gr.skip()
-                else:
-                    found.append(step)
+        with self.work.visitors.replacing(visitor, KEPT):
+            picture = self.work.call("uploads:read_picture", path)
+            for look in self._looks(values):
+                for step in self.work.call("prefixes:reconstruct", self.work.models, picture, look):
+                    if isinstance(step, tuple):
+                        done = f"{look.model}: decoded from {step[0]} of {step[1]} numbers of tokens"
+                        yield status(done), gr.skip(), gr.skip(), gr.skip(), gr.skip()
+                    else:
+                        found.append(step)
         self.work.visitors.keep(visitor, KEPT, found)
         yield self._shown(path, values[self.count], found)
 
@@ -232,7 +234,9 @@ class ReconstructTab:
     @answering
     def at(self, request: gr.Request, count: float) -> tuple[str, str]:
         """The picture from another number of tokens."""
-        found = self.work.visitors.get(visitor_of(request), KEPT, list, MISSING)
+        found = self.work.visitors.find(visitor_of(request), KEPT, list)
+        if found is None:
+            return status(MISSING), ""
         return (
             self.work.call("shown:reconstruction", found, int(count)),
             self.work.call("shown:reconstruction_files", found, int(count)),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Lock
 from typing import TypeVar
 
@@ -39,6 +41,15 @@ class Visitors:
             self._kept.move_to_end(visitor)
             value = self._kept[visitor].get(name)
         return value if isinstance(value, kind) else None
+
+    @contextmanager
+    def replacing(self, visitor: str, name: str) -> Iterator[None]:
+        """In the body of the `with` statement a result is made anew; if that fails, the former one is removed."""
+        try:
+            yield
+        except Exception:
+            self.drop(visitor, name)
+            raise
 
     def get(self, visitor: str, name: str, kind: type[T], missing: str) -> T:
         """A result.
