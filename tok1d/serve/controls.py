@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tok1d.serve.models import Facts, Models
 
 T = TypeVar("T")
+Part = Any  # a component, an update of one, or its value, of which gradio has no types
 QUEUE = "models"  # the events that compute with models wait for each other
 BUSY = "failed here, for a reason that is printed where the server runs; the page goes on"
 
@@ -56,7 +57,7 @@ class Work:
                 self._examples = self.call("examples:Examples", self.data)
             return self._examples
 
-    def call(self, name: str, *arguments: object) -> Any:
+    def call(self, name: str, *arguments: object) -> Part:
         """Call a function of a module of this package that needs torch, such as "prefixes:mix"."""
         return attribute(f"tok1d.serve.{name}")(*arguments)
 
@@ -94,11 +95,11 @@ def as_sentence(error: Exception) -> gr.Error:
     return gr.Error(escape(text), duration=12, title="Not done", print_exception=False)
 
 
-def answering(handler: Callable[..., Any]) -> Callable[..., Any]:
+def answering(handler: Callable[..., Part]) -> Callable[..., Part]:
     """A handler whose errors are sentences on the page."""
 
     @functools.wraps(handler)
-    def run(*values: Any) -> Any:
+    def run(*values: Part) -> Part:
         try:
             return handler(*values)
         except Exception as error:
@@ -107,11 +108,11 @@ def answering(handler: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def streaming(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+def streaming(handler: Callable[..., Iterator[Part]]) -> Callable[..., Iterator[Part]]:
     """As `answering`, for a handler that yields its answers."""
 
     @functools.wraps(handler)
-    def run(*values: Any) -> Iterator[Any]:
+    def run(*values: Part) -> Iterator[Part]:
         try:
             yield from handler(*values)
         except Exception as error:
@@ -145,12 +146,12 @@ def settings(of: type[T], values: Mapping[str, object]) -> T:
         raise InputError(str(error)) from None
 
 
-def field(of: type, name: str) -> dataclasses.Field[Any]:
+def field(of: type, name: str) -> dataclasses.Field[Part]:
     """A field of a dataclass of settings."""
     return next(each for each in dataclasses.fields(of) if each.name == name)
 
 
-def number(of: type, name: str, label: str, **changes: Any) -> gr.Number:
+def number(of: type, name: str, label: str, **changes: Part) -> gr.Number:
     """The control of a whole number; its explanation, default and limits are those of the field."""
     found = field(of, name)
     bounds = bounds_of(found)
@@ -195,7 +196,7 @@ def picture(label: str, hint: str) -> gr.Image:
     return found
 
 
-def path_of(payload: Any) -> str | None:
+def path_of(payload: Part) -> str | None:
     """The path of an uploaded file, which the server reads itself, with checks; gradio does not decode it."""
     return None if payload is None else payload.path
 
@@ -220,7 +221,7 @@ def conditions(what: str) -> tuple[gr.Dropdown, gr.Textbox]:
     return chosen, words
 
 
-def shown_conditions(facts: Facts, text: str = "") -> tuple[Any, Any]:
+def shown_conditions(facts: Facts, text: str = "") -> tuple[Part, Part]:
     """Updates of the two controls for a tokenizer; `text` is the class or caption."""
     classes = ["", *facts.classes]
     return (

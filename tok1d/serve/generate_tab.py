@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import gradio as gr
 
@@ -11,6 +10,7 @@ from tok1d.config.fields import to_mapping
 from tok1d.errors import InputError
 from tok1d.serve.controls import (
     QUEUE,
+    Part,
     Work,
     answering,
     choice,
@@ -78,7 +78,7 @@ class GenerateTab:
         self._connect()
 
     @property
-    def controls(self) -> dict[str, Any]:
+    def controls(self) -> dict[str, Part]:
         """The control of each field of `Wish`."""
         return {
             "model": self.model,
@@ -131,17 +131,17 @@ class GenerateTab:
         )
 
     @property
-    def first(self) -> list[Any]:
+    def first(self) -> list[Part]:
         """The outputs of `begin`."""
         return [self.classes, self.caption, self.steps, self.decoder_steps]
 
     @answering
-    def begin(self) -> tuple[Any, ...]:
+    def begin(self) -> tuple[Part, ...]:
         """The controls of the first model."""
         return self.adapt(self.work.shelf.generators[0])
 
     @answering
-    def adapt(self, model: str) -> tuple[Any, ...]:
+    def adapt(self, model: str) -> tuple[Part, ...]:
         """The controls that a model has."""
         facts = self.work.models.generator_facts(model)
         return (
@@ -152,7 +152,7 @@ class GenerateTab:
         )
 
     @streaming
-    def sample(self, request: gr.Request, values: dict[Any, Any]) -> Iterator[tuple[Any, Any, Any, Any]]:
+    def sample(self, request: gr.Request, values: dict[Part, Part]) -> Iterator[tuple[Part, Part, Part, Part]]:
         """Draw, and show the pictures as they grow."""
         visitor = visitor_of(request)
         self.work.visitors.drop(visitor, KEPT)
@@ -184,7 +184,7 @@ class GenerateTab:
         return self.work.call("shown:neighbours", found, images, distances)
 
     @answering
-    def loaded(self, path: str | None) -> tuple[Any, ...]:
+    def loaded(self, path: str | None) -> tuple[Part, ...]:
         """The settings of a saved PNG."""
         if path is None:
             raise InputError("settings: expected a PNG that was saved here, got none")

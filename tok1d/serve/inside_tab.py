@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import gradio as gr
 
 from tok1d.errors import InputError
 from tok1d.serve import reconstruct_tab
-from tok1d.serve.controls import QUEUE, Work, answering, status, streaming, visitor_of
+from tok1d.serve.controls import QUEUE, Part, Work, answering, status, streaming, visitor_of
 
 KEPT = "inside"
 MISSING = "Press Measure first; results of visitors who were away long are removed."
@@ -59,7 +58,7 @@ class InsideTab:
         )
 
     @streaming
-    def measure(self, request: gr.Request, token: float) -> Iterator[tuple[Any, Any, Any, Any]]:
+    def measure(self, request: gr.Request, token: float) -> Iterator[tuple[Part, Part, Part, Part]]:
         """The curves of the picture of the tab Reconstruct, and the picture without each token."""
         visitor = visitor_of(request)
         found = self.work.visitors.find(visitor, reconstruct_tab.KEPT, list)

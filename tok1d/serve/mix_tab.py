@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import gradio as gr
 
 from tok1d.errors import InputError
 from tok1d.serve.controls import (
     QUEUE,
+    Part,
     Work,
     answering,
     choice,
@@ -94,23 +94,23 @@ class MixTab:
         )
 
     @property
-    def first(self) -> list[Any]:
+    def first(self) -> list[Part]:
         """The outputs of `begin`."""
         return [self.chosen_a, self.words_a, self.chosen_b, self.words_b, self.seed]
 
     @answering
-    def begin(self) -> tuple[Any, ...]:
+    def begin(self) -> tuple[Part, ...]:
         """The controls of the first model."""
         return self.adapt(self.work.shelf.tokenizers[0])
 
     @answering
-    def adapt(self, model: str) -> tuple[Any, ...]:
+    def adapt(self, model: str) -> tuple[Part, ...]:
         """The controls that a model has."""
         facts = self.work.tokenizer_facts(model)
         return *shown_conditions(facts), *shown_conditions(facts), gr.update(visible=facts.samples)
 
     @answering
-    def example(self, model: str) -> tuple[Any, ...]:
+    def example(self, model: str) -> tuple[Part, ...]:
         """Two examples with their classes or captions."""
         facts = self.work.tokenizer_facts(model)
         shown = self.work.examples.of(self.work.models.tokenizer(model))
@@ -118,7 +118,7 @@ class MixTab:
         return tuple(part for each in found for part in (each.picture, *shown_conditions(facts, each.condition)))
 
     @streaming
-    def mix(self, request: gr.Request, values: dict[Any, Any]) -> Iterator[tuple[Any, Any, Any, Any]]:
+    def mix(self, request: gr.Request, values: dict[Part, Part]) -> Iterator[tuple[Part, Part, Part, Part]]:
         """Encode both pictures and decode all mixtures."""
         visitor, paths = visitor_of(request), (values[self.a], values[self.b])
         if None in paths:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import RLock
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -135,7 +134,7 @@ def _check_name(name: object, known: Sequence[str]) -> None:
         raise InputError(f"model: expected one of {', '.join(known) or 'none'}, got {str(name)[:80]!r}")
 
 
-def names_of(model: Any) -> tuple[str, ...]:
+def names_of(model: object) -> tuple[str, ...]:
     """The names of a model's classes; their numbers if it has none."""
     classes: Classes = model_classes(model)
     return tuple(class_names(model)) or tuple(map(str, range(classes.num)))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import gradio as gr
 
-from tok1d.serve.controls import Work, answering
+from tok1d.serve.controls import Part, Work, answering
 from tok1d.serve.generate_tab import GenerateTab
 from tok1d.serve.inside_tab import InsideTab
 from tok1d.serve.mix_tab import MixTab
@@ -25,7 +23,7 @@ def build(work: Work) -> gr.Blocks:
     blocks.state_session_capacity = MOST_SESSIONS
     with blocks:
         gr.Markdown(HEAD)
-        begun: list[Any] = []
+        begun: list[Part] = []
         with gr.Tabs():
             with gr.Tab("Reconstruct", id="reconstruct"):
                 begun.append(ReconstructTab(work))

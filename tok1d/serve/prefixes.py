@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
@@ -15,7 +14,7 @@ from tok1d.config.sampling import Decoding
 from tok1d.data.transforms import without_border
 from tok1d.errors import InputError
 from tok1d.images.framing import padding_of
-from tok1d.inference.sampling import DECODER_NOISE, decoder_options, noise_of
+from tok1d.inference.sampling import DECODER_NOISE, DecoderOptions, decoder_options, noise_of
 from tok1d.losses.pixel import psnr_per_image
 from tok1d.pictures import to_uint8
 from tok1d.serve.examples import Examples
@@ -88,7 +87,7 @@ def step_of(length: int) -> int:
     return -(-length // MOST_COUNTS)
 
 
-def decoding_of(tokenizer: LoadedTokenizer, look: Look) -> dict[str, Any]:
+def decoding_of(tokenizer: LoadedTokenizer, look: Look) -> DecoderOptions:
     """The keyword arguments of `decode`; a decoder that is not sampled ignores steps and guidance of the page."""
     if tokenizer.spec.deterministic:
         return {}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import gradio as gr
 
 from tok1d.serve.controls import (
     QUEUE,
+    Part,
     Work,
     answering,
     choice,
@@ -29,7 +29,7 @@ from tok1d.serve.request import Look
 NONE = "none"
 KEPT = "reconstruct"  # the name of the visitor's result
 MISSING = "Choose a picture first; results of visitors who were away long are removed."
-Answer = tuple[Any, Any, Any, Any, Any]  # status, slider, view, all prefixes, files
+Answer = tuple[Part, Part, Part, Part, Part]  # status, slider, view, all prefixes, files
 
 
 class ReconstructTab:
@@ -144,12 +144,12 @@ class ReconstructTab:
         self.stop.click(None, cancels=events, api_name="stop_reconstruct")
 
     @property
-    def first(self) -> list[Any]:
+    def first(self) -> list[Part]:
         """The outputs of `begin`."""
         return [self.picture, self.chosen, self.words, self.decoding, self.examples]
 
     @answering
-    def begin(self) -> tuple[Any, ...]:
+    def begin(self) -> tuple[Part, ...]:
         """What the page shows at first: the first model with its first example."""
         name = self.work.shelf.tokenizers[0]
         chosen, words, decoding, examples = self.adapt(name)
@@ -158,7 +158,7 @@ class ReconstructTab:
         return first.picture, chosen, words, decoding, examples
 
     @answering
-    def adapt(self, model: str) -> tuple[Any, ...]:
+    def adapt(self, model: str) -> tuple[Part, ...]:
         """The controls that a model has."""
         facts = self.work.tokenizer_facts(model)
         shown = [each.picture for each in self.work.examples.of(self.work.models.tokenizer(model))]
@@ -166,7 +166,7 @@ class ReconstructTab:
         return chosen, words, gr.update(visible=facts.samples), gr.update(value=shown, selected_index=None)
 
     @answering
-    def example(self, model: str, event: gr.SelectData) -> tuple[Any, Any, Any]:
+    def example(self, model: str, event: gr.SelectData) -> tuple[Part, Part, Part]:
         """The example that was chosen, with its class or caption."""
         found = self.work.examples.of(self.work.models.tokenizer(model))
         index = event.index if isinstance(event.index, int) and 0 <= event.index < len(found) else 0
@@ -174,7 +174,7 @@ class ReconstructTab:
         return found[index].picture, chosen, words
 
     @streaming
-    def encode(self, request: gr.Request, values: dict[Any, Any]) -> Iterator[Answer]:
+    def encode(self, request: gr.Request, values: dict[Part, Part]) -> Iterator[Answer]:
         """Encode the picture and decode it from every number of tokens, with one model or two."""
         visitor, path = visitor_of(request), values[self.picture]
         if path is None:
@@ -194,7 +194,7 @@ class ReconstructTab:
         self.work.visitors.keep(visitor, KEPT, found)
         yield self._shown(path, values[self.count], found)
 
-    def _shown(self, path: str, count: float, found: list[Any]) -> Answer:
+    def _shown(self, path: str, count: float, found: list[Part]) -> Answer:
         first = found[0]
         lowest, most = first.counts[0], first.counts[-1]
         step = first.counts[-1] - first.counts[-2] if len(first.counts) > 1 else 1
@@ -214,7 +214,7 @@ class ReconstructTab:
             self.work.call("shown:prefix_files", found) if several else "",
         )
 
-    def _looks(self, values: dict[Any, Any]) -> list[Look]:
+    def _looks(self, values: dict[Part, Part]) -> list[Look]:
         """The settings for each model. The second one reads the condition if it has it, else none."""
         models = self.work.models
         first = models.tokenizer_facts(values[self.model])
