@@ -262,3 +262,11 @@ def test_bars_have_heights_in_proportion() -> None:
     heights = [float(h) for h in re.findall(r'<rect[^>]*height="([\d.]+)"', chart.bars([1, 2, 4], "", "", "", 0))]
     assert heights == pytest.approx([heights[2] / 4, heights[2] / 2, heights[2]], abs=0.2)
     assert json.dumps(heights)
+
+
+def test_examples_offer_captions_with_known_words_only(models: Models, tmp_path: Path) -> None:
+    for name, caption in (("a", "red apple"), ("b", "zzzz")):
+        Image.new("RGB", (64, 64), "red").save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(caption, encoding="utf-8")
+    found = Examples(str(tmp_path)).of(models.tokenizer("emoji-smap"))
+    assert {each.condition for each in found} <= {"red apple", ""}

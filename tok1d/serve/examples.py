@@ -18,7 +18,7 @@ from tok1d.images.framing import padding_of, trained_with
 from tok1d.inference import images as sources
 from tok1d.inference.nearest import Training, too_many
 from tok1d.pictures import to_pil
-from tok1d.serve.models import names_of
+from tok1d.serve.models import known_condition, names_of
 from tok1d.zoo.loaded import LoadedGenerator, LoadedTokenizer
 
 NUM = 12  # examples that are shown
@@ -27,7 +27,7 @@ MEAN_OF = 64  # pictures over which mean tokens are taken
 
 @dataclass(frozen=True)
 class Example:
-    """A picture, and the text of its class or caption for the tokenizer; "" if the tokenizer reads none."""
+    """A picture, and the text of its class or caption; "" if the tokenizer reads none, or knows no word of it."""
 
     picture: Image.Image
     condition: str
@@ -125,7 +125,7 @@ class Examples:
             x, label = images.batch([i])
             condition = ""
             if tokenizer.spec.reads_captions and captions:
-                condition = captions[i]
+                condition = known_condition(tokenizer, captions[i])
             elif names and images.class_names[int(label[0])] in names:
                 condition = images.class_names[int(label[0])]
             found.append(Example(to_pil(x[0]), condition))
