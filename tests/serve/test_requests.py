@@ -20,6 +20,7 @@ from tok1d.serve.server import HEADERS, MOST_BODY, MOST_UPLOAD
 
 from .visit import API, NotDone, Visit, file, png
 
+pytestmark = pytest.mark.slow
 GREY, RED = Image.new("L", (40, 30), 90), Image.new("RGB", (40, 30), "red")
 MODEL = "fashion-mnist-semanticist"
 

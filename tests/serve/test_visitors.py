@@ -15,6 +15,7 @@ from tok1d.serve.visitors import Visitors
 
 from .visit import Visit, png
 
+pytestmark = pytest.mark.slow
 MODELS = ("fashion-mnist-semanticist", "fashion-mnist-smap", "emoji-smap", "emoji-maetok")
 
 
