@@ -38,24 +38,25 @@ class Work:
         self, shelf: Shelf, *, device: str | None = None, data: str | None = None, models: Models | None = None
     ) -> None:
         self.shelf, self.device, self.data, self.visitors = shelf, device, data, Visitors()
-        self._models, self._examples = models, None
+        self._models = models
+        self._examples: Examples | None = None
         self._lock = RLock()
 
     @property
     def models(self) -> Models:
         """All models."""
         with self._lock:
-            if self._models is None:
-                self._models = self.call("models:Models", self.shelf, self.device)
-            return self._models
+            found = self._models or self.call("models:Models", self.shelf, self.device)
+            self._models = found
+            return found
 
     @property
     def examples(self) -> Examples:
         """The example pictures."""
         with self._lock:
-            if self._examples is None:
-                self._examples = self.call("examples:Examples", self.data)
-            return self._examples
+            found = self._examples or self.call("examples:Examples", self.data)
+            self._examples = found
+            return found
 
     def call(self, name: str, *arguments: object) -> Part:
         """Call a function of a module of this package that needs torch, such as "prefixes:mix"."""

@@ -14,6 +14,7 @@ from tok1d.data.base import ImageSet
 from tok1d.data.source import BY_NAME
 from tok1d.data.subset import subset
 from tok1d.errors import DataError, InputError, Tok1dError
+from tok1d.images.convert import to_tensor
 from tok1d.images.framing import padding_of, trained_with
 from tok1d.inference import images as sources
 from tok1d.inference.nearest import Training, too_many
@@ -65,7 +66,7 @@ class Examples:
             if id(tokenizer) not in self._means:
                 images = self._open(tokenizer, "test")
                 if images is None:
-                    pictures = tokenizer.preprocess([each.picture for each in self.of(tokenizer)])
+                    pictures = to_tensor([each.picture for each in self.of(tokenizer)], tokenizer)
                 else:
                     some = subset(images, MEAN_OF)
                     pictures = some.batch(range(len(some)))[0].to(next(tokenizer.parameters()).device)

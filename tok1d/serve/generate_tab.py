@@ -190,7 +190,7 @@ class GenerateTab:
             raise InputError("settings: expected a PNG that was saved here, got none")
         wish = self.work.call("drawing:from_json", self.work.call("uploads:read_settings", path))
         facts = self.work.models.generator_facts(wish.model)
-        found = to_mapping(wish)
+        found: dict[str, Part] = to_mapping(wish)
         found["classes"] = gr.update(choices=list(facts.classes), value=list(wish.classes), visible=bool(facts.classes))
         found["caption"] = gr.update(value=wish.caption, visible=facts.captions)
         found["steps"] = gr.update(value=wish.steps or 0, visible=facts.steps)

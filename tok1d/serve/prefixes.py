@@ -13,6 +13,7 @@ from tok1d.analyze.spectrum import log_power, radial_power
 from tok1d.config.sampling import Decoding
 from tok1d.data.transforms import without_border
 from tok1d.errors import InputError
+from tok1d.images.convert import to_tensor
 from tok1d.images.framing import padding_of
 from tok1d.inference.sampling import DECODER_NOISE, DecoderOptions, decoder_options, noise_of
 from tok1d.losses.pixel import psnr_per_image
@@ -115,7 +116,7 @@ def decoded(
             given = cond.expand(len(part), *cond.shape[1:]) if len(cond) == 1 else cond[start : start + BATCH]
         kept = None if keep is None else torch.tensor(keep[start : start + BATCH], device=part.device)
         noise = [noise_of(look.seed, DECODER_NOISE, 0) for _ in range(len(part))]
-        extra = {} if tokenizer.spec.deterministic else {"generator": noise}
+        extra: DecoderOptions = {} if tokenizer.spec.deterministic else {"generator": noise}
         with torch.no_grad():
             images = tokenizer.decode(part, given, keep=kept, **extra, **options)
         yield to_uint8(images)
@@ -124,7 +125,7 @@ def decoded(
 def encoded(tokenizer: LoadedTokenizer, picture: Image.Image, cond: Tensor | None) -> tuple[Tensor, Tensor]:
     """The picture as the model reads it, (1, C, H, W), and its tokens (1, K, ...)."""
     with torch.no_grad():
-        x = tokenizer.preprocess(picture)
+        x = to_tensor(picture, tokenizer)
         return x, tokenizer.encode(x, cond)
 
 
