@@ -179,7 +179,7 @@ class GenerateTab:
     @answering
     def nearest(self, request: gr.Request) -> str:
         """The nearest training images of what was drawn."""
-        found = self.work.visitors.get(visitor_of(request), KEPT, self.work.kind("drawing:Drawn"), MISSING)
+        found: Part = self.work.visitors.get(visitor_of(request), KEPT, self.work.kind("drawing:Drawn"), MISSING)
         images, distances = self.work.call("drawing:nearest", self.work.models, self.work.examples, found)
         return self.work.call("shown:neighbours", found, images, distances)
 
