@@ -32,7 +32,8 @@ pytest: .venv/.dev
 
 # For use while working: no mypy, and without the test files and tests that take long.
 LONG_FILES := benchmarks bad_input browser cache captioned compare demo disk evaluations examples export faults grid half job kills labels \
-	latents mixture onnx options own_data pairs precision processes profile proxies recipes run site text_conditions trackers wheel
+	latents mixture onnx options own_data pairs precision processes profile proxies recipes requests run site text_conditions trackers \
+	visitors wheel
 LONG_TESTS := field_rows or yaml_round_trip or whole_chain or kl16 or torchmetrics or torch_fidelity or _sizes
 quick: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" -k "not ($(LONG_TESTS))" \

@@ -32,7 +32,7 @@ COMMANDS = [
     *("analyze prefix", "analyze increments", "analyze mixture", "analyze swap", "analyze idle"),
     *("analyze spectrum", "analyze probe", "analyze map", "analyze semantics"),
     *("analyze learnability", "analyze order", "analyze modes"),
-    *("study build", "study serve", "study score"),
+    *("study build", "study serve", "study score", "serve"),
 ]
 HEAVY = ["torch", "numpy", "yaml", "PIL", "accelerate", "matplotlib", "tqdm", "tok1d.config.recipe"]
 

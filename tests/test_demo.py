@@ -16,8 +16,9 @@ from PIL import Image
 
 from tok1d.config.load import to_yaml
 from tok1d.demo import run as demo
-from tok1d.demo.page import Check, Gallery, ModelResults, Page, Probe, Strip, render
+from tok1d.demo.page import Check, Gallery, ModelResults, Page, Probe, render
 from tok1d.errors import ConfigError
+from tok1d.html.parts import Strip
 from tok1d.pictures import data_uri
 from tok1d.zoo.record import Record
 

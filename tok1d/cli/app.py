@@ -26,6 +26,7 @@ from tok1d.cli.pictures import generate, reconstruct
 from tok1d.cli.reference import reference
 from tok1d.cli.replay import replay
 from tok1d.cli.reproduce import reproduce
+from tok1d.cli.serve import serve
 from tok1d.cli.study import study_app
 from tok1d.cli.train import config, recipes, train
 
@@ -58,6 +59,7 @@ app.command("reference", short_help="Compute reference statistics of an image se
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(analyze_app, name="analyze")
 app.add_typer(study_app, name="study")
+app.command("serve", short_help="Serve a page to try models in a browser.")(with_paths(serve))
 app.command("compare", short_help="Compare runs with the training curve of their recipe.")(with_paths(compare))
 app.command("reproduce", short_help="Train and measure what claims of the papers need; print verdicts.")(
     with_paths(reproduce)

@@ -69,6 +69,12 @@ def find(root: str | Path | None = None) -> Path:
     )
 
 
+def here() -> Path | None:
+    """The font in the cache or in the system's font folders, without a download; None if it is not there."""
+    places = (cache_home() / "emoji" / NAME, *_installed())
+    return next((path for path in places if path.is_file() and not unusable(path)), None)
+
+
 def unusable(path: Path) -> str:
     """Why a file is not a font with colour bitmaps of `STRIKE` pixels; "" if it is one."""
     try:

@@ -131,6 +131,11 @@ def find(root: str | Path | None = None, cache: Path | None = None) -> Path:
     )
 
 
+def here() -> Path | None:
+    """The folder with the four files in the cache, without a download; None if they are not there."""
+    return _locate(cache_home() / "fashion-mnist")
+
+
 def has_files(folder: str | Path) -> bool:
     """Whether a folder has one of the four files, or is empty."""
     folder = Path(folder)

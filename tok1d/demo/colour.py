@@ -13,8 +13,9 @@ from tok1d.config.condition import text_condition
 from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
 from tok1d.demo.measure import SEED, noise, protocol, reconstruct
-from tok1d.demo.page import Gallery, Strip
+from tok1d.demo.page import Gallery
 from tok1d.errors import DataError
+from tok1d.html.parts import Strip
 from tok1d.inference import images as sources
 from tok1d.inference.captions import caption_reader
 from tok1d.inference.conditions import ConditionedImages, conditioning_of

@@ -18,9 +18,10 @@ from tok1d.config.load import stored_tree
 from tok1d.config.recipe import EvaluateConfig, Recipe
 from tok1d.data.images import ImageSet
 from tok1d.data.labels import image_classes
-from tok1d.demo.page import Check, ModelResults, Probe, Strip
+from tok1d.demo.page import Check, ModelResults, Probe
 from tok1d.evaluate.baselines import THUMBNAIL
 from tok1d.evaluate.probe import linear_probe
+from tok1d.html.parts import Strip
 from tok1d.inference.conditions import conditioning_of
 from tok1d.pictures import data_uri, grid, save_png
 from tok1d.tokenizers.prefix import prefix_lengths
@@ -211,6 +212,10 @@ def commands(tokenizer: Recipe, generator: Recipe, length: int) -> list[tuple[st
     own_tokenizer, own_generator = shlex.quote(f"{tokenizer.out}/model"), shlex.quote(f"{generator.out}/model")
     keep = ",".join(map(str, prefix_lengths(length)))
     return [
+        (
+            "Try the two models in a browser, with pictures of your own (pip install 'tok1d[web]'):",
+            f"tok1d serve {own_tokenizer} {own_generator}",
+        ),
         (
             "Generate more images of some classes:",
             f"tok1d generate {own_generator} --classes 3,7 --num 16 --out runs/more",

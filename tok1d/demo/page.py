@@ -8,18 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
-from pathlib import Path
 
 from tok1d.evaluate.report import html_table
+from tok1d.html.parts import Strip, card, pair, strips, style
 from tok1d.zoo.record import Record
-
-
-@dataclass(frozen=True)
-class Strip:
-    """A row of images with its name; `picture` is a data URI."""
-
-    label: str
-    picture: str
 
 
 @dataclass(frozen=True)
@@ -95,9 +87,6 @@ class Page:
     colour: list[Gallery] = field(default_factory=list)
 
 
-_STYLE = Path(__file__).with_name("page.css")
-
-
 def render(page: Page) -> str:
     """The whole page as HTML text."""
     both = len(page.models) > 1
@@ -121,11 +110,11 @@ def render(page: Page) -> str:
         _probe(page),
         _next(page.commands),
     ]
-    style = _STYLE.read_text(encoding="utf-8")
     head = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>tok1d demo</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        f"<title>tok1d demo</title>\n<style>\n{style()}</style>\n</head>\n"
+        '<body class="report">\n'
     )
     return head + "\n".join(parts) + "\n</body>\n</html>\n"
 
@@ -133,27 +122,6 @@ def render(page: Page) -> str:
 def _section(name: str, title: str, lead: str, *body: str) -> str:
     inner = "\n".join(body)
     return f'<section id="{name}">\n<h2>{escape(title)}</h2>\n<p>{escape(lead)}</p>\n{inner}\n</section>'
-
-
-def _strips(strips: Sequence[Strip], heads: Sequence[str] = ()) -> str:
-    rows = [
-        f'<div class="strip"><span>{escape(strip.label)}</span><img alt="{escape(strip.label)}" src="{strip.picture}">'
-        "</div>"
-        for strip in strips
-    ]
-    if heads:
-        cells = "".join(f"<b>{escape(head)}</b>" for head in heads)
-        rows.insert(0, f'<div class="strip"><span></span><div class="heads">{cells}</div></div>')
-    return "\n".join(rows)
-
-
-def _card(title: str, note: str, body: str) -> str:
-    note = f'\n<p class="note">{escape(note)}</p>' if note else ""
-    return f'<div class="card">\n<h3>{escape(title)}</h3>{note}\n{body}\n</div>'
-
-
-def _pair(cards: Sequence[str]) -> str:
-    return '<div class="pair">\n' + "\n".join(cards) + "\n</div>"
 
 
 def _targets(checks: Sequence[Check]) -> str:
@@ -181,14 +149,14 @@ def _colour(galleries: Sequence[Gallery]) -> str:
         "Two models in the package, trained on 3,286 colour emoji of 64x64 pixels: a tokenizer (SMAP) that encodes an "
         "image as 16 tokens, and a generator (CARD) of such tokens from words."
     )
-    cards = [_card(gallery.title, gallery.note, _strips(gallery.strips)) for gallery in galleries]
-    return _section("colour", "Colour emoji", lead, _pair(cards))
+    cards = [card(gallery.title, gallery.note, strips(gallery.strips)) for gallery in galleries]
+    return _section("colour", "Colour emoji", lead, pair(cards))
 
 
 def _reconstructions(page: Page) -> str:
     lead = "The first test images (not selected), and their reconstructions from the first 1, 2, 4, … tokens."
-    cards = [_card(model.name, model.decoding, _strips(model.reconstructions)) for model in page.models]
-    return _section("reconstructions", "Originals and reconstructions", lead, _pair(cards))
+    cards = [card(model.name, model.decoding, strips(model.reconstructions)) for model in page.models]
+    return _section("reconstructions", "Originals and reconstructions", lead, pair(cards))
 
 
 def _curve(page: Page) -> str:
@@ -203,18 +171,18 @@ def _curve(page: Page) -> str:
 
 
 def _generation(page: Page) -> str:
-    by_length = [_card(model.name, model.sampling, _strips(model.by_length, page.classes)) for model in page.models]
-    samples = [_card(model.name, "", _strips(model.samples)) for model in page.models]
+    by_length = [card(model.name, model.sampling, strips(model.by_length, page.classes)) for model in page.models]
+    samples = [card(model.name, "", strips(model.samples)) for model in page.models]
     return (
         _section(
             "growing",
             "Samples from increasing numbers of tokens",
             "One generated sequence per class, decoded from its first 1, 2, 4, … tokens with the same initial noise.",
-            _pair(by_length),
+            pair(by_length),
         )
         + "\n"
         + _section(
-            "samples", "Samples of every class", "The first samples of each class (not selected).", _pair(samples)
+            "samples", "Samples of every class", "The first samples of each class (not selected).", pair(samples)
         )
     )
 

@@ -68,6 +68,7 @@ def run(
     _headline("4/4", "measuring and writing the report (under a minute)")
     _report(page, recipes, test, started, shown, whole=all(fresh))
     print(f"Report: {page}\nTime: {time.perf_counter() - started:.0f} s", flush=True)
+    print("Next: tok1d serve opens the bundled models in a browser (pip install 'tok1d[web]')", flush=True)
     return page
 
 

@@ -1,0 +1,1 @@
+"""Pictures as HTML, with one style sheet."""

@@ -1,0 +1,1 @@
+"""A page to try models in a browser: `tok1d serve`."""
