@@ -78,6 +78,7 @@ def generate(
     """Generate tokens from classes or captions, decode them with the generator's tokenizer, and write PNG files."""
     from tok1d import devices
     from tok1d.errors import InputError
+    from tok1d.evaluate.verifiers import open_verifier
     from tok1d.images.framing import padding_of
     from tok1d.inference import draw, pictures
     from tok1d.inference import images as sources
@@ -94,5 +95,5 @@ def generate(
         if reason := too_many(images):
             raise InputError(f"--nearest: {reason}")
         training = Training(images, padding_of(decoder))
-    written = pictures.generate(generator, decoder, folder, how, training=training)
+    written = pictures.generate(generator, decoder, folder, how, training=training, opened=open_verifier)
     print(f"pictures: {', '.join(map(str, written))}")

@@ -146,6 +146,7 @@ class Generator(Pretrained, nn.Module):
         batch_size: int | None = None,
         progress: Callable[[int, int], object] | None = None,
         tokenizer: str | Path | nn.Module | None = None,
+        verifier: str | Callable[..., object] = "",
         **settings: object,
     ) -> Samples:
         """Images of classes or captions: tokens of this model, decoded by its tokenizer.
@@ -171,19 +172,23 @@ class Generator(Pretrained, nn.Module):
             progress: called with the number of finished images and that of all images, after each batch.
             tokenizer: the tokenizer or its name; default: the one that `tok1d.load_pair` loaded, or that the card
                 names.
-            settings: further settings of `tok1d generate`, such as temperature=0.9, steps=25, unconditional=True or
-                decoder_steps=8.
+            verifier: what scores the candidates of a search (`search="best-of=8"` or "beam=4"): a text as for
+                `--verifier`, or a function of images (N, C, H, W) in [0, 1] and a list of their classes or captions
+                that returns N scores. Default: the classifier bundled for the data.
+            settings: further settings of `tok1d generate`, such as temperature=0.9, steps=25, unconditional=True,
+                decoder_steps=8 or search="best-of=8".
 
         Returns:
-            An object with `images` (N, C, H, W) in [0, 1] and `tokens`, both on the CPU, `labels`, and `to_pil()`.
+            An object with `images` (N, C, H, W) in [0, 1] and `tokens`, both on the CPU, `labels`, and `to_pil()`;
+            after a search also `scores` and `calls`.
 
         Raises:
             InputError: classes, captions or settings that the model does not have.
             WeightsError: no tokenizer, or another one than the model was trained on.
         """
         given = {"num": num, "guidance": guidance, "seed": seed, "keep": keep, **settings}
-        made = attribute("tok1d.inference.draw:generate")
-        return made(self, conditions, tokenizer=tokenizer, batch_size=batch_size, progress=progress, **given)
+        made, how = attribute("tok1d.api.generation:generate"), {"batch_size": batch_size, "progress": progress}
+        return made(self, conditions, tokenizer=tokenizer, verifier=verifier, **how, **given)
 
     def stream(
         self,

@@ -27,6 +27,8 @@ from tok1d.nn.norm import RMSNorm
 # The next token (B, D) or (B,) from the outputs for the condition, those for the null condition (None without
 # guidance) and the guidance scale.
 TokenSampler = Callable[[Tensor, Tensor | None, float], Tensor]
+# As `TokenSampler`, but `copies` candidates of each row, one after the other: (B * copies, D) or (B * copies,).
+CandidateSampler = Callable[[Tensor, Tensor | None, float, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,14 @@ class Context:
     prefix: Tensor
     visible: Tensor | None = None
     modulations: list[tuple[Tensor, ...]] | None = None
+
+    def select(self, rows: Tensor) -> Context:
+        """The context of the rows (R,) int64 of the batch."""
+        visible = None if self.visible is None else self.visible[rows]
+        modulations = self.modulations
+        if modulations is not None:
+            modulations = [tuple(part[rows] for part in parts) for parts in modulations]
+        return Context(self.prefix[rows], visible, modulations)
 
 
 class CausalGenerator(Generator):
@@ -75,6 +85,21 @@ class CausalGenerator(Generator):
     @abstractmethod
     def token_sampler(self, settings: SampleSettings, noise: NoiseSource, **own: object) -> TokenSampler:
         """The function that samples every token of a call of `sample`."""
+
+    def candidate_sampler(self, settings: SampleSettings, noise: NoiseSource, **own: object) -> CandidateSampler:
+        """The function that samples several candidates of every token; of one candidate that of `token_sampler`.
+
+        Candidates are independent samples here. A model of ids may return different ids instead.
+        """
+        sample = self.token_sampler(settings, noise, **own)
+
+        def candidates(outputs: Tensor, null_outputs: Tensor | None, scale: float, copies: int) -> Tensor:
+            if copies == 1:
+                return sample(outputs, null_outputs, scale)
+            null_rows = None if null_outputs is None else null_outputs.repeat_interleave(copies, 0)
+            return sample(outputs.repeat_interleave(copies, 0), null_rows, scale)
+
+        return candidates
 
     def run(self, x: Tensor, start: int, attends: list[Attend], context: Context, *, skip: int = 0) -> Tensor:
         """Inputs (B, L, dim) at positions from `start` on -> states (B, L - skip, dim), the first `skip` left out."""
@@ -191,6 +216,13 @@ class CachedDecoder:
             tokens = torch.cat([tokens, tokens])
         outputs = self.step_rows(tokens)
         return outputs[: self.rows], outputs[self.rows :] if self.with_null else None
+
+    def select(self, rows: Tensor) -> None:
+        """Make the sequences (R,) int64, some of them perhaps several times, the new batch."""
+        both = torch.cat([rows, rows + self.rows]) if self.with_null else rows
+        self.cond, self.context, self.rows = self.cond[both], self.context.select(both), len(rows)
+        for cache in self.caches:
+            cache.select(both)
 
     def step_rows(self, tokens: Tensor | None) -> Tensor:
         """As `step`, with a token for each row of the batch, those of the null condition included."""

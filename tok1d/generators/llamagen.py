@@ -30,8 +30,15 @@ from tok1d.errors import ConfigError
 from tok1d.generators.autoregressive import EpsilonLlamaGenConfig
 from tok1d.generators.base import IntervalOf
 from tok1d.generators.captions import CaptionPrefix
-from tok1d.generators.categorical import filter_logits, sample_ids
-from tok1d.generators.causal import CausalGenerator, Context, TokenSampler, init_llama, llama_blocks
+from tok1d.generators.categorical import filter_logits, other_ids, sample_ids
+from tok1d.generators.causal import (
+    CandidateSampler,
+    CausalGenerator,
+    Context,
+    TokenSampler,
+    init_llama,
+    llama_blocks,
+)
 from tok1d.nn.attention import Attend, rotary
 from tok1d.nn.embed import LabelEmbed
 from tok1d.nn.norm import RMSNorm
@@ -186,18 +193,29 @@ class LlamaGen(CausalGenerator):
         return torch.zeros(rows, length, dtype=torch.int64, device=self.device)
 
     def token_sampler(self, settings: SampleSettings, noise: NoiseSource, **own: object) -> TokenSampler:
+        candidates = self.candidate_sampler(settings, noise, **own)
+        return lambda logits, null_logits, scale: candidates(logits, null_logits, scale, 1)
+
+    def candidate_sampler(self, settings: SampleSettings, noise: NoiseSource, **own: object) -> CandidateSampler:
+        """Different ids: the first as `token_sampler`, the others as if sampled without replacement (`other_ids`).
+
+        With `greedy` the most likely ids.
+        """
         greedy = bool(own.get("greedy", False))
 
-        def sample(logits: Tensor, null_logits: Tensor | None, scale: float) -> Tensor:
+        def candidates(logits: Tensor, null_logits: Tensor | None, scale: float, copies: int) -> Tensor:
             if scale != 1:
                 assert null_logits is not None
                 logits = combine(logits, null_logits, scale)
             if greedy:
-                return logits.argmax(-1)
-            kept = filter_logits(logits.float(), settings)
-            return sample_ids(kept.softmax(-1), noise(kept))
+                first, kept, numbers = logits.argmax(-1), logits.float(), None
+            else:
+                kept = filter_logits(logits.float(), settings)
+                numbers = noise(kept)
+                first = sample_ids(kept.softmax(-1), numbers)
+            return first if copies == 1 else other_ids(kept, numbers, first, copies).flatten()
 
-        return sample
+        return candidates
 
     def evaluated_networks(self, guidance: Guidance) -> list[nn.Module]:
         """The output layer, which each evaluation of the stack calls once."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +22,9 @@ from tok1d.images.overview import labelled_grid
 from tok1d.inference.conditions import ConditionedImages
 from tok1d.inference.draw import Drawing
 from tok1d.inference.nearest import Training
-from tok1d.inference.request import ReconstructionPictures, SamplePictures
+from tok1d.inference.request import ReconstructionPictures, SamplePictures, Searching
 from tok1d.inference.sampling import DECODER_NOISE, decoder_options, noise_of
+from tok1d.inference.search import Checked
 from tok1d.losses.pixel import psnr_per_image
 from tok1d.pictures import save_png, to_pil
 from tok1d.tokenizers.base import Tokenizer
@@ -79,6 +83,20 @@ def _readable(tokenizer: Tokenizer, images: ImageSet, label: str | None) -> tupl
     return x[kept], None if cond is None else cond[kept.to(cond.device)]
 
 
+WITHOUT_SEARCH: dict[str, Any] = {field.name: field.default for field in fields(Searching)} | {"decode_keep": ""}
+
+
+def judged(judge: Checked, samples: Drawing, found: Tensor, plain: Tensor) -> str:
+    """One line: the scores of samples of a search and of samples without it, by a judge that the search did not see."""
+    labels = [samples.label(key) for key in samples.keys]
+    means = [float(judge(images, labels).mean()) for images in (found, plain)]
+    line = f"judge {judge.name}: {judge.unit} {means[0]:.4g}, without search {means[1]:.4g}"
+    if (hits := getattr(judge.function, "hits", None)) is None:
+        return line
+    shares = [float(hits(images, labels).float().mean()) for images in (found, plain)]
+    return f"{line}; the class is the most likely one of {shares[0]:.1%}, without search {shares[1]:.1%}"
+
+
 @torch.no_grad()
 def generate(
     generator: Generator,
@@ -88,12 +106,14 @@ def generate(
     *,
     guidance: Guidance | None = None,
     training: Training | None = None,
+    opened: Callable[[str, Drawing, str], Checked] | None = None,
 ) -> list[Path]:
     """Write a PNG file of each sample, and overview.png with all samples.
 
     Args:
         training: the training images; nearest.png then shows the nearest one of each sample.
         guidance: replaces the guidance settings of `how`, for example with a weak model in memory.
+        opened: opens the verifier and the judge of a search from their texts, see `evaluate.verifiers.open_verifier`.
 
     Returns:
         The paths of overview.png and, with `how.decode_keep`, of progressive.png, with `training` of nearest.png.
@@ -101,11 +121,20 @@ def generate(
     Raises:
         InputError: settings, classes or captions that the generator or the tokenizer does not have.
     """
-    samples = Drawing(generator, tokenizer, how, guidance)
+    samples, judge = Drawing(generator, tokenizer, how, guidance), None
+    if opened is not None and samples.plan is not None:
+        samples.use(opened(how.verifier, samples, "--verifier"))
+    if opened is not None and how.judge:
+        judge = opened(how.judge, samples, "--judge")
     samples.conditioning.say()
     keys = samples.keys
     _, images = samples.draw(how.batch_size)
     sampled = images[samples.length]
+    if samples.search is not None:
+        print(samples.search.said())
+    if judge is not None:
+        plain = Drawing(generator, tokenizer, replace(how, **WITHOUT_SEARCH), guidance)
+        print(judged(judge, samples, sampled, plain.draw(how.batch_size)[1][plain.length]))
     clear(out, r"(class\d+_|image(\d+_)?)\d+\.png|(overview|progressive|nearest)\.png")
     for i, image in enumerate(sampled):
         save_png(to_pil(image), out / samples.name(keys[i], i))

@@ -43,8 +43,41 @@ class ReconstructionPictures(Decoding):
         return fields_from(Decoding, self)
 
 
+VERIFIER_HELP = (
+    "model:FOLDER, a bundled classifier, timm:NAME or efficientnet-lite0 (log-probability of the sample's class); "
+    "clip:MODEL (similarity with its caption or class); or MODULE:FUNCTION, see --import (called with images "
+    "(N, C, H, W) in [0, 1] and a list of their classes or captions, returns N scores)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searching:
+    """A search for samples that a verifier scores highly."""
+
+    search: str = option(
+        "",
+        "best-of=N: of N samples keep the one with the highest score; beam=W: keep the W best sequences after every "
+        "token (generators of one token after the other, with ordered tokens); default: no search",
+    )
+    search_candidates: int | None = option(
+        None, "beam: continuations of each sequence between two comparisons; default: W", ge=1
+    )
+    search_every: int = option(1, "beam: tokens between two comparisons", ge=1)
+    verifier: str = option(
+        "",
+        f"what scores the decoded prefixes of a search: {VERIFIER_HELP}; default: the classifier bundled for the data",
+        path="prefixed",
+    )
+    judge: str = option(
+        "",
+        "a verifier that the search does not see: prints its mean score of the samples and of samples without search",
+        path="prefixed",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 @adding(Decoding, "decoder_")
+@adding(Searching, "")
 class SamplePictures(Sampling):
     """The samples to generate, and how they are decoded."""
 
@@ -89,6 +122,11 @@ class SamplePictures(Sampling):
     def decoding(self) -> Decoding:
         """How the tokens are decoded."""
         return fields_from(Decoding, self, "decoder_")
+
+    @property
+    def searching(self) -> Searching:
+        """How a search goes."""
+        return fields_from(Searching, self)
 
 
 @dataclass(frozen=True, kw_only=True)
