@@ -52,7 +52,7 @@ def reconstruct(
     )
     conditioning = conditioning_of(tokenizer, image_classes(source), how.label, captioned=any(source.captions))
     conditioning.say()
-    psnr = pictures.reconstruct(tokenizer, source, folder, how)
+    psnr, budget = pictures.reconstruct(tokenizer, source, folder, how)
     report_broken(source)
     if conditioning.label is not None:
         print(f"condition of the tokenizer: {conditioning.label}")
@@ -61,6 +61,13 @@ def reconstruct(
     mean = f" (mean of {count} images)" if count != 1 else ""
     for k, value in psnr.items():
         print(f"keep {k:4d} of {tokenizer.spec.length}: PSNR {value:.2f} dB{mean}")
+    if budget is not None:
+        kind = "predicted " * (how.quality_by == "head") + how.quality_metric
+        print(
+            f"quality {how.quality:g} dB: {budget.mean:.2f} tokens on average ({int(budget.keep.min())} to "
+            f"{int(budget.keep.max())}), {kind} {float(budget.quality.mean()):.2f} dB; as many tokens for every image "
+            f"{budget.fixed_quality:.2f} dB"
+        )
     print(f"pictures: {folder / 'overview.png'}")
 
 

@@ -103,7 +103,8 @@ class Option:
             value = self.hint(text)
         except ValueError:
             value = math.nan
-        if not math.isfinite(value) or not within(value, self.bounds):
+        finite = math.isfinite(value) or (value == math.inf and bool(self.metadata.get("infinite")))
+        if not finite or not within(value, self.bounds):
             raise InputError(f"{what}: expected {type_name(self.hint, self.bounds)}, got {text}")
         return value
 

@@ -15,10 +15,11 @@ from tok1d.data.broken import replaced_images, replaced_indices
 from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
 from tok1d.diffusion.guidance import Guidance
-from tok1d.errors import DataError
+from tok1d.errors import DataError, InputError
 from tok1d.files import clear
 from tok1d.generators.base import Generator
 from tok1d.images.overview import labelled_grid
+from tok1d.inference.budget import Budget, budget, check_ordered
 from tok1d.inference.conditions import ConditionedImages
 from tok1d.inference.draw import Drawing
 from tok1d.inference.nearest import Training
@@ -29,22 +30,31 @@ from tok1d.losses.pixel import psnr_per_image
 from tok1d.pictures import save_png, to_pil
 from tok1d.tokenizers.base import Tokenizer
 from tok1d.tokenizers.prefix import token_counts
+from tok1d.zoo.pretrained.quality import PSNR
 
 
 @torch.no_grad()
-def reconstruct(tokenizer: Tokenizer, images: ImageSet, out: Path, how: ReconstructionPictures) -> dict[int, float]:
+def reconstruct(
+    tokenizer: Tokenizer, images: ImageSet, out: Path, how: ReconstructionPictures
+) -> tuple[dict[int, float], Budget | None]:
     """Write a PNG file of each reconstruction, and overview.png: the originals, then a row for each number of tokens.
 
-    Reconstructions have the size of the images. Images that cannot be read are left out.
+    With `how.quality` the last row is decoded from as many tokens as each image needs, and is the only one without
+    `how.keep`. Reconstructions have the size of the images. Images that cannot be read are left out.
 
     Returns:
-        Mean PSNR in dB for each number of tokens.
+        Mean PSNR in dB for each number of tokens, and with `how.quality` the numbers of tokens of the images.
 
     Raises:
         InputError: numbers of tokens, decoder settings or a condition that the tokenizer does not have.
         DataError: none of the images can be read.
     """
+    if how.quality is not None:
+        check_ordered(tokenizer, "--quality")
+    elif (how.quality_metric, how.quality_by) != (PSNR, "search"):
+        raise InputError("--quality-metric and --quality-by: only --quality reads them, pass it too")
     keep = token_counts(tokenizer.spec, check_counts(list(how.keep), "--keep", 0, tokenizer.spec.length))
+    keep = [] if how.quality is not None and not how.keep else keep
     options = decoder_options(tokenizer, how.decoding, "--")
     device = next(tokenizer.parameters()).device
     x, cond = _readable(tokenizer, subset(images, how.num), how.label)
@@ -56,13 +66,20 @@ def reconstruct(tokenizer: Tokenizer, images: ImageSet, out: Path, how: Reconstr
     for k in keep:
         noise = [noise_of(how.seed, DECODER_NOISE, i) for i in range(len(x))]
         rows.append(tokenizer.decode(tokens, cond, keep=k, generator=noise, **options))
-    clear(out, r"image\d+_(keep\d+|original)\.png|overview\.png")
-    for name, row in zip(("original", *(f"keep{k:03d}" for k in keep)), rows, strict=True):
+    names, labels = ["original", *(f"keep{k:03d}" for k in keep)], ["original", *(_tokens(k) for k in keep)]
+    found = None
+    if how.quality is not None:
+        metric, by = how.quality_metric, how.quality_by
+        found = budget(tokenizer, x, cond, quality=how.quality, metric=metric, by=by, seed=how.seed, options=options)
+        rows.append(found.images)
+        names.append("quality")
+        labels.append(f"{how.quality:g} dB, {found.mean:.1f} tokens")
+    clear(out, r"image\d+_(keep\d+|original|quality)\.png|overview\.png")
+    for name, row in zip(names, rows, strict=True):
         for i, image in enumerate(row):
             save_png(to_pil(image), out / f"image{i:03d}_{name}.png")
-    labels = ["original", *(_tokens(k) for k in keep)]
     save_png(labelled_grid(torch.cat(rows), len(x), labels), out / "overview.png")
-    return {k: float(psnr_per_image(row, x).mean()) for k, row in zip(keep, rows[1:], strict=True)}
+    return {k: float(psnr_per_image(row, x).mean()) for k, row in zip(keep, rows[1:])}, found
 
 
 def _tokens(count: int) -> str:

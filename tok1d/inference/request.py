@@ -16,6 +16,31 @@ LABEL_HELP = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class Budgeting:
+    """As many leading tokens as each image needs."""
+
+    quality: float | None = option(
+        None,
+        "decode each image from the smallest number of leading tokens that reaches this quality in dB (0: one token, "
+        "inf: all tokens); ordered tokens only",
+        ge=0,
+        infinite=True,
+    )
+    quality_metric: str = option(
+        "psnr",
+        "what --quality is measured with: psnr; or -10 log10 of a distance: lpips, or of feature maps of "
+        "efficientnet-lite0[:SIZE], timm:NAME[:SIZE][:FILE], model:FOLDER or a bundled classifier",
+        path="prefixed",
+    )
+    quality_by: Literal["search", "head"] = option(
+        "search",
+        "search: decode all prefixes and measure them; head: predicted from the tokens in one pass, by the head that "
+        "tok1d train fashion_mnist/budget init_from=MODEL adds to a tokenizer",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+@adding(Budgeting, "")
 class ReconstructionPictures(Decoding):
     """The images to reconstruct, the numbers of tokens, and how they are decoded."""
 
@@ -41,6 +66,11 @@ class ReconstructionPictures(Decoding):
     def decoding(self) -> Decoding:
         """How the tokens are decoded."""
         return fields_from(Decoding, self)
+
+    @property
+    def budgeting(self) -> Budgeting:
+        """How many tokens each image is decoded from."""
+        return fields_from(Budgeting, self)
 
 
 VERIFIER_HELP = (
