@@ -16,8 +16,8 @@ from tok1d.diffusion.guidance import Guidance
 from tok1d.diffusion.solver import exponential_from, randn_from
 from tok1d.errors import InputError, Tok1dError
 from tok1d.evaluate.features import Features, FrozenNetwork
-from tok1d.generators.branching import Sequences
 from tok1d.generators.categorical import other_ids
+from tok1d.generators.decoding import Sequences
 from tok1d.inference.search import repeated
 from tok1d.zoo import store
 

@@ -123,6 +123,18 @@ class Generator(Pretrained, nn.Module):
             own: the keyword arguments of `own_options` that the caller passed.
         """
 
+    def make_ragged(
+        self,
+        cond: Tensor,
+        length: int,
+        guidance: Guidance,
+        settings: SampleSettings,
+        noise: NoiseSource,
+        **own: object,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `make_tokens`, and how many of the tokens belong to each sequence, (B,) int64; None: all of them."""
+        return self.make_tokens(cond, length, guidance, settings, noise, **own), None
+
     @abstractmethod
     def evaluated_networks(self, guidance: Guidance) -> list[nn.Module]:
         """The modules whose calls count as network evaluations in sampling, one evaluation per input row."""
@@ -250,6 +262,42 @@ class Generator(Pretrained, nn.Module):
         Raises:
             InputError: a condition, length, guidance or setting that this model cannot use.
         """
+        args, own = self.checked_arguments(
+            cond,
+            num=num,
+            length=length,
+            guidance=guidance,
+            settings=settings,
+            generator=generator,
+            seed=seed,
+            noise=noise,
+            **changes,
+        )
+        return self.make_tokens(*args, **own)
+
+    @torch.no_grad()
+    def sample_ragged(self, cond: Tensor | Sequence[int] | None = None, **options: Any) -> tuple[Tensor, Tensor | None]:
+        """As `sample`, and the number of tokens of each sequence (B,) int64 of a generator that stops by itself.
+
+        The numbers are what `decode` takes as `keep`; None: every sequence has all tokens.
+        """
+        args, own = self.checked_arguments(cond, **options)
+        return self.make_ragged(*args, **own)
+
+    def checked_arguments(
+        self,
+        cond: Tensor | Sequence[int] | None = None,
+        *,
+        num: int | None = None,
+        length: int | None = None,
+        guidance: float | Guidance = 1.0,
+        settings: SampleSettings | None = None,
+        generator: Generators | None = None,
+        seed: int | None = None,
+        noise: NoiseSource | None = None,
+        **changes: object,
+    ) -> tuple[tuple[Tensor, int, Guidance, SampleSettings, NoiseSource], dict[str, Any]]:
+        """The arguments of `make_tokens` from those of `sample`; raises InputError as `sample`."""
         if seed is not None:
             if generator is not None or noise is not None:
                 raise InputError("seed: expected either seed, generator or noise, got two of them")
@@ -258,31 +306,6 @@ class Generator(Pretrained, nn.Module):
             if not all(isinstance(each, int) for each in cond):
                 raise InputError("sample: expected class ids as numbers; generate takes names and captions, too")
             cond = torch.tensor(cond, dtype=torch.int64)
-        args, own = self.checked_arguments(
-            cond,
-            num=num,
-            length=length,
-            guidance=guidance,
-            settings=settings,
-            generator=generator,
-            noise=noise,
-            **changes,
-        )
-        return self.make_tokens(*args, **own)
-
-    def checked_arguments(
-        self,
-        cond: Tensor | None = None,
-        *,
-        num: int | None = None,
-        length: int | None = None,
-        guidance: float | Guidance = 1.0,
-        settings: SampleSettings | None = None,
-        generator: Generators | None = None,
-        noise: NoiseSource | None = None,
-        **changes: object,
-    ) -> tuple[tuple[Tensor, int, Guidance, SampleSettings, NoiseSource], dict[str, Any]]:
-        """The arguments of `make_tokens` from those of `sample`; raises InputError as `sample`."""
         if cond is None and (num is None or num < 1):
             raise InputError(f"sample: expected a condition, or num for the number of sequences, got num {num}")
         own = {name: changes.pop(name) for name in self.own_options if name in changes}

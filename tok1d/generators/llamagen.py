@@ -36,6 +36,7 @@ from tok1d.generators.causal import (
     CausalGenerator,
     Context,
     TokenSampler,
+    end_of,
     init_llama,
     llama_blocks,
 )
@@ -75,6 +76,11 @@ class LlamaGenConfig:
     token_dropout: float = option(0.1, "dropout of the embedded sequence", ge=0, lt=1)
     dropout: float = option(0.1, "dropout after attention and feed-forward", ge=0, lt=1)
     drop_path: float = option(0.0, "stochastic depth of the last block, growing linearly from 0", ge=0, lt=1)
+    stop: bool = option(
+        False,
+        "stop by itself: predict before every token whether the sequence ends; trained on the numbers of tokens that "
+        "images need for budget.quality",
+    )
 
     @property
     def num_prefix(self) -> int:
@@ -161,6 +167,7 @@ class LlamaGen(CausalGenerator):
         self.out = nn.Linear(dim, config.vocab_size, bias=False)
         init_llama(self)
         nn.init.zeros_(self.out.weight)
+        self.stop = end_of(dim, config.num_tokens) if config.stop else None
 
     def context(self, cond: Tensor) -> Context:
         if isinstance(self.label_embed, CaptionPrefix):
@@ -185,9 +192,19 @@ class LlamaGen(CausalGenerator):
         return F.cross_entropy(logits.transpose(1, 2), ids, reduction="none").mean(1)
 
     def losses(self, batch: tuple[Tensor, Tensor | None], progress: float) -> dict[str, Tensor]:
-        """Mean cross-entropy in nats; batch: ids (B, k), and class ids (B,), captions (B, T, E) or None."""
-        ids, cond = batch
-        return {"loss": self.loss_rows(ids, self.training_cond(cond, len(ids))).mean()}
+        """Mean cross-entropy in nats; batch: ids (B, k), and class ids (B,), captions (B, T, E) or None.
+
+        Of a model that stops by itself, the batch also has the numbers of ids (B,), and the loss is over these ids;
+        "loss_stop" is that of the ends.
+        """
+        ids, cond = batch[0], self.training_cond(batch[1], len(batch[0]))
+        if self.stop is None:
+            return {"loss": self.loss_rows(ids, cond).mean()}
+        lengths = self.lengths_in(batch, ids.shape[1])
+        states, context = self.states(ids[:, :-1], cond)
+        kept = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        loss = F.cross_entropy(single(self.outputs(states, 0, context)[kept]), ids[kept])
+        return {"loss": loss, "loss_stop": self.stop_loss(states, lengths)}
 
     def empty(self, rows: int, length: int) -> Tensor:
         return torch.zeros(rows, length, dtype=torch.int64, device=self.device)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tok1d.config.budget import Budgeting
 from tok1d.config.sampling import Decoding
 from tok1d.errors import InputError
 from tok1d.inference.sampling import DECODER_NOISE, decoder_options, noise_of
@@ -187,3 +188,48 @@ def head_of(tokenizer: Tokenizer, metric: str) -> Callable[[Tensor], Tensor]:
     if heads[0].config.metric != metric:
         raise InputError(f"quality_metric: the head of this tokenizer predicts {heads[0].config.metric}, got {metric}")
     return heads[0].to(next(tokenizer.parameters()).device).qualities
+
+
+Counter = Callable[[Tensor, Tensor | None, int], Tensor]
+
+
+def counter(tokenizer: Tokenizer, how: Budgeting, *, seed: int = 0) -> Counter | None:
+    """A function from images (B, C, H, W), their condition and the number of the first to numbers of tokens (B,).
+
+    None without a quality.
+
+    Args:
+        seed: of the decoder's noise.
+
+    Raises:
+        InputError: see `budget`.
+    """
+    if how.quality is None:
+        return None
+    wanted = how.quality
+    check_ordered(tokenizer, "quality")
+    measure = load_quality(how.quality_metric) if how.quality_by == "search" else None
+    predict = head_of(tokenizer, how.quality_metric) if measure is None else None
+    options, device = decoder_options(tokenizer, Decoding()), next(tokenizer.parameters()).device
+
+    @torch.no_grad()
+    def count(images: Tensor, cond: Tensor | None, first: int) -> Tensor:
+        images = images.to(device)
+        tokens = tokenizer.encode(images, cond)
+        if predict is not None or measure is None:
+            assert predict is not None
+            return smallest(predict(tokens), wanted)
+        return smallest(
+            prefix_qualities(
+                tokenizer,
+                tokens,
+                images,
+                cond,
+                measure,
+                noise=lambda i: noise_of(seed, DECODER_NOISE, first + i),
+                options=options,
+            )[0],
+            wanted,
+        )
+
+    return count

@@ -22,6 +22,7 @@ from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
 from tok1d.generators.base import Generator
 from tok1d.generators.causal import CausalGenerator
+from tok1d.generators.decoding import Sequences
 from tok1d.images.convert import to_pil
 from tok1d.images.overview import show
 from tok1d.inference.captions import caption_reader
@@ -81,31 +82,45 @@ class Drawing:
         self.decoder_options = decoder_options(tokenizer, how.decoding, "--decoder-")
         self.plan = plan_of(how.searching, generator, tokenizer)
         self.search: Search | None = None
+        self.lengths: Tensor | None = None
 
     def use(self, verifier: Scoring) -> None:
         """Search for the samples that the settings ask for with this verifier."""
         assert self.plan is not None, "only called where the settings ask for a search"
         self.search = Search(self, self.plan, verifier)
 
-    def tokens(self, keys: Sequence[Key]) -> Tensor:
-        """Tokens (B, K, ...) of samples."""
+    def tokens(self, keys: Sequence[Key]) -> tuple[Tensor, Tensor | None]:
+        """Tokens (B, K, ...) of samples, and their numbers (B,) where the generator stops by itself."""
         assert self.search is not None or self.plan is None, "a search needs a verifier, see `use`"
-        return self.generator.sample(**self.arguments(keys)) if self.search is None else self.search.tokens(keys)
+        if self.search is not None:
+            return self.search.tokens(keys)
+        return self.generator.sample_ragged(**self.arguments(keys))
 
-    def growing(self, keys: Sequence[Key]) -> Iterator[Tensor]:
-        """The first 1, 2, ..., K tokens of the same samples, by a causal generator."""
+    def growing(self, keys: Sequence[Key]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The first 1, 2, ..., K tokens of the same samples and their numbers, by a causal generator."""
         assert isinstance(self.generator, CausalGenerator)
-        return self.generator.sample_steps(**self.arguments(keys))
+        if self.generator.stop is None:
+            for tokens in self.generator.sample_steps(**self.arguments(keys)):
+                yield tokens, None
+            return
+        args, own = self.generator.checked_arguments(**self.arguments(keys))
+        found = Sequences(self.generator, *args, **own)
+        for _ in range(args[1]):
+            found.extend()
+            yield found.tokens, found.lengths
 
-    def decode(self, tokens: Tensor, keys: Sequence[Key], keep: int) -> Tensor:
-        """Images (B, C, H, W) from the leading tokens of samples, on the CPU."""
+    def decode(self, tokens: Tensor, keys: Sequence[Key], keep: int, lengths: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W) from the first `keep` tokens of samples, or fewer where they have fewer, on the CPU."""
+        kept = keep if lengths is None else lengths.clamp(max=keep)
         noise = [noise_of(self.how.seed, 1, *key) for key in keys]
         given = self.conditioning.of(self._cond(keys), self.generator.device)
-        return self.tokenizer.decode(tokens, given, keep=keep, generator=noise, **self.decoder_options).cpu()
+        return self.tokenizer.decode(tokens, given, keep=kept, generator=noise, **self.decoder_options).cpu()
 
     @torch.no_grad()
     def draw(self, batch_size: int | None, progress: Progress | None = None) -> tuple[Tensor, dict[int, Tensor]]:
         """All samples: tokens (N, K, ...), and images (N, C, H, W) by the number of leading tokens that are decoded.
+
+        The numbers of tokens of a generator that stops by itself are `lengths` afterwards.
 
         Args:
             batch_size: samples at once; None: 100, or half of it as often as the memory of a GPU does not suffice.
@@ -114,24 +129,27 @@ class Drawing:
         if self.plan is not None:
             size = max(1, size // self.plan.most)
         tokens: list[Tensor] = []
+        numbers: list[Tensor] = []
         images: dict[int, list[Tensor]] = {k: [] for k in counts}
         done = 0
         while done < len(self.keys):
             keys = self.keys[done : done + size]
             try:
-                made = self.tokens(keys)
-                decoded = {k: self.decode(made, keys, k) for k in counts}
+                made, lengths = self.tokens(keys)
+                decoded = {k: self.decode(made, keys, k, lengths) for k in counts}
             except torch.OutOfMemoryError:
                 if batch_size is not None or size == 1:
                     raise
                 size //= 2
                 continue
             tokens.append(made.cpu())
+            numbers += [] if lengths is None else [lengths.cpu()]
             for k, each in decoded.items():
                 images[k].append(each)
             done += len(keys)
             if progress is not None:
                 progress(done, len(self.keys))
+        self.lengths = torch.cat(numbers) if numbers else None
         return torch.cat(tokens), {k: torch.cat(each) for k, each in images.items()}
 
     @property
@@ -211,6 +229,7 @@ class Samples:
         labels: the class or caption of each image, None without either.
         settings: guidance, seed and others that were given.
         columns: images of each class or caption.
+        lengths: numbers of tokens (N,) of a generator that stops by itself; None: all have K.
         scores: (N,) of the verifier of a search, float64; None without a search.
         calls: network calls of a search for a sample, by network, see `Search`.
     """
@@ -220,6 +239,7 @@ class Samples:
     labels: list[str | int | None]
     settings: dict[str, object]
     columns: int
+    lengths: Tensor | None = None
     scores: Tensor | None = None
     calls: dict[str, float] = field(default_factory=dict)
 
@@ -277,7 +297,7 @@ def generate(
     shown = {"seed": drawing.how.seed, "guidance": f"{drawing.guidance.scale:g}"}
     shown |= {name: value for name, value in settings.items() if name not in (*shown, "num") and value is not None}
     labels = [drawing.label(key) for key in drawing.keys]
-    found = Samples(images[drawing.length], tokens, labels, shown, drawing.how.num)
+    found = Samples(images[drawing.length], tokens, labels, shown, drawing.how.num, drawing.lengths)
     if drawing.search is None:
         return found
     calls = {name: rows / len(found) for name, rows in drawing.search.calls.items()}
@@ -309,8 +329,8 @@ def stream(
 
 @torch.no_grad()
 def _growing(drawing: Drawing) -> Iterator[Tensor]:
-    for count, tokens in enumerate(drawing.growing(drawing.keys), start=1):
-        yield drawing.decode(tokens, drawing.keys, count)
+    for count, (tokens, lengths) in enumerate(drawing.growing(drawing.keys), start=1):
+        yield drawing.decode(tokens, drawing.keys, count, lengths)
 
 
 def _drawing(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tok1d.config.budget import Budgeting
 from tok1d.config.fields import option
 from tok1d.config.options import adding, fields_from
 from tok1d.config.sampling import Decoding, Sampling
@@ -13,30 +14,6 @@ LABEL_HELP = (
     "condition of the tokenizer (SMAP): true (class or caption of the image; classes by position if their names do not "
     "agree) or null; default: true if the names of the classes are among the tokenizer's, or unknown and as many"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budgeting:
-    """As many leading tokens as each image needs."""
-
-    quality: float | None = option(
-        None,
-        "decode each image from the smallest number of leading tokens that reaches this quality in dB (0: one token, "
-        "inf: all tokens); ordered tokens only",
-        ge=0,
-        infinite=True,
-    )
-    quality_metric: str = option(
-        "psnr",
-        "what --quality is measured with: psnr; or -10 log10 of a distance: lpips, or of feature maps of "
-        "efficientnet-lite0[:SIZE], timm:NAME[:SIZE][:FILE], model:FOLDER or a bundled classifier",
-        path="prefixed",
-    )
-    quality_by: Literal["search", "head"] = option(
-        "search",
-        "search: decode all prefixes and measure them; head: predicted from the tokens in one pass, by the head that "
-        "tok1d train fashion_mnist/budget init_from=MODEL adds to a tokenizer",
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +151,7 @@ class CacheFormat:
 
 
 @dataclass(frozen=True, kw_only=True)
+@adding(Budgeting, "")
 class Encoding(CacheFormat):
     """The images and views that `tok1d encode` encodes, and what it stores."""
 
@@ -184,6 +162,11 @@ class Encoding(CacheFormat):
     )
     label: Literal["true", "null"] | None = option(None, LABEL_HELP)
     seed: int = option(0, "seed of random views", ge=0)
+
+    @property
+    def budgeting(self) -> Budgeting:
+        """For which quality the number of tokens of each view is stored."""
+        return fields_from(Budgeting, self)
 
     @property
     def format(self) -> CacheFormat:

@@ -19,8 +19,8 @@ from tok1d.config.sampling import Kind
 from tok1d.diffusion.solver import NoiseSource
 from tok1d.errors import InputError
 from tok1d.generators.base import NOISE, Generator
-from tok1d.generators.branching import Sequences
 from tok1d.generators.causal import CausalGenerator
+from tok1d.generators.decoding import Sequences
 from tok1d.inference.request import Searching
 from tok1d.inference.sampling import counted
 from tok1d.tokenizers.base import Tokenizer
@@ -129,8 +129,8 @@ class Drawn(Protocol):
         """The arguments of `Generator.sample`, with the random numbers of candidate `lane`."""
         ...
 
-    def decode(self, tokens: Tensor, keys: Sequence[Key], keep: int) -> Tensor:
-        """Images from the leading tokens of samples."""
+    def decode(self, tokens: Tensor, keys: Sequence[Key], keep: int, lengths: Tensor | None = None) -> Tensor:
+        """Images from the first `keep` tokens of samples, or fewer where they have fewer."""
         ...
 
     def label(self, key: Key) -> Label:
@@ -153,19 +153,19 @@ class Search:
         self.scores: list[Tensor] = []
         self.calls = {"generator": 0, "decoder": 0, "verifier": 0}
 
-    def tokens(self, keys: Sequence[Key]) -> Tensor:
-        """The best tokens (B, K, ...) that the search finds for samples."""
+    def tokens(self, keys: Sequence[Key]) -> tuple[Tensor, Tensor | None]:
+        """The best tokens (B, K, ...) that the search finds for samples, and their numbers (B,) where they end."""
         drawing, before = self.drawing, self.verifier.images
         guidance = drawing.arguments(keys)["guidance"]
         with (
             counted(*drawing.generator.evaluated_networks(guidance)) as sampled,
             counted(drawing.tokenizer.decoder) as decoded,
         ):
-            tokens, scores = (self._best_of if self.plan.kind == "best-of" else self._beam)(keys)
+            tokens, lengths, scores = (self._best_of if self.plan.kind == "best-of" else self._beam)(keys)
         self.scores.append(scores)
         for name, rows in zip(self.calls, (sampled.rows, decoded.rows, self.verifier.images - before), strict=True):
             self.calls[name] += rows
-        return tokens
+        return tokens, lengths
 
     def said(self) -> str:
         """One line: the mean score and the calls for a sample."""
@@ -178,24 +178,26 @@ class Search:
             f"{float(scores.mean()):.4g}; network calls a sample: {calls}"
         )
 
-    def _score(self, tokens: Tensor, keys: Sequence[Key], keep: int) -> Tensor:
+    def _score(self, tokens: Tensor, keys: Sequence[Key], keep: int, lengths: Tensor | None) -> Tensor:
         labels = [self.drawing.label(key) for key in keys]
-        return self.verifier(self.drawing.decode(tokens, keys, keep), labels)
+        return self.verifier(self.drawing.decode(tokens, keys, keep, lengths), labels)
 
-    def _best_of(self, keys: Sequence[Key]) -> tuple[Tensor, Tensor]:
+    def _best_of(self, keys: Sequence[Key]) -> tuple[Tensor, Tensor | None, Tensor]:
         """One candidate of all samples after the other, so that the memory is that of plain sampling."""
         drawing = self.drawing
-        best = drawing.generator.sample(**drawing.arguments(keys))
-        scores = self._score(best, keys, drawing.length)
+        best, numbers = drawing.generator.sample_ragged(**drawing.arguments(keys))
+        scores = self._score(best, keys, drawing.length, numbers)
         for lane in range(1, self.plan.width):
-            tokens = drawing.generator.sample(**drawing.arguments(keys, lane))
-            found = self._score(tokens, keys, drawing.length)
-            better = found > scores
-            best[better.to(best.device)] = tokens[better.to(best.device)]
-            scores = torch.where(better, found, scores)
-        return best, scores
+            tokens, lengths = drawing.generator.sample_ragged(**drawing.arguments(keys, lane))
+            found = self._score(tokens, keys, drawing.length, lengths)
+            better = (found > scores).to(best.device)
+            best[better] = tokens[better]
+            if numbers is not None and lengths is not None:
+                numbers[better] = lengths[better]
+            scores = torch.maximum(found, scores)
+        return best, numbers, scores
 
-    def _beam(self, keys: Sequence[Key]) -> tuple[Tensor, Tensor]:
+    def _beam(self, keys: Sequence[Key]) -> tuple[Tensor, Tensor | None, Tensor]:
         plan, drawing = self.plan, self.drawing
         assert isinstance(drawing.generator, CausalGenerator)
         given = drawing.arguments(keys)
@@ -210,14 +212,15 @@ class Search:
                 each, last = len(found) // len(keys), place == drawing.length - 1
                 if not last and (each <= plan.width or (place + 1) % plan.every):
                     continue
-                scores = self._score(found.tokens, [key for key in keys for _ in range(each)], found.filled)
+                rows = [key for key in keys for _ in range(each)]
+                scores = self._score(found.tokens, rows, found.filled, found.ended)
                 ranked = scores.view(-1, each)
                 if drawing.generator.kind == "categorical":
                     ranked = ranked.masked_fill(repeated(found.tokens.view(len(keys), each, -1)), -torch.inf)
                 order = ranked.argsort(dim=1, descending=True, stable=True)
                 best = order[:, : 1 if last else plan.width] + each * torch.arange(len(keys))[:, None]
                 found.select(best.flatten().to(found.buffer.device))
-            return found.tokens, scores[best.flatten()]
+            return found.tokens, found.ended, scores[best.flatten()]
 
 
 def repeated(ids: Tensor) -> Tensor:
