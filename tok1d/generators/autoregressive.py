@@ -117,10 +117,11 @@ class HeadGenerator(FewStepModel, CausalGenerator):
     def _stopping_losses(self, tokens: Tensor, cond: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         """The head's mean loss over the tokens until the sequences end, and that of the ends; see `losses`."""
         states, context = self.states(tokens[:, :-1], cond)
-        kept = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
         hidden = self.outputs(states, 0, context)
-        loss = self.head.loss_rows(tokens[kept], hidden[kept]).mean()
-        return {"loss": loss, "loss_stop": self.stop_loss(states, lengths)}
+        rows = self.head.loss_rows(tokens.flatten(0, 1), hidden.flatten(0, 1))
+        kept = (torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]).flatten()
+        kept = kept.repeat(len(rows) // len(kept))
+        return {"loss": (rows * kept).sum() / kept.sum(), "loss_stop": self.stop_loss(states, lengths)}
 
     def finished(self, tokens: Tensor) -> Tensor:
         """Raw tokens (B, k, D)."""

@@ -203,8 +203,9 @@ class LlamaGen(CausalGenerator):
         lengths = self.lengths_in(batch, ids.shape[1])
         states, context = self.states(ids[:, :-1], cond)
         kept = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-        loss = F.cross_entropy(single(self.outputs(states, 0, context)[kept]), ids[kept])
-        return {"loss": loss, "loss_stop": self.stop_loss(states, lengths)}
+        logits = single(self.outputs(states, 0, context)).transpose(1, 2)
+        rows = F.cross_entropy(logits, ids, reduction="none")
+        return {"loss": (rows * kept).sum() / kept.sum(), "loss_stop": self.stop_loss(states, lengths)}
 
     def empty(self, rows: int, length: int) -> Tensor:
         return torch.zeros(rows, length, dtype=torch.int64, device=self.device)
