@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -85,7 +85,7 @@ class BudgetCurve:
     least: list[int]
     label: str | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The fields, with the gain of each choice."""
         choices = [{**asdict(each), "gain": each.gain} for each in self.choices]
         return {**asdict(self), "choices": choices}

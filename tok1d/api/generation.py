@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tok1d.evaluate.verifiers import open_verifier
@@ -11,7 +11,11 @@ from tok1d.inference import draw
 
 
 def generate(
-    generator: Generator, conditions: Any = None, *, verifier: str | Callable[..., Any] = "", **settings: Any
+    generator: Generator,
+    conditions: Sequence[str | int] | str | int | None = None,
+    *,
+    verifier: str | Callable[..., object] = "",
+    **settings: Any,
 ) -> draw.Samples:
     """See `Generator.generate`."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -209,32 +209,26 @@ def meta_batch(recipe: Recipe, num: int, size: int | None = None) -> Batch:
         size: side of the images in pixels; default: the model's.
     """
     model = recipe.model
-    if recipe.kind == "budget":
-        shape, kind = (num, model.num_tokens), torch.int64 if model.vocab_size else torch.float32
-        tokens = torch.zeros(*shape, *([] if model.vocab_size else [model.token_dim]), dtype=kind, device="meta")
-        counts = torch.ones(num, model.prefixes, dtype=torch.int64, device="meta")
-        return tokens, counts, torch.empty(num, model.prefixes, device="meta")
-    if recipe.kind == "generator":
-        length = recipe.num_tokens or model.num_tokens
-        if hasattr(model, "vocab_size"):
-            inputs = torch.zeros(num, length, dtype=torch.int64, device="meta")
-        else:
-            inputs = torch.empty(num, length, model.token_dim, device="meta")
+    if recipe.kind in ("generator", "budget"):
+        inputs = torch.zeros(num, recipe.num_tokens or model.num_tokens, dtype=torch.int64, device="meta")
+        if not getattr(model, "vocab_size", 0):
+            inputs = torch.empty(*inputs.shape, model.token_dim, device="meta")
     else:
         side = size or model.image_size
         inputs = torch.empty(num, model.channels, side, side, device="meta")
+    if recipe.kind == "budget":
+        counts = torch.ones(num, model.prefixes, dtype=torch.int64, device="meta")
+        return inputs, counts, torch.empty(num, model.prefixes, device="meta")
     text = text_condition(model)
-    if getattr(model, "stop", False):
-        given = None if text is None else meta_batch(replace(recipe, model=replace(model, stop=False)), num, size)[1]
-        labels = torch.zeros(num, dtype=torch.int64, device="meta") if given is None else given
-        return inputs, labels, torch.ones(num, dtype=torch.int64, device="meta")
-    if text is not None:
-        if text.kind == "words":
-            return inputs, torch.zeros(num, text.length, dtype=torch.int64, device="meta")
-        return inputs, torch.empty(num, text.length, text.dim, device="meta")
     labels = torch.zeros(num, dtype=torch.int64, device="meta")
-    if not recipe.learns_words:
-        return inputs, labels
+    if text is not None and text.kind == "words":
+        given = torch.zeros(num, text.length, dtype=torch.int64, device="meta")
+    else:
+        given = labels if text is None else torch.empty(num, text.length, text.dim, device="meta")
+    if getattr(model, "stop", False):
+        return inputs, given, labels  # the last are numbers of tokens
+    if text is not None or not recipe.learns_words:
+        return inputs, given
     dim = next(each.dim for each in model.auxiliary if each.target == "text")
     return inputs, labels, torch.empty(num, dim, device="meta")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,7 +111,7 @@ def _places(network: FrozenNetwork, text: str, known: Classes, what: str) -> dic
     return dict(zip(known.names or range(known.num), places, strict=True))
 
 
-def _function(text: str, what: str) -> Callable[..., Any]:
+def _function(text: str, what: str) -> Callable[..., object]:
     """A function of a module that --import loaded, or that Python finds."""
     module, colon, name = text.rpartition(":")
     found = getattr(sys.modules.get(module), name, None) if colon else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch import Tensor
 from tok1d.config.budget import Budgeting
 from tok1d.config.sampling import Decoding
 from tok1d.errors import InputError
-from tok1d.inference.sampling import DECODER_NOISE, decoder_options, noise_of
+from tok1d.inference.sampling import DECODER_NOISE, DecoderOptions, decoder_options, noise_of
 from tok1d.tokenizers.base import Tokenizer
 from tok1d.zoo.pretrained.quality import PSNR, Quality, load_quality
 
@@ -86,7 +85,7 @@ def prefix_qualities(
     quality: Quality,
     *,
     noise: Callable[[int], torch.Generator],
-    options: dict[str, Any],
+    options: DecoderOptions,
     rows: int = ROWS,
 ) -> tuple[Tensor, Tensor]:
     """Qualities (B, K) of the images decoded from the first 1, ..., K tokens, and these images (B, K, C, H, W).
@@ -126,7 +125,7 @@ def budget(
     numbers: Sequence[int] | None = None,
     seed: int = 0,
     rows: int = ROWS,
-    options: dict[str, Any] | None = None,
+    options: DecoderOptions | None = None,
 ) -> Budget:
     """Decode images from as few leading tokens as reach a quality.
 

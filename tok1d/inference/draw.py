@@ -38,7 +38,7 @@ from tok1d.zoo.store import tokenizer_of
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Scoring = Callable[[Tensor, Sequence[Label]], Any]  # see `Verifier`
+Scoring = Callable[[Tensor, Sequence[Label]], object]  # see `Verifier`
 Progress = Callable[[int, int], object]
 MOST = 100  # samples in a batch by default
 

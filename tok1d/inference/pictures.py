@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from tok1d.inference.budget import Budget, budget, check_ordered
 from tok1d.inference.conditions import ConditionedImages
 from tok1d.inference.draw import Drawing
 from tok1d.inference.nearest import Training
-from tok1d.inference.request import ReconstructionPictures, SamplePictures, Searching
+from tok1d.inference.request import ReconstructionPictures, SamplePictures
 from tok1d.inference.sampling import DECODER_NOISE, decoder_options, noise_of
 from tok1d.inference.search import Checked
 from tok1d.losses.pixel import psnr_per_image
@@ -100,9 +99,6 @@ def _readable(tokenizer: Tokenizer, images: ImageSet, label: str | None) -> tupl
     return x[kept], None if cond is None else cond[kept.to(cond.device)]
 
 
-WITHOUT_SEARCH: dict[str, Any] = {field.name: field.default for field in fields(Searching)} | {"decode_keep": ""}
-
-
 def judged(judge: Checked, samples: Drawing, found: Tensor, plain: Tensor) -> str:
     """One line: the scores of samples of a search and of samples without it, by a judge that the search did not see."""
     labels = [samples.label(key) for key in samples.keys]
@@ -150,7 +146,8 @@ def generate(
     if samples.search is not None:
         print(samples.search.said())
     if judge is not None:
-        plain = Drawing(generator, tokenizer, replace(how, **WITHOUT_SEARCH), guidance)
+        no_search = replace(how, search="", search_candidates=None, search_every=1, verifier="", judge="")
+        plain = Drawing(generator, tokenizer, replace(no_search, decode_keep=""), guidance)
         print(judged(judge, samples, sampled, plain.draw(how.batch_size)[1][plain.length]))
     clear(out, r"(class\d+_|image(\d+_)?)\d+\.png|(overview|progressive|nearest)\.png")
     for i, image in enumerate(sampled):

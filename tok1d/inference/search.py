@@ -47,7 +47,7 @@ class Checked:
         function: see `Verifier.__call__`.
     """
 
-    def __init__(self, function: Callable[[Tensor, Sequence[Label]], Any]) -> None:
+    def __init__(self, function: Callable[[Tensor, Sequence[Label]], object]) -> None:
         self.function, self.images = function, 0
         self.name: str = getattr(function, "name", getattr(function, "__name__", type(function).__name__))
         self.unit: str = getattr(function, "unit", "score")
@@ -147,7 +147,7 @@ class Search:
             images that the verifier scored. The pictures of the samples found are decoded once more.
     """
 
-    def __init__(self, drawing: Drawn, plan: Plan, verifier: Callable[[Tensor, Sequence[Label]], Any]) -> None:
+    def __init__(self, drawing: Drawn, plan: Plan, verifier: Callable[[Tensor, Sequence[Label]], object]) -> None:
         self.drawing, self.plan = drawing, plan
         self.verifier = verifier if isinstance(verifier, Checked) else Checked(verifier)
         self.scores: list[Tensor] = []
