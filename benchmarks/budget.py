@@ -134,7 +134,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=[*TOKENIZERS, "stop"], default=[*TOKENIZERS, "stop"])
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
-    parser.add_argument("--steps", type=int, default=1500, help="steps of a head")
+    parser.add_argument("--steps", type=int, default=3000, help="steps of a head")
     parser.add_argument("--num", type=int, default=1000, help="test images")
     parser.add_argument("--runs", type=Path, default=Path("runs/budget"), help="folder of the trainings")
     parser.add_argument("--write", action="store_true", help="write the tables of docs/budgets.md")

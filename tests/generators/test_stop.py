@@ -198,6 +198,16 @@ def test_a_cache_holds_the_numbers_that_the_search_finds(trained: Any, tmp_path:
             assert torch.equal(found.lengths, samples.lengths)
 
 
+def test_a_generator_learns_its_ends_from_the_weights_of_one_without(trained: Any, tmp_path: Path) -> None:
+    plain = build("card", stop=False)
+    store.save_model(plain, tmp_path / "plain", Card())
+    model: Any = build_task(trained("card", "budget.quality=MEDIAN", f"init_from={tmp_path / 'plain'}")[1]).model
+    own = model.state_dict()
+    assert {key for key in own if key not in plain.state_dict()} == {"stop.weight", "stop.bias"}
+    assert torch.equal(own["blocks.0.attn.qkv.weight"], plain.state_dict()["blocks.0.attn.qkv.weight"])
+    assert own["stop.bias"].tolist() == pytest.approx([-math.log(4)])
+
+
 def test_recipes_that_do_not_fit_are_refused(trained: Any, tmp_path: Path, tiny: Tiny) -> None:
     with pytest.raises(ConfigError, match=r"model\.stop: .*needs budget\.quality=Q in dB .*got budget\.quality=null"):
         trained("card")

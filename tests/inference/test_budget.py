@@ -40,7 +40,7 @@ def tokenizer(tiny: Tiny) -> Callable[[str], Any]:
         torch.manual_seed(0)
         model = store.build_model(load_recipe(tiny(kind), overrides).model).eval()
         for parameter in model.parameters():
-            nn.init.normal_(parameter, std=0.3)
+            nn.init.normal_(parameter, std=0.1 if "ddpm" in name else 0.3)  # ancestral sampling amplifies rounding
         return model
 
     return make

@@ -118,7 +118,8 @@ class HeadGenerator(FewStepModel, CausalGenerator):
         """The head's mean loss over the tokens until the sequences end, and that of the ends; see `losses`."""
         states, context = self.states(tokens[:, :-1], cond)
         hidden = self.outputs(states, 0, context)
-        rows = self.head.loss_rows(tokens.flatten(0, 1), hidden.flatten(0, 1))
+        velocity = None if self.few_step is None else self.learned_velocity(tokens, cond)
+        rows = self.head.loss_rows(tokens.flatten(0, 1), hidden.flatten(0, 1), velocity=velocity)
         kept = (torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]).flatten()
         kept = kept.repeat(len(rows) // len(kept))
         return {"loss": (rows * kept).sum() / kept.sum(), "loss_stop": self.stop_loss(states, lengths)}

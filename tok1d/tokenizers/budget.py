@@ -31,7 +31,7 @@ class BudgetHeadConfig:
     metric: str = option(
         "psnr", "quality that is predicted: see --quality-metric of tok1d reconstruct", path="prefixed"
     )
-    prefixes: int = option(4, "random prefixes of an image that are decoded in a training step", ge=1)
+    prefixes: int = option(1, "random prefixes of an image that are decoded in a training step", ge=1)
     width: int = option(256, "width", ge=1)
     depth: int = option(2, "number of residual blocks", ge=0)
 

@@ -190,7 +190,8 @@ def _is_replaceable(folder: Path) -> bool:
 
 def bundled_names() -> list[str]:
     """Names of the models inside the package."""
-    return sorted(path.parent.relative_to(BUNDLED).as_posix() for path in BUNDLED.rglob("config.json"))
+    folders = [path.parent for path in BUNDLED.rglob("config.json") if path.parent.name != BUDGET]
+    return sorted(folder.relative_to(BUNDLED).as_posix() for folder in folders)
 
 
 def resolve(name: str | Path, base: Path | None = None, hub: Hub | None = None) -> Path:
