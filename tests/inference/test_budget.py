@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tok1d.cli import app as cli
 from tok1d.config.load import load_recipe
+from tok1d.data.tokens import TokenCache
 from tok1d.errors import InputError
 from tok1d.inference.budget import at_mean, budget, smallest
 from tok1d.inference.sampling import DECODER_NOISE, noise_of
@@ -147,6 +148,13 @@ def test_the_command_writes_the_budget(tokenizer: Any, tmp_path: Path, capsys: A
     assert cli.run([*command, "--quality", "0", "--keep", "1"]) == 0
     both = [np.asarray(Image.open(tmp_path / "out" / f"image000_{each}.png")) for each in ("quality", "keep001")]
     assert np.array_equal(*both)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photo.png").rename(tmp_path / "photos" / "photo.png")
+    encode = ["encode", str(tmp_path / "model"), str(tmp_path / "photos"), "--split", "all", "--device", "cpu"]
+    for quality, count in (("0", 1), ("inf", 4)):
+        assert cli.run([*encode, "--out", str(tmp_path / f"cache-{quality}"), "--quality", quality]) == 0
+        assert TokenCache(tmp_path / f"cache-{quality}").lengths([0]).tolist() == [count]
+    command[2] = str(tmp_path / "photos" / "photo.png")
     unordered = [*command[:1], str(tmp_path / "unordered"), *command[2:-1], str(tmp_path / "none")]
     for wrong in (
         [*command, "--quality", "-1"],

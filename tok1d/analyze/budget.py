@@ -134,10 +134,12 @@ def budgets(tokenizer: Tokenizer, images: ImageSet, how: Budgets, *, name: str |
     check_budget(tokenizer)
     chosen = subset(images, how.num)
     heads = [each for each in getattr(tokenizer, "budget_heads", ()) if each.config.metric == how.quality_metric]
-    shared = {"metric": how.quality_metric, "label": how.label, "seed": how.seed, "rows": how.batch_size}
+    batches = measured_qualities(
+        tokenizer, chosen, metric=how.quality_metric, label=how.label, seed=how.seed, rows=how.batch_size
+    )
     found, labels, predicted = [], [], []
     with Bar(len(chosen), unit="image", name=name or "", quiet=name is None) as bar:
-        for numbers, classes, tokens, qualities in measured_qualities(tokenizer, chosen, **shared):
+        for numbers, classes, tokens, qualities in batches:
             found.append(qualities.clamp(max=MOST).cpu())
             labels.append(classes)
             predicted += [head.qualities(tokens).cpu() for head in heads]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -44,11 +45,16 @@ def measured_qualities(
             x,
             cond,
             quality,
-            noise=lambda i, first=start: noise_of(seed, DECODER_NOISE, first + i),
+            noise=partial(_noise, seed, start),
             options=options,
             rows=rows,
         )
         yield numbers, labels, tokens, found
+
+
+def _noise(seed: int, first: int, place: int) -> torch.Generator:
+    """The decoder's noise of the image at a place in a batch."""
+    return noise_of(seed, DECODER_NOISE, first + place)
 
 
 @torch.no_grad()
@@ -64,14 +70,21 @@ def evaluate_head(
     predicted = torch.cat([head.qualities(each[2]) for each in parts])
     wanted = float(found.mean(0)[(found.shape[1] - 1) // 2])
     near = (smallest(predicted, wanted) - smallest(found, wanted)).abs() <= 1
-    shared = {"num_images": len(found), "reference": describe_images(images), "seed": seed, **(protocol or {})}
-    note = f"{head.config.metric}; all prefixes"
+    metric, error = head.config.metric, float((predicted - found).abs().mean())
+    numbers = [
+        ("quality_error", error, "dB", f"{metric}; all prefixes"),
+        ("budget_within_one", float(near.double().mean()), "", f"{metric} of {wanted:.2f} dB"),
+    ]
     return [
-        Record(name="quality_error", value=float((predicted - found).abs().mean()), unit="dB", note=note, **shared),
         Record(
-            name="budget_within_one",
-            value=float(near.double().mean()),
-            note=f"{head.config.metric} of {wanted:.2f} dB",
-            **shared,
-        ),
+            name=name,
+            value=value,
+            unit=unit,
+            note=note,
+            num_images=len(found),
+            reference=describe_images(images),
+            seed=seed,
+            **(protocol or ModelProtocol()),
+        )
+        for name, value, unit, note in numbers
     ]

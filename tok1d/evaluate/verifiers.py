@@ -75,24 +75,25 @@ def open_verifier(text: str, drawing: Drawing, what: str = "--verifier") -> Chec
         Tok1dError: see `open_network`, `open_clip`.
     """
     generator, tokenizer, labels = drawing.generator, drawing.tokenizer, drawing.labels
-    place = {"device": next(tokenizer.parameters()).device, "pad": padding_of(tokenizer)}
+    device, pad = next(tokenizer.parameters()).device, padding_of(tokenizer)
     if not text:
-        if not has_classifier(getattr(generator, "card", Card()).data, tokenizer.config, pad=place["pad"]):
+        if not has_classifier(getattr(generator, "card", Card()).data, tokenizer.config, pad=pad):
             raise InputError(f"{what}: no classifier is bundled for these images, expected {VERIFIER_HELP}")
         text = CLASSIFIER
     if text.startswith(CLIP):
         if not all(isinstance(label, str) for label in labels):
             raise InputError(f"{what}: CLIP reads captions or names of classes, these samples have none; got {text}")
         template = "{name}" if drawing.embed is not None else PROMPT
-        return Checked(ClipScore(open_clip(text, list(map(str, labels)), template=template, **place), labels))
+        network = open_clip(text, list(map(str, labels)), device=device, pad=pad, template=template)
+        return Checked(ClipScore(network, labels))
     if text.startswith(("timm:", "model:", INCEPTION)) or text in bundled_names() or parse_network(text) is not None:
         if not drawing.num_classes:
             raise InputError(
                 f"{what}: {text} scores classes, these samples have none; expected clip:MODEL for captions, or "
                 "MODULE:FUNCTION"
             )
-        network = open_network(text, **place)
-        return Checked(ClassScore(network, _places(network, text, model_classes(generator), what)))
+        opened = open_network(text, device=device, pad=pad)
+        return Checked(ClassScore(opened, _places(opened, text, model_classes(generator), what)))
     return Checked(_function(text, what))
 
 

@@ -17,8 +17,7 @@ LABEL_HELP = (
 
 
 @dataclass(frozen=True, kw_only=True)
-@adding(Budgeting, "")
-class ReconstructionPictures(Decoding):
+class ReconstructionPictures(Budgeting, Decoding):
     """The images to reconstruct, the numbers of tokens, and how they are decoded."""
 
     keep: tuple[int, ...] = option(
@@ -84,8 +83,7 @@ class Searching:
 
 @dataclass(frozen=True, kw_only=True)
 @adding(Decoding, "decoder_")
-@adding(Searching, "")
-class SamplePictures(Sampling):
+class SamplePictures(Searching, Sampling):
     """The samples to generate, and how they are decoded."""
 
     classes: tuple[str | int, ...] = option(
@@ -151,8 +149,7 @@ class CacheFormat:
 
 
 @dataclass(frozen=True, kw_only=True)
-@adding(Budgeting, "")
-class Encoding(CacheFormat):
+class Encoding(Budgeting, CacheFormat):
     """The images and views that `tok1d encode` encodes, and what it stores."""
 
     split: Literal["train", "test", "all"] = option("train", "split to encode: train, test or all images")
