@@ -53,7 +53,7 @@ def test_batches_and_progress(bundled: Any) -> None:
 
 
 def test_batches_shrink_to_the_memory(bundled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, sample, sizes = bundled.generate("Bag", num=3).images, type(bundled).sample_ragged, []
+    expected, sample, sizes = bundled.generate("Bag", num=3).images, type(bundled).sample, []
 
     def limited(self: Any, cond: Any, **options: Any) -> Any:
         sizes.append(len(cond))
@@ -61,7 +61,7 @@ def test_batches_shrink_to_the_memory(bundled: Any, monkeypatch: pytest.MonkeyPa
             raise torch.OutOfMemoryError
         return sample(self, cond, **options)
 
-    monkeypatch.setattr(type(bundled), "sample_ragged", limited)
+    monkeypatch.setattr(type(bundled), "sample", limited)
     monkeypatch.setattr("tok1d.inference.draw.MOST", 4)
     torch.testing.assert_close(bundled.generate("Bag", num=3).images, expected, atol=1e-4, rtol=0)
     assert sizes == [3, 2, 1]

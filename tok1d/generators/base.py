@@ -123,18 +123,6 @@ class Generator(Pretrained, nn.Module):
             own: the keyword arguments of `own_options` that the caller passed.
         """
 
-    def make_ragged(
-        self,
-        cond: Tensor,
-        length: int,
-        guidance: Guidance,
-        settings: SampleSettings,
-        noise: NoiseSource,
-        **own: object,
-    ) -> tuple[Tensor, Tensor | None]:
-        """As `make_tokens`, and how many of the tokens belong to each sequence, (B,) int64; None: all of them."""
-        return self.make_tokens(cond, length, guidance, settings, noise, **own), None
-
     @abstractmethod
     def evaluated_networks(self, guidance: Guidance) -> list[nn.Module]:
         """The modules whose calls count as network evaluations in sampling, one evaluation per input row."""
@@ -275,14 +263,12 @@ class Generator(Pretrained, nn.Module):
         )
         return self.make_tokens(*args, **own)
 
-    @torch.no_grad()
     def sample_ragged(self, cond: Tensor | Sequence[int] | None = None, **options: Any) -> tuple[Tensor, Tensor | None]:
         """As `sample`, and the number of tokens of each sequence (B,) int64 of a generator that stops by itself.
 
         The numbers are what `decode` takes as `keep`; None: every sequence has all tokens.
         """
-        args, own = self.checked_arguments(cond, **options)
-        return self.make_ragged(*args, **own)
+        return self.sample(cond, **options), None
 
     def checked_arguments(
         self,

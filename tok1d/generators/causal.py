@@ -204,10 +204,11 @@ class CausalGenerator(Generator):
         settings: SampleSettings,
         noise: NoiseSource,
         **own: object,
-    ) -> tuple[Tensor, Tensor | None]:
-        """See `Generator.make_ragged`. A sequence that has ended is not computed further; the rest of it is zero."""
-        if self.stop is None:
-            return self.make_tokens(cond, length, guidance, settings, noise, **own), None
+    ) -> tuple[Tensor, Tensor]:
+        """As `make_tokens` of a model that stops by itself, and the numbers of tokens of the sequences (B,) int64.
+
+        A sequence that has ended is not computed further; the rest of it is zero.
+        """
         rows = torch.arange(len(cond), device=self.device)
         lengths, tokens = torch.full_like(rows, length), torch.zeros_like(self.empty(len(cond), length))
 
@@ -229,6 +230,14 @@ class CausalGenerator(Generator):
                 null_outputs = None if null_outputs is None else null_outputs[going]
             tokens[rows, i] = sample(outputs, null_outputs, scale)
         return self.finished(tokens), lengths
+
+    @torch.no_grad()
+    def sample_ragged(self, cond: Tensor | Sequence[int] | None = None, **options: Any) -> tuple[Tensor, Tensor | None]:
+        """See `Generator.sample_ragged`."""
+        if self.stop is None:
+            return super().sample_ragged(cond, **options)
+        args, own = self.checked_arguments(cond, **options)
+        return self.make_ragged(*args, **own)
 
     @torch.no_grad()
     def sample_steps(self, cond: Tensor | None = None, **options: Any) -> Iterator[Tensor]:
