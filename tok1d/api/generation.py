@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from tok1d.evaluate.verifiers import open_verifier
 from tok1d.generators.base import Generator
@@ -15,11 +14,11 @@ def generate(
     conditions: Sequence[str | int] | str | int | None = None,
     *,
     verifier: str | Callable[..., object] = "",
-    **settings: Any,
+    **settings: object,
 ) -> draw.Samples:
     """See `Generator.generate`."""
 
     def opened(drawing: draw.Drawing) -> draw.Scoring:
         return verifier if callable(verifier) else open_verifier(verifier, drawing, "verifier")
 
-    return draw.generate(generator, conditions, opened=opened, **settings)
+    return draw.generate(generator, conditions, opened=opened, **settings)  # type: ignore[arg-type]

@@ -263,12 +263,14 @@ class Generator(Pretrained, nn.Module):
         )
         return self.make_tokens(*args, **own)
 
-    def sample_ragged(self, cond: Tensor | Sequence[int] | None = None, **options: Any) -> tuple[Tensor, Tensor | None]:
+    def sample_ragged(
+        self, cond: Tensor | Sequence[int] | None = None, **options: object
+    ) -> tuple[Tensor, Tensor | None]:
         """As `sample`, and the number of tokens of each sequence (B,) int64 of a generator that stops by itself.
 
         The numbers are what `decode` takes as `keep`; None: every sequence has all tokens.
         """
-        return self.sample(cond, **options), None
+        return self.sample(cond, **options), None  # type: ignore[arg-type]
 
     def checked_arguments(
         self,

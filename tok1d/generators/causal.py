@@ -232,11 +232,13 @@ class CausalGenerator(Generator):
         return self.finished(tokens), lengths
 
     @torch.no_grad()
-    def sample_ragged(self, cond: Tensor | Sequence[int] | None = None, **options: Any) -> tuple[Tensor, Tensor | None]:
+    def sample_ragged(
+        self, cond: Tensor | Sequence[int] | None = None, **options: object
+    ) -> tuple[Tensor, Tensor | None]:
         """See `Generator.sample_ragged`."""
         if self.stop is None:
             return super().sample_ragged(cond, **options)
-        args, own = self.checked_arguments(cond, **options)
+        args, own = self.checked_arguments(cond, **options)  # type: ignore[arg-type]
         return self.make_ragged(*args, **own)
 
     @torch.no_grad()

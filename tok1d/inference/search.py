@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from tok1d.generators.base import NOISE, Generator
 from tok1d.generators.causal import CausalGenerator
 from tok1d.generators.decoding import Sequences
 from tok1d.inference.request import Searching
-from tok1d.inference.sampling import counted
+from tok1d.inference.sampling import DecoderOptions, counted
 from tok1d.tokenizers.base import Tokenizer
 
 Key = tuple[int | str, int]  # a class or caption, and the number of the sample
@@ -125,7 +125,7 @@ class Drawn(Protocol):
     tokenizer: Tokenizer
     length: int
 
-    def arguments(self, keys: Sequence[Key], lane: int = 0) -> dict[str, Any]:
+    def arguments(self, keys: Sequence[Key], lane: int = 0) -> DecoderOptions:
         """The arguments of `Generator.sample`, with the random numbers of candidate `lane`."""
         ...
 
