@@ -30,6 +30,7 @@ COMMANDS = [
     *("export-onnx", "compare", "launch", "replay", "reproduce"),
     *("evaluate reconstruction", "evaluate generation", "evaluate grid"),
     *("analyze prefix", "analyze increments", "analyze mixture", "analyze swap", "analyze idle"),
+    "analyze budget",
     *("analyze spectrum", "analyze probe", "analyze map", "analyze semantics"),
     *("analyze learnability", "analyze order", "analyze modes"),
     *("study build", "study serve", "study score", "serve"),

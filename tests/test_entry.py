@@ -142,7 +142,8 @@ def test_a_leading_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp
 OPTIONS = """keep guidance_interval decoder_guidance_interval
 device shard on_broken decode_keep label sampler decoder_sampler best metrics weights classes captions
 components covariance seeds dtype format metric time partition cluster slurm command overrides options guidance_schedule
-views split part of checkpoints scale claims method generator statistics modes samples licence words host reveal"""
+views split part of checkpoints scale claims method generator search verifier judge quality quality_metric quality_by
+ statistics modes samples licence words host reveal"""
 FIELDS = """name image_key label_key captions about reproduces paper ours cost backbone classifier sampler
 decoder_sampler vocabulary background"""
 

@@ -28,8 +28,8 @@ Noise = torch.Generator | Sequence[torch.Generator] | None
 
 
 def kinds() -> list[str]:
-    """Names of all kinds of models."""
-    return sorted(MODELS)
+    """Names of all kinds of models but budget heads, which are younger than the record."""
+    return sorted(name for name, entry in MODELS.items() if entry.kind != "budget")
 
 
 def bundled() -> list[str]:

@@ -154,6 +154,23 @@ class TokenUses:
     seed: int = option(0, "seed of a diffusion decoder's noise", ge=0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Budgets:
+    """The settings of `tok1d analyze budget`."""
+
+    quality: tuple[float, ...] = option(
+        (),
+        "qualities in dB for which numbers of tokens are chosen, such as 15,18; default: the mean qualities of a "
+        "quarter, half and three quarters of the tokens",
+        ge=0,
+    )
+    quality_metric: str = option("psnr", "see tok1d reconstruct", path="prefixed")
+    num: int = option(1000, NUM_HELP, ge=2)
+    label: Literal["true", "null"] | None = option(None, LABEL_HELP)
+    batch_size: int = option(256, "number of decoded images in a forward pass", ge=1)
+    seed: int = option(0, "seed of a diffusion decoder's noise", ge=0)
+
+
 class Opened(Protocol):
     """A tokenizer that is analyzed, with others."""
 

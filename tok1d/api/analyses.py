@@ -111,6 +111,7 @@ ANALYSES: Mapping[str, Kind] = {
     "map": Kind(request.Maps, token_analyses.maps),
     "swap": Kind(request.Swaps, token_analyses.swaps),
     "idle": Kind(request.TokenUses, token_analyses.uses),
+    "budget": Kind(request.Budgets, token_analyses.budget_curves),
     "learnability": Kind(Learning, trained_analyses.learnabilities, heldout=True),
     "order": Kind(Ordering, trained_analyses.orders, heldout=True),
     "modes": Kind(ModeSettings, trained_analyses.modes, models=False),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tok1d.analyze.budget import budgets, check_budget, plot_budgets
 from tok1d.analyze.components import Components
 from tok1d.analyze.idle import plot_uses, token_uses
 from tok1d.analyze.increments import TIMES, check_increments, increments, plot_increments
@@ -21,6 +22,7 @@ from tok1d.analyze.mixture import (
 from tok1d.analyze.prefix import check_prefix, check_times, judged, plot_prefixes, prefix
 from tok1d.analyze.probe import plot_probes, probe
 from tok1d.analyze.request import (
+    Budgets,
     IncrementProducts,
     JudgedReconstructions,
     Maps,
@@ -184,3 +186,13 @@ def uses(subjects: Sequence[Subject], how: TokenUses, say: Say) -> Analysis:
         label = label_of(each, subjects, how.label)
         collected.add(each, token_uses(each.tokenizer, each.images, label=label, name=each.name, **shared), how.seed)
     return collected.finished(plot_uses(collected.found))
+
+
+def budget_curves(subjects: Sequence[Subject], how: Budgets, say: Say) -> Analysis:
+    """As many tokens as an image needs: the error beside that of as many tokens for every image."""
+    subjects, without = fitting(subjects, lambda each: check_budget(each.tokenizer), say)
+    collected = Collected("budget", say)
+    for each in subjects:
+        own = replace(how, label=label_of(each, subjects, how.label))
+        collected.add(each, budgets(each.tokenizer, each.images, own, name=each.name), how.seed)
+    return collected.finished(plot_budgets(collected.found), without)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tok1d.analyze.request import (
+    Budgets,
     IncrementProducts,
     JudgedReconstructions,
     Maps,
@@ -222,6 +223,24 @@ def analyze_idle(
 ) -> None:
     """What each token adds: the error without it, with another image's, and what earlier tokens predict of it."""
     _run("idle", models, how, chosen, device, out, overwrite)
+
+
+@analyze_app.command("budget")
+@with_paths
+@expanded
+def analyze_budget(
+    models: Models,
+    out: Annotated[Path, typer.Option(help="folder for budget.json and budget.png")],
+    chosen: ChosenImages,
+    how: Budgets,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """As many leading tokens as an image needs for a quality, against as many for every image; which images need many.
+
+    Numbers are chosen by decoding all prefixes and, where the tokenizer has one, by its budget head.
+    """
+    _run("budget", models, how, chosen, device, out, overwrite)
 
 
 @analyze_app.command("learnability")

@@ -74,6 +74,7 @@ def encode(
         label=how.label,
         seed=how.seed,
         overwrite=overwrite,
+        budgeting=how.budgeting,
     )
     if made is None:
         print(f"shard {part[0]}/{part[1]} is written; {out} is complete when the other shards are")

@@ -52,7 +52,7 @@ def reconstruct(
     )
     conditioning = conditioning_of(tokenizer, image_classes(source), how.label, captioned=any(source.captions))
     conditioning.say()
-    psnr = pictures.reconstruct(tokenizer, source, folder, how)
+    psnr, budget = pictures.reconstruct(tokenizer, source, folder, how)
     report_broken(source)
     if conditioning.label is not None:
         print(f"condition of the tokenizer: {conditioning.label}")
@@ -61,6 +61,13 @@ def reconstruct(
     mean = f" (mean of {count} images)" if count != 1 else ""
     for k, value in psnr.items():
         print(f"keep {k:4d} of {tokenizer.spec.length}: PSNR {value:.2f} dB{mean}")
+    if budget is not None:
+        kind = "predicted " * (how.quality_by == "head") + how.quality_metric
+        print(
+            f"quality {how.quality:g} dB: {budget.mean:.2f} tokens on average ({int(budget.keep.min())} to "
+            f"{int(budget.keep.max())}), {kind} {float(budget.quality.mean()):.2f} dB; as many tokens for every image "
+            f"{budget.fixed_quality:.2f} dB"
+        )
     print(f"pictures: {folder / 'overview.png'}")
 
 
@@ -78,6 +85,7 @@ def generate(
     """Generate tokens from classes or captions, decode them with the generator's tokenizer, and write PNG files."""
     from tok1d import devices
     from tok1d.errors import InputError
+    from tok1d.evaluate.verifiers import open_verifier
     from tok1d.images.framing import padding_of
     from tok1d.inference import draw, pictures
     from tok1d.inference import images as sources
@@ -94,5 +102,5 @@ def generate(
         if reason := too_many(images):
             raise InputError(f"--nearest: {reason}")
         training = Training(images, padding_of(decoder))
-    written = pictures.generate(generator, decoder, folder, how, training=training)
+    written = pictures.generate(generator, decoder, folder, how, training=training, opened=open_verifier)
     print(f"pictures: {', '.join(map(str, written))}")

@@ -90,6 +90,8 @@ class Option:
             return tuple(parse_counts(text, what, int(self.bounds.get(">=", 0))))
         if self.metadata.get("repeated"):
             return tuple(text)
+        if self.hint == tuple[float, ...]:
+            return tuple(parse_numbers(text, what, self.bounds))
         if self.hint == tuple[str, ...]:
             return tuple(parse_words(text, what))
         if self.choices and text not in self.choices:
@@ -103,7 +105,8 @@ class Option:
             value = self.hint(text)
         except ValueError:
             value = math.nan
-        if not math.isfinite(value) or not within(value, self.bounds):
+        finite = math.isfinite(value) or (value == math.inf and bool(self.metadata.get("infinite")))
+        if not finite or not within(value, self.bounds):
             raise InputError(f"{what}: expected {type_name(self.hint, self.bounds)}, got {text}")
         return value
 
@@ -162,6 +165,18 @@ def parse_counts(text: str, what: str, low: int, high: int | None = None) -> lis
     if not values:
         raise InputError(f"{what}: expected at least one number, got {text!r}")
     return check_counts(values, what, low, high)
+
+
+def parse_numbers(text: str, what: str, bounds: Mapping[str, float]) -> list[float]:
+    """Parse text such as "15,18.5" to finite numbers within bounds; raises InputError for anything else."""
+    try:
+        values = [float(each) for each in parse_words(text, what)]
+    except ValueError:
+        raise InputError(f"{what}: expected numbers separated by commas, such as 15,18.5, got {text!r}") from None
+    for value in values:
+        if not math.isfinite(value) or not within(value, bounds):
+            raise InputError(f"{what}: expected {type_name(float, bounds)}, got {value:g}")
+    return values
 
 
 def check_counts(values: list[int], what: str, low: int, high: int | None = None) -> list[int]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tok1d.config import fields, registry
+from tok1d.config.budget import Budgeting, check_stop
 from tok1d.config.colour import WHITE, rgb_of
 from tok1d.config.condition import text_condition
 from tok1d.config.fields import option
@@ -242,7 +243,8 @@ class Recipe:
     data: DataConfig = option(DataConfig)
     init_from: str | None = option(
         None,
-        "model folder, bundled or hub name of a model of the same kind whose weights initialise this one",
+        "model folder, bundled or hub name of a model of the same kind whose weights initialise this one; of a budget "
+        "head the tokenizer that it belongs to",
         was="start",
         path="path",
     )
@@ -280,6 +282,7 @@ class Recipe:
         "generators on a KL tokenizer: train on samples of its posterior, new ones at every step, not on its means",
         only="generator",
     )
+    budget: Budgeting = option(Budgeting())
     num_tokens: int | None = option(
         None, "generators: train on the first tokens only; null is all", ge=1, only="generator"
     )
@@ -316,6 +319,8 @@ class Recipe:
             raise ConfigError(f"model.name: {self.model.name} is a {kind}, but the recipe's kind is {self.kind}")
         if self.kind == "generator" and not self.tokenizer:
             raise ConfigError("tokenizer: a generator needs a model folder or a bundled name, got null")
+        if self.kind == "budget" and self.init_from is None:
+            raise ConfigError("init_from: a budget head needs the tokenizer that it belongs to, got null")
         if getattr(self.model, "stage", "train") == "finetune" and self.init_from is None:
             raise ConfigError("init_from: model.stage=finetune continues from the model of a finished run, got null")
         if self.classes_from_data and not getattr(self.model, "num_classes", 0):
@@ -323,12 +328,17 @@ class Recipe:
                 f"classes_from_data: {self.model.name} has no classes (model.num_classes), expected false, got true"
             )
         self._check_kind()
+        check_stop(self.model, self.budget, cached=self.cache != NO_CACHE)
         self._check_losses()
         self._check_images()
 
     def _check_kind(self) -> None:
         """Refuse keys that models of this kind do not read."""
-        for key, only, value, default in (*_restricted(self), *_restricted(self.train, "train")):
+        for key, only, value, default in (
+            *_restricted(self),
+            *_restricted(self.train, "train"),
+            *_restricted(self.budget, "budget"),
+        ):
             if only != self.kind and value != default:
                 raise ConfigError(
                     f"{key}: only {only}s read it, expected {show(default)} for kind={self.kind}, got {show(value)}"
@@ -382,7 +392,7 @@ class Recipe:
                     raise ConfigError(f"data.image_sizes: expected multiples of model.{part}.patch={patch}, got {size}")
 
 
-def _restricted(section: Recipe | TrainConfig, key: str = "") -> Iterator[tuple[str, str, object, object]]:
+def _restricted(section: Recipe | TrainConfig | Budgeting, key: str = "") -> Iterator[tuple[str, str, object, object]]:
     """The fields that only one kind of model reads: (dotted key, kind, value, default)."""
     for field in dataclasses.fields(section):
         only = field.metadata.get("only")

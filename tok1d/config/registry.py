@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Model = TypeVar("Model", bound="type[nn.Module]")
-Kind = Literal["tokenizer", "generator", "classifier"]
+Kind = Literal["tokenizer", "generator", "classifier", "budget"]
 Capability = Literal["any_size", "adversarial"]
 
 # What a model class of each kind must define.
@@ -34,6 +34,7 @@ METHODS: dict[Kind, tuple[str, ...]] = {
         "resolved_settings",
     ),  # tok1d.Generator has all
     "classifier": ("forward", "losses"),
+    "budget": ("qualities", "fit", "losses"),
 }
 
 
@@ -73,6 +74,7 @@ MODELS: dict[str, Entry] = {
     "usit": Entry("generator", "tok1d.generators.usit:USiT"),
     "llamagen": Entry("generator", "tok1d.generators.llamagen:LlamaGen"),
     "maskgit": Entry("generator", "tok1d.generators.maskgit:MaskGIT"),
+    "budget_head": Entry("budget", "tok1d.tokenizers.budget:BudgetHead"),
     "cnn": Entry("classifier", "tok1d.evaluate.networks:CNN"),
 }
 
@@ -89,7 +91,7 @@ def register(name: str, *, kind: Kind, config: type) -> Callable[[Model], Model]
     `last_weight`, so that the recipe sections perceptual and adversarial apply).
 
     Args:
-        kind: tokenizer, generator or classifier.
+        kind: tokenizer, generator, classifier or budget.
         config: a dataclass with the field `name: str = NAME`.
 
     Raises:

@@ -209,23 +209,26 @@ def meta_batch(recipe: Recipe, num: int, size: int | None = None) -> Batch:
         size: side of the images in pixels; default: the model's.
     """
     model = recipe.model
-    if recipe.kind == "generator":
-        length = recipe.num_tokens or model.num_tokens
-        if hasattr(model, "vocab_size"):
-            inputs = torch.zeros(num, length, dtype=torch.int64, device="meta")
-        else:
-            inputs = torch.empty(num, length, model.token_dim, device="meta")
+    if recipe.kind in ("generator", "budget"):
+        inputs = torch.zeros(num, recipe.num_tokens or model.num_tokens, dtype=torch.int64, device="meta")
+        if not getattr(model, "vocab_size", 0):
+            inputs = torch.empty(*inputs.shape, model.token_dim, device="meta")
     else:
         side = size or model.image_size
         inputs = torch.empty(num, model.channels, side, side, device="meta")
+    if recipe.kind == "budget":
+        counts = torch.ones(num, model.prefixes, dtype=torch.int64, device="meta")
+        return inputs, counts, torch.empty(num, model.prefixes, device="meta")
     text = text_condition(model)
-    if text is not None:
-        if text.kind == "words":
-            return inputs, torch.zeros(num, text.length, dtype=torch.int64, device="meta")
-        return inputs, torch.empty(num, text.length, text.dim, device="meta")
     labels = torch.zeros(num, dtype=torch.int64, device="meta")
-    if not recipe.learns_words:
-        return inputs, labels
+    if text is not None and text.kind == "words":
+        given = torch.zeros(num, text.length, dtype=torch.int64, device="meta")
+    else:
+        given = labels if text is None else torch.empty(num, text.length, text.dim, device="meta")
+    if getattr(model, "stop", False):
+        return inputs, given, labels  # the last are numbers of tokens
+    if text is not None or not recipe.learns_words:
+        return inputs, given
     dim = next(each.dim for each in model.auxiliary if each.target == "text")
     return inputs, labels, torch.empty(num, dim, device="meta")
 

@@ -59,6 +59,7 @@ class TokenWriter:
         self._identity = json.dumps({"format": FORMAT, **asdict(layout), "meta": dict(meta)}, sort_keys=True)
         self._tokens: list[Tensor] = []  # rows of the next shard
         self._labels: list[Tensor] = []
+        self._lengths: list[Tensor] = []
         number, parts = part
         count = layout.num_shards(rows)
         self._own = range(number * count // parts, (number + 1) * count // parts)
@@ -83,12 +84,13 @@ class TokenWriter:
         starts = ((number, number * self.layout.rows_per_shard) for number in self._missing)
         return [(start, start + self._shard_rows(number)) for number, start in starts]
 
-    def write(self, tokens: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> None:
+    def write(self, tokens: Tensor | np.ndarray, labels: Tensor | np.ndarray, lengths: Tensor | None = None) -> None:
         """Append the next rows of `ranges`; a shard is written to disk as soon as its rows are complete.
 
         Args:
             tokens: (B, K, D) float, or ids (B, K).
             labels: (B,).
+            lengths: numbers of tokens (B,); for all rows of the cache, or for none.
 
         Raises:
             DataError: tokens that are not finite in the type of the cache, or a shard cannot be written.
@@ -107,15 +109,17 @@ class TokenWriter:
             raise DataError(
                 f"{self.folder}: tokens are not finite in {layout.dtype}: check the tokenizer or use float32"
             )
+        numbers = torch.empty(len(values), 0) if lengths is None else lengths.detach().cpu().to(torch.int64)
         while len(values):
             if not self._missing:
                 raise ValueError(f"got {len(values)} rows more than this part lacks")
             lacking = self._shard_rows(self._missing[0]) - sum(map(len, self._tokens))
             self._tokens.append(values[:lacking])
             self._labels.append(targets[:lacking])
+            self._lengths.append(numbers[:lacking])
             if len(values) >= lacking:
                 self._flush()
-            values, targets = values[lacking:], targets[lacking:]
+            values, targets, numbers = values[lacking:], targets[lacking:], numbers[lacking:]
 
     def close(self) -> bool:
         """Write the index if all shards of the cache are complete.
@@ -238,13 +242,15 @@ class TokenWriter:
         try:
             with replacing(self.folder / name) as temporary:
                 parts = {"tokens": torch.cat(self._tokens), "labels": torch.cat(self._labels)}
+                if (lengths := torch.cat(self._lengths)).ndim == 1:
+                    parts["lengths"] = lengths
                 save_file(parts, temporary, metadata={"identity": self._identity})
         except (OSError, SafetensorError) as error:
             raise DataError(
                 f"{self.folder / name}: cannot be written: {reason_of(error)}: free disk space and run again"
             ) from error
         self._missing = self._missing[1:]
-        self._tokens, self._labels = [], []
+        self._tokens, self._labels, self._lengths = [], [], []
 
 
 def _number(path: Path) -> int:

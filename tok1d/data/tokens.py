@@ -1,7 +1,8 @@
 """Reading token caches: folders of memory-mapped safetensors shards and an index.json.
 
-The index is written last, so a folder without it is unfinished. Shard files hold "tokens", (R, K, D) or ids (R, K), and
-"labels", int64 (R,). All shards but the last have `rows_per_shard` rows. `token_writer.py` writes them.
+The index is written last, so a folder without it is unfinished. Shard files hold "tokens", (R, K, D) or ids (R, K),
+"labels", int64 (R,), and in a cache with budgets "lengths", int64 (R,), numbers of tokens. All shards but the last have
+`rows_per_shard` rows. `token_writer.py` writes them.
 """
 
 import json
@@ -40,6 +41,9 @@ class Meta(TypedDict, total=False):
     label: str  # conditioning of the encoder: "true" or "null"
     captions: str  # fingerprint of the captions that condition the encoder
     seed: int  # of random crops
+    quality: float  # in dB, for which the numbers of tokens were chosen
+    quality_metric: str
+    quality_by: str  # search or head
 
 
 class About(TypedDict, total=False):
@@ -134,6 +138,8 @@ class TokenCache:
             raise DataError(f"{path}: not a readable index ({reason_of(error)}): run tok1d encode again") from error
         self._shards = [Shard(self.folder / name) for name in names]
         for number, shard in enumerate(self._shards):
+            if self.has_lengths and shard.lengths is None:
+                raise DataError(f"{shard.path}: has no numbers of tokens as the index states: run tok1d encode again")
             expected = (self.layout.shard_rows(number, self._rows), self.layout.row, self.layout.stored)
             if (shard.rows, shard.tokens.shape[1:], shard.tokens.dtype) != expected:
                 raise DataError(f"{shard.path}: {shard.tokens.shape} does not fit the index: run tok1d encode again")
@@ -184,6 +190,21 @@ class TokenCache:
             values = values.view(torch.bfloat16)
         return values.float() if self.layout.dim else values, torch.from_numpy(labels)
 
+    @property
+    def has_lengths(self) -> bool:
+        """Whether a number of tokens is stored for each row."""
+        return "quality" in self.meta
+
+    def lengths(self, indices: Indices) -> Tensor:
+        """The numbers of tokens (B,) int64 that rows need for the quality of the cache."""
+        numbers, rows = np.divmod(np.asarray(indices, dtype=np.int64), self.layout.rows_per_shard)
+        found = np.empty(len(rows), np.int64)
+        for number in np.unique(numbers):
+            lengths = self._shards[number].lengths
+            assert lengths is not None, "checked when the cache was opened"
+            found[numbers == number] = lengths[rows[numbers == number]]
+        return torch.from_numpy(found)
+
     def check(
         self,
         *,
@@ -233,7 +254,7 @@ class TokenCache:
 class Shard:
     """A safetensors file of a cache, mapped into memory.
 
-    Its arrays `tokens` and `labels` are read from the file when they are indexed.
+    Its arrays `tokens`, `labels` and `lengths` (None without them) are read from the file when they are indexed.
 
     Raises:
         DataError: the file is missing or damaged.
@@ -251,12 +272,13 @@ class Shard:
                 header = json.loads(file.read(length))
             self.identity: str | None = header.get("__metadata__", {}).get("identity")
             self.tokens, self.labels = (self._map(header[name], 8 + length, size) for name in ("tokens", "labels"))
+            self.lengths = self._map(header["lengths"], 8 + length, size) if "lengths" in header else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{path}: missing or damaged token shard ({reason_of(error)}): run tok1d encode again"
             ) from error
         self.rows = len(self.labels)
-        if len(self.tokens) != self.rows:
+        if len(self.tokens) != self.rows or (self.lengths is not None and len(self.lengths) != self.rows):
             raise DataError(f"{path}: {len(self.tokens)} rows of tokens and {self.rows} labels: run tok1d encode again")
 
     def _map(self, entry: _Entry, start: int, size: int) -> np.memmap:

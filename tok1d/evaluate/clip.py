@@ -56,13 +56,21 @@ class ClipNetwork(FrozenNetwork):
     Args:
         name: of the model, for records.
         names: of the images' classes, in the order of their ids; "_" stands for a space.
+        template: of the prompts.
     """
 
     def __init__(
-        self, parts: ClipParts, name: str, names: Sequence[str], *, device: str | torch.device, pad: int = 0
+        self,
+        parts: ClipParts,
+        name: str,
+        names: Sequence[str],
+        *,
+        device: str | torch.device,
+        pad: int = 0,
+        template: str = PROMPT,
     ) -> None:
         model = parts.model.to(device).eval()
-        self.model = model
+        self.model, self.template = model, template
         with torch.no_grad():
             self.prompts = self._embedded(parts, names, device) if names else None
             dim = embedding(model.get_image_features(torch.zeros(1, 3, parts.size, parts.size, device=device))).shape[1]
@@ -80,7 +88,7 @@ class ClipNetwork(FrozenNetwork):
 
     def _embedded(self, parts: ClipParts, names: Sequence[str], device: str | torch.device) -> Tensor:
         """The unit embeddings (C, E) of the prompts of class names."""
-        texts = [prompt(name) for name in names]
+        texts = [prompt(name, self.template) for name in names]
         read = parts.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         keys = ("input_ids", "attention_mask")
         found = embedding(self.model.get_text_features(**{key: read[key].to(device) for key in keys}))
@@ -94,6 +102,11 @@ class ClipNetwork(FrozenNetwork):
             return Features(pooled)
         return Features(pooled, logits=self.model.logit_scale.exp() * F.normalize(pooled, dim=1) @ self.prompts.T)
 
+    def cosines(self, images: Tensor) -> Tensor:
+        """Cosines (B, C) of the embeddings of images (B, 1 or 3, h, w) in [0, 1] and of the prompts of all names."""
+        assert self.prompts is not None, "there are names"
+        return F.normalize(self(images).pooled, dim=1) @ self.prompts.T
+
     def _pooled(self, images: Tensor) -> Tensor:
         images, size = to_rgb(images), (self.size, self.size)
         if images.shape[-2:] != size:
@@ -106,12 +119,14 @@ def embedding(found: object) -> Tensor:
     return found if isinstance(found, Tensor) else cast(Tensor, getattr(found, "pooler_output"))  # noqa: B009
 
 
-def prompt(name: str) -> str:
+def prompt(name: str, template: str = PROMPT) -> str:
     """The prompt of a class."""
-    return PROMPT.format(name=name.replace("_", " "))
+    return template.format(name=name.replace("_", " "))
 
 
-def open_clip(text: str, names: Sequence[str], *, device: str | torch.device, pad: int = 0) -> ClipNetwork:
+def open_clip(
+    text: str, names: Sequence[str], *, device: str | torch.device, pad: int = 0, template: str = PROMPT
+) -> ClipNetwork:
     """The network of a text clip:MODEL, with the model's hub name or local folder.
 
     Raises:
@@ -123,7 +138,8 @@ def open_clip(text: str, names: Sequence[str], *, device: str | torch.device, pa
     if not name:
         raise InputError("--network: expected clip:MODEL with a hub name or a local folder, got clip:")
     parts = from_transformers(name, CLIP.removesuffix(":"), _read)
-    return ClipNetwork(parts, f"clip-{name.rstrip('/').rpartition('/')[2]}", names, device=device, pad=pad)
+    title = f"clip-{name.rstrip('/').rpartition('/')[2]}"
+    return ClipNetwork(parts, title, names, device=device, pad=pad, template=template)
 
 
 def _read(transformers: ModuleType, name: str) -> ClipParts:

@@ -197,7 +197,7 @@ class Sampler:
         count, how = len(numbers), self.how
         cond, labels = (None, None) if self.conditions is None else self.conditions(numbers)
         with counted(*self.generator.evaluated_networks(self.guidance)) as sampling:
-            tokens = self.generator.sample(
+            tokens, lengths = self.generator.sample_ragged(
                 cond,
                 num=count,
                 guidance=self.guidance,
@@ -209,7 +209,8 @@ class Sampler:
             noise = [noise_of(how.seed, DECODER_NOISE, i) for i in numbers]
             decoder_cond = self.conditioning.of(cond, self.device)
             with counted(self.tokenizer.decoder) as decoding:
-                y = self.tokenizer.decode(tokens, decoder_cond, keep=k, generator=noise, **self.decoder_options)
+                kept = k if lengths is None else lengths.clamp(max=k)
+                y = self.tokenizer.decode(tokens, decoder_cond, keep=kept, generator=noise, **self.decoder_options)
             found = measuring.columns(y, numbers, last=k == max(self.keep))
             columns |= {f"{k} {key}": value for key, value in found.items()}
             if self.memorisation is not None and not self.memorisation.missing:

@@ -18,6 +18,7 @@ from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
 from tok1d.errors import ConfigError, InputError, WeightsError
 from tok1d.evaluate.baselines import distance_records, reconstruction_records
+from tok1d.evaluate.budgets import evaluate_head
 from tok1d.evaluate.classification import evaluate_classifier
 from tok1d.evaluate.feature_networks import inception_missing, open_network
 from tok1d.evaluate.features import INCEPTION, FrozenNetwork
@@ -42,7 +43,7 @@ def check_evaluation(recipe: Recipe, model: Any) -> None:
     Raises:
         ConfigError: a setting that the models do not have; the message names the key.
     """
-    if recipe.kind == "classifier":
+    if recipe.kind in ("classifier", "budget"):
         return
     config, tokenizer = recipe.evaluate, model
     if recipe.tokenizer:
@@ -113,7 +114,7 @@ def evaluate_model(
     samples. Without a network, a record without a value states the reason.
 
     Args:
-        model: a tokenizer, generator or classifier in eval mode.
+        model: a tokenizer, generator, classifier or budget head in eval mode.
         test: the test images.
         train: opens the training images, the reference of a generator's samples without `evaluate.reference`. The
             bundled classifier compares samples with test images.
@@ -124,6 +125,9 @@ def evaluate_model(
     protocol["weights"] = "ema" if recipe.train.ema > 0 else "raw"
     if recipe.kind == "classifier":
         return evaluate_classifier(model, test, protocol=protocol)
+    if recipe.kind == "budget":
+        tokenizer = store.load(str(recipe.init_from), device=next(model.parameters()).device)
+        return evaluate_head(model, tokenizer, subset(test, config.num_images), seed=recipe.seed, protocol=protocol)
     device = next(model.parameters()).device
     measures = _measures(recipe, device)
     keep = kept(recipe, model)[0]
@@ -243,7 +247,7 @@ def check_measures(recipe: Recipe) -> None:
         with torch.device("meta"):
             model = store.build_model(recipe.model)
         check_evaluation(recipe, model)
-    if recipe.kind != "classifier" and (recipe.evaluate.network or recipe.evaluate.reference):
+    if recipe.kind not in ("classifier", "budget") and (recipe.evaluate.network or recipe.evaluate.reference):
         _references(recipe, _measures(recipe, "cpu"), None)
 
 
@@ -253,7 +257,7 @@ def evaluation_notes(recipe: Recipe, model: Any) -> list[str]:
     Args:
         model: the recipe's model; it may be on the meta device.
     """
-    if recipe.kind == "classifier":
+    if recipe.kind in ("classifier", "budget"):
         return []
     keep, above = kept(recipe, model)
     notes = []

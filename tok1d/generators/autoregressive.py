@@ -19,7 +19,7 @@ from tok1d.diffusion.guidance import Guidance
 from tok1d.diffusion.solver import NoiseSource
 from tok1d.errors import ConfigError
 from tok1d.generators.base import IntervalOf
-from tok1d.generators.causal import CausalGenerator, Context, TokenSampler, init_llama, llama_blocks
+from tok1d.generators.causal import CausalGenerator, Context, TokenSampler, end_of, init_llama, llama_blocks
 from tok1d.generators.head import DiffusionHead, HeadConfig
 from tok1d.nn.attention import Attend
 from tok1d.nn.embed import LabelEmbed
@@ -74,9 +74,15 @@ class HeadGenerator(FewStepModel, CausalGenerator):
         return noise
 
     def losses(self, batch: tuple[Tensor, Tensor | None], progress: float) -> dict[str, Tensor]:
-        """The head's mean loss; batch: raw tokens (B, k, D), and class ids (B,), captions (B, T, E) or None."""
+        """The head's mean loss; batch: raw tokens (B, k, D), and class ids (B,), captions (B, T, E) or None.
+
+        Of a model that stops by itself, the batch also has the numbers of tokens (B,), and the head's loss is over
+        these tokens; "loss_stop" is that of the ends.
+        """
         tokens = self.normalise(batch[0])
         cond = self.training_cond(batch[1], len(tokens))
+        if self.stop is not None:
+            return self._stopping_losses(tokens, cond, self.lengths_in(batch, tokens.shape[1]))
         hidden = self.hidden(tokens, cond)
         velocity = None if self.few_step is None else self.learned_velocity(tokens, cond)
         return {"loss": self.head.loss_rows(tokens.flatten(0, 1), hidden.flatten(0, 1), velocity=velocity).mean()}
@@ -107,6 +113,16 @@ class HeadGenerator(FewStepModel, CausalGenerator):
         given = teacher.hidden(tokens, cond).flatten(0, 1)
         field = teacher.head.field(given, null, 1.0 if scales is None else scales, copies=copies)
         return lambda x, t, v: field(x, t)
+
+    def _stopping_losses(self, tokens: Tensor, cond: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """The head's mean loss over the tokens until the sequences end, and that of the ends; see `losses`."""
+        states, context = self.states(tokens[:, :-1], cond)
+        hidden = self.outputs(states, 0, context)
+        velocity = None if self.few_step is None else self.learned_velocity(tokens, cond)
+        rows = self.head.loss_rows(tokens.flatten(0, 1), hidden.flatten(0, 1), velocity=velocity)
+        kept = (torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]).flatten()
+        kept = kept.repeat(len(rows) // len(kept))
+        return {"loss": (rows * kept).sum() / kept.sum(), "loss_stop": self.stop_loss(states, lengths)}
 
     def finished(self, tokens: Tensor) -> Tensor:
         """Raw tokens (B, k, D)."""
@@ -171,6 +187,11 @@ class EpsilonLlamaGenConfig:
     class_dropout: float = option(0.1, "probability of training with the null class", ge=0, lt=1)
     dropout: float = option(0.1, "dropout after attention and feed-forward", ge=0, lt=1)
     drop_path: float = option(0.0, "stochastic depth of the last block, growing linearly from 0", ge=0, lt=1)
+    stop: bool = option(
+        False,
+        "stop by itself: predict before every token whether the sequence ends; trained on the numbers of tokens that "
+        "images need for budget.quality",
+    )
     head: HeadConfig = option(HeadConfig())
 
     def check(self) -> None:
@@ -209,6 +230,7 @@ class EpsilonLlamaGen(HeadGenerator):
         init_llama(self)
         # Made after `init_llama`, because the head has its own initialisation.
         self.head = DiffusionHead(config.head, config.token_dim, dim)
+        self.stop = end_of(dim, length) if config.stop else None
 
     @property
     def guidance_schedule(self) -> Schedule:

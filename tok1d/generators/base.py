@@ -146,6 +146,7 @@ class Generator(Pretrained, nn.Module):
         batch_size: int | None = None,
         progress: Callable[[int, int], object] | None = None,
         tokenizer: str | Path | nn.Module | None = None,
+        verifier: str | Callable[..., object] = "",
         **settings: object,
     ) -> Samples:
         """Images of classes or captions: tokens of this model, decoded by its tokenizer.
@@ -171,19 +172,23 @@ class Generator(Pretrained, nn.Module):
             progress: called with the number of finished images and that of all images, after each batch.
             tokenizer: the tokenizer or its name; default: the one that `tok1d.load_pair` loaded, or that the card
                 names.
-            settings: further settings of `tok1d generate`, such as temperature=0.9, steps=25, unconditional=True or
-                decoder_steps=8.
+            verifier: what scores the candidates of a search (`search="best-of=8"` or "beam=4"): a text as for
+                `--verifier`, or a function of images (N, C, H, W) in [0, 1] and a list of their classes or captions
+                that returns N scores. Default: the classifier bundled for the data.
+            settings: further settings of `tok1d generate`, such as temperature=0.9, steps=25, unconditional=True,
+                decoder_steps=8 or search="best-of=8".
 
         Returns:
-            An object with `images` (N, C, H, W) in [0, 1] and `tokens`, both on the CPU, `labels`, and `to_pil()`.
+            An object with `images` (N, C, H, W) in [0, 1] and `tokens`, both on the CPU, `labels`, and `to_pil()`;
+            after a search also `scores` and `calls`.
 
         Raises:
             InputError: classes, captions or settings that the model does not have.
             WeightsError: no tokenizer, or another one than the model was trained on.
         """
         given = {"num": num, "guidance": guidance, "seed": seed, "keep": keep, **settings}
-        made = attribute("tok1d.inference.draw:generate")
-        return made(self, conditions, tokenizer=tokenizer, batch_size=batch_size, progress=progress, **given)
+        made, how = attribute("tok1d.api.generation:generate"), {"batch_size": batch_size, "progress": progress}
+        return made(self, conditions, tokenizer=tokenizer, verifier=verifier, **how, **given)
 
     def stream(
         self,
@@ -245,6 +250,42 @@ class Generator(Pretrained, nn.Module):
         Raises:
             InputError: a condition, length, guidance or setting that this model cannot use.
         """
+        args, own = self.checked_arguments(
+            cond,
+            num=num,
+            length=length,
+            guidance=guidance,
+            settings=settings,
+            generator=generator,
+            seed=seed,
+            noise=noise,
+            **changes,
+        )
+        return self.make_tokens(*args, **own)
+
+    def sample_ragged(
+        self, cond: Tensor | Sequence[int] | None = None, **options: object
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `sample`, and the number of tokens of each sequence (B,) int64 of a generator that stops by itself.
+
+        The numbers are what `decode` takes as `keep`; None: every sequence has all tokens.
+        """
+        return self.sample(cond, **options), None  # type: ignore[arg-type]
+
+    def checked_arguments(
+        self,
+        cond: Tensor | Sequence[int] | None = None,
+        *,
+        num: int | None = None,
+        length: int | None = None,
+        guidance: float | Guidance = 1.0,
+        settings: SampleSettings | None = None,
+        generator: Generators | None = None,
+        seed: int | None = None,
+        noise: NoiseSource | None = None,
+        **changes: object,
+    ) -> tuple[tuple[Tensor, int, Guidance, SampleSettings, NoiseSource], dict[str, Any]]:
+        """The arguments of `make_tokens` from those of `sample`; raises InputError as `sample`."""
         if seed is not None:
             if generator is not None or noise is not None:
                 raise InputError("seed: expected either seed, generator or noise, got two of them")
@@ -253,31 +294,6 @@ class Generator(Pretrained, nn.Module):
             if not all(isinstance(each, int) for each in cond):
                 raise InputError("sample: expected class ids as numbers; generate takes names and captions, too")
             cond = torch.tensor(cond, dtype=torch.int64)
-        args, own = self.checked_arguments(
-            cond,
-            num=num,
-            length=length,
-            guidance=guidance,
-            settings=settings,
-            generator=generator,
-            noise=noise,
-            **changes,
-        )
-        return self.make_tokens(*args, **own)
-
-    def checked_arguments(
-        self,
-        cond: Tensor | None = None,
-        *,
-        num: int | None = None,
-        length: int | None = None,
-        guidance: float | Guidance = 1.0,
-        settings: SampleSettings | None = None,
-        generator: Generators | None = None,
-        noise: NoiseSource | None = None,
-        **changes: object,
-    ) -> tuple[tuple[Tensor, int, Guidance, SampleSettings, NoiseSource], dict[str, Any]]:
-        """The arguments of `make_tokens` from those of `sample`; raises InputError as `sample`."""
         if cond is None and (num is None or num < 1):
             raise InputError(f"sample: expected a condition, or num for the number of sequences, got num {num}")
         own = {name: changes.pop(name) for name in self.own_options if name in changes}

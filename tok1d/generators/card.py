@@ -20,7 +20,7 @@ from tok1d.config.sampling import Schedule
 from tok1d.errors import ConfigError
 from tok1d.generators.autoregressive import HeadGenerator
 from tok1d.generators.captions import CaptionVectors
-from tok1d.generators.causal import Context, init_llama, llama_blocks
+from tok1d.generators.causal import Context, end_of, init_llama, llama_blocks
 from tok1d.generators.head import DiffusionHead, HeadConfig
 from tok1d.generators.modulation import BlockModulations, ClassBlock, ClassVectors, ModulationKind
 from tok1d.generators.statistics import NormalisedTokens, Statistics
@@ -67,6 +67,11 @@ class CARDConfig:
     )
     positions: Literal["learned", "rope1d"] = option("learned", "positions: learned and absolute, or rotary")
     dropout: float = option(0.1, "dropout after attention and feed-forward", ge=0, lt=1)
+    stop: bool = option(
+        False,
+        "stop by itself: predict before every token whether the sequence ends; trained on the numbers of tokens that "
+        "images need for budget.quality",
+    )
     statistics: Statistics = option(
         "scalar", "mean and std that normalise the tokens: one of each (scalar), or one per channel or position"
     )
@@ -136,6 +141,7 @@ class CARD(NormalisedTokens, HeadGenerator):
             self.modulations.zero_init()
         # Made after `init_llama`, because the head has its own initialisation.
         self.head = DiffusionHead(config.head, config.token_dim, dim)
+        self.stop = end_of(dim, length) if config.stop else None
 
     @staticmethod
     def _label_embed(config: CARDConfig) -> ClassVectors | CaptionVectors:

@@ -48,6 +48,30 @@ def sample_ids(probabilities: Tensor, exponential: Tensor) -> Tensor:
     return (probabilities / exponential.clamp(min=torch.finfo(exponential.dtype).tiny)).argmax(-1)
 
 
+def other_ids(logits: Tensor, exponential: Tensor | None, first: Tensor, num: int) -> Tensor:
+    """`num` different ids of each row: `first`, then those with the next largest log p_i - log e_i.
+
+    With exponential numbers e_i of mean 1 these are samples without replacement (arXiv 1903.06059), without them the
+    most likely ids. Where fewer ids have a probability, `first` is repeated.
+
+    Args:
+        logits: (R, V), -inf for ids that are not sampled.
+        exponential: (R, V); None: no random numbers.
+        first: ids (R,).
+
+    Returns:
+        (R, num) int64.
+    """
+    keys = logits.log_softmax(-1)
+    if exponential is not None:
+        keys = keys - exponential.clamp(min=torch.finfo(exponential.dtype).tiny).log()
+    keys = keys.scatter(-1, first[:, None], -torch.inf)
+    found = keys.topk(min(num - 1, keys.shape[-1] - 1), dim=-1)
+    rest = torch.where(found.values.isfinite(), found.indices, first[:, None])
+    missing = num - 1 - rest.shape[1]
+    return torch.cat([first[:, None], rest, first[:, None].expand(-1, missing)], dim=1)
+
+
 def gumbel(uniform: Tensor) -> Tensor:
     """Standard Gumbel noise from uniform numbers: -log(-log u), both logarithms of at least 1e-20."""
     return -(-uniform.clamp(min=1e-20).log()).clamp(min=1e-20).log()

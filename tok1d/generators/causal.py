@@ -7,26 +7,33 @@ it into what token i is sampled from: the condition of a diffusion head, or logi
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tok1d.config.sampling import SampleSettings
 from tok1d.diffusion.guidance import Guidance
 from tok1d.diffusion.solver import NoiseSource
+from tok1d.errors import InputError
 from tok1d.generators.base import Generator
 from tok1d.generators.captions import causal_after_padding
-from tok1d.nn.attention import Attend, Attention, KVCache, causal, masked
+from tok1d.generators.decoding import CachedDecoder
+from tok1d.nn.attention import Attend, Attention, causal, masked
 from tok1d.nn.block import Block, SwiGLU, swiglu_hidden
 from tok1d.nn.norm import RMSNorm
+from tok1d.nn.precision import single
 
 # The next token (B, D) or (B,) from the outputs for the condition, those for the null condition (None without
 # guidance) and the guidance scale.
 TokenSampler = Callable[[Tensor, Tensor | None, float], Tensor]
+# As `TokenSampler`, but `copies` candidates of each row, one after the other: (B * copies, D) or (B * copies,).
+CandidateSampler = Callable[[Tensor, Tensor | None, float, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,14 @@ class Context:
     visible: Tensor | None = None
     modulations: list[tuple[Tensor, ...]] | None = None
 
+    def select(self, rows: Tensor) -> Context:
+        """The context of the rows (R,) int64 of the batch."""
+        visible = None if self.visible is None else self.visible[rows]
+        modulations = self.modulations
+        if modulations is not None:
+            modulations = [tuple(part[rows] for part in parts) for parts in modulations]
+        return Context(self.prefix[rows], visible, modulations)
+
 
 class CausalGenerator(Generator):
     """A causal stack that generates tokens one at a time.
@@ -53,8 +68,13 @@ class CausalGenerator(Generator):
     parallel: ClassVar[bool] = False
 
     token_embed: nn.Module  # tokens (..., D) or ids (...) -> (..., dim)
+    stop: nn.Linear | None  # a state -> the log-odds that the sequence ends before the next token; see `end_of`
     blocks: nn.ModuleList
     norm: RMSNorm
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stop = None
 
     @abstractmethod
     def context(self, cond: Tensor) -> Context:
@@ -76,6 +96,21 @@ class CausalGenerator(Generator):
     def token_sampler(self, settings: SampleSettings, noise: NoiseSource, **own: object) -> TokenSampler:
         """The function that samples every token of a call of `sample`."""
 
+    def candidate_sampler(self, settings: SampleSettings, noise: NoiseSource, **own: object) -> CandidateSampler:
+        """The function that samples several candidates of every token; of one candidate that of `token_sampler`.
+
+        Candidates are independent samples here. A model of ids may return different ids instead.
+        """
+        sample = self.token_sampler(settings, noise, **own)
+
+        def candidates(outputs: Tensor, null_outputs: Tensor | None, scale: float, copies: int) -> Tensor:
+            if copies == 1:
+                return sample(outputs, null_outputs, scale)
+            null_rows = None if null_outputs is None else null_outputs.repeat_interleave(copies, 0)
+            return sample(outputs.repeat_interleave(copies, 0), null_rows, scale)
+
+        return candidates
+
     def run(self, x: Tensor, start: int, attends: list[Attend], context: Context, *, skip: int = 0) -> Tensor:
         """Inputs (B, L, dim) at positions from `start` on -> states (B, L - skip, dim), the first `skip` left out."""
         x, attends = self.embed(x, start, attends)
@@ -94,11 +129,52 @@ class CausalGenerator(Generator):
             tokens: (B, k, D) as the stack receives them, or ids (B, k), 0 <= k <= K.
             cond: checked conditions, the null condition included.
         """
+        states, context = self.states(tokens, cond)
+        return self.outputs(states, 0, context)
+
+    def states(self, tokens: Tensor, cond: Tensor) -> tuple[Tensor, Context]:
+        """The states (B, 1 + k, dim) that `forward` makes its outputs from, and the context; arguments as there."""
         context = self.context(cond)
         x = torch.cat([context.prefix, self.token_embed(tokens)], dim=1)
         attend = causal if context.visible is None else masked(causal_after_padding(context.visible, x.shape[1]))
-        states = self.run(x, 0, [attend] * len(self.blocks), context, skip=context.prefix.shape[1] - 1)
-        return self.outputs(states, 0, context)
+        return self.run(x, 0, [attend] * len(self.blocks), context, skip=context.prefix.shape[1] - 1), context
+
+    def stop_loss(self, states: Tensor, lengths: Tensor) -> Tensor:
+        """Mean binary cross-entropy of whether a sequence ends before a token, over the tokens until it does.
+
+        Args:
+            states: (B, k, dim); that of token i depends on the tokens before it. A sequence does not end before token
+                0, and after the last one it need not be asked.
+            lengths: numbers of tokens (B,) int64, from 1 on.
+        """
+        assert self.stop is not None
+        places = torch.arange(1, states.shape[1], device=states.device)
+        odds, lengths = single(self.stop(states[:, 1:])[..., 0]), lengths[:, None]
+        ends = (places == lengths).to(odds.dtype)
+        asked = places <= lengths
+        losses = F.binary_cross_entropy_with_logits(odds, ends, reduction="none")
+        return (losses * asked).sum() / asked.sum().clamp(min=1)
+
+    def lengths_in(self, batch: Sequence[Tensor | None], length: int) -> Tensor:
+        """The numbers of tokens (B,) int64 in a batch (tokens, condition, numbers), at most `length`.
+
+        Raises:
+            InputError: a batch without them.
+        """
+        if len(batch) < 3 or batch[2] is None:
+            raise InputError(
+                "stop: a model that stops by itself is trained on numbers of tokens, got a batch without them; set "
+                "budget.quality"
+            )
+        return batch[2].to(self.device).clamp(1, length)
+
+    @torch.no_grad()
+    def ends(self, states: Tensor, noise: NoiseSource) -> Tensor:
+        """Whether sequences end before the token of these states (R, dim), (R,) bool, from a number of each's noise."""
+        assert self.stop is not None
+        numbers = noise(states.new_empty(len(states), 1))[:, 0]
+        uniform = torch.special.ndtr(numbers) if self.kind == "diffusion" else -torch.expm1(-numbers)
+        return uniform < self.stop(states)[:, 0].sigmoid()
 
     def token_scales(self, guidance: Guidance, length: int) -> list[float]:
         """Guidance scales of the first `length` tokens; 1 (off) for a token i with i / K outside of the interval."""
@@ -115,8 +191,55 @@ class CausalGenerator(Generator):
         **own: object,
     ) -> Tensor:
         """See `Generator.make_tokens`."""
+        if self.stop is not None:
+            return self.make_ragged(cond, length, guidance, settings, noise, **own)[0]
         *_, tokens = self._growing(cond, length, guidance, settings, noise, **own)
         return self.finished(tokens)
+
+    def make_ragged(
+        self,
+        cond: Tensor,
+        length: int,
+        guidance: Guidance,
+        settings: SampleSettings,
+        noise: NoiseSource,
+        **own: object,
+    ) -> tuple[Tensor, Tensor]:
+        """As `make_tokens` of a model that stops by itself, and the numbers of tokens of the sequences (B,) int64.
+
+        A sequence that has ended is not computed further; the rest of it is zero.
+        """
+        rows = torch.arange(len(cond), device=self.device)
+        lengths, tokens = torch.full_like(rows, length), torch.zeros_like(self.empty(len(cond), length))
+
+        def of_rows(x: Tensor) -> Tensor:
+            return noise(x.new_empty(len(cond), *x.shape[1:]))[rows]
+
+        scales, sample = self.token_scales(guidance, length), self.token_sampler(settings, of_rows, **own)
+        decoder = CachedDecoder(self, cond, length, with_null=any(scale != 1 for scale in scales))
+        for i, scale in enumerate(scales):
+            outputs, null_outputs = decoder.step(tokens[rows, i - 1] if i else None)
+            if i:
+                ended = self.ends(decoder.states[: len(rows)], of_rows)
+                lengths[rows[ended]] = i
+                going = (~ended).nonzero()[:, 0]
+                if not len(going):
+                    break
+                decoder.select(going)
+                rows, outputs = rows[going], outputs[going]
+                null_outputs = None if null_outputs is None else null_outputs[going]
+            tokens[rows, i] = sample(outputs, null_outputs, scale)
+        return self.finished(tokens), lengths
+
+    @torch.no_grad()
+    def sample_ragged(
+        self, cond: Tensor | Sequence[int] | None = None, **options: object
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `Generator.sample_ragged`."""
+        if self.stop is None:
+            return super().sample_ragged(cond, **options)
+        args, own = self.checked_arguments(cond, **options)  # type: ignore[arg-type]
+        return self.make_ragged(*args, **own)
 
     @torch.no_grad()
     def sample_steps(self, cond: Tensor | None = None, **options: Any) -> Iterator[Tensor]:
@@ -149,56 +272,12 @@ class CausalGenerator(Generator):
             yield tokens[:, : i + 1]
 
 
-class CachedDecoder:
-    """Outputs of a causal generator token by token, with a key-value cache.
-
-    The conditional and the unconditional sequences of guidance share one batch and one cache.
-
-    Args:
-        cond: checked conditions of B rows.
-        length: number of tokens to decode.
-        with_null: also run the null condition, as rows B..2B-1.
-    """
-
-    def __init__(self, model: CausalGenerator, cond: Tensor, length: int, *, with_null: bool) -> None:
-        self.model, self.rows, self.with_null = model, len(cond), with_null
-        self.cond = torch.cat([cond, model.check_cond(None, self.rows)]) if with_null else cond
-        self.context = model.context(self.cond)
-        prefix, visible, weight = self.context.prefix, self.context.visible, model.norm.weight
-        # A multiple of 8 positions, for the alignment of fused attention kernels.
-        positions = -(-(prefix.shape[1] + length) // 8) * 8
-        allowed = None if visible is None else causal_after_padding(visible, positions)
-        self.caches = [
-            KVCache(
-                len(self.cond),
-                attention.kv_heads,
-                positions,
-                attention.proj.in_features // attention.heads,
-                dtype=weight.dtype,
-                device=weight.device,
-                allowed=allowed,
-            )
-            for attention in (cast(Attention, block.attn) for block in model.blocks)
-        ]
-
-    def step(self, tokens: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Feed the tokens (B, D) or ids (B,) just sampled, None at first.
-
-        Returns:
-            The outputs (B, ...) for the next token, and those for the null condition (None without `with_null`).
-        """
-        if tokens is not None and self.with_null:
-            tokens = torch.cat([tokens, tokens])
-        outputs = self.step_rows(tokens)
-        return outputs[: self.rows], outputs[self.rows :] if self.with_null else None
-
-    def step_rows(self, tokens: Tensor | None) -> Tensor:
-        """As `step`, with a token for each row of the batch, those of the null condition included."""
-        model, start = self.model, self.caches[0].filled
-        x = self.context.prefix if tokens is None else model.token_embed(tokens)[:, None]
-        attends: list[Attend] = [cache.attend for cache in self.caches]
-        states = model.run(x, start, attends, self.context, skip=x.shape[1] - 1)
-        return model.outputs(states, start + x.shape[1] - self.context.prefix.shape[1], self.context)[:, 0]
+def end_of(dim: int, length: int) -> nn.Linear:
+    """The layer that predicts the end of a sequence, at first with odds of 1 to `length` everywhere."""
+    layer = nn.Linear(dim, 1)
+    nn.init.zeros_(layer.weight)
+    nn.init.constant_(layer.bias, -math.log(length))
+    return layer
 
 
 def llama_blocks(

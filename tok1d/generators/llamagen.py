@@ -30,8 +30,16 @@ from tok1d.errors import ConfigError
 from tok1d.generators.autoregressive import EpsilonLlamaGenConfig
 from tok1d.generators.base import IntervalOf
 from tok1d.generators.captions import CaptionPrefix
-from tok1d.generators.categorical import filter_logits, sample_ids
-from tok1d.generators.causal import CausalGenerator, Context, TokenSampler, init_llama, llama_blocks
+from tok1d.generators.categorical import filter_logits, other_ids, sample_ids
+from tok1d.generators.causal import (
+    CandidateSampler,
+    CausalGenerator,
+    Context,
+    TokenSampler,
+    end_of,
+    init_llama,
+    llama_blocks,
+)
 from tok1d.nn.attention import Attend, rotary
 from tok1d.nn.embed import LabelEmbed
 from tok1d.nn.norm import RMSNorm
@@ -68,6 +76,11 @@ class LlamaGenConfig:
     token_dropout: float = option(0.1, "dropout of the embedded sequence", ge=0, lt=1)
     dropout: float = option(0.1, "dropout after attention and feed-forward", ge=0, lt=1)
     drop_path: float = option(0.0, "stochastic depth of the last block, growing linearly from 0", ge=0, lt=1)
+    stop: bool = option(
+        False,
+        "stop by itself: predict before every token whether the sequence ends; trained on the numbers of tokens that "
+        "images need for budget.quality",
+    )
 
     @property
     def num_prefix(self) -> int:
@@ -154,6 +167,7 @@ class LlamaGen(CausalGenerator):
         self.out = nn.Linear(dim, config.vocab_size, bias=False)
         init_llama(self)
         nn.init.zeros_(self.out.weight)
+        self.stop = end_of(dim, config.num_tokens) if config.stop else None
 
     def context(self, cond: Tensor) -> Context:
         if isinstance(self.label_embed, CaptionPrefix):
@@ -178,26 +192,48 @@ class LlamaGen(CausalGenerator):
         return F.cross_entropy(logits.transpose(1, 2), ids, reduction="none").mean(1)
 
     def losses(self, batch: tuple[Tensor, Tensor | None], progress: float) -> dict[str, Tensor]:
-        """Mean cross-entropy in nats; batch: ids (B, k), and class ids (B,), captions (B, T, E) or None."""
-        ids, cond = batch
-        return {"loss": self.loss_rows(ids, self.training_cond(cond, len(ids))).mean()}
+        """Mean cross-entropy in nats; batch: ids (B, k), and class ids (B,), captions (B, T, E) or None.
+
+        Of a model that stops by itself, the batch also has the numbers of ids (B,), and the loss is over these ids;
+        "loss_stop" is that of the ends.
+        """
+        ids, cond = batch[0], self.training_cond(batch[1], len(batch[0]))
+        if self.stop is None:
+            return {"loss": self.loss_rows(ids, cond).mean()}
+        lengths = self.lengths_in(batch, ids.shape[1])
+        states, context = self.states(ids[:, :-1], cond)
+        kept = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        logits = single(self.outputs(states, 0, context)).transpose(1, 2)
+        rows = F.cross_entropy(logits, ids, reduction="none")
+        return {"loss": (rows * kept).sum() / kept.sum(), "loss_stop": self.stop_loss(states, lengths)}
 
     def empty(self, rows: int, length: int) -> Tensor:
         return torch.zeros(rows, length, dtype=torch.int64, device=self.device)
 
     def token_sampler(self, settings: SampleSettings, noise: NoiseSource, **own: object) -> TokenSampler:
+        candidates = self.candidate_sampler(settings, noise, **own)
+        return lambda logits, null_logits, scale: candidates(logits, null_logits, scale, 1)
+
+    def candidate_sampler(self, settings: SampleSettings, noise: NoiseSource, **own: object) -> CandidateSampler:
+        """Different ids: the first as `token_sampler`, the others as if sampled without replacement (`other_ids`).
+
+        With `greedy` the most likely ids.
+        """
         greedy = bool(own.get("greedy", False))
 
-        def sample(logits: Tensor, null_logits: Tensor | None, scale: float) -> Tensor:
+        def candidates(logits: Tensor, null_logits: Tensor | None, scale: float, copies: int) -> Tensor:
             if scale != 1:
                 assert null_logits is not None
                 logits = combine(logits, null_logits, scale)
             if greedy:
-                return logits.argmax(-1)
-            kept = filter_logits(logits.float(), settings)
-            return sample_ids(kept.softmax(-1), noise(kept))
+                first, kept, numbers = logits.argmax(-1), logits.float(), None
+            else:
+                kept = filter_logits(logits.float(), settings)
+                numbers = noise(kept)
+                first = sample_ids(kept.softmax(-1), numbers)
+            return first if copies == 1 else other_ids(kept, numbers, first, copies).flatten()
 
-        return sample
+        return candidates
 
     def evaluated_networks(self, guidance: Guidance) -> list[nn.Module]:
         """The output layer, which each evaluation of the stack calls once."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import is_dataclass, replace
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tok1d.bottleneck.kl import KL
+from tok1d.config.budget import Budgeting
 from tok1d.config.fields import flat, to_mapping
 from tok1d.data.broken import report_broken
 from tok1d.data.images import ArrayImages, ImageSet, prefetch
@@ -21,6 +23,7 @@ from tok1d.data.token_writer import TokenWriter, free_bytes, show_bytes
 from tok1d.data.tokens import Layout, TokenCache
 from tok1d.data.transforms import FIT, Crop
 from tok1d.errors import ConfigError, DataError, reason_of
+from tok1d.inference.budget import Counter, counter
 from tok1d.inference.conditions import ConditionedImages
 from tok1d.inference.request import CacheFormat
 from tok1d.locks import FOLDER_LOCK, hold_part
@@ -190,6 +193,7 @@ def encode_images(
     batch_size: int = 500,
     overwrite: bool = False,
     quiet: bool = False,
+    budgeting: Budgeting | None = None,
 ) -> TokenCache | None:
     """Write the leading tokens of all views of all images into a cache, and open it.
 
@@ -205,6 +209,7 @@ def encode_images(
         label: condition of the tokenizer, see `conditions.conditioning_of`.
         seed: seed of random views.
         batch_size: number of views in a forward pass.
+        budgeting: with a quality, also store the number of tokens that each view needs for it.
 
     Returns:
         The cache, or None if other parts are missing.
@@ -215,12 +220,15 @@ def encode_images(
             has, or moments of a tokenizer without a KL bottleneck.
     """
     format = CacheFormat() if format is None else format
+    budgeting = Budgeting() if budgeting is None else budgeting
     if format.moments:
         check_variational(tokenizer, "--moments")
     views, model = images.transform.num_views, tokenizer.eval()
     layout, conditioned = cache_layout(model.spec, views, format), ConditionedImages(model, images, label)
     conditioned.conditioning.say()
-    meta = _meta(conditioned, images, layout, format, seed)
+    meta, count = _meta(conditioned, images, layout, format, seed), counter(model, budgeting, seed=seed)
+    if budgeting.quality is not None:
+        meta |= {name: str(value) if value == math.inf else value for name, value in asdict(budgeting).items()}
     about = {"tokenizer_settings": encoder_settings(model), "classes": list(images.class_names)}
     if isinstance(images, LazyImages):
         about["files"] = images.keys
@@ -230,7 +238,7 @@ def encode_images(
         writer = TokenWriter(
             folder, layout, len(images) * views, meta=meta, about=about, part=part, overwrite=overwrite
         )
-        _write(conditioned, images, writer, step=step, seed=seed, moments=format.moments, name=shown)
+        _write(conditioned, images, writer, count, step=step, seed=seed, moments=format.moments, name=shown)
         return TokenCache(folder) if writer.close() else None
 
 
@@ -275,6 +283,7 @@ def _write(
     conditioned: ConditionedImages,
     images: ArrayImages | LazyImages,
     writer: TokenWriter,
+    count: Counter | None,
     *,
     step: int,
     seed: int,
@@ -284,16 +293,16 @@ def _write(
     """Encode the images of a part, `step` images at a time; `name` is the text of the progress bar, "" for no bar."""
     views = images.transform.num_views
 
-    def batches() -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    def batches() -> Iterator[tuple[int, tuple[Tensor, Tensor, Tensor | None]]]:
         for first, end in ((start // views, stop // views) for start, stop in writer.ranges):
             for start in range(first, end, step):
-                yield conditioned.batch(range(start, min(start + step, end)), seed=seed)
+                yield start * views, conditioned.batch(range(start, min(start + step, end)), seed=seed)
 
     bar = Bar(writer.num_rows, done=writer.rows_done, unit="row", name=name, quiet=not name)
     with bar, closing(prefetch(batches())) as ahead:
-        for x, labels, cond in ahead:
+        for first, (x, labels, cond) in ahead:
             check_captions(images)
             tokens = encode_batch(conditioned.tokenizer, x, cond, writer.layout.num_tokens, moments=moments)
-            writer.write(tokens, labels)
+            writer.write(tokens, labels, None if count is None else count(x, cond, first))
             bar.update(len(labels))
     report_broken(images)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +22,14 @@ from tok1d.diffusion.guidance import Guidance
 from tok1d.errors import InputError
 from tok1d.generators.base import Generator
 from tok1d.generators.causal import CausalGenerator
+from tok1d.generators.decoding import Sequences
 from tok1d.images.convert import to_pil
 from tok1d.images.overview import show
 from tok1d.inference.captions import caption_reader
 from tok1d.inference.conditions import check_conditions, conditioning_of, read_captions
 from tok1d.inference.request import SamplePictures
 from tok1d.inference.sampling import decoder_options, guidance_of, noise_of
+from tok1d.inference.search import Key, Label, Search, plan_of
 from tok1d.pictures import data_uri
 from tok1d.tokenizers.base import Tokenizer
 from tok1d.tokenizers.prefix import token_counts
@@ -36,7 +38,7 @@ from tok1d.zoo.store import tokenizer_of
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Key = tuple[int | str, int]  # a class or caption, and the number of the sample
+Scoring = Callable[[Tensor, Sequence[Label]], object]  # see `Verifier`
 Progress = Callable[[int, int], object]
 MOST = 100  # samples in a batch by default
 
@@ -78,52 +80,84 @@ class Drawing:
         self.settings = sampling.settings
         self.settings.check(generator.kind, config.name, "--")
         self.decoder_options = decoder_options(tokenizer, how.decoding, "--decoder-")
+        self.plan = plan_of(how.searching, generator, tokenizer)
+        self.search: Search | None = None
+        self.lengths: Tensor | None = None
 
-    def tokens(self, keys: Sequence[Key]) -> Tensor:
-        """Tokens (B, K, ...) of samples."""
-        return self.generator.sample(**self._arguments(keys))
+    def use(self, verifier: Scoring) -> None:
+        """Search for the samples that the settings ask for with this verifier."""
+        assert self.plan is not None, "only called where the settings ask for a search"
+        self.search = Search(self, self.plan, verifier)
 
-    def growing(self, keys: Sequence[Key]) -> Iterator[Tensor]:
-        """The first 1, 2, ..., K tokens of the same samples, by a causal generator."""
+    def tokens(self, keys: Sequence[Key]) -> tuple[Tensor, Tensor | None]:
+        """Tokens (B, K, ...) of samples, and their numbers (B,) where the generator stops by itself."""
+        assert self.search is not None or self.plan is None, "a search needs a verifier, see `use`"
+        if self.search is not None:
+            return self.search.tokens(keys)
+        return self.generator.sample_ragged(**self.arguments(keys))
+
+    def growing(self, keys: Sequence[Key]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The first 1, 2, ..., K tokens of the same samples and their numbers, by a causal generator."""
         assert isinstance(self.generator, CausalGenerator)
-        return self.generator.sample_steps(**self._arguments(keys))
+        if self.generator.stop is None:
+            for tokens in self.generator.sample_steps(**self.arguments(keys)):
+                yield tokens, None
+            return
+        args, own = self.generator.checked_arguments(**self.arguments(keys))
+        found = Sequences(self.generator, *args, **own)
+        for _ in range(args[1]):
+            found.extend()
+            yield found.tokens, found.lengths
 
-    def decode(self, tokens: Tensor, keys: Sequence[Key], keep: int) -> Tensor:
-        """Images (B, C, H, W) from the leading tokens of samples, on the CPU."""
+    def decode(self, tokens: Tensor, keys: Sequence[Key], keep: int, lengths: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W) from the first `keep` tokens of samples, or fewer where they have fewer, on the CPU."""
+        kept = keep if lengths is None else lengths.clamp(max=keep)
         noise = [noise_of(self.how.seed, 1, *key) for key in keys]
         given = self.conditioning.of(self._cond(keys), self.generator.device)
-        return self.tokenizer.decode(tokens, given, keep=keep, generator=noise, **self.decoder_options).cpu()
+        return self.tokenizer.decode(tokens, given, keep=kept, generator=noise, **self.decoder_options).cpu()
 
     @torch.no_grad()
     def draw(self, batch_size: int | None, progress: Progress | None = None) -> tuple[Tensor, dict[int, Tensor]]:
         """All samples: tokens (N, K, ...), and images (N, C, H, W) by the number of leading tokens that are decoded.
 
+        The numbers of tokens of a generator that stops by itself are `lengths` afterwards.
+
         Args:
             batch_size: samples at once; None: 100, or half of it as often as the memory of a GPU does not suffice.
         """
         size, counts = batch_size or MOST, dict.fromkeys((self.length, *self.prefixes))
+        if self.plan is not None:
+            size = max(1, size // self.plan.most)
         tokens: list[Tensor] = []
+        numbers: list[Tensor] = []
         images: dict[int, list[Tensor]] = {k: [] for k in counts}
         done = 0
         while done < len(self.keys):
             keys = self.keys[done : done + size]
             try:
-                made = self.tokens(keys)
-                decoded = {k: self.decode(made, keys, k) for k in counts}
+                made, lengths = self.tokens(keys)
+                decoded = {k: self.decode(made, keys, k, lengths) for k in counts}
             except torch.OutOfMemoryError:
                 if batch_size is not None or size == 1:
                     raise
                 size //= 2
                 continue
             tokens.append(made.cpu())
+            numbers += [] if lengths is None else [lengths.cpu()]
             for k, each in decoded.items():
                 images[k].append(each)
             done += len(keys)
             if progress is not None:
                 progress(done, len(self.keys))
+        self.lengths = torch.cat(numbers) if numbers else None
         return torch.cat(tokens), {k: torch.cat(each) for k, each in images.items()}
 
-    def label(self, key: Key) -> str | int | None:
+    @property
+    def labels(self) -> list[Label]:
+        """The different labels of all samples."""
+        return list(dict.fromkeys(map(self.label, self.keys)))
+
+    def label(self, key: Key) -> Label:
         """The name of a sample's class, its number if the names are unknown, or its caption; None without either."""
         if self.num_classes:
             names = class_names(self.generator)
@@ -136,12 +170,14 @@ class Drawing:
             return self.embed([str(caption) for caption, _ in keys], device)
         return torch.tensor([label for label, _ in keys], device=device) if self.num_classes else None
 
-    def _arguments(self, keys: Sequence[Key]) -> dict[str, Any]:
+    def arguments(self, keys: Sequence[Key], lane: int = 0) -> dict[str, Any]:
+        """The arguments of `Generator.sample` for samples, or for another candidate (lane) of each."""
+        candidate = [f"candidate {lane}"] if lane else []
         return {
             "cond": self._cond(keys),
             "num": len(keys),
             "length": None if self.generator.parallel else self.how.keep,
-            "generator": [noise_of(self.how.seed, 0, *key) for key in keys],
+            "generator": [noise_of(self.how.seed, 0, *key, *candidate) for key in keys],
             "guidance": self.guidance,
             "settings": self.settings,
         }
@@ -193,6 +229,9 @@ class Samples:
         labels: the class or caption of each image, None without either.
         settings: guidance, seed and others that were given.
         columns: images of each class or caption.
+        lengths: numbers of tokens (N,) of a generator that stops by itself; None: all have K.
+        scores: (N,) of the verifier of a search, float64; None without a search.
+        calls: network calls of a search for a sample, by network, see `Search`.
     """
 
     images: Tensor
@@ -200,6 +239,9 @@ class Samples:
     labels: list[str | int | None]
     settings: dict[str, object]
     columns: int
+    lengths: Tensor | None = None
+    scores: Tensor | None = None
+    calls: dict[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -236,17 +278,30 @@ def generate(
     tokenizer: str | Path | nn.Module | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
+    opened: Callable[[Drawing], Scoring] | None = None,
     **settings: object,
 ) -> Samples:
-    """See `Generator.generate`; `settings` are fields of `SamplePictures`."""
+    """See `Generator.generate`.
+
+    Args:
+        opened: the verifier for a search, where the settings ask for one.
+        settings: fields of `SamplePictures`.
+    """
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size: expected at least 1, got {batch_size}")
     drawing = _drawing(generator, conditions, tokenizer, settings)
+    if drawing.plan is not None:
+        assert opened is not None, "a search needs a verifier"
+        drawing.use(opened(drawing))
     tokens, images = drawing.draw(batch_size, progress)
     shown = {"seed": drawing.how.seed, "guidance": f"{drawing.guidance.scale:g}"}
     shown |= {name: value for name, value in settings.items() if name not in (*shown, "num") and value is not None}
     labels = [drawing.label(key) for key in drawing.keys]
-    return Samples(images[drawing.length], tokens, labels, shown, drawing.how.num)
+    found = Samples(images[drawing.length], tokens, labels, shown, drawing.how.num, drawing.lengths)
+    if drawing.search is None:
+        return found
+    calls = {name: rows / len(found) for name, rows in drawing.search.calls.items()}
+    return dataclasses.replace(found, scores=torch.cat(drawing.search.scores), calls=calls)
 
 
 def stream(
@@ -262,6 +317,8 @@ def stream(
             f"stream: expected a generator of one token after the other, a {generator.config.name} makes all tokens at "
             "once; use generate"
         )
+    if settings.get("search"):
+        raise InputError(f"search: stream shows one sample as it grows, leave it out; got {settings['search']}")
     drawing = _drawing(generator, conditions, tokenizer, settings)
     if not drawing.tokenizer.spec.ordered:
         raise InputError(
@@ -272,8 +329,8 @@ def stream(
 
 @torch.no_grad()
 def _growing(drawing: Drawing) -> Iterator[Tensor]:
-    for count, tokens in enumerate(drawing.growing(drawing.keys), start=1):
-        yield drawing.decode(tokens, drawing.keys, count)
+    for count, (tokens, lengths) in enumerate(drawing.growing(drawing.keys), start=1):
+        yield drawing.decode(tokens, drawing.keys, count, lengths)
 
 
 def _drawing(
@@ -283,7 +340,7 @@ def _drawing(
     settings: dict[str, Any],
 ) -> Drawing:
     known = {field.name for field in dataclasses.fields(SamplePictures)} - {"classes", "captions", "batch_size"}
-    known -= {"nearest", "decode_keep"}
+    known -= {"nearest", "decode_keep", "verifier", "judge"}
     for name in settings.keys() - known:
         near = nearest(name, known)
         advice = f"; did you mean {near[0]}?" if near else f"; settings are {', '.join(sorted(known))}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tok1d.config.budget import Budgeting
 from tok1d.config.fields import option
 from tok1d.config.options import adding, fields_from
 from tok1d.config.sampling import Decoding, Sampling
@@ -16,7 +17,7 @@ LABEL_HELP = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReconstructionPictures(Decoding):
+class ReconstructionPictures(Budgeting, Decoding):
     """The images to reconstruct, the numbers of tokens, and how they are decoded."""
 
     keep: tuple[int, ...] = option(
@@ -42,10 +43,47 @@ class ReconstructionPictures(Decoding):
         """How the tokens are decoded."""
         return fields_from(Decoding, self)
 
+    @property
+    def budgeting(self) -> Budgeting:
+        """How many tokens each image is decoded from."""
+        return fields_from(Budgeting, self)
+
+
+VERIFIER_HELP = (
+    "model:FOLDER, a bundled classifier, timm:NAME or efficientnet-lite0 (log-probability of the sample's class); "
+    "clip:MODEL (similarity with its caption or class); or MODULE:FUNCTION, see --import (called with images "
+    "(N, C, H, W) in [0, 1] and a list of their classes or captions, returns N scores)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searching:
+    """A search for samples that a verifier scores highly."""
+
+    search: str = option(
+        "",
+        "best-of=N: of N samples keep the one with the highest score; beam=W: keep the W best sequences after every "
+        "token (generators of one token after the other, with ordered tokens); default: no search",
+    )
+    search_candidates: int | None = option(
+        None, "beam: continuations of each sequence between two comparisons; default: W", ge=1
+    )
+    search_every: int = option(1, "beam: tokens between two comparisons", ge=1)
+    verifier: str = option(
+        "",
+        f"what scores the decoded prefixes of a search: {VERIFIER_HELP}; default: the classifier bundled for the data",
+        path="prefixed",
+    )
+    judge: str = option(
+        "",
+        "a verifier that the search does not see: prints its mean score of the samples and of samples without search",
+        path="prefixed",
+    )
+
 
 @dataclass(frozen=True, kw_only=True)
 @adding(Decoding, "decoder_")
-class SamplePictures(Sampling):
+class SamplePictures(Searching, Sampling):
     """The samples to generate, and how they are decoded."""
 
     classes: tuple[str | int, ...] = option(
@@ -90,6 +128,11 @@ class SamplePictures(Sampling):
         """How the tokens are decoded."""
         return fields_from(Decoding, self, "decoder_")
 
+    @property
+    def searching(self) -> Searching:
+        """How a search goes."""
+        return fields_from(Searching, self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CacheFormat:
@@ -106,7 +149,7 @@ class CacheFormat:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoding(CacheFormat):
+class Encoding(Budgeting, CacheFormat):
     """The images and views that `tok1d encode` encodes, and what it stores."""
 
     split: Literal["train", "test", "all"] = option("train", "split to encode: train, test or all images")
@@ -116,6 +159,11 @@ class Encoding(CacheFormat):
     )
     label: Literal["true", "null"] | None = option(None, LABEL_HELP)
     seed: int = option(0, "seed of random views", ge=0)
+
+    @property
+    def budgeting(self) -> Budgeting:
+        """For which quality the number of tokens of each view is stored."""
+        return fields_from(Budgeting, self)
 
     @property
     def format(self) -> CacheFormat:

@@ -137,6 +137,12 @@ class KVCache:
         mask, grouped = self._rows[..., start:end, :], shared(q, k)
         return scaled_dot_product_attention(q, self.k, self.v, attn_mask=mask, enable_gqa=grouped)
 
+    def select(self, rows: Tensor) -> None:
+        """Make the rows (R,) int64 of the batch, some of them perhaps several times, the new batch."""
+        self.k, self.v = self.k[rows], self.v[rows]
+        if self._rows.ndim == 4:
+            self._rows = self._rows[rows]
+
 
 def head_norm(kind: Literal["none", "layer", "rms"], head_dim: int) -> nn.Module:
     """LayerNorm or RMSNorm over the channels of a head, for queries or keys; "none": the identity."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
 import torch
 from torch import Tensor, nn
 
 from tok1d.config.pretrained import Pretrained
+from tok1d.config.registry import attribute
 from tok1d.diffusion.guidance import Guidance
 from tok1d.diffusion.solver import Generators
 from tok1d.errors import InputError
@@ -18,6 +19,22 @@ from tok1d.tokenizers.base import Size, TokenizerConfig, TokenSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+class Budget(Protocol):
+    """What `TokenizerModel.budget` returns; see `tok1d.inference.budget.Budget`."""
+
+    @property
+    def keep(self) -> Tensor: ...
+
+    @property
+    def images(self) -> Tensor: ...
+
+    @property
+    def tokens(self) -> Tensor: ...
+
+    @property
+    def quality(self) -> Tensor: ...
 
 
 class TokenizerModel(Pretrained, nn.Module):
@@ -38,6 +55,7 @@ class TokenizerModel(Pretrained, nn.Module):
 
     config: TokenizerConfig
     spec: TokenSpec
+    budget_heads: tuple[nn.Module, ...] = ()  # a head that predicts qualities; no submodule, so not among the weights
 
     @abstractmethod
     def encode_images(self, images: Tensor, cond: Tensor | None) -> Tensor:
@@ -142,6 +160,46 @@ class TokenizerModel(Pretrained, nn.Module):
         with self._gradients_if_asked(tokens):
             images = self.decode_tokens(tokens, cond, **options)
         return to_pil(images) if as_pil else images
+
+    def budget(
+        self,
+        images: Pictures,
+        cond: Tensor | None = None,
+        *,
+        quality: float,
+        metric: str = "psnr",
+        by: Literal["search", "head"] = "search",
+        seed: int = 0,
+    ) -> Budget:
+        """Images from as few leading tokens as reach a quality, with ordered tokens.
+
+            >>> import numpy as np, tok1d
+            >>> model = tok1d.load("fashion-mnist-smap")
+            >>> found = model.budget(np.zeros((28, 28), np.uint8), quality=0)
+            >>> found.keep.tolist(), found.images.shape
+            ([1], torch.Size([1, 1, 28, 28]))
+
+        Args:
+            images, cond: as for `encode`.
+            quality: in dB; 0 keeps one token, `math.inf` all.
+            metric: psnr, or -10 log10 of a distance: lpips, efficientnet-lite0, timm:NAME, model:FOLDER or a bundled
+                classifier.
+            by: search decodes all prefixes and measures them; head predicts the qualities from the tokens, with the
+                head that `tok1d train fashion_mnist/budget init_from=MODEL` adds.
+            seed: of the decoder's noise, which is the same for all prefixes of an image.
+
+        Returns:
+            An object with `keep`, the number of tokens of each image (B,), the decoded `images`, their `quality` (B,)
+            and `tokens`.
+
+        Raises:
+            InputError: unordered tokens, or no such head or metric.
+        """
+        given = isinstance(images, Tensor) and images.dim() == 4 and images.is_floating_point()
+        pixels = images.to(self._dtype) if isinstance(images, Tensor) and given else self.preprocess(images)
+        return attribute("tok1d.inference.budget:budget")(
+            self, pixels, cond, quality=quality, metric=metric, by=by, seed=seed
+        )
 
     def forward(self, images: Pictures, cond: Tensor | None = None, **options: Any) -> Tensor:
         """The reconstruction of pictures: `decode` of their tokens from `encode`, with the options of `decode`."""

@@ -95,6 +95,8 @@ def cached_batches(
 ) -> BatchFunction:
     """Batches of the first `length` cached tokens (B, length, D) or ids (B, length), and their condition.
 
+    With the recipe's `budget.quality` followed by the numbers of tokens (B,) of the images.
+
     Args:
         condition: (rows of the cache, labels (B,)) -> labels, caption embeddings (B, T, E) or words (B, T).
     """
@@ -110,7 +112,8 @@ def cached_batches(
             tokens = sampled(tokens, seed=seed, step=micro_step, rank=rank)
         elif moments:
             tokens = tokens.chunk(2, dim=-1)[0]
-        return tokens, condition(rows, labels)
+        given = condition(rows, labels)
+        return (tokens, given) if recipe.budget.quality is None else (tokens, given, cache.lengths(rows))
 
     return batch
 

@@ -60,6 +60,8 @@ def export(
     if not is_finished(run):
         raise InputError(f"{run}: expected a finished run, got an unfinished one; finish it with tok1d train")
     recipe = stored_recipe(run / "config.yaml", overrides)
+    if recipe.kind == "budget":
+        raise InputError(f"{run}: holds a tokenizer with its budget head, which is not exported; copy {run / 'model'}")
     trained = store.load(run / "model")
     named = trained.card
     if tokenizer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +112,7 @@ def open_cache(recipe: Recipe, tokenizer: LoadedTokenizer, images: Images) -> To
             folder,
             format=CacheFormat(num_tokens=recipe.num_tokens, dtype=recipe.cache_dtype, moments=recipe.sample_latents),
             seed=recipe.seed,
+            budgeting=recipe.budget,
         )
         assert cache is not None, "one process writes all parts"
         return cache
@@ -128,6 +129,14 @@ def open_cache(recipe: Recipe, tokenizer: LoadedTokenizer, images: Images) -> To
             f"{folder}: contains only means, but sample_latents=true also needs standard deviations: encode with "
             "--moments, or set cache to another folder"
         )
+    if recipe.budget.quality is not None:
+        asked = asdict(recipe.budget)
+        stored = {name: cache.meta.get(name) for name in asked}
+        if stored != asked:
+            raise DataError(
+                f"{folder}: expected numbers of tokens for {asked}, got {stored}: encode with --quality "
+                f"{recipe.budget.quality:g}, or set cache to another folder"
+            )
     cache.check(
         tokenizer_fingerprint=fingerprint(tokenizer),
         tokenizer_settings=encoder_settings(tokenizer),

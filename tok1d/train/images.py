@@ -65,7 +65,7 @@ def open_split(recipe: Recipe, split: Split, *, augment: bool = False) -> Images
         label_key=data.label_key,
         class_order=data.class_order,
         classes=data.classes,
-        needs_classes=recipe.kind != "tokenizer" or bool(getattr(recipe.model, "num_classes", 0)),
+        needs_classes=recipe.kind not in ("tokenizer", "budget") or bool(getattr(recipe.model, "num_classes", 0)),
         workers=data.workers,
     )
     return open_images(source, split)

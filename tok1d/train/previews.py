@@ -53,8 +53,8 @@ def sample_preview(recipe: Recipe, tokenizer: LoadedTokenizer) -> Preview:
         elif num_classes:
             cond = torch.arange(NUM_IMAGES, device=device) % num_classes
         used = conditioning_of(tokenizer, model_classes(generator), captioned=text is not None)
-        tokens = generator.sample(cond, num=NUM_IMAGES)
-        images = tokenizer.to(device).decode(tokens, used.of(cond, device))
+        tokens, lengths = generator.sample_ragged(cond, num=NUM_IMAGES)
+        images = tokenizer.to(device).decode(tokens, used.of(cond, device), keep=lengths)
         save_png(grid(images, len(images), zoom=2), path)
 
     return preview

@@ -78,7 +78,12 @@ def profile_task(recipe: Recipe) -> ProfileTask:
     players = build_players(recipe, model, resumed=True, perceptual=_perceptual(recipe))
     _use_autoencoder(model)
     with read_only_cache():
-        batches = _token_batches(recipe) if recipe.kind == "generator" else _image_batches(recipe, model)
+        if recipe.kind == "budget":
+            batches = Batches(
+                _random_batches(recipe), "random tokens; without the time to encode and decode every batch"
+            )
+        else:
+            batches = _token_batches(recipe) if recipe.kind == "generator" else _image_batches(recipe, model)
     return ProfileTask(Task(model, batches.function, players=players), batches)
 
 
@@ -188,6 +193,8 @@ def _token_batches(recipe: Recipe) -> Batches:
     moments = bool(cache.meta.get("moments"))
     if recipe.sample_latents and not moments:
         return Batches(_random_batches(recipe), f"random tokens ({recipe.cache} contains only means)")
+    if recipe.budget.quality is not None and not cache.has_lengths:
+        return Batches(_random_batches(recipe), f"random tokens ({recipe.cache} has no numbers of tokens)")
     wanted, found = meta_batch(recipe, 1)[0], cache.batch([0])[0]
     found = found.chunk(2, dim=-1)[0] if moments else found
     if cache.num_tokens < length or found.shape[2:] != wanted.shape[2:] or found.dtype != wanted.dtype:
@@ -233,4 +240,6 @@ def _filled(recipe: Recipe, shapes: Batch) -> Batch:
             return torch.randint(max(most or 1, 1), shape.shape, generator=rng)
         return torch.rand(shape.shape, generator=rng)
 
+    if recipe.kind == "budget":
+        return fill(shapes[0]), torch.ones(shapes[1].shape, dtype=torch.int64), fill(shapes[2])
     return tuple(fill(shape) for shape in shapes)

@@ -23,6 +23,7 @@ from tok1d.data.source import BY_NAME
 from tok1d.errors import ConfigError, WeightsError
 from tok1d.evaluate.baselines import verdict
 from tok1d.evaluate.of_recipe import check_evaluation, check_measures, evaluate_model, evaluation_notes
+from tok1d.tokenizers.budget import BudgetHead
 from tok1d.train import folder
 from tok1d.train.images import open_split, with_data_classes
 from tok1d.train.log import LogEntry
@@ -170,7 +171,10 @@ def finish(recipe: Recipe, task: Task, result: Result, out: Path, *, name: str =
     card = make_card(recipe, model, result, name=name, commit=commit)
     records = evaluate(recipe, model, with_baselines=True)
     card.records = records
-    store.save_model(model, out / "model", card)
+    if isinstance(model, BudgetHead):
+        store.save_with_head(str(recipe.init_from), model, out / "model", card)
+    else:
+        store.save_model(model, out / "model", card)
     write_records(out / "report.json", records)
     files.remove_left(out / "report.json")
     if said := verdict(records):

@@ -15,6 +15,7 @@ from tok1d.data.broken import report_broken
 from tok1d.data.labels import image_classes
 from tok1d.train.adversarial import build_players
 from tok1d.train.batches import image_batches, image_condition, sample_names
+from tok1d.train.budget_task import budget_task
 from tok1d.train.folder import has_checkpoint
 from tok1d.train.generator_task import generator_task
 from tok1d.train.images import open_split, with_data_classes, with_vocabulary
@@ -45,6 +46,8 @@ def build_task(recipe: Recipe) -> Task:
     torch.manual_seed(recipe.seed)
     if recipe.kind == "generator":
         return generator_task(recipe)
+    if recipe.kind == "budget":
+        return budget_task(recipe)
     images = open_split(recipe, "train", augment=True)
     report_broken(images)
     recipe = replace(recipe, model=with_vocabulary(recipe.model, images.captions))

@@ -37,7 +37,8 @@ TOKENIZER = "tokenizer"  # the folder of a generator's tokenizer inside its own
 # All files of a model folder, and of an autoencoder's in the format of diffusers.
 MODEL_FILES = {"config.json", "model.safetensors", "README.md", "diffusion_pytorch_model.safetensors"}
 PREVIEW = "preview.png"  # the picture of the card
-MODEL_FILES |= {EMBEDDED, TOKENIZER, PREVIEW, ".gitattributes"}
+BUDGET = "budget"  # the folder of a budget head inside that of its tokenizer
+MODEL_FILES |= {EMBEDDED, TOKENIZER, PREVIEW, BUDGET, ".gitattributes"}
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ def save_model(
 ) -> None:
     """Write a model folder atomically; an existing model folder is replaced.
 
-    An autoencoder that is stored with the model (latents.path "autoencoder") becomes a folder inside. Of a tokenizer,
-    some tokens of a fixed image are stored; `load` compares them.
+    An autoencoder that is stored with the model (latents.path "autoencoder") and a tokenizer's budget head become
+    folders inside. Of a tokenizer, some tokens of a fixed image are stored; `load` compares them.
 
     Args:
         dtype: type in which floating-point weights are stored; loading converts them to float32.
@@ -120,8 +121,21 @@ def save_model(
         space = getattr(model, "latent_space", None)
         if isinstance(space, Autoencoder) and space.config.path == EMBEDDED:
             space.save(temporary / EMBEDDED)
+        for head in getattr(model, "budget_heads", ()):
+            save_model(head, temporary / BUDGET, getattr(head, "card", Card()))
         if tokenizer is not None:
             shutil.copytree(tokenizer, temporary / TOKENIZER, ignore=lambda _, names: set(names) - MODEL_FILES)
+
+
+def save_with_head(tokenizer: str, head: nn.Module, folder: Path, card: Card) -> None:
+    """Write a copy of a tokenizer's folder with a budget head inside, which `load` finds; errors as `save_model`.
+
+    Args:
+        card: of the head.
+    """
+    model, head.card = load(tokenizer), card  # type: ignore[assignment]
+    model.budget_heads = (head,)
+    save_model(model, folder, model.card)
 
 
 @contextmanager
@@ -176,7 +190,8 @@ def _is_replaceable(folder: Path) -> bool:
 
 def bundled_names() -> list[str]:
     """Names of the models inside the package."""
-    return sorted(path.parent.relative_to(BUNDLED).as_posix() for path in BUNDLED.rglob("config.json"))
+    folders = [path.parent for path in BUNDLED.rglob("config.json") if path.parent.name != BUDGET]
+    return sorted(folder.relative_to(BUNDLED).as_posix() for folder in folders)
 
 
 def resolve(name: str | Path, base: Path | None = None, hub: Hub | None = None) -> Path:
@@ -301,6 +316,8 @@ def load(
     space = getattr(model, "latent_space", None)
     if isinstance(space, Autoencoder):
         space.base = folder
+    if (folder / BUDGET / "config.json").is_file():
+        model.budget_heads = (load(folder / BUDGET, device=device),)  # type: ignore[assignment]
     model = model.to(pick_device(device) if isinstance(device, str) else device).eval()
     model = model if dtype is None else model.to(dtype)
     if said := selfcheck.difference(model, check):

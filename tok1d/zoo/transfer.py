@@ -161,6 +161,8 @@ class _Adaption:
             return self._initial(own, "auxiliary parts keep their random initialisation")
         if value is None and self.is_of_masking(name):
             return self._initial(own, "the mask token keeps its random initialisation")
+        if value is None and name.startswith("stop."):
+            return self._initial(own, "the layer that predicts the end of a sequence keeps its initialisation")
         module, roles = roles_of(self.model, name)
         if value is None:
             return self._initial(own, "the embedding of intervals starts at zero") if INTERVAL in roles else None
