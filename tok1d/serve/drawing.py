@@ -94,9 +94,9 @@ def draw(models: Models, wish: Wish) -> Iterator[Drawn | tuple[int, int]]:
         steps = iter(drawing.growing(keys))
         for count in range(1, drawing.length + 1):
             with torch.no_grad():
-                tokens = next(steps)
-            if count in shown:
-                images = _decoded(drawing, tokens, count)
+                tokens, lengths = next(steps)
+                images = drawing.decode(tokens, keys, count, lengths).clamp(0, 1) if count in shown else None
+            if images is not None:
                 yield Drawn(wish, images, labels, count, drawing.length, "tokens")
             else:
                 yield count, drawing.length
@@ -105,15 +105,11 @@ def draw(models: Models, wish: Wish) -> Iterator[Drawn | tuple[int, int]]:
     for start in range(0, len(keys), PARALLEL):
         part = keys[start : start + PARALLEL]
         with torch.no_grad():
-            finished.append(drawing.decode(drawing.tokens(part), part, drawing.length).clamp(0, 1))
+            tokens, lengths = drawing.tokens(part)
+            finished.append(drawing.decode(tokens, part, drawing.length, lengths).clamp(0, 1))
         made = torch.cat(finished)
         rest = torch.full((len(keys) - len(made), *made.shape[1:]), 0.5)
         yield Drawn(wish, torch.cat([made, rest]), labels, len(made), len(keys), "pictures")
-
-
-def _decoded(drawing: Drawing, tokens: Tensor, count: int) -> Tensor:
-    with torch.no_grad():
-        return drawing.decode(tokens, drawing.keys, count).clamp(0, 1)
 
 
 def _shown(length: int) -> set[int]:
