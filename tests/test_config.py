@@ -378,7 +378,7 @@ def test_field_rows(minimal):
         ("data.limit=0", "data.limit: expected int >= 1 or null, got 0"),
         ("train.steps=???", "train.steps: expected int, got '???'"),
         ("model.name=toi", "got 'toi'; did you mean toy?"),
-        ("model.name=null", "model.name: expected card or cnn or"),
+        ("model.name=null", "model.name: expected budget_head or card or cnn or"),
         ("seed=${train.step}", "seed: expected ${KEY} of a key written"),
         ("seed=${", "seed: expected ${KEY} of a key written"),
     ],
@@ -482,7 +482,7 @@ def test_build_config_checks_and_does_not_interpolate():
     assert build_config(Encoder, {"dropout": 0}) == Encoder(dropout=0.0)
     assert error_of(build_config, Encoder, {"widht": 3}).startswith("widht: unknown key; did you mean width?")
     assert error_of(build_config, Encoder, [3]).startswith("recipe: expected mapping of keys")
-    assert "model.name: expected card or cnn or" in error_of(build_model_config, {})
+    assert "model.name: expected budget_head or card or cnn or" in error_of(build_model_config, {})
 
 
 def keys_of(cls: type, prefix: str = "") -> list[str]:
@@ -602,7 +602,7 @@ def test_register(forget):
 @pytest.mark.parametrize(
     ("name", "kind", "config", "words"),
     [
-        ("plain", "judge", Plain, "expected kind tokenizer, generator, classifier, got 'judge'"),
+        ("plain", "judge", Plain, "expected kind tokenizer, generator, classifier, budget, got 'judge'"),
         ("maetok", "tokenizer", Plain, "the name belongs to tok1d.tokenizers.maetok:MAETok; choose another"),
         ("other", "tokenizer", Plain, "the name belongs to"),
         ("mine", "tokenizer", Plain, 'expected a dataclass with the field name: str = "mine" as config'),

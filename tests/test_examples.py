@@ -72,7 +72,7 @@ def test_a_user_defined_tokenizer_works_in_every_command(run: Run, tmp_path: Pat
 
 def test_without_the_import_the_model_is_unknown(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["config", "examples/my_tokenizer.yaml"]) == 2
-    assert "model.name: expected card or" in capsys.readouterr().err
+    assert "model.name: expected budget_head or card or" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -39,10 +39,10 @@ def with_implied(tree: Tree, given: Tree) -> tuple[Tree, list[str]]:
     defaults = _defaults(model.get("name")) if given else {}
     follows: Tree = {}
     for key in SHARED if plain_values(tree.get("kind")) != "generator" else ():
-        # A value that is no number is left where it was given, so that its error names that key.
-        if key in ours and key not in theirs and (key in model or key in defaults) and _is_number(ours[key]):
+        # A value that is no positive number is left where it was given, so that its error names that key.
+        if key in ours and key not in theirs and (key in model or key in defaults) and _is_positive(ours[key]):
             follows[key] = ours[key]
-        elif key in theirs and key not in ours and _is_number(theirs[key]):
+        elif key in theirs and key not in ours and _is_positive(theirs[key]):
             new[key] = theirs[key]
     implied = {**tree, "data": new}
     if follows:
@@ -54,9 +54,9 @@ def with_implied(tree: Tree, given: Tree) -> tuple[Tree, list[str]]:
     return implied, notes
 
 
-def _is_number(value: object) -> bool:
+def _is_positive(value: object) -> bool:
     plain = plain_values(value)
-    return isinstance(plain, int) and not isinstance(plain, bool)
+    return isinstance(plain, int) and not isinstance(plain, bool) and plain > 0
 
 
 def _section(tree: Tree, key: str) -> Tree:
