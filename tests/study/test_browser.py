@@ -206,7 +206,7 @@ def test_the_page_fits_a_phone_and_shows_text_as_text(write: Callable[..., Path]
     with serving(folder) as (_, address):
         one = Participant(browser, address, viewport={"width": 320, "height": 640})
         one.page.goto(address)
-        assert "<b>Second</b> paragraph." in one.page.locator("#consent").inner_text()
+        one.page.locator("#consent").get_by_text("<b>Second</b> paragraph.").wait_for()
         one.begin()
         one.show()
         assert one.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
