@@ -39,7 +39,7 @@ def read_picture(path: str | Path) -> Image.Image:
 
 
 def frames_of(path: str | Path) -> int:
-    """The number of frames of a file that `read_picture` has read; 1 if it cannot be told."""
+    """The number of frames of a file that `read_picture` has read; 1 if the file does not say it."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             return int(getattr(image, "n_frames", 1))
