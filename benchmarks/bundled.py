@@ -72,7 +72,7 @@ GROUPS = (
         DOCS / "results.md",
         "@fashion-mnist-cnn",
         ("--metrics", "all"),
-        ("--num", "2000", "--metrics", "all"),
+        ("--num-samples", "2000", "--metrics", "all"),
         "500",
         {
             "Semanticist": Family("fashion-mnist-semanticist", "fashion-mnist-epsilon-llamagen", "3.5", "1,2,4,8,16"),
@@ -85,7 +85,7 @@ GROUPS = (
         DOCS / "emoji.md",
         "@efficientnet-lite0",
         (*LITE, "psnr,mse,ssim,semantic,semantic5,fd"),
-        ("--num", "500", *LITE, "fd,precision,recall,memorised"),
+        ("--num-samples", "500", *LITE, "fd,precision,recall,memorised"),
         "369",
         {
             "MAETok": Family("emoji-maetok", "emoji-sit", "1.5"),

@@ -111,7 +111,14 @@ def measured(system: System, model: Any, steps: int, keep: int, num: int, *, bun
         return {name: float(found.value(name, keep=keep)) for name in ("psnr", FD, "judge_accuracy")}
     guidance = system.guidance if bundled else 1.0
     found = tok1d.evaluate(
-        model, "fashion_mnist", num=num, keep=[16], steps=steps, sampler="euler", guidance=guidance, batch_size=250
+        model,
+        "fashion_mnist",
+        num_samples=num,
+        keep=[16],
+        steps=steps,
+        sampler="euler",
+        guidance=guidance,
+        batch_size=250,
     )
     return {name: float(found.value(name)) for name in (FD, "label_agreement")}
 

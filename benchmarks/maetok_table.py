@@ -165,7 +165,7 @@ def sit_row(kind: str, seed: int) -> RowFunction:
 
         generator, tokenizer = train_sit(kind, seed, runs), train_tokenizer(kind, seed, runs)
         reference, measuring = images("test", 10_000), Measuring(by_classifier(classifier(), "generation", PAD))
-        how = Samples(steps=SAMPLER_STEPS, num=NUM_IMAGES, seed=seed, guidance=1.0)
+        how = Samples(steps=SAMPLER_STEPS, num_samples=NUM_IMAGES, seed=seed, guidance=1.0)
         conditional, unconditional = (
             evaluate_generation(generator, tokenizer, reference, replace(how, unconditional=without), measuring)
             for without in (False, True)

@@ -135,7 +135,7 @@ def generate(num_tokens: int, runs: Path, *, num: int | None = None, guidance: f
 
     generator, tokenizer = train_generator(num_tokens, runs), train_tokenizer("nested", 0, runs)
     num, began = num or NUM_IMAGES, time.perf_counter()
-    how = Samples(num=num, guidance=guidance, decoder_steps=10, **head)
+    how = Samples(num_samples=num, guidance=guidance, decoder_steps=10, **head)
     measuring = Measuring(by_classifier(classifier(), "generation"))
     found = evaluate_generation(generator, tokenizer, test_images(10_000), how, measuring)
     return {

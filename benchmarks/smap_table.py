@@ -205,7 +205,7 @@ def generator_row(kind: str, seed: int) -> RowFunction:
         generator, tokenizer = train_generator(kind, seed, runs)
         reference, found = images("test", 10_000), {}
         for name, scale in (("unguided", 1.0), ("guided", GUIDANCE)):
-            how = Samples(num=NUM_IMAGES, guidance=scale, seed=seed)
+            how = Samples(num_samples=NUM_IMAGES, guidance=scale, seed=seed)
             measures = by_classifier(classifier(), "generation", PAD)
             records = evaluate_generation(generator, tokenizer, reference, how, Measuring(measures))
             found[name] = {

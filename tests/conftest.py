@@ -1,8 +1,14 @@
-"""Command-line options of the tests (pytest reads them only from the root conftest), tiny data and recipes."""
+"""Command-line options of the tests (pytest reads them only from the root conftest), tiny data and a browser."""
 
-from collections.abc import Callable
+import importlib.util
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+PATIENCE = 120_000  # ms; a busy machine is slow
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -183,3 +189,53 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, with a camera that shows a test picture."""
+    path = next((found for name in CHROMIUM if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip(f"needs a browser: none of {', '.join(CHROMIUM)} on the PATH")
+    if importlib.util.find_spec("playwright") is None:
+        pytest.skip("needs the package playwright (extra dev)")
+    from playwright.sync_api import sync_playwright
+
+    camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", *camera])
+        yield found
+        found.close()
+
+
+class Visited:
+    """A page with a session of its own, whose errors and requests are kept."""
+
+    def __init__(self, browser: Any, address: str, device: dict[str, Any]) -> None:
+        self.page = browser.new_context(**device).new_page()
+        self.page.set_default_timeout(PATIENCE)
+        self.address = address
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", lambda line: self.errors.append(line.text) if line.type == "error" else None)
+        self.page.on("request", lambda request: self.requests.append(request.url))
+
+    def check_requests(self) -> None:
+        """There were some, and none to another machine."""
+        foreign = [url for url in self.requests if not url.startswith((self.address, "data:", "blob:"))]
+        assert self.requests and foreign == []
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Visited]]:
+    """visit(address, **device): a `Visited` page of a device, not opened yet; closed after the test."""
+    opened: list[Visited] = []
+
+    def start(address: str, **device: Any) -> Visited:
+        opened.append(Visited(browser, address, device))
+        return opened[-1]
+
+    yield start
+    for each in opened:
+        each.page.context.close()

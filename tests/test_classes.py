@@ -393,7 +393,7 @@ def test_label_agreement_compares_classes_by_name(tiny: Tiny) -> None:
         judge.class_names = list(names)
         measuring = Measuring(by_classifier(judge, kind, 2))  # type: ignore[arg-type]
         if kind == "generation":
-            how: Any = Samples(num=12, guidance=1.0)
+            how: Any = Samples(num_samples=12, guidance=1.0)
             records = evaluate_generation(generator_of(tiny), tokenizer, images, how, measuring)
             return next(record for record in records if record.name == "label_agreement")
         records = evaluate_reconstruction(tokenizer, images, Reconstructions(keep=(4,)), measuring)
@@ -430,11 +430,11 @@ def test_class_frequencies_are_those_of_equal_names(tiny: Tiny) -> None:
     generator.sample = lambda cond, **options: (received.extend(cond.tolist()), sample(cond, **options))[1]
     bees = ArrayImages(images_of().images, np.full(12, 1), NAMES, Transform(28, 1))
     measuring = Measuring(by_classifier(None, "generation"), references=())
-    evaluate_generation(generator, tokenizer, bees, Samples(num=5, classes="train"), measuring)
+    evaluate_generation(generator, tokenizer, bees, Samples(num_samples=5, classes="train"), measuring)
     assert received == [2] * 5
     others = ArrayImages(images_of().images, np.full(12, 1), list("xyz"), Transform(28, 1))
     with pytest.raises(InputError, match="x, y, z are not among the generator's classes"):
-        evaluate_generation(generator, tokenizer, others, Samples(num=5, classes="train"), measuring)
+        evaluate_generation(generator, tokenizer, others, Samples(num_samples=5, classes="train"), measuring)
 
 
 def test_card_shares_the_rows_of_equal_names(tiny: Tiny) -> None:
@@ -564,7 +564,17 @@ def test_an_evaluation_samples_the_named_classes(tiny: Tiny, tmp_path: Path, cap
     saved(tmp_path / "sit", generator_of(tiny), tiny("sit", tokenizer="x"), tokenizer=tokenizer)
     judge = random_model(tiny("classifier"), "model.num_classes=3", names=["cat", "ant", "bee"])
     judge = saved(tmp_path / "judge", judge, tiny("classifier"))
-    command = ["evaluate", "generation", tmp_path / "sit", data, "--network", f"model:{judge}", "--num", 4, "--quiet"]
+    command = [
+        "evaluate",
+        "generation",
+        tmp_path / "sit",
+        data,
+        "--network",
+        f"model:{judge}",
+        "--num-samples",
+        4,
+        "--quiet",
+    ]
     command += ["--metrics", "labels,fd", "--split", "train", "--out", tmp_path / "out.json", "--guidance", 1]
     code, _, err = run(capsys, *command, "--classes", "cat,0")
     assert code == 0, err

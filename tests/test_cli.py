@@ -26,8 +26,8 @@ from tok1d.zoo.weights import fingerprint
 
 Tiny = Callable[..., str]
 COMMANDS = [
-    *("demo", "recipes", "config", "train", "encode", "reconstruct", "generate", "convert", "export", "reference"),
-    *("export-onnx", "compare", "launch", "replay", "reproduce"),
+    *("demo", "recipes", "models", "config", "train", "encode", "reconstruct", "generate", "convert", "export"),
+    *("reference", "export-onnx", "compare", "launch", "replay", "reproduce"),
     *("evaluate reconstruction", "evaluate generation", "evaluate grid"),
     *("analyze prefix", "analyze increments", "analyze mixture", "analyze swap", "analyze idle"),
     "analyze budget",
@@ -249,6 +249,7 @@ def test_a_generator_without_classes_or_guidance_reports_it(
 
 def test_recipes_and_their_fields_are_listed(ok: Callable[..., str], tiny: Tiny) -> None:
     assert "fashion_mnist/judge\n  about " in ok("recipes", "--full")
+    assert re.search("^emoji-smap +tokenizer ", ok("models"), re.M)
     some = ok("recipes", "fashion_mnist")
     assert "fashion_mnist/judge  " in some and "captioned256" not in some
     resolved = ok("config", tiny("tokenizer"), "train.lr=0.25")
@@ -325,9 +326,12 @@ def test_the_whole_chain(
     assert str(tmp_path / "g" / "overview.png") in said
     pictures = [f"class{label:03d}_{i:03d}.png" for label in (3, 7) for i in range(2)]
     assert files(tmp_path / "g") == [*pictures, "overview.png"]
-    for what, model in (("reconstruction", tokenizer_run), ("generation", generator_run)):
+    for what, model, num in (
+        ("reconstruction", tokenizer_run, "--num"),
+        ("generation", generator_run, "--num-samples"),
+    ):
         record = tmp_path / f"{what}.json"
-        said = ok("evaluate", what, model / "model", "fashion_mnist", "--num", 20, "--out", record, "--keep", "1,2")
+        said = ok("evaluate", what, model / "model", "fashion_mnist", num, 20, "--out", record, "--keep", "1,2")
         assert f"records: {record}" in said and {entry["keep"] for entry in json.loads(record.read_text())} >= {1, 2}
     about = {"model": str(tokenizer_run / "model"), "data": "fashion_mnist", "num": 8, "seed": 3, "times": 2}
     asked = ("fashion_mnist", "--num", 8, "--seed", 3, "--times", 2, "--batch-size", 5)

@@ -80,7 +80,8 @@ FOLDERS = {
 }
 FILES = {
     "evaluate reconstruction": "evaluate reconstruction {0}/tokenizer {0}/data --num 2 --metrics psnr --out OUT.json",
-    "evaluate generation": "evaluate generation {0}/generator {0}/data --num 2 --network model:{0}/cnn --out OUT.json",
+    "evaluate generation": "evaluate generation {0}/generator {0}/data --num-samples 2 --network model:{0}/cnn "
+    "--out OUT.json",
     "save samples": "evaluate reconstruction {0}/tokenizer {0}/data --num 2 --metrics psnr --save-samples OUT.npz",
     "save samples with records": "evaluate reconstruction {0}/tokenizer {0}/data --num 2 --metrics psnr "
     "--save-samples OUT.npz --out NEW.json",

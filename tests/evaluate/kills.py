@@ -40,7 +40,7 @@ FAMILIES = {
         *COMMON,
     ],
     "generation": [
-        *("fashion-mnist-epsilon-llamagen", "fashion_mnist", "--keep", "2,8", "--num", "160", "--steps", "3"),
+        *("fashion-mnist-epsilon-llamagen", "fashion_mnist", "--keep", "2,8", "--num-samples", "160", "--steps", "3"),
         *("--decoder-steps", "2", "--guidance", "1.5", "--classes", "random", *COMMON),
     ],
 }

@@ -247,7 +247,10 @@ def test_commands_show_and_write_them(tmp_path: Path, capsys: Any) -> None:
     assert "not the test images" in stored["baseline:flat-colour:mse"]["note"]
     capsys.readouterr()
     generate = ["evaluate", "generation", "fashion-mnist-sit", str(data), "--network", "fashion-mnist-cnn"]
-    assert cli.run([*generate, "--num", "8", "--metrics", "fd", "--steps", "2", "--out", str(out), "--overwrite"]) == 0
+    assert (
+        cli.run([*generate, "--num-samples", "8", "--metrics", "fd", "--steps", "2", "--out", str(out), "--overwrite"])
+        == 0
+    )
     stored = {each["name"]: each for each in json.loads(out.read_text())}
     real = stored["baseline:training-images:fd@fashion-mnist-cnn"]
     assert 0 < real["value"] < stored["fd@fashion-mnist-cnn"]["value"] and real["num_images"] == 8

@@ -81,7 +81,7 @@ def of_samples(generator: str, **options: Any) -> Callable[..., Any]:
         measured = measuring(padding_of(tokenizer), ON_FEATURES)
         compared = generation.measured_set(images_for(tokenizer, root), measured.measures)
         recorded.images.clear()
-        how = Samples(num=NUM, batch_size=batch_size, seed=3, **options)
+        how = Samples(num_samples=NUM, batch_size=batch_size, seed=3, **options)
         return generation.evaluate_generation(model, tokenizer, None, how, replace(measured, references=compared))
 
     return measure

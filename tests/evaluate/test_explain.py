@@ -105,6 +105,17 @@ def test_exactly_the_settings_that_differ_are_named(settings: set[str]) -> None:
         )
 
 
+def test_references_that_may_differ_in_their_crop_alone() -> None:
+    """Other fingerprints of as many images are no proof of other images where the crop differs too."""
+    for settings, may_be_same in (({"reference", "crop"}, True), ({"reference"}, False)):
+        found = compare(measured(changed(set()), "a"), measured(changed(settings), "b"))
+        reasons = {line.key: line.reason_for("psnr") for line in found.differences}
+        assert ("may be the same" in reasons["reference"]) == may_be_same
+    fewer = measured(record_of(SAMPLES | CHANGES["crop"] | {"reference": "500 images fb1a"}), "b")
+    (line,) = [each for each in compare(measured(changed(set()), "a"), fewer).differences if each.key == "reference"]
+    assert line.reason_for("psnr") == SETTINGS["reference"].of_pairs
+
+
 SIX = {"num_images", "steps", "guidance", "weights", "seed", "keep"}
 
 

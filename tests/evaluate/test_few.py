@@ -78,11 +78,14 @@ def test_reconstructions_of_few_images(tmp_path: Path, capsys: Any) -> None:
 def test_samples_and_references_of_few_images(tmp_path: Path, capsys: Any) -> None:
     data = photos(tmp_path / "four", 4)
     command = ["evaluate", "generation", "fashion-mnist-sit", str(data), "--network", "fashion-mnist-cnn"]
-    assert cli.run([*command, "--num", "1", "--metrics", "fd"]) == 2
+    assert cli.run([*command, "--num-samples", "1", "--metrics", "fd"]) == 2
     assert "fd: expected at least 2 samples, got 1" in capsys.readouterr().err
-    assert cli.run([*command[:3], str(photos(tmp_path / "one", 1)), *command[4:], "--num", "4", "--metrics", "fd"]) == 2
+    assert (
+        cli.run([*command[:3], str(photos(tmp_path / "one", 1)), *command[4:], "--num-samples", "4", "--metrics", "fd"])
+        == 2
+    )
     assert "fd: expected at least 2 reference images, got 1" in capsys.readouterr().err
-    assert cli.run([*command, "--num", "2", "--metrics", "fd", "--steps", "2"]) == 0
+    assert cli.run([*command, "--num-samples", "2", "--metrics", "fd", "--steps", "2"]) == 0
     assert "fd@fashion-mnist-cnn: few images: 2, fewer" in capsys.readouterr().err
     for _ in range(2):  # measured, and read from the cache
         reference = ["reference", str(data), "--network", "fashion-mnist-cnn", "--out", str(tmp_path / "r.npz")]

@@ -79,7 +79,13 @@ def test_cells_are_the_product_of_the_axes() -> None:
 def test_a_cell_is_named_after_what_its_numbers_depend_on() -> None:
     request, identity = Generation(model="m"), {"weights": "ab"}
     name = grid.cell_name(request, identity)
-    changes: list[dict[str, Any]] = [{"guidance": 2.0}, {"keep": (1, 2)}, {"num": 5}, {"seed": 1}, {"metrics": ("fd",)}]
+    changes: list[dict[str, Any]] = [
+        {"guidance": 2.0},
+        {"keep": (1, 2)},
+        {"num_samples": 5},
+        {"seed": 1},
+        {"metrics": ("fd",)},
+    ]
     others = {grid.cell_name(replace(request, **change), identity) for change in changes}
     others |= {grid.cell_name(request, {"weights": "cd"}), grid.cell_name(Reconstruction(model="m"), identity)}
     assert len(others) == len(changes) + 2 and name not in others
@@ -230,7 +236,7 @@ def without_baselines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_cell_is_the_single_command(generator: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    common = ["--num", 70, "--batch-size", 32, "--keep", "1,3", "--metrics", "labels,fd,recall"]
+    common = ["--num-samples", 70, "--batch-size", 32, "--keep", "1,3", "--metrics", "labels,fd,recall"]
     lists = ["--guidance", "1,2", "--steps", "2,3", "--sampler", "euler,sde", "--best", "fd"]
     assert evaluate("grid", generator / "model", "--out", tmp_path / "grid", *common, *lists) == 0
     shown = capsys.readouterr().out
@@ -264,7 +270,18 @@ def test_a_cell_is_the_single_command(generator: Path, tmp_path: Path, capsys: p
 def test_an_interrupted_grid_goes_on_where_it_was(
     generator: Path, tmp_path: Path, measured: list[int], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    command = ["grid", generator / "model", "--num", 130, "--batch-size", 64, "--metrics", "fd", "--guidance", "1,2,3"]
+    command = [
+        "grid",
+        generator / "model",
+        "--num-samples",
+        130,
+        "--batch-size",
+        64,
+        "--metrics",
+        "fd",
+        "--guidance",
+        "1,2,3",
+    ]
     whole, broken, shared = (tmp_path / name for name in ("whole", "broken", "shared"))
     read: list[Any] = []
     cached = setup.cached_reference
@@ -329,7 +346,7 @@ def test_a_cell_depends_on_the_weights_of_its_guidance_model(generator: Path) ->
 
 
 def test_checkpoints_are_an_axis(generator: Path, tmp_path: Path) -> None:
-    common = ["--num", 8, "--metrics", "labels", "--out", tmp_path / "grid"]
+    common = ["--num-samples", 8, "--metrics", "labels", "--out", tmp_path / "grid"]
     assert (
         evaluate("grid", generator, "--checkpoints", "--weights", "ema,raw", "--model", generator / "model", *common)
         == 0
@@ -405,8 +422,8 @@ def test_one_sampler_is_the_generator_s_or_the_decoder_s(
         out = tmp_path / str(number)
         data = ["fashion_mnist"] if model == tokenizer else []
         metrics = "psnr" if data else "labels"
-        values = "euler,heun"
-        assert evaluate("grid", model, *data, "--num", 4, "--metrics", metrics, flag, values, "--out", out) == 0
+        values, num = "euler,heun", "--num" if data else "--num-samples"
+        assert evaluate("grid", model, *data, num, 4, "--metrics", metrics, flag, values, "--out", out) == 0
         assert ("--solver is now called --sampler" in capsys.readouterr().err) == (flag == "--solver")
         part = "decoding" if data else "sampling"
         found.append([each["records"][0][part]["sampler"] for each in content(out)["cells"]])

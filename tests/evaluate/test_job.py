@@ -179,7 +179,18 @@ def test_records_for_any_shards_after_any_kill(
     generator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same file, byte for byte: from one process, in two parts, and after an interruption."""
-    command = ["generation", generator, "--num", 130, "--batch-size", 32, "--keep", "1,3", "--classes", "random"]
+    command = [
+        "generation",
+        generator,
+        "--num-samples",
+        130,
+        "--batch-size",
+        32,
+        "--keep",
+        "1,3",
+        "--classes",
+        "random",
+    ]
     command += ["--save-samples", tmp_path / "samples.npz", "--save-images", tmp_path / "pictures"]
     alone, shared, resumed = (tmp_path / f"{name}.json" for name in ("alone", "shared", "resumed"))
     assert evaluate(*command, "--out", alone) == 0
@@ -219,7 +230,7 @@ def test_options_and_mistakes(generator: Path, tmp_path: Path, capsys: pytest.Ca
     assert found["ssim"]["value"] is not None and found["psnr"]["unit"] == "dB"
     spatial = found["sfd@fashion-mnist-cnn"]
     assert spatial["value"] is None and "no spatial features" in spatial["note"]
-    command = ("generation", generator, "--metrics", "labels", "--num", 8, "--out", out, "--overwrite")
+    command = ("generation", generator, "--metrics", "labels", "--num-samples", 8, "--out", out, "--overwrite")
     for options in ((), ("--unconditional",)):
         capsys.readouterr()
         assert evaluate(*command, *options, "--guidance", 1) == 0
@@ -228,13 +239,19 @@ def test_options_and_mistakes(generator: Path, tmp_path: Path, capsys: pytest.Ca
         assert entry["value"] is None if options else entry["value"] is not None
         assert entry["note"] == ("unconditional; the images have no labels" if options else "")
     checkpoint = next((generator.parent / "checkpoints").glob("*.pt"))
-    assert evaluate("generation", f"{checkpoint}:raw", "--num", 8, "--metrics", "fd", "--out", out, "--overwrite") == 0
+    assert (
+        evaluate("generation", f"{checkpoint}:raw", "--num-samples", 8, "--metrics", "fd", "--out", out, "--overwrite")
+        == 0
+    )
     assert {(entry["name"], entry["weights"]) for entry in comparable(out)} == {("fd@fashion-mnist-cnn", "raw")}
     reference = tmp_path / "train.npz"
     assert cli.run(["reference", "fashion_mnist", "--out", str(reference)]) == 0
     for named in ((), ("--network", "fashion-mnist-cnn")):  # they round alike, see `open_network`
-        assert evaluate("generation", generator, "--num", 8, "--metrics", "fd", "--reference", reference, *named) == 0
-    assert evaluate("generation", generator, "--num", 8, "--reference", reference, "--eight-bit") == 2
+        assert (
+            evaluate("generation", generator, "--num-samples", 8, "--metrics", "fd", "--reference", reference, *named)
+            == 0
+        )
+    assert evaluate("generation", generator, "--num-samples", 8, "--reference", reference, "--eight-bit") == 2
     assert "pass --float" in capsys.readouterr().err
     capsys.readouterr()
     for arguments, message in (

@@ -125,12 +125,14 @@ def test_samples_are_decoded_with_their_class(smap: Any, tiny: Tiny, images: Any
     generator = random_model(tiny("sit", tokenizer="x"), f"model={model}")
     classifier = random_model(tiny("classifier"))
     measuring = Measuring(by_classifier(classifier, "generation", 2))
-    how = Samples(num=12, keep=(0, 4), batch_size=8, guidance=1.0)
+    how = Samples(num_samples=12, keep=(0, 4), batch_size=8, guidance=1.0)
     records = evaluate_generation(generator, smap, images, how, measuring)
     assert smap.received["decode"] == [*2 * [[0, 1, 2, 3, 4, 5, 6, 7]], *2 * [[8, 9, 0, 1]]]
     assert {record.label for record in records} == {"true"}
     smap.received["decode"].clear()
-    free = evaluate_generation(generator, smap, images, Samples(num=4, unconditional=True, batch_size=8), measuring)
+    free = evaluate_generation(
+        generator, smap, images, Samples(num_samples=4, unconditional=True, batch_size=8), measuring
+    )
     assert smap.received["decode"] == [None] and {record.label for record in free} == {"null"}
     smap.received["decode"].clear()
     pictures.generate(generator, smap, tmp_path, SamplePictures(classes=(7, 2), num=2, decode_keep="0,2"))

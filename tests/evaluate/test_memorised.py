@@ -104,7 +104,17 @@ def generator(tiny: Any, fashion: None, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_at_the_command_line(generator: str, tmp_path: Path, capsys: Any) -> None:
-    command = ["evaluate", "generation", generator, "fashion_mnist", "--num", "8", "--quiet", "--batch-size", "3"]
+    command = [
+        "evaluate",
+        "generation",
+        generator,
+        "fashion_mnist",
+        "--num-samples",
+        "8",
+        "--quiet",
+        "--batch-size",
+        "3",
+    ]
     assert cli.run([*command, "--metrics", "memorised", "--out", "m.json"]) == 0
     assert cli.run([*command, "--out", "all.json"]) == 0
     [alone], found = (json.loads(Path(name).read_text(encoding="utf-8")) for name in ("m.json", "all.json"))

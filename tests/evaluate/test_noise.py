@@ -77,7 +77,7 @@ def test_samples_do_not_depend_on_their_batch(
             generator,
             tokenizer,
             images,
-            Samples(num=11, batch_size=batch_size, guidance=1.5, seed=3, **options),
+            Samples(num_samples=11, batch_size=batch_size, guidance=1.5, seed=3, **options),
             Measuring(by_classifier(classifier, "generation", 2)),
         )
         calls, reference = next(iter(measured.values())), -(-12 // batch_size)

@@ -13,7 +13,16 @@ import pytest
 COMMON = ["--batch-size", "32", "--quiet", "--metrics", "all"]
 COMMANDS = {
     "generation": [
-        *("fashion-mnist-epsilon-llamagen", "fashion_mnist", "--num", "160", "--keep", "2,8", "--guidance", "1.5"),
+        *(
+            "fashion-mnist-epsilon-llamagen",
+            "fashion_mnist",
+            "--num-samples",
+            "160",
+            "--keep",
+            "2,8",
+            "--guidance",
+            "1.5",
+        ),
         *("--steps", "3", "--decoder-steps", "2", "--classes", "random", *COMMON),
     ],
     "reconstruction": [

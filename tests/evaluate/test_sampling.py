@@ -227,7 +227,7 @@ def test_samples_are_balanced_over_the_classes_and_repeatable(tiny: Tiny, fashio
     values = []
     for global_seed, seed in ((1, 0), (2, 0), (1, 7)):
         torch.manual_seed(global_seed)
-        records = sampled(generator, tokenizer, images, classifier, num=20, seed=seed, batch_size=8)
+        records = sampled(generator, tokenizer, images, classifier, num_samples=20, seed=seed, batch_size=8)
         values.append([record.value for record in records])
     assert values[0] == values[1] != values[2]
 
@@ -238,7 +238,7 @@ def test_generation_records_state_both_samplers(tiny: Tiny, fashion: None) -> No
     images = open_images(ImageSource("fashion_mnist", image_size=28, channels=1, limit=12), "test")
 
     def protocol(**options: Any) -> tuple[Any, Any]:
-        records = sampled(generator, tokenizer, images, classifier, num=10, keep=[1, 3], **options)
+        records = sampled(generator, tokenizer, images, classifier, num_samples=10, keep=[1, 3], **options)
         ((sampler, guidance),) = {(r.sampler_text, r.guidance_text) for r in records}
         return sampler, guidance
 
@@ -278,7 +278,7 @@ def test_records_of_whole_sequences(
     generator, tokenizer = random_model(tiny("sit", tokenizer="x"), *overrides), random_model(tiny("maetok"))
     classifier = random_model(tiny("classifier"))
     images = open_images(ImageSource("fashion_mnist", image_size=32, channels=1, pad=2, limit=12), "test")
-    records = sampled(generator, tokenizer, images, classifier, num=10, pad=2, **options)
+    records = sampled(generator, tokenizer, images, classifier, num_samples=10, pad=2, **options)
     assert [(r.name, r.keep) for r in records] == [("label_agreement", 4), ("fd@fashion-mnist-cnn", 4)]
     assert {(r.sampler_text, r.guidance_text, r.decoder_steps) for r in records} == {(sampler, guidance, None)}
 
@@ -319,7 +319,7 @@ def test_records_of_ids(
     tokenizer = random_model(tiny("maetok"), "model.bottleneck={name: vq, size: 16}")
     classifier = random_model(tiny("classifier"))
     images = open_images(ImageSource("fashion_mnist", image_size=32, channels=1, pad=2, limit=12), "test")
-    records = sampled(generator, tokenizer, images, classifier, num=10, pad=2, **options)
+    records = sampled(generator, tokenizer, images, classifier, num_samples=10, pad=2, **options)
     assert [(r.name, r.keep) for r in records] == [("label_agreement", 4), ("fd@fashion-mnist-cnn", 4)]
     assert {(r.sampler_text, r.guidance_text, r.decoder_steps) for r in records} == {(sampler, guidance, None)}
 
@@ -355,7 +355,7 @@ def test_a_weak_model_is_counted_and_named(tiny: Tiny, fashion: None) -> None:
     tokenizer, classifier = random_model(tiny("maetok")), random_model(tiny("classifier"))
     images = open_images(ImageSource("fashion_mnist", image_size=32, channels=1, pad=2, limit=12), "test")
     guidance = Guidance(2.0, weak_model=weak)
-    records = sampled(generator, tokenizer, images, classifier, num=10, pad=2, guidance=guidance)
+    records = sampled(generator, tokenizer, images, classifier, num_samples=10, pad=2, guidance=guidance)
     assert records[0].sampler_text == "sde 2 steps, 4 evaluations a sequence"
     assert records[0].guidance_text == f"2 against sit@{fingerprint(weak)}"
 
@@ -377,7 +377,7 @@ def test_without_classes_only_the_distance_is_measured(
     conditional.sample = spy
     blind = random_model(tiny(kind, tokenizer="x"), "model.num_classes=0")
     for model, options in ((conditional, {"unconditional": True}), (blind, {})):
-        records = sampled(model, decoder, images, classifier, num=7, batch_size=4, pad=pad, **options)
+        records = sampled(model, decoder, images, classifier, num_samples=7, batch_size=4, pad=pad, **options)
         assert [(r.name, r.note.split("; few images")[0], r.num_images) for r in records] == [
             ("fd@fashion-mnist-cnn", "unconditional", 7)
         ]

@@ -148,7 +148,7 @@ HERE = ("--device", "cpu")
 PAINT = ("evaluate", "reconstruction")
 DRAW = ("evaluate", "generation")
 MEASURED = ("fashion_mnist", *DATA, "--out", "@OUT/records.json", "--quiet", "--batch-size", "10")
-SMALL_DRAW = (*MEASURED, "--num", "20")
+SMALL_DRAW = (*MEASURED, "--num-samples", "20")
 FEATURES = ("--metrics", "labels,fd,sfd,kid,score,precision,recall,density,coverage")
 
 # Name -> the command line; @OUT holds what it writes, which is recorded.
@@ -183,7 +183,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "generation/sit_unconditional": (*DRAW, SIT, *SMALL_DRAW, "--steps", "5", "--unconditional"),
     "grid/sit": (
         *("evaluate", "grid", SIT, "fashion_mnist", *DATA, "--out", "@OUT", "--quiet", "--batch-size", "10"),
-        *("--num", "20", "--guidance", "1,2", "--steps", "4"),
+        *("--num-samples", "20", "--guidance", "1,2", "--steps", "4"),
     ),
     "reconstruct/semanticist": (
         *("reconstruct", SEM, "fashion_mnist", *DATA, "--out", "@OUT", "--num", "3", "--keep", "0,2,8"),

@@ -1,10 +1,8 @@
 """The page in Chromium as a person uses it: every tab, wide and narrow, light and dark, and by keyboard only."""
 
 import base64
-import importlib.util
 import io
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,47 +11,24 @@ from PIL import Image
 
 from .visit import png
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
-MISSING = [
-    *([] if CHROMIUM else [f"none of {', '.join(NAMES)} on the PATH"]),
-    *([] if importlib.util.find_spec("playwright") else ["the package playwright is not installed"]),
-]
-pytestmark = [
-    pytest.mark.web,
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(MISSING), reason=f"needs a browser: {'; '.join(MISSING)}"),
-]
-PATIENCE = 120_000  # ms; a busy machine is slow
+Visit = Callable[..., Any]
+pytestmark = [pytest.mark.web, pytest.mark.slow]
 DEVICES: dict[str, dict[str, Any]] = {
-    "window, light": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
-    "phone, dark": {"viewport": {"width": 390, "height": 800}, "color_scheme": "dark", "has_touch": True},
+    f"{size}, {scheme}": {**device, "color_scheme": scheme}
+    for size, device in (
+        ("window", {"viewport": {"width": 1280, "height": 900}}),
+        ("phone", {"viewport": {"width": 390, "height": 800}, "has_touch": True}),
+    )
+    for scheme in ("light", "dark")
 }
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
 class Person:
-    """A page of its own, whose errors and requests are kept."""
+    """Someone at the page; `visited` keeps its errors and requests."""
 
-    def __init__(self, browser: Any, address: str, **device: object) -> None:
-        self.page = browser.new_context(**device).new_page()
-        self.page.set_default_timeout(PATIENCE)
-        self.address = address
-        self.errors: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("console", lambda line: self.errors.append(line.text) if line.type == "error" else None)
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(address)
+    def __init__(self, visited: Any) -> None:
+        self.visited, self.page, self.errors = visited, visited.page, visited.errors
+        self.page.goto(visited.address)
         self.shown("#reconstruction img")
 
     def shown(self, what: str) -> Any:
@@ -61,6 +36,14 @@ class Person:
         found = self.page.locator(what).first
         found.wait_for()
         return found
+
+    def other_than(self, source: str) -> str:
+        """The source of the reconstruction, once it is no longer this one."""
+        self.page.wait_for_function(
+            "old => { const e = document.querySelector('#reconstruction img'); return e && e.src && e.src !== old; }",
+            arg=source,
+        )
+        return str(self.shown("#reconstruction img").get_attribute("src"))
 
     def says(self, text: str) -> None:
         self.page.get_by_text(text).locator("visible=true").first.wait_for()
@@ -98,14 +81,13 @@ class Person:
     def check(self) -> None:
         """No error in the console, no request to another machine, nothing wider than the page."""
         assert self.errors == [], self.errors
-        foreign = [url for url in self.requests if not url.startswith((self.address, "data:", "blob:"))]
-        assert self.requests and foreign == []
+        self.visited.check_requests()
         assert self.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_each_tab_as_a_person_uses_it(browser: Any, address: str, device: str, tmp_path: Path) -> None:
-    person = Person(browser, f"{address}/", **DEVICES[device])
+def test_each_tab_as_a_person_uses_it(visit: Visit, address: str, device: str, tmp_path: Path) -> None:
+    person = Person(visit(f"{address}/", **DEVICES[device]))
     reconstruct(person)
     generate(person, tmp_path)
     mix(person)
@@ -199,9 +181,9 @@ def look_inside(person: Person) -> None:
     person.says("without token 5")
 
 
-def test_by_keyboard_only(browser: Any, address: str) -> None:
+def test_by_keyboard_only(visit: Visit, address: str) -> None:
     """Tab to the tab and to the caption, write words, Enter; then Tab to Draw, Space; all without the mouse."""
-    person = Person(browser, f"{address}/", **DEVICES["window, light"])
+    person = Person(visit(f"{address}/", **DEVICES["window, light"]))
     page = person.page
     reach(page, "Generate")
     page.keyboard.press("Enter")
@@ -231,8 +213,8 @@ def reach(page: Any, name: str) -> None:
     pytest.fail(f"{name} cannot be reached with Tab")
 
 
-def test_controls_have_a_label_and_an_explanation(browser: Any, address: str) -> None:
-    person = Person(browser, f"{address}/", **DEVICES["window, light"])
+def test_controls_have_a_label_and_an_explanation(visit: Visit, address: str) -> None:
+    person = Person(visit(f"{address}/", **DEVICES["window, light"]))
     for tab in ("Reconstruct", "Generate", "Swap and mix", "Look inside"):
         person.tab(tab)
         person.page.wait_for_timeout(100)
@@ -246,17 +228,29 @@ def test_controls_have_a_label_and_an_explanation(browser: Any, address: str) ->
     assert person.errors == []
 
 
-def test_two_people_at_once_keep_their_pictures(browser: Any, address: str) -> None:
-    people = [Person(browser, f"{address}/", **DEVICES["window, light"]) for _ in range(2)]
+def test_a_picture_of_the_camera(visit: Visit, address: str) -> None:
+    """Chromium's own camera shows a test picture, which is not the example."""
+    person = Person(visit(f"{address}/", **DEVICES["window, light"]))
+    example = str(person.shown("#reconstruction img").get_attribute("src"))
+    person.page.get_by_role("button", name="Remove Image").locator("visible=true").first.click()
+    person.says("Choose a picture.")
+    person.page.get_by_role("button", name="Capture from camera").locator("visible=true").first.click()
+    person.page.get_by_text("Click to Access Webcam").click()
+    person.page.get_by_role("button", name="capture photo").click()
+    person.other_than(example)
+    person.says("Decoded from 17 numbers of tokens.")
+    person.check()
+
+
+def test_two_people_at_once_keep_their_pictures(visit: Visit, address: str) -> None:
+    people = [Person(visit(f"{address}/", **DEVICES["window, light"])) for _ in range(2)]
+    for person in people:
+        person.set("Number of tokens", 16)
+        person.says("from 16 of 16 tokens")
+    first = people[0].shown("#reconstruction img").get_attribute("src")
     for number, person in enumerate(people):
         person.page.locator("#examples button").nth(number + 2).click()
-    for person in people:
-        person.says("Decoded from 17 numbers of tokens.")
-        person.set("Number of tokens", 16)
-    sources = []
-    for person in people:
-        person.says("from 16 of 16 tokens")
-        sources.append(person.shown("#reconstruction img").get_attribute("src"))
+    sources = [person.other_than(first) for person in people]
     contents = [Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) for source in sources]
     assert contents[0].tobytes() != contents[1].tobytes()
     for person in people:

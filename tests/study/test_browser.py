@@ -1,8 +1,6 @@
 """The page in Chromium, as two participants use it; one reloads in the middle, and the server is killed once."""
 
-import importlib.util
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,43 +15,16 @@ from tok1d.study.score import score
 
 from .made import serving
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
-MISSING = [
-    *([] if CHROMIUM else [f"none of {', '.join(NAMES)} on the PATH"]),
-    *([] if importlib.util.find_spec("playwright") else ["the package playwright is not installed"]),
-]
-pytestmark = [
-    pytest.mark.web,
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(MISSING), reason=f"needs a browser: {'; '.join(MISSING)}"),
-]
-PATIENCE = 120_000  # ms; a busy machine is slow
+Visit = Callable[..., Any]
+pytestmark = [pytest.mark.web, pytest.mark.slow]
 DESIGN: dict[str, Any] = {"keep": (1, 4), "reveal": (100, 500), "num": 8, "practice": 2, "catch": 2}
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
 class Participant:
-    """A page of its own, whose errors and requests are kept."""
+    """Someone at the page; `visited` keeps its errors and requests."""
 
-    def __init__(self, browser: Any, address: str, **device: object) -> None:
-        self.page = browser.new_context(**device).new_page()
-        self.page.set_default_timeout(PATIENCE)
-        self.address = address
-        self.errors: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("console", lambda line: self.errors.append(line.text) if line.type == "error" else None)
-        self.page.on("request", lambda request: self.requests.append(request.url))
+    def __init__(self, visited: Any) -> None:
+        self.visited, self.page, self.address, self.errors = visited, visited.page, visited.address, visited.errors
 
     def begin(self) -> str:
         self.page.goto(self.address)
@@ -80,14 +51,14 @@ def wish(number: int, trial: Trial) -> str:
     return trial.target if number == 0 or trial.kind == "catch" else "tie"
 
 
-def test_two_participants_a_reload_and_a_killed_server(write: Callable[..., Path], browser: Any) -> None:
+def test_two_participants_a_reload_and_a_killed_server(write: Callable[..., Path], visit: Visit) -> None:
     folder = write(**DESIGN)
     study = read_study(folder)
     with ExitStack() as stack:
         process, address = stack.enter_context(serving(folder))
         people = [
-            Participant(browser, address),
-            Participant(browser, address, viewport={"width": 360, "height": 740}, color_scheme="dark"),
+            Participant(visit(address)),
+            Participant(visit(address, viewport={"width": 360, "height": 740}, color_scheme="dark")),
         ]
         codes = [each.begin() for each in people]
         for position in range(12):
@@ -114,7 +85,7 @@ def test_two_participants_a_reload_and_a_killed_server(write: Callable[..., Path
                 each.answered(position)
         for each in people:
             each.page.get_by_role("heading", name="Thank you").wait_for()
-    check_requests(people, address)
+    check_requests(people)
     answers = Results(folder / RESULTS, study.identity).answers()
     assert [(each.participant, each.position) for each in answers] == [(n, i) for n in range(2) for i in range(12)]
     assert [each.answer.choice for each in answers] == [wish(n, trial) for n in range(2) for trial in trials(study, n)]
@@ -125,10 +96,10 @@ def test_two_participants_a_reload_and_a_killed_server(write: Callable[..., Path
     assert found.excluded == [] and found.by_keep[0].mean > 0.5
 
 
-def check_requests(people: list[Participant], address: str) -> None:
+def check_requests(people: list[Participant]) -> None:
     """No request leaves the server, and no error but those of the killed server."""
     for each in people:
-        assert each.requests and all(url.startswith(address) for url in each.requests)
+        each.visited.check_requests()
     lost = [error for error in people[0].errors if "ERR_CONNECTION" in error]
     assert lost and people[0].errors == lost and people[1].errors == []
 
@@ -147,10 +118,10 @@ window.requestAnimationFrame = (step) => setTimeout(() => { now += 1000 / RATE; 
 
 
 @pytest.mark.parametrize("rate", [60, 144])
-def test_reveals_are_within_one_frame_of_a_steady_display(write: Callable[..., Path], browser: Any, rate: int) -> None:
+def test_reveals_are_within_one_frame_of_a_steady_display(write: Callable[..., Path], visit: Visit, rate: int) -> None:
     folder = write(keep=(2,), reveal=(20, 50, 100, 333), num=4, practice=0, catch=0)
     with serving(folder) as (_, address):
-        one = Participant(browser, address)
+        one = Participant(visit(address))
         one.page.add_init_script(STEADY.replace("RATE", str(rate)))
         one.begin()
         for position in range(4):
@@ -167,10 +138,10 @@ def test_reveals_are_within_one_frame_of_a_steady_display(write: Callable[..., P
     assert score(study, Results(folder / RESULTS, study.identity).answers(), Scoring(resamples=100))[0].left_out == {}
 
 
-def test_by_keyboard_only_with_a_pause(write: Callable[..., Path], browser: Any) -> None:
+def test_by_keyboard_only_with_a_pause(write: Callable[..., Path], visit: Visit) -> None:
     folder = write(keep=(2,), reveal=(100,), num=2, practice=0, catch=0)
     with serving(folder) as (_, address):
-        one = Participant(browser, address)
+        one = Participant(visit(address))
         keys = one.page.keyboard
         one.page.goto(address)
         one.page.locator("#agree").wait_for()
@@ -183,7 +154,7 @@ def test_by_keyboard_only_with_a_pause(write: Callable[..., Path], browser: Any)
         keys.press("Enter")
         one.page.locator("#go-on:focus").wait_for()
         code = one.page.locator("#paused .code").inner_text()
-        two = Participant(browser, address)  # goes on elsewhere, with the code typed in small letters
+        two = Participant(visit(address))  # goes on elsewhere, with the code typed in small letters
         two.page.goto(address)
         two.page.get_by_label("If you paused").fill(code.lower().replace("-", ""))
         two.page.keyboard.press("Enter")
@@ -201,10 +172,10 @@ def test_by_keyboard_only_with_a_pause(write: Callable[..., Path], browser: Any)
     assert [each.answer.choice for each in answers] == ["tie", "left"]
 
 
-def test_the_page_fits_a_phone_and_shows_text_as_text(write: Callable[..., Path], browser: Any) -> None:
+def test_the_page_fits_a_phone_and_shows_text_as_text(write: Callable[..., Path], visit: Visit) -> None:
     folder = write(**DESIGN)
     with serving(folder) as (_, address):
-        one = Participant(browser, address, viewport={"width": 320, "height": 640})
+        one = Participant(visit(address, viewport={"width": 320, "height": 640}))
         one.page.goto(address)
         one.page.locator("#consent").get_by_text("<b>Second</b> paragraph.").wait_for()
         one.begin()

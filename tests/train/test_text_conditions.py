@@ -320,7 +320,7 @@ def test_samples_are_evaluated_by_the_classes_of_the_captioned_images(pair: Any,
     generator.sample = lambda cond, **how: given.append(cond) or sample(cond, **how)
     tokenizer.decode = lambda tokens, cond, **how: given.append(cond) or decode(tokens, cond, **how)
     records = evaluate_generation(
-        generator, tokenizer, reference, Samples(num=8, keep=(0, 4), batch_size=5, guidance=1.0), measuring
+        generator, tokenizer, reference, Samples(num_samples=8, keep=(0, 4), batch_size=5, guidance=1.0), measuring
     )
     expected = CaptionEmbeddings(wanted.model.condition, [])([reference.captions[i % 6] for i in range(8)])  # type: ignore
     assert torch.equal(torch.cat(given[::3]), expected) and torch.equal(torch.cat(given[1::3]), expected)
@@ -328,11 +328,11 @@ def test_samples_are_evaluated_by_the_classes_of_the_captioned_images(pair: Any,
         ("true", "by captions of the reference images")
     }
     assert {record.name for record in records if record.keep == 0} > {"label_agreement"}
-    free = evaluate_generation(generator, tokenizer, reference, Samples(num=4, unconditional=True), measuring)
+    free = evaluate_generation(generator, tokenizer, reference, Samples(num_samples=4, unconditional=True), measuring)
     assert {(record.label, record.note.split("; few images")[0]) for record in free} == {("null", "unconditional")}
     bare = subset(open_split(load_recipe(tiny("smap")), "test"), 6)
     with pytest.raises(InputError, match="captions, the reference images have none; pass --unconditional"):
-        evaluate_generation(generator, tokenizer, bare, Samples(num=4), measuring)
+        evaluate_generation(generator, tokenizer, bare, Samples(num_samples=4), measuring)
 
 
 def test_a_forecast_needs_no_text_encoder(recipe: Callable[..., Recipe], pair: Any) -> None:

@@ -116,7 +116,7 @@ class Trained:
         return Samples(
             **vars(config.sampling),
             **{f"decoder_{name}": value for name, value in decoding.items()},
-            num=config.num_samples,
+            num_samples=config.num_samples,
             keep=(recipe.model.num_tokens if how.keep is None else how.keep,),
             batch_size=config.batch_size,
             seed=recipe.seed,

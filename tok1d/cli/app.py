@@ -21,6 +21,7 @@ from tok1d.cli.demo import demo
 from tok1d.cli.encode import encode
 from tok1d.cli.evaluate import evaluate_app
 from tok1d.cli.launch import PASSED_ON, launch
+from tok1d.cli.models import models
 from tok1d.cli.options import release_outputs, with_paths
 from tok1d.cli.pictures import generate, reconstruct
 from tok1d.cli.reference import reference
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 app.command("demo", short_help="Train small models from scratch and write a report.")(with_paths(demo))
 app.command("recipes", short_help="List the recipes with their results and cost.")(with_paths(recipes))
+app.command("models", short_help="List the bundled models.")(with_paths(models))
 app.command("config", short_help="Print a recipe with all its values.")(with_paths(config))
 app.command("train", short_help="Train a model with a recipe, or resume a training.")(with_paths(train))
 app.command("encode", short_help="Write the tokens of a data set into a cache.")(with_paths(encode))

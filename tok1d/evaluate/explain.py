@@ -19,16 +19,22 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Status = Literal["same", "differs", "not stated", "does not apply"]
+OF_CROPS = "fingerprints of images depend on the crop, which differs; the images themselves may be the same"
 
 
 @dataclass(frozen=True)
 class Line:
-    """One setting of two numbers, `a` and `b`, as text; None if the number's source does not state it."""
+    """One setting of two numbers, `a` and `b`, as text; None if the number's source does not state it.
+
+    Args:
+        why: why this difference matters, where it is not what the setting's own reason says.
+    """
 
     key: str
     a: str | None
     b: str | None
     status: Status
+    why: str = ""
 
     @property
     def title(self) -> str:
@@ -43,7 +49,7 @@ class Line:
     def reason_for(self, metric: str) -> str:
         """`reason` for a metric: that of images and their originals has reasons of its own."""
         found = setting(self.key)
-        return found.of_pairs if found.of_pairs and metric in PAIRS else found.reason
+        return self.why or (found.of_pairs if found.of_pairs and metric in PAIRS else found.reason)
 
 
 @dataclass(frozen=True)
@@ -171,7 +177,8 @@ def _line(key: str, facts_a: Facts, facts_b: Facts) -> Line:
         status = "same" if {a, b} <= {ABSENT, NONE} else "does not apply"
     elif a.lower() != b.lower() and not (key == "reference" and _same_images(facts_a, facts_b)):
         status = "not stated" if key == "data" and _only_size(a, b) else "differs"
-    return Line(key, a, b, status)
+    why = OF_CROPS if key == "reference" and status == "differs" and _other_crops(facts_a, facts_b) else ""
+    return Line(key, a, b, status, why)
 
 
 # Settings of a recipe that other lines or the record state.
@@ -204,6 +211,13 @@ def _section(facts: Facts, key: str) -> Mapping[str, object]:
 def _same_images(a: Facts, b: Facts) -> bool:
     """Whether two records can have the same reference."""
     return a.reference is not None and b.reference is not None and a.reference.may_equal(b.reference)
+
+
+def _other_crops(a: Facts, b: Facts) -> bool:
+    """Whether two references differ in nothing but fingerprints, which depend on crops that differ."""
+    crops = {a.settings.get("crop"), b.settings.get("crop")}
+    sets = [each.reference and replace(each.reference, fingerprint="") for each in (a, b)]
+    return len(crops) == 2 and None not in crops and None not in sets and sets[0] == sets[1]
 
 
 def _only_size(a: str, b: str) -> bool:

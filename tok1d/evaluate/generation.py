@@ -151,7 +151,7 @@ class Sampler:
         guidance: Guidance | None = None,
     ) -> None:
         self.generator, self.tokenizer, self.how = generator, tokenizer, how
-        self.num = NUM if how.num is None else how.num
+        self.num = NUM if how.num_samples is None else how.num_samples
         self.device = next(generator.parameters()).device
         sampling = how.sampling
         conditional = is_conditional(generator.config) and not sampling.unconditional

@@ -166,7 +166,7 @@ def _samples(recipe: Recipe, tokenizer: Tokenizer, keep: tuple[int, ...]) -> Sam
     return Samples(
         **vars(config.sampling),
         **{f"decoder_{name}": value for name, value in vars(decoding).items()},
-        num=config.num_samples,
+        num_samples=config.num_samples,
         keep=keep,
         batch_size=config.batch_size,
         seed=recipe.seed,

@@ -190,7 +190,7 @@ def _generation(request: Generation, opened: Opened) -> Prepared:
         images = images_of(images, generator, ids)
     check_counts(list(request.keep), "--keep", 1, generator.config.num_tokens)
     compared = measures.metrics if measures.networks else ()
-    check_number(compared, NUM if request.num is None else request.num, "samples")
+    check_number(compared, NUM if request.num_samples is None else request.num_samples, "samples")
     if images is not None and known is None:
         check_number(compared, len(images), "reference images")
 
@@ -204,7 +204,7 @@ def _generation(request: Generation, opened: Opened) -> Prepared:
         return opened.once("references", key, lambda: setup.image_references(images, measures, of=of, about=about))
 
     def run(measuring: Measuring, *, trial: bool = False) -> list[Record]:
-        how = replace(request, num=1) if trial else request
+        how = replace(request, num_samples=1) if trial else request
         where = (request.model, data, request.data_root, device)
         memory = None if trial or not data else opened.once("memory", where, memorisation)
         return evaluate_generation(generator, tokenizer, images, how, measuring, guidance=guidance, memorisation=memory)
@@ -227,7 +227,7 @@ def _real_distances(
     request: Generation, tokenizer: Tokenizer, measures: Measures, split_of: Callable[[str], ImageSet], quiet: bool
 ) -> list[Record]:
     """The distances of as many training images as samples to the test images."""
-    num = NUM if request.num is None else request.num
+    num = NUM if request.num_samples is None else request.num_samples
     train, test = (partial(split_of, each) for each in ("train", "test"))
     crop = protocol.protocol_of(tokenizer)["crop"]
     return distance_records(train, test, num, measures.networks, crop=crop)

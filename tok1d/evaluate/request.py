@@ -61,7 +61,7 @@ class Samples(Sampling):
     keep: tuple[int, ...] = option(
         (), "decode from these numbers of leading tokens, such as 1,4,8; default: all", ge=1, axis=False
     )
-    num: int | None = option(None, "number of samples of all classes together; default: 1000", ge=1, axis=False)
+    num_samples: int | None = option(None, "number of samples of all classes together; default: 1000", ge=1, axis=False)
     classes: str = option(
         "balanced",
         "classes of the samples: balanced, random, or train (with the frequencies of the training images); or classes "

@@ -99,8 +99,7 @@ class SamplePictures(Searching, Sampling):
     )
     num: int = option(
         8,
-        "number of samples for each class or caption, or in total without classes and captions (that of evaluate "
-        "generation is a total)",
+        "number of samples for each class or caption, or in total without classes and captions",
         ge=1,
     )
     keep: int | None = option(None, "generate, or decode from, this number of leading tokens only; default: all", ge=1)

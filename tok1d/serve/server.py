@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 
 import gradio as gr
-import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tok1d.errors import ConfigError, reason_of
+from tok1d.html import server
 from tok1d.html.parts import style
 from tok1d.serve import page
 from tok1d.serve.controls import Work
@@ -24,7 +22,6 @@ from tok1d.serve.controls import Work
 HOST = "127.0.0.1"
 MOST_UPLOAD = 20_000_000  # bytes, as `uploads.MOST_BYTES`
 MOST_BODY = 200_000  # bytes of a request other than an upload
-MOST_CONNECTIONS = 256
 WARM_SECONDS = 4.0  # without a visitor, after which models are loaded
 API = "/gradio_api/"
 # What the page asks for; gradio has more, which is not served.
@@ -38,17 +35,12 @@ ENVIRONMENT = {  # of gradio: it keeps no statistics of events and asks no other
     "GRADIO_ANALYTICS_MAX_EVENTS": "10",
     "GRADIO_ANALYTICS_CACHE_FREQUENCY": "1000000000",
 }
-HEADERS = {
+HEADERS = server.HEADERS | {
     "Content-Security-Policy": (
         "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
         "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
         "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
     ),
-    "X-Frame-Options": "DENY",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
 }
 
@@ -69,27 +61,21 @@ class Guard:
             await self.app(scope, receive, send)
             return
 
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                own = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
-                kept = [each for each in message["headers"] if each[0].decode().title() not in HEADERS]
-                message = {**message, "headers": [*kept, *own]}
-            await send(message)
-
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
+        guarded = server.with_headers(send, HEADERS)
         refusal = refused(scope)
         if refusal is not None:
             await PlainTextResponse(refusal[1], refusal[0])(scope, receive, guarded)
             return
         if scope["method"] == "POST" and scope["path"] != f"{API}upload":
-            body = await _body(receive)
+            body = await server.body_of(receive, MOST_BODY)
             if body is None or (sentence := self.foreign(body)):
                 text = f"expected at most {MOST_BODY} bytes" if body is None else sentence
                 await PlainTextResponse(text, 413 if body is None else 400)(scope, receive, guarded)
                 return
-            receive = _replay(body, receive)
+            receive = server.replayed(body, receive)
         await self.app(scope, receive, guarded)
         if scope["path"] == "/":
             self.opened()
@@ -135,29 +121,6 @@ def refused(scope: Scope) -> tuple[int, str] | None:
     if path == f"{API}upload" and (not length.isdecimal() or int(length) > MOST_UPLOAD + MOST_BODY):
         return 413, f"expected a file of at most {MOST_UPLOAD // 1_000_000} MB"
     return None
-
-
-async def _body(receive: Receive) -> bytes | None:
-    """The body of a request; None if it is longer than `MOST_BODY`."""
-    body, more = b"", True
-    while more:
-        message = await receive()
-        if message["type"] != "http.request":
-            break
-        body += message.get("body", b"")
-        if len(body) > MOST_BODY:
-            return None
-        more = message.get("more_body", False)
-    return body
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replayed() -> Message:
-        return pending.pop() if pending else await receive()
-
-    return replayed
 
 
 @contextlib.contextmanager
@@ -223,19 +186,6 @@ def serve(work: Work, port: int, started: Callable[[str], object]) -> None:
     Raises:
         ConfigError: it cannot listen there.
     """
-    try:
-        listening = socket.create_server((HOST, port), backlog=MOST_CONNECTIONS)
-    except OSError as error:
-        raise ConfigError(f"--port: cannot listen at {HOST}, port {port} ({reason_of(error)})") from None
-    with listening, opened(work) as app:
-        started(f"http://{HOST}:{listening.getsockname()[1]}/")
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            limit_concurrency=MOST_CONNECTIONS,
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=2,
-        )
-        uvicorn.Server(config).run(sockets=[listening])
+    with server.listen(HOST, port) as listening, opened(work) as app:
+        started(server.address_of(listening))
+        server.run(app, listening, patience=2)

@@ -172,7 +172,7 @@ def measured(
     num = len(images)
     conditional = bool(generator.config.num_classes)
     samples = Samples(
-        num=num,
+        num_samples=num,
         guidance=how.guidance,
         classes="train" if conditional else "balanced",
         batch_size=how.batch_size,

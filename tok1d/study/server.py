@@ -7,23 +7,22 @@ that do not tell them apart. Requests are small and checked; errors are one sent
 from __future__ import annotations
 
 import asyncio
-import socket
 import sqlite3
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException as StarletteError
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tok1d.errors import ConfigError, InputError, reason_of
+from tok1d.errors import InputError
+from tok1d.html import server
 from tok1d.study import plan
 from tok1d.study.folder import IMAGES, RESULTS, Study, read_study
 from tok1d.study.results import CODE, Answer, Choice, NotCurrentError, Results
@@ -32,14 +31,8 @@ PAGE = Path(__file__).parent / "page"
 FILES = {"/": "index.html", "/study.css": "study.css", "/study.js": "study.js", "/icon.svg": "icon.svg"}
 MAX_BODY = 4096  # bytes
 BODY_SECONDS = 10.0
-MAX_CONNECTIONS = 256
-HEADERS = {
+HEADERS = server.HEADERS | {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Frame-Options": "DENY",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
 
@@ -82,41 +75,17 @@ class Guard:
             await self.app(scope, receive, send)
             return
 
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                own = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
-                message = {**message, "headers": [*message["headers"], *own]}
-            await send(message)
-
+        guarded = server.with_headers(send, HEADERS)
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                body = await _body(receive)
+                body = await server.body_of(receive, MAX_BODY)
         except TimeoutError:
             await _error(408, "expected the whole request within 10 seconds")(scope, receive, guarded)
             return
         if body is None:
             await _error(413, f"expected at most {MAX_BODY} bytes")(scope, receive, guarded)
             return
-        pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def replayed() -> Message:
-            return pending.pop() if pending else await receive()
-
-        await self.app(scope, replayed, guarded)
-
-
-async def _body(receive: Receive) -> bytes | None:
-    """The body of a request; None if it is longer than `MAX_BODY`."""
-    body, more = b"", True
-    while more:
-        message = await receive()
-        if message["type"] != "http.request":
-            break
-        body += message.get("body", b"")
-        if len(body) > MAX_BODY:
-            return None
-        more = message.get("more_body", False)
-    return body
+        await self.app(scope, server.replayed(body, receive), guarded)
 
 
 def _error(status: int, sentence: str) -> JSONResponse:
@@ -240,21 +209,6 @@ def serve(folder: Path, host: str, port: int, started: Callable[[str], object]) 
         DataError: see `make_app`.
     """
     app = make_app(folder)
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS)
-    except OSError as error:
-        raise ConfigError(f"--port: cannot listen at {host}, port {port} ({reason_of(error)})") from None
-    with listening:
-        shown = f"[{host}]" if ":" in host else host
-        started(f"http://{shown}:{listening.getsockname()[1]}/")
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            limit_concurrency=MAX_CONNECTIONS,
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=5,
-        )
-        uvicorn.Server(config).run(sockets=[listening])
+    with server.listen(host, port) as listening:
+        started(server.address_of(listening))
+        server.run(app, listening, patience=5)
