@@ -236,6 +236,7 @@ def test_a_picture_of_the_camera(visit: Visit, address: str) -> None:
     person.says("Choose a picture.")
     person.page.get_by_role("button", name="Capture from camera").locator("visible=true").first.click()
     person.page.get_by_text("Click to Access Webcam").click()
+    person.page.wait_for_function("[...document.querySelectorAll('video')].some(e => e.readyState > 2)")
     person.page.get_by_role("button", name="capture photo").click()
     person.other_than(example)
     person.says("Decoded from 17 numbers of tokens.")
