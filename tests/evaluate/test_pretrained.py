@@ -155,7 +155,7 @@ def test_what_is_measured_by_default_and_on_request(resnet: str, generated_image
     asked = prepare(Reconstruction(metrics=("semantic",), **common)).measure()
     (record,) = [each for each in asked if each.name.startswith("semantic")]
     assert record.name == "semantic_agreement@fashion-mnist-cnn" and record.value is not None and 0 <= record.value <= 1
-    common |= {"model": "fashion-mnist-sit"}
+    common |= {"model": "fashion-mnist-sit", "num_samples": common.pop("num")}
     with pytest.raises(InputError, match="samples have no originals"):
         prepare(Generation(metrics=("semantic",), **common))
 
