@@ -14,14 +14,13 @@ distance of the samples (fd, without guidance).
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from table import FD, fill, markdown
+from table import FD, add_line, fill, is_there, markdown, read_lines, train
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -39,25 +38,14 @@ TOKENIZERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 QUALITY = 18.0  # dB, of the generator that stops
 
 
-def trained(recipe: str, overrides: Sequence[str], out: Path) -> Path:
-    """The run of a recipe, which is trained first if it is not finished."""
-    from tok1d.config.load import load_recipe
-    from tok1d.train import folder, run
-
-    if not folder.is_finished(out):
-        run.train(load_recipe(recipe, [*overrides, f"out={out}"]), name=recipe)
-    return out
-
-
 def choice(name: str, seed: int, steps: int, num: int, runs: Path) -> Row:
     """The budgets of a tokenizer by search and by a head of this seed."""
     import tok1d
-    from tok1d.zoo import store
 
     tokenizer, data, overrides = TOKENIZERS[name]
     settings = [f"init_from={tokenizer}", f"seed={seed}", f"train.steps={steps}", *overrides]
-    out = trained("fashion_mnist/budget", settings, runs / f"head-{name}-{seed}-{steps}")
-    (head,) = store.load(out / "model").budget_heads
+    out = runs / f"head-{name}-{seed}-{steps}"
+    (head,) = train("fashion_mnist/budget", settings, out).budget_heads
     (record,) = tok1d.analyze("budget", out / "model", data, num=num, device="cpu").records
     kept = ("num", "metric", "errors", "choices")
     return {
@@ -75,7 +63,8 @@ def stop(stops: bool, seed: int, steps: int, num: int, runs: Path) -> Row:
     overrides = [f"seed={seed}", f"train.steps={steps}", "evaluate.guidance=1", f"evaluate.num_samples={num}"]
     overrides += [f"cache={runs / 'cache-quality'}"] if stops else []
     overrides += ["model.stop=true", f"budget.quality={QUALITY}", "evaluate.keep=[16]"] if stops else []
-    out = trained("fashion_mnist/card", overrides, runs / f"card-{'stop' if stops else 'fixed'}-{seed}-{steps}")
+    out = runs / f"card-{'stop' if stops else 'fixed'}-{seed}-{steps}"
+    train("fashion_mnist/card", overrides, out)
     generator = tok1d.load_pair(out / "model")[0]
     distances = {each.keep: each.value for each in generator.card.records if each.name == FD and each.keep}
     samples = generator.generate(num=20, guidance=1.0)
@@ -93,11 +82,6 @@ def tasks(names: Sequence[str], given: argparse.Namespace) -> Iterator[tuple[Row
         for stops in (False, True) if "stop" in names else ():
             key = {"kind": "stop", "name": "stop" if stops else "fixed", "seed": seed}
             yield key, lambda stops=stops, seed=seed: stop(stops, seed, 4000, 1000, runs)
-
-
-def read(path: Path = RESULT) -> list[Row]:
-    """The stored rows."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def choices_table(rows: Sequence[Row]) -> str:
@@ -141,15 +125,11 @@ def main(args: Sequence[str] | None = None) -> int:
     given = parser.parse_args(args)
     given.runs = given.runs.resolve()
     if given.write:
-        fill(PAGE, TABLES, read())
+        fill(PAGE, TABLES, read_lines(RESULT))
         return 0
     for key, measure in tasks(given.only, given):
-        if not any(row.items() >= key.items() for row in read()):
-            row = {**key, **measure()}
-            RESULT.parent.mkdir(parents=True, exist_ok=True)
-            with RESULT.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            print(json.dumps(key), flush=True)
+        if not is_there(read_lines(RESULT), key):
+            add_line(RESULT, {**key, **measure()})
     return 0
 
 

@@ -18,7 +18,6 @@ tokens. The calls of a head are for one token, those of SiT for a sequence. A gu
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -27,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from table import FD, fill, markdown, spread, train
+from table import FD, add_line, fill, is_there, markdown, read_lines, spread, train
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -123,21 +122,16 @@ def measured(system: System, model: Any, steps: int, keep: int, num: int, *, bun
     return {name: float(found.value(name)) for name in (FD, "label_agreement")}
 
 
-def read(path: Path = RESULT) -> list[Row]:
-    """The stored rows."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
 def measure(name: str, way: str, seed: int, given: argparse.Namespace) -> None:
     """Train where the model is missing, and append the rows that are missing."""
     import tok1d
 
-    system, rows = SYSTEMS[name], read(given.result)
+    system, rows = SYSTEMS[name], read_lines(given.result)
     bundled = way == "velocity"
     key = {"system": name, "way": way, "seed": seed, "num": given.num, "asked": None if bundled else given.steps}
     steps = sorted({*system.calls, *(system.full if bundled else ())})
     wanted = [{**key, "keep": keep, "steps": each} for keep in given.keep or system.keep for each in steps]
-    missing = [each for each in wanted if not any(row.items() >= each.items() for row in rows)]
+    missing = [each for each in wanted if not is_there(rows, each)]
     if not missing:
         return
     generates = "flow" not in system.section
@@ -155,16 +149,7 @@ def measure(name: str, way: str, seed: int, given: argparse.Namespace) -> None:
         values = measured(system, model, each["steps"], each["keep"], given.num, bundled=bundled)
         row = {**each, "calls": each["steps"] * (1 + guided), **about, **values}
         row["cpu"] = round(time.process_time() - begin, 1)
-        print(json.dumps(row), flush=True)
-        write(given.result, [*read(given.result), row])
-
-
-def write(path: Path, rows: Sequence[Row]) -> None:
-    """Replace the stored rows."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(path)
+        add_line(given.result, row)
 
 
 def table(rows: Sequence[Row], name: str) -> str:
@@ -204,7 +189,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="write the tables of docs/fewer.md")
     given = parser.parse_args(args)
     if given.write:
-        fill(PAGE, TABLES, read(given.result))
+        fill(PAGE, TABLES, read_lines(given.result))
         return 0
     for name in given.only:
         for way in given.ways:

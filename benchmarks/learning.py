@@ -18,7 +18,6 @@ the recipe's `evaluate` settings. The errors of principal components are those o
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import baselines
-from table import fill, markdown
+from table import add_line, fill, markdown, read_lines, write_lines
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -143,26 +142,20 @@ def errors(run: Any, settings: Any, test: Any, num: int, counts: Sequence[int]) 
     return {str(k): value / num for k, value in sums.items()}
 
 
-def read(path: Path = RESULT) -> list[Row]:
-    """The stored points."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
 def measure(name: str, side: str, seed: int, path: Path, runs: Path) -> None:
     """Measure a curve unless it is complete; points of an incomplete one are removed first."""
     comparison = COMPARISONS[name]
     key = {"name": name, "side": side, "seed": seed}
-    rows = read(path)
+    rows = read_lines(path)
     own = [row for row in rows if row.items() >= key.items()]
     if own and own[-1].get("last"):
         return
-    write(path, [row for row in rows if not row.items() >= key.items()])
+    write_lines(path, [row for row in rows if not row.items() >= key.items()])
     now = side == "now"
     overrides = [f"seed={seed}", *(() if now else comparison.before)]
     points = curve(comparison.recipe, overrides, comparison.every[now], runs / f"{name}-{side}-{seed}")
     for point in points:
-        write(path, [*read(path), {**key, **point}])
-        print(json.dumps({**key, **point}), flush=True)
+        add_line(path, {**key, **point})
 
 
 def points_of(rows: Sequence[Row], name: str, side: str) -> dict[int, list[Row]]:
@@ -240,14 +233,6 @@ def plot(rows: Sequence[Row], name: str) -> Any:
 TABLES = {"learning": table}
 
 
-def write(path: Path, rows: Sequence[Row]) -> None:
-    """Replace the stored points."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(path)
-
-
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -257,7 +242,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="write the table and the plots of docs/learning.md")
     given = parser.parse_args(args)
     if given.write:
-        rows = read()
+        rows = read_lines(RESULT)
         fill(PAGE, TABLES, rows)
         for name in COMPARISONS:
             plot(rows, name).save(PAGE.parent / "images" / f"learning-{name}.png")

@@ -16,7 +16,6 @@ benchmarks/results/search.jsonl is one search with one seed.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -25,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from table import fill, markdown, spread, train
+from table import add_line, fill, is_there, markdown, read_lines, spread, train
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -135,11 +134,6 @@ def tasks(names: Sequence[str], seeds: int) -> Iterator[tuple[str, str, int, int
                     yield name, kind, calls, seed
 
 
-def read(path: Path = RESULT) -> list[Row]:
-    """The stored rows."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
 def table(rows: Sequence[Row]) -> str:
     """A line for each generator, number of candidates and kind of search: means over seeds."""
     body = []
@@ -174,16 +168,12 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="write the table of docs/search.md")
     given = parser.parse_args(args)
     if given.write:
-        fill(PAGE, {"search": table}, read())
+        fill(PAGE, {"search": table}, read_lines(RESULT))
         return 0
     for name, kind, calls, seed in tasks(given.only, given.seeds):
         key = {"name": name, "kind": kind, "n": calls, "seed": seed}
-        if not any(row.items() >= key.items() for row in read()):
-            row = {**key, **measure(name, kind, calls, seed, given.runs)}
-            RESULT.parent.mkdir(parents=True, exist_ok=True)
-            with RESULT.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            print(json.dumps(row), flush=True)
+        if not is_there(read_lines(RESULT), key):
+            add_line(RESULT, {**key, **measure(name, kind, calls, seed, given.runs)})
     return 0
 
 

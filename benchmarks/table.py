@@ -139,6 +139,30 @@ def read(folder: Path) -> Records:
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file with one JSON object a line; none if there is no file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Replace the rows of such a file, completely or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def add_line(path: Path, row: dict[str, Any]) -> None:
+    """Add a row to such a file, and print it."""
+    write_lines(path, [*read_lines(path), row])
+    print(json.dumps(row), flush=True)
+
+
+def is_there(rows: Sequence[dict[str, Any]], key: dict[str, Any]) -> bool:
+    """Whether one of the rows has these entries."""
+    return any(row.items() >= key.items() for row in rows)
+
+
 def seeds(records: Records, kind: str) -> list[dict[str, Any]]:
     """The existing records of a kind of row, seeds 0 to 2."""
     return [records[f"{kind}-{seed}"] for seed in range(3) if f"{kind}-{seed}" in records]
