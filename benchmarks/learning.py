@@ -11,8 +11,9 @@ has the optimizer, the schedule, the batches and the shares of dropped tokens th
 benchmarks/results/learning.jsonl is one point of a curve; a curve that is not complete is begun again.
 
 The error is the mean squared error, in [0, 1], of the averaged weights' reconstructions from all tokens: for the first
-2,000 test images at every point, and for all 10,000 at the end, then by number of tokens too. Flow decoders run with
-the recipe's `evaluate` settings. The errors of principal components are those of `python benchmarks/baselines.py`.
+2,000 test images at every point, and for all 10,000 at the end. Flow decoders run with the recipe's `evaluate`
+settings.
+The errors of principal components are those of `python benchmarks/baselines.py`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ RESULT = Path(__file__).parent / "results" / "learning.jsonl"
 PAGE = Path(__file__).parents[1] / "docs" / "learning.md"
 PLAIN = ("train.optimizer=adamw", "train.schedule=cosine", "train.warmup=100", "train.batch_size=64")
 BETWEEN, AT_END, BATCH = 2000, 10_000, 250
-FINE = 5  # the first points are half as far apart: the former error is reached among them
+SIDES = ("now", "before")
 Row = dict[str, Any]
 
 
@@ -46,13 +47,15 @@ class Comparison:
 
     Args:
         before: the former settings, `train.steps` among them.
-        every: steps between two points, of `before` and of `now`; half as many up to `FINE` times as many.
+        every: steps between two points, of `before` and of `now`.
+        early: steps between the points of `now` before the first of `every`.
         seeds: number of seeds.
     """
 
     recipe: str
     before: tuple[str, ...]
     every: tuple[int, int]
+    early: int = 0
     seeds: int = 3
 
 
@@ -67,7 +70,8 @@ COMPARISONS = {
             "model.nested.after=0.6",
             "model.nested.full_prob=0",
         ),
-        (200, 100),
+        (400, 500),
+        early=50,
     ),
     "maetok": Comparison("fashion_mnist/maetok_ae", (*PLAIN, "train.lr=1e-3", "train.steps=2000"), (250, 100)),
     "smap": Comparison(
@@ -93,8 +97,8 @@ TITLES = {
 NUMBERS = {"demo": 128, "maetok": 256, "smap": 256}  # of a code
 
 
-def curve(recipe: str, overrides: Sequence[str], every: int, folder: Path) -> Iterator[Row]:
-    """Train, and yield the points of the curve: step, CPU seconds, and error by number of tokens."""
+def curve(recipe: str, overrides: Sequence[str], every: int, early: int, folder: Path) -> Iterator[Row]:
+    """Train, and yield the points of the curve: step, CPU seconds, and error from all tokens."""
     from tok1d.config.load import load_recipe
     from tok1d.train.images import open_split
     from tok1d.train.loop import begin
@@ -109,37 +113,31 @@ def curve(recipe: str, overrides: Sequence[str], every: int, folder: Path) -> It
         run.train_step(batches)
         run.step += 1
         done = run.step == settings.train.steps
-        if not done and run.step % (every if run.step > FINE * every else every // 2):
+        if not done and run.step % (early if early and run.step < every else every):
             continue
         seconds += time.process_time() - mark
         run.check_finite()
-        length = [run.task.model.spec.length]
-        point = {"step": run.step, "cpu": round(seconds, 1), "mse": errors(run, settings, test, BETWEEN, length)}
+        point = {"step": run.step, "cpu": round(seconds, 1), "mse": measured(run, settings, test, BETWEEN)}
         if done:
-            counts = [k for k in (1, 2, 4, 8) if run.task.model.spec.ordered and k < length[0]] + length
-            point |= {"mse_all": errors(run, settings, test, len(test), counts), "last": True}
+            point |= {"mse_all": measured(run, settings, test, len(test)), "last": True}
         yield point
         mark = time.process_time()
 
 
-def errors(run: Any, settings: Any, test: Any, num: int, counts: Sequence[int]) -> dict[str, float]:
-    """Mean squared error in [0, 1] of the averaged weights for the first `num` test images, by number of tokens."""
+def measured(run: Any, settings: Any, test: Any, num: int) -> float:
+    """Mean squared error in [0, 1] of the averaged weights for the first `num` test images."""
     import torch
 
-    model, wanted = run.task.model, settings.evaluate
-    sums = dict.fromkeys(counts, 0.0)
+    model, wanted, total = run.task.model, settings.evaluate, 0.0
     options = {} if model.spec.deterministic else {"steps": wanted.steps, "guidance": wanted.guidance}
     with run._evaluated(), torch.no_grad(), torch.random.fork_rng([]):
         for start in range(0, num, BATCH):
             images, labels = test.batch(range(start, min(start + BATCH, num)))
             condition = labels if model.spec.needs_label else None
-            tokens = model.encode(images, condition)
-            for k in counts:
-                own = {} if model.spec.deterministic else {"generator": torch.Generator().manual_seed(start)}
-                keep = {} if k == model.spec.length else {"keep": k}
-                decoded = model.decode(tokens, condition, **keep, **options, **own)
-                sums[k] += float((decoded.clamp(0, 1) - images).square().flatten(1).mean(1).sum())
-    return {str(k): value / num for k, value in sums.items()}
+            own = {} if model.spec.deterministic else {"generator": torch.Generator().manual_seed(start)}
+            decoded = model.decode(model.encode(images, condition), condition, **options, **own)
+            total += float((decoded.clamp(0, 1) - images).square().flatten(1).mean(1).sum())
+    return total / num
 
 
 def measure(name: str, side: str, seed: int, path: Path, runs: Path) -> None:
@@ -153,7 +151,8 @@ def measure(name: str, side: str, seed: int, path: Path, runs: Path) -> None:
     write_lines(path, [row for row in rows if not row.items() >= key.items()])
     now = side == "now"
     overrides = [f"seed={seed}", *(() if now else comparison.before)]
-    points = curve(comparison.recipe, overrides, comparison.every[now], runs / f"{name}-{side}-{seed}")
+    early = comparison.early if now else 0
+    points = curve(comparison.recipe, overrides, comparison.every[now], early, runs / f"{name}-{side}-{seed}")
     for point in points:
         add_line(path, {**key, **point})
 
@@ -167,14 +166,9 @@ def points_of(rows: Sequence[Row], name: str, side: str) -> dict[int, list[Row]]
     return {seed: points for seed, points in found.items() if points[-1].get("last")}
 
 
-def error(point: Row, key: str = "mse") -> float:
-    """The error with all tokens."""
-    return float(point[key][max(point[key], key=int)])
-
-
 def reached(points: Sequence[Row], goal: float) -> float | None:
     """CPU seconds of the first point whose error is at most `goal`; None if there is none."""
-    return next((float(point["cpu"]) for point in points if error(point) <= goal), None)
+    return next((float(point["cpu"]) for point in points if point["mse"] <= goal), None)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -187,16 +181,16 @@ def table(rows: Sequence[Row]) -> str:
         limits = [f"{pca[f'pca-{n}']['mse']:.5f}" for n in (numbers // 2, numbers)]
         for seed in sorted(before.keys() & now.keys()):
             old, new = before[seed], now[seed]
-            cpu, at = old[-1]["cpu"], reached(new, error(old[-1]))
+            cpu, at = old[-1]["cpu"], reached(new, old[-1]["mse"])
             body.append(
                 [
                     title,
                     str(seed),
-                    f"{error(old[-1], 'mse_all'):.5f}",
+                    f"{old[-1]['mse_all']:.5f}",
                     f"{cpu:.0f}",
                     "never" if at is None else f"{at:.0f}",
                     "" if at is None else f"{at / cpu:.2f}",
-                    f"{error(new[-1], 'mse_all'):.5f}",
+                    f"{new[-1]['mse_all']:.5f}",
                     f"{new[-1]['cpu']:.0f}",
                     *limits,
                 ]
@@ -217,7 +211,7 @@ def plot(rows: Sequence[Row], name: str) -> Any:
     axes = figure.add_subplot()
     for side, label, colour in (("before", "former recipe, AdamW", "C1"), ("now", "recipe", "C0")):
         for index, points in enumerate(points_of(rows, name, side).values()):
-            seconds, found = [point["cpu"] for point in points], [error(point) for point in points]
+            seconds, found = [point["cpu"] for point in points], [point["mse"] for point in points]
             axes.plot(seconds, found, color=colour, linewidth=1.5, label=label if index == 0 else None)
     for numbers, style in ((NUMBERS[name] // 2, ":"), (NUMBERS[name], "--")):
         value = pca[f"pca-{numbers}"]["mse"]
@@ -237,6 +231,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=COMPARISONS, default=list(COMPARISONS))
+    parser.add_argument("--sides", nargs="*", choices=SIDES, default=list(SIDES))
     parser.add_argument("--list", action="store_true", help="print the names")
     parser.add_argument("--runs", type=Path, default=Path("runs/learning"), help="folder of the trainings")
     parser.add_argument("--write", action="store_true", help="write the table and the plots of docs/learning.md")
@@ -252,7 +247,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     for name in given.only:
         for seed in range(COMPARISONS[name].seeds):
-            for side in ("now", "before"):
+            for side in given.sides:
                 measure(name, side, seed, RESULT, given.runs)
     return 0
 
