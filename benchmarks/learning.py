@@ -12,8 +12,7 @@ benchmarks/results/learning.jsonl is one point of a curve; a curve that is not c
 
 The error is the mean squared error, in [0, 1], of the averaged weights' reconstructions from all tokens: for the first
 2,000 test images at every point, and for all 10,000 at the end. Flow decoders run with the recipe's `evaluate`
-settings.
-The errors of principal components are those of `python benchmarks/baselines.py`.
+settings. The errors of principal components are those of `python benchmarks/baselines.py`.
 """
 
 from __future__ import annotations
