@@ -201,8 +201,8 @@ CLASSIFIERS: dict[str, Mapping] = {"cnn": {"name": "cnn", "width": 8, "features"
 # Bundled name -> what is asked of it.
 BUNDLED: dict[str, list[Mapping]] = {
     "fashion-mnist-semanticist": FLOW_OPTIONS,
-    "fashion-mnist-maetok": WHOLE,
-    "fashion-mnist-smap": ORDERED,
+    "fashion-mnist-maetok": [{}, {"size": 42}],  # a multiple of its patches of 7 pixels
+    "fashion-mnist-smap": [*ORDERED[:-1], {"size": 42, "keep": 2}],
     "fashion-mnist-epsilon-llamagen": CAUSAL_OPTIONS,
     "fashion-mnist-card": CAUSAL_OPTIONS,
     "fashion-mnist-sit": FLOW_SAMPLES,

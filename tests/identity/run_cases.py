@@ -104,31 +104,31 @@ RUNS: dict[str, tuple[tuple[str, ...], Recipe]] = {
         (),
         generator(
             {"name": "card", "num_tokens": 16, **CAUSAL, "class_dim": 96, "head": {**FLOW_HEAD, "condition": "adaln"}},
-            *("fashion-mnist-smap", FASHION_32, ANNEALED),
+            *("fashion-mnist-smap", FASHION_28, ANNEALED),
             cache_dtype="bfloat16",
         ),
     ),
-    "sit": ((), generator({"name": "sit", **SEQUENCE}, "fashion-mnist-maetok", FASHION_32)),
+    "sit": ((), generator({"name": "sit", **SEQUENCE}, "fashion-mnist-maetok", FASHION_28)),
     "sit_sampled": (
         (),
-        generator({"name": "sit", **SEQUENCE}, "fashion-mnist-smap", FASHION_32, STRICT, sample_latents=True),
+        generator({"name": "sit", **SEQUENCE}, "fashion-mnist-smap", FASHION_28, STRICT, sample_latents=True),
     ),
     "dit": (
         (),
         generator(
-            *({"name": "dit", **SEQUENCE}, "fashion-mnist-maetok", FASHION_32),
+            *({"name": "dit", **SEQUENCE}, "fashion-mnist-maetok", FASHION_28),
             **{"cache_views": "tencrop", "cache_dtype": "float16", "draws": "released"},
         ),
     ),
     "lightningdit": (
         (),
         generator(
-            *({"name": "lightningdit", **SEQUENCE}, "fashion-mnist-maetok", FASHION_32), **{"cache_views": "random"}
+            *({"name": "lightningdit", **SEQUENCE}, "fashion-mnist-maetok", FASHION_28), **{"cache_views": "random"}
         ),
     ),
     "usit": (
         (),
-        generator({"name": "usit", **SEQUENCE, "statistics": "none"}, "fashion-mnist-maetok", FASHION_32, cache="none"),
+        generator({"name": "usit", **SEQUENCE, "statistics": "none"}, "fashion-mnist-maetok", FASHION_28, cache="none"),
     ),
     "llamagen": (("smap_vq",), generator({"name": "llamagen", **IDS}, "@smap_vq", FASHION_32)),
     "maskgit": (("titok_vq",), generator({"name": "maskgit", **IDS}, "@titok_vq", FASHION_32)),

@@ -162,7 +162,7 @@ def test_both_rates_follow_one_schedule() -> None:
         )
 
 
-@pytest.mark.parametrize("shape", [(3, 5), (5, 3), (4, 4)])
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3), (4, 4), (4, 5), (6, 40)])
 def test_the_iteration_is_its_polynomial_on_singular_values(shape: tuple[int, int]) -> None:
     a, b, c = 3.4445, -4.7750, 2.0315
     matrix = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -172,6 +172,18 @@ def test_the_iteration_is_its_polynomial_on_singular_values(shape: tuple[int, in
         values = a * values + b * values**3 + c * values**5
     torch.testing.assert_close(orthogonalised(matrix, (a, b, c), 5, 1e-7), left @ values.diag() @ right)
     assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_both_forms_of_the_iteration_agree_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns of very different sizes, as gradients have; a wide matrix is multiplied once, others in every step."""
+    sizes = torch.logspace(0, -5, 96)
+    matrix = torch.randn(24, 96, generator=torch.Generator().manual_seed(2)) * sizes
+    found = []
+    for wide in (1.5, float("inf")):
+        monkeypatch.setattr(muon, "WIDE", wide)
+        found.append(orthogonalised(matrix, (3.4445, -4.7750, 2.0315), 5, 1e-7))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(*found), "two ways to compute it"
 
 
 def test_muon_is_that_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
