@@ -166,8 +166,16 @@ def points_of(rows: Sequence[Row], name: str, side: str) -> dict[int, list[Row]]
 
 
 def reached(points: Sequence[Row], goal: float) -> float | None:
-    """CPU seconds of the first point whose error is at most `goal`; None if there is none."""
-    return next((float(point["cpu"]) for point in points if point["mse"] <= goal), None)
+    """CPU seconds at which the error falls to `goal`, on a line between the points around it; None if it does not."""
+    before: Row | None = None
+    for point in points:
+        if point["mse"] <= goal:
+            if before is None:
+                return float(point["cpu"])
+            share = (before["mse"] - goal) / (before["mse"] - point["mse"])
+            return float(before["cpu"] + share * (point["cpu"] - before["cpu"]))
+        before = point
+    return None
 
 
 def table(rows: Sequence[Row]) -> str:
