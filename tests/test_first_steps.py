@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from tok1d.evaluate.explain import explain
 from tok1d.evaluate.report import table
 from tok1d.images.overview import labelled_grid
 from tok1d.inference import pictures
+from tok1d.inference.images import open_data
 from tok1d.inference.request import ReconstructionPictures
 from tok1d.pictures import grid
 from tok1d.tokenizers.base import TokenSpec
@@ -222,6 +224,10 @@ def test_loose_images_beside_class_folders_are_read_where_no_class_is_needed(tin
     for needed in ("smap", "classifier"):
         with pytest.raises(DataError, match=r"both class folders and loose images \(loose\.png"):
             open_split(load_recipe(tiny(needed), given), "train")
+    tokenizer: Any = store.load(model_folder(tmp_path / "model", tiny("tokenizer")))
+    assert open_data(str(root), tokenizer, split="all").class_names == ["photos"]
+    with pytest.raises(DataError, match="both class folders and loose images"):  # a cache holds labels
+        open_data(str(root), tokenizer, split="all", needs_classes=True)
 
 
 def test_a_token_cache_names_the_files_of_its_rows(

@@ -57,9 +57,10 @@ def encode(
     cache.tokens_kept(tokenizer.spec, how.num_tokens)
     if how.moments:
         cache.check_variational(tokenizer, "--moments")
-    images = cache.with_views(
-        sources.open_data(data, tokenizer, split=how.split, data_root=data_root, on_broken=on_broken), how.views
+    images = sources.open_data(
+        data, tokenizer, split=how.split, data_root=data_root, on_broken=on_broken, needs_classes=True
     )
+    images = cache.with_views(images, how.views)
     if dry_run:
         count = images.transform.num_views
         print(cache.forecast(cache.cache_layout(tokenizer.spec, count, how.format), len(images), count, out))

@@ -33,6 +33,7 @@ def open_data(
     size: int | None = None,
     generator: Generator | None = None,
     report: bool = True,
+    needs_classes: bool | None = None,
 ) -> ImageSet:
     """Open the images of a data set with the size, channels, framing and border of the tokenizer's training images.
 
@@ -45,8 +46,13 @@ def open_data(
         split: train, test or all; default: see `measured_split`.
         size: side of the images in pixels; default: the tokenizer's.
         generator: a generator of the tokenizer's tokens; captions are opened if it or the tokenizer reads them.
+        needs_classes: whether images beside class folders are an error, see `ImageSource`; default: if the tokenizer
+            needs labels, or with a generator. Else all images of such a folder are one class.
     """
-    images = _opened(name, model, split, data_root=data_root, on_broken=on_broken, size=size, generator=generator)
+    if needs_classes is None:
+        needs_classes = model.spec.needs_label or generator is not None
+    how = {"data_root": data_root, "on_broken": on_broken, "size": size, "needs_classes": needs_classes}
+    images = _opened(name, model, split, generator=generator, **how)  # type: ignore[arg-type]
     if report:
         report_broken(images)
     return images
@@ -60,8 +66,8 @@ def _opened(
     data_root: str | None,
     on_broken: str,
     size: int | None,
+    needs_classes: bool,
     generator: Generator | None = None,
-    needs_classes: bool = True,
 ) -> ImageSet:
     """As `open_data`, without a report."""
     config, kind = model.config, kind_of(name)
