@@ -50,6 +50,29 @@ def test_evaluate(tmp_path: Path, fashion: None, capsys: pytest.CaptureFixture[s
         tok1d.evaluate(tok1d.load("fashion-mnist-sit"))
 
 
+def test_evaluate_a_generator(tmp_path: Path, fashion: None, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [
+        "evaluate",
+        "generation",
+        "fashion-mnist-sit",
+        "fashion_mnist",
+        "--metrics",
+        "labels",
+        "--num-samples",
+        "9",
+    ]
+    command += ["--num-samples", "9", "--steps", "2", "--quiet", "--device", "cpu"]
+    assert cli.run([*command, "--out", str(tmp_path / "a.json")]) == 0
+    settings: dict[str, Any] = {"metrics": ["labels"], "num_samples": 9, "steps": 2}
+    pair = tok1d.load_pair("fashion-mnist-sit")[0]
+    for name, model in (("b", pair), ("c", "fashion-mnist-sit")):
+        tok1d.evaluate(model, "fashion_mnist", quiet=True, out=tmp_path / f"{name}.json", **settings)
+    written = [[(r.name, r.value) for r in read_records(tmp_path / f"{name}.json")] for name in "abc"]
+    assert written[0] == written[1] == written[2] and written[0][0][0] == "label_agreement"
+    with pytest.raises(InputError, match="top_k: sit does not use it"):
+        tok1d.evaluate(pair, "fashion_mnist", top_k=3, **settings)
+
+
 def test_analyze(tmp_path: Path, fashion: None, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["analyze", "probe", "fashion-mnist-maetok", "fashion_mnist", "--out", str(tmp_path / "a")]
     assert cli.run([*command, "--device", "cpu"]) == 0

@@ -327,8 +327,8 @@ def test_records_of_ids(
 def test_options_that_a_generator_does_not_have_are_named(tiny: Tiny) -> None:
     sit = random_model(tiny("sit", tokenizer="x"))
     ids = random_model(tiny("sit", tokenizer="x"), f"model={{name: llamagen, {IDS}}}")
-    SampleSettings(steps=3).check(sit.kind, "sit")
-    SampleSettings(top_k=1, top_p=0.5).check(ids.kind, "llamagen")
+    SampleSettings(steps=3).check_read_by(sit.kind, "sit")
+    SampleSettings(top_k=1, top_p=0.5).check_read_by(ids.kind, "llamagen")
     assert SampleSettings(steps=3).given() == {"steps": 3}
     for model, prefix, options, message in (
         (sit, "--", {"top_k": 3}, "--top-k: sit does not use it, leave it out; got 3"),
@@ -336,7 +336,7 @@ def test_options_that_a_generator_does_not_have_are_named(tiny: Tiny) -> None:
         (ids, "--", {"sampler": "euler"}, "--sampler: llamagen does not use it, leave it out; got euler"),
     ):
         with pytest.raises(InputError) as caught:
-            SampleSettings(**options).check(model.kind, model.config.name, prefix)
+            SampleSettings(**options).check_read_by(model.kind, model.config.name, prefix)
         assert str(caught.value) == message
 
 

@@ -90,8 +90,8 @@ def evaluate(
         data: fashion_mnist, emoji, or a folder of images, shards or a saved data set.
         out: also write the records to this JSON file.
         quiet: no progress bar.
-        settings: of `tok1d evaluate reconstruction` or `generation`: num, keep, metrics, split, classes, guidance,
-            device, ...
+        settings: of `tok1d evaluate reconstruction` or `generation`: num or num_samples, keep, metrics, split, classes,
+            guidance, device, ...
 
     Raises:
         Tok1dError: model, data, metrics or settings that are missing or do not fit together.

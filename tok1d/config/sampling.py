@@ -78,7 +78,7 @@ class SampleSettings:
         names = [field.name for field in dataclasses.fields(self) if kind in field.metadata.get(OF, (kind,))]
         return {name: getattr(self, name) for name in names}
 
-    def check(self, kind: Kind, model: str, prefix: str = "") -> None:
+    def check_read_by(self, kind: Kind, model: str, prefix: str = "") -> None:
         """Raise InputError on settings that a generator does not use, and on numbers out of range.
 
         Args:

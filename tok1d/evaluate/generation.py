@@ -163,7 +163,7 @@ class Sampler:
         self.keep = token_counts(tokenizer.spec, how.keep or [generator.config.num_tokens])
         self.conditioning = sample_conditioning(generator, tokenizer, how)
         self.settings = sampling.settings
-        self.settings.check(generator.kind, generator.config.name)
+        self.settings.check_read_by(generator.kind, generator.config.name)
         self.guidance = guidance_of(generator, sampling) if guidance is None else guidance
         self.decoder_options = decoder_options(tokenizer, how.decoding, "decoder_")
 

@@ -95,7 +95,7 @@ def _check_sampling(recipe: Recipe, generator: Generator) -> None:
         if (got := getattr(config, key)) and not read:
             raise ConfigError(f"evaluate.{key}: {name} has none, leave it out; got {got}")
     settings = config.sampling.settings
-    settings.check(generator.kind, name, "evaluate.")
+    settings.check_read_by(generator.kind, name, "evaluate.")
     generator.resolved_settings(settings)  # raises InputError for an unknown sampler
 
 

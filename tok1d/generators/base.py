@@ -298,7 +298,7 @@ class Generator(Pretrained, nn.Module):
             raise InputError(f"sample: expected a condition, or num for the number of sequences, got num {num}")
         own = {name: changes.pop(name) for name in self.own_options if name in changes}
         settings = dataclasses.replace(settings or SampleSettings(), **changes)  # type: ignore[arg-type]
-        settings.check(self.kind, self.config.name)
+        settings.check_read_by(self.kind, self.config.name)
         length = self.check_length(length)
         guidance = self.guidance_of(guidance)
         self.check_guidance(guidance)

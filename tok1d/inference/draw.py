@@ -78,7 +78,7 @@ class Drawing:
         classes = model_classes(generator) if self.num_classes else Classes(0)
         self.conditioning = conditioning_of(tokenizer, classes, captioned=self.embed is not None)
         self.settings = sampling.settings
-        self.settings.check(generator.kind, config.name, "--")
+        self.settings.check_read_by(generator.kind, config.name, "--")
         self.decoder_options = decoder_options(tokenizer, how.decoding, "--decoder-")
         self.plan = plan_of(how.searching, generator, tokenizer)
         self.search: Search | None = None
