@@ -81,6 +81,17 @@ def test_a_flat_loss() -> None:
     assert regime.loss_flat(falling, 0.7).holds and not regime.loss_flat([1.0], 0.5).holds
 
 
+def test_a_stored_outcome_is_judged_by_the_limit_of_today() -> None:
+    stored = regime.loss_flat([1.0] * 9 + [0.96], 0.02)
+    assert not stored.holds and stored.value == pytest.approx(0.04)
+    for tolerance, holds in ((0.05, True), (0.03, False)):
+        found = regime.judged(stored, [regime.ErrorBelowPca(), regime.LossFlat(tolerance=tolerance)])
+        assert found.holds == holds
+        assert found.figures == f"loss 1 to 0.96 in the last fifth, -4.0%, allowed {100 * tolerance:.0f} %"
+    bare = regime.error_below_pca(0.01, 0.02, 64)
+    assert regime.judged(bare, [regime.ErrorBelowPca()]) is bare and regime.judged(stored, []) is stored
+
+
 def test_the_other_conditions() -> None:
     assert regime.error_below_pca(0.01, 0.02, 64).holds and not regime.error_below_pca(0.02, 0.02, 64).holds
     assert regime.decoder_floor(1.0, 3.0, 1 / 3).holds and not regime.decoder_floor(7.94, 10.17, 1 / 3).holds

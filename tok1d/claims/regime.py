@@ -7,17 +7,26 @@ decide. A claim whose condition fails is out of regime, whatever its difference 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tok1d.config.fields import option
 
 
 @dataclass
 class LossFlat:
-    """The training loss has stopped falling: the mean of its last tenth is close to that of the tenth before."""
+    """The training loss has stopped falling: the mean of its last tenth is close to that of the tenth before.
+
+    A learning rate that falls to zero lowers the loss there by itself: by 1.9 to 3.7 % in the trainings of the bundled
+    models, of 2,500 to 24,000 steps.
+    """
 
     name: str = option("loss_flat", "which condition this is")
-    tolerance: float = option(0.02, "largest relative change between the two tenths", gt=0)
+    tolerance: float = option(0.06, "largest relative change between the two tenths", gt=0)
+
+    @property
+    def limit(self) -> float:
+        """The largest value with which the condition holds."""
+        return self.tolerance
 
 
 @dataclass
@@ -33,6 +42,11 @@ class DecoderFloor:
 
     name: str = option("decoder_floor", "which condition this is")
     share: float = option(1 / 3, "largest ratio of the two distances", gt=0, le=1)
+
+    @property
+    def limit(self) -> float:
+        """The largest value with which the condition holds."""
+        return self.share
 
 
 @dataclass
@@ -53,11 +67,21 @@ class Checked:
         name: of the condition.
         holds: whether it holds.
         figures: what was compared, in words.
+        value: what has the limit of the condition; None for a condition without.
     """
 
     name: str
     holds: bool
     figures: str
+    value: float | None = None
+
+
+def judged(found: Checked, conditions: Sequence[Condition]) -> Checked:
+    """A stored outcome by the limit that its condition has now, which the figures then state."""
+    limit = next((each.limit for each in conditions if each.name == found.name and hasattr(each, "limit")), None)
+    if found.value is None or limit is None:
+        return found
+    return replace(found, holds=found.value <= limit, figures=f"{found.figures}, allowed {100 * limit:.3g} %")
 
 
 def loss_flat(losses: Sequence[float], tolerance: float) -> Checked:
@@ -70,8 +94,8 @@ def loss_flat(losses: Sequence[float], tolerance: float) -> Checked:
         return Checked("loss_flat", False, f"{len(losses)} entries in the log, expected at least 2")
     before, last = (sum(part) / tenth for part in (losses[-2 * tenth : -tenth], losses[-tenth:]))
     change = (last - before) / abs(before) if before else 0.0
-    figures = f"loss {before:.4g} to {last:.4g} in the last fifth ({change:+.1%}, allowed {tolerance:.1%})"
-    return Checked("loss_flat", abs(change) <= tolerance, figures)
+    figures = f"loss {before:.4g} to {last:.4g} in the last fifth, {change:+.1%}"
+    return Checked("loss_flat", abs(change) <= tolerance, figures, abs(change))
 
 
 def error_below_pca(error: float, baseline: float, components: int) -> Checked:
@@ -82,8 +106,9 @@ def error_below_pca(error: float, baseline: float, components: int) -> Checked:
 
 def decoder_floor(reconstructions: float, samples: float, share: float) -> Checked:
     """Whether the distance of reconstructions is at most `share` of that of samples."""
-    figures = f"distance of reconstructions {reconstructions:.3g}, of samples {samples:.3g}, allowed {share:.0%}"
-    return Checked("decoder_floor", reconstructions <= share * samples, figures)
+    figures = f"distance of reconstructions {reconstructions:.3g}, of samples {samples:.3g}"
+    ratio = reconstructions / samples if samples > 0 else None
+    return Checked("decoder_floor", reconstructions <= share * samples, figures, ratio)
 
 
 def teacher_not_judge(reason: str, judge: str) -> Checked:

@@ -12,7 +12,7 @@ from pathlib import Path
 from tok1d import files
 from tok1d.claims.claim import SCALES, Listed, ScaleName
 from tok1d.claims.plan import RowPlan, row_plans, seed_plans
-from tok1d.claims.regime import Checked
+from tok1d.claims.regime import Checked, Condition, judged
 from tok1d.claims.statistics import STATISTICS, missing
 from tok1d.claims.verdict import Spread, Verdict, verdict
 from tok1d.errors import DataError, reason_of
@@ -118,7 +118,7 @@ def _at(listed: Listed, rows: Path, scale: ScaleName) -> Outcome | None:
         differences,
         expected=claim.expected,
         margin=claim.margin,
-        failed=failures(found),
+        failed=failures(found, claim.regime),
         spread=_spread(listed, rows, scale),
         unit="" if claim.by is not None else STATISTICS[claim.statistic.name].unit,
         what="difference" if claim.by is None else "correlation",
@@ -175,15 +175,16 @@ def _spread(listed: Listed, rows: Path, scale: ScaleName) -> Spread:
     return Spread(math.sqrt(ratio) * statistics.stdev(differences), len(differences) - 1)
 
 
-def failures(rows: Mapping[tuple[str, int], Row]) -> list[str]:
+def failures(rows: Mapping[tuple[str, int], Row], conditions: Sequence[Condition]) -> list[str]:
     """The conditions that fail, each with the number of rows and the figures of the first one.
 
     Args:
         rows: by label and seed.
+        conditions: of the claim, whose limits count, not those of the time when the rows were measured.
     """
     failed: dict[str, list[str]] = {}
     for (label, seed), row in rows.items():
-        for each in row.regime:
+        for each in (judged(found, conditions) for found in row.regime):
             if not each.holds:
                 failed.setdefault(each.name, []).append(f"{label}, seed {seed}: {each.figures}")
     return [f"{name} fails in {len(found)} of {len(rows)} rows, first {found[0]}" for name, found in failed.items()]

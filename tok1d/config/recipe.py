@@ -210,7 +210,7 @@ class EvaluateConfig(Sampling):
         """How the decoder of a tokenizer, or of a generator's tokenizer, samples."""
         return dataclasses.replace(fields_from(Decoding, self, "decoder_" if generator else ""), steps=self.steps)
 
-    def check(self) -> None:  # type: ignore[override]
+    def check(self) -> None:
         """Raise ConfigError on an interval [low, high] without 0 <= low < high <= 1."""
         for key in ("guidance_interval", "decoder_guidance_interval"):
             low, high = getattr(self, key)
