@@ -34,12 +34,12 @@ about a correlation of two statistics over arms has Fisher's interval in its pla
 - **out of regime**: a condition fails under which the statement could show at all;
 - **not run**: rows are missing, or the library cannot measure the statistic yet."""
 CONDITIONS = """Conditions: `loss_flat`, the training loss changes by at most 6 % between its last two tenths (a
-learning rate that falls to zero lowers it by itself, by 2 to 4 % in the trainings of the bundled models, however long they
-are; the limit was 2 % until the first rows, of which none held it);
-`error_below_pca_half`, the error is below that of principal components with half as many numbers as the tokens;
-`decoder_floor`, the distance of reconstructions is at most a third of that of samples; `teacher_not_judge`, the
-measuring network did not train the models. Hours are estimates for one CPU core, of the trainings alone, each claim on
-its own; trainings that claims share are made once."""
+learning rate that falls to zero lowers it by itself, by 2 to 4 % in the trainings of the bundled
+models, however long they are; the limit was 2 % until the first rows, of which none held it);
+`error_below_pca_half`, the error is below that of principal components with half as many numbers as the
+tokens; `decoder_floor`, the distance of reconstructions is at most a third of that of samples;
+`teacher_not_judge`, the measuring network did not train the models. Hours are estimates for one CPU
+core, of the trainings alone, each claim on its own; trainings that claims share are made once."""
 
 
 def difference_text(outcome: Outcome) -> str:
