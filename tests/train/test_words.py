@@ -75,7 +75,7 @@ def test_from_words_to_pictures(pair: Any, tmp_path: Path, capsys: Any) -> None:
     assert cli.run(["reconstruct", "smap/model", "fashion_mnist", "--num", "3", "--out", "r"]) == 0
     assert "condition of the tokenizer: true" in capsys.readouterr().out
     assert cli.run(["encode", "smap/model", "fashion_mnist", "--out", "cache"]) == 0
-    measured = ["--num", "8", "--metrics", "memorised", "--out", "m.json", "--quiet"]
+    measured = ["--num-samples", "8", "--metrics", "memorised", "--out", "m.json", "--quiet"]
     assert cli.run(["evaluate", "generation", "card/model", "fashion_mnist", *measured]) == 0
     [record] = json.loads(Path("m.json").read_text(encoding="utf-8"))
     assert record["name"] == "memorised" and 0 <= record["value"] <= 1
