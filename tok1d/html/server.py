@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Send
 from tok1d.errors import ConfigError, reason_of
 
 MOST_CONNECTIONS: Final = 256
-# No other page frames these, no type is guessed, and no address of a page is told to another site.
+# Forbid framing, guessing the type of a file, and sending the page's address to other sites.
 HEADERS: Final = {
     "X-Frame-Options": "DENY",
     "X-Content-Type-Options": "nosniff",
