@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tok1d.cli import app as cli
 from tok1d.config.load import load_recipe
 from tok1d.data.tokens import TokenCache
+from tok1d.data.transforms import to_tensor
 from tok1d.errors import InputError
 from tok1d.inference.budget import at_mean, budget, smallest
 from tok1d.inference.sampling import DECODER_NOISE, noise_of
@@ -21,6 +22,7 @@ from tok1d.losses.pixel import psnr_per_image
 from tok1d.zoo import store
 from tok1d.zoo.card import Card
 from tok1d.zoo.pretrained.quality import cosine_distance, load_quality
+from tok1d.zoo.record import Record, read_records
 
 Tiny = Callable[..., str]
 RESIDUAL = "model.bottleneck={name: vq, size: 16, l2: false, levels: 2}"
@@ -168,3 +170,68 @@ def test_the_command_writes_the_budget(tokenizer: Any, tmp_path: Path, capsys: A
         err = capsys.readouterr().err
         assert err.count("\n") == 1 and "quality" in err, err
     assert not (tmp_path / "none").exists()
+
+
+def test_evaluation_measures_budgets(tokenizer: Any, tmp_path: Path, capsys: Any) -> None:
+    """One token, all tokens and the search of the model are the rows of the evaluation; wrong options are one line."""
+    model = tokenizer("semanticist")
+    store.save_model(model, tmp_path / "model", Card())
+    store.save_model(tokenizer("maetok"), tmp_path / "unordered", Card())
+    (tmp_path / "photos").mkdir()
+    for i, image in enumerate(pictures(model, 5)):
+        Image.fromarray((image[0] * 255).byte().numpy()).save(tmp_path / "photos" / f"{i}.png")
+    command = ["evaluate", "reconstruction", str(tmp_path / "model"), str(tmp_path / "photos"), "--split", "all"]
+    command += [
+        "--metrics",
+        "psnr,mse",
+        "--device",
+        "cpu",
+        "--overwrite",
+        "--quiet",
+        "--out",
+        str(tmp_path / "out.json"),
+    ]
+
+    def records(*options: str) -> dict[tuple[str, str], Record]:
+        assert cli.run([*command, *options]) == 0, capsys.readouterr().err
+        found = [each for each in read_records(tmp_path / "out.json") if each.keep_text]
+        return {(each.name, each.keep_text): each for each in found}
+
+    fixed = records("--keep", "1,2,3,4")
+    for quality, keep in (("0", 1), ("inf", 4)):
+        found = records("--quality", quality, "--keep", "1,4", "--batch-size", "2")
+        row = found["psnr", f"{keep} for {quality} dB"]
+        assert row.keep is None and row.value == found["psnr", str(keep)].value
+        assert row.value == pytest.approx(fixed["psnr", str(keep)].value, rel=1e-5)
+    wanted = fixed["psnr", "2"].value or 0.0
+    (psnr, mse) = records("--quality", str(wanted), "--batch-size", "2").values()
+    files = sorted((tmp_path / "photos").iterdir())
+    images = torch.stack([to_tensor(Image.open(file)) for file in files])
+    searched = model.budget(images, quality=wanted)
+    assert psnr.budget == {"tokens": searched.mean, "quality": wanted, "metric": "psnr", "by": "search"}
+    assert psnr.value == pytest.approx(float(searched.quality.mean()), rel=1e-5) and mse.budget == psnr.budget
+    assert "evaluations" in (psnr.decoding or {}) and psnr.decoding == fixed["psnr", "1"].decoding
+    capsys.readouterr()
+    for wrong in (["--quality-by", "head"], ["--quality", "3", "--quality-by", "head"], ["--quality", "nan"]):
+        assert cli.run([*command, *wrong]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and "quality" in err, err
+    command[2] = str(tmp_path / "unordered")
+    assert cli.run([*command, "--quality", "3"]) == 2
+    assert "--quality: these tokens have no order" in capsys.readouterr().err
+
+
+def test_a_grid_has_a_row_for_each_quality(tokenizer: Any, tmp_path: Path, capsys: Any) -> None:
+    store.save_model(tokenizer("semanticist"), tmp_path / "model", Card())
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((28, 28), 80 * i, np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+    command = ["evaluate", "grid", str(tmp_path / "model"), str(tmp_path / "photos")]
+    command += ["--quality", "0,inf", "--metrics", "psnr", "--split", "all", "--device", "cpu"]
+    assert cli.run([*command, "--out", str(tmp_path / "grid")]) == 0, capsys.readouterr().err
+    lines = (tmp_path / "grid" / "grid.csv").read_text().splitlines()
+    assert [line.split(",")[2:4] for line in lines] == [
+        ["quality", "keep"],
+        ["0.0", "1 for 0 dB"],
+        ["inf", "4 for inf dB"],
+    ]

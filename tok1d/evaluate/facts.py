@@ -14,7 +14,7 @@ from tok1d.config.load import stored_tree
 from tok1d.config.sampling import EVERYWHERE
 from tok1d.errors import DataError
 from tok1d.evaluate.published import ABSENT, NONE, Facts, published, text_of
-from tok1d.zoo.record import DEFAULTS, SHOWN_FIRST, Record, details_text, guidance_text, interval_of
+from tok1d.zoo.record import DEFAULTS, SHOWN_FIRST, Record, details_text, guidance_text, interval_of, quality_text
 from tok1d.zoo.record_v0 import upgraded
 
 BUNDLED = Path(__file__).parents[1] / "zoo" / "bundled"
@@ -64,7 +64,7 @@ def measured(
 
 
 def _about(record: Record) -> str:
-    kept = "" if record.keep is None else f" of {record.keep} tokens"
+    kept = f" of {record.keep_text} tokens" if record.keep_text else ""
     return f"{record.name}{kept}, {record.num_images:,} images"
 
 
@@ -78,6 +78,11 @@ def _network(value: str | None, record: Record) -> dict[str, str | None]:
     if name == "inception":
         found["implementation"] = "tok1d, torch-fidelity's port"
     return found
+
+
+def _budget(value: Mapping[str, Any] | None, record: Record) -> dict[str, str | None]:
+    """The quality that decides the number of tokens, without the mean number, a result."""
+    return {} if value is None else {"keep": f"for {quality_text(value)} {value['metric']}, by {value['by']}"}
 
 
 def _sampling(value: Mapping[str, object] | None, record: Record) -> dict[str, str | None]:
@@ -152,6 +157,7 @@ def _note(value: str | None, record: Record) -> dict[str, str | None]:
 
 _READERS: dict[str, Callable[[Any, Record], dict[str, str | None]]] = {
     "network": _network,
+    "budget": _budget,
     "sampling": _sampling,
     "decoding": _decoding,
     "versions": _versions,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -66,10 +67,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """The metrics of one cell for one number of tokens, named by `column_names`."""
+    """The metrics of one cell for one number of tokens, or as many as each image needs, named by `column_names`."""
 
     cell: Cell
-    keep: int | None
+    keep: int | str
     records: Mapping[str, Record]
 
     def value(self, metric: str) -> float | None:
@@ -83,10 +84,11 @@ def rows_of(cells: Sequence[Cell]) -> list[Row]:
     rows = []
     for cell in cells:
         names = column_names((record.name, record.network) for record in cell.records)
-        kept: dict[int, dict[str, Record]] = {}
+        kept: dict[int | str, dict[str, Record]] = {}
         for record in cell.records:
-            if record.keep is not None:
-                kept.setdefault(record.keep, {})[names[record.name, record.network]] = record
+            keep = record.keep_text if record.keep is None else record.keep
+            if keep != "":
+                kept.setdefault(keep, {})[names[record.name, record.network]] = record
         rows += [Row(cell, keep, records) for keep, records in kept.items()]
     return rows
 
@@ -180,6 +182,11 @@ def csv_text(rows: Sequence[Row], axes: Sequence[str]) -> str:
     return file.getvalue()
 
 
+def _json(value: object) -> object:
+    """A setting for strict JSON, which has no infinity."""
+    return "inf" if value == math.inf else value
+
+
 def to_json(cells: Sequence[Cell], axes: Axes) -> dict[str, object]:
     """The results of a grid for strict JSON: axes, settings and records of every cell, the best of each metric."""
     rows = rows_of(cells)
@@ -189,12 +196,12 @@ def to_json(cells: Sequence[Cell], axes: Axes) -> dict[str, object]:
         for row in best_of(rows, metric)[:1]
     }
     return {
-        "axes": {name: list(values) for name, values in axes.items()},
+        "axes": {name: [_json(value) for value in values] for name, values in axes.items()},
         "best": best,
         "cells": [
             {
                 "name": cell.name,
-                "settings": settings_of(cell.request),
+                "settings": {name: _json(value) for name, value in settings_of(cell.request).items()},
                 "records": [record.to_json() for record in cell.records],
             }
             for cell in cells

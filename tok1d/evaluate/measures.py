@@ -368,14 +368,13 @@ def record_of(
     measures: Measures,
     references: Sequence[Compared],
     *,
-    keep: int | None = None,
     note: str = "",
     **stated: Unpack[Stated],
 ) -> Record:
     """The record of a number, with its network and its reference.
 
     Args:
-        keep, note, stated: fields of the record.
+        note, stated: fields of the record.
     """
     by = {network.label: i for i, network in enumerate(measures.networks)}
     index, replaced = by.get(number.network or ""), ""
@@ -388,7 +387,6 @@ def record_of(
         unit=number.unit,
         network=number.network,
         rounding=None if index is None else measures.networks[index].rounding,
-        keep=keep,
         note="; ".join(filter(None, (note, number.note, replaced))),
         **stated,
     )

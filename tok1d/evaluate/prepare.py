@@ -25,6 +25,7 @@ from tok1d.evaluate.samples import Save
 from tok1d.evaluate.training_networks import training_networks
 from tok1d.images.framing import padding_of
 from tok1d.inference import images as sources
+from tok1d.inference.budget import check_budgeting
 from tok1d.inference.cache import inputs_fingerprint
 from tok1d.inference.conditions import Conditioning, conditioning_of
 from tok1d.inference.sampling import guidance_of
@@ -124,6 +125,7 @@ def _reconstruction(request: Reconstruction, opened: Opened) -> Prepared:
     if not request.data:
         raise InputError(f"{request.model}: expected DATA, the images to reconstruct")
     check_counts(list(request.keep), "--keep", 0, tokenizer.spec.length)
+    check_budgeting(tokenizer, request.budgeting)
     measures, known = _measures(request, opened, tokenizer, request.data, tokenizer)
     images = opened.once(
         "images",
@@ -141,7 +143,8 @@ def _reconstruction(request: Reconstruction, opened: Opened) -> Prepared:
     }
 
     def run(measuring: Measuring, *, trial: bool = False) -> list[Record]:
-        return evaluate_reconstruction(tokenizer, subset(images, 1) if trial else wanted, request, measuring)
+        chosen = subset(images, 1) if trial else wanted
+        return evaluate_reconstruction(tokenizer, chosen, request, measuring, request.budgeting)
 
     stated = protocol.protocol_of(tokenizer)
 
@@ -158,7 +161,7 @@ def _reconstruction(request: Reconstruction, opened: Opened) -> Prepared:
         )
 
     length = tokenizer.spec.length
-    whole = max(request.keep, default=length) == length
+    whole = max(request.keep, default=length if request.quality is None else 0) == length
     return Prepared(run, Measuring(measures, known, stated), identity, baselines, all_tokens=whole)
 
 

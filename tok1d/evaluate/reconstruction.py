@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from tok1d.config.budget import Budgeting
 from tok1d.config.classes import stated
 from tok1d.data.broken import replaced_indices, replaced_text, report_broken
 from tok1d.data.images import ImageSet
@@ -18,6 +20,7 @@ from tok1d.evaluate.networks import CNN
 from tok1d.evaluate.reference import describe_images, split_of
 from tok1d.evaluate.request import Reconstructions
 from tok1d.evaluate.samples import saving
+from tok1d.inference.budget import budget
 from tok1d.inference.cache import inputs_fingerprint
 from tok1d.inference.conditions import ConditionedImages
 from tok1d.inference.sampling import DECODER_NOISE, counted, decoder_options, decoding_record, noise_of
@@ -64,17 +67,26 @@ class Classified:
         return frechet_distance(self.moments, other.moments)
 
 
+BUDGET = "budget"  # in place of a number of tokens: as many as each image needs
+
+
 class Reconstructor:
     """Encodes images of a set and decodes them from different numbers of leading tokens.
+
+    Args:
+        budgeting: with a quality, also from as many tokens as each image needs; without `how.keep` only so.
 
     Raises:
         InputError: numbers of tokens, decoder settings or a condition that the tokenizer does not have.
     """
 
-    def __init__(self, tokenizer: Tokenizer, images: ImageSet, how: Reconstructions) -> None:
-        self.tokenizer, self.images, self.how = tokenizer, images, how
+    def __init__(self, tokenizer: Tokenizer, images: ImageSet, how: Reconstructions, budgeting: Budgeting) -> None:
+        self.tokenizer, self.images, self.how, self.budgeting = tokenizer, images, how, budgeting
         self.device = next(tokenizer.parameters()).device
-        self.keep = token_counts(tokenizer.spec, how.keep)
+        budgeted = budgeting.quality is not None
+        self.keep = token_counts(tokenizer.spec, how.keep) if how.keep or not budgeted else []
+        self.rows = [*map(str, self.keep), *([BUDGET] if budgeted else [])]
+        self.last = str(max(self.keep)) if self.keep else BUDGET  # of the images that are saved
         self.decoder_options = decoder_options(tokenizer, how.decoding)
         self.conditioned = ConditionedImages(tokenizer, images, how.label)
 
@@ -86,21 +98,64 @@ class Reconstructor:
         tokens = self.tokenizer.encode(x, cond)
         originals = measures.features(x)
         columns = {"labels": labels} | {f"real {key}": value for key, value in originals.items()}
-        for k in self.keep:
-            noise = [noise_of(self.how.seed, DECODER_NOISE, i) for i in numbers]
+        for row in self.rows:
             with counted(self.tokenizer.decoder) as evaluations:
-                y = self.tokenizer.decode(tokens, cond, keep=k, generator=noise, **self.decoder_options)
-            found = measures.pairs(y, x) | measuring.columns(y, numbers, last=k == max(self.keep))
+                y, counts = self._decoded(row, x, tokens, cond, numbers)
+            found = measures.pairs(y, x) | measuring.columns(y, numbers, last=row == self.last)
             found |= measures.agreements(found, originals)
-            columns |= {f"{k} {key}": value for key, value in found.items()}
-        columns["evaluations"] = torch.tensor(evaluations.rows / len(x))
+            columns |= {f"{row} {key}": value for key, value in found.items()}
+            if counts is not None:
+                columns["counts"] = counts
+            decoded = len(x) * (self.tokenizer.spec.length if counts is not None and self._searches else 1)
+        columns["evaluations"] = torch.tensor(evaluations.rows / decoded)
         # Stored in the block, as a process that resumes the job does not read these images again.
         return columns | {"replaced": torch.tensor(len(replaced_indices(self.images, numbers)))}
+
+    @property
+    def _searches(self) -> bool:
+        """Whether all prefixes of an image are decoded to choose one."""
+        return self.budgeting.quality_by == "search"
+
+    def _decoded(
+        self, row: str, x: Tensor, tokens: Tensor, cond: Tensor | None, numbers: range
+    ) -> tuple[Tensor, Tensor | None]:
+        """The images of a row of the table, and with a budget the numbers of tokens."""
+        if row != BUDGET:
+            noise = [noise_of(self.how.seed, DECODER_NOISE, i) for i in numbers]
+            return self.tokenizer.decode(tokens, cond, keep=int(row), generator=noise, **self.decoder_options), None
+        how, options = self.budgeting, self.decoder_options
+        assert how.quality is not None, "rows have a budget only with a quality"
+        metric, by = how.quality_metric, how.quality_by
+        found = budget(
+            self.tokenizer,
+            x,
+            cond,
+            quality=how.quality,
+            metric=metric,
+            by=by,
+            numbers=numbers,
+            seed=self.how.seed,
+            options=options,
+        )
+        return found.images, found.keep
+
+    def stated(self, row: str, counts: float) -> Stated:
+        """The fields of the records of a row; `counts` is the sum of the numbers of tokens of all images."""
+        if row != BUDGET:
+            return {"keep": int(row)}
+        how = self.budgeting
+        quality = how.quality if how.quality != math.inf else "inf"  # strict JSON has no infinity
+        about = {"quality": quality, "metric": how.quality_metric, "by": how.quality_by}
+        return {"budget": {"tokens": counts / len(self.images), **about}}
 
 
 @torch.no_grad()
 def evaluate_reconstruction(
-    tokenizer: Tokenizer, images: ImageSet, how: Reconstructions, measuring: Measuring
+    tokenizer: Tokenizer,
+    images: ImageSet,
+    how: Reconstructions,
+    measuring: Measuring,
+    budgeting: Budgeting | None = None,
 ) -> list[Record]:
     """Metrics of reconstructions for each number of tokens: PSNR and other metrics of pairs, and distances of features.
 
@@ -111,6 +166,7 @@ def evaluate_reconstruction(
     Args:
         how: the numbers of tokens, and how they are decoded.
         measuring: the metrics and the job.
+        budgeting: with a quality, also from as many tokens as each image needs.
 
     Returns:
         The records; an empty list if other processes have not finished their part.
@@ -118,7 +174,8 @@ def evaluate_reconstruction(
     Raises:
         InputError: numbers of tokens, decoder settings or a condition that the tokenizer does not have.
     """
-    reconstructor, measures, save = Reconstructor(tokenizer, images, how), measuring.measures, measuring.save
+    reconstructor = Reconstructor(tokenizer, images, how, Budgeting() if budgeting is None else budgeting)
+    measures, save = measuring.measures, measuring.save
     common: Stated = {
         "num_images": len(images),
         "label": reconstructor.conditioned.conditioning.label,
@@ -135,12 +192,14 @@ def evaluate_reconstruction(
         if batches is None:
             report_broken(images)
             return []
-        sets, replaced = {k: Gathered(measures, image_classes(images)) for k in ("real", *reconstructor.keep)}, 0
+        sets = {row: Gathered(measures, image_classes(images)) for row in ("real", *reconstructor.rows)}
+        replaced, counts = 0, 0.0
         with saving(save, len(images)) as keep_image:
             for numbers, columns in batches:
-                for k, gathered in sets.items():
-                    gathered.update(strip(columns, f"{k} "), numbers, columns["labels"])
-                keep_image(strip(columns, f"{max(reconstructor.keep)} "), numbers)
+                for row, gathered in sets.items():
+                    gathered.update(strip(columns, f"{row} "), numbers, columns["labels"])
+                keep_image(strip(columns, f"{reconstructor.last} "), numbers)
+                counts += float(columns["counts"].sum()) if "counts" in columns else 0.0
                 replaced += int(columns.get("replaced", 0))  # blocks of older versions do not have it
         report_broken(images)
         common["decoding"] = decoding_record(tokenizer, reconstructor.decoder_options, columns["evaluations"].item())
@@ -149,9 +208,11 @@ def evaluate_reconstruction(
         compared = measuring.references or sets["real"].compared(reference)
         note = replaced_text(replaced)
         records = [
-            record_of(number, "reconstruction", measures, compared, keep=k, note=note, **common)
-            for k in reconstructor.keep
-            for number in sets[k].numbers(compared)
+            record_of(
+                number, "reconstruction", measures, compared, note=note, **common, **reconstructor.stated(row, counts)
+            )
+            for row in reconstructor.rows
+            for number in sets[row].numbers(compared)
         ]
         originals = (replace(number, note="the test images themselves") for number in sets["real"].agreement())
         records += [record_of(each, "reconstruction", measures, compared, note=note, **common) for each in originals]
@@ -159,10 +220,15 @@ def evaluate_reconstruction(
 
 
 def _inputs(reconstructor: Reconstructor) -> list[object]:
-    """What reconstructions depend on: numbers of tokens, decoding, images with their captions, and weights."""
+    """What reconstructions depend on: numbers of tokens, decoding, images with their captions, and weights.
+
+    Without a budget as in older versions, so that their unfinished evaluations resume.
+    """
     options = {key: str(value) for key, value in reconstructor.decoder_options.items()}
     images, tokenizer = inputs_fingerprint(reconstructor.images), model_identity(reconstructor.tokenizer)
-    return [*reconstructor.keep, options, images, tokenizer]
+    how = reconstructor.budgeting
+    budgeted = [] if how.quality is None else [str(how)]
+    return [*reconstructor.keep, *budgeted, options, images, tokenizer]
 
 
 def classifier_name(classifier: CNN) -> str:

@@ -34,7 +34,7 @@ _COLUMNS: dict[str, Callable[[Record], str]] = {
     "images": lambda r: str(r.num_images),
     "classes": lambda r: _text(r.classes),
     "label": lambda r: _text(r.label),
-    "keep": lambda r: _text(r.keep),
+    "keep": lambda r: r.keep_text,
     "sampler": lambda r: r.sampler_text,
     "steps": lambda r: _text(r.decoder_steps),
     "guidance": lambda r: r.guidance_text,

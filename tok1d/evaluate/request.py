@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from tok1d.config.budget import Budgeting
 from tok1d.config.fields import option
 from tok1d.config.options import adding, fields_from
 from tok1d.config.sampling import Decoding, Sampling
@@ -135,7 +136,7 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reconstruction(Reconstructions, Request):
+class Reconstruction(Budgeting, Reconstructions, Request):
     """A request of `tok1d evaluate reconstruction`."""
 
     kind = "reconstruction"
@@ -146,6 +147,11 @@ class Reconstruction(Reconstructions, Request):
         "and of one named like a test split (val2017)",
         axis=False,
     )
+
+    @property
+    def budgeting(self) -> Budgeting:
+        """The quality for which each image is also decoded from as many tokens as it needs."""
+        return fields_from(Budgeting, self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,6 +76,18 @@ def check_ordered(tokenizer: Tokenizer, what: str) -> None:
         raise InputError(f"{what}: these tokens have no order, all of them are needed; leave it out")
 
 
+def check_budgeting(tokenizer: Tokenizer, how: Budgeting) -> None:
+    """Check --quality and the options that only it reads.
+
+    Raises:
+        InputError: unordered tokens, or such an option without --quality.
+    """
+    if how.quality is not None:
+        check_ordered(tokenizer, "--quality")
+    elif how != Budgeting():
+        raise InputError("--quality-metric and --quality-by: only --quality reads them, pass it too")
+
+
 @torch.no_grad()
 def prefix_qualities(
     tokenizer: Tokenizer,

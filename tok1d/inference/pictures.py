@@ -14,11 +14,11 @@ from tok1d.data.broken import replaced_images, replaced_indices
 from tok1d.data.images import ImageSet
 from tok1d.data.subset import subset
 from tok1d.diffusion.guidance import Guidance
-from tok1d.errors import DataError, InputError
+from tok1d.errors import DataError
 from tok1d.files import clear
 from tok1d.generators.base import Generator
 from tok1d.images.overview import labelled_grid
-from tok1d.inference.budget import Budget, budget, check_ordered
+from tok1d.inference.budget import Budget, budget, check_budgeting
 from tok1d.inference.conditions import ConditionedImages
 from tok1d.inference.draw import Drawing
 from tok1d.inference.nearest import Training
@@ -29,7 +29,6 @@ from tok1d.losses.pixel import psnr_per_image
 from tok1d.pictures import save_png, to_pil
 from tok1d.tokenizers.base import Tokenizer
 from tok1d.tokenizers.prefix import token_counts
-from tok1d.zoo.pretrained.quality import PSNR
 
 
 @torch.no_grad()
@@ -48,10 +47,7 @@ def reconstruct(
         InputError: numbers of tokens, decoder settings or a condition that the tokenizer does not have.
         DataError: none of the images can be read.
     """
-    if how.quality is not None:
-        check_ordered(tokenizer, "--quality")
-    elif (how.quality_metric, how.quality_by) != (PSNR, "search"):
-        raise InputError("--quality-metric and --quality-by: only --quality reads them, pass it too")
+    check_budgeting(tokenizer, how.budgeting)
     keep = token_counts(tokenizer.spec, check_counts(list(how.keep), "--keep", 0, tokenizer.spec.length))
     keep = [] if how.quality is not None and not how.keep else keep
     options = decoder_options(tokenizer, how.decoding, "--")

@@ -79,7 +79,7 @@ class Card:
     def __repr__(self) -> str:
         """One line: "Card(fashion_mnist/semanticist, data fashion_mnist, 5000 steps, psnr 20.1 dB, ...)"."""
         steps = self.trained.get("steps")
-        values = [f"{r.name}{'' if r.keep is None else f'@{r.keep}'} {r.value:.4g}" for r in self.records if r.value]
+        values = [f"{'@'.join(filter(None, (r.name, r.keep_text)))} {r.value:.4g}" for r in self.records if r.value]
         more = [f"{len(values) - 2} more"] if len(values) > 2 else []
         facts = [self.recipe_name, f"data {self.data}" if self.data else "", f"{steps} steps" if steps else ""]
         return f"Card({', '.join(filter(None, [*facts, *values[:2], *more]))})"
@@ -174,7 +174,7 @@ def _results(card: Card, kind: str, records: Sequence[Record]) -> list[dict[str,
                 {
                     "type": record.name,
                     "value": record.value,
-                    "name": record.name if record.keep is None else f"{record.name}, {record.keep} tokens",
+                    "name": f"{record.name}, {record.keep_text} tokens" if record.keep_text else record.name,
                     "args": {"num_images": record.num_images, **({} if record.keep is None else {"keep": record.keep})},
                 }
                 for record in some
@@ -204,5 +204,4 @@ def _table_row(record: Record) -> str:
     shown = {"network": record.network, "sampler": record.sampler_text, "steps": record.decoder_steps}
     shown |= {"guidance": record.guidance_text, "seed": record.seed}
     protocol = ", ".join(f"{key} {each}" for key, each in shown.items() if each not in (None, ""))
-    keep = "" if record.keep is None else record.keep
-    return f"| {record.name} | {value} | {record.num_images} | {keep} | {protocol} |"
+    return f"| {record.name} | {value} | {record.num_images} | {record.keep_text} | {protocol} |"

@@ -48,6 +48,8 @@ class Stated(ModelProtocol, total=False):
     num_images: int
     seed: int | None
     label: str | None
+    keep: int | None
+    budget: dict[str, object] | None
     classes: str | None
     class_names: str | None
     tokenizer: str | None
@@ -111,7 +113,9 @@ class Record:
     class_names: str | None = None  # names of the classes of the images or samples, see `config.classes.stated`
     tokenizer: str | None = None  # weights hash of the tokenizer that decoded samples
     label: str | None = None  # condition of the tokenizer: "true" (class or caption of the image) or "null"
-    keep: int | None = None  # number of leading tokens that were decoded
+    keep: int | None = None  # number of leading tokens that were decoded, the same for all images
+    # as many tokens as each image needs: tokens (their mean), quality in dB, metric, by
+    budget: dict[str, object] | None = field(default=None, hash=False)
     sampling: dict[str, object] | None = field(default=None, hash=False)  # settings and evaluations of a generator
     decoding: dict[str, object] | None = field(default=None, hash=False)  # the same of a diffusion decoder
     weights: str | None = None  # "ema" or "raw"
@@ -146,6 +150,13 @@ class Record:
         return "; ".join(filter(None, parts))
 
     @property
+    def keep_text(self) -> str:
+        """The number of leading tokens; "8.31 for 18 dB" of images with as many as each needs; else ""."""
+        if self.budget is None:
+            return "" if self.keep is None else str(self.keep)
+        return f"{self.budget['tokens']:.4g} for {quality_text(self.budget)}"
+
+    @property
     def decoder_steps(self) -> int | None:
         """Steps of a diffusion decoder."""
         steps = (self.decoding or {}).get("steps")
@@ -176,13 +187,18 @@ class Record:
             TypeError, ValueError: the dictionary is not a record.
         """
         fields = upgraded(content)
-        for key in ("sampling", "decoding", "reference"):
+        for key in ("budget", "sampling", "decoding", "reference"):
             if not isinstance(fields.get(key), dict | None):
                 raise TypeError(f"{key}: expected a mapping, got {fields[key]!r}")
         if isinstance(reference := fields.get("reference"), dict):
             fields["reference"] = ReferenceSet(**reference)
         value = fields.get("value")
         return cls(**fields | {"value": None if value is None else float(value)})
+
+
+def quality_text(budget: Mapping[str, object]) -> str:
+    """The quality of a record's budget: "18 dB", "inf dB"."""
+    return f"{float(str(budget['quality'])):g} dB"
 
 
 def is_guidance(key: str) -> bool:
