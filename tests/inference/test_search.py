@@ -140,6 +140,47 @@ def test_a_beam_prunes_by_prefixes(pair: Any) -> None:
     assert found.tokens[0, 0, 0] == best[0]
 
 
+@pytest.mark.parametrize("name", ["epsilon_llamagen", "card", "llamagen"])
+def test_a_beam_ends_with_its_sequences(pair: Any, name: str) -> None:
+    """All sequences end after one token: two steps are computed, and the best one is that of best-of."""
+    generator, common = pair(name), {"num": 2, "verifier": brightness, "seed": 1}
+    generator.stop = nn.Linear(16, 1)
+    nn.init.constant_(generator.stop.bias, 1000.0)
+    best = generator.generate([2, 5], search="best-of=4", **common)
+    steps: list[int] = []
+    extend = Sequences.extend
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Sequences, "extend", lambda self, *copies: steps.append(1) or extend(self, *copies))
+        found = generator.generate([2, 5], search="beam=2", **common)
+    assert len(steps) == 2 and found.lengths.tolist() == [1] * 4
+    if name == "llamagen":  # the ids of a beam are different ones, the first of them that of plain sampling
+        plain = brightness(generator.generate([2, 5], num=2, seed=1).images, [])
+        assert (found.scores >= plain - 1e-6).all()
+    else:
+        torch.testing.assert_close(found.images, best.images, atol=1e-4, rtol=0)
+    later = generator.normalise(found.tokens) if name == "card" else found.tokens
+    assert found.tokens.shape[1] == 4 and not later[:, 1:].any()
+
+
+def test_copies_of_a_sequence_that_is_over_do_not_compete(pair: Any, monkeypatch: Any) -> None:
+    """The best first token ends its sequence; beside its image a beam of two keeps one of another sequence."""
+    generator, seen = pair("card"), []
+    generator.stop = nn.Linear(16, 1)
+    monkeypatch.setattr(generator, "ends", lambda states, noise: torch.arange(len(states)) == 0)
+
+    def first_best(images: Tensor, labels: Sequence[object]) -> Tensor:
+        """Falls with the place in the batch, so that the first sequence stays the first."""
+        seen.append(images)
+        return -torch.arange(len(images)).double()
+
+    generator.generate(3, num=1, search="beam=2", search_candidates=2, verifier=first_best)
+    firsts, seconds, thirds, _ = seen
+    over = firsts[0]
+    assert torch.allclose(seconds[:2], over.expand_as(seconds[:2])), "both copies of the sequence that has ended"
+    assert torch.allclose(thirds[:2], over.expand_as(thirds[:2]))
+    assert not torch.allclose(thirds[2], over, atol=1e-3), "and one that goes on"
+
+
 def test_a_search_depends_on_seed_and_sample_alone(pair: Any) -> None:
     generator = pair("card")
     for search in ("best-of=3", "beam=2"):

@@ -123,6 +123,17 @@ class Sequences:
         """The numbers of tokens (R,) after which sequences end; None for a model that does not stop by itself."""
         return None if self.model.stop is None else self.lengths
 
+    @property
+    def over(self) -> Tensor:
+        """Which sequences (R,) had ended before their last token, which is therefore not decoded."""
+        return self.lengths < self.filled
+
+    def end(self) -> None:
+        """Zeros in place of the tokens after the ends of sequences that are complete or over."""
+        places = torch.arange(self.buffer.shape[1], device=self.buffer.device)
+        self.buffer[places >= self.lengths[:, None]] = 0
+        self.filled = len(places)
+
     def extend(self, copies: int = 1) -> None:
         """Add a token to every sequence in `copies` ways; the R * copies sequences follow in the order of the old."""
         if self.places is not None:

@@ -198,6 +198,7 @@ class Search:
         return best, numbers, scores
 
     def _beam(self, keys: Sequence[Key]) -> tuple[Tensor, Tensor | None, Tensor]:
+        """All samples at once. Of a sequence that is over only one copy competes, as all have the same image."""
         plan, drawing = self.plan, self.drawing
         assert isinstance(drawing.generator, CausalGenerator)
         given = drawing.arguments(keys)
@@ -206,20 +207,30 @@ class Search:
         with torch.no_grad():
             args, own = drawing.generator.checked_arguments(**{**given, "generator": None, "noise": noise})
             found = Sequences(drawing.generator, *args, **own)
+            copied = torch.zeros(0, dtype=torch.bool)
             for place in range(drawing.length):
-                first = plan.most if place == 0 else plan.candidates
-                found.extend(first if place % plan.every == 0 else 1)
-                each, last = len(found) // len(keys), place == drawing.length - 1
+                if place % plan.every == 0:
+                    copies = plan.most if place == 0 else plan.candidates
+                    found.extend(copies)
+                    copied = found.over.cpu() & (torch.arange(len(found)) % copies > 0)
+                else:
+                    found.extend()
+                each, last = len(found) // len(keys), place == drawing.length - 1 or bool(found.over.all())
                 if not last and (each <= plan.width or (place + 1) % plan.every):
                     continue
                 rows = [key for key in keys for _ in range(each)]
                 scores = self._score(found.tokens, rows, found.filled, found.ended)
-                ranked = scores.view(-1, each)
+                again = copied.view(-1, each)
                 if drawing.generator.kind == "categorical":
-                    ranked = ranked.masked_fill(repeated(found.tokens.view(len(keys), each, -1)), -torch.inf)
-                order = ranked.argsort(dim=1, descending=True, stable=True)
+                    again = again | repeated(found.tokens.view(len(keys), each, -1))
+                order = (
+                    scores.view(-1, each).masked_fill(again, -torch.inf).argsort(dim=1, descending=True, stable=True)
+                )
                 best = order[:, : 1 if last else plan.width] + each * torch.arange(len(keys))[:, None]
                 found.select(best.flatten().to(found.buffer.device))
+                if last:
+                    break
+            found.end()
             return found.tokens, found.ended, scores[best.flatten()]
 
 
