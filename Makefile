@@ -28,7 +28,7 @@ types: .venv/.dev
 pytest: .venv/.dev
 	-$(BIN)/python -m tok1d.data.fashion_mnist
 	-$(BIN)/python -m tok1d.data.emoji
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # For use while working: no mypy, and without the test files and tests that take long.
 LONG_FILES := benchmarks bad_input browser cache captioned compare demo disk evaluations examples export faults grid half job kills labels \

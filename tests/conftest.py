@@ -2,7 +2,9 @@
 
 import importlib.util
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +29,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[],
         help="only the cases of this family, of which there must be some (repeatable; default: all)",
     )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several processes, run the files that take long first, so that none of them ends alone."""
+    if not hasattr(config, "workerinput"):
+        return
+    cost: Counter[Path] = Counter()
+    for item in items:
+        marked = {mark.name for mark in item.iter_markers()}
+        cost[item.path] += 60 if "web" in marked else 15 if "slow" in marked else 1
+    items.sort(key=lambda item: -cost[item.path])
 
 
 @pytest.fixture
