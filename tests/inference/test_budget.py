@@ -96,16 +96,19 @@ def test_a_head_chooses_by_its_predictions(tokenizer: Any) -> None:
     class Head(nn.Module):
         config = type("Config", (), {"metric": "psnr"})
 
-        def qualities(self, tokens: Tensor) -> Tensor:
+        def qualities(self, tokens: Tensor, last: Tensor) -> Tensor:
+            measured.append(last)
             return torch.tensor([[5.0, 20, 21, 22], [30, 1, 1, 1], [1, 2, 3, 4]])
 
-    model = tokenizer("smap")
+    model, measured = tokenizer("smap"), []
     images, cond = pictures(model), torch.tensor([1, 5, 9])
     with pytest.raises(InputError, match="has no head that predicts qualities; tok1d train fashion_mnist/budget"):
         model.budget(images, cond, quality=20, by="head")
     model.budget_heads = (Head(),)
     found = model.budget(images, cond, quality=20, by="head")
     assert found.keep.tolist() == [2, 1, 4] and found.quality.tolist() == [20, 30, 4] and found.mean == 7 / 3
+    whole = psnr_per_image(model.decode(found.tokens, cond), images)
+    torch.testing.assert_close(measured, [whole], atol=1e-3, rtol=0)
     single = [model.decode(found.tokens[i : i + 1], cond[i : i + 1], keep=k) for i, k in enumerate([2, 1, 4])]
     torch.testing.assert_close(found.images, torch.cat(single), atol=1e-3, rtol=0)
     with pytest.raises(InputError, match="the head of this tokenizer predicts psnr, got lpips"):

@@ -47,19 +47,23 @@ def saved(tiny: Tiny, fashion: None, tmp_path: Path) -> Callable[..., tuple[Any,
 
 
 def test_a_head_learns_planted_qualities() -> None:
-    """Quality of prefix k is linear in the tokens: the head predicts it for tokens that it did not see."""
+    """The error of a prefix is that of all tokens plus exp(linear in the tokens): it predicts this for new tokens."""
     torch.manual_seed(0)
-    head = BudgetHead(BudgetHeadConfig(num_tokens=3, token_dim=2, width=32, depth=1))
-    weights = torch.randn(6, 3)
+    head = BudgetHead(BudgetHeadConfig(num_tokens=4, token_dim=2, width=32, depth=1))
+    weights = torch.randn(8, 3)
 
-    def batch(num: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        tokens = torch.randn(num, 3, 2) * 4 + 1
+    def batch(num: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        tokens, last = torch.randn(num, 4, 2) * 4 + 1, 20 + 2 * torch.randn(num)
         counts = torch.rand(num, 3).argsort(1)[:, :2] + 1
-        return tokens, counts, (15 + tokens.flatten(1) @ weights / 4).gather(1, counts - 1)
+        error = 10 ** (-last[:, None] / 10) + (tokens.flatten(1) @ weights / 20 - 4).exp()
+        return tokens, last, counts, (-10 * torch.log10(error)).gather(1, counts - 1)
 
     head.fit([batch(256), batch(256)])
-    torch.testing.assert_close(head.mean, torch.ones(6), atol=0.5, rtol=0)
-    torch.testing.assert_close(head.std, torch.full((6,), 4.0), atol=0.3, rtol=0)
+    torch.testing.assert_close(head.mean, torch.tensor([1.0] * 8 + [20.0]), atol=0.7, rtol=0)
+    torch.testing.assert_close(head.std, torch.tensor([4.0] * 8 + [2.0]), atol=0.5, rtol=0)
+    tokens, last, _, _ = batch(64)
+    predicted = head.qualities(tokens, last)
+    assert torch.equal(predicted[:, -1], last) and (predicted[:, :-1] < last[:, None]).all()
     before = float(head.losses(batch(512), 0.0)["loss"].detach())
     optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
     for _ in range(200):
@@ -71,9 +75,11 @@ def test_a_head_learns_planted_qualities() -> None:
 
 def test_equal_images_have_a_finite_loss() -> None:
     head = BudgetHead(BudgetHeadConfig(num_tokens=2, token_dim=1))
-    batch = torch.zeros(1, 2, 1), torch.tensor([[1, 2]]), torch.tensor([[torch.inf, 20.0]])
+    batch = torch.zeros(1, 2, 1), torch.tensor([torch.inf]), torch.tensor([[1]]), torch.tensor([[torch.inf]])
     head.fit([batch])
-    assert head.base.tolist() == [100, 20] and float(head.losses(batch, 0.0)["loss"].detach()) == 0
+    loss = head.losses(batch, 0.0)["loss"]
+    loss.backward()
+    assert float(loss.detach()) < 10 and all(p.grad is None or p.grad.isfinite().all() for p in head.parameters())
 
 
 @pytest.mark.parametrize(
@@ -90,9 +96,9 @@ def test_batches_hold_the_qualities_of_decoded_prefixes(saved: Any, kind: str, o
         overrides = (*overrides[:2], "model.bottleneck={name: vq, size: 16, l2: false, levels: 2}")
     tokenizer, recipe = saved(kind, *overrides, head=("model.prefixes=3",))
     task = build_task(recipe)
-    tokens, counts, found = task.batch(0, 0, 1)
+    tokens, last, counts, found = task.batch(0, 0, 1)
     again = task.batch(0, 0, 1)
-    assert all(torch.equal(a, b) for a, b in zip((tokens, counts, found), again))
+    assert all(torch.equal(a, b) for a, b in zip((tokens, last, counts, found), again)) and last.shape == (8,)
     assert counts.shape == found.shape == (8, 3) and all(len(set(row)) == 3 for row in counts.tolist())
     assert task.model.config.num_tokens == tokenizer.spec.length == tokens.shape[1]
     if tokenizer.spec.deterministic:
@@ -101,8 +107,9 @@ def test_batches_hold_the_qualities_of_decoded_prefixes(saved: Any, kind: str, o
             every = tokenizer.encode(pixels, labels)
             places = (every == tokens[0]).flatten(1).all(1).nonzero()[:, 0]  # ids may be those of several images
             codes = tokens[:1].expand(len(places), *tokens.shape[1:])
-            decoded = tokenizer.decode(codes, labels[places], keep=int(counts[0, 0]))
-        assert float((psnr_per_image(decoded, pixels[places]) - found[0, 0]).abs().min()) < 1e-3
+            for keep, quality in ((int(counts[0, 0]), found[0, 0]), (tokens.shape[1], last[0])):
+                decoded = tokenizer.decode(codes, labels[places], keep=keep)
+                assert float((psnr_per_image(decoded, pixels[places]) - quality).abs().min()) < 1e-3
 
 
 def test_a_run_stores_the_head_with_a_copy_of_the_tokenizer(saved: Any, tmp_path: Path, capsys: Any) -> None:
@@ -118,10 +125,14 @@ def test_a_run_stores_the_head_with_a_copy_of_the_tokenizer(saved: Any, tmp_path
     (again,) = tok1d.load(tmp_path / "copy").budget_heads
     x = torch.rand(3, 1, 32, 32)
     tokens = loaded.encode(x)
-    assert torch.equal(again.qualities(tokens), head.qualities(tokens))
-    found = loaded.budget(x, quality=5, by="head")
-    expected = [next((k + 1 for k, q in enumerate(row) if q >= 5), 4) for row in head.qualities(tokens)]
+    last = psnr_per_image(loaded.decode(tokens), x)
+    predicted = head.qualities(tokens, last)
+    assert torch.equal(again.qualities(tokens, last), predicted)
+    wanted = float(predicted.detach()[:, 1].mean())
+    found = loaded.budget(x, quality=wanted, by="head")
+    expected = [next((k + 1 for k, q in enumerate(row) if q >= wanted), 4) for row in predicted]
     assert found.keep.tolist() == expected
+    torch.testing.assert_close(found.fixed, predicted.mean(0))
     assert cli.run(["export", str(tmp_path / "run"), "--out", str(tmp_path / "exported")]) == 2
     assert "budget head, which is not exported" in capsys.readouterr().err
 

@@ -142,7 +142,7 @@ def budgets(tokenizer: Tokenizer, images: ImageSet, how: Budgets, *, name: str |
         for numbers, classes, tokens, qualities in batches:
             found.append(qualities.clamp(max=MOST).cpu())
             labels.append(classes)
-            predicted += [head.qualities(tokens).cpu() for head in heads]
+            predicted += [head.qualities(tokens, qualities[:, -1]).cpu() for head in heads]
             bar.update(len(numbers))
     measured, classes = torch.cat(found), torch.cat(labels)
     length, errors = measured.shape[1], 10 ** (-measured.double() / 10)

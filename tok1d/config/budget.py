@@ -33,8 +33,8 @@ class Budgeting:
     )
     quality_by: Literal["search", "head"] = option(
         "search",
-        "search: decode all prefixes and measure them; head: predicted from the tokens in one pass, by the head that "
-        "tok1d train fashion_mnist/budget init_from=MODEL adds to a tokenizer",
+        "search: decode all prefixes and measure them; head: decode all tokens, and predict the others from the tokens "
+        "by the head that tok1d train fashion_mnist/budget init_from=MODEL adds to a tokenizer",
         only="generator",
     )
 

@@ -218,7 +218,8 @@ def meta_batch(recipe: Recipe, num: int, size: int | None = None) -> Batch:
         inputs = torch.empty(num, model.channels, side, side, device="meta")
     if recipe.kind == "budget":
         counts = torch.ones(num, model.prefixes, dtype=torch.int64, device="meta")
-        return inputs, counts, torch.empty(num, model.prefixes, device="meta")
+        last, found = torch.empty(num, device="meta"), torch.empty(num, model.prefixes, device="meta")
+        return inputs, last, counts, found
     text = text_condition(model)
     labels = torch.zeros(num, dtype=torch.int64, device="meta")
     if text is not None and text.kind == "words":

@@ -67,7 +67,7 @@ def evaluate_head(
     """
     parts = list(measured_qualities(tokenizer, images, metric=head.config.metric, seed=seed))
     found = torch.cat([each[3] for each in parts]).clamp(max=MOST)
-    predicted = torch.cat([head.qualities(each[2]) for each in parts])
+    predicted = torch.cat([head.qualities(each[2], each[3][:, -1]) for each in parts])
     wanted = float(found.mean(0)[(found.shape[1] - 1) // 2])
     near = (smallest(predicted, wanted) - smallest(found, wanted)).abs() <= 1
     metric, error = head.config.metric, float((predicted - found).abs().mean())

@@ -106,15 +106,15 @@ class Reconstructor:
             columns |= {f"{row} {key}": value for key, value in found.items()}
             if counts is not None:
                 columns["counts"] = counts
-            decoded = len(x) * (self.tokenizer.spec.length if counts is not None and self._searches else 1)
+            decoded = len(x) * (1 if counts is None else self._decodings)
         columns["evaluations"] = torch.tensor(evaluations.rows / decoded)
         # Stored in the block, as a process that resumes the job does not read these images again.
         return columns | {"replaced": torch.tensor(len(replaced_indices(self.images, numbers)))}
 
     @property
-    def _searches(self) -> bool:
-        """Whether all prefixes of an image are decoded to choose one."""
-        return self.budgeting.quality_by == "search"
+    def _decodings(self) -> int:
+        """How often an image is decoded for its budget: all prefixes, or all tokens and the chosen ones."""
+        return self.tokenizer.spec.length if self.budgeting.quality_by == "search" else 2
 
     def _decoded(
         self, row: str, x: Tensor, tokens: Tensor, cond: Tensor | None, numbers: range

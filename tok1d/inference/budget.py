@@ -146,8 +146,8 @@ def budget(
         cond: of encoder and decoder.
         quality: in dB, see `smallest`.
         metric: see `load_quality`.
-        by: "search" decodes all prefixes; "head" asks the tokenizer's head, which predicts the quality of all prefixes
-            by the metric that it was trained on.
+        by: "search" decodes all prefixes; "head" decodes all tokens and asks the tokenizer's head, which predicts from
+            their quality that of the prefixes, by the metric that it was trained on.
         numbers: of the images in their set, which decide the decoder's noise; default: 0, 1, ...
         seed: of the decoder's noise.
         rows: decoded images at once.
@@ -166,26 +166,30 @@ def budget(
     def noise(i: int) -> torch.Generator:
         return noise_of(seed, DECODER_NOISE, places[i])
 
-    if by == "head":
-        predicted = head_of(tokenizer, metric)(tokens)
-        keep, decoded = smallest(predicted, quality), []
+    head, length = head_of(tokenizer, metric) if by == "head" else None, tokens.shape[1]
+    measure = load_quality(metric)
+    if head is not None:
+        found, decoded = [], []
         for start in range(0, len(tokens), rows):
             part = slice(start, start + rows)
-            sources = [noise(i) for i in range(len(tokens))[part]]
-            each = None if cond is None else cond[part]
-            decoded.append(tokenizer.decode(tokens[part], each, keep=keep[part], generator=sources, **given))
+            each, own = None if cond is None else cond[part], range(len(tokens))[part]
+            whole = tokenizer.decode(tokens[part], each, keep=length, generator=[noise(i) for i in own], **given)
+            predicted = head(tokens[part], measure(whole, images[part]))
+            keep, sources = smallest(predicted, quality), [noise(i) for i in own]
+            decoded.append(tokenizer.decode(tokens[part], each, keep=keep, generator=sources, **given))
+            found.append(predicted)
+        predicted = torch.cat(found)
+        keep = smallest(predicted, quality)
         chosen = predicted.gather(1, keep[:, None] - 1)[:, 0]
         return Budget(keep, torch.cat(decoded), tokens, chosen, predicted.mean(0))
-    found, every = prefix_qualities(
-        tokenizer, tokens, images, cond, load_quality(metric), noise=noise, options=given, rows=rows
-    )
-    keep = smallest(found, quality)
+    qualities, every = prefix_qualities(tokenizer, tokens, images, cond, measure, noise=noise, options=given, rows=rows)
+    keep = smallest(qualities, quality)
     row = torch.arange(len(keep), device=keep.device)
-    return Budget(keep, every[row, keep - 1], tokens, found[row, keep - 1], found.mean(0))
+    return Budget(keep, every[row, keep - 1], tokens, qualities[row, keep - 1], qualities.mean(0))
 
 
-def head_of(tokenizer: Tokenizer, metric: str) -> Callable[[Tensor], Tensor]:
-    """The head that was trained for a tokenizer: tokens (B, K, ...) -> predicted qualities (B, K).
+def head_of(tokenizer: Tokenizer, metric: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The head that was trained for a tokenizer: tokens (B, K, ...), quality of all (B,) -> predicted qualities (B, K).
 
     Raises:
         InputError: there is none, or one for another metric.
@@ -219,28 +223,23 @@ def counter(tokenizer: Tokenizer, how: Budgeting, *, seed: int = 0) -> Counter |
         return None
     wanted = how.quality
     check_ordered(tokenizer, "quality")
-    measure = load_quality(how.quality_metric) if how.quality_by == "search" else None
-    predict = head_of(tokenizer, how.quality_metric) if measure is None else None
+    predict = head_of(tokenizer, how.quality_metric) if how.quality_by == "head" else None
+    measure = load_quality(how.quality_metric)
     options, device = decoder_options(tokenizer, Decoding()), next(tokenizer.parameters()).device
 
     @torch.no_grad()
     def count(images: Tensor, cond: Tensor | None, first: int) -> Tensor:
         images = images.to(device)
         tokens = tokenizer.encode(images, cond)
-        if predict is not None or measure is None:
-            assert predict is not None
-            return smallest(predict(tokens), wanted)
-        return smallest(
-            prefix_qualities(
-                tokenizer,
-                tokens,
-                images,
-                cond,
-                measure,
-                noise=lambda i: noise_of(seed, DECODER_NOISE, first + i),
-                options=options,
-            )[0],
-            wanted,
-        )
+
+        def noise(i: int) -> torch.Generator:
+            return noise_of(seed, DECODER_NOISE, first + i)
+
+        if predict is not None:
+            sources = [noise(i) for i in range(len(tokens))]
+            whole = tokenizer.decode(tokens, cond, keep=tokens.shape[1], generator=sources, **options)
+            return smallest(predict(tokens, measure(whole, images)), wanted)
+        found = prefix_qualities(tokenizer, tokens, images, cond, measure, noise=noise, options=options)[0]
+        return smallest(found, wanted)
 
     return count

@@ -42,7 +42,9 @@ def budget_task(recipe: Recipe) -> Task:
     tokenizer = frozen_tokenizer(recipe).to(process_device())
     spec, config = tokenizer.spec, recipe.model
     sizes = {"num_tokens": spec.length, "vocab_size": spec.vocab_size or 0, "token_dim": spec.dim or config.token_dim}
-    config = replace(config, **sizes, prefixes=min(config.prefixes, spec.length))
+    if spec.length == 1:
+        raise ConfigError(f"init_from: expected a tokenizer of several tokens, {recipe.init_from} has one")
+    config = replace(config, **sizes, prefixes=min(config.prefixes, spec.length - 1))
     images = open_split(recipe, "train", augment=True)
     report_broken(images)
     model = store.build_model(config)
@@ -69,7 +71,7 @@ def frozen_tokenizer(recipe: Recipe) -> LoadedTokenizer:
 
 
 def budget_batches(recipe: Recipe, images: Images, tokenizer: LoadedTokenizer) -> BatchFunction:
-    """Batches of tokens, numbers of tokens (B, P), and qualities (B, P) of the images decoded from so many."""
+    """Batches of `BudgetHead.losses`."""
     read, quality, device = (
         read_batches(recipe, images),
         load_quality(recipe.model.metric),
@@ -88,11 +90,12 @@ def budget_batches(recipe: Recipe, images: Images, tokenizer: LoadedTokenizer) -
         cond = used.of(given, device)
         tokens = encode_batch(tokenizer, pixels, cond, length)
         random = noise_of(recipe.seed, "prefixes", micro_step, rank)
-        counts = torch.rand(len(pixels), length, generator=random).argsort(1)[:, :num].to(device) + 1
-        wide, each = tokens.repeat_interleave(num, 0), None if cond is None else cond.repeat_interleave(num, 0)
+        counts = torch.rand(len(pixels), length - 1, generator=random).argsort(1)[:, :num].to(device) + 1
+        decoded, copies = torch.cat([counts, torch.full_like(counts[:, :1], length)], 1), num + 1
+        wide, each = tokens.repeat_interleave(copies, 0), None if cond is None else cond.repeat_interleave(copies, 0)
         with torch.autocast(device.type, enabled=False):
-            decoded = tokenizer.decode(wide, each, keep=counts.flatten(), generator=random)
-        found = quality(decoded, pixels.repeat_interleave(num, 0)).view(counts.shape).clamp(max=MOST)
-        return tokens, counts, found
+            y = tokenizer.decode(wide, each, keep=decoded.flatten(), generator=random)
+        found = quality(y, pixels.repeat_interleave(copies, 0)).view(decoded.shape).clamp(max=MOST)
+        return tokens, found[:, -1], counts, found[:, :-1]
 
     return batch
