@@ -80,7 +80,7 @@ def _network(value: str | None, record: Record) -> dict[str, str | None]:
     return found
 
 
-def _budget(value: Mapping[str, Any] | None, record: Record) -> dict[str, str | None]:
+def _budget(value: Mapping[str, object] | None, record: Record) -> dict[str, str | None]:
     """The quality that decides the number of tokens, without the mean number, a result."""
     return {} if value is None else {"keep": f"for {quality_text(value)} {value['metric']}, by {value['by']}"}
 

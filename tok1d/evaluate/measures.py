@@ -368,13 +368,15 @@ def record_of(
     measures: Measures,
     references: Sequence[Compared],
     *,
+    keep: int | None = None,
+    budget: dict[str, object] | None = None,
     note: str = "",
     **stated: Unpack[Stated],
 ) -> Record:
     """The record of a number, with its network and its reference.
 
     Args:
-        note, stated: fields of the record.
+        keep, budget, note, stated: fields of the record.
     """
     by = {network.label: i for i, network in enumerate(measures.networks)}
     index, replaced = by.get(number.network or ""), ""
@@ -387,6 +389,8 @@ def record_of(
         unit=number.unit,
         network=number.network,
         rounding=None if index is None else measures.networks[index].rounding,
+        keep=keep,
+        budget=budget,
         note="; ".join(filter(None, (note, number.note, replaced))),
         **stated,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from tok1d.evaluate.measures import BUNDLED_CLASSIFIER, Gathered, Measuring, rec
 from tok1d.evaluate.metrics import Moments, accuracy, frechet_distance
 from tok1d.evaluate.networks import CNN
 from tok1d.evaluate.reference import describe_images, split_of
-from tok1d.evaluate.request import Reconstructions
+from tok1d.evaluate.request import Kind, Reconstructions
 from tok1d.evaluate.samples import saving
 from tok1d.inference.budget import budget
 from tok1d.inference.cache import inputs_fingerprint
@@ -67,7 +68,15 @@ class Classified:
         return frechet_distance(self.moments, other.moments)
 
 
+KIND: Kind = "reconstruction"
 BUDGET = "budget"  # in place of a number of tokens: as many as each image needs
+
+
+class Tokens(TypedDict, total=False):
+    """The fields of a record that say how many tokens were decoded."""
+
+    keep: int
+    budget: dict[str, object]
 
 
 class Reconstructor:
@@ -80,10 +89,13 @@ class Reconstructor:
         InputError: numbers of tokens, decoder settings or a condition that the tokenizer does not have.
     """
 
-    def __init__(self, tokenizer: Tokenizer, images: ImageSet, how: Reconstructions, budgeting: Budgeting) -> None:
-        self.tokenizer, self.images, self.how, self.budgeting = tokenizer, images, how, budgeting
+    def __init__(
+        self, tokenizer: Tokenizer, images: ImageSet, how: Reconstructions, budgeting: Budgeting | None = None
+    ) -> None:
+        self.tokenizer, self.images, self.how = tokenizer, images, how
+        self.budgeting = Budgeting() if budgeting is None else budgeting
         self.device = next(tokenizer.parameters()).device
-        budgeted = budgeting.quality is not None
+        budgeted = self.budgeting.quality is not None
         self.keep = token_counts(tokenizer.spec, how.keep) if how.keep or not budgeted else []
         self.rows = [*map(str, self.keep), *([BUDGET] if budgeted else [])]
         self.last = str(max(self.keep)) if self.keep else BUDGET  # of the images that are saved
@@ -139,10 +151,19 @@ class Reconstructor:
         )
         return found.images, found.keep
 
-    def stated(self, row: str, counts: float) -> Stated:
+    def stated(self) -> Stated:
+        """What all records share, but for the model's protocol and what is known at the end."""
+        return {
+            "num_images": len(self.images),
+            "label": self.conditioned.conditioning.label,
+            "class_names": stated(image_classes(self.images).names),
+            "seed": self.how.seed,
+        }
+
+    def tokens_of(self, row: str, counts: float) -> Tokens:
         """The fields of the records of a row; `counts` is the sum of the numbers of tokens of all images."""
         if row != BUDGET:
-            return {"keep": int(row)}
+            return {} if row == "real" else {"keep": int(row)}
         how = self.budgeting
         quality = how.quality if how.quality != math.inf else "inf"  # strict JSON has no infinity
         about = {"quality": quality, "metric": how.quality_metric, "by": how.quality_by}
@@ -174,17 +195,11 @@ def evaluate_reconstruction(
     Raises:
         InputError: numbers of tokens, decoder settings or a condition that the tokenizer does not have.
     """
-    reconstructor = Reconstructor(tokenizer, images, how, Budgeting() if budgeting is None else budgeting)
+    reconstructor = Reconstructor(tokenizer, images, how, budgeting)
     measures, save = measuring.measures, measuring.save
-    common: Stated = {
-        "num_images": len(images),
-        "label": reconstructor.conditioned.conditioning.label,
-        "class_names": stated(image_classes(images).names),
-        "seed": how.seed,
-        **measuring.protocol,
-    }
+    common: Stated = {**reconstructor.stated(), **measuring.protocol}
     inputs = [*_inputs(reconstructor), str(measures), str(save)]
-    about = {"kind": "reconstruction", "common": common, "whole": inputs, "versions": versions()}
+    about = {"kind": KIND, "common": common, "whole": inputs, "versions": versions()}
     batches_of = measuring.batches(
         about, len(images), how.batch_size, lambda rows: reconstructor.columns(rows, measuring)
     )
@@ -207,16 +222,15 @@ def evaluate_reconstruction(
         assert not callable(measuring.references), "expected references, not a function"
         compared = measuring.references or sets["real"].compared(reference)
         note = replaced_text(replaced)
-        records = [
-            record_of(
-                number, "reconstruction", measures, compared, note=note, **common, **reconstructor.stated(row, counts)
-            )
-            for row in reconstructor.rows
-            for number in sets[row].numbers(compared)
-        ]
-        originals = (replace(number, note="the test images themselves") for number in sets["real"].agreement())
-        records += [record_of(each, "reconstruction", measures, compared, note=note, **common) for each in originals]
-        return measuring.finish(records)
+        rows = [(row, sets[row].numbers(compared)) for row in reconstructor.rows]
+        rows += [("real", (replace(each, note="the test images themselves") for each in sets["real"].agreement()))]
+        return measuring.finish(
+            [
+                record_of(each, KIND, measures, compared, note=note, **common, **reconstructor.tokens_of(row, counts))
+                for row, numbers in rows
+                for each in numbers
+            ]
+        )
 
 
 def _inputs(reconstructor: Reconstructor) -> list[object]:

@@ -48,8 +48,6 @@ class Stated(ModelProtocol, total=False):
     num_images: int
     seed: int | None
     label: str | None
-    keep: int | None
-    budget: dict[str, object] | None
     classes: str | None
     class_names: str | None
     tokenizer: str | None
