@@ -79,6 +79,9 @@ def test_a_flat_loss() -> None:
     assert not regime.loss_flat(falling, 0.01).holds and regime.loss_flat(flat, 0.01).holds
     assert "loss 15.5 to 5.5" in regime.loss_flat(falling, 0.01).figures
     assert regime.loss_flat(falling, 0.7).holds and not regime.loss_flat([1.0], 0.5).holds
+    noisy = [1.0, 3.0] * 9 + [0.5, 2.5]  # the means of the last tenths, of two entries, are 2 and 1.5
+    found = regime.loss_flat(noisy, 0.01)
+    assert found.holds and found.value == 0 and "-25.0%, standard error 71 %" in found.figures, found
 
 
 def test_a_stored_outcome_is_judged_by_the_limit_of_today() -> None:
@@ -87,7 +90,8 @@ def test_a_stored_outcome_is_judged_by_the_limit_of_today() -> None:
     for tolerance, holds in ((0.05, True), (0.03, False)):
         found = regime.judged(stored, [regime.ErrorBelowPca(), regime.LossFlat(tolerance=tolerance)])
         assert found.holds == holds
-        assert found.figures == f"loss 1 to 0.96 in the last fifth, -4.0%, allowed {100 * tolerance:.0f} %"
+        allowed = f"allowed {100 * tolerance:.0f} %"
+        assert found.figures == f"loss 1 to 0.96 in the last fifth, -4.0%, standard error 0 %, {allowed}"
     bare = regime.error_below_pca(0.01, 0.02, 64)
     assert regime.judged(bare, [regime.ErrorBelowPca()]) is bare and regime.judged(stored, []) is stored
 

@@ -6,8 +6,10 @@ decide. A claim whose condition fails is out of regime, whatever its difference 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import variance
 
 from tok1d.config.fields import option
 
@@ -21,7 +23,7 @@ class LossFlat:
     """
 
     name: str = option("loss_flat", "which condition this is")
-    tolerance: float = option(0.06, "largest relative change between the two tenths", gt=0)
+    tolerance: float = option(0.06, "largest relative change between the two tenths, beyond two standard errors", gt=0)
 
     @property
     def limit(self) -> float:
@@ -87,15 +89,19 @@ def judged(found: Checked, conditions: Sequence[Condition]) -> Checked:
 def loss_flat(losses: Sequence[float], tolerance: float) -> Checked:
     """Whether a loss, logged at equal distances, changed by at most `tolerance` between its last two tenths.
 
-    Fewer than two entries do not hold.
+    Two standard errors of the change, from the scatter of the entries, are allowed beyond it: the value of the outcome
+    is the change without them. Fewer than two entries do not hold.
     """
     tenth = max(len(losses) // 10, 1)
     if len(losses) < 2:
         return Checked("loss_flat", False, f"{len(losses)} entries in the log, expected at least 2")
-    before, last = (sum(part) / tenth for part in (losses[-2 * tenth : -tenth], losses[-tenth:]))
+    parts = losses[-2 * tenth : -tenth], losses[-tenth:]
+    before, last = (sum(part) / tenth for part in parts)
     change = (last - before) / abs(before) if before else 0.0
-    figures = f"loss {before:.4g} to {last:.4g} in the last fifth, {change:+.1%}"
-    return Checked("loss_flat", abs(change) <= tolerance, figures, abs(change))
+    error = math.sqrt(sum(variance(part) / tenth for part in parts)) / abs(before) if before and tenth > 1 else 0.0
+    figures = f"loss {before:.4g} to {last:.4g} in the last fifth, {change:+.1%}, standard error {100 * error:.2g} %"
+    value = max(abs(change) - 2 * error, 0.0)
+    return Checked("loss_flat", value <= tolerance, figures, value)
 
 
 def error_below_pca(error: float, baseline: float, components: int) -> Checked:

@@ -33,9 +33,10 @@ about a correlation of two statistics over arms has Fisher's interval in its pla
   several seeds and the same statistic;
 - **out of regime**: a condition fails under which the statement could show at all;
 - **not run**: rows are missing, or the library cannot measure the statistic yet."""
-CONDITIONS = """Conditions: `loss_flat`, the training loss changes by at most 6 % between its last two tenths (it
-falls by 2 to 4 % there in the trainings of all bundled models, of 2,500 to 24,000 steps, while their rate falls to
-zero; the limit was 2 % until the first rows, of which none held it);
+CONDITIONS = """Conditions: `loss_flat`, the training loss changes by at most 6 % between its last two tenths, beyond
+two standard errors of that change (it falls by 2 to 4 % there in the trainings of all bundled models, of 2,500 to
+24,000 steps, while their rate falls to zero; the limit was 2 % until the first rows, of which none held it, and without
+the standard errors, of 1 to 2 %, until one of nine trainings exceeded 6 % by less than one of them);
 `error_below_pca_half`, the error is below that of principal components with half as many numbers as the
 tokens; `decoder_floor`, the distance of reconstructions is at most a third of that of samples;
 `teacher_not_judge`, the measuring network did not train the models. Hours are estimates for one CPU
