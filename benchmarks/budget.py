@@ -6,9 +6,10 @@
 
 A row `choice` of benchmarks/results/budget.jsonl is `tok1d analyze budget` of a bundled tokenizer with a head that is
 trained here (one row for each seed of the head): the mean number of tokens and the error of the budgets by search and
-by head at three qualities, and the error of the same mean number for all images. A row `stop` is a CARD on the tokens
-of the bundled SMAP that stops by itself, and one without ends, trained equally long: mean number of tokens, and
-distance of the samples (fd, without guidance).
+by head at three qualities, and the error of the same mean number for all images. A row `stop` is the bundled CARD of
+the bundled SMAP after further steps in which it learns to stop by itself; a row `fixed` is the bundled CARD after as
+many steps without ends. Both have the mean number of tokens and the distance of the samples (fd, without guidance),
+`fixed` from several numbers of tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from table import FD, add_line, fill, is_there, markdown, read_lines, train
+from table import FD, add_line, fill, is_there, markdown, read_lines, spread, train
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -35,7 +36,9 @@ TOKENIZERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "semanticist": ("fashion-mnist-semanticist", "fashion_mnist", ()),
     "emoji-smap": ("emoji-smap", "emoji", EMOJI),
 }
-QUALITY = 18.0  # dB, of the generator that stops
+QUALITY = 20.0  # dB, of the generator that stops
+STOP_STEPS, IMAGES = 1500, 20_000  # further steps of the generators, and the training images whose budgets are searched
+KEPT = (3, 4, 5, 6, 7, 8, 16)  # numbers of tokens of the generator without ends
 
 
 def choice(name: str, seed: int, steps: int, num: int, runs: Path) -> Row:
@@ -57,17 +60,19 @@ def choice(name: str, seed: int, steps: int, num: int, runs: Path) -> Row:
 
 
 def stop(stops: bool, seed: int, steps: int, num: int, runs: Path) -> Row:
-    """A CARD with or without ends: mean number of tokens and distance of its samples."""
+    """The bundled CARD after further steps with or without ends: mean number of tokens, and distance of its samples."""
     import tok1d
 
-    overrides = [f"seed={seed}", f"train.steps={steps}", "evaluate.guidance=1", f"evaluate.num_samples={num}"]
-    overrides += [f"cache={runs / 'cache-quality'}"] if stops else []
-    overrides += ["model.stop=true", f"budget.quality={QUALITY}", "evaluate.keep=[16]"] if stops else []
+    overrides = [f"seed={seed}", f"train.steps={steps}", "init_from=fashion-mnist-card", f"data.limit={IMAGES}"]
+    overrides += ["train.ema=0.998", "train.muon.lr=2e-3", "train.lr=1e-3"]
+    overrides += ["evaluate.guidance=1", f"evaluate.num_samples={num}"]
+    overrides += ["evaluate.keep=[16]"] if stops else [f"evaluate.keep=[{','.join(map(str, KEPT))}]"]
+    overrides += ["model.stop=true", f"budget.quality={QUALITY}"] if stops else []
     out = runs / f"card-{'stop' if stops else 'fixed'}-{seed}-{steps}"
     train("fashion_mnist/card", overrides, out)
     generator = tok1d.load_pair(out / "model")[0]
     distances = {each.keep: each.value for each in generator.card.records if each.name == FD and each.keep}
-    samples = generator.generate(num=20, guidance=1.0)
+    samples = generator.generate(num=100, guidance=1.0)
     tokens = 16.0 if samples.lengths is None else float(samples.lengths.double().mean())
     return {"steps": steps, "tokens": tokens, "fd": distances}
 
@@ -81,7 +86,7 @@ def tasks(names: Sequence[str], given: argparse.Namespace) -> Iterator[tuple[Row
             yield key, lambda name=name, seed=seed: choice(name, seed, given.steps, num, runs)
         for stops in (False, True) if "stop" in names else ():
             key = {"kind": "stop", "name": "stop" if stops else "fixed", "seed": seed}
-            yield key, lambda stops=stops, seed=seed: stop(stops, seed, 4000, 1000, runs)
+            yield key, lambda stops=stops, seed=seed: stop(stops, seed, STOP_STEPS, 10_000, runs)
 
 
 def choices_table(rows: Sequence[Row]) -> str:
@@ -101,13 +106,17 @@ def choices_table(rows: Sequence[Row]) -> str:
 
 
 def stops_table(rows: Sequence[Row]) -> str:
-    """A line for each generator and seed."""
+    """A line for each way and number of tokens: mean and range over the seeds."""
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in (each for each in rows if each["kind"] == "stop"):
+        for keep, distance in sorted(row["fd"].items(), key=lambda item: int(item[0])):
+            tokens = row["tokens"] if row["name"] == "stop" else float(keep)
+            found.setdefault((row["name"], "" if row["name"] == "stop" else keep), []).append((tokens, distance))
     body = [
-        [row["name"], str(row["seed"]), f"{row['tokens']:.2f}", f"{row['fd'][max(row['fd'], key=int)]:.2f}"]
-        for row in rows
-        if row["kind"] == "stop"
+        [name, str(len(values)), *(spread(list(each), 2) for each in zip(*values, strict=True))]
+        for (name, _), values in sorted(found.items(), key=lambda item: (item[0][0] == "fixed", item[1]))
     ]
-    return markdown(["CARD", "seed", "mean tokens", "fd"], body) if body else "Not measured yet."
+    return markdown(["CARD", "seeds", "mean tokens", "fd@fashion-mnist-cnn"], body) if body else "Not measured yet."
 
 
 TABLES = {"choices": choices_table, "stops": stops_table}
