@@ -196,6 +196,7 @@ def test_the_same_training_with_another_measurement_is_another_row() -> None:
         (("name: mse, keep: 1", "name: mes"), "claim mine: statistic.name: expected"),
         (("name: mse, keep: 1", "name: idle_share, keep: 1"), "statistic.keep: idle_share reads no setting"),
         (("name: mse, keep: 1", "name: sample_fd"), "a: sample_fd is of a generator, got a tokenizer"),
+        (("name: loss_flat", "name: error_below_pca_half, arms: [c]"), "error_below_pca_half: expected arms of "),
         (("name: loss_flat", "name: loss_falt"), "claims[0].regime[0].name: expected"),
         (("model.nested.enabled=false", "model.nested.enable=false"), "arms.b: model.nested.enable: unknown key"),
         (("model.nested.enabled=false", "init_from=<c>"), "arms.b.overrides: <c> is no arm, expected a, b, g"),

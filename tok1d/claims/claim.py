@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from tok1d.claims.regime import Condition
+from tok1d.claims.regime import Condition, ErrorBelowPca
 from tok1d.config.fields import build, convert, option
 from tok1d.config.text import show
 from tok1d.errors import ConfigError
@@ -176,6 +176,10 @@ class Claim:
             labels += [f"{label}-by" for label in labels]
         elif not self.plus or not self.minus:
             raise ConfigError(f"{'minus' if self.plus else 'plus'}: expected at least one arm, got []")
+        for condition in self.regime:
+            for arm in condition.arms if isinstance(condition, ErrorBelowPca) else ():
+                if arm not in (known := [term.arm for _, term in self.terms]):
+                    raise ConfigError(f"regime: {condition.name}: expected arms of {', '.join(known)}, got {show(arm)}")
         if len(self.seeds) > 1 and (self.spread is not None or self.spread_from):
             raise ConfigError(f"spread: expected one seed beside a spread, got the seeds {self.seeds}")
         for label in labels:

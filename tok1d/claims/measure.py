@@ -87,7 +87,10 @@ def measure(row: RowPlan, runs: Path, rows: Path) -> Row:
         known = known_value(row, rows)
         of = arm.tokens if statistic.of == "tokenizer" else arm
         value = statistic.function(of, row.statistic) if known is None else known
-        outcomes = [found for condition in row.listed.claim.regime if (found := checked(condition, arm)) is not None]
+        conditions = [
+            each for each in row.listed.claim.regime if row.term.arm in (getattr(each, "arms", ()) or (row.term.arm,))
+        ]
+        outcomes = [found for condition in conditions if (found := checked(condition, arm)) is not None]
         hashes = {"model": fingerprint(arm.model)}
         hashes |= {} if arm.of is None else {"tokenizer": fingerprint(arm.tokenizer)}
         made = Row(

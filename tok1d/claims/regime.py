@@ -33,9 +33,13 @@ class LossFlat:
 
 @dataclass
 class ErrorBelowPca:
-    """The tokenizer's squared error is below that of principal components with half as many numbers as its tokens."""
+    """The tokenizer's squared error is below that of principal components with half as many numbers as its tokens.
+
+    A claim that a training makes this error larger leaves out the arms of which it says so.
+    """
 
     name: str = option("error_below_pca_half", "which condition this is")
+    arms: list[str] = option([], "the arms that it is about; default: all of the claim")
 
 
 @dataclass
