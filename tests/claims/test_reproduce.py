@@ -53,7 +53,7 @@ claims:
   minus: [{{arm: a, name: all}}]
   expected: lower
   margin: 0.5
-  regime: [{{name: loss_flat, tolerance: 1e-9}}, {{name: error_below_pca_half}}, {{name: teacher_not_judge}}]
+  regime: [{{name: loss_flat, tolerance: 1e-9}}, {{name: error_below_pca_half, arms: [a]}}, {{name: teacher_not_judge}}]
 - id: samples
   section: section 3
   statement: Samples hold.
@@ -102,6 +102,9 @@ def test_the_command_trains_measures_and_judges(
     said = capsys.readouterr().out
     assert "nesting: bounded" in said or "nesting: not established" in said
     assert "tokens: out of regime: loss_flat fails in 2 of 2 rows, first one, seed 0: loss " in said
+    for name, about in (("all", True), ("one", False)):  # the condition is about the arm a, not about same-as-a
+        found = json.loads((out / "rows" / "quick" / "tokens" / f"{name}-seed0.json").read_text())["regime"]
+        assert ("error_below_pca_half" in [each["name"] for each in found]) == about
     names = sorted(path.relative_to(out / "rows" / "quick").as_posix() for path in (out / "rows").rglob("*.json"))
     assert names == [
         *(f"nesting/{arm}-seed{seed}.json" for arm in "ab" for seed in (0, 1)),
