@@ -116,7 +116,7 @@ def stops_table(rows: Sequence[Row]) -> str:
         [name, str(len(values)), *(spread(list(each), 2) for each in zip(*values, strict=True))]
         for (name, _), values in sorted(found.items(), key=lambda item: (item[0][0] == "fixed", item[1]))
     ]
-    return markdown(["CARD", "seeds", "mean tokens", "fd@fashion-mnist-cnn"], body) if body else "Not measured yet."
+    return markdown(["CARD", "seeds", "mean tokens", "fd@fashion-mnist-cnn"], body)
 
 
 TABLES = {"choices": choices_table, "stops": stops_table}

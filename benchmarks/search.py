@@ -159,6 +159,9 @@ def table(rows: Sequence[Row]) -> str:
     return markdown(head, body)
 
 
+TABLES = {"search": table}
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -168,7 +171,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="write the table of docs/search.md")
     given = parser.parse_args(args)
     if given.write:
-        fill(PAGE, {"search": table}, read_lines(RESULT))
+        fill(PAGE, TABLES, read_lines(RESULT))
         return 0
     for name, kind, calls, seed in tasks(given.only, given.seeds):
         key = {"name": name, "kind": kind, "n": calls, "seed": seed}

@@ -100,6 +100,9 @@ def draw(runs: Path) -> None:
     save_png(grid(torch.cat(rows), SHOWN, zoom=2), PICTURE)
 
 
+TABLES = {"sharp": table}
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -108,7 +111,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="write the table and the picture of docs/learning.md")
     given = parser.parse_args(args)
     if given.write:
-        fill(PAGE, {"sharp": table}, read_lines(RESULT))
+        fill(PAGE, TABLES, read_lines(RESULT))
         draw(given.runs)
         return 0
     for name in given.only:

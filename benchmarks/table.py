@@ -169,7 +169,9 @@ def seeds(records: Records, kind: str) -> list[dict[str, Any]]:
 
 
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; columns after the first are right-aligned."""
+    """A Markdown table, columns after the first right-aligned; without rows a sentence."""
+    if not body:
+        return "Not measured yet."
     lines = ["| " + " | ".join(row) + " |" for row in (head, ["---", *["---:"] * (len(head) - 1)], *body)]
     return "\n".join(lines)
 
