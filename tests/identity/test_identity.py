@@ -40,3 +40,11 @@ def test_a_changed_value_is_reported(found: dict[str, str]) -> None:
     for changed, exact, reported in ((last_bits, True, 1), (last_bits, False, 0), (larger, False, 1)):
         assert len(record.differences({**found, key: changed}, found, exact=exact)) == reported
     assert len(record.differences({key: found[key]}, found, exact=False)) == len(found) - 1
+
+
+def test_the_mean_of_large_entries_has_their_rounding() -> None:
+    line = "float32 4x4 0 | -223.119 236.754 -292.976 "
+    assert record.same_numbers(f"{line}0.993659", f"{line}0.99381")
+    assert not record.same_numbers(f"{line}1.093659", f"{line}0.99381")
+    apart = "tensors 4 0 | 223.119 236.754 292.976 "
+    assert not record.same_numbers(f"{apart}0.993659", f"{apart}0.99381")
