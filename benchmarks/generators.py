@@ -1,7 +1,7 @@
-"""Images a second of the bundled generators with two settings of equal quality, in one process.
+"""Images a second of the bundled generators with two settings in one process.
 
     python benchmarks/generators.py            # the missing rows: quality of both settings, then their speed
-    python benchmarks/generators.py --only fashion-mnist-card
+    python benchmarks/generators.py --only fashion-mnist-epsilon-llamagen
     python benchmarks/generators.py --again    # measure the speed anew; on a machine without other jobs
     python benchmarks/generators.py --write    # the table of docs/fewer.md
 
