@@ -56,6 +56,21 @@ def test_the_system_pages_have_the_numbers_of_the_claims_page() -> None:
         assert text.count("](claims.md#") >= 20 and disagreements(claims, text) == []
 
 
+def test_the_means_of_the_arms_give_the_difference() -> None:
+    """Read from the page alone: the sum over the arms compared, within the rounding of four digits."""
+    claims = (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
+    found = re.findall(
+        r"^- compared: (.*?), (?:lower|higher), .*\n- .*?difference ([-+.\de]+).*\n- measured: (.*?);", claims, re.M
+    )
+    assert len(found) >= 10
+    for compared, difference, measured in found:
+        means = dict(re.findall(r"(?:^|, )([\w-]+) ([-+.\de]+)", measured))
+        plus, minus = (re.findall(r"[\w-]+", part) for part in compared.split(" - "))
+        total = sum(float(means[arm]) for arm in plus) - sum(float(means[arm]) for arm in minus)
+        rounding = sum(abs(float(value)) for value in means.values()) * 1e-3
+        assert float(difference) == pytest.approx(total, abs=rounding), compared
+
+
 def test_a_changed_number_is_found() -> None:
     listed = plan.read_claims()["smap-size"]
     found = verdict([-2.0, -1.5, -1.8], expected="lower", margin=0.5)

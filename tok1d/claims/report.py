@@ -7,7 +7,7 @@ from html import escape
 
 from tok1d.claims.claim import SCALES, Listed, Measurement
 from tok1d.claims.plan import hours
-from tok1d.claims.rows import Outcome
+from tok1d.claims.rows import Outcome, Row
 from tok1d.claims.statistics import STATISTICS
 from tok1d.claims.verdict import Verdict
 
@@ -72,6 +72,26 @@ def _measurement(given: Measurement) -> str:
     return f"`{given.name}`{f' ({settings})' if settings else ''}{f', {unit}' if unit else ''}"
 
 
+def measured_text(outcome: Outcome) -> str:
+    """The statistic of every arm, its mean and range over the seeds, and the size of trainings; "" without rows."""
+    arms: dict[str, list[Row]] = {}
+    for (label, _), row in outcome.rows.items():
+        arms.setdefault(label, []).append(row)
+    if not arms:
+        return ""
+    values = []
+    for label, rows in arms.items():
+        found = [row.value for row in rows]
+        spread = f" ({min(found):.4g} to {max(found):.4g})" if len(found) > 1 else ""
+        values.append(f"{label} {sum(found) / len(found):.4g}{spread}")
+    steps = {label: rows[0].steps for label, rows in arms.items()}
+    if len(set(steps.values())) == 1:
+        trained = f"{next(iter(steps.values())):,} training steps"
+    else:
+        trained = "training steps: " + ", ".join(f"{label} {count:,}" for label, count in steps.items())
+    return f"{', '.join(values)}; {trained}"
+
+
 def cost_text(outcome: Outcome) -> str:
     """Estimated CPU-hours at both scales."""
     return hours_text(outcome.listed)
@@ -128,6 +148,7 @@ def _section(outcome: Outcome) -> str:
     regime = ", ".join(f"`{condition.name}`" for condition in claim.regime) or "none"
     scale = outcome.scale or (claim.scales[0] if len(claim.scales) == 1 else "")
     option = f" --scale {scale}" if scale else ""
+    measured = measured_text(outcome)
     return "\n".join(
         [
             f"### {claim.id}",
@@ -136,6 +157,7 @@ def _section(outcome: Outcome) -> str:
             "",
             f"- compared: {difference_text(outcome)}; {statistic_text(outcome)}; conditions: {regime}",
             f"- **{outcome.verdict.state}**: {outcome.verdict.reason}",
+            *([f"- measured: {measured}"] if measured else []),
             f"- command: `tok1d reproduce {claim.id}{option}`",
         ]
     )
