@@ -97,7 +97,7 @@ def test_the_list_and_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_a_verdict_is_drawn() -> None:
     listed = plan.read_claims()["smap-size"]
     found = verdict([-2.0, -1.5, -1.8], expected="lower", margin=0.5)
-    drawn = picture(found, 0.5)
+    drawn = picture(found, listed.claim.margin)
     assert drawn.count("<circle") == 3 and drawn.count("<line") == 2 and "<rect" in drawn
     made = Outcome(listed, found, "small", {})
     assert drawn in html([made]) and "shown (small)" in markdown([made])
