@@ -148,6 +148,7 @@ class Reconstructor:
             numbers=numbers,
             seed=self.how.seed,
             options=options,
+            tokens=tokens,
         )
         return found.images, found.keep
 
