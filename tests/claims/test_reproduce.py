@@ -15,7 +15,7 @@ from tok1d.claims import plan, reproduce, statistics
 from tok1d.claims.claim import Listed, Measurement
 from tok1d.claims.measure import Busy, alone, trained
 from tok1d.claims.plan import RowPlan
-from tok1d.claims.report import difference_text, statistic_text
+from tok1d.claims.report import command_text, difference_text, statistic_text
 from tok1d.claims.rows import outcome, read_row
 from tok1d.claims.statistics import STATISTICS
 from tok1d.claims.trained import Trained
@@ -298,7 +298,10 @@ def test_the_spread_of_another_claim_gives_one_seed_an_interval(claims: Path, tm
     claims.write_text(text, encoding="utf-8")
     listed, rows = plan.read_claims([claims]), tmp_path / "rows"
     planted(listed["tokens"], rows, {("one", 0): 1.0, ("all", 0): 101.0})
-    assert outcome(listed["tokens"], rows).verdict.low is None, "the other claim has no rows yet"
+    alone = outcome(listed["tokens"], rows)
+    assert alone.verdict.low is None, "the other claim has no rows yet"
+    assert "`tok1d reproduce nesting --scale quick` measures a spread" in alone.verdict.reason
+    assert command_text(alone) == "tok1d reproduce nesting tokens --scale quick"
     planted(listed["nesting"], rows, {("a", 0): 1.0, ("b", 0): 2.0, ("a", 1): 1.0, ("b", 1): 4.0})
     found = outcome(listed["tokens"], rows).verdict
     assert found.state == "shown" and found.mean == -100

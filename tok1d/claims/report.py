@@ -146,8 +146,6 @@ def _statistics() -> str:
 def _section(outcome: Outcome) -> str:
     claim = outcome.listed.claim
     regime = ", ".join(f"`{condition.name}`" for condition in claim.regime) or "none"
-    scale = outcome.scale or (claim.scales[0] if len(claim.scales) == 1 else "")
-    option = f" --scale {scale}" if scale else ""
     measured = measured_text(outcome)
     return "\n".join(
         [
@@ -158,9 +156,17 @@ def _section(outcome: Outcome) -> str:
             f"- compared: {difference_text(outcome)}; {statistic_text(outcome)}; conditions: {regime}",
             f"- **{outcome.verdict.state}**: {outcome.verdict.reason}",
             *([f"- measured: {measured}"] if measured else []),
-            f"- command: `tok1d reproduce {claim.id}{option}`",
+            f"- command: `{command_text(outcome)}`",
         ]
     )
+
+
+def command_text(outcome: Outcome) -> str:
+    """The command that makes the rows of the verdict, those of the spread between seeds included."""
+    claim = outcome.listed.claim
+    scale = outcome.scale or (claim.scales[0] if len(claim.scales) == 1 else "")
+    option = f" --scale {scale}" if scale else ""
+    return " ".join(["tok1d reproduce", *([claim.spread_from] if claim.spread_from else []), claim.id]) + option
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:

@@ -123,6 +123,9 @@ def _at(listed: Listed, rows: Path, scale: ScaleName) -> Outcome | None:
         unit="" if claim.by is not None else STATISTICS[claim.statistic.name].unit,
         what="difference" if claim.by is None else "correlation",
     )
+    if made.low is None and claim.spread_from:
+        other = f"tok1d reproduce {claim.spread_from} --scale {scale}"
+        made = replace(made, reason=f"{made.reason}; `{other}` measures a spread between seeds for it")
     if len(differences) < len(claim.seeds):
         made = replace(made, reason=f"{len(differences)} of {len(claim.seeds)} seeds; {made.reason}")
     return Outcome(listed, made, scale, found)
