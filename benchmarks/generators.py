@@ -49,6 +49,12 @@ class Pair:
 
 PAIRS = {
     "fashion-mnist-epsilon-llamagen": Pair("fashion_mnist", {"decoder_steps": 4}, {"decoder_steps": 1}, guidance=3.5),
+    "fashion-mnist-sit": Pair(
+        "fashion_mnist", {"sampler": "sde", "steps": 50}, {"sampler": "heun", "steps": 8}, guidance=1.5
+    ),
+    "fashion-mnist-card": Pair(
+        "fashion_mnist", {"sampler": "euler", "steps": 25}, {"sampler": "heun", "steps": 8}, guidance=1.5
+    ),
 }
 
 
