@@ -5,9 +5,8 @@
     python benchmarks/generators.py --again    # measure the speed anew; on a machine without other jobs
     python benchmarks/generators.py --write    # the table of docs/fewer.md
 
-A row of benchmarks/results/generators.jsonl is one generator. `before` are its settings before the first measurement,
-`after` those of fewer network calls; docs/fewer.md says which are the default now. Quality: `fd` of `--num` samples to
-the training images, as in the card of the model.
+A row of benchmarks/results/generators.jsonl is one generator. `before` are its default settings, `after` those of fewer
+network calls. Quality: `fd` of `--num` samples to the training images, as in the card of the model.
 Speed: batches of 100 samples on one thread, decoded; the two settings take turns, five times each after a warm-up.
 """
 

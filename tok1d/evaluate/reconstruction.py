@@ -148,7 +148,6 @@ class Reconstructor:
             numbers=numbers,
             seed=self.how.seed,
             options=options,
-            tokens=tokens,
         )
         return found.images, found.keep
 

@@ -138,7 +138,6 @@ def budget(
     seed: int = 0,
     rows: int = ROWS,
     options: DecoderOptions | None = None,
-    tokens: Tensor | None = None,
 ) -> Budget:
     """Decode images from as few leading tokens as reach a quality.
 
@@ -153,7 +152,6 @@ def budget(
         seed: of the decoder's noise.
         rows: decoded images at once.
         options: of `decode`; default: the decoder's own settings.
-        tokens: of `encode` for these images and conditions, if they are at hand.
 
     Raises:
         InputError: unordered tokens, a negative quality, or no head (of this metric).
@@ -163,7 +161,7 @@ def budget(
         raise InputError(f"quality: expected at least 0 dB, got {quality}")
     given = decoder_options(tokenizer, Decoding()) if options is None else options
     places = range(len(images)) if numbers is None else numbers
-    tokens = tokenizer.encode(images, cond) if tokens is None else tokens
+    tokens = tokenizer.encode(images, cond)
 
     def noise(i: int) -> torch.Generator:
         return noise_of(seed, DECODER_NOISE, places[i])
